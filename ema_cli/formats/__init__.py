@@ -1,0 +1,33 @@
+"""One reader per container format. A new one is a module with `matches` and `open_checkpoint`, and an entry here.
+
+`matches` looks at names and first bytes only. No reader imports torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.formats import hf_directory, refused, safetensors_file, torch_file
+from ema_cli.formats.options import ReadOptions
+
+READERS = (hf_directory, refused, safetensors_file, torch_file)  # most specific first
+
+
+def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoint:
+    """Read the headers of the checkpoint at `path`, a file or a directory.
+
+    Raises:
+        IncompleteCheckpoint: where its writer is not done, or died.
+        NoWeights: for a readable file without model weights.
+        CheckpointError: for everything else that cannot be read, or must not be.
+        RunError: where `options.weights` asks for weights that are not there.
+    """
+    for reader in READERS:
+        if reader.matches(path):
+            return reader.open_checkpoint(path, options or ReadOptions())
+    if path.is_file() and path.stat().st_size < 8:
+        raise IncompleteCheckpoint(f"{path}: is empty", hint="its writer did not finish")
+    what = "a folder without a checkpoint" if path.is_dir() else "not a checkpoint of a format that is read"
+    raise CheckpointError(f"{path}: {what}", hint="read: .safetensors, torch zip files, Hugging Face folders")

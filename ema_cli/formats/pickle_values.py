@@ -1,0 +1,179 @@
+"""What a pickle is read into: plain containers, inert placeholders, and descriptions of tensors.
+
+The second half is the table of the few calls we know the meaning of: torch's recipes for a tensor and plain
+containers. Each describes what the call would build; none of them makes a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_MAX_DIMENSIONS = 64
+
+
+class PickleError(Exception):
+    """What makes a pickle unreadable for us, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or function that the pickle names, as 'module.name'. Never imported."""
+
+    path: str
+
+
+@dataclass(eq=False, slots=True)
+class Inert:
+    """What stands for an object of a class we do not know. `items` is what was appended or set."""
+
+    kind: str
+    args: tuple[Any, ...] = ()
+    items: dict[Any, Any] = field(default_factory=dict)
+    values: list[Any] = field(default_factory=list)
+    state: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A block of bytes outside the pickle. `dtype` is torch's name, None where it is untyped (then in bytes)."""
+
+    dtype: str | None
+    key: str
+    count: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TensorRef:
+    """A tensor's description: `offset` and `strides` count elements of `dtype` (torch's name) in its storage."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    conjugate: bool = False
+    negative: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Refused:
+    """A tensor that cannot be read truly, and why. An error only where it is among the weights."""
+
+    reason: str
+
+
+def checked_key(key: Any) -> Any:
+    """Return `key` if it may be the key of a dict."""
+    # Only flat keys: the hash of a deeply nested tuple can take for ever, or overflow the C stack.
+    flat = (str, int, float, bytes, type(None), complex)
+    if isinstance(key, flat) or (isinstance(key, tuple) and all(isinstance(part, flat) for part in key)):
+        return key
+    if isinstance(key, Name | Inert | Storage | TensorRef):
+        return key
+    raise PickleError(f"it has a dict key of type {type(key).__name__}")
+
+
+def storage_dtype(path: str) -> str | None:
+    """Return torch's name of the dtype of a storage class, None for the untyped one."""
+    storage = path.rpartition(".")[2]
+    if storage == "UntypedStorage":
+        return None
+    names = {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16"}
+    names |= {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
+    names |= {"ComplexFloat": "complex64", "ComplexDouble": "complex128"}
+    return names.get(storage.removesuffix("Storage"), storage)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef | Refused:
+    """Describe torch._utils._rebuild_tensor_v2(storage, offset, size, stride, grad, hooks, metadata)."""
+    if isinstance(storage, Storage) and storage.dtype is None:
+        return Refused("its storage has no dtype")
+    return _describe(storage, getattr(storage, "dtype", ""), offset, shape, strides, rest[2:])
+
+
+def _tensor_v3(
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any
+) -> TensorRef | Refused:
+    """Describe torch._utils._rebuild_tensor_v3, which names the dtype of an untyped storage."""
+    if not isinstance(dtype, Name):
+        raise PickleError("a tensor has no dtype")
+    return _describe(storage, dtype.path.removeprefix("torch."), offset, shape, strides, rest)
+
+
+def _describe(
+    storage: Any, dtype: str, offset: Any, shape: Any, strides: Any, metadata: tuple[Any, ...]
+) -> TensorRef | Refused:
+    if not isinstance(storage, Storage):
+        return Refused("its storage is not stored in the file")
+    shape, strides = _sizes(shape), _sizes(strides)
+    if not (_sizes((offset,)) and len(shape) == len(strides) <= _MAX_DIMENSIONS):
+        raise PickleError("a tensor's shape and strides do not belong together")
+    bits = metadata[0] if metadata and isinstance(metadata[0], dict) else {}
+    return TensorRef(
+        storage, dtype, offset, shape, strides, bits.get("conj") is True, bits.get("neg") is True
+    )
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if isinstance(values, tuple) and all(type(value) is int and 0 <= value < 1 << 63 for value in values):
+        return values
+    raise PickleError("a tensor's shape, strides or offset are not counts")
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    """Describe torch._utils._rebuild_parameter(data, requires_grad, hooks)."""
+    return data
+
+
+def _with_type(function: Any, kind: Any, args: Any, *_: Any) -> Any:
+    """Describe torch._tensor._rebuild_from_type_v2(function, type, args, state): attributes do not matter."""
+    plain = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
+    known = KNOWN_CALLS.get(getattr(function, "path", ""))
+    if getattr(kind, "path", "") in plain and known in (_tensor, _tensor_v3, _parameter):
+        return known(*args)
+    return Refused(f"it is of the tensor subclass {getattr(kind, 'path', 'unknown')}")
+
+
+def _mapping(items: Any = (), *_: Any) -> dict[Any, Any]:
+    pairs = items.items() if isinstance(items, dict) else items
+    return {checked_key(key): value for key, value in pairs}
+
+
+def _default_mapping(_factory: Any = None, items: Any = (), *_: Any) -> dict[Any, Any]:
+    return _mapping(items)
+
+
+def _sequence(items: Any = ()) -> list[Any]:
+    return list(items)
+
+
+def _tuple(items: Any = ()) -> tuple[Any, ...]:
+    return tuple(items)
+
+
+def _complex(real: float = 0.0, imaginary: float = 0.0) -> complex:
+    return complex(real, imaginary)
+
+
+KNOWN_CALLS: Mapping[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _with_type,
+    "torch.Size": _tuple,
+    "collections.OrderedDict": _mapping,
+    "collections.defaultdict": _default_mapping,
+    "builtins.dict": _mapping,
+    "builtins.list": _sequence,
+    "builtins.set": _sequence,
+    "builtins.frozenset": _sequence,
+    "builtins.tuple": _tuple,
+    "builtins.complex": _complex,
+    "__builtin__.set": _sequence,
+    "__builtin__.frozenset": _sequence,
+    "__builtin__.complex": _complex,
+}

@@ -1,0 +1,344 @@
+"""Read a pickle without running anything in it.
+
+A pickle is a program for a stack machine; its dangerous instructions call what the file names. This machine
+calls nothing. It knows plain containers and torch's recipes for a tensor, from which it keeps a *description*
+(dtype, shape, strides, where the bytes lie); every other class or function becomes an `Inert` placeholder that
+keeps its arguments, items and state. So it reads more than an allow-list does, and nothing of it runs.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ema_cli.formats.pickle_values import (
+    KNOWN_CALLS,
+    Inert,
+    Name,
+    PickleError,
+    Refused,
+    Storage,
+    TensorRef,
+    checked_key,
+    storage_dtype,
+)
+
+# Elements copied by calls such as OrderedDict(pairs), which a small file can repeat on one large list.
+_MAX_COPIED = 20_000_000
+
+
+def unpickle(data: bytes) -> Any:
+    """Return the object that pickle `data` describes, made of plain containers and of `pickle_values`.
+
+    Sets come as lists, OrderedDict and defaultdict as dicts.
+
+    Raises:
+        PickleError: for anything that is not a pickle of protocol 0 to 5, as torch writes it.
+    """
+    try:
+        return _Machine(data).run()
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error, OverflowError) as error:
+        raise PickleError(f"it is damaged: {error}") from error
+
+
+class _Machine:
+    """The stack machine. One method for each family of instructions, found by the byte that asks for it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.position = 0
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.copied = 0
+
+    def run(self) -> Any:
+        """Execute until STOP and return what is on top."""
+        while True:
+            opcode = self.take(1)
+            if opcode == b".":
+                return self.stack.pop()
+            action = _ACTIONS.get(opcode)
+            if action is None:
+                raise PickleError(f"it uses the instruction {opcode!r}, which torch never writes")
+            action(self)
+
+    def take(self, size: int) -> bytes:
+        """Return the next `size` bytes."""
+        end = self.position + size
+        if size < 0 or end > len(self.data):
+            raise PickleError("it ends too early")
+        taken = self.data[self.position : end]
+        self.position = end
+        return taken
+
+    def number(self, layout: str) -> int:
+        """Return the next number in struct's `layout`."""
+        value: int = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+        return value
+
+    def line(self) -> str:
+        """Return the text up to the next newline."""
+        end = self.data.index(b"\n", self.position)
+        text = self.data[self.position : end].decode("utf-8")
+        self.position = end + 1
+        return text
+
+    def push(self, value: Any) -> None:
+        """Put a value on the stack that is current once the value is computed."""
+        self.stack.append(value)
+
+    def pop_mark(self) -> list[Any]:
+        """Return what was pushed since the last mark."""
+        items = self.stack
+        self.stack = self.marks.pop()
+        return items
+
+    def push_mark(self) -> None:
+        """Begin a group of pushed values."""
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def count_copies(self, values: Any) -> None:
+        """Bound the work that calls on memoized containers can ask for."""
+        self.copied += len(values)
+        if self.copied > _MAX_COPIED:
+            raise PickleError("it repeats its containers into gigabytes")
+
+    def set_items(self, pairs: list[Any]) -> None:
+        """Put alternating keys and values into the mapping on top of the stack."""
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            target = target.items
+        if not isinstance(target, dict):
+            raise PickleError("it sets items of what is not a mapping")
+        for index in range(0, len(pairs), 2):
+            target[checked_key(pairs[index])] = pairs[index + 1]
+
+    def append(self, values: list[Any]) -> None:
+        """Append values to the list on top of the stack."""
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            target = target.values
+        if not isinstance(target, list):
+            raise PickleError("it appends to what is not a list")
+        target.extend(values)
+
+    def build(self) -> None:
+        """Give the object on top its state. A state dict's `_metadata` is of no use to us."""
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            target.state = state
+        elif not isinstance(target, dict | TensorRef | Refused):
+            raise PickleError(f"it gives a state to a {type(target).__name__}")
+
+    def call(self, function: Any, args: Any) -> None:
+        """Push what `function(*args)` stands for, calling nothing."""
+        if not isinstance(args, tuple):
+            raise PickleError("it calls with arguments that are no tuple")
+        if not isinstance(function, Name):
+            self.push(Inert("unnamed", args))
+            return
+        known = KNOWN_CALLS.get(function.path)
+        if known is not None:
+            for arg in args:
+                if isinstance(arg, list | tuple | dict | bytes | str):
+                    self.count_copies(arg)
+            self.push(known(*args))
+        elif function.path.startswith(("torch._utils._rebuild", "torch._tensor._rebuild", "torch._rebuild")):
+            kind = function.path.rpartition(".")[2].removeprefix("_rebuild_").replace("_", " ")
+            self.push(Refused(f"it is a tensor of an unsupported kind ({kind})"))
+        else:
+            self.push(Inert(function.path, args))
+
+    def name(self, module: str, name: str) -> None:
+        """Push a name of a class or function."""
+        self.push(Name(f"{module}.{name}"))
+
+    def persistent(self, identifier: Any) -> None:
+        """Push the storage that a persistent id describes: ('storage', class, key, location, count)."""
+        match identifier:
+            case ("storage", Name(path), str(key), _, int(count), *_) if count >= 0:
+                self.push(Storage(storage_dtype(path), key, count))
+            case _:
+                raise PickleError("it refers to something outside that is no tensor storage")
+
+    def get(self, index: int) -> None:
+        """Push a remembered value."""
+        self.push(self.memo[index])
+
+    def put(self, index: int) -> None:
+        """Remember the value on top."""
+        self.memo[index] = self.stack[-1]
+
+
+def _push(value: Callable[[], Any]) -> Callable[[_Machine], None]:
+    return lambda machine: machine.push(value())
+
+
+def _text(layout: str, errors: str) -> Callable[[_Machine], None]:
+    return lambda machine: machine.push(machine.take(machine.number(layout)).decode("utf-8", errors))
+
+
+def _bytes(layout: str) -> Callable[[_Machine], None]:
+    return lambda machine: machine.push(machine.take(machine.number(layout)))
+
+
+def _integer(layout: str) -> Callable[[_Machine], None]:
+    return lambda machine: machine.push(machine.number(layout))
+
+
+def _long(layout: str) -> Callable[[_Machine], None]:
+    return lambda machine: machine.push(
+        int.from_bytes(machine.take(machine.number(layout)), "little", signed=True)
+    )
+
+
+def _text_integer(machine: _Machine) -> None:
+    text = machine.line()
+    machine.push({"00": False, "01": True}[text] if text in ("00", "01") else int(text))
+
+
+def _text_string(machine: _Machine) -> None:
+    machine.push(machine.line()[1:-1])
+
+
+def _escaped_string(machine: _Machine) -> None:
+    machine.push(machine.line().encode("raw_unicode_escape").decode("raw_unicode_escape"))
+
+
+def _float(machine: _Machine) -> None:
+    machine.push(struct.unpack(">d", machine.take(8))[0])
+
+
+def _tuple_of(size: int) -> Callable[[_Machine], None]:
+    def act(machine: _Machine) -> None:
+        if len(machine.stack) < size:
+            raise PickleError("its stack is empty")
+        values = tuple(machine.stack[-size:])
+        del machine.stack[-size:]
+        machine.push(values)
+
+    return act
+
+
+def _dict_of_mark(machine: _Machine) -> None:
+    pairs = machine.pop_mark()
+    machine.push({})
+    machine.set_items(pairs)
+
+
+def _one_item(machine: _Machine) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    machine.set_items([key, value])
+
+
+def _reduce(machine: _Machine) -> None:
+    args, function = machine.stack.pop(), machine.stack.pop()
+    machine.call(function, args)
+
+
+def _new_object_ex(machine: _Machine) -> None:
+    keywords, args, function = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
+    machine.call(function, (*args, keywords) if keywords else args)
+
+
+def _object(machine: _Machine) -> None:
+    function, *args = machine.pop_mark()
+    machine.call(function, tuple(args))
+
+
+def _instance(machine: _Machine) -> None:
+    args = machine.pop_mark()
+    machine.call(Name(f"{machine.line()}.{machine.line()}"), tuple(args))
+
+
+def _stack_name(machine: _Machine) -> None:
+    name, module = machine.stack.pop(), machine.stack.pop()
+    if not (isinstance(name, str) and isinstance(module, str)):
+        raise PickleError("it names something by what is no text")
+    machine.name(module, name)
+
+
+def _pop(machine: _Machine) -> None:
+    if machine.stack:
+        machine.stack.pop()
+    else:
+        machine.pop_mark()
+
+
+_ACTIONS: Mapping[bytes, Callable[[_Machine], None]] = {
+    b"\x80": lambda machine: _refuse_newer(machine.number("B")),
+    b"\x95": lambda machine: _ignore(machine.take(8)),
+    b"(": _Machine.push_mark,
+    b"0": _pop,
+    b"1": lambda machine: _ignore(machine.pop_mark()),
+    b"2": lambda machine: machine.push(machine.stack[-1]),
+    b"N": _push(lambda: None),
+    b"\x88": _push(lambda: True),
+    b"\x89": _push(lambda: False),
+    b"]": _push(list),
+    b"}": _push(dict),
+    b")": _push(tuple),
+    b"\x8f": _push(list),  # EMPTY_SET: a list will do, and needs no hashes
+    b"\x91": lambda machine: machine.push(machine.pop_mark()),  # FROZENSET
+    b"I": _text_integer,
+    b"J": _integer("<i"),
+    b"K": _integer("<B"),
+    b"M": _integer("<H"),
+    b"L": lambda machine: machine.push(int(machine.line().removesuffix("L"))),
+    b"\x8a": _long("<B"),
+    b"\x8b": _long("<i"),
+    b"F": lambda machine: machine.push(float(machine.line())),
+    b"G": _float,
+    b"S": _text_string,
+    b"V": _escaped_string,
+    b"T": _text("<i", "surrogateescape"),
+    b"U": _text("<B", "surrogateescape"),
+    b"X": _text("<I", "surrogatepass"),
+    b"\x8c": _text("<B", "surrogatepass"),
+    b"\x8d": _text("<Q", "surrogatepass"),
+    b"B": _bytes("<I"),
+    b"C": _bytes("<B"),
+    b"\x8e": _bytes("<Q"),
+    b"\x96": _bytes("<Q"),
+    b"t": lambda machine: machine.push(tuple(machine.pop_mark())),
+    b"\x85": _tuple_of(1),
+    b"\x86": _tuple_of(2),
+    b"\x87": _tuple_of(3),
+    b"l": lambda machine: machine.push(machine.pop_mark()),
+    b"d": _dict_of_mark,
+    b"a": lambda machine: machine.append([machine.stack.pop()]),
+    b"e": lambda machine: machine.append(machine.pop_mark()),
+    b"\x90": lambda machine: machine.append(machine.pop_mark()),  # ADDITEMS, to a set
+    b"s": _one_item,
+    b"u": lambda machine: machine.set_items(machine.pop_mark()),
+    b"b": _Machine.build,
+    b"c": lambda machine: machine.name(machine.line(), machine.line()),
+    b"\x93": _stack_name,
+    b"R": _reduce,
+    b"\x81": _reduce,  # NEWOBJ: cls.__new__(cls, *args)
+    b"\x92": _new_object_ex,
+    b"o": _object,
+    b"i": _instance,
+    b"P": lambda machine: machine.persistent(machine.line()),
+    b"Q": lambda machine: machine.persistent(machine.stack.pop()),
+    b"g": lambda machine: machine.get(int(machine.line())),
+    b"h": lambda machine: machine.get(machine.number("<B")),
+    b"j": lambda machine: machine.get(machine.number("<I")),
+    b"p": lambda machine: machine.put(int(machine.line())),
+    b"q": lambda machine: machine.put(machine.number("<B")),
+    b"r": lambda machine: machine.put(machine.number("<I")),
+    b"\x94": lambda machine: machine.put(len(machine.memo)),
+}
+
+
+def _ignore(_: Any) -> None:
+    """Drop a value that means nothing to us."""
+
+
+def _refuse_newer(protocol: int) -> None:
+    if protocol > 5:
+        raise PickleError(f"it is of protocol {protocol}, newer than any we know")

@@ -1,0 +1,154 @@
+"""The directory of a zip archive, read strictly: where each stored entry's bytes lie in the file.
+
+Only what torch writes is accepted: entries stored as they are, each name once, none outside the file, none
+over another. A compressed entry could inflate to a thousand times its size; torch never writes one.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.formats.files import InputFile
+
+_END = struct.Struct("<4s4H2LH")
+_END64_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_IN_64 = 0xFFFFFFFF
+_MAX_DIRECTORY_BYTES = 256 << 20
+_MAX_COMMENT_BYTES = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class ZipEntry:
+    """A stored entry: `size` bytes; its local header stands at byte `header_offset` of the file."""
+
+    name: str
+    size: int
+    header_offset: int
+
+
+def is_zip(file: InputFile) -> bool:
+    """Return whether the file begins as a zip archive."""
+    return file.size >= 4 and file.read(0, 4) == b"PK\x03\x04"
+
+
+def read_directory(file: InputFile) -> dict[str, ZipEntry]:
+    """Return the archive's entries by name.
+
+    Raises:
+        IncompleteCheckpoint: where the directory, which is written last, is missing.
+        CheckpointError: for compressed, encrypted, repeated or overlapping entries.
+    """
+    start, size, count = _locate_directory(file)
+    if size > _MAX_DIRECTORY_BYTES or start + size > file.size:
+        raise CheckpointError(f"{file.path}: its zip directory lies outside the file")
+    directory = file.read(start, size)
+    entries: dict[str, ZipEntry] = {}
+    position = 0
+    for _ in range(count):
+        try:
+            entry, position = _read_central(file, directory, position)
+        except struct.error:
+            raise CheckpointError(f"{file.path}: its zip directory is damaged") from None
+        if entry.name in entries:
+            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' stands twice")
+        entries[entry.name] = entry
+    _check_spans(file, entries, start)
+    return entries
+
+
+def data_offset(file: InputFile, entry: ZipEntry) -> int:
+    """Return the byte at which the entry's data begin, past its local header."""
+    header = file.read(entry.header_offset, _LOCAL.size)
+    signature, _, _, method, *_, name_length, extra_length = _LOCAL.unpack(header)
+    name = file.read(entry.header_offset + _LOCAL.size, name_length)
+    if signature != b"PK\x03\x04" or method != 0 or name.decode("utf-8", "replace") != entry.name:
+        raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' is damaged")
+    start = entry.header_offset + _LOCAL.size + name_length + extra_length
+    if start + entry.size > file.size:
+        raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' reaches past the end of the file")
+    return start
+
+
+def _locate_directory(file: InputFile) -> tuple[int, int, int]:
+    """Return start, size and number of entries of the central directory."""
+    tail_size = min(file.size, _END.size + _MAX_COMMENT_BYTES)
+    tail = file.read(file.size - tail_size, tail_size)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + _END.size > len(tail):
+        raise IncompleteCheckpoint(
+            f"{file.path}: cut short: the zip directory at its end is missing", hint="its writer did not finish"
+        )
+    _, disk, _, _, count, size, start, _ = _END.unpack_from(tail, at)
+    end_offset = file.size - tail_size + at
+    if end_offset >= _END64_LOCATOR.size:
+        locator = file.read(end_offset - _END64_LOCATOR.size, _END64_LOCATOR.size)
+        signature, _, offset64, _ = _END64_LOCATOR.unpack(locator)
+        if signature == b"PK\x06\x07":
+            if offset64 + _END64.size > file.size:
+                raise CheckpointError(f"{file.path}: its zip directory is damaged")
+            fields = _END64.unpack(file.read(offset64, _END64.size))
+            if fields[0] != b"PK\x06\x06":
+                raise CheckpointError(f"{file.path}: its zip directory is damaged")
+            count, size, start = fields[7:]
+    if disk != 0:
+        raise CheckpointError(f"{file.path}: a zip archive in several parts is no torch checkpoint")
+    return start, size, count
+
+
+def _read_central(file: InputFile, directory: bytes, position: int) -> tuple[ZipEntry, int]:
+    fields = _CENTRAL.unpack_from(directory, position)
+    signature, _, _, flags, method, _, _, _, stored, size, name_length, extra_length, comment_length = fields[:13]
+    header_offset = fields[16]
+    begin = position + _CENTRAL.size
+    end = begin + name_length + extra_length + comment_length
+    if signature != b"PK\x01\x02" or end > len(directory):
+        raise CheckpointError(f"{file.path}: its zip directory is damaged")
+    try:
+        name = directory[begin : begin + name_length].decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{file.path}: a zip entry's name is not UTF-8") from None
+    if method != 0:
+        raise CheckpointError(
+            f"{file.path}: the zip entry '{name}' is compressed; torch stores entries as they are",
+            hint="load it with torch and save it again",
+        )
+    if flags & 1:
+        raise CheckpointError(f"{file.path}: the zip entry '{name}' is encrypted")
+    extra = directory[begin + name_length : begin + name_length + extra_length]
+    size, stored, header_offset = _resolve_64(extra, size, stored, header_offset)
+    if size != stored:
+        raise CheckpointError(f"{file.path}: the zip entry '{name}' gives two sizes, {size} and {stored}")
+    return ZipEntry(name, size, header_offset), end
+
+
+def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tuple[int, int, int]:
+    """Replace the fields that did not fit 32 bits by those of the zip64 extra record."""
+    values = [size, stored, header_offset]
+    position = 0
+    while _IN_64 in values and position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, position)
+        position += 4
+        if kind == 1:
+            offset = position
+            for index, value in enumerate(values):
+                if value == _IN_64:
+                    (values[index],) = struct.unpack_from("<Q", extra, offset)
+                    offset += 8
+            break
+        position += length
+    return values[0], values[1], values[2]
+
+
+def _check_spans(file: InputFile, entries: dict[str, ZipEntry], end: int) -> None:
+    position = 0
+    for entry in sorted(entries.values(), key=lambda entry: entry.header_offset):
+        if entry.header_offset < position:
+            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' overlaps another")
+        position = entry.header_offset + _LOCAL.size + entry.size
+        if position > end:
+            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' reaches past the end of the data")

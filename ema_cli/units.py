@@ -1,0 +1,116 @@
+"""Training time: units, exact times such as `50ba`, and the half-life law. No torch, no numpy."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+
+from ema_cli.errors import UsageError
+
+
+class Unit(StrEnum):
+    """What training time is counted in. A batch is one optimizer step; epochs are completed ones."""
+
+    EPOCH = "ep"
+    BATCH = "ba"
+    SAMPLE = "sp"
+    TOKEN = "tok"
+
+    @property
+    def plural(self) -> str:
+        """Return the unit as a word, for sentences."""
+        return {"ep": "epochs", "ba": "batches", "sp": "samples", "tok": "tokens"}[self.value]
+
+
+_TIME = re.compile(
+    r"(?:(?P<inf>inf)|(?P<digits>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e(?P<exponent>[+-]?[0-9]{1,4}))?)"
+    r"(?P<unit>ep|ba|sp|tok)",
+    re.IGNORECASE | re.ASCII,
+)
+_EXAMPLES = "write a number and a unit: 50ba (batches), 2ep (epochs), 1e6sp (samples), 1e9tok (tokens)"
+_MAX_DIGITS = 40
+_MAX_EXPONENT = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """An amount of training time: an exact number (or `math.inf`) and its unit."""
+
+    value: Fraction | float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str, option: str = "time") -> Time:
+        """Read `50ba`, `0.5ep`, `1e9tok`, `0ba` or `infba`; `option` names the source in errors.
+
+        Raises:
+            UsageError: for a bare number, a negative one, NaN, an unknown unit, over 40 digits or 10^30.
+        """
+        match = _TIME.fullmatch(text.strip())
+        if match is None:
+            raise UsageError(f"{option}: '{text[:60]}' is not a time", hint=_EXAMPLES)
+        unit = Unit(match["unit"].lower())
+        if match["inf"]:
+            return cls(math.inf, unit)
+        digits, exponent = match["digits"], int(match["exponent"] or 0)
+        if len(digits.replace(".", "")) > _MAX_DIGITS or abs(exponent) > _MAX_EXPONENT:
+            raise UsageError(
+                f"{option}: '{text[:60]}' is out of range",
+                hint=f"at most {_MAX_DIGITS} digits and an exponent of at most {_MAX_EXPONENT}",
+            )
+        return cls(Fraction(digits) * Fraction(10) ** exponent, unit)
+
+    def __str__(self) -> str:
+        return f"{format_number(self.value)}{self.unit}"
+
+
+def format_number(value: Fraction | float) -> str:
+    """Write an exact number in the shortest form that `Time.parse` reads back; others to 6 digits."""
+    if isinstance(value, float):
+        return "inf" if math.isinf(value) else f"{value:g}"
+    if value.denominator == 1:
+        digits = str(value.numerator)
+        zeros = len(digits) - len(digits.rstrip("0"))
+        return digits if zeros < 6 else f"{digits[:-zeros]}e{zeros}"
+    places = _decimal_places(value.denominator)
+    if places is None:
+        return f"{float(value):.6g}"
+    scaled = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
+    return f"{scaled[:-places]}.{scaled[-places:]}"
+
+
+def _decimal_places(denominator: int) -> int | None:
+    """Return how many decimals 1/denominator has, or None if it never ends."""
+    places = 0
+    for prime in (2, 5):
+        count = 0
+        while denominator % prime == 0:
+            denominator //= prime
+            count += 1
+        places = max(places, count)
+    return places if denominator == 1 else None
+
+
+def smoothing(elapsed: Fraction | float, half_life: Fraction | float) -> float:
+    """Return the share of the old average that survives `elapsed` units: 2 ** -(elapsed / half_life).
+
+    The half-life law of Composer's EMA, which writes it exp(-log(2) * update_interval / half_life).
+    Half-life 0 keeps nothing, an infinite one everything; Composer fails on both.
+    """
+    if elapsed == 0 or half_life == math.inf:
+        return 1.0
+    if half_life == 0:
+        return 0.0
+    return 2.0 ** -float(elapsed / half_life)
+
+
+def admitted(elapsed: Fraction | float, half_life: Fraction | float) -> float:
+    """Return 1 - smoothing, without the cancellation that a half-life far above `elapsed` would bring."""
+    if elapsed == 0 or half_life == math.inf:
+        return 0.0
+    if half_life == 0:
+        return 1.0
+    return -math.expm1(-math.log(2) * float(elapsed / half_life))

@@ -1,0 +1,236 @@
+"""Train a small language model, average its checkpoints at several half-lives, and measure what that gives.
+
+Run by `make demo`; two CPU cores are enough. The figures are reported as they come out: a half-life that
+loses to the last checkpoint is in the table and in the chart like any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import matplotlib as mpl
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name everyone knows it by)
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+CONTEXT = 128  # bytes
+WIDTH, HEADS, LAYERS = 112, 4, 3
+WINDOWS_PER_BATCH = 16
+LEARNING_RATE = 3e-3
+WARM_UP = 40  # batches; after them the learning rate never changes
+TIMED_INTERVAL = 20  # batches between checkpoints where only the seconds are known beforehand
+MAX_CHECKPOINTS = 240  # ends a timed run on a fast machine before it fills the disk
+CURVE_POINTS = 18
+NICE = [digit * 10**power for power in range(8) for digit in (1, 2, 5)]
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        batch, length, _ = hidden.shape
+        qkv = self.qkv(self.norm1(hidden)).view(batch, length, 3, HEADS, WIDTH // HEADS)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        hidden = hidden + self.proj(mixed.transpose(1, 2).reshape(batch, length, WIDTH))
+        return hidden + self.down(F.gelu(self.up(self.norm2(hidden))))
+
+
+class ByteModel(nn.Module):
+    """A causal language model over bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Embedding(256, WIDTH), nn.Embedding(CONTEXT, WIDTH)
+        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256, bias=False)
+        # The default standard deviation of 1 would drown what the layers add.
+        nn.init.normal_(self.embed.weight, std=0.02)
+        nn.init.normal_(self.position.weight, std=0.02)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Return the mean loss in nats per byte of windows of CONTEXT + 1 bytes."""
+        hidden = self.embed(windows[:, :-1]) + self.position.weight
+        logits = self.head(self.norm(self.blocks(hidden)))
+        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+
+def load_text() -> tuple[Tensor, Tensor]:
+    """Return Python's own help topics as bytes: the first 90 % to train on, the rest held out."""
+    raw = "\n".join(topics[name] for name in sorted(topics)).encode()
+    text = torch.tensor(list(raw))
+    cut = len(text) * 9 // 10
+    return text[:cut], text[cut:]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Empty the checkpoint folder of an earlier demo, and of nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(folder.iterdir())
+    foreign = [path for path in found if not (path.is_file() and re.fullmatch(r"step-\d+\.pt", path.name))]
+    if foreign:
+        sys.exit(
+            f"error: {foreign[0]} is not a checkpoint of this demo; move it away or choose another --dir"
+        )
+    for path in found:
+        path.unlink()
+
+
+def train(text: Tensor, folder: Path, batches: int | None, seconds: float) -> None:
+    """Train at a constant learning rate and save a checkpoint at every interval and at the end."""
+    interval = TIMED_INTERVAL if batches is None else max(n for n in NICE if n <= max(1, batches // 100))
+    last = batches or MAX_CHECKPOINTS * interval
+    model = ByteModel()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / WARM_UP))
+    sizes = f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
+    log(f"training: {sizes}, learning rate {LEARNING_RATE:g}, constant after {WARM_UP} batches of warm-up")
+    started = shown = time.monotonic()
+    for step in range(1, last + 1):
+        starts = torch.randint(len(text) - CONTEXT, (WINDOWS_PER_BATCH, 1))
+        loss = model(text[starts + torch.arange(CONTEXT + 1)])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        now = time.monotonic()
+        # The clock is read only where a checkpoint is due, so that the run ends with one.
+        ends = step == last or (batches is None and step % interval == 0 and now - started >= seconds)
+        if step % interval == 0 or ends:
+            state = {"model": model.state_dict(), "step": step, "loss": loss.item()}
+            torch.save(state, folder / f"step-{step:05d}.pt")
+        if ends or now - shown >= 10:
+            shown = now
+            left = (now - started) * (last - step) / step
+            left = left if batches else min(left, max(0.0, seconds - (now - started)))
+            log(f"batch {step:5d}  training loss {loss.item():.3f}  {0 if ends else left:4.0f} s left")
+        if ends:
+            return
+
+
+def log(line: str) -> None:
+    """Write a line of progress to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_ema_cli(*arguments: str) -> None:
+    """Show an `ema-cli` command and run it; leave with its exit code if it fails."""
+    print("$ ema-cli", *arguments, flush=True)
+    code = subprocess.run([sys.executable, "-m", "ema_cli", *arguments], check=False).returncode
+    if code:
+        log(f"error: ema-cli {arguments[0]} failed with exit code {code}")
+        sys.exit(code)
+
+
+def average(folder: Path, output: Path, half_lives: list[int]) -> dict[int, Path]:
+    """Average the checkpoints once per half-life, in batches, and return the files."""
+    run_ema_cli("inspect", str(folder), "--half-life", f"{half_lives[len(half_lives) // 2]}ba")
+    files = {half_life: output / f"ema-{half_life}ba.safetensors" for half_life in half_lives}
+    for half_life, path in files.items():
+        run_ema_cli("average", str(folder), "--half-life", f"{half_life}ba", "-o", str(path), "--force", "-q")
+    return files
+
+
+@torch.inference_mode()
+def evaluate(path: Path, held_out: Tensor) -> float:
+    """Return the loss, in nats per byte, of a stored model over the whole held-out text."""
+    model = ByteModel()
+    weights = (
+        load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)["model"]
+    )
+    model.load_state_dict(weights, strict=True)
+    # Neighbours share one byte: the last of a window is only predicted, the first of the next only read.
+    windows = held_out.unfold(0, CONTEXT + 1, CONTEXT)
+    losses = [model(part).item() * len(part) for part in windows.split(32)]
+    return math.fsum(losses) / len(windows)
+
+
+def print_table(step: int, last_loss: float, losses: dict[int, float]) -> None:
+    """Print every half-life beside the last checkpoint, winners and losers alike."""
+    best = min([last_loss, *losses.values()])
+    print("\nheld-out loss, nats per byte")
+    rows = [(f"last checkpoint (step {step})", last_loss, "")]
+    rows += [(f"half-life {h}ba", loss, f"{loss - last_loss:+.4f}") for h, loss in losses.items()]
+    for label, loss, difference in rows:
+        mark = "best" if loss == best else ""
+        print(f"  {label:<30}{loss:>8.4f}{difference:>10}  {mark}".rstrip())
+
+
+def draw(path: Path, curve: dict[int, float], losses: dict[int, float]) -> None:
+    """Draw the run's loss with the averages at its end, and the loss against the half-life."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    last = max(curve)
+    figure, (run, sweep) = plt.subplots(1, 2, figsize=(10, 4), dpi=120, layout="constrained")
+    run.plot(list(curve), list(curve.values()), marker=".", color="tab:gray", label="checkpoints")
+    run.scatter([last] * len(losses), list(losses.values()), marker="_", s=120, color="tab:blue", zorder=3)
+    run.scatter([], [], marker="_", s=120, color="tab:blue", label="averages")
+    run.set(title="The run", xlabel="training time [batches]", ylabel="held-out loss [nats per byte]")
+    sweep.axhline(curve[last], color="tab:gray", linestyle="--", label=f"last checkpoint (step {last})")
+    sweep.plot(list(losses), list(losses.values()), marker="o", color="tab:blue", label="averages")
+    sweep.set(title="The averages", xlabel="half-life [batches]", ylabel="held-out loss [nats per byte]")
+    sweep.set_xscale("log")
+    sweep.set_xticks(list(losses), labels=[str(half_life) for half_life in losses])
+    sweep.minorticks_off()
+    for axes in (run, sweep):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=120, help="how long to train (default: 120)")
+    parser.add_argument("--batches", type=int, help="train this many batches instead, whatever time it takes")
+    parser.add_argument("--dir", type=Path, default=Path("demo"), help="where all files go (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the batches (default: 0)")
+    arguments = parser.parse_args()
+    if arguments.batches is not None and arguments.batches < 1:
+        parser.error("--batches must be at least 1")
+    return arguments
+
+
+def main() -> None:
+    """Train, average, evaluate, report."""
+    arguments = parse_arguments()
+    folder, chart = arguments.dir / "ckpts", arguments.dir / "curve.png"
+    prepare_folder(folder)
+    torch.manual_seed(arguments.seed)
+    training_text, held_out = load_text()
+    train(training_text, folder, arguments.batches, arguments.seconds)
+
+    checkpoints = {int(path.stem.removeprefix("step-")): path for path in sorted(folder.iterdir())}
+    steps = sorted(checkpoints)
+    files = average(folder, arguments.dir, [h for h in NICE if steps[0] <= h <= steps[-1]])
+    log("evaluating on the held-out text")
+    losses = {half_life: evaluate(path, held_out) for half_life, path in files.items()}
+    points = min(CURVE_POINTS, len(steps))
+    shown = {steps[round((k + 1) * len(steps) / points) - 1] for k in range(points)}
+    curve = {step: evaluate(checkpoints[step], held_out) for step in sorted(shown)}
+    print_table(steps[-1], curve[steps[-1]], losses)
+    draw(chart, curve, losses)
+    print(f"chart: {chart}")
+
+
+if __name__ == "__main__":
+    main()
