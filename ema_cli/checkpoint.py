@@ -100,9 +100,7 @@ class Weights(Protocol):
     `read_into` is called from several threads at once.
     """
 
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Return every tensor's spec, from headers alone."""
+    specs: Mapping[str, TensorSpec]  # of every tensor, from headers alone
 
     def place(self, name: str) -> Hashable:
         """Return where the bytes of tensor `name` lie; tensors with equal places share them."""

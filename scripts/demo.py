@@ -22,13 +22,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 CONTEXT = 128  # bytes
-WIDTH, HEADS, LAYERS = 112, 4, 3
-WINDOWS_PER_BATCH = 16
+WIDTH, HEADS, LAYERS = 96, 3, 3
+WINDOWS_PER_BATCH = 8
 LEARNING_RATE = 3e-3
 WARM_UP = 40  # batches; after them the learning rate never changes
 TIMED_INTERVAL = 20  # batches between checkpoints where only the seconds are known beforehand
 MAX_CHECKPOINTS = 240  # ends a timed run on a fast machine before it fills the disk
-CURVE_POINTS = 18
+CURVE_POINTS = 16
 NICE = [digit * 10**power for power in range(8) for digit in (1, 2, 5)]
 
 
@@ -47,7 +47,8 @@ class Block(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = hidden + self.proj(mixed.transpose(1, 2).reshape(batch, length, WIDTH))
-        return hidden + self.down(F.gelu(self.up(self.norm2(hidden))))
+        hidden = hidden + self.down(F.gelu(self.up(self.norm2(hidden))))
+        return hidden
 
 
 class ByteModel(nn.Module):
@@ -66,7 +67,8 @@ class ByteModel(nn.Module):
         """Return the mean loss in nats per byte of windows of CONTEXT + 1 bytes."""
         hidden = self.embed(windows[:, :-1]) + self.position.weight
         logits = self.head(self.norm(self.blocks(hidden)))
-        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        loss: Tensor = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        return loss
 
 
 def load_text() -> tuple[Tensor, Tensor]:
@@ -83,9 +85,7 @@ def prepare_folder(folder: Path) -> None:
     found = sorted(folder.iterdir())
     foreign = [path for path in found if not (path.is_file() and re.fullmatch(r"step-\d+\.pt", path.name))]
     if foreign:
-        sys.exit(
-            f"error: {foreign[0]} is not a checkpoint of this demo; move it away or choose another --dir"
-        )
+        sys.exit(f"error: {foreign[0]} is not this demo's checkpoint; move it away or choose another --dir")
     for path in found:
         path.unlink()
 
@@ -150,13 +150,11 @@ def average(folder: Path, output: Path, half_lives: list[int]) -> dict[int, Path
 def evaluate(path: Path, held_out: Tensor) -> float:
     """Return the loss, in nats per byte, of a stored model over the whole held-out text."""
     model = ByteModel()
-    weights = (
-        load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)["model"]
-    )
-    model.load_state_dict(weights, strict=True)
+    averaged = path.suffix == ".safetensors"
+    model.load_state_dict(load_file(path) if averaged else torch.load(path)["model"], strict=True)
     # Neighbours share one byte: the last of a window is only predicted, the first of the next only read.
     windows = held_out.unfold(0, CONTEXT + 1, CONTEXT)
-    losses = [model(part).item() * len(part) for part in windows.split(32)]
+    losses = [model(part).item() * len(part) for part in windows.tensor_split(12)]
     return math.fsum(losses) / len(windows)
 
 
@@ -197,9 +195,7 @@ def draw(path: Path, curve: dict[int, float], losses: dict[int, float]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=120, help="how long to train (default: 120)")
     parser.add_argument("--batches", type=int, help="train this many batches instead, whatever time it takes")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="where all files go (default: demo)")

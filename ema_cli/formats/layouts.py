@@ -242,15 +242,20 @@ def _plain_progress(root: dict[Any, Any], scalar: Callable[[TensorRef], int | No
     return Progress(clocks, epoch_origin_unknown=epoch is not None and epoch.denominator == 1)
 
 
-def _choose(found: Found, raw: dict[Any, Any], averages: dict[Any, Any], choice: Choice, beside: str | None) -> None:
-    """Take the raw weights, or the averages where the user asked for them."""
+def _choose(
+    found: Found, raw: dict[Any, Any], averages: dict[Any, Any], choice: Choice, beside: str | None
+) -> None:
+    """Take the raw weights, or the averages where the user asked for them; say so where there is a choice."""
     if choice == "ema":
         found.tensors = averages
         found.notes.append("these are averages, which are averaged again")
     elif found.averaged is None:
+        moved = found.tensors is not raw
         found.tensors = raw
-        if beside is not None:
-            found.notes.append(f"raw weights taken; there are averages in '{beside}' (--weights ema)")
+        if moved:
+            found.notes.append("raw weights taken from beside the averages")
+        elif choice is None:
+            found.notes.append(f"raw weights taken; averages lie beside them, in '{beside}' (--weights ema)")
 
 
 def _keep_tensors(found: Found) -> None:

@@ -5,6 +5,7 @@ Stricter than the official reader where that one is lenient: no duplicate keys, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,7 @@ def _read_header(file: InputFile) -> SafetensorsWeights:
     specs: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
+        name = sys.intern(name)  # one copy of each name, however many checkpoints have it
         specs[name], begin, end = _read_entry(path, name, entry)
         spans.append((begin, end, name))
     _check_contiguous(file, 8 + length, spans)

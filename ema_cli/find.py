@@ -1,0 +1,141 @@
+"""Search a folder for checkpoints the way trainers fill it; say what was passed over, and why. No tensors here."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ema_cli.errors import RunError
+from ema_cli.formats import hf_directory, refused
+from ema_cli.formats.layouts import (
+    AVERAGES_FOLDER,
+    SHARD,
+    is_unfinished_name,
+    is_weights_name,
+    name_clocks,
+)
+
+_MAX_DEPTH = 16
+_POINTER_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Something in the folder that does not enter. `warn`: the user may have wanted it."""
+
+    name: str
+    reason: str
+    warn: bool = False
+
+
+@dataclass(slots=True)
+class Search:
+    """What a folder holds: paths that look like checkpoints, in natural order, and what was passed over."""
+
+    root: Path
+    paths: list[Path] = field(default_factory=list)
+    passed_over: list[PassedOver] = field(default_factory=list)
+    _seen: set[tuple[int, int]] = field(default_factory=set)
+
+    def visit(self, folder: Path, depth: int = 0) -> None:
+        """Collect the checkpoints in `folder` and below it."""
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in self._seen or depth > _MAX_DEPTH:
+            return self.pass_over(folder, "a link to a folder that is read already")
+        self._seen.add((status.st_dev, status.st_ino))
+        # Links last, so that the real folder gives the name.
+        children = sorted(folder.iterdir(), key=lambda child: (child.is_symlink(), natural_key(child.name)))
+        folders = [child for child in children if self._is_searched(child)]
+        if is_checkpoint_folder(folder):
+            folders = [child for child in folders if is_checkpoint_folder(child) and _has_clock(child)]
+            if folders:
+                self.pass_over(folder, "a model beside its own checkpoints")
+            else:
+                self.paths.append(folder)
+        else:
+            self.paths.extend(child for child in children if self._is_checkpoint_file(child))
+        for child in folders:
+            self.visit(child, depth + 1)
+        return None
+
+    def pass_over(self, path: Path, reason: str, *, warn: bool = False) -> None:
+        """Note that `path` does not enter."""
+        self.passed_over.append(PassedOver(self.name(path), reason, warn))
+
+    def name(self, path: Path) -> str:
+        """Return the path relative to the folder that is searched."""
+        return path.relative_to(self.root).as_posix() if path != self.root else "."
+
+    def _is_searched(self, child: Path) -> bool:
+        if not child.is_dir() or child.name.startswith("."):
+            return False
+        if is_unfinished_name(child.name):
+            self.pass_over(child, "unfinished, as its name says", warn=True)
+            return False
+        if AVERAGES_FOLDER.search(child.name):
+            self.pass_over(child, "averages, as its name says")
+            return False
+        return True
+
+    def _is_checkpoint_file(self, child: Path) -> bool:
+        name = child.name
+        if name.startswith(".") or not child.is_file() or SHARD.search(name):
+            return False
+        if is_unfinished_name(name):
+            self.pass_over(child, "unfinished, as its name says", warn=True)
+            return False
+        if not is_weights_name(name):
+            return False
+        target = _pointer(child)
+        if target is not None:
+            self.pass_over(child, f"points to {target}")
+            return False
+        return True
+
+
+def is_checkpoint_folder(folder: Path) -> bool:
+    """Return whether the folder itself is one checkpoint, read or refused."""
+    return hf_directory.matches(folder) or refused.matches(folder)
+
+
+def check_one_run(root: Path, paths: list[Path]) -> None:
+    """Raise a RunError that lists them if the paths belong to several runs.
+
+    A run is the folder above the first part of a path that carries a clock; without a clock, the parent.
+    """
+    runs: dict[str, list[Path]] = {}
+    for path in paths:
+        parts = path.relative_to(root).parts
+        at = next((i for i, part in enumerate(parts) if name_clocks(part).clocks), len(parts) - 1)
+        runs.setdefault("/".join(parts[:at]), []).append(path)
+    # a/model.pt, b/model.pt: one folder for each checkpoint, under names that say nothing.
+    containers = all(len(group) == 1 for group in runs.values()) and len({path.name for path in paths}) == 1
+    if len(runs) > 1 and not containers:
+        listed = ", ".join(f"{run or '.'} ({len(group)})" for run, group in sorted(runs.items())[:8])
+        raise RunError(
+            f"{root}: holds the checkpoints of {len(runs)} runs: {listed}",
+            hint="name the folder of one run, or the checkpoints themselves",
+        )
+
+
+def natural_key(text: str) -> tuple[tuple[int, str], ...]:
+    """Return a sort key by which step-9 comes before step-10."""
+    parts = re.split(r"([0-9]+)", text)
+    return tuple((int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts))
+
+
+def _has_clock(folder: Path) -> bool:
+    return bool(name_clocks(folder.name).clocks) or (folder / hf_directory.STATE).is_file()
+
+
+def _pointer(path: Path) -> str | None:
+    """Return the sibling that a small text file names: how Composer links where there are no links."""
+    if path.stat().st_size > _POINTER_BYTES:
+        return None
+    text = path.read_bytes().strip()
+    if not text or b"\0" in text or b"/" in text:
+        return None
+    name = os.fsdecode(text)
+    return name if "\n" not in name and name != path.name and (path.parent / name).is_file() else None

@@ -1,0 +1,380 @@
+"""Which checkpoints enter the average, each with its weight: Composer's half-life law over a run's clocks.
+
+Numbers first, tensors second: a plan needs clocks only, so it is instant. No torch, no numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+from statistics import median
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import RunError, UsageError
+from ema_cli.run import Run
+from ema_cli.units import Time, Unit, admitted, format_number, smoothing
+
+EVERY = "every"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is asked for. Exactly one of `half_life` and `smoothing` (a share per update, in [0, 1]).
+
+    `update_interval` is a time, `EVERY` (each checkpoint is an event), or None: 1 in the unit of the half-life,
+    `EVERY` for a half-life below one unit or with `smoothing`. `start` and `stop` are inclusive.
+
+    Raises:
+        UsageError: for values or combinations that make no sense.
+    """
+
+    half_life: Time | None = None
+    update_interval: Time | str | None = None
+    smoothing: float | None = None
+    start: Time | None = None
+    stop: Time | None = None
+    last: int | None = None
+    bias_correction: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.half_life is None) == (self.smoothing is None):
+            what = "one of" if self.half_life is None else "only one of"
+            raise UsageError(
+                f"{what} --half-life and --smoothing is needed",
+                hint="for instance --half-life 50ba: after 50 batches a checkpoint counts half",
+            )
+        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
+            raise UsageError(
+                f"--smoothing: {self.smoothing:g} is not in [0, 1]",
+                hint="the share of the old average that is kept at one update, as 0.99",
+            )
+        if isinstance(self.update_interval, Time):
+            self._check_interval(self.update_interval)
+        elif self.update_interval not in (None, EVERY):
+            raise UsageError(f"--update-interval: '{self.update_interval}' is neither a time nor '{EVERY}'")
+        if self.last is not None and self.last < 1:
+            raise UsageError(f"--last: {self.last} is not a number of checkpoints", hint="at least 1")
+        if self.start is not None and self.start.value == math.inf:
+            raise UsageError("--start: infinity leaves nothing to average", hint="give a clock, as 1000ba")
+
+    def _check_interval(self, interval: Time) -> None:
+        if not 0 < interval.value < math.inf:
+            raise UsageError(
+                f"--update-interval: '{interval}' is no distance between updates",
+                hint=f"as 10ba, or '{EVERY}' to fold each checkpoint",
+            )
+        if self.half_life is not None and interval.unit != self.half_life.unit:
+            raise UsageError(
+                f"--update-interval: '{interval}' and --half-life '{self.half_life}' have different units",
+                hint="give both in the same unit",
+            )
+
+    @property
+    def interval(self) -> Time | None:
+        """Return the distance between update events, None where each checkpoint is one."""
+        if isinstance(self.update_interval, Time):
+            return self.update_interval
+        if self.update_interval == EVERY or self.half_life is None or self.half_life.value < 1:
+            return None
+        return Time(Fraction(1), self.half_life.unit)
+
+    @property
+    def unit(self) -> Unit | None:
+        """Return the unit of the clocks that the law needs, None where an order is enough."""
+        if self.half_life is not None:
+            return self.half_life.unit
+        return self.interval.unit if self.interval else None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A checkpoint that enters: its clock in the plan's unit, the training time (or updates) since the
+    checkpoint folded before it, and its weight, the share it has in the average."""
+
+    checkpoint: Checkpoint
+    clock: Fraction | None
+    gap: Fraction
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A checkpoint that does not enter, and why."""
+
+    checkpoint: Checkpoint
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The checkpoints that enter, oldest first, with weights that sum to 1; those that do not, with the reason.
+
+    `twins`: pairs with one clock, of which the first is in the plan; their tensors must prove equal.
+    """
+
+    recipe: Recipe
+    entries: tuple[Entry, ...]
+    skipped: tuple[Skipped, ...]
+    twins: tuple[tuple[Checkpoint, Checkpoint], ...] = ()
+
+    @property
+    def weights(self) -> list[float]:
+        """Return the weight of each entry, oldest first."""
+        return [entry.weight for entry in self.entries]
+
+    @property
+    def read(self) -> list[Entry]:
+        """Return the entries that are read: a checkpoint whose weight is 0 is not."""
+        return [entry for entry in self.entries if entry.weight != 0]
+
+    @property
+    def newest(self) -> Checkpoint:
+        """Return the newest checkpoint that is read: it gives integers, dtypes, names and side files."""
+        return self.read[-1].checkpoint
+
+    @property
+    def effective_count(self) -> float:
+        """Return how many equally weighted checkpoints would average as well: 1 / sum of squared weights."""
+        return 1 / math.fsum(weight * weight for weight in self.weights)
+
+    @property
+    def mean_age(self) -> float | None:
+        """Return the weighted mean of how long before the newest the checkpoints were saved; None without clocks."""
+        newest = self.entries[-1].clock
+        if newest is None:
+            return None
+        return math.fsum(
+            entry.weight * float(newest - entry.clock) for entry in self.entries if entry.clock is not None
+        )
+
+    def half_life_for(self, count: float) -> Time | None:
+        """Return the smallest half-life that gives `count` effective checkpoints over the same updates.
+
+        Rounded up to two digits. None where no half-life does, or where the plan has none.
+        """
+        if self.recipe.half_life is None:
+            return None
+        gaps = [entry.gap for entry in self.entries]
+        span = float(sum(gaps, Fraction(0))) or 1.0
+
+        def reaches(half_life: float) -> bool:
+            weights = half_life_weights(gaps, half_life, bias_correction=self.recipe.bias_correction)
+            return 1 / math.fsum(weight * weight for weight in weights) >= count
+
+        # From far below the smallest gap to far above the run, in steps of two digits: the effective number
+        # rises with the half-life and then falls again, when the first copy gains the upper hand.
+        for exponent in range(floor(math.log10(span)) - 6, floor(math.log10(span)) + 3):
+            for mantissa in range(10, 100):
+                candidate = Fraction(mantissa) * Fraction(10) ** (exponent - 1)
+                if reaches(float(candidate)):
+                    return Time(candidate, self.recipe.half_life.unit)
+        return None
+
+    def warnings(self) -> list[str]:
+        """Return what a user should know before trusting the average: the sparse-checkpoint trap above all."""
+        found = []
+        heaviest = max(self.entries, key=lambda entry: entry.weight)
+        if heaviest.weight > 0.5:
+            found.append(f"{heaviest.checkpoint.name} holds {heaviest.weight:.1%} of the average{self._advice()}")
+        return found
+
+    def _advice(self) -> str:
+        if len(self.entries) < 3:
+            return f": only {len(self.entries)} checkpoint{'s enter' if len(self.entries) > 1 else ' enters'}"
+        enough = self.half_life_for(3)
+        if enough is None:
+            return ""
+        return f"; the smallest half-life with three effective checkpoints is {enough}"
+
+
+def make_plan(run: Run, recipe: Recipe) -> Plan:
+    """Return which checkpoints of `run` enter, each with its weight, by the laws of Composer's EMA.
+
+    Raises:
+        RunError: where clocks are missing in a unit that the recipe needs, or where nothing is left to average.
+    """
+    if not run.checkpoints:
+        raise RunError(f"{run.root}: no checkpoint to average")
+    unit = recipe.unit
+    for needed, option in (
+        (unit, "the half-life" if recipe.half_life else "the update interval"),
+        (recipe.start.unit if recipe.start else None, "--start"),
+        (recipe.stop.unit if recipe.stop else None, "--stop"),
+    ):
+        if needed is not None:
+            _check_clocks(run, needed, option)
+    if not run.units:
+        raise RunError(
+            f"{run.root}: the checkpoints record no clock, and names alone give no order that is safe",
+            hint="say how far apart they are: --spacing 100ba",
+        )
+    skipped: list[Skipped] = []
+    checkpoints, twins = _keep_one_each(run, skipped)
+    checkpoints = _select(checkpoints, recipe, skipped)
+    folded = _fold_events(checkpoints, recipe, unit, skipped)
+    if recipe.last is not None and len(folded) > recipe.last:
+        skipped += [Skipped(each, f"older than the last {recipe.last}") for each, _ in folded[: -recipe.last]]
+        folded = folded[-recipe.last :]
+    if not folded:
+        raise RunError(
+            f"{run.root}: no checkpoint is left to average: {skipped[0].checkpoint.name}: {skipped[0].reason}",
+            hint="see what each checkpoint is: ema-cli inspect",
+        )
+    # The oldest becomes the first copy: what came before it is no gap of this average.
+    gaps = [Fraction(0), *(gap for _, gap in folded[1:])]
+    entries = [
+        Entry(checkpoint, checkpoint.clock(unit) if unit else checkpoint.clock(run.units[0]), gap, weight)
+        for (checkpoint, _), gap, weight in zip(folded, gaps, _weights(gaps, recipe), strict=True)
+    ]
+    in_plan = {id(entry.checkpoint) for entry in entries}
+    kept_twins = tuple((kept, other) for kept, other in twins if id(kept) in in_plan)
+    order = {id(each): number for number, each in enumerate(run.checkpoints)}
+    skipped.sort(key=lambda each: order[id(each.checkpoint)])
+    return Plan(recipe, tuple(entries), tuple(skipped), kept_twins)
+
+
+def half_life_weights(gaps: Sequence[Fraction], half_life: Fraction | float, *, bias_correction: bool) -> list[float]:
+    """Return the weights of checkpoints `gaps` apart (the first gap is not used), in float64, with sum 1.
+
+    w_0 = s_1 ... s_n and w_k = (1 - s_k) s_k+1 ... s_n, with s_k = 2 ** -(gap_k / half_life), Composer's law.
+    With `bias_correction` the average starts from zero, as in Adam: the first checkpoint enters with 1 - s_0,
+    s_0 of the median gap, and the weights are renormalised.
+    """
+    kept = [smoothing(gap, half_life) for gap in gaps]
+    entered = [admitted(gap, half_life) for gap in gaps]
+    if bias_correction and half_life == math.inf:
+        return _proportional(gaps)
+    return _unroll(kept, entered, admitted(_median_gap(gaps), half_life) if bias_correction else None)
+
+
+def _weights(gaps: Sequence[Fraction], recipe: Recipe) -> list[float]:
+    if recipe.half_life is not None:
+        return half_life_weights(gaps, recipe.half_life.value, bias_correction=recipe.bias_correction)
+    assert recipe.smoothing is not None
+    if recipe.bias_correction and recipe.smoothing == 1:
+        return _proportional(gaps)
+    kept = [recipe.smoothing ** float(gap) for gap in gaps]
+    first = 1 - recipe.smoothing ** float(_median_gap(gaps)) if recipe.bias_correction else None
+    return _unroll(kept, [1 - share for share in kept], first)
+
+
+def _unroll(kept: Sequence[float], entered: Sequence[float], first: float | None) -> list[float]:
+    """Return each checkpoint's share after the last update; `first` is what the first enters with, None for 1."""
+    weights = []
+    share = 1.0
+    for smoothed, own in zip(reversed(kept[1:]), reversed(entered[1:]), strict=True):
+        weights.append(share * own)
+        share *= smoothed
+    weights.append(share * (1.0 if first is None else first))
+    weights.reverse()
+    if first is not None:
+        total = math.fsum(weights)
+        weights = [weight / total for weight in weights] if total else [*([0.0] * (len(weights) - 1)), 1.0]
+    return weights
+
+
+def _proportional(gaps: Sequence[Fraction]) -> list[float]:
+    """Return the limit of the bias-corrected weights as the smoothing goes to 1: the gaps themselves."""
+    shares = [_median_gap(gaps), *gaps[1:]]
+    total = sum(shares, Fraction(0))
+    return [float(share / total) for share in shares]
+
+
+def _median_gap(gaps: Sequence[Fraction]) -> Fraction:
+    return Fraction(median(gaps[1:])) if len(gaps) > 1 else Fraction(1)
+
+
+def _check_clocks(run: Run, unit: Unit, option: str) -> None:
+    missing = next((each for each in run.checkpoints if unit not in each.progress.clocks), None)
+    if missing is None:
+        return
+    known = ", ".join(f"{unit.plural} ({unit})" for unit in missing.progress.clocks) or "none"
+    ways = ["give " + option + " in a unit that is known"] if missing.progress.clocks else []
+    if {unit, *missing.progress.clocks} >= {Unit.EPOCH, Unit.BATCH}:
+        ways.append("convert with --epoch-length 1000ba")
+    ways.append(f"say how far apart the checkpoints are with --spacing 100{unit}")
+    raise RunError(
+        f"{missing.path}: records no clock in {unit.plural}, which {option} needs; known: {known}",
+        hint=", or ".join(ways),
+    )
+
+
+def _keep_one_each(
+    run: Run, skipped: list[Skipped]
+) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
+    """Keep one checkpoint of those with one clock; `average` will compare the tensors of the others with it."""
+    pairs = [(group[0], other) for group in run.twins() for other in group[1:]]
+    dropped = {id(other) for _, other in pairs}
+    skipped += [Skipped(other, f"same clock as {kept.name}") for kept, other in pairs]
+    return [each for each in run.checkpoints if id(each) not in dropped], pairs
+
+
+def _select(checkpoints: list[Checkpoint], recipe: Recipe, skipped: list[Skipped]) -> list[Checkpoint]:
+    """Apply --start and --stop, both inclusive."""
+    kept = []
+    for each in checkpoints:
+        if recipe.start is not None and _clock(each, recipe.start.unit) < recipe.start.value:
+            skipped.append(Skipped(each, f"before --start {recipe.start}"))
+        elif recipe.stop is not None and _clock(each, recipe.stop.unit) > recipe.stop.value:
+            skipped.append(Skipped(each, f"after --stop {recipe.stop}"))
+        else:
+            kept.append(each)
+    return kept
+
+
+def _fold_events(
+    checkpoints: list[Checkpoint], recipe: Recipe, unit: Unit | None, skipped: list[Skipped]
+) -> list[tuple[Checkpoint, Fraction]]:
+    """Return the checkpoints that are folded, each with the gap to the one folded before it.
+
+    The gap is in units of training time with a half-life, in updates with a smoothing. Event n happens when the
+    clock reaches n x interval, so a checkpoint at clock t has passed floor(t / interval) of them; it is folded
+    if and only if that is more than at the checkpoint folded before. The first copy is as in Composer: never
+    the untrained model, and not before min(1 unit, interval).
+    """
+    interval = recipe.interval
+    folded: list[tuple[Checkpoint, Fraction]] = []
+    for each in checkpoints:
+        if any(clock.value == 0 for at, clock in each.progress.clocks.items() if at in (unit or at,)) and (
+            unit is not None or _is_untrained(each)
+        ):
+            skipped.append(Skipped(each, f"nothing trained yet (clock 0{unit or ''})"))
+            continue
+        if interval is None:
+            gap = _elapsed(folded[-1][0], each, unit) if folded else Fraction(0)
+            if unit is not None and folded and gap == 0:
+                skipped.append(Skipped(each, f"no time passed since {folded[-1][0].name}"))
+                continue
+            folded.append((each, gap))
+            continue
+        assert unit is not None
+        first = min(Fraction(1), Fraction(interval.value))
+        if not folded and _clock(each, unit) < first:
+            skipped.append(Skipped(each, f"before the first update at {format_number(first)}{unit}"))
+            continue
+        events = floor(_clock(each, unit) / Fraction(interval.value))
+        passed = floor(_clock(folded[-1][0], unit) / Fraction(interval.value)) if folded else -1
+        if events <= passed:
+            skipped.append(Skipped(each, f"no update event since {folded[-1][0].name}"))
+            continue
+        updates = Fraction(events - passed)
+        folded.append((each, updates * Fraction(interval.value) if recipe.half_life else updates))
+    return folded
+
+
+def _is_untrained(checkpoint: Checkpoint) -> bool:
+    return all(clock.value == 0 for clock in checkpoint.progress.clocks.values())
+
+
+def _elapsed(older: Checkpoint, newer: Checkpoint, unit: Unit | None) -> Fraction:
+    """Return the training time between two checkpoints; where only their order counts, 1 for one update."""
+    return Fraction(1) if unit is None else _clock(newer, unit) - _clock(older, unit)
+
+
+def _clock(checkpoint: Checkpoint, unit: Unit) -> Fraction:
+    clock = checkpoint.clock(unit)
+    assert clock is not None, "checked when the plan was begun"
+    return clock

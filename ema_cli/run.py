@@ -1,0 +1,261 @@
+"""The ordered checkpoints of one training: open, order, drop what counts twice, compare. No tensors here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.clocks import order_units, settle_clocks, space
+from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
+from ema_cli.find import PassedOver, Search, check_one_run, is_checkpoint_folder, natural_key
+from ema_cli.formats import open_checkpoint
+from ema_cli.formats.layouts import AVERAGES_FOLDER, COPIES
+from ema_cli.formats.options import ReadOptions
+from ema_cli.units import Time, Unit
+
+_HF_NAME = re.compile(r"(?:^|/)checkpoint-[0-9]+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The checkpoints of one training, oldest first, and what was noticed about them.
+
+    `units`: those in which every checkpoint has a clock; empty where only the names give an order.
+    """
+
+    root: Path
+    checkpoints: tuple[Checkpoint, ...]
+    units: tuple[Unit, ...]
+    passed_over: tuple[PassedOver, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def twins(self) -> list[tuple[Checkpoint, ...]]:
+        """Return the groups of checkpoints with one clock, the one to keep first."""
+        groups: dict[tuple[object, ...], list[Checkpoint]] = {}
+        for checkpoint in self.checkpoints if self.units else ():
+            key = tuple(checkpoint.clock(unit) for unit in self.units)
+            groups.setdefault(key, []).append(checkpoint)
+        return [tuple(sorted(group, key=_preference)) for group in groups.values() if len(group) > 1]
+
+
+def open_run(
+    paths: Sequence[Path],
+    *,
+    options: ReadOptions | None = None,
+    epoch_length: Time | None = None,
+    spacing: Time | None = None,
+) -> Run:
+    """Read the headers of one run: a folder that holds it, or its checkpoints in any order.
+
+    `epoch_length` (in batches) converts between epochs and batches; `spacing` gives clocks, in natural order of
+    the names, to checkpoints that record none.
+
+    Raises:
+        CheckpointError: for a checkpoint that cannot be read, or where none is complete.
+        RunError: for several runs in one folder, and for clocks that contradict each other.
+    """
+    options = options or ReadOptions()
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UsageError(f"{path}: does not exist")
+    if len(paths) == 1 and paths[0].is_dir():
+        root, opened, passed_over = _open_folder(paths[0], options)
+    else:
+        root, opened, passed_over = _open_named(paths, options)
+    opened, aliases = _drop_aliases(opened)
+    opened = _share_specs(opened)
+    checkpoints, notes = settle_clocks(opened, epoch_length)
+    checkpoints, unclocked = _drop_unclocked_copies(checkpoints, spaced=spacing is not None)
+    if spacing is not None:
+        checkpoints = space(checkpoints, spacing)
+    units = order_units(checkpoints)
+    return Run(root, _order(checkpoints, units), units, (*passed_over, *aliases, *unclocked), tuple(notes))
+
+
+def _open_folder(folder: Path, options: ReadOptions) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
+    search = Search(folder)
+    search.visit(folder)
+    if search.paths == [folder]:
+        return _open_named([folder], options)
+    check_one_run(folder, search.paths)
+    opened: list[Checkpoint] = []
+    incomplete: list[EmaError] = []
+    for path in search.paths:
+        try:
+            checkpoint = open_checkpoint(path, options)
+        except IncompleteCheckpoint as error:
+            incomplete.append(error)
+            search.pass_over(path, f"half-written: {_without(path, error)}", warn=True)
+            continue
+        except NoWeights as error:
+            search.pass_over(path, f"no weights: {_without(path, error)}", warn=True)
+            continue
+        if checkpoint.recipe is not None:
+            search.pass_over(path, "averaged by ema-cli")
+            continue
+        opened.append(replace(checkpoint, name=search.name(path)))
+    opened, unmarked = _drop_unmarked(opened)
+    if not opened:
+        if incomplete:
+            raise IncompleteCheckpoint(f"{folder}: no complete checkpoint: {incomplete[0]}")
+        raise NoWeights(
+            f"{folder}: no checkpoint in this folder",
+            hint="read: .safetensors, torch zip files (.pt .pth .bin .ckpt .tar), Hugging Face folders",
+        )
+    return folder, opened, [*search.passed_over, *unmarked]
+
+
+def _open_named(
+    paths: Sequence[Path], options: ReadOptions
+) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    opened = []
+    for path in paths:
+        if len(paths) > 1 and path.is_dir() and not is_checkpoint_folder(path):
+            raise UsageError(
+                f"{path}: is a folder, but not a checkpoint", hint="name one folder that holds a run, or checkpoints"
+            )
+        checkpoint = open_checkpoint(path, options)
+        name = path.absolute().relative_to(root).as_posix()
+        if options.weights is None and checkpoint.averaged is None and _in_averages_folder(path):
+            checkpoint = replace(checkpoint, averaged="the folder's name says that it holds averages")
+        opened.append(replace(checkpoint, name=name))
+    for unmarked in _drop_unmarked(opened)[1]:
+        raise IncompleteCheckpoint(f"{root / unmarked.name}: {unmarked.reason}")
+    return root, opened, []
+
+
+def _in_averages_folder(path: Path) -> bool:
+    path = path.absolute()
+    return bool(AVERAGES_FOLDER.search(path.name if path.is_dir() else path.parent.name))
+
+
+def _without(path: Path, error: EmaError) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _drop_unmarked(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[PassedOver]]:
+    """Drop the Trainer's folders whose trainer_state.json, written last, is not there yet."""
+
+    def has_state(checkpoint: Checkpoint) -> bool:
+        return any(clock.source == "sidecar" for clock in checkpoint.progress.clocks.values())
+
+    if not any(map(has_state, opened)):
+        return opened, []
+    kept = [each for each in opened if has_state(each) or not _HF_NAME.search(each.name)]
+    reason = "half-written: its trainer_state.json, which is written last, is missing"
+    dropped = [PassedOver(each.name, reason, warn=True) for each in opened if each not in kept]
+    return kept, dropped
+
+
+def _drop_aliases(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[PassedOver]]:
+    """Count each set of files once, however many links lead to it."""
+    kept: dict[object, Checkpoint] = {}
+    dropped = []
+    for checkpoint in sorted(opened, key=_preference):
+        key = tuple((file.device, file.inode) for file in checkpoint.files)
+        if key in kept:
+            dropped.append(PassedOver(checkpoint.name, f"the same file as {kept[key].name}"))
+        else:
+            kept[key] = checkpoint
+    return list(kept.values()), dropped
+
+
+def _preference(checkpoint: Checkpoint) -> tuple[object, ...]:
+    """Order names of one and the same state: numbered before last, best and latest, real before linked."""
+    name = checkpoint.name
+    last = name.rpartition("/")[2]
+    unnumbered = bool(COPIES.search(last)) or not re.search(r"[0-9]", name)
+    return unnumbered, checkpoint.path.is_symlink(), natural_key(name)
+
+
+def _share_specs(opened: list[Checkpoint]) -> list[Checkpoint]:
+    """Keep one copy of the specs that all checkpoints of a run have in common: a thousand are opened at once."""
+    for checkpoint in opened[1:]:
+        if checkpoint.weights.specs == opened[0].weights.specs:
+            checkpoint.weights.specs = opened[0].weights.specs
+    return opened
+
+
+def _drop_unclocked_copies(
+    checkpoints: list[Checkpoint], *, spaced: bool
+) -> tuple[list[Checkpoint], list[PassedOver]]:
+    """Drop final models and the like, which carry no clock, from a run whose checkpoints do, or are `spaced`."""
+    clocked = [each for each in checkpoints if each.progress.clocks]
+    kept, dropped = [], []
+    for each in checkpoints:
+        copy = bool(COPIES.search(each.name)) or not re.search(r"[0-9]", each.name)
+        if each.progress.clocks or not (clocked or (spaced and copy)):
+            kept.append(each)
+        elif copy:
+            reason = "records no clock" if clocked else "a copy, as its name says"
+            dropped.append(PassedOver(each.name, reason, warn=True))
+        elif spaced:
+            kept.append(each)  # `space` says that some record a clock and some do not
+        else:
+            raise RunError(
+                f"{each.path}: records no clock, but {clocked[0].name} does",
+                hint="name the checkpoints to average, or those without a clock together with --spacing",
+            )
+    return (kept, dropped) if kept else (checkpoints, [])
+
+
+def _order(checkpoints: Iterable[Checkpoint], units: tuple[Unit, ...]) -> tuple[Checkpoint, ...]:
+    """Sort by the clocks, and check that no two units contradict each other."""
+    if not units:
+        return tuple(sorted(checkpoints, key=lambda each: natural_key(each.name)))
+    ordered = sorted(checkpoints, key=lambda each: ([each.clock(unit) for unit in units], _preference(each)))
+    for older, newer in zip(ordered, ordered[1:], strict=False):
+        for unit in units[1:]:
+            before, after = older.clock(unit), newer.clock(unit)
+            if before is not None and after is not None and before > after:
+                raise RunError(
+                    f"{newer.path}: is later than {older.name} in {units[0].plural}, but earlier in {unit.plural}",
+                    hint="these are not checkpoints of one run; name those that are",
+                )
+    return tuple(ordered)
+
+
+def first_differences(checkpoints: Sequence[Checkpoint], limit: int = 4) -> list[str]:
+    """Return sentences on how the tensors of the checkpoints differ from those of the newest, the first few.
+
+    Each names both checkpoints, the tensor and both specs.
+    """
+    found: list[str] = []
+    newest = checkpoints[-1]
+    theirs = newest.weights.specs
+    for checkpoint in checkpoints[:-1]:
+        ours = checkpoint.weights.specs
+        if ours is theirs:
+            continue
+        for name in [*ours, *(name for name in theirs if name not in ours)]:
+            if ours.get(name) != theirs.get(name):
+                found.append(_difference(name, checkpoint, newest))
+                if len(found) == limit:
+                    return found
+    return found
+
+
+def check_same_model(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise a RunError if not all checkpoints have the same tensor names, shapes and dtypes."""
+    differences = first_differences(checkpoints)
+    if differences:
+        raise RunError(
+            "; ".join(differences),
+            hint="average checkpoints of one model; --start and --stop leave out others",
+        )
+
+
+def _difference(name: str, one: Checkpoint, other: Checkpoint) -> str:
+    first, second = one.weights.specs.get(name), other.weights.specs.get(name)
+    if second is None:
+        return f"{one.name}: '{name}' is {first}, but {other.name} does not have it"
+    if first is None:
+        return f"{one.name}: '{name}' is missing, but {second} in {other.name}"
+    return f"{one.name}: '{name}' is {first}, but {second} in {other.name}"
+
+
