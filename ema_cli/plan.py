@@ -91,11 +91,14 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A checkpoint that enters: its clock in the plan's unit, the training time (or updates) since the
-    checkpoint folded before it, and its weight, the share it has in the average."""
+    """A checkpoint that enters.
+
+    `clock` is in the plan's unit; `gap` is the training time since the checkpoint folded before it (with a
+    smoothing: the updates); `weight` is its share in the average.
+    """
 
     checkpoint: Checkpoint
-    clock: Fraction | None
+    clock: Time
     gap: Fraction
     weight: float
 
@@ -141,14 +144,13 @@ class Plan:
         return 1 / math.fsum(weight * weight for weight in self.weights)
 
     @property
-    def mean_age(self) -> float | None:
-        """Return the weighted mean of how long before the newest the checkpoints were saved; None without clocks."""
-        newest = self.entries[-1].clock
-        if newest is None:
-            return None
-        return math.fsum(
-            entry.weight * float(newest - entry.clock) for entry in self.entries if entry.clock is not None
+    def mean_age(self) -> Time:
+        """Return the weighted mean of how long before the newest the checkpoints were saved."""
+        newest = Fraction(self.entries[-1].clock.value)
+        age = math.fsum(
+            entry.weight * float(newest - Fraction(entry.clock.value)) for entry in self.entries
         )
+        return Time(age, self.entries[-1].clock.unit)
 
     def half_life_for(self, count: float) -> Time | None:
         """Return the smallest half-life that gives `count` effective checkpoints over the same updates.
@@ -157,16 +159,18 @@ class Plan:
         """
         if self.recipe.half_life is None:
             return None
-        gaps = [entry.gap for entry in self.entries]
-        span = float(sum(gaps, Fraction(0))) or 1.0
+        gaps = [float(entry.gap) for entry in self.entries]
+        if len(gaps) < 2:
+            return None
 
         def reaches(half_life: float) -> bool:
             weights = half_life_weights(gaps, half_life, bias_correction=self.recipe.bias_correction)
             return 1 / math.fsum(weight * weight for weight in weights) >= count
 
-        # From far below the smallest gap to far above the run, in steps of two digits: the effective number
-        # rises with the half-life and then falls again, when the first copy gains the upper hand.
-        for exponent in range(floor(math.log10(span)) - 6, floor(math.log10(span)) + 3):
+        # From below the smallest gap to above the run, in steps of two digits: the effective number rises with
+        # the half-life and then falls again, when the first copy gains the upper hand.
+        lowest, highest = floor(math.log10(min(gaps[1:]))) - 1, floor(math.log10(sum(gaps))) + 2
+        for exponent in range(lowest, highest):
             for mantissa in range(10, 100):
                 candidate = Fraction(mantissa) * Fraction(10) ** (exponent - 1)
                 if reaches(float(candidate)):
@@ -225,8 +229,9 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
         )
     # The oldest becomes the first copy: what came before it is no gap of this average.
     gaps = [Fraction(0), *(gap for _, gap in folded[1:])]
+    shown = unit or run.units[0]
     entries = [
-        Entry(checkpoint, checkpoint.clock(unit) if unit else checkpoint.clock(run.units[0]), gap, weight)
+        Entry(checkpoint, Time(_clock(checkpoint, shown), shown), gap, weight)
         for (checkpoint, _), gap, weight in zip(folded, gaps, _weights(gaps, recipe), strict=True)
     ]
     in_plan = {id(entry.checkpoint) for entry in entries}
@@ -236,7 +241,9 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     return Plan(recipe, tuple(entries), tuple(skipped), kept_twins)
 
 
-def half_life_weights(gaps: Sequence[Fraction], half_life: Fraction | float, *, bias_correction: bool) -> list[float]:
+def half_life_weights(
+    gaps: Sequence[Fraction] | Sequence[float], half_life: Fraction | float, *, bias_correction: bool
+) -> list[float]:
     """Return the weights of checkpoints `gaps` apart (the first gap is not used), in float64, with sum 1.
 
     w_0 = s_1 ... s_n and w_k = (1 - s_k) s_k+1 ... s_n, with s_k = 2 ** -(gap_k / half_life), Composer's law.
@@ -276,14 +283,14 @@ def _unroll(kept: Sequence[float], entered: Sequence[float], first: float | None
     return weights
 
 
-def _proportional(gaps: Sequence[Fraction]) -> list[float]:
+def _proportional(gaps: Sequence[Fraction] | Sequence[float]) -> list[float]:
     """Return the limit of the bias-corrected weights as the smoothing goes to 1: the gaps themselves."""
     shares = [_median_gap(gaps), *gaps[1:]]
-    total = sum(shares, Fraction(0))
+    total = sum(map(Fraction, shares), Fraction(0))
     return [float(share / total) for share in shares]
 
 
-def _median_gap(gaps: Sequence[Fraction]) -> Fraction:
+def _median_gap(gaps: Sequence[Fraction] | Sequence[float]) -> Fraction:
     return Fraction(median(gaps[1:])) if len(gaps) > 1 else Fraction(1)
 
 
@@ -338,10 +345,8 @@ def _fold_events(
     interval = recipe.interval
     folded: list[tuple[Checkpoint, Fraction]] = []
     for each in checkpoints:
-        if any(clock.value == 0 for at, clock in each.progress.clocks.items() if at in (unit or at,)) and (
-            unit is not None or _is_untrained(each)
-        ):
-            skipped.append(Skipped(each, f"nothing trained yet (clock 0{unit or ''})"))
+        if _is_untrained(each, unit):
+            skipped.append(Skipped(each, f"nothing trained yet: its clock is 0{unit or ''}"))
             continue
         if interval is None:
             gap = _elapsed(folded[-1][0], each, unit) if folded else Fraction(0)
@@ -365,7 +370,10 @@ def _fold_events(
     return folded
 
 
-def _is_untrained(checkpoint: Checkpoint) -> bool:
+def _is_untrained(checkpoint: Checkpoint, unit: Unit | None) -> bool:
+    """Return whether the clock is 0; where the law needs no unit, whether every clock is."""
+    if unit is not None:
+        return checkpoint.clock(unit) == 0
     return all(clock.value == 0 for clock in checkpoint.progress.clocks.values())
 
 

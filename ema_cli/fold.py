@@ -1,0 +1,233 @@
+"""Bring checkpoints into the average, range by range: read, multiply, add, round, write, forget.
+
+Memory is a few small buffers for each thread, whatever the number and size of the checkpoints. Ranges are
+independent of each other, and every byte that enters is read once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ema_cli.arithmetic import (
+    Floats,
+    components,
+    decode,
+    encode,
+    is_within,
+    overflow_limit,
+    settle_non_finite,
+    weighted_average,
+    work_dtype,
+)
+from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
+from ema_cli.errors import NonFiniteError
+
+RANGE_ELEMENTS = 1 << 17
+_REPORT_SECONDS = 0.1
+
+Write = Callable[[str, int, memoryview], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tensor names that share their bytes in every checkpoint, to be folded once."""
+
+    names: tuple[str, ...]
+    spec: TensorSpec
+    target: DType
+
+
+@dataclass(slots=True)
+class Fold:
+    """The average of `checkpoints`, oldest first, with `weights` that sum to 1.
+
+    `dtype_of` gives the output dtype of averaged tensors by name. `write(name, start, data)` is called once for
+    each range of each output tensor, from several threads. `non_finite` lists the tensors in which NaN or
+    infinity was let through.
+
+    Raises:
+        NonFiniteError: unless `allow_non_finite`; names checkpoint and tensor.
+        CheckpointError: where an input cannot be read.
+    """
+
+    checkpoints: Sequence[Checkpoint]
+    weights: Sequence[float]
+    targets: Mapping[str, DType]
+    write: Write
+    threads: int = 1
+    range_elements: int = RANGE_ELEMENTS
+    allow_non_finite: bool = False
+    bytes_read: int = 0
+    non_finite: set[str] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopped: bool = False
+
+    @property
+    def bytes_total(self) -> int:
+        """Return how many bytes will be read."""
+        return sum(
+            group.spec.nbytes * (len(self.checkpoints) if group.spec.dtype.averaged else 1)
+            for group in self.groups()
+        )
+
+    def run(self, report: Callable[[int], None] = lambda _: None) -> None:
+        """Fold everything; `report` is told, in this thread, how many bytes have been read so far."""
+        ranges = self._ranges()
+        with ThreadPoolExecutor(self.threads, "fold") as pool:
+            workers = {pool.submit(self._work, ranges) for _ in range(self.threads)}
+            try:
+                while workers:
+                    done, workers = wait(workers, _REPORT_SECONDS, FIRST_EXCEPTION)
+                    for worker in done:
+                        worker.result()
+                    report(self.bytes_read)
+            finally:
+                # However this ends (an error, Ctrl-C), the other workers stop at their next range.
+                self._stopped = True
+
+    def groups(self) -> list[Group]:
+        """Return the tensors to fold, in the newest checkpoint's order; those tied everywhere come together."""
+        tied: dict[object, list[str]] = {}
+        newest = self.checkpoints[-1].weights
+        for name in newest.specs:
+            tied.setdefault((newest.place(name), newest.specs[name]), []).append(name)
+        groups = []
+        for names in tied.values():
+            for part in self._split_untied(names):
+                spec = newest.specs[part[0]]
+                groups.append(Group(tuple(part), spec, self.targets[part[0]]))
+        return groups
+
+    def _split_untied(self, names: list[str]) -> list[list[str]]:
+        if len(names) == 1:
+            return [names]
+        parts: dict[object, list[str]] = {}
+        for name in names:
+            places = tuple(checkpoint.weights.place(name) for checkpoint in self.checkpoints)
+            parts.setdefault(places, []).append(name)
+        return list(parts.values())
+
+    def _ranges(self) -> Iterator[tuple[Group, int, int]]:
+        for group in self.groups():
+            for start in range(0, group.spec.count, self.range_elements):
+                yield group, start, min(self.range_elements, group.spec.count - start)
+
+    def _work(self, ranges: Iterator[tuple[Group, int, int]]) -> None:
+        buffers = _Buffers(self.range_elements)
+        with np.errstate(all="ignore"):
+            while True:
+                with self._lock:
+                    taken = None if self._stopped else next(ranges, None)
+                if taken is None:
+                    return
+                group, start, count = taken
+                if group.spec.dtype.averaged and (len(self.weights) > 1 or group.target != group.spec.dtype):
+                    self._average(group, start, count, buffers)
+                else:
+                    self._copy(group, start, count, buffers)
+
+    def _copy(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
+        """Write the range as the newest checkpoint has it."""
+        size = group.spec.dtype.itemsize
+        data = buffers.raw[: count * size]
+        self.checkpoints[-1].weights.read_into(group.names[0], start * size, memoryview(data))
+        if group.spec.dtype.averaged:
+            self._check_copied(group, start, count, buffers)
+        for name in group.names:
+            self.write(name, start * size, memoryview(data))
+        self._count(len(data))
+
+    def _check_copied(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
+        values = buffers.floats(group.spec.dtype, count)[0]
+        _decode_into(group.spec.dtype, buffers.raw[: count * group.spec.dtype.itemsize], values)
+        if np.isnan(values).any():
+            # An infinity is equal in all of one checkpoint.
+            self._non_finite(group, 0, start + int(np.flatnonzero(np.isnan(values))[0]))
+
+    def _average(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
+        dtype, name = group.spec.dtype, group.names[0]
+        three = buffers.floats(dtype, count)
+        raw = buffers.raw[: count * dtype.itemsize]
+
+        def load(number: int, out: Floats) -> None:
+            weights = self.checkpoints[number].weights
+            if dtype.name in ("BF16", "F16"):
+                weights.read_into(name, start * dtype.itemsize, memoryview(raw))
+                decode(dtype, raw, out)
+            else:
+                weights.read_into(name, start * dtype.itemsize, memoryview(out).cast("B"))
+
+        average = weighted_average(load, self.weights, three)
+        limit = overflow_limit(group.target, average.dtype)
+        if not is_within(average, limit):
+            found = settle_non_finite(load, self.weights, average, limit)
+            if found is not None:
+                self._non_finite(group, found[0], start + found[1] // components(dtype))
+        data = encode(group.target, average)
+        for each in group.names:
+            self.write(each, start * group.target.itemsize, data)
+        self._count(count * dtype.itemsize * len(self.checkpoints))
+
+    def _non_finite(self, group: Group, number: int, element: int) -> None:
+        name = group.names[0]
+        if self.allow_non_finite:
+            with self._lock:
+                self.non_finite.add(name)
+        elif number < 0:
+            raise NonFiniteError(
+                f"'{name}' is too large for {group.target.name} at element {element} of the average",
+                hint="write a wider type: --dtype float32 or bfloat16",
+            )
+        else:
+            raise NonFiniteError(
+                f"{self.checkpoints[number].path}: '{name}' is not finite at element {element}",
+                hint="leave that checkpoint out (--start, --stop), or let it pass with --allow-non-finite",
+            )
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self.bytes_read += nbytes
+
+
+class _Buffers:
+    """One thread's memory, allocated once: 4 x 8 bytes for each element of a range."""
+
+    def __init__(self, elements: int) -> None:
+        self.raw = np.empty(elements * 8, dtype=np.uint8)
+        self._floats = [np.empty(elements, dtype=np.float64) for _ in range(3)]
+
+    def floats(self, dtype: DType, count: int) -> tuple[Floats, Floats, Floats]:
+        """Return three arrays for `count` elements of `dtype`, in the type that they are accumulated in."""
+        length = count * components(dtype)
+        first, second, third = (array.view(work_dtype(dtype))[:length] for array in self._floats)
+        return first, second, third
+
+
+def _decode_into(dtype: DType, raw: np.ndarray, values: Floats) -> None:
+    if dtype.name in ("BF16", "F16"):
+        decode(dtype, raw, values)
+    else:
+        values[:] = raw.view(values.dtype)
+
+
+def compare_tensors(one: Checkpoint, other: Checkpoint) -> str | None:
+    """Return the name of the first tensor whose bytes differ, None if all are equal."""
+    if one.weights.specs != other.weights.specs:
+        return next(iter(one.weights.specs.keys() ^ other.weights.specs.keys()), "") or next(
+            name for name, spec in one.weights.specs.items() if other.weights.specs[name] != spec
+        )
+    for name, spec in one.weights.specs.items():
+        step = RANGE_ELEMENTS * spec.dtype.itemsize
+        for start in range(0, spec.nbytes, step):
+            size = min(step, spec.nbytes - start)
+            mine, theirs = bytearray(size), bytearray(size)
+            one.weights.read_into(name, start, memoryview(mine))
+            other.weights.read_into(name, start, memoryview(theirs))
+            if mine != theirs:
+                return name
+    return None

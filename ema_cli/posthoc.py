@@ -1,0 +1,321 @@
+"""The pipeline after a plan: check, lay out the output, fold, read back, publish. No torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ema_cli._version import __version__
+from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
+from ema_cli.errors import OutputError, RunError, UsageError
+from ema_cli.fold import Fold, compare_tensors
+from ema_cli.formats import hf_directory
+from ema_cli.formats.files import InputFile
+from ema_cli.formats.safetensors import SafetensorsWeights
+from ema_cli.formats.safetensors_file import METADATA_KEY
+from ema_cli.layout import OutputFile, lay_out_file, lay_out_shards
+from ema_cli.plan import Plan
+from ema_cli.run import check_same_model
+from ema_cli.side_files import find_side_files, set_config_dtype
+from ema_cli.staging import OutputStream, Staging, output_errors
+from ema_cli.target import Target, check_target
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an average came to. Sizes in bytes."""
+
+    target: Target
+    tensors_averaged: int
+    tensors_copied: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    non_finite: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What will be written: weights by range, small files whole, copies of side files."""
+
+    files: Sequence[OutputFile]
+    texts: Mapping[str, bytes]
+    copies: Mapping[str, InputFile]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of everything."""
+        copied = sum(file.size for file in self.copies.values())
+        return sum(file.size for file in self.files) + sum(map(len, self.texts.values())) + copied
+
+
+def average(
+    plan: Plan,
+    target: Target,
+    *,
+    dtype: DType | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    allow_non_finite: bool = False,
+    report: Report = lambda done, total: None,
+) -> Result:
+    """Write the weighted average of the plan's checkpoints to `target`, all of it or nothing.
+
+    `dtype` replaces that of floating tensors. `report(done, total)` is told the bytes read, now and then.
+
+    Raises:
+        RunError: where the checkpoints are not of one model, are averages already, or contradict each other.
+        NonFiniteError: for a NaN or infinity, unless `allow_non_finite`.
+        CheckpointError: where one cannot be read, or changes meanwhile.
+        OutputError: where the target exists without `force`, or cannot be written.
+    """
+    began = time.monotonic()
+    output = prepare(plan, target, dtype=dtype, force=force)
+    _compare_twins(plan)
+    checkpoints = [entry.checkpoint for entry in plan.read]
+    with Staging(target.path) as staging:
+        name = target.path.name
+        folder = staging.folder / name if target.is_folder else staging.folder
+        if target.is_folder:
+            with output_errors(target.path):
+                folder.mkdir()
+        fold = _write_weights(plan, output, folder, dtype, threads, allow_non_finite, report)
+        _write_texts(output, folder)
+        for file in output.files:
+            _read_back(folder / file.name, file)
+        for checkpoint in checkpoints:
+            for source in checkpoint.files:
+                source.check_unchanged()
+        publish = staging.publish_folder if target.is_folder else staging.publish_file
+        publish(name, force=force)
+    specs = plan.newest.weights.specs.values()
+    averaged = sum(spec.dtype.averaged for spec in specs)
+    return Result(
+        target,
+        averaged,
+        len(specs) - averaged,
+        fold.bytes_read,
+        output.nbytes,
+        time.monotonic() - began,
+        tuple(sorted(fold.non_finite)),
+    )
+
+
+def prepare(plan: Plan, target: Target, *, dtype: DType | None, force: bool) -> Output:
+    """Check everything that headers can tell, and return what would be written.
+
+    Raises:
+        RunError, OutputError: as `average`.
+    """
+    checkpoints = [entry.checkpoint for entry in plan.entries]
+    for checkpoint in checkpoints:
+        _refuse_averaged(checkpoint)
+    check_same_model(checkpoints)
+    check_target(target, [file for each in checkpoints for file in each.files], force=force)
+    output = _lay_out(plan, target, dtype)
+    with output_errors(target.path):
+        space = os.statvfs(target.path.absolute().parent)
+    if output.nbytes > space.f_bavail * space.f_frsize:
+        raise OutputError(
+            f"{target.path}: needs {output.nbytes} bytes, but {space.f_bavail * space.f_frsize} are free",
+            hint="make room, or write elsewhere with -o",
+        )
+    return output
+
+
+def _refuse_averaged(checkpoint: Checkpoint) -> None:
+    if checkpoint.averaged is None:
+        return
+    if checkpoint.trainer in ("Composer", "Lightning"):
+        hint = "take the raw weights stored beside them with --weights raw, or average the averages with --weights ema"
+    else:
+        hint = "average the run's raw checkpoints, or these averages once more with --weights ema"
+    raise RunError(f"{checkpoint.path}: is averaged already: {checkpoint.averaged}", hint=hint)
+
+
+def _compare_twins(plan: Plan) -> None:
+    """Check that checkpoints with one clock are one state, saved twice."""
+    for kept, other in plan.twins:
+        different = compare_tensors(kept, other)
+        if different is not None:
+            raise RunError(
+                f"{other.path}: has the same clock as {kept.name}, but '{different}' differs",
+                hint="these are two runs, or two branches of one: name the checkpoints of one",
+            )
+
+
+def output_specs(specs: Mapping[str, TensorSpec], dtype: DType | None) -> dict[str, TensorSpec]:
+    """Return the specs that are written: floating tensors in `dtype`, all others as they are."""
+    if dtype is None:
+        return dict(specs)
+    return {
+        name: replace(spec, dtype=dtype) if spec.dtype.kind == "float" else spec for name, spec in specs.items()
+    }
+
+
+def _lay_out(plan: Plan, target: Target, dtype: DType | None) -> Output:
+    newest = plan.newest
+    specs = output_specs(newest.weights.specs, dtype)
+    if not target.is_folder:
+        return Output([lay_out_file(target.path.name, specs, _metadata(plan, dtype, []))], {}, {})
+    side_files = find_side_files(newest.path) if newest.path.is_dir() else []
+    copies = {file.path.relative_to(newest.path).as_posix(): file for file in side_files}
+    texts = {}
+    config = copies.get("config.json")
+    if config is not None:
+        floating = {spec.dtype.name for spec in specs.values() if spec.dtype.kind == "float"}
+        text = config.read(0, config.size)
+        changed = set_config_dtype(text, floating, converted=dtype is not None)
+        if changed != text:
+            texts["config.json"] = changed
+            del copies["config.json"]
+    metadata = _metadata(plan, dtype, sorted({*copies, *texts}))
+    shards = _shards(newest)
+    if len(set(shards.values())) > 1:
+        files, index = lay_out_shards(specs, shards, metadata)
+        return Output(files, {**texts, hf_directory.INDEX: index}, copies)
+    return Output([lay_out_file(hf_directory.SINGLE, specs, metadata)], texts, copies)
+
+
+def _shards(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the shard file of each tensor; empty where all are in one file."""
+    weights = checkpoint.weights
+    if not isinstance(weights, SafetensorsWeights) or len(weights.files) == 1:
+        return {}
+    return {name: weights.shard_of(name) for name in weights.specs}
+
+
+def _metadata(plan: Plan, dtype: DType | None, side_files: Sequence[str]) -> dict[str, str]:
+    """Say compactly how the file was averaged: no times, hosts or absolute paths, so that equal runs are equal."""
+    recipe = plan.recipe
+    asked = {
+        "half_life": recipe.half_life,
+        "smoothing": None if recipe.smoothing is None else repr(recipe.smoothing),
+        "update_interval": recipe.interval or "every",
+        "start": recipe.start,
+        "stop": recipe.stop,
+        "last": recipe.last,
+        "bias_correction": recipe.bias_correction or None,
+        "dtype": dtype.name if dtype else None,
+    }
+    record: dict[str, object] = {"version": __version__}
+    record.update((name, str(value)) for name, value in asked.items() if value is not None)
+    record["checkpoints"] = [[each.checkpoint.name, str(each.clock), each.weight] for each in plan.read]
+    if side_files:
+        record["files"] = list(side_files)
+    return {"format": "pt", METADATA_KEY: json.dumps(record, separators=(",", ":"))}
+
+
+def _write_weights(
+    plan: Plan,
+    output: Output,
+    folder: Path,
+    dtype: DType | None,
+    threads: int | None,
+    allow_non_finite: bool,
+    report: Report,
+) -> Fold:
+    with ExitStack() as stack:
+        streams: dict[str, tuple[OutputStream, int]] = {}
+        for file in output.files:
+            stream = OutputStream(folder / file.name)
+            stack.callback(stream.close)
+            stream.write(0, file.header)
+            streams.update((tensor, (stream, offset)) for tensor, offset in file.offsets.items())
+
+        def write(tensor: str, start: int, data: memoryview) -> None:
+            stream, offset = streams[tensor]
+            stream.write(offset + start, data)
+
+        fold = Fold(
+            [entry.checkpoint for entry in plan.read],
+            [entry.weight for entry in plan.read],
+            {name: spec.dtype for name, spec in output_specs(plan.newest.weights.specs, dtype).items()},
+            write,
+            threads=threads or default_threads(),
+            allow_non_finite=allow_non_finite,
+        )
+        total = fold.bytes_total
+        fold.run(lambda done: report(done, total))
+        for stream in {id(stream): stream for stream, _ in streams.values()}.values():
+            stream.sync()
+    return fold
+
+
+def _write_texts(output: Output, folder: Path) -> None:
+    for name, text in output.texts.items():
+        _write_small(folder / name, [text])
+    for name, source in output.copies.items():
+        with output_errors(folder / name):
+            (folder / name).parent.mkdir(exist_ok=True)
+        step = 1 << 20
+        blocks = (source.read(at, min(step, source.size - at)) for at in range(0, source.size, step))
+        _write_small(folder / name, blocks)
+
+
+def _write_small(path: Path, blocks: Sequence[bytes] | object) -> None:
+    stream = OutputStream(path)
+    try:
+        position = 0
+        for block in blocks:  # type: ignore[attr-defined]
+            stream.write(position, block)
+            position += len(block)
+        stream.sync()
+    finally:
+        stream.close()
+
+
+def _read_back(path: Path, file: OutputFile) -> None:
+    """Check that the official reader finds in the file what was meant."""
+    try:
+        with safe_open(path, framework="np") as reader:
+            found = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - not a dict
+            specs = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in found.items()}
+    except SafetensorError as error:
+        raise OutputError(f"{path.name}: does not read back: {error}") from error
+    if specs != {name: (spec.dtype.name, spec.shape) for name, spec in file.specs.items()}:
+        raise OutputError(f"{path.name}: reads back with other tensors than were written")
+
+
+def default_threads() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_target(plan: Plan) -> Target:
+    """Return where the average goes if nobody says: a folder for Hugging Face checkpoints, else one file."""
+    recipe = plan.recipe
+    name = f"ema-{recipe.half_life}" if recipe.half_life else f"ema-smoothing-{recipe.smoothing:g}"
+    if plan.newest.path.is_dir():
+        return Target(Path(name), is_folder=True)
+    return Target(Path(f"{name}.safetensors"), is_folder=False)
+
+
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
+
+
+def parse_target(path: Path) -> Target:
+    """Return what `-o` names: one file if it ends in .safetensors, a folder if it has no suffix.
+
+    Raises:
+        UsageError: for any other suffix.
+    """
+    suffix = _SUFFIX.search(path.name)
+    if suffix is None:
+        return Target(path, is_folder=True)
+    if suffix[0].lower() != ".safetensors":
+        raise UsageError(
+            f"--output: '{path}' ends in {suffix[0]}, which is not written",
+            hint="NAME.safetensors for one file, a name without a suffix for a folder",
+        )
+    return Target(path, is_folder=False)

@@ -1,0 +1,218 @@
+"""All or nothing: what is written stays in a hidden folder beside the target until one rename publishes it.
+
+The folder is locked while its process lives. After a SIGKILL or a power cut it is left behind; the next run in
+that place finds it unlocked and removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from ema_cli.errors import OutputError
+
+_PREFIX = ".ema-cli-"
+_NO_REPLACE, _EXCHANGE = 1, 2  # flags of renameat2(2)
+
+
+class Staging:
+    """A private folder beside `target`, as a context manager; whatever is in it at the end is removed.
+
+    Raises:
+        OutputError: where the file system refuses.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.parent = target.absolute().parent
+        self.folder = Path()
+        self._lock = -1
+
+    def __enter__(self) -> Staging:
+        with deferred_signals(), output_errors(self.parent):
+            remove_abandoned(self.parent)
+            while self._lock < 0:
+                self.folder = self.parent / f"{_PREFIX}{secrets.token_hex(8)}"
+                self.folder.mkdir(mode=0o700)
+                self._lock = _lock_folder(self.folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with deferred_signals():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._lock)
+
+    def publish_file(self, name: str, *, force: bool) -> None:
+        """Rename the staged file `name` to the target: the commit point."""
+        with output_errors(self.target):
+            _sync_folder(self.folder)
+            with deferred_signals():
+                _rename(self.folder / name, self.target, replace=force)
+                _sync_folder(self.parent)
+
+    def publish_folder(self, name: str, *, force: bool) -> None:
+        """Rename the staged folder `name` to the target; with `force`, exchange it with what is there."""
+        source = self.folder / name
+        with output_errors(self.target):
+            _sync_folder(source)
+            with deferred_signals():
+                if force and os.path.lexists(self.target):
+                    _exchange(source, self.target)
+                else:
+                    _rename(source, self.target, replace=False)
+                _sync_folder(self.parent)
+
+
+class OutputStream:
+    """A new file that is written by range, from several threads, and synced when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with output_errors(path):
+            self._descriptor = os.open(path, flags, 0o666)  # less the umask, as any file
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at byte `offset`."""
+        rest = memoryview(data)
+        with output_errors(self.path):
+            while len(rest):
+                count = os.pwrite(self._descriptor, rest, offset)
+                offset += count
+                rest = rest[count:]
+
+    def sync(self) -> None:
+        """Wait until the disk has it: some disks say only now that they are full."""
+        with output_errors(self.path):
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        with output_errors(self.path):
+            os.close(self._descriptor)
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into an OutputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            raise OutputError(f"{path}: exists already", hint="replace it with --force") from error
+        hint = {
+            errno.ENOSPC: "make room, or write elsewhere with -o",
+            errno.EDQUOT: "make room, or write elsewhere with -o",
+            errno.ENOENT: f"make the folder first: mkdir -p {path.parent}",
+        }.get(error.errno or 0)
+        raise OutputError(f"{path}: cannot be written: {error.strerror}", hint=hint) from error
+
+
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Hold back SIGINT, SIGTERM and SIGHUP, so that no step is left half done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the staging folders in `parent` that no living process holds."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        if not folder.is_dir() or folder.is_symlink():
+            continue
+        try:
+            descriptor = _lock_folder(folder)
+        except OSError:
+            continue
+        if descriptor >= 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+
+def _lock_folder(folder: Path) -> int:
+    """Return a descriptor that holds the folder's lock; -1 if another holds it, or it was removed meanwhile."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between our open and our lock another run may have taken it for abandoned.
+        if os.path.lexists(folder) and os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return -1
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename(source: Path, target: Path, *, replace: bool) -> None:
+    if replace:
+        _refuse_irregular(target)
+        source.replace(target)
+    elif not _rename_with(source, target, _NO_REPLACE):
+        # No such call on this system or file system: a check and a rename, with a moment between them.
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        source.rename(target)
+
+
+def _exchange(source: Path, target: Path) -> None:
+    """Swap two folders; where the system cannot in one step, set the old one aside first."""
+    if not _rename_with(source, target, _EXCHANGE):
+        aside = source.with_name(f"{source.name}-replaced")
+        target.rename(aside)
+        try:
+            source.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
+
+
+def _refuse_irregular(target: Path) -> None:
+    # A rename onto /dev/full would put a file in place of the device.
+    if os.path.lexists(target) and not stat.S_ISREG(target.lstat().st_mode):
+        raise OutputError(f"{target}: is not a regular file", hint="write elsewhere with -o")
+
+
+def _rename_with(source: Path, target: Path, flag: int) -> bool:
+    """Call Linux's renameat2; return False where it is not supported."""
+    if not sys.platform.startswith("linux"):
+        return False
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    at_cwd = -100
+    if call(at_cwd, os.fsencode(source), at_cwd, os.fsencode(target), flag) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(target))

@@ -1,0 +1,77 @@
+"""Where an average goes, and whether it may: nothing of the user's is overwritten, and never an input."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ema_cli.errors import CheckpointError, OutputError
+from ema_cli.formats import hf_directory
+from ema_cli.formats.files import InputFile
+from ema_cli.formats.options import ReadOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A path, and whether it becomes a folder or one file."""
+
+    path: Path
+    is_folder: bool
+
+
+def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) -> None:
+    """Raise an OutputError unless the target is free, or may be replaced.
+
+    With `force` a regular file may be, and a folder if it holds nothing but what ema-cli wrote into it.
+    """
+    path = target.path
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(f"{path}: the folder {parent} does not exist", hint=f"make it first: mkdir -p {parent}")
+    if not os.path.lexists(path):
+        return
+    mode = path.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OutputError(f"{path}: is neither a regular file nor a folder", hint="write elsewhere with -o")
+    if not force:
+        raise OutputError(f"{path}: exists already", hint="replace it with --force, or write elsewhere with -o")
+    if stat.S_ISDIR(mode) != target.is_folder:
+        found, wanted = ("a folder", "a file") if stat.S_ISDIR(mode) else ("a file", "a folder")
+        raise OutputError(f"{path}: is {found}, and {wanted} would replace it", hint="write elsewhere with -o")
+    real = path.resolve()
+    for file in inputs:
+        if file.path.resolve() == real or real in file.path.resolve().parents:
+            raise OutputError(f"{path}: holds an input, {file.path.name}", hint="write elsewhere with -o")
+    if target.is_folder:
+        _check_own(path)
+
+
+def _check_own(folder: Path) -> None:
+    """Check that the folder holds only what the metadata of the weights in it lists."""
+    present = {
+        (Path(where) / name).relative_to(folder).as_posix() for where, _, names in os.walk(folder) for name in names
+    }
+    if not present:
+        return
+    foreign = sorted(present - _own_files(folder))
+    if foreign:
+        raise OutputError(
+            f"{folder}: holds '{foreign[0]}', which ema-cli did not write there",
+            hint="write elsewhere with -o, or move away what is yours",
+        )
+
+
+def _own_files(folder: Path) -> set[str]:
+    try:
+        checkpoint = hf_directory.open_checkpoint(folder, ReadOptions())
+    except CheckpointError:
+        return set()
+    if not checkpoint.recipe:
+        return set()
+    listed = checkpoint.recipe.get("files")
+    names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+    weights = {file.path.name for file in checkpoint.files}
+    return names | weights | ({hf_directory.INDEX} if len(weights) > 1 else set())
