@@ -56,9 +56,9 @@ def decode(dtype: DType, raw: NDArray[np.uint8], out: Floats) -> None:
 def encode(dtype: DType, values: Floats) -> memoryview:
     """Round `values` once, to nearest and ties to even, and return the bytes to store."""
     if dtype.name == "BF16":
-        return memoryview(_round_to_bf16(values)).cast("B")
+        return _round_to_bf16(values).data.cast("B")
     stored = {"F64": "<f8", "F32": "<f4", "C64": "<f4", "F16": "<f2"}[dtype.name]
-    return memoryview(np.ascontiguousarray(values, dtype=stored)).cast("B")
+    return np.ascontiguousarray(values, dtype=stored).data.cast("B")
 
 
 def _round_to_bf16(values: Floats) -> NDArray[np.uint16]:

@@ -15,9 +15,7 @@ from ema_cli.units import Time, Unit
 _PREFERENCE = (Unit.BATCH, Unit.TOKEN, Unit.SAMPLE, Unit.EPOCH)  # what orders a run best comes first
 
 
-def settle_clocks(
-    checkpoints: Sequence[Checkpoint], epoch_length: Time | None
-) -> tuple[list[Checkpoint], list[str]]:
+def settle_clocks(checkpoints: Sequence[Checkpoint], epoch_length: Time | None) -> tuple[list[Checkpoint], list[str]]:
     """Return the checkpoints with their clocks completed, and notes on what was inferred.
 
     In this order: clocks from names, Composer's completed epochs, epochs that were counted from 0,
@@ -109,9 +107,7 @@ def _convert_epochs(checkpoints: list[Checkpoint], epoch_length: Time) -> list[C
     return [to_epochs(to_batches(each)) for each in checkpoints]
 
 
-def _filler(
-    unit: Unit, known: Unit, convert: Callable[[Fraction], Fraction]
-) -> Callable[[Checkpoint], Checkpoint]:
+def _filler(unit: Unit, known: Unit, convert: Callable[[Fraction], Fraction]) -> Callable[[Checkpoint], Checkpoint]:
     """Return a function that fills in the clock in `unit` from the one in `known`, where only that is there."""
 
     def fill(checkpoint: Checkpoint) -> Checkpoint:
@@ -139,7 +135,10 @@ def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
         if without is None:
             message, hint = "every checkpoint records its own clock", "leave out --spacing"
         else:
-            message, hint = f"{with_clock[0].name} records a clock, {without.name} does not", "name those without"
+            message, hint = (
+                f"{with_clock[0].name} records a clock, {without.name} does not",
+                "name those without",
+            )
         raise RunError(f"--spacing {spacing}: {message} in {unit.plural}", hint=hint)
     ordered = sorted(checkpoints, key=lambda each: natural_key(each.name))
     return [_with_clock(each, unit, step * number, "spacing") for number, each in enumerate(ordered, 1)]

@@ -71,8 +71,7 @@ class Fold:
     def bytes_total(self) -> int:
         """Return how many bytes will be read."""
         return sum(
-            group.spec.nbytes * (len(self.checkpoints) if group.spec.dtype.averaged else 1)
-            for group in self.groups()
+            group.spec.nbytes * (len(self.checkpoints) if group.spec.dtype.averaged else 1) for group in self.groups()
         )
 
     def run(self, report: Callable[[int], None] = lambda _: None) -> None:
@@ -135,11 +134,11 @@ class Fold:
         """Write the range as the newest checkpoint has it."""
         size = group.spec.dtype.itemsize
         data = buffers.raw[: count * size]
-        self.checkpoints[-1].weights.read_into(group.names[0], start * size, memoryview(data))
+        self.checkpoints[-1].weights.read_into(group.names[0], start * size, data.data)
         if group.spec.dtype.averaged:
             self._check_copied(group, start, count, buffers)
         for name in group.names:
-            self.write(name, start * size, memoryview(data))
+            self.write(name, start * size, data.data)
         self._count(len(data))
 
     def _check_copied(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
@@ -157,10 +156,10 @@ class Fold:
         def load(number: int, out: Floats) -> None:
             weights = self.checkpoints[number].weights
             if dtype.name in ("BF16", "F16"):
-                weights.read_into(name, start * dtype.itemsize, memoryview(raw))
+                weights.read_into(name, start * dtype.itemsize, raw.data)
                 decode(dtype, raw, out)
             else:
-                weights.read_into(name, start * dtype.itemsize, memoryview(out).cast("B"))
+                weights.read_into(name, start * dtype.itemsize, out.data.cast("B"))
 
         average = weighted_average(load, self.weights, three)
         limit = overflow_limit(group.target, average.dtype)

@@ -10,83 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
-from statistics import median
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import RunError, UsageError
+from ema_cli.errors import RunError
+from ema_cli.recipe import Recipe
 from ema_cli.run import Run
-from ema_cli.units import Time, Unit, admitted, format_number, smoothing
-
-EVERY = "every"
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What is asked for. Exactly one of `half_life` and `smoothing` (a share per update, in [0, 1]).
-
-    `update_interval` is a time, `EVERY` (each checkpoint is an event), or None: 1 in the unit of the half-life,
-    `EVERY` for a half-life below one unit or with `smoothing`. `start` and `stop` are inclusive.
-
-    Raises:
-        UsageError: for values or combinations that make no sense.
-    """
-
-    half_life: Time | None = None
-    update_interval: Time | str | None = None
-    smoothing: float | None = None
-    start: Time | None = None
-    stop: Time | None = None
-    last: int | None = None
-    bias_correction: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.half_life is None) == (self.smoothing is None):
-            what = "one of" if self.half_life is None else "only one of"
-            raise UsageError(
-                f"{what} --half-life and --smoothing is needed",
-                hint="for instance --half-life 50ba: after 50 batches a checkpoint counts half",
-            )
-        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
-            raise UsageError(
-                f"--smoothing: {self.smoothing:g} is not in [0, 1]",
-                hint="the share of the old average that is kept at one update, as 0.99",
-            )
-        if isinstance(self.update_interval, Time):
-            self._check_interval(self.update_interval)
-        elif self.update_interval not in (None, EVERY):
-            raise UsageError(f"--update-interval: '{self.update_interval}' is neither a time nor '{EVERY}'")
-        if self.last is not None and self.last < 1:
-            raise UsageError(f"--last: {self.last} is not a number of checkpoints", hint="at least 1")
-        if self.start is not None and self.start.value == math.inf:
-            raise UsageError("--start: infinity leaves nothing to average", hint="give a clock, as 1000ba")
-
-    def _check_interval(self, interval: Time) -> None:
-        if not 0 < interval.value < math.inf:
-            raise UsageError(
-                f"--update-interval: '{interval}' is no distance between updates",
-                hint=f"as 10ba, or '{EVERY}' to fold each checkpoint",
-            )
-        if self.half_life is not None and interval.unit != self.half_life.unit:
-            raise UsageError(
-                f"--update-interval: '{interval}' and --half-life '{self.half_life}' have different units",
-                hint="give both in the same unit",
-            )
-
-    @property
-    def interval(self) -> Time | None:
-        """Return the distance between update events, None where each checkpoint is one."""
-        if isinstance(self.update_interval, Time):
-            return self.update_interval
-        if self.update_interval == EVERY or self.half_life is None or self.half_life.value < 1:
-            return None
-        return Time(Fraction(1), self.half_life.unit)
-
-    @property
-    def unit(self) -> Unit | None:
-        """Return the unit of the clocks that the law needs, None where an order is enough."""
-        if self.half_life is not None:
-            return self.half_life.unit
-        return self.interval.unit if self.interval else None
+from ema_cli.units import Time, Unit, format_number
+from ema_cli.weights import half_life_weights, smoothing_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +77,7 @@ class Plan:
     def mean_age(self) -> Time:
         """Return the weighted mean of how long before the newest the checkpoints were saved."""
         newest = Fraction(self.entries[-1].clock.value)
-        age = math.fsum(
-            entry.weight * float(newest - Fraction(entry.clock.value)) for entry in self.entries
-        )
+        age = math.fsum(entry.weight * float(newest - Fraction(entry.clock.value)) for entry in self.entries)
         return Time(age, self.entries[-1].clock.unit)
 
     def half_life_for(self, count: float) -> Time | None:
@@ -241,57 +169,11 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     return Plan(recipe, tuple(entries), tuple(skipped), kept_twins)
 
 
-def half_life_weights(
-    gaps: Sequence[Fraction] | Sequence[float], half_life: Fraction | float, *, bias_correction: bool
-) -> list[float]:
-    """Return the weights of checkpoints `gaps` apart (the first gap is not used), in float64, with sum 1.
-
-    w_0 = s_1 ... s_n and w_k = (1 - s_k) s_k+1 ... s_n, with s_k = 2 ** -(gap_k / half_life), Composer's law.
-    With `bias_correction` the average starts from zero, as in Adam: the first checkpoint enters with 1 - s_0,
-    s_0 of the median gap, and the weights are renormalised.
-    """
-    kept = [smoothing(gap, half_life) for gap in gaps]
-    entered = [admitted(gap, half_life) for gap in gaps]
-    if bias_correction and half_life == math.inf:
-        return _proportional(gaps)
-    return _unroll(kept, entered, admitted(_median_gap(gaps), half_life) if bias_correction else None)
-
-
 def _weights(gaps: Sequence[Fraction], recipe: Recipe) -> list[float]:
     if recipe.half_life is not None:
         return half_life_weights(gaps, recipe.half_life.value, bias_correction=recipe.bias_correction)
-    assert recipe.smoothing is not None
-    if recipe.bias_correction and recipe.smoothing == 1:
-        return _proportional(gaps)
-    kept = [recipe.smoothing ** float(gap) for gap in gaps]
-    first = 1 - recipe.smoothing ** float(_median_gap(gaps)) if recipe.bias_correction else None
-    return _unroll(kept, [1 - share for share in kept], first)
-
-
-def _unroll(kept: Sequence[float], entered: Sequence[float], first: float | None) -> list[float]:
-    """Return each checkpoint's share after the last update; `first` is what the first enters with, None for 1."""
-    weights = []
-    share = 1.0
-    for smoothed, own in zip(reversed(kept[1:]), reversed(entered[1:]), strict=True):
-        weights.append(share * own)
-        share *= smoothed
-    weights.append(share * (1.0 if first is None else first))
-    weights.reverse()
-    if first is not None:
-        total = math.fsum(weights)
-        weights = [weight / total for weight in weights] if total else [*([0.0] * (len(weights) - 1)), 1.0]
-    return weights
-
-
-def _proportional(gaps: Sequence[Fraction] | Sequence[float]) -> list[float]:
-    """Return the limit of the bias-corrected weights as the smoothing goes to 1: the gaps themselves."""
-    shares = [_median_gap(gaps), *gaps[1:]]
-    total = sum(map(Fraction, shares), Fraction(0))
-    return [float(share / total) for share in shares]
-
-
-def _median_gap(gaps: Sequence[Fraction] | Sequence[float]) -> Fraction:
-    return Fraction(median(gaps[1:])) if len(gaps) > 1 else Fraction(1)
+    assert recipe.smoothing is not None, "one of the two is there: Recipe checks it"
+    return smoothing_weights(gaps, recipe.smoothing, bias_correction=recipe.bias_correction)
 
 
 def _check_clocks(run: Run, unit: Unit, option: str) -> None:
@@ -309,9 +191,7 @@ def _check_clocks(run: Run, unit: Unit, option: str) -> None:
     )
 
 
-def _keep_one_each(
-    run: Run, skipped: list[Skipped]
-) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
+def _keep_one_each(run: Run, skipped: list[Skipped]) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
     """Keep one checkpoint of those with one clock; `average` will compare the tensors of the others with it."""
     pairs = [(group[0], other) for group in run.twins() for other in group[1:]]
     dropped = {id(other) for _, other in pairs}
@@ -348,8 +228,9 @@ def _fold_events(
         if _is_untrained(each, unit):
             skipped.append(Skipped(each, f"nothing trained yet: its clock is 0{unit or ''}"))
             continue
+        previous = folded[-1][0] if folded else None
         if interval is None:
-            gap = _elapsed(folded[-1][0], each, unit) if folded else Fraction(0)
+            gap = _elapsed(previous, each, unit) if previous else Fraction(0)
             if unit is not None and folded and gap == 0:
                 skipped.append(Skipped(each, f"no time passed since {folded[-1][0].name}"))
                 continue

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,9 +117,8 @@ def prepare(plan: Plan, target: Target, *, dtype: DType | None, force: bool) -> 
     Raises:
         RunError, OutputError: as `average`.
     """
+    refuse_averaged(plan)
     checkpoints = [entry.checkpoint for entry in plan.entries]
-    for checkpoint in checkpoints:
-        _refuse_averaged(checkpoint)
     check_same_model(checkpoints)
     check_target(target, [file for each in checkpoints for file in each.files], force=force)
     output = _lay_out(plan, target, dtype)
@@ -133,8 +132,10 @@ def prepare(plan: Plan, target: Target, *, dtype: DType | None, force: bool) -> 
     return output
 
 
-def _refuse_averaged(checkpoint: Checkpoint) -> None:
-    if checkpoint.averaged is None:
+def refuse_averaged(plan: Plan) -> None:
+    """Raise a RunError if a checkpoint of the plan holds averages already: a second average smooths twice."""
+    checkpoint = next((each.checkpoint for each in plan.entries if each.checkpoint.averaged), None)
+    if checkpoint is None:
         return
     if checkpoint.trainer in ("Composer", "Lightning"):
         hint = "take the raw weights stored beside them with --weights raw, or average the averages with --weights ema"
@@ -158,9 +159,7 @@ def output_specs(specs: Mapping[str, TensorSpec], dtype: DType | None) -> dict[s
     """Return the specs that are written: floating tensors in `dtype`, all others as they are."""
     if dtype is None:
         return dict(specs)
-    return {
-        name: replace(spec, dtype=dtype) if spec.dtype.kind == "float" else spec for name, spec in specs.items()
-    }
+    return {name: replace(spec, dtype=dtype) if spec.dtype.kind == "float" else spec for name, spec in specs.items()}
 
 
 def _lay_out(plan: Plan, target: Target, dtype: DType | None) -> Output:
@@ -263,11 +262,11 @@ def _write_texts(output: Output, folder: Path) -> None:
         _write_small(folder / name, blocks)
 
 
-def _write_small(path: Path, blocks: Sequence[bytes] | object) -> None:
+def _write_small(path: Path, blocks: Iterable[bytes]) -> None:
     stream = OutputStream(path)
     try:
         position = 0
-        for block in blocks:  # type: ignore[attr-defined]
+        for block in blocks:
             stream.write(position, block)
             position += len(block)
         stream.sync()

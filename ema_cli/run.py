@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
@@ -109,15 +110,14 @@ def _open_folder(folder: Path, options: ReadOptions) -> tuple[Path, list[Checkpo
     return folder, opened, [*search.passed_over, *unmarked]
 
 
-def _open_named(
-    paths: Sequence[Path], options: ReadOptions
-) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
+def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     opened = []
     for path in paths:
         if len(paths) > 1 and path.is_dir() and not is_checkpoint_folder(path):
             raise UsageError(
-                f"{path}: is a folder, but not a checkpoint", hint="name one folder that holds a run, or checkpoints"
+                f"{path}: is a folder, but not a checkpoint",
+                hint="name one folder that holds a run, or checkpoints",
             )
         checkpoint = open_checkpoint(path, options)
         name = path.absolute().relative_to(root).as_posix()
@@ -181,9 +181,7 @@ def _share_specs(opened: list[Checkpoint]) -> list[Checkpoint]:
     return opened
 
 
-def _drop_unclocked_copies(
-    checkpoints: list[Checkpoint], *, spaced: bool
-) -> tuple[list[Checkpoint], list[PassedOver]]:
+def _drop_unclocked_copies(checkpoints: list[Checkpoint], *, spaced: bool) -> tuple[list[Checkpoint], list[PassedOver]]:
     """Drop final models and the like, which carry no clock, from a run whose checkpoints do, or are `spaced`."""
     clocked = [each for each in checkpoints if each.progress.clocks]
     kept, dropped = [], []
@@ -209,7 +207,7 @@ def _order(checkpoints: Iterable[Checkpoint], units: tuple[Unit, ...]) -> tuple[
     if not units:
         return tuple(sorted(checkpoints, key=lambda each: natural_key(each.name)))
     ordered = sorted(checkpoints, key=lambda each: ([each.clock(unit) for unit in units], _preference(each)))
-    for older, newer in zip(ordered, ordered[1:], strict=False):
+    for older, newer in pairwise(ordered):
         for unit in units[1:]:
             before, after = older.clock(unit), newer.clock(unit)
             if before is not None and after is not None and before > after:
@@ -257,5 +255,3 @@ def _difference(name: str, one: Checkpoint, other: Checkpoint) -> str:
     if first is None:
         return f"{one.name}: '{name}' is missing, but {second} in {other.name}"
     return f"{one.name}: '{name}' is {first}, but {second} in {other.name}"
-
-

@@ -17,7 +17,15 @@ _WANTED = (
     "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.spm", "chat_template*", "*.jinja",
     "modules.json", "*.py", "LICENSE*", "NOTICE*",
 )  # fmt: skip
-_UNWANTED = ("zero_to_fp32.py", "zero_to_torch.py", "training_*", "optimizer*", "trainer_*", "*.safetensors", "*.bin")
+_UNWANTED = (
+    "zero_to_fp32.py",
+    "zero_to_torch.py",
+    "training_*",
+    "optimizer*",
+    "trainer_*",
+    "*.safetensors",
+    "*.bin",
+)
 _FOLDERS = ("additional_chat_templates",)
 _CONFIG_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _MAX_SIDE_BYTES = 1 << 30

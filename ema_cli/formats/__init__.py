@@ -6,13 +6,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats import hf_directory, refused, safetensors_file, torch_file
 from ema_cli.formats.options import ReadOptions
 
-READERS = (hf_directory, refused, safetensors_file, torch_file)  # most specific first
+
+class Reader(Protocol):
+    """What a module in this folder provides."""
+
+    def matches(self, path: Path) -> bool:
+        """Return whether `path` looks like this format, from names and first bytes."""
+        ...
+
+    def open_checkpoint(self, path: Path, options: ReadOptions) -> Checkpoint:
+        """Read the headers of the checkpoint at `path`."""
+        ...
+
+
+READERS: tuple[Reader, ...] = (hf_directory, refused, safetensors_file, torch_file)  # most specific first
 
 
 def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoint:

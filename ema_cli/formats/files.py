@@ -29,10 +29,10 @@ class InputFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._users = 0
-        self._identity: tuple[int, ...] | None = None
+        self._identity: tuple[int, int, int, int] | None = None
         with self._descriptor():
             assert self._identity is not None
-        self.device, self.inode, self.size = self._identity[:3]
+            self.device, self.inode, self.size, _ = self._identity
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from byte `offset`."""
@@ -47,9 +47,7 @@ class InputFile:
                 try:
                     count = os.preadv(descriptor, [out], offset)
                 except OSError as error:
-                    raise CheckpointError(
-                        f"{self.path}: cannot be read at byte {offset}: {error.strerror}"
-                    ) from error
+                    raise CheckpointError(f"{self.path}: cannot be read at byte {offset}: {error.strerror}") from error
                 if count == 0:
                     raise CheckpointError(
                         f"{self.path}: ends at byte {offset} while it is read",

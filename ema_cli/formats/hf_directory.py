@@ -62,9 +62,9 @@ def _read_state(path: Path) -> Progress:
     clocks: dict[Unit, Clock] = {}
     fields = (("global_step", Unit.BATCH), ("epoch", Unit.EPOCH), ("num_input_tokens_seen", Unit.TOKEN))
     for name, unit in fields:
-        value = state.get(name) if isinstance(state, dict) else None
+        value: Any = state.get(name) if isinstance(state, dict) else None
         # Tokens stay 0 where the Trainer was not asked to count them.
-        if _is_count(value) and not (unit is Unit.TOKEN and value == 0):
+        if type(value) in (int, Fraction) and value >= 0 and not (unit is Unit.TOKEN and value == 0):
             clocks[unit] = Clock(Fraction(value), "sidecar")
     return Progress(clocks)
 
@@ -78,7 +78,3 @@ def _without_constants(text: bytes) -> bytes:
 
 def _is_cut(file: InputFile) -> bool:
     return file.size == 0 or not file.read(max(0, file.size - 16), min(16, file.size)).rstrip().endswith(b"}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | Fraction) and not isinstance(value, bool) and value >= 0

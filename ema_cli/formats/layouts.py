@@ -157,7 +157,12 @@ def _composer_progress(timestamp: Any) -> Progress:
     if not isinstance(values, dict):
         return Progress()
     clocks: dict[Unit, Clock] = {}
-    for name, unit in (("epoch", Unit.EPOCH), ("batch", Unit.BATCH), ("sample", Unit.SAMPLE), ("token", Unit.TOKEN)):
+    for name, unit in (
+        ("epoch", Unit.EPOCH),
+        ("batch", Unit.BATCH),
+        ("sample", Unit.SAMPLE),
+        ("token", Unit.TOKEN),
+    ):
         count = _count(values.get(name))
         # Composer leaves samples and tokens at 0 where the loader does not count them.
         if count is not None and (count > 0 or unit in (Unit.EPOCH, Unit.BATCH)):
@@ -242,9 +247,7 @@ def _plain_progress(root: dict[Any, Any], scalar: Callable[[TensorRef], int | No
     return Progress(clocks, epoch_origin_unknown=epoch is not None and epoch.denominator == 1)
 
 
-def _choose(
-    found: Found, raw: dict[Any, Any], averages: dict[Any, Any], choice: Choice, beside: str | None
-) -> None:
+def _choose(found: Found, raw: dict[Any, Any], averages: dict[Any, Any], choice: Choice, beside: str | None) -> None:
     """Take the raw weights, or the averages where the user asked for them; say so where there is a choice."""
     if choice == "ema":
         found.tensors = averages

@@ -81,7 +81,14 @@ def storage_dtype(path: str) -> str | None:
     if storage == "UntypedStorage":
         return None
     names = {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16"}
-    names |= {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
+    names |= {
+        "Long": "int64",
+        "Int": "int32",
+        "Short": "int16",
+        "Char": "int8",
+        "Byte": "uint8",
+        "Bool": "bool",
+    }
     names |= {"ComplexFloat": "complex64", "ComplexDouble": "complex128"}
     return names.get(storage.removesuffix("Storage"), storage)
 
@@ -111,9 +118,7 @@ def _describe(
     if not (_sizes((offset,)) and len(shape) == len(strides) <= _MAX_DIMENSIONS):
         raise PickleError("a tensor's shape and strides do not belong together")
     bits = metadata[0] if metadata and isinstance(metadata[0], dict) else {}
-    return TensorRef(
-        storage, dtype, offset, shape, strides, bits.get("conj") is True, bits.get("neg") is True
-    )
+    return TensorRef(storage, dtype, offset, shape, strides, bits.get("conj") is True, bits.get("neg") is True)
 
 
 def _sizes(values: Any) -> tuple[int, ...]:

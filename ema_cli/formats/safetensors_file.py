@@ -24,9 +24,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     return from_weights(path, open_file(path), options, trainer=None)
 
 
-def from_weights(
-    path: Path, weights: SafetensorsWeights, options: ReadOptions, trainer: str | None
-) -> Checkpoint:
+def from_weights(path: Path, weights: SafetensorsWeights, options: ReadOptions, trainer: str | None) -> Checkpoint:
     """Return the checkpoint at `path`; what ema-cli itself averaged is recognised."""
     if options.key is not None:
         raise UsageError(

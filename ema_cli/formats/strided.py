@@ -11,9 +11,7 @@ _BLOCK = 1 << 15  # elements gathered at once
 _GAP_BYTES = 256  # neighbours closer than this are read together: cheaper than another read
 
 
-def gather(
-    file: InputFile, base: int, spec: TensorSpec, strides: tuple[int, ...], start: int, out: memoryview
-) -> None:
+def gather(file: InputFile, base: int, spec: TensorSpec, strides: tuple[int, ...], start: int, out: memoryview) -> None:
     """Fill `out` with the elements from byte `start` of the tensor in C order.
 
     `base` is the byte offset of its first element in the file; `strides` count elements.

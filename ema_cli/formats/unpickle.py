@@ -38,7 +38,15 @@ def unpickle(data: bytes) -> Any:
     """
     try:
         return _Machine(data).run()
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error, OverflowError) as error:
+    except (
+        IndexError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        OverflowError,
+    ) as error:
         raise PickleError(f"it is damaged: {error}") from error
 
 
@@ -191,9 +199,7 @@ def _integer(layout: str) -> Callable[[_Machine], None]:
 
 
 def _long(layout: str) -> Callable[[_Machine], None]:
-    return lambda machine: machine.push(
-        int.from_bytes(machine.take(machine.number(layout)), "little", signed=True)
-    )
+    return lambda machine: machine.push(int.from_bytes(machine.take(machine.number(layout)), "little", signed=True))
 
 
 def _text_integer(machine: _Machine) -> None:

@@ -81,7 +81,8 @@ def _locate_directory(file: InputFile) -> tuple[int, int, int]:
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > len(tail):
         raise IncompleteCheckpoint(
-            f"{file.path}: cut short: the zip directory at its end is missing", hint="its writer did not finish"
+            f"{file.path}: cut short: the zip directory at its end is missing",
+            hint="its writer did not finish",
         )
     _, disk, _, _, count, size, start, _ = _END.unpack_from(tail, at)
     end_offset = file.size - tail_size + at

@@ -1,0 +1,5 @@
+"""python -m ema_cli"""
+
+from ema_cli.cli import main
+
+main()

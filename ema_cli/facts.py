@@ -1,0 +1,171 @@
+"""Runs, plans and results as plain data: what `--json` prints, and what the tables are drawn from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.plan import Plan
+from ema_cli.posthoc import Output, Result
+from ema_cli.run import Run, first_differences
+from ema_cli.units import Time, Unit
+
+SCHEMA_VERSION = 1
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """Return what is known of a run without a plan."""
+    common = _common_specs(run.checkpoints)
+    return {
+        "path": (run.checkpoints[0].path if len(run.checkpoints) == 1 else run.root).as_posix(),
+        "checkpoints": [checkpoint_facts(each) for each in run.checkpoints],
+        "units": [str(unit) for unit in run.units],
+        "spacing": _spacing_facts(run),
+        "tensors": tensor_totals(common),
+        "differences": first_differences(run.checkpoints) if run.checkpoints else [],
+        "same_clock": [[each.name for each in group] for group in run.twins()],
+        "passed_over": [{"name": each.name, "reason": each.reason} for each in run.passed_over],
+        "notes": list(run.notes),
+    }
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what is known of one checkpoint."""
+    return {
+        "name": checkpoint.name,
+        "format": checkpoint.format,
+        "trainer": checkpoint.trainer,
+        "clocks": {
+            str(unit): {"value": number(clock.value), "from": clock.source}
+            for unit, clock in sorted(checkpoint.progress.clocks.items())
+        },
+        "bytes": checkpoint.nbytes,
+        "dtypes": dict(Counter(spec.dtype.name for spec in checkpoint.weights.specs.values())),
+        "averaged_already": checkpoint.averaged,
+        "notes": list(checkpoint.notes),
+    }
+
+
+def tensor_facts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return the tensors of one checkpoint."""
+    return [
+        {"name": name, "dtype": spec.dtype.name, "shape": list(spec.shape), "bytes": spec.nbytes}
+        for name, spec in checkpoint.weights.specs.items()
+    ]
+
+
+def tensor_totals(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """Return how many tensors there are, how many of them are averaged, their parameters and bytes."""
+    return {
+        "count": len(specs),
+        "averaged": sum(spec.dtype.averaged for spec in specs.values()),
+        "parameters": sum(spec.count for spec in specs.values()),
+        "bytes": sum(spec.nbytes for spec in specs.values()),
+    }
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """Return the weights and what they come to."""
+    recipe = plan.recipe
+    enough = plan.half_life_for(3)
+    return {
+        "half_life": str(recipe.half_life) if recipe.half_life else None,
+        "smoothing": recipe.smoothing,
+        "update_interval": str(recipe.interval or "every"),
+        "bias_correction": recipe.bias_correction,
+        "entries": [
+            {"name": each.checkpoint.name, "clock": str(each.clock), "weight": each.weight} for each in plan.entries
+        ],
+        "skipped": [{"name": each.checkpoint.name, "reason": each.reason} for each in plan.skipped],
+        "effective_checkpoints": plan.effective_count,
+        "mean_age": {"value": number(plan.mean_age.value), "unit": str(plan.mean_age.unit)},
+        "half_life_for_three": str(enough) if enough else None,
+        "warnings": plan.warnings(),
+    }
+
+
+def output_facts(output: Output, path: str, plan: Plan) -> dict[str, Any]:
+    """Return what would be written."""
+    averaged = sum(spec.nbytes for spec in plan.newest.weights.specs.values() if spec.dtype.averaged)
+    copied = plan.newest.nbytes - averaged
+    return {
+        "path": path,
+        "files": sorted([*(file.name for file in output.files), *output.texts, *output.copies]),
+        "bytes_to_read": averaged * len(plan.read) + copied,
+        "bytes_to_write": output.nbytes,
+    }
+
+
+def result_facts(result: Result) -> dict[str, Any]:
+    """Return what was written."""
+    return {
+        "path": result.target.path.as_posix(),
+        "tensors_averaged": result.tensors_averaged,
+        "tensors_copied": result.tensors_copied,
+        "bytes_read": result.bytes_read,
+        "bytes_written": result.bytes_written,
+        "seconds": round(result.seconds, 3),
+        "non_finite": list(result.non_finite),
+    }
+
+
+def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return what is odd: what was passed over against expectation, averages, inferred clocks."""
+    found = [f"{each.name} is passed over: {each.reason}" for each in run.passed_over if each.warn]
+    found += run.notes
+    averaged = [(f"averaged already: {each.averaged}", each.name) for each in checkpoints if each.averaged]
+    noted = [(note, each.name) for each in checkpoints for note in each.notes]
+    found += [f"{names}: {text}" for text, names in _grouped([*averaged, *noted])]
+    return found
+
+
+def number(value: Fraction | float) -> int | float:
+    """Return an exact number as JSON has it."""
+    return int(value) if value == int(value) else float(value)
+
+
+def _grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return each text once, with the names it is about."""
+    names: dict[str, list[str]] = {}
+    for text, name in pairs:
+        names.setdefault(text, []).append(name)
+    return [
+        (text, group[0] if len(group) == 1 else f"{group[0]} and {len(group) - 1} more")
+        for text, group in names.items()
+    ]
+
+
+def _common_specs(checkpoints: Sequence[Checkpoint]) -> Mapping[str, TensorSpec]:
+    """Return the tensors that all checkpoints have with one spec."""
+    if not checkpoints:
+        return {}
+    newest = checkpoints[-1].weights.specs
+    others = [each.weights.specs for each in checkpoints if each.weights.specs is not newest]
+    return {name: spec for name, spec in newest.items() if all(specs.get(name) == spec for specs in others)}
+
+
+def _spacing_facts(run: Run) -> dict[str, Any] | None:
+    """Return the usual distance between neighbours, and where it is half as much again or more."""
+    if not run.units or len(run.checkpoints) < 2:
+        return None
+    unit: Unit = run.units[0]
+    clocks = [(each.name, each.clock(unit) or Fraction(0)) for each in run.checkpoints]
+    steps = [(older, newer, after - before) for (older, before), (newer, after) in pairwise(clocks) if after > before]
+    if not steps:
+        return None
+    usual = Fraction(median(step for _, _, step in steps))
+    gaps = [
+        {"after": older, "before": newer, "length": str(Time(step, unit))}
+        for older, newer, step in steps
+        if step >= usual * Fraction(3, 2)
+    ]
+    return {
+        "usual": str(Time(usual, unit)),
+        "regular": all(step == usual for _, _, step in steps),
+        "gaps": gaps,
+    }

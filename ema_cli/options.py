@@ -1,0 +1,63 @@
+"""The options that several commands share, each written once, grouped as the help shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+LAW, SELECT, READ, WRITE = "Law", "Which checkpoints", "Reading", "Output"
+
+Paths = Annotated[
+    list[Path] | None, typer.Argument(help="One folder that holds a run, or its checkpoints in any order.")
+]
+HalfLife = Annotated[
+    str | None,
+    typer.Option(help="Training time after which a checkpoint counts half: 50ba, 2ep.", rich_help_panel=LAW),
+]
+UpdateInterval = Annotated[
+    str | None,
+    typer.Option(
+        help="Training time between updates, or 'every' (each checkpoint). Default: 1 of the half-life's unit.",
+        rich_help_panel=LAW,
+    ),
+]
+Smoothing = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the old average kept at one update (also called decay), instead of a half-life.",
+        rich_help_panel=LAW,
+    ),
+]
+BiasCorrection = Annotated[
+    bool,
+    typer.Option("--bias-correction", help="Remove the first checkpoint's excess, as Adam does.", rich_help_panel=LAW),
+]
+Start = Annotated[str | None, typer.Option(help="Leave out what is earlier: 1000ba.", rich_help_panel=SELECT)]
+Stop = Annotated[str | None, typer.Option(help="Leave out what is later: 9000ba.", rich_help_panel=SELECT)]
+Last = Annotated[int | None, typer.Option(help="Keep the newest N that would be folded.", rich_help_panel=SELECT)]
+EpochLength = Annotated[
+    str | None, typer.Option(help="Batches in an epoch (1000ba), to convert clocks.", rich_help_panel=READ)
+]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        help="Distance between checkpoints that record no clock (100ba), in natural order of their names.",
+        rich_help_panel=READ,
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(help="Where in a pickled file the weights are: NAME or NAME.NAME.", rich_help_panel=READ),
+]
+WeightsChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="raw|ema",
+        help="Which to take where a file holds averages, too.",
+        rich_help_panel=READ,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors too.", rich_help_panel=WRITE)]
