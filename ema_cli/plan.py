@@ -226,7 +226,7 @@ def _fold_events(
     folded: list[tuple[Checkpoint, Fraction]] = []
     for each in checkpoints:
         if _is_untrained(each, unit):
-            skipped.append(Skipped(each, f"nothing trained yet: its clock is 0{unit or ''}"))
+            skipped.append(Skipped(each, f"its clock is still 0{unit or ''}"))
             continue
         previous = folded[-1][0] if folded else None
         if interval is None:

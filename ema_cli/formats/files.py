@@ -26,6 +26,10 @@ class InputFile:
         CheckpointError: for what is not a regular file, cannot be read, or has changed since it was opened.
     """
 
+    device: int
+    inode: int
+    size: int
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._users = 0
