@@ -36,9 +36,9 @@ def lay_out_file(name: str, specs: Mapping[str, TensorSpec], metadata: Mapping[s
     for tensor in ordered:
         spec = specs[tensor]
         begins[tensor] = position
-        offsets = [position, position + spec.nbytes]
-        entries[tensor] = {"dtype": spec.dtype.name, "shape": list(spec.shape), "data_offsets": offsets}
-        position += spec.nbytes
+        end = position + spec.nbytes
+        entries[tensor] = {"dtype": spec.dtype.name, "shape": list(spec.shape), "data_offsets": [position, end]}
+        position = end
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text

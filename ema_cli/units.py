@@ -104,7 +104,8 @@ def smoothing(elapsed: Fraction | float, half_life: Fraction | float) -> float:
         return 1.0
     if half_life == 0:
         return 0.0
-    return 2.0 ** -float(elapsed / half_life)
+    kept: float = 2.0 ** -float(elapsed / half_life)
+    return kept
 
 
 def admitted(elapsed: Fraction | float, half_life: Fraction | float) -> float:

@@ -61,4 +61,4 @@ def _proportional(gaps: Gaps) -> list[float]:
 
 
 def _median_gap(gaps: Gaps) -> Fraction:
-    return Fraction(median(gaps[1:])) if len(gaps) > 1 else Fraction(1)
+    return Fraction(median(map(Fraction, gaps[1:]))) if len(gaps) > 1 else Fraction(1)

@@ -98,7 +98,7 @@ def _locate_directory(file: InputFile) -> tuple[int, int, int]:
             count, size, start = fields[7:]
     if disk != 0:
         raise CheckpointError(f"{file.path}: a zip archive in several parts is no torch checkpoint")
-    return start, size, count
+    return int(start), int(size), int(count)
 
 
 def _read_central(file: InputFile, directory: bytes, position: int) -> tuple[ZipEntry, int]:

@@ -1,0 +1,102 @@
+"""What several test modules need: small runs on disk, and the command line in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+COMPOSER = Path(__file__).parent / "data" / "composer"
+
+
+class Outcome:
+    """What a run of the command line gave."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.code = done.returncode
+        self.out = done.stdout
+        self.err = done.stderr
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on stdout."""
+        parsed: dict[str, Any] = json.loads(self.out)
+        return parsed
+
+    def __repr__(self) -> str:
+        return f"exit {self.code}\n--- out\n{self.out}\n--- err\n{self.err}"
+
+
+@pytest.fixture()
+def cli(tmp_path: Path) -> Callable[..., Outcome]:
+    """Run `ema-cli` with arguments in `tmp_path`, or in `cwd`."""
+
+    def run(*arguments: object, cwd: Path = tmp_path, env: Mapping[str, str] | None = None) -> Outcome:
+        command = [sys.executable, "-m", "ema_cli", *map(str, arguments)]
+        environment = {**os.environ, **(env or {})}
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+        assert "Traceback" not in done.stderr, done.stderr
+        return Outcome(done)
+
+    return run
+
+
+def make_tensors(seed: int) -> dict[str, torch.Tensor]:
+    """Return a small model's state dict: floats, and an integer counter that is copied."""
+    random = torch.Generator().manual_seed(seed)
+    return {
+        "layer.weight": torch.randn(4, 3, generator=random),
+        "layer.bias": torch.randn(4, generator=random),
+        "norm.num_batches_tracked": torch.tensor(seed),
+    }
+
+
+def write_torch_run(folder: Path, steps: Sequence[int], name: str = "step-{}.pt") -> list[dict[str, torch.Tensor]]:
+    """Save one `{"model": ..., "step": ...}` per step, as a plain training loop does; return the state dicts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = []
+    for step in steps:
+        tensors = make_tensors(step)
+        torch.save({"model": tensors, "step": step}, folder / name.format(step))
+        saved.append(tensors)
+    return saved
+
+
+def write_hf_run(folder: Path, steps: Sequence[int], epoch_length: int = 100) -> list[dict[str, torch.Tensor]]:
+    """Write `checkpoint-N` folders as the Hugging Face Trainer leaves them; return the state dicts."""
+    saved = []
+    for step in steps:
+        checkpoint = folder / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        tensors = make_tensors(step)
+        save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+        state = {"epoch": step / epoch_length, "global_step": step, "log_history": [], "num_input_tokens_seen": 0}
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state, indent=2))
+        (checkpoint / "config.json").write_text('{\n  "dtype": "float32",\n  "model_type": "tiny"\n}\n')
+        (checkpoint / "tokenizer.json").write_text("{}")
+        torch.save({"state": {}, "param_groups": []}, checkpoint / "optimizer.pt")
+        torch.save({"rng": torch.zeros(4)}, checkpoint / "rng_state.pth")
+        torch.save({"lr": 1}, checkpoint / "scheduler.pt")
+        torch.save({"args": 1}, checkpoint / "training_args.bin")
+        saved.append(tensors)
+    return saved
+
+
+def oracle(saved: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """Return the weighted average in float64, rounded once; integers as in the newest."""
+    averaged = {}
+    for name, newest in saved[-1].items():
+        if newest.is_floating_point():
+            total = sum(w * tensors[name].double() for w, tensors in zip(weights, saved, strict=True))
+            averaged[name] = torch.as_tensor(total).to(newest.dtype)
+        else:
+            averaged[name] = newest
+    return averaged
