@@ -71,7 +71,7 @@ def data_offset(file: InputFile, entry: ZipEntry) -> int:
     start = entry.header_offset + _LOCAL.size + name_length + extra_length
     if start + entry.size > file.size:
         raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' reaches past the end of the file")
-    return start
+    return int(start)
 
 
 def _locate_directory(file: InputFile) -> tuple[int, int, int]:
