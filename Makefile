@@ -1,0 +1,41 @@
+# Everything starts from nothing: each target makes the environment it needs, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: test test-quick test-trainers lint types format demo clean
+
+test: lint types  ## lint, types and every test but those that need the trainers' libraries
+	$(BIN)/python -m pytest
+
+test-quick: .venv/dev  ## the tests that run in seconds
+	$(BIN)/python -m pytest -m "not slow and not trainers"
+
+test-trainers: .venv/trainers  ## tests on files that transformers and Lightning write here and now
+	$(BIN)/python -m pytest -m trainers
+
+lint: .venv/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: .venv/dev
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+demo: .venv/dev  ## train a small model for two minutes, average its checkpoints, compare
+	$(BIN)/python scripts/demo.py
+
+.venv/dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) --editable '.[dev,demo]'
+	touch $@
+
+.venv/trainers: .venv/dev
+	$(PIP_INSTALL) --editable '.[trainers]'
+	touch $@
+
+clean:
+	rm -rf .venv demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
