@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.plan import Plan
-from ema_cli.posthoc import Output, Result
 from ema_cli.run import Run, first_differences
 from ema_cli.units import Time, Unit
+
+if TYPE_CHECKING:
+    from ema_cli.posthoc import Output, Result  # which import numpy: not for `inspect`
 
 SCHEMA_VERSION = 1
 
@@ -45,7 +47,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
             for unit, clock in sorted(checkpoint.progress.clocks.items())
         },
         "bytes": checkpoint.nbytes,
-        "dtypes": dict(Counter(spec.dtype.name for spec in checkpoint.weights.specs.values())),
+        "dtypes": dict(sorted(Counter(spec.dtype.name for spec in checkpoint.weights.specs.values()).items())),
         "averaged_already": checkpoint.averaged,
         "notes": list(checkpoint.notes),
     }

@@ -19,6 +19,9 @@ from ema_cli.units import Time, Unit, format_number
 from ema_cli.weights import half_life_weights, smoothing_weights
 
 
+_ROUNDING = 1e-9  # two checkpoints of one half each are not one that holds more
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A checkpoint that enters.
@@ -109,7 +112,7 @@ class Plan:
         """Return what a user should know before trusting the average: the sparse-checkpoint trap above all."""
         found = []
         heaviest = max(self.entries, key=lambda entry: entry.weight)
-        if heaviest.weight > 0.5:
+        if heaviest.weight > 0.5 + _ROUNDING:
             found.append(f"{heaviest.checkpoint.name} holds {heaviest.weight:.1%} of the average{self._advice()}")
         return found
 

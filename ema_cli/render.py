@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -28,6 +30,8 @@ from ema_cli.errors import EmaError, printable
 
 _BAR_WIDTH = 24
 _PIPE_WIDTH = 240  # wide enough that no row is folded where a program reads it
+_UNLIMITED = 100_000
+_NARROWEST_NAME = 24
 _PLAIN_SECONDS = 30
 _UNIT_NAMES = {"ba": "batch", "ep": "epoch", "sp": "sample", "tok": "token"}
 
@@ -66,7 +70,7 @@ def run_report(facts: Mapping[str, Any], odd: Sequence[str]) -> None:
     out.print(Text(_headline(facts), "bold"), soft_wrap=True)
     out.print(Text(_tensors_line(facts["tensors"])), soft_wrap=True)
     out.print()
-    out.print(_checkpoint_table(checkpoints))
+    _print_table(out, _checkpoint_table(checkpoints))
     _print_odd(out, [*_spacing_lines(facts), *_clash_lines(facts), *odd], facts["passed_over"])
 
 
@@ -80,7 +84,7 @@ def checkpoint_report(facts: Mapping[str, Any], tensors: Sequence[Mapping[str, A
     out.print(Text(_headline(facts), "bold"), soft_wrap=True)
     out.print(Text(_tensors_line(facts["tensors"])), soft_wrap=True)
     out.print()
-    out.print(table)
+    _print_table(out, table)
     _print_odd(out, odd, [])
 
 
@@ -93,7 +97,7 @@ def recipe_report(recipe: Mapping[str, Any]) -> None:
     out.print(Text(printable(f"Averaged by ema-cli {recipe.get('version', '?')}: {words}"), "bold"), soft_wrap=True)
     entries = [each for each in recipe.get("checkpoints", []) if isinstance(each, list) and len(each) == 3]
     rows = [{"name": name, "clock": clock, "weight": weight} for name, clock, weight in entries]
-    out.print(_weight_table([row for row in rows if isinstance(row["weight"], float | int)], []))
+    _print_table(out, _weight_table([row for row in rows if isinstance(row["weight"], float | int)], []))
 
 
 def plan_report(facts: Mapping[str, Any], order: Sequence[str]) -> None:
@@ -105,7 +109,7 @@ def plan_report(facts: Mapping[str, Any], order: Sequence[str]) -> None:
     out.print(Text(f"With {law}, update interval {facts['update_interval']}{correction}:", "bold"))
     out.print()
     place = {name: index for index, name in enumerate(order)}
-    out.print(_weight_table(facts["entries"], facts["skipped"], place))
+    _print_table(out, _weight_table(facts["entries"], facts["skipped"], place))
     out.print()
     out.print(Text(plan_line(facts)), soft_wrap=True)
     if facts["half_life_for_three"]:
@@ -286,6 +290,16 @@ def _table(*columns: tuple[str, str]) -> Table:
         justify: Any = side
         table.add_column(title, justify=justify, no_wrap=index > 0, overflow="fold")
     return table
+
+
+def _print_table(out: Console, table: Table) -> None:
+    """Print a table; where the terminal is too narrow, fold the first column, and never cut the others."""
+    natural = Measurement.get(out, out.options.update(width=_UNLIMITED), table).maximum
+    first = max((cell_len(str(cell)) for cell in table.columns[0].cells), default=0)
+    width = out.width
+    out.width = max(width, natural - max(first - _NARROWEST_NAME, 0))
+    out.print(table)
+    out.width = width
 
 
 def _plural(count: int, word: str) -> str:

@@ -178,7 +178,9 @@ def draw(path: Path, curve: dict[int, float], losses: dict[int, float]) -> None:
     from matplotlib import pyplot as plt
 
     last = max(curve)
-    figure, (run, sweep) = plt.subplots(1, 2, figsize=(10, 4), dpi=120, layout="constrained")
+    figure, (run, sweep) = plt.subplots(
+        1, 2, figsize=(10, 4), dpi=120, layout="constrained", gridspec_kw={"wspace": 0.06}
+    )
     run.plot(list(curve), list(curve.values()), marker=".", color="tab:gray", label="checkpoints")
     run.scatter([last] * len(losses), list(losses.values()), marker="_", s=120, color="tab:blue", zorder=3)
     run.scatter([], [], marker="_", s=120, color="tab:blue", label="averages")

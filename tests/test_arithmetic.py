@@ -1,0 +1,145 @@
+"""The arithmetic of one range against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ema_cli.arithmetic import (
+    decode,
+    encode,
+    is_within,
+    overflow_limit,
+    settle_non_finite,
+    weighted_average,
+)
+from ema_cli.checkpoint import DTYPES
+
+WIDE = np.dtype(np.float32)
+
+
+def average_of(rows: list[np.ndarray], weights: list[float]) -> np.ndarray:
+    """Run `weighted_average` over whole arrays."""
+    buffers = tuple(np.empty_like(rows[0]) for _ in range(3))
+    with np.errstate(all="ignore"):
+        return weighted_average(lambda number, out: np.copyto(out, rows[number]), weights, buffers).copy()
+
+
+def test_every_16_bit_pattern_survives_decoding_and_encoding():
+    """BF16 and F16 decode exactly and encode back to the same bits, signalling NaNs aside."""
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    for name, torch_dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)):
+        values = np.empty(1 << 16, dtype=np.float32)
+        decode(DTYPES[name], patterns.view(np.uint8), values)
+        expected = torch.from_numpy(patterns.view(np.int16)).view(torch_dtype).float().numpy()
+        np.testing.assert_array_equal(values, expected)
+        back = np.frombuffer(encode(DTYPES[name], values), dtype=np.uint16)
+        numbers = ~np.isnan(values)
+        np.testing.assert_array_equal(back[numbers], patterns[numbers])
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=50))
+def test_float32_rounds_to_bf16_as_torch_does(numbers: list[float]):
+    """Rounding is to nearest, ties to even, with NaN kept a NaN."""
+    values = np.array(numbers, dtype=np.float32)
+    found = torch.frombuffer(bytearray(encode(DTYPES["BF16"], values)), dtype=torch.bfloat16)
+    expected = torch.from_numpy(values).to(torch.bfloat16)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found[~found.isnan()].view(torch.int16), expected[~expected.isnan()].view(torch.int16))
+
+
+def test_float64_rounds_to_bf16_once():
+    """A float64 just above a tie of bf16 goes up, although float32 would make it the tie, which goes down."""
+    tie = 1 + 2.0**-8
+    values = np.array([tie + 2.0**-40, tie, tie - 2.0**-40, -tie - 2.0**-40])
+    found = torch.frombuffer(bytearray(encode(DTYPES["BF16"], values)), dtype=torch.bfloat16)
+    assert found.tolist() == [1 + 2.0**-7, 1.0, 1.0, -1 - 2.0**-7]
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16", "F32"])
+def test_the_overflow_limit_is_the_first_number_that_becomes_infinite(name: str):
+    """Below the limit rounding stays finite, at the limit it does not: from float64."""
+    limit = overflow_limit(DTYPES[name], np.dtype(np.float64))
+    torch_dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[name]
+    with np.errstate(over="ignore"):
+        at = torch.frombuffer(bytearray(encode(DTYPES[name], np.array([limit]))), dtype=torch_dtype)
+        below = torch.frombuffer(bytearray(encode(DTYPES[name], np.array([np.nextafter(limit, 0)]))), dtype=torch_dtype)
+    assert at.isinf().all()
+    assert below.isfinite().all()
+
+
+def test_equal_values_come_out_bit_equal():
+    """Frozen values do not drift, negative zero and denormals included, whatever the weights."""
+    frozen = np.array([0.1, -0.0, 1e-45, -3e38, 1 / 3], dtype=np.float32)
+    weights = [0.1, 0.2, 0.3, 0.15, 0.25]
+    average = average_of([frozen] * 5, weights)
+    np.testing.assert_array_equal(average.view(np.uint32), frozen.view(np.uint32))
+
+
+@given(st.data())
+def test_the_average_is_near_float64(data: st.DataObject):
+    """Float32 accumulation stays within a few rounding errors of the largest input."""
+    count = data.draw(st.integers(2, 12))
+    raw = data.draw(st.lists(st.floats(0.01, 1), min_size=count, max_size=count))
+    weights = [each / sum(raw) for each in raw]
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    rows = list(np.random.default_rng(seed).standard_normal((count, 64)).astype(np.float32))
+    expected = np.average(np.array(rows, dtype=np.float64), axis=0, weights=weights)
+    scale = np.abs(rows).max(axis=0)
+    assert np.all(np.abs(average_of(rows, weights) - expected) <= 2.0**-22 * scale * count)
+
+
+def test_within_refuses_nan_infinity_and_what_is_too_large():
+    """One look at the extremes finds every value that is not fit to be written."""
+    assert is_within(np.array([], dtype=np.float32), 1.0)
+    assert is_within(np.array([-0.5, 0.5], dtype=np.float32), 1.0)
+    for bad in (np.nan, np.inf, -np.inf, 1.0, -1.0):
+        assert not is_within(np.array([0.0, bad, 0.5], dtype=np.float32), 1.0)
+
+
+def settle(rows: list[list[float]], weights: list[float], limit: float = np.inf) -> tuple[np.ndarray, object]:
+    """Average, then settle what is not finite."""
+    arrays = [np.array(row, dtype=np.float32) for row in rows]
+    average = average_of(arrays, weights)
+    with np.errstate(all="ignore"):
+        found = settle_non_finite(lambda number, out: np.copyto(out, arrays[number]), weights, average, limit)
+    return average, found
+
+
+def test_an_infinity_that_is_equal_everywhere_passes():
+    """An attention mask's -inf is kept, and its neighbours are what they are without it."""
+    average, found = settle([[-np.inf, 1.0], [-np.inf, 3.0]], [0.5, 0.5])
+    assert found is None
+    assert average.tolist() == [-np.inf, 2.0]
+
+
+def test_a_difference_that_overflows_does_not_spoil_the_average():
+    """3e38 and -3e38 average to 0 although their difference is beyond float32."""
+    average, found = settle([[3e38, 1.0], [-3e38, 2.0]], [0.5, 0.5])
+    assert found is None
+    assert average[0] == pytest.approx(0, abs=1e31)
+    assert average[1] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[1, np.nan], [1, 1], [1, 1]], (0, 1)),
+        ([[1, 1], [np.inf, 1], [1, 1]], (1, 0)),
+        ([[np.inf, 1], [np.inf, 1], [-np.inf, 1]], (0, 0)),
+        ([[np.nan, 1], [np.nan, 1], [np.nan, 1]], (0, 0)),
+    ],
+)
+def test_what_is_not_finite_is_found(rows: list[list[float]], expected: tuple[int, int]):
+    """The first checkpoint and element that hold NaN, or an infinity the others do not share, are named."""
+    assert settle(rows, [0.25, 0.25, 0.5])[1] == expected
+
+
+def test_an_average_too_large_for_its_dtype_is_nobody_s_fault():
+    """Where every input is finite and only the cast overflows, no checkpoint is blamed."""
+    limit = overflow_limit(DTYPES["F16"], WIDE)
+    assert settle([[1.0, 70000.0], [1.0, 70000.0]], [0.5, 0.5], limit)[1] == (-1, 1)
+    assert settle([[1.0, 60000.0], [1.0, 80000.0]], [0.5, 0.5], limit)[1] == (-1, 1)

@@ -1,0 +1,391 @@
+"""The command line as its users meet it: outputs, options, errors with their codes, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import COMPOSER, Outcome, make_tensors, oracle, write_hf_run, write_torch_run
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture()
+def run(tmp_path: Path) -> Path:
+    """Three plain checkpoints, 100 batches apart."""
+    write_torch_run(tmp_path / "ckpts", [100, 200, 300])
+    return tmp_path / "ckpts"
+
+
+def test_average_prints_where_and_nothing_else_on_stdout(cli: Cli, run: Path):
+    """The path is the result; what people want to know goes to stderr, and -q silences it."""
+    done = cli("average", "ckpts", "--half-life", "200ba")
+    assert (done.code, done.out) == (0, "ema-200ba.safetensors\n")
+    assert "3 checkpoints averaged: 2.6 effective, mean age 120.7ba" in done.err
+    assert "2 tensors averaged, 1 copied" in done.err
+    quiet = cli("average", "ckpts", "--half-life", "200ba", "-f", "-q")
+    assert (quiet.code, quiet.out, quiet.err) == (0, "ema-200ba.safetensors\n", "")
+
+
+def test_average_of_named_files_in_any_order(cli: Cli, run: Path, tmp_path: Path):
+    """Order on the command line does not matter; the clocks do."""
+    cli("average", "ckpts", "--half-life", "200ba", "-o", "a.safetensors")
+    files = [f"ckpts/step-{step}.pt" for step in (300, 100, 200)]
+    assert cli("average", *files, "--half-life", "200ba", "-o", "b.safetensors").code == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_average_in_json(cli: Cli, run: Path):
+    """One object carries plan, output and warnings; stderr stays empty."""
+    done = cli("average", "ckpts", "--half-life", "200ba", "--json")
+    assert done.err == ""
+    told = done.json
+    assert (told["schema_version"], told["command"]) == (1, "average")
+    assert [(each["name"], each["clock"]) for each in told["plan"]["entries"]] == [
+        ("step-100.pt", "100ba"),
+        ("step-200.pt", "200ba"),
+        ("step-300.pt", "300ba"),
+    ]
+    assert sum(each["weight"] for each in told["plan"]["entries"]) == pytest.approx(1)
+    assert told["output"]["path"] == "ema-200ba.safetensors"
+    assert told["output"]["bytes_read"] == 200
+
+
+def test_dry_run_writes_nothing(cli: Cli, run: Path, tmp_path: Path):
+    """The plan and the sizes, no tensor read, no file written; errors of the target included."""
+    done = cli("average", "ckpts", "--half-life", "200ba", "--dry-run")
+    assert done.code == 0
+    assert "Would write ema-200ba.safetensors: reading 200 B, writing" in done.out
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpts"]
+    (tmp_path / "ema-200ba.safetensors").write_bytes(b"")
+    assert cli("average", "ckpts", "--half-life", "200ba", "--dry-run").code == 5
+    would = cli("average", "ckpts", "--half-life", "200ba", "--dry-run", "--json", "-f").json["would_write"]
+    assert (would["files"], would["bytes_to_read"]) == (["ema-200ba.safetensors"], 200)
+
+
+def test_inspect_shows_the_run(cli: Cli, tmp_path: Path):
+    """Each checkpoint with clocks and their source, size and dtypes; what is odd; weights with a half-life."""
+    write_hf_run(tmp_path / "run", [100, 200, 400])
+    done = cli("inspect", "run", "--half-life", "200ba")
+    assert done.code == 0
+    assert "run: 3 checkpoints of transformers" in done.out
+    assert "3 tensors: 2 averaged, 1 copied; 17 parameters, 72 B" in done.out
+    row = next(line.split() for line in done.out.splitlines() if line.startswith("checkpoint-400"))
+    assert row == ["checkpoint-400", "400", "4", "sidecar", "safetensors", "72", "B", "F32", "I64"]
+    assert "gap of 200ba between checkpoint-200 and checkpoint-400" in done.out
+    assert "2.5 effective" in done.out
+
+
+def test_inspect_of_this_folder_in_json(cli: Cli, tmp_path: Path):
+    """Without a path it is the folder one stands in; JSON carries all of it."""
+    write_hf_run(tmp_path / "run", [100, 200, 400])
+    told = cli("inspect", "--half-life", "200ba", "--json", cwd=tmp_path / "run").json
+    assert told["run"]["spacing"] == {
+        "usual": "150ba",
+        "regular": False,
+        "gaps": [],
+    }
+    first = told["run"]["checkpoints"][0]
+    assert first["clocks"] == {"ba": {"value": 100, "from": "sidecar"}, "ep": {"value": 1, "from": "sidecar"}}
+    assert first["dtypes"] == {"F32": 2, "I64": 1}
+    assert told["plan"]["effective_checkpoints"] == pytest.approx(1 / (0.3536**2 + 0.1464**2 + 0.5**2), rel=1e-3)
+
+
+def test_inspect_of_one_file_shows_how_it_was_averaged(cli: Cli, run: Path):
+    """Tensors, and the law, checkpoints and weights of what ema-cli made."""
+    cli("average", "ckpts", "--half-life", "100ba", "-o", "release.safetensors")
+    done = cli("inspect", "release.safetensors")
+    assert "Averaged by ema-cli" in done.out
+    assert "half-life 100ba" in done.out
+    assert "step-200.pt" in done.out
+    assert ["layer.weight", "F32", "[4,", "3]", "48", "B"] in [line.split() for line in done.out.splitlines()]
+    assert cli("inspect", "release.safetensors", "--json").json["recipe"]["half_life"] == "100ba"
+
+
+def test_composer_s_own_run(cli: Cli, tmp_path: Path):
+    """The checkpoints Composer wrote average to what its own EMA held."""
+    folder = COMPOSER / "every-batch"
+    done = cli("average", folder, "--half-life", "8ba", "--update-interval", "4ba", "-o", "x.safetensors")
+    assert done.code == 0
+    expected = load_file(COMPOSER / "expected" / "8ba-4ba.safetensors")
+    for name, tensor in load_file(tmp_path / "x.safetensors").items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+USAGE = [
+    (["average", "ckpts"], "one of --half-life and --smoothing is needed"),
+    (["average", "--half-life", "50ba"], "which checkpoints?"),
+    (["average", "none", "--half-life", "50ba"], "none: does not exist"),
+    (["average", "ckpts", "--half-life", "50"], "--half-life: '50' is not a time"),
+    (["average", "ckpts", "--half-life", "-5ba"], "--half-life: '-5ba' is not a time"),
+    (["average", "ckpts", "--half-life", "nanba"], "--half-life: 'nanba' is not a time"),
+    (["average", "ckpts", "--half-life", "1e99ba"], "--half-life: '1e99ba' is out of range"),
+    (["average", "ckpts", "--half-life", "5min"], "--half-life: '5min' is not a time"),
+    (["average", "ckpts", "--half-life", "5ba", "--smoothing", "0.5"], "only one of --half-life and --smoothing"),
+    (["average", "ckpts", "--smoothing", "1.5"], "--smoothing: 1.5 is not in [0, 1]"),
+    (["average", "ckpts", "--smoothing", "nan"], "--smoothing: nan is not in [0, 1]"),
+    (["average", "ckpts", "--smoothing", "x"], "Invalid value for '--smoothing'"),
+    (["average", "ckpts", "--half-life", "5ba", "--update-interval", "0ba"], "--update-interval: '0ba' is no distance"),
+    (
+        ["average", "ckpts", "--half-life", "5ba", "--update-interval", "infba"],
+        "--update-interval: 'infba' is no distance",
+    ),
+    (
+        ["average", "ckpts", "--half-life", "5ba", "--update-interval", "1ep"],
+        "--update-interval: '1ep' and --half-life '5ba' have different units",
+    ),
+    (
+        ["average", "ckpts", "--half-life", "5ba", "--update-interval", "often"],
+        "--update-interval: 'often' is not a time",
+    ),
+    (["average", "ckpts", "--half-life", "5ba", "--start", "5"], "--start: '5' is not a time"),
+    (["average", "ckpts", "--half-life", "5ba", "--stop", "x"], "--stop: 'x' is not a time"),
+    (["average", "ckpts", "--half-life", "5ba", "--start", "infba"], "--start: infinity"),
+    (["average", "ckpts", "--half-life", "5ba", "--last", "0"], "--last: 0 is not a number of checkpoints"),
+    (["average", "ckpts", "--half-life", "5ba", "--threads", "0"], "--threads: 0 is not a number of threads"),
+    (["average", "ckpts", "--half-life", "5ba", "--dtype", "int8"], "--dtype: 'int8' cannot be written"),
+    (["average", "ckpts", "--half-life", "5ba", "--weights", "both"], "--weights: 'both' is neither raw nor ema"),
+    (["average", "ckpts", "--half-life", "5ba", "-o", "x.pt"], "--output: 'x.pt' ends in .pt, which is not written"),
+    (["average", "ckpts", "--half-life", "5ba", "--epoch-length", "1ep"], "--epoch-length: '1ep' is not a number of"),
+    (["average", "ckpts", "--half-life", "5ba", "--epoch-length", "0ba"], "--epoch-length: '0ba' is not a number of"),
+    (["average", "ckpts", "--half-life", "5sp", "--spacing", "0sp"], "--spacing: '0sp' is no distance"),
+    (["inspect", "ckpts", "--last", "3"], "these options need a law"),
+    (["average", "ckpts", "--no-such-option"], "No such option: --no-such-option"),
+    (["no-such-command"], "No such command 'no-such-command'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), USAGE, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_usage_errors(cli: Cli, run: Path, tmp_path: Path, arguments: list[str], message: str):
+    """Every refused value exits with 2, one line that names it, a hint, and nothing written."""
+    done = cli(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {message}"), done.err
+    assert len(done.err.splitlines()) <= 2
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpts"]
+
+
+def spoil_nothing(_: Path) -> None:
+    """Leave the run as it is."""
+
+
+def spoil_truncate(folder: Path) -> None:
+    """Cut a checkpoint short."""
+    os.truncate(folder / "step-200.pt", 500)
+
+
+def spoil_all(folder: Path) -> None:
+    """Cut all of them short."""
+    for path in folder.iterdir():
+        os.truncate(path, 500)
+
+
+def spoil_shape(folder: Path) -> None:
+    """Give one checkpoint another shape."""
+    torch.save({"model": {**make_tensors(2), "layer.bias": torch.zeros(9)}, "step": 200}, folder / "step-200.pt")
+
+
+def spoil_nan(folder: Path) -> None:
+    """Put a NaN into one tensor."""
+    torch.save(
+        {"model": {**make_tensors(2), "layer.bias": torch.full((4,), torch.nan)}, "step": 200}, folder / "step-200.pt"
+    )
+
+
+def spoil_clock(folder: Path) -> None:
+    """Save one checkpoint without its step, under a name that says nothing."""
+    (folder / "step-200.pt").unlink()
+    torch.save({"model": make_tensors(2)}, folder / "model7.pt")
+
+
+def spoil_runs(folder: Path) -> None:
+    """Put a second run beside the first."""
+    write_torch_run(folder / "b", [1, 2])
+    write_torch_run(folder / "a", [1, 2])
+
+
+def spoil_output(folder: Path) -> None:
+    """Put something in the way of the default output."""
+    (folder.parent / "ema-200ba.safetensors").write_bytes(b"mine")
+
+
+FAULTS: list[tuple[Callable[[Path], None], list[str], int, str, str | None]] = [
+    (spoil_truncate, ["ckpts/step-200.pt", "ckpts/step-100.pt"], 3, "ckpts/step-200.pt: cut short", None),
+    (spoil_all, ["ckpts"], 3, "ckpts: no complete checkpoint", None),
+    (spoil_nothing, ["."], 3, ".: no checkpoint in this folder", None),
+    (spoil_shape, ["ckpts"], 4, "step-200.pt: 'layer.bias' is F32 [9], but F32 [4] in step-300.pt", None),
+    (spoil_clock, ["ckpts"], 4, "ckpts/model7.pt: records no clock, but step-100.pt does", None),
+    (spoil_runs, ["ckpts"], 4, "ckpts: holds the checkpoints of 3 runs: . (3), a (2), b (2)", None),
+    (spoil_nothing, ["ckpts", "--start", "900ba"], 4, "ckpts: no checkpoint is left to average", None),
+    (spoil_nothing, ["ckpts", "--stop", "1ep"], 4, "ckpts/step-100.pt: records no clock in epochs, which --stop", None),
+    (spoil_nothing, ["ckpts", "--spacing", "5ba"], 4, "--spacing 5ba: every checkpoint records its own clock", None),
+    (spoil_nothing, ["ckpts", "--weights", "ema"], 4, "ckpts/step-100.pt: holds no averages", None),
+    (spoil_nothing, ["ckpts", "--key", "other"], 3, "ckpts/step-100.pt: has no tensors under --key 'other'", None),
+    (spoil_output, ["ckpts"], 5, "ema-200ba.safetensors: exists already", b"mine".decode()),
+    (spoil_nothing, ["ckpts", "-o", "no/x.safetensors"], 5, "no/x.safetensors: the folder", None),
+    (spoil_nan, ["ckpts"], 6, "ckpts/step-200.pt: 'layer.bias' is not finite at element 0", None),
+    (spoil_nothing, [str(COMPOSER / "ema-was-on")], 4, "is averaged already: Composer's EMA was on", None),
+]
+
+
+@pytest.mark.parametrize(("spoil", "paths", "code", "message", "kept"), FAULTS)
+def test_faults_have_a_code_a_line_and_a_hint(
+    cli: Cli,
+    run: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    paths: list[str],
+    code: int,
+    message: str,
+    kept: str | None,
+):
+    """Each fault exits with its code, names file and tensor, says what to do, and leaves nothing behind; in JSON too."""
+    spoil(run)
+    if paths == ["."]:
+        for path in run.iterdir():
+            path.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    done = cli("average", *paths, "--half-life", "200ba")
+    assert (done.code, done.out) == (code, "")
+    error = next(line for line in done.err.splitlines() if line.startswith("error: "))
+    assert message in error
+    assert sorted(tmp_path.rglob("*")) == before
+    told = cli("average", *paths, "--half-life", "200ba", "--json").json
+    assert told["error"]["code"] == code
+    assert message in told["error"]["message"]
+    assert told["error"]["hint"] or code == 3
+    if kept is not None:
+        assert (tmp_path / "ema-200ba.safetensors").read_text() == kept
+
+
+def test_half_written_checkpoints_are_passed_over_with_a_warning(cli: Cli, run: Path, tmp_path: Path):
+    """In a search the half-written one is left out and named; the rest is averaged."""
+    spoil_truncate(run)
+    done = cli("average", "ckpts", "--half-life", "200ba")
+    assert done.code == 0
+    assert "warning: step-200.pt is passed over: half-written: cut short" in done.err
+    saved = [make_tensors(100), make_tensors(300)]
+    torch.testing.assert_close(load_file(tmp_path / "ema-200ba.safetensors"), oracle(saved, [0.5, 0.5]))
+
+
+def test_the_trap_is_shown(cli: Cli, run: Path):
+    """A half-life far below the spacing is the last checkpoint, and the warning says what would not be."""
+    done = cli("average", "ckpts", "--half-life", "10ba")
+    assert "warning: step-300.pt holds 99.9% of the average" in done.err
+    assert "the smallest half-life with three effective checkpoints is" not in done.err or "ba" in done.err
+
+
+def test_nothing_of_a_name_reaches_the_terminal_raw(cli: Cli, tmp_path: Path):
+    """Escapes, markup and newlines in file and tensor names are shown, not obeyed."""
+    evil = "\x1b[31mred[bold]\n"
+    (tmp_path / "run").mkdir()
+    for step in (1, 2):
+        save_file({f"{evil}w": torch.zeros(2)}, tmp_path / "run" / f"{evil}step-{step}.safetensors")
+    for arguments in (["inspect", "run", "--half-life", "1ba"], ["average", "run", "--half-life", "1ba"]):
+        done = cli(*arguments)
+        assert done.code == 0
+        assert "\x1b" not in done.out + done.err
+    single = cli("inspect", tmp_path / "run" / f"{evil}step-1.safetensors")
+    assert r"\x1b[31mred[bold]\nw" in single.out
+    bad = cli("average", tmp_path / "run" / f"{evil}none", "--half-life", "1ba")
+    assert r"\x1b[31mred[bold]\nnone: does not exist" in bad.err
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_every_width_shows_every_name(cli: Cli, run: Path, columns: str):
+    """Whatever the width, every checkpoint has its row, and at the usual width no row is wider than it."""
+    done = cli("inspect", "ckpts", "--half-life", "200ba", env={"COLUMNS": columns})
+    assert done.code == 0
+    assert done.out.count("step-") >= 6
+    rows = [line for line in done.out.splitlines() if line.startswith(("checkpoint ", "step-"))]
+    assert len(rows) == 8
+    assert all(len(line.rstrip()) < 80 for line in rows)
+
+
+def test_no_colour_without_a_terminal(cli: Cli, run: Path):
+    """In a pipe there are no escapes, with or without NO_COLOR."""
+    for env in ({}, {"NO_COLOR": "1"}):
+        assert "\x1b" not in cli("inspect", "ckpts", "--half-life", "200ba", env=env).out
+
+
+def test_a_closed_pipe_is_no_traceback(run: Path, tmp_path: Path):
+    """`ema-cli inspect | head -1` ends quietly."""
+    command = f"{sys.executable} -m ema_cli inspect ckpts --half-life 20ba | head -c 1"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["average", "--help"], ["inspect", "--help"]])
+def test_help_has_an_example(cli: Cli, arguments: list[str]):
+    """Each help page ends with a command that works as it stands."""
+    done = cli(*arguments)
+    assert done.code == 0
+    assert "Example: ema-cli" in done.out
+
+
+def test_no_arguments_show_the_help(cli: Cli):
+    """Without arguments: the help, and the code for usage."""
+    done = cli()
+    assert done.code == 2
+    assert "Usage: ema-cli" in done.out
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from ema_cli import cli, fold
+real = fold.Fold._average
+def slow(self, *arguments):
+    real(self, *arguments)
+    Path("started").touch()
+    time.sleep(0.05)
+fold.Fold._average = slow
+fold.RANGE_ELEMENTS = 1
+fold.Fold.__dataclass_fields__["range_elements"].default = 1
+sys.argv[1:] = ["average", "ckpts", "--half-life", "200ba", "--threads", "2", "-f", "-o", "x.safetensors"]
+fold.Fold.__init__.__defaults__ = tuple(1 if value == 1 << 17 else value for value in fold.Fold.__init__.__defaults__)
+cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_the_old_output_and_no_litter(run: Path, tmp_path: Path, number: int, code: int):
+    """Ctrl-C or a kill in the middle: the old output as it was, nothing else, and the signal's code."""
+    (tmp_path / "x.safetensors").write_bytes(b"old")
+    with subprocess.Popen([sys.executable, "-c", SLOW_RUN], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in err
+    (tmp_path / "started").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpts", "x.safetensors"]
+    assert (tmp_path / "x.safetensors").read_bytes() == b"old"
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_next_run_cleans_up(cli: Cli, run: Path, tmp_path: Path):
+    """SIGKILL leaves a hidden folder; the next average beside it removes it and succeeds."""
+    with subprocess.Popen([sys.executable, "-c", SLOW_RUN], cwd=tmp_path) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+        process.kill()
+    assert any(path.name.startswith(".ema-cli-") for path in tmp_path.iterdir())
+    assert cli("average", "ckpts", "--half-life", "200ba", "-o", "x.safetensors").code == 0
+    assert not any(path.name.startswith(".ema-cli-") for path in tmp_path.iterdir())

@@ -1,0 +1,56 @@
+"""What each entry point loads: averaging files needs no torch, help needs no numpy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_hf_run, write_torch_run
+
+
+def loaded_by(arguments: list[str], cwd: Path) -> set[str]:
+    """Run the command line in a fresh interpreter and return the top-level modules it loaded."""
+    script = (
+        "import sys\nfrom ema_cli import cli\n"
+        "sys.argv[1:] = sys.argv[1:]\n"
+        "try:\n    cli.main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
+        "print('LOADED', *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=cwd, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.rpartition("LOADED ")[2].split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["average", "--help"], ["inspect", "--help"], ["--version"]])
+def test_help_loads_neither_torch_nor_numpy(arguments: list[str], tmp_path: Path):
+    """Help is instant: no arithmetic library is imported for it."""
+    assert not loaded_by(arguments, tmp_path) & {"torch", "numpy", "safetensors"}
+
+
+def test_inspect_loads_neither_torch_nor_numpy(tmp_path: Path):
+    """Headers and clocks need no arithmetic library, for safetensors and for pickled checkpoints."""
+    write_hf_run(tmp_path / "hf", [100, 200])
+    write_torch_run(tmp_path / "pt", [100, 200])
+    for folder in ("hf", "pt"):
+        assert not loaded_by(["inspect", folder, "--half-life", "50ba"], tmp_path) & {"torch", "numpy"}
+
+
+def test_average_loads_no_torch(tmp_path: Path):
+    """Averaging needs numpy and the safetensors reader, never torch."""
+    write_hf_run(tmp_path / "hf", [100, 200])
+    write_torch_run(tmp_path / "pt", [100, 200])
+    for folder in ("hf", "pt"):
+        loaded = loaded_by(["average", folder, "--half-life", "50ba", "-o", f"out-{folder}"], tmp_path)
+        assert "torch" not in loaded
+        assert {"numpy", "safetensors"} <= loaded
+
+
+def test_the_law_loads_no_numpy():
+    """Plans are plain Python."""
+    script = "import sys, ema_cli.plan; print({'torch', 'numpy', 'typer', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

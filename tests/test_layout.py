@@ -1,0 +1,77 @@
+"""The container we write against the official writer, byte for byte."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from ema_cli.checkpoint import DTYPES, TensorSpec
+from ema_cli.layout import lay_out_file, lay_out_shards
+
+TORCH = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+}  # fmt: skip
+
+
+def header_of(specs: dict[str, TensorSpec], metadata: dict[str, str]) -> bytes:
+    """Return the bytes that the official writer puts before the data."""
+    tensors = {name: torch.zeros(spec.shape, dtype=TORCH[spec.dtype.name]) for name, spec in specs.items()}
+    whole = save(tensors, metadata)
+    return whole[: 8 + int.from_bytes(whole[:8], "little")]
+
+
+def test_every_dtype_is_laid_out_as_the_official_writer_does():
+    """One tensor of each dtype, the empty and the scalar one included: the same header, byte for byte."""
+    specs = {f"b.{name}": TensorSpec(dtype, (2, 3)) for name, dtype in DTYPES.items()}
+    specs |= {f"a.{name}": TensorSpec(dtype, ()) for name, dtype in DTYPES.items()}
+    specs |= {f"c.{name}": TensorSpec(dtype, (0, 5)) for name, dtype in DTYPES.items()}
+    output = lay_out_file("x", specs, {"format": "pt"})
+    assert output.header == header_of(specs, {"format": "pt"})
+    assert output.size == len(output.header) + sum(spec.nbytes for spec in specs.values())
+
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda n: n != "__metadata__")
+
+
+@given(st.dictionaries(names, st.sampled_from(sorted(DTYPES)), max_size=6), names)
+def test_names_are_escaped_and_ordered_as_the_official_writer_does(dtypes: dict[str, str], value: str):
+    """Any text as a name or as metadata: the same header, byte for byte."""
+    specs = {name: TensorSpec(DTYPES[dtype], (1,)) for name, dtype in dtypes.items()}
+    assert lay_out_file("x", specs, {"format": value}).header == header_of(specs, {"format": value})
+
+
+def test_metadata_keys_are_sorted():
+    """Several metadata keys, which the official writer orders at random, have one order here."""
+    one = lay_out_file("x", {}, {"format": "pt", "ema_cli": "{}"}).header
+    assert one == lay_out_file("x", {}, {"ema_cli": "{}", "format": "pt"}).header
+    assert one.index(b"ema_cli") < one.index(b"format")
+
+
+def test_shards_keep_their_tensors_and_the_index_says_where():
+    """Each tensor lies in the shard asked for; the index names it, and the totals are right."""
+    specs = {
+        "a": TensorSpec(DTYPES["F32"], (3,)),
+        "b": TensorSpec(DTYPES["I64"], ()),
+        "c": TensorSpec(DTYPES["F16"], (2,)),
+    }
+    shard_of = {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors"}
+    files, index = lay_out_shards(specs, shard_of, {"format": "pt"})
+    assert [(file.name, sorted(file.specs)) for file in files] == [
+        ("one.safetensors", ["a", "c"]),
+        ("two.safetensors", ["b"]),
+    ]
+    assert json.loads(index) == {"metadata": {"total_parameters": 6, "total_size": 24}, "weight_map": shard_of}
+
+
+@pytest.mark.parametrize("pad", range(8))
+def test_headers_end_on_eight_bytes(pad: int):
+    """Whatever the length of a name, the data begin at a multiple of eight."""
+    header = lay_out_file("x", {"n" * (pad + 1): TensorSpec(DTYPES["F64"], (1,))}, {}).header
+    assert len(header) % 8 == 0

@@ -1,0 +1,182 @@
+"""All or nothing: what is published, what is left behind, what is refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ema_cli import staging
+from ema_cli.errors import OutputError
+from ema_cli.staging import OutputStream, Staging
+
+
+def stage_file(target: Path, content: bytes, *, force: bool = False) -> None:
+    with Staging(target) as area:
+        stream = OutputStream(area.folder / target.name)
+        stream.write(0, content)
+        stream.sync()
+        stream.close()
+        area.publish_file(target.name, force=force)
+
+
+def stage_folder(target: Path, names: list[str], *, force: bool = False) -> None:
+    with Staging(target) as area:
+        folder = area.folder / target.name
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(name)
+        area.publish_folder(target.name, force=force)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_file_appears_whole_with_the_umask_s_mode(tmp_path: Path):
+    """Nothing but the target is left, and its mode is that of any new file."""
+    before = os.umask(0o027)
+    try:
+        stage_file(tmp_path / "x.safetensors", b"content")
+    finally:
+        os.umask(before)
+    assert listing(tmp_path) == ["x.safetensors"]
+    assert (tmp_path / "x.safetensors").read_bytes() == b"content"
+    assert stat.S_IMODE((tmp_path / "x.safetensors").stat().st_mode) == 0o640
+
+
+def test_a_target_that_appeared_meanwhile_is_kept(tmp_path: Path):
+    """The rename itself refuses to replace, whatever was checked before."""
+    target = tmp_path / "x.safetensors"
+    with Staging(target) as area:
+        (area.folder / target.name).write_bytes(b"new")
+        target.write_bytes(b"old")
+        with pytest.raises(OutputError, match="exists already"):
+            area.publish_file(target.name, force=False)
+    assert target.read_bytes() == b"old"
+    assert listing(tmp_path) == ["x.safetensors"]
+
+
+def test_without_renameat2_the_check_is_made_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where the system has no such call, an existing target is still refused, and a folder still replaced."""
+    monkeypatch.setattr(staging, "_rename_with", lambda *_: False)
+    target = tmp_path / "out"
+    stage_folder(target, ["a"])
+    with pytest.raises(OutputError, match="exists already"):
+        stage_folder(target, ["b"])
+    stage_folder(target, ["c"], force=True)
+    assert listing(tmp_path) == ["out", "out/c"]
+
+
+def test_force_replaces_file_and_folder(tmp_path: Path):
+    """With force the new content is there, and the old gone."""
+    for content in (b"1", b"2"):
+        stage_file(tmp_path / "x.safetensors", content, force=True)
+    for names in (["a", "b"], ["c"]):
+        stage_folder(tmp_path / "out", names, force=True)
+    assert listing(tmp_path) == ["out", "out/c", "x.safetensors"]
+    assert (tmp_path / "x.safetensors").read_bytes() == b"2"
+
+
+def test_an_exception_leaves_the_old_state(tmp_path: Path):
+    """Whatever happens before publishing, the target is as it was and the staging folder is gone."""
+    (tmp_path / "x.safetensors").write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), Staging(tmp_path / "x.safetensors") as area:
+        (area.folder / "x.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert listing(tmp_path) == ["x.safetensors"]
+    assert (tmp_path / "x.safetensors").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "open"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_each_failing_call_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int):
+    """A full or broken disk at any step is one error with the path, and nothing is left."""
+    target = tmp_path / "x.safetensors"
+    real = getattr(os, call)
+
+    def fail(*args: object, **options: object) -> object:
+        # Folders are opened to be locked and synced; fail where the file's turn has come.
+        if call == "open" and not str(args[0]).endswith("x.safetensors"):
+            return real(*args, **options)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OutputError, match=r"x\.safetensors: cannot be written: " + os.strerror(code)) as raised:
+        stage_file(target, b"content")
+    assert raised.value.exit_code == 5
+    assert bool(raised.value.hint) == (code != errno.EIO)
+    monkeypatch.undo()
+    assert listing(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_exchanged_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """When the second of two renames fails, the first is taken back."""
+    monkeypatch.setattr(staging, "_rename_with", lambda *_: False)
+    target = tmp_path / "out"
+    stage_folder(target, ["old"])
+    real = Path.rename
+
+    def fail(self: Path, to: Path) -> Path:
+        if self.name == "out" and to == target and ".ema-cli-" in str(self) and not self.name.endswith("-replaced"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError):
+        stage_folder(target, ["new"], force=True)
+    monkeypatch.undo()
+    assert listing(tmp_path) == ["out", "out/old"]
+
+
+def test_a_dead_run_s_litter_is_removed_and_a_living_one_s_is_not(tmp_path: Path):
+    """The next run removes what a killed one left, but nothing that a living process holds."""
+    script = (
+        "import os, sys; from pathlib import Path; from ema_cli.staging import Staging\n"
+        "area = Staging(Path(sys.argv[1])).__enter__(); (area.folder / 'half').write_bytes(b'x')\n"
+        "print(area.folder.name, flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "other.safetensors")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        name = other.stdout.readline().strip()
+        stage_file(tmp_path / "x.safetensors", b"1")
+        assert listing(tmp_path) == [name, f"{name}/half", "x.safetensors"]
+        other.communicate()
+    assert other.returncode == -9
+    assert (tmp_path / name / "half").exists()
+    stage_file(tmp_path / "y.safetensors", b"1")
+    assert listing(tmp_path) == ["x.safetensors", "y.safetensors"]
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path):
+    """A link in the place of a new file is an error, not a way out."""
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "x").symlink_to(tmp_path / "mine")
+    with pytest.raises(OutputError):
+        OutputStream(tmp_path / "x")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+
+
+def test_files_are_synced_before_the_rename_and_the_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The order that survives a power cut: file, its folder, rename, the folder above."""
+    events: list[str] = []
+    real_fsync, real_rename = os.fsync, staging._rename_with
+
+    def fsync(descriptor: int) -> None:
+        events.append("sync " + ("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"))
+        real_fsync(descriptor)
+
+    def rename(*args: object) -> bool:
+        events.append("rename")
+        return real_rename(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(staging, "_rename_with", rename)
+    stage_file(tmp_path / "x.safetensors", b"1")
+    assert events == ["sync file", "sync folder", "rename", "sync folder"]
