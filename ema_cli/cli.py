@@ -198,14 +198,13 @@ def inspect(
     if as_json:
         extra = {"tensors": facts.tensor_facts(single), "recipe": single.recipe} if single else {}
         return _print_json("inspect", {"run": run_told, "plan": plan_told, **extra, "warnings": odd})
-    if single:
-        render.checkpoint_report(run_told, facts.tensor_facts(single), odd)
-        if single.recipe:
-            render.recipe_report(single.recipe)
-    else:
-        render.run_report(run_told, odd)
+    if single is None:
+        return render.run_report(run_told, plan_told, odd)
+    render.checkpoint_report(run_told, facts.tensor_facts(single), odd)
+    if single.recipe:
+        render.recipe_report(single.recipe)
     if plan_told:
-        render.plan_report(plan_told, [each.name for each in run.checkpoints])
+        render.plan_report(plan_told, [single.name])
     return None
 
 

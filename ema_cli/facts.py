@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from statistics import median
+from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -160,7 +160,7 @@ def _spacing_facts(run: Run) -> dict[str, Any] | None:
     steps = [(older, newer, after - before) for (older, before), (newer, after) in pairwise(clocks) if after > before]
     if not steps:
         return None
-    usual = Fraction(median(step for _, _, step in steps))
+    usual = Fraction(median_low(step for _, _, step in steps))
     gaps = [
         {"after": older, "before": newer, "length": str(Time(step, unit))}
         for older, newer, step in steps

@@ -18,7 +18,6 @@ from ema_cli.run import Run
 from ema_cli.units import Time, Unit, format_number
 from ema_cli.weights import half_life_weights, smoothing_weights
 
-
 _ROUNDING = 1e-9  # two checkpoints of one half each are not one that holds more
 
 
@@ -247,7 +246,7 @@ def _fold_events(
         events = floor(_clock(each, unit) / Fraction(interval.value))
         passed = floor(_clock(folded[-1][0], unit) / Fraction(interval.value)) if folded else -1
         if events <= passed:
-            skipped.append(Skipped(each, f"no update event since {folded[-1][0].name}"))
+            skipped.append(Skipped(each, f"no update event since {Time(_clock(folded[-1][0], unit), unit)}"))
             continue
         updates = Fraction(events - passed)
         folded.append((each, updates * Fraction(interval.value) if recipe.half_life else updates))

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ema_cli.errors import EmaError, printable
@@ -31,7 +31,7 @@ from ema_cli.errors import EmaError, printable
 _BAR_WIDTH = 24
 _PIPE_WIDTH = 240  # wide enough that no row is folded where a program reads it
 _UNLIMITED = 100_000
-_NARROWEST_NAME = 24
+_NARROWEST = _BAR_WIDTH
 _PLAIN_SECONDS = 30
 _UNIT_NAMES = {"ba": "batch", "ep": "epoch", "sp": "sample", "tok": "token"}
 
@@ -63,14 +63,20 @@ def line(text: str) -> None:
     console(stderr=True).print(Text(printable(text)), soft_wrap=True)
 
 
-def run_report(facts: Mapping[str, Any], odd: Sequence[str]) -> None:
-    """Print a run: totals, one row for each checkpoint, what is odd."""
+def run_report(facts: Mapping[str, Any], plan: Mapping[str, Any] | None, odd: Sequence[str]) -> None:
+    """Print a run: totals, one row for each checkpoint with its weight if there is a plan, what is odd."""
     out = console()
-    checkpoints = facts["checkpoints"]
+    columns, constant = _checkpoint_columns(facts["checkpoints"])
     out.print(Text(_headline(facts), "bold"), soft_wrap=True)
     out.print(Text(_tensors_line(facts["tensors"])), soft_wrap=True)
+    if constant:
+        out.print(Text(f"Every checkpoint: {', '.join(constant)}"), soft_wrap=True)
     out.print()
-    _print_table(out, _checkpoint_table(checkpoints))
+    if plan:
+        out.print(Text(_law_line(plan), "bold"), soft_wrap=True)
+    _print_table(out, _run_table([each["name"] for each in facts["checkpoints"]], columns, plan))
+    if plan:
+        _print_plan_lines(out, plan)
     _print_odd(out, [*_spacing_lines(facts), *_clash_lines(facts), *odd], facts["passed_over"])
 
 
@@ -95,27 +101,20 @@ def recipe_report(recipe: Mapping[str, Any]) -> None:
     asked = {name: value for name, value in recipe.items() if name not in ("checkpoints", "files", "version")}
     words = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in asked.items())
     out.print(Text(printable(f"Averaged by ema-cli {recipe.get('version', '?')}: {words}"), "bold"), soft_wrap=True)
-    entries = [each for each in recipe.get("checkpoints", []) if isinstance(each, list) and len(each) == 3]
-    rows = [{"name": name, "clock": clock, "weight": weight} for name, clock, weight in entries]
-    _print_table(out, _weight_table([row for row in rows if isinstance(row["weight"], float | int)], []))
+    entries = [each for each in recipe.get("checkpoints", []) if _is_entry(each)]
+    names = [str(name) for name, _, _ in entries]
+    weights = [{"name": str(name), "weight": float(weight)} for name, _, weight in entries]
+    clocks = [str(clock) for _, clock, _ in entries]
+    _print_table(out, _run_table(names, {"clock": clocks}, {"entries": weights, "skipped": []}))
 
 
-def plan_report(facts: Mapping[str, Any], order: Sequence[str]) -> None:
+def plan_report(plan: Mapping[str, Any], order: Sequence[str]) -> None:
     """Print the weight of each checkpoint, drawn, and what they come to; `order` lists all names, oldest first."""
     out = console()
-    law = f"half-life {facts['half_life']}" if facts["half_life"] else f"smoothing {facts['smoothing']:g}"
-    correction = ", bias correction" if facts["bias_correction"] else ""
-    out.print()
-    out.print(Text(f"With {law}, update interval {facts['update_interval']}{correction}:", "bold"))
-    out.print()
-    place = {name: index for index, name in enumerate(order)}
-    _print_table(out, _weight_table(facts["entries"], facts["skipped"], place))
-    out.print()
-    out.print(Text(plan_line(facts)), soft_wrap=True)
-    if facts["half_life_for_three"]:
-        out.print(Text(f"Smallest half-life with three effective checkpoints: {facts['half_life_for_three']}"))
-    for message in facts["warnings"]:
-        out.print(Text("warning: ", "yellow") + Text(printable(message)), soft_wrap=True)
+    out.print(Text(_law_line(plan), "bold"), soft_wrap=True)
+    clocks = {each["name"]: each["clock"] for each in plan["entries"]}
+    _print_table(out, _run_table(order, {"clock": [clocks.get(name, "") for name in order]}, plan))
+    _print_plan_lines(out, plan)
 
 
 def plan_line(facts: Mapping[str, Any]) -> str:
@@ -203,47 +202,62 @@ def _tensors_line(totals: Mapping[str, int]) -> str:
     )
 
 
-def _checkpoint_table(checkpoints: Sequence[Mapping[str, Any]]) -> Table:
-    units = [unit for unit in _UNIT_NAMES if any(unit in each["clocks"] for each in checkpoints)]
-    table = _table(
-        ("checkpoint", "left"),
-        *((_UNIT_NAMES[unit], "right") for unit in units),
-        ("clock from", "left"),
-        ("format", "left"),
-        ("size", "right"),
-        ("dtypes", "left"),
-    )
-    for each in checkpoints:
-        clocks = each["clocks"]
-        sources = list(dict.fromkeys(clocks[unit]["from"] for unit in units if unit in clocks))
-        table.add_row(
-            Text(printable(each["name"])),
-            *(f"{clocks[unit]['value']:.10g}" if unit in clocks else "-" for unit in units),
-            ", ".join(sources) or "-",
-            each["format"],
-            size(each["bytes"]),
-            " ".join(each["dtypes"]),
-        )
-    return table
+def _law_line(plan: Mapping[str, Any]) -> str:
+    law = f"half-life {plan['half_life']}" if plan["half_life"] else f"smoothing {plan['smoothing']:g}"
+    correction = ", bias correction" if plan["bias_correction"] else ""
+    return f"With {law}, update interval {plan['update_interval']}{correction}:"
 
 
-def _weight_table(
-    entries: Sequence[Mapping[str, Any]],
-    skipped: Sequence[Mapping[str, Any]],
-    place: Mapping[str, int] | None = None,
-) -> Table:
-    table = _table(("checkpoint", "left"), ("clock", "right"), ("weight", "right"), ("", "left"))
-    heaviest = max((each["weight"] for each in entries), default=1.0) or 1.0
-    rows = [*entries, *skipped]
-    if place is not None:
-        rows.sort(key=lambda each: place[each["name"]])
-    for each in rows:
-        name = Text(printable(each["name"]))
-        if "weight" in each:
-            weight = each["weight"]
-            table.add_row(name, each["clock"], f"{weight:.2%}", Text(_bar(weight / heaviest), "cyan"))
+def _print_plan_lines(out: Console, plan: Mapping[str, Any]) -> None:
+    out.print()
+    out.print(Text(plan_line(plan)), soft_wrap=True)
+    if plan["half_life_for_three"]:
+        out.print(Text(f"Smallest half-life with three effective checkpoints: {plan['half_life_for_three']}"))
+    for message in plan["warnings"]:
+        out.print(Text("warning: ", "yellow") + Text(printable(message)), soft_wrap=True)
+
+
+def _checkpoint_columns(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the columns that tell checkpoints apart, and what is the same for every one."""
+    columns: dict[str, list[str]] = {}
+    for unit, word in _UNIT_NAMES.items():
+        values = [each["clocks"].get(unit) for each in checkpoints]
+        if any(values):
+            columns[word] = [f"{clock['value']:.10g}" if clock else "-" for clock in values]
+    sources = [dict.fromkeys(clock["from"] for clock in each["clocks"].values()) for each in checkpoints]
+    facts = {
+        "clock from": [", ".join(each) or "-" for each in sources],
+        "format": [each["format"] for each in checkpoints],
+        "size": [size(each["bytes"]) for each in checkpoints],
+        "dtypes": [" ".join(each["dtypes"]) for each in checkpoints],
+    }
+    constant = []
+    for title, column in facts.items():
+        if len(set(column)) > 1:
+            columns[title] = column
         else:
-            table.add_row(Text(printable(each["name"]), "dim"), "", "-", Text(printable(each["reason"]), "dim"))
+            constant.append(f"clock from {column[0]}" if title == "clock from" else column[0])
+    return columns, constant
+
+
+def _run_table(names: Sequence[str], columns: Mapping[str, Sequence[str]], plan: Mapping[str, Any] | None) -> Table:
+    """Return a table with one row for each name: the columns, then weight and bar or why it is skipped."""
+    weights = {each["name"]: each["weight"] for each in plan["entries"]} if plan else {}
+    reasons = {each["name"]: each["reason"] for each in plan["skipped"]} if plan else {}
+    left = ("clock from", "format", "dtypes")
+    sides = [(title, "left" if title in left else "right") for title in columns]
+    drawn = [("weight", "right"), ("", "left")] if plan else []
+    table = _table(("checkpoint", "left"), *sides, *drawn)
+    heaviest = max(weights.values(), default=1.0) or 1.0
+    for index, name in enumerate(names):
+        cells = [column[index] for column in columns.values()]
+        if name in weights:
+            cells.append(f"{weights[name]:.2%}")
+            table.add_row(Text(printable(name)), *cells, Text(_bar(weights[name] / heaviest), "cyan"))
+        elif plan:
+            table.add_row(Text(printable(name)), *cells, "-", Text(printable(reasons[name])), style="dim")
+        else:
+            table.add_row(Text(printable(name)), *cells)
     return table
 
 
@@ -288,18 +302,28 @@ def _table(*columns: tuple[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for index, (title, side) in enumerate(columns):
         justify: Any = side
-        table.add_column(title, justify=justify, no_wrap=index > 0, overflow="fold")
+        folds = index in (0, len(columns) - 1)
+        table.add_column(title, justify=justify, no_wrap=not folds, overflow="fold")
     return table
 
 
+def _ends(table: Table) -> tuple[Column, Column]:
+    return table.columns[0], table.columns[-1]
+
+
 def _print_table(out: Console, table: Table) -> None:
-    """Print a table; where the terminal is too narrow, fold the first column, and never cut the others."""
+    """Print a table; in a narrow terminal the first and the last column are folded, the others never cut."""
     natural = Measurement.get(out, out.options.update(width=_UNLIMITED), table).maximum
-    first = max((cell_len(str(cell)) for cell in table.columns[0].cells), default=0)
+    ends = [max((cell_len(str(cell)) for cell in column.cells), default=0) for column in _ends(table)]
     width = out.width
-    out.width = max(width, natural - max(first - _NARROWEST_NAME, 0))
+    out.width = max(width, natural - sum(max(end - _NARROWEST, 0) for end in ends))
     out.print(table)
     out.width = width
+
+
+def _is_entry(value: Any) -> bool:
+    """Return whether a file's metadata give name, clock and weight here, as ours do."""
+    return isinstance(value, list) and len(value) == 3 and isinstance(value[2], int | float)
 
 
 def _plural(count: int, word: str) -> str:

@@ -35,7 +35,7 @@ class Outcome:
         return f"exit {self.code}\n--- out\n{self.out}\n--- err\n{self.err}"
 
 
-@pytest.fixture()
+@pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., Outcome]:
     """Run `ema-cli` with arguments in `tmp_path`, or in `cwd`."""
 

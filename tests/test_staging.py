@@ -86,9 +86,14 @@ def test_force_replaces_file_and_folder(tmp_path: Path):
 def test_an_exception_leaves_the_old_state(tmp_path: Path):
     """Whatever happens before publishing, the target is as it was and the staging folder is gone."""
     (tmp_path / "x.safetensors").write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), Staging(tmp_path / "x.safetensors") as area:
-        (area.folder / "x.safetensors").write_bytes(b"half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with Staging(tmp_path / "x.safetensors") as area:
+            (area.folder / "x.safetensors").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert listing(tmp_path) == ["x.safetensors"]
     assert (tmp_path / "x.safetensors").read_bytes() == b"old"
 
