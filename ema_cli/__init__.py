@@ -1,5 +1,59 @@
-"""Averaged weights from the checkpoints of a training run, with Composer's half-life law."""
+"""Averaged weights from the checkpoints of a training run, with Composer's half-life law.
+
+    from pathlib import Path
+    from ema_cli import Recipe, Time, average, make_plan, open_run, parse_target
+
+    plan = make_plan(open_run([Path("ckpts")]), Recipe(half_life=Time.parse("50ba")))
+    print(plan.weights)  # before a single tensor is read
+    average(plan, parse_target(Path("release.safetensors")))
+
+Names are resolved when they are first used: importing ema_cli loads neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ema_cli._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from ema_cli.errors import EmaError
+    from ema_cli.plan import Plan, make_plan
+    from ema_cli.posthoc import average, parse_target
+    from ema_cli.recipe import Recipe
+    from ema_cli.run import Run, open_run
+    from ema_cli.units import Time, Unit
+
+_HOMES = {
+    "EmaError": "errors",
+    "Plan": "plan",
+    "Recipe": "recipe",
+    "Run": "run",
+    "Time": "units",
+    "Unit": "units",
+    "average": "posthoc",
+    "make_plan": "plan",
+    "open_run": "run",
+    "parse_target": "posthoc",
+}
+
+__all__ = [
+    "EmaError",
+    "Plan",
+    "Recipe",
+    "Run",
+    "Time",
+    "Unit",
+    "__version__",
+    "average",
+    "make_plan",
+    "open_run",
+    "parse_target",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"ema_cli.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'ema_cli' has no attribute '{name}'")

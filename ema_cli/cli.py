@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ema_cli._version import __version__
 from ema_cli.errors import EmaError, UsageError
 from ema_cli.options import (
     READ,
@@ -30,6 +29,7 @@ from ema_cli.options import (
     Start,
     Stop,
     UpdateInterval,
+    Version,
     WeightsChoice,
 )
 from ema_cli.units import Time
@@ -54,14 +54,8 @@ _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @app.callback(invoke_without_command=True)
-def ema_cli(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
+def ema_cli(context: typer.Context, version: Version = False) -> None:
     """Average the checkpoints of a training run into release weights, with Composer's half-life law."""
-    if version:
-        typer.echo(f"ema-cli {__version__}")
-        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
@@ -116,6 +110,7 @@ def average(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print the output's path only.", rich_help_panel=WRITE)
     ] = False,
+    version: Version = False,
 ) -> None:
     """Write the average of a run's checkpoints, ready to load, and print where."""
     recipe = _recipe(half_life, update_interval, smoothing, start, stop, last, bias_correction)
@@ -137,6 +132,7 @@ def average(
     if dry_run:
         expected = posthoc.prepare(plan, target, dtype=target_dtype, force=force)
         would = facts.output_facts(expected, target.path.as_posix(), plan)
+        odd += facts.twin_warnings(plan)
         if as_json:
             return _print_json("average", {"plan": told, "would_write": would, "warnings": odd})
         render.plan_report(told, [each.name for each in run.checkpoints])
@@ -180,6 +176,7 @@ def inspect(
     key: Key = None,
     weights: WeightsChoice = None,
     as_json: AsJson = False,
+    version: Version = False,
 ) -> None:
     """Show a run, or one file: checkpoints, clocks, tensors, what is odd; with a half-life, every weight."""
     recipe = None

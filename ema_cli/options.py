@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ema_cli._version import __version__
+
 LAW, SELECT, READ, WRITE = "Law", "Which checkpoints", "Reading", "Output"
 
 Paths = Annotated[
@@ -61,3 +63,14 @@ WeightsChoice = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors too.", rich_help_panel=WRITE)]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ema-cli {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+]

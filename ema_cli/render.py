@@ -46,16 +46,16 @@ def console(*, stderr: bool = False) -> Console:
 def error(problem: EmaError) -> None:
     """Print what is wrong, and what to do."""
     out = console(stderr=True)
-    out.print(Text("error: ", "bold red") + Text(str(problem)), soft_wrap=True)
+    out.print(Text.assemble(("error: ", "bold red"), str(problem)), soft_wrap=True)
     if problem.hint:
-        out.print(Text("hint:  ", "bold") + Text(problem.hint), soft_wrap=True)
+        out.print(Text.assemble(("hint:  ", "bold"), problem.hint), soft_wrap=True)
 
 
 def warnings(messages: Sequence[str]) -> None:
     """Print what a user should know on stderr."""
     out = console(stderr=True)
     for message in messages:
-        out.print(Text("warning: ", "yellow") + Text(printable(message)), soft_wrap=True)
+        out.print(Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True)
 
 
 def line(text: str) -> None:
@@ -214,7 +214,7 @@ def _print_plan_lines(out: Console, plan: Mapping[str, Any]) -> None:
     if plan["half_life_for_three"]:
         out.print(Text(f"Smallest half-life with three effective checkpoints: {plan['half_life_for_three']}"))
     for message in plan["warnings"]:
-        out.print(Text("warning: ", "yellow") + Text(printable(message)), soft_wrap=True)
+        out.print(Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True)
 
 
 def _checkpoint_columns(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:

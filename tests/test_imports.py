@@ -54,3 +54,13 @@ def test_the_law_loads_no_numpy():
     script = "import sys, ema_cli.plan; print({'torch', 'numpy', 'typer', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_public_names_resolve():
+    """Every name in __all__ is there, and the docstring's example is what the library does."""
+    import ema_cli
+
+    for name in ema_cli.__all__:
+        assert getattr(ema_cli, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ema_cli.nothing  # noqa: B018
