@@ -120,8 +120,6 @@ def twin_warnings(plan: Plan) -> list[str]:
     """Return what a dry run leaves open: whether checkpoints with one clock have equal tensors."""
     text = "{} has the clock of {}; averaging compares their tensors"
     return [text.format(other.name, kept.name) for kept, other in plan.twins]
-        f"{other.name} has the clock of {kept.name}; averaging compares their tensors" for kept, other in plan.twins
-    ]
 
 
 def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
