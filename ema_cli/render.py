@@ -264,8 +264,8 @@ def _run_table(names: Sequence[str], columns: Mapping[str, Sequence[str]], plan:
 def _bar(share: float) -> str:
     """Draw a share of the full width, in eighths of a character where the terminal can."""
     if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
-        return "#" * max(round(share * _BAR_WIDTH), share > 0)
-    eighths = max(round(share * _BAR_WIDTH * 8), share > 0)
+        return "#" * round(share * _BAR_WIDTH)
+    eighths = round(share * _BAR_WIDTH * 8)
     part = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[eighths % 8].strip()
     return "\u2588" * (eighths // 8) + part
 

@@ -1,0 +1,78 @@
+"""The README, held to its word: every command it shows is run, and prints what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_hf_run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Return the fenced blocks in `language`."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run that the README shows."""
+    folder = tmp_path_factory.mktemp("readme")
+    write_hf_run(folder / "ckpts", [500, 1000, 1500, 2000, 2500, 3000], epoch_length=1000)
+    return folder
+
+
+def test_console_blocks_print_what_they_say(folder: Path):
+    """The commands run in order, and stdout is what the README shows."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    steps = [step for block in blocks("console") for step in re.split(r"^\$ ", block, flags=re.MULTILINE) if step]
+    assert len(steps) >= 5
+    for step in steps:
+        command, _, expected = step.partition("\n")
+        environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"PATH": path}
+        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        printed = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+        assert printed == expected.strip(), command
+
+
+def test_python_blocks_run(folder: Path):
+    """The library example works as printed."""
+    (block,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[0.1767766952966")
+    assert (folder / "python.safetensors").exists()
+
+
+def test_the_first_screen_s_targets_exist():
+    """`make demo` and `make test` are in the README and in the Makefile."""
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test"):
+        assert f"$ make {target}\n" in README
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_every_module_has_its_phrase():
+    """The file tree names every module, and none that is gone."""
+    tree = README[README.index("## The code") :]
+    named = set(re.findall(r"\b(\w+\.py)\b", tree))
+    present = {path.name for path in (ROOT / "ema_cli").rglob("*.py") if not path.name.startswith("_")}
+    assert named == present | {"demo.py"}
+
+
+@pytest.mark.slow
+def test_the_demo_runs_end_to_end(tmp_path: Path):
+    """A short demo trains, inspects, averages, evaluates, prints its table and draws its chart."""
+    command = [sys.executable, ROOT / "scripts" / "demo.py", "--batches", "12", "--dir", tmp_path / "demo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"last checkpoint \(step 12\) +\d\.\d{4}", done.stdout)
+    assert re.search(r"half-life 10ba +\d\.\d{4} +[+-]\d\.\d{4}", done.stdout)
+    assert (tmp_path / "demo" / "curve.png").read_bytes().startswith(b"\x89PNG")
