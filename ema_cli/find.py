@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ema_cli.errors import RunError
+from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import hf_directory, refused
 from ema_cli.formats.layouts import (
     AVERAGES_FOLDER,
@@ -46,7 +46,10 @@ class Search:
             return self.pass_over(folder, "a link to a folder that is read already")
         self._seen.add((status.st_dev, status.st_ino))
         # Links last, so that the real folder gives the name.
-        children = sorted(folder.iterdir(), key=lambda child: (child.is_symlink(), natural_key(child.name)))
+        try:
+            children = sorted(folder.iterdir(), key=lambda child: (child.is_symlink(), natural_key(child.name)))
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be searched: {error.strerror}") from error
         folders = [child for child in children if self._is_searched(child)]
         if is_checkpoint_folder(folder):
             folders = [child for child in folders if is_checkpoint_folder(child) and _has_clock(child)]

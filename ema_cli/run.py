@@ -82,7 +82,6 @@ def _open_folder(folder: Path, options: ReadOptions) -> tuple[Path, list[Checkpo
     search.visit(folder)
     if search.paths == [folder]:
         return _open_named([folder], options)
-    check_one_run(folder, search.paths)
     opened: list[Checkpoint] = []
     incomplete: list[EmaError] = []
     for path in search.paths:
@@ -99,6 +98,7 @@ def _open_folder(folder: Path, options: ReadOptions) -> tuple[Path, list[Checkpo
             search.pass_over(path, "averaged by ema-cli")
             continue
         opened.append(replace(checkpoint, name=search.name(path)))
+    check_one_run(folder, [checkpoint.path for checkpoint in opened])
     opened, unmarked = _drop_unmarked(opened)
     if not opened:
         if incomplete:
