@@ -126,7 +126,9 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Return what is odd: what was passed over against expectation, averages, inferred clocks."""
     found = [f"{each.name} is passed over: {each.reason}" for each in run.passed_over if each.warn]
     found += run.notes
-    averaged = [(f"averaged already: {each.averaged}", each.name) for each in checkpoints if each.averaged]
+    # One file of our own is shown with its recipe: nothing odd about that.
+    told = len(checkpoints) == 1 and checkpoints[0].recipe is not None
+    averaged = [(f"averaged already: {each.averaged}", each.name) for each in checkpoints if each.averaged and not told]
     noted = [(note, each.name) for each in checkpoints for note in each.notes]
     found += [f"{names}: {text}" for text, names in _grouped([*averaged, *noted])]
     return found
