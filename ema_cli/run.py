@@ -86,7 +86,7 @@ def _open_folder(folder: Path, options: ReadOptions) -> tuple[Path, list[Checkpo
     incomplete: list[EmaError] = []
     for path in search.paths:
         try:
-            checkpoint = open_checkpoint(path, options)
+            checkpoint = _open_one(path, options, in_averages_folder=folder.absolute().name.lower() == "ema")
         except IncompleteCheckpoint as error:
             incomplete.append(error)
             search.pass_over(path, f"half-written: {_without(path, error)}", warn=True)
@@ -119,17 +119,26 @@ def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list
                 f"{path}: is a folder, but not a checkpoint",
                 hint="name one folder that holds a run, or checkpoints",
             )
-        checkpoint = open_checkpoint(path, options)
-        name = path.absolute().relative_to(root).as_posix()
-        if options.weights is None and checkpoint.averaged is None and _in_averages_folder(path):
-            checkpoint = replace(checkpoint, averaged="the folder's name says that it holds averages")
-        opened.append(replace(checkpoint, name=name))
+        checkpoint = _open_one(path, options, in_averages_folder=_is_in_averages_folder(path))
+        opened.append(replace(checkpoint, name=path.absolute().relative_to(root).as_posix()))
     for unmarked in _drop_unmarked(opened)[1]:
         raise IncompleteCheckpoint(f"{root / unmarked.name}: {unmarked.reason}")
     return root, opened, []
 
 
-def _in_averages_folder(path: Path) -> bool:
+def _open_one(path: Path, options: ReadOptions, *, in_averages_folder: bool) -> Checkpoint:
+    """Open a checkpoint; in a folder of averages it is one itself, unless the user says what to take."""
+    if not in_averages_folder:
+        return open_checkpoint(path, options)
+    checkpoint = open_checkpoint(path, replace(options, weights=None))
+    if options.weights == "ema":
+        return replace(checkpoint, averaged=None, notes=("these are averages, which are averaged again",))
+    if options.weights == "raw":
+        raise RunError(f"{path}: is in a folder of averages, by its name", hint="name the raw checkpoints")
+    return replace(checkpoint, averaged=checkpoint.averaged or "it is in a folder of averages, by its name")
+
+
+def _is_in_averages_folder(path: Path) -> bool:
     path = path.absolute()
     return bool(AVERAGES_FOLDER.search(path.name if path.is_dir() else path.parent.name))
 

@@ -45,7 +45,7 @@ class Staging:
             while self._lock < 0:
                 self.folder = self.parent / f"{_PREFIX}{secrets.token_hex(8)}"
                 self.folder.mkdir(mode=0o700)
-                self._lock = _lock_folder(self.folder)
+                self._lock = _lock_folder(self.folder, required=False)
         return self
 
     def __exit__(
@@ -133,11 +133,11 @@ def deferred_signals() -> Iterator[None]:
 
 def remove_abandoned(parent: Path) -> None:
     """Remove the staging folders in `parent` that no living process holds."""
-    for folder in parent.glob(f"{_PREFIX}*"):
+    for folder in parent.glob(f"{_PREFIX}{'[0-9a-f]' * 16}"):
         if not folder.is_dir() or folder.is_symlink():
             continue
         try:
-            descriptor = _lock_folder(folder)
+            descriptor = _lock_folder(folder, required=True)
         except OSError:
             continue
         if descriptor >= 0:
@@ -145,8 +145,12 @@ def remove_abandoned(parent: Path) -> None:
             os.close(descriptor)
 
 
-def _lock_folder(folder: Path) -> int:
-    """Return a descriptor that holds the folder's lock; -1 if another holds it, or it was removed meanwhile."""
+def _lock_folder(folder: Path, *, required: bool) -> int:
+    """Return a descriptor that holds the folder's lock; -1 if another holds it, or it was removed meanwhile.
+
+    Some network file systems have no locks. There, unless the lock is `required`, the descriptor comes without:
+    no other run can lock the folder either, so that none takes it for abandoned.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -158,7 +162,9 @@ def _lock_folder(folder: Path) -> int:
             return descriptor
     except BlockingIOError:
         pass
-    except BaseException:
+    except OSError:
+        if not required:
+            return descriptor
         os.close(descriptor)
         raise
     os.close(descriptor)
