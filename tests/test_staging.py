@@ -185,3 +185,24 @@ def test_files_are_synced_before_the_rename_and_the_folder_after(tmp_path: Path,
     monkeypatch.setattr(staging, "_rename_with", rename)
     stage_file(tmp_path / "x.safetensors", b"1")
     assert events == ["sync file", "sync folder", "rename", "sync folder"]
+
+
+def test_a_file_system_without_locks_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where flock is not supported, output works, and nothing is taken for abandoned."""
+
+    def no_lock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(staging.fcntl, "flock", no_lock)
+    other = tmp_path / ".ema-cli-0123456789abcdef"
+    other.mkdir()
+    stage_file(tmp_path / "x.safetensors", b"1")
+    assert listing(tmp_path) == [other.name, "x.safetensors"]
+
+
+def test_only_staging_folders_are_removed(tmp_path: Path):
+    """A hidden folder of another name, however alike, is the user's."""
+    (tmp_path / ".ema-cli-notes").mkdir()
+    (tmp_path / ".ema-cli-0123456789abcdef").mkdir()
+    stage_file(tmp_path / "x.safetensors", b"1")
+    assert listing(tmp_path) == [".ema-cli-notes", "x.safetensors"]
