@@ -1,0 +1,63 @@
+"""Memory stays bounded, whatever the number and size of the checkpoints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.conftest import make_tensors
+
+SCRIPT = """
+import re
+from pathlib import Path
+from ema_cli import cli
+try:
+    cli.main()
+except SystemExit as done:
+    assert not done.code, done.code
+# Not getrusage: its peak is inherited from the process that started this one.
+print("PEAK", re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def peak_mib(folder: Path) -> float:
+    """Return the peak resident memory of averaging `folder`, in MiB."""
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        "average",
+        folder,
+        "--half-life",
+        "200ba",
+        "-q",
+        "-o",
+        "x.safetensors",
+        "-f",
+    ]
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=True)
+    return int(done.stdout.rpartition("PEAK ")[2]) / 1024
+
+
+@pytest.mark.slow
+def test_peak_memory_does_not_grow_with_checkpoints_or_size(tmp_path: Path):
+    """One large tensor in a few files, or many files of many tensors: under 200 MiB, and near that of a tiny run."""
+    runs = {name: tmp_path / name for name in ("tiny", "large", "many")}
+    for folder in runs.values():
+        folder.mkdir()
+    for step in (100, 200, 300):
+        save_file(make_tensors(step), runs["tiny"] / f"step-{step}.safetensors")
+        save_file(
+            {"weight": torch.full((64 << 20,), float(step)).bfloat16()}, runs["large"] / f"step-{step}.safetensors"
+        )
+    for step in range(200):
+        tensors = {f"layers.{number}.weight": torch.full((40, 10), float(step)) for number in range(200)}
+        save_file(tensors, runs["many"] / f"step-{step}.safetensors")
+    peaks = {name: peak_mib(folder) for name, folder in runs.items()}
+    assert max(peaks.values()) < 200, peaks
+    assert peaks["large"] < peaks["tiny"] + 40, peaks
