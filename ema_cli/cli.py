@@ -183,7 +183,7 @@ def inspect(
     if half_life is not None or smoothing is not None:
         recipe = _recipe(half_life, update_interval, smoothing, start, stop, last, bias_correction)
     elif any(value is not None for value in (update_interval, start, stop, last)) or bias_correction:
-        raise UsageError("these options need a law", hint="add --half-life 50ba")
+        raise UsageError("which law? --start and the like need one", hint="add --half-life 50ba")
     run = _open(paths or [Path()], key, weights, epoch_length, spacing)
     from ema_cli import facts, render
     from ema_cli.plan import make_plan

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -118,8 +117,8 @@ def result_facts(result: Result) -> dict[str, Any]:
 
 def twin_warnings(plan: Plan) -> list[str]:
     """Return what a dry run leaves open: whether checkpoints with one clock have equal tensors."""
-    text = "{} has the clock of {}; averaging compares their tensors"
-    return [text.format(other.name, kept.name) for kept, other in plan.twins]
+    text = "shares its clock with another checkpoint; averaging compares their tensors"
+    return [f"{names}: {text}" for text, names in _grouped([(text, other.name) for _, other in plan.twins])]
 
 
 def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
@@ -128,7 +127,11 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
     found += run.notes
     # One file of our own is shown with its recipe: nothing odd about that.
     told = len(checkpoints) == 1 and checkpoints[0].recipe is not None
-    averaged = [(f"averaged already: {each.averaged}", each.name) for each in checkpoints if each.averaged and not told]
+    averaged = [
+        (f"averaged already: {each.averaged} (--weights raw or ema)", each.name)
+        for each in checkpoints
+        if each.averaged and not told
+    ]
     noted = [(note, each.name) for each in checkpoints for note in each.notes]
     found += [f"{names}: {text}" for text, names in _grouped([*averaged, *noted])]
     return found
@@ -168,7 +171,9 @@ def _spacing_facts(run: Run) -> dict[str, Any] | None:
     steps = [(older, newer, after - before) for (older, before), (newer, after) in pairwise(clocks) if after > before]
     if not steps:
         return None
-    usual = Fraction(median_low(step for _, _, step in steps))
+    usual = Counter(step for _, _, step in steps).most_common(1)[0][0]
+    # A run that ends between two saves has a short last step: nothing odd.
+    regular = all(step == usual for _, _, step in steps[:-1]) and steps[-1][2] <= usual
     gaps = [
         {"after": older, "before": newer, "length": str(Time(step, unit))}
         for older, newer, step in steps
@@ -176,6 +181,6 @@ def _spacing_facts(run: Run) -> dict[str, Any] | None:
     ]
     return {
         "usual": str(Time(usual, unit)),
-        "regular": all(step == usual for _, _, step in steps),
+        "regular": regular,
         "gaps": gaps,
     }

@@ -39,8 +39,8 @@ class Search:
     passed_over: list[PassedOver] = field(default_factory=list)
     _seen: set[tuple[int, int]] = field(default_factory=set)
 
-    def visit(self, folder: Path, depth: int = 0) -> None:
-        """Collect the checkpoints in `folder` and below it."""
+    def visit(self, folder: Path, depth: int = 0, *, folders_only: bool = False) -> None:
+        """Collect the checkpoints in `folder` and below it; with `folders_only` no single files."""
         status = folder.stat()
         if (status.st_dev, status.st_ino) in self._seen or depth > _MAX_DEPTH:
             return self.pass_over(folder, "a link to a folder that is read already")
@@ -51,16 +51,16 @@ class Search:
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be searched: {error.strerror}") from error
         folders = [child for child in children if self._is_searched(child)]
-        if is_checkpoint_folder(folder):
-            folders = [child for child in folders if is_checkpoint_folder(child) and _has_clock(child)]
-            if folders:
-                self.pass_over(folder, "a model beside its own checkpoints")
-            else:
-                self.paths.append(folder)
-        else:
+        is_checkpoint, found = is_checkpoint_folder(folder), len(self.paths)
+        if not (is_checkpoint or folders_only):
             self.paths.extend(child for child in children if self._is_checkpoint_file(child))
         for child in folders:
-            self.visit(child, depth + 1)
+            self.visit(child, depth + 1, folders_only=is_checkpoint or folders_only)
+        if is_checkpoint and any(map(_has_clock, self.paths[found:])):
+            self.pass_over(folder, "a model beside its own checkpoints")
+        elif is_checkpoint:
+            # What lies in it is a part of it, as the modules of a sentence-transformers model are.
+            self.paths[found:] = [folder]
         return None
 
     def pass_over(self, path: Path, reason: str, *, warn: bool = False) -> None:
@@ -69,7 +69,7 @@ class Search:
 
     def name(self, path: Path) -> str:
         """Return the path relative to the folder that is searched."""
-        return path.relative_to(self.root).as_posix() if path != self.root else "."
+        return path.relative_to(self.root).as_posix() if path != self.root else "(this folder)"
 
     def _is_searched(self, child: Path) -> bool:
         if not child.is_dir() or child.name.startswith("."):

@@ -14,7 +14,7 @@ from math import floor
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError
 from ema_cli.recipe import Recipe
-from ema_cli.run import Run
+from ema_cli.run import Run, averaged_error
 from ema_cli.units import Time, Unit, format_number
 from ema_cli.weights import half_life_weights, smoothing_weights
 
@@ -109,19 +109,22 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """Return what a user should know before trusting the average: the sparse-checkpoint trap above all."""
-        found = []
         heaviest = max(self.entries, key=lambda entry: entry.weight)
-        if heaviest.weight > 0.5 + _ROUNDING:
-            found.append(f"{heaviest.checkpoint.name} holds {heaviest.weight:.1%} of the average{self._advice()}")
-        return found
+        if heaviest.weight <= 0.5 + _ROUNDING:
+            return []
+        return [f"{heaviest.checkpoint.name} holds {heaviest.weight:.1%} of the average: {self._reason(heaviest)}"]
 
-    def _advice(self) -> str:
+    def _reason(self, heaviest: Entry) -> str:
+        """Return why one checkpoint holds more than half, and what to do."""
         if len(self.entries) < 3:
-            return f": only {len(self.entries)} checkpoint{'s enter' if len(self.entries) > 1 else ' enters'}"
+            return f"only {len(self.entries)} checkpoint{'s enter' if len(self.entries) > 1 else ' enters'}"
+        law = "the half-life" if self.recipe.half_life else "the smoothing"
+        if heaviest is self.entries[0]:
+            return f"{law} is long for this run; --bias-correction removes the first checkpoint's excess"
         enough = self.half_life_for(3)
-        if enough is None:
-            return ""
-        return f"; the smallest half-life with three effective checkpoints is {enough}"
+        return f"{law} is short for checkpoints this far apart" + (
+            f"; {enough} gives three effective checkpoints" if enough else ""
+        )
 
 
 def make_plan(run: Run, recipe: Recipe) -> Plan:
@@ -155,7 +158,7 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     if not folded:
         raise RunError(
             f"{run.root}: no checkpoint is left to average: {skipped[0].checkpoint.name}: {skipped[0].reason}",
-            hint="see what each checkpoint is: ema-cli inspect",
+            hint=f"see what each checkpoint is: ema-cli inspect {run.root}",
         )
     # The oldest becomes the first copy: what came before it is no gap of this average.
     gaps = [Fraction(0), *(gap for _, gap in folded[1:])]
@@ -182,9 +185,12 @@ def _check_clocks(run: Run, unit: Unit, option: str) -> None:
     missing = next((each for each in run.checkpoints if unit not in each.progress.clocks), None)
     if missing is None:
         return
+    if missing.averaged:
+        raise averaged_error(missing)
     known = ", ".join(f"{unit.plural} ({unit})" for unit in missing.progress.clocks) or "none"
     ways = ["give " + option + " in a unit that is known"] if missing.progress.clocks else []
-    if {unit, *missing.progress.clocks} >= {Unit.EPOCH, Unit.BATCH}:
+    other = {Unit.EPOCH: Unit.BATCH, Unit.BATCH: Unit.EPOCH}.get(unit)
+    if other in missing.progress.clocks:
         ways.append("convert with --epoch-length 1000ba")
     ways.append(f"say how far apart the checkpoints are with --spacing 100{unit}")
     raise RunError(

@@ -23,7 +23,7 @@ from ema_cli.formats.safetensors import SafetensorsWeights
 from ema_cli.formats.safetensors_file import METADATA_KEY
 from ema_cli.layout import OutputFile, lay_out_file, lay_out_shards
 from ema_cli.plan import Plan
-from ema_cli.run import check_same_model
+from ema_cli.run import averaged_error, check_same_model
 from ema_cli.side_files import find_side_files, set_config_dtype
 from ema_cli.staging import OutputStream, Staging, output_errors
 from ema_cli.target import Target, check_target
@@ -134,14 +134,9 @@ def prepare(plan: Plan, target: Target, *, dtype: DType | None, force: bool) -> 
 
 def refuse_averaged(plan: Plan) -> None:
     """Raise a RunError if a checkpoint of the plan holds averages already: a second average smooths twice."""
-    checkpoint = next((each.checkpoint for each in plan.entries if each.checkpoint.averaged), None)
-    if checkpoint is None:
-        return
-    if checkpoint.trainer in ("Composer", "Lightning"):
-        hint = "take the raw weights stored beside them with --weights raw, or average the averages with --weights ema"
-    else:
-        hint = "average the run's raw checkpoints, or these averages once more with --weights ema"
-    raise RunError(f"{checkpoint.path}: is averaged already: {checkpoint.averaged}", hint=hint)
+    for entry in plan.entries:
+        if entry.checkpoint.averaged:
+            raise averaged_error(entry.checkpoint)
 
 
 def _compare_twins(plan: Plan) -> None:

@@ -33,6 +33,7 @@ _PIPE_WIDTH = 240  # wide enough that no row is folded where a program reads it
 _UNLIMITED = 100_000
 _NARROWEST = _BAR_WIDTH
 _PLAIN_SECONDS = 30
+_OPTION_WORDS = {"half_life": "half-life"}
 _UNIT_NAMES = {"ba": "batch", "ep": "epoch", "sp": "sample", "tok": "token"}
 
 
@@ -59,8 +60,9 @@ def warnings(messages: Sequence[str]) -> None:
 
 
 def line(text: str) -> None:
-    """Print a line for people, on stderr."""
-    console(stderr=True).print(Text(printable(text)), soft_wrap=True)
+    """Print for people, on stderr."""
+    for each in text.split("\n"):
+        console(stderr=True).print(Text(printable(each)), soft_wrap=True)
 
 
 def run_report(facts: Mapping[str, Any], plan: Mapping[str, Any] | None, odd: Sequence[str]) -> None:
@@ -99,7 +101,7 @@ def recipe_report(recipe: Mapping[str, Any]) -> None:
     out = console()
     out.print()
     asked = {name: value for name, value in recipe.items() if name not in ("checkpoints", "files", "version")}
-    words = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in asked.items())
+    words = ", ".join(f"{_OPTION_WORDS.get(name, name.replace('_', ' '))} {value}" for name, value in asked.items())
     out.print(Text(printable(f"Averaged by ema-cli {recipe.get('version', '?')}: {words}"), "bold"), soft_wrap=True)
     entries = [each for each in recipe.get("checkpoints", []) if _is_entry(each)]
     names = [str(name) for name, _, _ in entries]
@@ -132,7 +134,8 @@ def result_line(plan: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Return in two lines what was done."""
     rate = result["bytes_read"] / max(result["seconds"], 1e-3)
     return (
-        f"{plan_line(plan)}; {result['tensors_averaged']} tensors averaged, {result['tensors_copied']} copied; "
+        f"{plan_line(plan)}\n"
+        f"{result['tensors_averaged']} tensors averaged, {result['tensors_copied']} copied; "
         f"read {size(result['bytes_read'])} in {result['seconds']:.2f} s ({size(rate)}/s), "
         f"wrote {size(result['bytes_written'])}"
     )
@@ -196,9 +199,9 @@ def _headline(facts: Mapping[str, Any]) -> str:
 
 def _tensors_line(totals: Mapping[str, int]) -> str:
     copied = totals["count"] - totals["averaged"]
+    kinds = f"{totals['averaged']} floating, {copied} integer" if copied else "all floating"
     return (
-        f"{_plural(totals['count'], 'tensor')}: {totals['averaged']} averaged, {copied} copied; "
-        f"{totals['parameters']:,} parameters, {size(totals['bytes'])}"
+        f"{_plural(totals['count'], 'tensor')} ({kinds}), {totals['parameters']:,} parameters, {size(totals['bytes'])}"
     )
 
 
@@ -211,6 +214,9 @@ def _law_line(plan: Mapping[str, Any]) -> str:
 def _print_plan_lines(out: Console, plan: Mapping[str, Any]) -> None:
     out.print()
     out.print(Text(plan_line(plan)), soft_wrap=True)
+    weights = [each["weight"] for each in plan["entries"]]
+    if len(weights) > 2 and weights[0] > 2 * weights[1] and not plan["bias_correction"]:
+        out.print(Text("The first stands for the training before it, too; --bias-correction removes that."))
     if plan["half_life_for_three"]:
         out.print(Text(f"Smallest half-life with three effective checkpoints: {plan['half_life_for_three']}"))
     for message in plan["warnings"]:
@@ -280,7 +286,7 @@ def _spacing_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _clash_lines(facts: Mapping[str, Any]) -> list[str]:
-    found = [f"one clock: {', '.join(group)}" for group in facts["same_clock"]]
+    found = [f"same clock: {', '.join(group)}" for group in facts["same_clock"]]
     return [*found, *(f"different models: {text}" for text in facts["differences"])]
 
 

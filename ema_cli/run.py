@@ -179,7 +179,7 @@ def _preference(checkpoint: Checkpoint) -> tuple[object, ...]:
     name = checkpoint.name
     last = name.rpartition("/")[2]
     unnumbered = bool(COPIES.search(last)) or not re.search(r"[0-9]", name)
-    return unnumbered, checkpoint.path.is_symlink(), natural_key(name)
+    return unnumbered, checkpoint.path.is_symlink(), len(name), natural_key(name)
 
 
 def _share_specs(opened: list[Checkpoint]) -> list[Checkpoint]:
@@ -195,7 +195,7 @@ def _drop_unclocked_copies(checkpoints: list[Checkpoint], *, spaced: bool) -> tu
     clocked = [each for each in checkpoints if each.progress.clocks]
     kept, dropped = [], []
     for each in checkpoints:
-        copy = bool(COPIES.search(each.name)) or not re.search(r"[0-9]", each.name)
+        copy = (not each.averaged and bool(COPIES.search(each.name))) or not re.search(r"[0-9]", each.name)
         if each.progress.clocks or not (clocked or (spaced and copy)):
             kept.append(each)
         elif copy:
@@ -203,6 +203,8 @@ def _drop_unclocked_copies(checkpoints: list[Checkpoint], *, spaced: bool) -> tu
             dropped.append(PassedOver(each.name, reason, warn=True))
         elif spaced:
             kept.append(each)  # `space` says that some record a clock and some do not
+        elif each.averaged:
+            raise averaged_error(each)
         else:
             raise RunError(
                 f"{each.path}: records no clock, but {clocked[0].name} does",
@@ -225,6 +227,15 @@ def _order(checkpoints: Iterable[Checkpoint], units: tuple[Unit, ...]) -> tuple[
                     hint="these are not checkpoints of one run; name those that are",
                 )
     return tuple(ordered)
+
+
+def averaged_error(checkpoint: Checkpoint) -> RunError:
+    """Return the error that refuses a checkpoint of averages: a second average smooths twice."""
+    if checkpoint.trainer in ("Composer", "Lightning"):
+        hint = "take the raw weights stored beside them with --weights raw, or average the averages with --weights ema"
+    else:
+        hint = "average the run's raw checkpoints, or these averages once more with --weights ema"
+    return RunError(f"{checkpoint.path}: is averaged already: {checkpoint.averaged}", hint=hint)
 
 
 def first_differences(checkpoints: Sequence[Checkpoint], limit: int = 4) -> list[str]:

@@ -78,7 +78,7 @@ def test_inspect_shows_the_run(cli: Cli, tmp_path: Path):
     done = cli("inspect", "run", "--half-life", "200ba")
     assert done.code == 0
     assert "run: 3 checkpoints of transformers" in done.out
-    assert "3 tensors: 2 averaged, 1 copied; 17 parameters, 72 B" in done.out
+    assert "3 tensors (2 floating, 1 integer), 17 parameters, 72 B" in done.out
     row = next(line.split() for line in done.out.splitlines() if line.startswith("checkpoint-400"))
     assert row[:4] == ["checkpoint-400", "400", "4", "50.00%"]
     assert row[4] == "\u2588" * 24
@@ -161,7 +161,7 @@ USAGE = [
     (["average", "ckpts", "--half-life", "5ba", "--epoch-length", "1ep"], "--epoch-length: '1ep' is not a number of"),
     (["average", "ckpts", "--half-life", "5ba", "--epoch-length", "0ba"], "--epoch-length: '0ba' is not a number of"),
     (["average", "ckpts", "--half-life", "5sp", "--spacing", "0sp"], "--spacing: '0sp' is no distance"),
-    (["inspect", "ckpts", "--last", "3"], "these options need a law"),
+    (["inspect", "ckpts", "--last", "3"], "which law?"),
     (["average", "ckpts", "--no-such-option"], "No such option: --no-such-option"),
     (["no-such-command"], "No such command 'no-such-command'"),
 ]
@@ -286,7 +286,9 @@ def test_the_trap_is_shown(cli: Cli, run: Path):
     """A half-life far below the spacing is the last checkpoint, and the warning says what would not be."""
     done = cli("average", "ckpts", "--half-life", "10ba")
     assert "warning: step-300.pt holds 99.9% of the average" in done.err
-    assert "the smallest half-life with three effective checkpoints is" not in done.err or "ba" in done.err
+    assert "of the average: the half-life is short for checkpoints this far apart" in done.err
+    long = cli("average", "ckpts", "--half-life", "9000ba", "-f")
+    assert "warning: step-100.pt holds 98.5% of the average: the half-life is long for this run" in long.err
 
 
 def test_nothing_of_a_name_reaches_the_terminal_raw(cli: Cli, tmp_path: Path):
