@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ema_cli import interrupts
 from ema_cli.errors import EmaError, UsageError
 from ema_cli.options import (
     READ,
@@ -219,8 +220,8 @@ def _open(
     return open_run(
         paths,
         options=_read_options(key, weights),
-        epoch_length=Time.parse(epoch_length, "--epoch-length") if epoch_length else None,
-        spacing=Time.parse(spacing, "--spacing") if spacing else None,
+        epoch_length=Time.parse(epoch_length, "--epoch-length") if epoch_length is not None else None,
+        spacing=Time.parse(spacing, "--spacing") if spacing is not None else None,
     )
 
 
@@ -273,25 +274,14 @@ def _print_json(command: str, content: dict[str, Any]) -> None:
     typer.echo(json.dumps({"schema_version": _SCHEMA_VERSION, "command": command, **content}))
 
 
-class _Interrupted(BaseException):
-    """A signal that ends the program: unwinds it, so that nothing is left behind."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    # One is enough: a second signal must not interrupt the clean-up.
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    raise _Interrupted(number)
-
-
 def main() -> None:
     """Run the program and exit with its code."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
+    interrupts.install()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no reason to fail
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -316,7 +306,7 @@ def _run(arguments: list[str]) -> int:
         return _fail(EmaError("out of memory", hint="use fewer --threads"), arguments)
     except OSError as problem:
         return _fail(EmaError(f"{problem.filename or 'standard output'}: {problem.strerror}"), arguments)
-    except _Interrupted as problem:
+    except interrupts.Interrupted as problem:
         return 128 + problem.number
     return code if isinstance(code, int) else 0
 

@@ -133,12 +133,9 @@ def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
     if with_clock:
         without = next((each for each in checkpoints if unit not in each.progress.clocks), None)
         if without is None:
-            message, hint = "every checkpoint records its own clock", "leave out --spacing"
+            message, hint = "all checkpoints", "leave out --spacing"
         else:
-            message, hint = (
-                f"{with_clock[0].name} records a clock, {without.name} does not",
-                "name those without",
-            )
-        raise RunError(f"--spacing {spacing}: {message} in {unit.plural}", hint=hint)
+            message, hint = f"{with_clock[0].name} does, {without.name} does not", "name those that do not"
+        raise RunError(f"--spacing {spacing}: {message} record a clock in {unit.plural}", hint=hint)
     ordered = sorted(checkpoints, key=lambda each: natural_key(each.name))
     return [_with_clock(each, unit, step * number, "spacing") for number, each in enumerate(ordered, 1)]

@@ -55,6 +55,12 @@ class NonFiniteError(EmaError):
     exit_code = 6
 
 
+class VerificationError(EmaError):
+    """An output that does not read back as it was meant."""
+
+    exit_code = 6
+
+
 def printable(text: object) -> str:
     """Return `text` with what could steer a terminal escaped: controls, bidi marks, surrogates."""
     return "".join(ch if ch.isprintable() else _escape(ch) for ch in str(text))

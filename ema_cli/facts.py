@@ -16,8 +16,6 @@ from ema_cli.units import Time, Unit
 if TYPE_CHECKING:
     from ema_cli.posthoc import Output, Result  # which import numpy: not for `inspect`
 
-SCHEMA_VERSION = 1
-
 
 def run_facts(run: Run) -> dict[str, Any]:
     """Return what is known of a run without a plan."""

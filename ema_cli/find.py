@@ -11,6 +11,7 @@ from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import hf_directory, refused
 from ema_cli.formats.layouts import (
     AVERAGES_FOLDER,
+    COPIES,
     SHARD,
     is_unfinished_name,
     is_weights_name,
@@ -19,6 +20,7 @@ from ema_cli.formats.layouts import (
 
 _MAX_DEPTH = 16
 _POINTER_BYTES = 4096
+_MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,10 @@ class Search:
     def visit(self, folder: Path, depth: int = 0, *, folders_only: bool = False) -> None:
         """Collect the checkpoints in `folder` and below it; with `folders_only` no single files."""
         status = folder.stat()
-        if (status.st_dev, status.st_ino) in self._seen or depth > _MAX_DEPTH:
+        if (status.st_dev, status.st_ino) in self._seen:
             return self.pass_over(folder, "a link to a folder that is read already")
+        if depth > _MAX_DEPTH:
+            return self.pass_over(folder, "too deep in the folder that is searched", warn=True)
         self._seen.add((status.st_dev, status.st_ino))
         # Links last, so that the real folder gives the name.
         try:
@@ -52,8 +56,10 @@ class Search:
             raise CheckpointError(f"{folder}: cannot be searched: {error.strerror}") from error
         folders = [child for child in children if self._is_searched(child)]
         is_checkpoint, found = is_checkpoint_folder(folder), len(self.paths)
-        if not (is_checkpoint or folders_only):
-            self.paths.extend(child for child in children if self._is_checkpoint_file(child))
+        if not folders_only:
+            files = [child for child in children if self._is_checkpoint_file(child)]
+            # Beside a model only what has a clock of its own; the rest are parts of it.
+            self.paths += [child for child in files if not is_checkpoint or name_clocks(child.name).clocks]
         for child in folders:
             self.visit(child, depth + 1, folders_only=is_checkpoint or folders_only)
         if is_checkpoint and any(map(_has_clock, self.paths[found:])):
@@ -84,12 +90,16 @@ class Search:
 
     def _is_checkpoint_file(self, child: Path) -> bool:
         name = child.name
-        if name.startswith(".") or not child.is_file() or SHARD.search(name):
+        if name.startswith(".") or child.is_dir() or SHARD.search(name):
             return False
         if is_unfinished_name(name):
             self.pass_over(child, "unfinished, as its name says", warn=True)
             return False
         if not is_weights_name(name):
+            return False
+        if not child.is_file():
+            what = "a link that leads nowhere" if child.is_symlink() else "not a regular file"
+            self.pass_over(child, what, warn=True)
             return False
         target = _pointer(child)
         if target is not None:
@@ -112,6 +122,8 @@ def check_one_run(root: Path, paths: list[Path]) -> None:
     for path in paths:
         parts = path.relative_to(root).parts
         at = next((i for i, part in enumerate(parts) if name_clocks(part).clocks), len(parts) - 1)
+        if at == len(parts) - 1 and COPIES.search(parts[at - 1] if at else ""):
+            continue  # best/model.pt is a copy, beside step-10/model.pt
         runs.setdefault("/".join(parts[:at]), []).append(path)
     # a/model.pt, b/model.pt: one folder for each checkpoint, under names that say nothing.
     containers = all(len(group) == 1 for group in runs.values()) and len({path.name for path in paths}) == 1
@@ -129,8 +141,8 @@ def natural_key(text: str) -> tuple[tuple[int, str], ...]:
     return tuple((int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts))
 
 
-def _has_clock(folder: Path) -> bool:
-    return bool(name_clocks(folder.name).clocks) or (folder / hf_directory.STATE).is_file()
+def _has_clock(path: Path) -> bool:
+    return bool(name_clocks(path.name).clocks) or (path / hf_directory.STATE).is_file()
 
 
 def _pointer(path: Path) -> str | None:
@@ -141,4 +153,6 @@ def _pointer(path: Path) -> str | None:
     if not text or b"\0" in text or b"/" in text:
         return None
     name = os.fsdecode(text)
-    return name if "\n" not in name and name != path.name and (path.parent / name).is_file() else None
+    if "\n" in name or len(text) > _MAX_NAME_BYTES or name == path.name:
+        return None
+    return name if (path.parent / name).is_file() else None

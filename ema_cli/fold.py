@@ -46,7 +46,7 @@ class Group:
 class Fold:
     """The average of `checkpoints`, oldest first, with `weights` that sum to 1.
 
-    `dtype_of` gives the output dtype of averaged tensors by name. `write(name, start, data)` is called once for
+    `targets` gives the output dtype of each tensor by name. `write(name, start, data)` is called once for
     each range of each output tensor, from several threads. `non_finite` lists the tensors in which NaN or
     infinity was let through.
 

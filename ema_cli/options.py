@@ -12,7 +12,8 @@ from ema_cli._version import __version__
 LAW, SELECT, READ, WRITE = "Law", "Which checkpoints", "Reading", "Output"
 
 Paths = Annotated[
-    list[Path] | None, typer.Argument(help="One folder that holds a run, or its checkpoints in any order.")
+    list[Path] | None,
+    typer.Argument(readable=False, help="One folder that holds a run, or its checkpoints in any order."),
 ]
 HalfLife = Annotated[
     str | None,

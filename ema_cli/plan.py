@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from math import floor
 
 from ema_cli.checkpoint import Checkpoint
@@ -89,23 +90,28 @@ class Plan:
         """
         if self.recipe.half_life is None:
             return None
-        gaps = [float(entry.gap) for entry in self.entries]
-        if len(gaps) < 2:
+        every = [float(entry.gap) for entry in self.entries]
+        if len(every) < 2:
             return None
-
-        def reaches(half_life: float) -> bool:
-            weights = half_life_weights(gaps, half_life, bias_correction=self.recipe.bias_correction)
-            return 1 / math.fsum(weight * weight for weight in weights) >= count
-
-        # From below the smallest gap to above the run, in steps of two digits: the effective number rises with
-        # the half-life and then falls again, when the first copy gains the upper hand.
-        lowest, highest = floor(math.log10(min(gaps[1:]))) - 1, floor(math.log10(sum(gaps))) + 2
+        # Asked for without an interval, a half-life of a unit or more has one, and other gaps than this plan's.
+        spaced = self._default_gaps() if self.recipe.update_interval is None and self.recipe.interval is None else every
+        lowest = floor(math.log10(min(every[1:]))) - 1
+        highest = floor(math.log10(sum(every))) + 2
+        # In steps of two digits: the effective number rises with the half-life and then falls again, when the
+        # first copy gains the upper hand.
         for exponent in range(lowest, highest):
             for mantissa in range(10, 100):
                 candidate = Fraction(mantissa) * Fraction(10) ** (exponent - 1)
-                if reaches(float(candidate)):
+                gaps = every if candidate < 1 else spaced
+                weights = half_life_weights(gaps, float(candidate), bias_correction=self.recipe.bias_correction)
+                if 1 / math.fsum(weight * weight for weight in weights) >= count:
                     return Time(candidate, self.recipe.half_life.unit)
         return None
+
+    def _default_gaps(self) -> list[float]:
+        """Return the gaps that the checkpoints of this plan would have with an interval of one unit."""
+        events = sorted({floor(Fraction(entry.clock.value)) for entry in self.entries} - {0}) or [0]
+        return [0.0, *(float(newer - older) for older, newer in pairwise(events))]
 
     def warnings(self) -> list[str]:
         """Return what a user should know before trusting the average: the sparse-checkpoint trap above all."""
@@ -149,7 +155,7 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
             hint="say how far apart they are: --spacing 100ba",
         )
     skipped: list[Skipped] = []
-    checkpoints, twins = _keep_one_each(run, skipped)
+    checkpoints, twins = _keep_one_each(run, unit, skipped)
     checkpoints = _select(checkpoints, recipe, skipped)
     folded = _fold_events(checkpoints, recipe, unit, skipped)
     if recipe.last is not None and len(folded) > recipe.last:
@@ -199,9 +205,11 @@ def _check_clocks(run: Run, unit: Unit, option: str) -> None:
     )
 
 
-def _keep_one_each(run: Run, skipped: list[Skipped]) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
+def _keep_one_each(
+    run: Run, unit: Unit | None, skipped: list[Skipped]
+) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
     """Keep one checkpoint of those with one clock; `average` will compare the tensors of the others with it."""
-    pairs = [(group[0], other) for group in run.twins() for other in group[1:]]
+    pairs = [(group[0], other) for group in run.twins(unit) for other in group[1:]]
     dropped = {id(other) for _, other in pairs}
     skipped += [Skipped(other, f"same clock as {kept.name}") for kept, other in pairs]
     return [each for each in run.checkpoints if id(each) not in dropped], pairs

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
-from ema_cli.errors import OutputError, RunError, UsageError
-from ema_cli.fold import Fold, compare_tensors
+from ema_cli.errors import OutputError, RunError, UsageError, VerificationError
+from ema_cli.fold import RANGE_ELEMENTS, Fold, compare_tensors
 from ema_cli.formats import hf_directory
 from ema_cli.formats.files import InputFile
 from ema_cli.formats.safetensors import SafetensorsWeights
@@ -29,6 +29,7 @@ from ema_cli.staging import OutputStream, Staging, output_errors
 from ema_cli.target import Target, check_target
 
 Report = Callable[[int, int], None]
+_MANY_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def average(
         if target.is_folder:
             with output_errors(target.path):
                 folder.mkdir()
-        fold = _write_weights(plan, output, folder, dtype, threads, allow_non_finite, report)
+        fold = _write_weights(plan, output, folder, dtype, threads or default_threads(), allow_non_finite, report)
         _write_texts(output, folder)
         for file in output.files:
             _read_back(folder / file.name, file)
@@ -215,7 +216,7 @@ def _write_weights(
     output: Output,
     folder: Path,
     dtype: DType | None,
-    threads: int | None,
+    threads: int,
     allow_non_finite: bool,
     report: Report,
 ) -> Fold:
@@ -236,7 +237,9 @@ def _write_weights(
             [entry.weight for entry in plan.read],
             {name: spec.dtype for name, spec in output_specs(plan.newest.weights.specs, dtype).items()},
             write,
-            threads=threads or default_threads(),
+            threads=threads,
+            # Many threads take smaller ranges, so that they need no more memory.
+            range_elements=RANGE_ELEMENTS * _MANY_THREADS // max(threads, _MANY_THREADS),
             allow_non_finite=allow_non_finite,
         )
         total = fold.bytes_total
@@ -273,23 +276,28 @@ def _read_back(path: Path, file: OutputFile) -> None:
     """Check that the official reader finds in the file what was meant."""
     try:
         with safe_open(path, framework="np") as reader:
-            found = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - not a dict
-            specs = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in found.items()}
+            names = set(reader.keys())
+            found = ((name, reader.get_slice(name)) for name in names & file.specs.keys())
+            same = all(
+                (each.get_dtype(), tuple(each.get_shape())) == (file.specs[name].dtype.name, file.specs[name].shape)
+                for name, each in found
+            )
     except SafetensorError as error:
-        raise OutputError(f"{path.name}: does not read back: {error}") from error
-    if specs != {name: (spec.dtype.name, spec.shape) for name, spec in file.specs.items()}:
-        raise OutputError(f"{path.name}: reads back with other tensors than were written")
+        raise VerificationError(f"{path.name}: does not read back: {error}") from error
+    if not same or names != file.specs.keys():
+        raise VerificationError(f"{path.name}: reads back with other tensors than were written")
 
 
 def default_threads() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processors that this process may use, up to where more threads gain nothing."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(found, _MANY_THREADS)
 
 
 def default_target(plan: Plan) -> Target:
     """Return where the average goes if nobody says: a folder for Hugging Face checkpoints, else one file."""
     recipe = plan.recipe
-    name = f"ema-{recipe.half_life}" if recipe.half_life else f"ema-smoothing-{recipe.smoothing:g}"
+    name = f"ema-{recipe.half_life}" if recipe.half_life else f"ema-smoothing-{recipe.smoothing!r}"
     if plan.newest.path.is_dir():
         return Target(Path(name), is_folder=True)
     return Target(Path(f"{name}.safetensors"), is_folder=False)
@@ -304,6 +312,8 @@ def parse_target(path: Path) -> Target:
     Raises:
         UsageError: for any other suffix.
     """
+    if path.name in ("", ".."):
+        raise UsageError(f"--output: '{path}' is no name for something new", hint="as -o release.safetensors")
     suffix = _SUFFIX.search(path.name)
     if suffix is None:
         return Target(path, is_folder=True)

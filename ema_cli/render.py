@@ -37,11 +37,18 @@ _OPTION_WORDS = {"half_life": "half-life"}
 _UNIT_NAMES = {"ba": "batch", "ep": "epoch", "sp": "sample", "tok": "token"}
 
 
+class _Console(Console):
+    """A console that leaves a closed pipe to the error boundary; rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console on stdout or stderr: plain in a pipe, without colour under NO_COLOR."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
 def error(problem: EmaError) -> None:
@@ -103,7 +110,7 @@ def recipe_report(recipe: Mapping[str, Any]) -> None:
     asked = {name: value for name, value in recipe.items() if name not in ("checkpoints", "files", "version")}
     words = ", ".join(f"{_OPTION_WORDS.get(name, name.replace('_', ' '))} {value}" for name, value in asked.items())
     out.print(Text(printable(f"Averaged by ema-cli {recipe.get('version', '?')}: {words}"), "bold"), soft_wrap=True)
-    entries = [each for each in recipe.get("checkpoints", []) if _is_entry(each)]
+    entries = recipe.get("checkpoints", [])
     names = [str(name) for name, _, _ in entries]
     weights = [{"name": str(name), "weight": float(weight)} for name, _, weight in entries]
     clocks = [str(clock) for _, clock, _ in entries]
@@ -325,11 +332,6 @@ def _print_table(out: Console, table: Table) -> None:
     out.width = max(width, natural - sum(max(end - _NARROWEST, 0) for end in ends))
     out.print(table)
     out.width = width
-
-
-def _is_entry(value: Any) -> bool:
-    """Return whether a file's metadata give name, clock and weight here, as ours do."""
-    return isinstance(value, list) and len(value) == 3 and isinstance(value[2], int | float)
 
 
 def _plural(count: int, word: str) -> str:

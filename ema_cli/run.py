@@ -14,7 +14,7 @@ from ema_cli.clocks import order_units, settle_clocks, space
 from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
 from ema_cli.find import PassedOver, Search, check_one_run, is_checkpoint_folder, natural_key
 from ema_cli.formats import open_checkpoint
-from ema_cli.formats.layouts import AVERAGES_FOLDER, COPIES
+from ema_cli.formats.layouts import AVERAGED_AGAIN, AVERAGES_FOLDER, COPIES
 from ema_cli.formats.options import ReadOptions
 from ema_cli.units import Time, Unit
 
@@ -34,11 +34,15 @@ class Run:
     passed_over: tuple[PassedOver, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def twins(self) -> list[tuple[Checkpoint, ...]]:
-        """Return the groups of checkpoints with one clock, the one to keep first."""
+    def twins(self, unit: Unit | None = None) -> list[tuple[Checkpoint, ...]]:
+        """Return the groups of checkpoints with one clock in `unit`, the one to keep first.
+
+        Epochs that are counted in whole numbers do not tell batches apart, so batches count where there are any.
+        """
+        units = {unit or self.units[0], *(each for each in self.units if each is Unit.BATCH)} if self.units else set()
         groups: dict[tuple[object, ...], list[Checkpoint]] = {}
-        for checkpoint in self.checkpoints if self.units else ():
-            key = tuple(checkpoint.clock(unit) for unit in self.units)
+        for checkpoint in self.checkpoints if units else ():
+            key = tuple(checkpoint.clock(each) for each in units)
             groups.setdefault(key, []).append(checkpoint)
         return [tuple(sorted(group, key=_preference)) for group in groups.values() if len(group) > 1]
 
@@ -63,27 +67,35 @@ def open_run(
     for path in paths:
         if not os.path.lexists(path):
             raise UsageError(f"{path}: does not exist")
-    if len(paths) == 1 and paths[0].is_dir():
-        root, opened, passed_over = _open_folder(paths[0], options)
+    search = _search(paths)
+    if search is not None:
+        root, opened, passed_over = _open_found(search, options)
     else:
         root, opened, passed_over = _open_named(paths, options)
     opened, aliases = _drop_aliases(opened)
     opened = _share_specs(opened)
     checkpoints, notes = settle_clocks(opened, epoch_length)
-    checkpoints, unclocked = _drop_unclocked_copies(checkpoints, spaced=spacing is not None)
+    checkpoints, unclocked = _drop_unclocked_copies(checkpoints, named=search is None, spaced=spacing is not None)
     if spacing is not None:
         checkpoints = space(checkpoints, spacing)
     units = order_units(checkpoints)
     return Run(root, _order(checkpoints, units), units, (*passed_over, *aliases, *unclocked), tuple(notes))
 
 
-def _open_folder(folder: Path, options: ReadOptions) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
-    search = Search(folder)
-    search.visit(folder)
-    if search.paths == [folder]:
-        return _open_named([folder], options)
+def _search(paths: Sequence[Path]) -> Search | None:
+    """Return what a folder holds that is searched; None where checkpoints are named."""
+    if len(paths) > 1 or not paths[0].is_dir():
+        return None
+    search = Search(paths[0])
+    search.visit(paths[0])
+    return None if search.paths == [paths[0]] else search
+
+
+def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
+    folder = search.root
     opened: list[Checkpoint] = []
     incomplete: list[EmaError] = []
+    without_weights: list[EmaError] = []
     for path in search.paths:
         try:
             checkpoint = _open_one(path, options, in_averages_folder=folder.absolute().name.lower() == "ema")
@@ -92,6 +104,7 @@ def _open_folder(folder: Path, options: ReadOptions) -> tuple[Path, list[Checkpo
             search.pass_over(path, f"half-written: {_without(path, error)}", warn=True)
             continue
         except NoWeights as error:
+            without_weights.append(error)
             search.pass_over(path, f"no weights: {_without(path, error)}", warn=True)
             continue
         if checkpoint.recipe is not None:
@@ -103,6 +116,8 @@ def _open_folder(folder: Path, options: ReadOptions) -> tuple[Path, list[Checkpo
     if not opened:
         if incomplete:
             raise IncompleteCheckpoint(f"{folder}: no complete checkpoint: {incomplete[0]}")
+        if without_weights:
+            raise NoWeights(f"{folder}: no checkpoint: {without_weights[0]}", hint=without_weights[0].hint)
         raise NoWeights(
             f"{folder}: no checkpoint in this folder",
             hint="read: .safetensors, torch zip files (.pt .pth .bin .ckpt .tar), Hugging Face folders",
@@ -111,16 +126,18 @@ def _open_folder(folder: Path, options: ReadOptions) -> tuple[Path, list[Checkpo
 
 
 def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
-    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    # Equal inputs give equal names, however the paths to them are spelled.
+    plain = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
+    root = Path(os.path.commonpath([path.parent for path in plain]))
     opened = []
-    for path in paths:
+    for path, plain_path in zip(paths, plain, strict=True):
         if len(paths) > 1 and path.is_dir() and not is_checkpoint_folder(path):
             raise UsageError(
                 f"{path}: is a folder, but not a checkpoint",
                 hint="name one folder that holds a run, or checkpoints",
             )
         checkpoint = _open_one(path, options, in_averages_folder=_is_in_averages_folder(path))
-        opened.append(replace(checkpoint, name=path.absolute().relative_to(root).as_posix()))
+        opened.append(replace(checkpoint, name=plain_path.relative_to(root).as_posix()))
     for unmarked in _drop_unmarked(opened)[1]:
         raise IncompleteCheckpoint(f"{root / unmarked.name}: {unmarked.reason}")
     return root, opened, []
@@ -132,15 +149,15 @@ def _open_one(path: Path, options: ReadOptions, *, in_averages_folder: bool) -> 
         return open_checkpoint(path, options)
     checkpoint = open_checkpoint(path, replace(options, weights=None))
     if options.weights == "ema":
-        return replace(checkpoint, averaged=None, notes=("these are averages, which are averaged again",))
+        return replace(checkpoint, averaged=None, notes=(AVERAGED_AGAIN,))
     if options.weights == "raw":
         raise RunError(f"{path}: is in a folder of averages, by its name", hint="name the raw checkpoints")
     return replace(checkpoint, averaged=checkpoint.averaged or "it is in a folder of averages, by its name")
 
 
 def _is_in_averages_folder(path: Path) -> bool:
-    path = path.absolute()
-    return bool(AVERAGES_FOLDER.search(path.name if path.is_dir() else path.parent.name))
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    return bool(AVERAGES_FOLDER.search(folder.name)) or folder.parent.name.lower() == "ema"
 
 
 def _without(path: Path, error: EmaError) -> str:
@@ -190,21 +207,27 @@ def _share_specs(opened: list[Checkpoint]) -> list[Checkpoint]:
     return opened
 
 
-def _drop_unclocked_copies(checkpoints: list[Checkpoint], *, spaced: bool) -> tuple[list[Checkpoint], list[PassedOver]]:
-    """Drop final models and the like, which carry no clock, from a run whose checkpoints do, or are `spaced`."""
+def _drop_unclocked_copies(
+    checkpoints: list[Checkpoint], *, named: bool, spaced: bool
+) -> tuple[list[Checkpoint], list[PassedOver]]:
+    """Drop final models and the like, which carry no clock, from a run whose checkpoints do, or are `spaced`.
+
+    Nothing is dropped that the user `named`.
+    """
     clocked = [each for each in checkpoints if each.progress.clocks]
     kept, dropped = [], []
     for each in checkpoints:
-        copy = (not each.averaged and bool(COPIES.search(each.name))) or not re.search(r"[0-9]", each.name)
-        if each.progress.clocks or not (clocked or (spaced and copy)):
+        last = each.name.rpartition("/")[2]
+        reason = "a copy, as its name says" if COPIES.search(each.name) else "its name has no number"
+        is_copy = not named and (bool(COPIES.search(each.name)) or not re.search(r"[0-9]", last))
+        if each.progress.clocks or not (clocked or (spaced and is_copy)):
             kept.append(each)
-        elif copy:
-            reason = "records no clock" if clocked else "a copy, as its name says"
-            dropped.append(PassedOver(each.name, reason, warn=True))
-        elif spaced:
-            kept.append(each)  # `space` says that some record a clock and some do not
         elif each.averaged:
             raise averaged_error(each)
+        elif is_copy:
+            dropped.append(PassedOver(each.name, "records no clock" if clocked else reason, warn=True))
+        elif spaced:
+            kept.append(each)  # `space` says that some record a clock and some do not
         else:
             raise RunError(
                 f"{each.path}: records no clock, but {clocked[0].name} does",

@@ -12,7 +12,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import signal
 import stat
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ema_cli.errors import OutputError
+from ema_cli.interrupts import deferred_signals
 
 _PREFIX = ".ema-cli-"
 _NO_REPLACE, _EXCHANGE = 1, 2  # flags of renameat2(2)
@@ -40,20 +40,30 @@ class Staging:
         self._lock = -1
 
     def __enter__(self) -> Staging:
-        with deferred_signals(), output_errors(self.parent):
-            remove_abandoned(self.parent)
-            while self._lock < 0:
-                self.folder = self.parent / f"{_PREFIX}{secrets.token_hex(8)}"
-                self.folder.mkdir(mode=0o700)
-                self._lock = _lock_folder(self.folder, required=False)
+        try:
+            with deferred_signals(), output_errors(self.parent):
+                remove_abandoned(self.parent)
+                while self._lock < 0:
+                    self.folder = self.parent / f"{_PREFIX}{secrets.token_hex(8)}"
+                    self.folder.mkdir(mode=0o700)
+                    self._lock = _lock_folder(self.folder, required=False)
+        except BaseException:
+            # A signal that was held back surfaces here, before the body could clean up.
+            self._remove()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with deferred_signals():
+            self._remove()
+
+    def _remove(self) -> None:
+        if self._lock >= 0:
             shutil.rmtree(self.folder, ignore_errors=True)
             os.close(self._lock)
+            self._lock = -1
 
     def publish_file(self, name: str, *, force: bool) -> None:
         """Rename the staged file `name` to the target: the commit point."""
@@ -77,7 +87,7 @@ class Staging:
 
 
 class OutputStream:
-    """A new file that is written by range, from several threads, and synced when it is closed."""
+    """A new file that is written by range, from several threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,16 +129,6 @@ def output_errors(path: Path) -> Iterator[None]:
             errno.ENOENT: f"make the folder first: mkdir -p {path.parent}",
         }.get(error.errno or 0)
         raise OutputError(f"{path}: cannot be written: {error.strerror}", hint=hint) from error
-
-
-@contextmanager
-def deferred_signals() -> Iterator[None]:
-    """Hold back SIGINT, SIGTERM and SIGHUP, so that no step is left half done."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def remove_abandoned(parent: Path) -> None:

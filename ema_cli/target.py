@@ -51,12 +51,18 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
 
 def _check_own(folder: Path) -> None:
     """Check that the folder holds only what the metadata of the weights in it lists."""
-    present = {
-        (Path(where) / name).relative_to(folder).as_posix() for where, _, names in os.walk(folder) for name in names
-    }
+
+    def fail(error: OSError) -> None:
+        raise OutputError(f"{folder}: '{error.filename}' cannot be looked into: {error.strerror}") from error
+
+    present: set[str] = set()
+    for where, folders, names in os.walk(folder, onerror=fail):
+        present.update((Path(where) / name).relative_to(folder).as_posix() for name in [*folders, *names])
     if not present:
         return
-    foreign = sorted(present - _own_files(folder))
+    own = _own_files(folder)
+    own |= {parent.as_posix() for name in own for parent in Path(name).parents}
+    foreign = sorted(present - own)
     if foreign:
         raise OutputError(
             f"{folder}: holds '{foreign[0]}', which ema-cli did not write there",

@@ -68,7 +68,7 @@ class Time:
 
 
 def format_number(value: Fraction | float) -> str:
-    """Write an exact number in the shortest form that `Time.parse` reads back; others to 6 digits."""
+    """Write an exact number in full, as `Time.parse` reads it (up to its 40 digits); endless ones to 6 digits."""
     if isinstance(value, float):
         return "inf" if math.isinf(value) else f"{value:g}"
     if value.denominator == 1:

@@ -12,7 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
+
+# Examples take what they take on a busy machine; a test that hangs is stopped by whoever runs it.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 COMPOSER = Path(__file__).parent / "data" / "composer"
 

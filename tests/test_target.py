@@ -91,7 +91,9 @@ def test_an_input_is_never_replaced(tmp_path: Path):
 def own_folder(folder: Path) -> None:
     """Write a folder as ema-cli leaves it."""
     folder.mkdir()
-    recipe = json.dumps({"version": "0", "files": ["config.json", "additional_chat_templates/a.jinja"]})
+    recipe = json.dumps(
+        {"version": "0", "checkpoints": [], "files": ["config.json", "additional_chat_templates/a.jinja"]}
+    )
     save_file(make_tensors(1), folder / "model.safetensors", metadata={"ema_cli": recipe})
     (folder / "config.json").write_text("{}")
     (folder / "additional_chat_templates").mkdir()

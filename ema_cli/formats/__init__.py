@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats import hf_directory, refused, safetensors_file, torch_file
+from ema_cli.formats.files import InputFile
 from ema_cli.formats.options import ReadOptions
 
 
@@ -43,5 +44,8 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
             return reader.open_checkpoint(path, options or ReadOptions())
     if path.is_file() and path.stat().st_size < 8:
         raise IncompleteCheckpoint(f"{path}: is empty", hint="its writer did not finish")
-    what = "a folder without a checkpoint" if path.is_dir() else "not a checkpoint of a format that is read"
-    raise CheckpointError(f"{path}: {what}", hint="read: .safetensors, torch zip files, Hugging Face folders")
+    hint = "read: .safetensors, torch zip files, Hugging Face folders"
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder without a checkpoint", hint=hint)
+    InputFile(path)  # which says so if it cannot be read at all
+    raise NoWeights(f"{path}: not a checkpoint of a format that is read", hint=hint)

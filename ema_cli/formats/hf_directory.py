@@ -11,7 +11,7 @@ from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats import safetensors_file, torch_file
 from ema_cli.formats.files import InputFile
-from ema_cli.formats.json_text import parse_json
+from ema_cli.formats.json_text import is_cut, parse_json
 from ema_cli.formats.layouts import SHARD
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import open_file, open_shards
@@ -28,7 +28,10 @@ def matches(path: Path) -> bool:
     """Return whether the folder holds a model, or shards of one."""
     if not path.is_dir():
         return False
-    names = {child.name for child in path.iterdir()}
+    try:
+        names = {child.name for child in path.iterdir()}
+    except OSError:
+        return False  # whoever searches the folder says why
     return bool(names & {SINGLE, INDEX, PICKLED}) or any(map(_is_shard, names))
 
 
@@ -54,17 +57,18 @@ def _read_state(path: Path) -> Progress:
     file = InputFile(path)
     if file.size > _MAX_STATE_BYTES:
         raise CheckpointError(f"{path}: {file.size} bytes are too many for a trainer's state")
+    text = _without_constants(file.read(0, file.size))
     try:
-        state = parse_json(_without_constants(file.read(0, file.size)))
+        state = parse_json(text)
     except ValueError as error:
-        kind = IncompleteCheckpoint if _is_cut(file) else CheckpointError
+        kind = IncompleteCheckpoint if is_cut(text) else CheckpointError
         raise kind(f"{path}: not valid JSON: {error}") from error
     clocks: dict[Unit, Clock] = {}
     fields = (("global_step", Unit.BATCH), ("epoch", Unit.EPOCH), ("num_input_tokens_seen", Unit.TOKEN))
     for name, unit in fields:
         value: Any = state.get(name) if isinstance(state, dict) else None
         # Tokens stay 0 where the Trainer was not asked to count them.
-        if type(value) in (int, Fraction) and value >= 0 and not (unit is Unit.TOKEN and value == 0):
+        if type(value) in (int, Fraction) and 0 <= value < 1 << 63 and not (unit is Unit.TOKEN and value == 0):
             clocks[unit] = Clock(Fraction(value), "sidecar")
     return Progress(clocks)
 
@@ -74,7 +78,3 @@ def _without_constants(text: bytes) -> bytes:
     for constant in (b": NaN", b": Infinity", b": -Infinity"):
         text = text.replace(constant, b": null")
     return text
-
-
-def _is_cut(file: InputFile) -> bool:
-    return file.size == 0 or not file.read(max(0, file.size - 16), min(16, file.size)).rstrip().endswith(b"}")

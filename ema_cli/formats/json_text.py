@@ -24,6 +24,11 @@ def parse_json(text: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def is_cut(text: bytes) -> bool:
+    """Return whether a JSON object that does not parse looks half-written rather than damaged."""
+    return text.count(b"{") > text.count(b"}") or not text.rstrip().endswith(b"}")
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:

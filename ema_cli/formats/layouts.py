@@ -16,14 +16,14 @@ Averages instead of, or beside, the raw weights:
 | Composer      | averages if `ema_weights_active`, else raw   | state.algorithms EMA.ema_model               |
 | Lightning     | averages if there is `current_model_state`   | raw, in `current_model_state`                |
 | AveragedModel | averages, beside `n_averaged`                | none                                         |
-| timm, others  | raw                                          | averages, in `state_dict_ema`, `model_ema` . |
+| timm, others  | raw                                          | averages, in `state_dict_ema`, `model_ema`   |
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -37,6 +37,8 @@ from ema_cli.units import Unit
 WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "module")
 BESIDE_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "model_avg", "ema")
 BATCH_KEYS = ("global_step", "num_updates", "global_steps", "iter_num", "iteration", "step")
+AVERAGED_AGAIN = "these are averages, which are averaged again"
+AVERAGED_MODEL = "an AveragedModel: 'n_averaged' stands beside its weights"
 CLOCK_KEYS = (*BATCH_KEYS, "epoch")
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -50,6 +52,9 @@ AVERAGES_FOLDER = re.compile(r"(?:^ema$|_ema$)", re.IGNORECASE)
 SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
 
 
+Scalar = Callable[[str, TensorRef], int | None]  # reads a tensor of one element
+
+
 @dataclass(slots=True)
 class Found:
     """What a layout knows of one pickled object: its weights by name, its clocks, what it averaged already."""
@@ -61,7 +66,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def find_weights(root: Any, key: str | None, choice: Choice, scalar: Callable[[TensorRef], int | None]) -> Found:
+def find_weights(root: Any, key: str | None, choice: Choice, scalar: Scalar) -> Found:
     """Return where the weights are in the unpickled `root`; `scalar` reads a one-element tensor.
 
     `key` (dots descend) overrides the known places. `choice` is the user's --weights.
@@ -77,13 +82,16 @@ def find_weights(root: Any, key: str | None, choice: Choice, scalar: Callable[[T
                 hint="save model.state_dict() and average those files",
             )
         raise NoWeights("holds no dict of tensors")
-    for trainer in (_composer, _lightning, _plain):
-        found = trainer(root, key, choice, scalar)
-        if found is not None:
-            _keep_tensors(found)
-            return found
-    keys = ", ".join(f"'{name}'" for name in list(root)[:8])
-    raise NoWeights(f"no weights in a place we know; it holds {keys or 'nothing'}", hint="say where: --key NAME")
+    found = _composer(root, choice) or _lightning(root, choice) or _plain(root, key, choice, scalar)
+    if found is None:
+        raise NoWeights(f"no weights in a place we know; it holds {_listed(root)}", hint="say where: --key NAME")
+    if key is not None:
+        chosen = _at_key(root, key)
+        if chosen is not found.tensors:
+            # The clocks are the trainer's all the same; whether these are averages, only the user knows.
+            found = Found(found.trainer, chosen, found.progress)
+    _keep_tensors(found)
+    return found
 
 
 def name_clocks(name: str) -> Progress:
@@ -114,23 +122,25 @@ def is_unfinished_name(name: str) -> bool:
 
 _COMPOSER_NAME = re.compile(r"ep\d+-ba\d+", re.IGNORECASE)
 _WORD = r"(?:^|[^a-z])"  # "step" in "step-100" and "global_step100", not in "footstep-100"
-_NUMBER = r"[-_=]?(\d+)(?![\d.]*[kmbt](?![a-z]))"  # not the 4 of "tokens4B", nor of "step4.5k"
+_AFTER = r"(?![\d.]*[kmbt](?![a-z]))"  # not the 4 of "tokens4B", nor of "step4.5k"
+_COUNT = rf"[-_=]?(\d+){_AFTER}"
+_DECIMAL = rf"[-_=]?(\d+(?:\.\d+)?){_AFTER}"
 _NAME_PATTERNS = tuple(
     (unit, re.compile(pattern, re.IGNORECASE))
     for unit, pattern in (
-        (Unit.EPOCH, rf"{_WORD}ep(?:och)?{_NUMBER}"),
-        (Unit.BATCH, rf"{_WORD}(?:ba(?:tch)?|steps?|iter(?:ation)?s?){_NUMBER}"),
+        (Unit.EPOCH, rf"{_WORD}ep(?:och)?{_DECIMAL}"),
+        (Unit.BATCH, rf"{_WORD}(?:ba(?:tch)?|steps?|iter(?:ation)?s?){_COUNT}"),
         (Unit.BATCH, r"^checkpoint-(\d+)$"),  # a folder of the Hugging Face Trainer
-        (Unit.SAMPLE, rf"{_WORD}(?:sp|samples?){_NUMBER}"),
-        (Unit.TOKEN, rf"{_WORD}(?:tok|tokens?){_NUMBER}"),
+        (Unit.SAMPLE, rf"{_WORD}(?:sp|samples?){_COUNT}"),
+        (Unit.TOKEN, rf"{_WORD}(?:tok|tokens?){_COUNT}"),
     )
 )
 
 
-def _composer(root: dict[Any, Any], key: str | None, choice: Choice, _scalar: object) -> Found | None:
+def _composer(root: dict[Any, Any], choice: Choice) -> Found | None:
     state = root.get("state")
     model = state.get("model") if isinstance(state, dict) else None
-    if key is not None or not isinstance(state, dict) or not isinstance(model, dict):
+    if not isinstance(state, dict) or not isinstance(model, dict):
         return None
     found = Found("Composer", model, _composer_progress(state.get("timestamp")))
     ema = next((part for name, part in _pairs(state.get("algorithms")) if name == "EMA"), None)
@@ -171,9 +181,9 @@ def _composer_progress(timestamp: Any) -> Progress:
     return Progress(clocks, batch_in_epoch=None if in_epoch is None else int(in_epoch))
 
 
-def _lightning(root: dict[Any, Any], key: str | None, choice: Choice, _scalar: object) -> Found | None:
+def _lightning(root: dict[Any, Any], choice: Choice) -> Found | None:
     usual = root.get("state_dict")
-    if key is not None or "pytorch-lightning_version" not in root or not isinstance(usual, dict):
+    if "pytorch-lightning_version" not in root or not isinstance(usual, dict):
         return None
     clocks: dict[Unit, Clock] = {}
     step, epoch = _count(root.get("global_step")), _count(root.get("epoch"))
@@ -195,9 +205,7 @@ def _lightning(root: dict[Any, Any], key: str | None, choice: Choice, _scalar: o
     return found
 
 
-def _plain(
-    root: dict[Any, Any], key: str | None, choice: Choice, scalar: Callable[[TensorRef], int | None]
-) -> Found | None:
+def _plain(root: dict[Any, Any], key: str | None, choice: Choice, scalar: Scalar) -> Found | None:
     progress = _plain_progress(root, scalar)
     if key is not None:
         return Found(None, _at_key(root, key), progress)
@@ -215,9 +223,6 @@ def _plain(
                 hint="save model.state_dict() and average those files",
             )
         return None
-    if usual is root:
-        # A step that was saved as a tensor beside the weights is a clock, not a weight.
-        usual = {name: value for name, value in root.items() if not _is_clock(name, value, scalar)}
     found = Found(None, usual, progress)
     beside = next((name for name in BESIDE_KEYS if places and _has_tensors(root.get(name))), None)
     if beside is not None:
@@ -225,16 +230,19 @@ def _plain(
     elif "n_averaged" in usual:
         if choice == "raw":
             raise RunError("an AveragedModel, which holds no raw weights", hint="leave out --weights raw")
-        found.averaged = "an AveragedModel: 'n_averaged' stands beside its weights" if choice is None else None
+        if choice == "ema":
+            found.notes.append(AVERAGED_AGAIN)
+        else:
+            found.averaged = AVERAGED_MODEL
     elif choice == "ema":
         raise RunError("holds no averages", hint="leave out --weights ema")
     return found
 
 
-def _plain_progress(root: dict[Any, Any], scalar: Callable[[TensorRef], int | None]) -> Progress:
+def _plain_progress(root: dict[Any, Any], scalar: Scalar) -> Progress:
     def read(name: str) -> Fraction | None:
         value = root.get(name)
-        return _count(scalar(value) if isinstance(value, TensorRef) else value)
+        return _count(scalar(name, value) if isinstance(value, TensorRef) else value)
 
     clocks: dict[Unit, Clock] = {}
     for name in BATCH_KEYS:
@@ -251,7 +259,7 @@ def _choose(found: Found, raw: dict[Any, Any], averages: dict[Any, Any], choice:
     """Take the raw weights, or the averages where the user asked for them; say so where there is a choice."""
     if choice == "ema":
         found.tensors = averages
-        found.notes.append("these are averages, which are averaged again")
+        found.notes.append(AVERAGED_AGAIN)
     elif found.averaged is None:
         moved = found.tensors is not raw
         found.tensors = raw
@@ -268,19 +276,26 @@ def _keep_tensors(found: Found) -> None:
     if not kept:
         raise NoWeights("holds no tensors where its weights should be")
     for name in kept:
-        if not isinstance(name, str):
-            raise CheckpointError(f"a tensor has the key {name!r}, which is not a name")
-    dropped = [str(name) for name in plain if name not in CLOCK_KEYS]
+        _check_name(name)
+    dropped = [name for name in plain if name not in CLOCK_KEYS]
     if dropped:
-        found.notes.append(f"not tensors, left out: {', '.join(dropped[:4])}{' ...' if len(dropped) > 4 else ''}")
+        found.notes.append(f"not tensors, left out: {_listed(dropped)}")
     found.tensors = kept
 
 
+def _check_name(name: object) -> None:
+    """Raise a CheckpointError for a key that cannot be a tensor's name in the output."""
+    if not isinstance(name, str):
+        raise CheckpointError(f"a tensor has a key of type {type(name).__name__}, which is not a name")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"the tensor name '{name[:60]}' is not valid text") from None
+    if name == "__metadata__":
+        raise CheckpointError("a tensor is named '__metadata__', which safetensors keeps for itself")
+
+
 _PLAIN = (str, int, float, bool, bytes, complex)
-
-
-def _is_clock(name: Any, value: Any, scalar: Callable[[TensorRef], int | None]) -> bool:
-    return name in CLOCK_KEYS and isinstance(value, TensorRef) and scalar(value) is not None
 
 
 def _at_key(root: dict[Any, Any], key: str) -> dict[Any, Any]:
@@ -295,10 +310,15 @@ def _at_key(root: dict[Any, Any], key: str) -> dict[Any, Any]:
             head, _, rest = rest.partition(".")
             value = value.get(head)
     if not _has_tensors(value):
-        keys = ", ".join(f"'{name}'" for name in list(root)[:8])
-        raise CheckpointError(f"has no tensors under --key '{key}'", hint=f"at the top it holds {keys}")
+        raise CheckpointError(f"has no tensors under --key '{key}'", hint=f"at the top it holds {_listed(root)}")
     found: dict[Any, Any] = value
     return found
+
+
+def _listed(names: Iterable[Any]) -> str:
+    """Return the first few names for a message; a key may be anything, a number of thousands of digits too."""
+    texts = [name for name in names if isinstance(name, str)]
+    return ", ".join(f"'{name[:40]}'" for name in texts[:8]) or "no names"
 
 
 def _has_tensors(value: Any) -> bool:

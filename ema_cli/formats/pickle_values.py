@@ -72,7 +72,7 @@ def checked_key(key: Any) -> Any:
         return key
     if isinstance(key, Name | Inert | Storage | TensorRef):
         return key
-    raise PickleError(f"it has a dict key of type {type(key).__name__}")
+    return Inert("key", (key,))  # whose hash is its identity
 
 
 def storage_dtype(path: str) -> str | None:
@@ -118,7 +118,7 @@ def _describe(
     if not (_sizes((offset,)) and len(shape) == len(strides) <= _MAX_DIMENSIONS):
         raise PickleError("a tensor's shape and strides do not belong together")
     bits = metadata[0] if metadata and isinstance(metadata[0], dict) else {}
-    return TensorRef(storage, dtype, offset, shape, strides, bits.get("conj") is True, bits.get("neg") is True)
+    return TensorRef(storage, dtype, offset, shape, strides, "conj" in bits, "neg" in bits)
 
 
 def _sizes(values: Any) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ Stricter than the official reader where that one is lenient: no duplicate keys, 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from ema_cli.checkpoint import DTYPES, DType, TensorSpec
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.files import InputFile
-from ema_cli.formats.json_text import parse_json
+from ema_cli.formats.json_text import is_cut, parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
 _MAX_ELEMENTS = 1 << 62
@@ -68,7 +69,7 @@ def open_shards(index_path: Path) -> SafetensorsWeights:
     metadata: Mapping[str, str] = {}
     for shard_name in sorted(set(weight_map.values())):
         path = index_path.parent / shard_name
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 - which raises nothing for a name that no file can have
             raise IncompleteCheckpoint(f"{index_path.parent}: shard '{shard_name}' is missing")
         shard = open_file(path)
         expected = {name for name, where in weight_map.items() if where == shard_name}
@@ -86,10 +87,11 @@ def _read_index(path: Path) -> dict[str, str]:
     file = InputFile(path)
     if file.size > MAX_HEADER_BYTES:
         raise CheckpointError(f"{path}: an index of {file.size} bytes is too large")
+    text = file.read(0, file.size)
     try:
-        index = parse_json(file.read(0, file.size))
+        index = parse_json(text)
     except ValueError as error:
-        kind = IncompleteCheckpoint if file.size == 0 else CheckpointError
+        kind = IncompleteCheckpoint if is_cut(text) else CheckpointError
         raise kind(f"{path}: not a JSON index: {error}") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

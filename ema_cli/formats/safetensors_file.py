@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, UsageError
+from ema_cli.formats.layouts import AVERAGED_AGAIN, AVERAGED_MODEL
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import SafetensorsWeights, open_file
 
@@ -26,16 +27,15 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 
 def from_weights(path: Path, weights: SafetensorsWeights, options: ReadOptions, trainer: str | None) -> Checkpoint:
     """Return the checkpoint at `path`; what ema-cli itself averaged is recognised."""
-    if options.key is not None:
+    averaged = _averaged(weights)
+    if averaged is None and options.key is not None:
         raise UsageError(
             f"{path}: --key says where the weights are in a pickled file; this is safetensors",
             hint="leave out --key",
         )
-    own = METADATA_KEY in weights.metadata
-    if options.weights == "ema" and not own:
+    if averaged is None and options.weights == "ema":
         raise RunError(f"{path}: holds no averages", hint="leave out --weights ema")
-    if options.weights == "raw" and own:
-        raise RunError(f"{path}: holds averages only", hint="leave out --weights raw")
+    again = averaged is not None and options.weights == "ema"
     return Checkpoint(
         name=path.name,
         path=path,
@@ -43,8 +43,8 @@ def from_weights(path: Path, weights: SafetensorsWeights, options: ReadOptions, 
         files=weights.files,
         format="safetensors",
         trainer=trainer,
-        averaged="ema-cli made it" if own and options.weights is None else None,
-        notes=("these are averages, which are averaged again",) if own and options.weights == "ema" else (),
+        averaged=None if again else averaged,
+        notes=(AVERAGED_AGAIN,) if again else (),
         recipe=_recipe(weights.metadata),
     )
 
@@ -56,4 +56,22 @@ def _recipe(metadata: Mapping[str, str]) -> Mapping[str, object] | None:
         recipe = json.loads(metadata[METADATA_KEY])
     except (ValueError, RecursionError):
         return {}
-    return recipe if isinstance(recipe, dict) else {}
+    entries = recipe.get("checkpoints") if isinstance(recipe, dict) else None
+    # Anybody can write this key: what is not as we write it is not shown.
+    return recipe if isinstance(entries, list) and all(map(_is_entry, entries)) else {}
+
+
+def _is_entry(value: object) -> bool:
+    match value:
+        case [str(), str(), float(weight)]:
+            return abs(weight) < 1e6
+    return False
+
+
+def _averaged(weights: SafetensorsWeights) -> str | None:
+    """Return why these are averages already, None if they are not."""
+    if METADATA_KEY in weights.metadata:
+        return "ema-cli made it"
+    if "n_averaged" in weights.specs:
+        return AVERAGED_MODEL
+    return None

@@ -7,7 +7,7 @@ import numpy as np
 from ema_cli.checkpoint import DType, TensorSpec
 from ema_cli.formats.files import InputFile
 
-_BLOCK = 1 << 15  # elements gathered at once
+_BLOCK = 1 << 17  # elements gathered at once
 _GAP_BYTES = 256  # neighbours closer than this are read together: cheaper than another read
 
 

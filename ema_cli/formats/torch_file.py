@@ -27,7 +27,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     except (UsageError, IncompleteCheckpoint):
         raise
     except EmaError as error:
-        raise type(error)(f"{path}: {error}", hint=error.hint) from error
+        message = str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
+        raise type(error)(message, hint=error.hint) from error
     return Checkpoint(
         name=path.name,
         path=path,

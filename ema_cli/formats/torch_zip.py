@@ -36,6 +36,12 @@ class TorchArchive:
         self.file = InputFile(path)
         self.entries = read_directory(self.file)
         self.prefix = self._find_prefix()
+        for entry in self.entries.values():
+            if entry.compressed:
+                raise CheckpointError(
+                    f"{path}: the zip entry '{entry.name}' is compressed; torch stores entries as they are",
+                    hint="load it with torch and save it again",
+                )
         self._check_byte_order()
         self.root = self._unpickle()
 
@@ -62,12 +68,12 @@ class TorchArchive:
             )
         return TorchZipWeights(specs, places, self.file)
 
-    def scalar(self, ref: TensorRef) -> int | None:
+    def scalar(self, name: str, ref: TensorRef) -> int | None:
         """Return the value of an integer tensor of one element (a clock), None for any other tensor."""
         dtype = DTYPES.get(_TORCH_DTYPES.get(ref.dtype, ""))
         if dtype is None or dtype.kind != "integer" or dtype.name == "BOOL" or prod(ref.shape) != 1:
             return None
-        start = data_offset(self.file, self._entry("clock", ref, dtype)) + ref.offset * dtype.itemsize
+        start = data_offset(self.file, self._entry(name, ref, dtype)) + ref.offset * dtype.itemsize
         return int.from_bytes(self.file.read(start, dtype.itemsize), "little", signed=dtype.name[0] == "I")
 
     def _find_prefix(self) -> str:

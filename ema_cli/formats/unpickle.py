@@ -26,6 +26,7 @@ from ema_cli.formats.pickle_values import (
 
 # Elements copied by calls such as OrderedDict(pairs), which a small file can repeat on one large list.
 _MAX_COPIED = 20_000_000
+_MAX_INSTRUCTIONS = 20_000_000  # a tensor takes some forty
 
 
 def unpickle(data: bytes) -> Any:
@@ -63,7 +64,7 @@ class _Machine:
 
     def run(self) -> Any:
         """Execute until STOP and return what is on top."""
-        while True:
+        for _ in range(_MAX_INSTRUCTIONS):
             opcode = self.take(1)
             if opcode == b".":
                 return self.stack.pop()
@@ -71,6 +72,7 @@ class _Machine:
             if action is None:
                 raise PickleError(f"it uses the instruction {opcode!r}, which torch never writes")
             action(self)
+        raise PickleError("it is too long to be a description of tensors")
 
     def take(self, size: int) -> bytes:
         """Return the next `size` bytes."""
@@ -86,10 +88,10 @@ class _Machine:
         value: int = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
         return value
 
-    def line(self) -> str:
+    def line(self, encoding: str = "utf-8") -> str:
         """Return the text up to the next newline."""
         end = self.data.index(b"\n", self.position)
-        text = self.data[self.position : end].decode("utf-8")
+        text = self.data[self.position : end].decode(encoding)
         self.position = end + 1
         return text
 
@@ -212,7 +214,7 @@ def _text_string(machine: _Machine) -> None:
 
 
 def _escaped_string(machine: _Machine) -> None:
-    machine.push(machine.line().encode("raw_unicode_escape").decode("raw_unicode_escape"))
+    machine.push(machine.line("raw_unicode_escape"))
 
 
 def _float(machine: _Machine) -> None:

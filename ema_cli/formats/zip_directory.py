@@ -1,7 +1,7 @@
 """The directory of a zip archive, read strictly: where each stored entry's bytes lie in the file.
 
-Only what torch writes is accepted: entries stored as they are, each name once, none outside the file, none
-over another. A compressed entry could inflate to a thousand times its size; torch never writes one.
+Only what torch writes is accepted: each name once, no entry outside the file, none over another. Compressed ones
+are marked, and never inflated: a small one can hide gigabytes, and torch writes none for tensors.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ _MAX_COMMENT_BYTES = 65535
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
-    """A stored entry: `size` bytes; its local header stands at byte `header_offset` of the file."""
+    """An entry that takes `size` bytes; its local header stands at byte `header_offset` of the file."""
 
     name: str
     size: int
     header_offset: int
+    compressed: bool = False
 
 
 def is_zip(file: InputFile) -> bool:
@@ -113,18 +114,13 @@ def _read_central(file: InputFile, directory: bytes, position: int) -> tuple[Zip
         name = directory[begin : begin + name_length].decode("utf-8")
     except UnicodeDecodeError:
         raise CheckpointError(f"{file.path}: a zip entry's name is not UTF-8") from None
-    if method != 0:
-        raise CheckpointError(
-            f"{file.path}: the zip entry '{name}' is compressed; torch stores entries as they are",
-            hint="load it with torch and save it again",
-        )
     if flags & 1:
         raise CheckpointError(f"{file.path}: the zip entry '{name}' is encrypted")
     extra = directory[begin + name_length : begin + name_length + extra_length]
     size, stored, header_offset = _resolve_64(extra, size, stored, header_offset)
-    if size != stored:
+    if size != stored and method == 0:
         raise CheckpointError(f"{file.path}: the zip entry '{name}' gives two sizes, {size} and {stored}")
-    return ZipEntry(name, size, header_offset), end
+    return ZipEntry(name, stored, header_offset, compressed=method != 0), end
 
 
 def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tuple[int, int, int]:

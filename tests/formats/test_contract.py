@@ -1,0 +1,297 @@
+"""One contract, run over every reader: what a library wrote and reads, we read byte for byte, whole and by range."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from ema_cli.checkpoint import Checkpoint, Weights
+from ema_cli.errors import EmaError
+from ema_cli.formats import open_checkpoint
+
+Tensors = dict[str, torch.Tensor]
+
+# Written out here, apart from the package's own tables.
+DTYPE_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.complex64: "C64", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+}  # fmt: skip
+
+
+def plain_tensors() -> Tensors:
+    """Return contiguous tensors, none sharing its bytes: one of each dtype, edge shapes and edge names."""
+    random = torch.Generator().manual_seed(5)
+    tensors: Tensors = {}
+    for dtype, name in DTYPE_NAMES.items():
+        if dtype.is_floating_point or dtype.is_complex:
+            tensors[f"of.{name}"] = torch.randn(3, 5, generator=random).to(dtype)
+        else:
+            tensors[f"of.{name}"] = torch.randint(0, 100, (3, 5), generator=random).to(dtype)
+    tensors["extremes"] = torch.tensor([torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max])
+    tensors["not.finite"] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
+    tensors["scalar"] = torch.tensor(2.5)
+    tensors["empty"] = torch.zeros(0)
+    tensors["empty.matrix"] = torch.zeros(3, 0, 2, dtype=torch.bfloat16)
+    tensors["one"] = torch.ones(1, 1, 1, 1, dtype=torch.float16)
+    for name in ("n" * 500, "層.重み", "été ☃ 😀", 'quo"te\\', "tab\tname", "a b", "."):
+        tensors[name] = torch.randn(4, generator=random)
+    return tensors
+
+
+def strided_tensors() -> Tensors:
+    """Return tensors as only torch stores them: aliased, out of order, lazily conjugated, with attributes."""
+    random = torch.Generator().manual_seed(6)
+    base = torch.randn(6, 8, generator=random)
+    waves = torch.randn(4, 6, generator=random, dtype=torch.complex64)
+    words = torch.randint(0, 1 << 32, (6,), generator=random).to(torch.uint32)
+    tagged = torch.nn.Parameter(torch.randn(3, generator=random))
+    tagged.tag = {"kind": "python attribute"}
+    noted = torch.randn(3, generator=random)
+    noted.note = "on a plain tensor"
+    return {
+        "tied.one": base,
+        "tied.two": base,
+        "tied.view": base.view(6, 8),
+        "same.bytes.other.shape": base.view(8, 6),
+        "untyped": words,
+        "untyped.other.dtype": words.view(torch.uint64),
+        "row": base[2],
+        "transposed": base.t(),
+        "sliced": base[1:6:2, ::3],
+        "sliced.halves": torch.randn(9, 7, generator=random).to(torch.bfloat16)[::4, 1::2],
+        "expanded": torch.randn(3, 1, generator=random).expand(2, 3, 5),
+        "expanded.scalar": torch.tensor(7, dtype=torch.int16).expand(4, 4),
+        "windows": torch.arange(10.0, dtype=torch.float64).unfold(0, 4, 1),
+        "channels.last": torch.randn(2, 3, 4, 5, generator=random).to(memory_format=torch.channels_last),
+        "permuted": torch.randn(3, 4, 5, generator=random).permute(2, 0, 1),
+        "large.transposed": torch.randn(300, 250, generator=random).t(),
+        "far.apart": torch.randn(4, 500, generator=random)[:, 3],
+        "empty.strided": torch.zeros(4, 6)[:, ::2][2:2],
+        "bools": torch.tensor([[True, False], [True, True]]).t(),
+        "conj": waves.conj(),
+        "conj.transposed": waves.t().conj()[1:],
+        "conj.empty": torch.zeros(0, dtype=torch.complex64).conj(),
+        "neg": torch.randn(4, 6, generator=random, dtype=torch.complex64).conj().imag,
+        "neg.halves": torch._neg_view(torch.randn(5, generator=random).half()),
+        "neg.conj": torch._neg_view(waves.conj()),
+        "parameter": torch.nn.Parameter(torch.randn(2, 2, generator=random)),
+        "parameter.frozen": torch.nn.Parameter(torch.ones(2), requires_grad=False),
+        "parameter.attribute": tagged,
+        "buffer": torch.nn.Buffer(torch.ones(3)),
+        "attribute": noted,
+    }
+
+
+def stored_bytes(tensor: torch.Tensor) -> bytes:
+    """Return the tensor's elements in C order, by way of torch."""
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return plain.view(torch.uint8).numpy().tobytes()
+
+
+def read_range(weights: Weights, name: str, start: int, stop: int) -> bytes:
+    """Return bytes `start` to `stop` of a tensor as the reader gives them; the buffer starts out dirty."""
+    out = bytearray(b"\xa5" * (stop - start))
+    weights.read_into(name, start, memoryview(out))
+    return bytes(out)
+
+
+def read_all(weights: Weights) -> dict[str, bytes]:
+    """Return every tensor's bytes as the reader gives them."""
+    return {name: read_range(weights, name, 0, spec.nbytes) for name, spec in weights.specs.items()}
+
+
+def described(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and shape of each tensor, as the reader's specs should give them."""
+    return {name: (DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _torch_file(wrap: Callable[[Tensors], object], unwrap: Callable[[dict[str, object]], object]) -> Callable:
+    def write(folder: Path) -> tuple[Path, Tensors]:
+        path = folder / "weights.pt"
+        torch.save(wrap(plain_tensors() | strided_tensors()), path)
+        return path, unwrap(torch.load(path, weights_only=True))
+
+    return write
+
+
+def _safetensors_file(folder: Path) -> tuple[Path, Tensors]:
+    path = folder / "weights.safetensors"
+    save_file(plain_tensors(), path, metadata={"format": "pt"})
+    return path, load_file(path)
+
+
+def _hf_single(folder: Path) -> tuple[Path, Tensors]:
+    save_file(plain_tensors(), folder / "model.safetensors")
+    return folder, load_file(folder / "model.safetensors")
+
+
+def _hf_shards(folder: Path) -> tuple[Path, Tensors]:
+    tensors, weight_map, loaded = plain_tensors(), {}, {}
+    for number in range(3):
+        shard = f"model-{number + 1:05}-of-00003.safetensors"
+        part = dict(list(tensors.items())[number::3])
+        save_file(part, folder / shard, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(part, shard))
+        loaded.update(load_file(folder / shard))
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder, loaded
+
+
+def _hf_pickled(folder: Path) -> tuple[Path, Tensors]:
+    torch.save(strided_tensors(), folder / "pytorch_model.bin")
+    return folder, torch.load(folder / "pytorch_model.bin", weights_only=True)
+
+
+CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
+    "torch bare": _torch_file(lambda tensors: tensors, lambda root: root),
+    "torch nested": _torch_file(lambda tensors: {"model": tensors, "step": 3}, lambda root: root["model"]),
+    "Composer": _torch_file(lambda tensors: {"state": {"model": tensors}}, lambda root: root["state"]["model"]),
+    "safetensors": _safetensors_file,
+    "HF single": _hf_single,
+    "HF shards": _hf_shards,
+    "HF pickled": _hf_pickled,
+}
+
+
+@pytest.fixture(scope="module", params=CONTAINERS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Tensors]:
+    """A checkpoint of each kind, opened by us, and its tensors as read by the library that wrote it."""
+    path, tensors = CONTAINERS[request.param](tmp_path_factory.mktemp("contract"))
+    return open_checkpoint(path), tensors
+
+
+def test_specs_are_those_of_the_library(case: tuple[Checkpoint, Tensors]) -> None:
+    """Names, dtypes, shapes and sizes are known from the headers, and equal the library's."""
+    checkpoint, tensors = case
+    specs = checkpoint.weights.specs
+    assert {name: (spec.dtype.name, spec.shape) for name, spec in specs.items()} == described(tensors)
+    assert all(spec.nbytes == tensors[name].numel() * tensors[name].element_size() for name, spec in specs.items())
+    assert checkpoint.nbytes == sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_whole_tensors_are_equal(case: tuple[Checkpoint, Tensors]) -> None:
+    """Every tensor's bytes in C order are those that the library gives."""
+    checkpoint, tensors = case
+    found = read_all(checkpoint.weights)
+    assert [name for name in tensors if found[name] != stored_bytes(tensors[name])] == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_range_is_equal(case: tuple[Checkpoint, Tensors], data: st.DataObject) -> None:
+    """Any run of elements, the empty one too, reads as the same part of the whole."""
+    checkpoint, tensors = case
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    size, count = tensors[name].element_size(), tensors[name].numel()
+    first = data.draw(st.integers(0, count))
+    last = data.draw(st.integers(first, count))
+    expected = stored_bytes(tensors[name])[first * size : last * size]
+    assert read_range(checkpoint.weights, name, first * size, last * size) == expected
+
+
+def test_tensors_share_a_place_where_they_share_their_bytes(case: tuple[Checkpoint, Tensors]) -> None:
+    """Two tensors have equal places if and only if the library holds one and the same tensor for both."""
+    checkpoint, tensors = case
+
+    def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+        keys = [(t.data_ptr(), t.dtype, t.shape, t.stride(), t.is_conj(), t.is_neg()) for t in (one, other)]
+        return keys[0] == keys[1]
+
+    weights = checkpoint.weights
+    for one, other in combinations([name for name, tensor in tensors.items() if tensor.numel()], 2):
+        assert (weights.place(one) == weights.place(other)) == same(tensors[one], tensors[other]), (one, other)
+
+
+def test_threads_read_at_once(case: tuple[Checkpoint, Tensors]) -> None:
+    """Eight threads that read all tensors piece by piece at the same time each get the right bytes."""
+    checkpoint, tensors = case
+
+    def read_in_pieces(name: str) -> bytes:
+        size, count = tensors[name].element_size(), tensors[name].numel()
+        cuts = [0, count // 3, count // 2, count]
+        pieces = [read_range(checkpoint.weights, name, a * size, b * size) for a, b in pairwise(cuts)]
+        return b"".join(pieces)
+
+    names = [name for name in sorted(tensors) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(read_in_pieces, names))
+    assert [name for name, data in zip(names, found, strict=True) if data != stored_bytes(tensors[name])] == []
+
+
+def _small() -> Tensors:
+    weight = torch.arange(6.0).reshape(2, 3)
+    return {"layer.weight": weight, "layer.bias": torch.ones(2, dtype=torch.bfloat16), "counter": torch.tensor(3)}
+
+
+def _small_torch(path: Path) -> Tensors:
+    tensors = _small() | {"turned": torch.ones(2, 3).t(), "wave": torch.ones(2, dtype=torch.complex64).conj()}
+    torch.save(tensors, path)
+    return tensors
+
+
+def _small_safetensors(path: Path) -> Tensors:
+    save_file(_small(), path, metadata={"format": "pt"})
+    return _small()
+
+
+LIBRARIES: dict[str, tuple[Callable[[Path], Tensors], Callable[[Path], Tensors]]] = {
+    "pt": (_small_torch, lambda path: torch.load(path, weights_only=True)),
+    "safetensors": (_small_safetensors, load_file),
+}
+
+
+@pytest.mark.parametrize("suffix", LIBRARIES)
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_changed_byte_gives_an_error_or_what_the_library_reads(
+    suffix: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One byte changed anywhere: an error of ours, or exactly what the library reads, where it reads it."""
+    path = tmp_path_factory.getbasetemp() / f"changed.{suffix}"
+    write, load = LIBRARIES[suffix]
+    tensors = write(path)
+    whole = bytearray(path.read_bytes())
+    position = data.draw(st.integers(0, len(whole) - 1))
+    whole[position] = data.draw(st.integers(0, 255))
+    path.write_bytes(whole)
+    try:
+        weights = open_checkpoint(path).weights
+        found = read_all(weights)
+    except EmaError:
+        return
+    if found == {name: stored_bytes(tensor) for name, tensor in tensors.items()}:
+        return  # a byte that means nothing (torch takes some of these badly)
+    try:
+        expected = load(path)
+    except Exception:  # noqa: BLE001 - where the library refuses, it says nothing of what we read
+        return
+    assert {name: (spec.dtype.name, spec.shape) for name, spec in weights.specs.items()} == described(expected)
+    assert found == {name: stored_bytes(tensor) for name, tensor in expected.items()}
+
+
+@pytest.mark.parametrize("key", [b"conj", b"neg"])
+def test_a_lazy_bit_that_is_written_as_false(key: bytes, tmp_path: Path) -> None:
+    """torch takes a lazy bit for set wherever it is named: a file that names it as false is read alike, or refused."""
+    path = tmp_path / "a.pt"
+    wave = torch.ones(3, dtype=torch.complex64)
+    torch.save({"wave": wave.conj() if key == b"conj" else torch._neg_view(wave)}, path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(b"\x88", whole.index(key))] = 0x89  # True becomes False
+    path.write_bytes(whole)
+    try:
+        found = read_all(open_checkpoint(path).weights)
+    except EmaError:
+        return
+    assert found["wave"] == stored_bytes(torch.load(path, weights_only=True)["wave"])

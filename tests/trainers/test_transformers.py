@@ -1,0 +1,274 @@
+"""Runs that transformers' Trainer wrote here and now: averaged as they lie, loaded back as a user would."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.conftest import Outcome
+from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence
+
+Cli = Callable[..., Outcome]
+
+pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
+
+STEPS = [10, 20, 30, 35]
+EPOCHS = [step / 16 for step in STEPS]  # 64 examples in batches of 4
+TOKENS = [step * 4 * 8 for step in STEPS]  # 8 tokens each
+TRAINER_FILES = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json"}
+SIDE_FILES = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+
+def make_tokenizer() -> Any:
+    """Return a tokenizer of ten words, made from nothing."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<unk>", *"abcdefgh"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>")
+    tokenizer.chat_template = "{{ messages }}"
+    return tokenizer
+
+
+def train(folder: Path, config: Any, dtype: torch.dtype) -> Path:
+    """Train for 35 steps, saving every 10 and at the end, then save model and state as scripts do."""
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    data = [{"input_ids": row, "labels": row} for row in torch.randint(2, 10, (64, 8))]
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=STEPS[-1],
+        save_steps=10,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        include_num_input_tokens_seen="all",
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, processing_class=make_tokenizer())
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 in float32, its embeddings tied."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=10, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    return train(tmp_path_factory.mktemp("gpt2") / "out", config, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama in bfloat16, its embeddings apart."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=10, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=16, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return train(tmp_path_factory.mktemp("llama") / "out", config, torch.bfloat16)
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> Path:
+    """One of the runs, by the name that a test is parametrized with."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+BOTH = pytest.mark.parametrize("run", ["gpt2", "llama"], indirect=True)
+
+
+def saved(folder: Path) -> list[Tensors]:
+    """Return the weights of a run's checkpoints, oldest first."""
+    return [load_file(folder / f"checkpoint-{step}" / "model.safetensors") for step in STEPS]
+
+
+def load_clean(folder: Path) -> Any:
+    """Load a model; check that no name is missing, unexpected or of another shape."""
+    from transformers import AutoModelForCausalLM
+
+    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(told.values()), told
+    return model
+
+
+def assert_loads(folder: Path, dtype: torch.dtype, exact: Tensors) -> None:
+    """Check that model and tokenizer load, that the model holds the average, and that it runs."""
+    from transformers import AutoTokenizer
+
+    model = load_clean(folder)
+    held = model.state_dict()
+    assert {tensor.dtype for tensor in held.values()} == {dtype}
+    assert_rounds({name: held[name] for name in exact}, exact)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer("a h b")["input_ids"], tokenizer.chat_template) == ([2, 9, 3], "{{ messages }}")
+    logits = model(**tokenizer("a h b", return_tensors="pt", return_token_type_ids=False)).logits
+    assert logits.shape == (1, 3, 10)
+    assert torch.isfinite(logits).all()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file in a folder, by its path inside it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@BOTH
+def test_run_as_it_lies_averages_to_a_folder_that_loads(cli: Cli, run: Path, tmp_path: Path):
+    """`average OUT --half-life 20ba`: a folder of that name with the average, the tokenizer and no training state."""
+    before = contents(run)
+    assert {path for path in TRAINER_FILES if f"checkpoint-35/{path}" in before} == TRAINER_FILES
+    done = cli("average", run, "--half-life", "20ba")
+    assert (done.code, done.out) == (0, "ema-20ba\n"), done
+    assert names(tmp_path) == {"ema-20ba"}
+    assert contents(run) == before
+    written = tmp_path / "ema-20ba"
+    assert names(written) == {"model.safetensors", *SIDE_FILES}
+    newest = run / "checkpoint-35"
+    assert all((written / name).read_bytes() == (newest / name).read_bytes() for name in SIDE_FILES)
+    exact = recurrence(saved(run), STEPS, 20)
+    assert_rounds(load_file(written / "model.safetensors"), exact)
+    stored = json.loads((newest / "config.json").read_text())["dtype"]
+    assert_loads(written, getattr(torch, stored), exact)
+
+
+def test_tied_embeddings_stay_tied(cli: Cli, gpt2: Path, tmp_path: Path):
+    """The head is not in the file, as in the checkpoints, and is the embedding again in the loaded model."""
+    assert cli("average", gpt2, "--half-life", "20ba").code == 0
+    assert "lm_head.weight" not in load_file(tmp_path / "ema-20ba" / "model.safetensors")
+    model = load_clean(tmp_path / "ema-20ba")
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype_asked_for(cli: Cli, run: Path, tmp_path: Path, dtype: str):
+    """The weights are rounded once to --dtype, config.json says so and nothing else new, and the model loads in it."""
+    assert cli("average", run, "--half-life", "20ba", "--dtype", dtype).code == 0
+    written = tmp_path / "ema-20ba"
+    config, stored = (json.loads((folder / "config.json").read_text()) for folder in (written, run / "checkpoint-35"))
+    assert config == {**stored, "dtype": dtype}
+    exact = recurrence(saved(run), STEPS, 20)
+    tensors = load_file(written / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {getattr(torch, dtype)}
+    assert_rounds(tensors, exact)
+    assert_loads(written, getattr(torch, dtype), exact)
+
+
+@pytest.mark.parametrize(
+    ("law", "clocks", "half_life", "interval"),
+    [
+        (["--half-life", "1ep", "--update-interval", "0.5ep"], EPOCHS, 1, 0.5),
+        (["--half-life", "1ep"], EPOCHS, 1, 1),
+        (["--half-life", "500tok"], TOKENS, 500, 1),
+        (["--half-life", "500tok", "--update-interval", "400tok"], TOKENS, 500, 400),
+        (["--half-life", "7ba", "--update-interval", "15ba"], STEPS, 7, 15),
+    ],
+)
+def test_clocks_of_every_unit(
+    cli: Cli, gpt2: Path, tmp_path: Path, law: Sequence[str], clocks: Sequence[float], half_life: float, interval: float
+):
+    """Epochs, tokens and steps of trainer_state.json drive the law, updates without a checkpoint included."""
+    assert cli("average", gpt2, *law).code == 0
+    written = load_file(tmp_path / f"ema-{law[1]}" / "model.safetensors")
+    assert_rounds(written, recurrence(saved(gpt2), clocks, half_life, interval))
+
+
+@BOTH
+def test_inspect_tells_clocks_and_where_they_come_from(cli: Cli, run: Path):
+    """Steps, epochs and tokens, all from the sidecar; the model above the checkpoints is passed over."""
+    done = cli("inspect", run, "--json")
+    assert done.code == 0, done
+    told = done.json["run"]
+    assert [each["name"] for each in told["checkpoints"]] == [f"checkpoint-{step}" for step in STEPS]
+    assert [each["clocks"] for each in told["checkpoints"]] == [
+        {unit: {"value": value, "from": "sidecar"} for unit, value in (("ba", step), ("ep", epoch), ("tok", tokens))}
+        for step, epoch, tokens in zip(STEPS, EPOCHS, TOKENS, strict=True)
+    ]
+    assert told["passed_over"] == [{"name": "(this folder)", "reason": "a model beside its own checkpoints"}]
+    assert told["differences"] == []
+    assert told["tensors"]["count"] == len(saved(run)[0])
+
+
+def test_named_checkpoints_to_one_file(cli: Cli, gpt2: Path, tmp_path: Path):
+    """Folders named in any order average by their clocks, to a file that says what transformers asks for."""
+    done = cli(
+        "average", gpt2 / "checkpoint-20", gpt2 / "checkpoint-10", "--half-life", "10ba", "-o", "one.safetensors"
+    )
+    assert (done.code, done.out) == (0, "one.safetensors\n"), done
+    exact = recurrence(saved(gpt2)[:2], STEPS[:2], 10)
+    assert_rounds(load_file(tmp_path / "one.safetensors"), exact)
+    with safe_open(tmp_path / "one.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+@pytest.fixture
+def sharded(run: Path, tmp_path: Path) -> Path:
+    """The run's checkpoints as large models are saved: in shards with an index."""
+    from transformers import AutoModelForCausalLM
+
+    for step in STEPS:
+        source, folder = run / f"checkpoint-{step}", tmp_path / "sharded" / f"checkpoint-{step}"
+        AutoModelForCausalLM.from_pretrained(source).save_pretrained(folder, max_shard_size="6KB")
+        for name in ("trainer_state.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(source / name, folder)
+    return tmp_path / "sharded"
+
+
+@BOTH
+def test_shards_stay_as_they_are(cli: Cli, run: Path, sharded: Path, tmp_path: Path):
+    """The output has the newest checkpoint's shards and index, the values of the unsharded run, and loads."""
+    assert cli("average", sharded, "--half-life", "20ba").code == 0
+    written, newest = tmp_path / "ema-20ba", sharded / "checkpoint-35"
+    shards = {path.name for path in newest.glob("*.safetensors")}
+    assert len(shards) > 1
+    assert names(written) == {*shards, "model.safetensors.index.json", *SIDE_FILES}
+    index, theirs = (json.loads((folder / "model.safetensors.index.json").read_text()) for folder in (written, newest))
+    assert index == theirs
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        part = load_file(written / shard)
+        assert {index["weight_map"][name] for name in part} == {shard}
+        tensors.update(part)
+    assert cli("average", run, "--half-life", "20ba", "-o", "whole").code == 0
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    assert sorted(tensors) == sorted(whole)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors.items())
+    assert_loads(written, next(iter(whole.values())).dtype, recurrence(saved(run), STEPS, 20))
+
+
+def test_output_beside_the_checkpoints_is_not_averaged_again(cli: Cli, gpt2: Path, tmp_path: Path):
+    """Written into the run's folder, an average is passed over by the next, which gives the same bytes."""
+    run = shutil.copytree(gpt2, tmp_path / "run")
+    assert cli("average", ".", "--half-life", "20ba", cwd=run).out == "ema-20ba\n"
+    first = contents(run / "ema-20ba")
+    assert cli("average", ".", "--half-life", "20ba", "--force", cwd=run).code == 0
+    assert contents(run / "ema-20ba") == first
+    passed = cli("inspect", "--json", cwd=run).json["run"]["passed_over"]
+    assert {"name": "ema-20ba", "reason": "averaged by ema-cli"} in passed
+
+
+def test_output_named_beside_checkpoints_is_refused_as_what_it_is(cli: Cli, gpt2: Path, tmp_path: Path):
+    """An average named among the run's checkpoints is refused as an average, not for the clock it cannot have."""
+    assert cli("average", gpt2, "--half-life", "20ba").code == 0
+    done = cli("average", "ema-20ba", gpt2 / "checkpoint-10", "--half-life", "20ba", "-o", "again")
+    assert done.code == 4
+    assert "ema-20ba: is averaged already" in done.err
+    assert names(tmp_path) == {"ema-20ba"}
