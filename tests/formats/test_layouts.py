@@ -64,7 +64,7 @@ def test_a_bare_state_dict(tmp_path: Path) -> None:
     """A dict of tensors is the weights, a step among them, too; plain values are left out, and named if no clocks."""
     checkpoint = opened(tmp_path, {**RAW, "epoch": 3, "version": "1.0", "extra": None, "step": torch.tensor(40)})
     assert holds(checkpoint, {**RAW, "step": torch.tensor(40)})
-    assert checkpoint.notes == ("not tensors, left out: version, extra",)
+    assert checkpoint.notes == ("not tensors, left out: 'version', 'extra'",)
     assert plain_clocks(checkpoint.progress) == {"ba": 40, "ep": 3}
 
 
