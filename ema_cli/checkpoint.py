@@ -102,6 +102,9 @@ class Weights(Protocol):
 
     specs: Mapping[str, TensorSpec]  # of every tensor, from headers alone
 
+    def share(self, other: Weights) -> None:
+        """Use the tables of `other` in place of equal ones: a thousand checkpoints of one model need one."""
+
     def place(self, name: str) -> Hashable:
         """Return where the bytes of tensor `name` lie; tensors with equal places share them."""
 

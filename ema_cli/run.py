@@ -73,7 +73,6 @@ def open_run(
     else:
         root, opened, passed_over = _open_named(paths, options)
     opened, aliases = _drop_aliases(opened)
-    opened = _share_specs(opened)
     checkpoints, notes = settle_clocks(opened, epoch_length)
     checkpoints, unclocked = _drop_unclocked_copies(checkpoints, named=search is None, spaced=spacing is not None)
     if spacing is not None:
@@ -110,7 +109,7 @@ def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkp
         if checkpoint.recipe is not None:
             search.pass_over(path, "averaged by ema-cli")
             continue
-        opened.append(replace(checkpoint, name=search.name(path)))
+        _add(opened, replace(checkpoint, name=search.name(path)))
     check_one_run(folder, [checkpoint.path for checkpoint in opened])
     opened, unmarked = _drop_unmarked(opened)
     if not opened:
@@ -129,7 +128,7 @@ def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list
     # Equal inputs give equal names, however the paths to them are spelled.
     plain = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
     root = Path(os.path.commonpath([path.parent for path in plain]))
-    opened = []
+    opened: list[Checkpoint] = []
     for path, plain_path in zip(paths, plain, strict=True):
         if len(paths) > 1 and path.is_dir() and not is_checkpoint_folder(path):
             raise UsageError(
@@ -137,10 +136,16 @@ def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list
                 hint="name one folder that holds a run, or checkpoints",
             )
         checkpoint = _open_one(path, options, in_averages_folder=_is_in_averages_folder(path))
-        opened.append(replace(checkpoint, name=plain_path.relative_to(root).as_posix()))
+        _add(opened, replace(checkpoint, name=plain_path.relative_to(root).as_posix()))
     for unmarked in _drop_unmarked(opened)[1]:
         raise IncompleteCheckpoint(f"{root / unmarked.name}: {unmarked.reason}")
     return root, opened, []
+
+
+def _add(opened: list[Checkpoint], checkpoint: Checkpoint) -> None:
+    if opened:
+        checkpoint.weights.share(opened[0].weights)
+    opened.append(checkpoint)
 
 
 def _open_one(path: Path, options: ReadOptions, *, in_averages_folder: bool) -> Checkpoint:
@@ -197,14 +202,6 @@ def _preference(checkpoint: Checkpoint) -> tuple[object, ...]:
     last = name.rpartition("/")[2]
     unnumbered = bool(COPIES.search(last)) or not re.search(r"[0-9]", name)
     return unnumbered, checkpoint.path.is_symlink(), len(name), natural_key(name)
-
-
-def _share_specs(opened: list[Checkpoint]) -> list[Checkpoint]:
-    """Keep one copy of the specs that all checkpoints of a run have in common: a thousand are opened at once."""
-    for checkpoint in opened[1:]:
-        if checkpoint.weights.specs == opened[0].weights.specs:
-            checkpoint.weights.specs = opened[0].weights.specs
-    return opened
 
 
 def _drop_unclocked_copies(

@@ -111,6 +111,17 @@ def test_force_replaces_a_folder_of_our_own_only(tmp_path: Path):
         (folder / foreign).unlink()
 
 
+def test_an_empty_folder_or_a_link_in_it_is_somebody_s(tmp_path: Path):
+    """What holds no file is not ours to remove either."""
+    folder = tmp_path / "out"
+    own_folder(folder)
+    (folder / "sub").mkdir()
+    refuse(Target(folder, True), "holds 'sub', which ema-cli did not write")
+    (folder / "sub").rmdir()
+    (folder / "link").symlink_to(tmp_path)
+    refuse(Target(folder, True), "holds 'link', which ema-cli did not write")
+
+
 def test_force_leaves_a_model_that_is_not_ours(tmp_path: Path):
     """A folder with a model, but without our metadata, is the user's."""
     folder = tmp_path / "out"

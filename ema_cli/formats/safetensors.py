@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ema_cli.checkpoint import DTYPES, DType, TensorSpec
+from ema_cli.checkpoint import DTYPES, DType, TensorSpec, Weights
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.files import InputFile
 from ema_cli.formats.json_text import is_cut, parse_json
@@ -27,9 +27,17 @@ class SafetensorsWeights:
     """The tensors of one model, stored in one safetensors file or in several shards."""
 
     specs: Mapping[str, TensorSpec]
-    places: Mapping[str, tuple[int, int]]  # name -> which file, byte offset in it
+    places: Mapping[str, tuple[int, int]]  # name -> which file, byte offset in its data
+    data_starts: tuple[int, ...]  # of each file
     files: tuple[InputFile, ...]
     metadata: Mapping[str, str]
+
+    def share(self, other: Weights) -> None:
+        """Use the other's tables where they are equal."""
+        if self.specs == other.specs:
+            self.specs = other.specs
+        if isinstance(other, SafetensorsWeights) and self.places == other.places:
+            self.places = other.places
 
     def place(self, name: str) -> tuple[int, int, int]:
         """Return file, offset and size: two tensors without bytes may start at one offset."""
@@ -38,7 +46,7 @@ class SafetensorsWeights:
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`."""
         shard, offset = self.places[name]
-        self.files[shard].read_into(offset + start, out)
+        self.files[shard].read_into(self.data_starts[shard] + offset + start, out)
 
     def shard_of(self, name: str) -> str:
         """Return the file name of the shard that holds tensor `name`."""
@@ -66,6 +74,7 @@ def open_shards(index_path: Path) -> SafetensorsWeights:
     specs: dict[str, TensorSpec] = {}
     places: dict[str, tuple[int, int]] = {}
     files: list[InputFile] = []
+    data_starts: list[int] = []
     metadata: Mapping[str, str] = {}
     for shard_name in sorted(set(weight_map.values())):
         path = index_path.parent / shard_name
@@ -79,8 +88,9 @@ def open_shards(index_path: Path) -> SafetensorsWeights:
         specs.update(shard.specs)
         places.update((name, (len(files), offset)) for name, (_, offset) in shard.places.items())
         files.extend(shard.files)
+        data_starts.extend(shard.data_starts)
         metadata = metadata or shard.metadata
-    return SafetensorsWeights(specs, places, tuple(files), metadata)
+    return SafetensorsWeights(specs, places, tuple(data_starts), tuple(files), metadata)
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -127,8 +137,8 @@ def _read_header(file: InputFile) -> SafetensorsWeights:
         specs[name], begin, end = _read_entry(path, name, entry)
         spans.append((begin, end, name))
     _check_contiguous(file, 8 + length, spans)
-    places = {name: (0, 8 + length + begin) for begin, _, name in spans}
-    return SafetensorsWeights(specs, places, (file,), metadata)
+    places = {name: (0, begin) for begin, _, name in spans}
+    return SafetensorsWeights(specs, places, (8 + length,), (file,), metadata)
 
 
 def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:

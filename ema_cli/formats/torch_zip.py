@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from ema_cli.checkpoint import DTYPES, DType, TensorSpec
+from ema_cli.checkpoint import DTYPES, DType, TensorSpec, Weights
 from ema_cli.errors import CheckpointError, NoWeights
 from ema_cli.formats.files import InputFile
 from ema_cli.formats.pickle_values import PickleError, Refused, TensorRef
@@ -48,7 +50,8 @@ class TorchArchive:
     def weights(self, tensors: Mapping[str, object]) -> TorchZipWeights:
         """Return the given tensors (name -> `TensorRef`) as weights that can be read by range."""
         specs: dict[str, TensorSpec] = {}
-        places: dict[str, _Place] = {}
+        offsets = array("q")
+        views: dict[str, _View] = {}
         starts: dict[str, int] = {}
         for name, ref in tensors.items():
             if not isinstance(ref, TensorRef):
@@ -59,14 +62,13 @@ class TorchArchive:
             entry = self._entry(name, ref, dtype)
             if entry.name not in starts:
                 starts[entry.name] = data_offset(self.file, entry)
+            name = sys.intern(name)  # one copy of each name, however many checkpoints have it
             specs[name] = TensorSpec(dtype, ref.shape)
-            places[name] = _Place(
-                starts[entry.name] + ref.offset * dtype.itemsize,
-                None if _is_contiguous(ref.shape, ref.strides) else ref.strides,
-                ref.conjugate,
-                ref.negative,
-            )
-        return TorchZipWeights(specs, places, self.file)
+            offsets.append(starts[entry.name] + ref.offset * dtype.itemsize)
+            strides = None if _is_contiguous(ref.shape, ref.strides) else ref.strides
+            if strides or ref.conjugate or ref.negative:
+                views[name] = _View(strides, ref.conjugate, ref.negative)
+        return TorchZipWeights(specs, {name: number for number, name in enumerate(specs)}, offsets, views, self.file)
 
     def scalar(self, name: str, ref: TensorRef) -> int | None:
         """Return the value of an integer tensor of one element (a clock), None for any other tensor."""
@@ -135,13 +137,15 @@ class TorchArchive:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a tensor lies: byte offset in the file, strides in elements (None: contiguous), torch's lazy bits."""
+class _View:
+    """What sets a tensor apart from its bytes in order: strides in elements (None: in order), torch's lazy bits."""
 
-    offset: int
     strides: tuple[int, ...] | None
     conjugate: bool
     negative: bool
+
+
+_IN_ORDER = _View(None, conjugate=False, negative=False)
 
 
 @dataclass(slots=True)
@@ -149,26 +153,35 @@ class TorchZipWeights:
     """Tensors in a torch zip file, contiguous or not."""
 
     specs: Mapping[str, TensorSpec]
-    places: Mapping[str, _Place]
+    numbers: Mapping[str, int]  # name -> index in `offsets`
+    offsets: array[int]  # byte of the file at which each tensor's first element lies
+    views: Mapping[str, _View]  # of those that do not lie in order
     file: InputFile
 
+    def share(self, other: Weights) -> None:
+        """Use the other's tables where they are equal."""
+        if self.specs == other.specs:
+            self.specs = other.specs
+        if isinstance(other, TorchZipWeights) and self.numbers == other.numbers:
+            self.numbers = other.numbers
+
     def place(self, name: str) -> Hashable:
-        """Return offset, strides and shape: tied tensors have them equal."""
-        return self.places[name], self.specs[name]
+        """Return offset, view and spec: tied tensors have them equal."""
+        return self.offsets[self.numbers[name]], self.views.get(name, _IN_ORDER), self.specs[name]
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`, gathering it where it is strided."""
-        place, spec = self.places[name], self.specs[name]
-        if place.strides is None:
-            self.file.read_into(place.offset + start, out)
+        offset, view, spec = self.offsets[self.numbers[name]], self.views.get(name, _IN_ORDER), self.specs[name]
+        if view.strides is None:
+            self.file.read_into(offset + start, out)
         else:
             from ema_cli.formats.strided import gather
 
-            gather(self.file, place.offset, spec, place.strides, start, out)
-        if place.conjugate or place.negative:
+            gather(self.file, offset, spec, view.strides, start, out)
+        if view.conjugate or view.negative:
             from ema_cli.formats.strided import apply_lazy_bits
 
-            apply_lazy_bits(spec.dtype, out, conjugate=place.conjugate, negative=place.negative)
+            apply_lazy_bits(spec.dtype, out, conjugate=view.conjugate, negative=view.negative)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
