@@ -20,9 +20,10 @@ from ema_cli._version import __version__
 if TYPE_CHECKING:
     from ema_cli.errors import EmaError
     from ema_cli.plan import Plan, make_plan
-    from ema_cli.posthoc import average, parse_target
+    from ema_cli.posthoc import average
     from ema_cli.recipe import Recipe
     from ema_cli.run import Run, open_run
+    from ema_cli.target import parse_target
     from ema_cli.units import Time, Unit
 
 _HOMES = {
@@ -35,7 +36,7 @@ _HOMES = {
     "average": "posthoc",
     "make_plan": "plan",
     "open_run": "run",
-    "parse_target": "posthoc",
+    "parse_target": "target",
 }
 
 __all__ = [

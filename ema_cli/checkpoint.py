@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
+from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
-
-if TYPE_CHECKING:
-    from ema_cli.formats.files import InputFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,15 +119,16 @@ def average(
         raise UsageError(f"--threads: {threads} is not a number of threads", hint="at least 1")
     target_dtype = _dtype(dtype)
     from ema_cli import posthoc
+    from ema_cli.target import default_target, parse_target
 
-    target = posthoc.parse_target(output) if output is not None else None
+    target = parse_target(output) if output is not None else None
     run = _open(paths, key, weights, epoch_length, spacing)
     from ema_cli import facts, render
     from ema_cli.plan import make_plan
 
     plan = make_plan(run, recipe)
     posthoc.refuse_averaged(plan)
-    target = target or posthoc.default_target(plan)
+    target = target or default_target(plan)
     told = facts.plan_facts(plan)
     odd = facts.run_warnings(run, [entry.checkpoint for entry in plan.read])
     if dry_run:

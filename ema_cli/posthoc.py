@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,12 +14,12 @@ from safetensors import SafetensorError, safe_open
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
-from ema_cli.errors import OutputError, RunError, UsageError, VerificationError
+from ema_cli.errors import OutputError, RunError, VerificationError
 from ema_cli.fold import RANGE_ELEMENTS, Fold, compare_tensors
 from ema_cli.formats import hf_directory
-from ema_cli.formats.files import InputFile
 from ema_cli.formats.safetensors import SafetensorsWeights
 from ema_cli.formats.safetensors_file import METADATA_KEY
+from ema_cli.input_file import InputFile
 from ema_cli.layout import OutputFile, lay_out_file, lay_out_shards
 from ema_cli.plan import Plan
 from ema_cli.run import averaged_error, check_same_model
@@ -292,34 +291,3 @@ def default_threads() -> int:
     """Return the number of processors that this process may use, up to where more threads gain nothing."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(found, _MANY_THREADS)
-
-
-def default_target(plan: Plan) -> Target:
-    """Return where the average goes if nobody says: a folder for Hugging Face checkpoints, else one file."""
-    recipe = plan.recipe
-    name = f"ema-{recipe.half_life}" if recipe.half_life else f"ema-smoothing-{recipe.smoothing!r}"
-    if plan.newest.path.is_dir():
-        return Target(Path(name), is_folder=True)
-    return Target(Path(f"{name}.safetensors"), is_folder=False)
-
-
-_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
-
-
-def parse_target(path: Path) -> Target:
-    """Return what `-o` names: one file if it ends in .safetensors, a folder if it has no suffix.
-
-    Raises:
-        UsageError: for any other suffix.
-    """
-    if path.name in ("", ".."):
-        raise UsageError(f"--output: '{path}' is no name for something new", hint="as -o release.safetensors")
-    suffix = _SUFFIX.search(path.name)
-    if suffix is None:
-        return Target(path, is_folder=True)
-    if suffix[0].lower() != ".safetensors":
-        raise UsageError(
-            f"--output: '{path}' ends in {suffix[0]}, which is not written",
-            hint="NAME.safetensors for one file, a name without a suffix for a folder",
-        )
-    return Target(path, is_folder=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.files import InputFile
+from ema_cli.input_file import InputFile
 
 # What `from_pretrained` of models, tokenizers and processors may look for. Never optimizer, RNG, trainer state
 # or training arguments: a list of what is wanted, so that a new kind of state cannot slip through.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.errors import CheckpointError, OutputError
+from ema_cli.errors import CheckpointError, OutputError, UsageError
 from ema_cli.formats import hf_directory
-from ema_cli.formats.files import InputFile
 from ema_cli.formats.options import ReadOptions
+from ema_cli.input_file import InputFile
+from ema_cli.plan import Plan
+
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,34 @@ class Target:
 
     path: Path
     is_folder: bool
+
+
+def default_target(plan: Plan) -> Target:
+    """Return where the average goes if nobody says: a folder for Hugging Face checkpoints, else one file."""
+    recipe = plan.recipe
+    name = f"ema-{recipe.half_life}" if recipe.half_life else f"ema-smoothing-{recipe.smoothing!r}"
+    if plan.newest.path.is_dir():
+        return Target(Path(name), is_folder=True)
+    return Target(Path(f"{name}.safetensors"), is_folder=False)
+
+
+def parse_target(path: Path) -> Target:
+    """Return what `-o` names: one file if it ends in .safetensors, a folder if it has no suffix.
+
+    Raises:
+        UsageError: for any other suffix.
+    """
+    if path.name in ("", ".."):
+        raise UsageError(f"--output: '{path}' is no name for something new", hint="as -o release.safetensors")
+    suffix = _SUFFIX.search(path.name)
+    if suffix is None:
+        return Target(path, is_folder=True)
+    if suffix[0].lower() != ".safetensors":
+        raise UsageError(
+            f"--output: '{path}' ends in {suffix[0]}, which is not written",
+            hint="NAME.safetensors for one file, a name without a suffix for a folder",
+        )
+    return Target(path, is_folder=False)
 
 
 def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) -> None:

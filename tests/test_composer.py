@@ -21,6 +21,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.plan import make_plan
 from ema_cli.recipe import Recipe
 from ema_cli.run import open_run
+from ema_cli.target import parse_target
 from ema_cli.units import Time, Unit
 from tests.composer_recurrence import BatchEnd, Tensors, composer_ema, event_by_event, make_run
 from tests.conftest import COMPOSER
@@ -45,7 +46,7 @@ def average(
         **{name: Time.parse(text) for name, text in times.items()},  # type: ignore[arg-type]
     )
     plan = make_plan(open_run([folder], options=options), recipe)
-    posthoc.average(plan, posthoc.parse_target(target))
+    posthoc.average(plan, parse_target(target))
     return load_file(target)
 
 

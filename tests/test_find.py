@@ -19,6 +19,7 @@ from ema_cli.find import natural_key
 from ema_cli.plan import make_plan
 from ema_cli.recipe import Recipe
 from ema_cli.run import Run, open_run
+from ema_cli.target import parse_target
 from ema_cli.units import Time
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
 
@@ -154,7 +155,7 @@ def test_our_own_output_is_passed_over_in_a_search_and_refused_when_named(tmp_pa
     """An average in the run's own folder does not enter the next one: file or folder, whatever its name."""
     write_hf_run(tmp_path / "run", [100, 200])
     plan = make_plan(open_run([tmp_path / "run"]), FOUR)
-    posthoc.average(plan, posthoc.parse_target(tmp_path / "run" / target))
+    posthoc.average(plan, parse_target(tmp_path / "run" / target))
     run = open_run([tmp_path / "run"])
     assert names(run) == ["checkpoint-100", "checkpoint-200"]
     assert passed_over(run) == {target: "averaged by ema-cli"}

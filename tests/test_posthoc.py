@@ -20,7 +20,7 @@ from ema_cli.errors import CheckpointError, OutputError, RunError
 from ema_cli.plan import Plan, make_plan
 from ema_cli.recipe import Recipe
 from ema_cli.run import open_run
-from ema_cli.target import Target
+from ema_cli.target import Target, default_target, parse_target
 from ema_cli.units import Time, Unit
 from tests.conftest import make_tensors, oracle, write_hf_run, write_torch_run
 
@@ -30,7 +30,7 @@ def plan_of(folder: Path, half_life: str = "200ba", **options: object) -> Plan:
 
 
 def average(plan: Plan, path: Path, **options: object) -> posthoc.Result:
-    return posthoc.average(plan, posthoc.parse_target(path), **options)  # type: ignore[arg-type]
+    return posthoc.average(plan, parse_target(path), **options)  # type: ignore[arg-type]
 
 
 def digest(folder: Path) -> str:
@@ -90,7 +90,7 @@ def test_a_hugging_face_run_becomes_a_folder(tmp_path: Path):
     saved = write_hf_run(tmp_path / "run", [100, 200, 300])
     before = digest(tmp_path / "run")
     plan = plan_of(tmp_path / "run")
-    assert posthoc.default_target(plan) == Target(Path("ema-200ba"), is_folder=True)
+    assert default_target(plan) == Target(Path("ema-200ba"), is_folder=True)
     average(plan, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "config.json",

@@ -10,9 +10,8 @@ import pytest
 from safetensors.torch import save_file
 
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.formats.files import InputFile
-from ema_cli.posthoc import parse_target
-from ema_cli.target import Target, check_target
+from ema_cli.input_file import InputFile
+from ema_cli.target import Target, check_target, parse_target
 from tests.conftest import make_tensors
 
 

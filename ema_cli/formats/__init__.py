@@ -11,8 +11,8 @@ from typing import Protocol
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats import hf_directory, refused, safetensors_file, torch_file
-from ema_cli.formats.files import InputFile
 from ema_cli.formats.options import ReadOptions
+from ema_cli.input_file import InputFile
 
 
 class Reader(Protocol):

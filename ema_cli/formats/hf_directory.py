@@ -10,11 +10,11 @@ from typing import Any
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats import safetensors_file, torch_file
-from ema_cli.formats.files import InputFile
 from ema_cli.formats.json_text import is_cut, parse_json
 from ema_cli.formats.layouts import SHARD
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import open_file, open_shards
+from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
 
 SINGLE = "model.safetensors"

@@ -14,8 +14,8 @@ from typing import Any
 
 from ema_cli.checkpoint import DTYPES, DType, TensorSpec, Weights
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
-from ema_cli.formats.files import InputFile
 from ema_cli.formats.json_text import is_cut, parse_json
+from ema_cli.input_file import InputFile
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
 _MAX_ELEMENTS = 1 << 62

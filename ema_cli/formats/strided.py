@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ema_cli.checkpoint import DType, TensorSpec
-from ema_cli.formats.files import InputFile
+from ema_cli.input_file import InputFile
 
 _BLOCK = 1 << 17  # elements gathered at once
 _GAP_BYTES = 256  # neighbours closer than this are read together: cheaper than another read

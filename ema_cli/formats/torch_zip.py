@@ -12,10 +12,10 @@ from typing import Any
 
 from ema_cli.checkpoint import DTYPES, DType, TensorSpec, Weights
 from ema_cli.errors import CheckpointError, NoWeights
-from ema_cli.formats.files import InputFile
 from ema_cli.formats.pickle_values import PickleError, Refused, TensorRef
 from ema_cli.formats.unpickle import unpickle
 from ema_cli.formats.zip_directory import ZipEntry, data_offset, read_directory
+from ema_cli.input_file import InputFile
 
 _MAX_PICKLE_BYTES = 256 << 20
 _MAX_EXPANDED_BYTES = 1 << 30

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
-from ema_cli.formats.files import InputFile
+from ema_cli.input_file import InputFile
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")

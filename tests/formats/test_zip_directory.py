@@ -12,8 +12,8 @@ import torch
 
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats import open_checkpoint
-from ema_cli.formats.files import InputFile
 from ema_cli.formats.zip_directory import data_offset, is_zip, read_directory
+from ema_cli.input_file import InputFile
 from tests.formats.test_contract import read_all, read_range, stored_bytes
 
 SAVED = {"w": torch.arange(6.0), "v": torch.ones(3, dtype=torch.int64)}

@@ -10,7 +10,7 @@ import pytest
 
 from ema_cli.errors import CheckpointError
 from ema_cli.formats import open_checkpoint
-from ema_cli.formats.files import InputFile
+from ema_cli.input_file import InputFile
 
 MANY = 300  # more than are ever kept open
 
