@@ -125,12 +125,11 @@ class Plan:
         if len(self.entries) < 3:
             return f"only {len(self.entries)} checkpoint{'s enter' if len(self.entries) > 1 else ' enters'}"
         law = "the half-life" if self.recipe.half_life else "the smoothing"
-        if heaviest is self.entries[0]:
-            return f"{law} is long for this run; --bias-correction removes the first checkpoint's excess"
         enough = self.half_life_for(3)
-        return f"{law} is short for checkpoints this far apart" + (
-            f"; {enough} gives three effective checkpoints" if enough else ""
-        )
+        advice = f"; {enough} gives three effective checkpoints" if enough else ""
+        if heaviest is self.entries[0]:
+            return f"{law} is long for this run{advice}, --bias-correction removes the first checkpoint's excess"
+        return f"{law} is short for checkpoints this far apart{advice}"
 
 
 def make_plan(run: Run, recipe: Recipe) -> Plan:

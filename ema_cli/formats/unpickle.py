@@ -184,23 +184,23 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
 
-def _push(value: Callable[[], Any]) -> Callable[[_Machine], None]:
+def _push(value: Callable[[], Any]) -> Callable[[_Machine], object]:
     return lambda machine: machine.push(value())
 
 
-def _text(layout: str, errors: str) -> Callable[[_Machine], None]:
+def _text(layout: str, errors: str) -> Callable[[_Machine], object]:
     return lambda machine: machine.push(machine.take(machine.number(layout)).decode("utf-8", errors))
 
 
-def _bytes(layout: str) -> Callable[[_Machine], None]:
+def _bytes(layout: str) -> Callable[[_Machine], object]:
     return lambda machine: machine.push(machine.take(machine.number(layout)))
 
 
-def _integer(layout: str) -> Callable[[_Machine], None]:
+def _integer(layout: str) -> Callable[[_Machine], object]:
     return lambda machine: machine.push(machine.number(layout))
 
 
-def _long(layout: str) -> Callable[[_Machine], None]:
+def _long(layout: str) -> Callable[[_Machine], object]:
     return lambda machine: machine.push(int.from_bytes(machine.take(machine.number(layout)), "little", signed=True))
 
 
@@ -221,7 +221,7 @@ def _float(machine: _Machine) -> None:
     machine.push(struct.unpack(">d", machine.take(8))[0])
 
 
-def _tuple_of(size: int) -> Callable[[_Machine], None]:
+def _tuple_of(size: int) -> Callable[[_Machine], object]:
     def act(machine: _Machine) -> None:
         if len(machine.stack) < size:
             raise PickleError("its stack is empty")
@@ -277,12 +277,12 @@ def _pop(machine: _Machine) -> None:
         machine.pop_mark()
 
 
-_ACTIONS: Mapping[bytes, Callable[[_Machine], None]] = {
+_ACTIONS: Mapping[bytes, Callable[[_Machine], object]] = {
     b"\x80": lambda machine: _refuse_newer(machine.number("B")),
-    b"\x95": lambda machine: _ignore(machine.take(8)),
+    b"\x95": lambda machine: machine.take(8),
     b"(": _Machine.push_mark,
     b"0": _pop,
-    b"1": lambda machine: _ignore(machine.pop_mark()),
+    b"1": lambda machine: machine.pop_mark(),
     b"2": lambda machine: machine.push(machine.stack[-1]),
     b"N": _push(lambda: None),
     b"\x88": _push(lambda: True),
@@ -341,10 +341,6 @@ _ACTIONS: Mapping[bytes, Callable[[_Machine], None]] = {
     b"r": lambda machine: machine.put(machine.number("<I")),
     b"\x94": lambda machine: machine.put(len(machine.memo)),
 }
-
-
-def _ignore(_: Any) -> None:
-    """Drop a value that means nothing to us."""
 
 
 def _refuse_newer(protocol: int) -> None:
