@@ -120,7 +120,8 @@ def prepare(plan: Plan, target: Target, *, dtype: DType | None, force: bool) -> 
     refuse_averaged(plan)
     checkpoints = [entry.checkpoint for entry in plan.entries]
     check_same_model(checkpoints)
-    check_target(target, [file for each in checkpoints for file in each.files], force=force)
+    run = [*checkpoints, *(each.checkpoint for each in plan.skipped)]
+    check_target(target, [file for each in run for file in each.files], force=force)
     output = _lay_out(plan, target, dtype)
     with output_errors(target.path):
         space = os.statvfs(target.path.absolute().parent)

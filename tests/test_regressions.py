@@ -177,3 +177,13 @@ def test_any_number_of_threads_gives_the_same_bytes(cli: Cli, tmp_path: Path, th
     done = cli("average", "run", "--half-life", "1ba", "-o", "b.safetensors", "--threads", threads)
     assert done.code == 0
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_force_replaced_a_checkpoint_that_was_skipped(cli: Cli, tmp_path: Path):
+    """No checkpoint of the run is ever replaced, whether it enters or not."""
+    for step in (100, 200, 300):
+        save_file(make_tensors(step), tmp_path / f"step-{step}.safetensors")
+    before = (tmp_path / "step-100.safetensors").read_bytes()
+    done = cli("average", ".", "--half-life", "50ba", "--last", "2", "-o", "step-100.safetensors", "--force")
+    assert (done.code, "holds an input" in done.err) == (5, True)
+    assert (tmp_path / "step-100.safetensors").read_bytes() == before
