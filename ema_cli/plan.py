@@ -124,12 +124,14 @@ class Plan:
         """Return why one checkpoint holds more than half, and what to do."""
         if len(self.entries) < 3:
             return f"only {len(self.entries)} checkpoint{'s enter' if len(self.entries) > 1 else ' enters'}"
-        law = "the half-life" if self.recipe.half_life else "the smoothing"
+        much, little = ("half-life is long", "half-life is short")
+        if self.recipe.half_life is None:
+            much, little = ("smoothing is high", "smoothing is low")
         enough = self.half_life_for(3)
         advice = f"; {enough} gives three effective checkpoints" if enough else ""
         if heaviest is self.entries[0]:
-            return f"{law} is long for this run{advice}, --bias-correction removes the first checkpoint's excess"
-        return f"{law} is short for checkpoints this far apart{advice}"
+            return f"the {much} for this run{advice}; --bias-correction removes the first checkpoint's excess"
+        return f"the {little} for checkpoints this far apart{advice}"
 
 
 def make_plan(run: Run, recipe: Recipe) -> Plan:

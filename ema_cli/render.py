@@ -221,13 +221,17 @@ def _law_line(plan: Mapping[str, Any]) -> str:
 def _print_plan_lines(out: Console, plan: Mapping[str, Any]) -> None:
     out.print()
     out.print(Text(plan_line(plan)), soft_wrap=True)
-    weights = [each["weight"] for each in plan["entries"]]
-    if len(weights) > 2 and weights[0] > 2 * weights[1] and not plan["bias_correction"]:
-        out.print(Text("The first stands for the training before it, too; --bias-correction removes that."))
-    if plan["half_life_for_three"]:
-        out.print(Text(f"Smallest half-life with three effective checkpoints: {plan['half_life_for_three']}"))
     for message in plan["warnings"]:
         out.print(Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True)
+    if plan["warnings"]:
+        return
+    weights = [each["weight"] for each in plan["entries"]]
+    if len(weights) > 2 and weights[0] > 2 * weights[1] and not plan["bias_correction"]:
+        out.print(
+            Text("The first stands for all the training before it; --bias-correction removes that."), soft_wrap=True
+        )
+    if plan["half_life_for_three"]:
+        out.print(Text(f"Smallest half-life with three effective checkpoints: {plan['half_life_for_three']}"))
 
 
 def _checkpoint_columns(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:

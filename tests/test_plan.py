@@ -236,7 +236,7 @@ def test_the_trap_is_shown():
     assert "--bias-correction" in long
     assert plan_of(run, "1e6ba", bias_correction=True).warnings() == []
     (smoothed,) = plan_of(run, smoothing=0.1).warnings()
-    assert smoothed.startswith("8000ba holds 90.0% of the average: the smoothing is short")
+    assert smoothed.startswith("8000ba holds 90.0% of the average: the smoothing is low")
 
 
 @pytest.mark.parametrize(
