@@ -67,6 +67,8 @@ class Search:
         elif is_checkpoint:
             # What lies in it is a part of it, as the modules of a sentence-transformers model are.
             self.paths[found:] = [folder]
+        elif not folders_only and folder != self.root and name_clocks(folder.name).clocks and len(self.paths) == found:
+            self.pass_over(folder, "holds no weights", warn=True)
         return None
 
     def pass_over(self, path: Path, reason: str, *, warn: bool = False) -> None:

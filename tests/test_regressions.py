@@ -187,3 +187,12 @@ def test_force_replaced_a_checkpoint_that_was_skipped(cli: Cli, tmp_path: Path):
     done = cli("average", ".", "--half-life", "50ba", "--last", "2", "-o", "step-100.safetensors", "--force")
     assert (done.code, "holds an input" in done.err) == (5, True)
     assert (tmp_path / "step-100.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_folder_without_weights_is_listed(cli: Cli, tmp_path: Path):
+    """A folder with a checkpoint's name, but only optimizer state in it, is passed over, and said to be."""
+    write_hf_run(tmp_path / "run", [100, 200])
+    (tmp_path / "run" / "checkpoint-300").mkdir()
+    torch.save({}, tmp_path / "run" / "checkpoint-300" / "optimizer.pt")
+    done = cli("average", "run", "--half-life", "100ba")
+    assert (done.code, "checkpoint-300 is passed over: holds no weights" in done.err) == (0, True)
