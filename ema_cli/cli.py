@@ -81,7 +81,7 @@ def average(
         typer.Option("--allow-non-finite", help="Let NaN and infinity pass, with a warning.", rich_help_panel=READ),
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(help="Default: the processors this process may use.", rich_help_panel=READ)
+        int | None, typer.Option(help="Default: the processors this process may use, up to 16.", rich_help_panel=READ)
     ] = None,
     output: Annotated[
         Path | None,
