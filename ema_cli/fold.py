@@ -89,27 +89,32 @@ class Fold:
                 # However this ends (an error, Ctrl-C), the other workers stop at their next range.
                 self._stopped = True
 
-    def groups(self) -> list[Group]:
-        """Return the tensors to fold, in the newest checkpoint's order; those tied everywhere come together."""
-        tied: dict[object, list[str]] = {}
-        newest = self.checkpoints[-1].weights
-        for name in newest.specs:
-            tied.setdefault((newest.place(name), newest.specs[name]), []).append(name)
-        groups = []
-        for names in tied.values():
-            for part in self._split_untied(names):
-                spec = newest.specs[part[0]]
-                groups.append(Group(tuple(part), spec, self.targets[part[0]]))
-        return groups
+    def groups(self) -> Iterator[Group]:
+        """Yield the tensors to fold, in the newest checkpoint's order; those tied everywhere come together."""
+        specs = self.checkpoints[-1].weights.specs
+        tied = self._tied_names()
+        others = {name for names in tied.values() for name in names[1:]}
+        for name, spec in specs.items():
+            if name not in others:
+                yield Group(tied.get(name, (name,)), spec, self.targets[name])
 
-    def _split_untied(self, names: list[str]) -> list[list[str]]:
-        if len(names) == 1:
-            return [names]
-        parts: dict[object, list[str]] = {}
-        for name in names:
-            places = tuple(checkpoint.weights.place(name) for checkpoint in self.checkpoints)
-            parts.setdefault(places, []).append(name)
-        return list(parts.values())
+    def _tied_names(self) -> dict[str, tuple[str, ...]]:
+        """Return the names that share their bytes in every checkpoint, by the first of them."""
+        newest = self.checkpoints[-1].weights
+        first: dict[object, str] = {}
+        candidates: dict[str, list[str]] = {}
+        for name, spec in newest.specs.items():
+            leader = first.setdefault((newest.place(name), spec), name)
+            if leader is not name:
+                candidates.setdefault(leader, [leader]).append(name)
+        tied = {}
+        for names in candidates.values():
+            parts: dict[object, list[str]] = {}
+            for name in names:
+                places = tuple(checkpoint.weights.place(name) for checkpoint in self.checkpoints)
+                parts.setdefault(places, []).append(name)
+            tied.update({part[0]: tuple(part) for part in parts.values() if len(part) > 1})
+        return tied
 
     def _ranges(self) -> Iterator[tuple[Group, int, int]]:
         for group in self.groups():

@@ -8,6 +8,7 @@ memory, and orders several metadata keys at random.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,20 +31,26 @@ class OutputFile:
 def lay_out_file(name: str, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> OutputFile:
     """Return the layout of a safetensors file: widest dtypes first, then by name, without gaps."""
     ordered = sorted(specs, key=lambda tensor: (_RANK[specs[tensor].dtype.name], tensor))
-    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    begins: dict[str, int] = {}
+    # Piece by piece: a hundred thousand tensors need no hundred thousand dicts.
+    pieces = [f'"__metadata__":{_json(dict(sorted(metadata.items())))}'] if metadata else []
+    begins = array("q")
     position = 0
     for tensor in ordered:
         spec = specs[tensor]
-        begins[tensor] = position
+        begins.append(position)
         end = position + spec.nbytes
-        entries[tensor] = {"dtype": spec.dtype.name, "shape": list(spec.shape), "data_offsets": [position, end]}
+        entry = {"dtype": spec.dtype.name, "shape": list(spec.shape), "data_offsets": [position, end]}
+        pieces.append(f"{_json(tensor)}:{_json(entry)}")
         position = end
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text = f"{{{','.join(pieces)}}}".encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
-    offsets = {tensor: len(header) + begin for tensor, begin in begins.items()}
+    offsets = {tensor: len(header) + begin for tensor, begin in zip(ordered, begins, strict=True)}
     return OutputFile(name, header, offsets, {tensor: specs[tensor] for tensor in ordered}, len(header) + position)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def lay_out_shards(

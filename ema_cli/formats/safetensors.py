@@ -132,7 +132,8 @@ def _read_header(file: InputFile) -> SafetensorsWeights:
     metadata = _metadata(path, header.pop("__metadata__", {}))
     specs: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
-    for name, entry in header.items():
+    for name in list(header):
+        entry = header.pop(name)  # a hundred thousand parsed entries would be in the way of what is kept
         name = sys.intern(name)  # one copy of each name, however many checkpoints have it
         specs[name], begin, end = _read_entry(path, name, entry)
         spans.append((begin, end, name))
