@@ -44,13 +44,13 @@ def overflow_limit(dtype: DType, work: np.dtype[Any]) -> float:
 
 
 def decode(dtype: DType, raw: NDArray[np.uint8], out: Floats) -> None:
-    """Convert stored numbers to `out`, exactly. F32, C64 and F64 are read in place and need no call."""
+    """Convert stored numbers to `out`, exactly."""
     if dtype.name == "BF16":
         bits = out.view(np.uint32)
         np.copyto(bits, raw.view("<u2"))
         np.left_shift(bits, 16, out=bits)
     else:
-        np.copyto(out, raw.view("<f2"))
+        np.copyto(out, raw.view("<f2" if dtype.name == "F16" else out.dtype))
 
 
 def encode(dtype: DType, values: Floats) -> memoryview:

@@ -22,7 +22,7 @@ def settle_clocks(checkpoints: Sequence[Checkpoint], epoch_length: Time | None) 
     `epoch_length` between epochs and batches.
     """
     notes: list[str] = []
-    settled = [_with_progress(each, _add_name_clocks(each)) for each in checkpoints]
+    settled = [replace(each, progress=_add_name_clocks(each)) for each in checkpoints]
     settled = _complete_composer_epochs(settled)
     settled = _shift_epochs(settled, notes)
     if epoch_length is not None:
@@ -37,24 +37,19 @@ def order_units(checkpoints: Sequence[Checkpoint]) -> tuple[Unit, ...]:
     )
 
 
-def _with_progress(checkpoint: Checkpoint, progress: Progress) -> Checkpoint:
-    return replace(checkpoint, progress=progress)
-
-
 def _with_clock(checkpoint: Checkpoint, unit: Unit, value: Fraction, source: str) -> Checkpoint:
     clocks = {**checkpoint.progress.clocks, unit: Clock(value, source)}
-    return _with_progress(checkpoint, replace(checkpoint.progress, clocks=clocks))
+    return replace(checkpoint, progress=replace(checkpoint.progress, clocks=clocks))
 
 
 def _add_name_clocks(checkpoint: Checkpoint) -> Progress:
     """Take from the name what neither the file nor a sidecar says."""
     progress, named = checkpoint.progress, name_clocks(checkpoint.name)
-    if Unit.EPOCH in progress.clocks:
-        return replace(progress, clocks={**named.clocks, **progress.clocks})
+    of_epoch = progress if Unit.EPOCH in progress.clocks else named
     return replace(
         progress,
         clocks={**named.clocks, **progress.clocks},
-        epoch_origin_unknown=named.epoch_origin_unknown,
+        epoch_origin_unknown=of_epoch.epoch_origin_unknown,
     )
 
 

@@ -147,11 +147,13 @@ class Fold:
         self._count(len(data))
 
     def _check_copied(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
-        values = buffers.floats(group.spec.dtype, count)[0]
-        _decode_into(group.spec.dtype, buffers.raw[: count * group.spec.dtype.itemsize], values)
-        if np.isnan(values).any():
-            # An infinity is equal in all of one checkpoint.
-            self._non_finite(group, 0, start + int(np.flatnonzero(np.isnan(values))[0]))
+        dtype = group.spec.dtype
+        values = buffers.floats(dtype, count)[0]
+        decode(dtype, buffers.raw[: count * dtype.itemsize], values)
+        # Only NaN: an infinity is equal in all of one checkpoint.
+        wrong = np.flatnonzero(np.isnan(values))
+        if len(wrong):
+            self._non_finite(group, 0, start + int(wrong[0]))
 
     def _average(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
         dtype, name = group.spec.dtype, group.names[0]
@@ -210,13 +212,6 @@ class _Buffers:
         length = count * components(dtype)
         first, second, third = (array.view(work_dtype(dtype))[:length] for array in self._floats)
         return first, second, third
-
-
-def _decode_into(dtype: DType, raw: np.ndarray, values: Floats) -> None:
-    if dtype.name in ("BF16", "F16"):
-        decode(dtype, raw, values)
-    else:
-        values[:] = raw.view(values.dtype)
 
 
 def compare_tensors(one: Checkpoint, other: Checkpoint) -> str | None:

@@ -248,20 +248,20 @@ def _fold_events(
         previous = folded[-1][0] if folded else None
         if interval is None:
             gap = _elapsed(previous, each, unit) if previous else Fraction(0)
-            if unit is not None and folded and gap == 0:
-                skipped.append(Skipped(each, f"no time passed since {folded[-1][0].name}"))
-                continue
-            folded.append((each, gap))
+            if unit is not None and previous and gap == 0:
+                skipped.append(Skipped(each, f"no time passed since {previous.name}"))
+            else:
+                folded.append((each, gap))
             continue
         assert unit is not None
         first = min(Fraction(1), Fraction(interval.value))
-        if not folded and _clock(each, unit) < first:
+        if previous is None and _clock(each, unit) < first:
             skipped.append(Skipped(each, f"before the first update at {format_number(first)}{unit}"))
             continue
         events = floor(_clock(each, unit) / Fraction(interval.value))
-        passed = floor(_clock(folded[-1][0], unit) / Fraction(interval.value)) if folded else -1
-        if events <= passed:
-            skipped.append(Skipped(each, f"no update event since {Time(_clock(folded[-1][0], unit), unit)}"))
+        passed = floor(_clock(previous, unit) / Fraction(interval.value)) if previous else -1
+        if previous and events <= passed:
+            skipped.append(Skipped(each, f"no update event since {Time(_clock(previous, unit), unit)}"))
             continue
         updates = Fraction(events - passed)
         folded.append((each, updates * Fraction(interval.value) if recipe.half_life else updates))

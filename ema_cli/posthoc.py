@@ -89,7 +89,7 @@ def average(
         if target.is_folder:
             with output_errors(target.path):
                 folder.mkdir()
-        fold = _write_weights(plan, output, folder, dtype, threads or default_threads(), allow_non_finite, report)
+        fold = _write_weights(plan, output, folder, threads or default_threads(), allow_non_finite, report)
         _write_texts(output, folder)
         for file in output.files:
             _read_back(folder / file.name, file)
@@ -151,7 +151,7 @@ def _compare_twins(plan: Plan) -> None:
             )
 
 
-def output_specs(specs: Mapping[str, TensorSpec], dtype: DType | None) -> dict[str, TensorSpec]:
+def _output_specs(specs: Mapping[str, TensorSpec], dtype: DType | None) -> dict[str, TensorSpec]:
     """Return the specs that are written: floating tensors in `dtype`, all others as they are."""
     if dtype is None:
         return dict(specs)
@@ -160,7 +160,7 @@ def output_specs(specs: Mapping[str, TensorSpec], dtype: DType | None) -> dict[s
 
 def _lay_out(plan: Plan, target: Target, dtype: DType | None) -> Output:
     newest = plan.newest
-    specs = output_specs(newest.weights.specs, dtype)
+    specs = _output_specs(newest.weights.specs, dtype)
     if not target.is_folder:
         return Output([lay_out_file(target.path.name, specs, _metadata(plan, dtype, []))], {}, {})
     side_files = find_side_files(newest.path) if newest.path.is_dir() else []
@@ -215,16 +215,17 @@ def _write_weights(
     plan: Plan,
     output: Output,
     folder: Path,
-    dtype: DType | None,
     threads: int,
     allow_non_finite: bool,
     report: Report,
 ) -> Fold:
     with ExitStack() as stack:
+        opened: list[OutputStream] = []
         streams: dict[str, tuple[OutputStream, int]] = {}
         for file in output.files:
             stream = OutputStream(folder / file.name)
             stack.callback(stream.close)
+            opened.append(stream)
             stream.write(0, file.header)
             streams.update((tensor, (stream, offset)) for tensor, offset in file.offsets.items())
 
@@ -235,7 +236,7 @@ def _write_weights(
         fold = Fold(
             [entry.checkpoint for entry in plan.read],
             [entry.weight for entry in plan.read],
-            {name: spec.dtype for name, spec in output_specs(plan.newest.weights.specs, dtype).items()},
+            {name: spec.dtype for file in output.files for name, spec in file.specs.items()},
             write,
             threads=threads,
             # Many threads take smaller ranges, so that they need no more memory.
@@ -244,7 +245,7 @@ def _write_weights(
         )
         total = fold.bytes_total
         fold.run(lambda done: report(done, total))
-        for stream in {id(stream): stream for stream, _ in streams.values()}.values():
+        for stream in opened:
             stream.sync()
     return fold
 

@@ -61,9 +61,7 @@ def error(problem: EmaError) -> None:
 
 def warnings(messages: Sequence[str]) -> None:
     """Print what a user should know on stderr."""
-    out = console(stderr=True)
-    for message in messages:
-        out.print(Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True)
+    _print_warnings(console(stderr=True), messages)
 
 
 def line(text: str) -> None:
@@ -76,8 +74,7 @@ def run_report(facts: Mapping[str, Any], plan: Mapping[str, Any] | None, odd: Se
     """Print a run: totals, one row for each checkpoint with its weight if there is a plan, what is odd."""
     out = console()
     columns, constant = _checkpoint_columns(facts["checkpoints"])
-    out.print(Text(_headline(facts), "bold"), soft_wrap=True)
-    out.print(Text(_tensors_line(facts["tensors"])), soft_wrap=True)
+    _print_head(out, facts)
     if constant:
         out.print(Text(f"Every checkpoint: {', '.join(constant)}"), soft_wrap=True)
     out.print()
@@ -96,8 +93,7 @@ def checkpoint_report(facts: Mapping[str, Any], tensors: Sequence[Mapping[str, A
     for each in tensors:
         shape = ", ".join(map(str, each["shape"]))
         table.add_row(Text(printable(each["name"])), each["dtype"], f"[{shape}]", size(each["bytes"]))
-    out.print(Text(_headline(facts), "bold"), soft_wrap=True)
-    out.print(Text(_tensors_line(facts["tensors"])), soft_wrap=True)
+    _print_head(out, facts)
     out.print()
     _print_table(out, table)
     _print_odd(out, odd, [])
@@ -192,6 +188,11 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.4g} TB"
 
 
+def _print_head(out: Console, facts: Mapping[str, Any]) -> None:
+    out.print(Text(_headline(facts), "bold"), soft_wrap=True)
+    out.print(Text(_tensors_line(facts["tensors"])), soft_wrap=True)
+
+
 def _headline(facts: Mapping[str, Any]) -> str:
     checkpoints = facts["checkpoints"]
     trainers = sorted({each["trainer"] for each in checkpoints if each["trainer"]})
@@ -221,10 +222,8 @@ def _law_line(plan: Mapping[str, Any]) -> str:
 def _print_plan_lines(out: Console, plan: Mapping[str, Any]) -> None:
     out.print()
     out.print(Text(plan_line(plan)), soft_wrap=True)
-    for message in plan["warnings"]:
-        out.print(Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True)
     if plan["warnings"]:
-        return
+        return _print_warnings(out, plan["warnings"])
     weights = [each["weight"] for each in plan["entries"]]
     if len(weights) > 2 and weights[0] > 2 * weights[1] and not plan["bias_correction"]:
         out.print(
@@ -232,6 +231,12 @@ def _print_plan_lines(out: Console, plan: Mapping[str, Any]) -> None:
         )
     if plan["half_life_for_three"]:
         out.print(Text(f"Smallest half-life with three effective checkpoints: {plan['half_life_for_three']}"))
+    return None
+
+
+def _print_warnings(out: Console, messages: Sequence[str]) -> None:
+    for message in messages:
+        out.print(Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True)
 
 
 def _checkpoint_columns(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:

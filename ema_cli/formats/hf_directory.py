@@ -38,9 +38,9 @@ def matches(path: Path) -> bool:
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """Read the headers of the model in the folder, and its clock from `trainer_state.json`."""
     if (path / SINGLE).exists():
-        checkpoint = safetensors_file.from_weights(path, open_file(path / SINGLE), options, "transformers")
+        checkpoint = safetensors_file.from_weights(path, open_file(path / SINGLE), options)
     elif (path / INDEX).exists():
-        checkpoint = safetensors_file.from_weights(path, open_shards(path / INDEX), options, "transformers")
+        checkpoint = safetensors_file.from_weights(path, open_shards(path / INDEX), options)
     elif (path / PICKLED).exists():
         checkpoint = torch_file.open_checkpoint(path / PICKLED, options)
     else:

@@ -147,7 +147,7 @@ def _composer(root: dict[Any, Any], choice: Choice) -> Found | None:
     store = ema.get("ema_model") if isinstance(ema, dict) else None
     if not isinstance(ema, dict) or not isinstance(store, dict):
         if choice == "ema":
-            raise RunError("holds no averages", hint="leave out --weights ema")
+            raise _no_averages()
         return found
     # With its EMA on, Composer swaps: averages in the model, and the raw weights in the EMA's store.
     other = dict(model)
@@ -201,7 +201,7 @@ def _lightning(root: dict[Any, Any], choice: Choice) -> Found | None:
             found.averaged = "Lightning's weight averaging was on: 'state_dict' holds averages"
         _choose(found, raw, usual, choice, beside=None)
     elif choice == "ema":
-        raise RunError("holds no averages", hint="leave out --weights ema")
+        raise _no_averages()
     return found
 
 
@@ -235,7 +235,7 @@ def _plain(root: dict[Any, Any], key: str | None, choice: Choice, scalar: Scalar
         else:
             found.averaged = AVERAGED_MODEL
     elif choice == "ema":
-        raise RunError("holds no averages", hint="leave out --weights ema")
+        raise _no_averages()
     return found
 
 
@@ -267,6 +267,10 @@ def _choose(found: Found, raw: dict[Any, Any], averages: dict[Any, Any], choice:
             found.notes.append("raw weights taken from beside the averages")
         elif choice is None:
             found.notes.append(f"raw weights taken; averages lie beside them, in '{beside}' (--weights ema)")
+
+
+def _no_averages() -> RunError:
+    return RunError("holds no averages", hint="leave out --weights ema")
 
 
 def _keep_tensors(found: Found) -> None:

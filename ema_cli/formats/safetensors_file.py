@@ -22,10 +22,10 @@ def matches(path: Path) -> bool:
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """Read the file's header."""
-    return from_weights(path, open_file(path), options, trainer=None)
+    return from_weights(path, open_file(path), options)
 
 
-def from_weights(path: Path, weights: SafetensorsWeights, options: ReadOptions, trainer: str | None) -> Checkpoint:
+def from_weights(path: Path, weights: SafetensorsWeights, options: ReadOptions) -> Checkpoint:
     """Return the checkpoint at `path`; what ema-cli itself averaged is recognised."""
     averaged = _averaged(weights)
     if averaged is None and options.key is not None:
@@ -42,7 +42,6 @@ def from_weights(path: Path, weights: SafetensorsWeights, options: ReadOptions, 
         weights=weights,
         files=weights.files,
         format="safetensors",
-        trainer=trainer,
         averaged=None if again else averaged,
         notes=(AVERAGED_AGAIN,) if again else (),
         recipe=_recipe(weights.metadata),
