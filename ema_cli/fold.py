@@ -153,7 +153,7 @@ class Fold:
         # Only NaN: an infinity is equal in all of one checkpoint.
         wrong = np.flatnonzero(np.isnan(values))
         if len(wrong):
-            self._non_finite(group, 0, start + int(wrong[0]))
+            self._non_finite(group, 0, start + int(wrong[0]) // components(dtype))
 
     def _average(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
         dtype, name = group.spec.dtype, group.names[0]

@@ -182,6 +182,14 @@ def test_nan_names_checkpoint_tensor_and_element():
         fold([checkpoint(bad, "step-200")], [1.0], range_elements=64)
 
 
+def test_nan_in_a_single_complex_checkpoint_names_the_element():
+    """Elements are counted as the tensor has them, not in real and imaginary parts."""
+    values = torch.ones(8, dtype=torch.complex64)
+    values[5] = complex(1, torch.nan)
+    with pytest.raises(NonFiniteError, match=r"^step-1: 'weight' is not finite at element 5$"):
+        fold([checkpoint({"weight": values})], [1.0])
+
+
 def test_non_finite_may_pass():
     """With leave, NaN and infinity come out where IEEE arithmetic puts them, and the tensor is named."""
     one, two = {"weight": torch.tensor([torch.nan, torch.inf, 1.0])}, {"weight": torch.tensor([1.0, 1.0, 3.0])}
