@@ -22,14 +22,22 @@ _OVERFLOW = {
     "F64": np.inf,
     "F32": (2 - 2.0**-24) * 2.0**127,
     "C64": (2 - 2.0**-24) * 2.0**127,
+    "C128": np.inf,
     "BF16": (2 - 2.0**-8) * 2.0**127,
     "F16": 65520.0,
 }
+_STORED = {"F64": "<f8", "C128": "<f8", "F32": "<f4", "C64": "<f4", "F16": "<f2"}  # numpy's name; it has no BF16
 
 
-def work_dtype(dtype: DType) -> np.dtype[Any]:
-    """Return the float type in which tensors of `dtype` are accumulated: float64 for F64, else float32."""
-    return np.dtype(np.float64 if dtype.name == "F64" else np.float32)
+def work_dtype(dtypes: Sequence[DType]) -> np.dtype[Any]:
+    """Return the float type in which tensors of `dtypes` are accumulated: float64 where one has that, else float32."""
+    wide = any(dtype.name in ("F64", "C128") for dtype in dtypes)
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def is_stored_as(dtype: DType, work: np.dtype[Any]) -> bool:
+    """Return whether numbers of `dtype` are stored as arrays of `work` hold them."""
+    return {"F64": "float64", "C128": "float64", "F32": "float32", "C64": "float32"}.get(dtype.name) == work.name
 
 
 def components(dtype: DType) -> int:
@@ -45,20 +53,21 @@ def overflow_limit(dtype: DType, work: np.dtype[Any]) -> float:
 
 def decode(dtype: DType, raw: NDArray[np.uint8], out: Floats) -> None:
     """Convert stored numbers to `out`, exactly."""
-    if dtype.name == "BF16":
+    if dtype.name != "BF16":
+        np.copyto(out, raw.view(_STORED[dtype.name]))
+    elif out.dtype == np.float64:
+        np.copyto(out, (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32))
+    else:
         bits = out.view(np.uint32)
         np.copyto(bits, raw.view("<u2"))
         np.left_shift(bits, 16, out=bits)
-    else:
-        np.copyto(out, raw.view("<f2" if dtype.name == "F16" else out.dtype))
 
 
 def encode(dtype: DType, values: Floats) -> memoryview:
     """Round `values` once, to nearest and ties to even, and return the bytes to store."""
     if dtype.name == "BF16":
         return _round_to_bf16(values).data.cast("B")
-    stored = {"F64": "<f8", "F32": "<f4", "C64": "<f4", "F16": "<f2"}[dtype.name]
-    return np.ascontiguousarray(values, dtype=stored).data.cast("B")
+    return np.ascontiguousarray(values, dtype=_STORED[dtype.name]).data.cast("B")
 
 
 def _round_to_bf16(values: Floats) -> NDArray[np.uint16]:

@@ -12,39 +12,62 @@ from typing import Literal, Protocol
 from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
 
+MAX_TENSORS = 1 << 19  # in one checkpoint; the largest models have a third of that
+
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """An element type, under the name that safetensors gives it. `itemsize` is in bytes."""
+    """An element type, under the name that safetensors gives it (C128 is ours), `bits` wide.
+
+    Of the kinds, `packed` are numbers that mean something only together with others: too few bits, or with a scale.
+    """
 
     name: str
-    itemsize: int
-    kind: Literal["float", "complex", "integer"]
+    bits: int
+    kind: Literal["float", "complex", "integer", "packed"]
 
     @property
     def averaged(self) -> bool:
         """Return whether tensors of this type are averaged; the others are copied from the newest."""
-        return self.kind != "integer"
+        return self.kind in ("float", "complex")
+
+    @property
+    def itemsize(self) -> int:
+        """Return the size of an element in bytes, 1 for those that share a byte."""
+        return max(self.bits // 8, 1)
+
+    def nbytes(self, count: int) -> int:
+        """Return the size of `count` elements in bytes."""
+        return count * self.bits // 8
 
 
 # In the order in which safetensors lays tensors out in a file.
 DTYPES: Mapping[str, DType] = {
     dtype.name: dtype
     for dtype in (
-        DType("U64", 8, "integer"),
-        DType("I64", 8, "integer"),
-        DType("F64", 8, "float"),
-        DType("C64", 8, "complex"),
-        DType("F32", 4, "float"),
-        DType("U32", 4, "integer"),
-        DType("I32", 4, "integer"),
-        DType("BF16", 2, "float"),
-        DType("F16", 2, "float"),
-        DType("U16", 2, "integer"),
-        DType("I16", 2, "integer"),
-        DType("I8", 1, "integer"),
-        DType("U8", 1, "integer"),
-        DType("BOOL", 1, "integer"),
+        DType("C128", 128, "complex"),
+        DType("U64", 64, "integer"),
+        DType("I64", 64, "integer"),
+        DType("F64", 64, "float"),
+        DType("C64", 64, "complex"),
+        DType("F32", 32, "float"),
+        DType("U32", 32, "integer"),
+        DType("I32", 32, "integer"),
+        DType("BF16", 16, "float"),
+        DType("F16", 16, "float"),
+        DType("U16", 16, "integer"),
+        DType("I16", 16, "integer"),
+        DType("F8_E5M2FNUZ", 8, "packed"),
+        DType("F8_E4M3FNUZ", 8, "packed"),
+        DType("F8_E8M0", 8, "packed"),
+        DType("F8_E4M3", 8, "packed"),
+        DType("F8_E5M2", 8, "packed"),
+        DType("I8", 8, "integer"),
+        DType("U8", 8, "integer"),
+        DType("F6_E3M2", 6, "packed"),
+        DType("F6_E2M3", 6, "packed"),
+        DType("F4", 4, "packed"),
+        DType("BOOL", 8, "integer"),
     )
 }
 
@@ -64,7 +87,7 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Return the size in bytes."""
-        return self.count * self.dtype.itemsize
+        return self.dtype.nbytes(self.count)
 
     def __str__(self) -> str:
         return f"{self.dtype.name} [{', '.join(map(str, self.shape))}]"
@@ -106,6 +129,9 @@ class Weights(Protocol):
     def place(self, name: str) -> Hashable:
         """Return where the bytes of tensor `name` lie; tensors with equal places share them."""
 
+    def shard(self, name: str) -> str:
+        """Return the name of the file that holds tensor `name`."""
+
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes of tensor `name` from byte `start`, in C order.
 
@@ -120,7 +146,10 @@ class Weights(Protocol):
 class Checkpoint:
     """One saved state of a model: its weights, its clock, and what a user should know of it.
 
-    `name` is how it is shown: relative to the run. `averaged` says why the weights are averages already.
+    `name` is how it is shown: relative to the run. `averaged` says why the weights are averages already. `files` are
+    those that must not change while we work. `base` is how a folder that `from_pretrained` loads calls its weights
+    (model, adapter_model, ...), None for anything else; `folder` is where its configuration lies. `settings` must be
+    equal in all checkpoints of a run, beside names, dtypes and shapes.
     """
 
     name: str
@@ -133,6 +162,9 @@ class Checkpoint:
     averaged: str | None = None
     notes: tuple[str, ...] = ()
     recipe: Mapping[str, object] | None = None
+    base: str | None = None
+    folder: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

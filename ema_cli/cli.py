@@ -20,8 +20,11 @@ from ema_cli.options import (
     WRITE,
     AsJson,
     BiasCorrection,
+    Component,
+    Copy,
     EpochLength,
     HalfLife,
+    KeepPrefix,
     Key,
     Last,
     Paths,
@@ -76,6 +79,9 @@ def average(
     spacing: Spacing = None,
     key: Key = None,
     weights: WeightsChoice = None,
+    component: Component = None,
+    keep_prefix: KeepPrefix = False,
+    copy: Copy = None,
     allow_non_finite: Annotated[
         bool,
         typer.Option("--allow-non-finite", help="Let NaN and infinity pass, with a warning.", rich_help_panel=READ),
@@ -122,7 +128,7 @@ def average(
     from ema_cli.target import default_target, parse_target
 
     target = parse_target(output) if output is not None else None
-    run = _open(paths, key, weights, epoch_length, spacing)
+    run = _open(paths, _read_options(key, weights, component, keep_prefix, copy), epoch_length, spacing)
     from ema_cli import facts, render
     from ema_cli.plan import make_plan
 
@@ -132,7 +138,7 @@ def average(
     told = facts.plan_facts(plan)
     odd = facts.run_warnings(run, [entry.checkpoint for entry in plan.read])
     if dry_run:
-        expected = posthoc.prepare(plan, target, dtype=target_dtype, force=force)
+        expected = posthoc.prepare(plan, target, dtype=target_dtype, copy=copy or (), force=force)
         would = facts.output_facts(expected, target.path.as_posix(), plan)
         odd += facts.twin_warnings(plan)
         if as_json:
@@ -148,6 +154,7 @@ def average(
             plan,
             target,
             dtype=target_dtype,
+            copy=copy or (),
             threads=threads,
             force=force,
             allow_non_finite=allow_non_finite,
@@ -177,6 +184,9 @@ def inspect(
     spacing: Spacing = None,
     key: Key = None,
     weights: WeightsChoice = None,
+    component: Component = None,
+    keep_prefix: KeepPrefix = False,
+    copy: Copy = None,
     as_json: AsJson = False,
     version: Version = False,
 ) -> None:
@@ -186,13 +196,14 @@ def inspect(
         recipe = _recipe(half_life, update_interval, smoothing, start, stop, last, bias_correction)
     elif any(value is not None for value in (update_interval, start, stop, last)) or bias_correction:
         raise UsageError("which law? --start and the like need one", hint="add --half-life 50ba")
-    run = _open(paths or [Path()], key, weights, epoch_length, spacing)
+    options = _read_options(key, weights, component, keep_prefix, copy)
+    run = _open(paths or [Path()], options, epoch_length, spacing)
     from ema_cli import facts, render
     from ema_cli.plan import make_plan
 
     plan = make_plan(run, recipe) if recipe else None
     run_told, plan_told = facts.run_facts(run), facts.plan_facts(plan) if plan else None
-    odd = facts.run_warnings(run, run.checkpoints)
+    odd = [*facts.run_warnings(run, run.checkpoints), *facts.refusal_warnings(run.checkpoints[-1], copy or ())]
     single = run.checkpoints[0] if len(run.checkpoints) == 1 else None
     if as_json:
         extra = {"tensors": facts.tensor_facts(single), "recipe": single.recipe} if single else {}
@@ -209,8 +220,7 @@ def inspect(
 
 def _open(
     paths: Sequence[Path] | None,
-    key: str | None,
-    weights: str | None,
+    options: ReadOptions,
     epoch_length: str | None,
     spacing: str | None,
 ) -> Run:
@@ -220,18 +230,20 @@ def _open(
         raise UsageError("which checkpoints?", hint="name the folder that holds the run: ema-cli average ckpts/ ...")
     return open_run(
         paths,
-        options=_read_options(key, weights),
+        options=options,
         epoch_length=Time.parse(epoch_length, "--epoch-length") if epoch_length is not None else None,
         spacing=Time.parse(spacing, "--spacing") if spacing is not None else None,
     )
 
 
-def _read_options(key: str | None, weights: str | None) -> ReadOptions:
+def _read_options(
+    key: str | None, weights: str | None, component: str | None, keep_prefix: bool, copy: list[str] | None
+) -> ReadOptions:
     from ema_cli.formats.options import ReadOptions
 
     match weights:
         case None | "raw" | "ema":
-            return ReadOptions(key, weights)
+            return ReadOptions(key, weights, component, keep_prefix, tuple(copy or ()))
     raise UsageError(f"--weights: '{weights}' is neither raw nor ema")
 
 

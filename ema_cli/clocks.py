@@ -9,7 +9,7 @@ from fractions import Fraction
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import RunError, UsageError
 from ema_cli.find import natural_key
-from ema_cli.formats.layouts import name_clocks
+from ema_cli.formats.names import name_clocks
 from ema_cli.units import Time, Unit
 
 _PREFERENCE = (Unit.BATCH, Unit.TOKEN, Unit.SAMPLE, Unit.EPOCH)  # what orders a run best comes first

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.plan import Plan
 from ema_cli.run import Run, first_differences
+from ema_cli.tensor_rules import copied_names, refusals, tensor_notes
 from ema_cli.units import Time, Unit
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 def output_facts(output: Output, path: str, plan: Plan) -> dict[str, Any]:
     """Return what would be written."""
-    averaged = sum(spec.nbytes for spec in plan.newest.weights.specs.values() if spec.dtype.averaged)
+    specs = plan.newest.weights.specs
+    averaged = sum(spec.nbytes for name, spec in specs.items() if spec.dtype.averaged and name not in output.copied)
     copied = plan.newest.nbytes - averaged
     return {
         "path": path,
@@ -131,8 +133,17 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
         if each.averaged and not told
     ]
     noted = [(note, each.name) for each in checkpoints for note in each.notes]
+    noted += [(note, each.name) for each in checkpoints for note in tensor_notes(each.weights.specs)]
     found += [f"{names}: {text}" for text, names in _grouped([*averaged, *noted])]
     return found
+
+
+def refusal_warnings(checkpoint: Checkpoint, patterns: Sequence[str]) -> list[str]:
+    """Return which tensors would stop an average, by the reason."""
+    specs = checkpoint.weights.specs
+    found = refusals(specs, copied_names(specs, patterns))
+    pairs = [(f"{reason} (--copy)", f"'{name}'") for name, reason in found.items()]
+    return [f"{names} cannot be averaged: {text}" for text, names in _grouped(pairs)]
 
 
 def number(value: Fraction | float) -> int | float:

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError, RunError
-from ema_cli.formats import hf_directory, refused
+from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.layouts import (
+    AVERAGES_FILE,
     AVERAGES_FOLDER,
     COPIES,
+    RECOVERY,
     SHARD,
-    is_unfinished_name,
-    is_weights_name,
-    name_clocks,
+    TRAINER_STATE,
 )
+from ema_cli.formats.names import is_unfinished_name, is_weights_name, name_clocks
 
 _MAX_DEPTH = 16
 _POINTER_BYTES = 4096
@@ -99,6 +100,12 @@ class Search:
             return False
         if not is_weights_name(name):
             return False
+        if AVERAGES_FILE.search(child.name):
+            self.pass_over(child, "averages, as its name says")
+            return False
+        if RECOVERY.search(name):
+            self.pass_over(child, "saved in the middle of an epoch, for recovery")
+            return False
         if not child.is_file():
             what = "a link that leads nowhere" if child.is_symlink() else "not a regular file"
             self.pass_over(child, what, warn=True)
@@ -108,11 +115,6 @@ class Search:
             self.pass_over(child, f"points to {target}")
             return False
         return True
-
-
-def is_checkpoint_folder(folder: Path) -> bool:
-    """Return whether the folder itself is one checkpoint, read or refused."""
-    return hf_directory.matches(folder) or refused.matches(folder)
 
 
 def check_one_run(root: Path, paths: list[Path]) -> None:
@@ -144,7 +146,7 @@ def natural_key(text: str) -> tuple[tuple[int, str], ...]:
 
 
 def _has_clock(path: Path) -> bool:
-    return bool(name_clocks(path.name).clocks) or (path / hf_directory.STATE).is_file()
+    return bool(name_clocks(path.name).clocks) or (path / TRAINER_STATE).is_file()
 
 
 def _pointer(path: Path) -> str | None:

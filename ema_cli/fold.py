@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from ema_cli.arithmetic import (
     components,
     decode,
     encode,
+    is_stored_as,
     is_within,
     overflow_limit,
     settle_non_finite,
@@ -35,18 +37,20 @@ Write = Callable[[str, int, memoryview], None]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tensor names that share their bytes in every checkpoint, to be folded once."""
+    """Tensor names that share their bytes in every checkpoint, to be folded once; `spec` is the newest checkpoint's."""
 
     names: tuple[str, ...]
     spec: TensorSpec
     target: DType
+    averaged: bool
 
 
 @dataclass(slots=True)
 class Fold:
     """The average of `checkpoints`, oldest first, with `weights` that sum to 1.
 
-    `targets` gives the output dtype of each tensor by name. `write(name, start, data)` is called once for
+    `targets` gives the output dtype of each tensor by name; those in `copied` come from the newest checkpoint, as do
+    integers. Float dtypes may differ between checkpoints. `write(name, start, data)` is called once for
     each range of each output tensor, from several threads. `non_finite` lists the tensors in which NaN or
     infinity was let through.
 
@@ -62,6 +66,7 @@ class Fold:
     threads: int = 1
     range_elements: int = RANGE_ELEMENTS
     allow_non_finite: bool = False
+    copied: frozenset[str] = frozenset()
     bytes_read: int = 0
     non_finite: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -70,9 +75,12 @@ class Fold:
     @property
     def bytes_total(self) -> int:
         """Return how many bytes will be read."""
-        return sum(
-            group.spec.nbytes * (len(self.checkpoints) if group.spec.dtype.averaged else 1) for group in self.groups()
-        )
+        total = 0
+        for group in self.groups():
+            name = group.names[0]
+            read = self.checkpoints if group.averaged else self.checkpoints[-1:]
+            total += sum(checkpoint.weights.specs[name].nbytes for checkpoint in read)
+        return total
 
     def run(self, report: Callable[[int], None] = lambda _: None) -> None:
         """Fold everything; `report` is told, in this thread, how many bytes have been read so far."""
@@ -96,7 +104,8 @@ class Fold:
         others = {name for names in tied.values() for name in names[1:]}
         for name, spec in specs.items():
             if name not in others:
-                yield Group(tied.get(name, (name,)), spec, self.targets[name])
+                averaged = spec.dtype.averaged and name not in self.copied
+                yield Group(tied.get(name, (name,)), spec, self.targets[name], averaged)
 
     def _tied_names(self) -> dict[str, tuple[str, ...]]:
         """Return the names that share their bytes in every checkpoint, by the first of them."""
@@ -104,7 +113,7 @@ class Fold:
         first: dict[object, str] = {}
         candidates: dict[str, list[str]] = {}
         for name, spec in newest.specs.items():
-            leader = first.setdefault((newest.place(name), spec), name)
+            leader = first.setdefault((newest.place(name), spec, name in self.copied), name)
             if leader is not name:
                 candidates.setdefault(leader, [leader]).append(name)
         tied = {}
@@ -118,8 +127,9 @@ class Fold:
 
     def _ranges(self) -> Iterator[tuple[Group, int, int]]:
         for group in self.groups():
-            for start in range(0, group.spec.count, self.range_elements):
-                yield group, start, min(self.range_elements, group.spec.count - start)
+            step = self.range_elements * 8 // max(group.spec.dtype.itemsize, 8)
+            for start in range(0, group.spec.count, step):
+                yield group, start, min(step, group.spec.count - start)
 
     def _work(self, ranges: Iterator[tuple[Group, int, int]]) -> None:
         buffers = _Buffers(self.range_elements)
@@ -130,25 +140,25 @@ class Fold:
                 if taken is None:
                     return
                 group, start, count = taken
-                if group.spec.dtype.averaged and (len(self.weights) > 1 or group.target != group.spec.dtype):
+                if group.averaged and (len(self.weights) > 1 or group.target != group.spec.dtype):
                     self._average(group, start, count, buffers)
                 else:
                     self._copy(group, start, count, buffers)
 
     def _copy(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
         """Write the range as the newest checkpoint has it."""
-        size = group.spec.dtype.itemsize
-        data = buffers.raw[: count * size]
-        self.checkpoints[-1].weights.read_into(group.names[0], start * size, data.data)
-        if group.spec.dtype.averaged:
+        nbytes = group.spec.dtype.nbytes
+        data = buffers.raw[: nbytes(count)]
+        self.checkpoints[-1].weights.read_into(group.names[0], nbytes(start), data.data)
+        if group.averaged:
             self._check_copied(group, start, count, buffers)
         for name in group.names:
-            self.write(name, start * size, data.data)
+            self.write(name, nbytes(start), data.data)
         self._count(len(data))
 
     def _check_copied(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
         dtype = group.spec.dtype
-        values = buffers.floats(dtype, count)[0]
+        values = buffers.floats(work_dtype([dtype]), dtype, count)[0]
         decode(dtype, buffers.raw[: count * dtype.itemsize], values)
         # Only NaN: an infinity is equal in all of one checkpoint.
         wrong = np.flatnonzero(np.isnan(values))
@@ -156,28 +166,30 @@ class Fold:
             self._non_finite(group, 0, start + int(wrong[0]) // components(dtype))
 
     def _average(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
-        dtype, name = group.spec.dtype, group.names[0]
-        three = buffers.floats(dtype, count)
-        raw = buffers.raw[: count * dtype.itemsize]
+        name = group.names[0]
+        dtypes = [checkpoint.weights.specs[name].dtype for checkpoint in self.checkpoints]
+        work = work_dtype(dtypes)
+        three = buffers.floats(work, group.spec.dtype, count)
 
         def load(number: int, out: Floats) -> None:
-            weights = self.checkpoints[number].weights
-            if dtype.name in ("BF16", "F16"):
+            weights, dtype = self.checkpoints[number].weights, dtypes[number]
+            if is_stored_as(dtype, out.dtype):
+                weights.read_into(name, start * dtype.itemsize, out.data.cast("B"))
+            else:
+                raw = buffers.raw[: count * dtype.itemsize]
                 weights.read_into(name, start * dtype.itemsize, raw.data)
                 decode(dtype, raw, out)
-            else:
-                weights.read_into(name, start * dtype.itemsize, out.data.cast("B"))
 
         average = weighted_average(load, self.weights, three)
         limit = overflow_limit(group.target, average.dtype)
         if not is_within(average, limit):
             found = settle_non_finite(load, self.weights, average, limit)
             if found is not None:
-                self._non_finite(group, found[0], start + found[1] // components(dtype))
+                self._non_finite(group, found[0], start + found[1] // components(group.spec.dtype))
         data = encode(group.target, average)
         for each in group.names:
             self.write(each, start * group.target.itemsize, data)
-        self._count(count * dtype.itemsize * len(self.checkpoints))
+        self._count(sum(dtype.nbytes(count) for dtype in dtypes))
 
     def _non_finite(self, group: Group, number: int, element: int) -> None:
         name = group.names[0]
@@ -201,16 +213,16 @@ class Fold:
 
 
 class _Buffers:
-    """One thread's memory, allocated once: 4 x 8 bytes for each element of a range."""
+    """One thread's memory, allocated once: 4 x 8 bytes for each element of a range (half as many of 16 bytes)."""
 
     def __init__(self, elements: int) -> None:
         self.raw = np.empty(elements * 8, dtype=np.uint8)
         self._floats = [np.empty(elements, dtype=np.float64) for _ in range(3)]
 
-    def floats(self, dtype: DType, count: int) -> tuple[Floats, Floats, Floats]:
-        """Return three arrays for `count` elements of `dtype`, in the type that they are accumulated in."""
+    def floats(self, work: np.dtype[Any], dtype: DType, count: int) -> tuple[Floats, Floats, Floats]:
+        """Return three arrays for `count` elements of `dtype`, in the type `work` that they are accumulated in."""
         length = count * components(dtype)
-        first, second, third = (array.view(work_dtype(dtype))[:length] for array in self._floats)
+        first, second, third = (array.view(work)[:length] for array in self._floats)
         return first, second, third
 
 

@@ -12,11 +12,35 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ema_cli.errors import CheckpointError
 
 _MAX_OPEN = 128
+
+
+class ByteSource(Protocol):
+    """Bytes that can be read by range, from several threads: a file, or a region of one."""
+
+    @property
+    def path(self) -> Path:
+        """Return the file's path, for messages."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from byte `offset`."""
+        ...
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from byte `offset`."""
+        ...
 
 
 class InputFile:
@@ -26,17 +50,26 @@ class InputFile:
         CheckpointError: for what is not a regular file, cannot be read, or has changed since it was opened.
     """
 
-    device: int
-    inode: int
-    size: int
-
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path = path
         self._users = 0
         self._identity: tuple[int, int, int, int] | None = None
         with self._descriptor():
-            assert self._identity is not None
-            self.device, self.inode, self.size, _ = self._identity
+            found = self._identity
+        assert found is not None
+        self.device: int = found[0]
+        self.inode: int = found[1]
+        self._size: int = found[2]
+
+    @property
+    def path(self) -> Path:
+        """Return where the file lies."""
+        return self._path
+
+    @property
+    def size(self) -> int:
+        """Return the size in bytes, as it was when the file was opened first."""
+        return self._size
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from byte `offset`."""
@@ -97,7 +130,10 @@ class InputFile:
     def _open(self) -> int:
         descriptor = -1
         try:
-            # O_NONBLOCK: opening a FIFO must not wait for a writer that never comes.
+            # Before it is opened, too: to open a device can be an action of its own.
+            if not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116
+                raise CheckpointError(f"{self.path}: is not a regular file")
+            # O_NONBLOCK: should a FIFO take its place now, nobody waits for a writer that never comes.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
@@ -110,6 +146,34 @@ class InputFile:
                 raise CheckpointError(f"{self.path}: cannot be opened: {error.strerror}") from error
             raise
         return descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class FileRegion:
+    """A part of a file, read as if it were a file of its own: one record of a shard."""
+
+    file: ByteSource
+    start: int
+    size: int
+
+    @property
+    def path(self) -> Path:
+        """Return the path of the file around it."""
+        return self.file.path
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from byte `offset` of the region."""
+        self._check(offset, size)
+        return self.file.read(self.start + offset, size)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from byte `offset` of the region."""
+        self._check(offset, len(out))
+        self.file.read_into(self.start + offset, out)
+
+    def _check(self, offset: int, size: int) -> None:
+        if offset < 0 or offset + size > self.size:
+            raise CheckpointError(f"{self.path}: a record of {self.size} bytes is read past its end")
 
 
 _lock = threading.Lock()

@@ -63,6 +63,28 @@ WeightsChoice = Annotated[
         rich_help_panel=READ,
     ),
 ]
+Component = Annotated[
+    str | None,
+    typer.Option(
+        help="Which model, where a checkpoint is a folder of several: unet, transformer.", rich_help_panel=READ
+    ),
+]
+KeepPrefix = Annotated[
+    bool,
+    typer.Option(
+        "--keep-prefix",
+        help="Leave _orig_mod., _fsdp_wrapped_module. and module. in the names.",
+        rich_help_panel=READ,
+    ),
+]
+Copy = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Copy tensors of these names ('*.qweight') from the newest checkpoint, not averaged. Repeatable.",
+        rich_help_panel=READ,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors too.", rich_help_panel=WRITE)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,8 +17,6 @@ from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
 from ema_cli.errors import OutputError, RunError, VerificationError
 from ema_cli.fold import RANGE_ELEMENTS, Fold, compare_tensors
-from ema_cli.formats import hf_directory
-from ema_cli.formats.safetensors import SafetensorsWeights
 from ema_cli.formats.safetensors_file import METADATA_KEY
 from ema_cli.input_file import InputFile
 from ema_cli.layout import OutputFile, lay_out_file, lay_out_shards
@@ -26,9 +25,11 @@ from ema_cli.run import averaged_error, check_same_model
 from ema_cli.side_files import find_side_files, set_config_dtype
 from ema_cli.staging import OutputStream, Staging, output_errors
 from ema_cli.target import Target, check_target
+from ema_cli.tensor_rules import check_averageable, copied_names
 
 Report = Callable[[int, int], None]
 _MANY_THREADS = 16
+_SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Output:
     files: Sequence[OutputFile]
     texts: Mapping[str, bytes]
     copies: Mapping[str, InputFile]
+    copied: frozenset[str]  # names of tensors that are not averaged because the user said so
 
     @property
     def nbytes(self) -> int:
@@ -64,6 +66,7 @@ def average(
     target: Target,
     *,
     dtype: DType | None = None,
+    copy: Sequence[str] = (),
     threads: int | None = None,
     force: bool = False,
     allow_non_finite: bool = False,
@@ -71,7 +74,8 @@ def average(
 ) -> Result:
     """Write the weighted average of the plan's checkpoints to `target`, all of it or nothing.
 
-    `dtype` replaces that of floating tensors. `report(done, total)` is told the bytes read, now and then.
+    `dtype` replaces that of floating tensors, which may then differ between checkpoints. Tensors whose names match a
+    pattern in `copy` are copied from the newest. `report(done, total)` is told the bytes read, now and then.
 
     Raises:
         RunError: where the checkpoints are not of one model, are averages already, or contradict each other.
@@ -80,7 +84,7 @@ def average(
         OutputError: where the target exists without `force`, or cannot be written.
     """
     began = time.monotonic()
-    output = prepare(plan, target, dtype=dtype, force=force)
+    output = prepare(plan, target, dtype=dtype, copy=copy, force=force)
     _compare_twins(plan)
     checkpoints = [entry.checkpoint for entry in plan.read]
     with Staging(target.path) as staging:
@@ -98,8 +102,8 @@ def average(
                 source.check_unchanged()
         publish = staging.publish_folder if target.is_folder else staging.publish_file
         publish(name, force=force)
-    specs = plan.newest.weights.specs.values()
-    averaged = sum(spec.dtype.averaged for spec in specs)
+    specs = plan.newest.weights.specs
+    averaged = sum(spec.dtype.averaged and name not in output.copied for name, spec in specs.items())
     return Result(
         target,
         averaged,
@@ -111,18 +115,20 @@ def average(
     )
 
 
-def prepare(plan: Plan, target: Target, *, dtype: DType | None, force: bool) -> Output:
+def prepare(plan: Plan, target: Target, *, dtype: DType | None, copy: Sequence[str] = (), force: bool) -> Output:
     """Check everything that headers can tell, and return what would be written.
 
     Raises:
-        RunError, OutputError: as `average`.
+        CheckpointError, RunError, OutputError: as `average`.
     """
     refuse_averaged(plan)
     checkpoints = [entry.checkpoint for entry in plan.entries]
-    check_same_model(checkpoints)
+    check_same_model(checkpoints, mixed_floats=dtype is not None)
+    copied = copied_names(plan.newest.weights.specs, copy)
+    check_averageable(plan.newest, copied)
     run = [*checkpoints, *(each.checkpoint for each in plan.skipped)]
     check_target(target, [file for each in run for file in each.files], force=force)
-    output = _lay_out(plan, target, dtype)
+    output = _lay_out(plan, target, dtype, copied)
     with output_errors(target.path):
         space = os.statvfs(target.path.absolute().parent)
     if output.nbytes > space.f_bavail * space.f_frsize:
@@ -151,20 +157,28 @@ def _compare_twins(plan: Plan) -> None:
             )
 
 
-def _output_specs(specs: Mapping[str, TensorSpec], dtype: DType | None) -> dict[str, TensorSpec]:
-    """Return the specs that are written: floating tensors in `dtype`, all others as they are."""
+def _output_specs(
+    specs: Mapping[str, TensorSpec], dtype: DType | None, copied: frozenset[str]
+) -> dict[str, TensorSpec]:
+    """Return the specs that are written: averaged floating tensors in `dtype`, all others as they are."""
     if dtype is None:
         return dict(specs)
-    return {name: replace(spec, dtype=dtype) if spec.dtype.kind == "float" else spec for name, spec in specs.items()}
+    return {
+        name: replace(spec, dtype=dtype) if spec.dtype.kind == "float" and name not in copied else spec
+        for name, spec in specs.items()
+    }
 
 
-def _lay_out(plan: Plan, target: Target, dtype: DType | None) -> Output:
+def _lay_out(plan: Plan, target: Target, dtype: DType | None, copied: frozenset[str]) -> Output:
     newest = plan.newest
-    specs = _output_specs(newest.weights.specs, dtype)
+    specs = _output_specs(newest.weights.specs, dtype, copied)
+    wide = next((name for name, spec in specs.items() if spec.dtype.name == "C128"), None)
+    if wide is not None:
+        raise OutputError(f"{target.path}: '{wide}' is complex128, which safetensors has no place for")
     if not target.is_folder:
-        return Output([lay_out_file(target.path.name, specs, _metadata(plan, dtype, []))], {}, {})
-    side_files = find_side_files(newest.path) if newest.path.is_dir() else []
-    copies = {file.path.relative_to(newest.path).as_posix(): file for file in side_files}
+        return Output([lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []))], {}, {}, copied)
+    side_files = find_side_files(newest.folder) if newest.folder is not None else []
+    copies = {file.path.relative_to(newest.folder or newest.path).as_posix(): file for file in side_files}
     texts = {}
     config = copies.get("config.json")
     if config is not None:
@@ -174,23 +188,26 @@ def _lay_out(plan: Plan, target: Target, dtype: DType | None) -> Output:
         if changed != text:
             texts["config.json"] = changed
             del copies["config.json"]
-    metadata = _metadata(plan, dtype, sorted({*copies, *texts}))
-    shards = _shards(newest)
+    metadata = _metadata(plan, dtype, copied, sorted({*copies, *texts}))
+    base = newest.base or "model"
+    shards = _shards(newest, base)
     if len(set(shards.values())) > 1:
         files, index = lay_out_shards(specs, shards, metadata)
-        return Output(files, {**texts, hf_directory.INDEX: index}, copies)
-    return Output([lay_out_file(hf_directory.SINGLE, specs, metadata)], texts, copies)
+        return Output(files, {**texts, f"{base}.safetensors.index.json": index}, copies, copied)
+    return Output([lay_out_file(f"{base}.safetensors", specs, metadata)], texts, copies, copied)
 
 
-def _shards(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the shard file of each tensor; empty where all are in one file."""
-    weights = checkpoint.weights
-    if not isinstance(weights, SafetensorsWeights) or len(weights.files) == 1:
+def _shards(checkpoint: Checkpoint, base: str) -> dict[str, str]:
+    """Return the file in which each tensor is written: as in the newest checkpoint, under the names for safetensors."""
+    if checkpoint.base is None:
         return {}
-    return {name: weights.shard_of(name) for name in weights.specs}
+    weights = checkpoint.weights
+    # pytorch_model-00001-of-00002.bin becomes model-00001-of-00002.safetensors.
+    names = {name: _SHARD_NUMBER.search(weights.shard(name)) for name in weights.specs}
+    return {name: f"{base}{number[0]}.safetensors" for name, number in names.items() if number is not None}
 
 
-def _metadata(plan: Plan, dtype: DType | None, side_files: Sequence[str]) -> dict[str, str]:
+def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:
     """Say compactly how the file was averaged: no times, hosts or absolute paths, so that equal runs are equal."""
     recipe = plan.recipe
     asked = {
@@ -206,6 +223,8 @@ def _metadata(plan: Plan, dtype: DType | None, side_files: Sequence[str]) -> dic
     record: dict[str, object] = {"version": __version__}
     record.update((name, str(value)) for name, value in asked.items() if value is not None)
     record["checkpoints"] = [[each.checkpoint.name, str(each.clock), each.weight] for each in plan.read]
+    if copied:
+        record["copied"] = sorted(copied)
     if side_files:
         record["files"] = list(side_files)
     return {"format": "pt", METADATA_KEY: json.dumps(record, separators=(",", ":"))}
@@ -242,6 +261,7 @@ def _write_weights(
             # Many threads take smaller ranges, so that they need no more memory.
             range_elements=RANGE_ELEMENTS * _MANY_THREADS // max(threads, _MANY_THREADS),
             allow_non_finite=allow_non_finite,
+            copied=output.copied,
         )
         total = fold.bytes_total
         fold.run(lambda done: report(done, total))

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint
+from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.clocks import order_units, settle_clocks, space
 from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
-from ema_cli.find import PassedOver, Search, check_one_run, is_checkpoint_folder, natural_key
-from ema_cli.formats import open_checkpoint
-from ema_cli.formats.layouts import AVERAGED_AGAIN, AVERAGES_FOLDER, COPIES
+from ema_cli.find import PassedOver, Search, check_one_run, natural_key
+from ema_cli.formats import is_checkpoint_folder, open_checkpoint
+from ema_cli.formats.layouts import AVERAGES_FOLDER, COPIES
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.places import AVERAGED_AGAIN
 from ema_cli.units import Time, Unit
 
 _HF_NAME = re.compile(r"(?:^|/)checkpoint-[0-9]+$")
@@ -258,33 +259,47 @@ def averaged_error(checkpoint: Checkpoint) -> RunError:
     return RunError(f"{checkpoint.path}: is averaged already: {checkpoint.averaged}", hint=hint)
 
 
-def first_differences(checkpoints: Sequence[Checkpoint], limit: int = 4) -> list[str]:
+def first_differences(checkpoints: Sequence[Checkpoint], *, mixed_floats: bool = False, limit: int = 4) -> list[str]:
     """Return sentences on how the tensors of the checkpoints differ from those of the newest, the first few.
 
-    Each names both checkpoints, the tensor and both specs.
+    Each names both checkpoints, the tensor and both specs. With `mixed_floats`, float dtypes may differ.
     """
     found: list[str] = []
     newest = checkpoints[-1]
     theirs = newest.weights.specs
     for checkpoint in checkpoints[:-1]:
+        for setting in sorted({*checkpoint.settings, *newest.settings}):
+            one, other = checkpoint.settings.get(setting), newest.settings.get(setting)
+            if one != other:
+                found.append(f"{checkpoint.name}: its {setting} is {one}, but {other} in {newest.name}")
         ours = checkpoint.weights.specs
-        if ours is theirs:
-            continue
-        for name in [*ours, *(name for name in theirs if name not in ours)]:
-            if ours.get(name) != theirs.get(name):
-                found.append(_difference(name, checkpoint, newest))
-                if len(found) == limit:
-                    return found
+        if ours is not theirs:
+            for name in [*ours, *(name for name in theirs if name not in ours)]:
+                if not _same_spec(ours.get(name), theirs.get(name), mixed_floats):
+                    found.append(_difference(name, checkpoint, newest))
+                    if len(found) >= limit:
+                        break
+        if len(found) >= limit:
+            return found[:limit]
     return found
 
 
-def check_same_model(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise a RunError if not all checkpoints have the same tensor names, shapes and dtypes."""
-    differences = first_differences(checkpoints)
+def _same_spec(one: TensorSpec | None, other: TensorSpec | None, mixed_floats: bool) -> bool:
+    if one == other or one is None or other is None:
+        return one == other
+    return mixed_floats and one.shape == other.shape and one.dtype.kind == other.dtype.kind == "float"
+
+
+def check_same_model(checkpoints: Sequence[Checkpoint], *, mixed_floats: bool = False) -> None:
+    """Raise a RunError if not all checkpoints have the same tensor names, shapes and dtypes, and the same settings."""
+    differences = first_differences(checkpoints, mixed_floats=mixed_floats)
     if differences:
+        only_floats = not mixed_floats and not first_differences(checkpoints, mixed_floats=True, limit=1)
         raise RunError(
             "; ".join(differences),
-            hint="average checkpoints of one model; --start and --stop leave out others",
+            hint="average them in one float type: --dtype float32"
+            if only_floats
+            else "average checkpoints of one model; --start and --stop leave out others",
         )
 
 

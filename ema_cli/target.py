@@ -30,7 +30,7 @@ def default_target(plan: Plan) -> Target:
     """Return where the average goes if nobody says: a folder for Hugging Face checkpoints, else one file."""
     recipe = plan.recipe
     name = f"ema-{recipe.half_life}" if recipe.half_life else f"ema-smoothing-{recipe.smoothing!r}"
-    if plan.newest.path.is_dir():
+    if plan.newest.base is not None:
         return Target(Path(name), is_folder=True)
     return Target(Path(f"{name}.safetensors"), is_folder=False)
 
@@ -111,5 +111,4 @@ def _own_files(folder: Path) -> set[str]:
         return set()
     listed = checkpoint.recipe.get("files")
     names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
-    weights = {file.path.name for file in checkpoint.files}
-    return names | weights | ({hf_directory.INDEX} if len(weights) > 1 else set())
+    return names | {file.path.name for file in checkpoint.files}

@@ -17,7 +17,10 @@ TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }  # fmt: skip
+WRITTEN = {name: DTYPES[name] for name in TORCH}  # torch has no tensors of F4 and F6 of any shape
 
 
 def header_of(specs: dict[str, TensorSpec], metadata: dict[str, str]) -> bytes:
@@ -29,9 +32,9 @@ def header_of(specs: dict[str, TensorSpec], metadata: dict[str, str]) -> bytes:
 
 def test_every_dtype_is_laid_out_as_the_official_writer_does():
     """One tensor of each dtype, the empty and the scalar one included: the same header, byte for byte."""
-    specs = {f"b.{name}": TensorSpec(dtype, (2, 3)) for name, dtype in DTYPES.items()}
-    specs |= {f"a.{name}": TensorSpec(dtype, ()) for name, dtype in DTYPES.items()}
-    specs |= {f"c.{name}": TensorSpec(dtype, (0, 5)) for name, dtype in DTYPES.items()}
+    specs = {f"b.{name}": TensorSpec(dtype, (2, 3)) for name, dtype in WRITTEN.items()}
+    specs |= {f"a.{name}": TensorSpec(dtype, ()) for name, dtype in WRITTEN.items()}
+    specs |= {f"c.{name}": TensorSpec(dtype, (0, 5)) for name, dtype in WRITTEN.items()}
     output = lay_out_file("x", specs, {"format": "pt"})
     assert output.header == header_of(specs, {"format": "pt"})
     assert output.size == len(output.header) + sum(spec.nbytes for spec in specs.values())
@@ -40,7 +43,7 @@ def test_every_dtype_is_laid_out_as_the_official_writer_does():
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda n: n != "__metadata__")
 
 
-@given(st.dictionaries(names, st.sampled_from(sorted(DTYPES)), max_size=6), names)
+@given(st.dictionaries(names, st.sampled_from(sorted(WRITTEN)), max_size=6), names)
 def test_names_are_escaped_and_ordered_as_the_official_writer_does(dtypes: dict[str, str], value: str):
     """Any text as a name or as metadata: the same header, byte for byte."""
     specs = {name: TensorSpec(DTYPES[dtype], (1,)) for name, dtype in dtypes.items()}

@@ -5,13 +5,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
-from ema_cli.formats import hf_directory, refused, safetensors_file, torch_file
+from ema_cli.formats import (
+    dcp_directory,
+    deepspeed,
+    hf_directory,
+    pipeline,
+    refused,
+    safetensors_file,
+    torch_file,
+)
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.prefixes import strip_prefixes
 from ema_cli.input_file import InputFile
 
 
@@ -27,7 +37,14 @@ class Reader(Protocol):
         ...
 
 
-READERS: tuple[Reader, ...] = (hf_directory, refused, safetensors_file, torch_file)  # most specific first
+# Most specific first. Those of folders come first of all.
+FOLDER_READERS: tuple[Reader, ...] = (hf_directory, dcp_directory, pipeline, deepspeed, refused)
+READERS: tuple[Reader, ...] = (*FOLDER_READERS, safetensors_file, torch_file)
+
+
+def is_checkpoint_folder(folder: Path) -> bool:
+    """Return whether the folder itself is one checkpoint, read or refused."""
+    return any(reader.matches(folder) for reader in FOLDER_READERS)
 
 
 def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoint:
@@ -39,13 +56,15 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         CheckpointError: for everything else that cannot be read, or must not be.
         RunError: where `options.weights` asks for weights that are not there.
     """
+    options = options or ReadOptions()
     for reader in READERS:
         if reader.matches(path):
-            return reader.open_checkpoint(path, options or ReadOptions())
-    if path.is_file() and path.stat().st_size < 8:
-        raise IncompleteCheckpoint(f"{path}: is empty", hint="its writer did not finish")
-    hint = "read: .safetensors, torch zip files, Hugging Face folders"
+            checkpoint = reader.open_checkpoint(path, options)
+            return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
+    hint = "read: .safetensors, files of torch.save, folders of Hugging Face, torch.distributed.checkpoint, DeepSpeed"
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder without a checkpoint", hint=hint)
+    if os.path.isfile(path) and path.stat().st_size < 8:  # noqa: PTH113 - which raises nothing
+        raise IncompleteCheckpoint(f"{path}: is empty", hint="its writer did not finish")
     InputFile(path)  # which says so if it cannot be read at all
     raise NoWeights(f"{path}: not a checkpoint of a format that is read", hint=hint)

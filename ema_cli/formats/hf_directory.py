@@ -1,68 +1,129 @@
-"""A checkpoint that is a folder in the Hugging Face layout, as its Trainer and `save_pretrained` write them."""
+"""A checkpoint that is a folder as Hugging Face's Trainer, Accelerate and `save_pretrained` write it."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError
 from ema_cli.formats import safetensors_file, torch_file
+from ema_cli.formats.adapters import adapter_settings
 from ema_cli.formats.json_text import is_cut, parse_json
-from ema_cli.formats.layouts import SHARD
+from ema_cli.formats.layouts import ADAPTERS, BASES, SHARD, TRAINER_STATE
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.safetensors import open_file, open_shards
+from ema_cli.formats.shards import open_index
 from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLED = "pytorch_model.bin"
-STATE = "trainer_state.json"
 _MAX_STATE_BYTES = 256 << 20  # it holds the whole log history
+_NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
 
 
 def matches(path: Path) -> bool:
     """Return whether the folder holds a model, or shards of one."""
-    if not path.is_dir():
-        return False
-    try:
-        names = {child.name for child in path.iterdir()}
-    except OSError:
-        return False  # whoever searches the folder says why
-    return bool(names & {SINGLE, INDEX, PICKLED}) or any(map(_is_shard, names))
+    names = _names(path)
+    return any(_weights_file(base, names) for base in BASES) or any(map(_is_shard, names))
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
-    """Read the headers of the model in the folder, and its clock from `trainer_state.json`."""
-    if (path / SINGLE).exists():
-        checkpoint = safetensors_file.from_weights(path, open_file(path / SINGLE), options)
-    elif (path / INDEX).exists():
-        checkpoint = safetensors_file.from_weights(path, open_shards(path / INDEX), options)
-    elif (path / PICKLED).exists():
-        checkpoint = torch_file.open_checkpoint(path / PICKLED, options)
+    """Read the headers of the model in the folder, and its clock from `trainer_state.json`.
+
+    Raises:
+        IncompleteCheckpoint: where its writer is not done.
+        UsageError: where it holds several models, and `options.component` does not say which.
+    """
+    names = _names(path)
+    base, name = _choose(path, names, options)
+    open_one: Callable[[Path], Checkpoint]
+    if ".safetensors" in name:
+        open_one = lambda where: safetensors_file.open_checkpoint(where, options)  # noqa: E731
     else:
-        raise IncompleteCheckpoint(f"{path}: holds shards, but no {INDEX}", hint="its writer did not finish")
-    progress = _read_state(path / STATE) if (path / STATE).exists() else checkpoint.progress
-    return dataclasses.replace(checkpoint, name=path.name, path=path, trainer="transformers", progress=progress)
+        open_one = lambda where: torch_file.open_checkpoint(where, options)  # noqa: E731
+    if name.endswith(".index.json"):
+        weights, parts = open_index(path / name, open_one)
+        files = (InputFile(path / name), *(file for part in parts for file in part.files))
+        first = dataclasses.replace(parts[0], weights=weights, files=files)
+    else:
+        first = open_one(path / name)
+    progress, files = first.progress, first.files
+    if TRAINER_STATE in names:
+        state = InputFile(path / TRAINER_STATE)
+        progress, files = _read_state(state), (*files, state)
+    settings: dict[str, str] = {}
+    if base in ADAPTERS:
+        settings, more = adapter_settings(path)
+        files = (*files, *more)
+    return dataclasses.replace(
+        first,
+        name=path.name,
+        path=path,
+        files=files,
+        trainer=_trainer(names),
+        progress=progress,
+        base=base,
+        folder=path,
+        settings=settings,
+    )
+
+
+def _names(path: Path) -> set[str]:
+    if not path.is_dir():
+        return set()
+    try:
+        return set(os.listdir(path))  # noqa: PTH208 - names are all that is needed
+    except OSError:
+        return set()  # whoever searches the folder says why
+
+
+def _weights_file(base: str, names: set[str]) -> str | None:
+    """Return which file of the folder to open for the model called `base`."""
+    pickled = BASES.get(base, base)
+    candidates = (
+        f"{base}.safetensors", f"{base}.safetensors.index.json", f"{pickled}.bin", f"{pickled}.bin.index.json"
+    )  # fmt: skip
+    return next((name for name in candidates if name in names), None)
+
+
+def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str]:
+    """Return the base name of the model in the folder, and which file to open."""
+    found = {base: name for base in BASES if (name := _weights_file(base, names))}
+    several = {match[0].rpartition(".")[0]: match[0] for name in sorted(names) if (match := _NUMBERED.search(name))}
+    if several:
+        models = {**{base: found[base] for base in ("model",) if base in found}, **several}
+        if options.component in models:
+            return "model", models[options.component]
+        raise UsageError(f"{path}: holds several models: {', '.join(models)}", hint="say which: --component model_1")
+    if not found:
+        shard = min(filter(_is_shard, names))
+        index = f"{SHARD.sub('', shard)}.{shard.rpartition('.')[2]}.index.json"
+        raise IncompleteCheckpoint(f"{path}: holds shards, but no {index}", hint="its writer did not finish")
+    return next(iter(found.items()))
 
 
 def _is_shard(name: str) -> bool:
-    return SHARD.search(name) is not None and name.endswith(".safetensors")
+    return SHARD.search(name) is not None
 
 
-def _read_state(path: Path) -> Progress:
-    file = InputFile(path)
+def _trainer(names: set[str]) -> str:
+    by_accelerate = any(name.startswith("random_states_") for name in names) and TRAINER_STATE not in names
+    return "accelerate" if by_accelerate else "transformers"
+
+
+def _read_state(file: InputFile) -> Progress:
     if file.size > _MAX_STATE_BYTES:
-        raise CheckpointError(f"{path}: {file.size} bytes are too many for a trainer's state")
+        raise CheckpointError(f"{file.path}: {file.size} bytes are too many for a trainer's state")
     text = _without_constants(file.read(0, file.size))
     try:
         state = parse_json(text)
     except ValueError as error:
         kind = IncompleteCheckpoint if is_cut(text) else CheckpointError
-        raise kind(f"{path}: not valid JSON: {error}") from error
+        raise kind(f"{file.path}: not valid JSON: {error}") from error
     clocks: dict[Unit, Clock] = {}
     fields = (("global_step", Unit.BATCH), ("epoch", Unit.EPOCH), ("num_input_tokens_seen", Unit.TOKEN))
     for name, unit in fields:

@@ -6,6 +6,30 @@ import json
 from fractions import Fraction
 from typing import Any, NoReturn
 
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.input_file import InputFile
+
+_MAX_VALUES = 8_000_000  # a tensor takes some ten in a header; a million steps of a log, as many
+
+
+def read_json(file: InputFile, max_bytes: int) -> Any:
+    """Return the value of a small JSON file.
+
+    Raises:
+        IncompleteCheckpoint: where it looks half-written.
+        CheckpointError: where it is too large or not strict JSON.
+    """
+    if file.size > max_bytes:
+        raise CheckpointError(
+            f"{file.path}: {file.size} bytes are too many for this file; at most {max_bytes} are read"
+        )
+    text = file.read(0, file.size)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        kind = IncompleteCheckpoint if is_cut(text) else CheckpointError
+        raise kind(f"{file.path}: not valid JSON: {error}") from error
+
 
 def parse_json(text: bytes) -> Any:
     """Return the value of UTF-8 JSON `text`; decimals come as exact `Fraction`s.
@@ -13,6 +37,8 @@ def parse_json(text: bytes) -> Any:
     Raises:
         ValueError: for what is not strict JSON, and for duplicate keys (parsers differ on which one wins).
     """
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise ValueError(f"it holds more than {_MAX_VALUES} values")
     try:
         return json.loads(
             text.decode("utf-8"),

@@ -11,10 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _MAX_DIMENSIONS = 64
+_MAX_KEY = (1 << 61) - 1  # an integer below is its own hash
 
 
 class PickleError(Exception):
     """What makes a pickle unreadable for us, in words."""
+
+
+class PickleEnds(PickleError):
+    """The file ends before the pickle does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +70,10 @@ class Refused:
 
 
 def checked_key(key: Any) -> Any:
-    """Return `key` if it may be the key of a dict."""
-    # Only flat keys: the hash of a deeply nested tuple can take for ever, or overflow the C stack.
-    flat = (str, int, float, bytes, type(None), complex)
-    if isinstance(key, flat) or (isinstance(key, tuple) and all(isinstance(part, flat) for part in key)):
+    """Return `key` if it may be the key of a dict, else something that stands for it."""
+    # Only what nobody can choose so that all hashes are equal, which would take for ever; nor anything nested, whose
+    # hash can overflow the C stack.
+    if isinstance(key, str | bytes | None) or (isinstance(key, int) and abs(key) < _MAX_KEY):
         return key
     if isinstance(key, Name | Inert | Storage | TensorRef):
         return key

@@ -1,20 +1,19 @@
-"""Read safetensors: one file, or shards with an index. Only the header is parsed; tensors are read by range.
+"""Read a safetensors file. Only the header is parsed; tensors are read by range.
 
 Stricter than the official reader where that one is lenient: no duplicate keys, no space before the header.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ema_cli.checkpoint import DTYPES, DType, TensorSpec, Weights
+from ema_cli.checkpoint import DTYPES, MAX_TENSORS, DType, TensorSpec, Weights
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
-from ema_cli.formats.json_text import is_cut, parse_json
+from ema_cli.formats.json_text import parse_json
 from ema_cli.input_file import InputFile
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
@@ -24,33 +23,32 @@ _MAX_DIMENSIONS = 64  # as in torch and numpy
 
 @dataclass(slots=True)
 class SafetensorsWeights:
-    """The tensors of one model, stored in one safetensors file or in several shards."""
+    """The tensors of one safetensors file."""
 
     specs: Mapping[str, TensorSpec]
-    places: Mapping[str, tuple[int, int]]  # name -> which file, byte offset in its data
-    data_starts: tuple[int, ...]  # of each file
-    files: tuple[InputFile, ...]
+    offsets: Mapping[str, int]  # name -> byte in the file's data
+    data_start: int
+    file: InputFile
     metadata: Mapping[str, str]
 
     def share(self, other: Weights) -> None:
         """Use the other's tables where they are equal."""
         if self.specs == other.specs:
             self.specs = other.specs
-        if isinstance(other, SafetensorsWeights) and self.places == other.places:
-            self.places = other.places
+        if isinstance(other, SafetensorsWeights) and self.offsets == other.offsets:
+            self.offsets = other.offsets
 
-    def place(self, name: str) -> tuple[int, int, int]:
-        """Return file, offset and size: two tensors without bytes may start at one offset."""
-        return *self.places[name], self.specs[name].nbytes
+    def place(self, name: str) -> tuple[int, int]:
+        """Return offset and size: two tensors without bytes may start at one offset."""
+        return self.offsets[name], self.specs[name].nbytes
+
+    def shard(self, name: str) -> str:
+        """Return the name of the file that holds tensor `name`."""
+        return self.file.path.name
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`."""
-        shard, offset = self.places[name]
-        self.files[shard].read_into(self.data_starts[shard] + offset + start, out)
-
-    def shard_of(self, name: str) -> str:
-        """Return the file name of the shard that holds tensor `name`."""
-        return self.files[self.places[name][0]].path.name
+        self.file.read_into(self.data_start + self.offsets[name] + start, out)
 
 
 def open_file(path: Path) -> SafetensorsWeights:
@@ -61,56 +59,6 @@ def open_file(path: Path) -> SafetensorsWeights:
     """
     file = InputFile(path)
     return _read_header(file)
-
-
-def open_shards(index_path: Path) -> SafetensorsWeights:
-    """Read the index at `index_path` and the headers of the shards beside it.
-
-    Raises:
-        IncompleteCheckpoint: where a shard is missing.
-        CheckpointError: where index and shards disagree, or a shard lies outside the folder.
-    """
-    weight_map = _read_index(index_path)
-    specs: dict[str, TensorSpec] = {}
-    places: dict[str, tuple[int, int]] = {}
-    files: list[InputFile] = []
-    data_starts: list[int] = []
-    metadata: Mapping[str, str] = {}
-    for shard_name in sorted(set(weight_map.values())):
-        path = index_path.parent / shard_name
-        if not os.path.exists(path):  # noqa: PTH110 - which raises nothing for a name that no file can have
-            raise IncompleteCheckpoint(f"{index_path.parent}: shard '{shard_name}' is missing")
-        shard = open_file(path)
-        expected = {name for name, where in weight_map.items() if where == shard_name}
-        for name in expected.symmetric_difference(shard.specs):
-            where = "is in the shard only" if name in shard.specs else "is in the index only"
-            raise CheckpointError(f"{path}: '{name}' {where}", hint="index and shards are of different saves")
-        specs.update(shard.specs)
-        places.update((name, (len(files), offset)) for name, (_, offset) in shard.places.items())
-        files.extend(shard.files)
-        data_starts.extend(shard.data_starts)
-        metadata = metadata or shard.metadata
-    return SafetensorsWeights(specs, places, tuple(data_starts), tuple(files), metadata)
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    file = InputFile(path)
-    if file.size > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{path}: an index of {file.size} bytes is too large")
-    text = file.read(0, file.size)
-    try:
-        index = parse_json(text)
-    except ValueError as error:
-        kind = IncompleteCheckpoint if is_cut(text) else CheckpointError
-        raise kind(f"{path}: not a JSON index: {error}") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: has no 'weight_map'")
-    for name, shard in weight_map.items():
-        # A plain name only: nothing may lead out of the folder.
-        if not isinstance(shard, str) or Path(shard).name != shard or shard.startswith(".") or "\0" in shard:
-            raise CheckpointError(f"{path}: '{name}' is said to be in {shard!r}, which is not a file name")
-    return weight_map
 
 
 def _read_header(file: InputFile) -> SafetensorsWeights:
@@ -130,6 +78,8 @@ def _read_header(file: InputFile) -> SafetensorsWeights:
     except ValueError as error:
         raise CheckpointError(f"{path}: the header is not valid: {error}") from error
     metadata = _metadata(path, header.pop("__metadata__", {}))
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(header)} tensors; at most {MAX_TENSORS} are read")
     specs: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
     for name in list(header):
@@ -138,8 +88,8 @@ def _read_header(file: InputFile) -> SafetensorsWeights:
         specs[name], begin, end = _read_entry(path, name, entry)
         spans.append((begin, end, name))
     _check_contiguous(file, 8 + length, spans)
-    places = {name: (0, begin) for begin, _, name in spans}
-    return SafetensorsWeights(specs, places, (8 + length,), (file,), metadata)
+    offsets = {name: begin for begin, _, name in spans}
+    return SafetensorsWeights(specs, offsets, 8 + length, file, metadata)
 
 
 def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:
@@ -160,6 +110,8 @@ def _read_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int
         raise CheckpointError(f"{path}: '{name}' has a shape or offsets that are not counts")
     spec = TensorSpec(_dtype(path, name, entry["dtype"]), tuple(shape))
     begin, end = offsets
+    if spec.count * spec.dtype.bits % 8:
+        raise CheckpointError(f"{path}: '{name}' is {spec}, which is no whole number of bytes")
     if spec.count > _MAX_ELEMENTS or end - begin != spec.nbytes:
         raise CheckpointError(f"{path}: '{name}' is {spec}, {spec.nbytes} bytes, but has {end - begin}")
     return spec, begin, end
@@ -170,13 +122,13 @@ def _counts(values: Any) -> bool:
 
 
 def _dtype(path: Path, name: str, dtype: Any) -> DType:
-    if isinstance(dtype, str) and dtype in DTYPES:
-        return DTYPES[dtype]
-    reason = "8-bit and smaller floats cannot be averaged" if str(dtype)[:2] in ("F8", "F4", "F6") else "unknown"
-    raise CheckpointError(
-        f"{path}: '{name}' has dtype {dtype}: {reason}",
-        hint="average the run's full-precision checkpoints and quantize the result",
-    )
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else None
+    if found is None or found.name == "C128":  # ours, not safetensors'
+        raise CheckpointError(
+            f"{path}: '{name}' has dtype {str(dtype)[:40]}, which is unknown",
+            hint="average the run's full-precision checkpoints",
+        )
+    return found
 
 
 def _check_contiguous(file: InputFile, data_start: int, spans: list[tuple[int, int, str]]) -> None:

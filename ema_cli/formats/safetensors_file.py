@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import RunError, UsageError
-from ema_cli.formats.layouts import AVERAGED_AGAIN, AVERAGED_MODEL
+from ema_cli.errors import CheckpointError, RunError, UsageError
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.places import AVERAGED_AGAIN, AVERAGED_MODEL
 from ema_cli.formats.safetensors import SafetensorsWeights, open_file
 
 METADATA_KEY = "ema_cli"  # under which our own outputs say how they were averaged
+_PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part of a tensor a file holds
 
 
 def matches(path: Path) -> bool:
@@ -21,12 +22,18 @@ def matches(path: Path) -> bool:
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
-    """Read the file's header."""
-    return from_weights(path, open_file(path), options)
+    """Read the file's header; what ema-cli itself averaged is recognised.
 
-
-def from_weights(path: Path, weights: SafetensorsWeights, options: ReadOptions) -> Checkpoint:
-    """Return the checkpoint at `path`; what ema-cli itself averaged is recognised."""
+    Raises:
+        CheckpointError: naming the file, the tensor and what is wrong.
+        UsageError, RunError: where an option does not fit a file that holds one set of weights and nothing else.
+    """
+    weights = open_file(path)
+    if _PIECE_KEY in weights.metadata:
+        raise CheckpointError(
+            f"{path}: holds pieces of tensors, as torch.distributed.checkpoint saves them in safetensors",
+            hint="put them together first: torch.distributed.checkpoint's consolidate_safetensors_files",
+        )
     averaged = _averaged(weights)
     if averaged is None and options.key is not None:
         raise UsageError(
@@ -40,7 +47,7 @@ def from_weights(path: Path, weights: SafetensorsWeights, options: ReadOptions) 
         name=path.name,
         path=path,
         weights=weights,
-        files=weights.files,
+        files=(weights.file,),
         format="safetensors",
         averaged=None if again else averaged,
         notes=(AVERAGED_AGAIN,) if again else (),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ema_cli.checkpoint import DType, TensorSpec
-from ema_cli.input_file import InputFile
+from ema_cli.input_file import ByteSource
 
 _BLOCK = 1 << 17  # elements gathered at once
 _GAP_BYTES = 256  # neighbours closer than this are read together: cheaper than another read
 
 
-def gather(file: InputFile, base: int, spec: TensorSpec, strides: tuple[int, ...], start: int, out: memoryview) -> None:
+def gather(
+    file: ByteSource, base: int, spec: TensorSpec, strides: tuple[int, ...], start: int, out: memoryview
+) -> None:
     """Fill `out` with the elements from byte `start` of the tensor in C order.
 
     `base` is the byte offset of its first element in the file; `strides` count elements.
@@ -49,7 +51,7 @@ def _element_offsets(
 
 
 def _read_elements(
-    file: InputFile,
+    file: ByteSource,
     base: int,
     offsets: np.ndarray[tuple[int], np.dtype[np.int64]],
     elements: np.ndarray[tuple[int], np.dtype[np.void]],

@@ -16,6 +16,7 @@ from ema_cli.formats.pickle_values import (
     KNOWN_CALLS,
     Inert,
     Name,
+    PickleEnds,
     PickleError,
     Refused,
     Storage,
@@ -23,22 +24,51 @@ from ema_cli.formats.pickle_values import (
     checked_key,
     storage_dtype,
 )
+from ema_cli.input_file import ByteSource
 
 # Elements copied by calls such as OrderedDict(pairs), which a small file can repeat on one large list.
 _MAX_COPIED = 20_000_000
 _MAX_INSTRUCTIONS = 20_000_000  # a tensor takes some forty
 
 
-def unpickle(data: bytes) -> Any:
-    """Return the object that pickle `data` describes, made of plain containers and of `pickle_values`.
+MAX_PICKLE_BYTES = 256 << 20
+_BLOCK_BYTES = 1 << 20  # what is read from the file at once
+_MAX_LINE_BYTES = 1 << 16
+_MAX_MEMO_INDEX = 1 << 32
 
-    Sets come as lists, OrderedDict and defaultdict as dicts.
+
+def describe_storage(identifier: Any) -> Storage | Name:
+    """Return the storage that a persistent id of torch's describes: ('storage', class, key, location, count).
+
+    The legacy format has two more: a view of a storage, as very old versions wrote, which is refused; and the
+    class of a module with its source text, of which we keep the name.
+    """
+    match identifier:
+        case ("storage", Name(path), str(key), _, int(count)) | ("storage", Name(path), str(key), _, int(count), None):
+            if count >= 0:
+                return Storage(storage_dtype(path), key, count)
+        case ("storage", Name(), str(), _, int(), _):
+            raise PickleError("a tensor's storage is a view of another, as torch before 0.4 wrote it")
+        case ("module", Name() as name, *_):
+            return name
+    raise PickleError("it refers to something outside that is no tensor storage")
+
+
+def unpickle(
+    source: ByteSource, start: int = 0, persistent: Callable[[Any], object] = describe_storage
+) -> tuple[Any, int]:
+    """Return what the pickle at byte `start` of `source` describes, and the byte at which it ends.
+
+    The value is made of plain containers and of `pickle_values`: sets come as lists, OrderedDict and defaultdict as
+    dicts. `persistent` says what an id of something outside the pickle stands for.
 
     Raises:
         PickleError: for anything that is not a pickle of protocol 0 to 5, as torch writes it.
+        CheckpointError: where the file cannot be read.
     """
+    machine = _Machine(source, start, persistent)
     try:
-        return _Machine(data).run()
+        return machine.run(), machine.base + machine.position
     except (
         IndexError,
         KeyError,
@@ -47,6 +77,7 @@ def unpickle(data: bytes) -> Any:
         AttributeError,
         struct.error,
         OverflowError,
+        RecursionError,
     ) as error:
         raise PickleError(f"it is damaged: {error}") from error
 
@@ -54,8 +85,12 @@ def unpickle(data: bytes) -> Any:
 class _Machine:
     """The stack machine. One method for each family of instructions, found by the byte that asks for it."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
+    def __init__(self, source: ByteSource, start: int, persistent: Callable[[Any], object]) -> None:
+        self.source = source
+        self.resolve = persistent
+        self.limit = min(source.size, start + MAX_PICKLE_BYTES)
+        self.data = b""  # a block of the file that begins at byte `base`; `position` counts within it
+        self.base = start
         self.position = 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
@@ -77,11 +112,25 @@ class _Machine:
     def take(self, size: int) -> bytes:
         """Return the next `size` bytes."""
         end = self.position + size
-        if size < 0 or end > len(self.data):
-            raise PickleError("it ends too early")
+        if end > len(self.data):
+            self.fetch(size)
+            end = size
+        if size < 0:
+            raise PickleError("it takes a negative number of bytes")
         taken = self.data[self.position : end]
         self.position = end
         return taken
+
+    def fetch(self, size: int) -> None:
+        """Read on, so that at least `size` bytes lie ahead."""
+        self.base += self.position
+        left = self.limit - self.base
+        if size > left:
+            if self.limit == self.source.size:
+                raise PickleEnds("it ends too early")
+            raise PickleError("it is too large")
+        self.data = self.source.read(self.base, min(max(size, _BLOCK_BYTES), left))
+        self.position = 0
 
     def number(self, layout: str) -> int:
         """Return the next number in struct's `layout`."""
@@ -90,7 +139,10 @@ class _Machine:
 
     def line(self, encoding: str = "utf-8") -> str:
         """Return the text up to the next newline."""
-        end = self.data.index(b"\n", self.position)
+        end = self.data.find(b"\n", self.position)
+        if end < 0:
+            self.fetch(min(_MAX_LINE_BYTES, self.limit - self.base - self.position))
+            end = self.data.index(b"\n", 0, _MAX_LINE_BYTES)
         text = self.data[self.position : end].decode(encoding)
         self.position = end + 1
         return text
@@ -168,12 +220,8 @@ class _Machine:
         self.push(Name(f"{module}.{name}"))
 
     def persistent(self, identifier: Any) -> None:
-        """Push the storage that a persistent id describes: ('storage', class, key, location, count)."""
-        match identifier:
-            case ("storage", Name(path), str(key), _, int(count), *_) if count >= 0:
-                self.push(Storage(storage_dtype(path), key, count))
-            case _:
-                raise PickleError("it refers to something outside that is no tensor storage")
+        """Push what stands for something outside the pickle."""
+        self.push(self.resolve(identifier))
 
     def get(self, index: int) -> None:
         """Push a remembered value."""
@@ -181,6 +229,8 @@ class _Machine:
 
     def put(self, index: int) -> None:
         """Remember the value on top."""
+        if not 0 <= index < _MAX_MEMO_INDEX:  # larger numbers can be chosen so that all of them collide
+            raise PickleError("it numbers what it remembers beyond all reason")
         self.memo[index] = self.stack[-1]
 
 

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
-from ema_cli.input_file import InputFile
+from ema_cli.input_file import ByteSource
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -32,12 +32,7 @@ class ZipEntry:
     compressed: bool = False
 
 
-def is_zip(file: InputFile) -> bool:
-    """Return whether the file begins as a zip archive."""
-    return file.size >= 4 and file.read(0, 4) == b"PK\x03\x04"
-
-
-def read_directory(file: InputFile) -> dict[str, ZipEntry]:
+def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
     """Return the archive's entries by name.
 
     Raises:
@@ -62,7 +57,7 @@ def read_directory(file: InputFile) -> dict[str, ZipEntry]:
     return entries
 
 
-def data_offset(file: InputFile, entry: ZipEntry) -> int:
+def data_offset(file: ByteSource, entry: ZipEntry) -> int:
     """Return the byte at which the entry's data begin, past its local header."""
     header = file.read(entry.header_offset, _LOCAL.size)
     signature, _, _, method, *_, name_length, extra_length = _LOCAL.unpack(header)
@@ -75,7 +70,7 @@ def data_offset(file: InputFile, entry: ZipEntry) -> int:
     return int(start)
 
 
-def _locate_directory(file: InputFile) -> tuple[int, int, int]:
+def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
     """Return start, size and number of entries of the central directory."""
     tail_size = min(file.size, _END.size + _MAX_COMMENT_BYTES)
     tail = file.read(file.size - tail_size, tail_size)
@@ -102,7 +97,7 @@ def _locate_directory(file: InputFile) -> tuple[int, int, int]:
     return int(start), int(size), int(count)
 
 
-def _read_central(file: InputFile, directory: bytes, position: int) -> tuple[ZipEntry, int]:
+def _read_central(file: ByteSource, directory: bytes, position: int) -> tuple[ZipEntry, int]:
     fields = _CENTRAL.unpack_from(directory, position)
     signature, _, _, flags, method, _, _, _, stored, size, name_length, extra_length, comment_length = fields[:13]
     header_offset = fields[16]
@@ -141,7 +136,7 @@ def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tup
     return values[0], values[1], values[2]
 
 
-def _check_spans(file: InputFile, entries: dict[str, ZipEntry], end: int) -> None:
+def _check_spans(file: ByteSource, entries: dict[str, ZipEntry], end: int) -> None:
     position = 0
     for entry in sorted(entries.values(), key=lambda entry: entry.header_offset):
         if entry.header_offset < position:

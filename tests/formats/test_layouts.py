@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from ema_cli.checkpoint import Checkpoint, Progress
 from ema_cli.errors import CheckpointError, EmaError, NoWeights, RunError
 from ema_cli.formats import open_checkpoint
-from ema_cli.formats.layouts import BATCH_KEYS, BESIDE_KEYS, WEIGHT_KEYS, is_unfinished_name, is_weights_name
-from ema_cli.formats.layouts import name_clocks as clocks_of
+from ema_cli.formats.layouts import PLAIN
+from ema_cli.formats.names import is_unfinished_name, is_weights_name
+from ema_cli.formats.names import name_clocks as clocks_of
 from ema_cli.formats.options import Choice, ReadOptions
 from ema_cli.units import Unit
 from tests.conftest import COMPOSER
@@ -52,7 +53,7 @@ def plain_clocks(progress: Progress) -> dict[str, float]:
     return {unit.value: float(clock.value) for unit, clock in progress.clocks.items()}
 
 
-@pytest.mark.parametrize("place", WEIGHT_KEYS)
+@pytest.mark.parametrize("place", PLAIN.weights)
 def test_plain_dicts(place: str, tmp_path: Path) -> None:
     """Weights are found under each of the usual names; what stands beside them is left alone."""
     checkpoint = opened(tmp_path, {"optimizer": {"state": {0: {"m": torch.ones(2)}}}, place: RAW, "lr": 0.1})
@@ -68,7 +69,7 @@ def test_a_bare_state_dict(tmp_path: Path) -> None:
     assert plain_clocks(checkpoint.progress) == {"ba": 40, "ep": 3}
 
 
-@pytest.mark.parametrize("key", [*BATCH_KEYS, "epoch"])
+@pytest.mark.parametrize("key", [*PLAIN.clocks[Unit.BATCH], *PLAIN.clocks[Unit.EPOCH]])
 @pytest.mark.parametrize("value", [7, 7.0, torch.tensor(7), torch.tensor([7], dtype=torch.int16)])
 def test_each_clock_key(key: str, value: Any, tmp_path: Path) -> None:
     """Every key under which trainers count is read, as a number or as a tensor of one integer."""
@@ -181,7 +182,7 @@ AVERAGES: dict[str, tuple[Any, Expected]] = {
     "Composer, EMA off": (composer(False, RAW, EMA), beside("state.algorithms")),
     "Lightning": (lightning(state_dict=EMA, current_model_state=RAW), INSTEAD),
     "AveragedModel": (COUNTED, {None: (COUNTED, True, None), "ema": (COUNTED, False, AVERAGES_AGAIN)}),
-    **{place: ({"state_dict": RAW, place: EMA}, beside(place)) for place in BESIDE_KEYS},
+    **{place: ({"state_dict": RAW, place: EMA}, beside(place)) for place in PLAIN.beside},
 }
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats import open_checkpoint
-from ema_cli.formats.zip_directory import data_offset, is_zip, read_directory
+from ema_cli.formats.zip_directory import data_offset, read_directory
 from ema_cli.input_file import InputFile
 from tests.formats.test_contract import read_all, read_range, stored_bytes
 
@@ -78,14 +78,6 @@ def test_any_zip_writer_will_do(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"c" * 65535
     assert read_all(open_checkpoint(path).weights) == {name: stored_bytes(t) for name, t in SAVED.items()}
-
-
-def test_what_begins_otherwise_is_no_zip(tmp_path: Path) -> None:
-    """A zip archive is known by its first four bytes."""
-    path = tmp_path / "a"
-    for content, expected in ((b"PK\x03\x04", True), (b"PK\x03", False), (b"", False), (b"\x80\x02ab", False)):
-        path.write_bytes(content)
-        assert is_zip(InputFile(path)) is expected
 
 
 def test_an_archive_cut_anywhere_is_incomplete(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""What must be equal in all checkpoints of an adapter, beside its tensors: how A and B become a change of weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ema_cli.formats.json_text import read_json
+from ema_cli.input_file import InputFile
+
+_CONFIG = "adapter_config.json"
+_MAX_CONFIG_BYTES = 16 << 20
+# Fields of PEFT's configuration that change what the stored tensors mean.
+_FIELDS = (
+    "peft_type", "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
+    "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "fan_in_fan_out", "target_parameters",
+)  # fmt: skip
+
+
+def adapter_settings(folder: Path) -> tuple[dict[str, str], tuple[InputFile, ...]]:
+    """Return the settings of the adapter in `folder` as text, and the file that holds them, if there is one."""
+    path = folder / _CONFIG
+    if not path.exists():
+        return {}, ()
+    file = InputFile(path)
+    config = read_json(file, _MAX_CONFIG_BYTES)
+    values = {name: config.get(name) for name in _FIELDS} if isinstance(config, dict) else {}
+    # Which modules are adapted is a set, which PEFT writes in any order.
+    return {
+        name: json.dumps(sorted(value, key=str) if isinstance(value, list) else value, sort_keys=True, default=str)
+        for name, value in values.items()
+        if value is not None
+    }, (file,)

@@ -1,0 +1,255 @@
+"""A checkpoint that is a folder of torch.distributed.checkpoint: of torchtitan, FSDP, Lightning, Composer, NeMo, ...
+
+The folder holds all that was saved. Of that only the model's tensors are taken: those under a place for models in the
+nested dict that was saved, or, where the model stands at the top, all but what is known to be something else.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, RunError
+from ema_cli.formats.dcp_metadata import Metadata, Record, StoredTensor, read_metadata
+from ema_cli.formats.dcp_weights import DcpWeights
+from ema_cli.formats.layouts import (
+    DCP_AVERAGES,
+    DCP_CLOCKS,
+    DCP_FOLDERS,
+    DCP_OTHERS,
+    PLAIN,
+)
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.pickle_values import TensorRef
+from ema_cli.formats.places import AVERAGED_AGAIN, EXTRA_STATE, progress_of
+from ema_cli.formats.torch_file import open_torch
+from ema_cli.formats.torch_zip import open_zip
+from ema_cli.input_file import FileRegion, InputFile
+from ema_cli.units import Unit
+
+_METADATA = ".metadata"
+_META = "meta.pt"  # in which Lightning keeps what is not a tensor
+
+
+def matches(path: Path) -> bool:
+    """Return whether the folder, or one in it where trainers put it, is one of torch.distributed.checkpoint."""
+    return _find_folder(path) is not None
+
+
+def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
+    """Read `.metadata`, find the model in it, and check that the files are there.
+
+    Raises:
+        IncompleteCheckpoint: where `.metadata`, which is written last, or a shard is missing.
+        NoWeights: where no tensors are the model's.
+        CheckpointError: for what is damaged, leads out of the folder, or is compressed or encrypted.
+    """
+    folder = _find_folder(path)
+    assert folder is not None, "matches() was asked"
+    if not os.path.exists(folder / _METADATA):  # noqa: PTH110
+        raise IncompleteCheckpoint(f"{path}: has no .metadata, which is written last")
+    metadata = read_metadata(InputFile(folder / _METADATA))
+    names, averages = _find_model(metadata, options)
+    notes = []
+    if options.weights == "ema":
+        if not averages:
+            raise RunError(f"{path}: holds no averages that are read", hint="leave out --weights ema")
+        names, notes = averages, [AVERAGED_AGAIN]
+    elif averages and options.weights is None:
+        notes.append("raw weights taken; averages lie beside them (--weights ema)")
+    if not names:
+        raise NoWeights(f"{path}: no tensors in a place we know for a model", hint="say where: --key NAME")
+    if len(names) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(names)} tensors; at most {MAX_TENSORS} are read")
+    tensors = {name: metadata.tensor(stored) for name, stored in names.items()}
+    files = _open_files(folder, tensors)
+    weights = DcpWeights({name: tensor.spec for name, tensor in tensors.items()}, tensors, files)
+    meta = [InputFile(folder / _META)] if os.path.exists(folder / _META) else []  # noqa: PTH110
+    reader = _Reader(folder, metadata)
+    return Checkpoint(
+        name=path.name,
+        path=path,
+        weights=weights,
+        files=(metadata.file, *files.values(), *meta),
+        format="DCP",
+        trainer=_trainer(path, folder, metadata),
+        progress=_meta_progress(meta[0]) if meta else reader.progress(),
+        averaged=None if options.weights else reader.composer_averages(),
+        notes=(*notes, *_left_out(path, metadata, options)),
+    )
+
+
+def _find_folder(path: Path) -> Path | None:
+    """Return the folder with the shards: this one, or the one in it where some trainers put it."""
+    if not path.is_dir():
+        return None
+    try:
+        names = sorted(os.listdir(path))  # noqa: PTH208 - names are all that is needed
+    except OSError:
+        return None  # whoever searches the folder says why
+    if _METADATA in names or any(name.endswith(".distcp") for name in names):
+        return path
+    inner = [path / name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in DCP_FOLDERS)]
+    return next((each for each in inner if (each / _METADATA).is_file() or any(each.glob("*.distcp"))), None)
+
+
+def _trainer(path: Path, folder: Path, metadata: Metadata) -> str | None:
+    if "state.timestamp.Timestamp.batch" in metadata.items or any(
+        name.startswith("state.model.") for name in metadata.tensors
+    ):
+        return "Composer"
+    if (folder / _META).is_file():
+        return "Lightning"
+    if any(name.startswith("train_state.") or name == "train_state" for name in [*metadata.tensors, *metadata.items]):
+        return "torchtitan"
+    by_folder = {"model_and_optim": "OLMo-core", "weights": "NeMo"}
+    if folder != path:
+        return by_folder.get(folder.name, "accelerate")
+    return None
+
+
+def _find_model(metadata: Metadata, options: ReadOptions) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the model's tensors and their averages: names in the model -> names in the folder."""
+    if options.key is not None:
+        prefix = options.key + "."
+        return {name.removeprefix(prefix): name for name in metadata.tensors if name.startswith(prefix)}, {}
+    places: dict[tuple[object, ...], dict[str, str]] = {}
+    top: dict[str, str] = {}
+    others = []
+    averages: dict[str, str] = {}
+    for stored in metadata.tensors:
+        path = metadata.paths.get(stored, (stored,))
+        at = next((number for number, part in enumerate(path[:-1]) if part in PLAIN.weights), None)
+        if any(DCP_OTHERS.match(str(part)) for part in path[: at if at is not None else len(path)]):
+            others.append(stored)
+            if DCP_AVERAGES.search(stored):
+                averages[stored] = stored
+        elif at is None:
+            top[stored] = stored
+        else:
+            name = ".".join(str(part) for part in path[at + 1 :])
+            places.setdefault(path[: at + 1], {})[name] = stored
+    if len(places) > 1:
+        listed = [".".join(map(str, place)) for place in places]
+        raise CheckpointError(
+            f"{metadata.file.path.parent}: holds models at {', '.join(listed[:8])}",
+            hint=f"say which: --key {listed[0]}",
+        )
+    for model in places.values():
+        return model, _strip_averages(averages, model)
+    # Names that were flattened before they were saved, without a record of how.
+    flattened = [name for name in others if len(metadata.paths.get(name, (name,))) == 1]
+    for prefix in ("state.model.", "app.model.", "model."):
+        if flattened and top and all(name.startswith(prefix) for name in top):
+            top = {name.removeprefix(prefix): name for name in top}
+    return top, _strip_averages(averages, top)
+
+
+def _strip_averages(averages: Mapping[str, str], model: Mapping[str, str]) -> dict[str, str]:
+    """Return the averages under the model's names: those whose names end in one, or hold it before a last part."""
+    found = {}
+    for stored in averages:
+        parts = stored.split(".")
+        candidates = [".".join(parts[at:end]) for at in range(len(parts)) for end in (len(parts), len(parts) - 1)]
+        name = next((each for each in candidates if each in model), None)
+        if name is not None and name not in found:
+            found[name] = stored
+    return found if found.keys() == model.keys() else {}
+
+
+def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> Iterator[str]:
+    """Refuse what belongs to the model but is no tensor, unless the user lets it pass; then say so."""
+    extra = [name for name in metadata.items if EXTRA_STATE in name and not DCP_OTHERS.match(name)]
+    if not extra:
+        return
+    refused = next((name for name in extra if not options.copies(name)), None)
+    if refused is not None:
+        raise CheckpointError(
+            f"{path}: '{refused}' is no tensor, but what only the module's own code can read",
+            hint=f"leave it out of the average and of the output: --copy '*{EXTRA_STATE}*'",
+        )
+    yield f"not tensors, left out: {len(extra)} items such as '{extra[0]}'"
+
+
+def _open_files(folder: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, InputFile]:
+    files: dict[str, InputFile] = {}
+    for name, tensor in tensors.items():
+        for piece in tensor.pieces:
+            _check_record(folder, name, piece.record, files)
+    return files
+
+
+def _check_record(folder: Path, name: str, record: Record, files: dict[str, InputFile]) -> None:
+    """Open the file of a record, once, and check that the record lies in it."""
+    if record.file not in files:
+        if not os.path.exists(folder / record.file):  # noqa: PTH110
+            raise IncompleteCheckpoint(f"{folder}: shard '{record.file}' is missing")
+        files[record.file] = InputFile(folder / record.file)
+    if record.start + record.size > files[record.file].size:
+        raise IncompleteCheckpoint(
+            f"{folder / record.file}: cut short: '{name}' reaches to byte {record.start + record.size} "
+            f"of {files[record.file].size}",
+            hint="its writer did not finish",
+        )
+
+
+class _Reader:
+    """Reads the few items beside the model that say when it was saved, and whether it is an average."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        self.folder = folder
+        self.metadata = metadata
+        self.files: dict[str, InputFile] = {}
+
+    def progress(self) -> Progress:
+        """Return the clocks that are stored under the names we know."""
+        clocks: dict[Unit, Clock] = {}
+        for unit, names in DCP_CLOCKS.items():
+            for name in names:
+                value = self._number(name)
+                if value is not None and unit not in clocks and not (value == 0 and unit in (Unit.SAMPLE, Unit.TOKEN)):
+                    clocks[unit] = Clock(Fraction(value), "file")
+        in_epoch = self._number("state.timestamp.Timestamp.batch_in_epoch")
+        return Progress(clocks, batch_in_epoch=in_epoch)
+
+    def composer_averages(self) -> str | None:
+        """Return why the model holds averages, if Composer's EMA was on."""
+        for name in self.metadata.items:
+            if name.startswith("state.algorithms"):
+                value = self._value(name)
+                if _mentions_active(value):
+                    return "Composer's EMA was on: 'state.model' holds averages"
+        return None
+
+    def _number(self, name: str) -> int | None:
+        value = self._value(name)
+        return value if type(value) is int and 0 <= value < 1 << 63 else None
+
+    def _value(self, name: str) -> Any:
+        if name in self.metadata.tensors:
+            pieces = self.metadata.tensor(name).pieces
+            record = pieces[0].record if len(pieces) == 1 else None
+        else:
+            record = self.metadata.items.get(name)
+        if record is None:
+            return None
+        _check_record(self.folder, name, record, self.files)
+        saved = open_zip(FileRegion(self.files[record.file], record.start, record.size))
+        return saved.scalar(name, saved.root) if isinstance(saved.root, TensorRef) else saved.root
+
+
+def _mentions_active(value: Any) -> bool:
+    """Return whether the state of Composer's algorithms, in a list or alone, says that averages are swapped in."""
+    if isinstance(value, dict):
+        return value.get("ema_weights_active") is True
+    return isinstance(value, list | tuple) and any(map(_mentions_active, value))
+
+
+def _meta_progress(file: InputFile) -> Progress:
+    root = open_torch(file).root
+    return progress_of(root, "Lightning") if isinstance(root, dict) else Progress()

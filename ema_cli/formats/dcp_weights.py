@@ -1,0 +1,132 @@
+"""Tensors in a folder of torch.distributed.checkpoint, put together by range from the pieces that ranks saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from ema_cli.checkpoint import TensorSpec, Weights
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.dcp_metadata import Piece, Record, StoredTensor
+from ema_cli.formats.pickle_values import TensorRef
+from ema_cli.formats.torch_tensors import TorchWeights, dtype_of
+from ema_cli.formats.torch_zip import open_zip
+from ema_cli.input_file import FileRegion, InputFile
+
+_MAX_OPENED = 64
+
+
+@dataclass(slots=True)
+class DcpWeights:
+    """The tensors of one model, each in one piece or in several."""
+
+    specs: Mapping[str, TensorSpec]
+    tensors: Mapping[str, StoredTensor]
+    files: Mapping[str, InputFile]
+    # Records are small archives of their own, opened when they are read; the last few stay open.
+    _opened: dict[Record, TorchWeights] = field(default_factory=dict)
+
+    def share(self, other: Weights) -> None:
+        """Use the other's table where it is equal."""
+        if self.specs == other.specs:
+            self.specs = other.specs
+
+    def place(self, name: str) -> str:
+        """Return the name: each tensor has records of its own."""
+        return name
+
+    def shard(self, name: str) -> str:
+        """Return the name of the file that holds the first piece of tensor `name`."""
+        pieces = self.tensors[name].pieces
+        return pieces[0].record.file if pieces else ""
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fill `out` from byte `start` of tensor `name`."""
+        tensor = self.tensors[name]
+        size = tensor.spec.dtype.itemsize
+        first, last = start // size, (start + len(out)) // size
+        for piece in tensor.pieces:
+            if piece.end <= first or piece.begin >= last:
+                continue
+            low, high = _before(tensor.spec.shape, piece, first), _before(tensor.spec.shape, piece, last)
+            if high > low:
+                self._read_piece(name, tensor.spec, piece, (low, high), first, out)
+
+    def _read_piece(
+        self, name: str, spec: TensorSpec, piece: Piece, span: tuple[int, int], first: int, out: memoryview
+    ) -> None:
+        """Copy the elements `span` of a piece, in its own C order, to where they belong in `out`."""
+        size = spec.dtype.itemsize
+        low, high = span
+        weights = self._open(name, spec, piece)
+        run, outer = _runs(spec.shape, piece)
+        if high - low <= run - low % run:
+            begin = (_run_start(piece, outer, low // run) + low % run - first) * size
+            weights.read_into(name, low * size, out[begin : begin + (high - low) * size])
+            return
+        data = memoryview(bytearray((high - low) * size))
+        weights.read_into(name, low * size, data)
+        position = low
+        while position < high:
+            count = min(run - position % run, high - position)
+            begin = (_run_start(piece, outer, position // run) + position % run - first) * size
+            at = (position - low) * size
+            out[begin : begin + count * size] = data[at : at + count * size]
+            position += count
+
+    def _open(self, name: str, spec: TensorSpec, piece: Piece) -> TorchWeights:
+        weights = self._opened.get(piece.record)
+        if weights is None:
+            file = self.files[piece.record.file]
+            saved = open_zip(FileRegion(file, piece.record.start, piece.record.size))
+            ref = saved.root
+            if not isinstance(ref, TensorRef) or dtype_of(ref.dtype) != spec.dtype or ref.shape != piece.shape:
+                raise CheckpointError(
+                    f"{file.path}: '{name}' is stored as something else than its folder's .metadata says",
+                    hint="the files of the folder are of different saves",
+                )
+            weights = saved.weights({name: ref})
+            if len(self._opened) >= _MAX_OPENED:
+                self._opened.clear()
+            self._opened[piece.record] = weights
+        return weights
+
+
+def _before(shape: tuple[int, ...], piece: Piece, element: int) -> int:
+    """Return how many elements of the piece come before `element` of the whole tensor, in C order."""
+    if element >= prod(shape):
+        return prod(piece.shape)
+    found, block, rest = 0, prod(piece.shape), prod(shape)
+    for whole, at, length in zip(shape, piece.offsets, piece.shape, strict=True):
+        rest //= whole
+        block //= length
+        index, element = divmod(element, rest)
+        if index < at:
+            return found
+        if index >= at + length:
+            return found + length * block
+        found += (index - at) * block
+    return found
+
+
+def _runs(shape: tuple[int, ...], piece: Piece) -> tuple[int, list[tuple[int, int]]]:
+    """Return how many elements of the piece lie in one run in the whole tensor, and the dimensions outside a run.
+
+    Of each of those, from the outermost: its length in the piece and its stride in the whole tensor.
+    """
+    inner = len(shape)
+    while inner > 0 and piece.shape[inner - 1] == shape[inner - 1]:
+        inner -= 1
+    inner = max(inner - 1, 0)  # the innermost dimension that is cut is still one run
+    outer = [(piece.shape[dimension], prod(shape[dimension + 1 :])) for dimension in range(inner)]
+    return prod(piece.shape[inner:]), outer
+
+
+def _run_start(piece: Piece, outer: list[tuple[int, int]], number: int) -> int:
+    """Return the element of the whole tensor at which run `number` of a piece begins."""
+    begin = piece.begin
+    for length, stride in reversed(outer):
+        number, index = divmod(number, length)
+        begin += index * stride
+    return begin

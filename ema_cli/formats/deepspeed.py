@@ -1,0 +1,70 @@
+"""A checkpoint that is a folder of DeepSpeed's: the model of one rank is read, one that is cut in parts is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import CheckpointError
+from ema_cli.formats import torch_file
+from ema_cli.formats.options import ReadOptions
+
+_MODEL = re.compile(r"^mp_rank_(\d+)_model_states\.pt$")
+_ZERO_3 = re.compile(r"^zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt$")
+_PIPELINE = re.compile(r"^layer_\d+-model_\d+-model_states\.pt$|^layer_\d+-model_states\.pt$")
+_EXPERTS = re.compile(r"^(?:layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt$")
+_MASTERS = re.compile(r"optim_states\.pt$")
+_CONVERT = "put it together first, with the script that DeepSpeed left there: python zero_to_fp32.py . OUTPUT"
+_UNIVERSAL = "put it together first with your trainer's converter, as Megatron-DeepSpeed's tools/convert_checkpoint"
+_LOW = {"F16", "BF16"}
+_INNER = "checkpoint"  # in which Lightning puts it
+
+
+def matches(path: Path) -> bool:
+    """Return whether the folder holds model states as DeepSpeed writes them."""
+    return _find_folder(path) is not None
+
+
+def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
+    """Read the headers of the model states in the folder.
+
+    Raises:
+        CheckpointError: where the model is cut into parts: ZeRO-3, tensor or pipeline parallel, experts.
+    """
+    folder = _find_folder(path)
+    assert folder is not None, "matches() was asked"
+    names = sorted(os.listdir(folder))  # noqa: PTH208
+    models = [name for name in names if _MODEL.search(name)]
+    for pattern, what, hint in (
+        (_ZERO_3, "cut into parts by ZeRO stage 3", _CONVERT),
+        (_PIPELINE, "cut into the stages of a pipeline", _UNIVERSAL),
+        (_EXPERTS, "cut into experts", _UNIVERSAL),
+    ):
+        if any(pattern.search(name) for name in names):
+            raise CheckpointError(f"{path}: a DeepSpeed checkpoint, {what}", hint=hint)
+    if len(models) != 1:
+        raise CheckpointError(
+            f"{path}: a DeepSpeed checkpoint, cut into {len(models)} parts of tensors (tensor parallel)",
+            hint=_UNIVERSAL,
+        )
+    checkpoint = torch_file.open_checkpoint(folder / models[0], options)
+    notes = list(checkpoint.notes)
+    dtypes = {spec.dtype.name for spec in checkpoint.weights.specs.values() if spec.dtype.kind == "float"}
+    if dtypes <= _LOW and any(map(_MASTERS.search, names)):
+        notes.append("the weights are in half precision; DeepSpeed keeps float32 ones, which are not read, in its "
+                     "optimizer's files (zero_to_fp32.py puts them together)")  # fmt: skip
+    return dataclasses.replace(checkpoint, name=path.name, path=path, trainer="DeepSpeed", notes=tuple(notes))
+
+
+def _find_folder(path: Path) -> Path | None:
+    for folder in (path, path / _INNER):
+        try:
+            names = os.listdir(folder)  # noqa: PTH208 - names are all that is needed
+        except OSError:
+            continue
+        if any(pattern.search(name) for name in names for pattern in (_MODEL, _ZERO_3, _PIPELINE)):
+            return folder
+    return None

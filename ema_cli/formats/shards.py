@@ -1,0 +1,96 @@
+"""A model stored in several files: the index that says which tensor is in which, and the files beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, TensorSpec, Weights
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.formats.json_text import read_json
+from ema_cli.input_file import InputFile
+
+_MAX_INDEX_BYTES = 100_000_000
+_MAX_SHARDS = 1 << 16
+
+
+@dataclass(slots=True)
+class ShardedWeights:
+    """The tensors of several files as one model."""
+
+    specs: Mapping[str, TensorSpec]
+    part_of: Mapping[str, int]  # name -> index in `parts`
+    parts: Sequence[Weights]
+
+    def share(self, other: Weights) -> None:
+        """Use the other's tables where they are equal."""
+        if self.specs == other.specs:
+            self.specs = other.specs
+        if isinstance(other, ShardedWeights) and self.part_of == other.part_of:
+            self.part_of = other.part_of
+            for mine, theirs in zip(self.parts, other.parts, strict=False):
+                mine.share(theirs)
+
+    def place(self, name: str) -> Hashable:
+        """Return the part and the place in it."""
+        part = self.part_of[name]
+        return part, self.parts[part].place(name)
+
+    def shard(self, name: str) -> str:
+        """Return the name of the file that holds tensor `name`."""
+        return self.parts[self.part_of[name]].shard(name)
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fill `out` from byte `start` of tensor `name`."""
+        self.parts[self.part_of[name]].read_into(name, start, out)
+
+
+def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[ShardedWeights, tuple[Checkpoint, ...]]:
+    """Read the index at `path` and, with `open_part`, the headers of the shards beside it; return both.
+
+    Raises:
+        IncompleteCheckpoint: where a shard is missing.
+        CheckpointError: where index and shards disagree, or a shard lies outside the folder.
+    """
+    weight_map = _read_index(path)
+    expected: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        expected.setdefault(shard, set()).add(name)
+    if len(expected) > _MAX_SHARDS:
+        raise CheckpointError(f"{path}: names {len(expected)} shards; at most {_MAX_SHARDS} are read")
+    opened = []
+    part_of: dict[str, int] = {}
+    specs: dict[str, TensorSpec] = {}
+    for number, shard in enumerate(sorted(expected)):
+        where = path.parent / shard
+        if not os.path.exists(where):  # noqa: PTH110 - which raises nothing for a name that no file can have
+            raise IncompleteCheckpoint(f"{path.parent}: shard '{shard}' is missing")
+        part = open_part(where)
+        found = part.weights.specs
+        for name in expected[shard].symmetric_difference(found):
+            side = "is in the shard only" if name in found else "is in the index only"
+            raise CheckpointError(f"{where}: '{name}' {side}", hint="index and shards are of different saves")
+        specs.update(found)
+        part_of.update(dict.fromkeys(found, number))
+        opened.append(part)
+    return ShardedWeights(specs, part_of, [part.weights for part in opened]), tuple(opened)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    index = read_json(InputFile(path), _MAX_INDEX_BYTES)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: has no 'weight_map'")
+    if len(weight_map) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: names {len(weight_map)} tensors; at most {MAX_TENSORS} are read")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not is_plain_name(shard):
+            raise CheckpointError(f"{path}: '{name}' is said to be in {str(shard)[:200]!r}, which is not a file name")
+    return weight_map
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether `name` can only be a file in the same folder: nothing may lead out of it."""
+    return Path(name).name == name and not name.startswith(".") and "\0" not in name and "\\" not in name

@@ -1,0 +1,64 @@
+"""The tensors of a whole pickled `nn.Module`, found in the placeholder that stands for it. No class is called.
+
+A module keeps its tensors in three dicts of its state, `_parameters`, `_buffers` and `_modules`; `state_dict()` walks
+them, and so do we, with the same names. What a module's own code adds to its state dict, only that code knows: where
+hooks are registered to do so, the module is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ema_cli.checkpoint import MAX_TENSORS
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.pickle_values import Inert
+
+_MAX_DEPTH = 200
+_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks")
+_SAVE_INSTEAD = "save model.state_dict() and average those files"
+
+
+def is_module(value: object) -> bool:
+    """Return whether `value` stands for an object with the state of an `nn.Module`."""
+    return isinstance(value, Inert) and isinstance(value.state, dict) and isinstance(value.state.get("_modules"), dict)
+
+
+def module_tensors(module: Inert) -> dict[str, object]:
+    """Return the entries of the module's `state_dict()`: parameters and persistent buffers, by their names there.
+
+    Raises:
+        CheckpointError: for a module with hooks that change its state dict, or one that is endless.
+    """
+    found: dict[str, object] = {}
+    todo: list[tuple[str, Any]] = [("", module)]
+    visited = 0
+    while todo:
+        prefix, child = todo.pop()
+        where = f"'{prefix.removesuffix('.')}'" if prefix else "at the top"
+        if not is_module(child):
+            raise CheckpointError(f"its module {where} is of no kind we know", hint=_SAVE_INSTEAD)
+        visited += 1
+        # One that contains itself, or a few nested so that there are paths without end.
+        if visited > MAX_TENSORS or len(found) > MAX_TENSORS or prefix.count(".") > _MAX_DEPTH:
+            raise CheckpointError(f"its module {where} is nested without end", hint=_SAVE_INSTEAD)
+        if any(child.state.get(hooks) for hooks in _HOOKS):
+            raise CheckpointError(
+                f"its module {where} ({child.kind}) has hooks that change its state dict", hint=_SAVE_INSTEAD
+            )
+        transient = child.state.get("_non_persistent_buffers_set") or ()
+        own = [*_entries(child, "_parameters", where), *_entries(child, "_buffers", where)]
+        for name, value in own:
+            if name in transient:
+                continue
+            if prefix + name in found:
+                raise CheckpointError(f"its module has two tensors of the name '{prefix}{name}'")
+            found[prefix + name] = value
+        todo += reversed([(f"{prefix}{name}.", value) for name, value in _entries(child, "_modules", where)])
+    return found
+
+
+def _entries(module: Inert, key: str, where: str) -> list[tuple[str, object]]:
+    entries = module.state.get(key, {})
+    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
+        raise CheckpointError(f"its module {where} has no names in '{key}'", hint=_SAVE_INSTEAD)
+    return [(name, value) for name, value in entries.items() if value is not None]
