@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from tests.trainers.ranks import let_torchvision_load
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -21,12 +24,24 @@ def offline() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
             patch.setenv(name, "1")
+        let_torchvision_load()
         yield
 
 
 def names(folder: Path) -> set[str]:
     """Return the names of what lies in a folder."""
     return {path.name for path in folder.iterdir()}
+
+
+def load_dcp(folder: Path) -> dict[str, Any]:
+    """Return all that a folder of torch.distributed.checkpoint holds, nested as it was saved, by torch's own loader."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    loaded: dict[str, Any] = {}
+    _load_state_dict(loaded, FileSystemReader(folder), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return loaded
 
 
 def recurrence(

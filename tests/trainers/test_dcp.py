@@ -1,0 +1,150 @@
+"""Folders that torch.distributed.checkpoint wrote from two processes of an FSDP2 training, in its users' layouts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import Outcome
+from tests.trainers.conftest import Tensors, assert_rounds, load_dcp, names, recurrence
+from tests.trainers.ranks import launch
+from tests.trainers.write_dcp import LAYOUTS, STEPS, TOKENS_A_STEP, Net
+
+Cli = Callable[..., Outcome]
+
+pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
+
+# Where in what torch's own loader gives the model is.
+PLACES = {"torchtitan": [], "app": ["app", "model"], "plain": ["model"]}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One training, saved in each layout."""
+    return launch("write_dcp", tmp_path_factory.mktemp("dcp") / "written")
+
+
+@pytest.fixture(scope="module")
+def whole(written: Path) -> list[Tensors]:
+    """The whole tensors of the four checkpoints, oldest first, as torch gathered them."""
+    return [load_file(written / "truth" / f"step-{step}.safetensors") for step in STEPS]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_are_what_the_training_held(written: Path, whole: list[Tensors], layout: str):
+    """torch's own loader finds in both processes' files, which both hold tensors, what the training gathered."""
+    for step, tensors in zip(STEPS, whole, strict=True):
+        folder = written / layout / "checkpoint" / f"step-{step}"
+        assert names(folder) == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+        loaded = load_dcp(folder)
+        for key in PLACES[layout]:
+            loaded = loaded[key]
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("half_life", "interval"), [(15, 1), (20, 20)])
+def test_average_of_shards(
+    cli: Cli, written: Path, whole: list[Tensors], tmp_path: Path, layout: str, half_life: int, interval: int
+):
+    """Uneven shards, columns, bfloat16, scalars, integers, replicas: one file with the model's own names."""
+    before = sorted(written.rglob("*"))
+    law = ["--half-life", f"{half_life}ba", "--update-interval", f"{interval}ba"]
+    done = cli("average", written / layout / "checkpoint", *law)
+    assert (done.code, done.out) == (0, f"ema-{half_life}ba.safetensors\n"), done
+    assert sorted(written.rglob("*")) == before
+    averaged = load_file(tmp_path / f"ema-{half_life}ba.safetensors")
+    assert {name: tensor.dtype for name, tensor in averaged.items()} == {
+        name: tensor.dtype for name, tensor in whole[-1].items()
+    }
+    assert_rounds(averaged, recurrence(whole, STEPS, half_life, interval))
+
+
+def test_layouts_give_the_same_bytes(cli: Cli, written: Path, tmp_path: Path):
+    """How the same tensors were nested and which optimizer state lay beside them makes no difference to a value."""
+    for layout in LAYOUTS:
+        out = f"{layout}.safetensors"
+        assert cli("average", written / layout / "checkpoint", "--half-life", "15ba", "-o", out).code == 0
+    first, *rest = (load_file(tmp_path / f"{layout}.safetensors") for layout in LAYOUTS)
+    assert all(sorted(other) == sorted(first) for other in rest)
+    assert all(torch.equal(other[name], tensor) for other in rest for name, tensor in first.items())
+
+
+def test_average_loads_into_the_model(cli: Cli, written: Path, tmp_path: Path):
+    """The names are the model's own, without `app.model.`: it loads strictly and gives finite numbers."""
+    assert cli("average", written / "app" / "checkpoint", "--half-life", "15ba", "-o", "out.safetensors").code == 0
+    model = Net()
+    for name in ("uneven", "same"):
+        model.register_buffer(name, torch.zeros(3, 5) if name == "uneven" else torch.zeros(2, 3))
+    model.load_state_dict(load_file(tmp_path / "out.safetensors"), strict=True)
+    assert torch.isfinite(model.eval()(torch.ones(2, 4, dtype=torch.int64))).all()
+
+
+def test_clocks_of_torchtitan(cli: Cli, written: Path):
+    """Steps and tokens come from train_state; the last checkpoint, the model alone, has its step from its name."""
+    told = cli("inspect", written / "torchtitan" / "checkpoint", "--json").json["run"]
+    assert [each["name"] for each in told["checkpoints"]] == [f"step-{step}" for step in STEPS]
+    assert [each["clocks"] for each in told["checkpoints"]] == [
+        *(
+            {
+                "ba": {"value": step, "from": "file"},
+                "tok": {"value": step * TOKENS_A_STEP, "from": "file"},
+            }
+            for step in STEPS[:-1]
+        ),
+        {"ba": {"value": STEPS[-1], "from": "name"}},
+    ]
+    assert {each["trainer"] for each in told["checkpoints"][:-1]} == {"torchtitan"}
+    assert told["differences"] == []
+
+
+@pytest.mark.parametrize("layout", ["app", "plain"])
+def test_clocks_of_a_loop(cli: Cli, written: Path, layout: str):
+    """A step that the loop saved beside or among the model's state is the clock."""
+    told = cli("inspect", written / layout / "checkpoint", "--json").json["run"]
+    assert [each["clocks"] for each in told["checkpoints"]] == [
+        {"ba": {"value": step, "from": "file"}} for step in STEPS
+    ]
+
+
+def test_average_in_tokens(cli: Cli, written: Path, whole: list[Tensors], tmp_path: Path):
+    """A half-life in tokens takes the tokens that torchtitan counted."""
+    checkpoints = [written / "torchtitan" / "checkpoint" / f"step-{step}" for step in STEPS[:-1]]
+    done = cli("average", *checkpoints, "--half-life", "900tok", "--update-interval", "500tok")
+    assert done.code == 0, done
+    tokens = [step * TOKENS_A_STEP for step in STEPS[:-1]]
+    assert_rounds(load_file(tmp_path / "ema-900tok.safetensors"), recurrence(whole[:-1], tokens, 900, 500))
+
+
+def test_half_written_is_passed_over(cli: Cli, written: Path, whole: list[Tensors], tmp_path: Path):
+    """A folder without .metadata, which torch writes last, is named in a warning; asked for by name it is exit 3."""
+    run = shutil.copytree(written / "plain" / "checkpoint", tmp_path / "run")
+    (run / "step-40" / ".metadata").unlink()
+    done = cli("average", "run", "--half-life", "15ba", "-o", "out.safetensors")
+    assert done.code == 0, done
+    assert "step-40" in done.err
+    assert_rounds(load_file(tmp_path / "out.safetensors"), recurrence(whole[:-1], STEPS[:-1], 15))
+    named = cli("average", "run/step-30", "run/step-40", "--half-life", "15ba", "-o", "named.safetensors")
+    assert named.code == 3, named
+    assert "step-40" in named.err
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+def test_file_of_one_process_is_missing_or_cut(cli: Cli, written: Path, tmp_path: Path, harm: str):
+    """Where one process's file is not there or ends early, that file is named: exit 3, and nothing is written."""
+    run = shutil.copytree(written / "torchtitan" / "checkpoint", tmp_path / "run")
+    file = run / "step-30" / "__1_0.distcp"
+    if harm == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    done = cli("average", *(f"run/step-{step}" for step in STEPS), "--half-life", "15ba")
+    assert done.code == 3, done
+    assert "step-30" in done.err
+    assert "__1_0.distcp" in done.err
+    assert names(tmp_path) == {"run"}
