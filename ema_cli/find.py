@@ -13,6 +13,7 @@ from ema_cli.formats.layouts import (
     AVERAGES_FILE,
     AVERAGES_FOLDER,
     COPIES,
+    DEEPSPEED_TAG,
     RECOVERY,
     SHARD,
     TRAINER_STATE,
@@ -44,7 +45,10 @@ class Search:
 
     def visit(self, folder: Path, depth: int = 0, *, folders_only: bool = False) -> None:
         """Collect the checkpoints in `folder` and below it; with `folders_only` no single files."""
-        status = folder.stat()
+        try:
+            status = folder.stat()
+        except FileNotFoundError:
+            return self.pass_over(folder, "disappeared while it was searched", warn=True)
         if (status.st_dev, status.st_ino) in self._seen:
             return self.pass_over(folder, "a link to a folder that is read already")
         if depth > _MAX_DEPTH:
@@ -55,8 +59,13 @@ class Search:
             children = sorted(folder.iterdir(), key=lambda child: (child.is_symlink(), natural_key(child.name)))
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be searched: {error.strerror}") from error
-        folders = [child for child in children if self._is_searched(child)]
         is_checkpoint, found = is_checkpoint_folder(folder), len(self.paths)
+        folders = [
+            child
+            for child in children
+            # DeepSpeed's files in a folder of the Hugging Face Trainer are what it resumes from.
+            if self._is_searched(child) and not (is_checkpoint and DEEPSPEED_TAG.search(child.name))
+        ]
         if not folders_only:
             files = [child for child in children if self._is_checkpoint_file(child)]
             # Beside a model only what has a clock of its own; the rest are parts of it.
@@ -151,9 +160,12 @@ def _has_clock(path: Path) -> bool:
 
 def _pointer(path: Path) -> str | None:
     """Return the sibling that a small text file names: how Composer links where there are no links."""
-    if path.stat().st_size > _POINTER_BYTES:
-        return None
-    text = path.read_bytes().strip()
+    try:
+        if path.stat().st_size > _POINTER_BYTES:
+            return None
+        text = path.read_bytes().strip()
+    except OSError:
+        return None  # whoever opens it says why
     if not text or b"\0" in text or b"/" in text:
         return None
     name = os.fsdecode(text)

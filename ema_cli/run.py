@@ -14,7 +14,7 @@ from ema_cli.clocks import order_units, settle_clocks, space
 from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
 from ema_cli.find import PassedOver, Search, check_one_run, natural_key
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint
-from ema_cli.formats.layouts import AVERAGES_FOLDER, COPIES
+from ema_cli.formats.layouts import AVERAGES_FILE, AVERAGES_FOLDER, COPIES
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.places import AVERAGED_AGAIN
 from ema_cli.units import Time, Unit
@@ -98,7 +98,7 @@ def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkp
     without_weights: list[EmaError] = []
     for path in search.paths:
         try:
-            checkpoint = _open_one(path, options, in_averages_folder=folder.absolute().name.lower() == "ema")
+            checkpoint = _open_one(path, options, averages=_says_averages(folder))
         except IncompleteCheckpoint as error:
             incomplete.append(error)
             search.pass_over(path, f"half-written: {_without(path, error)}", warn=True)
@@ -136,7 +136,7 @@ def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list
                 f"{path}: is a folder, but not a checkpoint",
                 hint="name one folder that holds a run, or checkpoints",
             )
-        checkpoint = _open_one(path, options, in_averages_folder=_is_in_averages_folder(path))
+        checkpoint = _open_one(path, options, averages=_says_averages(path))
         _add(opened, replace(checkpoint, name=plain_path.relative_to(root).as_posix()))
     for unmarked in _drop_unmarked(opened)[1]:
         raise IncompleteCheckpoint(f"{root / unmarked.name}: {unmarked.reason}")
@@ -149,21 +149,28 @@ def _add(opened: list[Checkpoint], checkpoint: Checkpoint) -> None:
     opened.append(checkpoint)
 
 
-def _open_one(path: Path, options: ReadOptions, *, in_averages_folder: bool) -> Checkpoint:
-    """Open a checkpoint; in a folder of averages it is one itself, unless the user says what to take."""
-    if not in_averages_folder:
+def _open_one(path: Path, options: ReadOptions, *, averages: str | None) -> Checkpoint:
+    """Open a checkpoint; where its name says `averages`, it is one itself, unless the user says what to take."""
+    if averages is None:
         return open_checkpoint(path, options)
     checkpoint = open_checkpoint(path, replace(options, weights=None))
     if options.weights == "ema":
         return replace(checkpoint, averaged=None, notes=(AVERAGED_AGAIN,))
     if options.weights == "raw":
-        raise RunError(f"{path}: is in a folder of averages, by its name", hint="name the raw checkpoints")
-    return replace(checkpoint, averaged=checkpoint.averaged or "it is in a folder of averages, by its name")
+        raise RunError(f"{path}: holds averages: {averages}", hint="name the raw checkpoints")
+    return replace(checkpoint, averaged=checkpoint.averaged or averages)
 
 
-def _is_in_averages_folder(path: Path) -> bool:
-    folder = path.absolute() if path.is_dir() else path.absolute().parent
-    return bool(AVERAGES_FOLDER.search(folder.name)) or folder.parent.name.lower() == "ema"
+def _says_averages(path: Path) -> str | None:
+    """Return why the name of a file or folder, or of the folder it is in, says averages; None if it does not."""
+    path = path.absolute()
+    if path.is_dir():
+        in_folder = AVERAGES_FOLDER.search(path.name) or path.parent.name.lower() == "ema"
+    else:
+        in_folder = AVERAGES_FOLDER.search(path.parent.name) or path.parent.parent.name.lower() == "ema"
+        if AVERAGES_FILE.search(path.name):
+            return "its name says averages"
+    return "it is in a folder of averages, by its name" if in_folder else None
 
 
 def _without(path: Path, error: EmaError) -> str:

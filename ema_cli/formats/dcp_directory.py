@@ -17,12 +17,17 @@ from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, RunError
 from ema_cli.formats.dcp_metadata import Metadata, Record, StoredTensor, read_metadata
 from ema_cli.formats.dcp_weights import DcpWeights
+from ema_cli.formats.hf_directory import read_trainer_state
+from ema_cli.formats.latest import check_latest
 from ema_cli.formats.layouts import (
     DCP_AVERAGES,
     DCP_CLOCKS,
     DCP_FOLDERS,
     DCP_OTHERS,
+    OLMO_MARK,
     PLAIN,
+    TRAINER_STATE,
+    UNFINISHED_MARK,
 )
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickle_values import TensorRef
@@ -51,8 +56,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """
     folder = _find_folder(path)
     assert folder is not None, "matches() was asked"
-    if not os.path.exists(folder / _METADATA):  # noqa: PTH110
-        raise IncompleteCheckpoint(f"{path}: has no .metadata, which is written last")
+    _check_complete(path, folder)
     metadata = read_metadata(InputFile(folder / _METADATA))
     names, averages = _find_model(metadata, options)
     notes = []
@@ -69,16 +73,16 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     tensors = {name: metadata.tensor(stored) for name, stored in names.items()}
     files = _open_files(folder, tensors)
     weights = DcpWeights({name: tensor.spec for name, tensor in tensors.items()}, tensors, files)
-    meta = [InputFile(folder / _META)] if os.path.exists(folder / _META) else []  # noqa: PTH110
     reader = _Reader(folder, metadata)
+    progress, sidecars = _sidecar_progress(path, folder)
     return Checkpoint(
         name=path.name,
         path=path,
         weights=weights,
-        files=(metadata.file, *files.values(), *meta),
+        files=(metadata.file, *files.values(), *sidecars),
         format="DCP",
         trainer=_trainer(path, folder, metadata),
-        progress=_meta_progress(meta[0]) if meta else reader.progress(),
+        progress=progress or reader.progress(),
         averaged=None if options.weights else reader.composer_averages(),
         notes=(*notes, *_left_out(path, metadata, options)),
     )
@@ -114,7 +118,7 @@ def _trainer(path: Path, folder: Path, metadata: Metadata) -> str | None:
 
 
 def _find_model(metadata: Metadata, options: ReadOptions) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the model's tensors and their averages: names in the model -> names in the folder."""
+    """Return the model's tensors, and those with averages where there are any: name in the model -> in the folder."""
     if options.key is not None:
         prefix = options.key + "."
         return {name.removeprefix(prefix): name for name in metadata.tensors if name.startswith(prefix)}, {}
@@ -127,8 +131,9 @@ def _find_model(metadata: Metadata, options: ReadOptions) -> tuple[dict[str, str
         at = next((number for number, part in enumerate(path[:-1]) if part in PLAIN.weights), None)
         if any(DCP_OTHERS.match(str(part)) for part in path[: at if at is not None else len(path)]):
             others.append(stored)
-            if DCP_AVERAGES.search(stored):
-                averages[stored] = stored
+            averaged = DCP_AVERAGES.search(stored)
+            if averaged is not None:
+                averages[averaged[1]] = stored
         elif at is None:
             top[stored] = stored
         else:
@@ -141,25 +146,16 @@ def _find_model(metadata: Metadata, options: ReadOptions) -> tuple[dict[str, str
             hint=f"say which: --key {listed[0]}",
         )
     for model in places.values():
-        return model, _strip_averages(averages, model)
+        return model, {**model, **averages} if averages.keys() <= model.keys() and averages else {}
     # Names that were flattened before they were saved, without a record of how.
     flattened = [name for name in others if len(metadata.paths.get(name, (name,))) == 1]
     for prefix in ("state.model.", "app.model.", "model."):
-        if flattened and top and all(name.startswith(prefix) for name in top):
-            top = {name.removeprefix(prefix): name for name in top}
-    return top, _strip_averages(averages, top)
-
-
-def _strip_averages(averages: Mapping[str, str], model: Mapping[str, str]) -> dict[str, str]:
-    """Return the averages under the model's names: those whose names end in one, or hold it before a last part."""
-    found = {}
-    for stored in averages:
-        parts = stored.split(".")
-        candidates = [".".join(parts[at:end]) for at in range(len(parts)) for end in (len(parts), len(parts) - 1)]
-        name = next((each for each in candidates if each in model), None)
-        if name is not None and name not in found:
-            found[name] = stored
-    return found if found.keys() == model.keys() else {}
+        inside = {name.removeprefix(prefix): name for name in top if name.startswith(prefix)}
+        # All of it: "model." may also be the first part of the names in a model that has others.
+        if inside and (prefix != "model." or (flattened and len(inside) == len(top))):
+            top = inside
+            break
+    return top, {**top, **averages} if averages.keys() <= top.keys() and averages else {}
 
 
 def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> Iterator[str]:
@@ -250,6 +246,29 @@ def _mentions_active(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_mentions_active, value))
 
 
-def _meta_progress(file: InputFile) -> Progress:
-    root = open_torch(file).root
-    return progress_of(root, "Lightning") if isinstance(root, dict) else Progress()
+def _sidecar_progress(path: Path, folder: Path) -> tuple[Progress | None, tuple[InputFile, ...]]:
+    """Return the clocks that lie in a file beside the shards, and that file."""
+    if (folder / _META).is_file():
+        meta = InputFile(folder / _META)
+        root = open_torch(meta).root
+        return progress_of(root, "Lightning") if isinstance(root, dict) else None, (meta,)
+    if (path / TRAINER_STATE).is_file():
+        state = InputFile(path / TRAINER_STATE)
+        return read_trainer_state(state), (state,)
+    return None, ()
+
+
+def _check_complete(path: Path, folder: Path) -> None:
+    """Raise an IncompleteCheckpoint where what the trainer writes last is not there yet."""
+    missing = None
+    if not (folder / _METADATA).exists():
+        missing = f"has no {_METADATA}"
+    elif path.name.endswith(".ckpt") and not (folder / _META).exists():
+        missing = f"has no {_META}"
+    elif folder.name == "model_and_optim" and folder != path and not (path / OLMO_MARK).exists():
+        missing = f"has no {OLMO_MARK}"
+    elif (path.parent / f"{path.name}{UNFINISHED_MARK}").exists():
+        raise IncompleteCheckpoint(f"{path}: is marked as unfinished, by {path.name}{UNFINISHED_MARK} beside it")
+    if missing:
+        raise IncompleteCheckpoint(f"{path}: {missing}, which is written last")
+    check_latest(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError
 from ema_cli.formats import torch_file
+from ema_cli.formats.latest import check_latest
 from ema_cli.formats.options import ReadOptions
 
 _MODEL = re.compile(r"^mp_rank_(\d+)_model_states\.pt$")
@@ -36,6 +37,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """
     folder = _find_folder(path)
     assert folder is not None, "matches() was asked"
+    check_latest(path)
     names = sorted(os.listdir(folder))  # noqa: PTH208
     models = [name for name in names if _MODEL.search(name)]
     for pattern, what, hint in (

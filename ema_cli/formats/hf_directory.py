@@ -54,7 +54,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     progress, files = first.progress, first.files
     if TRAINER_STATE in names:
         state = InputFile(path / TRAINER_STATE)
-        progress, files = _read_state(state), (*files, state)
+        progress, files = read_trainer_state(state), (*files, state)
     settings: dict[str, str] = {}
     if base in ADAPTERS:
         settings, more = adapter_settings(path)
@@ -115,7 +115,8 @@ def _trainer(names: set[str]) -> str:
     return "accelerate" if by_accelerate else "transformers"
 
 
-def _read_state(file: InputFile) -> Progress:
+def read_trainer_state(file: InputFile) -> Progress:
+    """Return the clocks in the Trainer's `trainer_state.json`."""
     if file.size > _MAX_STATE_BYTES:
         raise CheckpointError(f"{file.path}: {file.size} bytes are too many for a trainer's state")
     text = _without_constants(file.read(0, file.size))

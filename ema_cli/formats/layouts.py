@@ -140,13 +140,19 @@ COMPONENTS = (
 TRAINER_STATE = "trainer_state.json"  # of the Hugging Face Trainer, written after the weights
 # Where the torch.distributed.checkpoint folder lies in a checkpoint: Accelerate, OLMo-core, NeMo, Lightning.
 DCP_FOLDERS = ("pytorch_model_fsdp_*", "model_and_optim", "weights")
+DEEPSPEED_TAG = re.compile(r"^global_step(\d+)$")
+# What a trainer writes when a checkpoint is whole, beside it or around it.
+LATEST = ("latest", "latest_checkpointed_iteration.txt")  # the newest one: DeepSpeed, Megatron
+UNFINISHED_MARK = "-unfinished"  # NeMo's, after the folder's name, while it is written
+OLMO_MARK = ".metadata.json"
 # What stands at the top of a torch.distributed.checkpoint folder beside the model, where the model has no place of its
 # own (torchtitan, Megatron).
 DCP_OTHERS = re.compile(
-    r"(?:optimizer|optim|lr_scheduler|scheduler|opt_param_scheduler|dataloader|train_state|trainer_state|rng|rng_state"
-    r"|rerun_state_machine|chained_\d+|ema|ema_params)(?:[./_\d]|$)"
+    r"(?:(?:optimizers?|optim|opt|chained)(?:_\d+)?|lr_scheduler|scheduler|opt_param_scheduler|dataloader|train_state"
+    r"|trainer_state|rng|rng_state|rerun_state_machine|ema|ema_optimizer)(?:[./]|$)"
 )
-DCP_AVERAGES = re.compile(r"(?:^|[./])(?:ema|ema_params)(?:[./]|$)")
+# torchtitan's averages, of parameters and not always of buffers: ema.state.NAME.ema_params
+DCP_AVERAGES = re.compile(r"^(?:ema|ema_optimizer)\.state\.(.+)\.ema_params$")
 DCP_CLOCKS: Mapping[Unit, tuple[str, ...]] = {
     EP: ("epoch", f"{_TIMESTAMP.replace('/', '.')}.epoch"),
     BA: ("train_state.step", "step", "app.step", "global_step", f"{_TIMESTAMP.replace('/', '.')}.batch"),
@@ -167,7 +173,9 @@ COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final)(?:[-_.]|$)|model_bes
 RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
 AVERAGES_FOLDER = re.compile(r"(?:^ema$|_ema$)", re.IGNORECASE)
 # Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them.
-AVERAGES_FILE = re.compile(r"(?:^|[-_.])(?:ema|swa|ave|avg|averaged)(?:_?\d+(?:best)?)?(?:\.[a-z]+)?$", re.IGNORECASE)
+AVERAGES_FILE = re.compile(
+    r"(?:^|[-_.])(?:ema|swa|ave|avg|averaged)(?:[-_]?\d+(?:best)?)?(?:\.[a-z]+)*$", re.IGNORECASE
+)
 SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
 # What wrappers put into names: torch.compile, FSDP and activation checkpointing anywhere; DDP around the whole model.
 PREFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")

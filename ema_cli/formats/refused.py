@@ -12,6 +12,10 @@ from ema_cli.formats.torch_file import first_bytes
 _FROM_JAX = "export the parameters as safetensors first; a JAX array is np.asarray(x) to safetensors.numpy.save_file"
 _FROM_TF = "load the model in its framework and save its weights as safetensors or with torch.save first"
 _FOLDERS = {
+    "metadata.pkl": (
+        "a file for each part and each rank, as torchtitan's TorchCheckpointingManager writes",
+        "save with torch.distributed.checkpoint, or export to Hugging Face's format first",
+    ),
     "_CHECKPOINT_METADATA": ("an Orbax checkpoint of JAX's", _FROM_JAX),
     "manifest.ocdbt": ("an Orbax checkpoint of JAX's", _FROM_JAX),
     "ocdbt.process_0": ("an Orbax checkpoint of JAX's", _FROM_JAX),
