@@ -72,7 +72,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         raise CheckpointError(f"{path}: holds {len(names)} tensors; at most {MAX_TENSORS} are read")
     tensors = {name: metadata.tensor(stored) for name, stored in names.items()}
     files = _open_files(folder, tensors)
-    weights = DcpWeights({name: tensor.spec for name, tensor in tensors.items()}, tensors, files)
+    weights = DcpWeights.of(tensors, files)
     reader = _Reader(folder, metadata)
     progress, sidecars = _sidecar_progress(path, folder)
     return Checkpoint(
@@ -175,8 +175,8 @@ def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> Iterator[
 def _open_files(folder: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, InputFile]:
     files: dict[str, InputFile] = {}
     for name, tensor in tensors.items():
-        for piece in tensor.pieces:
-            _check_record(folder, name, piece.record, files)
+        for record in tensor.records:
+            _check_record(folder, name, record, files)
     return files
 
 
@@ -228,8 +228,8 @@ class _Reader:
 
     def _value(self, name: str) -> Any:
         if name in self.metadata.tensors:
-            pieces = self.metadata.tensor(name).pieces
-            record = pieces[0].record if len(pieces) == 1 else None
+            records = self.metadata.tensor(name).records
+            record = records[0] if len(records) == 1 else None
         else:
             record = self.metadata.items.get(name)
         if record is None:

@@ -54,17 +54,17 @@ class Piece:
 
     offsets: Shape
     shape: Shape
-    record: Record
     begin: int
     end: int
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor, whole: its spec, and the pieces that cover it exactly once."""
+    """A tensor, whole: its spec, the pieces that cover it exactly once, and the record of each piece."""
 
     spec: TensorSpec
     pieces: tuple[Piece, ...]
+    records: tuple[Record, ...]
 
 
 @dataclass(slots=True)
@@ -103,25 +103,27 @@ class Metadata:
         if found is None or found.name == "F4":
             raise _Damaged(f"it has a dtype that is not read, {getattr(dtype, 'path', 'none')}")
         spec = TensorSpec(found, _shape(state.get("size")))
-        pieces = [self._piece(name, spec, _state(each, _PIECE)) for each in _list(state.get("chunks"))]
+        pieces = [_piece(spec.shape, _state(each, _PIECE)) for each in _list(state.get("chunks"))]
         # A rank whose share is empty may be listed all the same.
-        pieces = [each for each in pieces if prod(each.shape)]
+        pieces = sorted((each for each in pieces if prod(each.shape)), key=lambda each: each.offsets)
         _check_cover(spec.shape, pieces)
-        return StoredTensor(spec, tuple(sorted(pieces, key=lambda each: each.offsets)))
+        return StoredTensor(spec, tuple(pieces), tuple(self._record(name, each) for each in pieces))
 
-    def _piece(self, name: str, spec: TensorSpec, state: dict[str, Any]) -> Piece:
-        offsets, shape = _shape(state.get("offsets")), _shape(state.get("sizes"))
-        if not len(offsets) == len(shape) == len(spec.shape):
-            raise _Damaged("one of its pieces has another number of dimensions")
-        record = self._records.get((name, offsets))
+    def _record(self, name: str, piece: Piece) -> Record:
+        record = self._records.get((name, piece.offsets))
         if record is None:
-            if prod(shape):
-                raise _Damaged(f"its piece at {list(offsets)} is nowhere stored")
-            record = Record("", 0, 0)
-        strides = [prod(spec.shape[dimension + 1 :]) for dimension in range(len(shape))]
-        begin = sum(at * stride for at, stride in zip(offsets, strides, strict=True))
-        reach = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-        return Piece(offsets, shape, record, begin, begin + reach + 1)
+            raise _Damaged(f"its piece at {list(piece.offsets)} is nowhere stored")
+        return record
+
+
+def _piece(whole: Shape, state: dict[str, Any]) -> Piece:
+    offsets, shape = _shape(state.get("offsets")), _shape(state.get("sizes"))
+    if not len(offsets) == len(shape) == len(whole):
+        raise _Damaged("one of its pieces has another number of dimensions")
+    strides = [prod(whole[dimension + 1 :]) for dimension in range(len(whole))]
+    begin = sum(at * stride for at, stride in zip(offsets, strides, strict=True))
+    reach = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+    return Piece(offsets, shape, begin, begin + reach + 1)
 
 
 class _Damaged(Exception):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
 from ema_cli.checkpoint import TensorSpec, Weights
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.dcp_metadata import Piece, Record, StoredTensor
+from ema_cli.formats.dcp_metadata import Piece, StoredTensor
 from ema_cli.formats.pickle_values import TensorRef
 from ema_cli.formats.torch_tensors import TorchWeights, dtype_of
 from ema_cli.formats.torch_zip import open_zip
@@ -22,15 +23,35 @@ class DcpWeights:
     """The tensors of one model, each in one piece or in several."""
 
     specs: Mapping[str, TensorSpec]
-    tensors: Mapping[str, StoredTensor]
-    files: Mapping[str, InputFile]
+    pieces: Mapping[str, tuple[Piece, ...]]
+    first: Mapping[str, int]  # name -> number of the record of its first piece; those of the others follow
+    records: array[int]  # of each record: number of the file, first byte, size
+    files: Sequence[InputFile]
     # Records are small archives of their own, opened when they are read; the last few stay open.
-    _opened: dict[Record, TorchWeights] = field(default_factory=dict)
+    _opened: dict[int, TorchWeights] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, StoredTensor], files: Mapping[str, InputFile]) -> DcpWeights:
+        """Return the weights that `tensors` describe, in tables that many checkpoints can share.
+
+        `files` are the shards by the names under which records know them.
+        """
+        number_of = {name: number for number, name in enumerate(files)}
+        first, records = {}, array("q")
+        for name, tensor in tensors.items():
+            first[name] = len(records) // 3
+            for record in tensor.records:
+                records.extend((number_of[record.file], record.start, record.size))
+        specs = {name: tensor.spec for name, tensor in tensors.items()}
+        pieces = {name: tensor.pieces for name, tensor in tensors.items()}
+        return cls(specs, pieces, first, records, tuple(files.values()))
 
     def share(self, other: Weights) -> None:
-        """Use the other's table where it is equal."""
+        """Use the other's tables where they are equal."""
         if self.specs == other.specs:
             self.specs = other.specs
+        if isinstance(other, DcpWeights) and self.pieces == other.pieces and self.first == other.first:
+            self.pieces, self.first = other.pieces, other.first
 
     def place(self, name: str) -> str:
         """Return the name: each tensor has records of its own."""
@@ -38,28 +59,28 @@ class DcpWeights:
 
     def shard(self, name: str) -> str:
         """Return the name of the file that holds the first piece of tensor `name`."""
-        pieces = self.tensors[name].pieces
-        return pieces[0].record.file if pieces else ""
+        return self._record(self.first[name])[0].path.name if self.pieces[name] else ""
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`."""
-        tensor = self.tensors[name]
-        size = tensor.spec.dtype.itemsize
+        spec = self.specs[name]
+        size = spec.dtype.itemsize
         first, last = start // size, (start + len(out)) // size
-        for piece in tensor.pieces:
+        for number, piece in enumerate(self.pieces[name], self.first[name]):
             if piece.end <= first or piece.begin >= last:
                 continue
-            low, high = _before(tensor.spec.shape, piece, first), _before(tensor.spec.shape, piece, last)
+            low, high = _before(spec.shape, piece, first), _before(spec.shape, piece, last)
             if high > low:
-                self._read_piece(name, tensor.spec, piece, (low, high), first, out)
+                self._read_piece(name, piece, number, (low, high), first, out)
 
     def _read_piece(
-        self, name: str, spec: TensorSpec, piece: Piece, span: tuple[int, int], first: int, out: memoryview
+        self, name: str, piece: Piece, number: int, span: tuple[int, int], first: int, out: memoryview
     ) -> None:
         """Copy the elements `span` of a piece, in its own C order, to where they belong in `out`."""
+        spec = self.specs[name]
         size = spec.dtype.itemsize
         low, high = span
-        weights = self._open(name, spec, piece)
+        weights = self._open(name, piece, number)
         run, outer = _runs(spec.shape, piece)
         if high - low <= run - low % run:
             begin = (_run_start(piece, outer, low // run) + low % run - first) * size
@@ -75,11 +96,16 @@ class DcpWeights:
             out[begin : begin + count * size] = data[at : at + count * size]
             position += count
 
-    def _open(self, name: str, spec: TensorSpec, piece: Piece) -> TorchWeights:
-        weights = self._opened.get(piece.record)
+    def _record(self, number: int) -> tuple[InputFile, int, int]:
+        file, start, size = self.records[3 * number : 3 * number + 3]
+        return self.files[file], start, size
+
+    def _open(self, name: str, piece: Piece, number: int) -> TorchWeights:
+        weights = self._opened.get(number)
         if weights is None:
-            file = self.files[piece.record.file]
-            saved = open_zip(FileRegion(file, piece.record.start, piece.record.size))
+            spec = self.specs[name]
+            file, start, size = self._record(number)
+            saved = open_zip(FileRegion(file, start, size))
             ref = saved.root
             if not isinstance(ref, TensorRef) or dtype_of(ref.dtype) != spec.dtype or ref.shape != piece.shape:
                 raise CheckpointError(
@@ -89,7 +115,7 @@ class DcpWeights:
             weights = saved.weights({name: ref})
             if len(self._opened) >= _MAX_OPENED:
                 self._opened.clear()
-            self._opened[piece.record] = weights
+            self._opened[number] = weights
         return weights
 
 
