@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,12 @@ def offline() -> Iterator[None]:
             patch.setenv(name, "1")
         let_torchvision_load()
         yield
+
+
+def require(package: str) -> None:
+    """Skip the test where a package is not installed; a process of its own imports it."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"needs {package}")
 
 
 def names(folder: Path) -> set[str]:
