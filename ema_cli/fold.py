@@ -113,7 +113,9 @@ class Fold:
         first: dict[object, str] = {}
         candidates: dict[str, list[str]] = {}
         for name, spec in newest.specs.items():
-            leader = first.setdefault((newest.place(name), spec, name in self.copied), name)
+            if name in self.copied:
+                continue  # it need not even be in the others
+            leader = first.setdefault((newest.place(name), spec), name)
             if leader is not name:
                 candidates.setdefault(leader, [leader]).append(name)
         tied = {}

@@ -123,8 +123,8 @@ def prepare(plan: Plan, target: Target, *, dtype: DType | None, copy: Sequence[s
     """
     refuse_averaged(plan)
     checkpoints = [entry.checkpoint for entry in plan.entries]
-    check_same_model(checkpoints, mixed_floats=dtype is not None)
     copied = copied_names(plan.newest.weights.specs, copy)
+    check_same_model(checkpoints, mixed_floats=dtype is not None, copied=copied)
     check_averageable(plan.newest, copied)
     run = [*checkpoints, *(each.checkpoint for each in plan.skipped)]
     check_target(target, [file for each in run for file in each.files], force=force)

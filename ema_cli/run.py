@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -266,10 +266,17 @@ def averaged_error(checkpoint: Checkpoint) -> RunError:
     return RunError(f"{checkpoint.path}: is averaged already: {checkpoint.averaged}", hint=hint)
 
 
-def first_differences(checkpoints: Sequence[Checkpoint], *, mixed_floats: bool = False, limit: int = 4) -> list[str]:
+def first_differences(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    mixed_floats: bool = False,
+    copied: Collection[str] = (),
+    limit: int = 4,
+) -> list[str]:
     """Return sentences on how the tensors of the checkpoints differ from those of the newest, the first few.
 
-    Each names both checkpoints, the tensor and both specs. With `mixed_floats`, float dtypes may differ.
+    Each names both checkpoints, the tensor and both specs. With `mixed_floats`, float dtypes may differ; tensors in
+    `copied` may differ in every way, as only the newest's are used.
     """
     found: list[str] = []
     newest = checkpoints[-1]
@@ -282,7 +289,7 @@ def first_differences(checkpoints: Sequence[Checkpoint], *, mixed_floats: bool =
         ours = checkpoint.weights.specs
         if ours is not theirs:
             for name in [*ours, *(name for name in theirs if name not in ours)]:
-                if not _same_spec(ours.get(name), theirs.get(name), mixed_floats):
+                if name not in copied and not _same_spec(ours.get(name), theirs.get(name), mixed_floats):
                     found.append(_difference(name, checkpoint, newest))
                     if len(found) >= limit:
                         break
@@ -297,11 +304,13 @@ def _same_spec(one: TensorSpec | None, other: TensorSpec | None, mixed_floats: b
     return mixed_floats and one.shape == other.shape and one.dtype.kind == other.dtype.kind == "float"
 
 
-def check_same_model(checkpoints: Sequence[Checkpoint], *, mixed_floats: bool = False) -> None:
+def check_same_model(
+    checkpoints: Sequence[Checkpoint], *, mixed_floats: bool = False, copied: Collection[str] = ()
+) -> None:
     """Raise a RunError if not all checkpoints have the same tensor names, shapes and dtypes, and the same settings."""
-    differences = first_differences(checkpoints, mixed_floats=mixed_floats)
+    differences = first_differences(checkpoints, mixed_floats=mixed_floats, copied=copied)
     if differences:
-        only_floats = not mixed_floats and not first_differences(checkpoints, mixed_floats=True, limit=1)
+        only_floats = not mixed_floats and not first_differences(checkpoints, mixed_floats=True, copied=copied, limit=1)
         raise RunError(
             "; ".join(differences),
             hint="average them in one float type: --dtype float32"

@@ -15,15 +15,27 @@ from ema_cli.formats.places import EXTRA_STATE
 
 Specs = Mapping[str, TensorSpec]
 
-# Integers that are weights in disguise, by the last part of their name: GPTQ, AWQ, compressed-tensors.
-_PACKED_NAMES = ("qweight", "qzeros", "weight_packed")
+# Integers that are weights in disguise, by the last part of their name: GPTQ, AWQ, compressed-tensors, EETQ, HQQ, AQLM,
+# quanto, torchao.
+_PACKED_NAMES = (
+    "qweight", "qzeros", "weight_packed", "weights", "compressed", "W_q", "codes", "_data", "_qdata",
+    "weight:_data", "weight:_qdata",
+)  # fmt: skip
+_BITSANDBYTES = ".quant_state.bitsandbytes__"  # beside its packed weights, which may be stored as floats
 # What stands beside packed weights and scales them: GPTQ, AWQ, LLM.int8, compressed-tensors, fp8 and MXFP4 models.
 _SCALES = re.compile(
-    r"^(?:scales|scale|absmax|quant_map|SCB|.*_scale|.*_scales|.*_scale_inv|.*_zero_point|.*_zero_points"
+    r"^(?:scales?|absmax|quant_map|SCB|codebooks|.*[_:]_?scales?(?:_inv|_\d+)?|.*_zero_points?"
     r"|nested_absmax|nested_quant_map)$"
 )
 _BLOCKS = "_blocks"  # of MXFP4, beside ..._scales
-_DORA = re.compile(r"lora_magnitude_vector|dora_scale")
+_NEVER = (
+    (re.compile(rf"{EXTRA_STATE}$"), "what is in it, only the module's own code can read"),
+    (
+        re.compile(r"lora_magnitude_vector|dora_scale"),
+        "of a DoRA adapter, whose directions and magnitudes cannot be averaged apart",
+    ),
+    (re.compile(r"(?:^|[._])flat_param(?:_\d+)?$"), "one rank's part of a model that FSDP flattened"),
+)
 _LORA = re.compile(r"(?:^|[._])lora_(?:A|B|down|up|embedding_A|embedding_B)(?:[._]|$)|\.lora\.(?:down|up)\.")
 ADAPTER_NOTE = "an adapter: A and B are averaged each, which is not the average of their products BA"
 
@@ -35,27 +47,23 @@ def copied_names(specs: Specs, patterns: Sequence[str]) -> frozenset[str]:
 
 def refusals(specs: Specs, copied: Collection[str] = ()) -> dict[str, str]:
     """Return the tensors that must not be averaged, nor copied without a word, each with the reason."""
+    by_bitsandbytes = {name.partition(_BITSANDBYTES)[0] for name in specs if _BITSANDBYTES in name}
     found: dict[str, str] = {}
-    packed: dict[str, str] = {}  # what scales may stand beside -> the packed tensor
+    packed: dict[str, str] = {}  # what scales may stand beside, or below -> the packed tensor
     for name, spec in specs.items():
         if spec.dtype.kind == "packed":
             found[name] = f"{spec.dtype.name} has too few bits to be averaged"
-        elif name.endswith(EXTRA_STATE):
-            found[name] = "what is in it, only the module's own code can read"
-        elif _DORA.search(name):
-            found[name] = "of a DoRA adapter, whose directions and magnitudes cannot be averaged apart"
-        elif _is_packed(name, spec, specs):
-            found[name] = "packed integer weights, which mean nothing without their scales"
+        elif name in by_bitsandbytes or _is_packed(name, spec, specs):
+            found[name] = "packed weights, which mean nothing without their scales"
         else:
             continue
-        if not name.endswith(EXTRA_STATE) and not _DORA.search(name):
-            packed[_stem(name)] = name
-            packed[f"{name}"] = name
+        packed[name.rpartition(".")[0]] = packed[name] = name
     for name, spec in specs.items():
-        if spec.dtype.averaged and name not in found and packed:
-            owner = _owner(name, packed)
-            if owner is not None:
-                found[name] = f"scales '{owner}', which is not averaged"
+        reason = next((why for pattern, why in _NEVER if pattern.search(name)), None)
+        if reason is None and packed and spec.dtype.averaged and (owner := _owner(name, packed)) is not None:
+            reason = f"scales '{owner}', which is not averaged"
+        if reason is not None:
+            found.setdefault(name, reason)
     return {name: reason for name, reason in found.items() if name not in copied}
 
 
@@ -75,10 +83,6 @@ def check_averageable(checkpoint: Checkpoint, copied: Collection[str]) -> None:
 def tensor_notes(specs: Specs) -> list[str]:
     """Return what a user should know of the tensors."""
     return [ADAPTER_NOTE] if any(map(_LORA.search, specs)) else []
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _is_packed(name: str, spec: TensorSpec, specs: Specs) -> bool:

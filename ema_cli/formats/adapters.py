@@ -14,6 +14,9 @@ _MAX_CONFIG_BYTES = 16 << 20
 _FIELDS = (
     "peft_type", "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
     "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "fan_in_fan_out", "target_parameters",
+    "exclude_modules", "layer_replication", "lora_bias", "trainable_token_indices", "base_model_name_or_path",
+    "revision",
+    "init_lora_weights",  # some ways change the base model, to which A and B then belong
 )  # fmt: skip
 
 

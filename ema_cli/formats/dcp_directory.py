@@ -24,6 +24,8 @@ from ema_cli.formats.layouts import (
     DCP_CLOCKS,
     DCP_FOLDERS,
     DCP_OTHERS,
+    MEGATRON_COMMON,
+    MEGATRON_MARK,
     OLMO_MARK,
     PLAIN,
     TRAINER_STATE,
@@ -233,7 +235,10 @@ class _Reader:
         else:
             record = self.metadata.items.get(name)
         if record is None:
-            return None
+            # Older versions of torch store a dict without tensors as one item.
+            around, _, last = name.rpartition(".")
+            value = self._value(around) if around else None
+            return value.get(last) if isinstance(value, dict) else None
         _check_record(self.folder, name, record, self.files)
         saved = open_zip(FileRegion(self.files[record.file], record.start, record.size))
         return saved.scalar(name, saved.root) if isinstance(saved.root, TensorRef) else saved.root
@@ -267,6 +272,8 @@ def _check_complete(path: Path, folder: Path) -> None:
         missing = f"has no {_META}"
     elif folder.name == "model_and_optim" and folder != path and not (path / OLMO_MARK).exists():
         missing = f"has no {OLMO_MARK}"
+    elif (folder / MEGATRON_COMMON).exists() and not (folder / MEGATRON_MARK).exists():
+        missing = f"has no {MEGATRON_MARK}"
     elif (path.parent / f"{path.name}{UNFINISHED_MARK}").exists():
         raise IncompleteCheckpoint(f"{path}: is marked as unfinished, by {path.name}{UNFINISHED_MARK} beside it")
     if missing:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, RunError, UsageError
 from ema_cli.formats import safetensors_file, torch_file
 from ema_cli.formats.adapters import adapter_settings
-from ema_cli.formats.json_text import is_cut, parse_json
+from ema_cli.formats.json_text import is_cut, parse_json, read_json
 from ema_cli.formats.layouts import ADAPTERS, BASES, SHARD, TRAINER_STATE
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.places import AVERAGED_AGAIN
 from ema_cli.formats.shards import open_index
 from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
 
 _MAX_STATE_BYTES = 256 << 20  # it holds the whole log history
+_CONFIG = "config.json"
 _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
 
 
@@ -40,36 +41,62 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """
     names = _names(path)
     base, name = _choose(path, names, options)
-    open_one: Callable[[Path], Checkpoint]
-    if ".safetensors" in name:
-        open_one = lambda where: safetensors_file.open_checkpoint(where, options)  # noqa: E731
-    else:
-        open_one = lambda where: torch_file.open_checkpoint(where, options)  # noqa: E731
-    if name.endswith(".index.json"):
-        weights, parts = open_index(path / name, open_one)
-        files = (InputFile(path / name), *(file for part in parts for file in part.files))
-        first = dataclasses.replace(parts[0], weights=weights, files=files)
-    else:
-        first = open_one(path / name)
-    progress, files = first.progress, first.files
+    if base == "diffusion_pytorch_model" and _is_ema_model(path):
+        return _open_averages(path, name, options)
+    checkpoint = _open_weights(path / name, options)
+    progress, files = checkpoint.progress, checkpoint.files
     if TRAINER_STATE in names:
         state = InputFile(path / TRAINER_STATE)
         progress, files = read_trainer_state(state), (*files, state)
-    settings: dict[str, str] = {}
-    if base in ADAPTERS:
-        settings, more = adapter_settings(path)
-        files = (*files, *more)
+    settings, more = adapter_settings(path) if base in ADAPTERS else ({}, ())
     return dataclasses.replace(
-        first,
+        checkpoint,
         name=path.name,
         path=path,
-        files=files,
+        files=(*files, *more),
         trainer=_trainer(names),
         progress=progress,
         base=base,
         folder=path,
         settings=settings,
     )
+
+
+def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
+    """Open a file of weights, or the files that an index names."""
+    if path.name.endswith(".safetensors"):
+        return safetensors_file.open_checkpoint(path, options)
+    if not path.name.endswith(".index.json"):
+        return torch_file.open_checkpoint(path, options)
+    weights, parts = open_index(path, lambda part: _open_weights(part, options))
+    files = (InputFile(path), *(file for part in parts for file in part.files))
+    return dataclasses.replace(parts[0], weights=weights, files=files)
+
+
+def _open_averages(path: Path, name: str, options: ReadOptions) -> Checkpoint:
+    """Open what Diffusers' EMAModel saved: averages, unless the user asks for them, are refused later."""
+    if options.weights == "raw":
+        raise RunError(f"{path}: holds averages of Diffusers' EMAModel, by its config.json", hint="name the raw ones")
+    checkpoint = _open_weights(path / name, dataclasses.replace(options, weights=None))
+    asked = options.weights == "ema"
+    return dataclasses.replace(
+        checkpoint,
+        name=path.name,
+        path=path,
+        trainer="diffusers",
+        averaged=None if asked else "Diffusers' EMAModel saved it, by its config.json",
+        notes=(AVERAGED_AGAIN,) if asked else (),
+        base="diffusion_pytorch_model",
+        folder=path,
+    )
+
+
+def _is_ema_model(path: Path) -> bool:
+    """Return whether the configuration is one that Diffusers' EMAModel wrote, with averages as the weights."""
+    if not (path / _CONFIG).is_file():
+        return False
+    config = read_json(InputFile(path / _CONFIG), _MAX_STATE_BYTES)
+    return isinstance(config, dict) and "optimization_step" in config
 
 
 def _names(path: Path) -> set[str]:

@@ -27,6 +27,8 @@ class Layout:
     from 0 and not yet complete, "unknown" is 0 or 1 as the whole run tells. `unfinished` is a place that holds False
     where the epoch was not complete. Averages lie `beside` the raw weights; or they took their place, and the raw ones
     are at `raw`. `joined` are further state dicts of the model, with the prefix of their names in it.
+    `averaged_if` is a place that holds a number other than 0 where the trainer saved its averages as the model;
+    `only_averages`: it saves no raw weights at all.
     """
 
     trainer: str | None
@@ -38,6 +40,8 @@ class Layout:
     beside: tuple[str, ...] = ()
     raw: str | None = None
     joined: Mapping[str, str] = field(default_factory=dict)
+    averaged_if: str | None = None
+    only_averages: bool = False
 
 
 _TIMESTAMP = "state/timestamp/Timestamp"
@@ -109,15 +113,24 @@ LAYOUTS = (
         "OpenNMT-py",
         marks=("model", "generator", "opt"),
         weights=("model",),
-        clocks={BA: ("optim/training_step",)},
+        clocks={},  # its training_step is of the step that comes next; the name has the one that is done
         joined={"generator": "generator."},
+        averaged_if="opt/average_decay",
     ),
     Layout(
         "icefall",
         marks=("model", "batch_idx_train"),
         weights=("model",),
         clocks={BA: ("batch_idx_train",)},  # the epoch is in the name, from 1
-        beside=("model_avg",),
+        beside=("model_avg", "model_ema"),
+    ),
+    Layout(
+        "Ultralytics",
+        marks=("model", "ema", "train_args"),
+        weights=("ema", "model"),  # the model is None until the end, and the average then
+        clocks={EP: ("epoch",)},
+        epochs="from 0",
+        only_averages=True,
     ),
     PLAIN,
 )
@@ -145,6 +158,8 @@ DEEPSPEED_TAG = re.compile(r"^global_step(\d+)$")
 LATEST = ("latest", "latest_checkpointed_iteration.txt")  # the newest one: DeepSpeed, Megatron
 UNFINISHED_MARK = "-unfinished"  # NeMo's, after the folder's name, while it is written
 OLMO_MARK = ".metadata.json"
+MEGATRON_MARK, MEGATRON_COMMON = "metadata.json", "common.pt"
+WENET_SIDECAR = ".yaml"  # beside each .pt: the epoch from 0 that was just completed, and the batch
 # What stands at the top of a torch.distributed.checkpoint folder beside the model, where the model has no place of its
 # own (torchtitan, Megatron).
 DCP_OTHERS = re.compile(
@@ -162,19 +177,22 @@ DCP_CLOCKS: Mapping[Unit, tuple[str, ...]] = {
 
 # ---- Names ----
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".tgz")
 COMPRESSED_SUFFIXES = (".zst", ".gz", ".lz4", ".bz2", ".xz", ".lzma", ".lzo")
 NOT_WEIGHTS = (
     "optimizer*", "*optim_states*", "scheduler*", "rng_state*", "random_states*", "training_args*",
     "scaler.pt", "sampler*", "dataloader*", "trainer_state*", "meta.pt", "common.pt",
+    "bad-model*",
 )  # fmt: skip
-UNFINISHED = ("tmp-*", "*.tmp", "*-tmp", "*.part", "*.partial", "*.incomplete")
+UNFINISHED = ("tmp-*", "*.tmp", "*-tmp", "*.part", "*.partial", "*.incomplete", "*.orbax-checkpoint-tmp*")
+# One part of a model: fairseq's names of shards, Accelerate's of FSDP's local state.
+PARTS = re.compile(r"-rank-\d+\.pt$|-shard\d+\.pt$|_fsdp_rank\d+\.bin$|\.distcp$")
 COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final)(?:[-_.]|$)|model_best", re.IGNORECASE)
 RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
-AVERAGES_FOLDER = re.compile(r"(?:^ema$|_ema$)", re.IGNORECASE)
+AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$", re.IGNORECASE)
 # Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them.
 AVERAGES_FILE = re.compile(
-    r"(?:^|[-_.])(?:ema|swa|ave|avg|averaged)(?:[-_]?\d+(?:best)?)?(?:\.[a-z]+)*$", re.IGNORECASE
+    r"(?:^|[-_.])(?:ema|swa|ave|avg|averaged)(?:[-_]?\d+(?:best)?)?(?:\.till\d+epoch)?(?:\.[a-z]+)*$", re.IGNORECASE
 )
 SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
 # What wrappers put into names: torch.compile, FSDP and activation checkpointing anywhere; DDP around the whole model.

@@ -46,6 +46,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     checkpoint = hf_directory.open_checkpoint(averages if take_averages else raw, inner)
     notes, averaged = list(checkpoint.notes), checkpoint.averaged
     if options.weights == "ema":
+        averaged = None
         notes.append(AVERAGED_AGAIN)
     elif take_averages:
         averaged = averaged or f"'{averages.name}' holds averages, by its name"

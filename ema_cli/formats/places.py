@@ -82,6 +82,8 @@ def _find(layout: Layout, root: dict[Any, Any], options: ReadOptions, scalar: Sc
         found = Found(None, root, progress)
         _choose_bare(found, options)
         return found
+    if layout.only_averages:
+        return _only_averages(layout, root, places, progress, options)
     if len(places) > 1:
         first, second, *_ = places
         raise CheckpointError(f"holds weights under '{first}' and under '{second}'", hint=f"say which: --key {first}")
@@ -94,6 +96,8 @@ def _find(layout: Layout, root: dict[Any, Any], options: ReadOptions, scalar: Sc
     elif layout.raw and isinstance(root.get(layout.raw), dict):
         why = f"{layout.trainer}'s weight averaging was on: '{place}' holds averages"
         _choose(found, raw=root[layout.raw], averages=found.tensors, options=options, why=why)
+    elif layout.averaged_if and _dig(root, layout.averaged_if):
+        _refuse_raw(found, f"{layout.trainer} saved its moving average as the model", options)
     elif beside:
         name = next(iter(beside))
         _choose(found, raw=found.tensors, averages=beside[name], options=options, where=name)
@@ -109,12 +113,7 @@ def _only_averages(
     if beside:
         name = next(iter(beside))
         found = Found(layout.trainer, beside[name], progress)
-        if options.weights == "raw":
-            raise RunError(f"holds no raw weights, only averages in '{name}'", hint="leave out --weights raw")
-        if options.weights == "ema":
-            found.notes.append(AVERAGED_AGAIN)
-        else:
-            found.averaged = f"it holds nothing but the averages in '{name}'"
+        _refuse_raw(found, f"it holds nothing but averages, in '{name}'", options)
         return found
     for name in layout.weights:
         value = _dig(root, name)
@@ -151,12 +150,18 @@ def _choose_bare(found: Found, options: ReadOptions) -> None:
     if "n_averaged" not in found.tensors:
         if options.weights == "ema":
             raise RunError("holds no averages", hint="leave out --weights ema")
-    elif options.weights == "raw":
-        raise RunError("an AveragedModel, which holds no raw weights", hint="leave out --weights raw")
-    elif options.weights == "ema":
+    else:
+        _refuse_raw(found, AVERAGED_MODEL, options)
+
+
+def _refuse_raw(found: Found, why: str, options: ReadOptions) -> None:
+    """Settle what the user asks for where there are averages, `why` says so, and no raw weights."""
+    if options.weights == "raw":
+        raise RunError(f"holds no raw weights: {why}", hint="leave out --weights raw")
+    if options.weights == "ema":
         found.notes.append(AVERAGED_AGAIN)
     else:
-        found.averaged = AVERAGED_MODEL
+        found.averaged = why
 
 
 def _choose_composer(found: Found, root: dict[Any, Any], options: ReadOptions) -> None:
@@ -294,6 +299,7 @@ def _dig(value: Any, place: str) -> Any:
         if isinstance(value, list) and key == "-1":
             value = value[-1] if value else None
         else:
+            value = value.state if isinstance(value, Inert) else value  # an argparse.Namespace
             value = value.get(key) if isinstance(value, dict) else None
     return value
 

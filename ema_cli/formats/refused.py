@@ -22,8 +22,7 @@ _FOLDERS = {
     "flax_model.msgpack": ("a Flax model", _FROM_JAX),
     "saved_model.pb": ("a TensorFlow SavedModel", _FROM_TF),
     "tf_model.h5": ("a TensorFlow model", _FROM_TF),
-    "*.ckpt-*.index": ("TensorFlow's checkpoints", _FROM_TF),
-    "ckpt-*.index": ("TensorFlow's checkpoints", _FROM_TF),
+    "*.data-?????-of-?????": ("TensorFlow's checkpoints", _FROM_TF),
 }
 _BEGINNINGS = {
     b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unpack it: zstd -d FILE"),
@@ -54,5 +53,7 @@ def open_checkpoint(path: Path, _options: ReadOptions) -> NoReturn:
 def _reason(path: Path) -> tuple[str, str] | None:
     if path.is_dir():
         return next((why for pattern, why in _FOLDERS.items() if any(path.glob(pattern))), None)
-    beginning = first_bytes(path, 32)
+    beginning = first_bytes(path, 512)
+    if beginning[257:262] == b"ustar":
+        return "is a tar archive", "unpack it: tar -xf FILE"
     return next((why for start, why in _BEGINNINGS.items() if beginning.startswith(start)), None)

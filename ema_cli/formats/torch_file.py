@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import stat
+from fractions import Fraction
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import EmaError, IncompleteCheckpoint, UsageError
+from ema_cli.checkpoint import Checkpoint, Clock, Progress
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, UsageError
+from ema_cli.formats.layouts import PARTS, WENET_SIDECAR
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.places import find_weights
 from ema_cli.formats.torch_legacy import open_legacy
 from ema_cli.formats.torch_tensors import TorchFile
 from ema_cli.formats.torch_zip import SIGNATURE, open_zip
 from ema_cli.input_file import ByteSource, InputFile
+from ema_cli.units import Unit
 
+_MAX_YAML_BYTES = 1 << 20
+_YAML_COUNT = re.compile(r"^(epoch|step): (\d{1,18})$", re.MULTILINE)
 _PICKLE = b"\x80"  # the instruction with which a pickle of protocol 2 or newer begins
 
 
@@ -24,6 +30,11 @@ def matches(path: Path) -> bool:
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """Unpickle the description, find the weights in it, and check that their bytes are there."""
+    if PARTS.search(path.name):
+        raise CheckpointError(
+            f"{path}: is one rank's part of a model, by its name",
+            hint="put the parts together first, with your trainer's own tools",
+        )
     file = InputFile(path)
     opened = open_torch(file)
     try:
@@ -33,17 +44,36 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     except EmaError as error:
         message = str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
         raise type(error)(message, hint=error.hint) from error
+    progress, sidecars = found.progress, tuple[InputFile, ...]()
+    if found.trainer is None and not progress.clocks:
+        progress, sidecars = _wenet_progress(path)
     return Checkpoint(
         name=path.name,
         path=path,
         weights=opened.weights(found.tensors),
-        files=(file,),
+        files=(file, *sidecars),
         format="torch zip" if is_zip(file) else "torch legacy",
         trainer=found.trainer,
-        progress=found.progress,
+        progress=progress,
         averaged=found.averaged,
         notes=tuple(found.notes),
     )
+
+
+def _wenet_progress(path: Path) -> tuple[Progress, tuple[InputFile, ...]]:
+    """Return the clocks in the .yaml that wenet writes beside each .pt, and that file; nothing for others' files."""
+    sidecar = path.with_suffix(WENET_SIDECAR)
+    if not sidecar.is_file():
+        return Progress(), ()
+    file = InputFile(sidecar)
+    text = file.read(0, file.size).decode("utf-8", "replace") if file.size <= _MAX_YAML_BYTES else ""
+    fields = dict(_YAML_COUNT.findall(text))
+    if not fields.keys() >= {"epoch", "step"}:
+        return Progress(), ()
+    clocks = {Unit.BATCH: Clock(Fraction(fields["step"]), "sidecar")}
+    done = 0 if path.name.startswith("step_") else 1  # saved by steps, the epoch is in progress
+    clocks[Unit.EPOCH] = Clock(Fraction(fields["epoch"]) + done, "sidecar")
+    return Progress(clocks), (file,)
 
 
 def open_torch(source: ByteSource) -> TorchFile:
