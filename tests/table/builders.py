@@ -1,0 +1,271 @@
+"""Small runs in the layout of each trainer, built without its library: three checkpoints, 1, 2 and 3 steps old."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+
+Tensors = dict[str, torch.Tensor]
+STEPS = (1, 2, 3)
+LAW = ("--half-life", "1ba")
+
+
+class Net(torch.nn.Sequential):
+    """A model with parameters, a persistent and a transient buffer, and a counter."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        super().__init__(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+        self.register_buffer("transient", torch.ones(2), persistent=False)
+
+
+def state_dict(step: int) -> Tensors:
+    """Return the weights that every builder stores for `step`."""
+    return {name: tensor.detach().clone() for name, tensor in Net(step).state_dict().items()}
+
+
+class Case:
+    """A run on disk: what to pass to the program beside it, and under which names and dtype the average comes out."""
+
+    def __init__(self, *arguments: str, prefix: str = "", dtype: torch.dtype | None = None) -> None:
+        self.arguments = arguments
+        self.prefix = prefix
+        self.dtype = dtype
+
+    def expected(self, weights: Sequence[float] = (0.25, 0.25, 0.5)) -> Tensors:
+        """Return the average in float64, rounded once; integers as in the newest."""
+        stored = [{name: self._stored(tensor) for name, tensor in state_dict(step).items()} for step in STEPS]
+        average = {}
+        for name, newest in stored[-1].items():
+            total = sum(w * tensors[name].double() for w, tensors in zip(weights, stored, strict=True))
+            average[self.prefix + name] = total.to(newest.dtype) if newest.is_floating_point() else newest
+        return average
+
+    def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
+
+
+def save(path: Path, value: object, *, legacy: bool = False) -> None:
+    """Save with torch, making the folder first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+
+
+def each(name: str, wrap: Callable[[int], object], case: Case | None = None, *, legacy: bool = False) -> Any:
+    """Return a builder that saves one file for each step under `name`, in which {} is the step."""
+
+    def build(run: Path) -> Case:
+        for step in STEPS:
+            save(run / name.format(step), wrap(step), legacy=legacy)
+        return case or Case()
+
+    return build
+
+
+def safetensors_files(run: Path) -> Case:
+    """Write one safetensors file for each step."""
+    run.mkdir()
+    for step in STEPS:
+        save_file(state_dict(step), run / f"step-{step}.safetensors")
+    return Case()
+
+
+def write_shards(folder: Path, step: int, base: str, suffix: str) -> None:
+    """Write a model in two shards with an index, as Hugging Face does."""
+    folder.mkdir(parents=True)
+    tensors = state_dict(step)
+    weight_map = {}
+    for number, names in enumerate((list(tensors)[:3], list(tensors)[3:]), 1):
+        shard = f"{base}-{number:05}-of-00002.{suffix}"
+        part = {name: tensors[name] for name in names}
+        save_file(part, folder / shard) if suffix == "safetensors" else torch.save(part, folder / shard)
+        weight_map.update(dict.fromkeys(names, shard))
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / f"{base}.{suffix}.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text("{}")
+
+
+def hub_cache(run: Path) -> Case:
+    """Write shards as the hub's cache keeps them: links to files elsewhere, named by their contents."""
+    for step in STEPS:
+        write_shards(run.parent / "blobs" / str(step), step, "model", "safetensors")
+        (run / f"step-{step}").mkdir(parents=True)
+        for path in (run.parent / "blobs" / str(step)).iterdir():
+            (run / f"step-{step}" / path.name).symlink_to(path)
+    return Case()
+
+
+def bin_shards(run: Path) -> Case:
+    """Write pickled shards with their index."""
+    for step in STEPS:
+        write_shards(run / f"checkpoint-{step}", step, "pytorch_model", "bin")
+    return Case()
+
+
+def hf_folder(folder: Path, step: int, state: Mapping[str, object] | None) -> None:
+    """Write a folder with a model and, if there is one, the Trainer's state."""
+    folder.mkdir(parents=True)
+    save_file(state_dict(step), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text("{}")
+    torch.save({"never": "opened"}, folder / "optimizer.bin")
+    if state:
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+def trainer(run: Path) -> Case:
+    """Write what the Hugging Face Trainer leaves, the final model beside the checkpoints included."""
+    for step in STEPS:
+        hf_folder(run / f"checkpoint-{step}", step, {"global_step": step, "epoch": step / 10})
+    save_file(state_dict(9), run / "model.safetensors")
+    return Case()
+
+
+def accelerate(run: Path) -> Case:
+    """Write what Accelerate's save_state leaves: a counter in the name, and no clock."""
+    for step in STEPS:
+        hf_folder(run / f"checkpoint_{step - 1}", step, None)
+        (run / f"checkpoint_{step - 1}" / "random_states_0.pkl").write_bytes(b"never opened")
+    return Case("--spacing", "1ba")
+
+
+def distributed(
+    name: str, wrap: Callable[[int], dict[str, Any]], mark: Callable[[Path, int], None] | None = None
+) -> Any:
+    """Return a builder that saves with torch.distributed.checkpoint, from one process."""
+
+    def build(run: Path) -> Case:
+        for step in STEPS:
+            folder = run / name.format(step)
+            dcp.save(wrap(step), checkpoint_id=folder, no_dist=True)
+            if mark:
+                mark(folder, step)
+        return Case()
+
+    return build
+
+
+def lightning_meta(folder: Path, step: int) -> None:
+    """Write what Lightning keeps beside the shards."""
+    torch.save({"epoch": 0, "global_step": step, "pytorch-lightning_version": "2.6.6", "loops": {}}, folder / "meta.pt")
+
+
+def olmo_mark(folder: Path, _step: int) -> None:
+    """Write what OLMo-core writes last."""
+    (folder.parent / ".metadata.json").write_text("{}")
+
+
+def timm(run: Path) -> Case:
+    """Write timm's files: epochs from 0, hard links, one for recovery in the middle of an epoch."""
+    for step in STEPS:
+        saved = {"epoch": step - 1, "arch": "net", "version": 2, "args": argparse.Namespace(lr=1.0)}
+        save(run / f"checkpoint-{step - 1}.pth.tar", {**saved, "state_dict": state_dict(step)})
+    (run / "last.pth.tar").hardlink_to(run / "checkpoint-2.pth.tar")
+    save(run / "recovery-3-50.pth.tar", {**saved, "epoch": 3, "state_dict": state_dict(9)})
+    return Case("--half-life", "1ep")
+
+
+def fairseq(step: int) -> dict[str, Any]:
+    """Return what fairseq saves at the end of an epoch."""
+    return {
+        "args": None,
+        "model": state_dict(step),
+        "optimizer_history": [{"num_updates": step}],
+        "extra_state": {"train_iterator": {"epoch": step + 1, "iterations_in_epoch": 0}},
+        "last_optimizer_state": {"state": {}},
+    }
+
+
+def opennmt(step: int) -> dict[str, Any]:
+    """Return what OpenNMT-py saves: the generator apart from the rest."""
+    tensors = state_dict(step)
+    generator = {name.removeprefix("1."): tensors.pop(name) for name in list(tensors) if name.startswith("1.")}
+    opt = argparse.Namespace(average_decay=0)
+    return {"model": tensors, "generator": generator, "opt": opt, "optim": {"training_step": step + 1}, "vocab": {}}
+
+
+def opennmt_run(run: Path) -> Case:
+    """Write OpenNMT-py's files; the generator's names begin with its own."""
+    each("model_step_{}.pt", opennmt)(run)
+
+    class Joined(Case):
+        def expected(self, weights: Sequence[float] = (0.25, 0.25, 0.5)) -> Tensors:
+            return {
+                f"generator.{name.removeprefix('1.')}" if name.startswith("1.") else name: tensor
+                for name, tensor in super().expected(weights).items()
+            }
+
+    return Joined()
+
+
+def espnet(run: Path) -> Case:
+    """Write espnet's files: bare state dicts, a link to the best, an average of its own."""
+    each("{}epoch.pth", state_dict)(run)
+    (run / "valid.acc.best.pth").symlink_to("3epoch.pth")
+    save(run / "valid.acc.ave_10best.pth", state_dict(9))
+    save(run / "checkpoint.pth", {"model": state_dict(3), "reporter": {"epoch": 3}})
+    return Case("--half-life", "1ep")
+
+
+def wenet(run: Path) -> Case:
+    """Write wenet's files: the clock in a .yaml beside each, epochs from 0."""
+    for step in STEPS:
+        save(run / f"{step - 1}.pt", state_dict(step))
+        (run / f"{step - 1}.yaml").write_text(f"cv_loss: 1.0\nepoch: {step - 1}\nlr: 0.001\nstep: {step}\n")
+    save(run / "avg_3.pt", state_dict(9))
+    return Case()
+
+
+def diffusers(run: Path) -> Case:
+    """Write a training checkpoint of Diffusers: two models and averages of one."""
+    for step in STEPS:
+        for component, seed in (("unet", step), ("unet_ema", 9), ("text_encoder", 8)):
+            folder = run / f"checkpoint-{step}" / component
+            folder.mkdir(parents=True)
+            base = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+            save_file(state_dict(seed), folder / f"{base}.safetensors")
+            config = {"optimization_step": step} if component == "unet_ema" else {}
+            (folder / "config.json").write_text(json.dumps(config))
+    return Case("--component", "unet")
+
+
+def peft(run: Path) -> Case:
+    """Write adapters as PEFT and the Trainer do; which modules are adapted comes in any order."""
+    for step in STEPS:
+        folder = run / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        names = {name: f"base_model.model.{name}.lora_A.weight" for name in state_dict(step)}
+        tensors = {names[name]: tensor for name, tensor in state_dict(step).items()}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        targets = ["q", "v"] if step == 1 else ["v", "q"]
+        config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": targets}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+
+    class Adapter(Case):
+        def expected(self, weights: Sequence[float] = (0.25, 0.25, 0.5)) -> Tensors:
+            return {
+                f"base_model.model.{name}.lora_A.weight": tensor for name, tensor in super().expected(weights).items()
+            }
+
+    return Adapter()
+
+
+def deepspeed(run: Path) -> Case:
+    """Write DeepSpeed's folders for one rank of tensors, half precision, and the file that names the newest."""
+    for step in STEPS:
+        module = {
+            name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+            for name, tensor in state_dict(step).items()
+        }
+        saved = {"module": module, "global_steps": step, "global_samples": 8 * step, "ds_version": "0.19"}
+        save(run / f"global_step{step}" / "mp_rank_00_model_states.pt", saved)
+        save(run / f"global_step{step}" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", {})
+    (run / "latest").write_text("global_step3")
+    return Case(dtype=torch.bfloat16)

@@ -1,0 +1,267 @@
+"""Each row of the README's tables: what it says is read is averaged right, what it says is refused is refused."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import COMPOSER, Outcome
+from tests.table import builders as made
+from tests.table.builders import LAW, STEPS, Case, Net, distributed, each, save, state_dict
+
+Cli = Callable[..., Outcome]
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def rows(heading: str) -> list[str]:
+    """Return the first cells of the table whose first heading is `heading`."""
+    table = README[README.index(f"| {heading} |") :].split("\n\n")[0]
+    return [line.split(" | ")[0].removeprefix("| ").replace("`", "") for line in table.splitlines()[2:]]
+
+
+def titan(step: int) -> dict[str, Any]:
+    """Return what torchtitan saves: the model at the top, the rest beside it, averages too."""
+    tensors = state_dict(step)
+    state = {f"state.{name}.ema_params": tensor + 9 for name, tensor in tensors.items() if tensor.is_floating_point()}
+    optimizer = {f"state.{name}.exp_avg": tensor for name, tensor in tensors.items()}
+    return {**tensors, "optimizer": optimizer, "lr_scheduler": {"last_epoch": step}, "ema": state} | {
+        "train_state": {"step": step, "ntokens_seen": 100 * step}
+    }
+
+
+def composer(step: int) -> dict[str, Any]:
+    """Return what Composer saves, sharded or not."""
+    timestamp = {"Timestamp": {"epoch": 0, "batch": step, "sample": 4 * step, "token": 0, "batch_in_epoch": step}}
+    return {"state": {"model": state_dict(step), "timestamp": timestamp, "optimizers": {"Adam": state_dict(9)}}}
+
+
+def lightning(step: int) -> dict[str, Any]:
+    """Return what Lightning saves in one file."""
+    return {"pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": step, "state_dict": state_dict(step)}
+
+
+def icefall(step: int) -> dict[str, Any]:
+    """Return what icefall saves, its running mean beside the model."""
+    return {"model": state_dict(step), "model_avg": state_dict(9), "batch_idx_train": step, "sampler": {}}
+
+
+READ: dict[str, list[Callable[[Path], Case]]] = {
+    "safetensors": [made.safetensors_files],
+    "safetensors in shards": [made.hub_cache],
+    "torch.save, zip": [
+        each("step-{}.pt", lambda step: {"model": state_dict(step), "step": step}),
+        each("step-{}.bin", state_dict),
+        each("step-{}.ckpt", lambda step: {"net": {"w": state_dict(step)}}, Case("--key", "net.w")),
+    ],
+    "torch.save, legacy": [each("a{}.pth", lambda step: {"state_dict": state_dict(step), "step": step}, legacy=True)],
+    "a whole nn.Module": [
+        each("step-{}.pt", Net),
+        each("step-{}.pt", lambda step: {"model": torch.nn.DataParallel(Net(step))}, legacy=True),
+    ],
+    ".bin in shards": [made.bin_shards],
+    "Hugging Face Trainer": [made.trainer],
+    "Accelerate": [made.accelerate],
+    "torch.distributed.checkpoint": [
+        distributed("step-{}", lambda step: {"model": state_dict(step), "optim": state_dict(9), "step": step}),
+        distributed("s{}", lambda step: {"app": {"model": state_dict(step), "optim": state_dict(9), "step": step}}),
+    ],
+    "torchtitan": [distributed("step-{}", titan)],
+    "Composer": [each("ep0-ba{}-rank0.pt", composer), distributed("ep0-ba{}", composer)],
+    "Lightning": [
+        each("epoch=0-step={}.ckpt", lightning),
+        distributed("epoch=0-step={}.ckpt", lambda step: {"state_dict": state_dict(step)}, made.lightning_meta),
+        distributed("last-v{}.ckpt", lambda step: {"model": state_dict(step)}, made.lightning_meta),
+    ],
+    "DeepSpeed": [made.deepspeed],
+    "OLMo-core, NeMo": [
+        distributed(
+            "step{}/model_and_optim", lambda s: {"model": state_dict(s), "optim": state_dict(9)}, made.olmo_mark
+        ),
+        distributed("x-step={}/weights", lambda s: {f"module.{name}": t for name, t in state_dict(s).items()}),
+    ],
+    "timm": [made.timm],
+    "fairseq": [each("checkpoint{}.pt", made.fairseq)],
+    "nanoGPT, litgpt": [
+        each("ckpt{}.pt", lambda step: {"model": state_dict(step), "model_args": {}, "iter_num": step}),
+        each(
+            "step-{:08}/lit_model.pth",
+            lambda step: {"model": state_dict(step), "iter_num": 4 * step, "step_count": step},
+        ),
+    ],
+    "OpenNMT-py": [made.opennmt_run],
+    "espnet, wenet, icefall": [made.espnet, made.wenet, each("checkpoint-{}.pt", icefall)],
+    "Diffusers": [made.diffusers],
+    "PEFT adapters": [made.peft],
+}
+
+
+def test_the_table_of_what_is_read_is_tested_whole() -> None:
+    """Every row has a test here, and every test here has a row."""
+    assert rows("read") == list(READ)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(("row", "number"), [(row, number) for row in READ for number in range(len(READ[row]))])
+def test_what_is_read_is_averaged(row: str, number: int, cli: Cli, tmp_path: Path) -> None:
+    """The untouched run gives the average that float64 arithmetic gives, rounded once."""
+    case = READ[row][number](tmp_path / "run")
+    law = () if "--half-life" in case.arguments else LAW
+    done = cli("average", "run", *law, *case.arguments, "-o", "out.safetensors")
+    assert done.code == 0, done
+    written, expected = load_file(tmp_path / "out.safetensors"), case.expected()
+    assert written.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert written[name].dtype == tensor.dtype
+        torch.testing.assert_close(written[name], tensor, rtol=0 if case.dtype is None else 2**-8, atol=2e-7, msg=name)
+
+
+def parts(*names: str) -> Callable[[Path], Path]:
+    """Return a builder of a DeepSpeed folder with these files."""
+
+    def build(run: Path) -> Path:
+        for name in names:
+            save(run / "global_step5" / name, {"module": state_dict(1), "global_steps": 5})
+        return run
+
+    return build
+
+
+def with_tensors(tensors: dict[str, torch.Tensor], suffix: str = "safetensors") -> Callable[[Path], Path]:
+    """Return a builder of a run whose checkpoints hold these tensors beside an ordinary one."""
+
+    def build(run: Path) -> Path:
+        run.mkdir()
+        for step in STEPS:
+            whole = {"norm.weight": torch.ones(2), **tensors}
+            path = run / f"step-{step}.{suffix}"
+            save_file(whole, path) if suffix == "safetensors" else torch.save({"model": whole}, path)
+        return run
+
+    return build
+
+
+def compressed(run: Path) -> Path:
+    """Write a compressed save of Composer's."""
+    run.mkdir()
+    save(run.parent / "plain.pt", composer(1))
+    (run / "ep0-ba1-rank0.pt.gz").write_bytes(gzip.compress((run.parent / "plain.pt").read_bytes()))
+    return run
+
+
+def deflated(run: Path) -> Path:
+    """Write a torch file whose entries another program has compressed."""
+    run.mkdir()
+    save(run.parent / "plain.pt", {"model": state_dict(1), "step": 1})
+    with (
+        zipfile.ZipFile(run.parent / "plain.pt") as old,
+        zipfile.ZipFile(run / "step-1.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return run
+
+
+def script(run: Path) -> Path:
+    """Write a TorchScript archive."""
+    run.mkdir()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(run / "step-1.pt"))
+    return run
+
+
+def hooked(run: Path) -> Path:
+    """Write a module with a hook on its state dict."""
+    module = Net(1)
+    module.register_state_dict_post_hook(keep)
+    save(run / "step-1.pt", module)
+    return run
+
+
+def keep(*_: object) -> None:
+    """Stand for a hook."""
+
+
+def one_rank(run: Path) -> Path:
+    """Write a folder of torchtitan's with a file for each rank."""
+    save(run / "step-1" / "model_0.pt", state_dict(1))
+    (run / "step-1" / "metadata.pkl").write_bytes(b"\x80\x04N.")
+    return run
+
+
+def orbax(run: Path) -> Path:
+    """Write what marks a checkpoint of Orbax."""
+    (run / "100" / "default").mkdir(parents=True)
+    (run / "100" / "_CHECKPOINT_METADATA").write_text("{}")
+    return run
+
+
+U8, I32, HALF = torch.uint8, torch.int32, torch.float16
+REFUSED: dict[str, tuple[Callable[[Path], Path], int, str]] = {
+    "DeepSpeed in parts": (parts("zero_pp_rank_0_mp_rank_00_model_states.pt"), 3, "ZeRO stage 3.*zero_to_fp32.py"),
+    "8 bits and fewer": (
+        with_tensors({"q.weight": torch.zeros(4).to(torch.float8_e4m3fn)}),
+        3,
+        "'q.weight' cannot be averaged: F8_E4M3.*--copy",
+    ),
+    "packed weights": (
+        with_tensors({"q.qweight": torch.zeros(4, 2, dtype=I32), "q.scales": torch.ones(4, dtype=HALF)}),
+        3,
+        "'q.qweight' cannot be averaged: packed weights.*--copy",
+    ),
+    "_extra_state": (with_tensors({"q._extra_state": torch.zeros(4, dtype=U8)}), 3, "'q._extra_state'.*--copy"),
+    "DoRA": (with_tensors({"q.lora_magnitude_vector": torch.ones(4)}), 3, "'q.lora_magnitude_vector'.*DoRA"),
+    "compressed saves": (compressed, 3, r"compressed with gzip.*gunzip ep0-ba1-rank0.pt.gz"),
+    "compressed or encrypted records": (deflated, 3, "is compressed"),
+    "TorchScript": (script, 3, r"a program.*state_dict\(\)"),
+    "sparse, nested, quantized, subclassed tensors": (
+        with_tensors({"s": torch.ones(2, 2).to_sparse()}, "pt"),
+        3,
+        "'s' cannot be averaged: .*sparse",
+    ),
+    "modules with state-dict hooks": (hooked, 3, r"hooks that change its state dict.*state_dict\(\)"),
+    "a rank's part of a model": (one_rank, 3, "for each part and each rank.*torch.distributed.checkpoint"),
+    "JAX, TensorFlow, GGUF": (orbax, 3, "Orbax.*safetensors"),
+    "averages already": (lambda run: COMPOSER / "ema-was-on", 4, "averaged already.*--weights raw"),
+}
+
+
+def test_the_table_of_what_is_refused_is_tested_whole() -> None:
+    """Every row has a test here, and every test here has a row."""
+    assert rows("refused") == list(REFUSED)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("row", REFUSED)
+def test_what_is_refused_is_refused(row: str, cli: Cli, tmp_path: Path) -> None:
+    """One error with its code, the reason and the way out; nothing is written."""
+    build, code, message = REFUSED[row]
+    run = build(tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    done = cli("average", run, *LAW)
+    assert done.code == code, done
+    assert re.search(message, done.err, re.DOTALL), done.err
+    assert done.err.count("error: ") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"),
+        ("mp_rank_00_model_states.pt", "layer_03-model_00-model_states.pt"),
+        ("mp_rank_00_model_states.pt", "layer_03-model_states.pt"),
+        ("mp_rank_00_model_states.pt", "layer_0_expert_0_mp_rank_00_model_states.pt"),
+    ],
+)
+def test_every_way_to_cut_a_model_is_refused(names: tuple[str, ...], cli: Cli, tmp_path: Path) -> None:
+    """Tensor, pipeline and expert parallel parts are no model: an error, and the way to put them together."""
+    parts(*names)(tmp_path / "run")
+    done = cli("average", "run", *LAW)
+    assert (done.code, "cut into" in done.err, "put it together first" in done.err) == (3, True, True), done
