@@ -60,10 +60,11 @@ def tensor_facts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def tensor_totals(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
-    """Return how many tensors there are, how many of them are averaged, their parameters and bytes."""
+    """Return how many tensors there are, how many floating and how many packed, their parameters and bytes."""
     return {
         "count": len(specs),
         "averaged": sum(spec.dtype.averaged for spec in specs.values()),
+        "packed": sum(spec.dtype.kind == "packed" for spec in specs.values()),
         "parameters": sum(spec.count for spec in specs.values()),
         "bytes": sum(spec.nbytes for spec in specs.values()),
     }

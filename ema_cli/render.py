@@ -206,8 +206,10 @@ def _headline(facts: Mapping[str, Any]) -> str:
 
 
 def _tensors_line(totals: Mapping[str, int]) -> str:
-    copied = totals["count"] - totals["averaged"]
-    kinds = f"{totals['averaged']} floating, {copied} integer" if copied else "all floating"
+    integers = totals["count"] - totals["averaged"] - totals["packed"]
+    counts = {"floating": totals["averaged"], "integer": integers, "of few bits": totals["packed"]}
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count or kind == "floating")
+    kinds = "all floating" if totals["averaged"] == totals["count"] else kinds
     return (
         f"{_plural(totals['count'], 'tensor')} ({kinds}), {totals['parameters']:,} parameters, {size(totals['bytes'])}"
     )

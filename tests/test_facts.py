@@ -40,7 +40,7 @@ def test_totals_are_of_the_tensors_in_common(tmp_path: Path):
     write_torch_run(tmp_path, [1, 2])
     torch.save({"model": {**make_tensors(3), "more": torch.zeros(5)}, "step": 3}, tmp_path / "step-3.pt")
     told = facts.run_facts(open_run([tmp_path]))
-    assert told["tensors"] == {"count": 3, "averaged": 2, "parameters": 17, "bytes": 72}
+    assert told["tensors"] == {"count": 3, "averaged": 2, "packed": 0, "parameters": 17, "bytes": 72}
     assert told["differences"] == [f"step-{step}.pt: 'more' is missing, but F32 [5] in step-3.pt" for step in (1, 2)]
 
 
