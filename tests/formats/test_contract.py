@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, pairwise
@@ -17,80 +16,7 @@ from safetensors.torch import load_file, save_file
 from ema_cli.checkpoint import Checkpoint, Weights
 from ema_cli.errors import EmaError
 from ema_cli.formats import open_checkpoint
-
-Tensors = dict[str, torch.Tensor]
-
-# Written out here, apart from the package's own tables.
-DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.complex64: "C64", torch.bool: "BOOL",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-}  # fmt: skip
-
-
-def plain_tensors() -> Tensors:
-    """Return contiguous tensors, none sharing its bytes: one of each dtype, edge shapes and edge names."""
-    random = torch.Generator().manual_seed(5)
-    tensors: Tensors = {}
-    for dtype, name in DTYPE_NAMES.items():
-        if dtype.is_floating_point or dtype.is_complex:
-            tensors[f"of.{name}"] = torch.randn(3, 5, generator=random).to(dtype)
-        else:
-            tensors[f"of.{name}"] = torch.randint(0, 100, (3, 5), generator=random).to(dtype)
-    tensors["extremes"] = torch.tensor([torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max])
-    tensors["not.finite"] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
-    tensors["scalar"] = torch.tensor(2.5)
-    tensors["empty"] = torch.zeros(0)
-    tensors["empty.matrix"] = torch.zeros(3, 0, 2, dtype=torch.bfloat16)
-    tensors["one"] = torch.ones(1, 1, 1, 1, dtype=torch.float16)
-    for name in ("n" * 500, "層.重み", "été ☃ 😀", 'quo"te\\', "tab\tname", "a b", "."):
-        tensors[name] = torch.randn(4, generator=random)
-    return tensors
-
-
-def strided_tensors() -> Tensors:
-    """Return tensors as only torch stores them: aliased, out of order, lazily conjugated, with attributes."""
-    random = torch.Generator().manual_seed(6)
-    base = torch.randn(6, 8, generator=random)
-    waves = torch.randn(4, 6, generator=random, dtype=torch.complex64)
-    words = torch.randint(0, 1 << 32, (6,), generator=random).to(torch.uint32)
-    tagged = torch.nn.Parameter(torch.randn(3, generator=random))
-    tagged.tag = {"kind": "python attribute"}
-    noted = torch.randn(3, generator=random)
-    noted.note = "on a plain tensor"
-    return {
-        "tied.one": base,
-        "tied.two": base,
-        "tied.view": base.view(6, 8),
-        "same.bytes.other.shape": base.view(8, 6),
-        "untyped": words,
-        "untyped.other.dtype": words.view(torch.uint64),
-        "row": base[2],
-        "transposed": base.t(),
-        "sliced": base[1:6:2, ::3],
-        "sliced.halves": torch.randn(9, 7, generator=random).to(torch.bfloat16)[::4, 1::2],
-        "expanded": torch.randn(3, 1, generator=random).expand(2, 3, 5),
-        "expanded.scalar": torch.tensor(7, dtype=torch.int16).expand(4, 4),
-        "windows": torch.arange(10.0, dtype=torch.float64).unfold(0, 4, 1),
-        "channels.last": torch.randn(2, 3, 4, 5, generator=random).to(memory_format=torch.channels_last),
-        "permuted": torch.randn(3, 4, 5, generator=random).permute(2, 0, 1),
-        "large.transposed": torch.randn(300, 250, generator=random).t(),
-        "far.apart": torch.randn(4, 500, generator=random)[:, 3],
-        "empty.strided": torch.zeros(4, 6)[:, ::2][2:2],
-        "bools": torch.tensor([[True, False], [True, True]]).t(),
-        "conj": waves.conj(),
-        "conj.transposed": waves.t().conj()[1:],
-        "conj.empty": torch.zeros(0, dtype=torch.complex64).conj(),
-        "neg": torch.randn(4, 6, generator=random, dtype=torch.complex64).conj().imag,
-        "neg.halves": torch._neg_view(torch.randn(5, generator=random).half()),
-        "neg.conj": torch._neg_view(waves.conj()),
-        "parameter": torch.nn.Parameter(torch.randn(2, 2, generator=random)),
-        "parameter.frozen": torch.nn.Parameter(torch.ones(2), requires_grad=False),
-        "parameter.attribute": tagged,
-        "buffer": torch.nn.Buffer(torch.ones(3)),
-        "attribute": noted,
-    }
+from tests.formats.containers import CONTAINERS, DTYPE_NAMES, Tensors
 
 
 def stored_bytes(tensor: torch.Tensor) -> bytes:
@@ -116,56 +42,11 @@ def described(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def _torch_file(wrap: Callable[[Tensors], object], unwrap: Callable[[dict[str, object]], object]) -> Callable:
-    def write(folder: Path) -> tuple[Path, Tensors]:
-        path = folder / "weights.pt"
-        torch.save(wrap(plain_tensors() | strided_tensors()), path)
-        return path, unwrap(torch.load(path, weights_only=True))
-
-    return write
+# Starting two processes that import torch takes seconds.
+SLOW = {"DCP of two ranks": [pytest.mark.slow]}
 
 
-def _safetensors_file(folder: Path) -> tuple[Path, Tensors]:
-    path = folder / "weights.safetensors"
-    save_file(plain_tensors(), path, metadata={"format": "pt"})
-    return path, load_file(path)
-
-
-def _hf_single(folder: Path) -> tuple[Path, Tensors]:
-    save_file(plain_tensors(), folder / "model.safetensors")
-    return folder, load_file(folder / "model.safetensors")
-
-
-def _hf_shards(folder: Path) -> tuple[Path, Tensors]:
-    tensors, weight_map, loaded = plain_tensors(), {}, {}
-    for number in range(3):
-        shard = f"model-{number + 1:05}-of-00003.safetensors"
-        part = dict(list(tensors.items())[number::3])
-        save_file(part, folder / shard, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(part, shard))
-        loaded.update(load_file(folder / shard))
-    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder, loaded
-
-
-def _hf_pickled(folder: Path) -> tuple[Path, Tensors]:
-    torch.save(strided_tensors(), folder / "pytorch_model.bin")
-    return folder, torch.load(folder / "pytorch_model.bin", weights_only=True)
-
-
-CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
-    "torch bare": _torch_file(lambda tensors: tensors, lambda root: root),
-    "torch nested": _torch_file(lambda tensors: {"model": tensors, "step": 3}, lambda root: root["model"]),
-    "Composer": _torch_file(lambda tensors: {"state": {"model": tensors}}, lambda root: root["state"]["model"]),
-    "safetensors": _safetensors_file,
-    "HF single": _hf_single,
-    "HF shards": _hf_shards,
-    "HF pickled": _hf_pickled,
-}
-
-
-@pytest.fixture(scope="module", params=CONTAINERS)
+@pytest.fixture(scope="module", params=[pytest.param(label, marks=SLOW.get(label, [])) for label in CONTAINERS])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Tensors]:
     """A checkpoint of each kind, opened by us, and its tensors as read by the library that wrote it."""
     path, tensors = CONTAINERS[request.param](tmp_path_factory.mktemp("contract"))
