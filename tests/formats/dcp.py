@@ -60,14 +60,15 @@ class Pieces:
         self.metadata.state_dict_metadata[name] = entry
         for offsets, sizes in boxes:
             piece = tensor[tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))]
-            self._store(MetadataIndex(name, offsets), piece.clone())
+            self.store(MetadataIndex(name, offsets), piece.clone())
 
     def add_item(self, name: str, value: object) -> None:
         """Store what is no tensor."""
         self.metadata.state_dict_metadata[name] = BytesStorageMetadata()
-        self._store(MetadataIndex(name), value)
+        self.store(MetadataIndex(name), value)
 
-    def _store(self, index: MetadataIndex, value: object) -> None:
+    def store(self, index: MetadataIndex, value: object) -> None:
+        """Append a record to the file of the process whose turn it is."""
         rank = self._count % 2
         self._count += 1
         file = self._files[rank]
