@@ -92,7 +92,7 @@ def _element_size(source: ByteSource, storage: Storage) -> int:
     if storage.dtype is None:
         return 1
     dtype = dtype_of(storage.dtype)
-    size = dtype.itemsize if dtype else _OTHER_SIZES.get(storage.dtype)
+    size = dtype.itemsize if dtype else _OTHER_SIZES.get(storage.dtype.removesuffix("Storage"))
     if size is None:
         raise CheckpointError(f"{source.path}: a storage of an unknown type, {storage.dtype}")
     return size
