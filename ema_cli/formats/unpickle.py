@@ -142,7 +142,11 @@ class _Machine:
         end = self.data.find(b"\n", self.position)
         if end < 0:
             self.fetch(min(_MAX_LINE_BYTES, self.limit - self.base - self.position))
-            end = self.data.index(b"\n", 0, _MAX_LINE_BYTES)
+            end = self.data.find(b"\n", 0, _MAX_LINE_BYTES)
+            if end < 0 and len(self.data) < _MAX_LINE_BYTES and self.limit == self.source.size:
+                raise PickleEnds("it ends too early")
+            if end < 0:
+                raise PickleError("it has a line of text without end")
         text = self.data[self.position : end].decode(encoding)
         self.position = end + 1
         return text
