@@ -149,7 +149,7 @@ def average(
         return typer.echo(f"Would write {would['path']}: {sizes}")
     if not (quiet or as_json):
         render.warnings([*odd, *told["warnings"]])
-    with render.progress(quiet=quiet or as_json) as report:
+    with interrupts.unwinding(), render.progress(quiet=quiet or as_json) as report:
         result = posthoc.average(
             plan,
             target,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -20,17 +21,45 @@ class Interrupted(BaseException):
 
 
 def install() -> None:
-    """Make the ending signals raise `Interrupted`, except those that are ignored, as under nohup."""
+    """Make the ending signals end the program at once, with the exit code that a shell would give.
+
+    At once, and not by an exception: Python prints and swallows what is raised in a finalizer, and imports are full
+    of them. Signals that are ignored, as under nohup, stay so.
+    """
+    _handle(_end)
+
+
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """Make the ending signals raise `Interrupted` in the block: there is something to tidy up."""
+    try:
+        _handle(_interrupt)
+        yield
+    finally:
+        for number in _ENDING:
+            # Not after an interrupt: what it left to the interpreter's exit must not be interrupted.
+            if signal.getsignal(number) is _interrupt:
+                signal.signal(number, _end)
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
     for number in _ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+            signal.signal(number, handler)
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    os._exit(128 + number)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     # One is enough: a second signal must not interrupt the clean-up.
-    for each in _ENDING:
-        signal.signal(each, signal.SIG_IGN)
+    _handle(_ignore)
     raise Interrupted(number)
+
+
+def _ignore(number: int, _frame: FrameType | None) -> None:
+    """Not SIG_IGN, for which Python prints a traceback if a signal came just before."""
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +25,7 @@ from ema_cli.interrupts import deferred_signals
 
 _PREFIX = ".ema-cli-"
 _NO_REPLACE, _EXCHANGE = 1, 2  # flags of renameat2(2)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # what file systems without them say
 
 
 class Staging:
@@ -37,19 +39,16 @@ class Staging:
         self.target = target
         self.parent = target.absolute().parent
         self.folder = Path()
-        self._lock = -1
+        self._discard: Callable[[], object] = lambda: None
 
     def __enter__(self) -> Staging:
         try:
             with deferred_signals(), output_errors(self.parent):
                 remove_abandoned(self.parent)
-                while self._lock < 0:
-                    self.folder = self.parent / f"{_PREFIX}{secrets.token_hex(8)}"
-                    self.folder.mkdir(mode=0o700)
-                    self._lock = _lock_folder(self.folder, required=False)
+                self._make_folder()
         except BaseException:
             # A signal that was held back surfaces here, before the body could clean up.
-            self._remove()
+            self._discard()
             raise
         return self
 
@@ -57,13 +56,22 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with deferred_signals():
-            self._remove()
+            self._discard()
 
-    def _remove(self) -> None:
-        if self._lock >= 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.close(self._lock)
-            self._lock = -1
+    def _make_folder(self) -> None:
+        lock = -1
+        while lock < 0:
+            self.folder = self.parent / f"{_PREFIX}{secrets.token_hex(8)}"
+            self.folder.mkdir(mode=0o700)
+            try:
+                lock = _lock_folder(self.folder, required=False)
+            except OSError:
+                with suppress(OSError):
+                    self.folder.rmdir()
+                raise
+        # A finalizer: a signal can surface just before __exit__ holds signals back, and then the exit of the
+        # interpreter must remove the folder.
+        self._discard = weakref.finalize(self, _discard, self.folder, lock)
 
     def publish_file(self, name: str, *, force: bool) -> None:
         """Rename the staged file `name` to the target: the commit point."""
@@ -71,7 +79,7 @@ class Staging:
             _sync_folder(self.folder)
             with deferred_signals():
                 _rename(self.folder / name, self.target, replace=force)
-                _sync_folder(self.parent)
+                self._confirm()
 
     def publish_folder(self, name: str, *, force: bool) -> None:
         """Rename the staged folder `name` to the target; with `force`, exchange it with what is there."""
@@ -79,11 +87,22 @@ class Staging:
         with output_errors(self.target):
             _sync_folder(source)
             with deferred_signals():
-                if force and os.path.lexists(self.target):
-                    _exchange(source, self.target)
-                else:
+                try:
                     _rename(source, self.target, replace=False)
-                _sync_folder(self.parent)
+                except FileExistsError:
+                    if not force:
+                        raise
+                    _exchange(source, self.target)
+                self._confirm()
+
+    def _confirm(self) -> None:
+        try:
+            _sync_folder(self.parent)
+        except OSError as error:
+            raise OutputError(
+                f"{self.target}: is in place, but the disk does not confirm it: {error.strerror}",
+                hint="a power cut now may undo it; check the disk, and write it again with --force",
+            ) from error
 
 
 class OutputStream:
@@ -128,7 +147,7 @@ def output_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: "make room, or write elsewhere with -o",
             errno.ENOENT: f"make the folder first: mkdir -p {path.parent}",
         }.get(error.errno or 0)
-        raise OutputError(f"{path}: cannot be written: {error.strerror}", hint=hint) from error
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}", hint=hint) from error
 
 
 def remove_abandoned(parent: Path) -> None:
@@ -137,12 +156,25 @@ def remove_abandoned(parent: Path) -> None:
         if not folder.is_dir() or folder.is_symlink():
             continue
         try:
-            descriptor = _lock_folder(folder, required=True)
+            lock = _lock_folder(folder, required=True)
         except OSError:
             continue
-        if descriptor >= 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(descriptor)
+        if lock >= 0:
+            _discard(folder, lock)
+
+
+def _discard(folder: Path, lock: int) -> None:
+    """Remove a staging folder, as far as the file system lets us, and give back its lock.
+
+    An output that was set aside in it and not replaced goes back first; where it cannot, the folder stays.
+    """
+    with suppress(OSError):
+        for entry in list(folder.iterdir()):
+            name = entry.name.removeprefix(f"{folder.name}-")
+            if name != entry.name and not _is_there(folder.parent / name):
+                entry.rename(folder.parent / name)
+        shutil.rmtree(folder, ignore_errors=True)
+    _close(lock)
 
 
 def _lock_folder(folder: Path, *, required: bool) -> int:
@@ -158,25 +190,44 @@ def _lock_folder(folder: Path, *, required: bool) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Between our open and our lock another run may have taken it for abandoned.
-        if os.path.lexists(folder) and os.path.samestat(os.fstat(descriptor), folder.stat()):
+        if os.path.samestat(os.fstat(descriptor), folder.lstat()):
             return descriptor
-    except BlockingIOError:
+    except (BlockingIOError, FileNotFoundError):
         pass
-    except OSError:
-        if not required:
+    except OSError as error:
+        if error.errno in _NO_LOCKS and not required:
             return descriptor
-        os.close(descriptor)
+        _close(descriptor)
         raise
-    os.close(descriptor)
+    _close(descriptor)
     return -1
+
+
+def _close(descriptor: int) -> None:
+    """Close a folder's descriptor: an error then says nothing about what was written."""
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder, which is no reason to refuse them.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
-        os.close(descriptor)
+        _close(descriptor)
+
+
+def _is_there(path: Path) -> bool:
+    """Say whether something has that name. os.path.lexists takes an unreadable disk for an empty one."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _rename(source: Path, target: Path, *, replace: bool) -> None:
@@ -185,26 +236,28 @@ def _rename(source: Path, target: Path, *, replace: bool) -> None:
         source.replace(target)
     elif not _rename_with(source, target, _NO_REPLACE):
         # No such call on this system or file system: a check and a rename, with a moment between them.
-        if os.path.lexists(target):
+        if _is_there(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         source.rename(target)
 
 
 def _exchange(source: Path, target: Path) -> None:
-    """Swap two folders; where the system cannot in one step, set the old one aside first."""
+    """Swap two folders; where the system cannot in one step, set the old one aside first.
+
+    Its name there says where it belongs, and cannot be that of an output: whoever discards the staging folder
+    puts it back, should the new one not have taken its place.
+    """
+    if not stat.S_ISDIR(target.lstat().st_mode):
+        raise OutputError(f"{target}: is not a folder", hint="write elsewhere with -o")
     if not _rename_with(source, target, _EXCHANGE):
-        aside = source.with_name(f"{source.name}-replaced")
-        target.rename(aside)
-        try:
-            source.rename(target)
-        except BaseException:
-            aside.rename(target)
-            raise
+        staging = source.parent
+        target.rename(staging / f"{staging.name}-{target.name}")
+        source.rename(target)
 
 
 def _refuse_irregular(target: Path) -> None:
     # A rename onto /dev/full would put a file in place of the device.
-    if os.path.lexists(target) and not stat.S_ISREG(target.lstat().st_mode):
+    if _is_there(target) and not stat.S_ISREG(target.lstat().st_mode):
         raise OutputError(f"{target}: is not a regular file", hint="write elsewhere with -o")
 
 

@@ -63,9 +63,13 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
     parent = path.absolute().parent
     if not parent.is_dir():
         raise OutputError(f"{path}: the folder {parent} does not exist", hint=f"make it first: mkdir -p {parent}")
-    if not os.path.lexists(path):
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
         return
-    mode = path.lstat().st_mode
+    except OSError as error:
+        # Not os.path.lexists: to it a target that a failing disk hides is free.
+        raise OutputError(f"{path}: cannot be looked at: {error.strerror}", hint="write elsewhere with -o") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OutputError(f"{path}: is neither a regular file nor a folder", hint="write elsewhere with -o")
     if not force:

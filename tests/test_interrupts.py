@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +22,8 @@ from ema_cli.staging import Staging
 def handlers() -> Iterator[None]:
     """Install the program's handlers, and put back what was there."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    interrupts.install()
-    yield
+    with interrupts.unwinding():
+        yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -58,6 +60,41 @@ def test_a_signal_waits_for_the_end_of_the_block():
     waiting.set()
     other.join()
     assert done == ["first", "second"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_around_the_work_a_signal_ends_the_program_without_a_word(number: int, moment: str):
+    """Ctrl-C while modules are imported, or when all is done, used to be a traceback."""
+    work = "with interrupts.unwinding():\n    pass\n" if moment == "after" else ""
+    script = f"from ema_cli import interrupts\ninterrupts.install()\n{work}import os\nos.kill(os.getpid(), {number})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + number, "")
+
+
+def test_a_second_signal_is_no_traceback():
+    """Python prints one for a signal that comes while its handler is being replaced by SIG_IGN."""
+    with pytest.raises(Interrupted):
+        kill_self(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+
+
+def test_a_signal_just_before_the_clean_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A signal between the end of the work and the holding back of signals used to leave the hidden folder."""
+
+    def interrupted() -> None:
+        kill_self(signal.SIGTERM)
+
+    def publish() -> None:
+        with Staging(tmp_path / "x.safetensors"):
+            monkeypatch.setattr("ema_cli.staging.deferred_signals", interrupted)
+
+    with pytest.raises(Interrupted) as raised:
+        publish()
+    assert list(tmp_path.iterdir()) != []
+    raised.value.__traceback__ = None
+    del raised  # nothing holds the area any more, as at the interpreter's exit
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_ignored_signal_stays_ignored():

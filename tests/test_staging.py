@@ -200,6 +200,107 @@ def test_a_file_system_without_locks_is_written_all_the_same(tmp_path: Path, mon
     assert listing(tmp_path) == [other.name, "x.safetensors"]
 
 
+@pytest.mark.parametrize("call", ["open", "flock"])
+def test_a_folder_that_cannot_be_locked_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str):
+    """An error between the making of the hidden folder and its lock used to leave the folder behind."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(staging.fcntl if call == "flock" else staging.os, call, fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        Staging(tmp_path / "x.safetensors").__enter__()
+    monkeypatch.undo()
+    assert listing(tmp_path) == []
+
+
+def test_an_output_that_was_set_aside_comes_back(tmp_path: Path):
+    """A run that was killed between two renames left the old output in its hidden folder, and the next lost it."""
+    hidden = tmp_path / ".ema-cli-0123456789abcdef"
+    for name in ("out", "other"):
+        aside = hidden / f"{hidden.name}-{name}"
+        aside.mkdir(parents=True)
+        (aside / "old").write_text("old")
+    (hidden / "out").mkdir()
+    (tmp_path / "other").mkdir()
+    stage_file(tmp_path / "x.safetensors", b"1")
+    assert listing(tmp_path) == ["other", "out", "out/old", "x.safetensors"]
+
+
+def test_an_output_that_cannot_be_put_back_stays_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where every rename fails from the second on, the old output used to be removed; the next run puts it back."""
+    monkeypatch.setattr(staging, "_rename_with", lambda *_: False)
+    target = tmp_path / "out"
+    stage_folder(target, ["old"])
+    real, calls = Path.rename, []
+
+    def fail(self: Path, to: Path) -> Path:
+        calls.append(self)
+        if len(calls) > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        stage_folder(target, ["new"], force=True)
+    monkeypatch.undo()
+    assert len(calls) == 3
+    assert not target.exists()
+    stage_file(tmp_path / "x.safetensors", b"1")
+    assert listing(tmp_path) == ["out", "out/old", "x.safetensors"]
+
+
+def test_force_finds_a_folder_that_appeared_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of two runs with force the later used to fail with "exists already" if the earlier had just published."""
+    monkeypatch.setattr(staging.os.path, "lexists", lambda _: False)
+    for names in (["a"], ["b"]):
+        stage_folder(tmp_path / "out", names, force=True)
+    assert listing(tmp_path) == ["out", "out/b"]
+
+
+def test_a_folder_does_not_replace_a_file(tmp_path: Path):
+    """What appeared at the target and is no folder of ours is not exchanged for one."""
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputError, match="is not a folder"):
+        stage_folder(tmp_path / "out", ["a"], force=True)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("code", "passes"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, passes: bool):
+    """File systems that never sync folders are written all the same; a failure after the rename says what is there."""
+    real = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), tmp_path.stat()):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if passes:
+        stage_file(tmp_path / "x.safetensors", b"1")
+    else:
+        with pytest.raises(OutputError, match="is in place, but the disk does not confirm it"):
+            stage_file(tmp_path / "x.safetensors", b"1")
+    assert listing(tmp_path) == ["x.safetensors"]
+
+
+def test_an_error_of_the_last_close_is_nothing_to_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The output is there and synced; that the lock's descriptor closes badly used to end in exit 1."""
+    real = os.close
+
+    def fail(descriptor: int) -> None:
+        is_removed = os.fstat(descriptor).st_nlink == 0
+        real(descriptor)
+        if is_removed:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", fail)
+    stage_file(tmp_path / "x.safetensors", b"1")
+    monkeypatch.undo()
+    assert listing(tmp_path) == ["x.safetensors"]
+
+
 def test_only_staging_folders_are_removed(tmp_path: Path):
     """A hidden folder of another name, however alike, is the user's."""
     (tmp_path / ".ema-cli-notes").mkdir()

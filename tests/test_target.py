@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -134,3 +135,15 @@ def test_an_empty_folder_may_be_replaced(tmp_path: Path):
     (tmp_path / "out").mkdir()
     check_target(Target(tmp_path / "out", True), (), force=True)
     refuse(Target(tmp_path / "out", True), "exists already", force=False)
+
+
+def test_a_target_that_cannot_be_looked_at_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a failing disk an existing folder used to count as absent, and was replaced unchecked with --force."""
+    (tmp_path / "out").mkdir()
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "lstat", fail)
+    with pytest.raises(OutputError, match="cannot be looked at: Input/output error"):
+        check_target(Target(tmp_path / "out", is_folder=True), [], force=True)
