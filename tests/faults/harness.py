@@ -1,0 +1,270 @@
+"""The program under strace: what it calls while its staging folder is there, and what becomes of a fault there.
+
+strace counts calls per thread, so that the n-th call of one thread can hide the n-th of another; those hidden are
+left out. What was hit is read from strace's log and compared with what was meant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
+
+import pytest
+
+from ema_cli import Recipe, Time, average, make_plan, open_run, parse_target
+from tests.conftest import write_hf_run
+
+INJECTED: Counter[str] = Counter()  # told at the end of the tests
+PROCESSORS = len(os.sched_getaffinity(0))
+TOKEN = re.compile(r"\.ema-cli-[0-9a-f]{16}")
+# What has to do with memory, threads and signals, not with files.
+PROCESS_CALLS = re.compile(
+    "brk|clock_nanosleep|clone3?|exit|exit_group|futex|getcwd|getpid|getrandom|gettid|ioctl|madvise|mprotect|mremap|"
+    "munmap|prlimit64|rseq|rt_sig.*|sched_.*|set_robust_list|sysinfo|restart_syscall"
+)
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+State = Mapping[str, bytes] | None
+Fault = TypeVar("Fault")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One file or a folder, new or over an older output of ours."""
+
+    output: str
+    force: bool
+
+    def __str__(self) -> str:
+        return ("file" if self.output.endswith(".safetensors") else "folder") + ("-force" if self.force else "")
+
+
+FILE, FILE_FORCE = Scenario("out.safetensors", False), Scenario("out.safetensors", True)
+FOLDER, FOLDER_FORCE = Scenario("out", False), Scenario("out", True)
+SCENARIOS = (FILE, FILE_FORCE, FOLDER, FOLDER_FORCE)
+each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The `number`-th `call` of a thread, and whether it comes before, at or after the commit, or in the clean-up."""
+
+    call: str
+    number: int
+    phase: str
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.call} {self.number} ({self.phase}: {' '.join(self.names)})"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left."""
+
+    code: int
+    err: str
+    state: State
+    litter: list[str]
+
+
+class Bench:
+    """A run to average, what comes of it, and processes that do it."""
+
+    def __init__(self, folder: Path, cleanup: ExitStack) -> None:
+        self.run = folder / "run"
+        write_hf_run(self.run, [10, 20, 30])
+        for name in ("generation_config", "special_tokens_map", "tokenizer_config"):
+            # Enough of them that the main thread's writes outnumber the worker's.
+            (self.run / "checkpoint-30" / f"{name}.json").write_text("{}")
+        self._servers: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        for _ in range(PROCESSORS):
+            command = [sys.executable, str(Path(__file__).with_name("server.py")), *self.arguments(FILE)]
+            environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+            server = subprocess.Popen(
+                command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            cleanup.enter_context(server)
+            self._servers.put(server)
+        self._states: dict[tuple[str, str], State] = {}
+        for output in ("out", "out.safetensors"):
+            for half_life in ("1000ba", "10ba"):
+                left = self.start(folder, Scenario(output, True), half_life=half_life)
+                assert left.code == 0, left.err
+                self._states[output, half_life] = left.state
+        assert len({str(state) for state in self._states.values()}) == 4
+
+    def arguments(self, scenario: Scenario, half_life: str = "10ba") -> list[str]:
+        """Return the arguments that write the scenario's output into the current folder."""
+        law = ["--half-life", half_life, "--threads", "1", "--quiet"]
+        return ["average", str(self.run), *law, "-o", scenario.output, *["--force"] * scenario.force]
+
+    def command(self, scenario: Scenario) -> list[str]:
+        """Return the whole command line."""
+        return [sys.executable, "-m", "ema_cli", *self.arguments(scenario)]
+
+    def old(self, scenario: Scenario) -> State:
+        """Return what is at the target before."""
+        return self._states[scenario.output, "1000ba"] if scenario.force else None
+
+    def new(self, scenario: Scenario) -> State:
+        """Return what is at the target once all is done."""
+        return self._states[scenario.output, "10ba"]
+
+    def place(self, folder: Path, scenario: Scenario) -> Path:
+        """Make a folder to write into, with the older output in it if there is one."""
+        folder.mkdir()
+        for name, content in (self.old(scenario) or {}).items():
+            (folder / scenario.output / name).parent.mkdir(exist_ok=True)
+            (folder / scenario.output / name).write_bytes(content)
+        return folder
+
+    def start(
+        self,
+        place: Path,
+        scenario: Scenario,
+        *strace: str,
+        half_life: str = "10ba",
+        number: int = 0,
+        delay: float = 0,
+    ) -> Outcome:
+        """Run to the end, under strace with these options, or with a signal after `delay` seconds."""
+        told = place.with_suffix(".told")
+        request = {
+            "place": str(place),
+            "told": str(told),
+            "arguments": self.arguments(scenario, half_life),
+            "strace": strace,
+            "signal": number,
+            "delay": delay,
+        }
+        server = self._servers.get()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        self._servers.put(server)
+        err = told.read_text()
+        assert "Traceback" not in err, err
+        return Outcome(code, err, read_state(place / scenario.output), litter(place))
+
+    def run_next(self, place: Path, scenario: Scenario) -> None:
+        """Average once more, as the next run in that place would, and check that all is as it should be."""
+        plan = make_plan(open_run([self.run]), Recipe(half_life=Time.parse("10ba")))
+        average(plan, parse_target(place / scenario.output), force=True)
+        assert read_state(place / scenario.output) == self.new(scenario)
+        assert litter(place) == []
+
+    def record(self, place: Path, scenario: Scenario, *options: str) -> list[Point]:
+        """Return the calls from the staging folder's making to its removal; `place` must be as for `inject`."""
+        log = place.with_suffix(".log")
+        left = self.start(place, scenario, "-o", str(log), *options)
+        assert left.code == 0, left.err
+        entries = read_log(log, place)
+        first = next(at for at, entry in enumerate(entries) if entry.call == "mkdir" and TOKEN.search(entry.line))
+        last = max(at for at, entry in enumerate(entries) if entry.call == "rmdir" and TOKEN.search(entry.line))
+        last = next(at for at in range(last, len(entries)) if entries[at].call == "close")
+        commit = max(at for at in range(first, last) if entries[at].call.startswith("rename"))
+        cleanup = next(at for at in range(commit + 1, last) if TOKEN.search(entries[at].line))
+        points, seen = [], {(entry.call, entry.number) for entry in entries[:first]}
+        for at in range(first, last + 1):
+            entry = entries[at]
+            if (entry.call, entry.number) not in seen:
+                phase = "before" if at < commit else "commit" if at == commit else "after"
+                points.append(Point(entry.call, entry.number, phase if at < cleanup else "cleanup", entry.names))
+            seen.add((entry.call, entry.number))
+        assert {point.phase for point in points} == {"before", "commit", "after", "cleanup"}
+        return points
+
+    def inject(self, place: Path, scenario: Scenario, point: Point, fault: str, *options: str) -> Outcome:
+        """Run with `fault` at `point`."""
+        log = place.with_suffix(".log")
+        traced = [f"--trace={point.call}", f"--inject={point.call}:{fault}:when={point.number}"]
+        left = self.start(place, scenario, "-o", str(log), *traced, *options)
+        entries = read_log(log, place)
+        hit = next((entry for entry in entries if (entry.call, entry.number) == (point.call, point.number)), None)
+        assert hit is not None, "not reached"
+        assert hit.names == point.names, f"hit {hit.line} instead"
+        kind = fault.partition("=")[0]
+        assert kind == "signal" or "(INJECTED)" in log.read_text(), "nothing was injected"
+        INJECTED["error at a call" if kind == "error" else f"{fault.partition('=')[2]} at a call"] += 1
+        return left
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of strace's log: a call, and which of its thread it is."""
+
+    call: str
+    number: int
+    line: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the last parts of the paths in it, without what differs between runs."""
+        if "MAP_ANONYMOUS" in self.line:
+            return ("memory",)
+        if self.call.startswith(("pwrite", "write", "pread", "read")):
+            return ()
+        quoted = re.findall(r'"([^"]*)"', self.line)
+        return tuple(TOKEN.sub(".ema-cli-*", path).rpartition("/")[2] for path in quoted)
+
+
+def read_log(log: Path, place: Path) -> list[Entry]:
+    """Return the calls in strace's log, in the order in which they began."""
+    counts: Counter[tuple[str, str]] = Counter()
+    entries = []
+    for line in log.read_text(errors="replace").replace(str(place), "/place").splitlines():
+        match = re.match(r"(\d+) +(\w+)\(", line)
+        if match:
+            counts[match[1], match[2]] += 1
+            entries.append(Entry(match[2], counts[match[1], match[2]], line))
+    return entries
+
+
+def files_only(points: Iterable[Point]) -> list[Point]:
+    """Leave out the calls that have to do with memory, threads and signals."""
+    return [point for point in points if not (PROCESS_CALLS.fullmatch(point.call) or point.names == ("memory",))]
+
+
+def each(faults: Sequence[Fault], check: Callable[[int, Fault], None]) -> None:
+    """Check every fault, as many at a time as there are processors; tell all that fail."""
+    assert faults, "nothing to inject"
+
+    def attempt(numbered: tuple[int, Fault]) -> str:
+        try:
+            check(*numbered)
+        except AssertionError as failure:
+            fault = numbered[1]
+            return f"{' '.join(map(str, fault)) if isinstance(fault, tuple) else fault}: {failure}"
+        return ""
+
+    with ThreadPoolExecutor(PROCESSORS) as pool:
+        failures = [text for text in pool.map(attempt, enumerate(faults)) if text]
+    assert not failures, f"{len(failures)} of {len(faults)}:\n" + "\n".join(failures)
+
+
+def read_state(target: Path) -> State:
+    """Return the files at the target, byte for byte; None where nothing is."""
+    if target.is_dir():
+        return {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    return {"": target.read_bytes()} if target.exists() else None
+
+
+def litter(place: Path) -> list[str]:
+    """Return the names of hidden folders of ours."""
+    return sorted(path.name for path in place.iterdir() if path.name.startswith(".ema-cli-"))

@@ -1,0 +1,29 @@
+"""SIGKILL at each call between the making of the staging folder and its removal."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.harness import Bench, Point, Scenario, each, each_scenario, files_only, needs_strace
+
+pytestmark = [pytest.mark.slow, needs_strace]
+
+
+@each_scenario
+def test_a_kill_at_each_call_leaves_the_old_output_or_the_new(bench: Bench, tmp_path: Path, scenario: Scenario):
+    """Killed before a call: the output is the old one up to the commit, the new one after; the next run tidies up."""
+    points = files_only(bench.record(bench.place(tmp_path / "record", scenario), scenario))
+
+    def check(number: int, point: Point) -> None:
+        place = bench.place(tmp_path / f"{number:03}", scenario)
+        left = bench.inject(place, scenario, point, "signal=KILL")
+        assert left.code == -signal.SIGKILL
+        # strace kills before the call is made.
+        assert left.state == (bench.old if point.phase in ("before", "commit") else bench.new)(scenario)
+        assert len(left.litter) <= 1
+        bench.run_next(place, scenario)
+
+    each(points, check)
