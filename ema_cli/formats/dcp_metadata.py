@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 from ema_cli.checkpoint import MAX_TENSORS, TensorSpec
 from ema_cli.errors import CheckpointError
@@ -149,7 +149,7 @@ def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
     for name, entry in _dict(state.get("state_dict_metadata")).items():
         kind = entry.kind if isinstance(entry, Inert) else type(entry).__name__
         if not isinstance(name, str) or kind not in (_TENSOR, _BYTES):
-            raise _Damaged(f"'{str(name)[:60]}' is described by a {kind}, which is unknown")
+            raise _Damaged(f"{_shown(name)} is described by a {kind}, which is unknown")
         if kind == _TENSOR:
             metadata.tensors[name] = entry
         else:
@@ -168,10 +168,20 @@ def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
             metadata._records[(name, _shape(index.get("offset") or ()))] = record
     paths = state.get("planner_data")
     if isinstance(paths, dict):
-        metadata.paths = {
-            name: path for name, path in paths.items() if isinstance(name, str) and isinstance(path, tuple) and path
-        }
+        metadata.paths = {name: path for name, path in paths.items() if isinstance(name, str)}
+    for name in metadata.tensors:
+        _check_name(name, metadata.paths.get(name, (name,)))
     return metadata
+
+
+def _check_name(name: str, path: object) -> None:
+    """Check that a tensor's name is made of its path, as torch makes it, and can be a name in the output."""
+    if not _is_path(path) or ".".join(map(str, path)) != name:
+        raise _Damaged(f"the tensor {_shown(name)} is said to have stood elsewhere in what was saved")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise _Damaged(f"the tensor name {_shown(name)} is not valid text") from None
 
 
 def _record(name: str, info: dict[str, Any]) -> Record:
@@ -179,7 +189,7 @@ def _record(name: str, info: dict[str, Any]) -> Record:
     start: Any = info.get("offset")
     size: Any = info.get("length")
     if not isinstance(file, str) or not is_plain_name(file):
-        raise _Damaged(f"'{name}' is said to be in {str(file)[:200]!r}, which is not a file name")
+        raise _Damaged(f"'{name}' is said to be in {_shown(file)}, which is not a file name")
     if not (_is_count(start) and _is_count(size)):
         raise _Damaged(f"'{name}' lies at no place in its file")
     if info.get("transform_descriptors"):
@@ -244,6 +254,15 @@ def _shape(value: object) -> Shape:
     if isinstance(value, tuple) and len(value) <= _MAX_DIMENSIONS and all(map(_is_count, value)):
         return value
     raise _Damaged("a shape or an offset in it is no tuple of counts")
+
+
+def _is_path(value: object) -> TypeGuard[tuple[str | int, ...]]:
+    return isinstance(value, tuple) and all(isinstance(each, str) or _is_count(each) for each in value)
+
+
+def _shown(value: object) -> str:
+    # Never what is no text: it may be endless, or a number of more digits than Python prints.
+    return repr(value[:200]) if isinstance(value, str) else f"an object of type {type(value).__name__}"
 
 
 def _is_count(value: object) -> bool:

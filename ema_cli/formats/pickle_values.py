@@ -77,6 +77,8 @@ def checked_key(key: Any) -> Any:
         return key
     if isinstance(key, Name | Inert | Storage | TensorRef):
         return key
+    if isinstance(key, dict):
+        raise PickleError("it has a dict as a key")
     return Inert("key", (key,))  # whose hash is its identity
 
 
@@ -98,31 +100,33 @@ def storage_dtype(path: str) -> str | None:
     return names.get(storage.removesuffix("Storage"), storage)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef | Refused:
-    """Describe torch._utils._rebuild_tensor_v2(storage, offset, size, stride, grad, hooks, metadata)."""
+def _tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any = False, _hooks: Any = None, bits: Any = None
+) -> TensorRef | Refused:
+    """Describe torch._utils._rebuild_tensor_v2."""
     if isinstance(storage, Storage) and storage.dtype is None:
         return Refused("its storage has no dtype")
-    return _describe(storage, getattr(storage, "dtype", ""), offset, shape, strides, rest[2:])
+    return _describe(storage, getattr(storage, "dtype", ""), offset, shape, strides, bits)
 
 
 def _tensor_v3(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, bits: Any = None
 ) -> TensorRef | Refused:
     """Describe torch._utils._rebuild_tensor_v3, which names the dtype of an untyped storage."""
     if not isinstance(dtype, Name):
         raise PickleError("a tensor has no dtype")
-    return _describe(storage, dtype.path.removeprefix("torch."), offset, shape, strides, rest)
+    return _describe(storage, dtype.path.removeprefix("torch."), offset, shape, strides, bits)
 
 
-def _describe(
-    storage: Any, dtype: str, offset: Any, shape: Any, strides: Any, metadata: tuple[Any, ...]
-) -> TensorRef | Refused:
+def _describe(storage: Any, dtype: str, offset: Any, shape: Any, strides: Any, bits: Any) -> TensorRef | Refused:
     if not isinstance(storage, Storage):
         return Refused("its storage is not stored in the file")
     shape, strides = _sizes(shape), _sizes(strides)
     if not (_sizes((offset,)) and len(shape) == len(strides) <= _MAX_DIMENSIONS):
         raise PickleError("a tensor's shape and strides do not belong together")
-    bits = metadata[0] if metadata and isinstance(metadata[0], dict) else {}
+    bits = bits or {}
+    if not isinstance(bits, dict):
+        raise PickleError("a tensor's lazy bits are no dict")
     return TensorRef(storage, dtype, offset, shape, strides, "conj" in bits, "neg" in bits)
 
 
@@ -132,8 +136,8 @@ def _sizes(values: Any) -> tuple[int, ...]:
     raise PickleError("a tensor's shape, strides or offset are not counts")
 
 
-def _parameter(data: Any, *_: Any) -> Any:
-    """Describe torch._utils._rebuild_parameter(data, requires_grad, hooks)."""
+def _parameter(data: Any, _grad: Any, _hooks: Any, _state: Any = None) -> Any:
+    """Describe torch._utils._rebuild_parameter, and the one with the attributes that Python code gave it."""
     return data
 
 

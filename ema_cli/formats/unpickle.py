@@ -45,7 +45,8 @@ def describe_storage(identifier: Any) -> Storage | Name:
     """
     match identifier:
         case ("storage", Name(path), str(key), _, int(count)) | ("storage", Name(path), str(key), _, int(count), None):
-            if count >= 0:
+            # No file is larger; and the hashes of storages with larger counts could be chosen to be equal.
+            if 0 <= count < 1 << 60:
                 return Storage(storage_dtype(path), key, count)
         case ("storage", Name(), str(), _, int(), _):
             raise PickleError("a tensor's storage is a view of another, as torch before 0.4 wrote it")

@@ -45,11 +45,12 @@ def module_tensors(module: Inert) -> dict[str, object]:
             raise CheckpointError(
                 f"its module {where} ({child.kind}) has hooks that change its state dict", hint=_SAVE_INSTEAD
             )
-        transient = child.state.get("_non_persistent_buffers_set") or ()
-        own = [*_entries(child, "_parameters", where), *_entries(child, "_buffers", where)]
-        for name, value in own:
-            if name in transient:
-                continue
+        transient = child.state.get("_non_persistent_buffers_set", [])
+        if not isinstance(transient, list) or not all(isinstance(name, str) for name in transient):
+            raise CheckpointError(f"its module {where} does not list its buffers by name", hint=_SAVE_INSTEAD)
+        left_out = set(transient)
+        buffers = [(name, value) for name, value in _entries(child, "_buffers", where) if name not in left_out]
+        for name, value in [*_entries(child, "_parameters", where), *buffers]:
             if prefix + name in found:
                 raise CheckpointError(f"its module has two tensors of the name '{prefix}{name}'")
             found[prefix + name] = value
@@ -58,7 +59,7 @@ def module_tensors(module: Inert) -> dict[str, object]:
 
 
 def _entries(module: Inert, key: str, where: str) -> list[tuple[str, object]]:
-    entries = module.state.get(key, {})
+    entries = module.state.get(key)
     if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
         raise CheckpointError(f"its module {where} has no names in '{key}'", hint=_SAVE_INSTEAD)
     return [(name, value) for name, value in entries.items() if value is not None]
