@@ -1,9 +1,10 @@
 # Everything starts from nothing: each target makes the environment it needs, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+FUZZ_SECONDS ?= 60
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test test-quick test-trainers lint types format demo clean
+.PHONY: test test-quick test-trainers lint types format demo fuzz clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(BIN)/python -m pytest
@@ -28,6 +29,9 @@ format: .venv/dev
 demo: .venv/dev  ## train a small model for two minutes, average its checkpoints, compare
 	$(BIN)/python scripts/demo.py
 
+fuzz: .venv/fuzz  ## fuzz each reader for FUZZ_SECONDS; what is found stays in .fuzz/
+	$(BIN)/python scripts/fuzz.py --seconds $(FUZZ_SECONDS)
+
 .venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable '.[dev,demo]'
@@ -39,5 +43,9 @@ demo: .venv/dev  ## train a small model for two minutes, average its checkpoints
 	$(PIP_INSTALL) --no-deps mosaicml
 	touch $@
 
+.venv/fuzz: .venv/dev
+	$(PIP_INSTALL) --editable '.[fuzz]'
+	touch $@
+
 clean:
-	rm -rf .venv demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .fuzz demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

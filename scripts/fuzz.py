@@ -1,0 +1,452 @@
+"""Fuzz the readers: bytes that coverage leads into one reader after the other, until it lets out what it must not.
+
+Run by `make fuzz`. A finding is an exception that is no EmaError (from the pickle machine alone: no PickleError), or
+one input that takes more than five seconds or a GiB. It is kept in `.fuzz/TARGET/`, beside the inputs that led to new
+code, from which the next run goes on; `--input` gives it to its target alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import pickle
+import pkgutil
+import re
+import resource
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(".fuzz")
+SECONDS_PER_INPUT = 5
+GIB = 1 << 30
+READ_BYTES = 1 << 12  # from either end of a tensor
+MAX_NAME_BYTES = 255  # as file systems allow
+
+Reader = Callable[[bytes], object]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in memory, as a source of bytes."""
+
+    data: bytes
+    path: Path = Path("input")
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes."""
+        return len(self.data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return a range, or raise as a file does that ends before it."""
+        out = bytearray(size)
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill a buffer from a range."""
+        from ema_cli.errors import CheckpointError
+
+        if not 0 <= offset < 1 << 63:  # which a file cannot be asked for: a reader has not checked it
+            raise OverflowError(offset)
+        if offset + len(out) > self.size:
+            raise CheckpointError("ends while it is read")
+        out[:] = self.data[offset : offset + len(out)]
+
+
+# ---- Targets: each takes the folder with the files around the input, and returns what reads one input ----
+
+
+def fuzz_safetensors(around: Path) -> Reader:
+    """Read one file of safetensors; what we read, the official reader reads, too."""
+    import safetensors
+
+    from ema_cli.formats.safetensors import open_file
+
+    def read(data: bytes) -> None:
+        path = replaced(around / "a.safetensors", data)
+        weights = open_file(path)
+        read_through(weights)
+        official = {name: tuple(entry["shape"]) for name, entry in safetensors.deserialize(data)}
+        assert official == {name: spec.shape for name, spec in weights.specs.items()}
+
+    return read
+
+
+def fuzz_index(around: Path) -> Reader:
+    """Read an index over two good shards."""
+    from ema_cli.formats import open_checkpoint
+
+    return lambda data: read_through(
+        open_checkpoint(replaced(around / "model.safetensors.index.json", data).parent).weights
+    )
+
+
+def fuzz_zip(around: Path) -> Reader:
+    """Read a zip file of torch's: its directory, its pickle, and every tensor."""
+    from ema_cli.formats.torch_zip import open_zip
+
+    return lambda data: read_torch(open_zip(Memory(data)))
+
+
+def fuzz_legacy(around: Path) -> Reader:
+    """Read a file of torch's before 1.6, and every tensor."""
+    from ema_cli.formats.torch_legacy import open_legacy
+
+    return lambda data: read_torch(open_legacy(Memory(data)))
+
+
+def fuzz_pickle(around: Path) -> Reader:
+    """Read a pickle, and nothing else."""
+    from ema_cli.formats.pickle_values import PickleError
+    from ema_cli.formats.unpickle import unpickle
+
+    def read(data: bytes) -> None:
+        try:
+            unpickle(Memory(data))
+        except PickleError:
+            return
+
+    return read
+
+
+def fuzz_module(around: Path) -> Reader:
+    """Find weights and clocks in what a pickle holds, a whole module among others; each storage has 64 bytes."""
+    from ema_cli.formats.pickle_values import PickleError
+    from ema_cli.formats.torch_tensors import TorchFile
+    from ema_cli.formats.unpickle import unpickle
+
+    def read(data: bytes) -> None:
+        try:
+            root, _ = unpickle(Memory(data))
+        except PickleError:
+            return
+        read_torch(TorchFile(Memory(bytes(64)), root, lambda key: (0, 64)))
+
+    return read
+
+
+def fuzz_metadata(around: Path) -> Reader:
+    """Read a `.metadata`, and the tensors in the good shards that it describes."""
+    from ema_cli.formats import open_checkpoint
+
+    return lambda data: read_through(open_checkpoint(replaced(around / ".metadata", data).parent).weights)
+
+
+def fuzz_trainer_state(around: Path) -> Reader:
+    """Read the Trainer's clocks."""
+    from ema_cli.formats.hf_directory import read_trainer_state
+    from ema_cli.input_file import InputFile
+
+    return lambda data: read_trainer_state(InputFile(replaced(around / "trainer_state.json", data)))
+
+
+def fuzz_adapter(around: Path) -> Reader:
+    """Read the settings of an adapter."""
+    from ema_cli.formats.adapters import adapter_settings
+
+    return lambda data: adapter_settings(replaced(around / "adapter_config.json", data).parent)
+
+
+def fuzz_names(around: Path) -> Reader:
+    """Tell what a name says, and print it."""
+    from ema_cli.errors import printable
+    from ema_cli.formats.names import is_unfinished_name, is_weights_name, name_clocks
+
+    def read(data: bytes) -> None:
+        name = os.fsdecode(data)
+        assert printable(name).isprintable()
+        for each in name_clocks(name).clocks.values():
+            assert each.value >= 0
+        is_weights_name(name)
+        is_unfinished_name(name)
+
+    return read
+
+
+def replaced(path: Path, data: bytes) -> Path:
+    """Write `data` to `path`, and return it."""
+    # Not emptied first: file systems write a file to the disk that is emptied and filled again, which takes longer
+    # than all the rest.
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.write(data)
+        file.truncate()
+    return path
+
+
+def read_torch(file: Any) -> None:
+    """Find the weights in what `torch.save` wrote, and read them."""
+    from ema_cli.formats.options import ReadOptions
+    from ema_cli.formats.places import find_weights
+
+    read_through(file.weights(find_weights(file.root, ReadOptions(), file.scalar).tensors))
+
+
+def read_through(weights: Any) -> None:
+    """Read both ends of each tensor."""
+    for name, spec in weights.specs.items():
+        size = min(spec.nbytes, READ_BYTES)
+        for start in (0, spec.nbytes - size):
+            weights.read_into(name, start, memoryview(bytearray(size)))
+        weights.place(name)
+        weights.shard(name)
+        str(spec)
+
+
+# ---- Seeds: small good files, written by the libraries whose they are ----
+
+Seeds = Iterator[bytes]
+
+
+def tensors() -> dict[str, Any]:
+    """Return a small model's state dict."""
+    import torch
+
+    return {
+        "layer.weight": torch.arange(6.0).reshape(2, 3),
+        "layer.bias": torch.ones(2, dtype=torch.bfloat16),
+        "counter": torch.tensor(3),
+    }
+
+
+def safetensors_seeds(around: Path) -> Seeds:
+    """Yield files with tensors, without any, and of every dtype."""
+    import torch
+    from safetensors.torch import save
+
+    yield save(tensors(), metadata={"format": "pt"})
+    yield save({})
+    kinds = (torch.float64, torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint16)
+    yield save({str(kind): torch.ones(1).to(kind) for kind in kinds} | {"empty": torch.zeros(0, 2)})
+
+
+def index_seeds(around: Path) -> Seeds:
+    """Write two shards, and yield the index over them."""
+    from safetensors.torch import save_file
+
+    whole = tensors()
+    weight_map = {}
+    for number, part in enumerate((["layer.weight"], ["layer.bias", "counter"]), 1):
+        shard = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: whole[name] for name in part}, around / shard)
+        weight_map.update(dict.fromkeys(part, shard))
+    yield json.dumps({"metadata": {"total_size": 36}, "weight_map": weight_map}).encode()
+
+
+def torch_seeds(*, zipped: bool) -> Seeds:
+    """Yield what torch.save writes of state dicts, of a checkpoint with clocks, and of modules."""
+    import io
+
+    import torch
+    from torch import nn
+
+    views = {"turned": torch.ones(2, 3).t(), "wave": torch.ones(2, dtype=torch.complex64).conj()}
+    layer = nn.Linear(2, 1)
+    tied = nn.Sequential(layer, nn.BatchNorm1d(1), nn.Sequential(layer))
+    composer = {"state": {"model": tensors(), "timestamp": {"Timestamp": {"batch": 3, "epoch": 1}}}}
+    for saved in (
+        tensors(),
+        {"model": tensors() | views, "step": 7, "epoch": torch.tensor(1), "args": argparse.Namespace(lr=0.1)},
+        composer,
+        {"state_dict": {"a": nn.Parameter(torch.ones(2))}, "model_ema": {"a": torch.ones(2)}},
+        tied,
+    ):
+        out = io.BytesIO()
+        torch.save(saved, out, _use_new_zipfile_serialization=zipped)
+        yield out.getvalue()
+
+
+def pickle_seeds(around: Path) -> Seeds:
+    """Yield the pickles inside those, and plain ones of every protocol."""
+    import io
+    import zipfile
+
+    for saved in torch_seeds(zipped=True):
+        with zipfile.ZipFile(io.BytesIO(saved)) as archive:
+            yield archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    plain = {"a": [1, 2.5, None, True, 1 << 70], "b": (b"x", "y", {"s"}), "c": complex(1, 2), "d": Path("p")}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        yield pickle.dumps(plain, protocol)
+
+
+def metadata_seeds(around: Path) -> Seeds:
+    """Write a folder of torch.distributed.checkpoint, and yield its `.metadata`, once with a tensor in two pieces."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is one process which saves
+        dcp.save({"model": tensors(), "step": 3}, checkpoint_id=around, no_dist=True)
+    good = (around / ".metadata").read_bytes()
+    yield good
+    metadata = pickle.loads(good)  # our own, of this moment
+    name = "model.layer.weight"
+    stored = metadata.state_dict_metadata[name]
+    at, info = next((key, value) for key, value in metadata.storage_data.items() if key.fqn == name)
+    piece = type(stored.chunks[0])
+    stored.chunks[:] = [piece(torch.Size((0, 0)), stored.size), piece(torch.Size((2, 0)), stored.size)]
+    stored.size = torch.Size((4, 3))
+    metadata.storage_data[type(at)(name, torch.Size((2, 0)))] = info
+    yield pickle.dumps(metadata)
+
+
+def trainer_state_seeds(around: Path) -> Seeds:
+    """Yield the state as the Trainer writes it."""
+    state = {"epoch": 1.5, "global_step": 300, "num_input_tokens_seen": 0, "log_history": [{"loss": float("nan")}]}
+    yield json.dumps(state, indent=2).encode()
+
+
+def adapter_seeds(around: Path) -> Seeds:
+    """Yield a configuration as PEFT writes it."""
+    yield json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 1.5, "target_modules": ["q", "v"]}).encode()
+
+
+def name_seeds(around: Path) -> Seeds:
+    """Yield names of many trainers."""
+    names = "ep1-ba50-rank0.pt", "epoch=3-step=400.ckpt", "a/checkpoint-500", "10epoch.pth", "tokens4B-\u0663\u202e.pt"
+    yield from map(str.encode, names)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What reads an input, what it begins with, and the words that its inputs are made of."""
+
+    reader: Callable[[Path], Reader]
+    seeds: Callable[[Path], Seeds]
+    words: tuple[str, ...] = ()
+    max_bytes: int = 8192
+
+
+JSON_WORDS = ("true", "null", "1e400", "1e-400", "-0", "NaN", r"\ud800", "9" * 30)
+TENSOR_WORDS = ("dtype", "shape", "data_offsets", "__metadata__", "BF16", "F4", "F6_E3M2", "C64", "9223372036854775807")
+PICKLE_WORDS = (
+    "ctorch._utils\n_rebuild_tensor_v2\n", "ctorch._utils\n_rebuild_tensor_v3\n", "ctorch._utils\n_rebuild_parameter\n",
+    "ctorch._tensor\n_rebuild_from_type_v2\n", "ctorch.nn.parameter\nParameter\n", "ctorch\nFloatStorage\n",
+    "ctorch.storage\nUntypedStorage\n", "ctorch\nfloat4_e2m1fn_x2\n", "ctorch\nSize\n", "ccollections\nOrderedDict\n",
+    "ccollections\ndefaultdict\n", "c__builtin__\nset\n", "_modules", "_parameters", "_buffers", "conj", "neg",
+    "_non_persistent_buffers_set", "_state_dict_hooks", "state_dict", "model_ema", "n_averaged", "_extra_state",
+    "storage", "\x85", "\x86", "\x87", "\x8a\xff", "\x8b\xff\x0f\x00\x00", "R.", "b.", "(dR", "](ae",
+)  # fmt: skip
+DCP_WORDS = (
+    "offsets", "sizes", "chunks", "properties", "size", "fqn", "offset", "index", "relative_path", "length",
+    "transform_descriptors", "planner_data", "__0_0.distcp", "ctorch.distributed.checkpoint.metadata\n",
+)  # fmt: skip
+
+TARGETS: Mapping[str, Target] = {
+    "safetensors": Target(fuzz_safetensors, safetensors_seeds, JSON_WORDS + TENSOR_WORDS),
+    "index": Target(fuzz_index, index_seeds, (*JSON_WORDS, "weight_map", "..", "\\\\", "layer.bias")),
+    "zip": Target(fuzz_zip, lambda around: torch_seeds(zipped=True), (*PICKLE_WORDS, "PK\x01\x02", "PK\x06\x06")),
+    "legacy": Target(fuzz_legacy, lambda around: torch_seeds(zipped=False), PICKLE_WORDS),
+    "pickle": Target(fuzz_pickle, pickle_seeds, PICKLE_WORDS),
+    "module": Target(fuzz_module, pickle_seeds, PICKLE_WORDS),
+    "metadata": Target(fuzz_metadata, metadata_seeds, PICKLE_WORDS + DCP_WORDS),
+    "trainer-state": Target(fuzz_trainer_state, trainer_state_seeds, (*JSON_WORDS, "global_step", "epoch")),
+    "adapter": Target(fuzz_adapter, adapter_seeds, JSON_WORDS),
+    "names": Target(fuzz_names, name_seeds, ("step", "ep", "ba", "tok", "iter", ".", "/"), MAX_NAME_BYTES),
+}
+
+
+# ---- One target, in a process of its own ----
+
+
+def checked(reader: Reader) -> Callable[[bytes], None]:
+    """Return the reader without the errors that it may raise."""
+    from ema_cli.errors import EmaError
+
+    def read(data: bytes) -> None:
+        try:
+            reader(data)
+        except EmaError as error:
+            str(error)
+
+    return read
+
+
+def hunt(name: str, seconds: int) -> None:
+    """Fuzz target `name`; does not return."""
+    import atheris
+
+    import ema_cli.formats
+
+    packages = [info.name for info in pkgutil.walk_packages(ema_cli.__path__, "ema_cli.")]
+    for module in [each for each in sys.modules if each.startswith("ema_cli")]:
+        del sys.modules[module]  # to be imported again, so that their coverage is told
+    with atheris.instrument_imports(include=["ema_cli"]):
+        for module in packages:
+            if module.startswith("ema_cli.formats."):
+                importlib.import_module(module)
+    target, folder = TARGETS[name], FOLDER / name
+    flags = {
+        "max_total_time": seconds,
+        "timeout": SECONDS_PER_INPUT,
+        "rss_limit_mb": GIB >> 20,
+        "max_len": target.max_bytes,
+        "dict": folder / "words",
+        "artifact_prefix": f"{folder}/",
+    }
+    reader = checked(target.reader(folder / "around"))
+    arguments = [sys.argv[0], *(f"-{flag}={value}" for flag, value in flags.items())]
+    atheris.Setup([*arguments, str(folder / "corpus"), str(folder / "seeds")], reader)
+    # libFuzzer looks at the memory once a second; this stops what comes and goes between.
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + GIB, used + GIB))
+    atheris.Fuzz()
+
+
+# ---- All of them ----
+
+
+def prepare(name: str) -> None:
+    """Write the seeds of target `name`, the files around them, and the words."""
+    target, folder = TARGETS[name], FOLDER / name
+    for part in ("seeds", "corpus", "around"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(target.seeds(folder / "around")):
+        (folder / "seeds" / f"{number:02}").write_bytes(seed)
+    lines = ['"' + "".join(f"\\x{byte:02x}" for byte in word.encode("latin-1")) + '"' for word in target.words]
+    (folder / "words").write_text("\n".join(lines) + "\n")
+
+
+def run(name: str, seconds: int) -> bool:
+    """Fuzz target `name` for a while, say what came of it, and return whether nothing was found."""
+    command = [sys.executable, __file__, "--target", name, "--seconds", str(seconds), "--child"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    log = FOLDER / name / "log"
+    log.write_text(done.stdout)
+    executions = max((int(count) for count in re.findall(r"^(?:Done |#)(\d+)", done.stdout, re.MULTILINE)), default=0)
+    kept = len(list((FOLDER / name / "corpus").iterdir()))
+    verdict = "nothing found" if done.returncode == 0 else f"FOUND SOMETHING: see {log}"
+    print(f"{name:15} {executions:10} inputs, {kept:5} kept, {verdict}", flush=True)
+    return done.returncode == 0
+
+
+def main() -> int:
+    """Fuzz the targets that were asked for, one after the other; return 1 if one of them found something."""
+    parser = argparse.ArgumentParser(description="Fuzz the readers.")
+    parser.add_argument("--target", action="append", choices=TARGETS, help="only this one; may be repeated")
+    parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--input", type=Path, help="give this file to the target, and nothing else")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    names = options.target or list(TARGETS)
+    if options.child:
+        hunt(names[0], options.seconds)
+    for name in names:
+        prepare(name)
+    if options.input:
+        for name in names:
+            checked(TARGETS[name].reader(FOLDER / name / "around"))(options.input.read_bytes())
+        return 0
+    results = [run(name, options.seconds) for name in names]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
