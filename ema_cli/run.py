@@ -16,7 +16,7 @@ from ema_cli.find import PassedOver, Search, check_one_run, natural_key
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.layouts import AVERAGES_FILE, AVERAGES_FOLDER, COPIES
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import AVERAGED_AGAIN
+from ema_cli.formats.places import settle_averages
 from ema_cli.units import Time, Unit
 
 _HF_NAME = re.compile(r"(?:^|/)checkpoint-[0-9]+$")
@@ -154,11 +154,7 @@ def _open_one(path: Path, options: ReadOptions, *, averages: str | None) -> Chec
     if averages is None:
         return open_checkpoint(path, options)
     checkpoint = open_checkpoint(path, replace(options, weights=None))
-    if options.weights == "ema":
-        return replace(checkpoint, averaged=None, notes=(AVERAGED_AGAIN,))
-    if options.weights == "raw":
-        raise RunError(f"{path}: holds averages: {averages}", hint="name the raw checkpoints")
-    return replace(checkpoint, averaged=checkpoint.averaged or averages)
+    return settle_averages(replace(checkpoint, averaged=checkpoint.averaged or averages), options)
 
 
 def _says_averages(path: Path) -> str | None:

@@ -14,26 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, RunError
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError
 from ema_cli.formats.dcp_metadata import Metadata, Record, StoredTensor, read_metadata
+from ema_cli.formats.dcp_model import FoundModel, find_model
 from ema_cli.formats.dcp_weights import DcpWeights
 from ema_cli.formats.hf_directory import read_trainer_state
 from ema_cli.formats.latest import check_latest
 from ema_cli.formats.layouts import (
-    DCP_AVERAGES,
     DCP_CLOCKS,
     DCP_FOLDERS,
     DCP_OTHERS,
     MEGATRON_COMMON,
     MEGATRON_MARK,
     OLMO_MARK,
-    PLAIN,
     TRAINER_STATE,
     UNFINISHED_MARK,
 )
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickle_values import TensorRef
-from ema_cli.formats.places import AVERAGED_AGAIN, EXTRA_STATE, progress_of
+from ema_cli.formats.places import AVERAGED_AGAIN, AVERAGED_MODEL, EXTRA_STATE, progress_of
 from ema_cli.formats.torch_file import open_torch
 from ema_cli.formats.torch_zip import open_zip
 from ema_cli.input_file import FileRegion, InputFile
@@ -60,34 +59,48 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     assert folder is not None, "matches() was asked"
     _check_complete(path, folder)
     metadata = read_metadata(InputFile(folder / _METADATA))
-    names, averages = _find_model(metadata, options)
-    notes = []
-    if options.weights == "ema":
-        if not averages:
-            raise RunError(f"{path}: holds no averages that are read", hint="leave out --weights ema")
-        names, notes = averages, [AVERAGED_AGAIN]
-    elif averages and options.weights is None:
-        notes.append("raw weights taken; averages lie beside them (--weights ema)")
-    if not names:
-        raise NoWeights(f"{path}: no tensors in a place we know for a model", hint="say where: --key NAME")
+    reader = _Reader(folder, metadata)
+    try:
+        found = find_model(metadata, options)
+    except EmaError as error:
+        raise type(error)(f"{path}: {error}", hint=error.hint) from error
+    names, averaged, notes = _choose(path, found, reader, options)
     if len(names) > MAX_TENSORS:
         raise CheckpointError(f"{path}: holds {len(names)} tensors; at most {MAX_TENSORS} are read")
     tensors = {name: metadata.tensor(stored) for name, stored in names.items()}
     files = _open_files(folder, tensors)
-    weights = DcpWeights.of(tensors, files)
-    reader = _Reader(folder, metadata)
     progress, sidecars = _sidecar_progress(path, folder)
     return Checkpoint(
         name=path.name,
         path=path,
-        weights=weights,
+        weights=DcpWeights.of(tensors, files),
         files=(metadata.file, *files.values(), *sidecars),
         format="DCP",
         trainer=_trainer(path, folder, metadata),
         progress=progress or reader.progress(),
-        averaged=None if options.weights else reader.composer_averages(),
+        averaged=averaged,
         notes=(*notes, *_left_out(path, metadata, options)),
     )
+
+
+def _choose(
+    path: Path, found: FoundModel, reader: _Reader, options: ReadOptions
+) -> tuple[dict[str, str], str | None, list[str]]:
+    """Return the tensors to take, why they are averages if they are that unasked, and what to say of it."""
+    averaged = found.averaged or reader.composer_averages()
+    if averaged is None and "n_averaged" in found.names:
+        averaged = AVERAGED_MODEL
+    if averaged is not None:
+        if options.weights == "raw":
+            raise RunError(f"{path}: holds no raw weights that can be read: {averaged}", hint="leave out --weights raw")
+        asked = options.weights == "ema"
+        return found.names, None if asked else averaged, [AVERAGED_AGAIN] if asked else []
+    if options.weights == "ema":
+        if not found.averages:
+            raise RunError(f"{path}: holds no averages", hint="leave out --weights ema")
+        return found.averages, None, [AVERAGED_AGAIN]
+    beside = found.averages and options.weights is None
+    return found.names, None, ["raw weights taken; averages lie beside them (--weights ema)"] if beside else []
 
 
 def _find_folder(path: Path) -> Path | None:
@@ -117,47 +130,6 @@ def _trainer(path: Path, folder: Path, metadata: Metadata) -> str | None:
     if folder != path:
         return by_folder.get(folder.name, "accelerate")
     return None
-
-
-def _find_model(metadata: Metadata, options: ReadOptions) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the model's tensors, and those with averages where there are any: name in the model -> in the folder."""
-    if options.key is not None:
-        prefix = options.key + "."
-        return {name.removeprefix(prefix): name for name in metadata.tensors if name.startswith(prefix)}, {}
-    places: dict[tuple[object, ...], dict[str, str]] = {}
-    top: dict[str, str] = {}
-    others = []
-    averages: dict[str, str] = {}
-    for stored in metadata.tensors:
-        path = metadata.paths.get(stored, (stored,))
-        at = next((number for number, part in enumerate(path[:-1]) if part in PLAIN.weights), None)
-        if any(DCP_OTHERS.match(str(part)) for part in path[: at if at is not None else len(path)]):
-            others.append(stored)
-            averaged = DCP_AVERAGES.search(stored)
-            if averaged is not None:
-                averages[averaged[1]] = stored
-        elif at is None:
-            top[stored] = stored
-        else:
-            name = ".".join(str(part) for part in path[at + 1 :])
-            places.setdefault(path[: at + 1], {})[name] = stored
-    if len(places) > 1:
-        listed = [".".join(map(str, place)) for place in places]
-        raise CheckpointError(
-            f"{metadata.file.path.parent}: holds models at {', '.join(listed[:8])}",
-            hint=f"say which: --key {listed[0]}",
-        )
-    for model in places.values():
-        return model, {**model, **averages} if averages.keys() <= model.keys() and averages else {}
-    # Names that were flattened before they were saved, without a record of how.
-    flattened = [name for name in others if len(metadata.paths.get(name, (name,))) == 1]
-    for prefix in ("state.model.", "app.model.", "model."):
-        inside = {name.removeprefix(prefix): name for name in top if name.startswith(prefix)}
-        # All of it: "model." may also be the first part of the names in a model that has others.
-        if inside and (prefix != "model." or (flattened and len(inside) == len(top))):
-            top = inside
-            break
-    return top, {**top, **averages} if averages.keys() <= top.keys() and averages else {}
 
 
 def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> Iterator[str]:
@@ -213,7 +185,8 @@ class _Reader:
                 if value is not None and unit not in clocks and not (value == 0 and unit in (Unit.SAMPLE, Unit.TOKEN)):
                     clocks[unit] = Clock(Fraction(value), "file")
         in_epoch = self._number("state.timestamp.Timestamp.batch_in_epoch")
-        return Progress(clocks, batch_in_epoch=in_epoch)
+        # Composer's epochs are those that began; others may count from 0 or from 1.
+        return Progress(clocks, epoch_origin_unknown=in_epoch is None and Unit.EPOCH in clocks, batch_in_epoch=in_epoch)
 
     def composer_averages(self) -> str | None:
         """Return why the model holds averages, if Composer's EMA was on."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, RunError, UsageError
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError
 from ema_cli.formats import safetensors_file, torch_file
 from ema_cli.formats.adapters import adapter_settings
 from ema_cli.formats.json_text import is_cut, parse_json, read_json
 from ema_cli.formats.layouts import ADAPTERS, BASES, SHARD, TRAINER_STATE
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import AVERAGED_AGAIN
+from ema_cli.formats.places import settle_averages
 from ema_cli.formats.shards import open_index
 from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
@@ -68,27 +68,28 @@ def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
         return safetensors_file.open_checkpoint(path, options)
     if not path.name.endswith(".index.json"):
         return torch_file.open_checkpoint(path, options)
-    weights, parts = open_index(path, lambda part: _open_weights(part, options))
+    # Which of the parts says that it is averages, if any does, only all of them tell.
+    each = dataclasses.replace(options, weights=None)
+    weights, parts = open_index(path, lambda part: _open_weights(part, each))
     files = (InputFile(path), *(file for part in parts for file in part.files))
-    return dataclasses.replace(parts[0], weights=weights, files=files)
+    averaged = next((part.averaged for part in parts if part.averaged), None)
+    whole = dataclasses.replace(parts[0], path=path.parent, weights=weights, files=files, averaged=averaged)
+    return settle_averages(whole, options)
 
 
 def _open_averages(path: Path, name: str, options: ReadOptions) -> Checkpoint:
-    """Open what Diffusers' EMAModel saved: averages, unless the user asks for them, are refused later."""
-    if options.weights == "raw":
-        raise RunError(f"{path}: holds averages of Diffusers' EMAModel, by its config.json", hint="name the raw ones")
+    """Open what Diffusers' EMAModel saved."""
     checkpoint = _open_weights(path / name, dataclasses.replace(options, weights=None))
-    asked = options.weights == "ema"
-    return dataclasses.replace(
+    averaged = dataclasses.replace(
         checkpoint,
         name=path.name,
         path=path,
         trainer="diffusers",
-        averaged=None if asked else "Diffusers' EMAModel saved it, by its config.json",
-        notes=(AVERAGED_AGAIN,) if asked else (),
+        averaged="Diffusers' EMAModel saved it, by its config.json",
         base="diffusion_pytorch_model",
         folder=path,
     )
+    return settle_averages(averaged, options)
 
 
 def _is_ema_model(path: Path) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from ema_cli.checkpoint import Clock, Progress
+from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, NoWeights, RunError
 from ema_cli.formats.layouts import COMPOSER, LAYOUTS, PLAIN, Layout
 from ema_cli.formats.options import ReadOptions
@@ -64,6 +64,24 @@ def find_weights(root: Any, options: ReadOptions, scalar: Scalar) -> Found:
                 found = Found(found.trainer, chosen, found.progress)
     _keep_tensors(found, options)
     return found
+
+
+def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
+    """Apply the user's --weights to a checkpoint that holds one set of weights, averages if `averaged` says so.
+
+    Raises:
+        RunError: where the other set is asked for. What ema-cli made is refused later, as it is passed over first.
+    """
+    if checkpoint.averaged is None:
+        if options.weights == "ema":
+            raise RunError(f"{checkpoint.path}: holds no averages", hint="leave out --weights ema")
+    elif options.weights == "raw" and checkpoint.recipe is None:
+        raise RunError(
+            f"{checkpoint.path}: holds no raw weights: {checkpoint.averaged}", hint="leave out --weights raw"
+        )
+    elif options.weights == "ema":
+        return replace(checkpoint, averaged=None, notes=(*checkpoint.notes, AVERAGED_AGAIN))
+    return checkpoint
 
 
 def progress_of(root: dict[Any, Any], trainer: str) -> Progress:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError, RunError, UsageError
+from ema_cli.errors import CheckpointError, UsageError
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import AVERAGED_AGAIN, AVERAGED_MODEL
+from ema_cli.formats.places import AVERAGED_MODEL, settle_averages
 from ema_cli.formats.safetensors import SafetensorsWeights, open_file
 
 METADATA_KEY = "ema_cli"  # under which our own outputs say how they were averaged
@@ -40,19 +40,16 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
             f"{path}: --key says where the weights are in a pickled file; this is safetensors",
             hint="leave out --key",
         )
-    if averaged is None and options.weights == "ema":
-        raise RunError(f"{path}: holds no averages", hint="leave out --weights ema")
-    again = averaged is not None and options.weights == "ema"
-    return Checkpoint(
+    checkpoint = Checkpoint(
         name=path.name,
         path=path,
         weights=weights,
         files=(weights.file,),
         format="safetensors",
-        averaged=None if again else averaged,
-        notes=(AVERAGED_AGAIN,) if again else (),
+        averaged=averaged,
         recipe=_recipe(weights.metadata),
     )
+    return settle_averages(checkpoint, options)
 
 
 def _recipe(metadata: Mapping[str, str]) -> Mapping[str, object] | None:

@@ -93,4 +93,4 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def is_plain_name(name: str) -> bool:
     """Return whether `name` can only be a file in the same folder: nothing may lead out of it."""
-    return Path(name).name == name and not name.startswith(".") and "\0" not in name and "\\" not in name
+    return name != "" and Path(name).name == name and not name.startswith(".") and "\0" not in name and "\\" not in name
