@@ -318,7 +318,8 @@ def _run(arguments: list[str]) -> int:
     except MemoryError:
         return _fail(EmaError("out of memory", hint="use fewer --threads"), arguments)
     except OSError as problem:
-        return _fail(EmaError(f"{problem.filename or 'standard output'}: {problem.strerror}"), arguments)
+        subject = f"{problem.filename}: " if problem.filename else ""
+        return _fail(EmaError(f"{subject}{problem.strerror or problem}"), arguments)
     except interrupts.Interrupted as problem:
         return 128 + problem.number
     return code if isinstance(code, int) else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from ema_cli.arithmetic import (
     work_dtype,
 )
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
-from ema_cli.errors import NonFiniteError
+from ema_cli.errors import EmaError, NonFiniteError
 
 RANGE_ELEMENTS = 1 << 17
 _REPORT_SECONDS = 0.1
@@ -86,8 +86,8 @@ class Fold:
         """Fold everything; `report` is told, in this thread, how many bytes have been read so far."""
         ranges = self._ranges()
         with ThreadPoolExecutor(self.threads, "fold") as pool:
-            workers = {pool.submit(self._work, ranges) for _ in range(self.threads)}
             try:
+                workers = self._start(pool, ranges)
                 while workers:
                     done, workers = wait(workers, _REPORT_SECONDS, FIRST_EXCEPTION)
                     for worker in done:
@@ -96,6 +96,12 @@ class Fold:
             finally:
                 # However this ends (an error, Ctrl-C), the other workers stop at their next range.
                 self._stopped = True
+
+    def _start(self, pool: ThreadPoolExecutor, ranges: Iterator[tuple[Group, int, int]]) -> set[Future[None]]:
+        try:
+            return {pool.submit(self._work, ranges) for _ in range(self.threads)}
+        except RuntimeError as error:
+            raise EmaError(f"no thread can be started: {error}", hint="use fewer --threads") from error
 
     def groups(self) -> Iterator[Group]:
         """Yield the tensors to fold, in the newest checkpoint's order; those tied everywhere come together."""

@@ -100,6 +100,8 @@ def average(
         for checkpoint in checkpoints:
             for source in checkpoint.files:
                 source.check_unchanged()
+        # Once more: what somebody put there meanwhile must not be replaced.
+        _check_target(plan, target, force=force)
         publish = staging.publish_folder if target.is_folder else staging.publish_file
         publish(name, force=force)
     specs = plan.newest.weights.specs
@@ -126,8 +128,7 @@ def prepare(plan: Plan, target: Target, *, dtype: DType | None, copy: Sequence[s
     copied = copied_names(plan.newest.weights.specs, copy)
     check_same_model(checkpoints, mixed_floats=dtype is not None, copied=copied)
     check_averageable(plan.newest, copied)
-    run = [*checkpoints, *(each.checkpoint for each in plan.skipped)]
-    check_target(target, [file for each in run for file in each.files], force=force)
+    _check_target(plan, target, force=force)
     output = _lay_out(plan, target, dtype, copied)
     with output_errors(target.path):
         space = os.statvfs(target.path.absolute().parent)
@@ -137,6 +138,11 @@ def prepare(plan: Plan, target: Target, *, dtype: DType | None, copy: Sequence[s
             hint="make room, or write elsewhere with -o",
         )
     return output
+
+
+def _check_target(plan: Plan, target: Target, *, force: bool) -> None:
+    run = [*(each.checkpoint for each in plan.entries), *(each.checkpoint for each in plan.skipped)]
+    check_target(target, [file for each in run for file in each.files], force=force)
 
 
 def refuse_averaged(plan: Plan) -> None:
@@ -305,6 +311,8 @@ def _read_back(path: Path, file: OutputFile) -> None:
             )
     except SafetensorError as error:
         raise VerificationError(f"{path.name}: does not read back: {error}") from error
+    except OSError as error:
+        raise OutputError(f"{path.name}: cannot be read back: {error.strerror or error}") from error
     if not same or names != file.specs.keys():
         raise VerificationError(f"{path.name}: reads back with other tensors than were written")
 

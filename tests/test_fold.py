@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ema_cli.checkpoint import DTYPES, Checkpoint, DType, TensorSpec
-from ema_cli.errors import CheckpointError, NonFiniteError
+from ema_cli.errors import CheckpointError, EmaError, NonFiniteError
 from ema_cli.fold import Fold, compare_tensors
 
 NAMES = {
@@ -224,3 +224,15 @@ def test_compare_finds_the_tensor_that_differs():
     assert compare_tensors(checkpoint(one), checkpoint(other)) == "count"
     del other["mask"]
     assert compare_tensors(checkpoint(one), checkpoint(other)) == "mask"
+
+
+def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyPatch):
+    """Where the system has no more threads to give, the error says so, and what to do."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(EmaError, match="no thread can be started") as raised:
+        fold([checkpoint({"w": torch.ones(2)})] * 2, [0.5, 0.5])
+    assert raised.value.hint == "use fewer --threads"

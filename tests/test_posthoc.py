@@ -270,3 +270,31 @@ def test_two_hundred_checkpoints_need_few_descriptors(tmp_path: Path):
     np.testing.assert_allclose(load_file(tmp_path / "x.safetensors")["weight"].numpy(), expected, atol=1e-6)
     links = [each for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
     assert sum(str(tmp_path) in str(each.readlink()) for each in links) <= 128
+
+
+def test_what_is_put_into_the_target_meanwhile_is_kept(tmp_path: Path):
+    """A file of the user's that appears in the folder while the average runs is not replaced with it."""
+    write_hf_run(tmp_path / "run", [100, 200])
+    average(plan_of(tmp_path / "run"), tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+
+    def report(*_: int) -> None:
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+
+    with pytest.raises(OutputError, match=r"notes\.txt"):
+        average(plan_of(tmp_path / "run", "50ba"), tmp_path / "out", force=True, report=report)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
+def test_an_output_that_cannot_be_read_back_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An error of the disk while the finished file is checked is an output error."""
+    write_torch_run(tmp_path / "run", [100, 200])
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(posthoc, "safe_open", fail)
+    with pytest.raises(OutputError, match="cannot be read back: Input/output error"):
+        average(plan_of(tmp_path / "run"), tmp_path / "x.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
