@@ -1,4 +1,4 @@
-"""Hugging Face folders: one file or shards with an index, and the clock beside them."""
+"""Hugging Face folders: which model in them is read, and the clock beside it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError, UsageError
 from ema_cli.formats import open_checkpoint
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.places import AVERAGED_AGAIN
 from ema_cli.units import Unit
 from tests.formats.test_contract import read_all, stored_bytes
-
-SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-INDEX = "model.safetensors.index.json"
-
-
-def write_shards(folder: Path, **weight_map: Any) -> Path:
-    """Write 'a' and 'b' into a shard each, and an index that says so, with changes."""
-    folder.mkdir(exist_ok=True)
-    for number, name in enumerate("ab"):
-        save_file({name: torch.full((3,), number + 1.0)}, folder / SHARDS[number], metadata={"format": "pt"})
-    index = {"metadata": {"total_size": 24}, "weight_map": {"a": SHARDS[0], "b": SHARDS[1], **weight_map}}
-    (folder / INDEX).write_text(json.dumps(index))
-    return folder
 
 
 def write_model(folder: Path, state: object = None) -> Path:
@@ -40,10 +29,10 @@ def write_model(folder: Path, state: object = None) -> Path:
     return folder
 
 
-def refusal(path: Path) -> EmaError:
+def refusal(path: Path, **options: Any) -> EmaError:
     """Return the error that opening the folder gives."""
     with pytest.raises(EmaError) as caught:
-        open_checkpoint(path)
+        open_checkpoint(path, ReadOptions(**options))
     return caught.value
 
 
@@ -52,118 +41,6 @@ def clocks(path: Path) -> dict[Unit, Fraction]:
     found = open_checkpoint(path).progress.clocks
     assert {clock.source for clock in found.values()} <= {"sidecar"}
     return {unit: clock.value for unit, clock in found.items()}
-
-
-def test_shards_are_one_model(tmp_path: Path) -> None:
-    """Shards and index read as one set of tensors, under the folder's name."""
-    checkpoint = open_checkpoint(write_shards(tmp_path / "checkpoint-5"))
-    assert read_all(checkpoint.weights) == {
-        "a": stored_bytes(torch.full((3,), 1.0)),
-        "b": stored_bytes(torch.full((3,), 2.0)),
-    }
-    assert (checkpoint.name, checkpoint.trainer) == ("checkpoint-5", "transformers")
-    assert sorted(file.path.name for file in checkpoint.files) == [*SHARDS, "model.safetensors.index.json"]
-
-
-def test_a_missing_shard_is_incomplete(tmp_path: Path) -> None:
-    """A shard that the index names and the folder lacks: its writer is not done."""
-    folder = write_shards(tmp_path / "m")
-    (folder / SHARDS[1]).unlink()
-    error = refusal(folder)
-    assert type(error) is IncompleteCheckpoint
-    assert str(error) == f"{folder}: shard '{SHARDS[1]}' is missing"
-
-
-def test_a_missing_index_is_incomplete(tmp_path: Path) -> None:
-    """Shards without the index, which is written last: its writer is not done."""
-    folder = write_shards(tmp_path / "m")
-    (folder / INDEX).unlink()
-    error = refusal(folder)
-    assert type(error) is IncompleteCheckpoint
-    assert str(error) == f"{folder}: holds shards, but no {INDEX}"
-
-
-def test_a_shard_that_is_cut_short_is_incomplete(tmp_path: Path) -> None:
-    """A shard without its last byte names itself."""
-    folder = write_shards(tmp_path / "m")
-    whole = (folder / SHARDS[1]).read_bytes()
-    (folder / SHARDS[1]).write_bytes(whole[:-1])
-    error = refusal(folder)
-    assert type(error) is IncompleteCheckpoint
-    assert f"{SHARDS[1]}: cut short" in str(error)
-
-
-@pytest.mark.parametrize(
-    "shard",
-    ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", ".hidden", "..", ".", "a/", "nul\0", "", 3, None, ["a"]],
-)
-def test_a_shard_outside_the_folder_is_refused(shard: Any, tmp_path: Path) -> None:
-    """Only a plain file name in the index is followed; nothing leads out of the folder."""
-    save_file({"b": torch.ones(1)}, tmp_path / "x.safetensors")
-    error = refusal(write_shards(tmp_path / "m", b=shard))
-    assert type(error) is CheckpointError
-    assert str(error).startswith(str(tmp_path / "m"))
-
-
-@pytest.mark.parametrize("shard", ["n" * 300, "\ud800"])
-def test_a_shard_name_that_no_file_can_have_is_an_error(shard: str, tmp_path: Path) -> None:
-    """A name too long for the file system, or not text, is an error that names the folder; not a crash."""
-    error = refusal(write_shards(tmp_path / "m", b=shard))
-    assert isinstance(error, CheckpointError)
-    assert str(tmp_path / "m") in str(error)
-    assert str(error).isprintable()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"c": SHARDS[0]}, f"{SHARDS[0]}: 'c' is in the index only"),
-        ({"b": SHARDS[0]}, "'b' is in the index only"),
-        ({"a": SHARDS[1]}, f"{SHARDS[1]}: 'a' is in the index only"),
-    ],
-)
-def test_index_and_shards_must_agree(changes: dict[str, str], message: str, tmp_path: Path) -> None:
-    """A tensor that the index puts into a shard that does not hold it is an error with both names."""
-    error = refusal(write_shards(tmp_path / "m", **changes))
-    assert message in str(error)
-    assert error.hint == "index and shards are of different saves"
-
-
-def test_a_tensor_the_index_does_not_know_is_an_error(tmp_path: Path) -> None:
-    """A shard may not hold more than the index says; not even another shard's tensor."""
-    folder = write_shards(tmp_path / "m")
-    save_file({"b": torch.ones(3), "a": torch.ones(3)}, folder / SHARDS[1])
-    assert f"{SHARDS[1]}: 'a' is in the shard only" in str(refusal(folder))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{}", "has no 'weight_map'"),
-        ("[]", "has no 'weight_map'"),
-        ('{"weight_map": {}}', "has no 'weight_map'"),
-        ('{"weight_map": ["a"]}', "has no 'weight_map'"),
-        ('{"weight_map": {"a": "x", "a": "y"}}', "'a' stands twice"),
-        ('{"weight_map"', "not valid JSON"),
-        ("[" * 100_000, "nested too deeply"),
-    ],
-)
-def test_an_index_that_is_none_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    """A damaged index is an error with its path and the reason."""
-    folder = write_shards(tmp_path / "m")
-    (folder / INDEX).write_text(text)
-    error = refusal(folder)
-    assert isinstance(error, CheckpointError)
-    assert str(error).startswith(f"{folder / INDEX}: ")
-    assert message in str(error)
-
-
-@pytest.mark.parametrize("length", [0, 1, 10, 80])
-def test_an_index_that_is_cut_short_is_incomplete(length: int, tmp_path: Path) -> None:
-    """An index whose end is missing is still being written: a search passes it over."""
-    folder = write_shards(tmp_path / "m")
-    (folder / INDEX).write_bytes((folder / INDEX).read_bytes()[:length])
-    assert type(refusal(folder)) is IncompleteCheckpoint
 
 
 def test_the_clock_comes_from_the_trainers_state(tmp_path: Path) -> None:
@@ -232,3 +109,47 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     error = refusal(tmp_path)
     assert (type(error), str(error)) == (CheckpointError, f"{tmp_path}: a folder without a checkpoint")
+
+
+def test_of_a_folders_files_the_models_is_taken(tmp_path: Path) -> None:
+    """Safetensors come before a pickle of the same model; optimizers and arguments are never weights."""
+    write_model(tmp_path)
+    torch.save({"w": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    for name in ("optimizer.bin", "optimizer.pt", "training_args.bin", "scheduler.pt"):
+        torch.save({"w": torch.zeros(2)}, tmp_path / name)
+    assert read_all(open_checkpoint(tmp_path).weights) == {"w": stored_bytes(torch.ones(2))}
+
+
+def test_accelerates_folder_says_so(tmp_path: Path) -> None:
+    """Random states beside a model, and no Trainer's state, are Accelerate's, which records no clock."""
+    folder = write_model(tmp_path / "checkpoint_3")
+    (folder / "random_states_0.pkl").touch()
+    assert (open_checkpoint(folder).trainer, clocks(folder)) == ("accelerate", {})
+    write_model(folder, {"global_step": 3})
+    assert open_checkpoint(folder).trainer == "transformers"
+
+
+def test_of_several_models_one_is_named(tmp_path: Path) -> None:
+    """Accelerate numbers the models that it prepared: the user says which; the error lists them."""
+    folder = write_model(tmp_path / "checkpoint_3")
+    save_file({"v": torch.zeros(3)}, folder / "model_1.safetensors")
+    torch.save({"u": torch.zeros(1)}, folder / "pytorch_model_2.bin")
+    error = refusal(folder)
+    assert type(error) is UsageError
+    assert "holds several models: model, model_1, pytorch_model_2" in str(error)
+    for component, name in (("model", "w"), ("model_1", "v"), ("pytorch_model_2", "u")):
+        checkpoint = open_checkpoint(folder, ReadOptions(component=component))
+        assert (list(checkpoint.weights.specs), checkpoint.base) == ([name], "model")
+    assert type(refusal(folder, component="model_9")) is UsageError
+
+
+def test_what_diffusers_averaged_is_known_by_its_configuration(tmp_path: Path) -> None:
+    """EMAModel writes its counter into the model's configuration: averages, refused unless asked for."""
+    save_file({"w": torch.ones(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet", "optimization_step": 5, "decay": 0.999}')
+    assert "EMAModel" in (open_checkpoint(tmp_path).averaged or "")
+    asked = open_checkpoint(tmp_path, ReadOptions(weights="ema"))
+    assert (asked.averaged, asked.notes) == (None, (AVERAGED_AGAIN,))
+    assert type(refusal(tmp_path, weights="raw")) is RunError
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet"}')
+    assert open_checkpoint(tmp_path).averaged is None
