@@ -103,7 +103,10 @@ class _Machine:
         for _ in range(_MAX_INSTRUCTIONS):
             opcode = self.take(1)
             if opcode == b".":
-                return self.stack.pop()
+                value = self.stack.pop()
+                if self.stack or self.marks:  # a byte was lost where something else should have been taken from it
+                    raise PickleError("it ends in the middle of a value")
+                return value
             action = _ACTIONS.get(opcode)
             if action is None:
                 raise PickleError(f"it uses the instruction {opcode!r}, which torch never writes")

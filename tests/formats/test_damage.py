@@ -150,7 +150,7 @@ class TorchSave(Format):
 
     def load(self, path: Path) -> Tensors:
         root = torch_load(path)
-        return root["model"] if self.nested else root
+        return root.get("model", root)
 
 
 @dataclass
@@ -514,6 +514,16 @@ def test_a_dict_as_a_key(tmp_path: Path) -> None:
     assert mark in good
     with pytest.raises(PickleError, match="a dict as a key"):
         unpickle(InputFile(tmp_path / "a.pkl"))
+
+
+def test_a_pickle_that_ends_in_the_middle_of_a_value(tmp_path: Path) -> None:
+    """What is left over at the end stands for a lost byte; the innermost dict was taken for all that was saved."""
+    good = pickle.dumps({"model": {"weight": 1}, "step": 2}, protocol=2)
+    assert good.endswith(b"u.")
+    for name, damaged in {"mark": good[:-2] + b".", "value": good[:2] + b"N" + good[2:]}.items():
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(PickleError, match="in the middle of a value"):
+            unpickle(InputFile(tmp_path / name))
 
 
 def endless() -> list[object]:
