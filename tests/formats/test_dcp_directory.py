@@ -14,7 +14,6 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights, RunError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import AVERAGED_AGAIN
 from tests.formats.dcp import Pieces, save_folder
 from tests.formats.test_contract import read_all, stored_bytes
 
@@ -182,41 +181,10 @@ def test_composers_averages_are_seen(tmp_path: Path) -> None:
     assert open_checkpoint(off).averaged is None
 
 
-def test_torchtitans_averages_lie_beside(tmp_path: Path) -> None:
-    """Averages of parameters beside the model are named, and taken on request; buffers are the model's."""
-    averages = {"state.layers.0.weight.ema_params": OTHER["layers.0.weight"]}
-    folder = save_folder(tmp_path / "step-8", {**TITAN, "ema": averages})
-    plain = open_checkpoint(folder)
-    assert holds(plain, W)
-    assert plain.notes == ("raw weights taken; averages lie beside them (--weights ema)",)
-    assert open_checkpoint(folder, ReadOptions(weights="raw")).notes == ()
-    chosen = open_checkpoint(folder, ReadOptions(weights="ema"))
-    assert holds(chosen, {**W, "layers.0.weight": OTHER["layers.0.weight"]})
-    assert chosen.notes == (AVERAGED_AGAIN,)
-
-
 def test_averages_that_are_not_there(tmp_path: Path) -> None:
     """Asking for averages where there are none is an error of the run."""
     error = refusal(save_folder(tmp_path / "step-8", TITAN), weights="ema")
     assert (type(error), error.hint) == (RunError, "leave out --weights ema")
-
-
-def test_a_key_says_where(tmp_path: Path) -> None:
-    """`--key` takes the tensors below it; one that leads nowhere is an error."""
-    folder = save_folder(tmp_path / "step-8", {"generator": W, "discriminator": OTHER, "step": 8})
-    checkpoint = open_checkpoint(folder, ReadOptions(key="discriminator"))
-    assert holds(checkpoint, OTHER)
-    assert clocks(checkpoint) == {"ba": 8}
-    assert type(refusal(folder, key="nowhere")) is NoWeights
-
-
-def test_several_models_are_ambiguous(tmp_path: Path) -> None:
-    """Two models are an error that lists them and says how to choose."""
-    state = {"a": {"model": W, "optim": OPTIMIZER}, "b": {"model": OTHER}}
-    error = refusal(save_folder(tmp_path / "step-8", state))
-    assert "holds models at a.model, b.model" in str(error)
-    assert error.hint == "say which: --key a.model"
-    assert holds(open_checkpoint(tmp_path / "step-8", ReadOptions(key="b.model")), OTHER)
 
 
 def test_no_model_is_an_error(tmp_path: Path) -> None:

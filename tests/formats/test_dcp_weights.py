@@ -34,7 +34,8 @@ def filled(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.T
     """Return a tensor of which each byte is random, so that no element stands for another."""
     count = int(np.prod(shape, dtype=int)) * torch.empty(0, dtype=dtype).element_size()
     data = np.random.default_rng(seed).integers(0, 2 if dtype is torch.bool else 256, count, dtype=np.uint8)
-    return torch.from_numpy(data.copy()).view(dtype).reshape(shape)
+    # torch gives an array without elements a stride of 0, and no view of another dtype.
+    return torch.from_numpy(data.copy()).view(dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
