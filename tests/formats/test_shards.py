@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError
 from ema_cli.formats import open_checkpoint
+from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.shards import is_plain_name
 from tests.formats.test_contract import read_all, stored_bytes
 
@@ -218,3 +219,13 @@ def test_one_pickled_shard_nests_its_weights(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "m", "bin")
     torch.save({"b": torch.full((3,), 2.0), "note": "text"}, folder / shards("bin")[1])
     assert list(open_checkpoint(folder).weights.specs) == ["a", "b"]
+
+
+def test_averages_are_seen_in_any_shard(suffix: str, tmp_path: Path) -> None:
+    """`n_averaged` says averages in whichever shard it lies, not in the first alone; asked for, they are taken."""
+    folder = write_shards(tmp_path / "m", suffix, n_averaged=shards(suffix)[1])
+    write_part(folder / shards(suffix)[1], {"b": torch.ones(3), "n_averaged": torch.tensor(3)})
+    assert "n_averaged" in (open_checkpoint(folder).averaged or "")
+    assert open_checkpoint(folder, ReadOptions(weights="ema")).averaged is None
+    with pytest.raises(RunError):
+        open_checkpoint(folder, ReadOptions(weights="raw"))
