@@ -35,7 +35,8 @@ from ema_cli.formats.pickle_values import KNOWN_CALLS, Inert, Name, PickleError,
 from ema_cli.formats.unpickle import describe_storage, unpickle
 from ema_cli.formats.whole_module import module_tensors
 from ema_cli.input_file import InputFile
-from tests.formats.test_contract import DTYPE_NAMES, read_range, stored_bytes
+from tests.formats.containers import DTYPE_NAMES
+from tests.formats.test_contract import read_range, stored_bytes
 
 EXAMPLES = int(os.environ.get("DAMAGE_EXAMPLES", "350"))
 MAX_COMPARED = 1 << 26  # bytes; a damaged shape can say more than we want to read here
@@ -448,6 +449,22 @@ def outcome(good: Good) -> str:
 
 
 # ---- What damage, reasoning and fuzzing found ----
+
+
+@pytest.mark.parametrize("key", [b"conj", b"neg"])
+def test_a_lazy_bit_that_is_written_as_false(key: bytes, tmp_path: Path) -> None:
+    """torch takes a lazy bit for set wherever it is named: a file that names it as false is read alike, or refused."""
+    path = tmp_path / "a.pt"
+    wave = torch.ones(3, dtype=torch.complex64)
+    torch.save({"wave": wave.conj() if key == b"conj" else torch._neg_view(wave)}, path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(b"\x88", whole.index(key))] = 0x89  # True becomes False
+    path.write_bytes(whole)
+    try:
+        weights = open_checkpoint(path).weights
+    except EmaError:
+        return
+    assert read_range(weights, "wave", 0, 24) == stored_bytes(torch.load(path, weights_only=True)["wave"])
 
 
 def module_state(**changes: object) -> dict[str, object]:
