@@ -135,7 +135,10 @@ class Fold:
 
     def _ranges(self) -> Iterator[tuple[Group, int, int]]:
         for group in self.groups():
-            step = self.range_elements * 8 // max(group.spec.dtype.itemsize, 8)
+            dtype = group.spec.dtype
+            step = self.range_elements * 8 // max(dtype.itemsize, 8)
+            if dtype.bits < 8:
+                step = max(step // 8 * 8, 8)  # whole bytes, whatever the number of bits
             for start in range(0, group.spec.count, step):
                 yield group, start, min(step, group.spec.count - start)
 
