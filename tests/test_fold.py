@@ -16,7 +16,7 @@ from ema_cli.fold import Fold, compare_tensors
 
 NAMES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16",
-    torch.complex64: "C64", torch.int64: "I64", torch.bool: "BOOL", torch.uint8: "U8",
+    torch.complex64: "C64", torch.complex128: "C128", torch.int64: "I64", torch.bool: "BOOL", torch.uint8: "U8",
 }  # fmt: skip
 
 
