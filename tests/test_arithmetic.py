@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.arithmetic import (
+    components,
     decode,
     encode,
+    is_stored_as,
     is_within,
     overflow_limit,
     settle_non_finite,
     weighted_average,
+    work_dtype,
 )
 from ema_cli.checkpoint import DTYPES
 
@@ -39,6 +42,50 @@ def test_every_16_bit_pattern_survives_decoding_and_encoding():
         back = np.frombuffer(encode(DTYPES[name], values), dtype=np.uint16)
         numbers = ~np.isnan(values)
         np.testing.assert_array_equal(back[numbers], patterns[numbers])
+
+
+TORCH = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "C64": torch.complex64, "C128": torch.complex128,
+}  # fmt: skip
+NARROW = ("F32", "F16", "BF16", "C64")  # accumulated in float32 where nothing wider is among them
+
+
+@pytest.mark.parametrize(
+    ("name", "work"),
+    [(name, work) for name in TORCH for work in (np.float32, np.float64) if work is np.float64 or name in NARROW],
+)
+def test_every_type_decodes_as_torch_converts_it(name: str, work: type):
+    """Whatever the type that is accumulated in, stored numbers become those that torch makes of them."""
+    values = torch.tensor([0.0, -0.0, 1 / 3, -65504.0, 2.0**-24, 3e38 if name != "F16" else 6e4, torch.inf, -1e-5])
+    stored = (torch.complex(values, values.flip(0)) if name[0] == "C" else values).to(TORCH[name])
+    parts = torch.view_as_real(stored).reshape(-1) if stored.is_complex() else stored
+    out = np.empty(len(values) * components(DTYPES[name]), dtype=work)
+    decode(DTYPES[name], stored.view(torch.uint8).numpy(), out)
+    np.testing.assert_array_equal(out.astype(np.float64).view(np.int64), parts.double().numpy().view(np.int64))
+    assert bytes(encode(DTYPES[name], out)) == stored.view(torch.uint8).numpy().tobytes()
+
+
+def test_what_is_accumulated_in_float64():
+    """One float64 or complex128 among the types makes the sum wide; all others are added in float32."""
+    assert work_dtype([DTYPES["BF16"], DTYPES["F16"], DTYPES["F32"], DTYPES["C64"]]) == np.float32
+    for wide in ("F64", "C128"):
+        assert work_dtype([DTYPES["BF16"], DTYPES[wide], DTYPES["F32"]]) == np.float64
+    as_they_lie = {
+        (name, work.name) for name in TORCH for work in (WIDE, np.dtype(np.float64)) if is_stored_as(DTYPES[name], work)
+    }
+    assert as_they_lie == {("F32", "float32"), ("C64", "float32"), ("F64", "float64"), ("C128", "float64")}
+
+
+@given(st.floats(2.0**-100, 2.0**100), st.booleans())
+def test_float64_rounds_to_the_nearest_bf16(number: float, negative: bool):
+    """No bf16 lies nearer to a float64 than the one it is rounded to, and of two as near the even one is taken."""
+    value = -number if negative else number
+    (found,) = np.frombuffer(encode(DTYPES["BF16"], np.array([value])), dtype=np.uint16)
+    neighbours = np.arange(found - 1, found + 2, dtype=np.uint32)
+    distances = np.abs((neighbours << 16).astype(np.uint32).view(np.float32).astype(np.float64) - value)
+    assert distances[1] == distances.min()
+    assert found % 2 == 0 or (distances[1] < distances[[0, 2]]).all()
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50))
