@@ -14,6 +14,9 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickle_values import Inert
 
 _MAX_DEPTH = 200
+_MAX_TEXT = 1 << 28  # characters in all names; a small file can repeat a module with long ones, or with nothing in it
+_ENTRY_TEXT = 100  # for which an entry counts at least
+_LISTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks")
 _SAVE_INSTEAD = "save model.state_dict() and average those files"
 
@@ -31,15 +34,17 @@ def module_tensors(module: Inert) -> dict[str, object]:
     """
     found: dict[str, object] = {}
     todo: list[tuple[str, Any]] = [("", module)]
-    visited = 0
+    visited = text = 0
     while todo:
         prefix, child = todo.pop()
-        where = f"'{prefix.removesuffix('.')}'" if prefix else "at the top"
+        where = f"'{prefix.removesuffix('.')[:200]}'" if prefix else "at the top"
         if not is_module(child):
             raise CheckpointError(f"its module {where} is of no kind we know", hint=_SAVE_INSTEAD)
         visited += 1
+        text += _text_in(child, prefix)
         # One that contains itself, or a few nested so that there are paths without end.
-        if visited > MAX_TENSORS or len(found) > MAX_TENSORS or prefix.count(".") > _MAX_DEPTH:
+        endless = visited > MAX_TENSORS or len(found) > MAX_TENSORS or text > _MAX_TEXT
+        if endless or prefix.count(".") > _MAX_DEPTH:
             raise CheckpointError(f"its module {where} is nested without end", hint=_SAVE_INSTEAD)
         if any(child.state.get(hooks) for hooks in _HOOKS):
             raise CheckpointError(
@@ -56,6 +61,12 @@ def module_tensors(module: Inert) -> dict[str, object]:
             found[prefix + name] = value
         todo += reversed([(f"{prefix}{name}.", value) for name, value in _entries(child, "_modules", where)])
     return found
+
+
+def _text_in(module: Inert, prefix: str) -> int:
+    """Return how many characters of names the module's own entries take, or would."""
+    lists = [entries for key in _LISTS if isinstance(entries := module.state.get(key), dict | list)]
+    return sum(_ENTRY_TEXT + len(prefix) + len(name) for names in lists for name in names if isinstance(name, str))
 
 
 def _entries(module: Inert, key: str, where: str) -> list[tuple[str, object]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -485,6 +486,26 @@ def test_only_buffers_are_not_persistent() -> None:
     """A parameter in the list of non-persistent buffers is in the state dict all the same; it was left out."""
     state = module_state(_non_persistent_buffers_set=["weight", "mask"])
     assert module_tensors(Inert("Module", state=state)) == {"weight": 1}
+
+
+@pytest.mark.parametrize(
+    ("leaf", "names"),
+    [
+        (module_state(_parameters=dict.fromkeys(map(str, range(20_000)))), ("a", "b")),
+        (module_state(_non_persistent_buffers_set=list(map(str, range(20_000)))), ("a", "b")),
+        (module_state(), ("a" * 100_000, "b" * 100_000)),
+    ],
+    ids=["empty places", "names of passing buffers", "long names"],
+)
+def test_a_module_that_is_there_many_times(leaf: dict[str, object], names: tuple[str, str]) -> None:
+    """Two places for each module lead to half a million in a small file: what each holds was walked for minutes."""
+    module = Inert("Module", state=leaf)
+    for _ in range(150):
+        module = Inert("Module", state=module_state(_modules=dict.fromkeys(names, module)))
+    begin = time.monotonic()
+    with pytest.raises(CheckpointError, match="nested without end"):
+        module_tensors(module)
+    assert time.monotonic() - begin < 30
 
 
 @pytest.mark.parametrize("key", ["_parameters", "_buffers"])
