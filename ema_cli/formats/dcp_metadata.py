@@ -31,7 +31,7 @@ _PIECE, _PROPERTIES, _INDEX = (
 )
 _STORAGE = "torch.distributed.checkpoint.filesystem._StorageInfo"
 _MAX_DIMENSIONS = 64
-_MAX_IRREGULAR = 2000  # pieces of one tensor that form no grid, each of which is compared with each
+_MAX_COMPARED = 4_000_000  # pairs of pieces, in all tensors whose pieces form no grid
 
 Shape = tuple[int, ...]
 
@@ -80,6 +80,7 @@ class Metadata:
     items: dict[str, Record] = field(default_factory=dict)
     paths: dict[str, tuple[object, ...]] = field(default_factory=dict)
     _records: dict[tuple[str, Shape], Record] = field(default_factory=dict)
+    _compared: int = 0
 
     def tensor(self, name: str) -> StoredTensor:
         """Return spec and pieces of tensor `name`.
@@ -106,14 +107,33 @@ class Metadata:
         pieces = [_piece(spec.shape, _state(each, _PIECE)) for each in _list(state.get("chunks"))]
         # A rank whose share is empty may be listed all the same.
         pieces = sorted((each for each in pieces if prod(each.shape)), key=lambda each: each.offsets)
-        _check_cover(spec.shape, pieces)
-        return StoredTensor(spec, tuple(pieces), tuple(self._record(name, each) for each in pieces))
+        records = tuple(self._record(name, each) for each in pieces)
+        self._check_cover(spec.shape, pieces)
+        return StoredTensor(spec, tuple(pieces), records)
 
     def _record(self, name: str, piece: Piece) -> Record:
         record = self._records.get((name, piece.offsets))
         if record is None:
             raise _Damaged(f"its piece at {list(piece.offsets)} is nowhere stored")
         return record
+
+    def _check_cover(self, shape: Shape, pieces: list[Piece]) -> None:
+        """Check that the pieces lie in the tensor, do not overlap, and leave nothing out."""
+        for piece in pieces:
+            if any(at + length > whole for at, length, whole in zip(piece.offsets, piece.shape, shape, strict=True)):
+                raise _Damaged(f"its piece at {list(piece.offsets)} reaches out of it")
+        if sum(prod(piece.shape) for piece in pieces) != prod(shape):
+            raise _Damaged("its pieces do not cover it exactly once")
+        if _is_grid(shape, pieces):
+            return
+        self._compared += len(pieces) * (len(pieces) - 1) // 2
+        if self._compared > _MAX_COMPARED:
+            raise _Damaged(f"it is cut into {len(pieces)} pieces that form no grid")
+        for number, one in enumerate(pieces):
+            for other in pieces[:number]:
+                sides = zip(one.offsets, one.shape, other.offsets, other.shape, strict=True)
+                if all(a < c + d and c < a + b for a, b, c, d in sides):
+                    raise _Damaged(f"its pieces at {list(one.offsets)} and at {list(other.offsets)} overlap")
 
 
 def _piece(whole: Shape, state: dict[str, Any]) -> Piece:
@@ -195,24 +215,6 @@ def _record(name: str, info: dict[str, Any]) -> Record:
     if info.get("transform_descriptors"):
         raise _Damaged(f"'{name}' is stored compressed or encrypted, which is not read")
     return Record(file, start, size)
-
-
-def _check_cover(shape: Shape, pieces: list[Piece]) -> None:
-    """Check that the pieces lie in the tensor, do not overlap, and leave nothing out."""
-    for piece in pieces:
-        if any(at + length > whole for at, length, whole in zip(piece.offsets, piece.shape, shape, strict=True)):
-            raise _Damaged(f"its piece at {list(piece.offsets)} reaches out of it")
-    if sum(prod(piece.shape) for piece in pieces) != prod(shape):
-        raise _Damaged("its pieces do not cover it exactly once")
-    if _is_grid(shape, pieces):
-        return
-    if len(pieces) > _MAX_IRREGULAR:
-        raise _Damaged(f"it is cut into {len(pieces)} pieces that form no grid")
-    for number, one in enumerate(pieces):
-        for other in pieces[:number]:
-            sides = zip(one.offsets, one.shape, other.offsets, other.shape, strict=True)
-            if all(a < c + d and c < a + b for a, b, c, d in sides):
-                raise _Damaged(f"its pieces at {list(one.offsets)} and at {list(other.offsets)} overlap")
 
 
 def _is_grid(shape: Shape, pieces: list[Piece]) -> bool:

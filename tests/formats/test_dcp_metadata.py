@@ -175,15 +175,18 @@ def test_a_tensor_that_does_not_fit_is_named(label: str, tmp_path: Path) -> None
 
 
 def test_many_pieces_without_a_grid_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of such pieces is compared with each: too many are refused, while a grid may have more."""
-    monkeypatch.setattr(dcp_metadata, "_MAX_IRREGULAR", 20)
+    """Each of such pieces is compared with each: too many, in all tensors, are refused; a grid may have more."""
+    monkeypatch.setattr(dcp_metadata, "_MAX_COMPARED", 2 * 29 * 28 // 2)
     pieces = Pieces(tmp_path)
     pieces.add("grid", torch.zeros(30, 1), [((row, 0), (1, 1)) for row in range(30)])
     halves = [((row, side), (1, 1)) for row in range(1, 15) for side in (0, 1)]
-    pieces.add("ragged", torch.zeros(15, 2), [((0, 0), (1, 2)), *halves])
-    folder = pieces.write()
-    assert len(read(folder).tensor("grid").pieces) == 30
-    assert "cut into 29 pieces that form no grid" in refusal(folder, "ragged")
+    for number in range(3):
+        pieces.add(f"ragged.{number}", torch.zeros(15, 2), [((0, 0), (1, 2)), *halves])
+    metadata = read(pieces.write())
+    assert len(metadata.tensor("grid").pieces) == 30
+    assert [len(metadata.tensor(f"ragged.{number}").pieces) for number in range(2)] == [29, 29]
+    with pytest.raises(CheckpointError, match=r"'ragged\.2': it is cut into 29 pieces that form no grid"):
+        metadata.tensor("ragged.2")
 
 
 def change_record(**fields: Any) -> Callable[[Pieces], None]:
