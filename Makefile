@@ -13,7 +13,7 @@ test-quick: .venv/dev  ## the tests that run in seconds
 	$(BIN)/python -m pytest -m "not slow and not trainers"
 
 test-trainers: .venv/trainers  ## tests on files that trainers write here and now
-	$(BIN)/python -m pytest -m trainers
+	$(BIN)/python -m pytest -m trainers tests/trainers
 
 lint: .venv/dev
 	$(BIN)/ruff check

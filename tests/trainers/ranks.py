@@ -34,7 +34,7 @@ def launch(writer: str, folder: Path, *arguments: object, ranks: int = 2) -> Pat
                 subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **own}, stdout=told, stderr=told)
             )
         try:
-            codes = [process.wait(timeout=120) for process in running]
+            codes = [process.wait(timeout=300) for process in running]
         finally:
             for process in running:
                 process.kill()
