@@ -1,4 +1,4 @@
-"""A checkpoint that is a folder of DeepSpeed's: the model of one rank is read, one that is cut in parts is refused."""
+"""A checkpoint of DeepSpeed's, a folder or a file of it: the model of one rank is read, one in parts is refused."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats import torch_file
 from ema_cli.formats.latest import check_latest
 from ema_cli.formats.options import ReadOptions
+from ema_cli.input_file import InputFile
 
 _MODEL = re.compile(r"^mp_rank_(\d+)_model_states\.pt$")
 _ZERO_3 = re.compile(r"^zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt$")
@@ -25,19 +26,20 @@ _INNER = "checkpoint"  # in which Lightning puts it
 
 
 def matches(path: Path) -> bool:
-    """Return whether the folder holds model states as DeepSpeed writes them."""
-    return _find_folder(path) is not None
+    """Return whether the folder holds model states as DeepSpeed writes them, or the file is one of them."""
+    return _is_part(path) or _find_folder(path) is not None
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
-    """Read the headers of the model states in the folder.
+    """Read the headers of the model states in the folder, or in the one file of it that is named.
 
     Raises:
         CheckpointError: where the model is cut into parts: ZeRO-3, tensor or pipeline parallel, experts.
     """
-    folder = _find_folder(path)
+    # A file alone does not tell whether it holds the whole model: its neighbours do.
+    folder = path.parent if _is_part(path) else _find_folder(path)
     assert folder is not None, "matches() was asked"
-    check_latest(path)
+    check_latest(folder if _is_part(path) else path)
     names = sorted(os.listdir(folder))  # noqa: PTH208
     models = [name for name in names if _MODEL.search(name)]
     for pattern, what, hint in (
@@ -47,10 +49,11 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     ):
         if any(pattern.search(name) for name in names):
             raise CheckpointError(f"{path}: a DeepSpeed checkpoint, {what}", hint=hint)
-    if len(models) != 1:
+    # The other ranks' files may lie on other machines.
+    ranks = max([len(models), *(_ranks(folder / name) for name in models)])
+    if ranks != 1:
         raise CheckpointError(
-            f"{path}: a DeepSpeed checkpoint, cut into {len(models)} parts of tensors (tensor parallel)",
-            hint=_UNIVERSAL,
+            f"{path}: a DeepSpeed checkpoint, cut into {ranks} parts of tensors (tensor parallel)", hint=_UNIVERSAL
         )
     checkpoint = torch_file.open_checkpoint(folder / models[0], options)
     notes = list(checkpoint.notes)
@@ -59,6 +62,17 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         notes.append("the weights are in half precision; DeepSpeed keeps float32 ones, which are not read, in its "
                      "optimizer's files (zero_to_fp32.py puts them together)")  # fmt: skip
     return dataclasses.replace(checkpoint, name=path.name, path=path, trainer="DeepSpeed", notes=tuple(notes))
+
+
+def _ranks(path: Path) -> int:
+    """Return into how many parts each tensor is cut, as the file says."""
+    root = torch_file.open_torch(InputFile(path)).root
+    ranks = root.get("mp_world_size") if isinstance(root, dict) else None
+    return ranks if type(ranks) is int else 1
+
+
+def _is_part(path: Path) -> bool:
+    return path.is_file() and any(pattern.search(path.name) for pattern in (_MODEL, _ZERO_3, _PIPELINE, _EXPERTS))
 
 
 def _find_folder(path: Path) -> Path | None:
