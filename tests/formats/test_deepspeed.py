@@ -19,11 +19,17 @@ W = {"w": torch.randn(2, 3).bfloat16(), "n": torch.tensor(3)}
 MASTERS = "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
 
 
-def write(folder: Path, *names: str, module: dict[str, Any] = W) -> Path:
+def write(folder: Path, *names: str, module: dict[str, Any] = W, ranks: int = 1) -> Path:
     """Write files of DeepSpeed's, each with a module, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        saved = {"module": module, "global_steps": 5, "global_samples": 80, "ds_version": "0.19", "optimizer": None}
+        saved = {
+            "module": module,
+            "global_steps": 5,
+            "global_samples": 80,
+            "ds_version": "0.19",
+            "mp_world_size": ranks,
+        }
         torch.save(saved, folder / name)
     return folder
 
@@ -87,6 +93,35 @@ def test_a_model_in_parts_is_refused(label: str, tmp_path: Path) -> None:
     assert type(error) is CheckpointError
     assert message in str(error)
     assert hint in (error.hint or "")
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_no_part_alone_is_a_model(label: str, tmp_path: Path) -> None:
+    """A file that is named by itself is refused where its neighbours show that it is a part.
+
+    One rank's file of ZeRO-3 was averaged: its tensors are empty.
+    """
+    names, message, _ = PARTS[label]
+    folder = write(tmp_path / "global_step5", *names)
+    for name in names:
+        error = refusal(folder / name)
+        assert type(error) is CheckpointError
+        assert message in str(error)
+
+
+def test_a_part_without_the_others_is_refused(tmp_path: Path) -> None:
+    """Where the other ranks saved on other machines, the file itself says that it is one of several."""
+    folder = write(tmp_path / "global_step5", MODEL, ranks=4)
+    for path in (folder, folder / MODEL):
+        assert "cut into 4 parts of tensors (tensor parallel)" in str(refusal(path))
+
+
+def test_the_file_of_the_whole_model_may_be_named(tmp_path: Path) -> None:
+    """Where there is one rank of tensors, its file is the model, by its own name."""
+    folder = write(tmp_path / "global_step5", MODEL, MASTERS)
+    checkpoint = open_checkpoint(folder / MODEL)
+    assert (checkpoint.name, checkpoint.trainer, checkpoint.clock(Unit.BATCH)) == (MODEL, "DeepSpeed", 5)
+    assert read_all(checkpoint.weights) == {name: stored_bytes(tensor) for name, tensor in W.items()}
 
 
 def test_a_newer_folder_than_the_latest_is_incomplete(tmp_path: Path) -> None:
