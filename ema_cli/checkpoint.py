@@ -13,6 +13,7 @@ from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
 
 MAX_TENSORS = 1 << 19  # in one checkpoint; the largest models have a third of that
+MAX_NAME_CHARS = 1024  # of a tensor; ten times the longest that is met
 
 
 @dataclass(frozen=True, slots=True)

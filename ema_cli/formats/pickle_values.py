@@ -7,7 +7,7 @@ containers. Each describes what the call would build; none of them makes a tenso
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 _MAX_DIMENSIONS = 64
@@ -31,12 +31,12 @@ class Name:
 
 @dataclass(eq=False, slots=True)
 class Inert:
-    """What stands for an object of a class we do not know. `items` is what was appended or set."""
+    """What stands for an object of a class we do not know. `items` and `values`: what was set or appended, if any."""
 
     kind: str
     args: tuple[Any, ...] = ()
-    items: dict[Any, Any] = field(default_factory=dict)
-    values: list[Any] = field(default_factory=list)
+    items: dict[Any, Any] | None = None
+    values: list[Any] | None = None
     state: Any = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,7 +48,7 @@ def open_checkpoint(path: Path, _options: ReadOptions) -> NoReturn:
     """Raise the CheckpointError that says why."""
     reason = _reason(path)
     assert reason is not None
-    raise CheckpointError(f"{path}: {reason[0]}", hint=reason[1].replace("FILE", path.name))
+    raise CheckpointError(f"{path}: {reason[0]}", hint=reason[1].replace("FILE", shlex.quote(path.name)))
 
 
 def _reason(path: Path) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ema_cli.checkpoint import DTYPES, MAX_TENSORS, DType, TensorSpec, Weights
+from ema_cli.checkpoint import DTYPES, MAX_NAME_CHARS, MAX_TENSORS, DType, TensorSpec, Weights
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import parse_json
 from ema_cli.input_file import InputFile
@@ -99,6 +99,8 @@ def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:
 
 
 def _read_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
+    if len(name) > MAX_NAME_CHARS:
+        raise CheckpointError(f"{path}: '{name[:40]}...' is a name of {len(name)} characters")
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -14,6 +14,7 @@ from ema_cli.input_file import InputFile
 
 _MAX_INDEX_BYTES = 100_000_000
 _MAX_SHARDS = 1 << 16
+_MAX_FILE_NAME = 255
 
 
 @dataclass(slots=True)
@@ -69,9 +70,9 @@ def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[Sha
             raise IncompleteCheckpoint(f"{path.parent}: shard '{shard}' is missing")
         part = open_part(where)
         found = part.weights.specs
-        for name in expected[shard].symmetric_difference(found):
+        for name in sorted(expected[shard].symmetric_difference(found)):
             side = "is in the shard only" if name in found else "is in the index only"
-            raise CheckpointError(f"{where}: '{name}' {side}", hint="index and shards are of different saves")
+            raise CheckpointError(f"{where}: '{name[:200]}' {side}", hint="index and shards are of different saves")
         specs.update(found)
         part_of.update(dict.fromkeys(found, number))
         opened.append(part)
@@ -87,10 +88,15 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: names {len(weight_map)} tensors; at most {MAX_TENSORS} are read")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not is_plain_name(shard):
-            raise CheckpointError(f"{path}: '{name}' is said to be in {str(shard)[:200]!r}, which is not a file name")
+            said = repr(shard[:200]) if isinstance(shard, str) else f"a {type(shard).__name__}"
+            raise CheckpointError(f"{path}: '{name[:200]}' is said to be in {said}, which is not a file name")
+        if shard.endswith(".json"):  # which could be this very index
+            raise CheckpointError(f"{path}: '{name[:200]}' is said to be in '{shard}', which is no shard")
     return weight_map
 
 
 def is_plain_name(name: str) -> bool:
     """Return whether `name` can only be a file in the same folder: nothing may lead out of it."""
-    return name != "" and Path(name).name == name and not name.startswith(".") and "\0" not in name and "\\" not in name
+    if not 0 < len(name) <= _MAX_FILE_NAME or name.startswith(".") or "\0" in name or "\\" in name:
+        return False
+    return Path(name).name == name

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ema_cli.checkpoint import DTYPES, MAX_TENSORS, DType, TensorSpec, Weights
+from ema_cli.checkpoint import DTYPES, MAX_NAME_CHARS, MAX_TENSORS, DType, TensorSpec, Weights
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickle_values import Inert, Refused, TensorRef
 from ema_cli.input_file import ByteSource
@@ -49,13 +49,21 @@ class TorchFile:
         specs: dict[str, TensorSpec] = {}
         offsets = array("q")
         views: dict[str, _View] = {}
+        expanded = 0
         for name, ref in tensors.items():
+            if len(name) > MAX_NAME_CHARS:
+                raise CheckpointError(f"{path}: '{name[:40]}...' is a name of {len(name)} characters")
             if not isinstance(ref, TensorRef):
                 raise CheckpointError(f"{path}: '{name}' cannot be averaged: {_reason(ref)}")
             dtype = self._dtype(name, ref)
             if (ref.negative and not dtype.averaged) or (ref.conjugate and dtype.kind != "complex"):
                 raise CheckpointError(f"{path}: '{name}' is {dtype.name} with a bit that only others have")
             offset = self._offset(name, ref, dtype)
+            size = prod(ref.shape) * dtype.itemsize
+            if size > ref.storage.count * (dtype.itemsize if ref.storage.dtype else 1):
+                expanded += size
+            if expanded > _MAX_EXPANDED_BYTES:
+                raise CheckpointError(f"{path}: '{name}' is expanded, as others are, to gigabytes from a few bytes")
             name = sys.intern(name)  # one copy of each name, however many checkpoints have it
             strides = None if _is_contiguous(ref.shape, ref.strides) else ref.strides
             shape = ref.shape

@@ -27,8 +27,10 @@ from ema_cli.formats.pickle_values import (
 from ema_cli.input_file import ByteSource
 
 # Elements copied by calls such as OrderedDict(pairs), which a small file can repeat on one large list.
-_MAX_COPIED = 20_000_000
+_MAX_COPIED = 5_000_000
 _MAX_INSTRUCTIONS = 20_000_000  # a tensor takes some forty
+_MAX_NAME_CHARS = 1000  # of a class, which messages name
+_MAX_REASON_CHARS = 200
 
 
 MAX_PICKLE_BYTES = 256 << 20
@@ -80,7 +82,7 @@ def unpickle(
         OverflowError,
         RecursionError,
     ) as error:
-        raise PickleError(f"it is damaged: {error}") from error
+        raise PickleError(f"it is damaged: {str(error)[:_MAX_REASON_CHARS]}") from error
 
 
 class _Machine:
@@ -101,15 +103,18 @@ class _Machine:
     def run(self) -> Any:
         """Execute until STOP and return what is on top."""
         for _ in range(_MAX_INSTRUCTIONS):
-            opcode = self.take(1)
-            if opcode == b".":
+            if self.position == len(self.data):
+                self.fetch(1)
+            opcode = self.data[self.position]
+            self.position += 1
+            if opcode == _STOP:
                 value = self.stack.pop()
                 if self.stack or self.marks:  # a byte was lost where something else should have been taken from it
                     raise PickleError("it ends in the middle of a value")
                 return value
             action = _ACTIONS.get(opcode)
             if action is None:
-                raise PickleError(f"it uses the instruction {opcode!r}, which torch never writes")
+                raise PickleError(f"it uses the instruction {bytes([opcode])!r}, which torch never writes")
             action(self)
         raise PickleError("it is too long to be a description of tensors")
 
@@ -138,6 +143,8 @@ class _Machine:
 
     def number(self, layout: str) -> int:
         """Return the next number in struct's `layout`."""
+        if layout == "<B":  # most of them are
+            return self.take(1)[0]
         value: int = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
         return value
 
@@ -180,16 +187,23 @@ class _Machine:
         """Put alternating keys and values into the mapping on top of the stack."""
         target = self.stack[-1]
         if isinstance(target, Inert):
+            if target.items is None:
+                target.items = {}
             target = target.items
         if not isinstance(target, dict):
             raise PickleError("it sets items of what is not a mapping")
         for index in range(0, len(pairs), 2):
-            target[checked_key(pairs[index])] = pairs[index + 1]
+            key = checked_key(pairs[index])
+            if key is not pairs[index]:
+                self.count_copies((key,))  # a placeholder of its own, however often one value is the key
+            target[key] = pairs[index + 1]
 
     def append(self, values: list[Any]) -> None:
         """Append values to the list on top of the stack."""
         target = self.stack[-1]
         if isinstance(target, Inert):
+            if target.values is None:
+                target.values = []
             target = target.values
         if not isinstance(target, list):
             raise PickleError("it appends to what is not a list")
@@ -213,7 +227,7 @@ class _Machine:
             return
         known = KNOWN_CALLS.get(function.path)
         if known is not None:
-            for arg in args:
+            for arg in args if not function.path.startswith("torch._") else ():  # which copy nothing
                 if isinstance(arg, list | tuple | dict | bytes | str):
                     self.count_copies(arg)
             self.push(known(*args))
@@ -225,7 +239,7 @@ class _Machine:
 
     def name(self, module: str, name: str) -> None:
         """Push a name of a class or function."""
-        self.push(Name(f"{module}.{name}"))
+        self.push(_name(module, name))
 
     def persistent(self, identifier: Any) -> None:
         """Push what stands for something outside the pickle."""
@@ -240,6 +254,12 @@ class _Machine:
         if not 0 <= index < _MAX_MEMO_INDEX:  # larger numbers can be chosen so that all of them collide
             raise PickleError("it numbers what it remembers beyond all reason")
         self.memo[index] = self.stack[-1]
+
+
+def _name(module: str, name: str) -> Name:
+    if len(module) + len(name) >= _MAX_NAME_CHARS:
+        raise PickleError(f"it names something in {len(module) + len(name) + 1} characters")
+    return Name(f"{module}.{name}")
 
 
 def _push(value: Callable[[], Any]) -> Callable[[_Machine], object]:
@@ -308,7 +328,10 @@ def _reduce(machine: _Machine) -> None:
 
 def _new_object_ex(machine: _Machine) -> None:
     keywords, args, function = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
-    machine.call(function, (*args, keywords) if keywords else args)
+    if keywords:
+        machine.count_copies(args)
+        args = (*args, keywords)
+    machine.call(function, args)
 
 
 def _object(machine: _Machine) -> None:
@@ -318,7 +341,7 @@ def _object(machine: _Machine) -> None:
 
 def _instance(machine: _Machine) -> None:
     args = machine.pop_mark()
-    machine.call(Name(f"{machine.line()}.{machine.line()}"), tuple(args))
+    machine.call(_name(machine.line(), machine.line()), tuple(args))
 
 
 def _stack_name(machine: _Machine) -> None:
@@ -335,7 +358,8 @@ def _pop(machine: _Machine) -> None:
         machine.pop_mark()
 
 
-_ACTIONS: Mapping[bytes, Callable[[_Machine], object]] = {
+_STOP = ord(".")
+_INSTRUCTIONS: Mapping[bytes, Callable[[_Machine], object]] = {
     b"\x80": lambda machine: _refuse_newer(machine.number("B")),
     b"\x95": lambda machine: machine.take(8),
     b"(": _Machine.push_mark,
@@ -399,6 +423,7 @@ _ACTIONS: Mapping[bytes, Callable[[_Machine], object]] = {
     b"r": lambda machine: machine.put(machine.number("<I")),
     b"\x94": lambda machine: machine.put(len(machine.memo)),
 }
+_ACTIONS = {code[0]: action for code, action in _INSTRUCTIONS.items()}
 
 
 def _refuse_newer(protocol: int) -> None:

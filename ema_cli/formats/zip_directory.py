@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from ema_cli.checkpoint import MAX_TENSORS
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.input_file import ByteSource
 
@@ -20,16 +21,21 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _IN_64 = 0xFFFFFFFF
 _MAX_DIRECTORY_BYTES = 256 << 20
 _MAX_COMMENT_BYTES = 65535
+_MAX_ENTRIES = 4 * MAX_TENSORS  # the optimizer has some for each of the model's
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ZipEntry:
-    """An entry that takes `size` bytes; its local header stands at byte `header_offset` of the file."""
+    """An entry that takes `size` bytes; its local header stands at byte `header_offset` of the file.
+
+    What comes next in the file begins at byte `end`.
+    """
 
     name: str
     size: int
     header_offset: int
     compressed: bool = False
+    end: int = 0
 
 
 def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
@@ -42,6 +48,8 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
     start, size, count = _locate_directory(file)
     if size > _MAX_DIRECTORY_BYTES or start + size > file.size:
         raise CheckpointError(f"{file.path}: its zip directory lies outside the file")
+    if count > _MAX_ENTRIES:
+        raise CheckpointError(f"{file.path}: its zip directory has {count} entries; at most {_MAX_ENTRIES} are read")
     directory = file.read(start, size)
     entries: dict[str, ZipEntry] = {}
     position = 0
@@ -65,8 +73,8 @@ def data_offset(file: ByteSource, entry: ZipEntry) -> int:
     if signature != b"PK\x03\x04" or method != 0 or name.decode("utf-8", "replace") != entry.name:
         raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' is damaged")
     start = entry.header_offset + _LOCAL.size + name_length + extra_length
-    if start + entry.size > file.size:
-        raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' reaches past the end of the file")
+    if start + entry.size > entry.end:  # the local header, which only now is read, is longer than it should be
+        raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' overlaps another")
     return int(start)
 
 
@@ -136,11 +144,14 @@ def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tup
     return values[0], values[1], values[2]
 
 
-def _check_spans(file: ByteSource, entries: dict[str, ZipEntry], end: int) -> None:
-    position = 0
-    for entry in sorted(entries.values(), key=lambda entry: entry.header_offset):
-        if entry.header_offset < position:
-            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' overlaps another")
-        position = entry.header_offset + _LOCAL.size + entry.size
-        if position > end:
+def _check_spans(file: ByteSource, entries: dict[str, ZipEntry], start: int) -> None:
+    """Check that no entry lies over another, nor over the directory, which begins at byte `start`."""
+    end = start
+    for entry in sorted(entries.values(), key=lambda entry: entry.header_offset, reverse=True):
+        taken = entry.header_offset + _LOCAL.size + entry.size
+        entry.end = end
+        if entry.header_offset >= start or taken > start:
             raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' reaches past the end of the data")
+        if taken > end:
+            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' overlaps another")
+        end = entry.header_offset
