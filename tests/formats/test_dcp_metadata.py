@@ -118,8 +118,10 @@ def change_chunks(*boxes: tuple[tuple[int, ...], tuple[int, ...]]) -> Callable[[
     def change(pieces: Pieces) -> None:
         chunks = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in boxes]
         pieces.metadata.state_dict_metadata["w"].chunks = chunks
-        for offsets, _ in boxes:
-            pieces.metadata.storage_data.setdefault(MetadataIndex("w", offsets), _StorageInfo("__0_0.distcp", 0, 9))
+        for number, (offsets, _) in enumerate(boxes, 1):
+            # Apart from all others: that records lie over each other is another matter.
+            record = _StorageInfo("__0_0.distcp", number << 40, 1 << 20)
+            pieces.metadata.storage_data.setdefault(MetadataIndex("w", offsets), record)
 
     return change
 
