@@ -101,20 +101,22 @@ def storage_dtype(path: str) -> str | None:
 
 
 def _tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any = False, _hooks: Any = None, bits: Any = None
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any = False, hooks: Any = None, bits: Any = None
 ) -> TensorRef | Refused:
     """Describe torch._utils._rebuild_tensor_v2."""
     if isinstance(storage, Storage) and storage.dtype is None:
         return Refused("its storage has no dtype")
+    _check_autograd(grad, hooks)
     return _describe(storage, getattr(storage, "dtype", ""), offset, shape, strides, bits)
 
 
 def _tensor_v3(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, bits: Any = None
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, bits: Any = None
 ) -> TensorRef | Refused:
     """Describe torch._utils._rebuild_tensor_v3, which names the dtype of an untyped storage."""
     if not isinstance(dtype, Name):
         raise PickleError("a tensor has no dtype")
+    _check_autograd(grad, hooks)
     return _describe(storage, dtype.path.removeprefix("torch."), offset, shape, strides, bits)
 
 
@@ -136,9 +138,16 @@ def _sizes(values: Any) -> tuple[int, ...]:
     raise PickleError("a tensor's shape, strides or offset are not counts")
 
 
-def _parameter(data: Any, _grad: Any, _hooks: Any, _state: Any = None) -> Any:
+def _parameter(data: Any, grad: Any, hooks: Any, _state: Any = None) -> Any:
     """Describe torch._utils._rebuild_parameter, and the one with the attributes that Python code gave it."""
+    _check_autograd(grad, hooks)
     return data
+
+
+def _check_autograd(grad: Any, hooks: Any) -> None:
+    # They do not matter to us, but something else in their places stands for arguments that were shifted.
+    if not isinstance(grad, bool) or not isinstance(hooks, dict | None):
+        raise PickleError("a tensor's arguments are not those that torch gives")
 
 
 def _with_type(function: Any, kind: Any, args: Any, *_: Any) -> Any:
