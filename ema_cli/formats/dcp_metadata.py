@@ -6,11 +6,13 @@ below are known by their names alone, and everything else in it stays an inert p
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from math import prod
 from typing import Any, TypeGuard
 
-from ema_cli.checkpoint import MAX_TENSORS, TensorSpec
+from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, TensorSpec
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickle_values import Inert, Name, PickleError
 from ema_cli.formats.shards import is_plain_name
@@ -32,6 +34,9 @@ _PIECE, _PROPERTIES, _INDEX = (
 _STORAGE = "torch.distributed.checkpoint.filesystem._StorageInfo"
 _MAX_DIMENSIONS = 64
 _MAX_COMPARED = 4_000_000  # pairs of pieces, in all tensors whose pieces form no grid
+_MAX_SIDES = 16_000_000  # of all pieces of all tensors, however often one piece, or one list of them, is repeated
+_MAX_ELEMENTS = 1 << 62
+_MAX_PATH = 256
 
 Shape = tuple[int, ...]
 
@@ -79,7 +84,9 @@ class Metadata:
     tensors: dict[str, Inert] = field(default_factory=dict)
     items: dict[str, Record] = field(default_factory=dict)
     paths: dict[str, tuple[object, ...]] = field(default_factory=dict)
-    _records: dict[tuple[str, Shape], Record] = field(default_factory=dict)
+    # Offsets as bytes: tuples of numbers can be chosen so that all their hashes are equal.
+    _records: dict[tuple[str, bytes], Record] = field(default_factory=dict)
+    _sides: int = 0
     _compared: int = 0
 
     def tensor(self, name: str) -> StoredTensor:
@@ -104,15 +111,25 @@ class Metadata:
         if found is None or found.name == "F4":
             raise _Damaged(f"it has a dtype that is not read, {getattr(dtype, 'path', 'none')}")
         spec = TensorSpec(found, _shape(state.get("size")))
-        pieces = [_piece(spec.shape, _state(each, _PIECE)) for each in _list(state.get("chunks"))]
+        if spec.count > _MAX_ELEMENTS:
+            raise _Damaged(f"it is {spec}, more than any file holds")
+        chunks = _list(state.get("chunks"))
+        self._sides += len(chunks) * (len(spec.shape) + 1)
+        if self._sides > _MAX_SIDES:
+            raise _Damaged("it is cut into too many pieces, all tensors before it included")
+        strides = [prod(spec.shape[dimension + 1 :]) for dimension in range(len(spec.shape))]
+        pieces = [_piece(strides, _state(each, _PIECE)) for each in chunks]
         # A rank whose share is empty may be listed all the same.
         pieces = sorted((each for each in pieces if prod(each.shape)), key=lambda each: each.offsets)
         records = tuple(self._record(name, each) for each in pieces)
         self._check_cover(spec.shape, pieces)
+        for piece, record in zip(pieces, records, strict=True):
+            if spec.dtype.nbytes(prod(piece.shape)) > record.size:
+                raise _Damaged(f"its piece at {list(piece.offsets)} is larger than what is stored of it")
         return StoredTensor(spec, tuple(pieces), records)
 
     def _record(self, name: str, piece: Piece) -> Record:
-        record = self._records.get((name, piece.offsets))
+        record = self._records.get((name, _bytes_of(piece.offsets)))
         if record is None:
             raise _Damaged(f"its piece at {list(piece.offsets)} is nowhere stored")
         return record
@@ -136,11 +153,10 @@ class Metadata:
                     raise _Damaged(f"its pieces at {list(one.offsets)} and at {list(other.offsets)} overlap")
 
 
-def _piece(whole: Shape, state: dict[str, Any]) -> Piece:
+def _piece(strides: list[int], state: dict[str, Any]) -> Piece:
     offsets, shape = _shape(state.get("offsets")), _shape(state.get("sizes"))
-    if not len(offsets) == len(shape) == len(whole):
+    if not len(offsets) == len(shape) == len(strides):
         raise _Damaged("one of its pieces has another number of dimensions")
-    strides = [prod(whole[dimension + 1 :]) for dimension in range(len(whole))]
     begin = sum(at * stride for at, stride in zip(offsets, strides, strict=True))
     reach = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     return Piece(offsets, shape, begin, begin + reach + 1)
@@ -185,7 +201,10 @@ def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
         if name in blobs:
             metadata.items[name] = record
         else:
-            metadata._records[(name, _shape(index.get("offset") or ()))] = record
+            metadata._records[(name, _bytes_of(_shape(index.get("offset") or ())))] = record
+    clash = find_clash([(record, name) for name, record in metadata.items.items()])
+    if clash is not None:
+        raise _Damaged(clash[1])
     paths = state.get("planner_data")
     if isinstance(paths, dict):
         metadata.paths = {name: path for name, path in paths.items() if isinstance(name, str)}
@@ -196,6 +215,8 @@ def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
 
 def _check_name(name: str, path: object) -> None:
     """Check that a tensor's name is made of its path, as torch makes it, and can be a name in the output."""
+    if len(name) > MAX_NAME_CHARS:
+        raise _Damaged(f"the tensor {_shown(name[:40])}... has a name of {len(name)} characters")
     if not _is_path(path) or ".".join(map(str, path)) != name:
         raise _Damaged(f"the tensor {_shown(name)} is said to have stood elsewhere in what was saved")
     try:
@@ -217,16 +238,31 @@ def _record(name: str, info: dict[str, Any]) -> Record:
     return Record(file, start, size)
 
 
+def find_clash(records: list[tuple[Record, str]]) -> tuple[str, str] | None:
+    """Return the file in which one of the records lies over another, and what to say; None where each lies apart.
+
+    A few bytes could stand for any number of large records otherwise.
+    """
+    records.sort(key=lambda each: (each[0].file, each[0].start, each[0].size))
+    for (before, name), (after, other) in pairwise(records):
+        if before.file == after.file and before.start + before.size > after.start:
+            return after.file, f"{_shown(other)} lies over {_shown(name)} at byte {after.start}"
+    return None
+
+
 def _is_grid(shape: Shape, pieces: list[Piece]) -> bool:
     """Return whether the pieces are all the boxes that cuts through each dimension make, each once."""
     boxes = 1
     for dimension, whole in enumerate(shape):
-        sides = sorted({(piece.offsets[dimension], piece.shape[dimension]) for piece in pieces})
+        # Sorted, not in a set: numbers can be chosen so that all their hashes are equal.
+        sides = [
+            side for side, _ in groupby(sorted((each.offsets[dimension], each.shape[dimension]) for each in pieces))
+        ]
         ends = [0, *(at + length for at, length in sides)]
         if [at for at, _ in sides] != ends[:-1] or ends[-1] != whole:
             return False
         boxes *= len(sides)
-    return boxes == len(pieces) == len({piece.offsets for piece in pieces})
+    return boxes == len(pieces) and all(one.offsets != other.offsets for one, other in pairwise(pieces))
 
 
 def _state(value: object, kind: str) -> dict[str, Any]:
@@ -258,8 +294,14 @@ def _shape(value: object) -> Shape:
     raise _Damaged("a shape or an offset in it is no tuple of counts")
 
 
+def _bytes_of(offsets: Shape) -> bytes:
+    return array("q", offsets).tobytes()
+
+
 def _is_path(value: object) -> TypeGuard[tuple[str | int, ...]]:
-    return isinstance(value, tuple) and all(isinstance(each, str) or _is_count(each) for each in value)
+    if not isinstance(value, tuple) or len(value) > _MAX_PATH:
+        return False
+    return all(isinstance(each, str) or _is_count(each) for each in value)
 
 
 def _shown(value: object) -> str:

@@ -9,13 +9,14 @@ from math import prod
 
 from ema_cli.checkpoint import TensorSpec, Weights
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.dcp_metadata import Piece, StoredTensor
+from ema_cli.formats.dcp_metadata import Piece, StoredTensor, find_clash
 from ema_cli.formats.pickle_values import TensorRef
 from ema_cli.formats.torch_tensors import TorchWeights, dtype_of
 from ema_cli.formats.torch_zip import open_zip
 from ema_cli.input_file import FileRegion, InputFile
 
 _MAX_OPENED = 64
+_MAX_RECORD_PICKLE = 1 << 16  # of one tensor, which is read again and again
 
 
 @dataclass(slots=True)
@@ -35,7 +36,13 @@ class DcpWeights:
         """Return the weights that `tensors` describe, in tables that many checkpoints can share.
 
         `files` are the shards by the names under which records know them.
+
+        Raises:
+            CheckpointError: where one record lies over another.
         """
+        clash = find_clash([(record, name) for name, tensor in tensors.items() for record in tensor.records])
+        if clash is not None:
+            raise CheckpointError(f"{files[clash[0]].path}: {clash[1]}")
         number_of = {name: number for number, name in enumerate(files)}
         first, records = {}, array("q")
         for name, tensor in tensors.items():
@@ -105,7 +112,7 @@ class DcpWeights:
         if weights is None:
             spec = self.specs[name]
             file, start, size = self._record(number)
-            saved = open_zip(FileRegion(file, start, size))
+            saved = open_zip(FileRegion(file, start, size), _MAX_RECORD_PICKLE)
             ref = saved.root
             if not isinstance(ref, TensorRef) or dtype_of(ref.dtype) != spec.dtype or ref.shape != piece.shape:
                 raise CheckpointError(

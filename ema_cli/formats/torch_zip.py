@@ -15,7 +15,7 @@ SIGNATURE = b"PK\x03\x04"
 Entries = dict[str, ZipEntry]
 
 
-def open_zip(source: ByteSource) -> TorchFile:
+def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> TorchFile:
     """Read the directory and the pickle of a torch zip file, or of a record of a shard that is one.
 
     Raises:
@@ -30,7 +30,7 @@ def open_zip(source: ByteSource) -> TorchFile:
                 hint="load it with torch and save it again",
             )
     _check_byte_order(source, entries, prefix)
-    root = _unpickle(source, entries[f"{prefix}data.pkl"])
+    root = _unpickle(source, entries[f"{prefix}data.pkl"], max_pickle_bytes)
     starts: dict[str, int] = {}
 
     def locate(key: str) -> tuple[int, int] | None:
@@ -67,8 +67,8 @@ def _check_byte_order(source: ByteSource, entries: Entries, prefix: str) -> None
             raise CheckpointError(f"{source.path}: its bytes are in {order!r} order; only little-endian is read")
 
 
-def _unpickle(source: ByteSource, entry: ZipEntry) -> Any:
-    if entry.size > MAX_PICKLE_BYTES:
+def _unpickle(source: ByteSource, entry: ZipEntry, max_bytes: int) -> Any:
+    if entry.size > max_bytes:
         raise CheckpointError(f"{source.path}: its pickle of {entry.size} bytes is too large to be a description")
     start = data_offset(source, entry)
     try:
