@@ -150,7 +150,8 @@ class Checkpoint:
     `name` is how it is shown: relative to the run. `averaged` says why the weights are averages already. `files` are
     those that must not change while we work. `base` is how a folder that `from_pretrained` loads calls its weights
     (model, adapter_model, ...), None for anything else; `folder` is where its configuration lies. `settings` must be
-    equal in all checkpoints of a run, beside names, dtypes and shapes.
+    equal in all checkpoints of a run, beside names, dtypes and shapes. `left_out` are names of what is no tensor.
+    `header` is what the output's header must say, too.
     """
 
     name: str
@@ -166,6 +167,8 @@ class Checkpoint:
     base: str | None = None
     folder: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    header: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -126,7 +126,9 @@ def prepare(plan: Plan, target: Target, *, dtype: DType | None, copy: Sequence[s
     refuse_averaged(plan)
     checkpoints = [entry.checkpoint for entry in plan.entries]
     copied = copied_names(plan.newest.weights.specs, copy)
-    check_same_model(checkpoints, mixed_floats=dtype is not None, copied=copied)
+    # What is copied may be missing in the newest, or have another shape in others.
+    unlike = copied.union(*(copied_names(each.weights.specs, copy) for each in checkpoints)) if copy else copied
+    check_same_model(checkpoints, mixed_floats=dtype is not None, copied=unlike)
     check_averageable(plan.newest, copied)
     _check_target(plan, target, force=force)
     output = _lay_out(plan, target, dtype, copied)
@@ -233,7 +235,7 @@ def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_file
         record["copied"] = sorted(copied)
     if side_files:
         record["files"] = list(side_files)
-    return {"format": "pt", METADATA_KEY: json.dumps(record, separators=(",", ":"))}
+    return {"format": "pt", **plan.newest.header, METADATA_KEY: json.dumps(record, separators=(",", ":"))}
 
 
 def _write_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -78,8 +79,16 @@ def open_run(
     checkpoints, unclocked = _drop_unclocked_copies(checkpoints, named=search is None, spaced=spacing is not None)
     if spacing is not None:
         checkpoints = space(checkpoints, spacing)
+    notes += _unmatched_patterns(checkpoints, options)
     units = order_units(checkpoints)
     return Run(root, _order(checkpoints, units), units, (*passed_over, *aliases, *unclocked), tuple(notes))
+
+
+def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:
+    """Return a note for each pattern of names to copy that matches none: a slip, most likely."""
+    names = {name for each in checkpoints for name in (*each.weights.specs, *each.left_out)} if options.copy else set()
+    unmatched = [pattern for pattern in options.copy if not fnmatch.filter(names, pattern)]
+    return [f"--copy '{pattern}' matches no tensor" for pattern in unmatched]
 
 
 def _search(paths: Sequence[Path]) -> Search | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, UsageError
 from ema_cli.formats import (
     dcp_directory,
     deepspeed,
@@ -20,6 +20,7 @@ from ema_cli.formats import (
     safetensors_file,
     torch_file,
 )
+from ema_cli.formats.hf_directory import LEAVE_OUT
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.prefixes import strip_prefixes
 from ema_cli.input_file import InputFile
@@ -55,10 +56,13 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         NoWeights: for a readable file without model weights.
         CheckpointError: for everything else that cannot be read, or must not be.
         RunError: where `options.weights` asks for weights that are not there.
+        UsageError: where another option does not fit what is there.
     """
     options = options or ReadOptions()
     for reader in READERS:
         if reader.matches(path):
+            if options.component is not None and reader not in (hf_directory, pipeline):
+                raise UsageError(f"{path}: holds one model, and --component chooses of several", hint=LEAVE_OUT)
             checkpoint = reader.open_checkpoint(path, options)
             return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
     hint = "read: .safetensors, files of torch.save, folders of Hugging Face, torch.distributed.checkpoint, DeepSpeed"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     tensors = {name: metadata.tensor(stored) for name, stored in names.items()}
     files = _open_files(folder, tensors)
     progress, sidecars = _sidecar_progress(path, folder)
+    left_out = _left_out(path, metadata, options)
     return Checkpoint(
         name=path.name,
         path=path,
@@ -79,7 +80,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         trainer=_trainer(path, folder, metadata),
         progress=progress or reader.progress(),
         averaged=averaged,
-        notes=(*notes, *_left_out(path, metadata, options)),
+        notes=(*notes, *([f"not tensors, left out: {len(left_out)} such as '{left_out[0]}'"] if left_out else [])),
+        left_out=left_out,
     )
 
 
@@ -132,18 +134,16 @@ def _trainer(path: Path, folder: Path, metadata: Metadata) -> str | None:
     return None
 
 
-def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> Iterator[str]:
-    """Refuse what belongs to the model but is no tensor, unless the user lets it pass; then say so."""
+def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> tuple[str, ...]:
+    """Return what belongs to the model but is no tensor; raise an error unless the user lets it pass."""
     extra = [name for name in metadata.items if EXTRA_STATE in name and not DCP_OTHERS.match(name)]
-    if not extra:
-        return
     refused = next((name for name in extra if not options.copies(name)), None)
     if refused is not None:
         raise CheckpointError(
             f"{path}: '{refused}' is no tensor, but what only the module's own code can read",
             hint=f"leave it out of the average and of the output: --copy '*{EXTRA_STATE}*'",
         )
-    yield f"not tensors, left out: {len(extra)} items such as '{extra[0]}'"
+    return tuple(extra)
 
 
 def _open_files(folder: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, InputFile]:

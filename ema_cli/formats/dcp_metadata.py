@@ -208,8 +208,10 @@ def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
     paths = state.get("planner_data")
     if isinstance(paths, dict):
         metadata.paths = {name: path for name, path in paths.items() if isinstance(name, str)}
+    # Where torch says of one tensor where it stood, it says so of all.
+    told = any(name in metadata.paths for name in metadata.tensors)
     for name in metadata.tensors:
-        _check_name(name, metadata.paths.get(name, (name,)))
+        _check_name(name, metadata.paths.get(name) if told else (name,))
     return metadata
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ema_cli.errors import CheckpointError, NoWeights
 from ema_cli.formats.dcp_metadata import Metadata
-from ema_cli.formats.layouts import DCP_AVERAGES, DCP_OTHERS, PLAIN
+from ema_cli.formats.layouts import DCP_AVERAGES, DCP_FLAT_OTHERS, DCP_OTHERS, PLAIN
 from ema_cli.formats.options import ReadOptions
 
 Names = dict[str, str]  # name in the model -> name in the folder
@@ -71,9 +71,13 @@ def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
         path = metadata.paths.get(stored, (stored,))
         known = (*PLAIN.weights, *PLAIN.beside)
         at = next((number for number, part in enumerate(path[:-1]) if part in known), None)
-        around = path if at is None else path[:at]
-        if any(DCP_OTHERS.match(str(part)) for part in around):
-            flattened_others |= len(path) == 1
+        if len(path) == 1:
+            is_other = bool(DCP_FLAT_OTHERS.match(stored) or DCP_AVERAGES.search(stored))
+            flattened_others |= is_other
+        else:
+            around = path[:-1] if at is None else path[:at]
+            is_other = any(DCP_OTHERS.match(str(part)) for part in around)
+        if is_other:
             continue
         length = min(1, len(path) - 1) if at is None else at + 1
         groups.setdefault(path[:length], {})[".".join(map(str, path[length:]))] = stored

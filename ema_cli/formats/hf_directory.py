@@ -22,6 +22,7 @@ from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
 
 _MAX_STATE_BYTES = 256 << 20  # it holds the whole log history
+LEAVE_OUT = "leave out --component"
 _CONFIG = "config.json"
 _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
 
@@ -58,7 +59,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         progress=progress,
         base=base,
         folder=path,
-        settings=settings,
+        settings={**checkpoint.settings, **settings},
     )
 
 
@@ -127,6 +128,8 @@ def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str
         if options.component in models:
             return "model", models[options.component]
         raise UsageError(f"{path}: holds several models: {', '.join(models)}", hint="say which: --component model_1")
+    if options.component is not None:
+        raise UsageError(f"{path}: holds one model, and --component chooses of several", hint=LEAVE_OUT)
     if not found:
         shard = min(filter(_is_shard, names))
         index = f"{SHARD.sub('', shard)}.{shard.rpartition('.')[2]}.index.json"

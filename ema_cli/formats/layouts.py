@@ -25,10 +25,12 @@ class Layout:
     Clocks are looked up in `clocks`. Epochs count completed ones; a trainer may write that, or the number from 0 of the
     one that was just completed ("from 0"), or the number from 1 of the one that comes next ("next"); "in progress" is
     from 0 and not yet complete, "unknown" is 0 or 1 as the whole run tells. `unfinished` is a place that holds False
-    where the epoch was not complete. Averages lie `beside` the raw weights; or they took their place, and the raw ones
-    are at `raw`. `joined` are further state dicts of the model, with the prefix of their names in it.
-    `averaged_if` is a place that holds a number other than 0 where the trainer saved its averages as the model;
-    `only_averages`: it saves no raw weights at all.
+    where the epoch was not complete.
+
+    Averages lie `beside` the raw weights; or they took their place, and the raw ones are at `raw`, under names that
+    begin with `raw_prefix`. `averaged_if` is a place that holds a number other than 0 where the trainer saved its
+    averages as the model; `only_averages`: it saves no raw weights at all. `joined` are further state dicts of the
+    model, with the prefix of their names in it.
     """
 
     trainer: str | None
@@ -39,6 +41,7 @@ class Layout:
     unfinished: str | None = None
     beside: tuple[str, ...] = ()
     raw: str | None = None
+    raw_prefix: str = ""
     joined: Mapping[str, str] = field(default_factory=dict)
     averaged_if: str | None = None
     only_averages: bool = False
@@ -75,6 +78,14 @@ LAYOUTS = (
         epochs="from 0",
         unfinished="loops/fit_loop/epoch_loop.batch_progress/is_last_batch",
         raw="current_model_state",  # there where its WeightAveraging put the averages into state_dict
+    ),
+    Layout(
+        "MMEngine",
+        marks=("state_dict", "meta", "message_hub"),
+        weights=("state_dict",),
+        clocks={BA: ("meta/iter",), EP: ("meta/epoch",)},
+        raw="ema_state_dict",  # its EMAHook swaps the two when it saves
+        raw_prefix="module.",
     ),
     Layout(
         "timm",
@@ -162,9 +173,14 @@ MEGATRON_MARK, MEGATRON_COMMON = "metadata.json", "common.pt"
 WENET_SIDECAR = ".yaml"  # beside each .pt: the epoch from 0 that was just completed, and the batch
 # What stands at the top of a torch.distributed.checkpoint folder beside the model, where the model has no place of its
 # own (torchtitan, Megatron).
+# In a nested dict; and in names that were flattened before, which could be a model's own names otherwise.
 DCP_OTHERS = re.compile(
     r"(?:(?:optimizers?|optim|opt|chained)(?:_\d+)?|lr_scheduler|scheduler|opt_param_scheduler|dataloader|train_state"
     r"|trainer_state|rng|rng_state|rerun_state_machine|ema|ema_optimizer)(?:[./]|$)"
+)
+DCP_FLAT_OTHERS = re.compile(
+    r"(?:optimizer|optim|chained_\d+|lr_scheduler|opt_param_scheduler|dataloader|train_state|rng_state"
+    r"|rerun_state_machine_state)[./]|(?:rng|rng_state)$"
 )
 # torchtitan's averages, of parameters and not always of buffers: ema.state.NAME.ema_params
 DCP_AVERAGES = re.compile(r"^(?:ema|ema_optimizer)\.state\.(.+)\.ema_params$")

@@ -35,6 +35,7 @@ class Found:
     progress: Progress
     averaged: str | None = None
     notes: list[str] = field(default_factory=list)
+    left_out: tuple[str, ...] = ()
 
 
 def find_weights(root: Any, options: ReadOptions, scalar: Scalar) -> Found:
@@ -113,7 +114,8 @@ def _find(layout: Layout, root: dict[Any, Any], options: ReadOptions, scalar: Sc
         _choose_composer(found, root, options)
     elif layout.raw and isinstance(root.get(layout.raw), dict):
         why = f"{layout.trainer}'s weight averaging was on: '{place}' holds averages"
-        _choose(found, raw=root[layout.raw], averages=found.tensors, options=options, why=why)
+        raw = _without_prefix(root[layout.raw], layout.raw_prefix)
+        _choose(found, raw=raw, averages=found.tensors, options=options, why=why)
     elif layout.averaged_if and _dig(root, layout.averaged_if):
         _refuse_raw(found, f"{layout.trainer} saved its moving average as the model", options)
     elif beside:
@@ -122,6 +124,12 @@ def _find(layout: Layout, root: dict[Any, Any], options: ReadOptions, scalar: Sc
     else:
         _choose_bare(found, options)
     return found
+
+
+def _without_prefix(tensors: dict[Any, Any], prefix: str) -> Tensors:
+    """Return the entries whose names begin with the prefix, under the rest of their names."""
+    named = {name: value for name, value in tensors.items() if isinstance(name, str) and name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in named.items()} if prefix else tensors
 
 
 def _only_averages(
@@ -191,7 +199,12 @@ def _choose_composer(found: Found, root: dict[Any, Any], options: ReadOptions) -
     other = dict(found.tensors)
     for part in ("named_parameters_dict", "named_buffers_dict"):
         values = store.get(part)
-        other.update(values if isinstance(values, dict) else {})
+        for name, value in values.items() if isinstance(values, dict) else ():
+            # With several processes Composer keeps the names that DDP gives.
+            bare = name.removeprefix("module.") if isinstance(name, str) and name not in other else name
+            if bare not in other:
+                raise CheckpointError(f"Composer's EMA has '{bare}', which 'state.model' does not have")
+            other[bare] = value
     if ema.get("ema_weights_active") is True:
         why = "Composer's EMA was on: 'state.model' holds averages"
         return _choose(found, raw=other, averages=found.tensors, options=options, why=why)
@@ -255,7 +268,7 @@ def _keep_tensors(found: Found, options: ReadOptions) -> None:
         raise NoWeights("holds no tensors where its weights should be")
     if dropped:
         found.notes.append(f"not tensors, left out: {_listed(dropped)}")
-    found.tensors = kept
+    found.tensors, found.left_out = kept, tuple(name for name in dropped if isinstance(name, str))
 
 
 def _is_extra_state(name: object) -> bool:

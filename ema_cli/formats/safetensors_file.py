@@ -13,6 +13,7 @@ from ema_cli.formats.places import AVERAGED_MODEL, settle_averages
 from ema_cli.formats.safetensors import SafetensorsWeights, open_file
 
 METADATA_KEY = "ema_cli"  # under which our own outputs say how they were averaged
+_LORA_KEY = "lora_adapter_metadata"
 _PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part of a tensor a file holds
 
 
@@ -40,6 +41,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
             f"{path}: --key says where the weights are in a pickled file; this is safetensors",
             hint="leave out --key",
         )
+    # Diffusers keeps rank and alpha of a LoRA here, and nowhere else.
+    kept = {name: weights.metadata[name] for name in (_LORA_KEY,) if name in weights.metadata}
     checkpoint = Checkpoint(
         name=path.name,
         path=path,
@@ -48,6 +51,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         format="safetensors",
         averaged=averaged,
         recipe=_recipe(weights.metadata),
+        settings=kept,
+        header=kept,
     )
     return settle_averages(checkpoint, options)
 

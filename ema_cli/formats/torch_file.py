@@ -57,6 +57,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         progress=progress,
         averaged=found.averaged,
         notes=tuple(found.notes),
+        left_out=found.left_out,
     )
 
 

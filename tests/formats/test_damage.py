@@ -347,22 +347,40 @@ FORMATS: dict[str, Format] = {
 # ---- Damage ----
 
 
-@st.composite
-def damages(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Return the bytes with one thing wrong with them."""
-    filled = [position for position, byte in enumerate(whole) if byte]  # much of a torch file is padding
-    at = draw(st.integers(0, len(whole) - 1) | st.sampled_from(filled))
-    kind = draw(st.sampled_from(["change", "flip", "insert", "remove", "cut"]))
-    match kind:
-        case "change":
-            return whole[:at] + bytes([draw(st.integers(0, 255))]) + whole[at + 1 :]
-        case "flip":
-            return whole[:at] + bytes([whole[at] ^ 1 << draw(st.integers(0, 7))]) + whole[at + 1 :]
-        case "insert":
-            return whole[:at] + draw(st.binary(min_size=1, max_size=2)) + whole[at:]
-        case "remove":
-            return whole[:at] + whole[at + 1 :]
-    return whole[:at]
+@dataclass(frozen=True)
+class Damage:
+    """One thing that goes wrong with one of some files, in numbers that fit any."""
+
+    file: int
+    at: int
+    in_padding: bool  # much of a file of torch's is zeros, in which little can go wrong
+    kind: str
+    value: bytes
+
+    def do(self, whole: bytes) -> bytes:
+        """Return the bytes with the damage done to them."""
+        places = range(len(whole)) if self.in_padding else [place for place, byte in enumerate(whole) if byte]
+        at = places[self.at % len(places)]
+        match self.kind:
+            case "change":
+                return whole[:at] + self.value[:1] + whole[at + 1 :]
+            case "flip":
+                return whole[:at] + bytes([whole[at] ^ 1 << self.value[0] % 8]) + whole[at + 1 :]
+            case "insert":
+                return whole[:at] + self.value + whole[at:]
+            case "remove":
+                return whole[:at] + whole[at + 1 :]
+        return whole[:at]
+
+
+DAMAGES = st.builds(
+    Damage,
+    file=st.integers(0, 255),
+    at=st.integers(0, (1 << 20) - 1),
+    in_padding=st.booleans(),
+    kind=st.sampled_from(["change", "flip", "insert", "remove", "cut"]),
+    value=st.binary(min_size=1, max_size=2),
+)
 
 
 def content(checkpoint: Checkpoint) -> Content:
@@ -420,14 +438,13 @@ def good(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     deadline=None,
     max_examples=EXAMPLES,
     phases=[phase for phase in Phase if phase is not Phase.explain],  # it says no more than the bytes do
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[HealthCheck.too_slow],
 )
-@given(data=st.data())
-def test_damage_gives_an_error_or_what_the_library_reads(good: Good, data: st.DataObject) -> None:
+@given(damage=DAMAGES)
+def test_damage_gives_an_error_or_what_the_library_reads(good: Good, damage: Damage) -> None:
     """Damage anywhere: an error of ours, or exactly the tensors that the library reads; the old ones if it refuses."""
-    file = data.draw(st.sampled_from(sorted(good.files)))
-    damaged = data.draw(damages(good.files[file]))
-    file.write_bytes(damaged)
+    file = sorted(good.files)[damage.file % len(good.files)]
+    file.write_bytes(damage.do(good.files[file]))
     try:
         event(outcome(good))
     finally:
@@ -600,6 +617,8 @@ METADATA_DAMAGE: dict[str, tuple[Callable[[Any], object], str]] = {
     "path without end": (lambda m: m.planner_data.update({"model.counter": ("model", endless())}), "stood elsewhere"),
     # Was a name in the output, under which torch's own reader of whole folders does not find the tensor.
     "path of another name": (lambda m: m.planner_data.update({"model.counter": ("model", "b")}), "stood elsewhere"),
+    # Was left out, for its name is not below 'model' as those of the others are.
+    "tensor without a path": (lambda m: m.planner_data.pop("model.counter"), "stood elsewhere"),
     "path that is none": (lambda m: m.planner_data.update({"model.counter": 3}), "stood elsewhere"),
     # Was a UnicodeEncodeError while the output was laid out.
     "name that is not text": (

@@ -96,6 +96,12 @@ ROWS: dict[str, Row] = {
     "Ultralytics": Row(
         {"epoch": 7, "model": RAW, "ema": None, "train_args": {}, "updates": 3}, "model", {"ep": 8}, "Ultralytics"
     ),
+    "MMEngine": Row(
+        {"meta": {"epoch": 3, "iter": 300}, "state_dict": RAW, "message_hub": {}, "optimizer": {}},
+        "state_dict",
+        {"ba": 300, "ep": 3},
+        "MMEngine",
+    ),
     "a loop of one's own": Row({"model": RAW, "step": 3, "epoch": 1}, "model", {"ba": 3, "ep": 1}, None, True),
 }  # fmt: skip
 

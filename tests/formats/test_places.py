@@ -238,3 +238,22 @@ def test_composers_averages_are_seen_and_the_raw_weights_found(batch: int) -> No
     raw = open_checkpoint(path, ReadOptions(weights="raw"))
     assert holds(raw, composer_load(COMPOSER / "every-batch" / f"ep0-ba{batch}-rank0.pt"))
     assert raw.weights.specs.keys() == load_file(COMPOSER / "expected" / "10ba-1ba.safetensors").keys()
+
+
+MMENGINE: dict[str, Any] = {
+    "meta": {"epoch": 3, "iter": 300, "cfg": "...", "seed": 1},
+    "state_dict": EMA,
+    "ema_state_dict": {"steps": torch.tensor(5), **{f"module.{name}": tensor for name, tensor in RAW.items()}},
+    "message_hub": {},
+    "optimizer": {"state": {}, "param_groups": []},
+}
+
+
+def test_mmengine_swaps_averages_and_raw_weights(tmp_path: Path) -> None:
+    """MMEngine's EMAHook saves averages as `state_dict` and the raw weights as `ema_state_dict`.
+
+    Its `before_save_checkpoint` swaps them ("so that we can directly load the averaged model weights").
+    """
+    assert opened(tmp_path, MMENGINE).averaged
+    assert holds(opened(tmp_path, MMENGINE, weights="raw"), RAW)
+    assert holds(opened(tmp_path, MMENGINE, weights="ema"), EMA)

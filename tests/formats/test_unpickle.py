@@ -98,9 +98,9 @@ VALUES = st.recursive(
 def test_keys_that_could_be_chosen_to_collide_are_placeholders() -> None:
     """Numbers whose hashes are all equal, as keys or as indices of the memo, do not make a dict slow."""
     modulus = (1 << 61) - 1  # an integer's hash is its remainder
-    found = unpickle(pickle.dumps({number * modulus: number for number in range(1, 30_000)}))
+    found = unpickle(pickle.dumps({number * modulus: number for number in range(1, 3_000)}))
     assert {key.kind for key in found} == {"key"}
-    assert list(found.values()) == list(range(1, 30_000))
+    assert list(found.values()) == list(range(1, 3_000))
     assert {key.kind for key in unpickle(pickle.dumps({0.5: 1, (1, 2): 2}))} == {"key"}
     with pytest.raises(PickleError, match="beyond all reason"):
         unpickle(b"Np%d\n." % modulus)

@@ -48,6 +48,11 @@ def lightning(step: int) -> dict[str, Any]:
     return {"pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": step, "state_dict": state_dict(step)}
 
 
+def mmengine(step: int) -> dict[str, Any]:
+    """Return what MMEngine saves without its EMA."""
+    return {"meta": {"epoch": step, "iter": step}, "state_dict": state_dict(step), "message_hub": {}}
+
+
 def icefall(step: int) -> dict[str, Any]:
     """Return what icefall saves, its running mean beside the model."""
     return {"model": state_dict(step), "model_avg": state_dict(9), "batch_idx_train": step, "sampler": {}}
@@ -87,6 +92,7 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
         ),
         distributed("x-step={}/weights", lambda s: {f"module.{name}": t for name, t in state_dict(s).items()}),
     ],
+    "MMEngine": [each("epoch_{}.pth", mmengine)],
     "timm": [made.timm],
     "fairseq": [each("checkpoint{}.pt", made.fairseq)],
     "nanoGPT, litgpt": [
