@@ -622,7 +622,10 @@ METADATA_DAMAGE: dict[str, tuple[Callable[[Any], object], str]] = {
     "path that is none": (lambda m: m.planner_data.update({"model.counter": 3}), "stood elsewhere"),
     # Was a UnicodeEncodeError while the output was laid out.
     "name that is not text": (
-        lambda m: m.state_dict_metadata.update({"\ud800": m.state_dict_metadata["model.counter"]}),
+        lambda m: (
+            m.state_dict_metadata.update({"\ud800": m.state_dict_metadata["model.counter"]}),
+            m.planner_data.update({"\ud800": ("\ud800",)}),
+        ),
         "not valid text",
     ),
 }  # fmt: skip
