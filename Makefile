@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constrai
 .PHONY: test test-quick test-trainers lint types format demo fuzz clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 test-quick: .venv/dev  ## the tests that run in seconds
 	$(BIN)/python -m pytest -m "not slow and not trainers"
