@@ -34,7 +34,7 @@ _PIECE, _PROPERTIES, _INDEX = (
 _STORAGE = "torch.distributed.checkpoint.filesystem._StorageInfo"
 _MAX_DIMENSIONS = 64
 _MAX_COMPARED = 4_000_000  # pairs of pieces, in all tensors whose pieces form no grid
-_MAX_SIDES = 16_000_000  # of all pieces of all tensors, however often one piece, or one list of them, is repeated
+_MAX_SIDES = 4_000_000  # of all pieces of all tensors, however often one piece, or one list of them, is repeated
 _MAX_ELEMENTS = 1 << 62
 _MAX_PATH = 256
 
