@@ -6,6 +6,8 @@ together or are averaged already, 5 output, 6 non-finite values, 130 and 143 sig
 
 from __future__ import annotations
 
+_MAX_CHARS = 2000
+
 
 class EmaError(Exception):
     """Say what is wrong in one line, and in `hint` what to do about it."""
@@ -13,8 +15,8 @@ class EmaError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(printable(message))
-        self.hint = hint if hint is None else printable(hint)
+        super().__init__(_shortened(printable(message)))
+        self.hint = hint if hint is None else _shortened(printable(hint))
 
 
 class UsageError(EmaError):
@@ -59,6 +61,11 @@ class VerificationError(EmaError):
     """An output that does not read back as it was meant."""
 
     exit_code = 6
+
+
+def _shortened(text: str) -> str:
+    # Names and settings in files can be of any length; nobody reads a megabyte of them.
+    return text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]}..."
 
 
 def printable(text: object) -> str:

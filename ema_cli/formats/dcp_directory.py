@@ -218,10 +218,12 @@ class _Reader:
 
 
 def _mentions_active(value: Any) -> bool:
-    """Return whether the state of Composer's algorithms, in a list or alone, says that averages are swapped in."""
-    if isinstance(value, dict):
-        return value.get("ema_weights_active") is True
-    return isinstance(value, list | tuple) and any(map(_mentions_active, value))
+    """Return whether the states of Composer's algorithms, pairs of name and state, say that averages are swapped in."""
+    for entry in value if isinstance(value, list) else [value]:
+        state = entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 else entry
+        if isinstance(state, dict) and state.get("ema_weights_active") is True:
+            return True
+    return False
 
 
 def _sidecar_progress(path: Path, folder: Path) -> tuple[Progress | None, tuple[InputFile, ...]]:
