@@ -31,8 +31,8 @@ class Case:
     `build(path, canary)` makes it at `path`, the newest of its run; code in it would create `canary`. The error has
     `code` (0: the average is that of a good checkpoint in its place), names `file` (under the run) and, if there is
     one, `tensor`; `says` is in it. `passed`: the search of a folder passes it over with a warning, and it is an error
-    where it is named. `inspects`: the code of `inspect`, where that reads too little to see what is wrong. `todo` says
-    what is not done yet about it. A case of more than the usual `seconds` is not inspected, which would take as long.
+    where it is named. `inspects`: the code of `inspect`, where that reads too little to see what is wrong. A case of
+    more than the usual `seconds` is not inspected, which would take as long.
     """
 
     build: Build
@@ -45,7 +45,6 @@ class Case:
     seconds: int = SECONDS
     peak: int = PEAK_BYTES
     label: str = ""
-    todo: str = ""
     arguments: tuple[str, ...] = ()
 
     @property
@@ -229,7 +228,5 @@ def parameters(cases: list[Case]) -> list[Any]:
     found = []
     for case in cases:
         marks = [pytest.mark.slow] if case.seconds > SECONDS else []
-        if case.todo:
-            marks.append(pytest.mark.xfail(run=False, reason=case.todo))
         found.append(pytest.param(case, id=case.name, marks=marks))
     return found

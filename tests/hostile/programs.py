@@ -157,9 +157,6 @@ UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "20 million empty lists": (lambda: b"(" + b"]" * 20_000_000 + b"l", "too long"),
     "20 million remembered values": (lambda: b"N" + b"\x94" * 20_000_000, "too long"),
-    "objects without end": (
-        lambda: name("os.system") + b"q\x01(" + b"h\x01)\x81" * 7_000_000 + b"l", "too long"
-    ),
     "keys without end": (lambda: b"G" + bytes(8) + b"q\x01}(" + b"h\x01h\x01" * 10_000_000 + b"u", "too long"),
     "a mapping of a million pairs, again and again": (
         lambda: b"G" + bytes(8) + b"N\x86q\x01(" + b"h\x01" * 1_000_000 + b"lq\x02(" + name("collections.OrderedDict")

@@ -87,14 +87,14 @@ FILES = [
 ]  # fmt: skip
 SAVED = torch_zip(saved())
 COMPRESSED = [
-    named(f"{NAMED}.zst", b"\x28\xb5\x2f\xfd" + bytes(40), "zstd", f"zstd -d {NAMED}.zst"),
-    named(f"{NAMED}.gz", gzip.compress(SAVED), "gzip", f"gunzip {NAMED}.gz"),
-    named(f"{NAMED}.lz4", b"\x04\x22\x4d\x18" + bytes(40), "lz4", f"lz4 -d {NAMED}.lz4"),
-    named(f"{NAMED}.bz2", bz2.compress(SAVED), "bzip2", f"bunzip2 {NAMED}.bz2"),
-    named(f"{NAMED}.xz", lzma.compress(SAVED), "xz", f"unxz {NAMED}.xz"),
-    named(f"{NAMED}.lzma", lzma.compress(SAVED, lzma.FORMAT_ALONE), "lzma", f"unlzma {NAMED}.lzma"),
+    named(f"{NAMED}.zst", b"\x28\xb5\x2f\xfd" + bytes(40), "zstd", f"zstd -d run/{NAMED}.zst"),
+    named(f"{NAMED}.gz", gzip.compress(SAVED), "gzip", f"gunzip run/{NAMED}.gz"),
+    named(f"{NAMED}.lz4", b"\x04\x22\x4d\x18" + bytes(40), "lz4", f"lz4 -d run/{NAMED}.lz4"),
+    named(f"{NAMED}.bz2", bz2.compress(SAVED), "bzip2", f"bunzip2 run/{NAMED}.bz2"),
+    named(f"{NAMED}.xz", lzma.compress(SAVED), "xz", f"unxz run/{NAMED}.xz"),
+    named(f"{NAMED}.lzma", lzma.compress(SAVED, lzma.FORMAT_ALONE), "lzma", f"unlzma run/{NAMED}.lzma"),
     named("ep1-ba3 $(touch canary);-rank0.pt.zst", b"\x28\xb5\x2f\xfd" + bytes(40), "zstd",
-          f"zstd -d {shlex.quote('ep1-ba3 $(touch canary);-rank0.pt.zst')}"),
+          f"zstd -d {shlex.quote('run/ep1-ba3 $(touch canary);-rank0.pt.zst')}"),
 ]  # fmt: skip
 FOLDERS = {
     "orbax": ("_CHECKPOINT_METADATA", "Orbax"),
