@@ -13,6 +13,7 @@ from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
 
 MAX_TENSORS = 1 << 19  # in one checkpoint; the largest models have a third of that
+MIN_CLOCK = Fraction(1, 10**30)  # above 0; a time has no smaller exponent either
 MAX_NAME_CHARS = 1024  # of a tensor; ten times the longest that is met
 
 
@@ -147,7 +148,8 @@ class Weights(Protocol):
 class Checkpoint:
     """One saved state of a model: its weights, its clock, and what a user should know of it.
 
-    `name` is how it is shown: relative to the run. `averaged` says why the weights are averages already. `files` are
+    `name` is how it is shown: relative to the run. `averaged` says why the weights are averages already;
+    `has_raw`, whether --weights raw finds the others. `files` are
     those that must not change while we work. `base` is how a folder that `from_pretrained` loads calls its weights
     (model, adapter_model, ...), None for anything else; `folder` is where its configuration lies. `settings` must be
     equal in all checkpoints of a run, beside names, dtypes and shapes. `left_out` are names of what is no tensor.
@@ -168,6 +170,7 @@ class Checkpoint:
     folder: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    has_raw: bool = False
     header: Mapping[str, str] = field(default_factory=dict)
 
     @property

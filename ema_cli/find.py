@@ -12,6 +12,7 @@ from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.layouts import (
     AVERAGES_FILE,
     AVERAGES_FOLDER,
+    BASES,
     COPIES,
     DEEPSPEED_TAG,
     RECOVERY,
@@ -21,6 +22,7 @@ from ema_cli.formats.layouts import (
 from ema_cli.formats.names import is_unfinished_name, is_weights_name, name_clocks
 
 _MAX_DEPTH = 16
+_PARTS = tuple({*BASES, *BASES.values()})  # what the weights of a folder's own model are called
 _POINTER_BYTES = 4096
 _MAX_NAME_BYTES = 255
 
@@ -69,7 +71,11 @@ class Search:
         if not folders_only:
             files = [child for child in children if self._is_checkpoint_file(child)]
             # Beside a model only what has a clock of its own; the rest are parts of it.
-            self.paths += [child for child in files if not is_checkpoint or name_clocks(child.name).clocks]
+            for child in files:
+                if not is_checkpoint or name_clocks(child.name).clocks:
+                    self.paths.append(child)
+                elif folder == self.root and re.search("[0-9]", child.name) and not child.name.startswith(_PARTS):
+                    self.pass_over(child, "beside a model, and its name has no clock", warn=True)
         for child in folders:
             self.visit(child, depth + 1, folders_only=is_checkpoint or folders_only)
         if is_checkpoint and any(map(_has_clock, self.paths[found:])):
@@ -92,6 +98,9 @@ class Search:
     def _is_searched(self, child: Path) -> bool:
         if not child.is_dir() or child.name.startswith("."):
             return False
+        if child.is_symlink() and not self._is_within(child) and not is_checkpoint_folder(child):
+            self.pass_over(child, "a link that leads out of the folder", warn=True)
+            return False
         if is_unfinished_name(child.name):
             self.pass_over(child, "unfinished, as its name says", warn=True)
             return False
@@ -99,6 +108,9 @@ class Search:
             self.pass_over(child, "averages, as its name says")
             return False
         return True
+
+    def _is_within(self, child: Path) -> bool:
+        return child.resolve().is_relative_to(self.root.resolve())
 
     def _is_checkpoint_file(self, child: Path) -> bool:
         name = child.name

@@ -25,7 +25,7 @@ from ema_cli.run import averaged_error, check_same_model
 from ema_cli.side_files import find_side_files, set_config_dtype
 from ema_cli.staging import OutputStream, Staging, output_errors
 from ema_cli.target import Target, check_target
-from ema_cli.tensor_rules import check_averageable, copied_names
+from ema_cli.tensor_rules import check_averageable, copied_names, is_adapter
 
 Report = Callable[[int, int], None]
 _MANY_THREADS = 16
@@ -53,6 +53,7 @@ class Output:
     texts: Mapping[str, bytes]
     copies: Mapping[str, InputFile]
     copied: frozenset[str]  # names of tensors that are not averaged because the user said so
+    sources: Sequence[InputFile] = ()  # of texts and copies
 
     @property
     def nbytes(self) -> int:
@@ -86,6 +87,7 @@ def average(
     began = time.monotonic()
     output = prepare(plan, target, dtype=dtype, copy=copy, force=force)
     _compare_twins(plan)
+    _compare_alphas(plan)
     checkpoints = [entry.checkpoint for entry in plan.read]
     with Staging(target.path) as staging:
         name = target.path.name
@@ -97,9 +99,8 @@ def average(
         _write_texts(output, folder)
         for file in output.files:
             _read_back(folder / file.name, file)
-        for checkpoint in checkpoints:
-            for source in checkpoint.files:
-                source.check_unchanged()
+        for source in (*(file for each in checkpoints for file in each.files), *output.sources):
+            source.check_unchanged()
         # Once more: what somebody put there meanwhile must not be replaced.
         _check_target(plan, target, force=force)
         publish = staging.publish_folder if target.is_folder else staging.publish_file
@@ -165,6 +166,25 @@ def _compare_twins(plan: Plan) -> None:
             )
 
 
+def _compare_alphas(plan: Plan) -> None:
+    """Check that the scales of a LoRA, which some trainers store as tensors, are those of one adapter."""
+    specs = plan.newest.weights.specs
+    for name in specs if is_adapter(specs) else ():
+        if name.endswith(".alpha") and specs[name].count == 1:
+            found = {_read_bytes(entry.checkpoint, name) for entry in plan.read}
+            if len(found) > 1:
+                raise RunError(
+                    f"{plan.newest.path}: '{name}' is not the same in all checkpoints",
+                    hint="these are adapters of different scales; average those of one",
+                )
+
+
+def _read_bytes(checkpoint: Checkpoint, name: str) -> bytes:
+    stored = bytearray(checkpoint.weights.specs[name].nbytes)
+    checkpoint.weights.read_into(name, 0, memoryview(stored))
+    return bytes(stored)
+
+
 def _output_specs(
     specs: Mapping[str, TensorSpec], dtype: DType | None, copied: frozenset[str]
 ) -> dict[str, TensorSpec]:
@@ -201,8 +221,8 @@ def _lay_out(plan: Plan, target: Target, dtype: DType | None, copied: frozenset[
     shards = _shards(newest, base)
     if len(set(shards.values())) > 1:
         files, index = lay_out_shards(specs, shards, metadata)
-        return Output(files, {**texts, f"{base}.safetensors.index.json": index}, copies, copied)
-    return Output([lay_out_file(f"{base}.safetensors", specs, metadata)], texts, copies, copied)
+        return Output(files, {**texts, f"{base}.safetensors.index.json": index}, copies, copied, side_files)
+    return Output([lay_out_file(f"{base}.safetensors", specs, metadata)], texts, copies, copied, side_files)
 
 
 def _shards(checkpoint: Checkpoint, base: str) -> dict[str, str]:
@@ -211,8 +231,14 @@ def _shards(checkpoint: Checkpoint, base: str) -> dict[str, str]:
         return {}
     weights = checkpoint.weights
     # pytorch_model-00001-of-00002.bin becomes model-00001-of-00002.safetensors.
-    names = {name: _SHARD_NUMBER.search(weights.shard(name)) for name in weights.specs}
-    return {name: f"{base}{number[0]}.safetensors" for name, number in names.items() if number is not None}
+    shards = {name: weights.shard(name) for name in weights.specs}
+    names = {shard: _shard_name(shard, base) for shard in set(shards.values())}
+    return {name: names[shard] for name, shard in shards.items()}
+
+
+def _shard_name(shard: str, base: str) -> str:
+    number = _SHARD_NUMBER.search(shard)
+    return f"{base}{number[0]}.safetensors" if number else f"{Path(shard).stem}.safetensors"
 
 
 def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.clocks import order_units, settle_clocks, space
 from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
 from ema_cli.find import PassedOver, Search, check_one_run, natural_key
-from ema_cli.formats import is_checkpoint_folder, open_checkpoint
+from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.layouts import AVERAGES_FILE, AVERAGES_FOLDER, COPIES
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.places import settle_averages
@@ -70,13 +70,16 @@ def open_run(
         if not os.path.lexists(path):
             raise UsageError(f"{path}: does not exist")
     search = _search(paths)
-    if search is not None:
+    # A folder that is itself the only checkpoint in it is one that is named.
+    named = search is None or search.paths == [search.root]
+    if search is not None and not named:
         root, opened, passed_over = _open_found(search, options)
     else:
-        root, opened, passed_over = _open_named(paths, options)
+        root, opened = _open_named(paths, options)
+        passed_over = [each for each in search.passed_over if each.warn] if search else []
     opened, aliases = _drop_aliases(opened)
     checkpoints, notes = settle_clocks(opened, epoch_length)
-    checkpoints, unclocked = _drop_unclocked_copies(checkpoints, named=search is None, spaced=spacing is not None)
+    checkpoints, unclocked = _drop_unclocked_copies(checkpoints, named=named, spaced=spacing is not None)
     if spacing is not None:
         checkpoints = space(checkpoints, spacing)
     notes += _unmatched_patterns(checkpoints, options)
@@ -92,12 +95,12 @@ def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions)
 
 
 def _search(paths: Sequence[Path]) -> Search | None:
-    """Return what a folder holds that is searched; None where checkpoints are named."""
+    """Return what a folder holds; None where checkpoints are named."""
     if len(paths) > 1 or not paths[0].is_dir():
         return None
     search = Search(paths[0])
     search.visit(paths[0])
-    return None if search.paths == [paths[0]] else search
+    return search
 
 
 def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
@@ -129,12 +132,12 @@ def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkp
             raise NoWeights(f"{folder}: no checkpoint: {without_weights[0]}", hint=without_weights[0].hint)
         raise NoWeights(
             f"{folder}: no checkpoint in this folder",
-            hint="read: .safetensors, torch zip files (.pt .pth .bin .ckpt .tar), Hugging Face folders",
+            hint=WHAT_IS_READ,
         )
     return folder, opened, [*search.passed_over, *unmarked]
 
 
-def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
+def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list[Checkpoint]]:
     # Equal inputs give equal names, however the paths to them are spelled.
     plain = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
     root = Path(os.path.commonpath([path.parent for path in plain]))
@@ -149,7 +152,7 @@ def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list
         _add(opened, replace(checkpoint, name=plain_path.relative_to(root).as_posix()))
     for unmarked in _drop_unmarked(opened)[1]:
         raise IncompleteCheckpoint(f"{root / unmarked.name}: {unmarked.reason}")
-    return root, opened, []
+    return root, opened
 
 
 def _add(opened: list[Checkpoint], checkpoint: Checkpoint) -> None:
@@ -264,7 +267,7 @@ def _order(checkpoints: Iterable[Checkpoint], units: tuple[Unit, ...]) -> tuple[
 
 def averaged_error(checkpoint: Checkpoint) -> RunError:
     """Return the error that refuses a checkpoint of averages: a second average smooths twice."""
-    if checkpoint.trainer in ("Composer", "Lightning"):
+    if checkpoint.has_raw:
         hint = "take the raw weights stored beside them with --weights raw, or average the averages with --weights ema"
     else:
         hint = "average the run's raw checkpoints, or these averages once more with --weights ema"

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.errors import CheckpointError
+from ema_cli.formats.hf_directory import module_folders
+from ema_cli.formats.layouts import MODULES
 from ema_cli.input_file import InputFile
 
 # What `from_pretrained` of models, tokenizers and processors may look for. Never optimizer, RNG, trainer state
@@ -34,7 +36,8 @@ _MAX_SIDE_BYTES = 1 << 30
 def find_side_files(folder: Path) -> list[InputFile]:
     """Return the side files of the checkpoint in `folder`, by name."""
     found = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_wanted(path.name)]
-    for name in _FOLDERS:
+    modules = module_folders(folder) if (folder / MODULES).is_file() else []
+    for name in (*_FOLDERS, *modules):
         if (folder / name).is_dir():
             found += [path for path in sorted((folder / name).iterdir()) if path.is_file()]
     files = [InputFile(path) for path in found]

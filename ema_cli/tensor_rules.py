@@ -37,6 +37,7 @@ _NEVER = (
     (re.compile(r"(?:^|[._])flat_param(?:_\d+)?$"), "one rank's part of a model that FSDP flattened"),
 )
 _LORA = re.compile(r"(?:^|[._])lora_(?:A|B|down|up|embedding_A|embedding_B)(?:[._]|$)|\.lora\.(?:down|up)\.")
+_AVERAGES_INSIDE = re.compile(r"(?:^|\.)(?:model_ema|ema_model)\.|\.n_averaged$")
 ADAPTER_NOTE = "an adapter: A and B are averaged each, which is not the average of their products BA"
 
 
@@ -82,7 +83,16 @@ def check_averageable(checkpoint: Checkpoint, copied: Collection[str]) -> None:
 
 def tensor_notes(specs: Specs) -> list[str]:
     """Return what a user should know of the tensors."""
-    return [ADAPTER_NOTE] if any(map(_LORA.search, specs)) else []
+    notes = [ADAPTER_NOTE] if is_adapter(specs) else []
+    inside = next((name for name in specs if _AVERAGES_INSIDE.search(name)), None)
+    if inside is not None:
+        notes.append(f"'{inside}' and others are averages that the model keeps itself; they are averaged again")
+    return notes
+
+
+def is_adapter(specs: Specs) -> bool:
+    """Return whether there are the A and B of a LoRA among the tensors."""
+    return any(map(_LORA.search, specs))
 
 
 def _is_packed(name: str, spec: TensorSpec, specs: Specs) -> bool:

@@ -252,7 +252,7 @@ def test_compressed_saves_of_composer(cli: Cli, tmp_path: Path):
         path.unlink()
     told = refuse(cli, 3)
     assert "run/ep0-ba1-rank0.pt.gz: is compressed with gzip" in told
-    assert "gunzip ep0-ba1-rank0.pt.gz" in told
+    assert "gunzip run/ep0-ba1-rank0.pt.gz" in told
 
 
 def test_timms_links_and_recovery_files(cli: Cli, tmp_path: Path):

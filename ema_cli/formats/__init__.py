@@ -38,6 +38,11 @@ class Reader(Protocol):
         ...
 
 
+WHAT_IS_READ = (
+    "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), folders of Hugging Face, "
+    "torch.distributed.checkpoint and DeepSpeed"
+)
+
 # Most specific first. Those of folders come first of all.
 FOLDER_READERS: tuple[Reader, ...] = (hf_directory, dcp_directory, pipeline, deepspeed, refused)
 READERS: tuple[Reader, ...] = (*FOLDER_READERS, safetensors_file, torch_file)
@@ -61,14 +66,13 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
     options = options or ReadOptions()
     for reader in READERS:
         if reader.matches(path):
-            if options.component is not None and reader not in (hf_directory, pipeline):
+            if options.component is not None and reader not in (hf_directory, dcp_directory, pipeline):
                 raise UsageError(f"{path}: holds one model, and --component chooses of several", hint=LEAVE_OUT)
             checkpoint = reader.open_checkpoint(path, options)
             return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
-    hint = "read: .safetensors, files of torch.save, folders of Hugging Face, torch.distributed.checkpoint, DeepSpeed"
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder without a checkpoint", hint=hint)
+        raise CheckpointError(f"{path}: a folder without a checkpoint", hint=WHAT_IS_READ)
     if os.path.isfile(path) and path.stat().st_size < 8:  # noqa: PTH113 - which raises nothing
         raise IncompleteCheckpoint(f"{path}: is empty", hint="its writer did not finish")
     InputFile(path)  # which says so if it cannot be read at all
-    raise NoWeights(f"{path}: not a checkpoint of a format that is read", hint=hint)
+    raise NoWeights(f"{path}: not a checkpoint of a format that is read", hint=WHAT_IS_READ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from ema_cli.formats.json_text import read_json
@@ -28,9 +29,22 @@ def adapter_settings(folder: Path) -> tuple[dict[str, str], tuple[InputFile, ...
     file = InputFile(path)
     config = read_json(file, _MAX_CONFIG_BYTES)
     values = {name: config.get(name) for name in _FIELDS} if isinstance(config, dict) else {}
+    return _as_text(values), (file,)
+
+
+def header_settings(text: str) -> dict[str, str]:
+    """Return the settings that Diffusers writes into the header of a LoRA's file."""
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        return {"header": text}
+    return _as_text(config) if isinstance(config, dict) else {"header": text}
+
+
+def _as_text(values: Mapping[str, object]) -> dict[str, str]:
     # Which modules are adapted is a set, which PEFT writes in any order.
     return {
         name: json.dumps(sorted(value, key=str) if isinstance(value, list) else value, sort_keys=True, default=str)
         for name, value in values.items()
         if value is not None
-    }, (file,)
+    }

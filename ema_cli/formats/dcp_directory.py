@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError, UsageError
 from ema_cli.formats.dcp_metadata import Metadata, Record, StoredTensor, read_metadata
 from ema_cli.formats.dcp_model import FoundModel, find_model
 from ema_cli.formats.dcp_weights import DcpWeights
-from ema_cli.formats.hf_directory import read_trainer_state
+from ema_cli.formats.hf_directory import LEAVE_OUT, read_trainer_state
 from ema_cli.formats.latest import check_latest
 from ema_cli.formats.layouts import (
     DCP_CLOCKS,
@@ -44,7 +44,7 @@ _META = "meta.pt"  # in which Lightning keeps what is not a tensor
 
 def matches(path: Path) -> bool:
     """Return whether the folder, or one in it where trainers put it, is one of torch.distributed.checkpoint."""
-    return _find_folder(path) is not None
+    return bool(_find_folders(path))
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
@@ -55,8 +55,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         NoWeights: where no tensors are the model's.
         CheckpointError: for what is damaged, leads out of the folder, or is compressed or encrypted.
     """
-    folder = _find_folder(path)
-    assert folder is not None, "matches() was asked"
+    folder = _choose_folder(path, options)
     _check_complete(path, folder)
     metadata = read_metadata(InputFile(folder / _METADATA))
     reader = _Reader(folder, metadata)
@@ -71,6 +70,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     files = _open_files(folder, tensors)
     progress, sidecars = _sidecar_progress(path, folder)
     left_out = _left_out(path, metadata, options)
+    if found.beside:
+        notes.append(f"tensors beside the model, at {', '.join(found.beside[:4])}, are not taken (--key)")
     return Checkpoint(
         name=path.name,
         path=path,
@@ -78,7 +79,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         files=(metadata.file, *files.values(), *sidecars),
         format="DCP",
         trainer=_trainer(path, folder, metadata),
-        progress=progress or reader.progress(),
+        progress=progress if progress and progress.clocks else reader.progress(),
         averaged=averaged,
         notes=(*notes, *([f"not tensors, left out: {len(left_out)} such as '{left_out[0]}'"] if left_out else [])),
         left_out=left_out,
@@ -105,18 +106,32 @@ def _choose(
     return found.names, None, ["raw weights taken; averages lie beside them (--weights ema)"] if beside else []
 
 
-def _find_folder(path: Path) -> Path | None:
-    """Return the folder with the shards: this one, or the one in it where some trainers put it."""
+def _choose_folder(path: Path, options: ReadOptions) -> Path:
+    """Return the folder with the shards of the model, which the user names where there are several."""
+    folders = _find_folders(path)
+    if len(folders) == 1:
+        if options.component not in (None, folders[0].name):
+            raise UsageError(f"{path}: holds one model, and --component chooses of several", hint=LEAVE_OUT)
+        return folders[0]
+    chosen = next((each for each in folders if each.name == options.component), None)
+    if chosen is None:
+        names = [each.name for each in folders]
+        raise UsageError(f"{path}: holds several models: {', '.join(names)}", hint=f"say which: --component {names[0]}")
+    return chosen
+
+
+def _find_folders(path: Path) -> list[Path]:
+    """Return the folders with shards: this one, or those in it where some trainers put them."""
     if not path.is_dir():
-        return None
+        return []
     try:
         names = sorted(os.listdir(path))  # noqa: PTH208 - names are all that is needed
     except OSError:
-        return None  # whoever searches the folder says why
+        return []  # whoever searches the folder says why
     if _METADATA in names or any(name.endswith(".distcp") for name in names):
-        return path
+        return [path]
     inner = [path / name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in DCP_FOLDERS)]
-    return next((each for each in inner if (each / _METADATA).is_file() or any(each.glob("*.distcp"))), None)
+    return [each for each in inner if (each / _METADATA).is_file() or any(each.glob("*.distcp"))]
 
 
 def _trainer(path: Path, folder: Path, metadata: Metadata) -> str | None:
@@ -125,7 +140,7 @@ def _trainer(path: Path, folder: Path, metadata: Metadata) -> str | None:
     ):
         return "Composer"
     if (folder / _META).is_file():
-        return "Lightning"
+        return "Lightning"  # or its Fabric
     if any(name.startswith("train_state.") or name == "train_state" for name in [*metadata.tensors, *metadata.items]):
         return "torchtitan"
     by_folder = {"model_and_optim": "OLMo-core", "weights": "NeMo"}
@@ -231,7 +246,7 @@ def _sidecar_progress(path: Path, folder: Path) -> tuple[Progress | None, tuple[
     if (folder / _META).is_file():
         meta = InputFile(folder / _META)
         root = open_torch(meta).root
-        return progress_of(root, "Lightning") if isinstance(root, dict) else None, (meta,)
+        return progress_of(root) if isinstance(root, dict) else None, (meta,)
     if (path / TRAINER_STATE).is_file():
         state = InputFile(path / TRAINER_STATE)
         return read_trainer_state(state), (state,)
@@ -249,7 +264,7 @@ def _check_complete(path: Path, folder: Path) -> None:
         missing = f"has no {OLMO_MARK}"
     elif (folder / MEGATRON_COMMON).exists() and not (folder / MEGATRON_MARK).exists():
         missing = f"has no {MEGATRON_MARK}"
-    elif (path.parent / f"{path.name}{UNFINISHED_MARK}").exists():
+    elif os.path.exists(f"{path}{UNFINISHED_MARK}"):  # noqa: PTH110 - which raises nothing for a long name
         raise IncompleteCheckpoint(f"{path}: is marked as unfinished, by {path.name}{UNFINISHED_MARK} beside it")
     if missing:
         raise IncompleteCheckpoint(f"{path}: {missing}, which is written last")

@@ -219,12 +219,17 @@ def _check_name(name: str, path: object) -> None:
     """Check that a tensor's name is made of its path, as torch makes it, and can be a name in the output."""
     if len(name) > MAX_NAME_CHARS:
         raise _Damaged(f"the tensor {_shown(name[:40])}... has a name of {len(name)} characters")
-    if not _is_path(path) or ".".join(map(str, path)) != name:
+    if not _is_path(path) or _joined_length(path) != len(name) or ".".join(map(str, path)) != name:
         raise _Damaged(f"the tensor {_shown(name)} is said to have stood elsewhere in what was saved")
     try:
         name.encode()
     except UnicodeEncodeError:
         raise _Damaged(f"the tensor name {_shown(name)} is not valid text") from None
+
+
+def _joined_length(path: tuple[str | int, ...]) -> int:
+    # Before anything is joined: one long text can stand in a path again and again.
+    return sum(len(part) if isinstance(part, str) else len(str(part)) for part in path) + len(path) - 1
 
 
 def _record(name: str, info: dict[str, Any]) -> Record:

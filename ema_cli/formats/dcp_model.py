@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from ema_cli.errors import CheckpointError, NoWeights
 from ema_cli.formats.dcp_metadata import Metadata
-from ema_cli.formats.layouts import DCP_AVERAGES, DCP_FLAT_OTHERS, DCP_OTHERS, PLAIN
+from ema_cli.formats.layouts import DCP_AVERAGES, DCP_CLOCKS, DCP_FLAT_OTHERS, DCP_OTHERS, PLAIN
 from ema_cli.formats.options import ReadOptions
 
 Names = dict[str, str]  # name in the model -> name in the folder
+_CLOCKS = {name for names in DCP_CLOCKS.values() for name in names}
 _FLATTENED = ("state.model.", "app.model.", "model.")  # what names begin with where no record says how they were nested
 
 
@@ -21,6 +22,7 @@ class FoundModel:
     names: Names
     averages: Names = field(default_factory=dict)
     averaged: str | None = None
+    beside: tuple[str, ...] = ()  # where other tensors stand that could be a model's, and are not taken
 
 
 def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
@@ -40,24 +42,25 @@ def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
     beside = {place: groups.pop(place) for place in list(groups) if place and place[-1] in PLAIN.beside}
     averages = _torchtitan_averages(metadata)
     models = {place: names for place, names in groups.items() if place and place[-1] in PLAIN.weights}
-    candidates = models or groups
+    # A model at the top may have other things beside it; of several dicts, any could be the model.
+    candidates = models or ({(): groups[()]} if () in groups else groups)
     if len(candidates) > 1:
-        shown = [".".join(map(str, place)) or "the top" for place in candidates]
-        key = next(text for text in shown if text != "the top")
+        shown = [".".join(map(str, place)) for place in candidates]
         what = "models" if models else "tensors"
-        raise CheckpointError(f"holds {what} at {', '.join(shown[:8])}", hint=f"say which to take: --key {key}")
+        raise CheckpointError(f"holds {what} at {', '.join(shown[:8])}", hint=f"say which to take: --key {shown[0]}")
     if not candidates:
         for place, names in beside.items():
             return FoundModel(names, averaged=f"it holds nothing but averages, in '{'.'.join(map(str, place))}'")
         raise NoWeights("no tensors in a place we know for a model", hint="say where: --key NAME")
     (place, names), *_ = candidates.items()
+    others = tuple(".".join(map(str, other)) or "the top" for other in groups if other != place)
     if place == ():
         names = _unflatten(names, flattened_others)
     for averaged in (averages, *beside.values()):
         if averaged and averaged.keys() <= names.keys():
             # Not always of buffers: what has no average is taken as it is.
-            return FoundModel(names, {**names, **averaged})
-    return FoundModel(names)
+            return FoundModel(names, {**names, **averaged}, beside=others)
+    return FoundModel(names, beside=others)
 
 
 def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
@@ -74,6 +77,7 @@ def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
         if len(path) == 1:
             is_other = bool(DCP_FLAT_OTHERS.match(stored) or DCP_AVERAGES.search(stored))
             flattened_others |= is_other
+            is_other |= stored in _CLOCKS
         else:
             around = path[:-1] if at is None else path[:at]
             is_other = any(DCP_OTHERS.match(str(part)) for part in around)

@@ -40,7 +40,10 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     folder = path.parent if _is_part(path) else _find_folder(path)
     assert folder is not None, "matches() was asked"
     check_latest(folder if _is_part(path) else path)
-    names = sorted(os.listdir(folder))  # noqa: PTH208
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208
+    except OSError as error:
+        raise CheckpointError(f"{folder}: disappeared while it was used: {error.strerror}") from error
     models = [name for name in names if _MODEL.search(name)]
     for pattern, what, hint in (
         (_ZERO_3, "cut into parts by ZeRO stage 3", _CONVERT),
@@ -68,7 +71,7 @@ def _ranks(path: Path) -> int:
     """Return into how many parts each tensor is cut, as the file says."""
     root = torch_file.open_torch(InputFile(path)).root
     ranks = root.get("mp_world_size") if isinstance(root, dict) else None
-    return ranks if type(ranks) is int else 1
+    return ranks if type(ranks) is int and 0 < ranks < 1 << 31 else 1
 
 
 def _is_part(path: Path) -> bool:

@@ -9,15 +9,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ema_cli.checkpoint import Checkpoint, Clock, Progress
+from ema_cli.checkpoint import MIN_CLOCK, Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError
 from ema_cli.formats import safetensors_file, torch_file
 from ema_cli.formats.adapters import adapter_settings
 from ema_cli.formats.json_text import is_cut, parse_json, read_json
-from ema_cli.formats.layouts import ADAPTERS, BASES, SHARD, TRAINER_STATE
+from ema_cli.formats.layouts import ADAPTERS, BASES, MODULES, SHARD, TRAINER_STATE
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.places import settle_averages
-from ema_cli.formats.shards import open_index
+from ema_cli.formats.shards import is_plain_name, open_index
 from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
 
@@ -44,6 +44,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     base, name = _choose(path, names, options)
     if base == "diffusion_pytorch_model" and _is_ema_model(path):
         return _open_averages(path, name, options)
+    _check_modules(path, names)
     checkpoint = _open_weights(path / name, options)
     progress, files = checkpoint.progress, checkpoint.files
     if TRAINER_STATE in names:
@@ -61,6 +62,23 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         folder=path,
         settings={**checkpoint.settings, **settings},
     )
+
+
+def _check_modules(path: Path, names: set[str]) -> None:
+    """Refuse a model whose other modules have weights of their own, as sentence-transformers' may."""
+    for module in module_folders(path) if MODULES in names else ():
+        if matches(path / module):
+            raise CheckpointError(
+                f"{path}: has weights in '{module}', too, by its {MODULES}; only one set can be averaged",
+                hint="average the modules' folders one by one, each with --component or by its path",
+            )
+
+
+def module_folders(path: Path) -> list[str]:
+    """Return the folders of a model's modules below its own, as its modules.json lists them."""
+    listed = read_json(InputFile(path / MODULES), _MAX_STATE_BYTES)
+    found = [each.get("path") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return [name for name in found if isinstance(name, str) and is_plain_name(name)]
 
 
 def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
@@ -150,9 +168,10 @@ def read_trainer_state(file: InputFile) -> Progress:
     """Return the clocks in the Trainer's `trainer_state.json`."""
     if file.size > _MAX_STATE_BYTES:
         raise CheckpointError(f"{file.path}: {file.size} bytes are too many for a trainer's state")
-    text = _without_constants(file.read(0, file.size))
+    text = file.read(0, file.size)
     try:
-        state = parse_json(text)
+        # The Trainer logs a diverged loss as NaN, which is not JSON; the clocks beside it are good.
+        state = parse_json(text, constants=True)
     except ValueError as error:
         kind = IncompleteCheckpoint if is_cut(text) else CheckpointError
         raise kind(f"{file.path}: not valid JSON: {error}") from error
@@ -161,13 +180,8 @@ def read_trainer_state(file: InputFile) -> Progress:
     for name, unit in fields:
         value: Any = state.get(name) if isinstance(state, dict) else None
         # Tokens stay 0 where the Trainer was not asked to count them.
-        if type(value) in (int, Fraction) and 0 <= value < 1 << 63 and not (unit is Unit.TOKEN and value == 0):
+        if type(value) not in (int, Fraction) or not (value == 0 or MIN_CLOCK <= value < 1 << 63):
+            continue
+        if value or unit is not Unit.TOKEN:
             clocks[unit] = Clock(Fraction(value), "sidecar")
     return Progress(clocks)
-
-
-def _without_constants(text: bytes) -> bytes:
-    # The Trainer logs a diverged loss as NaN, which is not JSON; the clocks beside it are good.
-    for constant in (b": NaN", b": Infinity", b": -Infinity"):
-        text = text.replace(constant, b": null")
-    return text

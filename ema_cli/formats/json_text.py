@@ -31,7 +31,7 @@ def read_json(file: InputFile, max_bytes: int) -> Any:
         raise kind(f"{file.path}: not valid JSON: {error}") from error
 
 
-def parse_json(text: bytes) -> Any:
+def parse_json(text: bytes, *, constants: bool = False) -> Any:
     """Return the value of UTF-8 JSON `text`; decimals come as exact `Fraction`s.
 
     Raises:
@@ -44,7 +44,7 @@ def parse_json(text: bytes) -> Any:
             text.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_float=_exact,
-            parse_constant=_refuse_constant,
+            parse_constant=_no_value if constants else _refuse_constant,
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -73,6 +73,10 @@ def _exact(text: str) -> Fraction:
     whole, _, decimals = mantissa.partition(".")
     digits, shift = int(whole + decimals), int(exponent or 0) - len(decimals)
     return Fraction(digits * 10**shift) if shift >= 0 else Fraction(digits, 10**-shift)
+
+
+def _no_value(_: str) -> None:
+    return None
 
 
 def _refuse_constant(text: str) -> NoReturn:

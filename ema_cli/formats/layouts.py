@@ -80,6 +80,14 @@ LAYOUTS = (
         raw="current_model_state",  # there where its WeightAveraging put the averages into state_dict
     ),
     Layout(
+        "Lightning",  # with DeepSpeed, which has the weights under a name of its own
+        marks=("module", "pytorch-lightning_version"),
+        weights=("module",),
+        clocks={BA: ("global_step",), EP: ("epoch",)},
+        epochs="from 0",
+        unfinished="loops/fit_loop/epoch_loop.batch_progress/is_last_batch",
+    ),
+    Layout(
         "MMEngine",
         marks=("state_dict", "meta", "message_hub"),
         weights=("state_dict",),
@@ -101,6 +109,7 @@ LAYOUTS = (
         weights=("model",),
         clocks={BA: ("optimizer_history/-1/num_updates",), EP: ("extra_state/train_iterator/epoch",)},
         epochs="next",
+        beside=("extra_state/ema",),
     ),
     Layout(
         "litgpt",
@@ -161,6 +170,7 @@ COMPONENTS = (
     "unet", "transformer", "transformer_2", "controlnet", "prior", "vae", "text_encoder", "text_encoder_2",
     "text_encoder_3", "image_encoder", "decoder",
 )  # fmt: skip
+MODULES = "modules.json"  # of sentence-transformers: which folders hold the parts after the transformer
 TRAINER_STATE = "trainer_state.json"  # of the Hugging Face Trainer, written after the weights
 # Where the torch.distributed.checkpoint folder lies in a checkpoint: Accelerate, OLMo-core, NeMo, Lightning.
 DCP_FOLDERS = ("pytorch_model_fsdp_*", "model_and_optim", "weights")
@@ -170,13 +180,15 @@ LATEST = ("latest", "latest_checkpointed_iteration.txt")  # the newest one: Deep
 UNFINISHED_MARK = "-unfinished"  # NeMo's, after the folder's name, while it is written
 OLMO_MARK = ".metadata.json"
 MEGATRON_MARK, MEGATRON_COMMON = "metadata.json", "common.pt"
-WENET_SIDECAR = ".yaml"  # beside each .pt: the epoch from 0 that was just completed, and the batch
+# wenet's, beside each .pt: the epoch from 0 that was just completed, and the step, of which accum_grad make one batch.
+WENET_SIDECAR = ".yaml"
+MEGATRON_PART = re.compile(r"^mp_rank_\d+")  # the folder of one rank, in Megatron's older format
 # What stands at the top of a torch.distributed.checkpoint folder beside the model, where the model has no place of its
 # own (torchtitan, Megatron).
 # In a nested dict; and in names that were flattened before, which could be a model's own names otherwise.
 DCP_OTHERS = re.compile(
-    r"(?:(?:optimizers?|optim|opt|chained)(?:_\d+)?|lr_scheduler|scheduler|opt_param_scheduler|dataloader|train_state"
-    r"|trainer_state|rng|rng_state|rerun_state_machine|ema|ema_optimizer)(?:[./]|$)"
+    r"(?:optim\w*|opt|chained_\d+|lr_scheduler|scheduler|opt_param_scheduler|dataloader|train_state"
+    r"|trainer_state|rng|rng_state|rerun_state_machine|(?:grad_)?scaler|ema|ema_optimizer)(?:[./]|$)"
 )
 DCP_FLAT_OTHERS = re.compile(
     r"(?:optimizer|optim|chained_\d+|lr_scheduler|opt_param_scheduler|dataloader|train_state|rng_state"
@@ -206,9 +218,13 @@ PARTS = re.compile(r"-rank-\d+\.pt$|-shard\d+\.pt$|_fsdp_rank\d+\.bin$|\.distcp$
 COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final)(?:[-_.]|$)|model_best", re.IGNORECASE)
 RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
 AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$", re.IGNORECASE)
-# Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them.
+# Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them. Not a
+# metric (val_ema_loss=0.1), and not our own outputs, which say themselves what they are.
+_OWN = r"-(?:\d[\d.e]*|inf)(?:ba|ep|sp|tok)"
 AVERAGES_FILE = re.compile(
-    r"(?:^|[-_.])(?:ema|swa|ave|avg|averaged)(?:[-_]?\d+(?:best)?)?(?:\.till\d+epoch)?(?:\.[a-z]+)*$", re.IGNORECASE
+    rf"(?:^|[-_.])(?:(?:ema|swa)(?![a-z]|[-_a-z]*=|{_OWN})"
+    r"|(?:ave|avg|averaged?)(?:[-_]?(?:\d+(?:best)?|model|weights))?(?:\.till\d+epoch)?(?:\.[a-z]+)*$)",
+    re.IGNORECASE,
 )
 SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
 # What wrappers put into names: torch.compile, FSDP and activation checkpointing anywhere; DDP around the whole model.

@@ -29,7 +29,7 @@ class Name:
     path: str
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Inert:
     """What stands for an object of a class we do not know. `items` and `values`: what was set or appended, if any."""
 
@@ -38,6 +38,9 @@ class Inert:
     items: dict[Any, Any] | None = None
     values: list[Any] | None = None
     state: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}>"  # never what is in it, which may be endless
 
 
 @dataclass(frozen=True, slots=True)

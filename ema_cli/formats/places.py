@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from ema_cli.checkpoint import Checkpoint, Clock, Progress
+from ema_cli.checkpoint import MIN_CLOCK, Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, NoWeights, RunError
-from ema_cli.formats.layouts import COMPOSER, LAYOUTS, PLAIN, Layout
+from ema_cli.formats.layouts import COMPOSER, DCP_OTHERS, LAYOUTS, PLAIN, Layout
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickle_values import Inert, Refused, TensorRef
 from ema_cli.formats.whole_module import is_module, module_tensors
@@ -23,7 +23,7 @@ _CLOCK_KEYS = {key for keys in PLAIN.clocks.values() for key in keys}
 _PLAIN_VALUES = (str, int, float, bool, bytes, complex)
 
 Tensors = Mapping[str, object]
-Scalar = Callable[[str, TensorRef], int | None]  # reads a tensor of one element
+Scalar = Callable[[str, TensorRef], int | float | None]  # reads a tensor of one element
 
 
 @dataclass(slots=True)
@@ -36,6 +36,7 @@ class Found:
     averaged: str | None = None
     notes: list[str] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
+    has_raw: bool = False  # beside the averages
 
 
 def find_weights(root: Any, options: ReadOptions, scalar: Scalar) -> Found:
@@ -85,8 +86,9 @@ def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
     return checkpoint
 
 
-def progress_of(root: dict[Any, Any], trainer: str) -> Progress:
-    """Return the clocks in a dict of the trainer's that holds no weights."""
+def progress_of(root: dict[Any, Any]) -> Progress:
+    """Return the clocks in what Lightning, or its Fabric in a loop of one's own, keeps beside the weights."""
+    trainer = "Lightning" if "pytorch-lightning_version" in root else None
     layout = next(each for each in LAYOUTS if each.trainer == trainer)
     return _progress(layout, root, lambda name, ref: None)
 
@@ -110,6 +112,7 @@ def _find(layout: Layout, root: dict[Any, Any], options: ReadOptions, scalar: Sc
         return _only_averages(layout, root, beside, progress, options)
     (place,) = places
     found = Found(layout.trainer, _join(layout, root, places[place]), progress)
+    _note_others(found, layout, root, {place, *beside})
     if layout is COMPOSER:
         _choose_composer(found, root, options)
     elif layout.raw and isinstance(root.get(layout.raw), dict):
@@ -126,8 +129,24 @@ def _find(layout: Layout, root: dict[Any, Any], options: ReadOptions, scalar: Sc
     return found
 
 
+def _note_others(found: Found, layout: Layout, root: dict[Any, Any], known: set[str]) -> None:
+    """Say which other dicts of tensors stand beside the model at the top, and are not taken."""
+    used = {place.partition("/")[0] for place in (*known, *layout.joined, layout.raw or "")}
+    others = [
+        name
+        for name, value in root.items()
+        if isinstance(name, str)
+        and name not in used
+        and not DCP_OTHERS.match(name)
+        and isinstance(value, dict)
+        and _is_state_dict(value)
+    ]
+    if others:
+        found.notes.append(f"tensors beside the model, at {_listed(others)}, are not taken (--key)")
+
+
 def _without_prefix(tensors: dict[Any, Any], prefix: str) -> Tensors:
-    """Return the entries whose names begin with the prefix, under the rest of their names."""
+    """Return the entries whose names begin with the prefix, under the rest of their names; all without a prefix."""
     named = {name: value for name, value in tensors.items() if isinstance(name, str) and name.startswith(prefix)}
     return {name.removeprefix(prefix): value for name, value in named.items()} if prefix else tensors
 
@@ -166,7 +185,7 @@ def _choose(
         if why:
             found.notes.append("raw weights taken from beside the averages")
     elif why:
-        found.averaged = why
+        found.averaged, found.has_raw = why, True
     else:
         found.notes.append(f"raw weights taken; averages lie beside them, in '{where}' (--weights ema)")
 
@@ -200,8 +219,9 @@ def _choose_composer(found: Found, root: dict[Any, Any], options: ReadOptions) -
     for part in ("named_parameters_dict", "named_buffers_dict"):
         values = store.get(part)
         for name, value in values.items() if isinstance(values, dict) else ():
+            _check_name(name)
             # With several processes Composer keeps the names that DDP gives.
-            bare = name.removeprefix("module.") if isinstance(name, str) and name not in other else name
+            bare = name if name in other else name.removeprefix("module.")
             if bare not in other:
                 raise CheckpointError(f"Composer's EMA has '{bare}', which 'state.model' does not have")
             other[bare] = value
@@ -260,7 +280,7 @@ def _keep_tensors(found: Found, options: ReadOptions) -> None:
                 )
             dropped.append(name)
         elif plain:
-            dropped += [] if name in _CLOCK_KEYS or _is_extra_state(name) else [name]
+            dropped += [] if name in _CLOCK_KEYS else [name]
         else:
             _check_name(name)
             kept[name] = value
@@ -345,7 +365,7 @@ def _count(value: Any) -> Fraction | None:
     """Return a counter as an exact number, None for anything that is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if value < 0 or value != value or value > 1 << 63:
+    if value < 0 or value != value or value > 1 << 63 or 0 < value < MIN_CLOCK:
         return None
     # repr: 0.3 is meant as 3/10, not as the nearest binary number.
     return Fraction(repr(value))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, UsageError
+from ema_cli.formats.adapters import header_settings
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.places import AVERAGED_MODEL, settle_averages
 from ema_cli.formats.safetensors import SafetensorsWeights, open_file
@@ -51,7 +52,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         format="safetensors",
         averaged=averaged,
         recipe=_recipe(weights.metadata),
-        settings=kept,
+        settings=header_settings(kept[_LORA_KEY]) if kept else {},
         header=kept,
     )
     return settle_averages(checkpoint, options)

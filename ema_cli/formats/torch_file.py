@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-import stat
 from fractions import Fraction
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, UsageError
-from ema_cli.formats.layouts import PARTS, WENET_SIDECAR
+from ema_cli.formats.layouts import MEGATRON_PART, PARTS, WENET_SIDECAR
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.pickle_values import Inert
 from ema_cli.formats.places import find_weights
 from ema_cli.formats.torch_legacy import open_legacy
 from ema_cli.formats.torch_tensors import TorchFile
@@ -19,7 +20,7 @@ from ema_cli.input_file import ByteSource, InputFile
 from ema_cli.units import Unit
 
 _MAX_YAML_BYTES = 1 << 20
-_YAML_COUNT = re.compile(r"^(epoch|step): (\d{1,18})$", re.MULTILINE)
+_YAML_COUNT = re.compile(r"^(epoch|step|accum_grad): (\d{1,18})$", re.MULTILINE)
 _PICKLE = b"\x80"  # the instruction with which a pickle of protocol 2 or newer begins
 
 
@@ -37,6 +38,11 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         )
     file = InputFile(path)
     opened = open_torch(file)
+    if MEGATRON_PART.search(path.parent.name) and _is_megatron_part(path, opened.root):
+        raise CheckpointError(
+            f"{path}: is one rank's part of a model of Megatron's",
+            hint="save it as torch_dist, or put it together with Megatron's tools/checkpoint first",
+        )
     try:
         found = find_weights(opened.root, options, opened.scalar)
     except (UsageError, IncompleteCheckpoint):
@@ -58,20 +64,31 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         averaged=found.averaged,
         notes=tuple(found.notes),
         left_out=found.left_out,
+        has_raw=found.has_raw,
     )
+
+
+def _is_megatron_part(path: Path, root: object) -> bool:
+    """Return whether other ranks have other parts of the model, by their folders or by the arguments in the file."""
+    ranks = [each for each in path.parent.parent.iterdir() if MEGATRON_PART.search(each.name)]
+    args = root.get("args") if isinstance(root, dict) else None
+    state = args.state if isinstance(args, Inert) and isinstance(args.state, dict) else {}
+    sizes = [state.get(f"{kind}_model_parallel_size") for kind in ("tensor", "pipeline", "expert")]
+    return len(ranks) > 1 or any(type(size) is int and size > 1 for size in sizes)
 
 
 def _wenet_progress(path: Path) -> tuple[Progress, tuple[InputFile, ...]]:
     """Return the clocks in the .yaml that wenet writes beside each .pt, and that file; nothing for others' files."""
     sidecar = path.with_suffix(WENET_SIDECAR)
-    if not sidecar.is_file():
+    if not os.path.isfile(sidecar):  # noqa: PTH113 - which raises nothing for a long name
         return Progress(), ()
     file = InputFile(sidecar)
     text = file.read(0, file.size).decode("utf-8", "replace") if file.size <= _MAX_YAML_BYTES else ""
     fields = dict(_YAML_COUNT.findall(text))
     if not fields.keys() >= {"epoch", "step"}:
         return Progress(), ()
-    clocks = {Unit.BATCH: Clock(Fraction(fields["step"]), "sidecar")}
+    steps_in_batch = max(int(fields.get("accum_grad", 1)), 1)
+    clocks = {Unit.BATCH: Clock(Fraction(int(fields["step"]), steps_in_batch), "sidecar")}
     done = 0 if path.name.startswith("step_") else 1  # saved by steps, the epoch is in progress
     clocks[Unit.EPOCH] = Clock(Fraction(fields["epoch"]) + done, "sidecar")
     return Progress(clocks), (file,)
@@ -88,11 +105,11 @@ def is_zip(source: ByteSource) -> bool:
 
 
 def first_bytes(path: Path, count: int) -> bytes:
-    """Return the beginning of a regular file, nothing for anything else (a FIFO would make us wait)."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return b""
-        with path.open("rb") as file:
-            return file.read(count)
-    except OSError:
+    """Return the beginning of a regular file, nothing for anything else."""
+    if not os.path.isfile(path):  # noqa: PTH113 - which raises nothing
         return b""
+    try:
+        file = InputFile(path)
+        return file.read(0, min(count, file.size))
+    except CheckpointError:
+        return b""  # whoever opens it says why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from array import array
 from collections.abc import Callable, Hashable, Mapping
@@ -15,6 +16,7 @@ from ema_cli.formats.pickle_values import Inert, Refused, TensorRef
 from ema_cli.input_file import ByteSource
 
 _MAX_EXPANDED_BYTES = 1 << 30
+_FLOATS = {"F32": "<f", "F64": "<d"}  # as the struct module knows them
 _DTYPE_NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
     "complex64": "C64", "complex128": "C128",
@@ -77,12 +79,17 @@ class TorchFile:
                 views[name] = _View(strides, ref.conjugate, ref.negative)
         return TorchWeights(specs, {name: number for number, name in enumerate(specs)}, offsets, views, self.source)
 
-    def scalar(self, name: str, ref: TensorRef) -> int | None:
-        """Return the value of an integer tensor of one element (a clock), None for any other tensor."""
+    def scalar(self, name: str, ref: TensorRef) -> int | float | None:
+        """Return the value of a tensor of one number (a clock), None for any other tensor."""
         dtype = dtype_of(ref.dtype)
-        if dtype is None or dtype.kind != "integer" or dtype.name == "BOOL" or prod(ref.shape) != 1:
+        if dtype is None or prod(ref.shape) != 1:
+            return None
+        if dtype.name not in _FLOATS and (dtype.kind != "integer" or dtype.name == "BOOL"):
             return None
         stored = self.source.read(self._offset(name, ref, dtype), dtype.itemsize)
+        if dtype.name in _FLOATS:
+            value: float = struct.unpack(_FLOATS[dtype.name], stored)[0]
+            return value
         return int.from_bytes(stored, "little", signed=dtype.name[0] == "I")
 
     def _dtype(self, name: str, ref: TensorRef) -> DType:

@@ -147,10 +147,11 @@ def test_an_epoch_of_a_loop_begins_nobody_knows_where(epoch: int, tmp_path: Path
 
 
 def test_lightnings_counters_without_weights() -> None:
-    """The dict beside a sharded checkpoint of Lightning's has the clocks alone."""
+    """The dict beside a sharded checkpoint of Lightning's has the clocks alone; Fabric's is a loop's own."""
     meta = lightning()
     del meta["state_dict"]
-    assert plain_clocks(progress_of(meta, "Lightning")) == {"ba": 30, "ep": 3}
+    assert plain_clocks(progress_of(meta)) == {"ba": 30, "ep": 3}
+    assert plain_clocks(progress_of({"step": 10, "epoch": 1})) == {"ba": 10, "ep": 1}
 
 
 # Where trainers keep averages beside the raw weights.

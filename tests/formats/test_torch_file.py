@@ -29,7 +29,7 @@ def save(path: Path, saved: object = W, sidecar: str | None = None) -> Checkpoin
 def test_wenets_clocks_lie_beside(name: str, epoch: int, tmp_path: Path) -> None:
     """wenet writes step and epoch, from 0, into a .yaml; saved by steps, the epoch is in progress."""
     checkpoint = save(tmp_path / name, sidecar=YAML)
-    assert plain_clocks(checkpoint.progress) == {"ba": 3000, "ep": epoch}
+    assert plain_clocks(checkpoint.progress) == {"ba": 750, "ep": epoch}
     assert {clock.source for clock in checkpoint.progress.clocks.values()} == {"sidecar"}
     assert [file.path.suffix for file in checkpoint.files] == [".pt", ".yaml"]
     assert not checkpoint.progress.epoch_origin_unknown

@@ -100,19 +100,21 @@ def test_complex_numbers_of_both_sizes(legacy: bool, tmp_path: Path) -> None:
         torch.tensor([300], dtype=torch.int16),
         torch.tensor([[-3]]),
         torch.tensor(200, dtype=torch.uint8),
+        torch.tensor(7.0),
+        torch.tensor([0.5], dtype=torch.float64),
     ],
 )
 def test_scalars_are_read(tensor: torch.Tensor, legacy: bool, tmp_path: Path) -> None:
-    """An integer tensor of one element is read as its value, whatever its shape and width."""
+    """A tensor of one number is read as its value, whatever its shape and width."""
     file = opened(tmp_path, {"before": torch.ones(5), "step": tensor}, legacy=legacy)
     assert file.scalar("step", file.root["step"]) == tensor.item()
 
 
 @pytest.mark.parametrize(
-    "tensor", [torch.tensor(7.0), torch.tensor(True), torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)]
+    "tensor", [torch.tensor(7.0).half(), torch.tensor(True), torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)]
 )
 def test_what_is_no_counter_is_no_scalar(tensor: torch.Tensor, tmp_path: Path) -> None:
-    """Floats, booleans, and tensors of none or several elements are no counters."""
+    """Half-precision floats, which cannot count far, booleans, and none or several elements are no counters."""
     file = opened(tmp_path, {"step": tensor})
     assert file.scalar("step", file.root["step"]) is None
 

@@ -223,7 +223,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], int, str]] = {
     ),
     "_extra_state": (with_tensors({"q._extra_state": torch.zeros(4, dtype=U8)}), 3, "'q._extra_state'.*--copy"),
     "DoRA": (with_tensors({"q.lora_magnitude_vector": torch.ones(4)}), 3, "'q.lora_magnitude_vector'.*DoRA"),
-    "compressed saves": (compressed, 3, r"compressed with gzip.*gunzip ep0-ba1-rank0.pt.gz"),
+    "compressed saves": (compressed, 3, r"compressed with gzip.*gunzip .*ep0-ba1-rank0.pt.gz"),
     "compressed or encrypted records": (deflated, 3, "is compressed"),
     "TorchScript": (script, 3, r"a program.*state_dict\(\)"),
     "sparse, nested, quantized, subclassed tensors": (
