@@ -173,7 +173,7 @@ def _has_clock(path: Path) -> bool:
 def _pointer(path: Path) -> str | None:
     """Return the sibling that a small text file names: how Composer links where there are no links."""
     try:
-        if path.stat().st_size > _POINTER_BYTES:
+        if not 0 < path.stat().st_size <= _POINTER_BYTES:
             return None
         text = path.read_bytes().strip()
     except OSError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -77,7 +78,7 @@ def check_averageable(checkpoint: Checkpoint, copied: Collection[str]) -> None:
         raise CheckpointError(
             f"{checkpoint.path}: '{name}' cannot be averaged: {reason}{more}",
             hint="average the run's full-precision checkpoints and convert the result, or copy from the newest "
-            f"checkpoint, with everything that belongs together: --copy '{name}'",
+            f"checkpoint, with everything that belongs together: --copy {shlex.quote(name)}",
         )
 
 

@@ -190,6 +190,7 @@ class _Reader:
         self.folder = folder
         self.metadata = metadata
         self.files: dict[str, InputFile] = {}
+        self.values: dict[str, Any] = {}  # one item may hold several clocks
 
     def progress(self) -> Progress:
         """Return the clocks that are stored under the names we know."""
@@ -217,6 +218,11 @@ class _Reader:
         return value if type(value) is int and 0 <= value < 1 << 63 else None
 
     def _value(self, name: str) -> Any:
+        if name not in self.values:
+            self.values[name] = self._read_value(name)
+        return self.values[name]
+
+    def _read_value(self, name: str) -> Any:
         if name in self.metadata.tensors:
             records = self.metadata.tensor(name).records
             record = records[0] if len(records) == 1 else None

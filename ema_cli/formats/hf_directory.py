@@ -11,7 +11,7 @@ from typing import Any
 
 from ema_cli.checkpoint import MIN_CLOCK, Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError
-from ema_cli.formats import safetensors_file, torch_file
+from ema_cli.formats import refused, safetensors_file, torch_file
 from ema_cli.formats.adapters import adapter_settings
 from ema_cli.formats.json_text import is_cut, parse_json, read_json
 from ema_cli.formats.layouts import ADAPTERS, BASES, MODULES, SHARD, TRAINER_STATE
@@ -21,7 +21,7 @@ from ema_cli.formats.shards import is_plain_name, open_index
 from ema_cli.input_file import InputFile
 from ema_cli.units import Unit
 
-_MAX_STATE_BYTES = 256 << 20  # it holds the whole log history
+_MAX_STATE_BYTES = 128 << 20  # it holds the whole log history
 LEAVE_OUT = "leave out --component"
 _CONFIG = "config.json"
 _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
@@ -83,6 +83,8 @@ def module_folders(path: Path) -> list[str]:
 
 def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a file of weights, or the files that an index names."""
+    if refused.matches(path):
+        refused.open_checkpoint(path, options)
     if path.name.endswith(".safetensors"):
         return safetensors_file.open_checkpoint(path, options)
     if not path.name.endswith(".index.json"):

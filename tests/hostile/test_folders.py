@@ -161,7 +161,7 @@ STATES = [
     changed(TRAINER, "a link up", put("up", to(".."))),
     with_file(TRAINER, "model.safetensors", "a Git LFS pointer",
         b"version https://git-lfs.github.com/spec/v1\n" + bytes(90),
-              "safetensors"),
+              "Git LFS pointer"),
     with_file(TRAINER, "model.safetensors", "a header of 2^60", (1 << 60).to_bytes(8, "little"),
         "no safetensors header"),
     Case(planted_everywhere, code=0),
