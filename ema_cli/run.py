@@ -15,9 +15,9 @@ from ema_cli.clocks import order_units, settle_clocks, space
 from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
 from ema_cli.find import PassedOver, Search, check_one_run, natural_key
 from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder, open_checkpoint
+from ema_cli.formats.choice import settle_averages
 from ema_cli.formats.layouts import AVERAGES_FILE, AVERAGES_FOLDER, COPIES
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import settle_averages
 from ema_cli.units import Time, Unit
 
 _HF_NAME = re.compile(r"(?:^|/)checkpoint-[0-9]+$")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError, UsageError
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, UsageError
+from ema_cli.formats.choice import Found, choose, choose_bare, refuse_raw
 from ema_cli.formats.dcp_metadata import Metadata, Record, StoredTensor, read_metadata
 from ema_cli.formats.dcp_model import FoundModel, find_model
 from ema_cli.formats.dcp_weights import DcpWeights
@@ -32,7 +33,7 @@ from ema_cli.formats.layouts import (
 )
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickle_values import TensorRef
-from ema_cli.formats.places import AVERAGED_AGAIN, AVERAGED_MODEL, EXTRA_STATE, progress_of
+from ema_cli.formats.places import EXTRA_STATE, progress_of
 from ema_cli.formats.torch_file import open_torch
 from ema_cli.formats.torch_zip import open_zip
 from ema_cli.input_file import FileRegion, InputFile
@@ -60,50 +61,44 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     metadata = read_metadata(InputFile(folder / _METADATA))
     reader = _Reader(folder, metadata)
     try:
-        found = find_model(metadata, options)
+        model = find_model(metadata, options)
+        found = Found(_trainer(path, folder, metadata), model.names, Progress())
+        _choose(found, model, reader, options)
     except EmaError as error:
         raise type(error)(f"{path}: {error}", hint=error.hint) from error
-    names, averaged, notes = _choose(path, found, reader, options)
-    if len(names) > MAX_TENSORS:
-        raise CheckpointError(f"{path}: holds {len(names)} tensors; at most {MAX_TENSORS} are read")
-    tensors = {name: metadata.tensor(stored) for name, stored in names.items()}
+    if len(found.tensors) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(found.tensors)} tensors; at most {MAX_TENSORS} are read")
+    tensors = {name: metadata.tensor(str(stored)) for name, stored in found.tensors.items()}
     files = _open_files(folder, tensors)
     progress, sidecars = _sidecar_progress(path, folder)
     left_out = _left_out(path, metadata, options)
-    if found.beside:
-        notes.append(f"tensors beside the model, at {', '.join(found.beside[:4])}, are not taken (--key)")
+    if model.beside:
+        found.notes.append(f"tensors beside the model, at {', '.join(model.beside[:4])}, are not taken (--key)")
+    if left_out:
+        found.notes.append(f"not tensors, left out: {len(left_out)} such as '{left_out[0]}'")
     return Checkpoint(
         name=path.name,
         path=path,
         weights=DcpWeights.of(tensors, files),
         files=(metadata.file, *files.values(), *sidecars),
         format="DCP",
-        trainer=_trainer(path, folder, metadata),
+        trainer=found.trainer,
         progress=progress if progress and progress.clocks else reader.progress(),
-        averaged=averaged,
-        notes=(*notes, *([f"not tensors, left out: {len(left_out)} such as '{left_out[0]}'"] if left_out else [])),
+        averaged=found.averaged,
+        notes=tuple(found.notes),
         left_out=left_out,
     )
 
 
-def _choose(
-    path: Path, found: FoundModel, reader: _Reader, options: ReadOptions
-) -> tuple[dict[str, str], str | None, list[str]]:
-    """Return the tensors to take, why they are averages if they are that unasked, and what to say of it."""
-    averaged = found.averaged or reader.composer_averages()
-    if averaged is None and "n_averaged" in found.names:
-        averaged = AVERAGED_MODEL
+def _choose(found: Found, model: FoundModel, reader: _Reader, options: ReadOptions) -> None:
+    """Settle which of the model's tensors to take: its own, or its averages."""
+    averaged = model.averaged or reader.composer_averages()
     if averaged is not None:
-        if options.weights == "raw":
-            raise RunError(f"{path}: holds no raw weights that can be read: {averaged}", hint="leave out --weights raw")
-        asked = options.weights == "ema"
-        return found.names, None if asked else averaged, [AVERAGED_AGAIN] if asked else []
-    if options.weights == "ema":
-        if not found.averages:
-            raise RunError(f"{path}: holds no averages", hint="leave out --weights ema")
-        return found.averages, None, [AVERAGED_AGAIN]
-    beside = found.averages and options.weights is None
-    return found.names, None, ["raw weights taken; averages lie beside them (--weights ema)"] if beside else []
+        refuse_raw(found, averaged, options)
+    elif model.averages:
+        choose(found, raw=model.names, averages=model.averages, options=options, where=model.averages_at)
+    else:
+        choose_bare(found, options)
 
 
 def _choose_folder(path: Path, options: ReadOptions) -> Path:

@@ -21,6 +21,7 @@ class FoundModel:
 
     names: Names
     averages: Names = field(default_factory=dict)
+    averages_at: str = ""
     averaged: str | None = None
     beside: tuple[str, ...] = ()  # where other tensors stand that could be a model's, and are not taken
 
@@ -56,10 +57,10 @@ def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
     others = tuple(".".join(map(str, other)) or "the top" for other in groups if other != place)
     if place == ():
         names = _unflatten(names, flattened_others)
-    for averaged in (averages, *beside.values()):
+    for where, averaged in [("ema", averages), *((".".join(map(str, at)), each) for at, each in beside.items())]:
         if averaged and averaged.keys() <= names.keys():
             # Not always of buffers: what has no average is taken as it is.
-            return FoundModel(names, {**names, **averaged}, beside=others)
+            return FoundModel(names, {**names, **averaged}, where, beside=others)
     return FoundModel(names, beside=others)
 
 

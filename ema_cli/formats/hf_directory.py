@@ -13,10 +13,10 @@ from ema_cli.checkpoint import MIN_CLOCK, Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError
 from ema_cli.formats import refused, safetensors_file, torch_file
 from ema_cli.formats.adapters import adapter_settings
+from ema_cli.formats.choice import settle_averages
 from ema_cli.formats.json_text import is_cut, parse_json, read_json
 from ema_cli.formats.layouts import ADAPTERS, BASES, MODULES, SHARD, TRAINER_STATE
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import settle_averages
 from ema_cli.formats.shards import is_plain_name, open_index
 from ema_cli.input_file import InputFile
 from ema_cli.units import Unit

@@ -8,9 +8,9 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, UsageError
 from ema_cli.formats import hf_directory
+from ema_cli.formats.choice import AVERAGED_AGAIN
 from ema_cli.formats.layouts import COMPONENTS
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import AVERAGED_AGAIN
 
 _EMA = "_ema"
 

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from ema_cli.checkpoint import MIN_CLOCK, Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, NoWeights, RunError
+from ema_cli.checkpoint import MIN_CLOCK, Clock, Progress
+from ema_cli.errors import CheckpointError, NoWeights
+from ema_cli.formats.choice import Found, Tensors, choose, choose_bare, refuse_raw
 from ema_cli.formats.layouts import COMPOSER, DCP_OTHERS, LAYOUTS, PLAIN, Layout
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickle_values import Inert, Refused, TensorRef
 from ema_cli.formats.whole_module import is_module, module_tensors
 from ema_cli.units import Unit
 
-AVERAGED_AGAIN = "these are averages, which are averaged again"
-AVERAGED_MODEL = "an AveragedModel: 'n_averaged' stands beside its weights"
 EXTRA_STATE = "_extra_state"  # under which a module keeps what only its own code can read
 
 _CLOCK_KEYS = {key for keys in PLAIN.clocks.values() for key in keys}
 _PLAIN_VALUES = (str, int, float, bool, bytes, complex)
 
-Tensors = Mapping[str, object]
 Scalar = Callable[[str, TensorRef], int | float | None]  # reads a tensor of one element
-
-
-@dataclass(slots=True)
-class Found:
-    """What is known of one pickled object: its weights by name, its clocks, what it averaged already."""
-
-    trainer: str | None
-    tensors: Tensors
-    progress: Progress
-    averaged: str | None = None
-    notes: list[str] = field(default_factory=list)
-    left_out: tuple[str, ...] = ()
-    has_raw: bool = False  # beside the averages
 
 
 def find_weights(root: Any, options: ReadOptions, scalar: Scalar) -> Found:
@@ -48,7 +33,7 @@ def find_weights(root: Any, options: ReadOptions, scalar: Scalar) -> Found:
     """
     if is_module(root):
         found = Found(None, module_tensors(root), Progress())
-        _choose_bare(found, options)
+        choose_bare(found, options)
     elif isinstance(root, Inert):
         raise CheckpointError(
             f"a pickled object of class {root.kind}, which is no module of torch's",
@@ -68,24 +53,6 @@ def find_weights(root: Any, options: ReadOptions, scalar: Scalar) -> Found:
     return found
 
 
-def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
-    """Apply the user's --weights to a checkpoint that holds one set of weights, averages if `averaged` says so.
-
-    Raises:
-        RunError: where the other set is asked for. What ema-cli made is refused later, as it is passed over first.
-    """
-    if checkpoint.averaged is None:
-        if options.weights == "ema":
-            raise RunError(f"{checkpoint.path}: holds no averages", hint="leave out --weights ema")
-    elif options.weights == "raw" and checkpoint.recipe is None:
-        raise RunError(
-            f"{checkpoint.path}: holds no raw weights: {checkpoint.averaged}", hint="leave out --weights raw"
-        )
-    elif options.weights == "ema":
-        return replace(checkpoint, averaged=None, notes=(*checkpoint.notes, AVERAGED_AGAIN))
-    return checkpoint
-
-
 def progress_of(root: dict[Any, Any]) -> Progress:
     """Return the clocks in what Lightning, or its Fabric in a loop of one's own, keeps beside the weights."""
     trainer = "Lightning" if "pytorch-lightning_version" in root else None
@@ -101,7 +68,7 @@ def _find(layout: Layout, root: dict[Any, Any], options: ReadOptions, scalar: Sc
     beside = {name: tensors for name in layout.beside if (tensors := _tensors_at(root, name)) is not None}
     if layout is PLAIN and not places and _is_state_dict(root):
         found = Found(None, root, progress)
-        _choose_bare(found, options)
+        choose_bare(found, options)
         return found
     if layout.only_averages:
         return _only_averages(layout, root, places, progress, options)
@@ -118,14 +85,14 @@ def _find(layout: Layout, root: dict[Any, Any], options: ReadOptions, scalar: Sc
     elif layout.raw and isinstance(root.get(layout.raw), dict):
         why = f"{layout.trainer}'s weight averaging was on: '{place}' holds averages"
         raw = _without_prefix(root[layout.raw], layout.raw_prefix)
-        _choose(found, raw=raw, averages=found.tensors, options=options, why=why)
+        choose(found, raw=raw, averages=found.tensors, options=options, why=why)
     elif layout.averaged_if and _dig(root, layout.averaged_if):
-        _refuse_raw(found, f"{layout.trainer} saved its moving average as the model", options)
+        refuse_raw(found, f"{layout.trainer} saved its moving average as the model", options)
     elif beside:
         name = next(iter(beside))
-        _choose(found, raw=found.tensors, averages=beside[name], options=options, where=name)
+        choose(found, raw=found.tensors, averages=beside[name], options=options, where=name)
     else:
-        _choose_bare(found, options)
+        choose_bare(found, options)
     return found
 
 
@@ -158,7 +125,7 @@ def _only_averages(
     if beside:
         name = next(iter(beside))
         found = Found(layout.trainer, beside[name], progress)
-        _refuse_raw(found, f"it holds nothing but averages, in '{name}'", options)
+        refuse_raw(found, f"it holds nothing but averages, in '{name}'", options)
         return found
     for name in layout.weights:
         value = _dig(root, name)
@@ -170,51 +137,12 @@ def _only_averages(
     raise NoWeights(f"no weights in a place we know; it holds {_listed(root)}", hint="say where: --key NAME")
 
 
-def _choose(
-    found: Found, *, raw: Tensors, averages: Tensors, options: ReadOptions, why: str | None = None, where: str = ""
-) -> None:
-    """Take the raw weights, or the averages where the user asked for them; say so where there is a choice.
-
-    `why` says why averages are in the usual place, if they are; else they lie beside the raw weights, in `where`.
-    """
-    if options.weights == "ema":
-        found.tensors = averages
-        found.notes.append(AVERAGED_AGAIN)
-    elif options.weights == "raw":
-        found.tensors = raw
-        if why:
-            found.notes.append("raw weights taken from beside the averages")
-    elif why:
-        found.averaged, found.has_raw = why, True
-    else:
-        found.notes.append(f"raw weights taken; averages lie beside them, in '{where}' (--weights ema)")
-
-
-def _choose_bare(found: Found, options: ReadOptions) -> None:
-    """Settle what the user asks for where there is no choice: one set of weights, averages only as it says itself."""
-    if "n_averaged" not in found.tensors:
-        if options.weights == "ema":
-            raise RunError("holds no averages", hint="leave out --weights ema")
-    else:
-        _refuse_raw(found, AVERAGED_MODEL, options)
-
-
-def _refuse_raw(found: Found, why: str, options: ReadOptions) -> None:
-    """Settle what the user asks for where there are averages, `why` says so, and no raw weights."""
-    if options.weights == "raw":
-        raise RunError(f"holds no raw weights: {why}", hint="leave out --weights raw")
-    if options.weights == "ema":
-        found.notes.append(AVERAGED_AGAIN)
-    else:
-        found.averaged = why
-
-
 def _choose_composer(found: Found, root: dict[Any, Any], options: ReadOptions) -> None:
     """Settle which weights to take from a file of Composer's, whose EMA swaps them with those in its own state."""
     ema = next((part for name, part in _pairs(_dig(root, "state/algorithms")) if name == "EMA"), None)
     store = ema.get("ema_model") if isinstance(ema, dict) else None
     if not isinstance(ema, dict) or not isinstance(store, dict):
-        return _choose_bare(found, options)
+        return choose_bare(found, options)
     other = dict(found.tensors)
     for part in ("named_parameters_dict", "named_buffers_dict"):
         values = store.get(part)
@@ -227,8 +155,8 @@ def _choose_composer(found: Found, root: dict[Any, Any], options: ReadOptions) -
             other[bare] = value
     if ema.get("ema_weights_active") is True:
         why = "Composer's EMA was on: 'state.model' holds averages"
-        return _choose(found, raw=other, averages=found.tensors, options=options, why=why)
-    return _choose(found, raw=found.tensors, averages=other, options=options, where="state.algorithms")
+        return choose(found, raw=other, averages=found.tensors, options=options, why=why)
+    return choose(found, raw=found.tensors, averages=other, options=options, where="state.algorithms")
 
 
 def _progress(layout: Layout, root: dict[Any, Any], scalar: Scalar) -> Progress:

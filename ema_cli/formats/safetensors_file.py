@@ -9,8 +9,8 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, UsageError
 from ema_cli.formats.adapters import header_settings
+from ema_cli.formats.choice import AVERAGED_MODEL, settle_averages
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import AVERAGED_MODEL, settle_averages
 from ema_cli.formats.safetensors import SafetensorsWeights, open_file
 
 METADATA_KEY = "ema_cli"  # under which our own outputs say how they were averaged

@@ -10,9 +10,9 @@ import torch
 
 from ema_cli.errors import CheckpointError, NoWeights, RunError
 from ema_cli.formats import open_checkpoint
+from ema_cli.formats.choice import AVERAGED_AGAIN
 from ema_cli.formats.layouts import PLAIN
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import AVERAGED_AGAIN
 from tests.formats.dcp import Pieces, save_folder
 from tests.formats.test_dcp_directory import OPTIMIZER, OTHER, TITAN, W, clocks, composer, holds, prefixed, refusal
 
@@ -68,7 +68,7 @@ def test_averages_under_the_usual_names(place: str, tmp_path: Path) -> None:
     plain = open_checkpoint(folder)
     assert holds(plain, W)
     if place != "ema":  # torchtitan's, which holds more than tensors of the model's names
-        assert plain.notes == ("raw weights taken; averages lie beside them (--weights ema)",)
+        assert plain.notes == (f"raw weights taken; averages lie beside them, in '{place}' (--weights ema)",)
         assert holds(open_checkpoint(folder, ReadOptions(weights="ema")), OTHER)
 
 
@@ -86,7 +86,7 @@ def test_torchtitans_averages_lie_beside(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "step-8", {**TITAN, "ema": averages})
     plain = open_checkpoint(folder)
     assert holds(plain, W)
-    assert plain.notes == ("raw weights taken; averages lie beside them (--weights ema)",)
+    assert plain.notes == ("raw weights taken; averages lie beside them, in 'ema' (--weights ema)",)
     assert open_checkpoint(folder, ReadOptions(weights="raw")).notes == ()
     chosen = open_checkpoint(folder, ReadOptions(weights="ema"))
     assert holds(chosen, {**W, "layers.0.weight": OTHER["layers.0.weight"]})

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError, UsageError
 from ema_cli.formats import open_checkpoint
+from ema_cli.formats.choice import AVERAGED_AGAIN
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import AVERAGED_AGAIN
 from ema_cli.units import Unit
 from tests.formats.test_contract import read_all, stored_bytes
 

@@ -13,9 +13,10 @@ from torch import nn
 
 from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import open_checkpoint
+from ema_cli.formats.choice import AVERAGED_AGAIN
 from ema_cli.formats.layouts import LAYOUTS, PLAIN
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import AVERAGED_AGAIN, progress_of
+from ema_cli.formats.places import progress_of
 from ema_cli.units import Unit
 from tests.formats.test_places import EMA, OTHER, RAW, holds, lightning, opened, plain_clocks, refusal
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError, RunError, UsageError
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint, pipeline
+from ema_cli.formats.choice import AVERAGED_AGAIN
 from ema_cli.formats.layouts import COMPONENTS
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.places import AVERAGED_AGAIN
 from tests.formats.test_contract import read_all, stored_bytes
 
 
