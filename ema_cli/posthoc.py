@@ -145,7 +145,8 @@ def prepare(plan: Plan, target: Target, *, dtype: DType | None, copy: Sequence[s
 
 def _check_target(plan: Plan, target: Target, *, force: bool) -> None:
     run = [*(each.checkpoint for each in plan.entries), *(each.checkpoint for each in plan.skipped)]
-    check_target(target, [file for each in run for file in each.files], force=force)
+    with output_errors(target.path):
+        check_target(target, [file for each in run for file in each.files], force=force)
 
 
 def refuse_averaged(plan: Plan) -> None:

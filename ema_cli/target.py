@@ -109,7 +109,9 @@ def _check_own(folder: Path) -> None:
 def _own_files(folder: Path) -> set[str]:
     try:
         checkpoint = hf_directory.open_checkpoint(folder, ReadOptions())
-    except CheckpointError:
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):  # nobody knows what is in it
+            raise OutputError(f"{folder}: cannot be looked into: {error}", hint="write elsewhere with -o") from error
         return set()
     if not checkpoint.recipe:
         return set()

@@ -151,7 +151,9 @@ def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str
     if options.component is not None:
         raise UsageError(f"{path}: holds one model, and --component chooses of several", hint=LEAVE_OUT)
     if not found:
-        shard = min(filter(_is_shard, names))
+        shard = min(filter(_is_shard, names), default=None)
+        if shard is None:
+            raise CheckpointError(f"{path}: holds no model")
         index = f"{SHARD.sub('', shard)}.{shard.rpartition('.')[2]}.index.json"
         raise IncompleteCheckpoint(f"{path}: holds shards, but no {index}", hint="its writer did not finish")
     return next(iter(found.items()))
