@@ -30,9 +30,8 @@ def offline() -> Iterator[None]:
 
 
 def require(package: str) -> None:
-    """Skip the test where a package is not installed; a process of its own imports it."""
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"needs {package}")
+    """Fail with the reason where a package is not installed; a process of its own imports it."""
+    assert importlib.util.find_spec(package), f"{package} is missing; make test-trainers installs it"
 
 
 def names(folder: Path) -> set[str]:
