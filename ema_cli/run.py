@@ -20,6 +20,7 @@ from ema_cli.formats.layouts import AVERAGES_FILE, AVERAGES_FOLDER, COPIES
 from ema_cli.formats.options import ReadOptions
 from ema_cli.units import Time, Unit
 
+_IN_AVERAGES = "it is in a folder of averages, by its name"
 _HF_NAME = re.compile(r"(?:^|/)checkpoint-[0-9]+$")
 
 
@@ -110,7 +111,9 @@ def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkp
     without_weights: list[EmaError] = []
     for path in search.paths:
         try:
-            checkpoint = _open_one(path, options, averages=_says_averages(folder))
+            # A run may be called after its averages, as exp_ema; a folder that is just called so holds them.
+            averages = _IN_AVERAGES if folder.absolute().name.lower() == "ema" else None
+            checkpoint = _open_one(path, options, averages=averages)
         except IncompleteCheckpoint as error:
             incomplete.append(error)
             search.pass_over(path, f"half-written: {_without(path, error)}", warn=True)
@@ -178,7 +181,7 @@ def _says_averages(path: Path) -> str | None:
         in_folder = AVERAGES_FOLDER.search(path.parent.name) or path.parent.parent.name.lower() == "ema"
         if AVERAGES_FILE.search(path.name):
             return "its name says averages"
-    return "it is in a folder of averages, by its name" if in_folder else None
+    return _IN_AVERAGES if in_folder else None
 
 
 def _without(path: Path, error: EmaError) -> str:

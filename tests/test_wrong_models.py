@@ -64,6 +64,14 @@ def test_metrics_in_names_are_no_averages(name: str, tmp_path: Path):
     assert [each.name for each in open_run([tmp_path]).checkpoints] == [name]
 
 
+def test_a_run_may_be_called_after_its_averages(tmp_path: Path):
+    """A run in a folder exp_ema is raw as any other; one in a folder that is just called ema is averages."""
+    for name, averaged in (("exp_ema", False), ("ema", True)):
+        write_torch_run(tmp_path / name, [10, 20])
+        found = open_run([tmp_path / name]).checkpoints
+        assert [each.averaged is not None for each in found] == [averaged, averaged]
+
+
 def test_two_models_of_fsdp_ask_which(tmp_path: Path):
     """Of two models that Accelerate saved in one checkpoint, neither is taken for the whole."""
     for number in (0, 1):
