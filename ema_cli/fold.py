@@ -235,21 +235,3 @@ class _Buffers:
         length = count * components(dtype)
         first, second, third = (array.view(work)[:length] for array in self._floats)
         return first, second, third
-
-
-def compare_tensors(one: Checkpoint, other: Checkpoint) -> str | None:
-    """Return the name of the first tensor whose bytes differ, None if all are equal."""
-    if one.weights.specs != other.weights.specs:
-        return next(iter(one.weights.specs.keys() ^ other.weights.specs.keys()), "") or next(
-            name for name, spec in one.weights.specs.items() if other.weights.specs[name] != spec
-        )
-    for name, spec in one.weights.specs.items():
-        step = RANGE_ELEMENTS * spec.dtype.itemsize
-        for start in range(0, spec.nbytes, step):
-            size = min(step, spec.nbytes - start)
-            mine, theirs = bytearray(size), bytearray(size)
-            one.weights.read_into(name, start, memoryview(mine))
-            other.weights.read_into(name, start, memoryview(theirs))
-            if mine != theirs:
-                return name
-    return None

@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
-from ema_cli.errors import OutputError, RunError, VerificationError
-from ema_cli.fold import RANGE_ELEMENTS, Fold, compare_tensors
+from ema_cli.compare import check_alphas, check_twins
+from ema_cli.errors import OutputError, VerificationError
+from ema_cli.fold import RANGE_ELEMENTS, Fold
 from ema_cli.formats.safetensors_file import METADATA_KEY
 from ema_cli.input_file import InputFile
 from ema_cli.layout import OutputFile, lay_out_file, lay_out_shards
@@ -25,7 +26,7 @@ from ema_cli.run import averaged_error, check_same_model
 from ema_cli.side_files import find_side_files, set_config_dtype
 from ema_cli.staging import OutputStream, Staging, output_errors
 from ema_cli.target import Target, check_target
-from ema_cli.tensor_rules import check_averageable, copied_names, is_adapter
+from ema_cli.tensor_rules import check_averageable, copied_names
 
 Report = Callable[[int, int], None]
 _MANY_THREADS = 16
@@ -86,8 +87,8 @@ def average(
     """
     began = time.monotonic()
     output = prepare(plan, target, dtype=dtype, copy=copy, force=force)
-    _compare_twins(plan)
-    _compare_alphas(plan)
+    check_twins(plan)
+    check_alphas(plan)
     checkpoints = [entry.checkpoint for entry in plan.read]
     with Staging(target.path) as staging:
         name = target.path.name
@@ -154,36 +155,6 @@ def refuse_averaged(plan: Plan) -> None:
     for entry in plan.entries:
         if entry.checkpoint.averaged:
             raise averaged_error(entry.checkpoint)
-
-
-def _compare_twins(plan: Plan) -> None:
-    """Check that checkpoints with one clock are one state, saved twice."""
-    for kept, other in plan.twins:
-        different = compare_tensors(kept, other)
-        if different is not None:
-            raise RunError(
-                f"{other.path}: has the same clock as {kept.name}, but '{different}' differs",
-                hint="these are two runs, or two branches of one: name the checkpoints of one",
-            )
-
-
-def _compare_alphas(plan: Plan) -> None:
-    """Check that the scales of a LoRA, which some trainers store as tensors, are those of one adapter."""
-    specs = plan.newest.weights.specs
-    for name in specs if is_adapter(specs) else ():
-        if name.endswith(".alpha") and specs[name].count == 1:
-            found = {_read_bytes(entry.checkpoint, name) for entry in plan.read}
-            if len(found) > 1:
-                raise RunError(
-                    f"{plan.newest.path}: '{name}' is not the same in all checkpoints",
-                    hint="these are adapters of different scales; average those of one",
-                )
-
-
-def _read_bytes(checkpoint: Checkpoint, name: str) -> bytes:
-    stored = bytearray(checkpoint.weights.specs[name].nbytes)
-    checkpoint.weights.read_into(name, 0, memoryview(stored))
-    return bytes(stored)
 
 
 def _output_specs(

@@ -12,7 +12,7 @@ import torch
 
 from ema_cli.checkpoint import DTYPES, Checkpoint, DType, TensorSpec
 from ema_cli.errors import CheckpointError, EmaError, NonFiniteError
-from ema_cli.fold import Fold, compare_tensors
+from ema_cli.fold import Fold
 
 NAMES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16",
@@ -214,16 +214,6 @@ def test_a_failing_read_ends_all_threads():
     with pytest.raises(CheckpointError, match="cannot be read"):
         fold(checkpoints, [0.5, 0.5], threads=4, range_elements=1)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fold")]
-
-
-def test_compare_finds_the_tensor_that_differs():
-    """Two checkpoints are compared to the byte, specs first."""
-    one, other = model(1), model(1)
-    assert compare_tensors(checkpoint(one), checkpoint(other)) is None
-    other["count"][1] += 1
-    assert compare_tensors(checkpoint(one), checkpoint(other)) == "count"
-    del other["mask"]
-    assert compare_tensors(checkpoint(one), checkpoint(other)) == "mask"
 
 
 def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyPatch):
