@@ -26,7 +26,8 @@ def check_alphas(plan: Plan) -> None:
     specs = plan.newest.weights.specs
     for name in specs if is_adapter(specs) else ():
         if name.endswith(".alpha") and specs[name].count == 1:
-            found = {_read_bytes(entry.checkpoint, name) for entry in plan.read}
+            holders = [each.checkpoint for each in plan.read if name in each.checkpoint.weights.specs]
+            found = {_read_bytes(checkpoint, name) for checkpoint in holders}
             if len(found) > 1:
                 raise RunError(
                     f"{plan.newest.path}: '{name}' is not the same in all checkpoints",
