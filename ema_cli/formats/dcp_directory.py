@@ -31,6 +31,7 @@ from ema_cli.formats.layouts import (
     TRAINER_STATE,
     UNFINISHED_MARK,
 )
+from ema_cli.formats.names import names_in
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickle_values import TensorRef
 from ema_cli.formats.places import EXTRA_STATE, progress_of
@@ -117,12 +118,7 @@ def _choose_folder(path: Path, options: ReadOptions) -> Path:
 
 def _find_folders(path: Path) -> list[Path]:
     """Return the folders with shards: this one, or those in it where some trainers put them."""
-    if not path.is_dir():
-        return []
-    try:
-        names = sorted(os.listdir(path))  # noqa: PTH208 - names are all that is needed
-    except OSError:
-        return []  # whoever searches the folder says why
+    names = sorted(names_in(path))
     if _METADATA in names or any(name.endswith(".distcp") for name in names):
         return [path]
     inner = [path / name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in DCP_FOLDERS)]

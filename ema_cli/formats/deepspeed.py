@@ -11,7 +11,9 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError
 from ema_cli.formats import torch_file
 from ema_cli.formats.latest import check_latest
+from ema_cli.formats.names import names_in
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.torch_tensors import TorchFile
 from ema_cli.input_file import InputFile
 
 _MODEL = re.compile(r"^mp_rank_(\d+)_model_states\.pt$")
@@ -52,13 +54,15 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     ):
         if any(pattern.search(name) for name in names):
             raise CheckpointError(f"{path}: a DeepSpeed checkpoint, {what}", hint=hint)
+    files = [InputFile(folder / name) for name in models]
+    opened = [torch_file.open_torch(file) for file in files]
     # The other ranks' files may lie on other machines.
-    ranks = max([len(models), *(_ranks(folder / name) for name in models)])
+    ranks = max([len(models), *map(_ranks, opened)])
     if ranks != 1:
         raise CheckpointError(
             f"{path}: a DeepSpeed checkpoint, cut into {ranks} parts of tensors (tensor parallel)", hint=_UNIVERSAL
         )
-    checkpoint = torch_file.open_checkpoint(folder / models[0], options)
+    checkpoint = torch_file.from_torch(files[0], opened[0], options)
     notes = list(checkpoint.notes)
     dtypes = {spec.dtype.name for spec in checkpoint.weights.specs.values() if spec.dtype.kind == "float"}
     if dtypes <= _LOW and any(map(_MASTERS.search, names)):
@@ -67,10 +71,9 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     return dataclasses.replace(checkpoint, name=path.name, path=path, trainer="DeepSpeed", notes=tuple(notes))
 
 
-def _ranks(path: Path) -> int:
+def _ranks(opened: TorchFile) -> int:
     """Return into how many parts each tensor is cut, as the file says."""
-    root = torch_file.open_torch(InputFile(path)).root
-    ranks = root.get("mp_world_size") if isinstance(root, dict) else None
+    ranks = opened.root.get("mp_world_size") if isinstance(opened.root, dict) else None
     return ranks if type(ranks) is int and 0 < ranks < 1 << 31 else 1
 
 
@@ -80,10 +83,6 @@ def _is_part(path: Path) -> bool:
 
 def _find_folder(path: Path) -> Path | None:
     for folder in (path, path / _INNER):
-        try:
-            names = os.listdir(folder)  # noqa: PTH208 - names are all that is needed
-        except OSError:
-            continue
-        if any(pattern.search(name) for name in names for pattern in (_MODEL, _ZERO_3, _PIPELINE)):
+        if any(pattern.search(name) for name in names_in(folder) for pattern in (_MODEL, _ZERO_3, _PIPELINE)):
             return folder
     return None

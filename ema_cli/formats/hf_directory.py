@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +15,7 @@ from ema_cli.formats.adapters import adapter_settings
 from ema_cli.formats.choice import settle_averages
 from ema_cli.formats.json_text import is_cut, parse_json, read_json
 from ema_cli.formats.layouts import ADAPTERS, BASES, MODULES, SHARD, TRAINER_STATE
+from ema_cli.formats.names import names_in
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.shards import is_plain_name, open_index
 from ema_cli.input_file import InputFile
@@ -29,7 +29,7 @@ _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  #
 
 def matches(path: Path) -> bool:
     """Return whether the folder holds a model, or shards of one."""
-    names = _names(path)
+    names = names_in(path)
     return any(_weights_file(base, names) for base in BASES) or any(map(_is_shard, names))
 
 
@@ -40,7 +40,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         IncompleteCheckpoint: where its writer is not done.
         UsageError: where it holds several models, and `options.component` does not say which.
     """
-    names = _names(path)
+    names = names_in(path)
     base, name = _choose(path, names, options)
     if base == "diffusion_pytorch_model" and _is_ema_model(path):
         return _open_averages(path, name, options)
@@ -119,15 +119,6 @@ def _is_ema_model(path: Path) -> bool:
         return False
     config = read_json(InputFile(path / _CONFIG), _MAX_STATE_BYTES)
     return isinstance(config, dict) and "optimization_step" in config
-
-
-def _names(path: Path) -> set[str]:
-    if not path.is_dir():
-        return set()
-    try:
-        return set(os.listdir(path))  # noqa: PTH208 - names are all that is needed
-    except OSError:
-        return set()  # whoever searches the folder says why
 
 
 def _weights_file(base: str, names: set[str]) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from fractions import Fraction
+from pathlib import Path
 
 from ema_cli.checkpoint import Clock, Progress
 from ema_cli.formats.layouts import (
@@ -29,6 +31,14 @@ def name_clocks(name: str) -> Progress:
             from_zero = Unit.EPOCH in clocks and not COMPOSER_NAME.search(part)
             return Progress(clocks, epoch_origin_unknown=from_zero)
     return Progress()
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names in a folder, none for what is no folder or cannot be listed: whoever searches it says why."""
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
+    except OSError:
+        return set()
 
 
 def is_weights_name(name: str) -> bool:

@@ -37,7 +37,12 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
             hint="put the parts together first, with your trainer's own tools",
         )
     file = InputFile(path)
-    opened = open_torch(file)
+    return from_torch(file, open_torch(file), options)
+
+
+def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Checkpoint:
+    """Return the checkpoint in a file that is open already."""
+    path = file.path
     if MEGATRON_PART.search(path.parent.name) and _is_megatron_part(path, opened.root):
         raise CheckpointError(
             f"{path}: is one rank's part of a model of Megatron's",
