@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.plan import Plan
@@ -17,13 +17,18 @@ from ema_cli.units import Time, Unit
 if TYPE_CHECKING:
     from ema_cli.posthoc import Output, Result  # which import numpy: not for `inspect`
 
+_T = TypeVar("_T")
+
 
 def run_facts(run: Run) -> dict[str, Any]:
     """Return what is known of a run without a plan."""
     common = _common_specs(run.checkpoints)
     return {
         "path": (run.checkpoints[0].path if len(run.checkpoints) == 1 else run.root).as_posix(),
-        "checkpoints": [checkpoint_facts(each) for each in run.checkpoints],
+        "checkpoints": [
+            checkpoint_facts(each, sizes)
+            for each, sizes in zip(run.checkpoints, _by_specs(run.checkpoints, _sizes), strict=True)
+        ],
         "units": [str(unit) for unit in run.units],
         "spacing": _spacing_facts(run),
         "tensors": tensor_totals(common),
@@ -34,8 +39,8 @@ def run_facts(run: Run) -> dict[str, Any]:
     }
 
 
-def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what is known of one checkpoint."""
+def checkpoint_facts(checkpoint: Checkpoint, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of one checkpoint, with the `sizes` of its tensors."""
     return {
         "name": checkpoint.name,
         "format": checkpoint.format,
@@ -44,8 +49,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
             str(unit): {"value": number(clock.value), "from": clock.source}
             for unit, clock in sorted(checkpoint.progress.clocks.items())
         },
-        "bytes": checkpoint.nbytes,
-        "dtypes": dict(sorted(Counter(spec.dtype.name for spec in checkpoint.weights.specs.values()).items())),
+        **sizes,
         "averaged_already": checkpoint.averaged,
         "notes": list(checkpoint.notes),
     }
@@ -134,7 +138,11 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
         if each.averaged and not told
     ]
     noted = [(note, each.name) for each in checkpoints for note in each.notes]
-    noted += [(note, each.name) for each in checkpoints for note in tensor_notes(each.weights.specs)]
+    noted += [
+        (note, each.name)
+        for each, notes in zip(checkpoints, _by_specs(checkpoints, tensor_notes), strict=True)
+        for note in notes
+    ]
     found += [f"{names}: {text}" for text, names in _grouped([*averaged, *noted])]
     return found
 
@@ -161,6 +169,20 @@ def _grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         (text, group[0] if len(group) == 1 else f"{group[0]} and {len(group) - 1} more")
         for text, group in names.items()
     ]
+
+
+def _by_specs(checkpoints: Sequence[Checkpoint], function: Callable[[Mapping[str, TensorSpec]], _T]) -> list[_T]:
+    """Return `function` of each checkpoint's specs, called once for those that share theirs, as most do."""
+    distinct = {id(each.weights.specs): each.weights.specs for each in checkpoints}
+    found = {key: function(specs) for key, specs in distinct.items()}
+    return [found[id(each.weights.specs)] for each in checkpoints]
+
+
+def _sizes(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    return {
+        "bytes": sum(spec.nbytes for spec in specs.values()),
+        "dtypes": dict(sorted(Counter(spec.dtype.name for spec in specs.values()).items())),
+    }
 
 
 def _common_specs(checkpoints: Sequence[Checkpoint]) -> Mapping[str, TensorSpec]:

@@ -35,6 +35,14 @@ def test_gaps_are_listed(tmp_path: Path):
     assert spacing_of(tmp_path, [10, 20, 50, 60]) == {"usual": "10ba", "regular": False, "gaps": [gap]}
 
 
+def test_what_checkpoints_share_is_looked_at_once(tmp_path: Path):
+    """A thousand checkpoints of one model cost no more than one: facts on specs are found once for each table."""
+    write_torch_run(tmp_path, [1, 2, 3])
+    seen: list[object] = []
+    found = facts._by_specs(open_run([tmp_path]).checkpoints, lambda specs: seen.append(specs) or len(specs))
+    assert (len(set(found)), len(found), len(seen)) == (1, 3, 1)
+
+
 def test_totals_are_of_the_tensors_in_common(tmp_path: Path):
     """What only some checkpoints have is a difference, not a total."""
     write_torch_run(tmp_path, [1, 2])
