@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NoReturn
 
@@ -31,8 +32,23 @@ def read_json(file: InputFile, max_bytes: int) -> Any:
         raise kind(f"{file.path}: not valid JSON: {error}") from error
 
 
-def parse_json(text: bytes, *, constants: bool = False) -> Any:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict; raise a ValueError for a key that stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, _ in pairs:
+            if name not in found:
+                raise ValueError(f"the key {name[:200]!r} stands twice")
+            del found[name]
+    return found
+
+
+def parse_json(
+    text: bytes, *, constants: bool = False, objects: Callable[[list[tuple[str, Any]]], Any] = unique
+) -> Any:
     """Return the value of UTF-8 JSON `text`; decimals come as exact `Fraction`s.
+
+    `objects` makes of an object's pairs what stands for it.
 
     Raises:
         ValueError: for what is not strict JSON, and for duplicate keys (parsers differ on which one wins).
@@ -42,7 +58,7 @@ def parse_json(text: bytes, *, constants: bool = False) -> Any:
     try:
         return json.loads(
             text.decode("utf-8"),
-            object_pairs_hook=_unique,
+            object_pairs_hook=objects,
             parse_float=_exact,
             parse_constant=_no_value if constants else _refuse_constant,
         )
@@ -53,15 +69,6 @@ def parse_json(text: bytes, *, constants: bool = False) -> Any:
 def is_cut(text: bytes) -> bool:
     """Return whether a JSON object that does not parse looks half-written rather than damaged."""
     return text.count(b"{") > text.count(b"}") or not text.rstrip().endswith(b"}")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the key {name[:200]!r} stands twice")
-        found[name] = value
-    return found
 
 
 def _exact(text: str) -> Fraction:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ema_cli.checkpoint import DTYPES, MAX_NAME_CHARS, MAX_TENSORS, DType, TensorSpec, Weights
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
-from ema_cli.formats.json_text import parse_json
+from ema_cli.formats.json_text import parse_json, unique
+from ema_cli.formats.specs import SpecTable
 from ema_cli.input_file import InputFile
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
@@ -21,7 +24,7 @@ _MAX_ELEMENTS = 1 << 62
 _MAX_DIMENSIONS = 64  # as in torch and numpy
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class SafetensorsWeights:
     """The tensors of one safetensors file."""
 
@@ -61,6 +64,10 @@ def open_file(path: Path) -> SafetensorsWeights:
     return _read_header(file)
 
 
+# What was read last with a header of that digest, while anybody uses it: in a run most headers are equal.
+_in_use: WeakValueDictionary[bytes, SafetensorsWeights] = WeakValueDictionary()
+
+
 def _read_header(file: InputFile) -> SafetensorsWeights:
     path = file.path
     if file.size < 8:
@@ -71,25 +78,54 @@ def _read_header(file: InputFile) -> SafetensorsWeights:
     if 8 + length > file.size:
         raise IncompleteCheckpoint(f"{path}: cut short: its header takes {length} bytes of {file.size}")
     text = file.read(8, length)
+    digest = blake2b(text).digest()
+    known = _in_use.get(digest)
+    # A header says how long its file is, so that an equal one is good in a file of the same size and in no other.
+    if known is not None and known.file.size == file.size:
+        weights = replace(known, file=file)
+    else:
+        weights = _parse_header(file, text)
+    _in_use[digest] = weights
+    return weights
+
+
+def _parse_header(file: InputFile, text: bytes) -> SafetensorsWeights:
+    path = file.path
     if not text.startswith(b"{"):
         raise CheckpointError(f"{path}: not a safetensors file: its header does not begin with '{{'")
+    table = SpecTable()
+
+    def compact(pairs: list[tuple[str, Any]]) -> Any:
+        # While it is parsed: the dicts and lists of a hundred thousand entries would take ten times what is kept.
+        entry = unique(pairs)
+        try:
+            return _read_entry(entry, table)
+        except _WrongEntry:
+            return entry  # the metadata, or the header itself; else it is said below, with its name
+
     try:
-        header = parse_json(text)
+        header = parse_json(text, objects=compact)
     except ValueError as error:
         raise CheckpointError(f"{path}: the header is not valid: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is the entry of one tensor, without its name")
     metadata = _metadata(path, header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"{path}: holds {len(header)} tensors; at most {MAX_TENSORS} are read")
     specs: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
     for name in list(header):
-        entry = header.pop(name)  # a hundred thousand parsed entries would be in the way of what is kept
+        entry = header.pop(name)
+        _check_name(path, name)
         name = sys.intern(name)  # one copy of each name, however many checkpoints have it
-        specs[name], begin, end = _read_entry(path, name, entry)
+        try:
+            specs[name], begin, end = entry if isinstance(entry, tuple) else _read_entry(entry, table)
+        except _WrongEntry as error:
+            raise CheckpointError(f"{path}: '{name}' {error}", hint=error.hint) from None
         spans.append((begin, end, name))
-    _check_contiguous(file, 8 + length, spans)
+    _check_contiguous(file, 8 + len(text), spans)
     offsets = {name: begin for begin, _, name in spans}
-    return SafetensorsWeights(specs, offsets, 8 + length, file, metadata)
+    return SafetensorsWeights(specs, offsets, 8 + len(text), file, metadata)
 
 
 def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:
@@ -98,24 +134,36 @@ def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:
     return metadata
 
 
-def _read_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
+def _check_name(path: Path, name: str) -> None:
     if len(name) > MAX_NAME_CHARS:
         raise CheckpointError(f"{path}: '{name[:40]}...' is a name of {len(name)} characters")
     try:
         name.encode()
     except UnicodeEncodeError:
         raise CheckpointError(f"{path}: the tensor name '{name}' is not valid text") from None
+
+
+class _WrongEntry(Exception):
+    """What is wrong with a tensor's entry, said without its name."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def _read_entry(entry: Any, table: SpecTable) -> tuple[TensorSpec, int, int]:
+    """Return the spec, and where the bytes begin and end."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{path}: '{name}' needs exactly dtype, shape and data_offsets")
+        raise _WrongEntry("needs exactly dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _counts(shape) or len(shape) > _MAX_DIMENSIONS or not _counts(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{path}: '{name}' has a shape or offsets that are not counts")
-    spec = TensorSpec(_dtype(path, name, entry["dtype"]), tuple(shape))
+        raise _WrongEntry("has a shape or offsets that are not counts")
+    spec = table.spec(_dtype(entry["dtype"]), tuple(shape))
     begin, end = offsets
     if spec.count * spec.dtype.bits % 8:
-        raise CheckpointError(f"{path}: '{name}' is {spec}, which is no whole number of bytes")
+        raise _WrongEntry(f"is {spec}, which is no whole number of bytes")
     if spec.count > _MAX_ELEMENTS or end - begin != spec.nbytes:
-        raise CheckpointError(f"{path}: '{name}' is {spec}, {spec.nbytes} bytes, but has {end - begin}")
+        raise _WrongEntry(f"is {spec}, {spec.nbytes} bytes, but has {end - begin}")
     return spec, begin, end
 
 
@@ -123,12 +171,11 @@ def _counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
-def _dtype(path: Path, name: str, dtype: Any) -> DType:
+def _dtype(dtype: Any) -> DType:
     found = DTYPES.get(dtype) if isinstance(dtype, str) else None
     if found is None or found.name == "C128":  # ours, not safetensors'
-        raise CheckpointError(
-            f"{path}: '{name}' has dtype {str(dtype)[:40]}, which is unknown",
-            hint="average the run's full-precision checkpoints",
+        raise _WrongEntry(
+            f"has dtype {str(dtype)[:40]}, which is unknown", hint="average the run's full-precision checkpoints"
         )
     return found
 

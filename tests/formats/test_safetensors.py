@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError, UsageError
-from ema_cli.formats import open_checkpoint
+from ema_cli.formats import open_checkpoint, safetensors
 from ema_cli.formats.options import ReadOptions
 from tests.formats.test_contract import read_all
 
@@ -49,6 +50,8 @@ def entry(**changes: Any) -> bytes:
 BAD_HEADERS: dict[str, tuple[bytes, str]] = {
     "a space first": (b" " + entry(), "does not begin with '{'"),
     "a list": (b'["w"]', "does not begin with '{'"),
+    "an entry without its name": (json.dumps(W).encode(), "is the entry of one tensor, without its name"),
+    "metadata as an entry": (entry()[:-1] + b',"__metadata__":%b}' % json.dumps(W).encode(), "does not map text to"),
     "a byte order mark": (b"\xef\xbb\xbf" + entry(), "does not begin with '{'"),
     "empty": (b"", "does not begin with '{'"),
     "no JSON": (b"{" + b"w" * 20, "not valid"),
@@ -163,6 +166,39 @@ def test_bytes_that_follow_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(save({"w": torch.ones(7)}) + b"\0")
     assert str(refusal(path)) == f"{path}: 1 bytes follow the last tensor"
+
+
+def test_equal_headers_are_parsed_once(tmp_path: Path) -> None:
+    """Files with equal headers share their tables, and each is read from its own bytes."""
+    one = open_checkpoint(raw(tmp_path / "1.safetensors", entry(), b"abcdefgh")).weights
+    other = open_checkpoint(raw(tmp_path / "2.safetensors", entry(), b"ijklmnop")).weights
+    assert one.specs is other.specs
+    assert (read_all(one), read_all(other)) == ({"w": b"abcdefgh"}, {"w": b"ijklmnop"})
+
+
+def test_an_equal_header_in_a_file_of_another_size_is_no_excuse(tmp_path: Path) -> None:
+    """What was read with a header does not make a file good that has the same header and other bytes behind it."""
+    good = open_checkpoint(raw(tmp_path / "good.safetensors", entry()))
+    assert type(refusal(raw(tmp_path / "short.safetensors", entry(), bytes(7)))) is IncompleteCheckpoint
+    assert "1 bytes follow" in str(refusal(raw(tmp_path / "long.safetensors", entry(), bytes(9))))
+    assert good.weights.specs
+
+
+def test_headers_are_forgotten_with_their_checkpoints(tmp_path: Path) -> None:
+    """Nothing grows with the number of files that were read: tables are shared while they are in use."""
+    before = len(safetensors._in_use)
+    for number in range(1, 10):
+        header = entry(shape=[number, 0], data_offsets=[0, 0])
+        open_checkpoint(raw(tmp_path / f"{number}.safetensors", header, b""))
+    gc.collect()
+    assert len(safetensors._in_use) <= before
+
+
+def test_equal_specs_are_one_object(tmp_path: Path) -> None:
+    """A hundred thousand tensors of a few shapes need a few specs."""
+    path = tmp_path / "a.safetensors"
+    save_file({f"{number}.weight": torch.zeros(number % 2 + 1) for number in range(10)}, path)
+    assert len({id(spec) for spec in open_checkpoint(path).weights.specs.values()}) == 2
 
 
 def test_a_pickles_key_makes_no_sense_here(tmp_path: Path) -> None:
