@@ -196,9 +196,14 @@ def _drop_unmarked(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[Pas
 
     if not any(map(has_state, opened)):
         return opened, []
-    kept = [each for each in opened if has_state(each) or not _HF_NAME.search(each.name)]
+    kept: list[Checkpoint] = []
+    dropped: list[PassedOver] = []
     reason = "half-written: its trainer_state.json, which is written last, is missing"
-    dropped = [PassedOver(each.name, reason, warn=True) for each in opened if each not in kept]
+    for each in opened:
+        if has_state(each) or not _HF_NAME.search(each.name):
+            kept.append(each)
+        else:
+            dropped.append(PassedOver(each.name, reason, warn=True))
     return kept, dropped
 
 

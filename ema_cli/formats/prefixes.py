@@ -49,6 +49,8 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
         CheckpointError: where two names become one.
     """
     weights = checkpoint.weights
+    if not _may_have_prefix(weights.specs):
+        return checkpoint
     stored: dict[str, str] = {}
     removed: dict[str, None] = {}
     for name, bare in zip(weights.specs, _bare_names(weights.specs, removed), strict=True):
@@ -63,6 +65,12 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
     renamed = Renamed({name: weights.specs[old] for name, old in stored.items()}, stored, weights)
     note = f"prefixes removed from names: {', '.join(removed)} (--keep-prefix keeps them)"
     return replace(checkpoint, weights=renamed, notes=(*checkpoint.notes, note))
+
+
+def _may_have_prefix(names: Iterable[str]) -> bool:
+    """Return False where no name can have a prefix: quick, as most models are bare."""
+    text = "\n".join(names)
+    return text.startswith(OUTER_PREFIXES) or any(prefix in text for prefix in PREFIXES)
 
 
 def _bare_names(names: Iterable[str], removed: dict[str, None]) -> list[str]:

@@ -21,6 +21,13 @@ def opened(folder: Path, names: list[str], *, keep: bool = False) -> Checkpoint:
     return open_checkpoint(folder / "a.pt", ReadOptions(keep_prefix=keep))
 
 
+def test_names_that_only_look_like_wrappers_stay(tmp_path: Path) -> None:
+    """A prefix within a part of a name, or before some of the names, is the model's own."""
+    names = ["module.a", "b_orig_mod.c", "\nmodule.d"]
+    checkpoint = opened(tmp_path, names)
+    assert (list(checkpoint.weights.specs), checkpoint.notes) == (names, ())
+
+
 # Names as saved -> names of the bare model, and what is said to be removed.
 CASES: dict[str, tuple[list[str], list[str], str]] = {
     "torch.compile": (["_orig_mod.a.w", "_orig_mod.b"], ["a.w", "b"], "_orig_mod."),
