@@ -1,8 +1,12 @@
-"""From stored bytes to floats and back, and the average of one range. The only arithmetic on tensors.
+"""From stored bytes to floats and back, and the sum of products in between. The only arithmetic on tensors.
 
-Reproducible to the bit on every x86 processor: subtract, multiply and add stay separate ufuncs (a fused
-multiply-add rounds differently, and so does a sum whose order depends on the machine), and each element is
-computed alone, so that the size of a range does not matter.
+Reproducible to the bit on every x86 processor: multiply and add stay apart (a fused multiply-add rounds
+differently, and so does a sum whose order depends on the machine), checkpoints are added one after another, from the
+newest to the oldest, and each element is computed alone: the size of a block does not matter.
+
+Two bfloat16 numbers that lie side by side are taken apart with a shift and a mask, which is several times faster than
+any conversion of single ones. Floats of such a block are in the order of `unpaired`: first all even elements, then
+all odd ones.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ _OVERFLOW = {
     "F16": 65520.0,
 }
 _STORED = {"F64": "<f8", "C128": "<f8", "F32": "<f4", "C64": "<f4", "F16": "<f2"}  # numpy's name; it has no BF16
+_HIGH = np.uint32(0xFFFF0000)
 
 
 def work_dtype(dtypes: Sequence[DType]) -> np.dtype[Any]:
@@ -37,7 +42,7 @@ def work_dtype(dtypes: Sequence[DType]) -> np.dtype[Any]:
 
 def is_stored_as(dtype: DType, work: np.dtype[Any]) -> bool:
     """Return whether numbers of `dtype` are stored as arrays of `work` hold them."""
-    return {"F64": "float64", "C128": "float64", "F32": "float32", "C64": "float32"}.get(dtype.name) == work.name
+    return dtype.kind in ("float", "complex") and dtype.bits // components(dtype) == work.itemsize * 8
 
 
 def components(dtype: DType) -> int:
@@ -52,7 +57,7 @@ def overflow_limit(dtype: DType, work: np.dtype[Any]) -> float:
 
 
 def decode(dtype: DType, raw: NDArray[np.uint8], out: Floats) -> None:
-    """Convert stored numbers to `out`, exactly."""
+    """Convert stored numbers to `out`, exactly and in their order."""
     if dtype.name != "BF16":
         np.copyto(out, raw.view(_STORED[dtype.name]))
     elif out.dtype == np.float64:
@@ -63,27 +68,133 @@ def decode(dtype: DType, raw: NDArray[np.uint8], out: Floats) -> None:
         np.left_shift(bits, 16, out=bits)
 
 
-def encode(dtype: DType, values: Floats) -> memoryview:
-    """Round `values` once, to nearest and ties to even, and return the bytes to store."""
+def decode_pairs(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Convert rows of bfloat16, of an even number each, to rows of floats: even elements first, then odd ones."""
+    pairs, bits = raw.view("<u4"), out.view(np.uint32)
+    half = pairs.shape[-1]
+    np.left_shift(pairs, 16, out=bits[..., :half])
+    np.bitwise_and(pairs, _HIGH, out=bits[..., half:])
+
+
+def unpaired(index: int, length: int) -> int:
+    """Return which element is at `index` of `length` floats that `decode_pairs` made."""
+    half = length // 2
+    return 2 * index if index < half else 2 * (index - half) + 1
+
+
+def sum_products(factors: Floats, rows: Floats, out: Floats) -> None:
+    """Set `out` to the sum of factors[k] * rows[k], added in that order, multiply and add each rounded.
+
+    factors: [K]; rows: [K, n]; out: [n], n at least 2. One call for many rows: einsum's loop over a row multiplies
+    and adds in one pass over memory.
+    """
+    if _EINSUM_IS_PLAIN:
+        np.einsum("k,kn->n", factors, rows, out=out)
+        return
+    out.fill(0)
+    product = np.empty_like(out)
+    for factor, row in zip(factors, rows, strict=True):
+        np.multiply(row, factor, out=product)
+        np.add(out, product, out=out)
+
+
+def _is_einsum_plain() -> bool:
+    """Return whether einsum multiplies and adds apart, row after row, as numpy's own builds for x86 do.
+
+    Where numpy is compiled for processors that fuse the two, or orders rows otherwise, other sums come out here.
+    """
+    dtypes: tuple[tuple[type[np.floating[Any]], int], ...] = ((np.float32, 24), (np.float64, 53))
+    for dtype, bits in dtypes:
+        near_one = dtype(1 + 2.0 ** -(bits // 2 + 1))  # its square has more bits than fit
+        # Each comes to 0, but for what a fused step keeps, or what another order does not lose.
+        for terms in (((1.0, -near_one * near_one), (near_one, near_one)), ((1, 2.0**bits), (1, 1), (1, -(2.0**bits)))):
+            factors, values = np.array(terms, dtype=dtype).T
+            out = np.ones(37, dtype=dtype)
+            np.einsum("k,kn->n", factors, values[:, None].repeat(37, axis=1), out=out)
+            if out.any():
+                return False
+    return True
+
+
+_EINSUM_IS_PLAIN = _is_einsum_plain()
+
+
+def keep_zeros(average: Floats, newest: Floats) -> None:
+    """Give zeros the sign that the newest checkpoint's have: a sum that begins with 0.0 cannot come to -0.0."""
+    if not average.all():
+        np.copyto(average, newest, where=(average == 0) & (newest == 0))
+
+
+def is_within(values: Floats, limit: float) -> bool:
+    """Return whether all values are finite, and below `limit` in magnitude."""
+    return len(values) == 0 or bool(values.min() > -limit and values.max() < limit)
+
+
+def settle_non_finite(
+    load: Callable[[int], Floats], weights: Sequence[float], average: Floats, limit: float
+) -> tuple[int, int] | None:
+    """Mend in `average` what only looked non-finite; return where it truly is: (checkpoint, index).
+
+    `load(k)` returns the values of checkpoint k, oldest first, where `weights` is not 0; the newest of those is the
+    reference. Mended are infinities that are equal in all of them (an attention mask), and sums that overflowed
+    although the average does not. The checkpoint is -1 where only the average is too large for its dtype. With
+    several such elements the first is returned; all hold their IEEE value afterwards.
+    """
+    wrong = np.flatnonzero(~(np.abs(average) < limit))
+    entering = [number for number, weight in enumerate(weights) if weight]
+    newest = load(entering[-1])[wrong].astype(np.float64)
+    exact, same = np.zeros(len(wrong)), np.ones(len(wrong), dtype=bool)
+    culprit = np.full(len(wrong), -1)
+    for number in entering:
+        values = load(number)[wrong].astype(np.float64)
+        exact += weights[number] * values
+        same &= values == newest
+        culprit[(culprit < 0) & ~np.isfinite(values)] = number
+    exact[same] = newest[same]
+    average[wrong] = exact.astype(average.dtype)
+    # Finite and equal everywhere can still be too large for a narrower output.
+    still = ~(same & np.isinf(newest)) & ~(np.abs(average[wrong]) < limit)
+    if not still.any():
+        return None
+    first = int(np.flatnonzero(still)[0])
+    return int(culprit[first]), int(wrong[first])
+
+
+def encode(dtype: DType, values: Floats, *, paired: bool = False, numbers: bool = False) -> memoryview:
+    """Round `values` once, to nearest and ties to even, and return the bytes to store, in the elements' order.
+
+    `paired`: the values are in the order of `decode_pairs`. `numbers`: there is no NaN among them.
+    """
     if dtype.name == "BF16":
-        return _round_to_bf16(values).data.cast("B")
+        if values.dtype == np.float64:
+            values = _round_to_odd(values)
+        bits = _round_to_16_bits(values, numbers=numbers)
+        if not paired:
+            return (bits >> np.uint32(16)).astype("<u2").data.cast("B")
+        even, odd = bits[: len(bits) // 2], bits[len(bits) // 2 :]
+        even >>= np.uint32(16)
+        odd &= _HIGH
+        even |= odd
+        return even.data.cast("B")
+    if paired:
+        ordered = np.empty_like(values)
+        ordered[0::2], ordered[1::2] = values[: len(values) // 2], values[len(values) // 2 :]
+        values = ordered
     return np.ascontiguousarray(values, dtype=_STORED[dtype.name]).data.cast("B")
 
 
-def _round_to_bf16(values: Floats) -> NDArray[np.uint16]:
-    if values.dtype == np.float64:
-        values = _round_to_odd(values)
+def _round_to_16_bits(values: NDArray[np.float32], *, numbers: bool) -> NDArray[np.uint32]:
+    """Return the bits of `values`, rounded so that the upper half of each is a bfloat16."""
     bits = values.view(np.uint32)
     rounded = bits >> np.uint32(16)
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
     rounded += bits
-    rounded >>= np.uint32(16)
-    nan = np.isnan(values)
-    if nan.any():
+    if not numbers:
         # Rounding could carry a NaN over into a number; keep sign and upper payload, and make it quiet.
-        rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)
-    return rounded.astype("<u2")
+        nan = np.isnan(values)
+        rounded[nan] = bits[nan] | np.uint32(0x400000)
+    return rounded
 
 
 def _round_to_odd(values: Floats) -> NDArray[np.float32]:
@@ -94,64 +205,3 @@ def _round_to_odd(values: Floats) -> NDArray[np.float32]:
     bits -= (np.abs(back) > np.abs(values)).astype(np.uint32)
     bits |= (back != values).astype(np.uint32)
     return nearest
-
-
-def weighted_average(
-    load: Callable[[int, Floats], None], weights: Sequence[float], buffers: tuple[Floats, Floats, Floats]
-) -> Floats:
-    """Return the average of one range over all checkpoints; the last weight is implied by the sum 1.
-
-    `load(k, out)` fills `out` with the range from checkpoint k, oldest first. The average is written as
-    newest + sum w_k (x_k - newest): where all are equal it is exactly that value, and for neighbours, which
-    checkpoints are, the difference is exact, so that little is lost. Not finite where an input or a difference
-    is not: see `settle_non_finite`.
-    """
-    newest, total, other = buffers
-    load(len(weights) - 1, newest)
-    total.fill(0)
-    for number, weight in enumerate(weights[:-1]):
-        load(number, other)
-        np.subtract(other, newest, out=other)
-        np.multiply(other, other.dtype.type(weight), out=other)
-        np.add(total, other, out=total)
-    unmoved = total == 0
-    np.add(newest, total, out=total)
-    # -0.0 + 0.0 is 0.0: what did not move keeps its very bits.
-    np.copyto(total, newest, where=unmoved)
-    return total
-
-
-def is_within(values: Floats, limit: float) -> bool:
-    """Return whether all values are finite, and below `limit` in magnitude."""
-    return len(values) == 0 or bool(values.min() > -limit and values.max() < limit)
-
-
-def settle_non_finite(
-    load: Callable[[int, Floats], None], weights: Sequence[float], average: Floats, limit: float
-) -> tuple[int, int] | None:
-    """Mend in `average` what only looked non-finite; return where it truly is: (checkpoint, element).
-
-    Mended are infinities that are equal in all checkpoints (an attention mask), and differences that overflowed
-    although the average does not. The checkpoint is -1 where only the average is too large for its dtype. With
-    several such elements the first is returned; all hold their IEEE value afterwards.
-    """
-    wrong = np.flatnonzero(~(np.abs(average) < limit))
-    values = np.empty((len(weights), len(wrong)), dtype=np.float64)
-    column = np.empty_like(average)
-    for number in range(len(weights)):
-        load(number, column)
-        values[number] = column[wrong]
-    exact = np.zeros(len(wrong))
-    for weight, row in zip(weights, values, strict=True):
-        exact += weight * row
-    same = np.all(values == values[-1], axis=0)
-    exact[same] = values[-1][same]
-    average[wrong] = exact.astype(average.dtype)
-    still = ~same & ~(np.abs(average[wrong]) < limit)
-    # Finite and equal everywhere, but too large for a narrower output.
-    still |= same & np.isfinite(values[-1]) & ~(np.abs(average[wrong]) < limit)
-    if not still.any():
-        return None
-    first = int(np.flatnonzero(still)[0])
-    culprits = np.flatnonzero(~np.isfinite(values[:, first]))
-    return (int(culprits[0]) if len(culprits) else -1, int(wrong[first]))

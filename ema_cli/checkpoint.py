@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ema_cli.input_file import InputFile
+from ema_cli.input_file import ByteSource, InputFile
 from ema_cli.units import Unit
 
 MAX_TENSORS = 1 << 19  # in one checkpoint; the largest models have a third of that
@@ -130,6 +130,9 @@ class Weights(Protocol):
 
     def place(self, name: str) -> Hashable:
         """Return where the bytes of tensor `name` lie; tensors with equal places share them."""
+
+    def locate(self, name: str) -> tuple[ByteSource, int] | None:
+        """Return the file in which the bytes of tensor `name` lie in C order, and the first; None if they do not."""
 
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""

@@ -1,58 +1,76 @@
-"""Bring checkpoints into the average, range by range: read, multiply, add, round, write, forget.
+"""Bring checkpoints into the averages, block by block: read, multiply, add, round, write, forget.
 
-Memory is a few small buffers for each thread, whatever the number and size of the checkpoints. Ranges are
-independent of each other, and every byte that enters is read once.
+Memory is a few buffers for each thread, whatever the number and size of the checkpoints. Blocks are independent of
+each other, and every byte that enters is read once, however many averages are made of it.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ema_cli.arithmetic import (
     Floats,
     components,
     decode,
+    decode_pairs,
     encode,
     is_stored_as,
     is_within,
+    keep_zeros,
     overflow_limit,
     settle_non_finite,
-    weighted_average,
+    sum_products,
+    unpaired,
     work_dtype,
 )
-from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
+from ema_cli.blocks import Block, make_blocks, make_groups, read_pieces
+from ema_cli.buffers import Buffers, BufferSizes, Views
+from ema_cli.checkpoint import Checkpoint, DType
 from ema_cli.errors import EmaError, NonFiniteError
 
-RANGE_ELEMENTS = 1 << 17
-_REPORT_SECONDS = 0.1
+_TICK_SECONDS = 0.1
+_SLOW_READ_SECONDS = 1e-3  # ten times what a read from the page cache takes, of the largest block
 
-Write = Callable[[str, int, memoryview], None]
+# Takes parts of one output, (name, first byte in the tensor, size) each, and their bytes one after another.
+Write = Callable[[Sequence[tuple[str, int, int]], memoryview], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Tensor names that share their bytes in every checkpoint, to be folded once; `spec` is the newest checkpoint's."""
+class Average:
+    """One average to make: a weight for each checkpoint of the fold, oldest first, with sum 1, and where it goes.
 
-    names: tuple[str, ...]
-    spec: TensorSpec
-    target: DType
-    averaged: bool
+    A checkpoint of weight 0 does not enter; the newest that enters gives integers.
+    """
+
+    weights: Sequence[float]
+    write: Write
+    newest: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        newest = max(number for number, weight in enumerate(self.weights) if weight)
+        object.__setattr__(self, "newest", newest)
 
 
 @dataclass(slots=True)
 class Fold:
-    """The average of `checkpoints`, oldest first, with `weights` that sum to 1.
+    """The averages of `checkpoints`, oldest first: all of them in one pass.
 
-    `targets` gives the output dtype of each tensor by name; those in `copied` come from the newest checkpoint, as do
-    integers. Float dtypes may differ between checkpoints. `write(name, start, data)` is called once for
-    each range of each output tensor, from several threads. `non_finite` lists the tensors in which NaN or
-    infinity was let through.
+    `targets` gives the output dtype of each tensor by name, in the order in which the outputs hold them; those in
+    `copied` come from the newest checkpoint, as do integers. Float dtypes may differ between checkpoints. `write` of
+    each average is called once for each block of its output, from several threads. `non_finite` lists the tensors in
+    which NaN or infinity was let through.
+
+    An average is newest + sum w_k (x_k - newest): where all are equal it is exactly that value, and for neighbours,
+    which checkpoints are, the difference is exact, so that little is lost. Where bfloat16 is averaged to bfloat16 it
+    is the plain sum w_k x_k in float32: its error of some 1e-7 is far from showing after the rounding, and for equal
+    values never does.
 
     Raises:
         NonFiniteError: unless `allow_non_finite`; names checkpoint and tensor.
@@ -60,156 +78,214 @@ class Fold:
     """
 
     checkpoints: Sequence[Checkpoint]
-    weights: Sequence[float]
+    averages: Sequence[Average]
     targets: Mapping[str, DType]
-    write: Write
-    threads: int = 1
-    range_elements: int = RANGE_ELEMENTS
+    sizes: BufferSizes = field(default_factory=BufferSizes)
     allow_non_finite: bool = False
     copied: frozenset[str] = frozenset()
     bytes_read: int = 0
     non_finite: set[str] = field(default_factory=set)
+    _groups: Sequence[range] = ()  # numbers of checkpoints that are added at once, from the newest down
+    _newest: Sequence[int] = ()  # of each average, every number once, from the newest down
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopped: bool = False
+    _readers: ThreadPoolExecutor | None = None
+    _reads: int = 0
+    _read_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        step = self.sizes.rows
+        last = len(self.checkpoints) - 1
+        self._groups = [range(start, max(start - step, -1), -1) for start in range(last, -1, -step)]
+        self._newest = sorted({average.newest for average in self.averages}, reverse=True)
 
     @property
     def bytes_total(self) -> int:
         """Return how many bytes will be read."""
         total = 0
-        for group in self.groups():
-            name = group.names[0]
-            read = self.checkpoints if group.averaged else self.checkpoints[-1:]
-            total += sum(checkpoint.weights.specs[name].nbytes for checkpoint in read)
+        for group in make_groups(self.checkpoints, self.targets, self.copied):
+            numbers = range(len(self.checkpoints)) if group.averaged else self._newest
+            total += sum(self.checkpoints[number].weights.specs[group.names[0]].nbytes for number in numbers)
         return total
 
     def run(self, report: Callable[[int], None] = lambda _: None) -> None:
         """Fold everything; `report` is told, in this thread, how many bytes have been read so far."""
-        ranges = self._ranges()
-        with ThreadPoolExecutor(self.threads, "fold") as pool:
+        groups = make_groups(self.checkpoints, self.targets, self.copied)
+        blocks = make_blocks(self.checkpoints, groups, self.sizes.row_bytes)
+        with ThreadPoolExecutor(self.sizes.most_workers, "fold") as pool:
             try:
-                workers = self._start(pool, ranges)
+                workers = self._start(pool, blocks, self.sizes.threads)
+                number = len(workers)
                 while workers:
-                    done, workers = wait(workers, _REPORT_SECONDS, FIRST_EXCEPTION)
+                    done, workers = wait(workers, _TICK_SECONDS, FIRST_EXCEPTION)
                     for worker in done:
                         worker.result()
                     report(self.bytes_read)
+                    if workers and self._is_disk_slow():
+                        # Threads that wait need no processor: let more of them wait side by side.
+                        more = min(number, self.sizes.most_workers - number)
+                        workers |= self._start(pool, blocks, more)
+                        number += more
             finally:
-                # However this ends (an error, Ctrl-C), the other workers stop at their next range.
+                # However this ends (an error, Ctrl-C), the other workers stop at their next block.
                 self._stopped = True
+                if self._readers is not None:
+                    self._readers.shutdown()
 
-    def _start(self, pool: ThreadPoolExecutor, ranges: Iterator[tuple[Group, int, int]]) -> set[Future[None]]:
+    def _start(self, pool: ThreadPoolExecutor, blocks: Iterator[Block], number: int) -> set[Future[None]]:
         try:
-            return {pool.submit(self._work, ranges) for _ in range(self.threads)}
+            return {pool.submit(self._work, blocks) for _ in range(number)}
         except RuntimeError as error:
             raise EmaError(f"no thread can be started: {error}", hint="use fewer --threads") from error
 
-    def groups(self) -> Iterator[Group]:
-        """Yield the tensors to fold, in the newest checkpoint's order; those tied everywhere come together."""
-        specs = self.checkpoints[-1].weights.specs
-        tied = self._tied_names()
-        others = {name for names in tied.values() for name in names[1:]}
-        for name, spec in specs.items():
-            if name not in others:
-                averaged = spec.dtype.averaged and name not in self.copied
-                yield Group(tied.get(name, (name,)), spec, self.targets[name], averaged)
+    def _is_disk_slow(self) -> bool:
+        """Return whether reads took long since the last call; from then on those of one block are made side by side."""
+        with self._lock:
+            reads, seconds = self._reads, self._read_seconds
+            self._reads, self._read_seconds = 0, 0.0
+            slow = reads > 0 and seconds > reads * _SLOW_READ_SECONDS
+            if slow and self._readers is None:
+                self._readers = ThreadPoolExecutor(self.sizes.most_workers * self.sizes.rows, "read")
+        return slow
 
-    def _tied_names(self) -> dict[str, tuple[str, ...]]:
-        """Return the names that share their bytes in every checkpoint, by the first of them."""
-        newest = self.checkpoints[-1].weights
-        first: dict[object, str] = {}
-        candidates: dict[str, list[str]] = {}
-        for name, spec in newest.specs.items():
-            if name in self.copied:
-                continue  # it need not even be in the others
-            leader = first.setdefault((newest.place(name), spec), name)
-            if leader is not name:
-                candidates.setdefault(leader, [leader]).append(name)
-        tied = {}
-        for names in candidates.values():
-            parts: dict[object, list[str]] = {}
-            for name in names:
-                places = tuple(checkpoint.weights.place(name) for checkpoint in self.checkpoints)
-                parts.setdefault(places, []).append(name)
-            tied.update({part[0]: tuple(part) for part in parts.values() if len(part) > 1})
-        return tied
-
-    def _ranges(self) -> Iterator[tuple[Group, int, int]]:
-        for group in self.groups():
-            dtype = group.spec.dtype
-            step = self.range_elements * 8 // max(dtype.itemsize, 8)
-            if dtype.bits < 8:
-                step = max(step // 8 * 8, 8)  # whole bytes, whatever the number of bits
-            for start in range(0, group.spec.count, step):
-                yield group, start, min(step, group.spec.count - start)
-
-    def _work(self, ranges: Iterator[tuple[Group, int, int]]) -> None:
-        buffers = _Buffers(self.range_elements)
+    def _work(self, blocks: Iterator[Block]) -> None:
+        buffers = Buffers(self.sizes, len(self.averages), len(self._newest))
+        only = len(self.checkpoints) == 1
         with np.errstate(all="ignore"):
             while True:
                 with self._lock:
-                    taken = None if self._stopped else next(ranges, None)
-                if taken is None:
+                    block = None if self._stopped else next(blocks, None)
+                if block is None:
                     return
-                group, start, count = taken
-                if group.averaged and (len(self.weights) > 1 or group.target != group.spec.dtype):
-                    self._average(group, start, count, buffers)
+                if block.averaged and not (only and block.target == block.dtypes[0]):
+                    self._average(block, buffers)
                 else:
-                    self._copy(group, start, count, buffers)
+                    self._copy(block, buffers)
 
-    def _copy(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
-        """Write the range as the newest checkpoint has it."""
-        nbytes = group.spec.dtype.nbytes
-        data = buffers.raw[: nbytes(count)]
-        self.checkpoints[-1].weights.read_into(group.names[0], nbytes(start), data.data)
-        if group.averaged:
-            self._check_copied(group, start, count, buffers)
-        for name in group.names:
-            self.write(name, nbytes(start), data.data)
-        self._count(len(data))
+    def _copy(self, block: Block, buffers: Buffers) -> None:
+        """Write the block as the newest checkpoint of each average has it."""
+        for newest in self._newest:
+            dtype = block.dtypes[newest]
+            data = buffers.bytes(dtype.nbytes(block.count))
+            self._read(newest, block, data.data)
+            if block.averaged:
+                self._check_copied(block, data)
+            for average in self.averages:
+                if average.newest == newest:
+                    _write(average, block, dtype, data.data)
+            self._count(len(data))
 
-    def _check_copied(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
-        dtype = group.spec.dtype
-        values = buffers.floats(work_dtype([dtype]), dtype, count)[0]
-        decode(dtype, buffers.raw[: count * dtype.itemsize], values)
+    def _check_copied(self, block: Block, data: NDArray[np.uint8]) -> None:
+        dtype = block.dtypes[0]
+        values = np.empty(block.count * components(dtype), dtype=work_dtype([dtype]))
+        decode(dtype, data, values)
         # Only NaN: an infinity is equal in all of one checkpoint.
         wrong = np.flatnonzero(np.isnan(values))
         if len(wrong):
-            self._non_finite(group, 0, start + int(wrong[0]) // components(dtype))
+            self._non_finite(block, 0, int(wrong[0]) // components(dtype))
 
-    def _average(self, group: Group, start: int, count: int, buffers: _Buffers) -> None:
-        name = group.names[0]
-        dtypes = [checkpoint.weights.specs[name].dtype for checkpoint in self.checkpoints]
-        work = work_dtype(dtypes)
-        three = buffers.floats(work, group.spec.dtype, count)
+    def _average(self, block: Block, buffers: Buffers) -> None:
+        paired = all(dtype.name == "BF16" for dtype in block.dtypes)
+        plain = paired and block.target.name == "BF16"
+        views = buffers.views(work_dtype(block.dtypes), block.count * components(block.target))
+        begun: set[int] = set()
+        for numbers in self._groups:
+            self._read_rows(block, numbers, views, paired=paired)
+            self._add_rows(numbers, views, begun, plain=plain)
+        for number, average in enumerate(self.averages):
+            newest, total = views.newest[self._newest.index(average.newest)], views.sums[number]
+            if not plain:
+                np.add(newest, total, out=total)
+            keep_zeros(total, newest)
+            limit = overflow_limit(block.target, total.dtype)
+            finite = is_within(total, limit)
+            if not finite:
+                self._settle(block, average, total, limit, paired=paired)
+            data = encode(block.target, total, paired=paired, numbers=finite)[: block.target.nbytes(block.count)]
+            _write(average, block, block.target, data)
+        self._count(sum(dtype.bits for dtype in block.dtypes) * block.count // 8)
 
-        def load(number: int, out: Floats) -> None:
-            weights, dtype = self.checkpoints[number].weights, dtypes[number]
-            if is_stored_as(dtype, out.dtype):
-                weights.read_into(name, start * dtype.itemsize, out.data.cast("B"))
+    def _read_rows(self, block: Block, numbers: Sequence[int], views: Views, *, paired: bool) -> None:
+        """Read the block of some checkpoints, and convert it to rows of floats."""
+        rows, stored = views.rows[1 : len(numbers) + 1], views.stored[: len(numbers)]
+
+        def read(row: int) -> None:
+            number = numbers[row]
+            dtype = block.dtypes[number]
+            if is_stored_as(dtype, rows.dtype):
+                self._read(number, block, views.row_bytes[row])
+                return
+            raw = stored[row, : dtype.nbytes(block.count)]
+            self._read(number, block, raw.data)
+            if not paired:
+                decode(dtype, raw, rows[row, : views.count])
+
+        began = time.perf_counter()
+        if self._readers is None:
+            for row in range(len(numbers)):
+                read(row)
+        else:
+            list(self._readers.map(read, range(len(numbers))))
+        self._time_reads(1 if self._readers else len(numbers), time.perf_counter() - began)
+        # What pads a row must be numbers: it would be taken for a checkpoint's NaN.
+        if paired:
+            stored[:, views.count * 2 :] = 0
+            decode_pairs(stored, rows)
+        else:
+            rows[:, views.count :] = 0
+
+    def _add_rows(self, numbers: Sequence[int], views: Views, begun: set[int], *, plain: bool) -> None:
+        """Add the rows of some checkpoints to each sum: themselves, or their differences to the newest."""
+        for which, newest in enumerate(self._newest):
+            if newest < numbers[-1]:
+                continue  # what ends there has not begun
+            base, rows = views.newest[which], views.rows
+            if newest in numbers:
+                np.copyto(base, rows[1 + numbers.index(newest)])
+            if not plain:
+                if views.spare is not None and which < len(self._newest) - 1:
+                    rows = views.spare  # the next newest needs the rows as they are
+                np.subtract(views.rows[1 : len(numbers) + 1], base, out=rows[1 : len(numbers) + 1])
+            for number, average in enumerate(self.averages):
+                weights = [average.weights[each] for each in numbers]
+                if average.newest != newest or not any(weights):
+                    continue
+                total = views.sums[number]
+                if number in begun:
+                    np.copyto(rows[0], total)
+                    sum_products(np.array([1.0, *weights], dtype=rows.dtype), rows[: len(numbers) + 1], total)
+                else:
+                    sum_products(np.array(weights, dtype=rows.dtype), rows[1 : len(numbers) + 1], total)
+                    begun.add(number)
+
+    def _settle(self, block: Block, average: Average, total: Floats, limit: float, *, paired: bool) -> None:
+        """Mend what only looked non-finite in `total`; what truly is, is an error, or noted."""
+
+        def load(number: int) -> Floats:
+            dtype = block.dtypes[number]
+            raw = np.zeros(dtype.nbytes(len(total) // components(dtype)), dtype=np.uint8)
+            self._read(number, block, raw[: dtype.nbytes(block.count)].data)
+            values = np.empty_like(total)
+            if paired:
+                decode_pairs(raw, values)
             else:
-                raw = buffers.raw[: count * dtype.itemsize]
-                weights.read_into(name, start * dtype.itemsize, raw.data)
-                decode(dtype, raw, out)
+                decode(dtype, raw, values)
+            return values
 
-        average = weighted_average(load, self.weights, three)
-        limit = overflow_limit(group.target, average.dtype)
-        if not is_within(average, limit):
-            found = settle_non_finite(load, self.weights, average, limit)
-            if found is not None:
-                self._non_finite(group, found[0], start + found[1] // components(group.spec.dtype))
-        data = encode(group.target, average)
-        for each in group.names:
-            self.write(each, start * group.target.itemsize, data)
-        self._count(sum(dtype.nbytes(count) for dtype in dtypes))
+        found = settle_non_finite(load, average.weights, total, limit)
+        if found is not None:
+            number, index = found
+            element = unpaired(index, len(total)) if paired else index // components(block.target)
+            self._non_finite(block, number, element)
 
-    def _non_finite(self, group: Group, number: int, element: int) -> None:
-        name = group.names[0]
+    def _non_finite(self, block: Block, number: int, element: int) -> None:
+        name, element = block.find(element)
         if self.allow_non_finite:
             with self._lock:
                 self.non_finite.add(name)
         elif number < 0:
             raise NonFiniteError(
-                f"'{name}' is too large for {group.target.name} at element {element} of the average",
+                f"'{name}' is too large for {block.target.name} at element {element} of the average",
                 hint="write a wider type: --dtype float32 or bfloat16",
             )
         else:
@@ -218,20 +294,25 @@ class Fold:
                 hint="leave that checkpoint out (--start, --stop), or let it pass with --allow-non-finite",
             )
 
+    def _read(self, number: int, block: Block, out: memoryview) -> None:
+        read_pieces(self.checkpoints[number].weights, block.pieces, block.dtypes[number], out)
+
+    def _time_reads(self, reads: int, seconds: float) -> None:
+        with self._lock:
+            self._reads += reads
+            self._read_seconds += seconds
+
     def _count(self, nbytes: int) -> None:
         with self._lock:
             self.bytes_read += nbytes
 
 
-class _Buffers:
-    """One thread's memory, allocated once: 4 x 8 bytes for each element of a range (half as many of 16 bytes)."""
-
-    def __init__(self, elements: int) -> None:
-        self.raw = np.empty(elements * 8, dtype=np.uint8)
-        self._floats = [np.empty(elements, dtype=np.float64) for _ in range(3)]
-
-    def floats(self, work: np.dtype[Any], dtype: DType, count: int) -> tuple[Floats, Floats, Floats]:
-        """Return three arrays for `count` elements of `dtype`, in the type `work` that they are accumulated in."""
-        length = count * components(dtype)
-        first, second, third = (array.view(work)[:length] for array in self._floats)
-        return first, second, third
+def _write(average: Average, block: Block, dtype: DType, data: memoryview) -> None:
+    """Hand over the block under the first name of each piece, then under those tied to it."""
+    parts = [(piece.group.names[0], dtype.nbytes(piece.start), dtype.nbytes(piece.count)) for piece in block.pieces]
+    average.write(parts, data)
+    position = 0
+    for piece, (_, start, size) in zip(block.pieces, parts, strict=True):
+        for name in piece.group.names[1:]:
+            average.write([(name, start, size)], data[position : position + size])
+        position += size

@@ -10,8 +10,6 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -54,8 +52,9 @@ class InputFile:
         self._path = path
         self._users = 0
         self._identity: tuple[int, int, int, int] | None = None
-        with self._descriptor():
-            found = self._identity
+        self._take_descriptor()
+        self._give_back()
+        found = self._identity
         assert found is not None
         self.device: int = found[0]
         self.inode: int = found[1]
@@ -79,12 +78,10 @@ class InputFile:
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from byte `offset`."""
-        with self._descriptor() as descriptor:
+        descriptor = self._take_descriptor()
+        try:
             while len(out):
-                try:
-                    count = os.preadv(descriptor, [out], offset)
-                except OSError as error:
-                    raise CheckpointError(f"{self.path}: cannot be read at byte {offset}: {error.strerror}") from error
+                count = os.preadv(descriptor, [out], offset)
                 if count == 0:
                     raise CheckpointError(
                         f"{self.path}: ends at byte {offset} while it is read",
@@ -92,6 +89,10 @@ class InputFile:
                     )
                 offset += count
                 out = out[count:]
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read at byte {offset}: {error.strerror}") from error
+        finally:
+            self._give_back()
 
     def check_unchanged(self) -> None:
         """Raise a CheckpointError if what lies at the path is not what was opened."""
@@ -111,8 +112,8 @@ class InputFile:
                 hint="average a run that is not being rewritten",
             )
 
-    @contextmanager
-    def _descriptor(self) -> Iterator[int]:
+    def _take_descriptor(self) -> int:
+        """Return a descriptor that stays open until it is given back."""
         with _lock:
             descriptor = _open_files.get(self)
             if descriptor is None:
@@ -120,12 +121,13 @@ class InputFile:
                 _open_files[self] = descriptor
             _open_files.move_to_end(self)
             self._users += 1
-            _close_idle()
-        try:
-            yield descriptor
-        finally:
-            with _lock:
-                self._users -= 1
+            if len(_open_files) > _MAX_OPEN:
+                _close_idle()
+            return descriptor
+
+    def _give_back(self) -> None:
+        with _lock:
+            self._users -= 1
 
     def _open(self) -> int:
         descriptor = -1
@@ -182,7 +184,6 @@ _open_files: OrderedDict[InputFile, int] = OrderedDict()
 
 def _close_idle() -> None:
     """Close the descriptors that were used longest ago, until few enough are open."""
-    if len(_open_files) > _MAX_OPEN:
-        idle = [file for file in _open_files if file._users == 0]
-        for file in idle[: len(_open_files) - _MAX_OPEN]:
-            os.close(_open_files.pop(file))
+    idle = [file for file in _open_files if file._users == 0]
+    for file in idle[: len(_open_files) - _MAX_OPEN]:
+        os.close(_open_files.pop(file))

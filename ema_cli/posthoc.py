@@ -14,10 +14,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ema_cli._version import __version__
+from ema_cli.blocks import joined
+from ema_cli.buffers import DEFAULT_BYTES, divide_memory
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
 from ema_cli.compare import check_alphas, check_twins
 from ema_cli.errors import OutputError, VerificationError
-from ema_cli.fold import RANGE_ELEMENTS, Fold
+from ema_cli.fold import Average, Fold
 from ema_cli.formats.safetensors_file import METADATA_KEY
 from ema_cli.input_file import InputFile
 from ema_cli.layout import OutputFile, lay_out_file, lay_out_shards
@@ -254,18 +256,19 @@ def _write_weights(
             stream.write(0, file.header)
             streams.update((tensor, (stream, offset)) for tensor, offset in file.offsets.items())
 
-        def write(tensor: str, start: int, data: memoryview) -> None:
-            stream, offset = streams[tensor]
-            stream.write(offset + start, data)
+        def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
+            places = ((streams[tensor], start, size) for tensor, start, size in parts)
+            stretches = joined((stream, offset + start, size) for (stream, offset), start, size in places)
+            position = 0
+            for stream, offset, size in stretches:
+                stream.write(offset, data[position : position + size])
+                position += size
 
         fold = Fold(
             [entry.checkpoint for entry in plan.read],
-            [entry.weight for entry in plan.read],
+            [Average([entry.weight for entry in plan.read], write)],
             {name: spec.dtype for file in output.files for name, spec in file.specs.items()},
-            write,
-            threads=threads,
-            # Many threads take smaller ranges, so that they need no more memory.
-            range_elements=RANGE_ELEMENTS * _MANY_THREADS // max(threads, _MANY_THREADS),
+            divide_memory(DEFAULT_BYTES, threads),
             allow_non_finite=allow_non_finite,
             copied=output.copied,
         )

@@ -8,15 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ema_cli import arithmetic
 from ema_cli.arithmetic import (
     components,
     decode,
+    decode_pairs,
     encode,
     is_stored_as,
     is_within,
+    keep_zeros,
     overflow_limit,
     settle_non_finite,
-    weighted_average,
+    sum_products,
+    unpaired,
     work_dtype,
 )
 from ema_cli.checkpoint import DTYPES
@@ -25,10 +29,15 @@ WIDE = np.dtype(np.float32)
 
 
 def average_of(rows: list[np.ndarray], weights: list[float]) -> np.ndarray:
-    """Run `weighted_average` over whole arrays."""
-    buffers = tuple(np.empty_like(rows[0]) for _ in range(3))
+    """Return the average as the fold makes it: the newest and the weighted differences to it, the newest first."""
+    newest = rows[-1]
+    total = np.empty_like(newest)
     with np.errstate(all="ignore"):
-        return weighted_average(lambda number, out: np.copyto(out, rows[number]), weights, buffers).copy()
+        differences = np.array([row - newest for row in reversed(rows)])
+        sum_products(np.array(weights[::-1], dtype=newest.dtype), differences, total)
+        total += newest
+        keep_zeros(total, newest)
+    return total
 
 
 def test_every_16_bit_pattern_survives_decoding_and_encoding():
@@ -152,7 +161,7 @@ def settle(rows: list[list[float]], weights: list[float], limit: float = np.inf)
     arrays = [np.array(row, dtype=np.float32) for row in rows]
     average = average_of(arrays, weights)
     with np.errstate(all="ignore"):
-        found = settle_non_finite(lambda number, out: np.copyto(out, arrays[number]), weights, average, limit)
+        found = settle_non_finite(lambda number: arrays[number], weights, average, limit)
     return average, found
 
 
@@ -190,3 +199,61 @@ def test_an_average_too_large_for_its_dtype_is_nobody_s_fault():
     limit = overflow_limit(DTYPES["F16"], WIDE)
     assert settle([[1.0, 70000.0], [1.0, 70000.0]], [0.5, 0.5], limit)[1] == (-1, 1)
     assert settle([[1.0, 60000.0], [1.0, 80000.0]], [0.5, 0.5], limit)[1] == (-1, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("plain", [True, False])
+def test_products_are_summed_one_after_another_each_rounded(
+    dtype: type[np.floating], plain: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Multiply and add are rounded each, row after row, for every width: einsum's sum is that of two plain loops."""
+    monkeypatch.setattr(arithmetic, "_EINSUM_IS_PLAIN", plain)
+    random = np.random.default_rng(0)
+    for count in (1, 2, 3, 8, 9, 17):
+        for width in (*range(2, 40), 257, 4096, 100_003):
+            rows = random.standard_normal((count, width)).astype(dtype)
+            factors = random.standard_normal(count).astype(dtype)
+            expected = np.zeros(width, dtype=dtype)
+            for factor, row in zip(factors, rows, strict=True):
+                product = row * factor
+                expected = expected + product
+            found = np.full(width, np.nan, dtype=dtype)
+            sum_products(factors, rows, found)
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_einsum_is_found_out_if_it_fuses_or_reorders(monkeypatch: pytest.MonkeyPatch):
+    """A build of numpy that multiplies and adds in one step, or adds in another order, is not taken for a plain one."""
+    assert arithmetic._is_einsum_plain()
+
+    def fused(_: str, factors: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+        wide = np.longdouble if out.dtype == np.float64 else np.float64
+        total = np.zeros_like(out)
+        for factor, row in zip(factors, rows, strict=True):
+            total = (total.astype(wide) + factor.astype(wide) * row.astype(wide)).astype(out.dtype)
+        out[:] = total
+
+    def backwards(_: str, factors: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+        out.fill(0)
+        for factor, row in zip(factors[::-1], rows[::-1], strict=True):
+            out += factor * row
+
+    for other in (fused, backwards):
+        monkeypatch.setattr(np, "einsum", other)
+        assert not arithmetic._is_einsum_plain()
+
+
+def test_pairs_decode_to_even_and_odd_elements():
+    """Rows of bfloat16 become floats, even elements first; what is at an index is told, and encoding puts them back."""
+    patterns = np.arange(1 << 16, dtype=np.uint16).reshape(4, -1)
+    rows = np.empty(patterns.shape, dtype=np.float32)
+    decode_pairs(patterns.view(np.uint8), rows)
+    expected = (patterns.astype(np.uint32) << 16).view(np.float32)
+    order = [unpaired(index, rows.shape[1]) for index in range(rows.shape[1])]
+    np.testing.assert_array_equal(rows.view(np.uint32), expected[:, order].view(np.uint32))
+    for row, stored in zip(rows, patterns, strict=True):
+        numbers = ~np.isnan((stored.astype(np.uint32) << 16).view(np.float32))
+        back = np.frombuffer(encode(DTYPES["BF16"], row.copy(), paired=True), dtype=np.uint16)
+        np.testing.assert_array_equal(back[numbers], stored[numbers])
+        wide = np.frombuffer(encode(DTYPES["F32"], row.copy(), paired=True), dtype=np.float32)
+        np.testing.assert_array_equal(wide, (stored.astype(np.uint32) << 16).view(np.float32))

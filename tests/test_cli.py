@@ -349,17 +349,15 @@ def test_no_arguments_show_the_help(cli: Cli):
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from ema_cli import cli, fold
+from ema_cli import buffers, cli, fold
 real = fold.Fold._average
 def slow(self, *arguments):
     real(self, *arguments)
     Path("started").touch()
     time.sleep(0.05)
 fold.Fold._average = slow
-fold.RANGE_ELEMENTS = 1
-fold.Fold.__dataclass_fields__["range_elements"].default = 1
+buffers.divide_memory = lambda *_, **__: buffers.BufferSizes(threads=2, most_workers=2, rows=2, row_bytes=64)
 sys.argv[1:] = ["average", "ckpts", "--half-life", "200ba", "--threads", "2", "-f", "-o", "x.safetensors"]
-fold.Fold.__init__.__defaults__ = tuple(1 if value == 1 << 17 else value for value in fold.Fold.__init__.__defaults__)
 cli.main()
 """
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from ema_cli.buffers import BufferSizes
 from ema_cli.checkpoint import DTYPES, Checkpoint, DType, TensorSpec
 from ema_cli.errors import CheckpointError, EmaError, NonFiniteError
-from ema_cli.fold import Fold
+from ema_cli.fold import Average, Fold, Write
+from ema_cli.formats.safetensors import open_file
+from ema_cli.input_file import ByteSource
 
 NAMES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16",
@@ -35,6 +43,9 @@ class MemoryWeights:
     def place(self, name: str) -> Hashable:
         return self.ties.get(name, name)
 
+    def locate(self, name: str) -> None:
+        return None
+
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         if name == self.fails_at:
             raise CheckpointError(f"step: '{name}' cannot be read")
@@ -48,8 +59,30 @@ def checkpoint(
     return Checkpoint(name, Path(name), MemoryWeights(tensors, ties), (), "memory")
 
 
+def writer(written: Mapping[str, bytearray]) -> Write:
+    """Return a function that puts what a fold writes into `written`."""
+
+    def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
+        position = 0
+        for name, start, size in parts:
+            written[name][start : start + size] = data[position : position + size]
+            position += size
+        assert position == len(data)
+
+    return write
+
+
+def small(nbytes: int, threads: int = 1, rows: int = 2) -> BufferSizes:
+    """Return sizes with rows of so few bytes that tensors do not fit into one."""
+    return BufferSizes(threads, threads, rows, nbytes)
+
+
 def fold(
-    checkpoints: Sequence[Checkpoint], weights: Sequence[float], dtype: str | None = None, **options: object
+    checkpoints: Sequence[Checkpoint],
+    weights: Sequence[float],
+    dtype: str | None = None,
+    sizes: BufferSizes | None = None,
+    **options: object,
 ) -> tuple[dict[str, torch.Tensor], Fold]:
     """Fold into memory and return the tensors."""
     specs = checkpoints[-1].weights.specs
@@ -58,10 +91,13 @@ def fold(
     }
     written = {name: bytearray(spec.count * targets[name].itemsize) for name, spec in specs.items()}
 
-    def write(name: str, start: int, data: memoryview) -> None:
-        written[name][start : start + len(data)] = data
-
-    done = Fold(checkpoints, weights, targets, write, **options)  # type: ignore[arg-type]
+    done = Fold(
+        checkpoints,
+        [Average(weights, writer(written))],
+        targets,
+        sizes or BufferSizes(),
+        **options,  # type: ignore[arg-type]
+    )
     done.run()
     torch_dtypes = {name: dtype for dtype, name in NAMES.items()}
     tensors = {
@@ -121,8 +157,8 @@ def test_same_bytes_for_any_threads_and_ranges(dtype: torch.dtype):
         tensors["weight"][0, 0] = torch.finfo(dtype).max * (-1) ** int(tensors["scalar"].item())
     checkpoints = [checkpoint(tensors) for tensors in saved]
     reference, _ = fold(checkpoints, WEIGHTS)
-    for elements, threads in ((1, 1), (7, 3), (64, 2), (1 << 17, 5)):
-        again, _ = fold(checkpoints, WEIGHTS, range_elements=elements, threads=threads)
+    for sizes in (small(64, rows=1), small(64, 3, rows=2), small(192, 2, rows=3), small(1 << 19, 5, rows=4)):
+        again, _ = fold(checkpoints, WEIGHTS, sizes=sizes)
         for name, tensor in reference.items():
             assert torch.equal(tensor.view(-1).view(torch.uint8), again[name].view(-1).view(torch.uint8)), name
 
@@ -130,7 +166,7 @@ def test_same_bytes_for_any_threads_and_ranges(dtype: torch.dtype):
 def test_every_byte_is_read_once_and_integers_from_the_newest_only():
     """Each byte of a float tensor is read once from each checkpoint; of an integer one from the newest alone."""
     checkpoints = [checkpoint(model(seed)) for seed in range(3)]
-    _, done = fold(checkpoints, [0.5, 0.25, 0.25], range_elements=16, threads=2)
+    _, done = fold(checkpoints, [0.5, 0.25, 0.25], sizes=small(64, threads=2))
     for number, each in enumerate(checkpoints):
         for name, reads in each.weights.reads.items():  # type: ignore[attr-defined]
             expected = 1 if each.weights.specs[name].dtype.averaged or number == 2 else 0
@@ -175,11 +211,11 @@ def test_nan_names_checkpoint_tensor_and_element():
     bad = model(2)
     bad["weight"].view(-1)[300] = torch.nan
     with pytest.raises(NonFiniteError, match=r"^step-200: 'weight' is not finite at element 300$") as raised:
-        fold([checkpoint(model(1), "step-100"), checkpoint(bad, "step-200")], [0.5, 0.5], range_elements=64)
+        fold([checkpoint(model(1), "step-100"), checkpoint(bad, "step-200")], [0.5, 0.5], sizes=small(256))
     assert raised.value.exit_code == 6
     assert "--allow-non-finite" in (raised.value.hint or "")
     with pytest.raises(NonFiniteError, match=r"^step-200: 'weight' is not finite at element 300$"):
-        fold([checkpoint(bad, "step-200")], [1.0], range_elements=64)
+        fold([checkpoint(bad, "step-200")], [1.0], sizes=small(256))
 
 
 def test_nan_in_a_single_complex_checkpoint_names_the_element():
@@ -212,7 +248,7 @@ def test_a_failing_read_ends_all_threads():
     checkpoints = [checkpoint(model(seed)) for seed in range(2)]
     checkpoints[0].weights.fails_at = "weight"  # type: ignore[attr-defined]
     with pytest.raises(CheckpointError, match="cannot be read"):
-        fold(checkpoints, [0.5, 0.5], threads=4, range_elements=1)
+        fold(checkpoints, [0.5, 0.5], sizes=small(64, threads=4))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fold")]
 
 
@@ -226,3 +262,92 @@ def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyP
     with pytest.raises(EmaError, match="no thread can be started") as raised:
         fold([checkpoint({"w": torch.ones(2)})] * 2, [0.5, 0.5])
     assert raised.value.hint == "use fewer --threads"
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_several_averages_in_one_pass_are_those_of_one_each(data: st.DataObject):
+    """Whichever checkpoints enter each, every average has the bytes that it has alone, and each input is read once."""
+    count = data.draw(st.integers(1, 6))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64]))
+    saved = [model(seed, dtype) for seed in range(count)]
+    for tensors in saved:
+        tensors["zeros"] = torch.tensor([-0.0, 0.0, -0.0]).to(dtype)
+        tensors["mask-like"] = torch.tensor([-torch.inf, 1.0]).to(torch.float32)
+    vectors = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        entering = data.draw(st.lists(st.booleans(), min_size=count, max_size=count).filter(any))
+        raw = [float(enters) * data.draw(st.floats(0.01, 1)) for enters in entering]
+        vectors.append([weight / sum(raw) for weight in raw])
+    checkpoints = [checkpoint(tensors) for tensors in saved]
+    specs = checkpoints[-1].weights.specs
+    targets = {name: spec.dtype for name, spec in specs.items()}
+    together = [{name: bytearray(spec.nbytes) for name, spec in specs.items()} for _ in vectors]
+    sizes = small(data.draw(st.sampled_from([64, 256, 1 << 16])), rows=data.draw(st.integers(1, 7)))
+    averages = [Average(weights, writer(written)) for weights, written in zip(vectors, together, strict=True)]
+    done = Fold(checkpoints, averages, targets, sizes)
+    done.run()
+    assert done.bytes_read == done.bytes_total
+    for weights, written in zip(vectors, together, strict=True):
+        entering_only = [each for each, weight in zip(checkpoints, weights, strict=True) if weight]
+        alone = {name: bytearray(spec.nbytes) for name, spec in specs.items()}
+        Fold(entering_only, [Average([w for w in weights if w], writer(alone))], targets).run()
+        assert written == alone
+
+
+def test_small_tensors_that_lie_side_by_side_are_read_together(tmp_path: Path):
+    """A thousand small tensors of one type are one read of each file, and one write."""
+    for step in (1, 2):
+        save_file({f"t{number:04}": torch.full((8,), float(step)) for number in range(1000)}, tmp_path / f"{step}.st")
+    checkpoints = [replace(checkpoint({}), weights=open_file(tmp_path / f"{step}.st")) for step in (1, 2)]
+    reads, writes = [], []
+    for each in checkpoints:
+        file = each.weights.file  # type: ignore[attr-defined]
+        each.weights.file = Counted(file, reads)  # type: ignore[attr-defined]
+    targets = {name: spec.dtype for name, spec in checkpoints[-1].weights.specs.items()}
+    Fold(checkpoints, [Average([0.5, 0.5], lambda parts, data: writes.append(bytes(data)))], targets).run()
+    assert reads == [32_000, 32_000]
+    assert writes == [np.full(8000, 1.5, dtype=np.float32).tobytes()]
+
+
+class Counted:
+    """A file that notes how many bytes each read takes."""
+
+    def __init__(self, file: ByteSource, reads: list[int]) -> None:
+        self.file, self.reads = file, reads
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        self.reads.append(len(out))
+        self.file.read_into(offset, out)
+
+
+def test_reads_of_a_slow_disk_are_made_side_by_side():
+    """Where each read takes long, more threads wait at once than there are processors; the bytes are the same."""
+    saved = [{"w": torch.full((20_000,), float(seed))} for seed in range(12)]
+    weights = [1 / 12] * 12
+    expected, _ = fold([checkpoint(tensors) for tensors in saved], weights)
+    waiting, most = 0, 0
+    lock = threading.Lock()
+
+    class Slow(MemoryWeights):
+        def read_into(self, name: str, start: int, out: memoryview) -> None:
+            nonlocal waiting, most
+            with lock:
+                waiting += 1
+                most = max(most, waiting)
+            time.sleep(0.01)
+            super().read_into(name, start, out)
+            with lock:
+                waiting -= 1
+
+    slow = [replace(checkpoint({}), weights=Slow(tensors)) for tensors in saved]
+    found, _ = fold(slow, weights, sizes=BufferSizes(threads=2, most_workers=6, rows=4, row_bytes=1024))
+    assert torch.equal(found["w"], expected["w"])
+    assert most > 8
+
+
+def test_a_fast_disk_needs_no_more_threads():
+    """Where reads are quick, no thread is started beyond those asked for."""
+    saved = [checkpoint({"w": torch.full((300_000,), float(seed))}) for seed in range(4)]
+    _, done = fold(saved, WEIGHTS, sizes=BufferSizes(threads=2, most_workers=6, rows=4, row_bytes=1024))
+    assert done._readers is None

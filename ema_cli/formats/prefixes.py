@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ema_cli.checkpoint import Checkpoint, TensorSpec, Weights
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.layouts import OUTER_PREFIXES, PREFIXES
+from ema_cli.input_file import ByteSource
 
 _ANYWHERE = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, PREFIXES))})")
 
@@ -32,6 +33,10 @@ class Renamed:
     def place(self, name: str) -> Hashable:
         """Return where the bytes lie."""
         return self.weights.place(self.stored[name])
+
+    def locate(self, name: str) -> tuple[ByteSource, int] | None:
+        """Return the file and the byte in it where tensor `name` begins."""
+        return self.weights.locate(self.stored[name])
 
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""

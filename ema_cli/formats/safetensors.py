@@ -45,6 +45,10 @@ class SafetensorsWeights:
         """Return offset and size: two tensors without bytes may start at one offset."""
         return self.offsets[name], self.specs[name].nbytes
 
+    def locate(self, name: str) -> tuple[InputFile, int]:
+        """Return the file and the byte in it where tensor `name` begins."""
+        return self.file, self.data_start + self.offsets[name]
+
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
         return self.file.path.name

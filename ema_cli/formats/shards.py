@@ -10,7 +10,7 @@ from pathlib import Path
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, TensorSpec, Weights
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import read_json
-from ema_cli.input_file import InputFile
+from ema_cli.input_file import ByteSource, InputFile
 
 _MAX_INDEX_BYTES = 100_000_000
 _MAX_SHARDS = 1 << 16
@@ -38,6 +38,10 @@ class ShardedWeights:
         """Return the part and the place in it."""
         part = self.part_of[name]
         return part, self.parts[part].place(name)
+
+    def locate(self, name: str) -> tuple[ByteSource, int] | None:
+        """Return the part's file and the byte in it where tensor `name` begins."""
+        return self.parts[self.part_of[name]].locate(name)
 
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""

@@ -158,6 +158,10 @@ class TorchWeights:
         """Return offset, view and spec: tied tensors have them equal."""
         return self.offsets[self.numbers[name]], self.views.get(name, _IN_ORDER), self.specs[name]
 
+    def locate(self, name: str) -> tuple[ByteSource, int] | None:
+        """Return the file and the byte in it where tensor `name` begins; None for a view that needs more than that."""
+        return None if name in self.views else (self.source, self.offsets[self.numbers[name]])
+
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
         return self.source.path.name

@@ -1,0 +1,122 @@
+"""The memory of a fold: how much, how it is divided, and each thread's share of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ema_cli.arithmetic import Floats
+from ema_cli.errors import UsageError
+
+DEFAULT_BYTES = 64 << 20
+_ROW_BYTES = 1 << 19  # larger ones leave the processor's cache, in smaller ones calls take longer than arithmetic
+_ROWS = 8
+_LEAST_ROW_BYTES = 1 << 12
+_MOST_WORKERS = 64
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BufferSizes:
+    """How many threads fold, `most_workers` where the disk is slow, and what each has: `rows` of `row_bytes`.
+
+    A row is one block of one checkpoint, in the type that it is accumulated in; `rows` of them are added at once.
+    None of it shows in the output.
+    """
+
+    threads: int = 1
+    most_workers: int = 1
+    rows: int = _ROWS
+    row_bytes: int = _ROW_BYTES
+
+    def worker_bytes(self, averages: int = 1, newest: int = 1) -> int:
+        """Return the memory of one thread, for so many averages with so many different newest checkpoints."""
+        spare = self.rows + 1 if newest > 1 else 0
+        encoding = 2
+        # Of the rows as stored only those are apart that are accumulated in a wider type: half as long at most.
+        return self.row_bytes * (self.rows + 1 + spare + averages + newest + encoding) + self.rows * self.row_bytes // 2
+
+
+def divide_memory(nbytes: int, threads: int, averages: int = 1, newest: int = 1) -> BufferSizes:
+    """Return sizes that keep `threads` at work within `nbytes`, with more threads for a slow disk where they fit.
+
+    Raises:
+        UsageError: where not even one thread with the smallest buffers fits.
+    """
+    sizes = BufferSizes(threads)
+    while sizes.threads * sizes.worker_bytes(averages, newest) > nbytes:
+        if sizes.rows > 2 and sizes.rows * _ROW_BYTES >= _ROWS * sizes.row_bytes:
+            sizes = replace(sizes, rows=sizes.rows // 2)
+        elif sizes.row_bytes > _LEAST_ROW_BYTES:
+            sizes = replace(sizes, row_bytes=sizes.row_bytes // 2)
+        elif sizes.threads > 1:
+            sizes = replace(sizes, threads=sizes.threads - 1)
+        else:
+            least = sizes.worker_bytes(averages, newest)
+            raise UsageError(f"{max(nbytes, 0)} bytes are too few for the buffers, which take {least} at least")
+    most = min(nbytes // sizes.worker_bytes(averages, newest), _MOST_WORKERS)
+    return replace(sizes, most_workers=max(most, sizes.threads))
+
+
+class Buffers:
+    """One thread's memory, allocated once."""
+
+    def __init__(self, sizes: BufferSizes, averages: int, newest: int) -> None:
+        def rows(number: int, nbytes: int = sizes.row_bytes) -> NDArray[np.uint8]:
+            return np.empty((number, nbytes), dtype=np.uint8)
+
+        self._stored = rows(sizes.rows, sizes.row_bytes // 2)
+        self._rows = rows(sizes.rows + 1)
+        self._spare = rows(sizes.rows + 1) if newest > 1 else None
+        self._sums = rows(averages)
+        self._newest = rows(newest)
+        self._last: tuple[np.dtype[Any], int] | None = None
+        self._views: Views
+
+    def bytes(self, count: int) -> NDArray[np.uint8]:
+        """Return `count` bytes, at most a row."""
+        return self._rows[0, :count]
+
+    def views(self, work: np.dtype[Any], count: int) -> Views:
+        """Return the buffers as they serve rows of `count` floats of type `work`."""
+        if self._last == (work, count):
+            return self._views
+        # A whole number of 64 bytes: pairs are not cut, and no row is so short that numpy would add along it.
+        width = -(-count * work.itemsize // _ALIGNMENT) * _ALIGNMENT
+
+        def floats(rows: NDArray[np.uint8]) -> Floats:
+            return rows[:, :width].view(work)
+
+        rows = floats(self._rows)
+        self._last = (work, count)
+        self._views = Views(
+            count,
+            rows,
+            [row[:count].data.cast("B") for row in rows[1:]],
+            floats(self._spare) if self._spare is not None else None,
+            self._stored[:, : width // 2],
+            floats(self._sums),
+            floats(self._newest),
+        )
+        return self._views
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Buffers for rows of `count` floats, and a few more that pad each to n.
+
+    `rows` [K + 1, n]: checkpoints, after one row for the sum so far; `row_bytes`: where what is stored as such floats
+    is read to. `spare`: as `rows`; None where all averages have one newest checkpoint. `stored` [K, n/2 floats]: bytes
+    of what is stored in a narrower type. `sums` and `newest`: a row for each average, and for each newest checkpoint.
+    """
+
+    count: int
+    rows: Floats
+    row_bytes: list[memoryview]
+    spare: Floats | None
+    stored: NDArray[np.uint8]
+    sums: Floats
+    newest: Floats
