@@ -12,6 +12,12 @@ from typing import Any
 
 _MAX_DIMENSIONS = 64
 _MAX_KEY = (1 << 61) - 1  # an integer below is its own hash
+_STORAGE_DTYPES = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128", "UntypedStorage": None,
+}  # fmt: skip
 
 
 class PickleError(Exception):
@@ -88,19 +94,7 @@ def checked_key(key: Any) -> Any:
 def storage_dtype(path: str) -> str | None:
     """Return torch's name of the dtype of a storage class, None for the untyped one."""
     storage = path.rpartition(".")[2]
-    if storage == "UntypedStorage":
-        return None
-    names = {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16"}
-    names |= {
-        "Long": "int64",
-        "Int": "int32",
-        "Short": "int16",
-        "Char": "int8",
-        "Byte": "uint8",
-        "Bool": "bool",
-    }
-    names |= {"ComplexFloat": "complex64", "ComplexDouble": "complex128"}
-    return names.get(storage.removesuffix("Storage"), storage)
+    return _STORAGE_DTYPES.get(storage, storage)
 
 
 def _tensor(
@@ -136,8 +130,12 @@ def _describe(storage: Any, dtype: str, offset: Any, shape: Any, strides: Any, b
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
-    if isinstance(values, tuple) and all(type(value) is int and 0 <= value < 1 << 63 for value in values):
-        return values
+    if isinstance(values, tuple):
+        for value in values:
+            if type(value) is not int or not 0 <= value < 1 << 63:
+                break
+        else:
+            return values
     raise PickleError("a tensor's shape, strides or offset are not counts")
 
 

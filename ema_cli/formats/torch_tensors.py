@@ -13,6 +13,7 @@ from typing import Any
 from ema_cli.checkpoint import DTYPES, MAX_NAME_CHARS, MAX_TENSORS, DType, TensorSpec, Weights
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickle_values import Inert, Refused, TensorRef
+from ema_cli.formats.specs import SpecTable
 from ema_cli.input_file import ByteSource
 
 _MAX_EXPANDED_BYTES = 1 << 30
@@ -49,6 +50,7 @@ class TorchFile:
         if len(tensors) > MAX_TENSORS:
             raise CheckpointError(f"{path}: holds {len(tensors)} tensors; at most {MAX_TENSORS} are read")
         specs: dict[str, TensorSpec] = {}
+        table = SpecTable()
         offsets = array("q")
         views: dict[str, _View] = {}
         expanded = 0
@@ -57,13 +59,12 @@ class TorchFile:
                 raise CheckpointError(f"{path}: '{name[:40]}...' is a name of {len(name)} characters")
             if not isinstance(ref, TensorRef):
                 raise CheckpointError(f"{path}: '{name}' cannot be averaged: {_reason(ref)}")
-            dtype = self._dtype(name, ref)
+            dtype, count = self._dtype(name, ref), prod(ref.shape)
             if (ref.negative and not dtype.averaged) or (ref.conjugate and dtype.kind != "complex"):
                 raise CheckpointError(f"{path}: '{name}' is {dtype.name} with a bit that only others have")
-            offset = self._offset(name, ref, dtype)
-            size = prod(ref.shape) * dtype.itemsize
-            if size > ref.storage.count * (dtype.itemsize if ref.storage.dtype else 1):
-                expanded += size
+            offset, stored = self._offset(name, ref, dtype, count)
+            if count * dtype.itemsize > stored:
+                expanded += count * dtype.itemsize
             if expanded > _MAX_EXPANDED_BYTES:
                 raise CheckpointError(f"{path}: '{name}' is expanded, as others are, to gigabytes from a few bytes")
             name = sys.intern(name)  # one copy of each name, however many checkpoints have it
@@ -73,7 +74,7 @@ class TorchFile:
                 if strides or not shape:
                     raise CheckpointError(f"{path}: '{name}' is F4 that does not lie in order")
                 shape = (*shape[:-1], 2 * shape[-1])  # torch counts pairs, safetensors elements
-            specs[name] = TensorSpec(dtype, shape)
+            specs[name] = table.spec(dtype, shape)
             offsets.append(offset)
             if strides or ref.conjugate or ref.negative:
                 views[name] = _View(strides, ref.conjugate, ref.negative)
@@ -86,7 +87,7 @@ class TorchFile:
             return None
         if dtype.name not in _FLOATS and (dtype.kind != "integer" or dtype.name == "BOOL"):
             return None
-        stored = self.source.read(self._offset(name, ref, dtype), dtype.itemsize)
+        stored = self.source.read(self._offset(name, ref, dtype, 1)[0], dtype.itemsize)
         if dtype.name in _FLOATS:
             value: float = struct.unpack(_FLOATS[dtype.name], stored)[0]
             return value
@@ -101,23 +102,24 @@ class TorchFile:
             )
         return dtype
 
-    def _offset(self, name: str, ref: TensorRef, dtype: DType) -> int:
-        """Return the byte of the first element, after checking that the whole tensor lies in its storage."""
-        path = self.source.path
+    def _offset(self, name: str, ref: TensorRef, dtype: DType, count: int) -> tuple[int, int]:
+        """Return the byte of the first element and the size of the storage, in which all `count` elements must lie."""
+        path, itemsize = self.source.path, dtype.itemsize
         found = self.locate(ref.storage.key)
         if found is None:
             raise CheckpointError(f"{path}: '{name}' has its bytes in a storage that is missing")
         start, stored = found
-        size = ref.storage.count * (dtype.itemsize if ref.storage.dtype else 1)
+        size = ref.storage.count * (itemsize if ref.storage.dtype else 1)
         if stored != size:
             raise CheckpointError(f"{path}: '{name}' has a storage of {size} bytes, but {stored} are in the file")
-        count = prod(ref.shape)
-        last = sum((length - 1) * stride for length, stride in zip(ref.shape, ref.strides, strict=True))
-        if count and (ref.offset + last + 1) * dtype.itemsize > stored:
+        last = ref.offset
+        for length, stride in zip(ref.shape, ref.strides, strict=True):
+            last += (length - 1) * stride
+        if count and (last + 1) * itemsize > stored:
             raise CheckpointError(f"{path}: '{name}' reaches past the end of its storage")
-        if count * dtype.itemsize > max(stored, _MAX_EXPANDED_BYTES):
+        if count * itemsize > max(stored, _MAX_EXPANDED_BYTES):
             raise CheckpointError(f"{path}: '{name}' is expanded to {count} elements from a few bytes")
-        return start + (ref.offset * dtype.itemsize if count else 0)
+        return start + (ref.offset * itemsize if count else 0), stored
 
 
 def dtype_of(torch_name: str) -> DType | None:

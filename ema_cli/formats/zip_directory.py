@@ -67,10 +67,10 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
 
 def data_offset(file: ByteSource, entry: ZipEntry) -> int:
     """Return the byte at which the entry's data begin, past its local header."""
-    header = file.read(entry.header_offset, _LOCAL.size)
-    signature, _, _, method, *_, name_length, extra_length = _LOCAL.unpack(header)
-    name = file.read(entry.header_offset + _LOCAL.size, name_length)
-    if signature != b"PK\x03\x04" or method != 0 or name.decode("utf-8", "replace") != entry.name:
+    name = entry.name.encode()
+    header = file.read(entry.header_offset, _LOCAL.size + len(name))  # at once: the name stands in the directory, too
+    signature, _, _, method, *_, name_length, extra_length = _LOCAL.unpack_from(header)
+    if signature != b"PK\x03\x04" or method != 0 or name_length != len(name) or not header.endswith(name):
         raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' is damaged")
     start = entry.header_offset + _LOCAL.size + name_length + extra_length
     if start + entry.size > entry.end:  # the local header, which only now is read, is longer than it should be

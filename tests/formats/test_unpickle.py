@@ -13,17 +13,19 @@ import pathlib
 import pickle
 import struct
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ema_cli.formats import unpickle as module
-from ema_cli.formats.pickle_values import Inert, Name, PickleError
+from ema_cli.formats.pickle_values import Inert, Name, PickleError, TensorRef
 
 
 @dataclasses.dataclass
@@ -111,6 +113,45 @@ def test_keys_that_could_be_chosen_to_collide_are_placeholders() -> None:
 def test_plain_values_come_out_equal(value: Any, protocol: int) -> None:
     """Numbers, text and containers of them, in every protocol, are what was pickled."""
     assert unpickle(pickle.dumps(value, protocol)) == value
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS[1:])  # torch's own cannot be of protocol 0
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 64])
+def test_where_a_block_ends_makes_no_difference(
+    protocol: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instructions that `run` has written out do what those in the table do, to which a short block leaves them."""
+    state = {"model": {f"{n}.weight": torch.zeros(n, 3) for n in range(70)}, "step": 70_000, "epoch": 300, "loss": -1}
+    torch.save(state, tmp_path / "a.pt", pickle_protocol=protocol)
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        stored = archive.read("a/data.pkl")
+    whole = plain(unpickle(stored))
+    assert len(whole["model"]) == 70
+    monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+    assert plain(unpickle(stored)) == whole
+    for cut in range(1, len(stored), 101):
+        with pytest.raises(PickleError):
+            unpickle(stored[:cut])
+
+
+def plain(value: Any) -> Any:
+    """Return what can be compared: descriptions of tensors are not."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return dataclasses.astuple(value) if isinstance(value, TensorRef) else value
+
+
+def test_what_is_remembered_out_of_order() -> None:
+    """Numbers of the memo may come in any order, leave gaps, and be given again; MEMOIZE takes their count."""
+
+    def put(value: int, how: bytes) -> bytes:
+        return b"K%c%b0" % (value, how)
+
+    assert unpickle(put(7, b"r\x09\0\0\0") + put(8, b"q\0") + b"h\x09h\0\x86.") == (7, 8)
+    assert unpickle(put(7, b"q\5") + put(8, b"\x94") + put(9, b"q\0") + b"h\5h\1h\0\x87.") == (7, 8, 9)
+    grown = put(7, b"q\2") + b"".join(put(10 + number, b"q%c" % number) for number in range(3))
+    assert unpickle(grown + put(20, b"\x94") + b"h\0h\2h\3\x87.") == (10, 12, 20)
+    assert unpickle(put(1, b"q\0") + put(2, b"q\0") + b"h\0.") == 2
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
