@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 FUZZ_SECONDS ?= 60
-PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_OPTIONS := install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
+MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
 
-.PHONY: test test-quick test-trainers lint types format demo fuzz clean
+.PHONY: test test-quick test-trainers lint types format demo fuzz bench bench-full clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(BIN)/python -m pytest --numprocesses auto
@@ -32,6 +34,12 @@ demo: .venv/dev  ## train a small model for two minutes, average its checkpoints
 fuzz: .venv/fuzz  ## fuzz each reader for FUZZ_SECONDS; what is found stays in .fuzz/
 	$(BIN)/python scripts/fuzz.py --seconds $(FUZZ_SECONDS)
 
+bench: .venv/bench  ## measure on small sets, beside other tools and the limit; figures go to .bench/
+	$(BIN)/python scripts/bench.py
+
+bench-full: .venv/bench  ## the sizes of BENCHMARKS.md: half an hour on a quiet machine, 24 GB of disk
+	$(BIN)/python scripts/bench.py --full
+
 .venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable '.[dev,demo]'
@@ -47,5 +55,15 @@ fuzz: .venv/fuzz  ## fuzz each reader for FUZZ_SECONDS; what is found stays in .
 	$(PIP_INSTALL) --editable '.[fuzz]'
 	touch $@
 
+# mergekit, in an environment of its own that shares what .venv has: torch above all. Of what it asks for, a linear merge
+# needs no more than these. Where it does not install, the benchmark goes without, and says so.
+.venv/bench: .venv/dev
+	$(BIN)/python -m venv .bench/mergekit
+	shared="$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" && \
+		.bench/mergekit/bin/python -c 'import site, sys; open(site.getsitepackages()[0] + "/shared.pth", "w").write(sys.argv[1])' "$$shared"
+	.bench/mergekit/bin/pip $(PIP_OPTIONS) $(MERGEKIT_NEEDS) && \
+		.bench/mergekit/bin/pip $(PIP_OPTIONS) --no-deps mergekit || rm -rf .bench/mergekit
+	touch $@
+
 clean:
-	rm -rf .venv .fuzz demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .fuzz .bench demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

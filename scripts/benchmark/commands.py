@@ -1,0 +1,149 @@
+"""The commands that compete: each a whole process, all on the same files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .datasets import Data
+from .measure import Command
+from .rows import HALF_LIVES, Row
+
+HERE = Path(__file__).parent
+LABELS = {
+    "ema-cli": "ema-cli",
+    "reference": "reference",
+    "naive": "naive script",
+    "fairseq": "fairseq's loop",
+    "timm": "timm's loop",
+    "mergekit": "mergekit-yaml",
+    "limit": "limit: cat, synced write",
+    "cat": "cat, file after file",
+    "cat x4": "cat, four at a time",
+}
+LATENCY, BANDWIDTH = 0.02, 500e6
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A set on the disk, and the plan that every competitor follows."""
+
+    data: Data
+    run: Path
+    files: Sequence[Path]
+    weights: Mapping[Path, float]  # by checkpoint, those that are read, oldest first
+    bytes_to_read: int
+    bytes_to_write: int
+
+
+@dataclass
+class Commands:
+    """Builds the commands of a row. Everything that they write goes under `work`."""
+
+    work: Path
+    mergekit: Path | None  # its venv
+    threads: int | None = None
+    skipped: dict[str, str] = field(default_factory=dict)  # why a competitor is not there
+
+    def build(self, row: Row, inputs: Inputs, reference: Inputs | None, peers: Sequence[str]) -> dict[str, Command]:
+        """Return the commands of all who take part in a row, and note in `skipped` who does not."""
+        self.skipped = {}
+        found = {"ema-cli": self.ours(row, inputs)}
+        if reference is not None:
+            found["reference"] = self.reference(row, reference)
+        for name in peers:
+            if name != "mergekit":
+                found[name] = self.loop(name, inputs)
+            elif self.mergekit is None:
+                self.skipped[name] = "it is not installed; `make bench` tries to, in .bench/mergekit"
+            else:
+                found[name] = self.merge(inputs)
+        found.update((name, self.limit(name, inputs)) for name in row.limits)
+        return found
+
+    def ours(self, row: Row, inputs: Inputs) -> Command:
+        """Return what is measured."""
+        if row.kind == "latency":
+            return self._average("ema-cli", inputs, [inputs.data.half_life], latency=LATENCY)
+        half_lives = HALF_LIVES if row.kind == "half-lives" else [inputs.data.half_life]
+        return self._average("ema-cli", inputs, half_lives)
+
+    def reference(self, row: Row, inputs: Inputs) -> Command:
+        """Return ema-cli on another set, with one half-life, or with no latency."""
+        latency = 0.0 if row.kind == "latency" else None
+        return self._average("reference", inputs, [inputs.data.half_life], latency=latency)
+
+    def _average(self, name: str, inputs: Inputs, half_lives: Sequence[str], latency: float | None = None) -> Command:
+        output = self.work / (f"{name}.safetensors" if len(half_lives) == 1 else f"{name}-several")
+        start = list(ema_cli())
+        if latency is not None:
+            slow = ["--latency", str(latency), "--bandwidth", str(BANDWIDTH), "--"]
+            start = [sys.executable, str(HERE / "slow_disk.py"), *slow]
+        laws = [word for half_life in half_lives for word in ("--half-life", half_life)]
+        threads = ["--threads", str(self.threads)] if self.threads else []
+        arguments = (*start, "average", str(inputs.run), *laws, *threads, "-o", str(output), "--json")
+        return self._command(name, arguments, output)
+
+    def loop(self, name: str, inputs: Inputs) -> Command:
+        """Return one of the loops of peer_loops.py."""
+        plan = self.work / "plan.json"
+        plan.write_text(json.dumps([{"path": str(path), "weight": w} for path, w in inputs.weights.items()]))
+        output = self.work / f"{name}.safetensors"
+        return self._command(name, (sys.executable, str(HERE / "peer_loops.py"), name, str(plan), str(output)), output)
+
+    def merge(self, inputs: Inputs) -> Command:
+        """Return mergekit's linear merge of folders that link to the checkpoints."""
+        assert self.mergekit is not None
+        models = []
+        for path, weight in inputs.weights.items():
+            folder = path
+            if path.is_file():
+                folder = self.work / "mergekit-models" / path.stem
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "config.json").write_text(json.dumps(inputs.data.model.config))
+                link = folder / "model.safetensors"
+                link.unlink(missing_ok=True)
+                link.symlink_to(path.resolve())
+            models.append({"model": str(folder), "parameters": {"weight": weight}})
+        merge = {
+            "merge_method": "linear",
+            "models": models,
+            "parameters": {"normalize": False},
+            "dtype": inputs.data.model.config["torch_dtype"],
+        }
+        config = self.work / "mergekit.yaml"
+        config.write_text(json.dumps(merge))  # JSON is YAML
+        output = self.work / "mergekit"
+        tool = self.mergekit / "bin" / "mergekit-yaml"
+        options = ("--no-copy-tokenizer", "--no-write-model-card", "--quiet")
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        return self._command("mergekit", (str(tool), str(config), str(output), *options), output, offline)
+
+    def limit(self, name: str, inputs: Inputs) -> Command:
+        """Return what no average can beat for long: reading every byte; for `limit`, then writing the output's size.
+
+        The zeros are written as any data is, by all file systems that do not compress.
+        """
+        output = self.work / f"{name.replace(' ', '-')}.out"
+        script = {
+            "cat": 'cat "$@" > /dev/null',
+            "cat x4": 'printf "%s\\0" "$@" | xargs -0 -n 1 -P 4 cat > /dev/null',
+            "limit": 'cat "$@" > /dev/null && dd if=/dev/zero of="$0" bs=1M count='
+            f"{inputs.bytes_to_write} iflag=count_bytes conv=fsync status=none",
+        }[name]
+        return self._command(name, ("sh", "-c", script, str(output), *map(str, inputs.files)), output)
+
+    def _command(
+        self, name: str, arguments: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
+    ) -> Command:
+        log = self.work / f"{name.replace(' ', '-')}.log"
+        return Command(tuple(arguments), environment or {}, output, log)
+
+
+def ema_cli() -> tuple[str, ...]:
+    """Return how ema-cli of this environment is started: as its users do, where it is installed."""
+    script = Path(sys.executable).parent / "ema-cli"
+    return (str(script),) if script.exists() else (sys.executable, "-m", "ema_cli")

@@ -1,0 +1,119 @@
+"""The report as Markdown, from what was measured and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .figures import Figure, judge, ratio, spread, values
+from .rows import KEYS
+
+MIB = 1 << 20
+_NOTES = """\
+Every run is a whole process, from its start to its end. A round runs every command once, in an order that rotates;
+outputs are deleted and the disk is synced between runs, outside of the time. Figures are medians of the quiet rounds,
+least and greatest in parentheses; ratios are taken within a round. A round is noisy, and repeated, if other processes
+take more than a tenth of the processors in one of its runs. Memory is the proportional set size of all processes
+together, looked at every 10 ms in a run that is not timed; files that a process maps count. ema-cli and `limit` wait
+until the output is on the disk (fsync); the peers do not. `limit` reads the inputs with `cat`, then writes zeros of
+the output's size. The naive script and the loops of fairseq and timm are written anew (scripts/benchmark/peer_loops.py)
+and use the weights of ema-cli's plan; so does mergekit, in an environment of its own that shares torch.
+"""
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """Return the whole report."""
+    rows = sorted(found["rows"].values(), key=lambda row: KEYS.index(row["key"]))
+    parts = [_head(found, rows), _targets(found, rows), _NOTES]
+    parts += [_details(row) for row in rows]
+    return "\n".join(parts)
+
+
+def _head(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    machine = found["machine"]
+    every = [each for row in rows for each in row["rounds"]]
+    noisy = sum(bool(each["noisy"]) for each in every)
+    loads = [run["load"] for each in every for run in each["runs"].values()]
+    load = f"{min(loads):.1f} to {max(loads):.1f}" if loads else "not measured"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [
+        f"Measured {machine['date']} with `{machine['command']}`.",
+        "",
+        f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 2**30:.0f} GiB, "
+        f"{machine['file_system']}, Linux {machine['kernel']}",
+        f"- Versions: {versions}",
+        f"- Load average when a run began, the benchmark's own included: {load}",
+        f"- Rounds: {len(every)}, of which {noisy} were too noisy to count",
+    ]
+    if found["scale"] != "full":
+        lines.append("- Small sets: starting up weighs more than at full size (`--full`), which the targets are for")
+    return "\n".join([*lines, ""])
+
+
+def _targets(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    table = [["set", "what", "target", "measured", "met"]]
+    for row in rows:
+        for number, verdict in enumerate(judge(row)):
+            met = {True: "yes", False: "NO", None: "-"}[verdict.met]
+            if found["scale"] != "full" and verdict.met is False:
+                met = "not at this size"
+            label = [row["key"], row["title"]] if number == 0 else ["", ""]
+            table.append([*label, verdict.target, verdict.measured, met])
+        if "ema-cli" in row["failed"]:
+            table.append([row["key"], row["title"], "", "failed", "NO"])
+    return as_table(table)
+
+
+def _details(row: Mapping[str, Any]) -> str:
+    names = [*row["labels"]]
+    measured = {name for each in row["rounds"] for name in each["runs"]}
+    present = [name for name in names if name in row["memory"] or name in measured]
+    nbytes = row.get("bytes_read")
+    head = ["", "wall [s]", "CPU [s]", "GB/s", "memory [MiB]", "x limit", "ema-cli takes", "same average"]
+    table = [head]
+    for name in present:
+        wall, cpu = (values(row["rounds"], name, what) for what in ("wall", "cpu"))
+        memory = row["memory"].get(name)
+        to_limit = ratio(row["rounds"], name, "limit") if name != "limit" else None
+        ours = ratio(row["rounds"], "ema-cli", name) if name != "ema-cli" else None
+        rate = wall and nbytes and name != "reference"
+        table.append(
+            [
+                row["labels"][name],
+                spread(wall) if wall else _noisy(row, name),
+                spread(cpu) if cpu else "",
+                f"{nbytes / wall.median / 1e9:.2f}" if rate and wall else "",
+                f"{memory['together'] / MIB:.0f}" if memory else "",
+                spread(to_limit) if to_limit else "",
+                f"{spread(ours)} x" if ours else "",
+                row["same"].get(name, ""),
+            ]
+        )
+    # Columns that say nothing in this row are left out.
+    kept = [at for at in range(len(head)) if at == 0 or any(line[at] for line in table[1:])]
+    quiet = sum(not each["noisy"] for each in row["rounds"])
+    lines = [f"### {row['key']}: {row['title']}", "", as_table([[line[at] for at in kept] for line in table])]
+    notes = [f"{quiet} of {len(row['rounds'])} rounds count, the others were noisy", *row["notes"]]
+    notes += [f"{row['labels'][name]} is not there: {why}" for name, why in row["skipped"].items()]
+    notes += [f"{row['labels'][name]} FAILED: {_one_line(why)}" for name, why in row["failed"].items()]
+    return "\n".join([*lines, *(f"- {note}" for note in notes), ""])
+
+
+def _noisy(row: Mapping[str, Any], name: str) -> str:
+    """Return what a competitor took where no round counts."""
+    figure = Figure.of([each["runs"][name]["wall"] for each in row["rounds"] if name in each["runs"]])
+    return f"too noisy: {spread(figure)}" if figure else "not measured"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[-300:]
+
+
+def as_table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table that can be read as it is, the first line its head."""
+    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+    shown = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([shown[0], rule, *shown[1:], ""])

@@ -1,0 +1,106 @@
+"""What is measured: the rows of the table, who takes part in each, and the targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+MEMORY = 120 * MIB  # of all processes together, and
+MEMORY_PER_NAME = 1024  # for each tensor name
+PEERS = ("naive", "fairseq", "timm", "mergekit")
+HALF_LIVES = ("25ba", "50ba", "100ba", "200ba", "400ba", "800ba", "1600ba", "3200ba")
+
+
+@dataclass(frozen=True)
+class Target:
+    """How long `of` may take, as a multiple of the fastest of `against`, or in seconds against nobody."""
+
+    of: str
+    against: tuple[str, ...]
+    at_most: float
+
+    @property
+    def words(self) -> str:
+        """Return it as the table has it."""
+        if not self.against:
+            return f"<= {self.at_most:g} s"
+        if len(self.against) == 1:
+            return f"<= {self.at_most:g} x {self.against[0]}"
+        return f"<= {self.at_most:g} x {'best peer' if set(self.against) <= set(PEERS) else 'faster cat'}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A set, measured in one way. `reference` is a set on which ema-cli runs beside it, in the same rounds."""
+
+    key: str
+    data: str
+    targets: tuple[Target, ...] = ()
+    peers: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ("limit",)
+    reference: str | None = None
+    kind: str = "average"  # or half-lives, latency
+    cold: bool = False
+    rounds: int | None = None  # where another number is enough
+    few: tuple[str, ...] = ()  # the peers of the small scale, which is to take a minute
+    full_only: bool = False
+    without: tuple[tuple[str, str], ...] = ()  # peers that cannot take part, and why
+
+
+def _below(at_most: float, *against: str) -> Target:
+    return Target("ema-cli", against, at_most)
+
+
+_NESTED = (("mergekit", "it reads no state dict that lies inside another dict"),)
+_TOO_LARGE = (("naive", "it holds the whole model in float32, which leaves no memory to keep the inputs in"),)
+
+# In the order in which they are measured: what shares data stands together.
+ROWS = (
+    Row("A", "A", (_below(1.25, "limit"), _below(0.12, *PEERS)), PEERS, few=("naive", "mergekit")),
+    Row("A cold", "A", (_below(1.1, "cat", "cat x4"),), (), ("cat", "cat x4"), cold=True, full_only=True),
+    Row("H", "A", (_below(2.0, "reference"),), (), (), reference="A", kind="half-lives"),
+    Row("latency", "A", (_below(1.5, "reference"),), (), (), reference="A", kind="latency", rounds=3),
+    Row(
+        "C",
+        "C",
+        (_below(1.1, "reference"), _below(0.25, *PEERS)),
+        PEERS[:3],
+        reference="A",
+        few=("naive",),
+        without=_NESTED,
+    ),
+    Row("E", "E", (_below(1.1, "reference"),), ("naive", "mergekit"), reference="A", few=("naive",)),
+    Row("I", "I", (_below(1.3, "reference"),), ("naive",), reference="A"),
+    Row("B", "B", (_below(1.25, "limit"), _below(0.25, *PEERS)), PEERS, few=("fairseq",)),
+    Row("D", "D", (_below(0.1, *PEERS),), PEERS, few=("timm",)),
+    Row("G1", "G1", (_below(2.2, "reference"),), ("naive",), reference="G1-half"),
+    Row("G2", "G2", (_below(2.2, "reference"),), ("naive",), reference="G2-half"),
+    Row("G3", "G3", without=_TOO_LARGE),
+    Row("F cold", "F", (_below(1.1, "cat", "cat x4"),), (), ("cat", "cat x4"), cold=True, full_only=True, rounds=3),
+    Row("F", "F", full_only=True, rounds=3, without=_TOO_LARGE),
+)
+START_UP = "start-up"
+# As the report has them.
+KEYS = (*sorted((row.key for row in ROWS), key=lambda key: (len(key.split()[0]) > 2, key)), START_UP)
+
+
+def memory_limit(names: int) -> int:
+    """Return what all processes together may take, in bytes."""
+    return MEMORY + names * MEMORY_PER_NAME
+
+
+def chosen(asked: str | None, *, full: bool) -> list[str]:
+    """Return the keys of the rows that are asked for: `A,B`, or all that belong to the scale.
+
+    Raises:
+        ValueError: for a key that is none. G stands for G1, G2 and G3.
+    """
+    if asked is None:
+        return [*(row.key for row in ROWS if full or not row.full_only), START_UP]
+    found: list[str] = []
+    for word in (each.strip() for each in asked.split(",")):
+        keys = [key for key in KEYS if key == word or (word == "G" and key[0] == "G")]
+        if not keys:
+            raise ValueError(f"'{word}' is none of {', '.join(KEYS)}")
+        found += keys
+    return [key for key in KEYS if key in found]

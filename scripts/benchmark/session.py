@@ -1,0 +1,170 @@
+"""One sitting: make a set, measure its rows, delete it, and keep what was found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import datasets, startup
+from .commands import BANDWIDTH, LABELS, LATENCY, Commands, Inputs, ema_cli
+from .datasets import Data
+from .rounds import cache_state, discard, log, measure, preparation, rehearse
+from .rows import HALF_LIVES, PEERS, ROWS, START_UP, Row, memory_limit
+
+
+@dataclass
+class Session:
+    """Where data lies, how often to measure, and who takes part."""
+
+    scale: str
+    folder: Path  # for data and outputs
+    rounds: int
+    peers: tuple[str, ...] | None  # None: as each row says
+    mergekit: Path | None
+    keep: bool = False
+    threads: int | None = None
+    sets: dict[str, Data] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.resolve() / self.scale
+        self.work = self.folder / "work"
+        self.sets = datasets.sets_at(self.scale)
+
+    def measure(self, keys: Sequence[str], save: Callable[[dict[str, Any]], None]) -> None:
+        """Measure these rows, and hand over each as soon as it is there."""
+        rows = [row for row in ROWS if row.key in keys]
+        self.work.mkdir(parents=True, exist_ok=True)
+        try:
+            for number, row in enumerate(rows):
+                log(f"{row.key}: {self.sets[row.data].describe()}")
+                save(self._row(row))
+                later = {name for each in rows[number + 1 :] for name in (each.data, each.reference)}
+                self._remove({row.data, row.reference} - later)
+            if START_UP in keys:
+                log(f"{START_UP}: help and inspect")
+                save(startup.measure_startup(self.work, self.scale))
+        finally:
+            shutil.rmtree(self.work, ignore_errors=True)
+            self._remove(set(self.sets))
+
+    def _remove(self, names: set[str | None]) -> None:
+        for name in names:
+            if name is not None and not self.keep:
+                datasets.remove(self.sets[name], self.folder)
+
+    def _row(self, row: Row) -> dict[str, Any]:
+        data = self.sets[row.data]
+        facts: dict[str, Any] = {
+            "key": row.key,
+            "title": data.describe() + _title(row),
+            "names": len(data.model.tensors),
+            "targets": [],
+            "memory_limit": memory_limit(len(data.model.tensors)),
+            "rounds": [],
+            "memory": {},
+            "failed": {},
+            "same": {},
+            "skipped": {},
+            "notes": [],
+            "labels": {**LABELS, "reference": _reference_label(row)},
+        }
+        try:
+            self._fill(row, facts)
+        except (OSError, RuntimeError) as error:
+            facts["failed"]["ema-cli"] = str(error)
+            log(f"  not measured: {error}")
+        return facts
+
+    def _fill(self, row: Row, facts: dict[str, Any]) -> None:
+        inputs = self._inputs(self.sets[row.data])
+        reference = self._inputs(self.sets[row.reference]) if row.reference else None
+        targets = [(target.of, target.against, target.at_most, target.words) for target in row.targets]
+        facts["targets"] = [dict(zip(("of", "against", "at_most", "words"), each, strict=True)) for each in targets]
+        facts["bytes_read"], facts["bytes_written"] = inputs.bytes_to_read, inputs.bytes_to_write
+        outputs = len(HALF_LIVES) if row.kind == "half-lives" else 1
+        datasets.need_room(self.work, inputs.bytes_to_write * (outputs + 1), "the output")
+        commands = Commands(self.work, self.mergekit, self.threads)
+        built = commands.build(row, inputs, reference, self._peers(row))
+        facts["skipped"] = dict(row.without) | commands.skipped
+        files = {row.data: inputs.files}
+        if reference is not None:
+            files[row.reference or ""] = reference.files
+        prepare = preparation(files, cold=row.cold)
+        comparable = [*PEERS, *(["reference"] if row.key in ("C", "E", "I", "latency") else [])]
+        facts |= rehearse(built, comparable, prepare, outputs)
+        if row.kind == "latency":
+            facts["memory_limit"] = None  # the shim's memory is not ours
+        if built:
+            read = facts["memory"]["ema-cli"]["read"] / inputs.bytes_to_read
+            facts["notes"].append(f"ema-cli read {read:.3f} x the bytes of the tensors, its own code included")
+            self._note_cache(facts, files, cold=row.cold)
+            rounds = min(self.rounds, row.rounds or self.rounds)
+            facts["rounds"] = measure(built, rounds, prepare, facts["failed"])
+        discard(self.work / "mergekit-models")
+
+    def _note_cache(self, facts: dict[str, Any], files: dict[str, Sequence[Path]], *, cold: bool) -> None:
+        if cold:
+            preparation(files, cold=True)()
+        for name, share in cache_state(files).items():
+            if cold or share < 1:
+                facts["notes"].append(f"before a run, {share:.1%} of {name} was in the page cache")
+
+    def _peers(self, row: Row) -> tuple[str, ...]:
+        if self.peers is None:
+            return row.peers if self.scale == "full" else row.few or row.peers
+        return tuple(name for name in row.peers if name in self.peers)
+
+    def _inputs(self, data: Data) -> Inputs:
+        """Make a set and ask ema-cli for its plan, which all others follow."""
+        run = datasets.make(data, self.folder)
+        output = self.work / "planned.safetensors"
+        options = ["--half-life", data.half_life, "-o", str(output), "--dry-run", "--json"]
+        done = subprocess.run([*ema_cli(), "average", str(run), *options], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"ema-cli cannot plan set {data.name}: {(done.stdout + done.stderr).strip()[-500:]}")
+        plan = json.loads(done.stdout)
+        weights = {each["clock"]: each["weight"] for each in plan["plan"]["entries"]}
+        paths = zip(data.steps, datasets.checkpoints(data, run), strict=True)
+        chosen = {path: weights[f"{step}ba"] for step, path in paths if weights.get(f"{step}ba")}
+        would = plan["would_write"]
+        files = datasets.input_files(list(chosen))
+        return Inputs(data, run, files, chosen, would["bytes_to_read"], would["bytes_to_write"])
+
+
+def _title(row: Row) -> str:
+    if row.kind == "half-lives":
+        return f", {len(HALF_LIVES)} half-lives in one pass"
+    if row.kind == "latency":
+        return f", {LATENCY * 1e3:.0f} ms a read at {BANDWIDTH / 1e6:.0f} MB/s"
+    return ", cold" if row.cold else ""
+
+
+def _reference_label(row: Row) -> str:
+    if row.kind == "half-lives":
+        return "ema-cli, one half-life"
+    if row.kind == "latency":
+        return "ema-cli, no latency"
+    return f"ema-cli on {'half of it' if row.reference and 'half' in row.reference else row.reference}"
+
+
+def find_mergekit(folder: Path) -> Path | None:
+    """Return the environment in which `make bench` installs mergekit, if it is there."""
+    return folder if os.access(folder / "bin" / "mergekit-yaml", os.X_OK) else None
+
+
+def read_or_exit(path: Path) -> dict[str, Any]:
+    """Return what an earlier sitting stored."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {path}: {error}")
+    if found.get("schema_version") != 1:
+        sys.exit(f"error: {path} is not what --json writes")
+    return found
