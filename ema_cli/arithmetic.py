@@ -160,41 +160,51 @@ def settle_non_finite(
     return int(culprit[first]), int(wrong[first])
 
 
-def encode(dtype: DType, values: Floats, *, paired: bool = False, numbers: bool = False) -> memoryview:
+def encode(dtype: DType, values: Floats, scratch: Floats, *, paired: bool = False, numbers: bool = False) -> memoryview:
     """Round `values` once, to nearest and ties to even, and return the bytes to store, in the elements' order.
 
-    `paired`: the values are in the order of `decode_pairs`. `numbers`: there is no NaN among them.
+    `paired`: the values are in the order of `decode_pairs`. `numbers`: there is no NaN among them. `values` and
+    `scratch`, of the same size, are overwritten, and hold what is returned.
     """
     if dtype.name == "BF16":
         if values.dtype == np.float64:
-            values = _round_to_odd(values)
-        bits = _round_to_16_bits(values, numbers=numbers)
+            values, scratch = _round_to_odd(values), values.view(np.float32)[: len(values)]
+        bits = _round_to_16_bits(values, scratch, numbers=numbers)
         if not paired:
-            return (bits >> np.uint32(16)).astype("<u2").data.cast("B")
+            stored = scratch.view("<u2")[: len(bits)]
+            np.right_shift(bits, 16, out=stored, casting="unsafe")
+            return stored.data.cast("B")
         even, odd = bits[: len(bits) // 2], bits[len(bits) // 2 :]
         even >>= np.uint32(16)
         odd &= _HIGH
         even |= odd
         return even.data.cast("B")
     if paired:
-        ordered = np.empty_like(values)
-        ordered[0::2], ordered[1::2] = values[: len(values) // 2], values[len(values) // 2 :]
-        values = ordered
-    return np.ascontiguousarray(values, dtype=_STORED[dtype.name]).data.cast("B")
+        half = len(values) // 2
+        scratch[0::2], scratch[1::2] = values[:half], values[half:]
+        values, scratch = scratch, values
+    if is_stored_as(dtype, values.dtype):
+        return values.data.cast("B")
+    stored = scratch.view(_STORED[dtype.name])[: len(values)]
+    np.copyto(stored, values, casting="same_kind")
+    return stored.data.cast("B")
 
 
-def _round_to_16_bits(values: NDArray[np.float32], *, numbers: bool) -> NDArray[np.uint32]:
-    """Return the bits of `values`, rounded so that the upper half of each is a bfloat16."""
-    bits = values.view(np.uint32)
-    rounded = bits >> np.uint32(16)
-    rounded &= np.uint32(1)
-    rounded += np.uint32(0x7FFF)
-    rounded += bits
-    if not numbers:
-        # Rounding could carry a NaN over into a number; keep sign and upper payload, and make it quiet.
-        nan = np.isnan(values)
-        rounded[nan] = bits[nan] | np.uint32(0x400000)
-    return rounded
+def _round_to_16_bits(
+    values: NDArray[np.float32], scratch: NDArray[np.float32], *, numbers: bool
+) -> NDArray[np.uint32]:
+    """Return the bits of `values`, rounded in place so that the upper half of each is a bfloat16."""
+    bits, step = values.view(np.uint32), scratch.view(np.uint32)
+    # Rounding could carry a NaN over into a number; keep sign and upper payload, and make it quiet.
+    nan = None if numbers else np.isnan(values)
+    quiet = None if nan is None else bits[nan] | np.uint32(0x400000)
+    np.right_shift(bits, 16, out=step)
+    step &= np.uint32(1)
+    step += np.uint32(0x7FFF)
+    bits += step
+    if nan is not None and quiet is not None:
+        bits[nan] = quiet
+    return bits
 
 
 def _round_to_odd(values: Floats) -> NDArray[np.float32]:

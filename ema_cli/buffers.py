@@ -35,9 +35,9 @@ class BufferSizes:
     def worker_bytes(self, averages: int = 1, newest: int = 1) -> int:
         """Return the memory of one thread, for so many averages with so many different newest checkpoints."""
         spare = self.rows + 1 if newest > 1 else 0
-        encoding = 2
+        scratch = 1
         # Of the rows as stored only those are apart that are accumulated in a wider type: half as long at most.
-        return self.row_bytes * (self.rows + 1 + spare + averages + newest + encoding) + self.rows * self.row_bytes // 2
+        return self.row_bytes * (self.rows + 1 + spare + averages + newest + scratch) + self.rows * self.row_bytes // 2
 
 
 def divide_memory(nbytes: int, threads: int, averages: int = 1, newest: int = 1) -> BufferSizes:
@@ -73,6 +73,7 @@ class Buffers:
         self._spare = rows(sizes.rows + 1) if newest > 1 else None
         self._sums = rows(averages)
         self._newest = rows(newest)
+        self._scratch = rows(1)
         self._last: tuple[np.dtype[Any], int] | None = None
         self._views: Views
 
@@ -100,6 +101,7 @@ class Buffers:
             self._stored[:, : width // 2],
             floats(self._sums),
             floats(self._newest),
+            floats(self._scratch)[0],
         )
         return self._views
 
@@ -111,6 +113,7 @@ class Views:
     `rows` [K + 1, n]: checkpoints, after one row for the sum so far; `row_bytes`: where what is stored as such floats
     is read to. `spare`: as `rows`; None where all averages have one newest checkpoint. `stored` [K, n/2 floats]: bytes
     of what is stored in a narrower type. `sums` and `newest`: a row for each average, and for each newest checkpoint.
+    `scratch` [n]: for rounding.
     """
 
     count: int
@@ -120,3 +123,4 @@ class Views:
     stored: NDArray[np.uint8]
     sums: Floats
     newest: Floats
+    scratch: Floats

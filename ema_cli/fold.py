@@ -201,8 +201,8 @@ class Fold:
             finite = is_within(total, limit)
             if not finite:
                 self._settle(block, average, total, limit, paired=paired)
-            data = encode(block.target, total, paired=paired, numbers=finite)[: block.target.nbytes(block.count)]
-            _write(average, block, block.target, data)
+            data = encode(block.target, total, views.scratch, paired=paired, numbers=finite)
+            _write(average, block, block.target, data[: block.target.nbytes(block.count)])
         self._count(sum(dtype.bits for dtype in block.dtypes) * block.count // 8)
 
     def _read_rows(self, block: Block, numbers: Sequence[int], views: Views, *, paired: bool) -> None:
