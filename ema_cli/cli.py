@@ -35,13 +35,14 @@ from ema_cli.options import (
     UpdateInterval,
     Version,
     WeightsChoice,
+    parse_dtype,
+    parse_read_options,
+    parse_recipes,
 )
 from ema_cli.units import Time
 
 if TYPE_CHECKING:
-    from ema_cli.checkpoint import DType
     from ema_cli.formats.options import ReadOptions
-    from ema_cli.recipe import Recipe
     from ema_cli.run import Run
 
 app = typer.Typer(
@@ -54,7 +55,6 @@ app = typer.Typer(
 )
 
 _SCHEMA_VERSION = 1
-_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @app.callback(invoke_without_command=True)
@@ -89,12 +89,21 @@ def average(
     threads: Annotated[
         int | None, typer.Option(help="Default: the processors this process may use, up to 16.", rich_help_panel=READ)
     ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Bound for the whole process: 200MB, 1GiB. Default: as little as is fast.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="NAME.safetensors for one file, a name without suffix for a folder. Default: ema-HALF_LIFE.",
+            help="NAME.safetensors for one file, a name without suffix for a folder. Of several half-lives the new "
+            "folder, or a pattern in it: sweep/ema-{half_life}.safetensors. Default: ema-HALF_LIFE.",
             rich_help_panel=WRITE,
         ),
     ] = None,
@@ -119,43 +128,46 @@ def average(
     ] = False,
     version: Version = False,
 ) -> None:
-    """Write the average of a run's checkpoints, ready to load, and print where."""
-    recipe = _recipe(half_life, update_interval, smoothing, start, stop, last, bias_correction)
+    """Write the average of a run's checkpoints, ready to load, and print where; of several half-lives in one pass."""
+    recipes = parse_recipes(half_life, update_interval, smoothing, start, stop, last, bias_correction)
     if threads is not None and threads < 1:
         raise UsageError(f"--threads: {threads} is not a number of threads", hint="at least 1")
-    target_dtype = _dtype(dtype)
+    target_dtype = parse_dtype(dtype)
     from ema_cli import posthoc
+    from ema_cli.memory import parse_size
     from ema_cli.target import default_target, parse_target
 
+    most_memory = parse_size(max_memory, "--max-memory") if max_memory is not None else None
     target = parse_target(output) if output is not None else None
-    run = _open(paths, _read_options(key, weights, component, keep_prefix, copy), epoch_length, spacing)
-    from ema_cli import facts, render
+    run = _open(paths, parse_read_options(key, weights, component, keep_prefix, copy), epoch_length, spacing)
+    from ema_cli import facts, render, words
     from ema_cli.plan import make_plan
 
-    plan = make_plan(run, recipe)
-    posthoc.refuse_averaged(plan)
-    target = target or default_target(plan)
-    told = facts.plan_facts(plan)
-    odd = facts.run_warnings(run, [entry.checkpoint for entry in plan.read])
+    plans = [make_plan(run, recipe) for recipe in recipes]
+    for plan in plans:
+        posthoc.refuse_averaged(plan)
+    target = target or default_target(plans)
+    told = [facts.plan_facts(plan) for plan in plans]
+    odd = facts.run_warnings(run, posthoc.checkpoints_read(plans))
     if dry_run:
-        expected = posthoc.prepare(plan, target, dtype=target_dtype, copy=copy or (), force=force)
-        would = facts.output_facts(expected, target.path.as_posix(), plan)
-        odd += facts.twin_warnings(plan)
+        work = posthoc.prepare(plans, target, dtype=target_dtype, copy=copy or (), force=force)
+        would = facts.work_facts(work)
+        odd += facts.twin_warnings(plans)
         if as_json:
-            return _print_json("average", {"plan": told, "would_write": would, "warnings": odd})
+            return _print_json("average", {"plans": told, "would_write": would, "warnings": odd})
         render.plan_report(told, [each.name for each in run.checkpoints])
         render.warnings([] if quiet else odd)
-        sizes = f"reading {render.size(would['bytes_to_read'])}, writing {render.size(would['bytes_to_write'])}"
-        return typer.echo(f"Would write {would['path']}: {sizes}")
+        return typer.echo(words.would_line(would))
     if not (quiet or as_json):
-        render.warnings([*odd, *told["warnings"]])
+        render.warnings([*odd, *words.plan_warnings(told)])
     with interrupts.unwinding(), render.progress(quiet=quiet or as_json) as report:
         result = posthoc.average(
-            plan,
+            plans,
             target,
             dtype=target_dtype,
             copy=copy or (),
             threads=threads,
+            max_memory=most_memory,
             force=force,
             allow_non_finite=allow_non_finite,
             report=report,
@@ -163,10 +175,10 @@ def average(
     done = facts.result_facts(result)
     passed = [f"'{name}' holds NaN or infinity" for name in result.non_finite]
     if as_json:
-        return _print_json("average", {"plan": told, "output": done, "warnings": [*odd, *passed]})
+        return _print_json("average", {"plans": told, "written": done, "warnings": [*odd, *passed]})
     if not quiet:
         render.warnings(passed)
-        render.line(render.result_line(told, done))
+        render.lines([*words.plan_lines(told), *(words.advice(told) if len(told) > 1 else []), words.result_line(done)])
     return typer.echo(done["path"])
 
 
@@ -190,31 +202,30 @@ def inspect(
     as_json: AsJson = False,
     version: Version = False,
 ) -> None:
-    """Show a run, or one file: checkpoints, clocks, tensors, what is odd; with a half-life, every weight."""
-    recipe = None
-    if half_life is not None or smoothing is not None:
-        recipe = _recipe(half_life, update_interval, smoothing, start, stop, last, bias_correction)
+    """Show a run, or one file: checkpoints, clocks, tensors, what is odd; with half-lives, every weight."""
+    recipes = []
+    if half_life or smoothing is not None:
+        recipes = parse_recipes(half_life, update_interval, smoothing, start, stop, last, bias_correction)
     elif any(value is not None for value in (update_interval, start, stop, last)) or bias_correction:
         raise UsageError("which law? --start and the like need one", hint="add --half-life 50ba")
-    options = _read_options(key, weights, component, keep_prefix, copy)
+    options = parse_read_options(key, weights, component, keep_prefix, copy)
     run = _open(paths or [Path()], options, epoch_length, spacing)
     from ema_cli import facts, render
     from ema_cli.plan import make_plan
 
-    plan = make_plan(run, recipe) if recipe else None
-    run_told, plan_told = facts.run_facts(run), facts.plan_facts(plan) if plan else None
+    run_told, told = facts.run_facts(run), [facts.plan_facts(make_plan(run, recipe)) for recipe in recipes]
     odd = [*facts.run_warnings(run, run.checkpoints), *facts.refusal_warnings(run.checkpoints[-1], copy or ())]
     single = run.checkpoints[0] if len(run.checkpoints) == 1 else None
     if as_json:
         extra = {"tensors": facts.tensor_facts(single), "recipe": single.recipe} if single else {}
-        return _print_json("inspect", {"run": run_told, "plan": plan_told, **extra, "warnings": odd})
+        return _print_json("inspect", {"run": run_told, "plans": told, **extra, "warnings": odd})
     if single is None:
-        return render.run_report(run_told, plan_told, odd)
+        return render.run_report(run_told, told, odd)
     render.checkpoint_report(run_told, facts.tensor_facts(single), odd)
     if single.recipe:
         render.recipe_report(single.recipe)
-    if plan_told:
-        render.plan_report(plan_told, [single.name])
+    if told:
+        render.plan_report(told, [single.name])
     return None
 
 
@@ -234,53 +245,6 @@ def _open(
         epoch_length=Time.parse(epoch_length, "--epoch-length") if epoch_length is not None else None,
         spacing=Time.parse(spacing, "--spacing") if spacing is not None else None,
     )
-
-
-def _read_options(
-    key: str | None, weights: str | None, component: str | None, keep_prefix: bool, copy: list[str] | None
-) -> ReadOptions:
-    from ema_cli.formats.options import ReadOptions
-
-    match weights:
-        case None | "raw" | "ema":
-            return ReadOptions(key, weights, component, keep_prefix, tuple(copy or ()))
-    raise UsageError(f"--weights: '{weights}' is neither raw nor ema")
-
-
-def _recipe(
-    half_life: str | None,
-    update_interval: str | None,
-    smoothing: float | None,
-    start: str | None,
-    stop: str | None,
-    last: int | None,
-    bias_correction: bool,
-) -> Recipe:
-    from ema_cli.recipe import EVERY, Recipe
-
-    def time(text: str | None, option: str) -> Time | None:
-        return None if text is None else Time.parse(text, option)
-
-    interval: Any = update_interval if update_interval == EVERY else time(update_interval, "--update-interval")
-    return Recipe(
-        half_life=time(half_life, "--half-life"),
-        update_interval=interval,
-        smoothing=smoothing,
-        start=time(start, "--start"),
-        stop=time(stop, "--stop"),
-        last=last,
-        bias_correction=bias_correction,
-    )
-
-
-def _dtype(name: str | None) -> DType | None:
-    from ema_cli.checkpoint import DTYPES
-
-    if name is None:
-        return None
-    if name not in _DTYPES:
-        raise UsageError(f"--dtype: '{name}' cannot be written", hint=f"one of {', '.join(_DTYPES)}")
-    return DTYPES[_DTYPES[name]]
 
 
 def _print_json(command: str, content: dict[str, Any]) -> None:

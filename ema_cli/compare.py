@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError
 from ema_cli.plan import Plan
@@ -10,9 +12,10 @@ from ema_cli.tensor_rules import is_adapter
 _BLOCK_ELEMENTS = 1 << 17
 
 
-def check_twins(plan: Plan) -> None:
+def check_twins(plans: Sequence[Plan]) -> None:
     """Check that checkpoints with one clock are one state, saved twice."""
-    for kept, other in plan.twins:
+    pairs = {(id(kept), id(other)): (kept, other) for plan in plans for kept, other in plan.twins}
+    for kept, other in pairs.values():
         different = compare_tensors(kept, other)
         if different is not None:
             raise RunError(
@@ -21,16 +24,16 @@ def check_twins(plan: Plan) -> None:
             )
 
 
-def check_alphas(plan: Plan) -> None:
+def check_alphas(checkpoints: Sequence[Checkpoint]) -> None:
     """Check that the scales of a LoRA, which some trainers store as tensors, are those of one adapter."""
-    specs = plan.newest.weights.specs
+    newest = checkpoints[-1]
+    specs = newest.weights.specs
     for name in specs if is_adapter(specs) else ():
         if name.endswith(".alpha") and specs[name].count == 1:
-            holders = [each.checkpoint for each in plan.read if name in each.checkpoint.weights.specs]
-            found = {_read_bytes(checkpoint, name) for checkpoint in holders}
-            if len(found) > 1:
+            holders = [each for each in checkpoints if name in each.weights.specs]
+            if len({_read_bytes(each, name) for each in holders}) > 1:
                 raise RunError(
-                    f"{plan.newest.path}: '{name}' is not the same in all checkpoints",
+                    f"{newest.path}: '{name}' is not the same in all checkpoints",
                     hint="these are adapters of different scales; average those of one",
                 )
 

@@ -15,7 +15,7 @@ from ema_cli.tensor_rules import copied_names, refusals, tensor_notes
 from ema_cli.units import Time, Unit
 
 if TYPE_CHECKING:
-    from ema_cli.posthoc import Output, Result  # which import numpy: not for `inspect`
+    from ema_cli.posthoc import Result, Work  # which import numpy: not for `inspect`
 
 _T = TypeVar("_T")
 
@@ -94,16 +94,20 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def output_facts(output: Output, path: str, plan: Plan) -> dict[str, Any]:
-    """Return what would be written."""
-    specs = plan.newest.weights.specs
-    averaged = sum(spec.nbytes for name, spec in specs.items() if spec.dtype.averaged and name not in output.copied)
-    copied = plan.newest.nbytes - averaged
+def work_facts(work: Work) -> dict[str, Any]:
+    """Return what would be read and written."""
     return {
-        "path": path,
-        "files": sorted([*(file.name for file in output.files), *output.texts, *output.copies]),
-        "bytes_to_read": averaged * len(plan.read) + copied,
-        "bytes_to_write": output.nbytes,
+        "path": work.target.path.as_posix(),
+        "outputs": [
+            {
+                "path": output.target.path.as_posix(),
+                "files": sorted([*(file.name for file in output.files), *output.texts, *output.copies]),
+                "bytes": output.nbytes,
+            }
+            for output in work.outputs
+        ],
+        "bytes_to_read": work.bytes_to_read,
+        "bytes_to_write": work.bytes_to_write,
     }
 
 
@@ -111,19 +115,23 @@ def result_facts(result: Result) -> dict[str, Any]:
     """Return what was written."""
     return {
         "path": result.target.path.as_posix(),
+        "outputs": [{"path": each.target.path.as_posix(), "bytes": each.nbytes} for each in result.outputs],
         "tensors_averaged": result.tensors_averaged,
         "tensors_copied": result.tensors_copied,
         "bytes_read": result.bytes_read,
         "bytes_written": result.bytes_written,
         "seconds": round(result.seconds, 3),
+        "bytes_per_second": round(result.bytes_read / max(result.seconds, 1e-3)),
+        "peak_memory_bytes": result.peak_memory,
         "non_finite": list(result.non_finite),
     }
 
 
-def twin_warnings(plan: Plan) -> list[str]:
+def twin_warnings(plans: Sequence[Plan]) -> list[str]:
     """Return what a dry run leaves open: whether checkpoints with one clock have equal tensors."""
     text = "shares its clock with another checkpoint; averaging compares their tensors"
-    return [f"{names}: {text}" for text, names in _grouped([(text, other.name) for _, other in plan.twins])]
+    twins = dict.fromkeys(other.name for plan in plans for _, other in plan.twins)
+    return [f"{names}: {text}" for text, names in _grouped([(text, name) for name in twins])]
 
 
 def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:

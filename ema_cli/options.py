@@ -1,14 +1,23 @@
-"""The options that several commands share, each written once, grouped as the help shows them."""
+"""The options that several commands share, each written once, grouped as the help shows them; and what they say."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ema_cli._version import __version__
+from ema_cli.errors import UsageError
+from ema_cli.units import Time
 
+if TYPE_CHECKING:
+    from ema_cli.checkpoint import DType
+    from ema_cli.formats.options import ReadOptions
+    from ema_cli.recipe import Recipe
+
+_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 LAW, SELECT, READ, WRITE = "Law", "Which checkpoints", "Reading", "Output"
 
 Paths = Annotated[
@@ -16,8 +25,11 @@ Paths = Annotated[
     typer.Argument(readable=False, help="One folder that holds a run, or its checkpoints in any order."),
 ]
 HalfLife = Annotated[
-    str | None,
-    typer.Option(help="Training time after which a checkpoint counts half: 50ba, 2ep.", rich_help_panel=LAW),
+    list[str] | None,
+    typer.Option(
+        help="Training time after which a checkpoint counts half: 50ba, 2ep. Give several to average for each.",
+        rich_help_panel=LAW,
+    ),
 ]
 UpdateInterval = Annotated[
     str | None,
@@ -97,3 +109,60 @@ def _print_version(asked: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
 ]
+
+
+def parse_recipes(
+    half_lives: Sequence[str] | None,
+    update_interval: str | None,
+    smoothing: float | None,
+    start: str | None,
+    stop: str | None,
+    last: int | None,
+    bias_correction: bool,
+) -> list[Recipe]:
+    """Return what is asked for: a recipe for each half-life, or one for the smoothing."""
+    from ema_cli.recipe import EVERY, Recipe
+
+    def time(text: str | None, option: str) -> Time | None:
+        return None if text is None else Time.parse(text, option)
+
+    interval: Any = update_interval if update_interval == EVERY else time(update_interval, "--update-interval")
+    recipes: list[Recipe] = []
+    each_half_life: Sequence[str | None] = half_lives or [None]
+    for half_life in each_half_life:
+        recipe = Recipe(
+            half_life=time(half_life, "--half-life"),
+            update_interval=interval,
+            smoothing=smoothing,
+            start=time(start, "--start"),
+            stop=time(stop, "--stop"),
+            last=last,
+            bias_correction=bias_correction,
+        )
+        if recipe in recipes:
+            raise UsageError(f"--half-life: '{half_life}' is given twice")
+        recipes.append(recipe)
+    return recipes
+
+
+def parse_read_options(
+    key: str | None, weights: str | None, component: str | None, keep_prefix: bool, copy: Sequence[str] | None
+) -> ReadOptions:
+    """Return how checkpoints are to be read."""
+    from ema_cli.formats.options import ReadOptions
+
+    match weights:
+        case None | "raw" | "ema":
+            return ReadOptions(key, weights, component, keep_prefix, tuple(copy or ()))
+    raise UsageError(f"--weights: '{weights}' is neither raw nor ema")
+
+
+def parse_dtype(name: str | None) -> DType | None:
+    """Return the dtype to write."""
+    from ema_cli.checkpoint import DTYPES
+
+    if name is None:
+        return None
+    if name not in _DTYPES:
+        raise UsageError(f"--dtype: '{name}' cannot be written", hint=f"one of {', '.join(_DTYPES)}")
+    return DTYPES[_DTYPES[name]]

@@ -46,11 +46,12 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The checkpoints that enter, oldest first, with weights that sum to 1; those that do not, with the reason.
+    """The checkpoints of a run that enter, oldest first, with weights that sum to 1; the others, with the reason.
 
     `twins`: pairs with one clock, of which the first is in the plan; their tensors must prove equal.
     """
 
+    run: Run
     recipe: Recipe
     entries: tuple[Entry, ...]
     skipped: tuple[Skipped, ...]
@@ -178,7 +179,7 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     kept_twins = tuple((kept, other) for kept, other in twins if id(kept) in in_plan)
     order = {id(each): number for number, each in enumerate(run.checkpoints)}
     skipped.sort(key=lambda each: order[id(each.checkpoint)])
-    return Plan(recipe, tuple(entries), tuple(skipped), kept_twins)
+    return Plan(run, recipe, tuple(entries), tuple(skipped), kept_twins)
 
 
 def _weights(gaps: Sequence[Fraction], recipe: Recipe) -> list[float]:

@@ -1,155 +1,243 @@
-"""The pipeline after a plan: check, lay out the output, fold, read back, publish. No torch here."""
+"""The pipeline after the plans: check, lay out the outputs, fold, read back, publish. No torch here."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
+import resource
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ema_cli._version import __version__
 from ema_cli.blocks import joined
-from ema_cli.buffers import DEFAULT_BYTES, divide_memory
-from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
+from ema_cli.buffers import DEFAULT_BYTES, BufferSizes, divide_memory
+from ema_cli.checkpoint import Checkpoint, DType
 from ema_cli.compare import check_alphas, check_twins
-from ema_cli.errors import OutputError, VerificationError
-from ema_cli.fold import Average, Fold
-from ema_cli.formats.safetensors_file import METADATA_KEY
-from ema_cli.input_file import InputFile
-from ema_cli.layout import OutputFile, lay_out_file, lay_out_shards
+from ema_cli.errors import OutputError, RunError, UsageError, VerificationError
+from ema_cli.fold import Average, Fold, Write
+from ema_cli.layout import OutputFile
+from ema_cli.memory import peak_bytes
+from ema_cli.outputs import Output, lay_out_output, output_specs
 from ema_cli.plan import Plan
 from ema_cli.run import averaged_error, check_same_model
-from ema_cli.side_files import find_side_files, set_config_dtype
 from ema_cli.staging import OutputStream, Staging, output_errors
-from ema_cli.target import Target, check_target
+from ema_cli.target import Target, check_target, place, published
 from ema_cli.tensor_rules import check_averageable, copied_names
 
 Report = Callable[[int, int], None]
 _MANY_THREADS = 16
-_SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
+_RESERVED_BYTES = 8 << 20  # of --max-memory, for all that is no buffer
+_LEAST_BUFFER_BYTES = 2 << 20
+_INPUT_DESCRIPTORS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an average came to. Sizes in bytes."""
+    """What was done. Sizes in bytes; the tensors are those of each output."""
 
     target: Target
+    outputs: Sequence[Output]
     tensors_averaged: int
     tensors_copied: int
     bytes_read: int
     bytes_written: int
     seconds: float
+    peak_memory: int
     non_finite: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """What will be written: weights by range, small files whole, copies of side files."""
+class Work:
+    """What is to be done: each checkpoint that enters any of the plans is read once; each plan has its output."""
 
-    files: Sequence[OutputFile]
-    texts: Mapping[str, bytes]
-    copies: Mapping[str, InputFile]
+    plans: Sequence[Plan]
+    checkpoints: Sequence[Checkpoint]
+    outputs: Sequence[Output]
     copied: frozenset[str]  # names of tensors that are not averaged because the user said so
-    sources: Sequence[InputFile] = ()  # of texts and copies
 
     @property
-    def nbytes(self) -> int:
-        """Return the size of everything."""
-        copied = sum(file.size for file in self.copies.values())
-        return sum(file.size for file in self.files) + sum(map(len, self.texts.values())) + copied
+    def target(self) -> Target:
+        """Return what is published."""
+        return published([output.target for output in self.outputs])
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Return how many bytes of tensors enter."""
+        return self.fold([lambda parts, data: None] * len(self.plans)).bytes_total
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Return the size of all outputs."""
+        return sum(output.nbytes for output in self.outputs)
+
+    def fold(
+        self, writes: Sequence[Write], sizes: BufferSizes | None = None, *, allow_non_finite: bool = False
+    ) -> Fold:
+        """Return the fold that makes all averages in one pass, `writes` taking those of each plan."""
+        averages = []
+        for plan, write in zip(self.plans, writes, strict=True):
+            weights = {id(entry.checkpoint): entry.weight for entry in plan.read}
+            averages.append(Average([weights.get(id(each), 0.0) for each in self.checkpoints], write))
+        return Fold(
+            self.checkpoints,
+            averages,
+            self.outputs[0].dtypes,
+            sizes or BufferSizes(),
+            allow_non_finite=allow_non_finite,
+            copied=self.copied,
+        )
 
 
 def average(
-    plan: Plan,
+    plans: Plan | Sequence[Plan],
     target: Target,
     *,
     dtype: DType | None = None,
     copy: Sequence[str] = (),
     threads: int | None = None,
+    max_memory: int | None = None,
     force: bool = False,
     allow_non_finite: bool = False,
     report: Report = lambda done, total: None,
 ) -> Result:
-    """Write the weighted average of the plan's checkpoints to `target`, all of it or nothing.
+    """Write the weighted average of each plan's checkpoints to `target`, all of it or nothing.
+
+    Several plans of one run share one reading; what `target` names is then the folder that holds their averages, or
+    a pattern with `{half_life}` for their names in it.
 
     `dtype` replaces that of floating tensors, which may then differ between checkpoints. Tensors whose names match a
-    pattern in `copy` are copied from the newest. `report(done, total)` is told the bytes read, now and then.
+    pattern in `copy` are copied from the newest. `max_memory` bounds the process, in bytes; neither it nor `threads`
+    shows in the output. `report(done, total)` is told the bytes read, now and then.
 
     Raises:
+        UsageError: where `target` does not fit the number of plans, or `max_memory` is too little.
         RunError: where the checkpoints are not of one model, are averages already, or contradict each other.
         NonFiniteError: for a NaN or infinity, unless `allow_non_finite`.
         CheckpointError: where one cannot be read, or changes meanwhile.
         OutputError: where the target exists without `force`, or cannot be written.
     """
     began = time.monotonic()
-    output = prepare(plan, target, dtype=dtype, copy=copy, force=force)
-    check_twins(plan)
-    check_alphas(plan)
-    checkpoints = [entry.checkpoint for entry in plan.read]
-    with Staging(target.path) as staging:
-        name = target.path.name
-        folder = staging.folder / name if target.is_folder else staging.folder
-        if target.is_folder:
-            with output_errors(target.path):
-                folder.mkdir()
-        fold = _write_weights(plan, output, folder, threads or default_threads(), allow_non_finite, report)
-        _write_texts(output, folder)
-        for file in output.files:
-            _read_back(folder / file.name, file)
-        for source in (*(file for each in checkpoints for file in each.files), *output.sources):
+    plans = [plans] if isinstance(plans, Plan) else plans
+    work = prepare(plans, target, dtype=dtype, copy=copy, force=force)
+    # First, so that the tables for it are part of the peak that is measured.
+    total = work.bytes_to_read
+    sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
+    check_twins(plans)
+    check_alphas(work.checkpoints)
+    with Staging(work.target.path) as staging:
+        folders = [_make_folder(staging.folder, work.target, output.target) for output in work.outputs]
+        with ExitStack() as stack:
+            streams: list[OutputStream] = []
+            _allow_descriptors(sum(len(output.files) for output in work.outputs))
+            writes = [_open_output(*each, stack, streams) for each in zip(work.outputs, folders, strict=True)]
+            fold = work.fold(writes, sizes, allow_non_finite=allow_non_finite)
+            fold.run(lambda done: report(done, total))
+            for stream in streams:
+                stream.sync()
+        for output, folder in zip(work.outputs, folders, strict=True):
+            _write_texts(output, folder)
+            for file in output.files:
+                _read_back(folder / file.name, file)
+        inputs = [file for each in work.checkpoints for file in each.files]
+        for source in (*inputs, *(source for output in work.outputs for source in output.sources)):
             source.check_unchanged()
         # Once more: what somebody put there meanwhile must not be replaced.
-        _check_target(plan, target, force=force)
-        publish = staging.publish_folder if target.is_folder else staging.publish_file
-        publish(name, force=force)
-    specs = plan.newest.weights.specs
-    averaged = sum(spec.dtype.averaged and name not in output.copied for name, spec in specs.items())
+        _check_target(plans, work.target, force=force)
+        publish = staging.publish_folder if work.target.is_folder else staging.publish_file
+        publish(work.target.path.name, force=force)
+    specs = plans[0].newest.weights.specs
+    averaged = sum(spec.dtype.averaged and name not in work.copied for name, spec in specs.items())
     return Result(
-        target,
+        work.target,
+        work.outputs,
         averaged,
         len(specs) - averaged,
         fold.bytes_read,
-        output.nbytes,
+        work.bytes_to_write,
         time.monotonic() - began,
+        peak_bytes(),
         tuple(sorted(fold.non_finite)),
     )
 
 
-def prepare(plan: Plan, target: Target, *, dtype: DType | None, copy: Sequence[str] = (), force: bool) -> Output:
-    """Check everything that headers can tell, and return what would be written.
+def prepare(
+    plans: Sequence[Plan], target: Target, *, dtype: DType | None, copy: Sequence[str] = (), force: bool
+) -> Work:
+    """Check everything that headers can tell, and return what would be done.
 
     Raises:
-        CheckpointError, RunError, OutputError: as `average`.
+        UsageError, CheckpointError, RunError, OutputError: as `average`.
     """
-    refuse_averaged(plan)
-    checkpoints = [entry.checkpoint for entry in plan.entries]
-    copied = copied_names(plan.newest.weights.specs, copy)
+    placed = place(target, plans)
+    for plan in plans:
+        refuse_averaged(plan)
+    entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
+    newest = plans[0].newest
+    copied = copied_names(newest.weights.specs, copy)
     # What is copied may be missing in the newest, or have another shape in others.
-    unlike = copied.union(*(copied_names(each.weights.specs, copy) for each in checkpoints)) if copy else copied
-    check_same_model(checkpoints, mixed_floats=dtype is not None, copied=unlike)
-    check_averageable(plan.newest, copied)
-    _check_target(plan, target, force=force)
-    output = _lay_out(plan, target, dtype, copied)
-    with output_errors(target.path):
-        space = os.statvfs(target.path.absolute().parent)
-    if output.nbytes > space.f_bavail * space.f_frsize:
+    unlike = copied.union(*(copied_names(each.weights.specs, copy) for each in entered)) if copy else copied
+    check_same_model(entered, mixed_floats=dtype is not None, copied=unlike)
+    check_averageable(newest, copied)
+    _check_alike(plans, dtype, copied)
+    _check_target(plans, published(placed), force=force)
+    outputs = [lay_out_output(plan, each, dtype, copied) for plan, each in zip(plans, placed, strict=True)]
+    work = Work(plans, checkpoints_read(plans), outputs, copied)
+    with output_errors(work.target.path):
+        space = os.statvfs(work.target.path.absolute().parent)
+    if work.bytes_to_write > space.f_bavail * space.f_frsize:
         raise OutputError(
-            f"{target.path}: needs {output.nbytes} bytes, but {space.f_bavail * space.f_frsize} are free",
+            f"{work.target.path}: needs {work.bytes_to_write} bytes, but {space.f_bavail * space.f_frsize} are free",
             hint="make room, or write elsewhere with -o",
         )
-    return output
+    return work
 
 
-def _check_target(plan: Plan, target: Target, *, force: bool) -> None:
-    run = [*(each.checkpoint for each in plan.entries), *(each.checkpoint for each in plan.skipped)]
+def checkpoints_read(plans: Sequence[Plan]) -> list[Checkpoint]:
+    """Return the checkpoints that enter any of the averages, oldest first."""
+    return _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.read])
+
+
+def _of_any(plans: Sequence[Plan], checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return each of the checkpoints once, in the order of the run."""
+    if any(plan.run is not plans[0].run for plan in plans):
+        raise RunError("the plans are of several runs", hint="average them one by one")
+    wanted = {id(each) for each in checkpoints}
+    return [each for each in plans[0].run.checkpoints if id(each) in wanted]
+
+
+def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[str]) -> None:
+    """Check that one fold makes each average as it would be alone.
+
+    Copied tensors may differ between the newest checkpoints, and so may, with `dtype`, the float types that enter.
+    """
+    for plan in plans[1:]:
+        kinds = [_kinds(each, dtype, copied) for each in (plans[0], plan)]
+        different = [name for name in {**kinds[0], **kinds[1]} if kinds[0].get(name) != kinds[1].get(name)]
+        if different:
+            raise RunError(
+                f"{plan.newest.path}: '{different[0]}' has not the types, or the shape, that it has for half-life "
+                f"{plans[0].recipe.half_life}",
+                hint="average them one by one",
+            )
+
+
+def _kinds(plan: Plan, dtype: DType | None, copied: frozenset[str]) -> dict[str, object]:
+    """Return of each tensor what is written, and of which types what enters is."""
+    written = output_specs(plan.newest.weights.specs, dtype, copied)
+    tables = list({id(each.checkpoint.weights.specs): each.checkpoint.weights.specs for each in plan.read}.values())
+    return {
+        name: (spec, {specs[name].dtype.name for specs in tables} if name not in copied else None)
+        for name, spec in written.items()
+    }
+
+
+def _check_target(plans: Sequence[Plan], target: Target, *, force: bool) -> None:
     with output_errors(target.path):
-        check_target(target, [file for each in run for file in each.files], force=force)
+        inputs = [file for each in plans[0].run.checkpoints for file in each.files]
+        check_target(target, inputs, force=force)
 
 
 def refuse_averaged(plan: Plan) -> None:
@@ -159,124 +247,58 @@ def refuse_averaged(plan: Plan) -> None:
             raise averaged_error(entry.checkpoint)
 
 
-def _output_specs(
-    specs: Mapping[str, TensorSpec], dtype: DType | None, copied: frozenset[str]
-) -> dict[str, TensorSpec]:
-    """Return the specs that are written: averaged floating tensors in `dtype`, all others as they are."""
-    if dtype is None:
-        return dict(specs)
-    return {
-        name: replace(spec, dtype=dtype) if spec.dtype.kind == "float" and name not in copied else spec
-        for name, spec in specs.items()
-    }
+def _buffer_sizes(plans: Sequence[Plan], threads: int, max_memory: int | None) -> BufferSizes:
+    """Return buffers that keep the process within `max_memory`."""
+    budget = DEFAULT_BYTES
+    if max_memory is not None:
+        taken = peak_bytes() + _RESERVED_BYTES
+        budget = max_memory - taken
+        if budget < _LEAST_BUFFER_BYTES:
+            least = -(-(taken + _LEAST_BUFFER_BYTES) // 10**6)
+            raise UsageError(
+                f"--max-memory: {max_memory / 1e6:.4g} MB are too few; this average needs {least} MB",
+                hint=f"--max-memory {least}MB",
+            )
+    return divide_memory(budget, threads, len(plans), len({id(plan.newest) for plan in plans}))
 
 
-def _lay_out(plan: Plan, target: Target, dtype: DType | None, copied: frozenset[str]) -> Output:
-    newest = plan.newest
-    specs = _output_specs(newest.weights.specs, dtype, copied)
-    wide = next((name for name, spec in specs.items() if spec.dtype.name == "C128"), None)
-    if wide is not None:
-        raise OutputError(f"{target.path}: '{wide}' is complex128, which safetensors has no place for")
-    if not target.is_folder:
-        return Output([lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []))], {}, {}, copied)
-    side_files = find_side_files(newest.folder) if newest.folder is not None else []
-    copies = {file.path.relative_to(newest.folder or newest.path).as_posix(): file for file in side_files}
-    texts = {}
-    config = copies.get("config.json")
-    if config is not None:
-        floating = {spec.dtype.name for spec in specs.values() if spec.dtype.kind == "float"}
-        text = config.read(0, config.size)
-        changed = set_config_dtype(text, floating, converted=dtype is not None)
-        if changed != text:
-            texts["config.json"] = changed
-            del copies["config.json"]
-    metadata = _metadata(plan, dtype, copied, sorted({*copies, *texts}))
-    base = newest.base or "model"
-    shards = _shards(newest, base)
-    if len(set(shards.values())) > 1:
-        files, index = lay_out_shards(specs, shards, metadata)
-        return Output(files, {**texts, f"{base}.safetensors.index.json": index}, copies, copied, side_files)
-    return Output([lay_out_file(f"{base}.safetensors", specs, metadata)], texts, copies, copied, side_files)
+def _allow_descriptors(outputs: int) -> None:
+    """Raise the soft limit on open files, as far as it may be, where several averages in many shards need it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = outputs + _INPUT_DESCRIPTORS
+    if resource.RLIM_INFINITY != soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
-def _shards(checkpoint: Checkpoint, base: str) -> dict[str, str]:
-    """Return the file in which each tensor is written: as in the newest checkpoint, under the names for safetensors."""
-    if checkpoint.base is None:
-        return {}
-    weights = checkpoint.weights
-    # pytorch_model-00001-of-00002.bin becomes model-00001-of-00002.safetensors.
-    shards = {name: weights.shard(name) for name in weights.specs}
-    names = {shard: _shard_name(shard, base) for shard in set(shards.values())}
-    return {name: names[shard] for name, shard in shards.items()}
+def _make_folder(staged: Path, whole: Target, part: Target) -> Path:
+    """Make the folder in which the files of one average are written, in the place of what is published."""
+    path = staged / part.path.relative_to(whole.path.parent)
+    folder = path if part.is_folder else path.parent
+    with output_errors(whole.path):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def _shard_name(shard: str, base: str) -> str:
-    number = _SHARD_NUMBER.search(shard)
-    return f"{base}{number[0]}.safetensors" if number else f"{Path(shard).stem}.safetensors"
+def _open_output(output: Output, folder: Path, stack: ExitStack, opened: list[OutputStream]) -> Write:
+    """Open the files of an output, write their headers, and return what writes tensors into them."""
+    streams: dict[str, tuple[OutputStream, int]] = {}
+    for file in output.files:
+        stream = OutputStream(folder / file.name)
+        stack.callback(stream.close)
+        opened.append(stream)
+        stream.write(0, file.header)
+        streams.update((tensor, (stream, offset)) for tensor, offset in file.offsets.items())
 
+    def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
+        places = ((streams[tensor], start, size) for tensor, start, size in parts)
+        stretches = joined((stream, offset + start, size) for (stream, offset), start, size in places)
+        position = 0
+        for stream, offset, size in stretches:
+            stream.write(offset, data[position : position + size])
+            position += size
 
-def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:
-    """Say compactly how the file was averaged: no times, hosts or absolute paths, so that equal runs are equal."""
-    recipe = plan.recipe
-    asked = {
-        "half_life": recipe.half_life,
-        "smoothing": None if recipe.smoothing is None else repr(recipe.smoothing),
-        "update_interval": recipe.interval or "every",
-        "start": recipe.start,
-        "stop": recipe.stop,
-        "last": recipe.last,
-        "bias_correction": recipe.bias_correction or None,
-        "dtype": dtype.name if dtype else None,
-    }
-    record: dict[str, object] = {"version": __version__}
-    record.update((name, str(value)) for name, value in asked.items() if value is not None)
-    record["checkpoints"] = [[each.checkpoint.name, str(each.clock), each.weight] for each in plan.read]
-    if copied:
-        record["copied"] = sorted(copied)
-    if side_files:
-        record["files"] = list(side_files)
-    return {"format": "pt", **plan.newest.header, METADATA_KEY: json.dumps(record, separators=(",", ":"))}
-
-
-def _write_weights(
-    plan: Plan,
-    output: Output,
-    folder: Path,
-    threads: int,
-    allow_non_finite: bool,
-    report: Report,
-) -> Fold:
-    with ExitStack() as stack:
-        opened: list[OutputStream] = []
-        streams: dict[str, tuple[OutputStream, int]] = {}
-        for file in output.files:
-            stream = OutputStream(folder / file.name)
-            stack.callback(stream.close)
-            opened.append(stream)
-            stream.write(0, file.header)
-            streams.update((tensor, (stream, offset)) for tensor, offset in file.offsets.items())
-
-        def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
-            places = ((streams[tensor], start, size) for tensor, start, size in parts)
-            stretches = joined((stream, offset + start, size) for (stream, offset), start, size in places)
-            position = 0
-            for stream, offset, size in stretches:
-                stream.write(offset, data[position : position + size])
-                position += size
-
-        fold = Fold(
-            [entry.checkpoint for entry in plan.read],
-            [Average([entry.weight for entry in plan.read], write)],
-            {name: spec.dtype for file in output.files for name, spec in file.specs.items()},
-            divide_memory(DEFAULT_BYTES, threads),
-            allow_non_finite=allow_non_finite,
-            copied=output.copied,
-        )
-        total = fold.bytes_total
-        fold.run(lambda done: report(done, total))
-        for stream in opened:
-            stream.sync()
-    return fold
+    return write
 
 
 def _write_texts(output: Output, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where an average goes, and whether it may: nothing of the user's is overwritten, and never an input."""
+"""Where averages go, and whether they may: nothing of the user's is overwritten, and never an input."""
 
 from __future__ import annotations
 
@@ -9,40 +9,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.errors import CheckpointError, OutputError, UsageError
-from ema_cli.formats import hf_directory
+from ema_cli.errors import EmaError, OutputError, UsageError
+from ema_cli.formats import hf_directory, safetensors_file
 from ema_cli.formats.options import ReadOptions
 from ema_cli.input_file import InputFile
 from ema_cli.plan import Plan
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
+_HALF_LIFE = "{half_life}"
+_PATTERN_HINT = f"as -o averages/ema-{_HALF_LIFE}.safetensors, or -o averages"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A path, and whether it becomes a folder or one file."""
+    """A path, and whether it becomes a folder or one file. Its name may hold `{half_life}`, to be filled in."""
 
     path: Path
     is_folder: bool
-
-
-def default_target(plan: Plan) -> Target:
-    """Return where the average goes if nobody says: a folder for Hugging Face checkpoints, else one file."""
-    recipe = plan.recipe
-    name = f"ema-{recipe.half_life}" if recipe.half_life else f"ema-smoothing-{recipe.smoothing!r}"
-    if plan.newest.base is not None:
-        return Target(Path(name), is_folder=True)
-    return Target(Path(f"{name}.safetensors"), is_folder=False)
 
 
 def parse_target(path: Path) -> Target:
     """Return what `-o` names: one file if it ends in .safetensors, a folder if it has no suffix.
 
     Raises:
-        UsageError: for any other suffix.
+        UsageError: for any other suffix, and for placeholders that are unknown or not in the last part.
     """
     if path.name in ("", ".."):
         raise UsageError(f"--output: '{path}' is no name for something new", hint="as -o release.safetensors")
+    unknown = re.search(r"\{[^{}]*\}", path.name.replace(_HALF_LIFE, ""))
+    if unknown or _HALF_LIFE in str(path.parent):
+        fact = f"{unknown[0]} is no placeholder" if unknown else f"{_HALF_LIFE} is not in the last part"
+        raise UsageError(f"--output: '{path}': {fact}", hint=_PATTERN_HINT)
     suffix = _SUFFIX.search(path.name)
     if suffix is None:
         return Target(path, is_folder=True)
@@ -52,6 +49,50 @@ def parse_target(path: Path) -> Target:
             hint="NAME.safetensors for one file, a name without a suffix for a folder",
         )
     return Target(path, is_folder=False)
+
+
+def default_target(plans: Sequence[Plan]) -> Target:
+    """Return where averages go if nobody says: a folder for several and for Hugging Face checkpoints, else one file."""
+    name = "-".join(["ema", *map(_law, plans)])
+    if len(plans) > 1 or plans[0].newest.base is not None:
+        return Target(Path(name), is_folder=True)
+    return Target(Path(f"{name}.safetensors"), is_folder=False)
+
+
+def place(target: Target, plans: Sequence[Plan]) -> list[Target]:
+    """Return where the average of each plan goes: one to `target`; several into one folder, by its pattern.
+
+    Raises:
+        UsageError: where several would get one name, or no folder of their own.
+    """
+    path = target.path
+    if _HALF_LIFE in path.name:
+        if len(plans) > 1 and path.parent.name in ("", ".."):
+            raise UsageError(f"--output: '{path}' names no new folder for the averages", hint=_PATTERN_HINT)
+        if any(plan.recipe.half_life is None for plan in plans):
+            raise UsageError(f"--output: '{path}': there is no half-life to fill in")
+        names = [path.name.replace(_HALF_LIFE, _law(plan)) for plan in plans]
+        placed = [Target(path.with_name(name), target.is_folder) for name in names]
+    elif len(plans) == 1:
+        placed = [target]
+    elif target.is_folder:
+        inside = [default_target([plan]) for plan in plans]
+        placed = [Target(path / each.path, each.is_folder) for each in inside]
+    else:
+        raise UsageError(f"--output: '{path}' is one file, for {len(plans)} averages", hint=_PATTERN_HINT)
+    if len({each.path for each in placed}) < len(placed):
+        raise UsageError("two of the averages would have one name", hint="average them one by one")
+    return placed
+
+
+def published(placed: Sequence[Target]) -> Target:
+    """Return what one rename puts into place: the only target, or the folder that holds all of them."""
+    return placed[0] if len(placed) == 1 else Target(placed[0].path.parent, is_folder=True)
+
+
+def _law(plan: Plan) -> str:
+    recipe = plan.recipe
+    return str(recipe.half_life) if recipe.half_life else f"smoothing-{recipe.smoothing!r}"
 
 
 def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) -> None:
@@ -86,7 +127,7 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
 
 
 def _check_own(folder: Path) -> None:
-    """Check that the folder holds only what the metadata of the weights in it lists."""
+    """Check that the folder holds only what the metadata of the weights in it, or one level below, list."""
 
     def fail(error: OSError) -> None:
         raise OutputError(f"{folder}: '{error.filename}' cannot be looked into: {error.strerror}") from error
@@ -96,7 +137,7 @@ def _check_own(folder: Path) -> None:
         present.update((Path(where) / name).relative_to(folder).as_posix() for name in [*folders, *names])
     if not present:
         return
-    own = _own_files(folder)
+    own = _listed(folder) or _listed_inside(folder)
     own |= {parent.as_posix() for name in own for parent in Path(name).parents}
     foreign = sorted(present - own)
     if foreign:
@@ -106,15 +147,30 @@ def _check_own(folder: Path) -> None:
         )
 
 
-def _own_files(folder: Path) -> set[str]:
+def _listed_inside(folder: Path) -> set[str]:
+    """Return the files of ours in a folder of several averages, each of them one file or a folder."""
+    found: set[str] = set()
+    for child in folder.iterdir():
+        if not child.is_symlink():
+            found.update((Path(child.name) / name).as_posix() for name in _listed(child))
+    return found
+
+
+def _listed(path: Path) -> set[str]:
+    """Return the files that the metadata of an average list, relative to it: of a folder, or of one file."""
+    reader = safetensors_file if safetensors_file.matches(path) else hf_directory
+    if reader is hf_directory and not path.is_dir():
+        return set()
     try:
-        checkpoint = hf_directory.open_checkpoint(folder, ReadOptions())
-    except CheckpointError as error:
+        checkpoint = reader.open_checkpoint(path, ReadOptions())
+    except EmaError as error:
         if isinstance(error.__cause__, OSError):  # nobody knows what is in it
-            raise OutputError(f"{folder}: cannot be looked into: {error}", hint="write elsewhere with -o") from error
+            raise OutputError(f"{path}: cannot be looked into: {error}", hint="write elsewhere with -o") from error
         return set()
     if not checkpoint.recipe:
         return set()
+    if reader is safetensors_file:
+        return {""}
     listed = checkpoint.recipe.get("files")
     names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
     return names | {file.path.name for file in checkpoint.files}

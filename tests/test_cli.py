@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,8 @@ def test_average_prints_where_and_nothing_else_on_stdout(cli: Cli, run: Path):
     done = cli("average", "ckpts", "--half-life", "200ba")
     assert (done.code, done.out) == (0, "ema-200ba.safetensors\n")
     assert "3 checkpoints averaged: 2.6 effective, mean age 120.7ba" in done.err
-    assert "2 tensors averaged, 1 copied" in done.err
+    assert "2 tensors averaged, 1 copied; read 200 B in " in done.err
+    assert re.search(r" s \([\d.]+ k?B/s\), wrote \d+ B, peak memory [\d.]+ MB$", done.err.strip())
     quiet = cli("average", "ckpts", "--half-life", "200ba", "-f", "-q")
     assert (quiet.code, quiet.out, quiet.err) == (0, "ema-200ba.safetensors\n", "")
 
@@ -50,14 +52,17 @@ def test_average_in_json(cli: Cli, run: Path):
     assert done.err == ""
     told = done.json
     assert (told["schema_version"], told["command"]) == (1, "average")
-    assert [(each["name"], each["clock"]) for each in told["plan"]["entries"]] == [
+    assert [(each["name"], each["clock"]) for each in told["plans"][0]["entries"]] == [
         ("step-100.pt", "100ba"),
         ("step-200.pt", "200ba"),
         ("step-300.pt", "300ba"),
     ]
-    assert sum(each["weight"] for each in told["plan"]["entries"]) == pytest.approx(1)
-    assert told["output"]["path"] == "ema-200ba.safetensors"
-    assert told["output"]["bytes_read"] == 200
+    assert sum(each["weight"] for each in told["plans"][0]["entries"]) == pytest.approx(1)
+    written = told["written"]
+    assert written["path"] == written["outputs"][0]["path"] == "ema-200ba.safetensors"
+    assert (written["bytes_read"], written["bytes_written"]) == (200, written["outputs"][0]["bytes"])
+    assert written["bytes_per_second"] == pytest.approx(200 / written["seconds"], rel=0.1)
+    assert 10e6 < written["peak_memory_bytes"] < 500e6
 
 
 def test_dry_run_writes_nothing(cli: Cli, run: Path, tmp_path: Path):
@@ -69,7 +74,10 @@ def test_dry_run_writes_nothing(cli: Cli, run: Path, tmp_path: Path):
     (tmp_path / "ema-200ba.safetensors").write_bytes(b"")
     assert cli("average", "ckpts", "--half-life", "200ba", "--dry-run").code == 5
     would = cli("average", "ckpts", "--half-life", "200ba", "--dry-run", "--json", "-f").json["would_write"]
-    assert (would["files"], would["bytes_to_read"]) == (["ema-200ba.safetensors"], 200)
+    assert would["bytes_to_read"] == 200
+    assert [(each["path"], each["files"]) for each in would["outputs"]] == [
+        ("ema-200ba.safetensors", ["ema-200ba.safetensors"])
+    ]
 
 
 def test_inspect_shows_the_run(cli: Cli, tmp_path: Path):
@@ -99,7 +107,7 @@ def test_inspect_of_this_folder_in_json(cli: Cli, tmp_path: Path):
     first = told["run"]["checkpoints"][0]
     assert first["clocks"] == {"ba": {"value": 100, "from": "sidecar"}, "ep": {"value": 1, "from": "sidecar"}}
     assert first["dtypes"] == {"F32": 2, "I64": 1}
-    assert told["plan"]["effective_checkpoints"] == pytest.approx(1 / (0.3536**2 + 0.1464**2 + 0.5**2), rel=1e-3)
+    assert told["plans"][0]["effective_checkpoints"] == pytest.approx(1 / (0.3536**2 + 0.1464**2 + 0.5**2), rel=1e-3)
 
 
 def test_inspect_of_one_file_shows_how_it_was_averaged(cli: Cli, run: Path):

@@ -146,7 +146,7 @@ def test_copy(cli: Cli, tmp_path: Path):
     """Tensors that match a pattern are the newest checkpoint's, to the bit; the others are averaged; it is told."""
     saved = write_torch_run(tmp_path / "run", STEPS)
     done = average(cli, "--copy", "layer.b*", "--json")
-    assert (done.json["output"]["tensors_averaged"], done.json["output"]["tensors_copied"]) == (1, 2)
+    assert (done.json["written"]["tensors_averaged"], done.json["written"]["tensors_copied"]) == (1, 2)
     expected = oracle(saved, WEIGHTS) | {"layer.bias": saved[-1]["layer.bias"]}
     written = load_file(tmp_path / "out.safetensors")
     torch.testing.assert_close(written, expected, rtol=0, atol=1e-6)

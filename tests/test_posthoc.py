@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ema_cli import posthoc
+from ema_cli import __version__, posthoc
 from ema_cli.checkpoint import DTYPES
 from ema_cli.errors import CheckpointError, OutputError, RunError
 from ema_cli.plan import Plan, make_plan
@@ -65,7 +65,7 @@ def test_metadata_say_how_it_was_averaged(tmp_path: Path):
     assert metadata["format"] == "pt"
     record = json.loads(metadata["ema_cli"])
     assert record == {
-        "version": posthoc.__version__,
+        "version": __version__,
         "half_life": "100ba",
         "update_interval": "1ba",
         "start": "50ba",
@@ -90,7 +90,7 @@ def test_a_hugging_face_run_becomes_a_folder(tmp_path: Path):
     saved = write_hf_run(tmp_path / "run", [100, 200, 300])
     before = digest(tmp_path / "run")
     plan = plan_of(tmp_path / "run")
-    assert default_target(plan) == Target(Path("ema-200ba"), is_folder=True)
+    assert default_target([plan]) == Target(Path("ema-200ba"), is_folder=True)
     average(plan, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "config.json",

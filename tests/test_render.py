@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ema_cli import render
+from ema_cli import render, words
 from ema_cli.errors import CheckpointError
 
 
@@ -17,7 +17,7 @@ from ema_cli.errors import CheckpointError
 )
 def test_sizes_are_short(nbytes: float, shown: str):
     """Three digits and a unit, in powers of 1000."""
-    assert render.size(nbytes) == shown
+    assert words.size(nbytes) == shown
 
 
 @pytest.mark.parametrize(("share", "bar"), [(1.0, "\u2588" * 24), (0.5, "\u2588" * 12), (1 / 192, "\u258f"), (0.0, "")])
@@ -69,4 +69,4 @@ def test_a_plan_in_one_sentence():
         "effective_checkpoints": 1.96,
         "mean_age": {"value": 12.345678, "unit": "ba"},
     }
-    assert render.plan_line(plan) == "2 checkpoints averaged, 1 skipped: 2.0 effective, mean age 12.35ba"
+    assert words.plan_line(plan) == "2 checkpoints averaged, 1 skipped: 2.0 effective, mean age 12.35ba"

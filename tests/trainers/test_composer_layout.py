@@ -109,7 +109,7 @@ def test_inspect_reads_composer_s_clocks(cli: Cli, run: Path):
 
 def test_inspect_draws_the_epoch_plan(cli: Cli, run: Path):
     """With a half-life in epochs two of the 24 checkpoints enter; the others say why not."""
-    plan = cli("inspect", run, "--half-life", "1ep", "--json").json["plan"]
+    plan = cli("inspect", run, "--half-life", "1ep", "--json").json["plans"][0]
     assert [(each["name"], each["clock"]) for each in plan["entries"]] == [
         ("ep0-ba12-rank0.pt", "1ep"),
         ("ep1-ba24-rank0.pt", "2ep"),

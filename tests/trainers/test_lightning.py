@@ -137,7 +137,7 @@ def test_average_in_epochs_of_a_run_saved_in_steps(cli: Cli, steps: Path, tmp_pa
     """The step that ends an epoch counts it: of nine checkpoints the third, sixth and ninth enter."""
     done = cli("average", steps, "--half-life", "2ep", "--json")
     assert done.code == 0, done
-    assert [(each["name"], each["clock"]) for each in done.json["plan"]["entries"]] == [
+    assert [(each["name"], each["clock"]) for each in done.json["plans"][0]["entries"]] == [
         ("epoch=0-step=12.ckpt", "1ep"),
         ("epoch=1-step=24.ckpt", "2ep"),
         ("epoch=2-step=36.ckpt", "3ep"),

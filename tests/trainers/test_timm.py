@@ -105,7 +105,7 @@ def test_average(cli: Cli, run: Path, tmp_path: Path, half_life: int, interval: 
     assert done.code == 0, done
     exact = recurrence(saved(run), range(1, EPOCHS + 1), half_life, interval)
     assert_rounds(load_file(tmp_path / f"ema-{half_life}ep.safetensors"), exact)
-    entered = [each["name"] for each in done.json["plan"]["entries"]]
+    entered = [each["name"] for each in done.json["plans"][0]["entries"]]
     expected = range(EPOCHS) if interval == 1 else (0, 1, 3)  # the first copy, then every second
     assert entered == [f"checkpoint-{epoch}.pth.tar" for epoch in expected]
 

@@ -1,0 +1,125 @@
+"""What will be written, to the byte, from headers alone: weights, configuration, what travels with them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ema_cli._version import __version__
+from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
+from ema_cli.errors import OutputError
+from ema_cli.formats.safetensors_file import METADATA_KEY
+from ema_cli.input_file import InputFile
+from ema_cli.layout import OutputFile, lay_out_file, lay_out_shards
+from ema_cli.plan import Plan
+from ema_cli.side_files import find_side_files, set_config_dtype
+from ema_cli.target import Target
+
+_SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one average comes to: weights by range, small files whole, copies of side files."""
+
+    target: Target
+    files: Sequence[OutputFile]
+    texts: Mapping[str, bytes]
+    copies: Mapping[str, InputFile]
+    sources: Sequence[InputFile] = ()  # of texts and copies
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of everything."""
+        copied = sum(file.size for file in self.copies.values())
+        return sum(file.size for file in self.files) + sum(map(len, self.texts.values())) + copied
+
+    @property
+    def dtypes(self) -> dict[str, DType]:
+        """Return the dtype of each tensor, in the order in which the files hold them."""
+        return {name: spec.dtype for file in self.files for name, spec in file.specs.items()}
+
+
+def output_specs(specs: Mapping[str, TensorSpec], dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:
+    """Return the specs that are written: averaged floating tensors in `dtype`, all others as they are."""
+    if dtype is None:
+        return dict(specs)
+    return {
+        name: replace(spec, dtype=dtype) if spec.dtype.kind == "float" and name not in copied else spec
+        for name, spec in specs.items()
+    }
+
+
+def lay_out_output(plan: Plan, target: Target, dtype: DType | None, copied: frozenset[str]) -> Output:
+    """Return what the average of `plan` will be at `target`.
+
+    Raises:
+        OutputError: for a tensor that safetensors cannot hold.
+    """
+    newest = plan.newest
+    specs = output_specs(newest.weights.specs, dtype, copied)
+    wide = next((name for name, spec in specs.items() if spec.dtype.name == "C128"), None)
+    if wide is not None:
+        raise OutputError(f"{target.path}: '{wide}' is complex128, which safetensors has no place for")
+    if not target.is_folder:
+        return Output(target, [lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []))], {}, {})
+    side_files = find_side_files(newest.folder) if newest.folder is not None else []
+    copies = {file.path.relative_to(newest.folder or newest.path).as_posix(): file for file in side_files}
+    texts = {}
+    config = copies.get("config.json")
+    if config is not None:
+        floating = {spec.dtype.name for spec in specs.values() if spec.dtype.kind == "float"}
+        text = config.read(0, config.size)
+        changed = set_config_dtype(text, floating, converted=dtype is not None)
+        if changed != text:
+            texts["config.json"] = changed
+            del copies["config.json"]
+    metadata = _metadata(plan, dtype, copied, sorted({*copies, *texts}))
+    base = newest.base or "model"
+    shards = _shards(newest, base)
+    if len(set(shards.values())) > 1:
+        files, index = lay_out_shards(specs, shards, metadata)
+        return Output(target, files, {**texts, f"{base}.safetensors.index.json": index}, copies, side_files)
+    return Output(target, [lay_out_file(f"{base}.safetensors", specs, metadata)], texts, copies, side_files)
+
+
+def _shards(checkpoint: Checkpoint, base: str) -> dict[str, str]:
+    """Return the file in which each tensor is written: as in the newest checkpoint, under the names for safetensors."""
+    if checkpoint.base is None:
+        return {}
+    weights = checkpoint.weights
+    # pytorch_model-00001-of-00002.bin becomes model-00001-of-00002.safetensors.
+    shards = {name: weights.shard(name) for name in weights.specs}
+    names = {shard: _shard_name(shard, base) for shard in set(shards.values())}
+    return {name: names[shard] for name, shard in shards.items()}
+
+
+def _shard_name(shard: str, base: str) -> str:
+    number = _SHARD_NUMBER.search(shard)
+    return f"{base}{number[0]}.safetensors" if number else f"{Path(shard).stem}.safetensors"
+
+
+def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:
+    """Say compactly how the file was averaged: no times, hosts or absolute paths, so that equal runs are equal."""
+    recipe = plan.recipe
+    asked = {
+        "half_life": recipe.half_life,
+        "smoothing": None if recipe.smoothing is None else repr(recipe.smoothing),
+        "update_interval": recipe.interval or "every",
+        "start": recipe.start,
+        "stop": recipe.stop,
+        "last": recipe.last,
+        "bias_correction": recipe.bias_correction or None,
+        "dtype": dtype.name if dtype else None,
+    }
+    record: dict[str, object] = {"version": __version__}
+    record.update((name, str(value)) for name, value in asked.items() if value is not None)
+    record["checkpoints"] = [[each.checkpoint.name, str(each.clock), each.weight] for each in plan.read]
+    if copied:
+        record["copied"] = sorted(copied)
+    if side_files:
+        record["files"] = list(side_files)
+    return {"format": "pt", **plan.newest.header, METADATA_KEY: json.dumps(record, separators=(",", ":"))}

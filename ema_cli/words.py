@@ -1,0 +1,179 @@
+"""Facts in words and numbers for people: sizes, sentences, columns. No rich."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ema_cli.errors import printable
+
+UNIT_NAMES = {"ba": "batch", "ep": "epoch", "sp": "sample", "tok": "token"}
+
+
+def size(nbytes: float) -> str:
+    """Return a number of bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 999.5:
+            return f"{nbytes:.3g} {unit}" if unit != "B" else f"{nbytes:.0f} B"
+        nbytes /= 1000
+    return f"{nbytes:.4g} TB"
+
+
+def plural(count: int, word: str) -> str:
+    """Return a number of things."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def headline(facts: Mapping[str, Any]) -> str:
+    """Return what a run, or one checkpoint, is."""
+    checkpoints = facts["checkpoints"]
+    trainers = sorted({each["trainer"] for each in checkpoints if each["trainer"]})
+    total = size(sum(each["bytes"] for each in checkpoints))
+    if len(checkpoints) == 1:
+        only = checkpoints[0]
+        clocks = ", ".join(f"{clock['value']:.10g}{unit} ({clock['from']})" for unit, clock in only["clocks"].items())
+        return ", ".join(filter(None, (f"{printable(facts['path'])}: {only['format']}", *trainers, clocks, total)))
+    by = f" of {', '.join(trainers)}" if trainers else ""
+    return f"{printable(facts['path'])}: {plural(len(checkpoints), 'checkpoint')}{by}, {total}"
+
+
+def tensors_line(totals: Mapping[str, int]) -> str:
+    """Return how many tensors there are, of which kinds."""
+    integers = totals["count"] - totals["averaged"] - totals["packed"]
+    counts = {"floating": totals["averaged"], "integer": integers, "of few bits": totals["packed"]}
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count or kind == "floating")
+    kinds = "all floating" if totals["averaged"] == totals["count"] else kinds
+    return (
+        f"{plural(totals['count'], 'tensor')} ({kinds}), {totals['parameters']:,} parameters, {size(totals['bytes'])}"
+    )
+
+
+def law(plan: Mapping[str, Any]) -> str:
+    """Return the half-life of a plan, or its smoothing."""
+    return str(plan["half_life"]) if plan["half_life"] else f"{plan['smoothing']:g}"
+
+
+def law_line(plans: Sequence[Mapping[str, Any]]) -> str:
+    """Return the law of all plans: they differ in the half-life."""
+    word = "half-life" if plans[0]["half_life"] else "smoothing"
+    name = word if len(plans) == 1 else "half-lives"
+    intervals = dict.fromkeys(plan["update_interval"] for plan in plans)
+    correction = ", bias correction" if plans[0]["bias_correction"] else ""
+    return f"With {name} {', '.join(map(law, plans))}, update interval {' or '.join(intervals)}{correction}:"
+
+
+def plan_line(plan: Mapping[str, Any]) -> str:
+    """Return in one sentence what a plan comes to."""
+    entries, skipped = len(plan["entries"]), len(plan["skipped"])
+    age = plan["mean_age"]
+    left_out = f", {skipped} skipped" if skipped else ""
+    return (
+        f"{plural(entries, 'checkpoint')} averaged{left_out}: {plan['effective_checkpoints']:.1f} effective, "
+        f"mean age {age['value']:.4g}{age['unit']}"
+    )
+
+
+def plan_lines(plans: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what each plan comes to; of several on one short line each, warnings included."""
+    if len(plans) == 1:
+        return [plan_line(plans[0])]
+    width = max(len(law(plan)) for plan in plans)
+    lines = []
+    for plan in plans:
+        age, heaviest = plan["mean_age"], max(plan["entries"], key=lambda each: each["weight"])
+        lines.append(
+            f"{law(plan):>{width}}: {plan['effective_checkpoints']:.1f} effective of {len(plan['entries'])}, "
+            f"mean age {age['value']:.4g}{age['unit']}"
+        )
+        if plan["warnings"]:
+            lines[-1] += f"; warning: {heaviest['name']} holds {heaviest['weight']:.1%}"
+    return lines
+
+
+def plan_warnings(plans: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what to know before anything else; several plans have it on their lines."""
+    return list(plans[0]["warnings"]) if len(plans) == 1 else []
+
+
+def plan_notes(plans: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what else to know of plans, where their warnings do not say it."""
+    notes = []
+    for plan in plans:
+        weights = [each["weight"] for each in plan["entries"]]
+        much = len(weights) > 2 and weights[0] > 2 * weights[1]
+        if much and not plan["warnings"] and not plan["bias_correction"]:
+            notes.append("The first stands for all the training before it; --bias-correction removes that.")
+    return [*dict.fromkeys(notes), *(advice(plans) if len(plans) > 1 or not plans[0]["warnings"] else [])]
+
+
+def advice(plans: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return which half-life would do."""
+    enough = dict.fromkeys(plan["half_life_for_three"] for plan in plans if plan["half_life_for_three"])
+    return [f"Smallest half-life with three effective checkpoints: {' or '.join(enough)}"] if enough else []
+
+
+def plan_clocks(plans: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Return the clock of each name in the units of the plans, empty where it enters none."""
+    clocks: dict[str, list[str]] = {}
+    for plan in plans:
+        for each in plan["entries"]:
+            found = clocks.setdefault(each["name"], [])
+            if each["clock"] not in found:
+                found.append(each["clock"])
+    return [" ".join(clocks.get(name, [])) for name in names]
+
+
+def result_line(result: Mapping[str, Any]) -> str:
+    """Return in one line what was done."""
+    return (
+        f"{result['tensors_averaged']} tensors averaged, {result['tensors_copied']} copied; "
+        f"read {size(result['bytes_read'])} in {result['seconds']:.2f} s ({size(result['bytes_per_second'])}/s), "
+        f"wrote {size(result['bytes_written'])}, peak memory {size(result['peak_memory_bytes'])}"
+    )
+
+
+def would_line(work: Mapping[str, Any]) -> str:
+    """Return in one line what would be done."""
+    files = [each["path"] for each in work["outputs"]]
+    inside = f" ({len(files)} averages)" if len(files) > 1 else ""
+    sizes = f"reading {size(work['bytes_to_read'])}, writing {size(work['bytes_to_write'])}"
+    return f"Would write {work['path']}{inside}: {sizes}"
+
+
+def checkpoint_columns(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the columns that tell checkpoints apart, and what is the same for every one."""
+    columns: dict[str, list[str]] = {}
+    for unit, word in UNIT_NAMES.items():
+        values = [each["clocks"].get(unit) for each in checkpoints]
+        if any(values):
+            columns[word] = [f"{clock['value']:.10g}" if clock else "-" for clock in values]
+    sources = [dict.fromkeys(clock["from"] for clock in each["clocks"].values()) for each in checkpoints]
+    facts = {
+        "clock from": [", ".join(each) or "-" for each in sources],
+        "format": [each["format"] for each in checkpoints],
+        "size": [size(each["bytes"]) for each in checkpoints],
+        "dtypes": [" ".join(each["dtypes"]) for each in checkpoints],
+    }
+    constant = []
+    for title, column in facts.items():
+        if len(set(column)) > 1:
+            columns[title] = column
+        else:
+            constant.append(f"clock from {column[0]}" if title == "clock from" else column[0])
+    return columns, constant
+
+
+def spacing_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Return what is irregular in the distances between checkpoints."""
+    spacing = facts["spacing"]
+    if spacing is None or spacing["regular"]:
+        return []
+    found = [f"irregular spacing, usually {spacing['usual']}"]
+    found += [f"gap of {gap['length']} between {gap['after']} and {gap['before']}" for gap in spacing["gaps"]]
+    return found
+
+
+def clash_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Return which checkpoints have one clock, and how models differ."""
+    found = [f"same clock: {', '.join(group)}" for group in facts["same_clock"]]
+    return [*found, *(f"different models: {text}" for text in facts["differences"])]
