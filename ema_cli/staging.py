@@ -85,7 +85,8 @@ class Staging:
         """Rename the staged folder `name` to the target; with `force`, exchange it with what is there."""
         source = self.folder / name
         with output_errors(self.target):
-            _sync_folder(source)
+            for folder, _, _ in os.walk(source):
+                _sync_folder(Path(folder))
             with deferred_signals():
                 try:
                     _rename(source, self.target, replace=False)
