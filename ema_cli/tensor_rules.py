@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.places import EXTRA_STATE
+from ema_cli.formats.layouts import EXTRA_STATE
 
 Specs = Mapping[str, TensorSpec]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from statistics import median
 
 from ema_cli import units
 
@@ -61,4 +60,5 @@ def _proportional(gaps: Gaps) -> list[float]:
 
 
 def _median_gap(gaps: Gaps) -> Fraction:
-    return Fraction(median(map(Fraction, gaps[1:]))) if len(gaps) > 1 else Fraction(1)
+    ordered = sorted(map(Fraction, gaps[1:])) or [Fraction(1)]
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2

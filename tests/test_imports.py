@@ -12,12 +12,12 @@ from tests.conftest import write_hf_run, write_torch_run
 
 
 def loaded_by(arguments: list[str], cwd: Path) -> set[str]:
-    """Run the command line in a fresh interpreter and return the top-level modules it loaded."""
+    """Run the command line in a fresh interpreter and return the modules it loaded."""
     script = (
         "import sys\nfrom ema_cli import cli\n"
         "sys.argv[1:] = sys.argv[1:]\n"
         "try:\n    cli.main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
-        "print('LOADED', *sorted({name.partition('.')[0] for name in sys.modules}))"
+        "print('LOADED', *sorted(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], cwd=cwd, capture_output=True, text=True, check=True
@@ -28,7 +28,9 @@ def loaded_by(arguments: list[str], cwd: Path) -> set[str]:
 @pytest.mark.parametrize("arguments", [["--help"], ["average", "--help"], ["inspect", "--help"], ["--version"]])
 def test_help_loads_neither_torch_nor_numpy(arguments: list[str], tmp_path: Path):
     """Help is instant: no arithmetic library is imported for it."""
-    assert not loaded_by(arguments, tmp_path) & {"torch", "numpy", "safetensors"}
+    loaded = loaded_by(arguments, tmp_path)
+    assert not loaded & {"torch", "numpy", "safetensors", "ema_cli.run", "ema_cli.checkpoint"}
+    assert not [name for name in loaded if name.startswith("ema_cli.formats")]
 
 
 def test_inspect_loads_neither_torch_nor_numpy(tmp_path: Path):
@@ -37,6 +39,19 @@ def test_inspect_loads_neither_torch_nor_numpy(tmp_path: Path):
     write_torch_run(tmp_path / "pt", [100, 200])
     for folder in ("hf", "pt"):
         assert not loaded_by(["inspect", folder, "--half-life", "50ba"], tmp_path) & {"torch", "numpy"}
+
+
+def test_a_format_is_loaded_where_there_is_one_to_read(tmp_path: Path):
+    """Safetensors need nothing that reads pickles, and files of torch.save nothing of torch.distributed.checkpoint."""
+    write_hf_run(tmp_path / "hf", [100, 200])
+    write_torch_run(tmp_path / "pt", [100, 200])
+    pickles = {f"ema_cli.formats.{name}" for name in ("unpickle", "pickle_values", "places", "torch_zip")}
+    folders = {f"ema_cli.formats.{name}" for name in ("dcp_checkpoint", "dcp_metadata", "dcp_model", "dcp_weights")}
+    others = {"ema_cli.formats.strided", "ema_cli.formats.torch_legacy", "rich.progress", "statistics"}
+    assert not loaded_by(["inspect", "hf", "--half-life", "50ba"], tmp_path) & (pickles | folders | others)
+    loaded = loaded_by(["inspect", "pt", "--half-life", "50ba"], tmp_path)
+    assert pickles <= loaded
+    assert not loaded & (folders | others)
 
 
 def test_average_loads_no_torch(tmp_path: Path):

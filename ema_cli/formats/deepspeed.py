@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError
@@ -13,8 +14,10 @@ from ema_cli.formats import torch_file
 from ema_cli.formats.latest import check_latest
 from ema_cli.formats.names import names_in
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.torch_tensors import TorchFile
 from ema_cli.input_file import InputFile
+
+if TYPE_CHECKING:
+    from ema_cli.formats.torch_tensors import TorchFile
 
 _MODEL = re.compile(r"^mp_rank_(\d+)_model_states\.pt$")
 _ZERO_3 = re.compile(r"^zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt$")

@@ -155,6 +155,8 @@ LAYOUTS = (
     PLAIN,
 )
 
+EXTRA_STATE = "_extra_state"  # the name under which a module keeps what only its own code can read
+
 # ---- Folders ----
 
 # What a folder calls its weights when `from_pretrained` loads it; .safetensors or .bin, whole or with an index.
@@ -178,6 +180,8 @@ DEEPSPEED_TAG = re.compile(r"^global_step(\d+)$")
 # What a trainer writes when a checkpoint is whole, beside it or around it.
 LATEST = ("latest", "latest_checkpointed_iteration.txt")  # the newest one: DeepSpeed, Megatron
 UNFINISHED_MARK = "-unfinished"  # NeMo's, after the folder's name, while it is written
+DCP_METADATA = ".metadata"
+DCP_META = "meta.pt"  # in which Lightning keeps what is not a tensor
 OLMO_MARK = ".metadata.json"
 MEGATRON_MARK, MEGATRON_COMMON = "metadata.json", "common.pt"
 # wenet's, beside each .pt: the epoch from 0 that was just completed, and the step, of which accum_grad make one batch.

@@ -10,13 +10,11 @@ from typing import Any
 from ema_cli.checkpoint import MIN_CLOCK, Clock, Progress
 from ema_cli.errors import CheckpointError, NoWeights
 from ema_cli.formats.choice import Found, Tensors, choose, choose_bare, refuse_raw
-from ema_cli.formats.layouts import COMPOSER, DCP_OTHERS, LAYOUTS, PLAIN, Layout
+from ema_cli.formats.layouts import COMPOSER, DCP_OTHERS, EXTRA_STATE, LAYOUTS, PLAIN, Layout
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickle_values import Inert, Refused, TensorRef
 from ema_cli.formats.whole_module import is_module, module_tensors
 from ema_cli.units import Unit
-
-EXTRA_STATE = "_extra_state"  # under which a module keeps what only its own code can read
 
 _CLOCK_KEYS = {key for keys in PLAIN.clocks.values() for key in keys}
 _PLAIN_VALUES = (str, int, float, bool, bytes, complex)

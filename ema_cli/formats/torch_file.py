@@ -1,4 +1,7 @@
-"""A checkpoint that is one file of torch.save, in either of its containers and under any suffix."""
+"""A checkpoint that is one file of torch.save, in either of its containers and under any suffix.
+
+What reads pickles is imported when there is one to read.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,27 @@ import os
 import re
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, UsageError
 from ema_cli.formats.layouts import MEGATRON_PART, PARTS, WENET_SIDECAR
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.pickle_values import Inert
-from ema_cli.formats.places import find_weights
-from ema_cli.formats.torch_legacy import open_legacy
-from ema_cli.formats.torch_tensors import TorchFile
-from ema_cli.formats.torch_zip import SIGNATURE, open_zip
 from ema_cli.input_file import ByteSource, InputFile
 from ema_cli.units import Unit
 
+if TYPE_CHECKING:
+    from ema_cli.formats.torch_tensors import TorchFile
+
 _MAX_YAML_BYTES = 1 << 20
 _YAML_COUNT = re.compile(r"^(epoch|step|accum_grad): (\d{1,18})$", re.MULTILINE)
+_ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"  # the instruction with which a pickle of protocol 2 or newer begins
 
 
 def matches(path: Path) -> bool:
     """Return whether the file begins as a zip archive or as a pickle."""
-    return first_bytes(path, 4).startswith((SIGNATURE, _PICKLE))
+    return first_bytes(path, 4).startswith((_ZIP, _PICKLE))
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
@@ -42,6 +45,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 
 def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Checkpoint:
     """Return the checkpoint in a file that is open already."""
+    from ema_cli.formats.places import find_weights
+
     path = file.path
     if MEGATRON_PART.search(path.parent.name) and _is_megatron_part(path, opened.root):
         raise CheckpointError(
@@ -75,6 +80,8 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
 
 def _is_megatron_part(path: Path, root: object) -> bool:
     """Return whether other ranks have other parts of the model, by their folders or by the arguments in the file."""
+    from ema_cli.formats.pickle_values import Inert
+
     ranks = [each for each in path.parent.parent.iterdir() if MEGATRON_PART.search(each.name)]
     args = root.get("args") if isinstance(root, dict) else None
     state = args.state if isinstance(args, Inert) and isinstance(args.state, dict) else {}
@@ -101,12 +108,18 @@ def _wenet_progress(path: Path) -> tuple[Progress, tuple[InputFile, ...]]:
 
 def open_torch(source: ByteSource) -> TorchFile:
     """Read what `torch.save` wrote into a file, or into a record of a shard."""
-    return open_zip(source) if is_zip(source) else open_legacy(source)
+    if is_zip(source):
+        from ema_cli.formats.torch_zip import open_zip
+
+        return open_zip(source)
+    from ema_cli.formats.torch_legacy import open_legacy
+
+    return open_legacy(source)
 
 
 def is_zip(source: ByteSource) -> bool:
     """Return whether the bytes begin as a zip archive."""
-    return source.size >= len(SIGNATURE) and source.read(0, len(SIGNATURE)) == SIGNATURE
+    return source.size >= len(_ZIP) and source.read(0, len(_ZIP)) == _ZIP
 
 
 def first_bytes(path: Path, count: int) -> bytes:

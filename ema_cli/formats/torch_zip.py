@@ -11,7 +11,6 @@ from ema_cli.formats.unpickle import MAX_PICKLE_BYTES, unpickle
 from ema_cli.formats.zip_directory import ZipEntry, data_offset, read_directory
 from ema_cli.input_file import ByteSource, FileRegion
 
-SIGNATURE = b"PK\x03\x04"
 Entries = dict[str, ZipEntry]
 
 
