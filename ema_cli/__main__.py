@@ -1,7 +1,11 @@
 """python -m ema_cli, and the command ema-cli."""
 
+import gc
+
 from ema_cli import interrupts
 
+# What is imported, and read from headers, stays: to look for garbage in it again and again finds none, and takes long.
+gc.set_threshold(100_000)
 # Before the rest is imported, which takes longest: no traceback for a Ctrl-C meanwhile.
 interrupts.install()
 
