@@ -19,14 +19,29 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ema_cli.errors import EmaError, printable
+from ema_cli.words import (
+    UNIT_NAMES,
+    checkpoint_columns,
+    clash_lines,
+    headline,
+    law,
+    law_line,
+    plan_clocks,
+    plan_lines,
+    plan_notes,
+    plan_warnings,
+    size,
+    spacing_lines,
+    tensors_line,
+)
 
 _BAR_WIDTH = 24
+_SMALL_BAR_WIDTH = 8  # where several averages are side by side
 _PIPE_WIDTH = 240  # wide enough that no row is folded where a program reads it
 _UNLIMITED = 100_000
 _NARROWEST = _BAR_WIDTH
 _PLAIN_SECONDS = 30
 _OPTION_WORDS = {"half_life": "half-life"}
-_UNIT_NAMES = {"ba": "batch", "ep": "epoch", "sp": "sample", "tok": "token"}
 
 
 class _Console(Console):
@@ -56,26 +71,29 @@ def warnings(messages: Sequence[str]) -> None:
     _print_warnings(console(stderr=True), messages)
 
 
-def line(text: str) -> None:
+def lines(texts: Sequence[str]) -> None:
     """Print for people, on stderr."""
-    for each in text.split("\n"):
+    for each in texts:
         console(stderr=True).print(Text(printable(each)), soft_wrap=True)
 
 
-def run_report(facts: Mapping[str, Any], plan: Mapping[str, Any] | None, odd: Sequence[str]) -> None:
-    """Print a run: totals, one row for each checkpoint with its weight if there is a plan, what is odd."""
+def run_report(facts: Mapping[str, Any], plans: Sequence[Mapping[str, Any]], odd: Sequence[str]) -> None:
+    """Print a run: totals, one row for each checkpoint with its weight in each plan, what is odd."""
     out = console()
-    columns, constant = _checkpoint_columns(facts["checkpoints"])
+    columns, constant = checkpoint_columns(facts["checkpoints"])
     _print_head(out, facts)
     if constant:
         out.print(Text(f"Every checkpoint: {', '.join(constant)}"), soft_wrap=True)
     out.print()
-    if plan:
-        out.print(Text(_law_line(plan), "bold"), soft_wrap=True)
-    _print_table(out, _run_table([each["name"] for each in facts["checkpoints"]], columns, plan))
-    if plan:
-        _print_plan_lines(out, plan)
-    _print_odd(out, [*_spacing_lines(facts), *_clash_lines(facts), *odd], facts["passed_over"])
+    if len(plans) > 1:
+        # The room is for the weights; without a half-life, all columns are shown.
+        columns = {UNIT_NAMES[unit]: columns[UNIT_NAMES[unit]] for unit in {each["mean_age"]["unit"] for each in plans}}
+    names = [each["name"] for each in facts["checkpoints"]]
+    if plans:
+        _print_plans(out, names, columns, plans)
+    else:
+        _print_table(out, _run_table(names, columns, []))
+    _print_odd(out, [*spacing_lines(facts), *clash_lines(facts), *odd], facts["passed_over"])
 
 
 def checkpoint_report(facts: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]], odd: Sequence[str]) -> None:
@@ -102,38 +120,12 @@ def recipe_report(recipe: Mapping[str, Any]) -> None:
     names = [str(name) for name, _, _ in entries]
     weights = [{"name": str(name), "weight": float(weight)} for name, _, weight in entries]
     clocks = [str(clock) for _, clock, _ in entries]
-    _print_table(out, _run_table(names, {"clock": clocks}, {"entries": weights, "skipped": []}))
+    _print_table(out, _run_table(names, {"clock": clocks}, [{"entries": weights, "skipped": []}]))
 
 
-def plan_report(plan: Mapping[str, Any], order: Sequence[str]) -> None:
+def plan_report(plans: Sequence[Mapping[str, Any]], order: Sequence[str]) -> None:
     """Print the weight of each checkpoint, drawn, and what they come to; `order` lists all names, oldest first."""
-    out = console()
-    out.print(Text(_law_line(plan), "bold"), soft_wrap=True)
-    clocks = {each["name"]: each["clock"] for each in plan["entries"]}
-    _print_table(out, _run_table(order, {"clock": [clocks.get(name, "") for name in order]}, plan))
-    _print_plan_lines(out, plan)
-
-
-def plan_line(facts: Mapping[str, Any]) -> str:
-    """Return in one sentence what a plan comes to."""
-    entries, skipped = len(facts["entries"]), len(facts["skipped"])
-    age = facts["mean_age"]
-    left_out = f", {skipped} skipped" if skipped else ""
-    return (
-        f"{_plural(entries, 'checkpoint')} averaged{left_out}: {facts['effective_checkpoints']:.1f} effective, "
-        f"mean age {age['value']:.4g}{age['unit']}"
-    )
-
-
-def result_line(plan: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """Return in two lines what was done."""
-    rate = result["bytes_read"] / max(result["seconds"], 1e-3)
-    return (
-        f"{plan_line(plan)}\n"
-        f"{result['tensors_averaged']} tensors averaged, {result['tensors_copied']} copied; "
-        f"read {size(result['bytes_read'])} in {result['seconds']:.2f} s ({size(rate)}/s), "
-        f"wrote {size(result['bytes_written'])}"
-    )
+    _print_plans(console(), order, {"clock": plan_clocks(plans, order)}, plans)
 
 
 @contextmanager
@@ -176,66 +168,14 @@ def _plain_progress() -> Callable[[int, int], None]:
             last = now
             left = (total - done) * (now - began) / done
             rate = size(done / (now - began))
-            line(f"averaging: {size(done)} of {size(total)}, {rate}/s, {left:.0f} s left")
+            lines([f"averaging: {size(done)} of {size(total)}, {rate}/s, {left:.0f} s left"])
 
     return report
 
 
-def size(nbytes: float) -> str:
-    """Return a number of bytes for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(nbytes) < 999.5:
-            return f"{nbytes:.3g} {unit}" if unit != "B" else f"{nbytes:.0f} B"
-        nbytes /= 1000
-    return f"{nbytes:.4g} TB"
-
-
 def _print_head(out: Console, facts: Mapping[str, Any]) -> None:
-    out.print(Text(_headline(facts), "bold"), soft_wrap=True)
-    out.print(Text(_tensors_line(facts["tensors"])), soft_wrap=True)
-
-
-def _headline(facts: Mapping[str, Any]) -> str:
-    checkpoints = facts["checkpoints"]
-    trainers = sorted({each["trainer"] for each in checkpoints if each["trainer"]})
-    total = size(sum(each["bytes"] for each in checkpoints))
-    if len(checkpoints) == 1:
-        only = checkpoints[0]
-        clocks = ", ".join(f"{clock['value']:.10g}{unit} ({clock['from']})" for unit, clock in only["clocks"].items())
-        return ", ".join(filter(None, (f"{printable(facts['path'])}: {only['format']}", *trainers, clocks, total)))
-    by = f" of {', '.join(trainers)}" if trainers else ""
-    return f"{printable(facts['path'])}: {_plural(len(checkpoints), 'checkpoint')}{by}, {total}"
-
-
-def _tensors_line(totals: Mapping[str, int]) -> str:
-    integers = totals["count"] - totals["averaged"] - totals["packed"]
-    counts = {"floating": totals["averaged"], "integer": integers, "of few bits": totals["packed"]}
-    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count or kind == "floating")
-    kinds = "all floating" if totals["averaged"] == totals["count"] else kinds
-    return (
-        f"{_plural(totals['count'], 'tensor')} ({kinds}), {totals['parameters']:,} parameters, {size(totals['bytes'])}"
-    )
-
-
-def _law_line(plan: Mapping[str, Any]) -> str:
-    law = f"half-life {plan['half_life']}" if plan["half_life"] else f"smoothing {plan['smoothing']:g}"
-    correction = ", bias correction" if plan["bias_correction"] else ""
-    return f"With {law}, update interval {plan['update_interval']}{correction}:"
-
-
-def _print_plan_lines(out: Console, plan: Mapping[str, Any]) -> None:
-    out.print()
-    out.print(Text(plan_line(plan)), soft_wrap=True)
-    if plan["warnings"]:
-        return _print_warnings(out, plan["warnings"])
-    weights = [each["weight"] for each in plan["entries"]]
-    if len(weights) > 2 and weights[0] > 2 * weights[1] and not plan["bias_correction"]:
-        out.print(
-            Text("The first stands for all the training before it; --bias-correction removes that."), soft_wrap=True
-        )
-    if plan["half_life_for_three"]:
-        out.print(Text(f"Smallest half-life with three effective checkpoints: {plan['half_life_for_three']}"))
-    return None
+    out.print(Text(headline(facts), "bold"), soft_wrap=True)
+    out.print(Text(tensors_line(facts["tensors"])), soft_wrap=True)
 
 
 def _print_warnings(out: Console, messages: Sequence[str]) -> None:
@@ -243,71 +183,93 @@ def _print_warnings(out: Console, messages: Sequence[str]) -> None:
         out.print(Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True)
 
 
-def _checkpoint_columns(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the columns that tell checkpoints apart, and what is the same for every one."""
-    columns: dict[str, list[str]] = {}
-    for unit, word in _UNIT_NAMES.items():
-        values = [each["clocks"].get(unit) for each in checkpoints]
-        if any(values):
-            columns[word] = [f"{clock['value']:.10g}" if clock else "-" for clock in values]
-    sources = [dict.fromkeys(clock["from"] for clock in each["clocks"].values()) for each in checkpoints]
-    facts = {
-        "clock from": [", ".join(each) or "-" for each in sources],
-        "format": [each["format"] for each in checkpoints],
-        "size": [size(each["bytes"]) for each in checkpoints],
-        "dtypes": [" ".join(each["dtypes"]) for each in checkpoints],
-    }
-    constant = []
-    for title, column in facts.items():
-        if len(set(column)) > 1:
-            columns[title] = column
-        else:
-            constant.append(f"clock from {column[0]}" if title == "clock from" else column[0])
-    return columns, constant
+def _print_plans(
+    out: Console, names: Sequence[str], columns: Mapping[str, Sequence[str]], plans: Sequence[Mapping[str, Any]]
+) -> None:
+    """Print the law, the weights of all plans side by side, as many as there is room for, and what they come to."""
+    out.print(Text(law_line(plans), "bold"), soft_wrap=True)
+    if len(plans) == 1:
+        _print_table(out, _run_table(names, columns, plans))
+    else:
+        _print_side_by_side(out, names, columns, plans)
+    out.print()
+    for text in plan_lines(plans):
+        out.print(Text(printable(text)), soft_wrap=True)
+    _print_warnings(out, plan_warnings(plans))
+    for text in plan_notes(plans):
+        out.print(Text(text), soft_wrap=True)
 
 
-def _run_table(names: Sequence[str], columns: Mapping[str, Sequence[str]], plan: Mapping[str, Any] | None) -> Table:
-    """Return a table with one row for each name: the columns, then weight and bar or why it is skipped."""
-    weights = {each["name"]: each["weight"] for each in plan["entries"]} if plan else {}
-    reasons = {each["name"]: each["reason"] for each in plan["skipped"]} if plan else {}
+def _print_side_by_side(
+    out: Console, names: Sequence[str], columns: Mapping[str, Sequence[str]], plans: Sequence[Mapping[str, Any]]
+) -> None:
+    """Print the weights of several plans in as few tables as the width allows, drawn where there is room."""
+    most = max(each["weight"] for plan in plans for each in plan["entries"])
+    widths = [max(len(law(plan)), len("100.0%")) for plan in plans]
+    reasons = max((len(each["reason"]) for plan in plans for each in plan["skipped"]), default=0)
+    ends = [min(width, _NARROWEST) for width in (max(cell_len(printable(name)) for name in names), reasons) if width]
+    room = out.width - sum(ends) - sum(max(map(len, (title, *column))) for title, column in columns.items())
+    gaps = len(columns) + len(ends) - 1
+    halves = [-(-len(plans) // tables) for tables in range(1, len(plans) + 1)]
+
+    def spare(number: int, gap: int) -> int:
+        """Return what is left of the width beside so many weights."""
+        parts = (widths[start : start + number] for start in range(0, len(plans), number))
+        return room - gap * gaps - max(sum(part) + gap * len(part) for part in parts)
+
+    number, gap = next(((number, gap) for number in halves for gap in (2, 1) if spare(number, gap) >= 0), (1, 1))
+    bar = min(spare(number, 2) // number - 2, _SMALL_BAR_WIDTH)
+    bar, gap = (bar, 2) if bar >= _SMALL_BAR_WIDTH // 2 else (0, gap)
+    for start in range(0, len(plans), number):
+        if start:
+            out.print()
+        _print_table(out, _run_table(names, columns, plans[start : start + number], most=most, bar=bar, gap=gap))
+
+
+def _run_table(
+    names: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    plans: Sequence[Mapping[str, Any]],
+    *,
+    most: float | None = None,
+    bar: int = _BAR_WIDTH,
+    gap: int = 2,
+) -> Table:
+    """Return a table with one row for each name: the columns, then for each plan the weight, drawn.
+
+    Where there are several plans, `most` is the weight of a full `bar`. The last column says why one is skipped.
+    """
+    weights = [{each["name"]: each["weight"] for each in plan["entries"]} for plan in plans]
+    reasons = {each["name"]: each["reason"] for plan in plans[-1:] for each in plan["skipped"]}
+    single = most is None
+    full = most or max((weight for each in weights for weight in each.values()), default=0) or 1.0
     left = ("clock from", "format", "dtypes")
     sides = [(title, "left" if title in left else "right") for title in columns]
-    drawn = [("weight", "right"), ("", "left")] if plan else []
-    table = _table(("checkpoint", "left"), *sides, *drawn)
-    heaviest = max(weights.values(), default=1.0) or 1.0
+    for plan in plans:
+        drawn = [("", "left")] if bar or (reasons and plan is plans[-1]) else []
+        sides += [("weight" if single else law(plan), "right"), *drawn]
+    table = _table(("checkpoint", "left"), *sides, gap=gap)
     for index, name in enumerate(names):
-        cells = [column[index] for column in columns.values()]
-        if name in weights:
-            cells.append(f"{weights[name]:.2%}")
-            table.add_row(Text(printable(name)), *cells, Text(_bar(weights[name] / heaviest), "cyan"))
-        elif plan:
-            table.add_row(Text(printable(name)), *cells, "-", Text(printable(reasons[name])), style="dim")
-        else:
-            table.add_row(Text(printable(name)), *cells)
+        cells: list[str | Text] = [column[index] for column in columns.values()]
+        for number, each in enumerate(weights, 1):
+            weight = each.get(name)
+            cells.append("-" if weight is None else f"{weight:.2%}" if single else f"{weight:.1%}")
+            if bar or (reasons and number == len(plans)):
+                cells.append(Text(_bar((weight or 0) / full, bar), "cyan"))
+        if name in reasons:
+            cells[-1] = Text(printable(reasons[name]))
+        skipped = plans and not any(name in each for each in weights)
+        table.add_row(Text(printable(name)), *cells, style="dim" if skipped else None)
     return table
 
 
-def _bar(share: float) -> str:
+def _bar(share: float, width: int = _BAR_WIDTH) -> str:
     """Draw a share of the full width, in eighths of a character where the terminal can."""
     if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
-        return "#" * round(share * _BAR_WIDTH)
-    eighths = round(share * _BAR_WIDTH * 8)
+        return "#" * round(share * width)
+    eighths = round(share * width * 8)
     part = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[eighths % 8].strip()
     return "\u2588" * (eighths // 8) + part
-
-
-def _spacing_lines(facts: Mapping[str, Any]) -> list[str]:
-    spacing = facts["spacing"]
-    if spacing is None or spacing["regular"]:
-        return []
-    found = [f"irregular spacing, usually {spacing['usual']}"]
-    found += [f"gap of {gap['length']} between {gap['after']} and {gap['before']}" for gap in spacing["gaps"]]
-    return found
-
-
-def _clash_lines(facts: Mapping[str, Any]) -> list[str]:
-    found = [f"same clock: {', '.join(group)}" for group in facts["same_clock"]]
-    return [*found, *(f"different models: {text}" for text in facts["differences"])]
 
 
 def _print_odd(out: Console, odd: Sequence[str], passed_over: Sequence[Mapping[str, str]]) -> None:
@@ -324,8 +286,8 @@ def _print_odd(out: Console, odd: Sequence[str], passed_over: Sequence[Mapping[s
             out.print(Text(f"  {printable(each['name'])}: {printable(each['reason'])}"), soft_wrap=True)
 
 
-def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
+def _table(*columns: tuple[str, str], gap: int = 2) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, gap - 1), pad_edge=False, header_style="dim")
     for index, (title, side) in enumerate(columns):
         justify: Any = side
         folds = index in (0, len(columns) - 1)
@@ -345,7 +307,3 @@ def _print_table(out: Console, table: Table) -> None:
     out.width = max(width, natural - sum(max(end - _NARROWEST, 0) for end in ends))
     out.print(table)
     out.width = width
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
