@@ -37,7 +37,7 @@ fuzz: .venv/fuzz  ## fuzz each reader for FUZZ_SECONDS; what is found stays in .
 bench: .venv/bench  ## measure on small sets, beside other tools and the limit; figures go to .bench/
 	$(BIN)/python scripts/bench.py
 
-bench-full: .venv/bench  ## the sizes of BENCHMARKS.md: half an hour on a quiet machine, 24 GB of disk
+bench-full: .venv/bench  ## the sizes of BENCHMARKS.md: half an hour on a quiet machine, 25 GB of disk
 	$(BIN)/python scripts/bench.py --full
 
 .venv/dev: pyproject.toml constraints.txt

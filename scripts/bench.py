@@ -25,7 +25,7 @@ from benchmark.session import Session, find_mergekit, read_or_exit
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="real sizes and cold sets: half an hour, 24 GB of disk")
+    parser.add_argument("--full", action="store_true", help="real sizes and cold sets: half an hour, 25 GB of disk")
     parser.add_argument("--scale", choices=SCALES, help=argparse.SUPPRESS)  # micro: for the tests
     parser.add_argument("--sets", metavar="A,B", help=f"only these: {', '.join(KEYS)}")
     parser.add_argument("--rounds", type=int, help="quiet rounds of each (default: 3; with --full 5)")

@@ -100,12 +100,22 @@ def test_noisy_rounds_are_repeated_up_to_a_limit(tmp_path: Path, monkeypatch: py
         def run(command: measure.Command) -> GivenRun:
             return GivenRun({**QUIET, "wall": 1.0, "foreign_cpu": 1.5 * (next(calls) in noisy)})
 
-        found = rounds.measure({"one": command}, 3, lambda: None, {}, run)
+        found = rounds.measure({"one": command}, 3, lambda: None, {}, 6, run)
         return [bool(each["noisy"]) for each in found]
 
     assert measured(set()) == [False] * 3
     assert measured({1}) == [False, True, False, False]
     assert measured(set(range(100))) == [True] * 6
+
+
+def test_several_outputs_are_all_there_and_one_is_found(tmp_path: Path):
+    """By its half-life, which others may end with; one too few is an error."""
+    names = ["ema-50ba", "ema-150ba", "ema-400ba"]
+    for name in names:
+        (tmp_path / f"{name}.safetensors").touch()
+    assert rounds.find_output(tmp_path, ["150ba", "400ba", "50ba"]).stem == "ema-50ba"
+    with pytest.raises(measure.RunError, match=r"^4 outputs were asked for, and these are there: \["):
+        rounds.find_output(tmp_path, ["25ba", "50ba", "150ba", "400ba"])
 
 
 def test_the_order_rotates():
@@ -120,7 +130,7 @@ def test_a_failed_command_takes_part_no_longer(tmp_path: Path):
         "bad": measure.Command(("sh", "-c", "echo broken >&2; exit 3"), {}, tmp_path / "out", tmp_path / "bad.log"),
     }
     failed: dict[str, str] = {}
-    found = rounds.measure(commands, 1, lambda: None, failed)
+    found = rounds.measure(commands, 1, lambda: None, failed, 2)
     assert failed == {"bad": "exit code 3: broken"}
     assert all(each["runs"].keys() == {"good"} for each in found)
 
@@ -218,7 +228,7 @@ def test_all_loops_give_the_average_that_ema_cli_gives(tmp_path: Path, cli):
         data = MICRO[name]
         run = datasets.make(data, tmp_path)
         done = cli("average", run, "--half-life", data.half_life, "-o", tmp_path / f"{name}.safetensors", "--json")
-        weights = [each["weight"] for each in done.json["plan"]["entries"]]
+        weights = [each["weight"] for each in done.json["plans"][0]["entries"]]
         for loop, function in LOOPS.items():
             output = tmp_path / f"{name}-{loop}.safetensors"
             save_file(function(datasets.checkpoints(data, run), weights), output)
@@ -236,6 +246,7 @@ def test_all_loops_give_the_average_that_ema_cli_gives(tmp_path: Path, cli):
         ({"a": torch.ones(3), "b": torch.ones(2).bfloat16()}, r"'b' is BF16 \[2\], ours F32 \[2\]"),
         ({"a": torch.ones(3, 1), "b": torch.ones(2)}, r"'a' is F32 \[3, 1\], ours F32 \[3\]"),
         ({"a": torch.tensor([1, 1, torch.nan]), "b": torch.ones(2)}, r"'a' differs by inf"),
+        ({"a": torch.tensor([1, 1, 1.001]), "b": torch.ones(2)}, r"'a' differs by 0.001 of its largest value"),
     ],
 )
 def test_another_output_is_not_the_same_average(tmp_path: Path, other: dict[str, torch.Tensor], said: str):
@@ -252,6 +263,7 @@ def test_how_far_values_are_apart_is_told(tmp_path: Path):
     save_file({"a": torch.tensor([1.0, 2.0, 3.0, -1.0078125]).bfloat16()}, tmp_path / "b.safetensors")
     found = compare.compare(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert (found.differing, found.steps) == (0.25, 1)
+    assert found.as_text() == "25.00% of values differ, by at most 0.003 of the largest"
     assert found.relative == pytest.approx(0.0078125 / 3)
 
 
@@ -272,7 +284,7 @@ def test_ema_cli_reads_through_the_slow_disk(tmp_path: Path):
         script = [sys.executable, ROOT / "scripts/benchmark/slow_disk.py", "--latency", latency, "--bandwidth", "1e9"]
         words = ["average", run, "--half-life", "100ba", "-o", output, "--json"]
         done = subprocess.run([*script, "--", *words], capture_output=True, text=True, check=True)
-        seconds.append(json.loads(done.stdout)["output"]["seconds"])
+        seconds.append(json.loads(done.stdout)["written"]["seconds"])
     assert seconds[0] > 0.03
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
@@ -297,13 +309,14 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_whole_benchmark_runs_and_its_report_can_be_made_again(tmp_path: Path):
     """Every kind of row at the smallest scale: figures, reports that agree, nothing left of the data."""
-    sets = "A,A cold,G1,I,latency,start-up"
+    sets = "A,A cold,H,latency,start-up"
     done = bench(tmp_path, "--scale", "micro", "--peers", "naive,mergekit", "--sets", sets, "--json", "bench.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "bench.json").read_text())
-    assert list(found["rows"]) == ["A", "A cold", "latency", "I", "G1", "start-up"]
+    assert list(found["rows"]) == ["A", "A cold", "H", "latency", "start-up"]
     assert all(row["rounds"] and not row["failed"] for row in found["rows"].values())
-    assert all(told != rounds.NOT_THE_SAME for row in found["rows"].values() for told in row["same"].values())
+    assert all(found["rows"][key]["same"]["reference"] == "bit-equal" for key in ("H", "latency"))
+    assert not found["rows"]["A"]["same"]["naive"].startswith(rounds.NOT_THE_SAME)
     assert found["rows"]["A"]["memory"]["ema-cli"]["together"] > 10 << 20
     assert "mergekit-yaml is not there: it is not installed" in done.stdout
     assert done.stdout.strip() == (tmp_path / "bench.md").read_text().strip()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .datasets import Data
 from .measure import Command
-from .rows import HALF_LIVES, Row
+from .rows import OTHER_HALF_LIVES, Row
 
 HERE = Path(__file__).parent
 LABELS = {
@@ -68,8 +68,7 @@ class Commands:
         """Return what is measured."""
         if row.kind == "latency":
             return self._average("ema-cli", inputs, [inputs.data.half_life], latency=LATENCY)
-        half_lives = HALF_LIVES if row.kind == "half-lives" else [inputs.data.half_life]
-        return self._average("ema-cli", inputs, half_lives)
+        return self._average("ema-cli", inputs, half_lives(row, inputs.data))
 
     def reference(self, row: Row, inputs: Inputs) -> Command:
         """Return ema-cli on another set, with one half-life, or with no latency."""
@@ -141,6 +140,11 @@ class Commands:
     ) -> Command:
         log = self.work / f"{name.replace(' ', '-')}.log"
         return Command(tuple(arguments), environment or {}, output, log)
+
+
+def half_lives(row: Row, data: Data) -> list[str]:
+    """Return the half-lives of a row; the last is the one that all have."""
+    return [*(OTHER_HALF_LIVES if row.kind == "half-lives" else ()), data.half_life]
 
 
 def ema_cli() -> tuple[str, ...]:

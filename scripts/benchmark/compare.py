@@ -64,10 +64,10 @@ def compare(ours: Path, theirs: Path) -> Difference:
                 # As float64: the difference must not be rounded, and a NaN must not pass for near.
                 distance = np.abs(_numbers(a).astype(np.float64) - _numbers(b))
                 apart = max(apart, float(np.where(np.isfinite(distance), distance, np.inf).max()))
-        share = apart / largest if apart else 0.0
-        relative = max(relative, share)
-        if share > 4 * _TYPES[dtype][1]:
+        share = 0.0 if not apart else apart / largest if largest else np.inf
+        if not share <= 4 * _TYPES[dtype][1]:  # nor is it where ours holds a NaN
             raise NotTheSame(f"'{name}' differs by {share:.2g} of its largest value")
+        relative = max(relative, share)
     return Difference(differing / max(1, count), steps, relative)
 
 

@@ -10,14 +10,17 @@ from .rows import KEYS
 
 MIB = 1 << 20
 _NOTES = """\
-Every run is a whole process, from its start to its end. A round runs every command once, in an order that rotates;
-outputs are deleted and the disk is synced between runs, outside of the time. Figures are medians of the quiet rounds,
-least and greatest in parentheses; ratios are taken within a round. A round is noisy, and repeated, if other processes
-take more than a tenth of the processors in one of its runs. Memory is the proportional set size of all processes
-together, looked at every 10 ms in a run that is not timed; files that a process maps count. ema-cli and `limit` wait
-until the output is on the disk (fsync); the peers do not. `limit` reads the inputs with `cat`, then writes zeros of
-the output's size. The naive script and the loops of fairseq and timm are written anew (scripts/benchmark/peer_loops.py)
-and use the weights of ema-cli's plan; so does mergekit, in an environment of its own that shares torch.
+- Every run is a whole process, from its start to its end. A round runs every command once, in an order that rotates;
+  outputs are deleted and the disk is synced between runs, outside of the time. Figures are medians of the rounds that
+  count, least and greatest in parentheses; ratios are taken within a round.
+- A round is noisy, does not count and is repeated where, in one of its runs, other processes take more than a tenth of
+  the processors or use the disk.
+- Memory is the proportional set size of all processes together, looked at every 10 ms in a run that is not timed; files
+  that a process maps count. "Largest process" is the kernel's own peak of one, which misses nothing between two looks.
+- "limit" reads the inputs with `cat`, then writes zeros of the output's size. It and ema-cli wait until the output is
+  on the disk (fsync), which the peers do not.
+- The naive script and the loops of fairseq and timm are written anew (scripts/benchmark/peer_loops.py). They use the
+  weights of ema-cli's plan, and so does mergekit, in an environment of its own that shares torch with them.
 """
 
 
@@ -53,14 +56,15 @@ def _head(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 def _targets(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     table = [["set", "what", "target", "measured", "met"]]
     for row in rows:
+        if "ema-cli" in row["failed"]:
+            table.append([row["key"], row["title"], "", "failed", "NO"])
+            continue
         for number, verdict in enumerate(judge(row)):
             met = {True: "yes", False: "NO", None: "-"}[verdict.met]
             if found["scale"] != "full" and verdict.met is False:
                 met = "not at this size"
             label = [row["key"], row["title"]] if number == 0 else ["", ""]
             table.append([*label, verdict.target, verdict.measured, met])
-        if "ema-cli" in row["failed"]:
-            table.append([row["key"], row["title"], "", "failed", "NO"])
     return as_table(table)
 
 
@@ -69,7 +73,17 @@ def _details(row: Mapping[str, Any]) -> str:
     measured = {name for each in row["rounds"] for name in each["runs"]}
     present = [name for name in names if name in row["memory"] or name in measured]
     nbytes = row.get("bytes_read")
-    head = ["", "wall [s]", "CPU [s]", "GB/s", "memory [MiB]", "x limit", "ema-cli takes", "same average"]
+    head = [
+        "",
+        "wall [s]",
+        "CPU [s]",
+        "GB/s",
+        "memory [MiB]",
+        "largest process",
+        "x limit",
+        "ema-cli takes",
+        "same average",
+    ]
     table = [head]
     for name in present:
         wall, cpu = (values(row["rounds"], name, what) for what in ("wall", "cpu"))
@@ -84,6 +98,7 @@ def _details(row: Mapping[str, Any]) -> str:
                 spread(cpu) if cpu else "",
                 f"{nbytes / wall.median / 1e9:.2f}" if rate and wall else "",
                 f"{memory['together'] / MIB:.0f}" if memory else "",
+                f"{memory['largest'] / MIB:.0f}" if memory else "",
                 spread(to_limit) if to_limit else "",
                 f"{spread(ours)} x" if ours else "",
                 row["same"].get(name, ""),
@@ -94,6 +109,12 @@ def _details(row: Mapping[str, Any]) -> str:
     quiet = sum(not each["noisy"] for each in row["rounds"])
     lines = [f"### {row['key']}: {row['title']}", "", as_table([[line[at] for at in kept] for line in table])]
     notes = [f"{quiet} of {len(row['rounds'])} rounds count, the others were noisy", *row["notes"]]
+    if nbytes and "cold" not in row["title"]:
+        notes += [
+            f"{row['labels'][name]} read {figure.greatest / 1e9:.2f} GB from the disk: not all was in the page cache"
+            for name in present
+            if (figure := values(row["rounds"], name, "disk_read")) and figure.greatest > nbytes / 100
+        ]
     notes += [f"{row['labels'][name]} is not there: {why}" for name, why in row["skipped"].items()]
     notes += [f"{row['labels'][name]} FAILED: {_one_line(why)}" for name, why in row["failed"].items()]
     return "\n".join([*lines, *(f"- {note}" for note in notes), ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -25,26 +26,27 @@ def log(line: str) -> None:
 
 
 def rehearse(
-    commands: dict[str, Command], comparable: Sequence[str], prepare: Prepare, outputs: int = 1
+    commands: dict[str, Command], comparable: Sequence[str], prepare: Prepare, half_lives: Sequence[str]
 ) -> dict[str, Any]:
     """Run every competitor once, untimed: for its memory, for its output, and to have its code in the page cache.
 
-    Who fails is taken out of `commands`. The first of the commands is ours, with whose output others are compared;
-    it has to write so many outputs.
+    Who fails is taken out of `commands`. The first of the commands is ours. It has to write an output for every
+    half-life; others are compared with the last of them.
     """
     memory: dict[str, Any] = {}
     failed: dict[str, str] = {}
     same: dict[str, str] = {}
     ours = next(iter(commands.values()))
+    result = ours.output
     try:
         for name, command in list(commands.items()):
             try:
                 prepare()
                 memory[name] = asdict(peak_memory(command))
                 if command is ours:
-                    _check_outputs(command, outputs)
+                    result = find_output(command.output, half_lives)
                 elif name in comparable:
-                    same[name] = compare(ours.output, command.output).as_text()
+                    same[name] = compare(result, command.output).as_text()
             except RunError as error:
                 failed[name] = str(error)
                 log(f"  {name} failed: {error}")
@@ -56,17 +58,29 @@ def rehearse(
                 same[name] = f"{NOT_THE_SAME}: {error}"
                 log(f"  {name} computes something else: {error}")
             finally:
-                if command is not ours:
+                # Of a large output there may be no room for a second one.
+                if command is not ours or not commands.keys() & set(comparable):
                     discard(command.output)
     finally:
         discard(ours.output)
     return {"memory": memory, "failed": failed, "same": same}
 
 
-def _check_outputs(command: Command, wanted: int) -> None:
-    found = len(list(command.output.iterdir())) if command.output.is_dir() else int(command.output.exists())
-    if found != wanted:
-        raise RunError(f"{found} outputs instead of {wanted}")
+def find_output(output: Path, half_lives: Sequence[str]) -> Path:
+    """Return the average of the last of these half-lives, which is a file or one of several in a folder.
+
+    Raises:
+        RunError: where there is not one output for every half-life.
+    """
+    if len(half_lives) == 1:
+        return output
+    found = sorted(output.rglob("*.safetensors"))
+    wanted = [path for path in found if re.search(rf"(?<!\d){half_lives[-1]}\b", path.as_posix())]
+    if len(found) != len(half_lives) or len(wanted) != 1:
+        raise RunError(
+            f"{len(half_lives)} outputs were asked for, and these are there: {[path.name for path in found]}"
+        )
+    return wanted[0]
 
 
 def measure(
@@ -74,15 +88,16 @@ def measure(
     wanted: int,
     prepare: Prepare,
     failed: dict[str, str],
+    most: int,
     run: Callable[[Command], Any] = timed,
 ) -> list[dict[str, Any]]:
-    """Return rounds until `wanted` of them were quiet, or as many again were noisy.
+    """Return rounds until `wanted` of them were quiet, at most so many.
 
     `prepare` is called before each run, outside of the time. Who fails is in `failed`, and takes part no longer.
     """
     rounds: list[dict[str, Any]] = []
     quiet = 0
-    while quiet < wanted and len(rounds) < 2 * wanted and commands:
+    while quiet < wanted and len(rounds) < most and commands:
         runs: dict[str, Any] = {}
         for name in rotated(list(commands), len(rounds)):
             command = commands[name]
@@ -106,6 +121,11 @@ def measure(
     return rounds
 
 
+def attempts(wanted: int, scale: str) -> int:
+    """Return how many rounds may be run for so many quiet ones. Tests do not wait for quiet."""
+    return wanted if scale == "micro" else 2 * wanted + 1
+
+
 def rotated(names: Sequence[str], by: int) -> list[str]:
     """Return the names, beginning with another one each time."""
     at = by % len(names)
@@ -120,9 +140,9 @@ def preparation(files: Mapping[str, Sequence[Path]], *, cold: bool) -> Prepare:
         os.sync()
         if cold:
             evict(every)
+        elif cached_share(every) < 1:  # outputs push inputs out where memory is short
+            warm(every)
 
-    if not cold:
-        warm(every)
     return prepare
 
 

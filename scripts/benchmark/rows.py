@@ -8,7 +8,7 @@ MIB = 1 << 20
 MEMORY = 120 * MIB  # of all processes together, and
 MEMORY_PER_NAME = 1024  # for each tensor name
 PEERS = ("naive", "fairseq", "timm", "mergekit")
-HALF_LIVES = ("25ba", "50ba", "100ba", "200ba", "400ba", "800ba", "1600ba", "3200ba")
+OTHER_HALF_LIVES = ("25ba", "50ba", "150ba", "200ba", "800ba", "1600ba", "3200ba")  # beside that of the others
 
 
 @dataclass(frozen=True)

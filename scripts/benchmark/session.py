@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from . import datasets, startup
-from .commands import BANDWIDTH, LABELS, LATENCY, Commands, Inputs, ema_cli
+from .commands import BANDWIDTH, LABELS, LATENCY, Commands, Inputs, ema_cli, half_lives
 from .datasets import Data
-from .rounds import cache_state, discard, log, measure, preparation, rehearse
-from .rows import HALF_LIVES, PEERS, ROWS, START_UP, Row, memory_limit
+from .rounds import attempts, cache_state, discard, log, measure, preparation, rehearse
+from .rows import OTHER_HALF_LIVES, PEERS, ROWS, START_UP, Row, memory_limit
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Session:
                 save(startup.measure_startup(self.work, self.scale))
         finally:
             shutil.rmtree(self.work, ignore_errors=True)
-            self._remove(set(self.sets))
+            self._remove({name for row in rows for name in (row.data, row.reference)})
 
     def _remove(self, names: set[str | None]) -> None:
         for name in names:
@@ -88,8 +88,6 @@ class Session:
         targets = [(target.of, target.against, target.at_most, target.words) for target in row.targets]
         facts["targets"] = [dict(zip(("of", "against", "at_most", "words"), each, strict=True)) for each in targets]
         facts["bytes_read"], facts["bytes_written"] = inputs.bytes_to_read, inputs.bytes_to_write
-        outputs = len(HALF_LIVES) if row.kind == "half-lives" else 1
-        datasets.need_room(self.work, inputs.bytes_to_write * (outputs + 1), "the output")
         commands = Commands(self.work, self.mergekit, self.threads)
         built = commands.build(row, inputs, reference, self._peers(row))
         facts["skipped"] = dict(row.without) | commands.skipped
@@ -97,8 +95,11 @@ class Session:
         if reference is not None:
             files[row.reference or ""] = reference.files
         prepare = preparation(files, cold=row.cold)
-        comparable = [*PEERS, *(["reference"] if row.key in ("C", "E", "I", "latency") else [])]
-        facts |= rehearse(built, comparable, prepare, outputs)
+        comparable = [*built.keys() & set(PEERS), *(["reference"] if row.reference in ("A", row.data) else [])]
+        laws = half_lives(row, inputs.data)
+        outputs = len(laws) + bool(comparable)
+        datasets.need_room(self.work, inputs.bytes_to_write * outputs, f"what is written for {row.key}")
+        facts |= rehearse(built, comparable, prepare, laws)
         if row.kind == "latency":
             facts["memory_limit"] = None  # the shim's memory is not ours
         if built:
@@ -106,7 +107,7 @@ class Session:
             facts["notes"].append(f"ema-cli read {read:.3f} x the bytes of the tensors, its own code included")
             self._note_cache(facts, files, cold=row.cold)
             rounds = min(self.rounds, row.rounds or self.rounds)
-            facts["rounds"] = measure(built, rounds, prepare, facts["failed"])
+            facts["rounds"] = measure(built, rounds, prepare, facts["failed"], attempts(rounds, self.scale))
         discard(self.work / "mergekit-models")
 
     def _note_cache(self, facts: dict[str, Any], files: dict[str, Sequence[Path]], *, cold: bool) -> None:
@@ -130,7 +131,7 @@ class Session:
         if done.returncode:
             raise RuntimeError(f"ema-cli cannot plan set {data.name}: {(done.stdout + done.stderr).strip()[-500:]}")
         plan = json.loads(done.stdout)
-        weights = {each["clock"]: each["weight"] for each in plan["plan"]["entries"]}
+        weights = {each["clock"]: each["weight"] for each in plan["plans"][0]["entries"]}
         paths = zip(data.steps, datasets.checkpoints(data, run), strict=True)
         chosen = {path: weights[f"{step}ba"] for step, path in paths if weights.get(f"{step}ba")}
         would = plan["would_write"]
@@ -140,7 +141,7 @@ class Session:
 
 def _title(row: Row) -> str:
     if row.kind == "half-lives":
-        return f", {len(HALF_LIVES)} half-lives in one pass"
+        return f", {len(OTHER_HALF_LIVES) + 1} half-lives in one pass"
     if row.kind == "latency":
         return f", {LATENCY * 1e3:.0f} ms a read at {BANDWIDTH / 1e6:.0f} MB/s"
     return ", cold" if row.cold else ""

@@ -10,7 +10,7 @@ from . import datasets
 from .commands import ema_cli
 from .datasets import Data
 from .measure import Command, RunError, timed
-from .rounds import discard, measure
+from .rounds import attempts, discard, measure
 from .rows import START_UP, Target
 from .values import llama, many_tensors
 
@@ -27,7 +27,7 @@ LABELS = {
 
 def measure_startup(work: Path, scale: str) -> dict[str, Any]:
     """Measure help and inspect in paired runs."""
-    many, tensors, rounds = {"full": (1000, 300, ROUNDS), "small": (100, 300, 5), "micro": (5, 10, 2)}[scale]
+    many, tensors, rounds = {"full": (1000, 300, ROUNDS), "small": (100, 300, 5), "micro": (5, 10, 1)}[scale]
     few = Data("inspect-16", llama("F32", 64, 64, 1, 16), 16)
     large = Data("inspect-many", many_tensors(tensors, 4), many)
     runs = {data.name: datasets.make(data, work) for data in (few, large)}
@@ -49,7 +49,7 @@ def measure_startup(work: Path, scale: str) -> dict[str, Any]:
         Target("inspect many", (), 2),
     ]
     failed: dict[str, str] = {}
-    found = measure(commands, rounds, lambda: None, failed)
+    found = measure(commands, rounds, lambda: None, failed, attempts(rounds, scale))
     for name in runs:
         discard(work / name)
     labels = {**LABELS, "inspect many": LABELS["inspect many"].format(many, tensors)}
