@@ -90,13 +90,13 @@ def _details(row: Mapping[str, Any]) -> str:
         memory = row["memory"].get(name)
         to_limit = ratio(row["rounds"], name, "limit") if name != "limit" else None
         ours = ratio(row["rounds"], "ema-cli", name) if name != "ema-cli" else None
-        rate = wall and nbytes and name != "reference"
+        rate = f"{nbytes / wall.median / 1e9:.2f}" if wall and nbytes and name != "reference" else ""
         table.append(
             [
                 row["labels"][name],
                 spread(wall) if wall else _noisy(row, name),
                 spread(cpu) if cpu else "",
-                f"{nbytes / wall.median / 1e9:.2f}" if rate and wall else "",
+                rate,
                 f"{memory['together'] / MIB:.0f}" if memory else "",
                 f"{memory['largest'] / MIB:.0f}" if memory else "",
                 spread(to_limit) if to_limit else "",

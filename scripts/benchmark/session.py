@@ -119,7 +119,7 @@ class Session:
 
     def _peers(self, row: Row) -> tuple[str, ...]:
         if self.peers is None:
-            return row.peers if self.scale == "full" else row.few or row.peers
+            return row.peers if self.scale == "full" else row.few
         return tuple(name for name in row.peers if name in self.peers)
 
     def _inputs(self, data: Data) -> Inputs:
