@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
@@ -39,7 +38,6 @@ from ema_cli.options import (
     parse_read_options,
     parse_recipes,
 )
-from ema_cli.units import Time
 
 if TYPE_CHECKING:
     from ema_cli.formats.options import ReadOptions
@@ -236,6 +234,7 @@ def _open(
     spacing: str | None,
 ) -> Run:
     from ema_cli.run import open_run
+    from ema_cli.units import Time
 
     if not paths:
         raise UsageError("which checkpoints?", hint="name the folder that holds the run: ema-cli average ckpts/ ...")
@@ -247,7 +246,9 @@ def _open(
     )
 
 
-def _print_json(command: str, content: dict[str, Any]) -> None:
+def _print_json(command: str | None, content: dict[str, Any]) -> None:
+    import json
+
     typer.echo(json.dumps({"schema_version": _SCHEMA_VERSION, "command": command, **content}))
 
 
@@ -294,7 +295,7 @@ def _fail(problem: EmaError, arguments: list[str]) -> int:
     if "--json" in arguments:
         content = {"code": problem.exit_code, "message": str(problem), "hint": problem.hint}
         command = next((each for each in arguments if each in ("average", "inspect")), None)
-        typer.echo(json.dumps({"schema_version": _SCHEMA_VERSION, "command": command, "error": content}))
+        _print_json(command, {"error": content})
     else:
         from ema_cli import render
 

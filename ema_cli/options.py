@@ -10,12 +10,12 @@ import typer
 
 from ema_cli._version import __version__
 from ema_cli.errors import UsageError
-from ema_cli.units import Time
 
 if TYPE_CHECKING:
     from ema_cli.checkpoint import DType
     from ema_cli.formats.options import ReadOptions
     from ema_cli.recipe import Recipe
+    from ema_cli.units import Time
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 LAW, SELECT, READ, WRITE = "Law", "Which checkpoints", "Reading", "Output"
@@ -122,6 +122,7 @@ def parse_recipes(
 ) -> list[Recipe]:
     """Return what is asked for: a recipe for each half-life, or one for the smoothing."""
     from ema_cli.recipe import EVERY, Recipe
+    from ema_cli.units import Time
 
     def time(text: str | None, option: str) -> Time | None:
         return None if text is None else Time.parse(text, option)

@@ -29,7 +29,7 @@ def loaded_by(arguments: list[str], cwd: Path) -> set[str]:
 def test_help_loads_neither_torch_nor_numpy(arguments: list[str], tmp_path: Path):
     """Help is instant: no arithmetic library is imported for it."""
     loaded = loaded_by(arguments, tmp_path)
-    assert not loaded & {"torch", "numpy", "safetensors", "ema_cli.run", "ema_cli.checkpoint"}
+    assert not loaded & {"torch", "numpy", "safetensors", "ema_cli.run", "ema_cli.units", "json"}
     assert not [name for name in loaded if name.startswith("ema_cli.formats")]
 
 
