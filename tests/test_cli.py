@@ -80,6 +80,118 @@ def test_dry_run_writes_nothing(cli: Cli, run: Path, tmp_path: Path):
     ]
 
 
+SEVERAL = ["--half-life", "50ba", "--half-life", "200ba", "--half-life", "infba"]
+
+
+def test_several_half_lives_come_in_one_folder(cli: Cli, run: Path, tmp_path: Path):
+    """One line on stdout, the folder; one line for each half-life on stderr, with its warning."""
+    done = cli("average", "ckpts", *SEVERAL)
+    assert (done.code, done.out) == (0, "ema-50ba-200ba-infba\n")
+    names = ["ema-200ba.safetensors", "ema-50ba.safetensors", "ema-infba.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "ema-50ba-200ba-infba").iterdir()) == names
+    assert done.err.splitlines()[:4] == [
+        " 50ba: 1.7 effective of 3, mean age 31.25ba; warning: step-300.pt holds 75.0%",
+        "200ba: 2.6 effective of 3, mean age 120.7ba",
+        "infba: 1.0 effective of 3, mean age 200ba; warning: step-100.pt holds 100.0%",
+        "2 tensors averaged, 1 copied; " + done.err.splitlines()[3].partition("; ")[2],
+    ]
+    assert "; read 208 B in " in done.err
+    assert cli("average", "ckpts", *SEVERAL).code == 5
+    assert cli("average", "ckpts", *SEVERAL, "-f", "-q").err == ""
+    single = cli("average", "ckpts", "--half-life", "50ba", "-o", "x-{half_life}.safetensors")
+    assert single.out == "x-50ba.safetensors\n"
+    together = tmp_path / "ema-50ba-200ba-infba" / "ema-50ba.safetensors"
+    assert (tmp_path / "x-50ba.safetensors").read_bytes() == together.read_bytes()
+
+
+def test_several_half_lives_in_json(cli: Cli, run: Path, tmp_path: Path):
+    """A plan and an output for each, in the order asked for; of a dry run, too."""
+    pattern = ["-o", "sweep/x-{half_life}.safetensors"]
+    dry = cli("average", "ckpts", *SEVERAL, *pattern, "--dry-run", "--json").json
+    assert not (tmp_path / "sweep").exists()
+    done = cli("average", "ckpts", *SEVERAL, *pattern, "--json").json
+    paths = [f"sweep/x-{each}.safetensors" for each in ("50ba", "200ba", "infba")]
+    for told, key in ((dry["would_write"], "would_write"), (done["written"], "written")):
+        assert (told["path"], [each["path"] for each in told["outputs"]]) == ("sweep", paths), key
+    assert [each["half_life"] for each in done["plans"]] == ["50ba", "200ba", "infba"]
+    assert done["plans"] == dry["plans"] == cli("inspect", "ckpts", *SEVERAL, "--json").json["plans"]
+    assert dry["would_write"]["bytes_to_read"] == done["written"]["bytes_read"] == 208
+    sizes = [each["bytes"] for each in done["written"]["outputs"]]
+    assert sizes == [(tmp_path / path).stat().st_size for path in paths]
+    assert sum(sizes) == done["written"]["bytes_written"] == dry["would_write"]["bytes_to_write"]
+    assert cli("inspect", "ckpts", "--json").json["plans"] == []
+
+
+def test_a_default_name_that_is_too_long_says_so(cli: Cli, run: Path):
+    """Too many half-lives for one name: an error with the way out."""
+    many = [word for number in range(1, 60) for word in ("--half-life", f"{number}00ba")]
+    done = cli("average", "ckpts", *many)
+    assert done.code == 5
+    assert "cannot be looked at: File name too long\nhint:  write elsewhere with -o" in done.err
+    assert cli("average", "ckpts", *many, "-o", "many").code == 0
+
+
+@pytest.mark.parametrize("options", [["--threads", "1"], ["--threads", "3"], ["--threads", "8"]], ids=str)
+def test_neither_threads_nor_memory_show_in_the_output(cli: Cli, run: Path, tmp_path: Path, options: list[str]):
+    """Few threads or many, little memory or much: the same bytes."""
+    cli("average", "ckpts", *SEVERAL, "-o", "plain")
+    tight = cli("average", "ckpts", *SEVERAL, *options, "--max-memory", "5MB", "-o", "no")
+    assert tight.code == 2
+    assert re.search(r"error: --max-memory: 5 MB are too few; this average needs \d+ MB\nhint:", tight.err)
+    assert not (tmp_path / "no").exists()
+    for number, memory in enumerate(([], ["--max-memory", "120MB"], ["--max-memory", "2GiB"])):
+        done = cli("average", "ckpts", *SEVERAL, *options, *memory, "-o", f"{number}", "--json")
+        assert done.code == 0, done
+        for path in (tmp_path / "plain").iterdir():
+            assert (tmp_path / f"{number}" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_process_stays_within_its_memory(cli: Cli, tmp_path: Path):
+    """Of large tensors in many threads, read for several averages, no more is in memory than was allowed."""
+    (tmp_path / "ckpts").mkdir()
+    for step in range(1, 5):
+        values = torch.full((16 << 20,), step / 3)
+        save_file({"weight": values}, tmp_path / "ckpts" / f"step-{step}.safetensors")
+    laws = ["--half-life", "1ba", "--half-life", "2ba", "--half-life", "0ba"]
+    for allowed in (85, 100, 150):
+        done = cli(
+            "average", "ckpts", *laws, "--threads", "8", "--max-memory", f"{allowed}MB", "-o", "x", "-f", "--json"
+        )
+        assert done.code == 0, done
+        assert done.json["written"]["peak_memory_bytes"] < allowed * 10**6
+
+
+EIGHT = [word for each in ("0ba", "50ba", "100ba", "200ba", "500ba", "1000ba", "10000ba", "infba")
+         for word in ("--half-life", each)]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80", "200"])
+def test_eight_half_lives_are_readable_at_every_width(cli: Cli, run: Path, columns: str):
+    """Each has a column with every weight, in as many tables as the width asks for; bars where there is room."""
+    done = cli("inspect", "ckpts", *EIGHT, env={"COLUMNS": columns})
+    assert done.code == 0
+    rows = [line for line in done.out.splitlines() if line.startswith(("checkpoint ", "step-"))]
+    assert max(map(len, rows)) <= int(columns)
+    assert len(rows) % 4 == 0
+    assert [word for row in rows[::4] for word in row.split()[2:]] == EIGHT[1::2]
+    percents = [word for row in rows for word in row.split() if word.endswith("%")]
+    assert len(percents) == 3 * 8
+    assert ("\u2588" in done.out) == (columns == "200")
+    assert (len(rows) == 4) == (int(columns) >= 80)
+
+
+def test_a_few_half_lives_are_drawn(cli: Cli, run: Path):
+    """In the usual width there is a bar for each of three; what is skipped says why in the last column."""
+    done = cli("inspect", "ckpts", *SEVERAL, env={"COLUMNS": "80"})
+    row = next(line for line in done.out.splitlines() if line.startswith("step-100.pt"))
+    assert row.split() == ["step-100.pt", "100", "6.2%", "\u258c", "50.0%", "\u2588" * 4, "100.0%", "\u2588" * 8]
+    dry = cli("average", "ckpts", *SEVERAL, "--start", "200ba", "--dry-run", env={"COLUMNS": "80"})
+    row = next(line for line in dry.out.splitlines() if line.startswith("step-100.pt"))
+    assert row.split() == ["step-100.pt", "-", "-", "-", "before", "--start", "200ba"]
+    assert "Would write ema-50ba-200ba-infba (3 averages): reading 144 B" in dry.out
+
+
 def test_inspect_shows_the_run(cli: Cli, tmp_path: Path):
     """Each checkpoint with clocks and their source, size and dtypes; what is odd; weights with a half-life."""
     write_hf_run(tmp_path / "run", [100, 200, 400])
@@ -169,6 +281,28 @@ USAGE = [
     (["average", "ckpts", "--half-life", "5ba", "--epoch-length", "1ep"], "--epoch-length: '1ep' is not a number of"),
     (["average", "ckpts", "--half-life", "5ba", "--epoch-length", "0ba"], "--epoch-length: '0ba' is not a number of"),
     (["average", "ckpts", "--half-life", "5sp", "--spacing", "0sp"], "--spacing: '0sp' is no distance"),
+    (["average", "ckpts", "--half-life", "5ba", "--half-life", "5.0ba"], "--half-life: '5.0ba' is given twice"),
+    (["inspect", "ckpts", "--half-life", "5ba", "--half-life", "5ba"], "--half-life: '5ba' is given twice"),
+    (["inspect", "ckpts", *("--half-life", "5ba", "--half-life", "6")], "--half-life: '6' is not a time"),
+    (
+        ["average", "ckpts", "--half-life", "5ba", "--half-life", "6ba", "--smoothing", "0.5"],
+        "only one of --half-life and --smoothing",
+    ),
+    (
+        ["average", "ckpts", "--half-life", "5ba", "--half-life", "6ep", "--update-interval", "1ba"],
+        "--update-interval: '1ba' and --half-life '6ep' have different units",
+    ),
+    (
+        ["average", "ckpts", "--half-life", "5ba", "--half-life", "6ba", "-o", "x.safetensors"],
+        "--output: 'x.safetensors' is one file, for 2 averages",
+    ),
+    (
+        ["average", "ckpts", "--half-life", "5ba", "--half-life", "6ba", "-o", "x-{half_life}.safetensors"],
+        "--output: 'x-{half_life}.safetensors' names no new folder for the averages",
+    ),
+    (["average", "ckpts", "--half-life", "5ba", "-o", "x-{halflife}"], "--output: 'x-{halflife}': {halflife} is no"),
+    (["average", "ckpts", "--half-life", "5ba", "--max-memory", "200"], "--max-memory: '200' is not a size"),
+    (["average", "ckpts", "--half-life", "5ba", "--max-memory", "-1GB"], "--max-memory: '-1GB' is not a size"),
     (["inspect", "ckpts", "--last", "3"], "which law?"),
     (["average", "ckpts", "--no-such-option"], "No such option: --no-such-option"),
     (["no-such-command"], "No such command 'no-such-command'"),

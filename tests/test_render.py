@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
 
-from ema_cli import render, words
+from ema_cli import render
 from ema_cli.errors import CheckpointError
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "shown"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_284_000, "1.28 MB"), (999_600_000, "1 GB"), (8.05e12, "8.05 TB")],
-)
-def test_sizes_are_short(nbytes: float, shown: str):
-    """Three digits and a unit, in powers of 1000."""
-    assert words.size(nbytes) == shown
 
 
 @pytest.mark.parametrize(("share", "bar"), [(1.0, "\u2588" * 24), (0.5, "\u2588" * 12), (1 / 192, "\u258f"), (0.0, "")])
@@ -59,14 +49,3 @@ def test_an_error_is_a_line_and_a_hint(capsys: pytest.CaptureFixture[str]):
     """However long, the error stays on one line of a pipe; markup in it is text."""
     render.error(CheckpointError("a.pt: [bold]" + "x" * 300, hint="do[/x] this"))
     assert capsys.readouterr().err == "error: a.pt: [bold]" + "x" * 300 + "\nhint:  do[/x] this\n"
-
-
-def test_a_plan_in_one_sentence():
-    """Counts, effective number and mean age."""
-    plan: dict[str, Any] = {
-        "entries": [{}, {}],
-        "skipped": [{}],
-        "effective_checkpoints": 1.96,
-        "mean_age": {"value": 12.345678, "unit": "ba"},
-    }
-    assert words.plan_line(plan) == "2 checkpoints averaged, 1 skipped: 2.0 effective, mean age 12.35ba"

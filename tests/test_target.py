@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,12 @@ from safetensors.torch import save_file
 
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.input_file import InputFile
-from ema_cli.target import Target, check_target, parse_target
-from tests.conftest import make_tensors
+from ema_cli.plan import Plan, make_plan
+from ema_cli.recipe import Recipe
+from ema_cli.run import open_run
+from ema_cli.target import Target, check_target, default_target, parse_target, place, published
+from ema_cli.units import Time
+from tests.conftest import make_tensors, write_hf_run, write_torch_run
 
 
 def refuse(target: Target, match: str, *, force: bool = True, inputs: tuple[InputFile, ...] = ()) -> None:
@@ -45,6 +50,71 @@ def test_other_suffixes_are_refused(path: str):
     with pytest.raises(UsageError, match=r"which is not written") as raised:
         parse_target(Path(path))
     assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("ema-{step}.safetensors", "{step} is no placeholder"),
+        ("sweep/ema-{half_life}-{}", "{} is no placeholder"),
+        ("sweep/{{half_life}}", "{} is no placeholder"),
+        ("ema-{half_life}/x.safetensors", "{half_life} is not in the last part"),
+    ],
+)
+def test_placeholders_are_one_word_in_the_last_part(path: str, message: str):
+    """Any other word in braces is a slip that would name a file; the hint shows one that is right."""
+    with pytest.raises(UsageError, match=re.escape(message)) as raised:
+        parse_target(Path(path))
+    assert "averages/ema-{half_life}.safetensors" in (raised.value.hint or "")
+
+
+def plans_of(folder: Path, *half_lives: str) -> list[Plan]:
+    run = open_run([folder])
+    return [make_plan(run, Recipe(half_life=Time.parse(each))) for each in half_lives]
+
+
+def placed(path: str, plans: list[Plan]) -> list[str]:
+    return [str(each.path) for each in place(parse_target(Path(path)), plans)]
+
+
+def test_several_averages_are_placed_in_one_folder(tmp_path: Path):
+    """By a pattern, or under their default names; what is published is the folder."""
+    write_torch_run(tmp_path / "pt", [1, 2])
+    write_hf_run(tmp_path / "hf", [1, 2])
+    plans = plans_of(tmp_path / "pt", "2ba") + plans_of(tmp_path / "hf", "0.5ep")
+    assert placed("a/b/x-{half_life}.safetensors", plans) == ["a/b/x-2ba.safetensors", "a/b/x-0.5ep.safetensors"]
+    assert placed("a/{half_life}", plans) == ["a/2ba", "a/0.5ep"]
+    assert placed("a/{half_life}-{half_life}", plans) == ["a/2ba-2ba", "a/0.5ep-0.5ep"]
+    assert placed("a/x}{", plans) == ["a/x}{/ema-2ba.safetensors", "a/x}{/ema-0.5ep"]
+    assert published(place(Target(Path("a/b"), is_folder=True), plans)) == Target(Path("a/b"), is_folder=True)
+    assert default_target(plans) == Target(Path("ema-2ba-0.5ep"), is_folder=True)
+
+
+def test_one_average_is_placed_as_ever(tmp_path: Path):
+    """The placeholder is filled in, anywhere; nothing else changes."""
+    write_torch_run(tmp_path, [1, 2])
+    plans = plans_of(tmp_path, "2ba")
+    assert placed("x-{half_life}.safetensors", plans) == ["x-2ba.safetensors"]
+    assert placed("a/x", plans) == ["a/x"]
+    assert published(place(Target(Path("a/x"), is_folder=False), plans)) == Target(Path("a/x"), is_folder=False)
+    with pytest.raises(UsageError, match="there is no half-life to fill in"):
+        placed("x-{half_life}", [make_plan(plans[0].run, Recipe(smoothing=0.5))])
+
+
+@pytest.mark.parametrize("path", ["x.safetensors", "ema-{half_life}.safetensors", "./{half_life}", "../x-{half_life}"])
+def test_several_averages_need_a_folder_of_their_own(tmp_path: Path, path: str):
+    """One file, and a pattern that would fill the folder that is there already, are usage errors that say how."""
+    write_torch_run(tmp_path, [1, 2])
+    with pytest.raises(UsageError, match="--output") as raised:
+        placed(path, plans_of(tmp_path, "2ba", "3ba"))
+    assert raised.value.hint == "as -o averages/ema-{half_life}.safetensors, or -o averages"
+
+
+def test_several_averages_have_names_of_their_own(tmp_path: Path):
+    """Two plans with one half-life cannot share a file."""
+    write_torch_run(tmp_path, [1, 2])
+    with pytest.raises(UsageError, match="two of the averages would have one name"):
+        placed("a", plans_of(tmp_path, "2ba", "2ba"))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):
@@ -120,6 +190,43 @@ def test_an_empty_folder_or_a_link_in_it_is_somebody_s(tmp_path: Path):
     (folder / "sub").rmdir()
     (folder / "link").symlink_to(tmp_path)
     refuse(Target(folder, True), "holds 'link', which ema-cli did not write")
+
+
+def own_file(path: Path) -> None:
+    """Write a file as ema-cli leaves it."""
+    recipe = json.dumps({"version": "0", "checkpoints": []})
+    save_file(make_tensors(1), path, metadata={"ema_cli": recipe})
+
+
+@pytest.mark.parametrize("foreign", ["notes.txt", "mine.safetensors", "ema-2ba/notes.txt", "sub", "link", "ema-3ba"])
+def test_force_replaces_a_folder_of_several_averages_of_our_own_only(tmp_path: Path, foreign: str):
+    """Files and folders of ours side by side may go; with anything else among them, at any depth, all stay."""
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    own_file(folder / "ema-1ba.safetensors")
+    own_folder(folder / "ema-2ba")
+    check_target(Target(folder, True), (), force=True)
+    path = folder / foreign
+    if foreign == "sub":
+        path.mkdir()
+    elif foreign == "link":
+        own_folder(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    elif foreign == "ema-3ba":
+        path.mkdir()
+        save_file(make_tensors(1), path / "model.safetensors", metadata={"format": "pt"})
+    elif foreign.endswith(".safetensors"):
+        save_file(make_tensors(1), path)
+    else:
+        path.write_text("mine")
+    refuse(Target(folder, True), f"holds '{foreign}', which ema-cli did not write")
+
+
+def test_averages_deeper_than_that_are_somebody_s(tmp_path: Path):
+    """A folder of folders of averages is nothing that ema-cli makes."""
+    (tmp_path / "all" / "sweep").mkdir(parents=True)
+    own_file(tmp_path / "all" / "sweep" / "ema-1ba.safetensors")
+    refuse(Target(tmp_path / "all", True), "holds 'sweep', which ema-cli did not write")
 
 
 def test_force_leaves_a_model_that_is_not_ours(tmp_path: Path):

@@ -1,0 +1,71 @@
+"""Facts in words, piece by piece."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ema_cli import words
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "shown"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_284_000, "1.28 MB"), (999_600_000, "1 GB"), (8.05e12, "8.05 TB")],
+)
+def test_sizes_are_short(nbytes: float, shown: str):
+    """Three digits and a unit, in powers of 1000."""
+    assert words.size(nbytes) == shown
+
+
+def plan(**changed: Any) -> dict[str, Any]:
+    """Return facts of a small plan."""
+    return {
+        "half_life": "50ba",
+        "smoothing": None,
+        "update_interval": "1ba",
+        "bias_correction": False,
+        "entries": [{"name": "a", "clock": "10ba", "weight": 0.4}, {"name": "b", "clock": "20ba", "weight": 0.6}],
+        "skipped": [{}],
+        "effective_checkpoints": 1.96,
+        "mean_age": {"value": 12.345678, "unit": "ba"},
+        "half_life_for_three": "70ba",
+        "warnings": [],
+        **changed,
+    }
+
+
+def test_a_plan_in_one_sentence():
+    """Counts, effective number and mean age."""
+    assert words.plan_line(plan()) == "2 checkpoints averaged, 1 skipped: 2.0 effective, mean age 12.35ba"
+
+
+def test_several_plans_have_a_line_each():
+    """Half-lives one below the other, with who holds more than half where that is a warning."""
+    plans = [plan(), plan(half_life="1e6ba", warnings=["b holds 60.0% of the average: ..."])]
+    assert words.plan_lines(plans) == [
+        " 50ba: 2.0 effective of 2, mean age 12.35ba",
+        "1e6ba: 2.0 effective of 2, mean age 12.35ba; warning: b holds 60.0%",
+    ]
+    assert words.plan_warnings(plans) == []
+    assert words.plan_notes(plans) == ["Smallest half-life with three effective checkpoints: 70ba"]
+
+
+def test_one_plan_has_its_warnings_in_full():
+    """They say which half-life would do: no note says it again."""
+    told = [plan(warnings=["b holds 60.0% of the average: ..."])]
+    assert words.plan_warnings(told) == ["b holds 60.0% of the average: ..."]
+    assert words.plan_notes(told) == []
+
+
+def test_the_law_of_several_plans_is_one_line():
+    """What they share is said once."""
+    assert words.law_line([plan()]) == "With half-life 50ba, update interval 1ba:"
+    told = words.law_line([plan(), plan(half_life="0.5ba", update_interval="every"), plan(half_life="2ba")])
+    assert told == "With half-lives 50ba, 0.5ba, 2ba, update interval 1ba or every:"
+
+
+def test_clocks_of_several_units_stand_together():
+    """A checkpoint that enters two plans has the clock of each."""
+    other = plan(entries=[{"name": "b", "clock": "2ep", "weight": 1.0}])
+    assert words.plan_clocks([plan(), other, plan()], ["a", "b", "c"]) == ["10ba", "20ba 2ep", ""]
