@@ -7,6 +7,7 @@
     print(plan.weights)  # before a single tensor is read
     average(plan, parse_target(Path("release.safetensors")))
 
+A list of plans of one run is averaged in one pass, into one folder: `parse_target(Path("sweep/ema-{half_life}"))`.
 Names are resolved when they are first used: importing ema_cli loads neither torch nor numpy.
 """
 
