@@ -12,8 +12,8 @@ from ema_cli.arithmetic import Floats
 from ema_cli.errors import UsageError
 
 DEFAULT_BYTES = 64 << 20
-_ROW_BYTES = 1 << 19  # larger ones leave the processor's cache, in smaller ones calls take longer than arithmetic
-_ROWS = 8
+_ROW_BYTES = 1 << 20  # smaller ones spend more time in calls, larger ones leave the cache
+_ROWS = 4
 _LEAST_ROW_BYTES = 1 << 12
 _MOST_WORKERS = 64
 _ALIGNMENT = 64

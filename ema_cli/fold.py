@@ -34,9 +34,9 @@ from ema_cli.blocks import Block, make_blocks, make_groups, read_pieces
 from ema_cli.buffers import Buffers, BufferSizes, Views
 from ema_cli.checkpoint import Checkpoint, DType
 from ema_cli.errors import EmaError, NonFiniteError
+from ema_cli.pace import Pace
 
 _TICK_SECONDS = 0.1
-_SLOW_READ_SECONDS = 1e-3  # ten times what a read from the page cache takes, of the largest block
 
 # Takes parts of one output, (name, first byte in the tensor, size) each, and their bytes one after another.
 Write = Callable[[Sequence[tuple[str, int, int]], memoryview], None]
@@ -90,8 +90,7 @@ class Fold:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopped: bool = False
     _readers: ThreadPoolExecutor | None = None
-    _reads: int = 0
-    _read_seconds: float = 0.0
+    _pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:
         step = self.sizes.rows
@@ -121,8 +120,10 @@ class Fold:
                     for worker in done:
                         worker.result()
                     report(self.bytes_read)
-                    if workers and self._is_disk_slow():
-                        # Threads that wait need no processor: let more of them wait side by side.
+                    if workers and self._pace.wants_more():
+                        # Threads that wait need no processor: let more of them wait, and for several files each.
+                        if self._readers is None:
+                            self._readers = ThreadPoolExecutor(self.sizes.most_workers * self.sizes.rows, "read")
                         more = min(number, self.sizes.most_workers - number)
                         workers |= self._start(pool, blocks, more)
                         number += more
@@ -137,16 +138,6 @@ class Fold:
             return {pool.submit(self._work, blocks) for _ in range(number)}
         except RuntimeError as error:
             raise EmaError(f"no thread can be started: {error}", hint="use fewer --threads") from error
-
-    def _is_disk_slow(self) -> bool:
-        """Return whether reads took long since the last call; from then on those of one block are made side by side."""
-        with self._lock:
-            reads, seconds = self._reads, self._read_seconds
-            self._reads, self._read_seconds = 0, 0.0
-            slow = reads > 0 and seconds > reads * _SLOW_READ_SECONDS
-            if slow and self._readers is None:
-                self._readers = ThreadPoolExecutor(self.sizes.most_workers * self.sizes.rows, "read")
-        return slow
 
     def _work(self, blocks: Iterator[Block]) -> None:
         buffers = Buffers(self.sizes, len(self.averages), len(self._newest))
@@ -220,13 +211,14 @@ class Fold:
             if not paired:
                 decode(dtype, raw, rows[row, : views.count])
 
-        began = time.perf_counter()
-        if self._readers is None:
+        began, side_by_side = time.perf_counter(), self._readers
+        if side_by_side is None:
             for row in range(len(numbers)):
                 read(row)
         else:
-            list(self._readers.map(read, range(len(numbers))))
-        self._time_reads(1 if self._readers else len(numbers), time.perf_counter() - began)
+            list(side_by_side.map(read, range(len(numbers))))
+        each = (time.perf_counter() - began) / (1 if side_by_side else len(numbers))
+        self._pace.note(len(numbers), each)
         # What pads a row must be numbers: it would be taken for a checkpoint's NaN.
         if paired:
             stored[:, views.count * 2 :] = 0
@@ -296,11 +288,6 @@ class Fold:
 
     def _read(self, number: int, block: Block, out: memoryview) -> None:
         read_pieces(self.checkpoints[number].weights, block.pieces, block.dtypes[number], out)
-
-    def _time_reads(self, reads: int, seconds: float) -> None:
-        with self._lock:
-            self._reads += reads
-            self._read_seconds += seconds
 
     def _count(self, nbytes: int) -> None:
         with self._lock:
