@@ -158,7 +158,7 @@ class Fold:
         for newest in self._newest:
             dtype = block.dtypes[newest]
             data = buffers.bytes(dtype.nbytes(block.count))
-            self._read(newest, block, data.data)
+            read_pieces(self.checkpoints[newest].weights, block.pieces, dtype, data.data)
             if block.averaged:
                 self._check_copied(block, data)
             for average in self.averages:
@@ -201,13 +201,12 @@ class Fold:
         rows, stored = views.rows[1 : len(numbers) + 1], views.stored[: len(numbers)]
 
         def read(row: int) -> None:
-            number = numbers[row]
-            dtype = block.dtypes[number]
-            if is_stored_as(dtype, rows.dtype):
-                self._read(number, block, views.row_bytes[row])
+            weights, dtype = self.checkpoints[numbers[row]].weights, block.dtypes[numbers[row]]
+            if not paired and is_stored_as(dtype, rows.dtype):
+                read_pieces(weights, block.pieces, dtype, views.row_bytes[row])
                 return
             raw = stored[row, : dtype.nbytes(block.count)]
-            self._read(number, block, raw.data)
+            read_pieces(weights, block.pieces, dtype, raw.data)
             if not paired:
                 decode(dtype, raw, rows[row, : views.count])
 
@@ -256,7 +255,8 @@ class Fold:
         def load(number: int) -> Floats:
             dtype = block.dtypes[number]
             raw = np.zeros(dtype.nbytes(len(total) // components(dtype)), dtype=np.uint8)
-            self._read(number, block, raw[: dtype.nbytes(block.count)].data)
+            stored = raw[: dtype.nbytes(block.count)].data
+            read_pieces(self.checkpoints[number].weights, block.pieces, dtype, stored)
             values = np.empty_like(total)
             if paired:
                 decode_pairs(raw, values)
@@ -285,9 +285,6 @@ class Fold:
                 f"{self.checkpoints[number].path}: '{name}' is not finite at element {element}",
                 hint="leave that checkpoint out (--start, --stop), or let it pass with --allow-non-finite",
             )
-
-    def _read(self, number: int, block: Block, out: memoryview) -> None:
-        read_pieces(self.checkpoints[number].weights, block.pieces, block.dtypes[number], out)
 
     def _count(self, nbytes: int) -> None:
         with self._lock:
