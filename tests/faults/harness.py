@@ -43,18 +43,24 @@ Fault = TypeVar("Fault")
 
 @dataclass(frozen=True)
 class Scenario:
-    """One file or a folder, new or over an older output of ours."""
+    """One file, a folder, or a folder of several averages, new or over an older output of ours."""
 
     output: str
     force: bool
 
     def __str__(self) -> str:
-        return ("file" if self.output.endswith(".safetensors") else "folder") + ("-force" if self.force else "")
+        kinds = {"out.safetensors": "file", "out": "folder", "sweep": "sweep"}
+        return kinds[self.output] + ("-force" if self.force else "")
+
+    def half_lives(self, first: str) -> list[str]:
+        """Return the half-lives that are asked for."""
+        return [first, "20ba"] if self.output == "sweep" else [first]
 
 
 FILE, FILE_FORCE = Scenario("out.safetensors", False), Scenario("out.safetensors", True)
 FOLDER, FOLDER_FORCE = Scenario("out", False), Scenario("out", True)
-SCENARIOS = (FILE, FILE_FORCE, FOLDER, FOLDER_FORCE)
+SWEEP_FORCE = Scenario("sweep", True)
+SCENARIOS = (FILE, FILE_FORCE, FOLDER, FOLDER_FORCE, SWEEP_FORCE)
 each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 
 
@@ -100,16 +106,17 @@ class Bench:
             cleanup.enter_context(server)
             self._servers.put(server)
         self._states: dict[tuple[str, str], State] = {}
-        for output in ("out", "out.safetensors"):
+        for output in ("out", "out.safetensors", "sweep"):
             for half_life in ("1000ba", "10ba"):
                 left = self.start(folder, Scenario(output, True), half_life=half_life)
                 assert left.code == 0, left.err
                 self._states[output, half_life] = left.state
-        assert len({str(state) for state in self._states.values()}) == 4
+        assert len({str(state) for state in self._states.values()}) == 6
 
     def arguments(self, scenario: Scenario, half_life: str = "10ba") -> list[str]:
         """Return the arguments that write the scenario's output into the current folder."""
-        law = ["--half-life", half_life, "--threads", "1", "--quiet"]
+        half_lives = [word for each in scenario.half_lives(half_life) for word in ("--half-life", each)]
+        law = [*half_lives, "--threads", "1", "--quiet"]
         return ["average", str(self.run), *law, "-o", scenario.output, *["--force"] * scenario.force]
 
     def command(self, scenario: Scenario) -> list[str]:
@@ -128,7 +135,7 @@ class Bench:
         """Make a folder to write into, with the older output in it if there is one."""
         folder.mkdir()
         for name, content in (self.old(scenario) or {}).items():
-            (folder / scenario.output / name).parent.mkdir(exist_ok=True)
+            (folder / scenario.output / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / scenario.output / name).write_bytes(content)
         return folder
 
@@ -164,8 +171,9 @@ class Bench:
 
     def run_next(self, place: Path, scenario: Scenario) -> None:
         """Average once more, as the next run in that place would, and check that all is as it should be."""
-        plan = make_plan(open_run([self.run]), Recipe(half_life=Time.parse("10ba")))
-        average(plan, parse_target(place / scenario.output), force=True)
+        run = open_run([self.run])
+        plans = [make_plan(run, Recipe(half_life=Time.parse(each))) for each in scenario.half_lives("10ba")]
+        average(plans, parse_target(place / scenario.output), force=True)
         assert read_state(place / scenario.output) == self.new(scenario)
         assert litter(place) == []
 

@@ -107,9 +107,9 @@ def run_mounted(
 
 
 def fill(place: Path, free: int) -> Path:
-    """Leave so many of 16 blocks free; each file that is there takes one."""
+    """Leave so many of 32 blocks free; each file that is there takes one."""
     taken = sum(path.is_file() for path in place.rglob("*"))
-    (place / "ballast").write_bytes(b"x" * 4096 * (16 - taken - free))
+    (place / "ballast").write_bytes(b"x" * 4096 * (32 - taken - free))
     return place
 
 
@@ -119,7 +119,7 @@ def test_a_disk_without_room_is_refused_beforehand(
 ):
     """What is free is asked before anything is written."""
     place = bench.place(tmp_path / "place", scenario)
-    done = run_mounted(namespace, fill(place, 0), "size=64k", bench.command(scenario))
+    done = run_mounted(namespace, fill(place, 0), "size=128k", bench.command(scenario))
     INJECTED["full disk"] += 1
     assert done.returncode == 5, done.stderr
     assert "but 0 are free" in done.stderr
@@ -134,7 +134,7 @@ def test_a_disk_that_fills_up_meanwhile(bench: Bench, tmp_path: Path, namespace:
     codes = []
     for free in range(len(bench.new(scenario) or ()) + 2):
         place = fill(bench.place(tmp_path / f"{free}", scenario), free)
-        done = run_mounted(namespace, place, "size=64k", command)
+        done = run_mounted(namespace, place, "size=128k", command)
         codes.append(done.returncode)
         assert done.returncode in (0, 5), done.stderr
         assert read_state(place / scenario.output) == (bench.old if done.returncode else bench.new)(scenario)
