@@ -63,7 +63,10 @@ def ema_cli(context: typer.Context, version: Version = False) -> None:
         raise typer.Exit(2)
 
 
-@app.command(epilog="Example: ema-cli average ckpts/ --half-life 50ba -o release.safetensors")
+@app.command(
+    epilog="Example: ema-cli average ckpts/ --half-life 50ba -o release.safetensors\n\n"
+    "Several in one pass: ema-cli average ckpts/ --half-life 20ba --half-life 50ba -o averages"
+)
 def average(
     paths: Paths = None,
     half_life: HalfLife = None,
@@ -91,7 +94,7 @@ def average(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Bound for the whole process: 200MB, 1GiB. Default: as little as is fast.",
+            help="Of the whole process: 200MB, 1GiB. Default: 64 MiB for buffers, and what Python and headers take.",
             rich_help_panel=READ,
         ),
     ] = None,
@@ -100,8 +103,8 @@ def average(
         typer.Option(
             "--output",
             "-o",
-            help="NAME.safetensors for one file, a name without suffix for a folder. Of several half-lives the new "
-            "folder, or a pattern in it: sweep/ema-{half_life}.safetensors. Default: ema-HALF_LIFE.",
+            help="NAME.safetensors for one file, a name without suffix for a folder. Of several half-lives: a new "
+            "folder for all, or a pattern as in averages/ema-{half_life}. Default: ema-HALF_LIFE.",
             rich_help_panel=WRITE,
         ),
     ] = None,

@@ -27,7 +27,8 @@ Paths = Annotated[
 HalfLife = Annotated[
     list[str] | None,
     typer.Option(
-        help="Training time after which a checkpoint counts half: 50ba, 2ep. Give several to average for each.",
+        metavar="TIME",
+        help="Training time after which a checkpoint counts half: 50ba, 2ep. Repeatable: an average of each.",
         rich_help_panel=LAW,
     ),
 ]
