@@ -61,7 +61,8 @@ class Commands:
                 self.skipped[name] = "it is not installed; `make bench` tries to, in .bench/mergekit"
             else:
                 found[name] = self.merge(inputs)
-        found.update((name, self.limit(name, inputs)) for name in row.limits)
+        outputs = len(half_lives(row, inputs.data))
+        found.update((name, self.limit(name, inputs, outputs)) for name in row.limits)
         return found
 
     def ours(self, row: Row, inputs: Inputs) -> Command:
@@ -121,8 +122,8 @@ class Commands:
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         return self._command("mergekit", (str(tool), str(config), str(output), *options), output, offline)
 
-    def limit(self, name: str, inputs: Inputs) -> Command:
-        """Return what no average can beat for long: reading every byte; for `limit`, then writing the output's size.
+    def limit(self, name: str, inputs: Inputs, outputs: int) -> Command:
+        """Return what no average can beat for long: reading every byte; for `limit`, then writing the outputs' size.
 
         The zeros are written as any data is, by all file systems that do not compress.
         """
@@ -131,7 +132,7 @@ class Commands:
             "cat": 'cat "$@" > /dev/null',
             "cat x4": 'printf "%s\\0" "$@" | xargs -0 -n 1 -P 4 cat > /dev/null',
             "limit": 'cat "$@" > /dev/null && dd if=/dev/zero of="$0" bs=1M count='
-            f"{inputs.bytes_to_write} iflag=count_bytes conv=fsync status=none",
+            f"{inputs.bytes_to_write * outputs} iflag=count_bytes conv=fsync status=none",
         }[name]
         return self._command(name, ("sh", "-c", script, str(output), *map(str, inputs.files)), output)
 

@@ -58,7 +58,7 @@ _TOO_LARGE = (("naive", "it holds the whole model in float32, which leaves no me
 ROWS = (
     Row("A", "A", (_below(1.25, "limit"), _below(0.12, *PEERS)), PEERS, few=("naive", "mergekit")),
     Row("A cold", "A", (_below(1.1, "cat", "cat x4"),), (), ("cat", "cat x4"), cold=True, full_only=True),
-    Row("H", "A", (_below(2.0, "reference"),), (), (), reference="A", kind="half-lives"),
+    Row("H", "A", (_below(2.0, "reference"),), (), reference="A", kind="half-lives"),
     Row("latency", "A", (_below(1.5, "reference"),), (), (), reference="A", kind="latency", rounds=3),
     Row(
         "C",
