@@ -8,8 +8,7 @@ memory, and orders several metadata keys at random.
 from __future__ import annotations
 
 import json
-from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ema_cli.checkpoint import DTYPES, TensorSpec
@@ -18,35 +17,67 @@ _RANK = {name: rank for rank, name in enumerate(DTYPES)}
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """The tensors of a file: their part of its header, and for each the byte after the header where it begins."""
+
+    text: bytes
+    begins: Mapping[str, int]
+    specs: Mapping[str, TensorSpec]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One safetensors file to write: its header, and for each tensor the byte in the file where it begins."""
+    """One safetensors file to write; those of several averages share their table."""
 
     name: str
-    header: bytes
-    offsets: Mapping[str, int]
-    specs: Mapping[str, TensorSpec]
-    size: int
+    table: Table
+    metadata: bytes  # its part of the header
+
+    @property
+    def header(self) -> bytes:
+        """Return the bytes before the tensors."""
+        text = b"{%b}" % b",".join(filter(None, (self.metadata, self.table.text)))
+        text = text.ljust(self.header_size - 8)
+        return len(text).to_bytes(8, "little") + text
+
+    @property
+    def header_size(self) -> int:
+        """Return the size of the header: eight bytes that say how long it is, and text up to the next eight."""
+        comma = bool(self.metadata and self.table.text)
+        length = len(self.metadata) + len(self.table.text) + len("{}") + comma
+        return 8 + length + -length % 8
+
+    @property
+    def size(self) -> int:
+        """Return the size of the file."""
+        return self.header_size + self.table.nbytes
 
 
-def lay_out_file(name: str, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> OutputFile:
-    """Return the layout of a safetensors file: widest dtypes first, then by name, without gaps."""
+def lay_out_file(
+    name: str, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], tables: Sequence[Table] = ()
+) -> OutputFile:
+    """Return the layout of a safetensors file; of the `tables`, one of these tensors is used again."""
+    table = next((table for table in tables if table.specs == specs), None) or _make_table(specs)
+    text = f'"__metadata__":{_json(dict(sorted(metadata.items())))}' if metadata else ""
+    return OutputFile(name, table, text.encode())
+
+
+def _make_table(specs: Mapping[str, TensorSpec]) -> Table:
+    """Put the widest dtypes first, then go by name, without gaps."""
     ordered = sorted(specs, key=lambda tensor: (_RANK[specs[tensor].dtype.name], tensor))
     # Piece by piece: a hundred thousand tensors need no hundred thousand dicts.
-    pieces = [f'"__metadata__":{_json(dict(sorted(metadata.items())))}'] if metadata else []
-    begins = array("q")
+    pieces = []
+    begins: dict[str, int] = {}
     position = 0
     for tensor in ordered:
         spec = specs[tensor]
-        begins.append(position)
+        begins[tensor] = position
         end = position + spec.nbytes
         entry = {"dtype": spec.dtype.name, "shape": list(spec.shape), "data_offsets": [position, end]}
         pieces.append(f"{_json(tensor)}:{_json(entry)}")
         position = end
-    text = f"{{{','.join(pieces)}}}".encode()
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
-    offsets = {tensor: len(header) + begin for tensor, begin in zip(ordered, begins, strict=True)}
-    return OutputFile(name, header, offsets, {tensor: specs[tensor] for tensor in ordered}, len(header) + position)
+    return Table(",".join(pieces).encode(), begins, {tensor: specs[tensor] for tensor in ordered}, position)
 
 
 def _json(value: object) -> str:
@@ -54,7 +85,10 @@ def _json(value: object) -> str:
 
 
 def lay_out_shards(
-    specs: Mapping[str, TensorSpec], shard_of: Mapping[str, str], metadata: Mapping[str, str]
+    specs: Mapping[str, TensorSpec],
+    shard_of: Mapping[str, str],
+    metadata: Mapping[str, str],
+    tables: Sequence[Table] = (),
 ) -> tuple[list[OutputFile], bytes]:
     """Return the layouts of the shards (`shard_of`: tensor name -> file name) and the text of their index."""
     names = sorted(set(shard_of.values()))
@@ -67,4 +101,4 @@ def lay_out_shards(
     }
     index = {"metadata": totals, "weight_map": dict(sorted(shard_of.items()))}
     text = json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n"
-    return [lay_out_file(name, parts[name], metadata) for name in names], text
+    return [lay_out_file(name, parts[name], metadata, tables) for name in names], text

@@ -13,7 +13,7 @@ from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
 from ema_cli.errors import OutputError
 from ema_cli.formats.safetensors_file import METADATA_KEY
 from ema_cli.input_file import InputFile
-from ema_cli.layout import OutputFile, lay_out_file, lay_out_shards
+from ema_cli.layout import OutputFile, Table, lay_out_file, lay_out_shards
 from ema_cli.plan import Plan
 from ema_cli.side_files import find_side_files, set_config_dtype
 from ema_cli.target import Target
@@ -40,7 +40,7 @@ class Output:
     @property
     def dtypes(self) -> dict[str, DType]:
         """Return the dtype of each tensor, in the order in which the files hold them."""
-        return {name: spec.dtype for file in self.files for name, spec in file.specs.items()}
+        return {name: spec.dtype for file in self.files for name, spec in file.table.specs.items()}
 
 
 def output_specs(specs: Mapping[str, TensorSpec], dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:
@@ -53,8 +53,10 @@ def output_specs(specs: Mapping[str, TensorSpec], dtype: DType | None, copied: f
     }
 
 
-def lay_out_output(plan: Plan, target: Target, dtype: DType | None, copied: frozenset[str]) -> Output:
-    """Return what the average of `plan` will be at `target`.
+def lay_out_output(
+    plan: Plan, target: Target, dtype: DType | None, copied: frozenset[str], tables: Sequence[Table] = ()
+) -> Output:
+    """Return what the average of `plan` will be at `target`; `tables` are those of another, to be used again.
 
     Raises:
         OutputError: for a tensor that safetensors cannot hold.
@@ -65,7 +67,9 @@ def lay_out_output(plan: Plan, target: Target, dtype: DType | None, copied: froz
     if wide is not None:
         raise OutputError(f"{target.path}: '{wide}' is complex128, which safetensors has no place for")
     if not target.is_folder:
-        return Output(target, [lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []))], {}, {})
+        return Output(
+            target, [lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []), tables)], {}, {}
+        )
     side_files = find_side_files(newest.folder) if newest.folder is not None else []
     copies = {file.path.relative_to(newest.folder or newest.path).as_posix(): file for file in side_files}
     texts = {}
@@ -81,9 +85,9 @@ def lay_out_output(plan: Plan, target: Target, dtype: DType | None, copied: froz
     base = newest.base or "model"
     shards = _shards(newest, base)
     if len(set(shards.values())) > 1:
-        files, index = lay_out_shards(specs, shards, metadata)
+        files, index = lay_out_shards(specs, shards, metadata, tables)
         return Output(target, files, {**texts, f"{base}.safetensors.index.json": index}, copies, side_files)
-    return Output(target, [lay_out_file(f"{base}.safetensors", specs, metadata)], texts, copies, side_files)
+    return Output(target, [lay_out_file(f"{base}.safetensors", specs, metadata, tables)], texts, copies, side_files)
 
 
 def _shards(checkpoint: Checkpoint, base: str) -> dict[str, str]:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from ema_cli.blocks import joined
 from ema_cli.buffers import DEFAULT_BYTES, BufferSizes, divide_memory
 from ema_cli.checkpoint import Checkpoint, DType
 from ema_cli.compare import check_alphas, check_twins
-from ema_cli.errors import OutputError, RunError, UsageError, VerificationError
+from ema_cli.errors import OutputError, RunError, UsageError
 from ema_cli.fold import Average, Fold, Write
-from ema_cli.layout import OutputFile
 from ema_cli.memory import peak_bytes
 from ema_cli.outputs import Output, lay_out_output, output_specs
 from ema_cli.plan import Plan
@@ -26,12 +20,13 @@ from ema_cli.run import averaged_error, check_same_model
 from ema_cli.staging import OutputStream, Staging, output_errors
 from ema_cli.target import Target, check_target, place, published
 from ema_cli.tensor_rules import check_averageable, copied_names
+from ema_cli.writing import allow_descriptors, make_folder, open_output, read_back, write_texts
 
 Report = Callable[[int, int], None]
 _MANY_THREADS = 16
 _RESERVED_BYTES = 8 << 20  # of --max-memory, for all that is no buffer
+_RESERVED_BYTES_PER_TENSOR = 1 << 10  # for what the official reader takes when it reads the output back
 _LEAST_BUFFER_BYTES = 2 << 20
-_INPUT_DESCRIPTORS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +123,19 @@ def average(
     check_twins(plans)
     check_alphas(work.checkpoints)
     with Staging(work.target.path) as staging:
-        folders = [_make_folder(staging.folder, work.target, output.target) for output in work.outputs]
+        folders = [make_folder(staging.folder, work.target, output.target) for output in work.outputs]
         with ExitStack() as stack:
             streams: list[OutputStream] = []
-            _allow_descriptors(sum(len(output.files) for output in work.outputs))
-            writes = [_open_output(*each, stack, streams) for each in zip(work.outputs, folders, strict=True)]
+            allow_descriptors(sum(len(output.files) for output in work.outputs))
+            writes = [open_output(*each, stack, streams) for each in zip(work.outputs, folders, strict=True)]
             fold = work.fold(writes, sizes, allow_non_finite=allow_non_finite)
             fold.run(lambda done: report(done, total))
             for stream in streams:
                 stream.sync()
         for output, folder in zip(work.outputs, folders, strict=True):
-            _write_texts(output, folder)
+            write_texts(output, folder)
             for file in output.files:
-                _read_back(folder / file.name, file)
+                read_back(folder / file.name, file)
         inputs = [file for each in work.checkpoints for file in each.files]
         for source in (*inputs, *(source for output in work.outputs for source in output.sources)):
             source.check_unchanged()
@@ -183,7 +178,10 @@ def prepare(
     check_averageable(newest, copied)
     _check_alike(plans, dtype, copied)
     _check_target(plans, published(placed), force=force)
-    outputs = [lay_out_output(plan, each, dtype, copied) for plan, each in zip(plans, placed, strict=True)]
+    outputs: list[Output] = []
+    for plan, each in zip(plans, placed, strict=True):
+        tables = [file.table for file in outputs[0].files] if outputs else []
+        outputs.append(lay_out_output(plan, each, dtype, copied, tables))
     work = Work(plans, checkpoints_read(plans), outputs, copied)
     with output_errors(work.target.path):
         space = os.statvfs(work.target.path.absolute().parent)
@@ -213,6 +211,8 @@ def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[s
 
     Copied tensors may differ between the newest checkpoints, and so may, with `dtype`, the float types that enter.
     """
+    if len({id(entry.checkpoint.weights.specs) for plan in plans for entry in plan.read}) == 1:
+        return
     for plan in plans[1:]:
         kinds = [_kinds(each, dtype, copied) for each in (plans[0], plan)]
         different = [name for name in {**kinds[0], **kinds[1]} if kinds[0].get(name) != kinds[1].get(name)]
@@ -251,7 +251,8 @@ def _buffer_sizes(plans: Sequence[Plan], threads: int, max_memory: int | None) -
     """Return buffers that keep the process within `max_memory`."""
     budget = DEFAULT_BYTES
     if max_memory is not None:
-        taken = peak_bytes() + _RESERVED_BYTES
+        tensors = len(plans[0].newest.weights.specs)
+        taken = peak_bytes() + _RESERVED_BYTES + tensors * _RESERVED_BYTES_PER_TENSOR
         budget = max_memory - taken
         if budget < _LEAST_BUFFER_BYTES:
             least = -(-(taken + _LEAST_BUFFER_BYTES) // 10**6)
@@ -260,86 +261,6 @@ def _buffer_sizes(plans: Sequence[Plan], threads: int, max_memory: int | None) -
                 hint=f"--max-memory {least}MB",
             )
     return divide_memory(budget, threads, len(plans), len({id(plan.newest) for plan in plans}))
-
-
-def _allow_descriptors(outputs: int) -> None:
-    """Raise the soft limit on open files, as far as it may be, where several averages in many shards need it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = outputs + _INPUT_DESCRIPTORS
-    if resource.RLIM_INFINITY != soft < wanted:
-        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-
-
-def _make_folder(staged: Path, whole: Target, part: Target) -> Path:
-    """Make the folder in which the files of one average are written, in the place of what is published."""
-    path = staged / part.path.relative_to(whole.path.parent)
-    folder = path if part.is_folder else path.parent
-    with output_errors(whole.path):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _open_output(output: Output, folder: Path, stack: ExitStack, opened: list[OutputStream]) -> Write:
-    """Open the files of an output, write their headers, and return what writes tensors into them."""
-    streams: dict[str, tuple[OutputStream, int]] = {}
-    for file in output.files:
-        stream = OutputStream(folder / file.name)
-        stack.callback(stream.close)
-        opened.append(stream)
-        stream.write(0, file.header)
-        streams.update((tensor, (stream, offset)) for tensor, offset in file.offsets.items())
-
-    def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
-        places = ((streams[tensor], start, size) for tensor, start, size in parts)
-        stretches = joined((stream, offset + start, size) for (stream, offset), start, size in places)
-        position = 0
-        for stream, offset, size in stretches:
-            stream.write(offset, data[position : position + size])
-            position += size
-
-    return write
-
-
-def _write_texts(output: Output, folder: Path) -> None:
-    for name, text in output.texts.items():
-        _write_small(folder / name, [text])
-    for name, source in output.copies.items():
-        with output_errors(folder / name):
-            (folder / name).parent.mkdir(exist_ok=True)
-        step = 1 << 20
-        blocks = (source.read(at, min(step, source.size - at)) for at in range(0, source.size, step))
-        _write_small(folder / name, blocks)
-
-
-def _write_small(path: Path, blocks: Iterable[bytes]) -> None:
-    stream = OutputStream(path)
-    try:
-        position = 0
-        for block in blocks:
-            stream.write(position, block)
-            position += len(block)
-        stream.sync()
-    finally:
-        stream.close()
-
-
-def _read_back(path: Path, file: OutputFile) -> None:
-    """Check that the official reader finds in the file what was meant."""
-    try:
-        with safe_open(path, framework="np") as reader:
-            names = set(reader.keys())
-            found = ((name, reader.get_slice(name)) for name in names & file.specs.keys())
-            same = all(
-                (each.get_dtype(), tuple(each.get_shape())) == (file.specs[name].dtype.name, file.specs[name].shape)
-                for name, each in found
-            )
-    except SafetensorError as error:
-        raise VerificationError(f"{path.name}: does not read back: {error}") from error
-    except OSError as error:
-        raise OutputError(f"{path.name}: cannot be read back: {error.strerror or error}") from error
-    if not same or names != file.specs.keys():
-        raise VerificationError(f"{path.name}: reads back with other tensors than were written")
 
 
 def default_threads() -> int:

@@ -66,7 +66,7 @@ def test_shards_keep_their_tensors_and_the_index_says_where():
     }
     shard_of = {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors"}
     files, index = lay_out_shards(specs, shard_of, {"format": "pt"})
-    assert [(file.name, sorted(file.specs)) for file in files] == [
+    assert [(file.name, sorted(file.table.specs)) for file in files] == [
         ("one.safetensors", ["a", "c"]),
         ("two.safetensors", ["b"]),
     ]
@@ -78,3 +78,13 @@ def test_headers_end_on_eight_bytes(pad: int):
     """Whatever the length of a name, the data begin at a multiple of eight."""
     header = lay_out_file("x", {"n" * (pad + 1): TensorSpec(DTYPES["F64"], (1,))}, {}).header
     assert len(header) % 8 == 0
+
+
+def test_a_table_is_used_again_for_the_same_tensors():
+    """Several averages of one model have one table, whatever their metadata."""
+    specs = {"a": TensorSpec(DTYPES["F32"], (2,)), "b": TensorSpec(DTYPES["I64"], ())}
+    one = lay_out_file("x", specs, {"format": "pt"})
+    other = lay_out_file("y", dict(reversed(specs.items())), {"format": "pt", "more": "m"}, [one.table])
+    assert other.table is one.table
+    assert other.header == header_of(specs, {"format": "pt", "more": "m"})
+    assert lay_out_file("z", {"a": specs["a"]}, {}, [one.table]).table is not one.table

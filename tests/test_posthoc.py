@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ema_cli import __version__, posthoc
+from ema_cli import __version__, posthoc, writing
 from ema_cli.checkpoint import DTYPES
 from ema_cli.errors import CheckpointError, OutputError, RunError
 from ema_cli.plan import Plan, make_plan
@@ -294,7 +294,7 @@ def test_an_output_that_cannot_be_read_back_is_not_published(tmp_path: Path, mon
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(posthoc, "safe_open", fail)
+    monkeypatch.setattr(writing, "safe_open", fail)
     with pytest.raises(OutputError, match="cannot be read back: Input/output error"):
         average(plan_of(tmp_path / "run"), tmp_path / "x.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ema_cli import posthoc
+from ema_cli import posthoc, writing
 from ema_cli.checkpoint import DTYPES
 from ema_cli.errors import NonFiniteError, OutputError, RunError, UsageError
 from ema_cli.input_file import InputFile
@@ -311,7 +311,7 @@ def test_many_shards_of_many_averages_need_few_descriptors_beforehand(tmp_path: 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: set_to.append(limits))
     for outputs in (8, 1000, 100_000):
-        posthoc._allow_descriptors(outputs)
+        writing.allow_descriptors(outputs)
     assert set_to == [(1256, 4096), (4096, 4096)]
 
 

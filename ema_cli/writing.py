@@ -1,0 +1,104 @@
+"""Write the files of one output into a folder that nobody sees yet, and read them back."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ema_cli.blocks import joined
+from ema_cli.errors import OutputError, VerificationError
+from ema_cli.fold import Write
+from ema_cli.layout import OutputFile
+from ema_cli.outputs import Output
+from ema_cli.staging import OutputStream, output_errors
+from ema_cli.target import Target
+
+_INPUT_DESCRIPTORS = 256
+
+
+def allow_descriptors(outputs: int) -> None:
+    """Raise the soft limit on open files, as far as it may be, where several averages in many shards need it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = outputs + _INPUT_DESCRIPTORS
+    if resource.RLIM_INFINITY != soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+def make_folder(staged: Path, whole: Target, part: Target) -> Path:
+    """Make the folder in which the files of one average are written, in the place of what is published."""
+    path = staged / part.path.relative_to(whole.path.parent)
+    folder = path if part.is_folder else path.parent
+    with output_errors(whole.path):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def open_output(output: Output, folder: Path, stack: ExitStack, opened: list[OutputStream]) -> Write:
+    """Open the files of an output, write their headers, and return what writes tensors into them."""
+    places: dict[str, tuple[OutputStream, int, Mapping[str, int]]] = {}
+    for file in output.files:
+        stream = OutputStream(folder / file.name)
+        stack.callback(stream.close)
+        opened.append(stream)
+        stream.write(0, file.header)
+        places.update(dict.fromkeys(file.table.begins, (stream, file.header_size, file.table.begins)))
+
+    def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
+        found = ((*places[tensor], tensor, start, size) for tensor, start, size in parts)
+        stretches = (
+            (stream, first + begins[tensor] + start, size) for stream, first, begins, tensor, start, size in found
+        )
+        position = 0
+        for stream, offset, size in joined(stretches):
+            stream.write(offset, data[position : position + size])
+            position += size
+
+    return write
+
+
+def write_texts(output: Output, folder: Path) -> None:
+    """Write what is no tensor: configuration, index, side files."""
+    for name, text in output.texts.items():
+        _write_small(folder / name, [text])
+    for name, source in output.copies.items():
+        with output_errors(folder / name):
+            (folder / name).parent.mkdir(exist_ok=True)
+        step = 1 << 20
+        blocks = (source.read(at, min(step, source.size - at)) for at in range(0, source.size, step))
+        _write_small(folder / name, blocks)
+
+
+def _write_small(path: Path, blocks: Iterable[bytes]) -> None:
+    stream = OutputStream(path)
+    try:
+        position = 0
+        for block in blocks:
+            stream.write(position, block)
+            position += len(block)
+        stream.sync()
+    finally:
+        stream.close()
+
+
+def read_back(path: Path, file: OutputFile) -> None:
+    """Check that the official reader finds in the file what was meant."""
+    specs = file.table.specs
+    try:
+        with safe_open(path, framework="np") as reader:
+            names = set(reader.keys())
+            found = ((name, reader.get_slice(name)) for name in names & specs.keys())
+            same = all(
+                (each.get_dtype(), tuple(each.get_shape())) == (specs[name].dtype.name, specs[name].shape)
+                for name, each in found
+            )
+    except SafetensorError as error:
+        raise VerificationError(f"{path.name}: does not read back: {error}") from error
+    except OSError as error:
+        raise OutputError(f"{path.name}: cannot be read back: {error.strerror or error}") from error
+    if not same or names != specs.keys():
+        raise VerificationError(f"{path.name}: reads back with other tensors than were written")
