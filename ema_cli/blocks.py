@@ -77,8 +77,8 @@ def _tied_names(
     for name in names:
         if name in copied:
             continue  # it need not even be in the others
-        leader = first.setdefault((newest.place(name), newest.specs[name]), name)
-        if leader is not name:
+        leader = first.setdefault(newest.place(name), name)
+        if leader is not name and newest.specs[leader] == newest.specs[name]:
             candidates.setdefault(leader, [leader]).append(name)
     tied = {}
     for group in candidates.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,7 +67,8 @@ class Buffers:
 
     def __init__(self, sizes: BufferSizes, averages: int, newest: int) -> None:
         def rows(number: int, nbytes: int = sizes.row_bytes) -> NDArray[np.uint8]:
-            return np.empty((number, nbytes), dtype=np.uint8)
+            # Mapped, so that the system has it back as soon as nobody uses it: malloc may keep what a thread freed.
+            return np.frombuffer(mmap.mmap(-1, number * nbytes), dtype=np.uint8).reshape(number, nbytes)
 
         self._stored = rows(sizes.rows, sizes.row_bytes // 2)
         self._rows = rows(sizes.rows + 1)

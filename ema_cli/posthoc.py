@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from ema_cli.buffers import DEFAULT_BYTES, BufferSizes, divide_memory
 from ema_cli.checkpoint import Checkpoint, DType
@@ -117,21 +118,12 @@ def average(
     began = time.monotonic()
     plans = [plans] if isinstance(plans, Plan) else plans
     work = prepare(plans, target, dtype=dtype, copy=copy, force=force)
-    # First, so that the tables for it are part of the peak that is measured.
-    total = work.bytes_to_read
     sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
     check_twins(plans)
     check_alphas(work.checkpoints)
     with Staging(work.target.path) as staging:
         folders = [make_folder(staging.folder, work.target, output.target) for output in work.outputs]
-        with ExitStack() as stack:
-            streams: list[OutputStream] = []
-            allow_descriptors(sum(len(output.files) for output in work.outputs))
-            writes = [open_output(*each, stack, streams) for each in zip(work.outputs, folders, strict=True)]
-            fold = work.fold(writes, sizes, allow_non_finite=allow_non_finite)
-            fold.run(lambda done: report(done, total))
-            for stream in streams:
-                stream.sync()
+        bytes_read, non_finite = _write_weights(work, folders, sizes, report, allow_non_finite=allow_non_finite)
         for output, folder in zip(work.outputs, folders, strict=True):
             write_texts(output, folder)
             for file in output.files:
@@ -150,12 +142,31 @@ def average(
         work.outputs,
         averaged,
         len(specs) - averaged,
-        fold.bytes_read,
+        bytes_read,
         work.bytes_to_write,
         time.monotonic() - began,
         peak_bytes(),
-        tuple(sorted(fold.non_finite)),
+        tuple(sorted(non_finite)),
     )
+
+
+def _write_weights(
+    work: Work, folders: Sequence[Path], sizes: BufferSizes, report: Report, *, allow_non_finite: bool
+) -> tuple[int, set[str]]:
+    """Fold into the files of all outputs; return how many bytes were read, and the tensors that are not finite.
+
+    The tables for it are gone afterwards: reading back takes as much again.
+    """
+    with ExitStack() as stack:
+        streams: list[OutputStream] = []
+        allow_descriptors(sum(len(output.files) for output in work.outputs))
+        writes = [open_output(*each, stack, streams) for each in zip(work.outputs, folders, strict=True)]
+        fold = work.fold(writes, sizes, allow_non_finite=allow_non_finite)
+        total = fold.bytes_total
+        fold.run(lambda done: report(done, total))
+        for stream in streams:
+            stream.sync()
+    return fold.bytes_read, fold.non_finite
 
 
 def prepare(

@@ -41,9 +41,9 @@ class SafetensorsWeights:
         if isinstance(other, SafetensorsWeights) and self.offsets == other.offsets:
             self.offsets = other.offsets
 
-    def place(self, name: str) -> tuple[int, int]:
-        """Return offset and size: two tensors without bytes may start at one offset."""
-        return self.offsets[name], self.specs[name].nbytes
+    def place(self, name: str) -> int | str:
+        """Return the offset, but of tensors without bytes, which may share it, the name."""
+        return self.offsets[name] if self.specs[name].count else name
 
     def locate(self, name: str) -> tuple[InputFile, int]:
         """Return the file and the byte in it where tensor `name` begins."""
