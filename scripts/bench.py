@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, and store after every row what is there."""
+    # Installed packages are compiled: nobody who takes part is to be compiled again in every run.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     options.data.mkdir(parents=True, exist_ok=True)
     mergekit = find_mergekit(options.mergekit.absolute())
     found: dict[str, Any] = {
