@@ -88,7 +88,8 @@ def average(
         typer.Option("--allow-non-finite", help="Let NaN and infinity pass, with a warning.", rich_help_panel=READ),
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(help="Default: the processors this process may use, up to 16.", rich_help_panel=READ)
+        int | None,
+        typer.Option(metavar="N", help="Default: the processors this process may use, up to 16.", rich_help_panel=READ),
     ] = None,
     max_memory: Annotated[
         str | None,
@@ -103,6 +104,7 @@ def average(
         typer.Option(
             "--output",
             "-o",
+            metavar="PATH",
             help="NAME.safetensors for one file, a name without suffix for a folder. Of several half-lives: a new "
             "folder for all, or a pattern as in averages/ema-{half_life}. Default: ema-HALF_LIFE.",
             rich_help_panel=WRITE,

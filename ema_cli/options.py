@@ -22,7 +22,9 @@ LAW, SELECT, READ, WRITE = "Law", "Which checkpoints", "Reading", "Output"
 
 Paths = Annotated[
     list[Path] | None,
-    typer.Argument(readable=False, help="One folder that holds a run, or its checkpoints in any order."),
+    typer.Argument(
+        readable=False, metavar="PATHS", help="One folder that holds a run, or its checkpoints in any order."
+    ),
 ]
 HalfLife = Annotated[
     list[str] | None,
@@ -35,6 +37,7 @@ HalfLife = Annotated[
 UpdateInterval = Annotated[
     str | None,
     typer.Option(
+        metavar="TIME|every",
         help="Training time between updates, or 'every' (each checkpoint). Default: 1 of the half-life's unit.",
         rich_help_panel=LAW,
     ),
@@ -42,6 +45,7 @@ UpdateInterval = Annotated[
 Smoothing = Annotated[
     float | None,
     typer.Option(
+        metavar="S",
         help="Share of the old average kept at one update (also called decay), instead of a half-life.",
         rich_help_panel=LAW,
     ),
@@ -50,22 +54,32 @@ BiasCorrection = Annotated[
     bool,
     typer.Option("--bias-correction", help="Remove the first checkpoint's excess, as Adam does.", rich_help_panel=LAW),
 ]
-Start = Annotated[str | None, typer.Option(help="Leave out what is earlier: 1000ba.", rich_help_panel=SELECT)]
-Stop = Annotated[str | None, typer.Option(help="Leave out what is later: 9000ba.", rich_help_panel=SELECT)]
-Last = Annotated[int | None, typer.Option(help="Keep the newest N that would be folded.", rich_help_panel=SELECT)]
+Start = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Leave out what is earlier: 1000ba.", rich_help_panel=SELECT)
+]
+Stop = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Leave out what is later: 9000ba.", rich_help_panel=SELECT)
+]
+Last = Annotated[
+    int | None, typer.Option(metavar="N", help="Keep the newest N that would be folded.", rich_help_panel=SELECT)
+]
 EpochLength = Annotated[
-    str | None, typer.Option(help="Batches in an epoch (1000ba), to convert clocks.", rich_help_panel=READ)
+    str | None,
+    typer.Option(metavar="TIME", help="Batches in an epoch (1000ba), to convert clocks.", rich_help_panel=READ),
 ]
 Spacing = Annotated[
     str | None,
     typer.Option(
+        metavar="TIME",
         help="Distance between checkpoints that record no clock (100ba), in natural order of their names.",
         rich_help_panel=READ,
     ),
 ]
 Key = Annotated[
     str | None,
-    typer.Option(help="Where in a pickled file the weights are: NAME or NAME.NAME.", rich_help_panel=READ),
+    typer.Option(
+        metavar="NAME", help="Where in a pickled file the weights are: NAME or NAME.NAME.", rich_help_panel=READ
+    ),
 ]
 WeightsChoice = Annotated[
     str | None,
@@ -79,7 +93,9 @@ WeightsChoice = Annotated[
 Component = Annotated[
     str | None,
     typer.Option(
-        help="Which model, where a checkpoint is a folder of several: unet, transformer.", rich_help_panel=READ
+        metavar="NAME",
+        help="Which model, where a checkpoint is a folder of several: unet, transformer.",
+        rich_help_panel=READ,
     ),
 ]
 KeepPrefix = Annotated[
