@@ -146,9 +146,10 @@ def timed(command: Command) -> Run:
 
 
 def check(command: Command, code: int) -> None:
-    """Raise a RunError, with the end of stderr, for an exit code that is not 0."""
+    """Raise a RunError, with the end of what it said, for an exit code that is not 0."""
     if code:
-        said = command.log.with_suffix(".err").read_text(errors="replace").strip()[-_TAIL:]
+        texts = [command.log.with_suffix(suffix).read_text(errors="replace").strip() for suffix in (".out", ".err")]
+        said = "\n".join(filter(None, texts))[-_TAIL:]
         raise RunError(f"exit code {code}: {said or 'it said nothing'}")
 
 

@@ -40,7 +40,8 @@ class Session:
     def measure(self, keys: Sequence[str], save: Callable[[dict[str, Any]], None]) -> None:
         """Measure these rows, and hand over each as soon as it is there."""
         rows = [row for row in ROWS if row.key in keys]
-        self.work.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.work, ignore_errors=True)  # what a run that was killed left there
+        self.work.mkdir(parents=True)
         try:
             for number, row in enumerate(rows):
                 log(f"{row.key}: {self.sets[row.data].describe()}")
