@@ -32,6 +32,7 @@ _OVERFLOW = {
 }
 _STORED = {"F64": "<f8", "C128": "<f8", "F32": "<f4", "C64": "<f4", "F16": "<f2"}  # numpy's name; it has no BF16
 _HIGH = np.uint32(0xFFFF0000)
+_SLICE = 1 << 14  # numbers at a time, where more would take memory
 
 
 def work_dtype(dtypes: Sequence[DType]) -> np.dtype[Any]:
@@ -76,10 +77,10 @@ def decode_pairs(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     np.bitwise_and(pairs, _HIGH, out=bits[..., half:])
 
 
-def unpaired(index: int, length: int) -> int:
-    """Return which element is at `index` of `length` floats that `decode_pairs` made."""
+def unpaired(indices: NDArray[np.intp], length: int) -> NDArray[np.intp]:
+    """Return which elements are at `indices` of `length` floats that `decode_pairs` made."""
     half = length // 2
-    return 2 * index if index < half else 2 * (index - half) + 1
+    return np.where(indices < half, 2 * indices, 2 * (indices - half) + 1)
 
 
 def sum_products(factors: Floats, rows: Floats, out: Floats) -> None:
@@ -131,33 +132,40 @@ def is_within(values: Floats, limit: float) -> bool:
 
 
 def settle_non_finite(
-    load: Callable[[int], Floats], weights: Sequence[float], average: Floats, limit: float
-) -> tuple[int, int] | None:
-    """Mend in `average` what only looked non-finite; return where it truly is: (checkpoint, index).
+    load: Callable[[int], Floats], weights: Sequence[float], average: Floats, limit: float, *, plain: bool = False
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Mend in `average` what only looked non-finite; return where it truly is: indices, and a checkpoint for each.
 
-    `load(k)` returns the values of checkpoint k, oldest first, where `weights` is not 0; the newest of those is the
-    reference. Mended are infinities that are equal in all of them (an attention mask), and sums that overflowed
-    although the average does not. The checkpoint is -1 where only the average is too large for its dtype. With
-    several such elements the first is returned; all hold their IEEE value afterwards.
+    `load(k)` returns the values of checkpoint k, oldest first. Those whose weight is 0 do not count, though they may
+    have spoilt a sum: 0 times infinity is NaN. So the sum is made once more, as before but without them (`plain`: of
+    the values, not of differences to the newest); in float64 where it overflowed although the average does not.
+    Infinities that are equal in all checkpoints are kept (an attention mask). The checkpoint is -1 where only the
+    average is too large for its dtype. What is returned holds its IEEE value afterwards.
     """
     wrong = np.flatnonzero(~(np.abs(average) < limit))
     entering = [number for number, weight in enumerate(weights) if weight]
-    newest = load(entering[-1])[wrong].astype(np.float64)
-    exact, same = np.zeros(len(wrong)), np.ones(len(wrong), dtype=bool)
-    culprit = np.full(len(wrong), -1)
-    for number in entering:
-        values = load(number)[wrong].astype(np.float64)
-        exact += weights[number] * values
+    newest = load(entering[-1])[wrong]
+    again, exact = np.zeros_like(newest), np.zeros(len(wrong))
+    same, culprit = np.ones(len(wrong), dtype=bool), np.full(len(wrong), -1)
+    for number in reversed(entering):
+        values = newest if number == entering[-1] else load(number)[wrong]
         same &= values == newest
-        culprit[(culprit < 0) & ~np.isfinite(values)] = number
-    exact[same] = newest[same]
-    average[wrong] = exact.astype(average.dtype)
+        culprit[~np.isfinite(values)] = number
+        exact += weights[number] * values.astype(np.float64)
+        again += (values if plain else values - newest) * values.dtype.type(weights[number])
+    if not plain:
+        again += newest
+    keep_zeros(again, newest)
+    overflowed = ~(np.abs(again) < limit)
+    again[overflowed] = exact[overflowed].astype(again.dtype)
+    again[same] = newest[same]
+    again[np.isnan(again)] = np.nan  # one NaN, whatever those were that met
+    if len(entering) == 1:
+        again = newest  # as where it is copied
+    average[wrong] = again
     # Finite and equal everywhere can still be too large for a narrower output.
-    still = ~(same & np.isinf(newest)) & ~(np.abs(average[wrong]) < limit)
-    if not still.any():
-        return None
-    first = int(np.flatnonzero(still)[0])
-    return int(culprit[first]), int(wrong[first])
+    still = ~(same & np.isinf(newest)) & ~(np.abs(again) < limit)
+    return wrong[still], culprit[still]
 
 
 def encode(dtype: DType, values: Floats, scratch: Floats, *, paired: bool = False, numbers: bool = False) -> memoryview:
@@ -210,8 +218,10 @@ def _round_to_16_bits(
 def _round_to_odd(values: Floats) -> NDArray[np.float32]:
     """Round float64 to float32 so that a second rounding, to fewer bits, gives what one rounding would."""
     nearest = values.astype(np.float32)
-    back = nearest.astype(np.float64)
     bits = nearest.view(np.uint32)
-    bits -= (np.abs(back) > np.abs(values)).astype(np.uint32)
-    bits |= (back != values).astype(np.uint32)
+    for start in range(0, len(values), _SLICE):
+        part, wanted = slice(start, start + _SLICE), values[start : start + _SLICE]
+        back = nearest[part].astype(np.float64)
+        bits[part] -= (np.abs(back) > np.abs(wanted)).astype(np.uint32)
+        bits[part] |= (back != wanted).astype(np.uint32)
     return nearest

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ema_cli.arithmetic import components, work_dtype
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec, Weights
 
@@ -52,6 +55,11 @@ class Block:
                 return piece.group.names[0], piece.start + element
             element -= piece.count
         raise IndexError(element)
+
+    def names_of(self, elements: NDArray[np.intp]) -> set[str]:
+        """Return the tensors that hold these elements of the block."""
+        ends = np.cumsum([piece.count for piece in self.pieces])
+        return {self.pieces[at].group.names[0] for at in np.unique(np.searchsorted(ends, elements, side="right"))}
 
 
 def make_groups(
@@ -144,19 +152,18 @@ def read_pieces(weights: Weights, pieces: Sequence[Piece], dtype: DType, out: me
     if len(pieces) == 1:
         weights.read_into(pieces[0].group.names[0], dtype.nbytes(pieces[0].start), out)
         return
-    if pieces:
-        places = [weights.locate(piece.group.names[0]) for piece in pieces]
-        if None not in places:
-            stretches = (
-                (place[0], place[1] + dtype.nbytes(piece.start), dtype.nbytes(piece.count))
-                for place, piece in zip(places, pieces, strict=True)
-                if place is not None
-            )
-            position = 0
-            for source, offset, size in joined(stretches):
-                source.read_into(offset, out[position : position + size])
-                position += size
-            return
+    places = [weights.locate(piece.group.names[0]) for piece in pieces]
+    if None not in places:
+        stretches = (
+            (place[0], place[1] + dtype.nbytes(piece.start), dtype.nbytes(piece.count))
+            for place, piece in zip(places, pieces, strict=True)
+            if place is not None
+        )
+        position = 0
+        for source, offset, size in joined(stretches):
+            source.read_into(offset, out[position : position + size])
+            position += size
+        return
     position = 0
     for piece in pieces:
         size = dtype.nbytes(piece.count)

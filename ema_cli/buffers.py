@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.arithmetic import Floats
-from ema_cli.errors import UsageError
 
 DEFAULT_BYTES = 64 << 20
 _ROW_BYTES = 1 << 20  # smaller ones spend more time in calls, larger ones leave the cache
 _ROWS = 4
-_LEAST_ROW_BYTES = 1 << 12
+_LEAST_ROWS = 2
+_LEAST_ROW_BYTES = 1 << 16  # for 64 KiB of a row even a thread of many is worth its calls
 _MOST_WORKERS = 64
 _ALIGNMENT = 64
 
@@ -41,23 +41,24 @@ class BufferSizes:
         return self.row_bytes * (self.rows + 1 + spare + averages + newest + scratch) + self.rows * self.row_bytes // 2
 
 
+def least_bytes(averages: int = 1, newest: int = 1) -> int:
+    """Return the memory of one thread with the smallest buffers."""
+    return BufferSizes(rows=_LEAST_ROWS, row_bytes=_LEAST_ROW_BYTES).worker_bytes(averages, newest)
+
+
 def divide_memory(nbytes: int, threads: int, averages: int = 1, newest: int = 1) -> BufferSizes:
     """Return sizes that keep `threads` at work within `nbytes`, with more threads for a slow disk where they fit.
 
-    Raises:
-        UsageError: where not even one thread with the smallest buffers fits.
+    Fewer threads where they do not; `nbytes` are at least `least_bytes`.
     """
-    sizes = BufferSizes(threads)
+    least = least_bytes(averages, newest)
+    assert nbytes >= least, "checked by the caller, who knows what the user asked for"
+    sizes = BufferSizes(min(threads, nbytes // least))
     while sizes.threads * sizes.worker_bytes(averages, newest) > nbytes:
-        if sizes.rows > 2 and sizes.rows * _ROW_BYTES >= _ROWS * sizes.row_bytes:
+        if sizes.rows > _LEAST_ROWS:
             sizes = replace(sizes, rows=sizes.rows // 2)
-        elif sizes.row_bytes > _LEAST_ROW_BYTES:
-            sizes = replace(sizes, row_bytes=sizes.row_bytes // 2)
-        elif sizes.threads > 1:
-            sizes = replace(sizes, threads=sizes.threads - 1)
         else:
-            least = sizes.worker_bytes(averages, newest)
-            raise UsageError(f"{max(nbytes, 0)} bytes are too few for the buffers, which take {least} at least")
+            sizes = replace(sizes, row_bytes=sizes.row_bytes // 2)
     most = min(nbytes // sizes.worker_bytes(averages, newest), _MOST_WORKERS)
     return replace(sizes, most_workers=max(most, sizes.threads))
 
@@ -68,7 +69,11 @@ class Buffers:
     def __init__(self, sizes: BufferSizes, averages: int, newest: int) -> None:
         def rows(number: int, nbytes: int = sizes.row_bytes) -> NDArray[np.uint8]:
             # Mapped, so that the system has it back as soon as nobody uses it: malloc may keep what a thread freed.
-            return np.frombuffer(mmap.mmap(-1, number * nbytes), dtype=np.uint8).reshape(number, nbytes)
+            try:
+                mapped = mmap.mmap(-1, number * nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except OSError as error:
+                raise MemoryError(str(error)) from error
+            return np.frombuffer(mapped, dtype=np.uint8).reshape(number, nbytes)
 
         self._stored = rows(sizes.rows, sizes.row_bytes // 2)
         self._rows = rows(sizes.rows + 1)

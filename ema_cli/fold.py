@@ -1,7 +1,8 @@
 """Bring checkpoints into the averages, block by block: read, multiply, add, round, write, forget.
 
 Memory is a few buffers for each thread, whatever the number and size of the checkpoints. Blocks are independent of
-each other, and every byte that enters is read once, however many averages are made of it.
+each other, and every byte that enters is read once, however many averages are made of it; but a block in which
+something is not finite is looked at once more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +90,7 @@ class Fold:
     _groups: Sequence[range] = ()  # numbers of checkpoints that are added at once, from the newest down
     _newest: Sequence[int] = ()  # of each average, every number once, from the newest down
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _settling: threading.Lock = field(default_factory=threading.Lock)
     _stopped: bool = False
     _readers: ThreadPoolExecutor | None = None
     _pace: Pace = field(default_factory=Pace)
@@ -123,9 +126,10 @@ class Fold:
                     if workers and self._pace.wants_more():
                         # Threads that wait need no processor: let more of them wait, and for several files each.
                         if self._readers is None:
-                            self._readers = ThreadPoolExecutor(self.sizes.most_workers * self.sizes.rows, "read")
+                            self._readers = _start_readers(self.sizes.most_workers * self.sizes.rows)
                         more = min(number, self.sizes.most_workers - number)
-                        workers |= self._start(pool, blocks, more)
+                        with suppress(EmaError):  # where no more may be started, those that run go on
+                            workers |= self._start(pool, blocks, more)
                         number += more
             finally:
                 # However this ends (an error, Ctrl-C), the other workers stop at their next block.
@@ -160,20 +164,22 @@ class Fold:
             data = buffers.bytes(dtype.nbytes(block.count))
             read_pieces(self.checkpoints[newest].weights, block.pieces, dtype, data.data)
             if block.averaged:
-                self._check_copied(block, data)
+                self._check_copied(block, data, buffers)
             for average in self.averages:
                 if average.newest == newest:
                     _write(average, block, dtype, data.data)
             self._count(len(data))
 
-    def _check_copied(self, block: Block, data: NDArray[np.uint8]) -> None:
+    def _check_copied(self, block: Block, data: NDArray[np.uint8], buffers: Buffers) -> None:
         dtype = block.dtypes[0]
-        values = np.empty(block.count * components(dtype), dtype=work_dtype([dtype]))
+        values = buffers.views(work_dtype([dtype]), block.count * components(dtype)).sums[
+            0, : block.count * components(dtype)
+        ]
         decode(dtype, data, values)
         # Only NaN: an infinity is equal in all of one checkpoint.
         wrong = np.flatnonzero(np.isnan(values))
         if len(wrong):
-            self._non_finite(block, 0, int(wrong[0]) // components(dtype))
+            self._non_finite(block, np.zeros_like(wrong), wrong // components(dtype))
 
     def _average(self, block: Block, buffers: Buffers) -> None:
         paired = all(dtype.name == "BF16" for dtype in block.dtypes)
@@ -181,6 +187,8 @@ class Fold:
         views = buffers.views(work_dtype(block.dtypes), block.count * components(block.target))
         begun: set[int] = set()
         for numbers in self._groups:
+            if self._stopped:
+                return
             self._read_rows(block, numbers, views, paired=paired)
             self._add_rows(numbers, views, begun, plain=plain)
         for number, average in enumerate(self.averages):
@@ -191,7 +199,7 @@ class Fold:
             limit = overflow_limit(block.target, total.dtype)
             finite = is_within(total, limit)
             if not finite:
-                self._settle(block, average, total, limit, paired=paired)
+                self._settle(block, average, total, limit, paired=paired, plain=plain)
             data = encode(block.target, total, views.scratch, paired=paired, numbers=finite)
             _write(average, block, block.target, data[: block.target.nbytes(block.count)])
         self._count(sum(dtype.bits for dtype in block.dtypes) * block.count // 8)
@@ -208,7 +216,8 @@ class Fold:
             raw = stored[row, : dtype.nbytes(block.count)]
             read_pieces(weights, block.pieces, dtype, raw.data)
             if not paired:
-                decode(dtype, raw, rows[row, : views.count])
+                with np.errstate(all="ignore"):  # which counts for this thread only
+                    decode(dtype, raw, rows[row, : views.count])
 
         began, side_by_side = time.perf_counter(), self._readers
         if side_by_side is None:
@@ -249,7 +258,9 @@ class Fold:
                     sum_products(np.array(weights, dtype=rows.dtype), rows[1 : len(numbers) + 1], total)
                     begun.add(number)
 
-    def _settle(self, block: Block, average: Average, total: Floats, limit: float, *, paired: bool) -> None:
+    def _settle(
+        self, block: Block, average: Average, total: Floats, limit: float, *, paired: bool, plain: bool
+    ) -> None:
         """Mend what only looked non-finite in `total`; what truly is, is an error, or noted."""
 
         def load(number: int) -> Floats:
@@ -264,31 +275,47 @@ class Fold:
                 decode(dtype, raw, values)
             return values
 
-        found = settle_non_finite(load, average.weights, total, limit)
-        if found is not None:
-            number, index = found
-            element = unpaired(index, len(total)) if paired else index // components(block.target)
-            self._non_finite(block, number, element)
+        with self._settling:  # one thread at a time: it takes several times the memory of a row
+            found, numbers = settle_non_finite(load, average.weights, total, limit, plain=plain)
+        if len(found):
+            elements = unpaired(found, len(total)) if paired else found // components(block.target)
+            self._non_finite(block, numbers, elements)
 
-    def _non_finite(self, block: Block, number: int, element: int) -> None:
-        name, element = block.find(element)
+    def _non_finite(self, block: Block, numbers: NDArray[np.intp], elements: NDArray[np.intp]) -> None:
+        """Note the tensors that hold these elements of the block, or raise an error for the first."""
         if self.allow_non_finite:
             with self._lock:
-                self.non_finite.add(name)
-        elif number < 0:
+                self.non_finite |= block.names_of(elements)
+            return
+        first = int(elements.argmin())
+        name, element = block.find(int(elements[first]))
+        if numbers[first] < 0:
             raise NonFiniteError(
                 f"'{name}' is too large for {block.target.name} at element {element} of the average",
                 hint="write a wider type: --dtype float32 or bfloat16",
             )
-        else:
-            raise NonFiniteError(
-                f"{self.checkpoints[number].path}: '{name}' is not finite at element {element}",
-                hint="leave that checkpoint out (--start, --stop), or let it pass with --allow-non-finite",
-            )
+        raise NonFiniteError(
+            f"{self.checkpoints[numbers[first]].path}: '{name}' is not finite at element {element}",
+            hint="leave that checkpoint out (--start, --stop), or let it pass with --allow-non-finite",
+        )
 
     def _count(self, nbytes: int) -> None:
         with self._lock:
             self.bytes_read += nbytes
+
+
+def _start_readers(number: int) -> ThreadPoolExecutor | None:
+    """Return a pool whose threads all run already, None where so many cannot be started."""
+    pool, gate = ThreadPoolExecutor(number, "read"), threading.Event()
+    try:
+        for _ in range(number):
+            pool.submit(gate.wait)
+    except RuntimeError:
+        pool.shutdown(wait=False)
+        return None
+    finally:
+        gate.set()
+    return pool
 
 
 def _write(average: Average, block: Block, dtype: DType, data: memoryview) -> None:

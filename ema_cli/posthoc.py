@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.buffers import DEFAULT_BYTES, BufferSizes, divide_memory
+from ema_cli.buffers import DEFAULT_BYTES, BufferSizes, divide_memory, least_bytes
 from ema_cli.checkpoint import Checkpoint, DType
 from ema_cli.compare import check_alphas, check_twins
 from ema_cli.errors import OutputError, RunError, UsageError
@@ -117,6 +117,8 @@ def average(
     """
     began = time.monotonic()
     plans = [plans] if isinstance(plans, Plan) else plans
+    if not plans or (threads is not None and threads < 1):
+        raise UsageError("nothing to average, or no thread to do it: give a plan, and at least one of --threads")
     work = prepare(plans, target, dtype=dtype, copy=copy, force=force)
     sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
     check_twins(plans)
@@ -260,18 +262,20 @@ def refuse_averaged(plan: Plan) -> None:
 
 def _buffer_sizes(plans: Sequence[Plan], threads: int, max_memory: int | None) -> BufferSizes:
     """Return buffers that keep the process within `max_memory`."""
-    budget = DEFAULT_BYTES
+    newest = len({id(plan.newest) for plan in plans})
+    least = max(least_bytes(len(plans), newest), _LEAST_BUFFER_BYTES)
+    budget = max(DEFAULT_BYTES, least)
     if max_memory is not None:
         tensors = len(plans[0].newest.weights.specs)
         taken = peak_bytes() + _RESERVED_BYTES + tensors * _RESERVED_BYTES_PER_TENSOR
         budget = max_memory - taken
-        if budget < _LEAST_BUFFER_BYTES:
-            least = -(-(taken + _LEAST_BUFFER_BYTES) // 10**6)
+        if budget < least:
+            needed = -(-(taken + least) // 10**6)
             raise UsageError(
-                f"--max-memory: {max_memory / 1e6:.4g} MB are too few; this average needs {least} MB",
-                hint=f"--max-memory {least}MB",
+                f"--max-memory: {max_memory / 1e6:.4g} MB are too few; this average needs {needed} MB",
+                hint=f"--max-memory {needed}MB",
             )
-    return divide_memory(budget, threads, len(plans), len({id(plan.newest) for plan in plans}))
+    return divide_memory(budget, threads, len(plans), newest)
 
 
 def default_threads() -> int:

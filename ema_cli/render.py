@@ -87,7 +87,10 @@ def run_report(facts: Mapping[str, Any], plans: Sequence[Mapping[str, Any]], odd
     out.print()
     if len(plans) > 1:
         # The room is for the weights; without a half-life, all columns are shown.
-        columns = {UNIT_NAMES[unit]: columns[UNIT_NAMES[unit]] for unit in {each["mean_age"]["unit"] for each in plans}}
+        columns = {
+            UNIT_NAMES[unit]: columns[UNIT_NAMES[unit]]
+            for unit in dict.fromkeys(each["mean_age"]["unit"] for each in plans)
+        }
     names = [each["name"] for each in facts["checkpoints"]]
     if plans:
         _print_plans(out, names, columns, plans)

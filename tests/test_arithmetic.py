@@ -168,8 +168,8 @@ def settle(rows: list[list[float]], weights: list[float], limit: float = np.inf)
     arrays = [np.array(row, dtype=np.float32) for row in rows]
     average = average_of(arrays, weights)
     with np.errstate(all="ignore"):
-        found = settle_non_finite(lambda number: arrays[number], weights, average, limit)
-    return average, found
+        indices, numbers = settle_non_finite(lambda number: arrays[number], weights, average, limit)
+    return average, (int(numbers[0]), int(indices[0])) if len(indices) else None
 
 
 def test_an_infinity_that_is_equal_everywhere_passes():
@@ -256,7 +256,7 @@ def test_pairs_decode_to_even_and_odd_elements():
     rows = np.empty(patterns.shape, dtype=np.float32)
     decode_pairs(patterns.view(np.uint8), rows)
     expected = (patterns.astype(np.uint32) << 16).view(np.float32)
-    order = [unpaired(index, rows.shape[1]) for index in range(rows.shape[1])]
+    order = unpaired(np.arange(rows.shape[1]), rows.shape[1])
     np.testing.assert_array_equal(rows.view(np.uint32), expected[:, order].view(np.uint32))
     for row, stored in zip(rows, patterns, strict=True):
         numbers = ~np.isnan((stored.astype(np.uint32) << 16).view(np.float32))

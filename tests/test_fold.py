@@ -235,6 +235,18 @@ def test_non_finite_may_pass():
     assert done.non_finite == {"weight"}
 
 
+def test_every_tensor_that_is_not_finite_is_noted():
+    """Also of small tensors that share a block; of an error's candidates the first element is named."""
+    for dtype in (torch.float32, torch.bfloat16):
+        bad = {name: torch.ones(3, dtype=dtype) for name in "abcd"}
+        bad["b"][1] = bad["d"][0] = bad["d"][2] = torch.nan
+        good = {name: torch.ones(3, dtype=dtype) for name in "abcd"}
+        checkpoints = [checkpoint(good, "step-1"), checkpoint(bad, "step-2")]
+        assert fold(checkpoints, [0.5, 0.5], allow_non_finite=True)[1].non_finite == {"b", "d"}
+        with pytest.raises(NonFiniteError, match=r"^step-2: 'b' is not finite at element 1$"):
+            fold(checkpoints, [0.5, 0.5])
+
+
 def test_overflow_in_the_cast_names_the_tensor():
     """An average beyond float16 is an error that names the tensor, and a wider type as the way out."""
     saved = [checkpoint({"weight": torch.tensor([1.0, 1e5])}) for _ in range(2)]
@@ -274,6 +286,9 @@ def test_several_averages_in_one_pass_are_those_of_one_each(data: st.DataObject)
     for tensors in saved:
         tensors["zeros"] = torch.tensor([-0.0, 0.0, -0.0]).to(dtype)
         tensors["mask-like"] = torch.tensor([-torch.inf, 1.0]).to(torch.float32)
+    for _ in range(data.draw(st.integers(0, 3))):
+        values = data.draw(st.sampled_from(saved))["weight"].view(-1)
+        values[data.draw(st.integers(0, len(values) - 1))] = data.draw(st.sampled_from([torch.nan, torch.inf]))
     vectors = []
     for _ in range(data.draw(st.integers(1, 4))):
         entering = data.draw(st.lists(st.booleans(), min_size=count, max_size=count).filter(any))
@@ -285,13 +300,14 @@ def test_several_averages_in_one_pass_are_those_of_one_each(data: st.DataObject)
     together = [{name: bytearray(spec.nbytes) for name, spec in specs.items()} for _ in vectors]
     sizes = small(data.draw(st.sampled_from([64, 256, 1 << 16])), rows=data.draw(st.integers(1, 7)))
     averages = [Average(weights, writer(written)) for weights, written in zip(vectors, together, strict=True)]
-    done = Fold(checkpoints, averages, targets, sizes)
+    done = Fold(checkpoints, averages, targets, sizes, allow_non_finite=True)
     done.run()
     assert done.bytes_read == done.bytes_total
     for weights, written in zip(vectors, together, strict=True):
         entering_only = [each for each, weight in zip(checkpoints, weights, strict=True) if weight]
         alone = {name: bytearray(spec.nbytes) for name, spec in specs.items()}
-        Fold(entering_only, [Average([w for w in weights if w], writer(alone))], targets).run()
+        averages = [Average([weight for weight in weights if weight], writer(alone))]
+        Fold(entering_only, averages, targets, allow_non_finite=True).run()
         assert written == alone
 
 
@@ -344,6 +360,30 @@ def test_reads_of_a_slow_disk_are_made_side_by_side():
     found, _ = fold(slow, weights, sizes=BufferSizes(threads=2, most_workers=6, rows=4, row_bytes=1024))
     assert torch.equal(found["w"], expected["w"])
     assert most > 8
+
+
+def test_threads_that_cannot_be_added_are_done_without(monkeypatch: pytest.MonkeyPatch):
+    """On a slow disk more threads would help; where the system has none, those that run finish the work."""
+    saved = [{"w": torch.full((20_000,), float(seed))} for seed in range(8)]
+    expected, _ = fold([checkpoint(tensors) for tensors in saved], [1 / 8] * 8)
+    real, started = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    class Slow(MemoryWeights):
+        def read_into(self, name: str, start: int, out: memoryview) -> None:
+            time.sleep(0.01)
+            super().read_into(name, start, out)
+
+    slow = [replace(checkpoint({}), weights=Slow(tensors)) for tensors in saved]
+    monkeypatch.setattr(threading.Thread, "start", start)
+    found, _ = fold(slow, [1 / 8] * 8, sizes=BufferSizes(threads=2, most_workers=6, rows=4, row_bytes=1 << 13))
+    assert torch.equal(found["w"], expected["w"])
+    assert len(started) == 2
 
 
 def test_a_fast_disk_needs_no_more_threads():

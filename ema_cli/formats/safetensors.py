@@ -135,6 +135,10 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsWeights:
 def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: the header's '__metadata__' does not map text to text")
+    try:
+        "".join(metadata.values()).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path}: the header's '__metadata__' holds what is not valid text") from None
     return metadata
 
 
