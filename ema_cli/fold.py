@@ -90,7 +90,7 @@ class Fold:
     _groups: Sequence[range] = ()  # numbers of checkpoints that are added at once, from the newest down
     _newest: Sequence[int] = ()  # of each average, every number once, from the newest down
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _settling: threading.Lock = field(default_factory=threading.Lock)
+    _settler: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "settle"))
     _stopped: bool = False
     _readers: ThreadPoolExecutor | None = None
     _pace: Pace = field(default_factory=Pace)
@@ -134,6 +134,7 @@ class Fold:
             finally:
                 # However this ends (an error, Ctrl-C), the other workers stop at their next block.
                 self._stopped = True
+                self._settler.shutdown(wait=False)
                 if self._readers is not None:
                     self._readers.shutdown()
 
@@ -275,8 +276,12 @@ class Fold:
                 decode(dtype, raw, values)
             return values
 
-        with self._settling:  # one thread at a time: it takes several times the memory of a row
-            found, numbers = settle_non_finite(load, average.weights, total, limit, plain=plain)
+        def settle() -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+            with np.errstate(all="ignore"):
+                return settle_non_finite(load, average.weights, total, limit, plain=plain)
+
+        # In a thread for that alone: it takes several times the memory of a row, which malloc keeps for its thread.
+        found, numbers = self._settler.submit(settle).result()
         if len(found):
             elements = unpaired(found, len(total)) if paired else found // components(block.target)
             self._non_finite(block, numbers, elements)

@@ -25,7 +25,7 @@ from ema_cli.writing import allow_descriptors, make_folder, open_output, read_ba
 
 Report = Callable[[int, int], None]
 _MANY_THREADS = 16
-_RESERVED_BYTES = 8 << 20  # of --max-memory, for all that is no buffer
+_RESERVED_BYTES = 16 << 20  # of --max-memory, for all that is no buffer
 _RESERVED_BYTES_PER_TENSOR = 1 << 10  # for what the official reader takes when it reads the output back
 _LEAST_BUFFER_BYTES = 2 << 20
 

@@ -25,21 +25,10 @@ print("PEAK", re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read
 """
 
 
-def peak_mib(folder: Path) -> float:
+def peak_mib(folder: Path, *options: str) -> float:
     """Return the peak resident memory of averaging `folder`, in MiB."""
-    command = [
-        sys.executable,
-        "-c",
-        SCRIPT,
-        "average",
-        folder,
-        "--half-life",
-        "200ba",
-        "-q",
-        "-o",
-        "x.safetensors",
-        "-f",
-    ]
+    asked = options or ("--half-life", "200ba", "-o", "x.safetensors")
+    command = [sys.executable, "-c", SCRIPT, "average", folder, *asked, "-q", "-f"]
     done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=True)
     return int(done.stdout.rpartition("PEAK ")[2]) / 1024
 
@@ -61,3 +50,29 @@ def test_peak_memory_does_not_grow_with_checkpoints_or_size(tmp_path: Path):
     peaks = {name: peak_mib(folder) for name, folder in runs.items()}
     assert max(peaks.values()) < 200, peaks
     assert peaks["large"] < peaks["tiny"] + 40, peaks
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_tensors_take_a_kibibyte_each(tmp_path: Path):
+    """120 MiB, and 1 KiB for each tensor name: headers, layout, fold and reading back together."""
+    names = [f"model.layers.{number:06}.experts.block.weight" for number in range(100_000)]
+    (tmp_path / "run").mkdir()
+    for step in (100, 200, 300, 400):
+        save_file(
+            {name: torch.full((8,), float(step)) for name in names}, tmp_path / "run" / f"step-{step}.safetensors"
+        )
+    assert peak_mib(tmp_path / "run") <= 120 + len(names) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", ["1", "16"])
+def test_max_memory_bounds_the_process(tmp_path: Path, threads: str):
+    """Also where memory beside the buffers is needed: a mask of infinities, float64 rounded to bfloat16."""
+    (tmp_path / "run").mkdir()
+    for step in (100, 200, 300):
+        mask = torch.full((4 << 20,), -torch.inf, dtype=torch.float64)
+        tensors = {"mask": mask, "weight": torch.full((4 << 20,), step / 7, dtype=torch.float64)}
+        save_file(tensors, tmp_path / "run" / f"step-{step}.safetensors")
+    options = ["--threads", threads, "--dtype", "bfloat16", "--half-life", "200ba", "--half-life", "50ba", "-o", "all"]
+    for limit in (100, 180):
+        assert peak_mib(tmp_path / "run", *options, "--max-memory", f"{limit}MiB") <= limit
