@@ -61,7 +61,7 @@ def test_average_in_json(cli: Cli, run: Path):
     written = told["written"]
     assert written["path"] == written["outputs"][0]["path"] == "ema-200ba.safetensors"
     assert (written["bytes_read"], written["bytes_written"]) == (200, written["outputs"][0]["bytes"])
-    assert written["bytes_per_second"] == pytest.approx(200 / written["seconds"], rel=0.1)
+    assert 200 / (written["seconds"] + 0.001) <= written["bytes_per_second"] <= 200 / (written["seconds"] - 0.001)
     assert 10e6 < written["peak_memory_bytes"] < 500e6
 
 

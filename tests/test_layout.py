@@ -84,7 +84,8 @@ def test_a_table_is_used_again_for_the_same_tensors():
     """Several averages of one model have one table, whatever their metadata."""
     specs = {"a": TensorSpec(DTYPES["F32"], (2,)), "b": TensorSpec(DTYPES["I64"], ())}
     one = lay_out_file("x", specs, {"format": "pt"})
-    other = lay_out_file("y", dict(reversed(specs.items())), {"format": "pt", "more": "m"}, [one.table])
+    # One key of metadata: the official writer orders several at random.
+    other = lay_out_file("y", dict(reversed(specs.items())), {"more": "m"}, [one.table])
     assert other.table is one.table
-    assert other.header == header_of(specs, {"format": "pt", "more": "m"})
+    assert other.header == header_of(specs, {"more": "m"})
     assert lay_out_file("z", {"a": specs["a"]}, {}, [one.table]).table is not one.table

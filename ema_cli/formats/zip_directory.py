@@ -80,9 +80,14 @@ def data_offset(file: ByteSource, entry: ZipEntry) -> int:
 
 def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
     """Return start, size and number of entries of the central directory."""
-    tail_size = min(file.size, _END.size + _MAX_COMMENT_BYTES)
-    tail = file.read(file.size - tail_size, tail_size)
-    at = tail.rfind(b"PK\x05\x06")
+    at, tail, tail_size = -1, b"", 0
+    # torch writes no comment behind the record, which is looked for in a few bytes first.
+    for most in (_END.size, _END.size + _MAX_COMMENT_BYTES):
+        tail_size = min(file.size, most)
+        tail = file.read(file.size - tail_size, tail_size)
+        at = tail.rfind(b"PK\x05\x06")
+        if at >= 0:
+            break
     if at < 0 or at + _END.size > len(tail):
         raise IncompleteCheckpoint(
             f"{file.path}: cut short: the zip directory at its end is missing",
