@@ -173,9 +173,8 @@ class Fold:
 
     def _check_copied(self, block: Block, data: NDArray[np.uint8], buffers: Buffers) -> None:
         dtype = block.dtypes[0]
-        values = buffers.views(work_dtype([dtype]), block.count * components(dtype)).sums[
-            0, : block.count * components(dtype)
-        ]
+        views = buffers.views(work_dtype([dtype]), block.count * components(dtype))
+        values = views.sums[0, : views.count]
         decode(dtype, data, values)
         # Only NaN: an infinity is equal in all of one checkpoint.
         wrong = np.flatnonzero(np.isnan(values))
