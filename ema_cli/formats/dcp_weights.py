@@ -10,13 +10,11 @@ from math import prod
 from ema_cli.checkpoint import TensorSpec, Weights
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.dcp_metadata import Piece, StoredTensor, find_clash
-from ema_cli.formats.pickle_values import TensorRef
-from ema_cli.formats.torch_tensors import TorchWeights, dtype_of
-from ema_cli.formats.torch_zip import open_zip
+from ema_cli.formats.dcp_records import RecordReader
+from ema_cli.formats.torch_tensors import TorchWeights
 from ema_cli.input_file import FileRegion, InputFile
 
 _MAX_OPENED = 64
-_MAX_RECORD_PICKLE = 1 << 16  # of one tensor, which is read again and again
 
 
 @dataclass(slots=True)
@@ -29,6 +27,7 @@ class DcpWeights:
     records: array[int]  # of each record: number of the file, first byte, size
     files: Sequence[InputFile]
     # Records are small archives of their own, opened when they are read; the last few stay open.
+    _reader: RecordReader = field(default_factory=RecordReader)
     _opened: dict[int, TorchWeights] = field(default_factory=dict)
 
     @classmethod
@@ -58,7 +57,7 @@ class DcpWeights:
         if self.specs == other.specs:
             self.specs = other.specs
         if isinstance(other, DcpWeights) and self.pieces == other.pieces and self.first == other.first:
-            self.pieces, self.first = other.pieces, other.first
+            self.pieces, self.first, self._reader = other.pieces, other.first, other._reader
 
     def place(self, name: str) -> str:
         """Return the name: each tensor has records of its own."""
@@ -115,14 +114,12 @@ class DcpWeights:
         if weights is None:
             spec = self.specs[name]
             file, start, size = self._record(number)
-            saved = open_zip(FileRegion(file, start, size), _MAX_RECORD_PICKLE)
-            ref = saved.root
-            if not isinstance(ref, TensorRef) or dtype_of(ref.dtype) != spec.dtype or ref.shape != piece.shape:
+            weights = self._reader.open(name, FileRegion(file, start, size))
+            if weights is None or weights.specs[name] != TensorSpec(spec.dtype, piece.shape):
                 raise CheckpointError(
                     f"{file.path}: '{name}' is stored as something else than its folder's .metadata says",
                     hint="the files of the folder are of different saves",
                 )
-            weights = saved.weights({name: ref})
             if len(self._opened) >= _MAX_OPENED:
                 self._opened.clear()
             self._opened[number] = weights

@@ -7,6 +7,7 @@ are marked, and never inflated: a small one can hide gigabytes, and torch writes
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ema_cli.checkpoint import MAX_TENSORS
@@ -18,6 +19,7 @@ _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_CENTRAL_CHECKSUM, _LOCAL_CHECKSUM = 16, 14  # the byte at which it stands in each
 _IN_64 = 0xFFFFFFFF
 _MAX_DIRECTORY_BYTES = 256 << 20
 _MAX_COMMENT_BYTES = 65535
@@ -76,6 +78,20 @@ def data_offset(file: ByteSource, entry: ZipEntry) -> int:
     if start + entry.size > entry.end:  # the local header, which only now is read, is longer than it should be
         raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' overlaps another")
     return int(start)
+
+
+def checksum_offsets(data: bytes) -> Iterator[int]:
+    """Yield where checksums stand in a directory or in a local header, which begin with signatures of their own.
+
+    In anything else that `read_directory` and `data_offset` read, none stand.
+    """
+    if data.startswith(b"PK\x03\x04"):
+        yield _LOCAL_CHECKSUM
+    position = 0
+    while data.startswith(b"PK\x01\x02", position) and position + _CENTRAL.size <= len(data):
+        yield position + _CENTRAL_CHECKSUM
+        name_length, extra_length, comment_length = _CENTRAL.unpack_from(data, position)[10:13]
+        position += _CENTRAL.size + name_length + extra_length + comment_length
 
 
 def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
