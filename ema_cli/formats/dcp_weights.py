@@ -78,6 +78,11 @@ class DcpWeights:
         for number, piece in enumerate(self.pieces[name], self.first[name]):
             if piece.end <= first or piece.begin >= last:
                 continue
+            if piece.end - piece.begin == prod(piece.shape):  # one run in the whole tensor, as mostly
+                low, high = max(first, piece.begin), min(last, piece.end)
+                part = out[(low - first) * size : (high - first) * size]
+                self._open(name, piece, number).read_into(name, (low - piece.begin) * size, part)
+                continue
             low, high = _before(spec.shape, piece, first), _before(spec.shape, piece, last)
             if high > low:
                 self._read_piece(name, piece, number, (low, high), first, out)

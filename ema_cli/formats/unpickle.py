@@ -9,9 +9,10 @@ keeps its arguments, items and state. So it reads more than an allow-list does, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from ema_cli.formats.pickle_instructions import ACTIONS, STOP
 from ema_cli.formats.pickle_values import (
     KNOWN_CALLS,
     Inert,
@@ -72,7 +73,7 @@ def unpickle(
         PickleError: for anything that is not a pickle of protocol 0 to 5, as torch writes it.
         CheckpointError: where the file cannot be read.
     """
-    machine = _Machine(source, start, persistent)
+    machine = Machine(source, start, persistent)
     try:
         return machine.run(), machine.base + machine.position
     except (
@@ -88,7 +89,7 @@ def unpickle(
         raise PickleError(f"it is damaged: {str(error)[:_MAX_REASON_CHARS]}") from error
 
 
-class _Machine:
+class Machine:
     """The stack machine. One method for each family of instructions, found by the byte that asks for it."""
 
     def __init__(self, source: ByteSource, start: int, persistent: Callable[[Any], object]) -> None:
@@ -108,41 +109,67 @@ class _Machine:
         """Execute until STOP and return what is on top.
 
         Those instructions of which nearly all of a description of tensors is made are written out here, with what they
-        do in `_INSTRUCTIONS`: three times as fast. The table has them all, for when a block ends within one.
+        do in `ACTIONS`: three times as fast. The table has them all, for when a block ends within one.
         """
         data, position, stack, memo = self.data, self.position, self.stack, self.memo
         last = len(data) - _OPERAND_BYTES  # up to there a whole operand lies ahead
         for _ in range(_MAX_INSTRUCTIONS):
             opcode = data[position] if position < last else 0
             match opcode:
+                case 0x94 if not self.memo_beyond:
+                    memo.append(stack[-1])
+                    position += 1
                 case 0x72 if _uint(data, position + 1)[0] == len(memo) and not self.memo_beyond:  # r
                     memo.append(stack[-1])
+                    position += 5
+                case 0x68 if (index := data[position + 1]) < len(memo):  # h
+                    stack.append(memo[index])
+                    position += 2
+                case 0x6A if (index := _uint(data, position + 1)[0]) < len(memo):  # j
+                    stack.append(memo[index])
                     position += 5
                 case 0x4B:  # K
                     stack.append(data[position + 1])
                     position += 2
-                case 0x68 if (index := data[position + 1]) < len(memo):  # h
-                    stack.append(memo[index])
-                    position += 2
-                case 0x58 if (end := position + 5 + _uint(data, position + 1)[0]) <= len(data):  # X
-                    stack.append(data[position + 5 : end].decode("utf-8", "surrogatepass"))
-                    position = end
+                case 0x85:
+                    stack[-1] = (stack[-1],)
+                    position += 1
+                case 0x4D:  # M
+                    stack.append(data[position + 1] | data[position + 2] << 8)
+                    position += 3
                 case 0x28:  # (
                     self.marks.append(stack)
                     self.stack = stack = []
                     position += 1
-                case 0x74:  # t
-                    values = tuple(stack)
-                    self.stack = stack = self.marks.pop()
-                    stack.append(values)
-                    position += 1
-                case 0x52:  # R
+                case 0x52 | 0x81:  # R, and NEWOBJ, which comes to the same
                     args = stack.pop()
                     self.call(stack.pop(), args)
+                    position += 1
+                case 0x29:  # )
+                    stack.append(())
                     position += 1
                 case 0x86 if len(stack) >= 2:
                     second = stack.pop()
                     stack[-1] = (stack[-1], second)
+                    position += 1
+                case 0x62:  # b
+                    self.build()
+                    position += 1
+                case 0x7D:  # }
+                    stack.append({})
+                    position += 1
+                case 0x75:  # u
+                    pairs, self.stack = stack, self.marks.pop()
+                    stack = self.stack
+                    self.set_items(pairs)
+                    position += 1
+                case 0x58 if (end := position + 5 + _uint(data, position + 1)[0]) <= len(data):  # X
+                    stack.append(data[position + 5 : end].decode("utf-8", "surrogatepass"))
+                    position = end
+                case 0x74:  # t
+                    values = tuple(stack)
+                    self.stack = stack = self.marks.pop()
+                    stack.append(values)
                     position += 1
                 case 0x51:  # Q
                     stack.append(self.resolve(stack.pop()))
@@ -150,18 +177,15 @@ class _Machine:
                 case 0x89:
                     stack.append(False)
                     position += 1
-                case 0x29:  # )
-                    stack.append(())
-                    position += 1
-                case 0x71 if data[position + 1] == len(memo) and not self.memo_beyond:  # q
-                    memo.append(stack[-1])
-                    position += 2
-                case 0x4D:  # M
-                    stack.append(data[position + 1] | data[position + 2] << 8)
-                    position += 3
+                case 0x8C if (end := position + 2 + data[position + 1]) <= len(data):
+                    stack.append(data[position + 2 : end].decode("utf-8", "surrogatepass"))
+                    position = end
                 case 0x4A:  # J
                     stack.append(_int(data, position + 1)[0])
                     position += 5
+                case 0x71 if data[position + 1] == len(memo) and not self.memo_beyond:  # q
+                    memo.append(stack[-1])
+                    position += 2
                 case _:
                     self.position = position
                     if self.step():
@@ -178,9 +202,9 @@ class _Machine:
     def step(self) -> bool:
         """Execute one instruction by the table; return whether it is STOP."""
         opcode = self.take(1)[0]
-        if opcode == _STOP:
+        if opcode == STOP:
             return True
-        action = _ACTIONS.get(opcode)
+        action = ACTIONS.get(opcode)
         if action is None:
             raise PickleError(f"it uses the instruction {bytes([opcode])!r}, which torch never writes")
         action(self)
@@ -307,7 +331,9 @@ class _Machine:
 
     def name(self, module: str, name: str) -> None:
         """Push a name of a class or function."""
-        self.push(_name(module, name))
+        if len(module) + len(name) >= _MAX_NAME_CHARS:
+            raise PickleError(f"it names something in {len(module) + len(name) + 1} characters")
+        self.push(Name(f"{module}.{name}"))
 
     def persistent(self, identifier: Any) -> None:
         """Push what stands for something outside the pickle."""
@@ -329,178 +355,3 @@ class _Machine:
             self.memo_beyond.pop(index, None)
         else:
             self.memo_beyond[index] = value
-
-
-def _name(module: str, name: str) -> Name:
-    if len(module) + len(name) >= _MAX_NAME_CHARS:
-        raise PickleError(f"it names something in {len(module) + len(name) + 1} characters")
-    return Name(f"{module}.{name}")
-
-
-def _push(value: Callable[[], Any]) -> Callable[[_Machine], object]:
-    return lambda machine: machine.push(value())
-
-
-def _text(layout: str, errors: str) -> Callable[[_Machine], object]:
-    return lambda machine: machine.push(machine.take(machine.number(layout)).decode("utf-8", errors))
-
-
-def _bytes(layout: str) -> Callable[[_Machine], object]:
-    return lambda machine: machine.push(machine.take(machine.number(layout)))
-
-
-def _integer(layout: str) -> Callable[[_Machine], object]:
-    return lambda machine: machine.push(machine.number(layout))
-
-
-def _long(layout: str) -> Callable[[_Machine], object]:
-    return lambda machine: machine.push(int.from_bytes(machine.take(machine.number(layout)), "little", signed=True))
-
-
-def _text_integer(machine: _Machine) -> None:
-    text = machine.line()
-    machine.push({"00": False, "01": True}[text] if text in ("00", "01") else int(text))
-
-
-def _text_string(machine: _Machine) -> None:
-    machine.push(machine.line()[1:-1])
-
-
-def _escaped_string(machine: _Machine) -> None:
-    machine.push(machine.line("raw_unicode_escape"))
-
-
-def _float(machine: _Machine) -> None:
-    machine.push(struct.unpack(">d", machine.take(8))[0])
-
-
-def _tuple_of(size: int) -> Callable[[_Machine], object]:
-    def act(machine: _Machine) -> None:
-        if len(machine.stack) < size:
-            raise PickleError("its stack is empty")
-        values = tuple(machine.stack[-size:])
-        del machine.stack[-size:]
-        machine.push(values)
-
-    return act
-
-
-def _dict_of_mark(machine: _Machine) -> None:
-    pairs = machine.pop_mark()
-    machine.push({})
-    machine.set_items(pairs)
-
-
-def _one_item(machine: _Machine) -> None:
-    value, key = machine.stack.pop(), machine.stack.pop()
-    machine.set_items([key, value])
-
-
-def _reduce(machine: _Machine) -> None:
-    args, function = machine.stack.pop(), machine.stack.pop()
-    machine.call(function, args)
-
-
-def _new_object_ex(machine: _Machine) -> None:
-    keywords, args, function = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
-    if keywords:
-        machine.count_copies(args)
-        args = (*args, keywords)
-    machine.call(function, args)
-
-
-def _object(machine: _Machine) -> None:
-    function, *args = machine.pop_mark()
-    machine.call(function, tuple(args))
-
-
-def _instance(machine: _Machine) -> None:
-    args = machine.pop_mark()
-    machine.call(_name(machine.line(), machine.line()), tuple(args))
-
-
-def _stack_name(machine: _Machine) -> None:
-    name, module = machine.stack.pop(), machine.stack.pop()
-    if not (isinstance(name, str) and isinstance(module, str)):
-        raise PickleError("it names something by what is no text")
-    machine.name(module, name)
-
-
-def _pop(machine: _Machine) -> None:
-    if machine.stack:
-        machine.stack.pop()
-    else:
-        machine.pop_mark()
-
-
-_STOP = ord(".")
-_INSTRUCTIONS: Mapping[bytes, Callable[[_Machine], object]] = {
-    b"\x80": lambda machine: _refuse_newer(machine.number("B")),
-    b"\x95": lambda machine: machine.take(8),
-    b"(": _Machine.push_mark,
-    b"0": _pop,
-    b"1": lambda machine: machine.pop_mark(),
-    b"2": lambda machine: machine.push(machine.stack[-1]),
-    b"N": _push(lambda: None),
-    b"\x88": _push(lambda: True),
-    b"\x89": _push(lambda: False),
-    b"]": _push(list),
-    b"}": _push(dict),
-    b")": _push(tuple),
-    b"\x8f": _push(list),  # EMPTY_SET: a list will do, and needs no hashes
-    b"\x91": lambda machine: machine.push(machine.pop_mark()),  # FROZENSET
-    b"I": _text_integer,
-    b"J": _integer("<i"),
-    b"K": _integer("<B"),
-    b"M": _integer("<H"),
-    b"L": lambda machine: machine.push(int(machine.line().removesuffix("L"))),
-    b"\x8a": _long("<B"),
-    b"\x8b": _long("<i"),
-    b"F": lambda machine: machine.push(float(machine.line())),
-    b"G": _float,
-    b"S": _text_string,
-    b"V": _escaped_string,
-    b"T": _text("<i", "surrogateescape"),
-    b"U": _text("<B", "surrogateescape"),
-    b"X": _text("<I", "surrogatepass"),
-    b"\x8c": _text("<B", "surrogatepass"),
-    b"\x8d": _text("<Q", "surrogatepass"),
-    b"B": _bytes("<I"),
-    b"C": _bytes("<B"),
-    b"\x8e": _bytes("<Q"),
-    b"\x96": _bytes("<Q"),
-    b"t": lambda machine: machine.push(tuple(machine.pop_mark())),
-    b"\x85": _tuple_of(1),
-    b"\x86": _tuple_of(2),
-    b"\x87": _tuple_of(3),
-    b"l": lambda machine: machine.push(machine.pop_mark()),
-    b"d": _dict_of_mark,
-    b"a": lambda machine: machine.append([machine.stack.pop()]),
-    b"e": lambda machine: machine.append(machine.pop_mark()),
-    b"\x90": lambda machine: machine.append(machine.pop_mark()),  # ADDITEMS, to a set
-    b"s": _one_item,
-    b"u": lambda machine: machine.set_items(machine.pop_mark()),
-    b"b": _Machine.build,
-    b"c": lambda machine: machine.name(machine.line(), machine.line()),
-    b"\x93": _stack_name,
-    b"R": _reduce,
-    b"\x81": _reduce,  # NEWOBJ: cls.__new__(cls, *args)
-    b"\x92": _new_object_ex,
-    b"o": _object,
-    b"i": _instance,
-    b"P": lambda machine: machine.persistent(machine.line()),
-    b"Q": lambda machine: machine.persistent(machine.stack.pop()),
-    b"g": lambda machine: machine.get(int(machine.line())),
-    b"h": lambda machine: machine.get(machine.number("<B")),
-    b"j": lambda machine: machine.get(machine.number("<I")),
-    b"p": lambda machine: machine.put(int(machine.line())),
-    b"q": lambda machine: machine.put(machine.number("<B")),
-    b"r": lambda machine: machine.put(machine.number("<I")),
-    b"\x94": lambda machine: machine.put(len(machine.memo) + len(machine.memo_beyond)),
-}
-_ACTIONS = {code[0]: action for code, action in _INSTRUCTIONS.items()}
-
-
-def _refuse_newer(protocol: int) -> None:
-    if protocol > 5:
-        raise PickleError(f"it is of protocol {protocol}, newer than any we know")
