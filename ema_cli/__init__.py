@@ -20,6 +20,8 @@ from ema_cli._version import __version__
 
 if TYPE_CHECKING:
     from ema_cli.errors import EmaError
+    from ema_cli.online.ema import EMA
+    from ema_cli.online.functional import compute_ema
     from ema_cli.plan import Plan, make_plan
     from ema_cli.posthoc import average
     from ema_cli.recipe import Recipe
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ema_cli.units import Time, Unit
 
 _HOMES = {
+    "EMA": "online.ema",
     "EmaError": "errors",
     "Plan": "plan",
     "Recipe": "recipe",
@@ -35,12 +38,14 @@ _HOMES = {
     "Time": "units",
     "Unit": "units",
     "average": "posthoc",
+    "compute_ema": "online.functional",
     "make_plan": "plan",
     "open_run": "run",
     "parse_target": "target",
 }
 
 __all__ = [
+    "EMA",
     "EmaError",
     "Plan",
     "Recipe",
@@ -49,6 +54,7 @@ __all__ = [
     "Unit",
     "__version__",
     "average",
+    "compute_ema",
     "make_plan",
     "open_run",
     "parse_target",
@@ -57,5 +63,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"ema_cli.{_HOMES[name]}"), name)
+        try:
+            return getattr(import_module(f"ema_cli.{_HOMES[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ImportError(f"{name} needs torch: pip install 'ema-cli[torch]'", name="torch") from None
     raise AttributeError(f"module 'ema_cli' has no attribute '{name}'")

@@ -14,6 +14,7 @@ from math import floor
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError
+from ema_cli.events import Events
 from ema_cli.recipe import Recipe
 from ema_cli.run import Run, averaged_error
 from ema_cli.units import Time, Unit, format_number
@@ -235,37 +236,26 @@ def _fold_events(
 ) -> list[tuple[Checkpoint, Fraction]]:
     """Return the checkpoints that are folded, each with the gap to the one folded before it.
 
-    The gap is in units of training time with a half-life, in updates with a smoothing. Event n happens when the
-    clock reaches n x interval, so a checkpoint at clock t has passed floor(t / interval) of them; it is folded
-    if and only if that is more than at the checkpoint folded before. The first copy is as in Composer: never
-    the untrained model, and not before min(1 unit, interval).
+    The gap is in units of training time with a half-life, in updates with a smoothing; `Events` says which are folded.
     """
-    interval = recipe.interval
+    events = Events(None if recipe.interval is None else Fraction(recipe.interval.value))
     folded: list[tuple[Checkpoint, Fraction]] = []
-    for each in checkpoints:
+    for number, each in enumerate(checkpoints, 1):
         if _is_untrained(each, unit):
             skipped.append(Skipped(each, f"its clock is still 0{unit or ''}"))
             continue
-        previous = folded[-1][0] if folded else None
-        if interval is None:
-            gap = _elapsed(previous, each, unit) if previous else Fraction(0)
-            if unit is not None and previous and gap == 0:
-                skipped.append(Skipped(each, f"no time passed since {previous.name}"))
-            else:
-                folded.append((each, gap))
-            continue
-        assert unit is not None
-        first = min(Fraction(1), Fraction(interval.value))
-        if previous is None and _clock(each, unit) < first:
-            skipped.append(Skipped(each, f"before the first update at {format_number(first)}{unit}"))
-            continue
-        events = floor(_clock(each, unit) / Fraction(interval.value))
-        passed = floor(_clock(previous, unit) / Fraction(interval.value)) if previous else -1
-        if previous and events <= passed:
-            skipped.append(Skipped(each, f"no update event since {Time(_clock(previous, unit), unit)}"))
-            continue
-        updates = Fraction(events - passed)
-        folded.append((each, updates * Fraction(interval.value) if recipe.half_life else updates))
+        # Where only their order counts, one unit passes from each to the next.
+        gap = events.meet(Fraction(number) if unit is None else _clock(each, unit))
+        if gap is not None:
+            folded.append((each, gap.time if recipe.half_life else Fraction(gap.updates)))
+        elif not folded:
+            skipped.append(Skipped(each, f"before the first update at {format_number(events.first)}{unit}"))
+        elif events.interval is None:
+            skipped.append(Skipped(each, f"no time passed since {folded[-1][0].name}"))
+        else:
+            assert unit is not None
+            assert events.previous is not None
+            skipped.append(Skipped(each, f"no update event since {Time(events.previous, unit)}"))
     return folded
 
 
@@ -274,11 +264,6 @@ def _is_untrained(checkpoint: Checkpoint, unit: Unit | None) -> bool:
     if unit is not None:
         return checkpoint.clock(unit) == 0
     return all(clock.value == 0 for clock in checkpoint.progress.clocks.values())
-
-
-def _elapsed(older: Checkpoint, newer: Checkpoint, unit: Unit | None) -> Fraction:
-    """Return the training time between two checkpoints; where only their order counts, 1 for one update."""
-    return Fraction(1) if unit is None else _clock(newer, unit) - _clock(older, unit)
 
 
 def _clock(checkpoint: Checkpoint, unit: Unit) -> Fraction:

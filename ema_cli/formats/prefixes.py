@@ -90,3 +90,8 @@ def _bare_names(names: Iterable[str], removed: dict[str, None]) -> list[str]:
             bare = [name.removeprefix(prefix) for name in bare]
             removed[prefix] = None
     return bare
+
+
+def bare_name(name: str) -> str:
+    """Return a tensor's name without the prefixes that wrappers put anywhere in it."""
+    return _ANYWHERE.sub("", name)

@@ -1,0 +1,1 @@
+"""The averages of a model that is training: the half of ema-cli that imports torch."""

@@ -1,0 +1,67 @@
+"""How long a model has trained, counted by the averages or told by the training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from ema_cli.errors import UsageError
+from ema_cli.units import Time, Unit
+
+Count = int | float | Fraction
+_KEYWORDS = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.SAMPLE: "sample", Unit.TOKEN: "token"}
+
+
+@dataclass(slots=True)
+class Clocks:
+    """The training time that has passed, in each unit that is known, exactly."""
+
+    passed: dict[Unit, Fraction] = field(default_factory=dict)
+
+    def advanced(self, told: Mapping[Unit, Count | None]) -> Clocks:
+        """Return the clocks as they are told; where nothing is told, one batch later.
+
+        Raises:
+            UsageError: for a clock that is no count, or goes back.
+        """
+        given = {unit: _exact(unit, value) for unit, value in told.items() if value is not None}
+        for unit, value in given.items():
+            if value < self.passed.get(unit, Fraction(0)):
+                raise UsageError(
+                    f"update({_KEYWORDS[unit]}={_shown(value)}): the clock goes back, from {_shown(self.passed[unit])}",
+                    hint="give what has passed since the training began; load_state_dict sets clocks back",
+                )
+        return Clocks({**self.passed, **(given or {Unit.BATCH: self.passed.get(Unit.BATCH, Fraction(0)) + 1})})
+
+    def read(self, unit: Unit) -> Fraction:
+        """Return the clock in `unit`.
+
+        Raises:
+            UsageError: where it is not known.
+        """
+        if unit not in self.passed:
+            raise UsageError(
+                f"the average counts in {unit.plural}, which update() was not told",
+                hint=f"call update({_KEYWORDS[unit]}=...) with what has passed since the training began",
+            )
+        return self.passed[unit]
+
+    def reached(self, start: Time) -> bool:
+        """Return whether `start` has come."""
+        return start.value == 0 or self.read(start.unit) >= start.value
+
+
+def _exact(unit: Unit, value: Count) -> Fraction:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"update({_KEYWORDS[unit]}={value}): is no count of {unit.plural}")
+    # A decimal number means itself, not the nearest binary one: 0.3 epochs are three times 0.1.
+    exact = Fraction(repr(value)) if isinstance(value, float) else Fraction(value)
+    if exact < 0:
+        raise UsageError(f"update({_KEYWORDS[unit]}={value}): is no count of {unit.plural}")
+    return exact
+
+
+def _shown(value: Fraction) -> str:
+    return str(value.numerator) if value.denominator == 1 else str(float(value))

@@ -1,0 +1,378 @@
+"""Averages of a model while it trains, by the law that `ema-cli average` applies to checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ema_cli.errors import RunError, UsageError
+from ema_cli.events import Events
+from ema_cli.online.clocks import Clocks, Count
+from ema_cli.online.saving import save_average, store_averages
+from ema_cli.online.store import Offload, Store
+from ema_cli.online.tracked import Slot, Tracked, cut_like, local, placed_like, reshard, unwrap
+from ema_cli.online.tracks import Numbers, Times, parse_tracks
+from ema_cli.units import Time, Unit
+
+_STATE_VERSION = 1
+
+
+class EMA:
+    """Moving averages of a model's parameters and buffers, updated as it trains.
+
+        ema = EMA(model, half_life="50ba", update_interval="1ba")
+        for batch in loader:
+            ...
+            optimizer.step()
+            ema.update()
+        with ema.applied():
+            evaluate(model)
+        ema.save("ema.safetensors")
+
+    The law is Composer's: at each update event, average = smoothing * average + (1 - smoothing) * model, with
+    smoothing = 2 ** -(elapsed / half_life). The average begins as a copy of the model at the first update that is at
+    or after `ema_start`.
+
+    Args:
+        model: what is trained, bare or in DDP, FSDP2 (`fully_shard`) or torch.compile.
+        half_life: training time after which the model as it was counts half: "50ba", "2ep". Several make several
+            averages at once. "0ba" gives the newest, "infba" the first. Default: "1000ba".
+        smoothing: instead, the share of the old average that each update keeps, in [0, 1]; also called decay.
+        ema_start: when the average begins.
+        update_interval: training time between two update events, or "every". Default: 1 in the unit of the half-life.
+        train_with_ema_weights: whether the averages become the model's weights at each update. Experimental.
+        sigma_rel: instead, the relative width of the power-function profile of Karras et al. 2024, in (0, 0.2886].
+        offload: "cpu" keeps the averages in the host's memory.
+        keep_first: whether a copy of the model as it was when the average began is kept in the host's memory, in the
+            model's own types, until `store` has written it: what any other half-life is made of afterwards. Default:
+            if there are several averages.
+
+    Trained parameters and all buffers are averaged, in at least float32 whatever the model's type; counters and other
+    integers are those at the last event; frozen parameters are not stored. Not safe to use from several threads.
+
+    Raises:
+        UsageError: for values or combinations that make no sense.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        half_life: Times | None = None,
+        smoothing: Numbers | None = None,
+        ema_start: str | Time = "0ba",
+        update_interval: str | Time | None = None,
+        train_with_ema_weights: bool = False,
+        *,
+        sigma_rel: Numbers | None = None,
+        offload: Offload = None,
+        keep_first: bool | None = None,
+    ) -> None:
+        self.tracks = parse_tracks(half_life, smoothing, ema_start, update_interval, sigma_rel)
+        if train_with_ema_weights and len(self.tracks.laws) > 1:
+            raise UsageError("train_with_ema_weights: there are several averages to train with", hint="ask for one")
+        if offload not in (None, "cpu"):
+            raise UsageError(f"offload: {offload!r} is neither None nor 'cpu'")
+        self.model = unwrap(model)
+        self.train_with_ema_weights = train_with_ema_weights
+        self.clocks = Clocks()
+        self.updates = 0  # since the first copy
+        self.began: Fraction | None = None  # the clock of the first copy
+        self.first: dict[str, Tensor] | None = None  # that copy, until it is stored
+        self.keeps_first = len(self.tracks.laws) > 1 if keep_first is None else keep_first
+        interval = self.tracks.interval
+        self._events = Events(None if interval is None else Fraction(interval.value))
+        self._offload = offload
+        self._store: Store | None = None
+        self._training: list[Tensor] | None = None  # what the model held before `applied`, on the averages' device
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the averages: `25ba`, `smoothing-0.99`, `power-0.1`."""
+        return list(self.tracks.laws)
+
+    @property
+    def clock(self) -> Time | None:
+        """Return when the averages were updated last, None before the first copy."""
+        return None if self._events.previous is None else Time(self._events.previous, self.tracks.unit)
+
+    @property
+    def started(self) -> bool:
+        """Return whether the average has begun."""
+        return self._events.previous is not None
+
+    @torch.no_grad()
+    def update(
+        self,
+        *,
+        batch: Count | None = None,
+        epoch: Count | None = None,
+        sample: Count | None = None,
+        token: Count | None = None,
+    ) -> bool:
+        """Take note that one more batch has passed, after its optimizer step; return whether that was an update event.
+
+        Where the caller keeps the clocks: what has passed since the training began, in batches (optimizer steps),
+        epochs (completed), samples or tokens; those that are not given stay what they were.
+
+        Raises:
+            UsageError: for a clock that goes back, is missing in the unit that counts, or inside `applied`.
+            RunError: where the model has other tensors than when the average began.
+        """
+        if self._training is not None:
+            raise UsageError("update: the averages are applied", hint="leave the `with ema.applied()` block first")
+        told = {Unit.BATCH: batch, Unit.EPOCH: epoch, Unit.SAMPLE: sample, Unit.TOKEN: token}
+        clocks = self.clocks.advanced(told)
+        now = clocks.read(self.tracks.unit)
+        begins = clocks.reached(self.tracks.start)
+        events = Events(self._events.interval, self._events.previous)
+        gap = events.meet(now) if begins else None
+        if gap is not None:
+            store = self._ready_store()
+            if self.began is None:
+                store.copy()
+                self.began = now
+                if self.keeps_first:
+                    self.first = self._snapshot()
+            else:
+                store.move([law.admitted(gap, now) for law in self.tracks.laws.values()])
+                self.updates += 1
+            if self.train_with_ema_weights:
+                self._write_averages(store, 0)
+        self.clocks, self._events = clocks, events
+        return gap is not None
+
+    @contextmanager
+    def applied(self, average: str | None = None) -> Iterator[nn.Module]:
+        """Hold an average in the model while the block runs, and what the model held before afterwards, always.
+
+        `average` names one of several. Takes the memory of the model once more, where the averages are.
+
+        Raises:
+            UsageError: for a name that is unknown, inside another `applied`, and before the first copy.
+        """
+        track = self._track(average)
+        if self._training is not None:
+            raise UsageError("applied: the averages are applied already", hint="leave that `with` block first")
+        with torch.no_grad():
+            store = self._ready_store()
+            store.settle()
+            live = self._live(store)
+            kept = [store.like(tensor).copy_(tensor) for tensor in live]
+        self._training = kept
+        try:
+            with torch.no_grad():
+                self._write_averages(store, track)
+            yield self.model
+        finally:
+            # Into the tensors that were there: whatever the block did to them, and whatever it raised.
+            with torch.no_grad():
+                reshard(self.model)
+                for tensor, before in zip(live, kept, strict=True):
+                    tensor.copy_(before)
+            self._training = None
+
+    @torch.no_grad()
+    def get_ema_model(self, model: nn.Module | None = None, average: str | None = None) -> nn.Module:
+        """Replace the parameters and buffers of `model` (default: the one that is trained) by the averages; return it.
+
+        Raises:
+            UsageError: inside `applied`, for an unknown name, and before the first copy.
+            RunError: where `model` has other tensors.
+        """
+        if self._training is not None and (model is None or unwrap(model) is self.model):
+            raise UsageError("get_ema_model: the averages are applied already")
+        track = self._track(average)
+        store = self._ready_store()
+        store.settle()
+        self._fill(model, store, store.averages[track], store.copies)
+        return self.model if model is None else model
+
+    @torch.no_grad()
+    def get_training_model(self, model: nn.Module | None = None) -> nn.Module:
+        """Inside `applied`: replace the parameters and buffers of `model` by those that are trained; return it.
+
+        Raises:
+            UsageError: outside of `applied`, where the model holds them anyway.
+            RunError: where `model` has other tensors.
+        """
+        if self._training is None or self._store is None:
+            raise UsageError("get_training_model: no averages are applied; the model holds the training weights")
+        count = len(self._store.tracked.averaged)
+        self._fill(model, self._store, self._training[:count], self._training[count:])
+        return self.model if model is None else model
+
+    def save(
+        self, path: str | Path, average: str | None = None, *, force: bool = False, allow_non_finite: bool = False
+    ) -> None:
+        """Write an average as one safetensors file: the names, shapes and dtypes of the model, as `ema-cli average`.
+
+        Every process of a distributed training calls it; the first writes. All of it is written or nothing.
+
+        Raises:
+            OutputError: where `path` exists, unless `force`, or cannot be written.
+            NonFiniteError: for a NaN or infinity in it, unless `allow_non_finite`.
+            UsageError: before the first copy, and for an unknown name.
+        """
+        track = self._track(average)
+        save_average(self, track, Path(path), force=force, allow_non_finite=allow_non_finite)
+
+    def store(self, folder: str | Path) -> Path:
+        """Write all averages as they are now, in full precision, into a folder of their own in `folder`; return it.
+
+        From those that a run has stored, `ema-cli average --from stored` makes any half-life. The first copy is
+        written once. Every process of a distributed training calls it; the first writes.
+
+        Raises:
+            OutputError: where they cannot be written.
+            UsageError: before the first copy.
+        """
+        return store_averages(self, Path(folder))
+
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs to go on with the same bits. Save it before training on: no copies.
+
+        Sharded tensors come as DTensors: `torch.distributed.checkpoint` saves and reshards it.
+        """
+        store = self._ready_store()
+        store.settle()
+        averages = {
+            name: {
+                slot.name: placed_like(part, slot.tensor)
+                for slot, part in zip(store.tracked.averaged, parts, strict=True)
+            }
+            for name, parts in zip(self.names, store.averages, strict=True)
+        }
+        others = {
+            slot.name: placed_like(part, slot.tensor)
+            for slot, part in zip(store.tracked.copied, store.copies, strict=True)
+        }
+        state: dict[str, Any] = {
+            "version": _STATE_VERSION,
+            "averages": averages,
+            "copied": others,
+            "laws": self._laws(),
+            "clocks": {str(unit): str(value) for unit, value in self.clocks.passed.items()},
+            "previous": None if self._events.previous is None else str(self._events.previous),
+            "began": None if self.began is None else str(self.began),
+            "updates": self.updates,
+        }
+        if self.first is not None:
+            state["first"] = dict(self.first)
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], *, change_half_life: bool = False) -> None:
+        """Go on where `state_dict` was called: the continued run gives the bits of one without a stop.
+
+        Raises:
+            RunError: where the model has other tensors, or the state is of another half-life, interval or start,
+                unless `change_half_life` says that this is meant.
+        """
+        if self._training is not None:
+            raise UsageError("load_state_dict: the averages are applied")
+        if state.get("version") != _STATE_VERSION:
+            raise RunError(f"this is no state of an EMA, or one of a newer version: {state.get('version')!r}")
+        saved = {name: dict(tensors) for name, tensors in state["averages"].items()}
+        if not change_half_life and (state["laws"] != self._laws() or list(saved) != self.names):
+            raise RunError(
+                f"the state is of {_told(state['laws'])}, but this average is of {_told(self._laws())}",
+                hint="ask for the same, or say load_state_dict(state, change_half_life=True)",
+            )
+        if len(saved) != len(self.names):
+            raise RunError(f"the state holds {len(saved)} averages, but {len(self.names)} are asked for")
+        store = self._ready_store()
+        store.forget_shapes()
+        for (name, tensors), parts in zip(saved.items(), store.averages, strict=True):
+            _load(name, tensors, store.tracked.averaged, parts)
+        _load("copied", dict(state["copied"]), store.tracked.copied, store.copies)
+        self.clocks = Clocks({Unit(unit): Fraction(value) for unit, value in state["clocks"].items()})
+        self._events.previous = None if state["previous"] is None else Fraction(state["previous"])
+        self.began = None if state["began"] is None else Fraction(state["began"])
+        self.updates = int(state["updates"])
+        self.first = dict(state["first"]) if state.get("first") else None
+
+    def _track(self, average: str | None) -> int:
+        """Return the number of the average of that name."""
+        if average is None and len(self.names) > 1:
+            raise UsageError("there are several averages", hint=f"say which: {', '.join(self.names)}")
+        if average is not None and average not in self.names:
+            raise UsageError(f"there is no average '{average}'", hint=f"there is {', '.join(self.names)}")
+        if not self.started:
+            raise UsageError(
+                "there is no average yet", hint="call update() after each batch, the first time at ema_start"
+            )
+        return 0 if average is None else self.names.index(average)
+
+    def _ready_store(self) -> Store:
+        """Return the averages, made where there are none yet, once the model is found to be what it was."""
+        if self._store is None:
+            self._store = Store(Tracked(self.model), len(self.names), self._offload)
+        elif not self._store.tracked.is_current:
+            newer = Tracked(self.model)
+            self._store.tracked.check_same(newer)
+            self._store.tracked.adopt(newer)
+        return self._store
+
+    def _live(self, store: Store) -> list[Tensor]:
+        return [local(slot.tensor) for slot in (*store.tracked.averaged, *store.tracked.copied)]
+
+    def _write_averages(self, store: Store, track: int) -> None:
+        """Put an average into the model."""
+        store.settle()
+        reshard(self.model)
+        for tensor, average in zip(self._live(store), (*store.averages[track], *store.copies), strict=True):
+            tensor.copy_(average)
+
+    def _fill(self, model: nn.Module | None, store: Store, averaged: list[Tensor], copied: list[Tensor]) -> None:
+        """Put averages, or the training weights, into a model that has the same tensors."""
+        theirs = Tracked(self.model if model is None else model)
+        there = {slot.name: slot for slot in (*theirs.averaged, *theirs.frozen, *theirs.copied)}
+        for slot, part in zip((*store.tracked.averaged, *store.tracked.copied), (*averaged, *copied), strict=True):
+            target = there.get(slot.name)
+            if target is None or target.tensor.shape != slot.tensor.shape:
+                found = "missing" if target is None else f"{list(target.tensor.shape)}"
+                raise RunError(
+                    f"'{slot.name}' is {list(slot.tensor.shape)}, but {found} in the model that is to hold it"
+                )
+            local(target.tensor).copy_(part)
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        """Return the model as it is, in the host's memory and in its own types."""
+        tracked = self._ready_store().tracked
+        return {slot.name: local(slot.tensor).to("cpu", copy=True) for slot in (*tracked.averaged, *tracked.copied)}
+
+    def _laws(self) -> dict[str, str]:
+        """Return what was asked for, as text."""
+        interval = self.tracks.interval
+        return {
+            "averages": ", ".join(self.names),
+            "update_interval": "every" if interval is None else str(interval),
+            "start": str(self.tracks.start),
+        }
+
+
+def _told(laws: Mapping[str, str]) -> str:
+    return f"{laws.get('averages')} every {laws.get('update_interval')} from {laws.get('start')}"
+
+
+def _load(what: str, tensors: dict[str, Tensor], slots: Sequence[Slot], parts: Sequence[Tensor]) -> None:
+    """Copy saved tensors into their places, whole or sharded; they must be the same ones."""
+    names = {slot.name for slot in slots}
+    different = sorted(names ^ tensors.keys())
+    if different:
+        where = "the model, not in the state" if different[0] in names else "the state, not in the model"
+        raise RunError(f"the state of {what} does not fit: '{different[0]}' is in {where}")
+    for slot, part in zip(slots, parts, strict=True):
+        saved = tensors[slot.name]
+        if saved.shape != slot.tensor.shape:
+            raise RunError(
+                f"'{slot.name}' is {list(saved.shape)} in the state, but {list(slot.tensor.shape)} in the model"
+            )
+        part.copy_(local(cut_like(saved, slot.tensor)))
