@@ -15,10 +15,14 @@ from ema_cli import units
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What lies between an event and the one folded before it: training time, and updates that were due."""
+    """What lies between an event and the one folded before it.
+
+    `time` and `updates` count the update events that were due, `elapsed` is the difference of the clocks.
+    """
 
     time: Fraction
     updates: int
+    elapsed: Fraction
 
 
 @dataclass(slots=True)
@@ -49,11 +53,11 @@ class Events:
         previous = self.previous
         if previous is None:
             is_first = clock > 0 if self.interval is None else clock >= self.first
-            return Gap(Fraction(0), 0) if is_first else None
+            return Gap(Fraction(0), 0, Fraction(0)) if is_first else None
         if self.interval is None:
-            return Gap(clock - previous, 1) if clock > previous else None
+            return Gap(clock - previous, 1, clock - previous) if clock > previous else None
         updates = floor(clock / self.interval) - floor(previous / self.interval)
-        return Gap(updates * self.interval, updates) if updates > 0 else None
+        return Gap(updates * self.interval, updates, clock - previous) if updates > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class Power:
 
     def admitted(self, gap: Gap, clock: Fraction) -> float:
         """Return 1 - (clock before / clock) ** (gamma + 1), their equation 127."""
-        return power_share(clock - gap.time, clock, self.gamma)
+        return power_share(clock - gap.elapsed, clock, self.gamma)
 
 
 Law = HalfLife | Smoothing | Power

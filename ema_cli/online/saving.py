@@ -65,8 +65,16 @@ def store_averages(ema: EMA, folder: Path) -> Path:
             inside.mkdir(parents=True, exist_ok=True)
     if ema.first is not None:
         parts = dict(ema.first)
-        record = {"version": __version__, "stored": {"average": FIRST, **told}, "checkpoints": []}
-        _write(folder / f"{FIRST}.safetensors", _state(store, parts, widened=False), record, force=True, finite=False)
+        stored = {
+            "average": FIRST,
+            **_events(ema),
+            **told,
+            "clock": told["began"],
+            "updates": 0,
+            "types": _types(store),
+        }
+        record = {"version": __version__, "stored": stored, "checkpoints": []}
+        _write(folder / f"{FIRST}.safetensors", _state(store, parts, widened=True), record, force=True, finite=False)
         ema.first = None
     for track, name in enumerate(ema.names):
         parts = _by_name(store, store.averages[track], store.copies)
@@ -79,8 +87,7 @@ def store_averages(ema: EMA, folder: Path) -> Path:
 def _law(ema: EMA, track: int) -> dict[str, Any]:
     """Return how an average was made, under the names that `ema-cli average` uses."""
     law: Law = list(ema.tracks.laws.values())[track]
-    interval = ema.tracks.interval
-    told: dict[str, Any] = {"update_interval": "every" if interval is None else str(interval)}
+    told = _events(ema)
     match law:
         case HalfLife(value):
             told["half_life"] = str(Time(value, ema.tracks.unit))
@@ -88,6 +95,13 @@ def _law(ema: EMA, track: int) -> dict[str, Any]:
             told["smoothing"] = repr(value)
         case Power(value):
             told["sigma_rel"] = repr(value)
+    return told
+
+
+def _events(ema: EMA) -> dict[str, Any]:
+    """Return which updates counted."""
+    interval = ema.tracks.interval
+    told: dict[str, Any] = {"update_interval": "every" if interval is None else str(interval)}
     if ema.tracks.start.value:
         told["start"] = str(ema.tracks.start)
     return told
