@@ -156,7 +156,8 @@ class Checkpoint:
     those that must not change while we work. `base` is how a folder that `from_pretrained` loads calls its weights
     (model, adapter_model, ...), None for anything else; `folder` is where its configuration lies. `settings` must be
     equal in all checkpoints of a run, beside names, dtypes and shapes. `left_out` are names of what is no tensor.
-    `header` is what the output's header must say, too.
+    `header` is what the output's header must say, too. `types` are those in which tensors are written that are held
+    in wider ones.
     """
 
     name: str
@@ -175,6 +176,7 @@ class Checkpoint:
     left_out: tuple[str, ...] = ()
     has_raw: bool = False
     header: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, DType] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

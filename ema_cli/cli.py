@@ -16,17 +16,21 @@ from ema_cli import interrupts
 from ema_cli.errors import EmaError, UsageError
 from ema_cli.options import (
     READ,
+    SELECT,
     WRITE,
     AsJson,
     BiasCorrection,
     Component,
     Copy,
     EpochLength,
+    From,
     HalfLife,
     KeepPrefix,
     Key,
     Last,
     Paths,
+    Profile,
+    SigmaRel,
     Smoothing,
     Spacing,
     Start,
@@ -35,13 +39,17 @@ from ema_cli.options import (
     Version,
     WeightsChoice,
     parse_dtype,
+    parse_from,
     parse_read_options,
     parse_recipes,
 )
 
 if TYPE_CHECKING:
     from ema_cli.formats.options import ReadOptions
+    from ema_cli.plan import Plan
+    from ema_cli.recipe import Recipe
     from ema_cli.run import Run
+    from ema_cli.stored import StoredRun
 
 app = typer.Typer(
     name="ema-cli",
@@ -72,7 +80,10 @@ def average(
     half_life: HalfLife = None,
     update_interval: UpdateInterval = None,
     smoothing: Smoothing = None,
+    profile: Profile = None,
+    sigma_rel: SigmaRel = None,
     bias_correction: BiasCorrection = False,
+    source: From = None,
     start: Start = None,
     stop: Stop = None,
     last: Last = None,
@@ -83,6 +94,14 @@ def average(
     component: Component = None,
     keep_prefix: KeepPrefix = False,
     copy: Copy = None,
+    allow_approximate: Annotated[
+        bool,
+        typer.Option(
+            "--allow-approximate",
+            help="With --from stored: take the nearest, even where it is more than 5 % off.",
+            rich_help_panel=SELECT,
+        ),
+    ] = False,
     allow_non_finite: Annotated[
         bool,
         typer.Option("--allow-non-finite", help="Let NaN and infinity pass, with a warning.", rich_help_panel=READ),
@@ -132,7 +151,11 @@ def average(
     version: Version = False,
 ) -> None:
     """Write the average of a run's checkpoints, ready to load, and print where; of several half-lives in one pass."""
-    recipes = parse_recipes(half_life, update_interval, smoothing, start, stop, last, bias_correction)
+    recipes = parse_recipes(
+        half_life, update_interval, smoothing, start, stop, last, bias_correction, profile, sigma_rel
+    )
+    reading = {"--key": key, "--weights": weights, "--component": component, "--keep-prefix": keep_prefix}
+    from_stored = parse_from(source, {**reading, "--epoch-length": epoch_length, "--spacing": spacing})
     if threads is not None and threads < 1:
         raise UsageError(f"--threads: {threads} is not a number of threads", hint="at least 1")
     target_dtype = parse_dtype(dtype)
@@ -142,11 +165,17 @@ def average(
 
     most_memory = parse_size(max_memory, "--max-memory") if max_memory is not None else None
     target = parse_target(output) if output is not None else None
-    run = _open(paths, parse_read_options(key, weights, component, keep_prefix, copy), epoch_length, spacing)
+    options = parse_read_options(key, weights, component, keep_prefix, copy)
     from ema_cli import facts, render, words
-    from ema_cli.plan import make_plan
 
-    plans = [make_plan(run, recipe) for recipe in recipes]
+    if from_stored:
+        plans = _stored_plans(paths, recipes, allow_approximate=allow_approximate)
+        run = plans[0].run
+    else:
+        from ema_cli.plan import make_plan
+
+        run = _open(paths, options, epoch_length, spacing)
+        plans = [make_plan(run, recipe) for recipe in recipes]
     for plan in plans:
         posthoc.refuse_averaged(plan)
     target = target or default_target(plans)
@@ -191,7 +220,10 @@ def inspect(
     half_life: HalfLife = None,
     update_interval: UpdateInterval = None,
     smoothing: Smoothing = None,
+    profile: Profile = None,
+    sigma_rel: SigmaRel = None,
     bias_correction: BiasCorrection = False,
+    source: From = None,
     start: Start = None,
     stop: Stop = None,
     last: Last = None,
@@ -207,29 +239,80 @@ def inspect(
 ) -> None:
     """Show a run, or one file: checkpoints, clocks, tensors, what is odd; with half-lives, every weight."""
     recipes = []
-    if half_life or smoothing is not None:
-        recipes = parse_recipes(half_life, update_interval, smoothing, start, stop, last, bias_correction)
+    if half_life or smoothing is not None or profile or sigma_rel is not None:
+        recipes = parse_recipes(
+            half_life, update_interval, smoothing, start, stop, last, bias_correction, profile, sigma_rel
+        )
     elif any(value is not None for value in (update_interval, start, stop, last)) or bias_correction:
         raise UsageError("which law? --start and the like need one", hint="add --half-life 50ba")
     options = parse_read_options(key, weights, component, keep_prefix, copy)
-    run = _open(paths or [Path()], options, epoch_length, spacing)
+    reading = {"--key": key, "--weights": weights, "--component": component, "--keep-prefix": keep_prefix}
+    from_stored = parse_from(source, {**reading, "--epoch-length": epoch_length, "--spacing": spacing})
     from ema_cli import facts, render
-    from ema_cli.plan import make_plan
 
-    run_told, told = facts.run_facts(run), [facts.plan_facts(make_plan(run, recipe)) for recipe in recipes]
+    paths = paths or [Path()]
+    if from_stored:
+        plans = _stored_plans(paths, recipes, allow_approximate=True)
+        run = plans[0].run if plans else _open_stored(paths).run
+    else:
+        from ema_cli.plan import make_plan
+
+        run = _open(paths, options, epoch_length, spacing)
+        plans = [make_plan(run, recipe) for recipe in recipes]
+    run_told, told = facts.run_facts(run), [facts.plan_facts(plan) for plan in plans]
+    stored = None if from_stored else _what_is_stored(paths, recipes)
     odd = [*facts.run_warnings(run, run.checkpoints), *facts.refusal_warnings(run.checkpoints[-1], copy or ())]
-    single = run.checkpoints[0] if len(run.checkpoints) == 1 else None
+    single = run.checkpoints[0] if len(run.checkpoints) == 1 and not from_stored else None
     if as_json:
         extra = {"tensors": facts.tensor_facts(single), "recipe": single.recipe} if single else {}
-        return _print_json("inspect", {"run": run_told, "plans": told, **extra, "warnings": odd})
+        return _print_json("inspect", {"run": run_told, "plans": told, "stored": stored, **extra, "warnings": odd})
     if single is None:
-        return render.run_report(run_told, told, odd)
-    render.checkpoint_report(run_told, facts.tensor_facts(single), odd)
-    if single.recipe:
-        render.recipe_report(single.recipe)
-    if told:
-        render.plan_report(told, [single.name])
+        render.run_report(run_told, told, odd)
+    else:
+        render.checkpoint_report(run_told, facts.tensor_facts(single), odd)
+        if single.recipe:
+            render.recipe_report(single.recipe)
+        if told:
+            render.plan_report(told, [single.name])
+    render.approximations(told)
+    if stored or told:
+        render.stored_report(stored, told)
     return None
+
+
+def _open_stored(paths: Sequence[Path] | None) -> StoredRun:
+    from ema_cli.stored import open_stored
+
+    if not paths:
+        raise UsageError("which averages?", hint="name the folder that holds them: ema-cli average run/ --from stored")
+    return open_stored(paths)
+
+
+def _stored_plans(paths: Sequence[Path] | None, recipes: Sequence[Recipe], *, allow_approximate: bool) -> list[Plan]:
+    from ema_cli.stored import make_stored_plan
+
+    stored = _open_stored(paths)
+    return [make_stored_plan(stored, recipe, allow_approximate=allow_approximate) for recipe in recipes]
+
+
+def _what_is_stored(paths: Sequence[Path], recipes: Sequence[Recipe]) -> dict[str, Any] | None:
+    """Return what else could be averaged there: averages that the training stored, and how near they come."""
+    from ema_cli import facts
+    from ema_cli.stored import find_stored, make_stored_plan, open_stored
+
+    try:
+        if not find_stored(paths):
+            return None
+        stored = open_stored(paths)
+    except EmaError as problem:
+        return {"problem": str(problem)}
+    plans: list[dict[str, Any]] = []
+    for recipe in recipes:
+        try:
+            plans.append(facts.plan_facts(make_stored_plan(stored, recipe, allow_approximate=True)))
+        except EmaError as problem:
+            plans.append({"law": recipe.law, "problem": str(problem)})
+    return {**facts.stored_facts(stored), "plans": plans}
 
 
 def _open(

@@ -9,13 +9,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.plan import Plan
+from ema_cli.plan import Approximation, Plan
 from ema_cli.run import Run, first_differences
 from ema_cli.tensor_rules import copied_names, refusals, tensor_notes
 from ema_cli.units import Time, Unit
 
 if TYPE_CHECKING:
     from ema_cli.posthoc import Result, Work  # which import numpy: not for `inspect`
+    from ema_cli.stored import StoredRun
 
 _T = TypeVar("_T")
 
@@ -79,8 +80,12 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     recipe = plan.recipe
     enough = plan.half_life_for(3)
     return {
+        "law": recipe.law,
         "half_life": str(recipe.half_life) if recipe.half_life else None,
         "smoothing": recipe.smoothing,
+        "profile": recipe.profile,
+        "sigma_rel": recipe.sigma_rel,
+        "from": "raw" if plan.approximation is None else "stored",
         "update_interval": str(recipe.interval or "every"),
         "bias_correction": recipe.bias_correction,
         "entries": [
@@ -90,7 +95,37 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "effective_checkpoints": plan.effective_count,
         "mean_age": {"value": number(plan.mean_age.value), "unit": str(plan.mean_age.unit)},
         "half_life_for_three": str(enough) if enough else None,
+        "half_lives_to_store": [str(each) for each in plan.half_lives_to_store()],
         "warnings": plan.warnings(),
+        "approximation": _approximation_facts(plan.approximation) if plan.approximation else None,
+    }
+
+
+def _approximation_facts(approximation: Approximation) -> dict[str, Any]:
+    return {
+        "relative_error": approximation.error,
+        "reach": [
+            {"within": within, "half_lives": [[str(low), str(high)] for low, high in ranges]}
+            for within, ranges in approximation.reach.items()
+        ],
+        "stretches": [
+            {"from": begin, "to": end, "asked": asked, "reached": reached}
+            for (begin, end), asked, reached in zip(
+                approximation.stretches, approximation.asked, approximation.reached, strict=True
+            )
+        ],
+    }
+
+
+def stored_facts(stored: StoredRun) -> dict[str, Any]:
+    """Return what averages a training stored."""
+    names = dict.fromkeys(each.checkpoint.path.stem for each in stored.averages if each.law is not None)
+    clocks = dict.fromkeys(str(each.clock) for each in stored.averages if each.law is not None)
+    return {
+        "path": stored.root.as_posix(),
+        "averages": list(names),
+        "clocks": list(clocks),
+        "first_copy": any(each.law is None for each in stored.averages),
     }
 
 

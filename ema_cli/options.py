@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +48,27 @@ Smoothing = Annotated[
         metavar="S",
         help="Share of the old average kept at one update (also called decay), instead of a half-life.",
         rich_help_panel=LAW,
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Instead: power (with --sigma-rel), uniform, or a falling learning rate emulated: linear, 1-sqrt.",
+        rich_help_panel=LAW,
+    ),
+]
+SigmaRel = Annotated[
+    float | None,
+    typer.Option(metavar="S", help="Width of --profile power as a share of the training: 0.1.", rich_help_panel=LAW),
+]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="raw|stored",
+        help="What to average: checkpoints, or averages that the training stored (EMA.store). Default: raw.",
+        rich_help_panel=SELECT,
     ),
 ]
 BiasCorrection = Annotated[
@@ -136,8 +157,10 @@ def parse_recipes(
     stop: str | None,
     last: int | None,
     bias_correction: bool,
+    profile: str | None,
+    sigma_rel: float | None,
 ) -> list[Recipe]:
-    """Return what is asked for: a recipe for each half-life, or one for the smoothing."""
+    """Return what is asked for: a recipe for each half-life, or one for the smoothing or the profile."""
     from ema_cli.recipe import EVERY, Recipe
     from ema_cli.units import Time
 
@@ -156,11 +179,23 @@ def parse_recipes(
             stop=time(stop, "--stop"),
             last=last,
             bias_correction=bias_correction,
+            profile=profile,
+            sigma_rel=sigma_rel,
         )
         if recipe in recipes:
             raise UsageError(f"--half-life: '{half_life}' is given twice")
         recipes.append(recipe)
     return recipes
+
+
+def parse_from(text: str | None, given: Mapping[str, object]) -> bool:
+    """Return whether stored averages are to be taken; what is `given` on how to read others has no place there."""
+    if text not in (None, "raw", "stored"):
+        raise UsageError(f"--from: '{text}' is neither raw nor stored")
+    for option, value in given.items() if text == "stored" else ():
+        if value not in (None, False):
+            raise UsageError(f"{option}: is for raw checkpoints; stored averages say what they are")
+    return text == "stored"
 
 
 def parse_read_options(

@@ -43,10 +43,13 @@ class Output:
         return {name: spec.dtype for file in self.files for name, spec in file.table.specs.items()}
 
 
-def output_specs(specs: Mapping[str, TensorSpec], dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:
-    """Return the specs that are written: averaged floating tensors in `dtype`, all others as they are."""
+def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:
+    """Return the specs that are written: averaged floating tensors in `dtype`, all others as the model has them."""
+    specs, types = checkpoint.weights.specs, checkpoint.types
     if dtype is None:
-        return dict(specs)
+        return {
+            name: replace(spec, dtype=types.get(name, spec.dtype)) if types else spec for name, spec in specs.items()
+        }
     return {
         name: replace(spec, dtype=dtype) if spec.dtype.kind == "float" and name not in copied else spec
         for name, spec in specs.items()
@@ -62,7 +65,7 @@ def lay_out_output(
         OutputError: for a tensor that safetensors cannot hold.
     """
     newest = plan.newest
-    specs = output_specs(newest.weights.specs, dtype, copied)
+    specs = output_specs(newest, dtype, copied)
     wide = next((name for name, spec in specs.items() if spec.dtype.name == "C128"), None)
     if wide is not None:
         raise OutputError(f"{target.path}: '{wide}' is complex128, which safetensors has no place for")
@@ -112,6 +115,9 @@ def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_file
     asked = {
         "half_life": recipe.half_life,
         "smoothing": None if recipe.smoothing is None else repr(recipe.smoothing),
+        "profile": recipe.profile,
+        "sigma_rel": None if recipe.sigma_rel is None else repr(recipe.sigma_rel),
+        "from": "stored" if plan.approximation else None,
         "update_interval": recipe.interval or "every",
         "start": recipe.start,
         "stop": recipe.stop,

@@ -6,7 +6,7 @@ Numbers first, tensors second: a plan needs clocks only, so it is instant. No to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -14,11 +14,17 @@ from math import floor
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError
-from ema_cli.events import Events
-from ema_cli.recipe import Recipe
+from ema_cli.events import Events, Power
+from ema_cli.recipe import SQUARE_ROOT, UNIFORM, Recipe
 from ema_cli.run import Run, averaged_error
 from ema_cli.units import Time, Unit, format_number
-from ema_cli.weights import half_life_weights, smoothing_weights
+from ema_cli.weights import (
+    decay_weights,
+    half_life_weights,
+    power_weights,
+    smoothing_weights,
+    uniform_weights,
+)
 
 _ROUNDING = 1e-9  # two checkpoints of one half each are not one that holds more
 
@@ -28,7 +34,7 @@ class Entry:
     """A checkpoint that enters.
 
     `clock` is in the plan's unit; `gap` is the training time since the checkpoint folded before it (with a
-    smoothing: the updates); `weight` is its share in the average.
+    smoothing: the updates); `weight` is its share in the average, negative for some of stored averages.
     """
 
     checkpoint: Checkpoint
@@ -46,10 +52,26 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Approximation:
+    """How near stored averages come to the one asked for.
+
+    `error` is relative, over update events. `reach` gives for a relative error the half-lives (from, to) that are
+    nearer. `asked` and `reached` are the shares of stretches of training time, given as clocks (from, to).
+    """
+
+    error: float
+    reach: Mapping[float, Sequence[tuple[Time, Time]]]
+    stretches: Sequence[tuple[float, float]]
+    asked: Sequence[float]
+    reached: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The checkpoints of a run that enter, oldest first, with weights that sum to 1; the others, with the reason.
 
-    `twins`: pairs with one clock, of which the first is in the plan; their tensors must prove equal.
+    `twins`: pairs with one clock, of which the first is in the plan; their tensors must prove equal. `approximation`:
+    where the entries are averages that the training stored.
     """
 
     run: Run
@@ -57,6 +79,7 @@ class Plan:
     entries: tuple[Entry, ...]
     skipped: tuple[Skipped, ...]
     twins: tuple[tuple[Checkpoint, Checkpoint], ...] = ()
+    approximation: Approximation | None = None
 
     @property
     def weights(self) -> list[float]:
@@ -90,7 +113,7 @@ class Plan:
 
         Rounded up to two digits. None where no half-life does, or where the plan has none.
         """
-        if self.recipe.half_life is None:
+        if self.recipe.half_life is None or self.approximation is not None:
             return None
         every = [float(entry.gap) for entry in self.entries]
         if len(every) < 2:
@@ -110,6 +133,13 @@ class Plan:
                     return Time(candidate, self.recipe.half_life.unit)
         return None
 
+    def half_lives_to_store(self) -> list[Time]:
+        """Return two half-lives of averages from which, stored while the model trains, this one could be made."""
+        half_life = self.recipe.half_life
+        if half_life is None or not 0 < half_life.value < math.inf:
+            return []
+        return [Time(Fraction(half_life.value) * factor, half_life.unit) for factor in (Fraction(1, 2), Fraction(2))]
+
     def _default_gaps(self) -> list[float]:
         """Return the gaps that the checkpoints of this plan would have with an interval of one unit."""
         events = sorted({floor(Fraction(entry.clock.value)) for entry in self.entries} - {0}) or [0]
@@ -117,6 +147,8 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """Return what a user should know before trusting the average: the sparse-checkpoint trap above all."""
+        if self.approximation is not None:
+            return []  # averages, each of which stands for many checkpoints
         heaviest = max(self.entries, key=lambda entry: entry.weight)
         if heaviest.weight <= 0.5 + _ROUNDING:
             return []
@@ -127,8 +159,10 @@ class Plan:
         if len(self.entries) < 3:
             return f"only {len(self.entries)} checkpoint{'s enter' if len(self.entries) > 1 else ' enters'}"
         much, little = ("half-life is long", "half-life is short")
-        if self.recipe.half_life is None:
+        if self.recipe.smoothing is not None:
             much, little = ("smoothing is high", "smoothing is low")
+        if self.recipe.profile is not None:
+            return f"the profile gives it that much; --profile {UNIFORM} gives all the same"
         enough = self.half_life_for(3)
         advice = f"; {enough} gives three effective checkpoints" if enough else ""
         if heaviest is self.entries[0]:
@@ -144,9 +178,9 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     """
     if not run.checkpoints:
         raise RunError(f"{run.root}: no checkpoint to average")
-    unit = recipe.unit
+    unit = recipe.unit or (run.units[0] if recipe.profile and run.units else None)  # a profile is one over time
     for needed, option in (
-        (unit, "the half-life" if recipe.half_life else "the update interval"),
+        (recipe.unit, "the half-life" if recipe.half_life else "the update interval"),
         (recipe.start.unit if recipe.start else None, "--start"),
         (recipe.stop.unit if recipe.stop else None, "--stop"),
     ):
@@ -172,9 +206,12 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     # The oldest becomes the first copy: what came before it is no gap of this average.
     gaps = [Fraction(0), *(gap for _, gap in folded[1:])]
     shown = unit or run.units[0]
+    clocks = [_clock(checkpoint, shown) for checkpoint, _ in folded]
     entries = [
-        Entry(checkpoint, Time(_clock(checkpoint, shown), shown), gap, weight)
-        for (checkpoint, _), gap, weight in zip(folded, gaps, _weights(gaps, recipe), strict=True)
+        Entry(checkpoint, Time(clock, shown), gap, weight)
+        for (checkpoint, _), clock, gap, weight in zip(
+            folded, clocks, gaps, _weights(gaps, clocks, recipe), strict=True
+        )
     ]
     in_plan = {id(entry.checkpoint) for entry in entries}
     kept_twins = tuple((kept, other) for kept, other in twins if id(kept) in in_plan)
@@ -183,11 +220,16 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     return Plan(run, recipe, tuple(entries), tuple(skipped), kept_twins)
 
 
-def _weights(gaps: Sequence[Fraction], recipe: Recipe) -> list[float]:
+def _weights(gaps: Sequence[Fraction], clocks: Sequence[Fraction], recipe: Recipe) -> list[float]:
     if recipe.half_life is not None:
         return half_life_weights(gaps, recipe.half_life.value, bias_correction=recipe.bias_correction)
-    assert recipe.smoothing is not None, "one of the two is there: Recipe checks it"
-    return smoothing_weights(gaps, recipe.smoothing, bias_correction=recipe.bias_correction)
+    if recipe.smoothing is not None:
+        return smoothing_weights(gaps, recipe.smoothing, bias_correction=recipe.bias_correction)
+    if recipe.sigma_rel is not None:
+        return power_weights(clocks, Power(recipe.sigma_rel).gamma)
+    if recipe.profile == UNIFORM:
+        return uniform_weights(gaps)
+    return decay_weights(clocks, square_root=recipe.profile == SQUARE_ROOT)
 
 
 def _check_clocks(run: Run, unit: Unit, option: str) -> None:
@@ -247,7 +289,8 @@ def _fold_events(
         # Where only their order counts, one unit passes from each to the next.
         gap = events.meet(Fraction(number) if unit is None else _clock(each, unit))
         if gap is not None:
-            folded.append((each, gap.time if recipe.half_life else Fraction(gap.updates)))
+            time = gap.elapsed if recipe.profile else gap.time
+            folded.append((each, Fraction(gap.updates) if recipe.smoothing is not None else time))
         elif not folded:
             skipped.append(Skipped(each, f"before the first update at {format_number(events.first)}{unit}"))
         elif events.interval is None:

@@ -239,7 +239,7 @@ def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[s
 
 def _kinds(plan: Plan, dtype: DType | None, copied: frozenset[str]) -> dict[str, object]:
     """Return of each tensor what is written, and of which types what enters is."""
-    written = output_specs(plan.newest.weights.specs, dtype, copied)
+    written = output_specs(plan.newest, dtype, copied)
     tables = list({id(each.checkpoint.weights.specs): each.checkpoint.weights.specs for each in plan.read}.values())
     return {
         name: (spec, {specs[name].dtype.name for specs in tables} if name not in copied else None)

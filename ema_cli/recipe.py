@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ema_cli.errors import UsageError
+from ema_cli.events import UNIFORM_SIGMA_REL
 from ema_cli.units import Time, Unit
 
 EVERY = "every"
+POWER, UNIFORM, LINEAR, SQUARE_ROOT = PROFILES = ("power", "uniform", "linear", "1-sqrt")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is asked for. Exactly one of `half_life` and `smoothing` (a share per update, in [0, 1]).
+    """What is asked for. Exactly one of `half_life`, `smoothing` (a share per update, in [0, 1]) and `profile`.
 
-    `update_interval` is a time, `EVERY` (each checkpoint is an event), or None: 1 in the unit of the half-life,
-    `EVERY` for a half-life below one unit or with `smoothing`. `start` and `stop` are inclusive.
+    `profile` is one of `PROFILES`; `POWER` has a relative width `sigma_rel`, in (0, 12 ** -0.5]. `update_interval` is a
+    time, `EVERY` (each checkpoint is an event), or None: 1 in the unit of the half-life, `EVERY` for a half-life below
+    one unit, with `smoothing` or `profile`. `start` and `stop` are inclusive.
 
     Raises:
         UsageError: for values or combinations that make no sense.
@@ -30,14 +33,17 @@ class Recipe:
     stop: Time | None = None
     last: int | None = None
     bias_correction: bool = False
+    profile: str | None = None
+    sigma_rel: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.half_life is None) == (self.smoothing is None):
-            what = "one of" if self.half_life is None else "only one of"
+        given = sum(each is not None for each in (self.half_life, self.smoothing, self.profile))
+        if given != 1:
             raise UsageError(
-                f"{what} --half-life and --smoothing is needed",
+                f"{'only one' if given else 'one'} of --half-life, --smoothing and --profile is needed",
                 hint="for instance --half-life 50ba: after 50 batches a checkpoint counts half",
             )
+        self._check_profile()
         if self.smoothing is not None and not 0 <= self.smoothing <= 1:
             raise UsageError(
                 f"--smoothing: {self.smoothing:g} is not in [0, 1]",
@@ -52,6 +58,24 @@ class Recipe:
         if self.start is not None and self.start.value == math.inf:
             raise UsageError("--start: infinity leaves nothing to average", hint="give a clock, as 1000ba")
 
+    def _check_profile(self) -> None:
+        if self.profile is not None and self.profile not in PROFILES:
+            raise UsageError(f"--profile: '{self.profile}' is unknown", hint=f"one of {', '.join(PROFILES)}")
+        if (self.sigma_rel is not None) != (self.profile == POWER):
+            raise UsageError(
+                "--sigma-rel is the width of --profile power, and goes with it",
+                hint="as --profile power --sigma-rel 0.1",
+            )
+        if self.sigma_rel is not None and not 0 < self.sigma_rel <= UNIFORM_SIGMA_REL:
+            raise UsageError(
+                f"--sigma-rel: {self.sigma_rel:g} is not above 0 and at most {UNIFORM_SIGMA_REL:.4f}",
+                hint="its standard deviation as a share of the training: 0.05, 0.1; the largest is a uniform average",
+            )
+        if self.profile is not None and self.bias_correction:
+            raise UsageError(
+                "--bias-correction is for a half-life or a smoothing; a profile has no first copy's excess"
+            )
+
     def _check_interval(self, interval: Time) -> None:
         if not 0 < interval.value < math.inf:
             raise UsageError(
@@ -63,6 +87,15 @@ class Recipe:
                 f"--update-interval: '{interval}' and --half-life '{self.half_life}' have different units",
                 hint="give both in the same unit",
             )
+
+    @property
+    def law(self) -> str:
+        """Return what is asked for as a name: `50ba`, `smoothing-0.99`, `power-0.1`, `uniform`."""
+        if self.half_life is not None:
+            return str(self.half_life)
+        if self.smoothing is not None:
+            return f"smoothing-{self.smoothing!r}"
+        return f"{self.profile}-{self.sigma_rel!r}" if self.profile == POWER else str(self.profile)
 
     @property
     def interval(self) -> Time | None:

@@ -30,8 +30,10 @@ from ema_cli.words import (
     plan_lines,
     plan_notes,
     plan_warnings,
+    reach_lines,
     size,
     spacing_lines,
+    stored_lines,
     tensors_line,
 )
 
@@ -129,6 +131,43 @@ def recipe_report(recipe: Mapping[str, Any]) -> None:
 def plan_report(plans: Sequence[Mapping[str, Any]], order: Sequence[str]) -> None:
     """Print the weight of each checkpoint, drawn, and what they come to; `order` lists all names, oldest first."""
     _print_plans(console(), order, {"clock": plan_clocks(plans, order)}, plans)
+
+
+def approximations(plans: Sequence[Mapping[str, Any]]) -> None:
+    """Print of each plan of stored averages the profile that was asked for and the one that is reached, drawn."""
+    out = console()
+    for plan in plans:
+        told = plan.get("approximation")
+        if told is None:
+            continue
+        out.print()
+        out.print(Text(f"Training time in the average of {law(plan)}: asked for, and reached", "bold"), soft_wrap=True)
+        _print_table(out, _profile_table(told["stretches"], plan["mean_age"]["unit"]))
+        for text in reach_lines(told):
+            out.print(Text(text), soft_wrap=True)
+
+
+def _profile_table(stretches: Sequence[Mapping[str, Any]], unit: str) -> Table:
+    """Return the shares of stretches of training time, drawn side by side."""
+    table = _table(("up to", "right"), ("asked", "right"), ("", "left"), ("reached", "right"), ("", "left"))
+    most = max(max(each["asked"], each["reached"]) for each in stretches) or 1.0
+    for each in stretches:
+        cells: list[str | Text] = [f"{each['to']:.6g}{unit}"]
+        for share in (each["asked"], each["reached"]):
+            cells += [f"{share:.2%}", Text(_bar(max(share, 0.0) / most), "cyan")]
+        table.add_row(*cells)
+    return table
+
+
+def stored_report(stored: Mapping[str, Any] | None, plans: Sequence[Mapping[str, Any]]) -> None:
+    """Print what the training stored beside its checkpoints, and what could be made of it."""
+    out = console()
+    found = stored_lines(stored, plans)
+    if found:
+        out.print()
+    for text in found:
+        out.print(Text(printable(text)), soft_wrap=True)
+    approximations([each for each in (stored or {}).get("plans", []) if "problem" not in each])
 
 
 @contextmanager

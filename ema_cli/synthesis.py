@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,9 +83,9 @@ class Profiles:
         self.stored = stored
         known = [each.law for each in stored if each.law is not None]
         self._laws: list[Law] = list(dict.fromkeys([*known, *laws]))
-        cells = [_Cell.of(before, after) for before, after in zip(moments, moments[1:], strict=False)]
+        cells = [_Cell.of(before, after) for before, after in pairwise(moments)]
         shapes = [np.stack([cell.shape(law) for law in self._laws], axis=1) for cell in cells]
-        self._axes = [np.linalg.qr(shape, mode="r") for shape in shapes]
+        self._axes: list[Vector] = [np.asarray(np.linalg.qr(shape, mode="r")) for shape in shapes]
         self._shares = [[cell.share(law) for law in self._laws] for cell in cells]
         self.matrix = np.stack([self._coordinates(each.law, each.moment) for each in stored], axis=1)
 
@@ -172,7 +173,7 @@ class _Cell:
     def share(self, law: Law) -> float:
         """Return how much of an average is left at the end of the cell of what it was at the beginning."""
         if isinstance(law, Power):
-            return (self.before.clock / self.after.clock) ** (law.gamma + 1)
+            return math.pow(self.before.clock / self.after.clock, law.gamma + 1)
         return math.exp(self._decay(law) * self._updates)
 
     def shape(self, law: Law) -> Vector:
@@ -199,7 +200,7 @@ def share_before(law: Law | None, clock: float, moments: Sequence[Moment], momen
     if clock < moments[0].clock:
         return 0.0
     if isinstance(law, Power):
-        return (clock / end.clock) ** (law.gamma + 1)
+        return math.pow(clock / end.clock, law.gamma + 1)
     if isinstance(law, HalfLife):
         return 2.0 ** -((end.clock - clock) / float(law.value)) if law.value else 0.0
     updates = np.interp(clock, [each.clock for each in moments], [each.updates for each in moments])

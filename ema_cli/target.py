@@ -53,7 +53,7 @@ def parse_target(path: Path) -> Target:
 
 def default_target(plans: Sequence[Plan]) -> Target:
     """Return where averages go if nobody says: a folder for several and for Hugging Face checkpoints, else one file."""
-    name = "-".join(["ema", *map(_law, plans)])
+    name = "-".join(["ema", *(plan.recipe.law for plan in plans)])
     if len(plans) > 1 or plans[0].newest.base is not None:
         return Target(Path(name), is_folder=True)
     return Target(Path(f"{name}.safetensors"), is_folder=False)
@@ -71,7 +71,7 @@ def place(target: Target, plans: Sequence[Plan]) -> list[Target]:
             raise UsageError(f"--output: '{path}' names no new folder for the averages", hint=_PATTERN_HINT)
         if any(plan.recipe.half_life is None for plan in plans):
             raise UsageError(f"--output: '{path}': there is no half-life to fill in")
-        names = [path.name.replace(_HALF_LIFE, _law(plan)) for plan in plans]
+        names = [path.name.replace(_HALF_LIFE, plan.recipe.law) for plan in plans]
         placed = [Target(path.with_name(name), target.is_folder) for name in names]
     elif len(plans) == 1:
         placed = [target]
@@ -88,11 +88,6 @@ def place(target: Target, plans: Sequence[Plan]) -> list[Target]:
 def published(placed: Sequence[Target]) -> Target:
     """Return what one rename puts into place: the only target, or the folder that holds all of them."""
     return placed[0] if len(placed) == 1 else Target(placed[0].path.parent, is_folder=True)
-
-
-def _law(plan: Plan) -> str:
-    recipe = plan.recipe
-    return str(recipe.half_life) if recipe.half_life else f"smoothing-{recipe.smoothing!r}"
 
 
 def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 from ema_cli import units
+from ema_cli.events import power_share
 
 Gaps = Sequence[Fraction] | Sequence[float]
 
@@ -35,6 +37,40 @@ def smoothing_weights(updates: Gaps, smoothing: float, *, bias_correction: bool)
     kept = [smoothing ** float(gap) for gap in updates]
     first = 1 - smoothing ** float(_median_gap(updates)) if bias_correction else None
     return _unroll(kept, [1 - share for share in kept], first)
+
+
+def power_weights(clocks: Sequence[Fraction], gamma: float) -> list[float]:
+    """Return the weights of checkpoints at these clocks by the power-function profile of Karras et al. 2024.
+
+    Each stands for the training since the one before it, and has the share (gamma + 1) / T^(gamma + 1) x the integral
+    of t^gamma over that (equation 121); the first stands for all the training up to it.
+    """
+    entered = [1.0, *(power_share(before, clock, gamma) for before, clock in pairwise(clocks))]
+    return _unroll([1 - share for share in entered], entered, None)
+
+
+def uniform_weights(gaps: Gaps) -> list[float]:
+    """Return weights in proportion to the training that each checkpoint stands for: equal ones if evenly spaced.
+
+    The first stands for a median gap.
+    """
+    return _proportional(gaps)
+
+
+def decay_weights(clocks: Sequence[Fraction], *, square_root: bool) -> list[float]:
+    """Return the weights that emulate a learning rate that falls from 1 to 0 between the first and the last clock.
+
+    An average with weights c gives an update between checkpoints k - 1 and k the factor c_k + c_k+1 + ...: what the
+    learning rate would have given it (WSM, arXiv 2507.17634). So c_k = W_k - W_k+1, with W_k the mean of the schedule,
+    1 - x or with `square_root` 1 - sqrt(x), between the two; W_0 = 1 and W_n+1 = 0.
+    """
+    first, length = clocks[0], clocks[-1] - clocks[0]
+    if not length:
+        return [1.0]
+    at = [float((clock - first) / length) for clock in clocks]
+    power = 1.5 if square_root else 2.0
+    means = [1 - (end**power - begin**power) / power / (end - begin) for begin, end in pairwise(at)]
+    return [before - after for before, after in pairwise([1.0, *means, 0.0])]
 
 
 def _unroll(kept: Sequence[float], entered: Sequence[float], first: float | None) -> list[float]:

@@ -49,13 +49,13 @@ def tensors_line(totals: Mapping[str, int]) -> str:
 
 
 def law(plan: Mapping[str, Any]) -> str:
-    """Return the half-life of a plan, or its smoothing."""
-    return str(plan["half_life"]) if plan["half_life"] else f"{plan['smoothing']:g}"
+    """Return the half-life of a plan, its smoothing, or its profile."""
+    return f"{plan['smoothing']:g}" if plan["smoothing"] is not None else str(plan["law"])
 
 
 def law_line(plans: Sequence[Mapping[str, Any]]) -> str:
     """Return the law of all plans: they differ in the half-life."""
-    word = "half-life" if plans[0]["half_life"] else "smoothing"
+    word = next(word for word in ("half-life", "smoothing", "profile") if plans[0][word.replace("-", "_")] is not None)
     name = word if len(plans) == 1 else "half-lives"
     intervals = dict.fromkeys(plan["update_interval"] for plan in plans)
     correction = ", bias correction" if plans[0]["bias_correction"] else ""
@@ -65,6 +65,8 @@ def law_line(plans: Sequence[Mapping[str, Any]]) -> str:
 def plan_line(plan: Mapping[str, Any]) -> str:
     """Return in one sentence what a plan comes to."""
     entries, skipped = len(plan["entries"]), len(plan["skipped"])
+    if plan["approximation"]:
+        return f"{plural(entries, 'stored average')} combined: {_error(plan)} from {law(plan)}"
     age = plan["mean_age"]
     left_out = f", {skipped} skipped" if skipped else ""
     return (
@@ -80,6 +82,9 @@ def plan_lines(plans: Sequence[Mapping[str, Any]]) -> list[str]:
     width = max(len(law(plan)) for plan in plans)
     lines = []
     for plan in plans:
+        if plan["approximation"]:
+            lines.append(f"{law(plan):>{width}}: {_error(plan)}, from {plural(len(plan['entries']), 'stored average')}")
+            continue
         age, heaviest = plan["mean_age"], max(plan["entries"], key=lambda each: each["weight"])
         lines.append(
             f"{law(plan):>{width}}: {plan['effective_checkpoints']:.1f} effective of {len(plan['entries'])}, "
@@ -88,6 +93,41 @@ def plan_lines(plans: Sequence[Mapping[str, Any]]) -> list[str]:
         if plan["warnings"]:
             lines[-1] += f"; warning: {heaviest['name']} holds {heaviest['weight']:.1%}"
     return lines
+
+
+def _error(plan: Mapping[str, Any]) -> str:
+    return f"{plan['approximation']['relative_error']:.2%} off"
+
+
+def reach_lines(approximation: Mapping[str, Any]) -> list[str]:
+    """Return which half-lives the stored averages make, and how exactly."""
+    lines = []
+    for each in approximation["reach"]:
+        ranges = ", ".join(low if low == high else f"{low} to {high}" for low, high in each["half_lives"])
+        lines.append(f"Within {each['within']:.0%}: {ranges or 'no half-life'}")
+    return lines
+
+
+def stored_lines(stored: Mapping[str, Any] | None, plans: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what else could be averaged: what the training stored, or what it might store the next time."""
+    if stored is None:
+        sparse = [plan for plan in plans if plan["half_life"] and plan["from"] == "raw" and plan["warnings"]]
+        advised = dict.fromkeys(each for plan in sparse for each in plan["half_lives_to_store"])
+        if not advised:
+            return []
+        names = ", ".join(f'"{each}"' for each in advised)
+        return [
+            "Raw checkpoints alone cannot do it. Averages that are stored while the model trains can:",
+            f"  ema = EMA(model, half_life=({names})), then ema.store(folder) now and then; see the README",
+        ]
+    if "problem" in stored:
+        return [f"Stored averages: {stored['problem']}"]
+    first = "" if stored["first_copy"] else ", without the first copy"
+    return [
+        f"Stored averages: {', '.join(stored['averages'])}, at {plural(len(stored['clocks']), 'clock')} up to "
+        f"{stored['clocks'][-1]}{first} (--from stored)",
+        *(f"  {plan['law']}: {plan['problem'] if 'problem' in plan else _error(plan)}" for plan in stored["plans"]),
+    ]
 
 
 def plan_warnings(plans: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -100,6 +140,8 @@ def plan_notes(plans: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = []
     for plan in plans:
         weights = [each["weight"] for each in plan["entries"]]
+        if plan["approximation"]:
+            continue
         much = len(weights) > 2 and weights[0] > 2 * weights[1]
         if much and not plan["warnings"] and not plan["bias_correction"]:
             notes.append("The first stands for all the training before it; --bias-correction removes that.")

@@ -1,0 +1,357 @@
+"""Averages that a run stored while it trained (`EMA.store`), and plans that make others of them.
+
+What each file is, its metadata say. Nothing here knows how the weights are found: that is `synthesis.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from math import floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ema_cli.checkpoint import DTYPES, Checkpoint, Clock, Progress
+from ema_cli.errors import CheckpointError, EmaError, NoWeights, RunError, UsageError
+from ema_cli.events import UNIFORM_SIGMA_REL, HalfLife, Law, Power, Smoothing
+from ema_cli.find import natural_key
+from ema_cli.formats import safetensors_file
+from ema_cli.formats.options import ReadOptions
+from ema_cli.plan import Approximation, Entry, Plan
+from ema_cli.recipe import EVERY, POWER, Recipe
+from ema_cli.run import Run
+from ema_cli.units import Time, Unit
+
+if TYPE_CHECKING:
+    from ema_cli.synthesis import Moment, Profiles  # which import numpy: not for `inspect` of a run without any
+
+FIRST = "first"  # the name of the first copy among stored averages
+WITHIN = (0.01, 0.05)  # relative errors of a profile: what is near, and what is near enough
+_BINS = 24
+_GRID = 8  # half-lives in a decade
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAverage:
+    """One stored average: its law (None: the first copy of the model), and when it was stored."""
+
+    checkpoint: Checkpoint
+    law: Law | None
+    clock: Time
+    began: Time
+    updates: int
+    events: tuple[str, str]  # update interval and start, as text: those of one training are equal
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """All that one training stored, oldest first; at one clock the first copy, then as named."""
+
+    run: Run
+    averages: tuple[StoredAverage, ...]
+
+    @property
+    def root(self) -> Path:
+        """Return the folder that holds them."""
+        return self.run.root
+
+    @property
+    def unit(self) -> Unit:
+        """Return the unit in which the averages count."""
+        return self.averages[0].clock.unit
+
+    @property
+    def interval(self) -> Time | None:
+        """Return the time between update events, None where each update was one."""
+        text = self.averages[0].events[0]
+        return None if text == EVERY else Time.parse(text)
+
+
+def is_stored(path: Path) -> bool:
+    """Return whether a file's name and folder are such as `EMA.store` gives."""
+    if path.suffix != ".safetensors":
+        return False
+    if path.stem == FIRST:
+        return True
+    try:
+        Time.parse(path.parent.name)
+    except UsageError:
+        return False
+    return True
+
+
+def find_stored(paths: Sequence[Path]) -> list[Path]:
+    """Return the files at and below `paths` that look stored by their names, in natural order."""
+    found = [path for path in paths if path.is_file() and is_stored(path)]
+    for path in paths:
+        for folder, folders, names in os.walk(path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [each for name in names if is_stored(each := Path(folder) / name)]
+    return sorted(dict.fromkeys(found), key=lambda each: natural_key(each.as_posix()))
+
+
+def open_stored(paths: Sequence[Path]) -> StoredRun:
+    """Read the headers of what a training stored at or below `paths`.
+
+    Raises:
+        NoWeights: where nothing is stored there.
+        CheckpointError: for a file that cannot be read, or does not say what it is.
+        RunError: for averages of several trainings.
+    """
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UsageError(f"{path}: does not exist")
+    root = paths[0] if len(paths) == 1 and paths[0].is_dir() else Path(os.path.commonpath([p.parent for p in paths]))
+    averages: dict[tuple[str, str], StoredAverage] = {}
+    for path in find_stored(paths):
+        average = _open_one(path, root)
+        if average is None:
+            continue
+        if averages:
+            average.checkpoint.weights.share(next(iter(averages.values())).checkpoint.weights)
+        key = (average.checkpoint.path.stem, str(average.clock))
+        other = averages.setdefault(key, average)
+        if other is not average:
+            raise RunError(
+                f"{path}: the average '{key[0]}' at {key[1]} is stored in {other.checkpoint.name}, too",
+                hint="name the folder of one training",
+            )
+        _check_one_training(other, next(iter(averages.values())))
+    if not averages:
+        raise NoWeights(
+            f"{root}: no stored average in this folder",
+            hint='store some while the model trains: EMA(model, half_life=("25ba", "100ba")) and ema.store(folder)',
+        )
+    ordered = sorted(averages.values(), key=lambda each: (each.clock.value, each.law is not None))
+    run = Run(root, tuple(each.checkpoint for each in ordered), (ordered[0].clock.unit,))
+    return StoredRun(run, tuple(ordered))
+
+
+def _check_one_training(one: StoredAverage, other: StoredAverage) -> None:
+    if (one.began, one.events) != (other.began, other.events):
+        raise RunError(
+            f"{one.checkpoint.path}: began at {one.began} with update interval {one.events[0]}, but "
+            f"{other.checkpoint.name} at {other.began} with {other.events[0]}",
+            hint="these are averages of two trainings; name the folder of one",
+        )
+
+
+def _open_one(path: Path, root: Path) -> StoredAverage | None:
+    """Return the stored average in a file, None where it is something else."""
+    checkpoint = safetensors_file.open_checkpoint(path, ReadOptions())
+    told = checkpoint.recipe.get("stored") if checkpoint.recipe else None
+    if not isinstance(told, Mapping):
+        return None
+    try:
+        return _parse(checkpoint, told, root)
+    except (EmaError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: does not say rightly what is stored in it: {error}") from error
+
+
+def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> StoredAverage:
+    clock, began, updates = Time.parse(told["clock"]), Time.parse(told["began"]), told["updates"]
+    events = str(told["update_interval"]), str(told.get("start", ""))
+    if events[0] != EVERY and Time.parse(events[0]).value <= 0:
+        raise ValueError("its update interval is 0")
+    if type(updates) is not int or updates < 0 or clock.unit is not began.unit or not 0 < began.value <= clock.value:
+        raise ValueError("its clock and its updates do not fit together")
+    clocks = {Unit(unit): Clock(Fraction(value), "file") for unit, value in told["clocks"].items()}
+    clocks[clock.unit] = Clock(Fraction(clock.value), "file")
+    path = checkpoint.path
+    folder = next((each for each in list(path.parents)[1:4] if (each / _CONFIG).is_file()), None)
+    opened = replace(
+        checkpoint,
+        name=path.relative_to(root).as_posix(),
+        averaged=None,  # which it is, and is meant to be
+        recipe=None,
+        progress=Progress(clocks),
+        types=_types(told["types"], checkpoint),
+        base="model" if folder else None,
+        folder=folder,
+    )
+    return StoredAverage(opened, _law(told), clock, began, updates, events)
+
+
+def _law(told: Mapping[str, Any]) -> Law | None:
+    if told["average"] == FIRST:
+        return None
+    if "half_life" in told:
+        return HalfLife(Time.parse(told["half_life"]).value)
+    name, most = ("smoothing", 1.0) if "smoothing" in told else ("sigma_rel", UNIFORM_SIGMA_REL)
+    value = float(told[name])
+    if not 0 <= value <= most or (value == 0 and name == "sigma_rel"):
+        raise ValueError(f"{name} {value} is out of range")
+    return Smoothing(value) if name == "smoothing" else Power(value)
+
+
+def _types(told: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the model's types of the tensors that are stored in wider ones, by name."""
+    specs = checkpoint.weights.specs
+    types = {}
+    for dtype, names in told.items():
+        averaged = [name for name, spec in specs.items() if spec.dtype.averaged] if names == "all" else names
+        types.update({name: DTYPES[dtype] for name in averaged if name in specs})
+    return types
+
+
+def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bool) -> Plan:
+    """Return the weights of stored averages whose profile is nearest to the one that `recipe` asks for.
+
+    Raises:
+        RunError: where it differs by more than 5 % of its size, unless `allow_approximate`; for a unit or an interval
+            that the averages were not made with.
+        UsageError: for --start and --last, which the training has settled.
+    """
+    law = _asked(stored, recipe)
+    averages = _stopped(stored, recipe)
+    from ema_cli.synthesis import Profiles, Stored
+
+    moments = _moments(stored, averages)
+    at = {moment.updates: number for number, moment in enumerate(moments)}
+    grid = _half_lives(averages)
+    profiles = Profiles(moments, [Stored(each.law, at[each.updates]) for each in averages], [law, *grid])
+    found = profiles.solve(law)
+    reach = {within: _ranges(grid, profiles.errors(grid), within, stored.unit) for within in WITHIN}
+    if found.error > WITHIN[1] and not allow_approximate:
+        raise RunError(
+            f"{stored.root}: {recipe.law} is out of reach: the nearest that the stored averages make differs by "
+            f"{found.error:.1%}; within {WITHIN[1]:.0%} are {_listed(reach[WITHIN[1]])}",
+            hint="ask for one of these, take the nearest with --allow-approximate, or store others next time",
+        )
+    drawn = _drawn(profiles, law, found.weights.tolist())
+    entries, before = [], averages[0].clock.value
+    for each, weight in zip(averages, found.weights.tolist(), strict=True):
+        if weight:
+            entries.append(Entry(each.checkpoint, each.clock, Fraction(each.clock.value) - Fraction(before), weight))
+            before = each.clock.value
+    return Plan(stored.run, recipe, tuple(entries), (), approximation=Approximation(found.error, reach, *drawn))
+
+
+def _asked(stored: StoredRun, recipe: Recipe) -> Law:
+    for option, value in (("--start", recipe.start), ("--last", recipe.last)):
+        if value is not None:
+            raise UsageError(
+                f"{option}: stored averages begin where the training began them", hint="--stop says where to end"
+            )
+    if recipe.bias_correction:
+        raise UsageError("--bias-correction: stored averages begin with the first copy", hint="leave it out")
+    if recipe.unit not in (None, stored.unit):
+        raise RunError(
+            f"{stored.root}: the averages count in {stored.unit.plural}, and --half-life does not",
+            hint=f"as --half-life 400{stored.unit}",
+        )
+    interval = recipe.interval if recipe.update_interval is not None else stored.interval
+    if interval != stored.interval:
+        raise RunError(
+            f"{stored.root}: the averages were updated every {stored.interval or 'update'}, which --update-interval "
+            "cannot change afterwards",
+            hint="leave it out",
+        )
+    if recipe.half_life is not None:
+        return HalfLife(recipe.half_life.value)
+    if recipe.smoothing is not None:
+        return Smoothing(recipe.smoothing)
+    if recipe.profile != POWER or recipe.sigma_rel is None:
+        raise UsageError(f"--profile {recipe.profile}: is for raw checkpoints", hint="leave out --from stored")
+    return Power(recipe.sigma_rel)
+
+
+def _stopped(stored: StoredRun, recipe: Recipe) -> list[StoredAverage]:
+    """Return what was stored up to --stop; some average is needed, the first copy alone is none."""
+    averages = list(stored.averages)
+    if recipe.stop is not None:
+        for each in averages:
+            if each.law is not None and each.checkpoint.clock(recipe.stop.unit) is None:
+                raise RunError(f"{each.checkpoint.path}: records no clock in {recipe.stop.unit.plural} for --stop")
+        stop = recipe.stop.value
+        averages = [e for e in averages if e.law is None or (e.checkpoint.clock(recipe.stop.unit) or 0) <= stop]
+    if not any(each.law is not None and each.updates for each in averages):
+        raise RunError(f"{stored.root}: no average is stored before --stop", hint="ask for a later --stop")
+    return averages
+
+
+def _moments(stored: StoredRun, averages: Sequence[StoredAverage]) -> list[Moment]:
+    from ema_cli.synthesis import Moment
+
+    interval = None if stored.interval is None else Fraction(stored.interval.value)
+
+    def due(clock: Fraction) -> Fraction:
+        return clock if interval is None else floor(clock / interval) * interval
+
+    began = Fraction(averages[0].began.value)
+    found = {0: (began, due(began))}
+    for each in averages:
+        clock = Fraction(each.clock.value)
+        known = found.setdefault(each.updates, (clock, due(clock)))
+        if known[0] != clock:
+            raise RunError(
+                f"{each.checkpoint.path}: stored at {each.clock} after {each.updates} updates, as was another at "
+                f"{Time(known[0], stored.unit)}",
+                hint="these are averages of two trainings; name the folder of one",
+            )
+    moments = [Moment(float(clock), float(at), updates) for updates, (clock, at) in sorted(found.items())]
+    if any(after.clock <= before.clock for before, after in pairwise(moments)):
+        raise RunError(
+            f"{stored.root}: the updates of what is stored do not grow with its clocks",
+            hint="these are averages of two trainings; name the folder of one",
+        )
+    return moments
+
+
+def _half_lives(averages: Sequence[StoredAverage]) -> list[HalfLife]:
+    """Return half-lives from an update to ten times the training, to see which are within reach."""
+    began, ended = float(averages[0].began.value), float(averages[-1].clock.value)
+    least, most = (ended - began) / max(each.updates for each in averages), 10 * ended
+    values = dict.fromkeys(
+        float(f"{least * 10 ** (step / _GRID):.2g}")
+        for step in range(int(_GRID * 12))
+        if least * 10 ** (step / _GRID) <= most
+    )
+    return [HalfLife(value) for value in values]
+
+
+def _ranges(grid: Sequence[HalfLife], errors: Sequence[float], within: float, unit: Unit) -> list[tuple[Time, Time]]:
+    """Return the half-lives with no larger error, from and to."""
+    ranges: list[tuple[Time, Time]] = []
+    previous = False
+    for law, error in zip(grid, errors, strict=True):
+        time = Time(law.value, unit)
+        if error <= within:
+            ranges = [*ranges[:-1], (ranges[-1][0], time)] if previous else [*ranges, (time, time)]
+        previous = error <= within
+    return ranges
+
+
+def _listed(ranges: Sequence[tuple[Time, Time]]) -> str:
+    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in ranges) or "none"
+
+
+def _drawn(
+    profiles: Profiles, law: Law, weights: Sequence[float]
+) -> tuple[list[tuple[float, float]], list[float], list[float]]:
+    """Return stretches of training time, and in each the share that was asked for and the one that is reached."""
+    from ema_cli.synthesis import share_before
+
+    moments = profiles.moments
+    last, end = len(moments) - 1, moments[-1].clock
+    edges = [end * number / _BINS for number in range(1, _BINS + 1)]
+
+    def shares(each: Law | None, moment: int) -> Iterator[float]:
+        before = 0.0
+        for edge in edges:
+            until = share_before(each, edge, moments, moment)
+            yield until - before
+            before = until
+
+    asked = list(shares(law, last))
+    reached = [0.0] * _BINS
+    for stored, weight in zip(profiles.stored, weights, strict=True):
+        if weight:
+            reached = [
+                sum(pair) for pair in zip(reached, (weight * s for s in shares(stored.law, stored.moment)), strict=True)
+            ]
+    return list(zip([0.0, *edges[:-1]], edges, strict=True)), asked, reached
