@@ -259,7 +259,7 @@ def inspect(
 
         run = _open(paths, options, epoch_length, spacing)
         plans = [make_plan(run, recipe) for recipe in recipes]
-    run_told, told = facts.run_facts(run), [facts.plan_facts(plan) for plan in plans]
+    run_told, told = facts.run_facts(run, stored=from_stored), [facts.plan_facts(plan) for plan in plans]
     stored = None if from_stored else _what_is_stored(paths, recipes)
     odd = [*facts.run_warnings(run, run.checkpoints), *facts.refusal_warnings(run.checkpoints[-1], copy or ())]
     single = run.checkpoints[0] if len(run.checkpoints) == 1 and not from_stored else None

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def run_facts(run: Run) -> dict[str, Any]:
-    """Return what is known of a run without a plan."""
+def run_facts(run: Run, *, stored: bool = False) -> dict[str, Any]:
+    """Return what is known of a run without a plan; of `stored` averages, several have one clock by nature."""
     common = _common_specs(run.checkpoints)
     return {
         "path": (run.checkpoints[0].path if len(run.checkpoints) == 1 else run.root).as_posix(),
@@ -34,7 +34,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "spacing": _spacing_facts(run),
         "tensors": tensor_totals(common),
         "differences": first_differences(run.checkpoints) if run.checkpoints else [],
-        "same_clock": [[each.name for each in group] for group in run.twins()],
+        "same_clock": [] if stored else [[each.name for each in group] for group in run.twins()],
         "passed_over": [{"name": each.name, "reason": each.reason} for each in run.passed_over],
         "notes": list(run.notes),
     }

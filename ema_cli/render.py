@@ -154,7 +154,7 @@ def _profile_table(stretches: Sequence[Mapping[str, Any]], unit: str) -> Table:
     for each in stretches:
         cells: list[str | Text] = [f"{each['to']:.6g}{unit}"]
         for share in (each["asked"], each["reached"]):
-            cells += [f"{share:.2%}", Text(_bar(max(share, 0.0) / most), "cyan")]
+            cells += [f"{share:.2%}", Text(_bar(share / most), "cyan")]
         table.add_row(*cells)
     return table
 
@@ -306,7 +306,8 @@ def _run_table(
 
 
 def _bar(share: float, width: int = _BAR_WIDTH) -> str:
-    """Draw a share of the full width, in eighths of a character where the terminal can."""
+    """Draw a share of the full width, in eighths of a character where the terminal can; below 0 nothing."""
+    share = max(share, 0.0)
     if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
         return "#" * round(share * width)
     eighths = round(share * width * 8)

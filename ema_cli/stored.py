@@ -148,7 +148,7 @@ def _open_one(path: Path, root: Path) -> StoredAverage | None:
         return None
     try:
         return _parse(checkpoint, told, root)
-    except (EmaError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (EmaError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: does not say rightly what is stored in it: {error}") from error
 
 
@@ -166,6 +166,7 @@ def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> Store
     opened = replace(
         checkpoint,
         name=path.relative_to(root).as_posix(),
+        trainer="EMA.store",
         averaged=None,  # which it is, and is meant to be
         recipe=None,
         progress=Progress(clocks),

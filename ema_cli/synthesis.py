@@ -32,7 +32,7 @@ from ema_cli.events import HalfLife, Law, Power, Smoothing
 Vector = NDArray[np.float64]
 
 _RIDGE = 1e-5
-_EXACT_EVENTS = 32  # at the end of a cell, where a profile may change from one to the next
+_EXACT_EVENTS = 128  # at the end of a cell, where a profile may change from one to the next
 _NODES = 16  # in each stretch before, twice as long as the one after it
 _PRUNED = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)  # shares of the largest weight below which stored averages are left out
 _PRUNED_ERROR = 1e-3  # relative; or a tenth more than without
@@ -179,10 +179,11 @@ class _Cell:
     def shape(self, law: Law) -> Vector:
         """Return the weights that an average has at its end for the nodes, times the roots of their own weights."""
         if isinstance(law, Power):
-            step = (self.after.clock - self.before.clock) / self._updates
+            # From the event before, which is due a little earlier than the first copy where the interval is long.
+            step = (self.after.clock - self.before.due) / self._updates
             power = law.gamma + 1
-            clocks = (self.before.clock + step * self.nodes) / self.after.clock
-            shape = -(clocks**power) * np.expm1(power * np.log1p(-step / self.after.clock / clocks))
+            clocks = (self.before.due + step * self.nodes) / self.after.clock
+            shape = clocks**power - np.maximum(clocks - step / self.after.clock, 0.0) ** power
         else:
             decay = self._decay(law)
             if decay == -math.inf:

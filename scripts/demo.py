@@ -1,5 +1,8 @@
 """Train a small language model, average its checkpoints at several half-lives, and measure what that gives.
 
+Each half-life is reached by three roads: from the checkpoints, from two averages that the training stored, and by an
+average of every batch, which the other two come near to.
+
 Run by `make demo`; two CPU cores are enough. The figures are reported as they come out: a half-life that
 loses to the last checkpoint is in the table and in the chart like any other.
 """
@@ -21,6 +24,8 @@ import torch.nn.functional as F  # noqa: N812 (the name everyone knows it by)
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ema_cli import EMA
+
 CONTEXT = 128  # bytes
 WIDTH, HEADS, LAYERS = 96, 3, 3
 WINDOWS_PER_BATCH = 8
@@ -29,6 +34,8 @@ WARM_UP = 40  # batches; after them the learning rate never changes
 TIMED_INTERVAL = 20  # batches between checkpoints where only the seconds are known beforehand
 MAX_CHECKPOINTS = 240  # ends a timed run on a fast machine before it fills the disk
 CURVE_POINTS = 16
+STORED = ("50ba", "200ba")  # of these averages any half-life is made afterwards
+STORED_EVERY = 5  # checkpoints
 NICE = [digit * 10**power for power in range(8) for digit in (1, 2, 5)]
 
 
@@ -85,21 +92,27 @@ def load_text() -> tuple[Tensor, Tensor]:
 def prepare_folder(folder: Path) -> None:
     """Empty the checkpoint folder of an earlier demo, and of nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = sorted(folder.iterdir())
-    foreign = [path for path in found if not (path.is_file() and re.fullmatch(r"step-\d+\.pt", path.name))]
+    ours = re.compile(r"step-\d+\.pt|ema/(\d+(e\d+)?ba/)?(first|\d+ba)\.safetensors")
+    found = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    foreign = [path for path in found if not ours.fullmatch(path.relative_to(folder).as_posix())]
     if foreign:
         sys.exit(f"error: {foreign[0]} is not this demo's checkpoint; move it away or choose another --dir")
     for path in found:
         path.unlink()
 
 
-def train(text: Tensor, folder: Path, batches: int | None, seconds: float) -> None:
-    """Train at a constant learning rate and save a checkpoint at every interval and at the end."""
+def train(text: Tensor, folder: Path, batches: int | None, seconds: float) -> EMA:
+    """Train at a constant learning rate and save a checkpoint at every interval and at the end.
+
+    Averages are stored in `ema/` beside them; those of every batch, of all half-lives, are returned.
+    """
     interval = TIMED_INTERVAL if batches is None else max(n for n in NICE if n <= max(1, batches // 100))
     last = batches or MAX_CHECKPOINTS * interval
     model = ByteModel()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / WARM_UP))
+    stored = EMA(model, half_life=STORED)
+    dense = EMA(model, half_life=[f"{half_life}ba" for half_life in NICE if interval <= half_life <= last])
     sizes = f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
     log(f"training: {sizes}, learning rate {LEARNING_RATE:g}, constant after {WARM_UP} batches of warm-up")
     started = shown = time.monotonic()
@@ -111,19 +124,24 @@ def train(text: Tensor, folder: Path, batches: int | None, seconds: float) -> No
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        stored.update()
+        dense.update()
         now = time.monotonic()
         # The clock is read only where a checkpoint is due, so that the run ends with one.
         ends = step == last or (batches is None and step % interval == 0 and now - started >= seconds)
         if step % interval == 0 or ends:
             state = {"model": model.state_dict(), "step": step, "loss": loss.item()}
             torch.save(state, folder / f"step-{step:05d}.pt")
+        if step % (interval * STORED_EVERY) == 0 or ends:
+            stored.store(folder / "ema")
         if ends or now - shown >= 10:
             shown = now
             left = (now - started) * (last - step) / step
             left = left if batches else min(left, max(0.0, seconds - (now - started)))
             log(f"batch {step:5d}  training loss {loss.item():.3f}  {0 if ends else left:4.0f} s left")
         if ends:
-            return
+            break
+    return dense
 
 
 def log(line: str) -> None:
@@ -140,12 +158,21 @@ def run_ema_cli(*arguments: str) -> None:
         sys.exit(code)
 
 
-def average(folder: Path, output: Path, half_lives: list[int]) -> dict[int, Path]:
-    """Average the checkpoints once per half-life, in batches, and return the files."""
-    run_ema_cli("inspect", str(folder), "--half-life", f"{half_lives[len(half_lives) // 2]}ba")
-    files = {half_life: output / f"ema-{half_life}ba.safetensors" for half_life in half_lives}
-    for half_life, path in files.items():
-        run_ema_cli("average", str(folder), "--half-life", f"{half_life}ba", "-o", str(path), "--force", "-q")
+def average(folder: Path, output: Path, half_lives: list[int], dense: EMA) -> dict[str, dict[int, Path]]:
+    """Average by each of the three roads, and return the files by road and half-life, in batches."""
+    middle = f"{half_lives[len(half_lives) // 2]}ba"
+    asked = [argument for half_life in half_lives for argument in ("--half-life", f"{half_life}ba")]
+    run_ema_cli("inspect", str(folder), "--half-life", middle)
+    files: dict[str, dict[int, Path]] = {}
+    for road, options in (("files", []), ("stored", ["--from", "stored", "--allow-approximate"])):
+        pattern = output / f"from-{road}" / "ema-{half_life}.safetensors"
+        pattern.parent.mkdir(exist_ok=True)
+        run_ema_cli("average", str(folder), *options, *asked, "-o", str(pattern), "--force", "-q")
+        files[road] = {half_life: Path(str(pattern).format(half_life=f"{half_life}ba")) for half_life in half_lives}
+    files["every batch"] = {half_life: output / "dense" / f"ema-{half_life}ba.safetensors" for half_life in half_lives}
+    (output / "dense").mkdir(exist_ok=True)
+    for half_life, path in files["every batch"].items():
+        dense.save(path, f"{half_life}ba", force=True)
     return files
 
 
@@ -161,19 +188,21 @@ def evaluate(path: Path, held_out: Tensor) -> float:
     return math.fsum(losses) / len(windows)
 
 
-def print_table(step: int, last_loss: float, losses: dict[int, float]) -> None:
-    """Print every half-life beside the last checkpoint, winners and losers alike."""
-    best = min([last_loss, *losses.values()])
-    print("\nheld-out loss, nats per byte")
-    rows = [(f"last checkpoint (step {step})", last_loss, "")]
-    rows += [(f"half-life {h}ba", loss, f"{loss - last_loss:+.4f}") for h, loss in losses.items()]
-    for label, loss, difference in rows:
-        mark = "best" if loss == best else ""
-        print(f"  {label:<30}{loss:>8.4f}{difference:>10}  {mark}".rstrip())
+def print_table(step: int, last_loss: float, losses: dict[str, dict[int, float]]) -> None:
+    """Print every half-life by every road beside the last checkpoint, winners and losers alike."""
+    best = min([last_loss, *(loss for each in losses.values() for loss in each.values())])
+    print("\nheld-out loss, nats per byte; an average of")
+    print(f"  {'':<30}" + "".join(f"{road:>14}" for road in losses))
+    print(f"  {f'last checkpoint (step {step})':<30}{last_loss:>14.4f}")
+    for half_life in losses["files"]:
+        row = [each[half_life] for each in losses.values()]
+        mark = "  best" if best in row else ""
+        print(f"  {f'half-life {half_life}ba':<30}" + "".join(f"{loss:>14.4f}" for loss in row) + mark)
 
 
-def draw(path: Path, curve: dict[int, float], losses: dict[int, float]) -> None:
-    """Draw the run's loss with the averages at its end, and the loss against the half-life."""
+def draw(path: Path, curve: dict[int, float], roads: dict[str, dict[int, float]]) -> None:
+    """Draw the run's loss with the averages at its end, and the loss against the half-life by each road."""
+    losses = roads["files"]
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -186,7 +215,10 @@ def draw(path: Path, curve: dict[int, float], losses: dict[int, float]) -> None:
     run.scatter([], [], marker="_", s=120, color="tab:blue", label="averages")
     run.set(title="The run", xlabel="training time [batches]", ylabel="held-out loss [nats per byte]")
     sweep.axhline(curve[last], color="tab:gray", linestyle="--", label=f"last checkpoint (step {last})")
-    sweep.plot(list(losses), list(losses.values()), marker="o", color="tab:blue", label="averages")
+    styles = zip(roads.items(), ("tab:blue", "tab:orange", "tab:green"), ("o", "s", "x"), ("-", "--", ":"), strict=True)
+    for (road, each), color, marker, line in styles:
+        label = f"averages of {road}"
+        sweep.plot(list(each), list(each.values()), marker=marker, linestyle=line, color=color, label=label)
     sweep.set(title="The averages", xlabel="half-life [batches]", ylabel="held-out loss [nats per byte]")
     sweep.set_xscale("log")
     sweep.set_xticks(list(losses), labels=[str(half_life) for half_life in losses])
@@ -218,13 +250,13 @@ def main() -> None:
     prepare_folder(folder)
     torch.manual_seed(arguments.seed)
     training_text, held_out = load_text()
-    train(training_text, folder, arguments.batches, arguments.seconds)
+    dense = train(training_text, folder, arguments.batches, arguments.seconds)
 
-    checkpoints = {int(path.stem.removeprefix("step-")): path for path in sorted(folder.iterdir())}
+    checkpoints = {int(path.stem.removeprefix("step-")): path for path in sorted(folder.glob("*.pt"))}
     steps = sorted(checkpoints)
-    files = average(folder, arguments.dir, [h for h in NICE if steps[0] <= h <= steps[-1]])
+    files = average(folder, arguments.dir, [h for h in NICE if steps[0] <= h <= steps[-1]], dense)
     log("evaluating on the held-out text")
-    losses = {half_life: evaluate(path, held_out) for half_life, path in files.items()}
+    losses = {road: {h: evaluate(path, held_out) for h, path in each.items()} for road, each in files.items()}
     points = min(CURVE_POINTS, len(steps))
     shown = {steps[round((k + 1) * len(steps) / points) - 1] for k in range(points)}
     curve = {step: evaluate(checkpoints[step], held_out) for step in sorted(shown)}

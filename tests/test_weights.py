@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ema_cli.weights import half_life_weights, smoothing_weights
+from ema_cli.events import Power
+from ema_cli.weights import decay_weights, half_life_weights, power_weights, smoothing_weights, uniform_weights
 
 GAPS = st.lists(st.fractions(Fraction(1, 100), 10**6, max_denominator=100), min_size=1, max_size=12)
 HALF_LIVES = st.fractions(Fraction(1, 10), 10**7, max_denominator=10)
@@ -198,3 +201,68 @@ def test_very_many_checkpoints_still_sum_to_1():
     weights = half_life_weights([Fraction(1)] * 10_000, Fraction(3_000), bias_correction=True)
     assert math.fsum(weights) == pytest.approx(1, abs=1e-12)
     assert weights[-1] / weights[-3_001] == pytest.approx(2, rel=1e-9)
+
+
+CLOCKS = st.lists(st.integers(1, 1000), min_size=1, max_size=12, unique=True).map(
+    lambda values: [Fraction(value) for value in sorted(values)]
+)
+
+
+@settings(deadline=None)
+@given(clocks=CLOCKS, sigma_rel=st.sampled_from([0.03, 0.05, 0.1, 0.2, 0.28]))
+def test_power_weights_are_integrals_of_the_profile(clocks: list[Fraction], sigma_rel: float):
+    """Each checkpoint has the integral of (g + 1) / T^(g + 1) t^g over the training that it stands for."""
+    gamma = Power(sigma_rel).gamma
+    end = float(clocks[-1])
+    edges = [0.0, *map(float, clocks)]
+    expected = []
+    for begin, until in pairwise(edges):
+        middles = begin + (until - begin) * (np.arange(20_000) + 0.5) / 20_000
+        expected.append(np.mean((gamma + 1) / end * (middles / end) ** gamma) * (until - begin))
+    weights = power_weights(clocks, gamma)
+    assert weights == pytest.approx(expected, abs=1e-6)
+    assert math.fsum(weights) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.1, 0.15, 0.25, 0.288])
+def test_the_exponent_of_a_width(sigma_rel: float):
+    """gamma is the positive root of the cubic to which equation 126 of Karras et al. brings equation 123."""
+    roots = np.roots([1, 7, 16 - sigma_rel**-2, 12 - sigma_rel**-2])
+    assert Power(sigma_rel).gamma == pytest.approx(float(roots.real.max()), rel=1e-9)
+
+
+def test_the_widest_power_profile_is_uniform():
+    """With a width of 12 ** -0.5 gamma is 0, and each checkpoint has the share of the training it stands for."""
+    assert Power(12**-0.5).gamma == pytest.approx(0, abs=1e-6)
+    assert power_weights([Fraction(10), Fraction(20), Fraction(40)], 0.0) == pytest.approx([0.25, 0.25, 0.5])
+
+
+def test_uniform_weights_follow_the_clocks():
+    """Evenly spaced checkpoints have equal weights; one that stands for twice the training has twice the weight."""
+    assert uniform_weights([Fraction(0), *[Fraction(7)] * 4]) == pytest.approx([0.2] * 5)
+    assert uniform_weights([Fraction(0), Fraction(10), Fraction(10), Fraction(20)]) == pytest.approx(
+        [0.2, 0.2, 0.2, 0.4]
+    )
+    assert uniform_weights([Fraction(0)]) == [1.0]
+
+
+@settings(deadline=None)
+@given(clocks=CLOCKS.filter(lambda clocks: len(clocks) > 1), square_root=st.booleans())
+def test_decay_weights_emulate_a_falling_learning_rate(clocks: list[Fraction], square_root: bool):
+    """An update has in the average the mean factor that the schedule gives it between the checkpoints around it."""
+    weights = decay_weights(clocks, square_root=square_root)
+    assert math.fsum(weights) == pytest.approx(1, abs=1e-12)
+    first, length = float(clocks[0]), float(clocks[-1] - clocks[0])
+    for number, (begin, end) in enumerate(pairwise(map(float, clocks))):
+        middles = begin + (end - begin) * (np.arange(20_000) + 0.5) / 20_000
+        x = (middles - first) / length
+        schedule = np.mean(1 - (np.sqrt(x) if square_root else x))
+        # Updates between checkpoints k and k + 1 are in checkpoints k + 1, k + 2, ...
+        assert math.fsum(weights[number + 1 :]) == pytest.approx(schedule, abs=1e-5)
+
+
+def test_linear_weights_of_evenly_spaced_checkpoints():
+    """The ends have half the weight of the others: the trapezoid rule."""
+    clocks = [Fraction(value) for value in (100, 200, 300, 400, 500)]
+    assert decay_weights(clocks, square_root=False) == pytest.approx([0.125, 0.25, 0.25, 0.25, 0.125])
+    assert decay_weights(clocks[:1], square_root=True) == [1.0]
