@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from numbers import Rational, Real
 
 from ema_cli.errors import UsageError
 from ema_cli.units import Time, Unit
@@ -53,12 +54,15 @@ class Clocks:
         return start.value == 0 or self.read(start.unit) >= start.value
 
 
-def _exact(unit: Unit, value: Count) -> Fraction:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"update({_KEYWORDS[unit]}={value}): is no count of {unit.plural}")
-    # A decimal number means itself, not the nearest binary one: 0.3 epochs are three times 0.1.
-    exact = Fraction(repr(value)) if isinstance(value, float) else Fraction(value)
-    if exact < 0:
+def _exact(unit: Unit, value: object) -> Fraction:
+    """Return a count as what it says; those of numpy are numbers too."""
+    exact = None
+    if isinstance(value, Rational):
+        exact = Fraction(int(value.numerator), int(value.denominator))
+    elif isinstance(value, Real) and math.isfinite(value):
+        # A decimal number means itself, not the nearest binary one: 0.3 epochs are three times 0.1.
+        exact = Fraction(repr(float(value)))
+    if exact is None or exact < 0:
         raise UsageError(f"update({_KEYWORDS[unit]}={value}): is no count of {unit.plural}")
     return exact
 
