@@ -50,8 +50,10 @@ def parse_tracks(
         half_life = _DEFAULT_HALF_LIFE
     if half_life is not None:
         times = [_time(each, "half_life") for each in _several(half_life)]
-        recipes = [_recipe(half_life=each, update_interval=interval) for each in times]
+        recipes = [_recipe(half_life=each, update_interval=interval, start=first) for each in times]
         laws = [(str(each), HalfLife(each.value)) for each in times]
+        if not times:
+            raise UsageError("half_life: give at least one", hint='as half_life=("25ba", "100ba")')
         unit = times[0].unit
         if any(each.unit is not unit for each in times):
             raise UsageError("half_life: the units of several must agree", hint='as half_life=("25ba", "100ba")')
@@ -65,7 +67,7 @@ def parse_tracks(
     every = _time("1ba", "update_interval") if interval is None else interval
     fixed = every if isinstance(every, Time) else None
     unit = fixed.unit if fixed else Unit.BATCH
-    _recipe(smoothing=0.0, update_interval=every)
+    _recipe(smoothing=0.0, update_interval=every, start=first)
     if smoothing is not None:
         shares = _numbers(smoothing, "smoothing")
         for share in shares:
@@ -84,7 +86,7 @@ def _tracks(laws: Sequence[tuple[str, Law]], interval: Time | None, start: Time,
 
 
 def _several(value: Times) -> list[str | Time]:
-    return [value] if isinstance(value, str | Time) else list(value)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
 def _numbers(value: Numbers | None, name: str) -> list[float]:
@@ -112,4 +114,5 @@ def _recipe(**asked: object) -> Recipe:
 
 
 def _as_arguments(text: str) -> str:
-    return re.sub(r"--([a-z-]+)", lambda option: option[1].replace("-", "_"), text)
+    names = {"start": "ema_start"}
+    return re.sub(r"--([a-z-]+)", lambda option: names.get(option[1], option[1].replace("-", "_")), text)
