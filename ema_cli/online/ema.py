@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ema_cli.errors import RunError, UsageError
+from ema_cli.errors import UsageError
 from ema_cli.events import Events
 from ema_cli.online.clocks import Clocks, Count
 from ema_cli.online.saving import save_average, store_averages
+from ema_cli.online.sharded import reshard
+from ema_cli.online.state import put_state, take_state
 from ema_cli.online.store import Offload, Store
-from ema_cli.online.tracked import Slot, Tracked, cut_like, local, placed_like, reshard, unwrap
+from ema_cli.online.tracked import Tracked, put_back, unwrap, write_back
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
 from ema_cli.units import Time, Unit
-
-_STATE_VERSION = 1
 
 
 class EMA:
@@ -136,14 +136,13 @@ class EMA:
             store = self._ready_store()
             if self.began is None:
                 store.copy()
+                self.first = store.snapshot() if self.keeps_first else None
                 self.began = now
-                if self.keeps_first:
-                    self.first = self._snapshot()
             else:
                 store.move([law.admitted(gap, now) for law in self.tracks.laws.values()])
                 self.updates += 1
             if self.train_with_ema_weights:
-                self._write_averages(store, 0)
+                store.write_into_model(0)
         self.clocks, self._events = clocks, events
         return gap is not None
 
@@ -161,20 +160,21 @@ class EMA:
             raise UsageError("applied: the averages are applied already", hint="leave that `with` block first")
         with torch.no_grad():
             store = self._ready_store()
-            store.settle()
-            live = self._live(store)
+            reshard(self.model)
+            live, places = store.live(), store.tracked.places
             kept = [store.like(tensor).copy_(tensor) for tensor in live]
-        self._training = kept
         try:
+            self._training = kept
             with torch.no_grad():
-                self._write_averages(store, track)
+                store.write_into_model(track)
             yield self.model
         finally:
-            # Into the tensors that were there: whatever the block did to them, and whatever it raised.
+            # Into the tensors that were there: whatever the block put in their place, and whatever it raised.
             with torch.no_grad():
                 reshard(self.model)
+                put_back(places)
                 for tensor, before in zip(live, kept, strict=True):
-                    tensor.copy_(before)
+                    write_back(tensor, before)
             self._training = None
 
     @torch.no_grad()
@@ -190,8 +190,7 @@ class EMA:
         track = self._track(average)
         store = self._ready_store()
         store.settle()
-        self._fill(model, store, store.averages[track], store.copies)
-        return self.model if model is None else model
+        return store.fill(model, (*store.averages[track], *store.copies))
 
     @torch.no_grad()
     def get_training_model(self, model: nn.Module | None = None) -> nn.Module:
@@ -201,12 +200,11 @@ class EMA:
             UsageError: outside of `applied`, where the model holds them anyway.
             RunError: where `model` has other tensors.
         """
-        if self._training is None or self._store is None:
+        if self._training is None:
             raise UsageError("get_training_model: no averages are applied; the model holds the training weights")
-        count = len(self._store.tracked.averaged)
-        self._fill(model, self._store, self._training[:count], self._training[count:])
-        return self.model if model is None else model
+        return self._ready_store().fill(model, self._training)
 
+    @torch.no_grad()
     def save(
         self, path: str | Path, average: str | None = None, *, force: bool = False, allow_non_finite: bool = False
     ) -> None:
@@ -222,6 +220,7 @@ class EMA:
         track = self._track(average)
         save_average(self, track, Path(path), force=force, allow_non_finite=allow_non_finite)
 
+    @torch.no_grad()
     def store(self, folder: str | Path) -> Path:
         """Write all averages as they are now, in full precision, into a folder of their own in `folder`; return it.
 
@@ -240,32 +239,7 @@ class EMA:
 
         Sharded tensors come as DTensors: `torch.distributed.checkpoint` saves and reshards it.
         """
-        store = self._ready_store()
-        store.settle()
-        averages = {
-            name: {
-                slot.name: placed_like(part, slot.tensor)
-                for slot, part in zip(store.tracked.averaged, parts, strict=True)
-            }
-            for name, parts in zip(self.names, store.averages, strict=True)
-        }
-        others = {
-            slot.name: placed_like(part, slot.tensor)
-            for slot, part in zip(store.tracked.copied, store.copies, strict=True)
-        }
-        state: dict[str, Any] = {
-            "version": _STATE_VERSION,
-            "averages": averages,
-            "copied": others,
-            "laws": self._laws(),
-            "clocks": {str(unit): str(value) for unit, value in self.clocks.passed.items()},
-            "previous": None if self._events.previous is None else str(self._events.previous),
-            "began": None if self.began is None else str(self.began),
-            "updates": self.updates,
-        }
-        if self.first is not None:
-            state["first"] = dict(self.first)
-        return state
+        return take_state(self)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], *, change_half_life: bool = False) -> None:
@@ -277,26 +251,7 @@ class EMA:
         """
         if self._training is not None:
             raise UsageError("load_state_dict: the averages are applied")
-        if state.get("version") != _STATE_VERSION:
-            raise RunError(f"this is no state of an EMA, or one of a newer version: {state.get('version')!r}")
-        saved = {name: dict(tensors) for name, tensors in state["averages"].items()}
-        if not change_half_life and (state["laws"] != self._laws() or list(saved) != self.names):
-            raise RunError(
-                f"the state is of {_told(state['laws'])}, but this average is of {_told(self._laws())}",
-                hint="ask for the same, or say load_state_dict(state, change_half_life=True)",
-            )
-        if len(saved) != len(self.names):
-            raise RunError(f"the state holds {len(saved)} averages, but {len(self.names)} are asked for")
-        store = self._ready_store()
-        store.forget_shapes()
-        for (name, tensors), parts in zip(saved.items(), store.averages, strict=True):
-            _load(name, tensors, store.tracked.averaged, parts)
-        _load("copied", dict(state["copied"]), store.tracked.copied, store.copies)
-        self.clocks = Clocks({Unit(unit): Fraction(value) for unit, value in state["clocks"].items()})
-        self._events.previous = None if state["previous"] is None else Fraction(state["previous"])
-        self.began = None if state["began"] is None else Fraction(state["began"])
-        self.updates = int(state["updates"])
-        self.first = dict(state["first"]) if state.get("first") else None
+        put_state(self, state, change_half_life=change_half_life)
 
     def _track(self, average: str | None) -> int:
         """Return the number of the average of that name."""
@@ -319,60 +274,3 @@ class EMA:
             self._store.tracked.check_same(newer)
             self._store.tracked.adopt(newer)
         return self._store
-
-    def _live(self, store: Store) -> list[Tensor]:
-        return [local(slot.tensor) for slot in (*store.tracked.averaged, *store.tracked.copied)]
-
-    def _write_averages(self, store: Store, track: int) -> None:
-        """Put an average into the model."""
-        store.settle()
-        reshard(self.model)
-        for tensor, average in zip(self._live(store), (*store.averages[track], *store.copies), strict=True):
-            tensor.copy_(average)
-
-    def _fill(self, model: nn.Module | None, store: Store, averaged: list[Tensor], copied: list[Tensor]) -> None:
-        """Put averages, or the training weights, into a model that has the same tensors."""
-        theirs = Tracked(self.model if model is None else model)
-        there = {slot.name: slot for slot in (*theirs.averaged, *theirs.frozen, *theirs.copied)}
-        for slot, part in zip((*store.tracked.averaged, *store.tracked.copied), (*averaged, *copied), strict=True):
-            target = there.get(slot.name)
-            if target is None or target.tensor.shape != slot.tensor.shape:
-                found = "missing" if target is None else f"{list(target.tensor.shape)}"
-                raise RunError(
-                    f"'{slot.name}' is {list(slot.tensor.shape)}, but {found} in the model that is to hold it"
-                )
-            local(target.tensor).copy_(part)
-
-    def _snapshot(self) -> dict[str, Tensor]:
-        """Return the model as it is, in the host's memory and in its own types."""
-        tracked = self._ready_store().tracked
-        return {slot.name: local(slot.tensor).to("cpu", copy=True) for slot in (*tracked.averaged, *tracked.copied)}
-
-    def _laws(self) -> dict[str, str]:
-        """Return what was asked for, as text."""
-        interval = self.tracks.interval
-        return {
-            "averages": ", ".join(self.names),
-            "update_interval": "every" if interval is None else str(interval),
-            "start": str(self.tracks.start),
-        }
-
-
-def _told(laws: Mapping[str, str]) -> str:
-    return f"{laws.get('averages')} every {laws.get('update_interval')} from {laws.get('start')}"
-
-
-def _load(what: str, tensors: dict[str, Tensor], slots: Sequence[Slot], parts: Sequence[Tensor]) -> None:
-    """Copy saved tensors into their places, whole or sharded; they must be the same ones."""
-    names = {slot.name for slot in slots}
-    different = sorted(names ^ tensors.keys())
-    if different:
-        where = "the model, not in the state" if different[0] in names else "the state, not in the model"
-        raise RunError(f"the state of {what} does not fit: '{different[0]}' is in {where}")
-    for slot, part in zip(slots, parts, strict=True):
-        saved = tensors[slot.name]
-        if saved.shape != slot.tensor.shape:
-            raise RunError(
-                f"'{slot.name}' is {list(saved.shape)} in the state, but {list(slot.tensor.shape)} in the model"
-            )
-        part.copy_(local(cut_like(saved, slot.tensor)))

@@ -7,7 +7,8 @@ from torch import nn
 
 from ema_cli.errors import RunError, UsageError
 from ema_cli.online.mover import Mover
-from ema_cli.online.tracked import Tracked, local
+from ema_cli.online.sharded import local
+from ema_cli.online.tracked import AVERAGED_IN, Tracked, write_into
 
 
 @torch.no_grad()
@@ -23,22 +24,28 @@ def compute_ema(model: nn.Module, ema_model: nn.Module, smoothing: float = 0.99)
     """
     if not 0 <= smoothing <= 1:
         raise UsageError(f"smoothing: {smoothing:g} is not in [0, 1]")
-    theirs, ours = Tracked(model), Tracked(ema_model)
-    live = {slot.name: slot.tensor for slot in (*theirs.averaged, *theirs.frozen, *theirs.copied)}
+    live = {place.name: place.tensor for place in Tracked(model).places}
+    ours = Tracked(ema_model)
     pairs = [(slot, live[slot.name]) for slot in (*ours.averaged, *ours.frozen, *ours.copied) if slot.name in live]
+    for slot, value in pairs:
+        if slot.shape != value.shape:
+            raise RunError(f"'{slot.name}' is {list(slot.shape)}, but {list(value.shape)} in the model")
     values, averages = [], []
     for slot, value in pairs:
-        if slot.tensor.shape != value.shape:
-            raise RunError(f"'{slot.name}' is {list(slot.tensor.shape)}, but {list(value.shape)} in the model")
-        if slot.tensor.is_floating_point() or slot.tensor.is_complex():
+        if slot.dtype in AVERAGED_IN:
             averages.append(local(slot.tensor))
             values.append(local(value))
         else:
-            slot.tensor.copy_(value)
-    # Sums are in float32 at least: what is narrower is widened first, and rounded in the end.
-    wide = [each.float() if each.dtype in (torch.float16, torch.bfloat16) else each for each in averages]
+            write_into(local(slot.tensor), local(value))
+    # Sums are in float32 at least: what is narrower is widened first, and rounded in the end. So is what shows the
+    # same memory several times (`expand`), which has no sum in place.
+    in_place = [each.dtype is AVERAGED_IN[each.dtype] and 0 not in each.stride() for each in averages]
+    wide = [
+        each if stays else each.clone().to(AVERAGED_IN[each.dtype])
+        for each, stays in zip(averages, in_place, strict=True)
+    ]
     careful = {number for number, each in enumerate(wide) if not bool(torch.isfinite(each).all())}
     Mover(values, [wide], careful).move(values, [1 - smoothing])
     for average, moved in zip(averages, wide, strict=True):
         if moved is not average:
-            average.copy_(moved)
+            write_into(average, moved)

@@ -64,10 +64,9 @@ class Mover:
                     for averages, share in zip(self._averages, shares, strict=True):
                         _lerp(averages[number], values[number], share)
         for number in self._careful:
+            value = values[number].to(self._averages[0][number].dtype)
             for averages, share in zip(self._averages, shares, strict=True):
-                average, value = averages[number], values[number].to(averages[number].dtype)
-                moved = value if share == 1 else average.lerp(value, share)
-                average.copy_(torch.where(average == value, average, moved))
+                _lerp_careful(averages[number], value, share)
 
     def _move_small(self, group: _Group, values: list[Tensor], shares: Sequence[float]) -> None:
         if group.widened:
@@ -103,3 +102,11 @@ def _lerp(average: Tensor, value: Tensor, share: float) -> None:
         average.copy_(value)
     elif share:
         average.lerp_(value, share)
+
+
+def _lerp_careful(average: Tensor, value: Tensor, share: float) -> None:
+    """Move `average` but for what is equal already: the difference of two infinities is none."""
+    if share == 1:
+        average.copy_(value)
+    elif share:
+        average.copy_(torch.where(average == value, average, average.lerp(value, share)))

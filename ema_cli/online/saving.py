@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import DTYPES, TensorSpec
-from ema_cli.errors import NonFiniteError, OutputError, RunError
+from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError
 from ema_cli.events import HalfLife, Law, Power, Smoothing
 from ema_cli.formats.safetensors_file import METADATA_KEY
-from ema_cli.layout import lay_out_file
-from ema_cli.online.tracked import AVERAGED_IN, placed_like, whole
+from ema_cli.layout import OutputFile, lay_out_file
+from ema_cli.online.sharded import is_sharded, local, placed_like, whole
+from ema_cli.online.tracked import AVERAGED_IN
 from ema_cli.staging import OutputStream, Staging, output_errors
 from ema_cli.units import Time, format_number
 
@@ -29,6 +30,8 @@ _TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.complex64: "C64", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }  # fmt: skip
 FIRST = "first"  # the name of the first copy among stored averages
 # A tensor by name, and the type in which it is written.
@@ -42,9 +45,16 @@ def save_average(ema: EMA, track: int, path: Path, *, force: bool, allow_non_fin
     store = ema._ready_store()
     store.settle()
     parts = _by_name(store, store.averages[track], store.copies)
-    record = {"version": __version__, **_law(ema, track), "checkpoints": []}
-    named = ((name, tensor, dtype) for name, tensor, dtype in _state(store, parts, widened=False))
-    _write(path, named, record, force=force, finite=not allow_non_finite)
+    told = {"clock": str(ema.clock), "updates": ema.updates}
+    record = {"version": __version__, **_law(ema, track), **told, "checkpoints": []}
+
+    def check() -> None:
+        if not allow_non_finite:
+            _check_finite(ema, track, path)
+        if _is_writer() and path.exists() and not force:
+            raise OutputError(f"{path}: exists already", hint="give another name, or force=True to replace it")
+
+    _write(path, _state(store, parts, widened=False), record, check, force=force)
 
 
 def store_averages(ema: EMA, folder: Path) -> Path:
@@ -60,9 +70,12 @@ def store_averages(ema: EMA, folder: Path) -> Path:
         "updates": ema.updates,
         "clocks": {str(unit): format_number(value) for unit, value in sorted(ema.clocks.passed.items())},
     }
-    if _is_writer():
-        with output_errors(inside):
-            inside.mkdir(parents=True, exist_ok=True)
+
+    def check() -> None:
+        if _is_writer():
+            with output_errors(inside):
+                inside.mkdir(parents=True, exist_ok=True)
+
     if ema.first is not None:
         parts = dict(ema.first)
         stored = {
@@ -74,13 +87,13 @@ def store_averages(ema: EMA, folder: Path) -> Path:
             "types": _types(store),
         }
         record = {"version": __version__, "stored": stored, "checkpoints": []}
-        _write(folder / f"{FIRST}.safetensors", _state(store, parts, widened=True), record, force=True, finite=False)
+        _write(folder / f"{FIRST}.safetensors", _state(store, parts, widened=True), record, check, force=True)
         ema.first = None
     for track, name in enumerate(ema.names):
         parts = _by_name(store, store.averages[track], store.copies)
         stored = {"average": name, **_law(ema, track), **told, "types": _types(store)}
         record = {"version": __version__, "stored": stored, "checkpoints": []}
-        _write(inside / f"{name}.safetensors", _state(store, parts, widened=True), record, force=True, finite=False)
+        _write(inside / f"{name}.safetensors", _state(store, parts, widened=True), record, check, force=True)
     return inside
 
 
@@ -144,7 +157,25 @@ def _types(store: Store) -> dict[str, Any]:
     return {each: sorted(name for name, slot in named if _TYPES[slot.tensor.dtype] == each) for each in sorted(types)}
 
 
-def _write(path: Path, named: Named, record: Mapping[str, Any], *, force: bool, finite: bool) -> None:
+def _check_finite(ema: EMA, track: int, path: Path) -> None:
+    """Raise for a NaN or infinity in this process's part of what is written, but for infinities that the model has.
+
+    Those are masks, which hold them from the beginning to the end.
+    """
+    store = ema._ready_store()
+    frozen = [(slot, local(slot.tensor), local(slot.tensor)) for slot in store.tracked.frozen]
+    live = store.live() if ema._training is None else ema._training
+    averaged = zip(store.tracked.averaged, store.averages[track], live, strict=False)
+    for slot, part, value in (*averaged, *frozen):
+        if slot.dtype not in AVERAGED_IN:
+            continue
+        written = part.to(slot.dtype)
+        odd = ~written.isfinite()
+        if bool(odd.any()) and bool((odd & (written != value.to(written.device))).any()):
+            raise NonFiniteError(f"{path}: '{slot.name}' is not finite", hint="allow_non_finite=True writes it")
+
+
+def _write(path: Path, named: Named, record: Mapping[str, Any], check: Callable[[], None], *, force: bool) -> None:
     """Write tensors into one file, each put together when its turn comes, in the process that writes."""
     tensors = {name: (tensor, dtype) for name, tensor, dtype in named}
     specs = {}
@@ -154,27 +185,52 @@ def _write(path: Path, named: Named, record: Mapping[str, Any], *, force: bool, 
         specs[name] = TensorSpec(DTYPES[_TYPES[dtype]], tuple(tensor.shape))
     text = json.dumps(record, separators=(",", ":"))
     file = lay_out_file(path.name, specs, {"format": "pt", METADATA_KEY: text})
-    if not _is_writer():
-        for name in file.table.begins:
-            whole(tensors[name][0])
-        return
-    if path.exists() and not force:
-        raise OutputError(f"{path}: exists already", hint="give another name, or force=True to replace it")
+    together = any(is_sharded(tensor) for tensor, _ in tensors.values())
+    with _same_outcome(together):
+        check()
+    gathered = ((name, whole(tensors[name][0]).detach().to("cpu", tensors[name][1])) for name in file.table.begins)
+    with _same_outcome(together):
+        try:
+            if _is_writer():
+                _write_file(path, file, gathered, force=force)
+        finally:
+            if together:
+                for _ in gathered:  # the other processes need this one for what is left, even if it cannot write
+                    pass
+
+
+def _write_file(path: Path, file: OutputFile, tensors: Iterable[tuple[str, Tensor]], *, force: bool) -> None:
     with Staging(path) as staging:
         stream = OutputStream(staging.folder / path.name)
         try:
             stream.write(0, file.header)
-            for name, begin in file.table.begins.items():
-                tensor, dtype = tensors[name]
-                written = whole(tensor).detach().to("cpu", dtype).contiguous()
-                if finite and dtype in AVERAGED_IN and bool(torch.isnan(written).any()):
-                    raise NonFiniteError(f"{path}: '{name}' is not finite", hint="allow_non_finite=True writes it")
-                if written.numel():
-                    stream.write(file.header_size + begin, written.reshape(-1).view(torch.uint8).numpy().data)
+            for name, tensor in tensors:
+                if tensor.numel():
+                    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+                    stream.write(file.header_size + file.table.begins[name], data)
             stream.sync()
         finally:
             stream.close()
         staging.publish_file(path.name, force=force)
+
+
+@contextmanager
+def _same_outcome(together: bool) -> Iterator[None]:
+    """Make an error in one process, of those that work `together`, one in all: the others would wait without end."""
+    error: EmaError | None = None
+    try:
+        yield
+    except EmaError as raised:
+        error = raised
+    errors = [error]
+    if together:
+        from torch import distributed
+
+        errors = [None] * distributed.get_world_size()
+        distributed.all_gather_object(errors, error)
+    for each in (error, *errors):
+        if each is not None:
+            raise each
 
 
 def _is_writer() -> bool:

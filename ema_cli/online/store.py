@@ -1,4 +1,4 @@
-"""Where the averages of a live model lie, and when they are moved."""
+"""Where the averages of a live model lie, when they are moved, and how they get into a model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ema_cli.errors import RunError
 from ema_cli.online.mover import Mover
-from ema_cli.online.tracked import AVERAGED_IN, Tracked, local, locals_of
+from ema_cli.online.sharded import cut_like, local, locals_of, placed_like, reshard
+from ema_cli.online.tracked import AVERAGED_IN, Tracked, write_into
 
 Offload = Literal["cpu"] | None
 
@@ -50,7 +52,7 @@ class Store:
         for averages in self.averages:
             if averages:
                 torch._foreach_copy_(averages, values)
-        self._copy_others()
+        self._copy_others(wait=True)
 
     def move(self, shares: Sequence[float]) -> None:
         """Move each average toward the model by its share in [0, 1]."""
@@ -59,14 +61,15 @@ class Store:
         self._follow(values)
         if not self._offload:
             self._moved_by(values).move(values, shares)
-        else:
-            for staged, value in zip(self._staged, values, strict=True):
-                staged.copy_(value, non_blocking=True)
-            if self._pinned:
-                self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                self._copied.record()
-            self._due = shares
-        self._copy_others()
+            self._copy_others(wait=True)
+            return
+        for staged, value in zip(self._staged, values, strict=True):
+            staged.copy_(value, non_blocking=True)
+        self._copy_others(wait=False)
+        if self._pinned:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+        self._due = shares
 
     def settle(self) -> None:
         """Finish the update that is under way, if there is one."""
@@ -76,6 +79,43 @@ class Store:
             self._copied.synchronize()
         shares, self._due = self._due, None
         self._moved_by(self._staged).move(self._staged, shares)
+
+    def live(self) -> list[Tensor]:
+        """Return this process's part of what is averaged and copied, as the model has it now."""
+        return locals_of((*self.tracked.averaged, *self.tracked.copied))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return copies of these by name, in the host's memory and in the model's own types."""
+        slots = (*self.tracked.averaged, *self.tracked.copied)
+        return {slot.name: local(slot.tensor).to("cpu", copy=True) for slot in slots}
+
+    def write_into_model(self, track: int) -> None:
+        """Put an average into the model that is averaged."""
+        self.settle()
+        reshard(self.tracked.model)
+        for tensor, average in zip(self.live(), (*self.averages[track], *self.copies), strict=True):
+            write_into(tensor, average)
+
+    def fill(self, model: nn.Module | None, parts: Sequence[Tensor]) -> nn.Module:
+        """Put `parts`, which are as `live`, into `model` (None: the one that is averaged), and return that.
+
+        Another model gets the frozen parameters, too.
+        """
+        ours = self.tracked
+        theirs = ours if model is None else Tracked(model)
+        there = {place.name: place.tensor for place in theirs.places}
+        filled = [*zip((*ours.averaged, *ours.copied), parts, strict=True)]
+        if model is not None:
+            filled += [(slot, local(slot.tensor)) for slot in ours.frozen]
+        for slot, _ in filled:
+            found = there.get(slot.name)
+            if found is None or found.shape != slot.shape:
+                what = "missing" if found is None else f"{list(found.shape)}"
+                raise RunError(f"'{slot.name}' is {list(slot.shape)}, but {what} in the model that is to hold it")
+        for slot, part in filled:
+            target = there[slot.name]
+            write_into(local(target), local(cut_like(placed_like(part, slot.tensor), target)))
+        return ours.model if model is None else model
 
     def _follow(self, values: Sequence[Tensor]) -> None:
         """Go where the model went since the average began, as from the host to a GPU."""
@@ -102,6 +142,6 @@ class Store:
             self._mover = Mover(values, self.averages, careful)
         return self._mover
 
-    def _copy_others(self) -> None:
-        if self.copies:
-            torch._foreach_copy_(self.copies, locals_of(self.tracked.copied))
+    def _copy_others(self, *, wait: bool) -> None:
+        for copy, value in zip(self.copies, locals_of(self.tracked.copied), strict=True):
+            copy.copy_(value, non_blocking=not wait)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ema_cli.errors import RunError
 from ema_cli.formats.prefixes import bare_name
+from ema_cli.online.sharded import refuse_flattened, reshard
 
 # The type in which a tensor is averaged: at least float32, so that small steps are not rounded away.
 AVERAGED_IN = {
@@ -23,38 +23,47 @@ AVERAGED_IN = {
     torch.complex64: torch.complex64,
     torch.complex128: torch.complex128,
 }
+_HINT = "begin a new average, or keep the model as it was"
 _SHOWN = 4  # names in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A parameter or buffer, once however many names it has, and where its module keeps it."""
+    """A parameter or buffer, once however many names it has.
+
+    Type and shape (of the whole tensor, where it is sharded) are those that it had when the average began.
+    """
 
     name: str
     tensor: Tensor
-    holder: dict[str, Any]
-    key: str
+    dtype: torch.dtype
+    shape: torch.Size
     is_parameter: bool
 
     @property
     def is_averaged(self) -> bool:
         """Return whether it is averaged: a buffer, or a parameter that is trained, of numbers that have a mean."""
-        return self.tensor.dtype in AVERAGED_IN and (not self.is_parameter or self.tensor.requires_grad)
+        return self.dtype in AVERAGED_IN and (not self.is_parameter or self.tensor.requires_grad)
 
-    @property
-    def spec(self) -> tuple[torch.Size, torch.dtype]:
-        """Return shape (of the whole tensor, where it is sharded) and type."""
-        return self.tensor.shape, self.tensor.dtype
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a module keeps a parameter or buffer; a tied one has several."""
+
+    name: str
+    holder: dict[str, Any]
+    key: str
+    tensor: Tensor
 
 
 class Tracked:
     """The tensors of `model`, without what DDP, FSDP and torch.compile put around it.
 
     `averaged` are trained parameters and all buffers of floating or complex numbers; `copied` are other buffers, as
-    counters; `frozen` are all other parameters.
+    counters; `frozen` are all other parameters. `places` are those of all three, under each of their names.
 
     Raises:
-        RunError: for a lazy module that has not seen an input, and for a tensor of 8-bit floats.
+        RunError: for a lazy module that has not seen an input, and for what has no mean.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,42 +71,30 @@ class Tracked:
         self.averaged: list[Slot] = []
         self.copied: list[Slot] = []
         self.frozen: list[Slot] = []
-        self._sizes: list[tuple[nn.Module, int, int, int]] = []
+        refuse_flattened(self.model)
         reshard(self.model)
-        for slot in self._find():
-            if nn.parameter.is_lazy(slot.tensor):
-                raise RunError(
-                    f"'{slot.name}' has no shape yet: its module is lazy",
-                    hint="run the model on one batch before its first update",
-                )
+        self.places = list(_find_places(self.model))
+        self._contents = [(module, _contents(module)) for module in self.model.modules()]
+        firsts: dict[int, Place] = {}
+        for place in self.places:
+            firsts.setdefault(id(place.tensor), place)
+        for place in firsts.values():
+            slot = _make_slot(place)
             if slot.is_averaged:
                 self.averaged.append(slot)
-            elif slot.tensor.is_floating_point() and slot.tensor.dtype not in AVERAGED_IN:
-                raise RunError(f"'{slot.name}' is {slot.tensor.dtype}, which has no mean without its scale")
             else:
                 (self.frozen if slot.is_parameter else self.copied).append(slot)
-
-    def _find(self) -> Iterator[Slot]:
-        """Yield each tensor once, under the first of its names."""
-        seen: set[int] = set()
-        for prefix, module in self.model.named_modules():
-            self._sizes.append((module, len(module._parameters), len(module._buffers), len(module._modules)))
-            for holder, is_parameter in ((module._parameters, True), (module._buffers, False)):
-                for key, tensor in holder.items():
-                    if tensor is not None and id(tensor) not in seen:
-                        seen.add(id(tensor))
-                        name = bare_name(f"{prefix}.{key}" if prefix else key)
-                        yield Slot(name, tensor, holder, key, is_parameter)
 
     @property
     def is_current(self) -> bool:
         """Return whether the model still consists of these very tensors; quick, as it is asked at every update."""
-        for module, parameters, buffers, modules in self._sizes:
-            if (len(module._parameters), len(module._buffers), len(module._modules)) != (parameters, buffers, modules):
+        for module, contents in self._contents:
+            if _contents(module) != contents:
                 return False
         for slots in (self.averaged, self.copied):
             for slot in slots:
-                if slot.holder.get(slot.key) is not slot.tensor:
+                # A module that is cast, or resized, may keep its parameter and change what is in it.
+                if slot.tensor.dtype is not slot.dtype or slot.tensor.shape != slot.shape:
                     return False
         return not any(slot.tensor.requires_grad for slot in self.frozen)
 
@@ -106,19 +103,19 @@ class Tracked:
 
         A parameter that is frozen now goes on to be averaged.
         """
-        for before, after in ((self.averaged, [*newer.averaged, *newer.frozen]), (self.copied, newer.copied)):
-            there = {slot.name: slot for slot in after}
-            for slot in before:
-                if slot.name not in there:
-                    raise RunError(_changed([slot.name], "is gone", "are gone"), hint=_HINT)
-                if slot.spec != there[slot.name].spec:
-                    (old, old_dtype), (new, new_dtype) = slot.spec, there[slot.name].spec
-                    raise RunError(
-                        f"'{slot.name}' is {new_dtype} {list(new)}, but was {old_dtype} {list(old)} when the average "
-                        "began",
-                        hint=_HINT,
-                    )
-        known = {slot.name for slot in (*self.averaged, *self.copied)}
+        there = {slot.name: slot for slot in (*newer.averaged, *newer.copied, *newer.frozen)}
+        known = {slot.name: slot for slot in (*self.averaged, *self.copied)}
+        gone = [name for name in known if name not in there]
+        if gone:
+            raise RunError(_changed(gone, "is gone", "are gone"), hint=_HINT)
+        for name, slot in known.items():
+            now = there[name]
+            if (now.dtype, now.shape) != (slot.dtype, slot.shape):
+                raise RunError(
+                    f"'{name}' is {now.dtype} {list(now.shape)}, but was {slot.dtype} {list(slot.shape)} when the "
+                    "average began",
+                    hint=_HINT,
+                )
         added = [slot.name for slot in (*newer.averaged, *newer.copied) if slot.name not in known]
         if added:
             raise RunError(_changed(added, "is new, or trained only now", "are new, or trained only now"), hint=_HINT)
@@ -130,7 +127,7 @@ class Tracked:
         self.copied = [there[slot.name] for slot in self.copied]
         names = {slot.name for slot in self.averaged}
         self.frozen = [slot for slot in newer.frozen if slot.name not in names]
-        self._sizes = newer._sizes
+        self.places, self._contents = newer.places, newer._contents
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what the model's `state_dict` holds, under bare names: tied tensors under each of theirs."""
@@ -140,7 +137,64 @@ class Tracked:
                 yield bare_name(name), value
 
 
-_HINT = "begin a new average, or keep the model as it was"
+def _find_places(model: nn.Module) -> Iterator[Place]:
+    for prefix, module in model.named_modules():
+        for holder in (module._parameters, module._buffers):
+            for key, tensor in holder.items():
+                if tensor is not None:
+                    yield Place(bare_name(f"{prefix}.{key}" if prefix else key), holder, key, tensor)
+
+
+def _contents(module: nn.Module) -> list[int]:
+    """Return the identities of all that a module holds; they are of things that are kept, and so stay theirs."""
+    return [
+        *map(id, module._parameters.values()),
+        *map(id, module._buffers.values()),
+        *map(id, module._modules.values()),
+    ]
+
+
+def _make_slot(place: Place) -> Slot:
+    tensor, is_parameter = place.tensor, isinstance(place.tensor, nn.Parameter)
+    if nn.parameter.is_lazy(tensor):
+        raise RunError(
+            f"'{place.name}' has no shape yet: its module is lazy",
+            hint="run the model on one batch before its first update",
+        )
+    slot = Slot(place.name, tensor, tensor.dtype, tensor.shape, is_parameter)
+    if is_parameter and not tensor.requires_grad:
+        return slot  # is not averaged, and so needs no mean
+    if tensor.is_floating_point() and tensor.dtype not in AVERAGED_IN:
+        raise RunError(f"'{place.name}' is {tensor.dtype}, which has no mean without its scale")
+    if tensor.layout is not torch.strided:
+        raise RunError(f"'{place.name}' is sparse ({tensor.layout}), which cannot be averaged in place")
+    return slot
+
+
+def put_back(places: Sequence[Place]) -> None:
+    """Give a model the very tensors that it had, wherever others have taken their place."""
+    for place in places:
+        held = place.holder.get(place.key)
+        if held is not place.tensor:
+            if isinstance(held, Tensor) and held.device != place.tensor.device:
+                place.tensor.data = held.data  # the model was moved meanwhile, which makes its buffers anew
+            place.holder[place.key] = place.tensor
+
+
+def write_into(tensor: Tensor, value: Tensor) -> None:
+    """Copy `value` into a tensor of the model, also one that shows the same memory several times (`expand`)."""
+    for dimension, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor, value = tensor.narrow(dimension, 0, 1), value.narrow(dimension, 0, 1)
+    tensor.copy_(value)
+
+
+def write_back(tensor: Tensor, before: Tensor) -> None:
+    """Make a tensor of the model what it was before, also where it was cast meanwhile."""
+    if tensor.dtype is before.dtype:
+        write_into(tensor, before)
+    else:
+        tensor.data = before.to(tensor.device, copy=True)
 
 
 def _changed(names: list[str], one: str, several: str) -> str:
@@ -158,62 +212,3 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
-
-
-def reshard(model: nn.Module) -> None:
-    """Free the gathered copies that FSDP2 may have left after a forward pass: what is averaged are the shards."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # which takes half a second to import: only who uses it has
-    if fsdp is None:
-        return
-    for module in model.modules():
-        if isinstance(module, fsdp.FSDPModule):
-            module.reshard()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a DTensor, any other tensor as it is. Shares its memory."""
-    part: Tensor = _sharded(tensor).to_local() if _is_sharded(tensor) else tensor
-    return part
-
-
-def locals_of(slots: Iterable[Slot]) -> list[Tensor]:
-    """Return this rank's part of each tensor."""
-    return [local(slot.tensor) for slot in slots]
-
-
-def placed_like(part: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's part of something as a DTensor that is cut as `like`; as it is where that is no DTensor."""
-    if not _is_sharded(like):
-        return part
-    from torch.distributed.tensor import DTensor
-
-    mesh, placements = _sharded(like).device_mesh, _sharded(like).placements
-    # With the shape of the whole: to ask the other processes would hang where shares are uneven.
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
-
-
-def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor, whole or sharded in its own way, cut as `like`."""
-    if not _is_sharded(like):
-        return whole(tensor)
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    mesh, placements = _sharded(like).device_mesh, _sharded(like).placements
-    if isinstance(tensor, DTensor):
-        return tensor.redistribute(mesh, placements)
-    return distribute_tensor(tensor.to(like.device), mesh, placements)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a DTensor put together from all processes, all of which must call this; any other tensor as it is."""
-    found: Tensor = _sharded(tensor).full_tensor() if _is_sharded(tensor) else tensor
-    return found
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    # The class is in a module that takes half a second to import.
-    return hasattr(tensor, "to_local")
-
-
-def _sharded(tensor: Any) -> Any:
-    return tensor
