@@ -71,6 +71,39 @@ def test_the_law_loads_no_numpy():
     assert done.stdout.strip() == "set()"
 
 
+def test_the_library_loads_no_torch(tmp_path: Path):
+    """Opening, planning and averaging by `import ema_cli` load no torch; the word EMA alone does."""
+    write_hf_run(tmp_path / "run", [100, 200])
+    script = (
+        "import sys\nfrom pathlib import Path\nimport ema_cli\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+        "from ema_cli import Recipe, Time, average, make_plan, open_run, parse_target\n"
+        "plan = make_plan(open_run([Path('run')]), Recipe(half_life=Time.parse('50ba')))\n"
+        "average(plan, parse_target(Path('x.safetensors')))\n"
+        "assert 'torch' not in sys.modules\n"
+        "from ema_cli import EMA\nassert 'torch' in sys.modules and EMA.__name__ == 'EMA'\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+def test_without_torch_the_online_half_says_what_to_install(tmp_path: Path):
+    """Where torch is missing, files are averaged, and EMA and compute_ema are ImportErrors that name the extra."""
+    write_hf_run(tmp_path / "run", [100, 200])
+    script = (
+        "import sys\nfrom pathlib import Path\nsys.modules['torch'] = None\n"
+        "from ema_cli import Recipe, Time, average, make_plan, open_run, parse_target\n"
+        "plan = make_plan(open_run([Path('run')]), Recipe(half_life=Time.parse('50ba')))\n"
+        "average(plan, parse_target(Path('x.safetensors')))\n"
+        "for name in ('EMA', 'compute_ema'):\n"
+        "    try:\n        exec(f'from ema_cli import {name}')\n"
+        "    except ImportError as error:\n        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"{name} needs torch: pip install 'ema-cli[torch]'" for name in ("EMA", "compute_ema")
+    ]
+
+
 def test_the_public_names_resolve():
     """Every name in __all__ is there, and the docstring's example is what the library does."""
     import ema_cli

@@ -1,0 +1,114 @@
+"""The arithmetic of an update, against float64; and that a step takes no memory."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ema_cli import EMA
+from ema_cli.online.mover import Mover
+
+SHAPES = [(), (0,), (3,), (5, 7), (400, 300), (1 << 15,), ((1 << 15) + 1,), ((1 << 18) + 3,)]
+TYPES = [
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+    (torch.float64, torch.float64),
+    (torch.complex64, torch.complex64),
+]
+
+
+def made(seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    random = torch.Generator().manual_seed(seed)
+    values, averages = [], []
+    for (narrow, wide), shape in itertools.product(TYPES, SHAPES):
+        values.append(torch.randn(shape, generator=random, dtype=wide).to(narrow))
+        averages.append(torch.randn(shape, generator=random, dtype=wide))
+    return values, averages
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-7, 0.001, 0.3, 0.5, 0.9, 1.0])
+def test_averages_move_by_their_share(share: float):
+    """average + share * (value - average), each in its own type, for several shares in one pass."""
+    values, averages = made(1)
+    others = [average.clone() for average in averages]
+    expected = [
+        (1 - share) * average.to(wide(average)) + share * value.to(wide(average))
+        for average, value in zip(averages, values, strict=True)
+    ]
+    Mover(values, [averages, others], set()).move(values, [share, 0.25])
+    for found, wanted in zip(averages, expected, strict=True):
+        rounding = 2**-52 if found.dtype == torch.float64 else 2**-22
+        torch.testing.assert_close(found.to(wanted.dtype), wanted, rtol=0, atol=rounding * 8)
+    if share == 1:
+        assert all(torch.equal(found, value.to(found.dtype)) for found, value in zip(averages, values, strict=True))
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64
+
+
+@given(share=st.floats(0, 1), seed=st.integers(0, 50))
+def test_what_is_equal_stays(share: float, seed: int):
+    """Where model and average are bit-equal, the average keeps its bits, at any share: frozen layers do not drift."""
+    random = torch.Generator().manual_seed(seed)
+    values = [torch.randn(9, generator=random) * 10**seed for seed in range(-3, 3)]
+    values.append(torch.randn(1 << 16, generator=random).bfloat16())
+    averages = [value.float().clone() for value in values]
+    Mover(values, [averages], set()).move(values, [share])
+    assert all(torch.equal(average, value.float()) for average, value in zip(averages, values, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
+def test_equal_infinities_stay(share: float):
+    """The infinities of a mask stay what they are, and what is finite beside them moves."""
+    mask = torch.tensor([0.0, float("-inf"), float("inf"), 2.0])
+    average = torch.tensor([1.0, float("-inf"), float("inf"), 4.0])
+    Mover([mask], [[average]], {0}).move([mask], [share])
+    expected = torch.tensor([1 - share, float("-inf"), float("inf"), 4 - 2 * share])
+    torch.testing.assert_close(average, expected)
+
+
+def test_the_first_stays_beside_an_infinity():
+    """A share of 0 changes nothing, whatever the model has come to hold."""
+    average = torch.tensor([1.0, float("-inf")])
+    value = torch.tensor([float("nan"), 0.0])
+    Mover([value], [[average]], {0}).move([value], [0.0])
+    assert torch.equal(average, torch.tensor([1.0, float("-inf")]))
+
+
+def test_a_full_share_copies():
+    """A share of 1 is a copy: no difference overflows on the way."""
+    largest = torch.finfo(torch.float32).max
+    for count in (1, 1 << 16):
+        value, average = torch.full((count,), largest), torch.full((count,), -largest)
+        Mover([value], [[average]], set()).move([value], [1.0])
+        assert torch.equal(average, value)
+
+
+def memory_taken(model: nn.Module, ema: EMA, updates: int) -> int:
+    """Return the most bytes that a step takes above what it began with, as torch's own profiler counts them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        for _ in range(updates):
+            ema.update()
+    return max((event.cpu_memory_usage for event in profile.events()), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_takes_no_memory(dtype: torch.dtype):
+    """After the second update, which makes the scratch, no update allocates anything, and nothing moves."""
+    model = nn.Sequential(nn.Linear(600, 600), nn.BatchNorm1d(600), nn.Conv2d(32, 64, 5)).to(dtype)
+    model[2].to(memory_format=torch.channels_last)
+    ema = EMA(model, ("3ba", "9ba"))
+    for _ in range(2):
+        ema.update()
+    places = [tensor.data_ptr() for name in ema.names for tensor in ema.state_dict()["averages"][name].values()]
+    # The bytes of Python scalars on their way into a kernel, and no tensor of the model.
+    assert memory_taken(model, ema, 5) <= 64
+    assert places == [t.data_ptr() for name in ema.names for t in ema.state_dict()["averages"][name].values()]
