@@ -245,7 +245,7 @@ def test_composer_s_own_run(cli: Cli, tmp_path: Path):
 
 
 USAGE = [
-    (["average", "ckpts"], "one of --half-life and --smoothing is needed"),
+    (["average", "ckpts"], "one of --half-life, --smoothing and --profile is needed"),
     (["average", "--half-life", "50ba"], "which checkpoints?"),
     (["average", "none", "--half-life", "50ba"], "none: does not exist"),
     (["average", "ckpts", "--half-life", "50"], "--half-life: '50' is not a time"),
@@ -253,7 +253,10 @@ USAGE = [
     (["average", "ckpts", "--half-life", "nanba"], "--half-life: 'nanba' is not a time"),
     (["average", "ckpts", "--half-life", "1e99ba"], "--half-life: '1e99ba' is out of range"),
     (["average", "ckpts", "--half-life", "5min"], "--half-life: '5min' is not a time"),
-    (["average", "ckpts", "--half-life", "5ba", "--smoothing", "0.5"], "only one of --half-life and --smoothing"),
+    (
+        ["average", "ckpts", "--half-life", "5ba", "--smoothing", "0.5"],
+        "only one of --half-life, --smoothing and --profile",
+    ),
     (["average", "ckpts", "--smoothing", "1.5"], "--smoothing: 1.5 is not in [0, 1]"),
     (["average", "ckpts", "--smoothing", "nan"], "--smoothing: nan is not in [0, 1]"),
     (["average", "ckpts", "--smoothing", "x"], "Invalid value for '--smoothing'"),
@@ -286,7 +289,7 @@ USAGE = [
     (["inspect", "ckpts", *("--half-life", "5ba", "--half-life", "6")], "--half-life: '6' is not a time"),
     (
         ["average", "ckpts", "--half-life", "5ba", "--half-life", "6ba", "--smoothing", "0.5"],
-        "only one of --half-life and --smoothing",
+        "only one of --half-life, --smoothing and --profile",
     ),
     (
         ["average", "ckpts", "--half-life", "5ba", "--half-life", "6ep", "--update-interval", "1ba"],

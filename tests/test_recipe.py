@@ -24,10 +24,18 @@ def recipe(**options: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({}, "one of --half-life and --smoothing is needed", "--half-life 50ba"),
-        ({"start": "5ba"}, "one of --half-life and --smoothing is needed", "--half-life 50ba"),
-        ({"half_life": "5ba", "smoothing": 0.9}, "only one of --half-life and --smoothing", "--half-life 50ba"),
-        ({"half_life": "0ba", "smoothing": 0.0}, "only one of --half-life and --smoothing", "--half-life 50ba"),
+        ({}, "one of --half-life, --smoothing and --profile is needed", "--half-life 50ba"),
+        ({"start": "5ba"}, "one of --half-life, --smoothing and --profile is needed", "--half-life 50ba"),
+        (
+            {"half_life": "5ba", "smoothing": 0.9},
+            "only one of --half-life, --smoothing and --profile",
+            "--half-life 50ba",
+        ),
+        (
+            {"half_life": "0ba", "smoothing": 0.0},
+            "only one of --half-life, --smoothing and --profile",
+            "--half-life 50ba",
+        ),
         ({"smoothing": -0.1}, r"^--smoothing: -0\.1 is not in \[0, 1\]$", "0.99"),
         ({"smoothing": 1.0000001}, r"^--smoothing: .* is not in \[0, 1\]$", "0.99"),
         ({"smoothing": math.nan}, r"^--smoothing: nan is not in \[0, 1\]$", "0.99"),
@@ -43,6 +51,14 @@ def recipe(**options: Any) -> Recipe:
         ({"half_life": "0ba", "update_interval": "1tok"}, "have different units", "same unit"),
         ({"half_life": "5ba", "last": 0}, r"^--last: 0 is not a number of checkpoints$", "at least 1"),
         ({"half_life": "5ba", "last": -3}, r"^--last: -3 is not a number of checkpoints$", "at least 1"),
+        ({"half_life": "5ba", "profile": "uniform"}, "only one of", "--half-life 50ba"),
+        ({"profile": "cosine"}, "^--profile: 'cosine' is unknown$", "power, uniform, linear, 1-sqrt"),
+        ({"profile": "power"}, "^--sigma-rel is the width of --profile power", "--sigma-rel 0.1"),
+        ({"profile": "linear", "sigma_rel": 0.1}, "^--sigma-rel is the width of --profile power", "--sigma-rel 0.1"),
+        ({"half_life": "5ba", "sigma_rel": 0.1}, "^--sigma-rel is the width of --profile power", "--sigma-rel 0.1"),
+        ({"profile": "power", "sigma_rel": 0.3}, r"^--sigma-rel: 0\.3 is not above 0 and at most 0\.2887$", "0.05"),
+        ({"profile": "power", "sigma_rel": math.nan}, "^--sigma-rel: nan is not", "0.05"),
+        ({"profile": "uniform", "bias_correction": True}, "^--bias-correction is for a half-life", "leave it out"),
         ({"half_life": "5ba", "start": "infba"}, r"^--start: infinity leaves nothing", "1000ba"),
     ],
 )

@@ -20,9 +20,14 @@ def test_sizes_are_short(nbytes: float, shown: str):
 
 def plan(**changed: Any) -> dict[str, Any]:
     """Return facts of a small plan."""
+    law = str(changed.get("half_life", "50ba"))
     return {
-        "half_life": "50ba",
+        "law": law,
+        "half_life": law,
         "smoothing": None,
+        "profile": None,
+        "from": "raw",
+        "approximation": None,
         "update_interval": "1ba",
         "bias_correction": False,
         "entries": [{"name": "a", "clock": "10ba", "weight": 0.4}, {"name": "b", "clock": "20ba", "weight": 0.6}],
@@ -69,3 +74,27 @@ def test_clocks_of_several_units_stand_together():
     """A checkpoint that enters two plans has the clock of each."""
     other = plan(entries=[{"name": "b", "clock": "2ep", "weight": 1.0}])
     assert words.plan_clocks([plan(), other, plan()], ["a", "b", "c"]) == ["10ba", "20ba 2ep", ""]
+
+
+def test_stored_averages_are_told_by_how_near_they_come():
+    """One plan in a sentence, several on a line each; ranges of half-lives within a share."""
+    told = {"relative_error": 0.0123, "reach": [{"within": 0.01, "half_lives": [["20ba", "90ba"], ["200ba", "200ba"]]}]}
+    near = plan(**{"from": "stored", "approximation": told})
+    assert words.plan_line(near) == "2 stored averages combined: 1.23% off from 50ba"
+    assert words.plan_lines([near, near])[1] == "50ba: 1.23% off, from 2 stored averages"
+    assert words.reach_lines(told) == ["Within 1%: 20ba to 90ba, 200ba"]
+    assert words.reach_lines({"reach": [{"within": 0.05, "half_lives": []}]}) == ["Within 5%: no half-life"]
+
+
+def test_what_is_stored_or_should_be():
+    """What the training stored and what it would make, or, where checkpoints are too far apart, what to store."""
+    sparse = plan(warnings=["b holds ..."], half_lives_to_store=["25ba", "100ba"])
+    assert 'half_life=("25ba", "100ba")' in words.stored_lines(None, [sparse])[1]
+    assert words.stored_lines(None, [plan(half_lives_to_store=["25ba", "100ba"])]) == []
+    stored = {"averages": ["20ba", "80ba"], "clocks": ["100ba"], "first_copy": False}
+    plans = [{"law": "2ep", "problem": "counts in batches"}]
+    assert words.stored_lines({**stored, "plans": plans}, []) == [
+        "Stored averages: 20ba, 80ba, at 1 clock up to 100ba, without the first copy (--from stored)",
+        "  2ep: counts in batches",
+    ]
+    assert words.stored_lines({"problem": "two trainings"}, []) == ["Stored averages: two trainings"]
