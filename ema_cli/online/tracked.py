@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -74,7 +75,9 @@ class Tracked:
         refuse_flattened(self.model)
         reshard(self.model)
         self.places = list(_find_places(self.model))
-        self._contents = [(module, _contents(module)) for module in self.model.modules()]
+        self._modules = list(self.model.modules())
+        self._holders = [each for module in self._modules for each in _holders(module)]
+        self._contents = self._find_contents()
         firsts: dict[int, Place] = {}
         for place in self.places:
             firsts.setdefault(id(place.tensor), place)
@@ -88,15 +91,18 @@ class Tracked:
     @property
     def is_current(self) -> bool:
         """Return whether the model still consists of these very tensors; quick, as it is asked at every update."""
-        for module, contents in self._contents:
-            if _contents(module) != contents:
-                return False
+        if self._find_contents() != self._contents:
+            return False
         for slots in (self.averaged, self.copied):
             for slot in slots:
                 # A module that is cast, or resized, may keep its parameter and change what is in it.
                 if slot.tensor.dtype is not slot.dtype or slot.tensor.shape != slot.shape:
                     return False
         return not any(slot.tensor.requires_grad for slot in self.frozen)
+
+    def _find_contents(self) -> list[int]:
+        """Return the identities of all that the modules hold, which stay theirs as long as they are kept here."""
+        return list(map(id, chain.from_iterable(map(dict.values, self._holders))))
 
     def check_same(self, newer: Tracked) -> None:
         """Raise a RunError if the model has come to have other tensors to average, naming them.
@@ -127,7 +133,8 @@ class Tracked:
         self.copied = [there[slot.name] for slot in self.copied]
         names = {slot.name for slot in self.averaged}
         self.frozen = [slot for slot in newer.frozen if slot.name not in names]
-        self.places, self._contents = newer.places, newer._contents
+        self.places, self._modules = newer.places, newer._modules
+        self._holders, self._contents = newer._holders, newer._contents
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what the model's `state_dict` holds, under bare names: tied tensors under each of theirs."""
@@ -139,19 +146,15 @@ class Tracked:
 
 def _find_places(model: nn.Module) -> Iterator[Place]:
     for prefix, module in model.named_modules():
-        for holder in (module._parameters, module._buffers):
+        for holder in _holders(module)[:2]:
             for key, tensor in holder.items():
                 if tensor is not None:
                     yield Place(bare_name(f"{prefix}.{key}" if prefix else key), holder, key, tensor)
 
 
-def _contents(module: nn.Module) -> list[int]:
-    """Return the identities of all that a module holds; they are of things that are kept, and so stay theirs."""
-    return [
-        *map(id, module._parameters.values()),
-        *map(id, module._buffers.values()),
-        *map(id, module._modules.values()),
-    ]
+def _holders(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return where a module keeps its parameters, buffers and modules."""
+    return module._parameters, module._buffers, module._modules
 
 
 def _make_slot(place: Place) -> Slot:
