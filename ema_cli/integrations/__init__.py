@@ -1,0 +1,1 @@
+"""The averages inside the trainers: each module needs the library that it is named after."""
