@@ -73,7 +73,8 @@ class Recipe:
             )
         if self.profile is not None and self.bias_correction:
             raise UsageError(
-                "--bias-correction is for a half-life or a smoothing; a profile has no first copy's excess"
+                "--bias-correction is for a half-life or a smoothing: a profile gives the first no excess",
+                hint="leave it out",
             )
 
     def _check_interval(self, interval: Time) -> None:

@@ -193,7 +193,7 @@ def print_table(step: int, last_loss: float, losses: dict[str, dict[int, float]]
     best = min([last_loss, *(loss for each in losses.values() for loss in each.values())])
     print("\nheld-out loss, nats per byte; an average of")
     print(f"  {'':<30}" + "".join(f"{road:>14}" for road in losses))
-    print(f"  {f'last checkpoint (step {step})':<30}{last_loss:>14.4f}")
+    print(f"  {f'last checkpoint (step {step})':<30}{last_loss:>14.4f}" + ("  best" if last_loss == best else ""))
     for half_life in losses["files"]:
         row = [each[half_life] for each in losses.values()]
         mark = "  best" if best in row else ""
