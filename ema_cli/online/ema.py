@@ -8,7 +8,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ema_cli.errors import UsageError
@@ -17,7 +16,7 @@ from ema_cli.online.clocks import Clocks, Count
 from ema_cli.online.saving import save_average, store_averages
 from ema_cli.online.sharded import reshard
 from ema_cli.online.state import put_state, take_state
-from ema_cli.online.store import Offload, Store
+from ema_cli.online.store import Offload, Store, no_gradients
 from ema_cli.online.tracked import Tracked, put_back, unwrap, write_back
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
 from ema_cli.units import Time, Unit
@@ -106,7 +105,7 @@ class EMA:
         """Return whether the average has begun."""
         return self._events.previous is not None
 
-    @torch.no_grad()
+    @no_gradients()
     def update(
         self,
         *,
@@ -158,26 +157,26 @@ class EMA:
         track = self._track(average)
         if self._training is not None:
             raise UsageError("applied: the averages are applied already", hint="leave that `with` block first")
-        with torch.no_grad():
+        with no_gradients():
             store = self._ready_store()
             reshard(self.model)
             live, places = store.live(), store.tracked.places
             kept = [store.like(tensor).copy_(tensor) for tensor in live]
         try:
             self._training = kept
-            with torch.no_grad():
+            with no_gradients():
                 store.write_into_model(track)
             yield self.model
         finally:
             # Into the tensors that were there: whatever the block put in their place, and whatever it raised.
-            with torch.no_grad():
+            with no_gradients():
                 reshard(self.model)
                 put_back(places)
                 for tensor, before in zip(live, kept, strict=True):
                     write_back(tensor, before)
             self._training = None
 
-    @torch.no_grad()
+    @no_gradients()
     def get_ema_model(self, model: nn.Module | None = None, average: str | None = None) -> nn.Module:
         """Replace the parameters and buffers of `model` (default: the one that is trained) by the averages; return it.
 
@@ -192,7 +191,7 @@ class EMA:
         store.settle()
         return store.fill(model, (*store.averages[track], *store.copies))
 
-    @torch.no_grad()
+    @no_gradients()
     def get_training_model(self, model: nn.Module | None = None) -> nn.Module:
         """Inside `applied`: replace the parameters and buffers of `model` by those that are trained; return it.
 
@@ -204,7 +203,7 @@ class EMA:
             raise UsageError("get_training_model: no averages are applied; the model holds the training weights")
         return self._ready_store().fill(model, self._training)
 
-    @torch.no_grad()
+    @no_gradients()
     def save(
         self, path: str | Path, average: str | None = None, *, force: bool = False, allow_non_finite: bool = False
     ) -> None:
@@ -220,7 +219,7 @@ class EMA:
         track = self._track(average)
         save_average(self, track, Path(path), force=force, allow_non_finite=allow_non_finite)
 
-    @torch.no_grad()
+    @no_gradients()
     def store(self, folder: str | Path) -> Path:
         """Write all averages as they are now, in full precision, into a folder of their own in `folder`; return it.
 
@@ -233,7 +232,7 @@ class EMA:
         """
         return store_averages(self, Path(folder))
 
-    @torch.no_grad()
+    @no_gradients()
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to go on with the same bits. Save it before training on: no copies.
 
@@ -241,7 +240,7 @@ class EMA:
         """
         return take_state(self)
 
-    @torch.no_grad()
+    @no_gradients()
     def load_state_dict(self, state: Mapping[str, Any], *, change_half_life: bool = False) -> None:
         """Go on where `state_dict` was called: the continued run gives the bits of one without a stop.
 

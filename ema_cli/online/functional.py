@@ -8,10 +8,11 @@ from torch import nn
 from ema_cli.errors import RunError, UsageError
 from ema_cli.online.mover import Mover
 from ema_cli.online.sharded import local
+from ema_cli.online.store import no_gradients
 from ema_cli.online.tracked import AVERAGED_IN, Tracked, write_into
 
 
-@torch.no_grad()
+@no_gradients()
 def compute_ema(model: nn.Module, ema_model: nn.Module, smoothing: float = 0.99) -> None:
     """Move `ema_model` toward `model`, in place: ema = smoothing * ema + (1 - smoothing) * model.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -14,6 +15,13 @@ from ema_cli.online.sharded import cut_like, local, locals_of, placed_like, resh
 from ema_cli.online.tracked import AVERAGED_IN, Tracked, write_into
 
 Offload = Literal["cpu"] | None
+
+
+@contextmanager
+def no_gradients() -> Iterator[None]:
+    """Work on tensors as under `no_grad`, also inside `inference_mode`, whose tensors no update could write to."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class Store:

@@ -74,6 +74,15 @@ def test_the_unit_that_counts_must_be_told():
         EMA(nn.Linear(2, 2), "50ba", ema_start="1ep").update()
 
 
+def test_samples_and_tokens_count():
+    """A half-life in tokens or samples counts what update() is told of them, by an interval of one by default."""
+    for unit, argument in (("sp", "sample"), ("tok", "token")):
+        ema = EMA(nn.Linear(2, 2), f"1e6{unit}", update_interval=f"1000{unit}")
+        events = [ema.update(**{"batch": step, argument: step * 400}) for step in range(1, 11)]
+        assert [step for step, event in enumerate(events, 1) if event] == [1, 3, 5, 8, 10]
+        assert str(ema.clock) == f"4000{unit}"
+
+
 def test_a_start_is_inclusive():
     """The start has come when its clock is reached; at 0 in any unit it has from the beginning."""
     clocks = told(Clocks(), batch=5)

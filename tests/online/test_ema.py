@@ -480,6 +480,24 @@ def test_saving_inside_applied_gives_the_averages(tmp_path: Path):
     assert inside.read_bytes() == outside.read_bytes()
 
 
+@pytest.mark.parametrize("offload", [None, "cpu"])
+def test_inference_mode_leaves_no_mark(offload: Any):
+    """Whatever is asked under inference_mode, as Lightning validates, the training goes on with the same bits."""
+    model = small_model().to(torch.bfloat16)
+    ema, other = EMA(model, "3ba", offload=offload), EMA(model, "3ba", offload=offload)
+    with torch.inference_mode():
+        ema.state_dict()
+    for step in range(4):
+        walk(model, step)()
+        ema.update()
+        other.update()
+        with torch.inference_mode(), ema.applied():
+            model(torch.ones(2, 8, dtype=torch.bfloat16))
+        assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
+    assert_same(held(ema), held(other))
+    model(torch.ones(4, 8, dtype=torch.bfloat16)).sum().backward()
+
+
 def test_get_ema_model_and_get_training_model():
     """As in Composer: the averages, or inside `applied` the training weights, in a model that is given or in ours."""
     model, ema = averaged_model()
@@ -616,6 +634,7 @@ def test_torch_compile_is_looked_through():
         expected = copy.deepcopy(model)(torch.ones(2, 8))
         assert torch.equal(compiled(torch.ones(2, 8)), expected)
         model.train()
+    assert EMA(nn.DataParallel(compiled)).model is model
     part = nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager"), nn.Linear(2, 2))
     inner = EMA(part)
     inner.update()

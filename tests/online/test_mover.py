@@ -99,7 +99,6 @@ def memory_taken(model: nn.Module, ema: EMA, updates: int) -> int:
     return max((event.cpu_memory_usage for event in profile.events()), default=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_takes_no_memory(dtype: torch.dtype):
     """After the second update, which makes the scratch, no update allocates anything, and nothing moves."""
@@ -109,6 +108,5 @@ def test_a_step_takes_no_memory(dtype: torch.dtype):
     for _ in range(2):
         ema.update()
     places = [tensor.data_ptr() for name in ema.names for tensor in ema.state_dict()["averages"][name].values()]
-    # The bytes of Python scalars on their way into a kernel, and no tensor of the model.
-    assert memory_taken(model, ema, 5) <= 64
+    assert memory_taken(model, ema, 5) == 0
     assert places == [t.data_ptr() for name in ema.names for t in ema.state_dict()["averages"][name].values()]

@@ -105,14 +105,14 @@ def test_large_tensors_of_every_layout():
     """What is too large for one call with others is moved in parts, whatever its type and strides."""
     random = torch.Generator().manual_seed(2)
     model = nn.Module()
-    for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float16):
+    for dtype in (torch.float32, torch.bfloat16):
         name = f"in_{str(dtype)[6:]}"
         model.register_parameter(name, nn.Parameter(torch.randn(300, 1001, generator=random).to(dtype)))
-        model.register_parameter(f"{name}_t", nn.Parameter(torch.randn(301, 1001, generator=random).to(dtype).t()))
-        last = torch.randn(8, 40, 33, 31, generator=random).to(dtype).to(memory_format=torch.channels_last)
+        model.register_parameter(f"{name}_t", nn.Parameter(torch.randn(111, 301, generator=random).to(dtype).t()))
+        last = torch.randn(4, 12, 33, 31, generator=random).to(dtype).to(memory_format=torch.channels_last)
         model.register_parameter(f"{name}_last", nn.Parameter(last))
     ema = EMA(model, ("3ba", "50ba"))
-    models = trajectory(model, ema, 4)
+    models = trajectory(model, ema, 3)
     for name in ema.names:
         assert_near(held(ema, name), dense(models, float(name[:-2])))
 
