@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ema_cli import interrupts
-from ema_cli.errors import EmaError, UsageError
+from ema_cli.errors import EmaError, NoWeights, UsageError
 from ema_cli.options import (
     READ,
     SELECT,
@@ -301,7 +301,7 @@ def _what_is_stored(paths: Sequence[Path], recipes: Sequence[Recipe]) -> dict[st
     from ema_cli.stored import find_stored, make_stored_plan, open_stored
 
     try:
-        if not find_stored(paths):
+        if not any(path.is_dir() for path in paths) or not find_stored(paths):
             return None
         stored = open_stored(paths)
     except EmaError as problem:
@@ -326,12 +326,19 @@ def _open(
 
     if not paths:
         raise UsageError("which checkpoints?", hint="name the folder that holds the run: ema-cli average ckpts/ ...")
-    return open_run(
-        paths,
-        options=options,
-        epoch_length=Time.parse(epoch_length, "--epoch-length") if epoch_length is not None else None,
-        spacing=Time.parse(spacing, "--spacing") if spacing is not None else None,
-    )
+    try:
+        return open_run(
+            paths,
+            options=options,
+            epoch_length=Time.parse(epoch_length, "--epoch-length") if epoch_length is not None else None,
+            spacing=Time.parse(spacing, "--spacing") if spacing is not None else None,
+        )
+    except NoWeights as problem:
+        from ema_cli.stored import find_stored
+
+        if not find_stored(paths):
+            raise
+        raise NoWeights(str(problem), hint="averages that the training stored are there: --from stored") from problem
 
 
 def _print_json(command: str | None, content: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def run_facts(run: Run, *, stored: bool = False) -> dict[str, Any]:
             for each, sizes in zip(run.checkpoints, _by_specs(run.checkpoints, _sizes), strict=True)
         ],
         "units": [str(unit) for unit in run.units],
-        "spacing": _spacing_facts(run),
+        "spacing": None if stored else _spacing_facts(run),
         "tensors": tensor_totals(common),
         "differences": first_differences(run.checkpoints) if run.checkpoints else [],
         "same_clock": [] if stored else [[each.name for each in group] for group in run.twins()],

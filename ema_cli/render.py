@@ -43,6 +43,7 @@ _PIPE_WIDTH = 240  # wide enough that no row is folded where a program reads it
 _UNLIMITED = 100_000
 _NARROWEST = _BAR_WIDTH
 _PLAIN_SECONDS = 30
+_NOT_TOLD = ("checkpoints", "files", "version", "types", "clocks")
 _OPTION_WORDS = {"half_life": "half-life"}
 
 
@@ -118,14 +119,18 @@ def recipe_report(recipe: Mapping[str, Any]) -> None:
     """Print how a file was averaged, as its metadata say."""
     out = console()
     out.print()
-    asked = {name: value for name, value in recipe.items() if name not in ("checkpoints", "files", "version")}
+    stored = recipe.get("stored")
+    told = stored if isinstance(stored, Mapping) else recipe
+    asked = {name: value for name, value in told.items() if name not in _NOT_TOLD}
     words = ", ".join(f"{_OPTION_WORDS.get(name, name.replace('_', ' '))} {value}" for name, value in asked.items())
-    out.print(Text(printable(f"Averaged by ema-cli {recipe.get('version', '?')}: {words}"), "bold"), soft_wrap=True)
+    how = "Stored by EMA.store" if stored else "Averaged by ema-cli"
+    out.print(Text(printable(f"{how} {recipe.get('version', '?')}: {words}"), "bold"), soft_wrap=True)
     entries = recipe.get("checkpoints", [])
     names = [str(name) for name, _, _ in entries]
     weights = [{"name": str(name), "weight": float(weight)} for name, _, weight in entries]
     clocks = [str(clock) for _, clock, _ in entries]
-    _print_table(out, _run_table(names, {"clock": clocks}, [{"entries": weights, "skipped": []}]))
+    if entries:
+        _print_table(out, _run_table(names, {"clock": clocks}, [{"entries": weights, "skipped": []}]))
 
 
 def plan_report(plans: Sequence[Mapping[str, Any]], order: Sequence[str]) -> None:

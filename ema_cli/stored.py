@@ -5,6 +5,7 @@ What each file is, its metadata say. Nothing here knows how the weights are foun
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 FIRST = "first"  # the name of the first copy among stored averages
 WITHIN = (0.01, 0.05)  # relative errors of a profile: what is near, and what is near enough
-_BINS = 24
+_LEAST_BINS = 10
 _GRID = 8  # half-lives in a decade
 _CONFIG = "config.json"
 
@@ -304,7 +305,7 @@ def _moments(stored: StoredRun, averages: Sequence[StoredAverage]) -> list[Momen
 
 
 def _half_lives(averages: Sequence[StoredAverage]) -> list[HalfLife]:
-    """Return half-lives from an update to ten times the training, to see which are within reach."""
+    """Return half-lives from an update to ten times the training, and an endless one, to see which are within reach."""
     began, ended = float(averages[0].began.value), float(averages[-1].clock.value)
     least, most = (ended - began) / max(each.updates for each in averages), 10 * ended
     values = dict.fromkeys(
@@ -312,7 +313,7 @@ def _half_lives(averages: Sequence[StoredAverage]) -> list[HalfLife]:
         for step in range(int(_GRID * 12))
         if least * 10 ** (step / _GRID) <= most
     )
-    return [HalfLife(value) for value in values]
+    return [HalfLife(value) for value in (*values, math.inf)]
 
 
 def _ranges(grid: Sequence[HalfLife], errors: Sequence[float], within: float, unit: Unit) -> list[tuple[Time, Time]]:
@@ -339,7 +340,8 @@ def _drawn(
 
     moments = profiles.moments
     last, end = len(moments) - 1, moments[-1].clock
-    edges = [end * number / _BINS for number in range(1, _BINS + 1)]
+    step = _round_step(end / _LEAST_BINS)
+    edges = [step * number for number in range(1, math.ceil(end / step))] + [end]
 
     def shares(each: Law | None, moment: int) -> Iterator[float]:
         before = 0.0
@@ -349,10 +351,16 @@ def _drawn(
             before = until
 
     asked = list(shares(law, last))
-    reached = [0.0] * _BINS
+    reached = [0.0] * len(edges)
     for stored, weight in zip(profiles.stored, weights, strict=True):
         if weight:
             reached = [
                 sum(pair) for pair in zip(reached, (weight * s for s in shares(stored.law, stored.moment)), strict=True)
             ]
     return list(zip([0.0, *edges[:-1]], edges, strict=True)), asked, reached
+
+
+def _round_step(most: float) -> float:
+    """Return the largest of 1, 2, 5, 10, 20, ... that is not above `most`."""
+    power = 10.0 ** math.floor(math.log10(most))
+    return max(digit * power for digit in (1, 2, 5) if digit * power <= most * (1 + 1e-9))
