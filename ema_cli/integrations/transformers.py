@@ -1,0 +1,281 @@
+"""Averages in a training with transformers' Trainer: a callback, and a mixin for evaluation on the averages.
+
+Imports transformers, and is imported by nothing else in ema_cli.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+from transformers import TrainerCallback, TrainerState
+
+from ema_cli.errors import OutputError, RunError, UsageError
+from ema_cli.formats.layouts import TRAINER_STATE
+from ema_cli.integrations.gathering import gather
+from ema_cli.online.clocks import Count
+from ema_cli.online.ema import EMA
+from ema_cli.online.sharded import is_sharded
+from ema_cli.online.store import Offload
+from ema_cli.online.tracks import Numbers, Times, parse_tracks
+from ema_cli.side_files import find_side_files
+from ema_cli.staging import Staging
+from ema_cli.units import Time, Unit
+
+FOLDER = "ema"  # in checkpoint-N: what from_pretrained loads; beside the checkpoints: what EMA.store writes
+STATE = "ema_state.pt"  # in checkpoint-N, beside the Trainer's own state
+_KEYWORDS = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.TOKEN: "token"}
+
+
+class EMACallback(TrainerCallback):
+    """Averages of the model that a Trainer trains, updated after each optimizer step.
+
+        trainer = Trainer(model, arguments, callbacks=[EMACallback(half_life="50ba")], ...)
+        trainer.train()
+        AutoModel.from_pretrained("out/checkpoint-1000/ema")
+
+    Each save writes the average into `checkpoint-N/ema`, as `save_pretrained` would, and what resuming needs into
+    `checkpoint-N/ema_state.pt`; `train(resume_from_checkpoint=...)` goes on with the same bits. Of several averages
+    the first is the one that is written there and evaluated; all of them are stored in `ema/` of the output folder,
+    which `save_total_limit` does not clear, for `ema-cli average --from stored`.
+
+    `ema` is the EMA of the training that runs, or ran last.
+
+    Args:
+        half_life, smoothing, ema_start, update_interval, train_with_ema_weights, sigma_rel, offload: as of `EMA`.
+            Times in tokens need `TrainingArguments(include_num_input_tokens_seen=...)`; the Trainer counts no samples.
+        store: whether each save stores all averages. Default: if there are several.
+        change_half_life: whether a training may be resumed with another half-life, interval or start.
+
+    Raises:
+        UsageError: for values or combinations that make no sense.
+    """
+
+    def __init__(
+        self,
+        half_life: Times | None = None,
+        smoothing: Numbers | None = None,
+        ema_start: str | Time = "0ba",
+        update_interval: str | Time | None = None,
+        train_with_ema_weights: bool = False,
+        *,
+        sigma_rel: Numbers | None = None,
+        offload: Offload = None,
+        store: bool | None = None,
+        change_half_life: bool = False,
+    ) -> None:
+        tracks = parse_tracks(half_life, smoothing, ema_start, update_interval, sigma_rel)
+        self._units = {tracks.unit, tracks.start.unit} if tracks.start.value else {tracks.unit}
+        if Unit.SAMPLE in self._units:
+            raise UsageError(
+                "the Trainer counts no samples", hint="give the time in ba, ep or tok, as half_life='50ba'"
+            )
+        self._stores = len(tracks.laws) > 1 if store is None else store
+        self._change_half_life = change_half_life
+        self._asked: dict[str, Any] = {
+            "half_life": half_life,
+            "smoothing": smoothing,
+            "ema_start": ema_start,
+            "update_interval": update_interval,
+            "train_with_ema_weights": train_with_ema_weights,
+            "sigma_rel": sigma_rel,
+            "offload": offload,
+            "keep_first": self._stores,
+        }
+        self._is_applied = False
+        self.ema: EMA | None = None
+        self.evaluates = False  # whether the Trainer evaluates the averages, and chooses its best model by that
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin anew or, in a training that is resumed, go on."""
+        if Unit.TOKEN in self._units and args.include_num_input_tokens_seen == "no":
+            raise UsageError(
+                "the Trainer does not count tokens", hint="TrainingArguments(include_num_input_tokens_seen='all')"
+            )
+        self.ema = EMA(kwargs["model"], **self._asked)
+        if state.global_step:
+            self._resume(self.ema, args, state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Update the averages.
+
+        The Trainer calls this once for each optimizer step, however many batches it accumulates, before it evaluates
+        or saves; and unlike at `on_optimizer_step`, its counters include the step.
+        """
+        assert self.ema is not None
+        clocks = _clocks(self.ema, args, state)
+        self.ema.update(**{_KEYWORDS[unit]: count for unit, count in clocks.items()})
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the average, and what resuming needs, into the checkpoint that the Trainer has just written."""
+        assert self.ema is not None
+        folder = _checkpoint(args, state)
+        if args.should_save and not folder.is_dir():
+            raise OutputError(
+                f"{folder}: is not where the Trainer saved", hint="search hyperparameters with save_strategy='no'"
+            )
+        if self.ema.started:
+            self._export(self.ema, folder, writes=args.should_save)
+            if self._stores:
+                self.ema.store(Path(args.output_dir, FOLDER))
+        # A best model is loaded from it, too.
+        if not args.save_only_model or args.load_best_model_at_end:
+            saved = gather(self.ema.state_dict(), keep=args.should_save)
+            if args.should_save:
+                with Staging(folder / STATE) as staging:
+                    torch.save(saved, staging.folder / STATE)
+                    staging.publish_file(STATE, force=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put the averages of the best checkpoint where the Trainer has put its model, if they were what was best."""
+        if not (self.evaluates and args.load_best_model_at_end and state.best_model_checkpoint):
+            return
+        assert self.ema is not None
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.barrier()  # the process that writes may not be done
+        path = Path(state.best_model_checkpoint, STATE)
+        if not path.is_file():
+            # There were no averages yet, so that the model itself was evaluated, and is what the Trainer has loaded.
+            self.ema = None
+            return
+        self._load(self.ema, path)
+        if self.ema.started:
+            self.ema.get_ema_model(average=self.ema.names[0])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Hold the first average in the model while the block runs, if it has begun. May be nested."""
+        if self.ema is None or not self.ema.started or self._is_applied:
+            yield
+            return
+        self._is_applied = True
+        try:
+            with self.ema.applied(self.ema.names[0]):
+                yield
+        finally:
+            self._is_applied = False
+
+    def _resume(self, ema: EMA, args: Any, state: Any) -> None:
+        """Load the averages from the folder from which the Trainer has loaded its state."""
+        usual = _checkpoint(args, state)
+        places = [Path(place) for place in (args.resume_from_checkpoint, usual) if place]
+        found = next((place for place in places if _is_of(place, state)), None)
+        if found is not None and (found / STATE).is_file():
+            return self._load(ema, found / STATE)
+        if not ema.clocks.advanced(_clocks(ema, args, state)).reached(ema.tracks.start):
+            return None  # nothing is lost
+        if found is None:
+            raise RunError(
+                f"{usual}: is not what the Trainer resumed from, and it does not tell its callbacks what is",
+                hint="say it in its arguments, too: TrainingArguments(resume_from_checkpoint=...)",
+            )
+        raise RunError(f"{found}: has no averages to go on with", hint="begin them later, as ema_start='5000ba'")
+
+    def _load(self, ema: EMA, path: Path) -> None:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        ema.load_state_dict(saved, change_half_life=self._change_half_life)
+
+    def _export(self, ema: EMA, folder: Path, *, writes: bool) -> None:
+        """Write the first average as a folder that `from_pretrained` loads."""
+        sharded = any(map(is_sharded, ema.model.parameters()))
+        if not (writes or sharded):
+            return
+        with self.applied():
+            tensors = gather(ema.model.state_dict(), keep=writes) if sharded else None
+            if not writes:
+                return
+            with Staging(folder / FOLDER) as staging:
+                _save_model(ema.model, tensors, staging.folder / FOLDER)
+                _copy_side_files(folder, staging.folder / FOLDER)
+                staging.publish_folder(FOLDER, force=True)
+
+
+class EMATrainerMixin:
+    """Evaluate and predict on the average of the trainer's EMACallback; as ever, until it begins.
+
+        class AveragingTrainer(EMATrainerMixin, Trainer):
+            pass
+
+    The best checkpoint is then the one whose average is best, and `load_best_model_at_end` loads that average.
+    """
+
+    callback_handler: Any
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the Trainer does."""
+        self._averages.evaluates = True
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the average."""
+        with self._averages.applied():
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict with the average."""
+        with self._averages.applied():
+            return super().predict(*args, **kwargs)  # type: ignore[misc]
+
+    @property
+    def _averages(self) -> EMACallback:
+        found = [each for each in self.callback_handler.callbacks if isinstance(each, EMACallback)]
+        if len(found) != 1:
+            raise UsageError(
+                f"{type(self).__name__}: has {len(found)} EMACallbacks, but evaluates the average of one",
+                hint="callbacks=[EMACallback(half_life='50ba')]; of several half-lives the first is evaluated",
+            )
+        return found[0]
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    """Return where the Trainer saves now, or has saved what it resumes from by itself."""
+    return Path(args.output_dir, f"checkpoint-{state.global_step}")
+
+
+def _is_of(folder: Path, state: Any) -> bool:
+    """Return whether the state was saved there: by its step, and by its log, as several runs have the same steps."""
+    path = folder / TRAINER_STATE
+    if not path.is_file():
+        return False
+    saved = TrainerState.load_from_json(str(path))
+    same: bool = saved.global_step == state.global_step and repr(saved.log_history) == repr(state.log_history)
+    return same
+
+
+def _clocks(ema: EMA, args: Any, state: Any) -> dict[Unit, Count]:
+    """Return how long the model has trained, as the Trainer counts."""
+    epoch = Fraction(repr(float(state.epoch)))
+    # With ignore_data_skip, a training that is resumed repeats a part of its epoch: the clock stands still meanwhile.
+    clocks: dict[Unit, Count] = {
+        Unit.BATCH: state.global_step,
+        Unit.EPOCH: max(epoch, ema.clocks.passed.get(Unit.EPOCH, epoch)),
+    }
+    if args.include_num_input_tokens_seen != "no":
+        clocks[Unit.TOKEN] = state.num_input_tokens_seen
+    return clocks
+
+
+def _save_model(model: nn.Module, tensors: dict[str, Tensor] | None, folder: Path) -> None:
+    """Write a model as the Trainer does; `tensors` in place of its own."""
+    save = getattr(model, "save_pretrained", None)
+    if save is not None:
+        save(folder, state_dict=tensors)
+        return
+    folder.mkdir()
+    save_file(model.state_dict() if tensors is None else tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _copy_side_files(source: Path, target: Path) -> None:
+    """Copy what else a user loads: the tokenizer or processor, and the model's own code."""
+    for file in find_side_files(source):
+        copy = target / file.path.relative_to(source)
+        if not copy.exists():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file.path, copy)
