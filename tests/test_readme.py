@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from tests.conftest import write_hf_run
 
@@ -23,9 +24,11 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run that the README shows."""
+    """A folder with the run that the README shows, in which its Python examples ran."""
     folder = tmp_path_factory.mktemp("readme")
     write_hf_run(folder / "ckpts", [500, 1000, 1500, 2000, 2500, 3000], epoch_length=1000)
+    for block in blocks("python"):
+        subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=folder, check=True)
     return folder
 
 
@@ -44,11 +47,10 @@ def test_console_blocks_print_what_they_say(folder: Path):
 
 
 def test_python_blocks_run(folder: Path):
-    """The library example works as printed."""
-    (block,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("[0.1767766952966")
+    """The examples work as printed, one after the other, and leave what they say."""
     assert (folder / "python.safetensors").exists()
+    assert load_file(folder / "ema.safetensors").keys() == {"weight", "bias"}
+    assert {path.name for path in (folder / "run" / "ema").iterdir()} >= {"50ba", "400ba", "first.safetensors"}
 
 
 def test_the_first_screen_s_targets_exist():
