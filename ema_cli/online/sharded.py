@@ -33,7 +33,8 @@ def refuse_flattened(model: nn.Module) -> None:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     for name, module in model.named_modules():
         if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel):
-            raise RunError(f"'{name}' is in FullyShardedDataParallel, which flattens tensors", hint=_WAY_ON)
+            what = f"'{name}'" if name else "the model"
+            raise RunError(f"{what} is in FullyShardedDataParallel, which flattens tensors", hint=_WAY_ON)
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id"):
             raise RunError(f"'{name}' is one process's part of a flattened tensor, as ZeRO-3 has it", hint=_WAY_ON)

@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from torch import nn
 
 from ema_cli import EMA
-from tests.online.models import assert_near, assert_same
+from tests.online.models import assert_near, assert_same, held, walk
 from tests.online.two_processes import ASKED, launch, make_model
 
 pytestmark = pytest.mark.slow
@@ -65,13 +66,13 @@ def test_two_processes_load_what_two_saved(found: list[dict[str, Any]]):
                 assert_same(sharded[after][name], tensors)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_one_process_loads_what_two_saved(folder: Path, found: list[dict[str, Any]]):
     """The same files load in one process, whole."""
     ema = EMA(make_model(), **ASKED)
     ema.update()
     loaded = {"ema": ema.state_dict()}
-    with pytest.warns(UserWarning, match="single process"):
-        dcp.load(loaded, checkpoint_id=folder / "dcp", no_dist=True)
+    dcp.load(loaded, checkpoint_id=folder / "dcp", no_dist=True)
     ema.load_state_dict(loaded["ema"])
     state = ema.state_dict()
     expected = found[0]["sharded"]["state"]
@@ -80,6 +81,26 @@ def test_one_process_loads_what_two_saved(folder: Path, found: list[dict[str, An
     assert_same(state["copied"], expected["copied"])
     assert_same(state["first"], expected["first"])
     assert (str(ema.clock), ema.updates) == ("6ba", 5)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("started", [False, True])
+def test_a_new_run_loads_the_state(tmp_path: Path, started: bool):
+    """In one process, without buffers: a state that has not begun takes all of one that has, and vice versa."""
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    ema, again = EMA(model, "3ba"), EMA(other, "3ba")
+    (ema if started else again).update(batch=2, epoch=0.5)
+    dcp.save({"ema": ema.state_dict()}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    loaded = {"ema": again.state_dict()}
+    dcp.load(loaded, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    again.load_state_dict(loaded["ema"])
+    assert (again.clocks, again.clock, again.began) == (ema.clocks, ema.clock, ema.began)
+    other.load_state_dict(model.state_dict())
+    for step in range(3, 6):
+        walk(model, step)()
+        walk(other, step)()
+        assert ema.update(batch=step) is again.update(batch=step) is True
+    assert_same(held(again), held(ema))
 
 
 def test_a_first_copy_is_not_lost_without_a_word(found: list[dict[str, Any]]):
@@ -99,6 +120,22 @@ def test_applied_under_fsdp2(found: list[dict[str, Any]]):
             torch.testing.assert_close(used["before"], alone["trained"], rtol=0, atol=1e-6)
             assert torch.equal(used["after"], used["before"])
             assert used["updated"]
+
+
+def test_every_way_of_averaging_a_sharded_model(found: list[dict[str, Any]]):
+    """On the host and under torch.compile the bits are the same; training on the averages is that of one process."""
+    for each in found:
+        varied = each["varied"]
+        for name in (*TRACKS, "copied", "first"):
+            assert_same(varied["host"][name], varied["beside"][name])
+            assert_same(varied["compiled"][name], varied["beside"][name])
+        assert_near(varied["trained on, sharded"], varied["trained on, alone"])
+
+
+def test_fsdp1_is_refused(found: list[dict[str, Any]]):
+    """What the older FullyShardedDataParallel flattens has no tensor of the model's, and the error says so."""
+    for each in found:
+        assert each["varied"]["fsdp1"] == "the model is in FullyShardedDataParallel, which flattens tensors"
 
 
 def test_two_processes_save_one_file(folder: Path, found: list[dict[str, Any]]):

@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
@@ -178,6 +178,31 @@ def use_sharded() -> dict[str, Any]:
     return found
 
 
+def vary_sharded() -> dict[str, Any]:
+    """Average the same model beside it, on the host, and under torch.compile; and train on the averages."""
+    model = shard(make_model())
+    compiled = torch.compile(model, backend="eager")
+    emas = {
+        "beside": EMA(model, **ASKED),
+        "host": EMA(model, **ASKED, offload="cpu"),
+        "compiled": EMA(compiled, **ASKED),
+    }
+    for _ in steps(model):
+        for ema in emas.values():
+            ema.update()
+    found: dict[str, Any] = {name: together(ema) for name, ema in emas.items()}
+    for name, kind in (("sharded", shard), ("alone", lambda model: model)):
+        model = kind(make_model())
+        ema = EMA(model, "2ba", train_with_ema_weights=True)
+        for _ in steps(model):
+            ema.update()
+        found[f"trained on, {name}"] = full(model.state_dict())
+    # Its parameters are flat from the beginning.
+    old = FullyShardedDataParallel(make_model().requires_grad_(True), device_id=torch.device("cpu"))
+    found["fsdp1"] = told(lambda: EMA(old).update())
+    return found
+
+
 def save_sharded(folder: Path) -> dict[str, Any]:
     """Save from both processes; an error in one of them is one in both."""
     model = shard(make_model())
@@ -226,6 +251,7 @@ def main(folder: Path, rank: int) -> None:
         "alone": train_alone(),
         "sharded": train_sharded(folder),
         "used": use_sharded(),
+        "varied": vary_sharded(),
         "saved": save_sharded(folder),
         "ddp": train_ddp(folder),
     }
