@@ -236,7 +236,9 @@ class EMA:
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to go on with the same bits. Save it before training on: no copies.
 
-        Sharded tensors come as DTensors: `torch.distributed.checkpoint` saves and reshards it.
+        Sharded tensors come as DTensors: `torch.distributed.checkpoint` saves and reshards it. A first copy that is not
+        stored yet is part of it; that library loads one only into the state of a run that has one, after its first
+        update.
         """
         return take_state(self)
 

@@ -43,7 +43,7 @@ class Store:
         self.copies = [self.like(local(slot.tensor)) for slot in tracked.copied]
         self._staged = [self.like(value) for value in values] if offload else []
         self._due: Sequence[float] | None = None  # shares of an update whose values are staged
-        self._copied: torch.cuda.Event | None = None
+        self._copied: list[torch.cuda.Event] = []  # one for each device that the model is on
         self._mover: Mover | None = None
         self.copy()
 
@@ -72,19 +72,18 @@ class Store:
             self._copy_others(wait=True)
             return
         for staged, value in zip(self._staged, values, strict=True):
-            staged.copy_(value, non_blocking=True)
-        self._copy_others(wait=False)
-        if self._pinned:
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
+            staged.copy_(value, non_blocking=self._pinned)
+        self._copy_others(wait=not self._pinned)
+        devices = {tensor.device for tensor in self.live() if tensor.is_cuda}
+        self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
         self._due = shares
 
     def settle(self) -> None:
         """Finish the update that is under way, if there is one."""
         if self._due is None:
             return
-        if self._copied is not None:
-            self._copied.synchronize()
+        for event in self._copied:
+            event.synchronize()
         shares, self._due = self._due, None
         self._moved_by(self._staged).move(self._staged, shares)
 
