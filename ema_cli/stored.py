@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FIRST = "first"  # the name of the first copy among stored averages
 WITHIN = (0.01, 0.05)  # relative errors of a profile: what is near, and what is near enough
 _LEAST_BINS = 10
+_MAX_UPDATES = 10**15
+_MAX_STORED = 1000
 _GRID = 8  # half-lives in a decade
 _CONFIG = "config.json"
 
@@ -158,9 +160,15 @@ def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> Store
     events = str(told["update_interval"]), str(told.get("start", ""))
     if events[0] != EVERY and Time.parse(events[0]).value <= 0:
         raise ValueError("its update interval is 0")
-    if type(updates) is not int or updates < 0 or clock.unit is not began.unit or not 0 < began.value <= clock.value:
+    if (
+        type(updates) is not int
+        or not 0 <= updates < _MAX_UPDATES
+        or clock.unit is not began.unit
+        or not 0 < began.value <= clock.value
+    ):
         raise ValueError("its clock and its updates do not fit together")
-    clocks = {Unit(unit): Clock(Fraction(value), "file") for unit, value in told["clocks"].items()}
+    times = [Time.parse(f"{value}{Unit(unit)}") for unit, value in told["clocks"].items()]
+    clocks = {time.unit: Clock(Fraction(time.value), "file") for time in times}
     clocks[clock.unit] = Clock(Fraction(clock.value), "file")
     path = checkpoint.path
     folder = next((each for each in list(path.parents)[1:4] if (each / _CONFIG).is_file()), None)
@@ -217,7 +225,8 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
     grid = _half_lives(averages)
     profiles = Profiles(moments, [Stored(each.law, at[each.updates]) for each in averages], [law, *grid])
     found = profiles.solve(law)
-    reach = {within: _ranges(grid, profiles.errors(grid), within, stored.unit) for within in WITHIN}
+    errors = [profiles.error(each) for each in grid]
+    reach = {within: _ranges(grid, errors, within, stored.unit) for within in WITHIN}
     if found.error > WITHIN[1] and not allow_approximate:
         raise RunError(
             f"{stored.root}: {recipe.law} is out of reach: the nearest that the stored averages make differs by "
@@ -273,6 +282,18 @@ def _stopped(stored: StoredRun, recipe: Recipe) -> list[StoredAverage]:
         averages = [e for e in averages if e.law is None or (e.checkpoint.clock(recipe.stop.unit) or 0) <= stop]
     if not any(each.law is not None and each.updates for each in averages):
         raise RunError(f"{stored.root}: no average is stored before --stop", hint="ask for a later --stop")
+    return _thinned(averages)
+
+
+def _thinned(averages: list[StoredAverage]) -> list[StoredAverage]:
+    """Leave out every other moment of the older half, again and again, where there are more than can be solved for."""
+    while len(averages) > _MAX_STORED:
+        moments = sorted({each.updates for each in averages if each.law is not None})
+        half = len(moments) // 2
+        left_out = set(moments[1:half:2])
+        if not left_out:
+            break
+        averages = [each for each in averages if each.law is None or each.updates not in left_out]
     return averages
 
 

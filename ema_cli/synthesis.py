@@ -12,9 +12,9 @@ share = (t_0 / t_u) ** (gamma + 1), shape_j = (t_j ** (gamma + 1) - t_(j-1) ** (
 
 Wanted are weights c with sum 1 that bring sum c_k p_k, p_k the profile of stored average k, nearest to the profile q of
 the average asked for: least squares over events, |P c - q|^2 + (_RIDGE |q|)^2 |c|^2. The second term keeps the weights
-from growing where profiles are nearly alike, and with them the rounding of what was stored. All profiles lie, within a
-cell, in the span of a few shapes, one of each law: so a QR of the shapes, cell by cell, turns vectors over millions of
-events into a few numbers a cell, with the same inner products.
+from growing where profiles are nearly alike, and with them the rounding of what was stored. Of the vectors, which may
+be millions of events long, only the inner products are needed, and those are sums over cells of (share of one) x
+(share of the other) x (inner product of two shapes), of which there are as many as laws.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,7 @@ class Synthesis:
 
 
 class Profiles:
-    """The profiles of stored averages in coordinates that keep inner products.
+    """The inner products of the profiles of stored averages, and of those that may be asked for.
 
     Args:
         moments: from the first copy (0 updates) on, in order of time; the last is that of the averages asked for.
@@ -81,55 +81,67 @@ class Profiles:
     def __init__(self, moments: Sequence[Moment], stored: Sequence[Stored], laws: Sequence[Law]) -> None:
         self.moments = moments
         self.stored = stored
-        known = [each.law for each in stored if each.law is not None]
-        self._laws: list[Law] = list(dict.fromkeys([*known, *laws]))
-        cells = [_Cell.of(before, after) for before, after in pairwise(moments)]
-        shapes = [np.stack([cell.shape(law) for law in self._laws], axis=1) for cell in cells]
-        self._axes: list[Vector] = [np.asarray(np.linalg.qr(shape, mode="r")) for shape in shapes]
-        self._shares = [[cell.share(law) for law in self._laws] for cell in cells]
-        self.matrix = np.stack([self._coordinates(each.law, each.moment) for each in stored], axis=1)
-
-    def _coordinates(self, law: Law | None, moment: int) -> Vector:
-        """Return the profile of an average at a moment: its weight at the first event, then cell by cell."""
-        parts = [np.zeros(axes.shape[0]) for axes in self._axes]
-        weight = 1.0
-        if law is not None:
-            column = self._laws.index(law)
-            for cell in range(moment - 1, -1, -1):
-                parts[cell] = weight * self._axes[cell][:, column]
-                weight *= self._shares[cell][column]
-        return np.concatenate([[weight], *parts])
+        self._asked = {law: len(stored) + number for number, law in enumerate(dict.fromkeys(laws))}
+        profiles = [*stored, *(Stored(law, len(moments) - 1) for law in self._asked)]
+        self.products = _inner_products(moments, profiles)
 
     def solve(self, law: Law) -> Synthesis:
-        """Return the weights that come nearest to an average of this law at the last moment."""
-        wanted = self._coordinates(law, len(self.moments) - 1)
-        best = self._nearest(wanted, np.arange(len(self.stored)))
+        """Return the weights that come nearest to an average of this law at the last moment, of few if that will do."""
+        best = self._nearest(law, *self._every)
         for share in _PRUNED:
             kept = np.flatnonzero(np.abs(best.weights) >= share * np.abs(best.weights).max())
-            pruned = self._nearest(wanted, kept)
+            pruned = self._nearest(law, *self._factored(kept))
             if pruned.error <= max(1.1 * best.error, _PRUNED_ERROR):
                 return pruned
         return best
 
-    def errors(self, laws: Sequence[Law]) -> list[float]:
-        """Return how near all stored averages together come to each of the laws."""
-        last = len(self.moments) - 1
-        every = np.arange(len(self.stored))
-        return [self._nearest(self._coordinates(law, last), every).error for law in laws]
+    def error(self, law: Law) -> float:
+        """Return how near all stored averages together come to an average of this law at the last moment."""
+        return self._nearest(law, *self._every).error
 
-    def _nearest(self, wanted: Vector, kept: NDArray[np.intp]) -> Synthesis:
-        """Solve with those that are kept: the last of them has the weight that the others leave."""
-        profiles = self.matrix[:, kept]
-        base = profiles[:, -1]
-        others = profiles[:, :-1] - base[:, None]
-        ridge = (_RIDGE * float(np.linalg.norm(wanted))) ** 2
-        # |others x - (wanted - base)|^2 + ridge (|x|^2 + (1 - sum x)^2), by its normal equations.
-        left = others.T @ others + ridge * (np.eye(len(kept) - 1) + 1.0)
-        found = np.linalg.solve(left, others.T @ (wanted - base) + ridge) if len(kept) > 1 else np.zeros(0)
+    @cached_property
+    def _every(self) -> tuple[NDArray[np.intp], Vector, Vector]:
+        return self._factored(np.arange(len(self.stored)))
+
+    def _factored(self, kept: NDArray[np.intp]) -> tuple[NDArray[np.intp], Vector, Vector]:
+        """Return numbers of stored averages, and the eigenvalues and eigenvectors of their inner products."""
+        values, vectors = np.linalg.eigh(self.products[np.ix_(kept, kept)])
+        return kept, np.maximum(values, 0.0), vectors
+
+    def _nearest(self, law: Law, kept: NDArray[np.intp], values: Vector, vectors: Vector) -> Synthesis:
+        """Return the weights for an average of this law, of the stored averages with these numbers alone."""
+        asked = self._asked[law]
+        size = math.sqrt(self.products[asked, asked])
+        right = np.stack([self.products[kept, asked], np.ones(len(kept))], axis=1)
+        both = vectors @ ((vectors.T @ right) / (values + (_RIDGE * size) ** 2)[:, None])
+        # The multiplier of sum c = 1 follows from two solutions: c = x - y (sum x - 1) / sum y.
+        found = both[:, 0] - both[:, 1] * (both[:, 0].sum() - 1) / both[:, 1].sum()
         weights = np.zeros(len(self.stored))
-        weights[kept] = [*found, 1.0 - math.fsum(found)]
-        error = np.linalg.norm(profiles @ weights[kept] - wanted) / np.linalg.norm(wanted)
-        return Synthesis(weights, float(error))
+        weights[kept] = found
+        difference = np.append(found, -1.0)
+        numbers = np.append(kept, asked)
+        squared = difference @ self.products[np.ix_(numbers, numbers)] @ difference
+        return Synthesis(weights, math.sqrt(max(float(squared), 0.0)) / size)
+
+
+def _inner_products(moments: Sequence[Moment], profiles: Sequence[Stored]) -> Vector:
+    """Return the inner products of all profiles over events, as a square matrix."""
+    laws: list[Law] = list(dict.fromkeys(each.law for each in profiles if each.law is not None))
+    number = np.array([laws.index(each.law) if each.law is not None else -1 for each in profiles])
+    end = np.array([each.moment for each in profiles])
+    weights = np.ones(len(profiles))  # of what there was at the beginning of the cell that is looked at
+    products = np.zeros((len(profiles), len(profiles)))
+    for cell in range(len(moments) - 1, 0, -1):
+        found = _Cell.of(moments[cell - 1], moments[cell])
+        shapes = np.stack([found.shape(law) for law in laws], axis=1)
+        within = shapes.T @ shapes
+        (there,) = np.nonzero((number >= 0) & (end >= cell))
+        which, weight = number[there], weights[there]
+        products[np.ix_(there, there)] += within[np.ix_(which, which)] * np.outer(weight, weight)
+        weights[there] *= np.array([found.share(law) for law in laws])[which]
+    # What is left is the weight of the first event.
+    products += np.outer(weights, weights)
+    return products
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +202,7 @@ class _Cell:
                 shape = (self.nodes == self._updates).astype(np.float64)
             else:
                 shape = -math.expm1(decay) * np.exp(decay * (self._updates - self.nodes))
-        return shape * np.sqrt(self.weights)
+        return np.asarray(shape * np.sqrt(self.weights))
 
 
 def share_before(law: Law | None, clock: float, moments: Sequence[Moment], moment: int) -> float:

@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from ema_cli import EMA, EmaError, Recipe, Time, average, parse_target
+from ema_cli import stored as module
 from ema_cli.errors import CheckpointError, NoWeights, RunError, UsageError
 from ema_cli.formats.safetensors_file import METADATA_KEY
 from ema_cli.stored import StoredRun, find_stored, make_stored_plan, open_stored
@@ -332,3 +333,15 @@ def test_other_files_of_ours_are_not_taken(stored: Path) -> None:
         "first.safetensors", "100ba/25ba.safetensors", "100ba/100ba.safetensors",
         "200ba/25ba.safetensors", "200ba/100ba.safetensors",
     ]  # fmt: skip
+
+
+def test_more_than_can_be_solved_for_is_thinned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of very many stored averages the newest are all kept, and of the older ones fewer the older they are."""
+    seen = train(tmp_path / "ema", at=range(10, STEPS + 1, 10))
+    monkeypatch.setattr(module, "_MAX_STORED", 30)
+    plan = make_stored_plan(open_stored([tmp_path]), Recipe(half_life=Time.parse("50ba")), allow_approximate=False)
+    assert len(plan.entries) <= 30
+    average(plan, parse_target(tmp_path / "x.safetensors"))
+    expected = dense(seen, 50)
+    found = load_file(tmp_path / "x.safetensors")["weight"]
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(seen[-1] - expected)

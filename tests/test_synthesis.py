@@ -48,7 +48,7 @@ LAWS = [HalfLife(3.0), HalfLife(40.0), HalfLife(900.0), Smoothing(0.97), Power(0
 
 @pytest.mark.parametrize("stores", [[10, 20, 30], [7, 8, 300, 1400], [1000], [90, 91, 92, 700, 2000]])
 def test_inner_products_are_those_of_the_profiles_over_events(stores: list[int]) -> None:
-    """In the coordinates, two profiles have the inner product that they have written out, in cells short and long."""
+    """Two profiles have the inner product that they have written out, in cells short and long."""
     clocks = list(range(1, stores[-1] + 2))
     stored = [Stored(None, 0), *(Stored(law, at) for law in LAWS for at in range(1, len(stores) + 1))]
     found = Profiles(moments(clocks, stores), stored, [])
@@ -57,7 +57,7 @@ def test_inner_products_are_those_of_the_profiles_over_events(stores: list[int])
         axis=1,
     )
     sizes = np.linalg.norm(written, axis=0)
-    assert np.abs((found.matrix.T @ found.matrix - written.T @ written) / np.outer(sizes, sizes)).max() < 2e-6
+    assert np.abs((found.products - written.T @ written) / np.outer(sizes, sizes)).max() < 2e-6
 
 
 @pytest.mark.parametrize("interval", [1, 5])
@@ -73,7 +73,7 @@ def test_weights_are_those_of_least_squares_over_events(law: Law, interval: int)
         [brute_profile(each.law, clocks, [0, *stores][each.moment], interval) for each in stored], axis=1
     )
     wanted = brute_profile(law, clocks, len(clocks) - 1, interval)
-    every = profiles._nearest(profiles._coordinates(law, len(stores)), np.arange(len(stored)))
+    every = profiles._nearest(law, *profiles._every)
     expected = brute_weights(written, wanted)
     assert np.allclose(written @ every.weights, written @ expected, atol=2e-4 * np.abs(wanted).max())
     error = np.linalg.norm(written @ expected - wanted) / np.linalg.norm(wanted)
