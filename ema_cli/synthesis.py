@@ -32,6 +32,7 @@ from ema_cli.events import HalfLife, Law, Power, Smoothing
 Vector = NDArray[np.float64]
 
 _RIDGE = 1e-5
+_FORGOTTEN = 1e-12  # of an average: what it holds of the training before that
 _EXACT_EVENTS = 128  # at the end of a cell, where a profile may change from one to the next
 _NODES = 16  # in each stretch before, twice as long as the one after it
 _PRUNED = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)  # shares of the largest weight below which stored averages are left out
@@ -135,7 +136,7 @@ def _inner_products(moments: Sequence[Moment], profiles: Sequence[Stored]) -> Ve
         found = _Cell.of(moments[cell - 1], moments[cell])
         shapes = np.stack([found.shape(law) for law in laws], axis=1)
         within = shapes.T @ shapes
-        (there,) = np.nonzero((number >= 0) & (end >= cell))
+        (there,) = np.nonzero((number >= 0) & (end >= cell) & (weights > _FORGOTTEN))
         which, weight = number[there], weights[there]
         products[np.ix_(there, there)] += within[np.ix_(which, which)] * np.outer(weight, weight)
         weights[there] *= np.array([found.share(law) for law in laws])[which]
