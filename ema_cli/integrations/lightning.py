@@ -1,0 +1,272 @@
+"""Averages in a training with Lightning's Trainer. Imports lightning, and is imported by nothing else in ema_cli."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
+from torch import Tensor
+
+from ema_cli._version import __version__
+from ema_cli.errors import UsageError
+from ema_cli.integrations.gathering import gather
+from ema_cli.online.ema import EMA
+from ema_cli.online.store import Offload
+from ema_cli.online.tracked import unwrap
+from ema_cli.online.tracks import Numbers, Times, parse_tracks
+from ema_cli.units import Time, Unit
+
+FOLDER = "ema"  # beside the checkpoints: what EMA.store writes
+MARK = "ema_cli"  # at the top of a checkpoint whose state_dict holds averages
+
+
+class EMACallback(Callback):
+    """Averages of the module that a Trainer trains, updated after each optimizer step.
+
+        trainer = Trainer(callbacks=[EMACallback(half_life="50ba"), ModelCheckpoint(monitor="val_loss")], ...)
+        trainer.fit(module)
+
+    Validation, test and prediction run on the average. A checkpoint's `state_dict` holds the training weights, and the
+    callback's own state the averages; `fit(ckpt_path=...)` goes on with the same bits. With `save_weights_only=True`
+    it holds the average, which is what a monitored metric was of, and says so under `ema_cli`. Of several averages the
+    first is the one that is evaluated and saved there; all of them resume.
+
+    `ema` is the EMA of the training that runs, or ran last.
+
+    Args:
+        half_life, smoothing, ema_start, update_interval, train_with_ema_weights, sigma_rel, offload: as of `EMA`, in
+            batches (optimizer steps, as `trainer.global_step`) or in epochs; Lightning counts neither samples nor
+            tokens.
+        store: a folder in which each checkpoint stores all averages, for `ema-cli average --from stored`. Default: if
+            there are several, `ema` in the folder of the checkpoints.
+        end_with_ema_weights: whether the module holds the average after `fit`, and not the training weights.
+        change_half_life: whether a training may be resumed with another half-life, interval or start.
+
+    Raises:
+        UsageError: for values or combinations that make no sense.
+    """
+
+    def __init__(
+        self,
+        half_life: Times | None = None,
+        smoothing: Numbers | None = None,
+        ema_start: str | Time = "0ba",
+        update_interval: str | Time | None = None,
+        train_with_ema_weights: bool = False,
+        *,
+        sigma_rel: Numbers | None = None,
+        offload: Offload = None,
+        store: str | Path | None = None,
+        end_with_ema_weights: bool = False,
+        change_half_life: bool = False,
+    ) -> None:
+        tracks = parse_tracks(half_life, smoothing, ema_start, update_interval, sigma_rel)
+        units = {tracks.unit, tracks.start.unit} if tracks.start.value else {tracks.unit}
+        if not units <= {Unit.BATCH, Unit.EPOCH}:
+            raise UsageError(
+                "Lightning counts neither samples nor tokens", hint="give the time in ba or ep, as half_life='50ba'"
+            )
+        self._several = len(tracks.laws) > 1
+        self._asked: dict[str, Any] = {
+            "half_life": half_life,
+            "smoothing": smoothing,
+            "ema_start": ema_start,
+            "update_interval": update_interval,
+            "train_with_ema_weights": train_with_ema_weights,
+            "sigma_rel": sigma_rel,
+            "offload": offload,
+            "keep_first": self._several or store is not None,
+        }
+        self._folder = None if store is None else Path(store)
+        self._end_with_ema_weights = end_with_ema_weights
+        self._change_half_life = change_half_life
+        self._saved: Mapping[str, Any] | None = None  # a state that is loaded once the module is where it will train
+        self._is_foreign = False  # whether the module holds weights that the averages are not of
+        self._is_writer = True
+        self._has_ended = False  # whether the module holds the average for good
+        self._applied = ExitStack()
+        self._is_applied = False
+        self.ema: EMA | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take note of the module, and begin anew where it is another.
+
+        Raises:
+            UsageError: with a strategy that flattens tensors, or saves them in a way of its own.
+        """
+        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+            raise UsageError(
+                f"{type(trainer.strategy).__name__}: keeps the module in a form that cannot be averaged as it trains",
+                hint="shard it with ModelParallelStrategy, or average its checkpoints: ema-cli average",
+            )
+        self._is_writer = trainer.is_global_zero
+        if self.ema is None or self.ema.model is not unwrap(pl_module):
+            self.ema = EMA(pl_module, **self._asked)
+            self._saved = None
+        # Of weights alone, saved or loaded, Lightning tells no callback. All of them pass here.
+        _hook(trainer.strategy, "save_checkpoint", partial(self._on_save, trainer))
+        _hook(trainer.strategy, "load_model_state_dict", self._on_load)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on in a training that is resumed, else begin anew."""
+        self._hide()
+        self._load()
+        if trainer.global_step == 0 and self._averages.started:
+            self.ema = EMA(pl_module, **self._asked)
+        self._is_foreign = self._has_ended = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the averages: where batches accumulate, the clock stands still until the optimizer steps."""
+        # The last batch of an epoch completes it, as in what `ema-cli average` reads in the checkpoints: before
+        # validation and before they are saved, which both come before `on_train_epoch_end`.
+        self._update(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Update the averages of epochs, where the last batch of this one was left out."""
+        self._update(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the average; the training weights are back at `on_validation_end`, before checkpoints are saved."""
+        self._show()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the training weights back."""
+        self._hide()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the average."""
+        self._show()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the training weights back."""
+        self._hide()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the average."""
+        self._show()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the training weights back."""
+        self._hide()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the training weights back, before ModelCheckpoint(save_on_exception=True) saves."""
+        self._hide()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average into the module where that is asked for, now that all is saved."""
+        if self._end_with_ema_weights and self._averages.started:
+            self._averages.get_ema_model(average=self._averages.names[0])
+            self._has_ended = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs: sharded tensors whole, as Lightning keeps the first process's state alone."""
+        self._load()
+        if self.ema is None or not self.ema.started:
+            return {}
+        with torch.inference_mode(False):
+            return gather(self.ema.state_dict(), keep=self._is_writer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the state was taken, once the module is where it will train."""
+        self._saved = state_dict
+        self._is_foreign = False
+
+    @property
+    def _averages(self) -> EMA:
+        if self.ema is None:
+            raise UsageError("there is no module to average yet", hint="give the callback to a Trainer, and fit")
+        return self.ema
+
+    def _update(self, trainer: Trainer) -> None:
+        done = trainer.current_epoch + int(trainer.is_last_batch)
+        self._averages.update(batch=trainer.global_step, epoch=done)
+
+    def _show(self) -> None:
+        """Hold the average in the module until `_hide`, if it has begun."""
+        self._load()
+        if self._averages.started and not self._is_foreign and not self._is_applied:
+            with torch.inference_mode(False):
+                self._applied.enter_context(self._averages.applied(self._averages.names[0]))
+            self._is_applied = True
+
+    def _hide(self) -> None:
+        self._is_applied = False
+        with torch.inference_mode(False):
+            self._applied.close()
+
+    def _load(self) -> None:
+        """Put a saved state in place. Lightning evaluates in inference mode, whose tensors could not be updated."""
+        if self._saved is not None:
+            saved, self._saved = self._saved, None
+            with torch.inference_mode(False):
+                self._averages.load_state_dict(saved, change_half_life=self._change_half_life)
+
+    @torch.inference_mode(False)
+    def _on_save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        """See that a checkpoint holds the training weights or, where they are all that it holds, the average."""
+        self._load()
+        ema = self._averages
+        if not ema.started or self._is_foreign:
+            return
+        wanted = "callbacks" not in checkpoint
+        if wanted != self._is_applied and not self._has_ended:
+            with self._exchanged():
+                # They lie in the module's own memory, in which there is something else in a moment.
+                tensors = {
+                    name: each.detach().clone() if isinstance(each, Tensor) else each
+                    for name, each in trainer.strategy.lightning_module_state_dict().items()
+                }
+            # What the module's own hook has left out stays out.
+            checkpoint["state_dict"] = {
+                name: tensors.get(name, each) for name, each in checkpoint["state_dict"].items()
+            }
+        if wanted or self._has_ended:
+            average = {"average": ema.names[0], "clock": str(ema.clock)}
+            checkpoint[MARK] = {"version": __version__, "weights": "averages", **average}
+        folder = self._folder
+        if folder is None and self._several:
+            saver = trainer.checkpoint_callback
+            folder = Path(getattr(saver, "dirpath", None) or trainer.default_root_dir, FOLDER)
+        if folder is not None:
+            ema.store(folder)
+
+    def _on_load(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take note that the module holds other weights than those that were averaged, until their state is loaded."""
+        self._hide()
+        self._saved = None
+        self._is_foreign, self._has_ended = True, False
+
+    @contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        """Show what is not shown, and the other way round, while the block runs."""
+        before, after = (self._hide, self._show) if self._is_applied else (self._show, self._hide)
+        before()
+        try:
+            yield
+        finally:
+            after()
+
+
+class _Hook:
+    """A method of the trainer's strategy, and before it something of ours."""
+
+    def __init__(self, ours: Callable[[dict[str, Any]], None], theirs: Callable[..., Any]) -> None:
+        self.ours, self.theirs = ours, theirs
+
+    def __call__(self, checkpoint: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        self.ours(checkpoint)
+        return self.theirs(checkpoint, *arguments, **options)
+
+
+def _hook(strategy: Strategy, name: str, ours: Callable[[dict[str, Any]], None]) -> None:
+    theirs = getattr(strategy, name)
+    setattr(strategy, name, _Hook(ours, theirs.theirs if isinstance(theirs, _Hook) else theirs))
