@@ -6,7 +6,7 @@ PIP_OPTIONS := install --quiet --disable-pip-version-check --constraint constrai
 PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
 
-.PHONY: test test-quick test-trainers lint types format demo fuzz bench bench-full clean
+.PHONY: test test-quick test-trainers lint types format demo fuzz bench bench-full bench-online clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(BIN)/python -m pytest --numprocesses auto
@@ -39,6 +39,10 @@ bench: .venv/bench  ## measure on small sets, beside other tools and the limit; 
 
 bench-full: .venv/bench  ## the sizes of BENCHMARKS.md: half an hour on a quiet machine, 25 GB of disk
 	$(BIN)/python scripts/bench.py --full
+
+bench-online: .venv/trainers  ## measure an update of a live model beside other tools; figures go to .bench/
+	$(PIP_INSTALL) ema-pytorch
+	$(BIN)/python scripts/bench_online.py
 
 .venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

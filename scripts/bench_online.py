@@ -1,7 +1,7 @@
 """Measure one update of a live model's averages beside other tools, and beside the least that it can take.
 
-Run by `make bench`; two minutes. All in one process, one after the other in an order that rotates, in many rounds.
-Figures are medians of the rounds; ratios are taken within a round.
+Run by `make bench-online`; two minutes. All in one process, one after the other in an order that rotates, in many
+rounds. Figures are medians of the rounds; ratios are taken within a round.
 
     python scripts/bench_online.py --rounds 15 --markdown .bench/online.md
 """
@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.metadata
+import importlib.util
 import platform
 import statistics
 import sys
 import time
+import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,6 +93,18 @@ def averaged_model(model: nn.Module) -> Update:
     return lambda: averaged.update_parameters(model)
 
 
+def let_torchvision_load() -> None:
+    """Declare two operators that torchvision's wheel for CUDA misses beside a torch without it; none is run."""
+    found = importlib.util.find_spec("torchvision")
+    if found is None or not found.submodule_search_locations:
+        return
+    try:
+        torch.ops.load_library(next(Path(found.submodule_search_locations[0]).glob("_C*.so")))
+    except OSError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+
+
 def timm_v3(model: nn.Module) -> Update:
     """Return timm's ModelEmaV3."""
     from timm.utils import ModelEmaV3
@@ -117,6 +131,7 @@ def diffusers(model: nn.Module) -> Update:
 
 def composer(model: nn.Module) -> Update:
     """Return Composer's compute_ema."""
+    sys.modules.setdefault("mcli", types.ModuleType("mcli"))  # the client of its makers' platform
     from composer.algorithms.ema import compute_ema
 
     averaged = copy.deepcopy(model)
@@ -209,6 +224,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, default=Path(".bench/online.md"), help="default: %(default)s")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    let_torchvision_load()
     lines = [
         f"Measured {time.strftime('%Y-%m-%d')} with `python {' '.join(sys.argv)}`.",
         "",
