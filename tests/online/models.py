@@ -57,13 +57,11 @@ def walk(model: nn.Module, seed: int = 3) -> Callable[[], None]:
     return move
 
 
-def dense(models: Sequence[Mapping[str, Tensor]], half_life: float, interval: int = 1) -> Tensors:
-    """Return Composer's recurrence over models one batch apart, in float64, integers as in the newest event."""
-    kept = math.exp(-math.log(2) * interval / half_life)
+def dense(models: Sequence[Mapping[str, Tensor]], half_life: float) -> Tensors:
+    """Return Composer's recurrence over models one batch apart, in float64, integers as in the newest."""
+    kept = math.exp(-math.log(2) / half_life)
     average: Tensors = {}
-    for batch, model in enumerate(models, 1):
-        if average and batch % interval:
-            continue
+    for model in models:
         for name, tensor in model.items():
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 average[name] = tensor

@@ -314,6 +314,29 @@ def test_the_first_copy_outlives_a_stop(tmp_path: Path):
     assert third.first is None
 
 
+@pytest.mark.parametrize("offload", [None, "cpu"])
+def test_a_state_replaces_an_update_under_way(offload: Any):
+    """Loaded in the middle of a training, also with offload, a state brings back all that was: masks in it, too."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    ema = EMA(model, "3ba", offload=offload)
+    ema.update()
+    state, before = copy.deepcopy(ema.state_dict()), taken(model)
+    other = EMA(model, "3ba", offload=offload)
+    with torch.no_grad():
+        model.mask.zero_()
+    for step in range(3):
+        walk(model, step)()
+        other.update()
+    other.load_state_dict(state)
+    model.load_state_dict(before)
+    assert_same(held(other), before)
+    for _ in range(2):
+        other.update()
+        assert_same(held(other), before)
+    assert (other.clock, other.updates) == (Time.parse("3ba"), 2)
+
+
 def test_another_half_life_is_refused():
     """A state of another half-life, interval, start or law does not load, and says of which it is."""
     ema = EMA(nn.Linear(2, 2), "50ba")
