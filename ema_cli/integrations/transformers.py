@@ -122,7 +122,7 @@ class EMACallback(TrainerCallback):
                 f"{folder}: is not where the Trainer saved", hint="search hyperparameters with save_strategy='no'"
             )
         if self.ema.started:
-            self._export(self.ema, folder, writes=args.should_save)
+            self._export(self.ema, folder, kwargs.get("processing_class"), writes=args.should_save)
             if self._stores:
                 self.ema.store(Path(args.output_dir, FOLDER))
         # A best model is loaded from it, too.
@@ -135,12 +135,18 @@ class EMACallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the averages of the best checkpoint where the Trainer has put its model, if they were what was best."""
-        if not (self.evaluates and args.load_best_model_at_end and state.best_model_checkpoint):
+        if not (self.evaluates and args.load_best_model_at_end):
             return
         assert self.ema is not None
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.barrier()  # the process that writes may not be done
-        path = Path(state.best_model_checkpoint, STATE)
+        best = state.best_model_checkpoint
+        if args.world_size > 1:
+            # As the main process has it, which by then has written it, too.
+            told = [best]
+            distributed.broadcast_object_list(told)
+            best = told[0]
+        if best is None:
+            return
+        path = Path(best, STATE)
         if not path.is_file():
             # There were no averages yet, so that the model itself was evaluated, and is what the Trainer has loaded.
             self.ema = None
@@ -182,7 +188,7 @@ class EMACallback(TrainerCallback):
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         ema.load_state_dict(saved, change_half_life=self._change_half_life)
 
-    def _export(self, ema: EMA, folder: Path, *, writes: bool) -> None:
+    def _export(self, ema: EMA, folder: Path, processing_class: Any, *, writes: bool) -> None:
         """Write the first average as a folder that `from_pretrained` loads."""
         sharded = any(map(is_sharded, ema.model.parameters()))
         if not (writes or sharded):
@@ -192,8 +198,11 @@ class EMACallback(TrainerCallback):
             if not writes:
                 return
             with Staging(folder / FOLDER) as staging:
-                _save_model(ema.model, tensors, staging.folder / FOLDER)
-                _copy_side_files(folder, staging.folder / FOLDER)
+                written = staging.folder / FOLDER
+                _save_model(ema.model, tensors, written)
+                if processing_class is not None:
+                    processing_class.save_pretrained(written)
+                _copy_side_files(folder, written)
                 staging.publish_folder(FOLDER, force=True)
 
 
@@ -273,7 +282,7 @@ def _save_model(model: nn.Module, tensors: dict[str, Tensor] | None, folder: Pat
 
 
 def _copy_side_files(source: Path, target: Path) -> None:
-    """Copy what else a user loads: the tokenizer or processor, and the model's own code."""
+    """Copy what else the Trainer has saved for those who load the model, as the tokenizer of a data collator."""
     for file in find_side_files(source):
         copy = target / file.path.relative_to(source)
         if not copy.exists():

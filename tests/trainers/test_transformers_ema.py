@@ -378,6 +378,29 @@ def test_a_model_of_ones_own_is_saved_as_the_trainer_saves_it(tmp_path: Path):
     assert_rounds(load_file(folder / "model.safetensors"), dense(recorder.seen, 12))
 
 
+def test_adapter_is_what_is_averaged_and_saved(tmp_path: Path):
+    """Of a PEFT model, checkpoint-N/ema is an adapter that loads, the state holds no more, and it resumes."""
+    peft = pytest.importorskip("peft")
+
+    def make() -> Any:
+        torch.manual_seed(3)
+        settings = peft.LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False)
+        return peft.get_peft_model(writer.make_model("gpt2"), settings)
+
+    recorder = writer.Recorder()
+    writer.make_trainer(tmp_path, make(), EMACallback("4ba"), recorder).train()
+    folder = tmp_path / "checkpoint-12"
+    written, exact = load_file(folder / "ema" / "adapter_model.safetensors"), dense(recorder.seen, 12)
+    assert_rounds(written, {name: exact[name.replace(".weight", ".default.weight")] for name in written})
+    assert len(state_of(folder)["averages"]["4ba"]) == len(written) == 4
+    loaded = peft.PeftModel.from_pretrained(writer.make_model("gpt2"), folder / "ema").state_dict()
+    assert all(torch.equal(loaded[name.replace(".weight", ".default.weight")], each) for name, each in written.items())
+    before = state_of(folder)
+    trainer = writer.make_trainer(tmp_path, make(), EMACallback("4ba"))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert_same_state(state_of(folder), before)
+
+
 def test_saving_the_model_only_saves_the_average_only(tmp_path: Path):
     """save_only_model leaves out what resuming needs."""
     writer.make_trainer(tmp_path, writer.make_model("gpt2"), EMACallback("4ba"), save_only_model=True).train()
@@ -415,19 +438,31 @@ def test_mixin_needs_the_callback(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_two_processes(tmp_path: Path, kind: str):
-    """In DDP one process writes, the averages are the dense ones, both evaluate them, and resume bit for bit."""
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_two_processes(tmp_path: Path, kind: str, way: str):
+    """In DDP and sharded one process writes whole averages, which are the dense ones; both evaluate them, load the best
+    of them at the end, and resume bit for bit.
+    """
     require("transformers")
-    launch("write_transformers_ema", tmp_path, kind)
+    launch("write_transformers_ema", tmp_path, kind, way)
     seen = [load_file(tmp_path / f"0-step-{step}.safetensors") for step in range(1, STEPS + 1)]
     for step in SAVES:
         folder = tmp_path / "whole" / f"checkpoint-{step}"
         assert names(folder / "ema") == MODEL_FILES
         written, exact = load_file(folder / "ema" / "model.safetensors"), dense(seen, step)
         assert_rounds(written, {name: exact[name] for name in written})
+        load_clean(folder / "ema")
         assert {name for name in names(folder) if name.startswith((".", "ema"))} == {"ema", "ema_state.pt"}
         assert_same_state(state_of(tmp_path / "again" / f"checkpoint-{step}"), state_of(folder))
-    assert (tmp_path / "0.json").read_text() == (tmp_path / "1.json").read_text()
+        for half_life in (4, 9):
+            stored = load_file(tmp_path / "whole" / "ema" / f"{step}ba" / f"{half_life}ba.safetensors")
+            assert_rounds(stored, dense(seen, step, half_life))
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    best = told[0]["best"]
+    held = dense(seen, best) if best else {name: tensor.double() for name, tensor in seen[-1].items()}
+    for rank in range(2):
+        assert_rounds(load_file(tmp_path / f"{rank}-best.safetensors"), held)
 
 
 def test_importing_the_package_imports_no_trainer():
