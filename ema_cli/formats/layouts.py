@@ -231,6 +231,7 @@ AVERAGES_FILE = re.compile(
     re.IGNORECASE,
 )
 SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
+OWN_MARK = "ema_cli"  # at the top of what our callback for Lightning saved with its average as the model
 # What wrappers put into names: torch.compile, FSDP and activation checkpointing anywhere; DDP around the whole model.
 PREFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 OUTER_PREFIXES = ("module.",)

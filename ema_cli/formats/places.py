@@ -10,7 +10,7 @@ from typing import Any
 from ema_cli.checkpoint import MIN_CLOCK, Clock, Progress
 from ema_cli.errors import CheckpointError, NoWeights
 from ema_cli.formats.choice import Found, Tensors, choose, choose_bare, refuse_raw
-from ema_cli.formats.layouts import COMPOSER, DCP_OTHERS, EXTRA_STATE, LAYOUTS, PLAIN, Layout
+from ema_cli.formats.layouts import COMPOSER, DCP_OTHERS, EXTRA_STATE, LAYOUTS, OWN_MARK, PLAIN, Layout
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickle_values import Inert, Refused, TensorRef
 from ema_cli.formats.whole_module import is_module, module_tensors
@@ -86,6 +86,8 @@ def _find(layout: Layout, root: dict[Any, Any], options: ReadOptions, scalar: Sc
         choose(found, raw=raw, averages=found.tensors, options=options, why=why)
     elif layout.averaged_if and _dig(root, layout.averaged_if):
         refuse_raw(found, f"{layout.trainer} saved its moving average as the model", options)
+    elif isinstance(root.get(OWN_MARK), dict):
+        refuse_raw(found, "ema-cli's callback saved its average as the model", options)
     elif beside:
         name = next(iter(beside))
         choose(found, raw=found.tensors, averages=beside[name], options=options, where=name)

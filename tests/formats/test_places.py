@@ -257,3 +257,13 @@ def test_mmengine_swaps_averages_and_raw_weights(tmp_path: Path) -> None:
     assert opened(tmp_path, MMENGINE).averaged
     assert holds(opened(tmp_path, MMENGINE, weights="raw"), RAW)
     assert holds(opened(tmp_path, MMENGINE, weights="ema"), EMA)
+
+
+def test_an_average_that_our_own_callback_saved_as_the_model(tmp_path: Path) -> None:
+    """It says so at the top of the file, and is refused as any other average is."""
+    saved = {"pytorch-lightning_version": "2.6.6", "state_dict": EMA, "global_step": 3, "epoch": 0}
+    marked = {**saved, "ema_cli": {"version": "0.1.0", "weights": "averages", "average": "5ba"}}
+    assert opened(tmp_path, saved).averaged is None
+    assert opened(tmp_path, marked).averaged == "ema-cli's callback saved its average as the model"
+    assert holds(opened(tmp_path, marked, weights="ema"), EMA)
+    assert "holds no raw weights" in str(refusal(tmp_path, marked, weights="raw"))
