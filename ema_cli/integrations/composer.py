@@ -15,10 +15,11 @@ import torch
 from composer.callbacks import CheckpointSaver
 from composer.core import Algorithm, Event, State
 from composer.core import Time as ComposerTime
-from composer.utils import format_name_with_dist
+from composer.utils import dist, format_name_with_dist
 from torch import Tensor, nn
 
 from ema_cli.errors import RunError, UsageError
+from ema_cli.integrations.gathering import gather
 from ema_cli.online.ema import EMA as Averages  # noqa: N811 - Composer finds an algorithm's state by its class's name
 from ema_cli.online.sharded import cut_like, local, placed_like
 from ema_cli.online.store import Offload
@@ -44,9 +45,9 @@ class EMA(Algorithm):
 
         trainer = Trainer(model=model, algorithms=[EMA(half_life="50ba")], save_folder="ckpts", ...)
 
-    As there, evaluation and the checkpoints of `save_folder` are those of the averages, and the model that is trained
-    is elsewhere meanwhile. It is back at the next event, whatever that is. Of several averages the first is the one
-    that is evaluated and saved; all of them resume.
+    As there, evaluation and the checkpoints of `save_folder` are those of the average, and the training weights lie
+    beside it. They are back in the model at the next event, whatever that is, and so for predictions and at the end of
+    `fit`. Of several averages the first is the one that is evaluated and saved; all of them resume.
 
     `ema` is the EMA of the training that runs, or ran last.
 
@@ -177,7 +178,8 @@ class EMA(Algorithm):
             named[slot.is_parameter][slot.name] = placed_like(part.to(slot.dtype), slot.tensor)
         state["ema_model"] = {"named_parameters_dict": named[True], "named_buffers_dict": named[False]}
         state[_STATE] = saved
-        return state
+        # Composer keeps what algorithms give as one object, of the first process alone: sharded tensors go in whole.
+        return gather(state, keep=dist.get_global_rank() == 0)
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
         """Go on where the state was taken, at the next event: the model may not be loaded yet.

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ema_cli.errors import RunError, UsageError
 from tests.conftest import Outcome
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence, require
+from tests.trainers.ranks import launch
 from tests.trainers.write_composer import BATCH, EPOCH_LENGTH, make_model
 
 Cli = Callable[..., Outcome]
@@ -402,6 +403,25 @@ def test_what_composer_s_constructor_lets_through():
             make_ours(**arguments)
     assert list(make_ours(smoothing=0.9)._tracks.laws) == ["smoothing-0.9"]
     assert list(make_ours()._tracks.laws) == ["1000ba"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes(cli: Cli, tmp_path: Path, strategy: str):
+    """In two processes averages, files and a resumed training are what they are in one."""
+    folder = launch("write_composer_ema", tmp_path / "written", strategy)
+    saved = [load_file(folder / "truth" / f"{step}.safetensors") for step in range(1, 17)]
+    whole, resumed = (load_file(folder / f"{name}.safetensors") for name in ("whole", "resumed"))
+    assert_rounds(whole, recurrence(saved, range(1, 17), 6, 2))
+    assert_same(whole, resumed)
+    models = [load_file(folder / f"{name}-model.safetensors") for name in ("whole", "resumed")]
+    assert_same(models[0], models[1])
+    assert_same(models[0], saved[-1])
+    at_stop = recurrence(saved[:11], range(1, 12), 6, 2)
+    assert_rounds(load_file(folder / "stored" / "10ba" / "6ba.safetensors"), at_stop)
+    done = cli("average", folder / "run", "--half-life", "0ba", "--stop", "11ba")
+    assert (done.code, "Composer's EMA was on" in done.err) == (4, True), done
+    assert cli("average", folder / "run", "--half-life", "0ba", "--stop", "11ba", "--weights", "ema").code == 0
+    assert_rounds(load_file(tmp_path / "ema-0ba.safetensors"), at_stop)
 
 
 def test_import():
