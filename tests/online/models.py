@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,15 @@ def resumed(ema: EMA, model: nn.Module, make: Callable[[nn.Module], EMA], path: 
     new = make(again)
     new.load_state_dict(torch.load(path, weights_only=True))
     return again, new
+
+
+def averaged_model(steps: int = 5, **asked: Any) -> tuple[nn.Sequential, EMA]:
+    """Return a model that has trained, and its averages: of half-life 3ba, or as asked."""
+    model = small_model()
+    ema = EMA(model, **(asked or {"half_life": "3ba"}))
+    for _ in train(model, steps):
+        ema.update()
+    return model, ema
 
 
 def power_profile(clocks: Sequence[Fraction], gamma: float) -> list[float]:
