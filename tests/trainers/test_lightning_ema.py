@@ -177,9 +177,10 @@ def test_average_in_epochs_is_ready_for_validation(tmp_path: Path):
         assert torch.equal(seen, end["callbacks"]["EMACallback"]["averages"]["0ep"]["net.0.weight"])
 
 
-def test_evaluation_is_of_the_average(tmp_path: Path):
+@pytest.mark.parametrize("offload", [None, "cpu"])
+def test_evaluation_is_of_the_average(tmp_path: Path, offload: str | None):
     """Validation, test and prediction see the average, the monitored metric is its; then the weights are back."""
-    callback, model, recorder = make_ema("8ba"), make_model(), make_recorder()
+    callback, model, recorder = make_ema("8ba", offload=offload), make_model(), make_recorder()
     trainer = fit(tmp_path, callback, recorder, model=model, epochs=1, val_check_interval=6)
     law = [recorder.steps[step] for step in range(1, 13)]
     half, whole = recurrence(law[:6], range(1, 7), 8), recurrence(law, range(1, 13), 8)
@@ -378,13 +379,26 @@ def test_bf16_moves(tmp_path: Path):
     assert not torch.equal(averaged(callback)["net.0.weight"].bfloat16(), recorder.steps[1]["net.0.weight"])
 
 
-def test_what_lightning_does_not_count(tmp_path: Path):
-    """Samples and tokens are an error at once; so is a strategy that flattens the module."""
+def test_what_lightning_does_not_count():
+    """Times in samples and tokens are an error at once."""
     for arguments in ({"half_life": "50sp"}, {"half_life": "5ba", "ema_start": "100tok"}):
         with pytest.raises(UsageError, match="neither samples nor tokens"):
             make_ema(**arguments)
     with pytest.raises(UsageError, match="only one of"):
         make_ema("5ba", smoothing=0.9)
+
+
+@pytest.mark.parametrize("strategy", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_strategies_that_flatten(tmp_path: Path, strategy: str):
+    """With a strategy whose tensors are none of the module's, the error says what to use."""
+    pytest.importorskip("lightning")
+    from lightning.pytorch import strategies
+
+    trainer = make_trainer(tmp_path)
+    # Neither can be made without a GPU.
+    trainer.strategy.__class__ = type(strategy, (getattr(strategies, strategy),), {})
+    with pytest.raises(UsageError, match=strategy):
+        make_ema("8ba").setup(trainer, make_model(), "fit")
 
 
 def test_import():
