@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
 from torch import Tensor
 
 from ema_cli._version import __version__
 from ema_cli.errors import UsageError
+from ema_cli.formats.layouts import OWN_MARK
 from ema_cli.integrations.gathering import gather
 from ema_cli.online.ema import EMA
 from ema_cli.online.store import Offload
@@ -23,7 +23,6 @@ from ema_cli.online.tracks import Numbers, Times, parse_tracks
 from ema_cli.units import Time, Unit
 
 FOLDER = "ema"  # beside the checkpoints: what EMA.store writes
-MARK = "ema_cli"  # at the top of a checkpoint whose state_dict holds averages
 
 
 class EMACallback(Callback):
@@ -172,8 +171,7 @@ class EMACallback(Callback):
         self._load()
         if self.ema is None or not self.ema.started:
             return {}
-        with torch.inference_mode(False):
-            return gather(self.ema.state_dict(), keep=self._is_writer)
+        return gather(self.ema.state_dict(), keep=self._is_writer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the state was taken, once the module is where it will train."""
@@ -194,23 +192,19 @@ class EMACallback(Callback):
         """Hold the average in the module until `_hide`, if it has begun."""
         self._load()
         if self._averages.started and not self._is_foreign and not self._is_applied:
-            with torch.inference_mode(False):
-                self._applied.enter_context(self._averages.applied(self._averages.names[0]))
+            self._applied.enter_context(self._averages.applied(self._averages.names[0]))
             self._is_applied = True
 
     def _hide(self) -> None:
         self._is_applied = False
-        with torch.inference_mode(False):
-            self._applied.close()
+        self._applied.close()
 
     def _load(self) -> None:
-        """Put a saved state in place. Lightning evaluates in inference mode, whose tensors could not be updated."""
+        """Put a saved state in place."""
         if self._saved is not None:
             saved, self._saved = self._saved, None
-            with torch.inference_mode(False):
-                self._averages.load_state_dict(saved, change_half_life=self._change_half_life)
+            self._averages.load_state_dict(saved, change_half_life=self._change_half_life)
 
-    @torch.inference_mode(False)
     def _on_save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """See that a checkpoint holds the training weights or, where they are all that it holds, the average."""
         self._load()
@@ -231,7 +225,7 @@ class EMACallback(Callback):
             }
         if wanted or self._has_ended:
             average = {"average": ema.names[0], "clock": str(ema.clock)}
-            checkpoint[MARK] = {"version": __version__, "weights": "averages", **average}
+            checkpoint[OWN_MARK] = {"version": __version__, "weights": "averages", **average}
         folder = self._folder
         if folder is None and self._several:
             saver = trainer.checkpoint_callback

@@ -226,7 +226,7 @@ def test_checkpoints_keep_both(tmp_path: Path):
     assert "ema_cli" not in checkpoint
 
 
-def test_weights_alone_are_the_average(tmp_path: Path):
+def test_weights_alone_are_the_average(cli: Cli, tmp_path: Path):
     """With save_weights_only the file holds the average, rounded to the module's types, and says so."""
     callback, recorder, model = make_ema("8ba"), make_recorder(), make_model()
     saver = make_saver(tmp_path, save_weights_only=True, monitor="val_sum")
@@ -238,6 +238,8 @@ def test_weights_alone_are_the_average(tmp_path: Path):
     assert (checkpoint["ema_cli"]["average"], checkpoint["ema_cli"]["clock"]) == ("8ba", "6ba")
     loaded = type(model).load_from_checkpoint(tmp_path / "epoch=0-step=6.ckpt")
     assert_same(copied(loaded), checkpoint["state_dict"])
+    done = cli("average", "epoch=0-step=6.ckpt", "epoch=0-step=12.ckpt", "--half-life", "8ba")
+    assert (done.code, "saved its average as the model" in done.err) == (4, True), done
     trainer.save_checkpoint(tmp_path / "by-hand.ckpt", weights_only=True)
     by_hand = torch.load(tmp_path / "by-hand.ckpt", weights_only=True)
     assert_same(by_hand["state_dict"], averaged(callback))
@@ -314,14 +316,15 @@ def test_evaluation_of_a_checkpoint(tmp_path: Path):
     assert not torch.equal(raw, average)
     without = make_trainer(tmp_path)
     for folder, tester, expected in [
+        ("alone", trainer, average),  # while its callback still has the average of the end
         ("full", trainer, average),
-        ("alone", trainer, average),
         ("full", make_trainer(tmp_path, make_ema("8ba")), average),
         ("alone", make_trainer(tmp_path, make_ema("8ba")), average),
         ("full", without, raw),
         ("alone", without, average),
     ]:
-        model = make_model()
+        model = tester.lightning_module or make_model()
+        model.seen.clear()
         tester.test(model, make_loader(), ckpt_path=tmp_path / folder / "epoch=0-step=5.ckpt")
         assert torch.equal(model.seen[0], expected), (folder, tester.callbacks)
 
