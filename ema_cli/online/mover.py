@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-# Elements. Many small tensors take less time in one call for all; large ones, one by one, stay in the cache.
-_SMALL = 1 << 15
-# Of a tensor that is widened first: a part that fits the cache, so that it is widened and used there.
-_PART = 1 << 18
+# Elements that are moved in one call: many small tensors together, a large one in parts. Fewer, and the calls take the
+# time; more, and what was widened to the averages' type is no longer in the cache when it is used.
+_BATCH = 1 << 21
 
 
 @dataclass(slots=True)
-class _Group:
-    """Tensors on one device, with one type and one way to be averaged; `numbers` are their places in the lists."""
+class _Batch:
+    """Tensors, or parts of one, on one device and of one type; `parts` are their places in the lists."""
 
-    numbers: list[int]
-    small: bool
-    widened: list[Tensor]  # scratch of the averages' type: one for each small tensor, one for all large ones
+    parts: list[tuple[int, slice | None]] = field(default_factory=list)
+    averages: list[list[Tensor]] = field(default_factory=list)  # of each average, the parts
+    widened: list[Tensor] = field(default_factory=list)  # scratch of the averages' type, where the model's is narrower
+    count: int = 0  # elements
 
 
 class Mover:
@@ -34,74 +34,68 @@ class Mover:
     def __init__(self, values: Sequence[Tensor], averages: Sequence[Sequence[Tensor]], careful: set[int]) -> None:
         self._averages = averages
         self._careful = sorted(careful)
+        self._batches: list[_Batch] = []
         groups: dict[tuple[object, ...], list[int]] = {}
         for number, (value, average) in enumerate(zip(values, averages[0], strict=True)):
             if number not in careful and value.numel():
-                key = (value.device, value.dtype, average.dtype, value.numel() <= _SMALL)
-                groups.setdefault(key, []).append(number)
-        self._groups = [self._group(values, numbers) for numbers in groups.values()]
+                groups.setdefault((value.device, value.dtype, average.dtype), []).append(number)
+        for numbers in groups.values():
+            batches = list(self._cut(values, numbers))
+            if values[numbers[0]].dtype != averages[0][numbers[0]].dtype:
+                self._add_scratch(batches)
+            self._batches += batches
 
-    def _group(self, values: Sequence[Tensor], numbers: list[int]) -> _Group:
-        firsts = [self._averages[0][number] for number in numbers]
-        small = values[numbers[0]].numel() <= _SMALL
-        if values[numbers[0]].dtype == firsts[0].dtype:
-            return _Group(numbers, small, [])
-        if small:
-            return _Group(numbers, small, [torch.empty_like(first) for first in firsts])
-        regular = [first.numel() for first in firsts if not first.is_contiguous()]
-        return _Group(numbers, small, [firsts[0].new_empty(max([_PART, *regular]))])
+    def _cut(self, values: Sequence[Tensor], numbers: Sequence[int]) -> Iterator[_Batch]:
+        """Yield batches of tensors of one kind."""
+        batch = _Batch()
+        for number in numbers:
+            count, parts = values[number].numel(), list[tuple[int, slice | None]]([(number, None)])
+            if count > _BATCH and values[number].is_contiguous():
+                parts = [(number, slice(start, start + _BATCH)) for start in range(0, count, _BATCH)]
+                count = _BATCH
+            for part in parts:
+                if batch.parts and batch.count + count > _BATCH:
+                    yield self._filled(batch)
+                    batch = _Batch()
+                batch.parts.append(part)
+                batch.count += count
+        if batch.parts:
+            yield self._filled(batch)
+
+    def _filled(self, batch: _Batch) -> _Batch:
+        batch.averages = [_taken(averages, batch.parts) for averages in self._averages]
+        batch.count = sum(part.numel() for part in batch.averages[0])
+        return batch
+
+    def _add_scratch(self, batches: Sequence[_Batch]) -> None:
+        """Give all batches one piece of memory, cut as each needs it."""
+        memory = batches[0].averages[0][0].new_empty(max(batch.count for batch in batches))
+        for batch in batches:
+            start = 0
+            for part in batch.averages[0]:
+                batch.widened.append(memory[start : start + part.numel()].as_strided(part.shape, part.stride(), start))
+                start += part.numel()
 
     def move(self, values: Sequence[Tensor], shares: Sequence[float]) -> None:
         """Move each average by its share in [0, 1]."""
-        for group in self._groups:
-            if group.small:
-                self._move_small(group, [values[number] for number in group.numbers], shares)
-            elif group.widened:
-                for number in group.numbers:
-                    self._move_widened(group.widened[0], number, values[number], shares)
-            else:
-                for number in group.numbers:
-                    for averages, share in zip(self._averages, shares, strict=True):
-                        _lerp(averages[number], values[number], share)
+        for batch in self._batches:
+            moved = _taken(values, batch.parts)
+            if batch.widened:
+                torch._foreach_copy_(batch.widened, moved)
+                moved = batch.widened
+            for parts, share in zip(batch.averages, shares, strict=True):
+                if share == 1:  # which a sum of differences gives only where nothing overflows
+                    torch._foreach_copy_(parts, moved)
+                elif share:
+                    torch._foreach_lerp_(parts, moved, share)
         for number in self._careful:
             value = values[number].to(self._averages[0][number].dtype)
             for averages, share in zip(self._averages, shares, strict=True):
                 _lerp_careful(averages[number], value, share)
 
-    def _move_small(self, group: _Group, values: list[Tensor], shares: Sequence[float]) -> None:
-        if group.widened:
-            torch._foreach_copy_(group.widened, values)
-            values = group.widened
-        for averages, share in zip(self._averages, shares, strict=True):
-            moved = [averages[number] for number in group.numbers]
-            if share == 1:
-                torch._foreach_copy_(moved, values)
-            elif share:
-                torch._foreach_lerp_(moved, values, share)
 
-    def _move_widened(self, scratch: Tensor, number: int, value: Tensor, shares: Sequence[float]) -> None:
-        first = self._averages[0][number]
-        if not first.is_contiguous():
-            wide = scratch[: first.numel()].as_strided(first.shape, first.stride())
-            wide.copy_(value)
-            for averages, share in zip(self._averages, shares, strict=True):
-                _lerp(averages[number], wide, share)
-            return
-        value, flat = value.reshape(-1), [averages[number].view(-1) for averages in self._averages]
-        for start in range(0, len(value), _PART):
-            part = value[start : start + _PART]
-            wide = scratch[: len(part)]
-            wide.copy_(part)
-            for average, share in zip(flat, shares, strict=True):
-                _lerp(average[start : start + _PART], wide, share)
-
-
-def _lerp(average: Tensor, value: Tensor, share: float) -> None:
-    """Move `average`; a share of 1 copies, which a sum of differences does only where nothing overflows."""
-    if share == 1:
-        average.copy_(value)
-    elif share:
-        average.lerp_(value, share)
+def _taken(tensors: Sequence[Tensor], parts: Sequence[tuple[int, slice | None]]) -> list[Tensor]:
+    return [tensors[number] if part is None else tensors[number].reshape(-1)[part] for number, part in parts]
 
 
 def _lerp_careful(average: Tensor, value: Tensor, share: float) -> None:

@@ -38,7 +38,7 @@ class Store:
         self.tracked = tracked
         self._offload = offload
         self._pinned = offload is not None and torch.cuda.is_available()
-        values = locals_of(tracked.averaged)
+        values = tracked.values
         self.averages = [[self.like(value, AVERAGED_IN[value.dtype]) for value in values] for _ in range(count)]
         self.copies = [self.like(local(slot.tensor)) for slot in tracked.copied]
         self._staged = [self.like(value) for value in values] if offload else []
@@ -56,7 +56,7 @@ class Store:
     def copy(self) -> None:
         """Make all averages equal to the model."""
         self._due = None
-        values = locals_of(self.tracked.averaged)
+        values = self.tracked.values
         for averages in self.averages:
             if averages:
                 torch._foreach_copy_(averages, values)
@@ -65,7 +65,7 @@ class Store:
     def move(self, shares: Sequence[float]) -> None:
         """Move each average toward the model by its share in [0, 1]."""
         self.settle()
-        values = locals_of(self.tracked.averaged)
+        values = self.tracked.values
         self._follow(values)
         if not self._offload:
             self._moved_by(values).move(values, shares)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ema_cli.errors import RunError
 from ema_cli.formats.prefixes import bare_name
-from ema_cli.online.sharded import refuse_flattened, reshard
+from ema_cli.online.sharded import is_sharded, locals_of, refuse_flattened, reshard
 
 # The type in which a tensor is averaged: at least float32, so that small steps are not rounded away.
 AVERAGED_IN = {
@@ -76,7 +76,8 @@ class Tracked:
         reshard(self.model)
         self.places = list(_find_places(self.model))
         self._modules = list(self.model.modules())
-        self._holders = [each for module in self._modules for each in _holders(module)]
+        holders = [each for module in self._modules for each in _holders(module)]
+        self._holders, self._empty = [each for each in holders if each], [each for each in holders if not each]
         self._contents = self._find_contents()
         firsts: dict[int, Place] = {}
         for place in self.places:
@@ -87,17 +88,31 @@ class Tracked:
                 self.averaged.append(slot)
             else:
                 (self.frozen if slot.is_parameter else self.copied).append(slot)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Take note of the tensors as they are, to see whether they still are."""
+        slots = (*self.averaged, *self.copied)
+        self._sharded = [slot for slot in slots if is_sharded(slot.tensor)]
+        self._whole = [slot.tensor for slot in slots if not is_sharded(slot.tensor)]
+        self._pointers = list(map(Tensor.data_ptr, self._whole))
+        self._values = locals_of(self.averaged)
+
+    @property
+    def values(self) -> list[Tensor]:
+        """Return this process's part of what is averaged, as the model has it now."""
+        return locals_of(self.averaged) if self._sharded else self._values
 
     @property
     def is_current(self) -> bool:
         """Return whether the model still consists of these very tensors; quick, as it is asked at every update."""
-        if self._find_contents() != self._contents:
+        if any(self._empty) or self._find_contents() != self._contents:
             return False
-        for slots in (self.averaged, self.copied):
-            for slot in slots:
-                # A module that is cast, or resized, may keep its parameter and change what is in it.
-                if slot.tensor.dtype is not slot.dtype or slot.tensor.shape != slot.shape:
-                    return False
+        # A module that is cast, or resized, may keep its parameter and change what is in it.
+        if list(map(Tensor.data_ptr, self._whole)) != self._pointers:
+            return False
+        if any(slot.tensor.dtype is not slot.dtype or slot.tensor.shape != slot.shape for slot in self._sharded):
+            return False
         return not any(slot.tensor.requires_grad for slot in self.frozen)
 
     def _find_contents(self) -> list[int]:
@@ -134,7 +149,8 @@ class Tracked:
         names = {slot.name for slot in self.averaged}
         self.frozen = [slot for slot in newer.frozen if slot.name not in names]
         self.places, self._modules = newer.places, newer._modules
-        self._holders, self._contents = newer._holders, newer._contents
+        self._holders, self._empty, self._contents = newer._holders, newer._empty, newer._contents
+        self._watch()
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what the model's `state_dict` holds, under bare names: tied tensors under each of theirs."""
