@@ -50,7 +50,7 @@ class Mover:
         batch = _Batch()
         for number in numbers:
             count, parts = values[number].numel(), list[tuple[int, slice | None]]([(number, None)])
-            if count > _BATCH and values[number].is_contiguous():
+            if count > _BATCH and all(each[number].is_contiguous() for each in (values, *self._averages)):
                 parts = [(number, slice(start, start + _BATCH)) for start in range(0, count, _BATCH)]
                 count = _BATCH
             for part in parts:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ema_cli import EMA
+from ema_cli.online import mover
 from ema_cli.online.mover import Mover
 
-SHAPES = [(), (0,), (3,), (5, 7), (400, 300), (1 << 15,), ((1 << 15) + 1,), ((1 << 18) + 3,)]
+SHAPES = [(), (0,), (3,), (5, 7), (40, 30), (1 << 15,), ((1 << 21) + 3,)]
 TYPES = [
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.float32),
@@ -51,6 +52,23 @@ def test_averages_move_by_their_share(share: float):
 
 def wide(tensor: Tensor) -> torch.dtype:
     return torch.complex128 if tensor.is_complex() else torch.float64
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000, 1 << 16])
+def test_the_size_of_a_batch_does_not_show(batch: int, monkeypatch: pytest.MonkeyPatch):
+    """Cut into parts of any size, or put together, tensors of any strides come to the same bits."""
+    values, averages = made(3)
+    flat = [number for number, value in enumerate(values) if value.dim() == 2]
+    values += [values[number].T for number in flat]
+    averages += [averages[number].T.contiguous() if number % 2 else averages[number].clone().T for number in flat]
+    expected = [average.clone() for average in averages]
+    Mover(values, [expected], set()).move(values, [0.3])
+    monkeypatch.setattr(mover, "_BATCH", batch)
+    kept = [value[:64].clone() if value.dim() == 1 else value for value in values]  # batches of 1 take their time
+    found = [average[:64].clone() if average.dim() == 1 else average for average in averages]
+    Mover(kept, [found], set()).move(kept, [0.3])
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other[:64] if one.dim() == 1 else other)
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 50))
