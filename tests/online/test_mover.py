@@ -14,7 +14,7 @@ from ema_cli import EMA
 from ema_cli.online import mover
 from ema_cli.online.mover import Mover
 
-SHAPES = [(), (0,), (3,), (5, 7), (40, 30), (1 << 15,), ((1 << 21) + 3,)]
+SHAPES = [(), (0,), (3,), (5, 7), (40, 30), (5003,)]
 TYPES = [
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.float32),
@@ -34,8 +34,9 @@ def made(seed: int) -> tuple[list[Tensor], list[Tensor]]:
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-7, 0.001, 0.3, 0.5, 0.9, 1.0])
-def test_averages_move_by_their_share(share: float):
+def test_averages_move_by_their_share(share: float, monkeypatch: pytest.MonkeyPatch):
     """average + share * (value - average), each in its own type, for several shares in one pass."""
+    monkeypatch.setattr(mover, "_BATCH", 1000)
     values, averages = made(1)
     others = [average.clone() for average in averages]
     expected = [
