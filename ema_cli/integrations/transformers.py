@@ -90,16 +90,25 @@ class EMACallback(TrainerCallback):
             "keep_first": self._stores,
         }
         self._is_applied = False
+        self._adapters: set[str] = set()
         self.ema: EMA | None = None
         self.evaluates = False  # whether the Trainer evaluates the averages, and chooses its best model by that
 
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take note of the adapters that a PEFT model has."""
+        self._adapters = set(getattr(kwargs.get("model"), "peft_config", ()))
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin anew or, in a training that is resumed, go on."""
+        model = kwargs["model"]
+        if FOLDER in set(getattr(model, "peft_config", ())) - self._adapters:
+            # The Trainer takes the folder of averages for another adapter, and has loaded it when it resumed.
+            model.delete_adapter(FOLDER)
         if Unit.TOKEN in self._units and args.include_num_input_tokens_seen == "no":
             raise UsageError(
                 "the Trainer does not count tokens", hint="TrainingArguments(include_num_input_tokens_seen='all')"
             )
-        self.ema = EMA(kwargs["model"], **self._asked)
+        self.ema = EMA(model, **self._asked)
         if state.global_step:
             self._resume(self.ema, args, state)
 

@@ -399,6 +399,8 @@ def test_adapter_is_what_is_averaged_and_saved(tmp_path: Path):
     trainer = writer.make_trainer(tmp_path, make(), EMACallback("4ba"))
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert_same_state(state_of(folder), before)
+    # The Trainer takes the folder of averages for a second adapter, which must not stay.
+    assert set(trainer.model.peft_config) == {"default"}
 
 
 def test_saving_the_model_only_saves_the_average_only(tmp_path: Path):
