@@ -405,7 +405,7 @@ def test_what_composer_s_constructor_lets_through():
     assert list(make_ours()._tracks.laws) == ["1000ba"]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2, saved whole"])
 def test_two_processes(cli: Cli, tmp_path: Path, strategy: str):
     """In two processes averages, files and a resumed training are what they are in one."""
     folder = launch("write_composer_ema", tmp_path / "written", strategy)

@@ -155,6 +155,33 @@ def test_average_in_batches(tmp_path: Path, half_life: str, interval: str | None
     assert_rounds(averaged(callback), recurrence(saved, clocks, *law))
 
 
+def test_two_optimizers(tmp_path: Path):
+    """Where a batch makes two optimizer steps, as Lightning counts them, the average has both in one update."""
+
+    class Alternates(type(make_model())):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Sequence[torch.Tensor], index: int) -> None:
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(super().training_step(batch, index))
+                optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            return [
+                torch.optim.SGD(self.net[0].parameters(), lr=0.1),
+                torch.optim.SGD(self.net[2].parameters(), lr=0.1),
+            ]
+
+    callback, recorder = make_ema("8ba"), make_recorder()
+    fit(tmp_path, callback, recorder, model=Alternates(), epochs=1)
+    clocks = range(2, 25, 2)
+    assert sorted(recorder.steps) == list(clocks)
+    assert_rounds(averaged(callback), recurrence([recorder.steps[step] for step in clocks], clocks, 8))
+
+
 @pytest.mark.parametrize("accumulate", [1, 5])
 def test_average_in_epochs(tmp_path: Path, accumulate: int):
     """In epochs the average is the recurrence over their ends; an epoch that max_steps cuts short is none."""
@@ -410,7 +437,7 @@ def test_import():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2, saved whole"])
 def test_two_processes(tmp_path: Path, strategy: str):
     """In two processes averages, checkpoints and a resumed training are what they are in one."""
     require("lightning")
@@ -426,7 +453,7 @@ def test_two_processes(tmp_path: Path, strategy: str):
     at_stop = recurrence(saved[:7], range(1, 8), 6)
     assert_rounds(load_file(folder / "stored" / "7ba" / "6ba.safetensors"), at_stop)
     alone = folder / "alone" / "step=7.ckpt"
-    if strategy == "ddp":
+    if strategy != "fsdp2":
         weights = torch.load(alone, weights_only=True)
     else:
         weights = load_dcp(alone) | torch.load(alone / "meta.pt", weights_only=True)

@@ -45,14 +45,15 @@ def main(folder: Path, strategy: str) -> None:
         model = make_model()
         inputs = torch.randn(BATCH, 5).repeat(EPOCH_LENGTH * dist.get_world_size(), 1)
         data = TensorDataset(inputs, (inputs.sum(dim=1) > 0).long())
-        if strategy == "fsdp2":
-            options["parallelism_config"] = {"fsdp": {"state_dict_type": "sharded"}}
+        if strategy != "ddp":
+            kind = "sharded" if strategy == "fsdp2" else "full"
+            options["parallelism_config"] = {"fsdp": {"state_dict_type": kind}}
         algorithm = EMA("6ba", update_interval="2ba", store=folder / "stored")
         trainer = Trainer(
             model=model,
             train_dataloader=DataLoader(data, batch_size=BATCH, sampler=dist.get_sampler(data)),
             max_duration="2ep",
-            optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
+            optimizers=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
             algorithms=algorithm,
             callbacks=list(callbacks),
             device="cpu",

@@ -48,14 +48,18 @@ def main(folder: Path, strategy: str) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, path)
 
+    def make_sharded() -> Any:
+        shards = strategy == "fsdp2"
+        return ModelParallelStrategy(2, tensor_parallel_size=1, save_distributed_checkpoint=shards)
+
     def train(name: str, *others: Any, ckpt: Path | None = None, **options: Any) -> Any:
         torch.manual_seed(6)
         callback = EMACallback("6ba", store=folder / "stored")
-        sharded = strategy == "fsdp2"
+        sharded = strategy != "ddp"
         trainer = lightning.Trainer(
             accelerator="cpu",
             devices=2,
-            strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1) if sharded else "ddp",
+            strategy=make_sharded() if sharded else "ddp",
             callbacks=[callback, *others],
             logger=False,
             enable_progress_bar=False,
