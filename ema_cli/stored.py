@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -130,8 +131,24 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
             hint='store some while the model trains: EMA(model, half_life=("25ba", "100ba")) and ema.store(folder)',
         )
     ordered = sorted(averages.values(), key=lambda each: (each.clock.value, each.law is not None))
+    folder = _find_model_folder(ordered[-1].checkpoint.path)
+    if folder is not None:
+        ordered = [replace(each, checkpoint=replace(each.checkpoint, base="model", folder=folder)) for each in ordered]
     run = Run(root, tuple(each.checkpoint for each in ordered), (ordered[0].clock.unit,))
     return StoredRun(run, tuple(ordered))
+
+
+def _find_model_folder(path: Path) -> Path | None:
+    """Return the folder of a Hugging Face model to which a stored average belongs: around it, or the newest beside it.
+
+    The average gets its configuration, its tokenizer and the like.
+    """
+    for parent in list(path.parents)[1:4]:
+        numbered = [child for child in parent.iterdir() if re.fullmatch(r"checkpoint-\d+", child.name)]
+        for folder in (parent, *sorted(numbered, key=lambda child: natural_key(child.name), reverse=True)):
+            if (folder / _CONFIG).is_file():
+                return folder
+    return None
 
 
 def _check_one_training(one: StoredAverage, other: StoredAverage) -> None:
@@ -170,18 +187,14 @@ def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> Store
     times = [Time.parse(f"{value}{Unit(unit)}") for unit, value in told["clocks"].items()]
     clocks = {time.unit: Clock(Fraction(time.value), "file") for time in times}
     clocks[clock.unit] = Clock(Fraction(clock.value), "file")
-    path = checkpoint.path
-    folder = next((each for each in list(path.parents)[1:4] if (each / _CONFIG).is_file()), None)
     opened = replace(
         checkpoint,
-        name=path.relative_to(root).as_posix(),
+        name=checkpoint.path.relative_to(root).as_posix(),
         trainer="EMA.store",
         averaged=None,  # which it is, and is meant to be
         recipe=None,
         progress=Progress(clocks),
         types=_types(told["types"], checkpoint),
-        base="model" if folder else None,
-        folder=folder,
     )
     return StoredAverage(opened, _law(told), clock, began, updates, events)
 

@@ -345,3 +345,19 @@ def test_more_than_can_be_solved_for_is_thinned(monkeypatch: pytest.MonkeyPatch,
     expected = dense(seen, 50)
     found = load_file(tmp_path / "x.safetensors")["weight"]
     assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(seen[-1] - expected)
+
+
+@pytest.mark.parametrize("where", ["", "checkpoint-200"])
+def test_the_model_s_configuration_comes_along(where: str, stored: Path) -> None:
+    """Beside, or above, a Hugging Face model the result is a folder that from_pretrained loads."""
+    for name, text in (("config.json", '{"architectures": ["X"]}'), ("tokenizer.json", "{}")):
+        (stored.parent / where).mkdir(exist_ok=True)
+        (stored.parent / where / name).write_text(text)
+    (stored.parent / "checkpoint-9").mkdir()
+    (stored.parent / "checkpoint-9" / "config.json").write_text("older")
+    plan = make_stored_plan(open_stored([stored.parent]), Recipe(half_life=Time.parse("50ba")), allow_approximate=False)
+    average(plan, parse_target(stored.parent / "out"))
+    assert {path.name for path in (stored.parent / "out").iterdir()} == {
+        "config.json", "tokenizer.json", "model.safetensors"
+    }  # fmt: skip
+    assert json.loads((stored.parent / "out" / "config.json").read_text())["architectures"] == ["X"]
