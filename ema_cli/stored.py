@@ -143,7 +143,7 @@ def _find_model_folder(path: Path) -> Path | None:
 
     The average gets its configuration, its tokenizer and the like.
     """
-    for parent in list(path.parents)[1:4]:
+    for parent in list(path.parents)[1:3]:
         numbered = [child for child in parent.iterdir() if re.fullmatch(r"checkpoint-\d+", child.name)]
         for folder in (parent, *sorted(numbered, key=lambda child: natural_key(child.name), reverse=True)):
             if (folder / _CONFIG).is_file():
