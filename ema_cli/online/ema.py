@@ -274,4 +274,5 @@ class EMA:
             newer = Tracked(self.model)
             self._store.tracked.check_same(newer)
             self._store.tracked.adopt(newer)
+            self._store.take_values()
         return self._store

@@ -46,7 +46,7 @@ def compute_ema(model: nn.Module, ema_model: nn.Module, smoothing: float = 0.99)
         for each, stays in zip(averages, in_place, strict=True)
     ]
     careful = {number for number, each in enumerate(wide) if not bool(torch.isfinite(each).all())}
-    Mover(values, [wide], careful).move(values, [1 - smoothing])
+    Mover(values, [wide], careful).move([1 - smoothing])
     for average, moved in zip(averages, wide, strict=True):
         if moved is not average:
             write_into(average, moved)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ema_cli.errors import RunError
-from ema_cli.online.mover import Mover
+from ema_cli.online.mover import SMALL, Mover
 from ema_cli.online.sharded import cut_like, local, locals_of, placed_like, reshard
 from ema_cli.online.tracked import AVERAGED_IN, Tracked, write_into
 
@@ -39,7 +39,7 @@ class Store:
         self._offload = offload
         self._pinned = offload is not None and torch.cuda.is_available()
         values = tracked.values
-        self.averages = [[self.like(value, AVERAGED_IN[value.dtype]) for value in values] for _ in range(count)]
+        self.averages = [self._allocate(values) for _ in range(count)]
         self.copies = [self.like(local(slot.tensor)) for slot in tracked.copied]
         self._staged = [self.like(value) for value in values] if offload else []
         self._due: Sequence[float] | None = None  # shares of an update whose values are staged
@@ -52,6 +52,26 @@ class Store:
         if self._offload is None:
             return torch.empty_like(tensor, dtype=dtype, requires_grad=False)
         return torch.empty_like(tensor, dtype=dtype, device=self._offload, pin_memory=self._pinned, requires_grad=False)
+
+    def _allocate(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Return memory for one average. Small tensors lie side by side, so that all of them can be moved as one."""
+        sizes: dict[tuple[torch.device, torch.dtype], int] = {}
+        for value in filter(_is_small, values):
+            sizes[value.device, value.dtype] = sizes.get((value.device, value.dtype), 0) + value.numel()
+        memory = {
+            (device, narrow): self.like(torch.empty(size, dtype=narrow, device=device), AVERAGED_IN[narrow])
+            for (device, narrow), size in sizes.items()
+        }
+        taken = dict.fromkeys(memory, 0)
+        averages = []
+        for value in values:
+            if _is_small(value):
+                key = value.device, value.dtype
+                averages.append(memory[key][taken[key] : taken[key] + value.numel()].view(value.shape))
+                taken[key] += value.numel()
+            else:
+                averages.append(self.like(value, AVERAGED_IN[value.dtype]))
+        return averages
 
     def copy(self) -> None:
         """Make all averages equal to the model."""
@@ -68,7 +88,9 @@ class Store:
         values = self.tracked.values
         self._follow(values)
         if not self._offload:
-            self._moved_by(values).move(values, shares)
+            if self.tracked.is_sharded:
+                self.take_values()  # their parts may lie elsewhere each time
+            self._moved_by(values).move(shares)
             self._copy_others(wait=True)
             return
         for staged, value in zip(self._staged, values, strict=True):
@@ -85,7 +107,7 @@ class Store:
         for event in self._copied:
             event.synchronize()
         shares, self._due = self._due, None
-        self._moved_by(self._staged).move(self._staged, shares)
+        self._moved_by(self._staged).move(shares)
 
     def live(self) -> list[Tensor]:
         """Return this process's part of what is averaged and copied, as the model has it now."""
@@ -136,6 +158,11 @@ class Store:
         self.copies = [copy.to(value.device) for copy, value in zip(self.copies, there, strict=True)]
         self._mover = None
 
+    def take_values(self) -> None:
+        """Go on with the tensors that the model has now in place of equal ones."""
+        if not self._offload and self._mover is not None and not self._mover.take(self.tracked.values):
+            self._mover = None
+
     def forget_shapes(self) -> None:
         """Look at the tensors anew at the next update: others have been put in their place."""
         self.settle()
@@ -152,3 +179,7 @@ class Store:
     def _copy_others(self, *, wait: bool) -> None:
         for copy, value in zip(self.copies, locals_of(self.tracked.copied), strict=True):
             copy.copy_(value, non_blocking=not wait)
+
+
+def _is_small(tensor: Tensor) -> bool:
+    return tensor.numel() <= SMALL and tensor.is_contiguous()

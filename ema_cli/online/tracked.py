@@ -99,6 +99,11 @@ class Tracked:
         self._values = locals_of(self.averaged)
 
     @property
+    def is_sharded(self) -> bool:
+        """Return whether some of it is cut over several processes."""
+        return bool(self._sharded)
+
+    @property
     def values(self) -> list[Tensor]:
         """Return this process's part of what is averaged, as the model has it now."""
         return locals_of(self.averaged) if self._sharded else self._values

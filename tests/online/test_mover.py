@@ -43,7 +43,7 @@ def test_averages_move_by_their_share(share: float, monkeypatch: pytest.MonkeyPa
         (1 - share) * average.to(wide(average)) + share * value.to(wide(average))
         for average, value in zip(averages, values, strict=True)
     ]
-    Mover(values, [averages, others], set()).move(values, [share, 0.25])
+    Mover(values, [averages, others], set()).move([share, 0.25])
     for found, wanted in zip(averages, expected, strict=True):
         rounding = 2**-52 if found.dtype == torch.float64 else 2**-22
         torch.testing.assert_close(found.to(wanted.dtype), wanted, rtol=0, atol=rounding * 8)
@@ -63,11 +63,11 @@ def test_the_size_of_a_batch_does_not_show(batch: int, monkeypatch: pytest.Monke
     values += [values[number].T for number in flat]
     averages += [averages[number].T.contiguous() if number % 2 else averages[number].clone().T for number in flat]
     expected = [average.clone() for average in averages]
-    Mover(values, [expected], set()).move(values, [0.3])
+    Mover(values, [expected], set()).move([0.3])
     monkeypatch.setattr(mover, "_BATCH", batch)
     kept = [value[:64].clone() if value.dim() == 1 else value for value in values]  # batches of 1 take their time
     found = [average[:64].clone() if average.dim() == 1 else average for average in averages]
-    Mover(kept, [found], set()).move(kept, [0.3])
+    Mover(kept, [found], set()).move([0.3])
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other[:64] if one.dim() == 1 else other)
 
@@ -79,7 +79,7 @@ def test_what_is_equal_stays(share: float, seed: int):
     values = [torch.randn(9, generator=random) * 10**seed for seed in range(-3, 3)]
     values.append(torch.randn(1 << 16, generator=random).bfloat16())
     averages = [value.float().clone() for value in values]
-    Mover(values, [averages], set()).move(values, [share])
+    Mover(values, [averages], set()).move([share])
     assert all(torch.equal(average, value.float()) for average, value in zip(averages, values, strict=True))
 
 
@@ -88,7 +88,7 @@ def test_equal_infinities_stay(share: float):
     """The infinities of a mask stay what they are, and what is finite beside them moves."""
     mask = torch.tensor([0.0, float("-inf"), float("inf"), 2.0])
     average = torch.tensor([1.0, float("-inf"), float("inf"), 4.0])
-    Mover([mask], [[average]], {0}).move([mask], [share])
+    Mover([mask], [[average]], {0}).move([share])
     expected = torch.tensor([1 - share, float("-inf"), float("inf"), 4 - 2 * share])
     torch.testing.assert_close(average, expected)
 
@@ -97,7 +97,7 @@ def test_the_first_stays_beside_an_infinity():
     """A share of 0 changes nothing, whatever the model has come to hold."""
     average = torch.tensor([1.0, float("-inf")])
     value = torch.tensor([float("nan"), 0.0])
-    Mover([value], [[average]], {0}).move([value], [0.0])
+    Mover([value], [[average]], {0}).move([0.0])
     assert torch.equal(average, torch.tensor([1.0, float("-inf")]))
 
 
@@ -106,7 +106,7 @@ def test_a_full_share_copies():
     largest = torch.finfo(torch.float32).max
     for count in (1, 1 << 16):
         value, average = torch.full((count,), largest), torch.full((count,), -largest)
-        Mover([value], [[average]], set()).move([value], [1.0])
+        Mover([value], [[average]], set()).move([1.0])
         assert torch.equal(average, value)
 
 
@@ -129,3 +129,36 @@ def test_a_step_takes_no_memory(dtype: torch.dtype):
     places = [tensor.data_ptr() for name in ema.names for tensor in ema.state_dict()["averages"][name].values()]
     assert memory_taken(model, ema, 5) == 0
     assert places == [t.data_ptr() for name in ema.names for t in ema.state_dict()["averages"][name].values()]
+
+
+@pytest.mark.parametrize("narrow", [torch.float32, torch.bfloat16])
+def test_averages_that_lie_side_by_side_move_as_one(narrow: torch.dtype):
+    """What is gathered and moved in one call has the bits of what is moved apart, for several averages at once."""
+    shapes = [(3,), (5, 7), (), (2, 2, 2), (1,)]
+    values = [torch.randn(shape).to(narrow) for shape in shapes]
+    apart = [[torch.randn(shape) for shape in shapes] for _ in range(2)]
+    beside = []
+    for averages in apart:
+        memory, start = torch.cat([average.reshape(-1) for average in averages]), 0
+        beside.append([])
+        for average in averages:
+            beside[-1].append(memory[start : start + average.numel()].view(average.shape))
+            start += average.numel()
+    one, other = Mover(values, beside, set()), Mover(values, apart, set())
+    assert one._batches[0].gathered is not None
+    assert other._batches[0].gathered is None
+    for shares in ([0.3, 0.7], [1.0, 0.0]):
+        one.move(shares)
+        other.move(shares)
+    for found, expected in zip(beside, apart, strict=True):
+        assert all(map(torch.equal, found, expected))
+
+
+def test_values_that_lie_elsewhere_are_taken():
+    """New tensors in place of equal ones are moved toward, unless they are laid out otherwise, which is said."""
+    values, averages = [torch.zeros(4), torch.zeros(6, 5)], [torch.zeros(4), torch.zeros(6, 5)]
+    found = Mover(values, [averages], set())
+    assert found.take([torch.ones(4), torch.ones(6, 5)])
+    found.move([0.5])
+    assert all(bool((average == 0.5).all()) for average in averages)
+    assert not found.take([torch.ones(4), torch.ones(5, 6).T])

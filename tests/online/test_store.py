@@ -81,3 +81,34 @@ def test_other_models_are_filled_whole():
     with torch.no_grad():
         assert store.fill(other, store.live()) is other
     assert_same(taken(other), taken(model))
+
+
+def test_what_is_put_elsewhere_in_mid_run_is_averaged_on():
+    """Parameters whose memory is exchanged, or laid out otherwise, are averaged as what they are now."""
+    model = nn.Conv2d(4, 8, 3, bias=True)
+    ema = EMA(model, half_life="1ba")
+    expected = {}
+
+    def step(change: Any) -> None:
+        with torch.no_grad():
+            for number, (name, parameter) in enumerate(model.named_parameters()):
+                change(parameter, number)
+                value = parameter.detach().double()
+                expected[name] = value if name not in expected else (expected[name] + value) / 2
+        ema.update()
+
+    def shake(parameter: nn.Parameter, number: int) -> None:
+        parameter.add_(number + 1.0)
+
+    def exchange(parameter: nn.Parameter, number: int) -> None:
+        parameter.data = torch.randn_like(parameter)
+
+    def transpose(parameter: nn.Parameter, number: int) -> None:
+        if parameter.dim() == 4:
+            parameter.data = torch.randn_like(parameter).to(memory_format=torch.channels_last)
+
+    for change in (shake, shake, exchange, shake, transpose, shake, exchange, shake):
+        step(change)
+    with ema.applied():
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.double(), expected[name], rtol=0, atol=1e-5)
