@@ -98,8 +98,6 @@ def test_average_of_shards(cli: Cli, written: Path, tmp_path: Path, law: list[st
 @pytest.mark.parametrize("kind", ["averages", "sharded"])
 def test_clocks(cli: Cli, written: Path, kind: str):
     """Batches, samples and completed epochs come from the file or from the shards; the link counts for nothing."""
-    """Batches, samples and completed epochs come from the file, or from the shards; the link to the newest does not
-    count."""
     told = cli("inspect", written / kind, "--json").json["run"]
     suffix = "" if kind == "sharded" else "-rank0.pt"
     assert [each["name"] for each in told["checkpoints"]] == [f"{name}{suffix}" for name in NAMES]
