@@ -175,13 +175,14 @@ def _open_one(path: Path, root: Path) -> StoredAverage | None:
 def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> StoredAverage:
     clock, began, updates = Time.parse(told["clock"]), Time.parse(told["began"]), told["updates"]
     events = str(told["update_interval"]), str(told.get("start", ""))
-    if events[0] != EVERY and Time.parse(events[0]).value <= 0:
-        raise ValueError("its update interval is 0")
+    interval = None if events[0] == EVERY else Time.parse(events[0])
+    if interval is not None and (interval.unit is not clock.unit or not 0 < interval.value < math.inf):
+        raise ValueError("its update interval is none of its clock's")
     if (
         type(updates) is not int
         or not 0 <= updates < _MAX_UPDATES
         or clock.unit is not began.unit
-        or not 0 < began.value <= clock.value
+        or not 0 < began.value <= clock.value < math.inf
     ):
         raise ValueError("its clock and its updates do not fit together")
     times = [Time.parse(f"{value}{Unit(unit)}") for unit, value in told["clocks"].items()]

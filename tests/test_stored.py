@@ -250,7 +250,7 @@ def stored(tmp_path: Path) -> Path:
     "change",
     [
         {"clock": "x"}, {"clock": 3}, {"clock": "0ba"}, {"clock": "200ep"}, {"updates": -1}, {"updates": 2.5},
-        {"updates": True}, {"began": "9999ba"}, {"half_life": None}, {"update_interval": "0ba"}, {"types": 3},
+        {"updates": True}, {"began": "9999ba"}, {"half_life": None}, {"update_interval": "0ba"}, {"update_interval": "1ep"}, {"clock": "infba"}, {"types": 3},
         {"types": {"X": "all"}}, {"clocks": {"zz": "1"}}, {"clocks": {"ba": "x"}},
     ],
     ids=str,
