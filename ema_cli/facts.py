@@ -95,6 +95,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "effective_checkpoints": plan.effective_count,
         "mean_age": {"value": number(plan.mean_age.value), "unit": str(plan.mean_age.unit)},
         "half_life_for_three": str(enough) if enough else None,
+        "newest_is_heavy": bool(plan.warnings()) and plan.heaviest is plan.entries[-1] and len(plan.entries) > 1,
         "half_lives_to_store": [str(each) for each in plan.half_lives_to_store()],
         "warnings": plan.warnings(),
         "approximation": _approximation_facts(plan.approximation) if plan.approximation else None,

@@ -55,11 +55,13 @@ class Skipped:
 class Approximation:
     """How near stored averages come to the one asked for.
 
-    `error` is relative, over update events. `reach` gives for a relative error the half-lives (from, to) that are
-    nearer. `asked` and `reached` are the shares of stretches of training time, given as clocks (from, to).
+    `error` is relative, over update events; `least_error` that of all stored averages, of which some that hardly matter
+    are left out. `reach` gives for a relative error the half-lives (from, to) that are nearer. `asked` and `reached`
+    are the shares of stretches of training time, given as clocks (from, to).
     """
 
     error: float
+    least_error: float
     reach: Mapping[float, Sequence[tuple[Time, Time]]]
     stretches: Sequence[tuple[float, float]]
     asked: Sequence[float]
@@ -138,18 +140,26 @@ class Plan:
         half_life = self.recipe.half_life
         if half_life is None or not 0 < half_life.value < math.inf:
             return []
-        return [Time(Fraction(half_life.value) * factor, half_life.unit) for factor in (Fraction(1, 2), Fraction(2))]
+        lower = Fraction(half_life.value) / 2
+        if lower < 1 <= half_life.value:
+            lower = Fraction(1)  # below one unit other updates would count
+        return [Time(value, half_life.unit) for value in (lower, 2 * Fraction(half_life.value))]
 
     def _default_gaps(self) -> list[float]:
         """Return the gaps that the checkpoints of this plan would have with an interval of one unit."""
         events = sorted({floor(Fraction(entry.clock.value)) for entry in self.entries} - {0}) or [0]
         return [0.0, *(float(newer - older) for older, newer in pairwise(events))]
 
+    @property
+    def heaviest(self) -> Entry:
+        """Return the entry with the largest weight."""
+        return max(self.entries, key=lambda entry: entry.weight)
+
     def warnings(self) -> list[str]:
         """Return what a user should know before trusting the average: the sparse-checkpoint trap above all."""
         if self.approximation is not None:
             return []  # averages, each of which stands for many checkpoints
-        heaviest = max(self.entries, key=lambda entry: entry.weight)
+        heaviest = self.heaviest
         if heaviest.weight <= 0.5 + _ROUNDING:
             return []
         return [f"{heaviest.checkpoint.name} holds {heaviest.weight:.1%} of the average: {self._reason(heaviest)}"]
@@ -162,7 +172,7 @@ class Plan:
         if self.recipe.smoothing is not None:
             much, little = ("smoothing is high", "smoothing is low")
         if self.recipe.profile is not None:
-            return f"the profile gives it that much; --profile {UNIFORM} gives all the same"
+            return "the profile gives it that much, for the training that it stands for"
         enough = self.half_life_for(3)
         advice = f"; {enough} gives three effective checkpoints" if enough else ""
         if heaviest is self.entries[0]:

@@ -5,6 +5,7 @@ What each file is, its metadata say. Nothing here knows how the weights are foun
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ema_cli.checkpoint import DTYPES, Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, EmaError, NoWeights, RunError, UsageError
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
 from ema_cli.events import UNIFORM_SIGMA_REL, HalfLife, Law, Power, Smoothing
-from ema_cli.find import natural_key
+from ema_cli.find import PassedOver, natural_key
 from ema_cli.formats import safetensors_file
 from ema_cli.formats.options import ReadOptions
 from ema_cli.plan import Approximation, Entry, Plan
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from ema_cli.synthesis import Moment, Profiles  # which import numpy: not for `inspect` of a run without any
 
 FIRST = "first"  # the name of the first copy among stored averages
-WITHIN = (0.01, 0.05)  # relative errors of a profile: what is near, and what is near enough
 _LEAST_BINS = 10
 _MAX_UPDATES = 10**15
 _MAX_STORED = 1000
 _GRID = 8  # half-lives in a decade
 _CONFIG = "config.json"
+_MAX_CONFIG = 1 << 24  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def find_stored(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         for folder, folders, names in os.walk(path):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [each for name in names if is_stored(each := Path(folder) / name)]
+            found += [each for name in names if is_stored(each := Path(folder) / name) and each.is_file()]
     return sorted(dict.fromkeys(found), key=lambda each: natural_key(each.as_posix()))
 
 
@@ -109,10 +110,19 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
     for path in paths:
         if not os.path.lexists(path):
             raise UsageError(f"{path}: does not exist")
+    paths = [path.absolute() for path in paths]
     root = paths[0] if len(paths) == 1 and paths[0].is_dir() else Path(os.path.commonpath([p.parent for p in paths]))
     averages: dict[tuple[str, str], StoredAverage] = {}
+    unfinished: list[PassedOver] = []
     for path in find_stored(paths):
-        average = _open_one(path, root)
+        try:
+            average = _open_one(path, root)
+        except IncompleteCheckpoint as error:
+            if path in paths:
+                raise
+            reason = f"half-written: {str(error).removeprefix(f'{path}: ')}"
+            unfinished.append(PassedOver(path.relative_to(root).as_posix(), reason, warn=True))
+            continue
         if average is None:
             continue
         if averages:
@@ -134,8 +144,20 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
     folder = _find_model_folder(ordered[-1].checkpoint.path)
     if folder is not None:
         ordered = [replace(each, checkpoint=replace(each.checkpoint, base="model", folder=folder)) for each in ordered]
-    run = Run(root, tuple(each.checkpoint for each in ordered), (ordered[0].clock.unit,))
+    _check_one_folder(root, ordered)
+    run = Run(root, tuple(each.checkpoint for each in ordered), (ordered[0].clock.unit,), tuple(unfinished))
     return StoredRun(run, tuple(ordered))
+
+
+def _check_one_folder(root: Path, averages: Sequence[StoredAverage]) -> None:
+    """Check that one training stored all of them: into one folder, in folders by their clocks."""
+    paths = [each.checkpoint.path for each in averages]
+    folders = dict.fromkeys(path.parent if path.stem == FIRST else path.parent.parent for path in paths)
+    if len(folders) > 1:
+        listed = ", ".join(os.path.relpath(folder, root) for folder in folders)
+        raise RunError(
+            f"{root}: holds what {len(folders)} trainings stored: {listed}", hint="name the folder of one training"
+        )
 
 
 def _find_model_folder(path: Path) -> Path | None:
@@ -146,18 +168,31 @@ def _find_model_folder(path: Path) -> Path | None:
     for parent in list(path.parents)[1:3]:
         numbered = [child for child in parent.iterdir() if re.fullmatch(r"checkpoint-\d+", child.name)]
         for folder in (parent, *sorted(numbered, key=lambda child: natural_key(child.name), reverse=True)):
-            if (folder / _CONFIG).is_file():
+            if _is_of_a_model(folder / _CONFIG):
                 return folder
     return None
+
+
+def _is_of_a_model(config: Path) -> bool:
+    """Return whether it is a configuration as Hugging Face's libraries write it, not anything called so."""
+    try:
+        found = json.loads(config.read_bytes()) if config.is_file() and config.stat().st_size < _MAX_CONFIG else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and not found.keys().isdisjoint(("model_type", "architectures", "_class_name"))
 
 
 def _check_one_training(one: StoredAverage, other: StoredAverage) -> None:
     if (one.began, one.events) != (other.began, other.events):
         raise RunError(
-            f"{one.checkpoint.path}: began at {one.began} with update interval {one.events[0]}, but "
-            f"{other.checkpoint.name} at {other.began} with {other.events[0]}",
+            f"{one.checkpoint.path}: is of {_training(one)}, but {other.checkpoint.name} of {_training(other)}",
             hint="these are averages of two trainings; name the folder of one",
         )
+
+
+def _training(average: StoredAverage) -> str:
+    start = f" and start {average.events[1]}" if average.events[1] else ""
+    return f"an average that began at {average.began} with update interval {average.events[0]}{start}"
 
 
 def _open_one(path: Path, root: Path) -> StoredAverage | None:
@@ -197,14 +232,20 @@ def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> Store
         progress=Progress(clocks),
         types=_types(told["types"], checkpoint),
     )
-    return StoredAverage(opened, _law(told), clock, began, updates, events)
+    law = _law(told, clock.unit)
+    if law is None and (updates or clock != began):
+        raise ValueError("the first copy is not where the average began")
+    return StoredAverage(opened, law, clock, began, updates, events)
 
 
-def _law(told: Mapping[str, Any]) -> Law | None:
+def _law(told: Mapping[str, Any], unit: Unit) -> Law | None:
     if told["average"] == FIRST:
         return None
     if "half_life" in told:
-        return HalfLife(Time.parse(told["half_life"]).value)
+        half_life = Time.parse(told["half_life"])
+        if half_life.unit is not unit:
+            raise ValueError("its half-life is in another unit than its clock")
+        return HalfLife(half_life.value)
     name, most = ("smoothing", 1.0) if "smoothing" in told else ("sigma_rel", UNIFORM_SIGMA_REL)
     value = float(told[name])
     if not 0 <= value <= most or (value == 0 and name == "sigma_rel"):
@@ -217,8 +258,10 @@ def _types(told: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     specs = checkpoint.weights.specs
     types = {}
     for dtype, names in told.items():
+        if dtype not in ("F16", "BF16"):
+            raise ValueError(f"{dtype} is not stored in a wider type")
         averaged = [name for name, spec in specs.items() if spec.dtype.averaged] if names == "all" else names
-        types.update({name: DTYPES[dtype] for name in averaged if name in specs})
+        types.update({name: DTYPES[dtype] for name in averaged if name in specs and specs[name].dtype.name == "F32"})
     return types
 
 
@@ -231,8 +274,9 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
         UsageError: for --start and --last, which the training has settled.
     """
     law = _asked(stored, recipe)
+    recipe = replace(recipe, update_interval=stored.interval or EVERY)
     averages = _stopped(stored, recipe)
-    from ema_cli.synthesis import Profiles, Stored
+    from ema_cli.synthesis import WITHIN, Profiles, Stored
 
     moments = _moments(stored, averages)
     at = {moment.updates: number for number, moment in enumerate(moments)}
@@ -245,7 +289,8 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
         raise RunError(
             f"{stored.root}: {recipe.law} is out of reach: the nearest that the stored averages make differs by "
             f"{found.error:.1%}; within {WITHIN[1]:.0%} are {_listed(reach[WITHIN[1]])}",
-            hint="ask for one of these, take the nearest with --allow-approximate, or store others next time",
+            hint="ask for one of these, take the nearest with --allow-approximate, or store next time what is nearer: "
+            "a half-life below it and one above, more often",
         )
     drawn = _drawn(profiles, law, found.weights.tolist())
     entries, before = [], averages[0].clock.value
@@ -253,7 +298,13 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
         if weight:
             entries.append(Entry(each.checkpoint, each.clock, Fraction(each.clock.value) - Fraction(before), weight))
             before = each.clock.value
-    return Plan(stored.run, recipe, tuple(entries), (), approximation=Approximation(found.error, reach, *drawn))
+    return Plan(
+        stored.run,
+        recipe,
+        tuple(entries),
+        (),
+        approximation=Approximation(found.error, profiles.error(law), reach, *drawn),
+    )
 
 
 def _asked(stored: StoredRun, recipe: Recipe) -> Law:
@@ -295,7 +346,11 @@ def _stopped(stored: StoredRun, recipe: Recipe) -> list[StoredAverage]:
         stop = recipe.stop.value
         averages = [e for e in averages if e.law is None or (e.checkpoint.clock(recipe.stop.unit) or 0) <= stop]
     if not any(each.law is not None and each.updates for each in averages):
-        raise RunError(f"{stored.root}: no average is stored before --stop", hint="ask for a later --stop")
+        when = " up to --stop" if recipe.stop is not None else ""
+        raise RunError(
+            f"{stored.root}: nothing is stored after the first copy{when}",
+            hint="store averages as the training goes on",
+        )
     return _thinned(averages)
 
 
@@ -330,7 +385,10 @@ def _moments(stored: StoredRun, averages: Sequence[StoredAverage]) -> list[Momen
                 f"{Time(known[0], stored.unit)}",
                 hint="these are averages of two trainings; name the folder of one",
             )
-    moments = [Moment(float(clock), float(at), updates) for updates, (clock, at) in sorted(found.items())]
+    moments = [
+        Moment(float(clock), float(at), updates, None if interval is None else floor(clock / interval))
+        for updates, (clock, at) in sorted(found.items())
+    ]
     if any(after.clock <= before.clock for before, after in pairwise(moments)):
         raise RunError(
             f"{stored.root}: the updates of what is stored do not grow with its clocks",
@@ -348,7 +406,8 @@ def _half_lives(averages: Sequence[StoredAverage]) -> list[HalfLife]:
         for step in range(int(_GRID * 12))
         if least * 10 ** (step / _GRID) <= most
     )
-    return [HalfLife(value) for value in (*values, math.inf)]
+    stored = [each.law.value for each in averages if isinstance(each.law, HalfLife)]
+    return [HalfLife(value) for value in sorted({*values, *map(float, stored), math.inf})]
 
 
 def _ranges(grid: Sequence[HalfLife], errors: Sequence[float], within: float, unit: Unit) -> list[tuple[Time, Time]]:
@@ -375,8 +434,9 @@ def _drawn(
 
     moments = profiles.moments
     last, end = len(moments) - 1, moments[-1].clock
-    step = _round_step(end / _LEAST_BINS)
-    edges = [step * number for number in range(1, math.ceil(end / step))] + [end]
+    step = _round_step((end - moments[0].clock) / _LEAST_BINS)
+    before = math.floor(moments[0].clock / step)  # stretches in which there was no average
+    edges = [step * number for number in range(before + 1, math.ceil(end / step - 1e-9))] + [end]
 
     def shares(each: Law | None, moment: int) -> Iterator[float]:
         before = 0.0
@@ -392,7 +452,7 @@ def _drawn(
             reached = [
                 sum(pair) for pair in zip(reached, (weight * s for s in shares(stored.law, stored.moment)), strict=True)
             ]
-    return list(zip([0.0, *edges[:-1]], edges, strict=True)), asked, reached
+    return list(zip([step * before, *edges[:-1]], edges, strict=True)), asked, reached
 
 
 def _round_step(most: float) -> float:

@@ -36,6 +36,7 @@ _FORGOTTEN = 1e-12  # of an average: what it holds of the training before that
 _EXACT_EVENTS = 128  # at the end of a cell, where a profile may change from one to the next
 _NODES = 16  # in each stretch before, twice as long as the one after it
 _PRUNED = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)  # shares of the largest weight below which stored averages are left out
+WITHIN = (0.01, 0.05)  # relative errors: what is near, and what is near enough
 _PRUNED_ERROR = 1e-3  # relative; or a tenth more than without
 
 
@@ -43,12 +44,19 @@ _PRUNED_ERROR = 1e-3  # relative; or a tenth more than without
 class Moment:
     """When something was stored: after `updates` events since the first copy, at `clock`.
 
-    `due` is the training time that counts for half-lives: that of the events due by then.
+    `due` is the training time that counts for half-lives, that of the events due by then; `passed` is their number,
+    where it is not that of the updates: one update may stand for several.
     """
 
     clock: float
     due: float
     updates: int
+    passed: int | None = None
+
+    @property
+    def due_updates(self) -> int:
+        """Return how many updates were due by then: each keeps its share of a smoothing."""
+        return self.updates if self.passed is None else self.passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,9 @@ class Profiles:
         for share in _PRUNED:
             kept = np.flatnonzero(np.abs(best.weights) >= share * np.abs(best.weights).max())
             pruned = self._nearest(law, *self._factored(kept))
-            if pruned.error <= max(1.1 * best.error, _PRUNED_ERROR):
+            allowed = max(1.1 * best.error, _PRUNED_ERROR)
+            allowed = min([allowed, *(within for within in WITHIN if best.error <= within)])
+            if pruned.error <= allowed:
                 return pruned
         return best
 
@@ -179,7 +189,8 @@ class _Cell:
     def _decay(self, law: HalfLife | Smoothing) -> float:
         """Return the logarithm of what one event keeps."""
         if isinstance(law, Smoothing):
-            return math.log(law.value) if law.value else -math.inf
+            each = (self.after.due_updates - self.before.due_updates) / self._updates
+            return each * math.log(law.value) if law.value else -math.inf
         gap = (self.after.due - self.before.due) / self._updates
         return -math.log(2) * gap / float(law.value) if law.value else -math.inf
 
@@ -196,7 +207,11 @@ class _Cell:
             step = (self.after.clock - self.before.due) / self._updates
             power = law.gamma + 1
             clocks = (self.before.due + step * self.nodes) / self.after.clock
-            shape = clocks**power - np.maximum(clocks - step / self.after.clock, 0.0) ** power
+            earlier = np.maximum(clocks - step / self.after.clock, 0.0)
+            # Before the first event was the first copy, where that is seen at all.
+            alone = self.weights == 1
+            earlier[alone] = np.maximum(earlier[alone], self.before.clock / self.after.clock)
+            shape = clocks**power - earlier**power
         else:
             decay = self._decay(law)
             if decay == -math.inf:
@@ -217,5 +232,5 @@ def share_before(law: Law | None, clock: float, moments: Sequence[Moment], momen
         return math.pow(clock / end.clock, law.gamma + 1)
     if isinstance(law, HalfLife):
         return 2.0 ** -((end.clock - clock) / float(law.value)) if law.value else 0.0
-    updates = np.interp(clock, [each.clock for each in moments], [each.updates for each in moments])
-    return float(law.value ** (end.updates - updates))
+    updates = np.interp(clock, [each.clock for each in moments], [each.due_updates for each in moments])
+    return float(law.value ** (end.due_updates - updates))

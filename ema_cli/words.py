@@ -111,14 +111,16 @@ def reach_lines(approximation: Mapping[str, Any]) -> list[str]:
 def stored_lines(stored: Mapping[str, Any] | None, plans: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what else could be averaged: what the training stored, or what it might store the next time."""
     if stored is None:
-        sparse = [plan for plan in plans if plan["half_life"] and plan["from"] == "raw" and plan["warnings"]]
+        # A heavy first checkpoint is that of a long half-life: stored averages would have it, too.
+        sparse = [plan for plan in plans if plan["half_life"] and plan["from"] == "raw" and plan["newest_is_heavy"]]
         advised = dict.fromkeys(each for plan in sparse for each in plan["half_lives_to_store"])
         if not advised:
             return []
         names = ", ".join(f'"{each}"' for each in advised)
+        every = ', update_interval="every"' if any(plan["update_interval"] == "every" for plan in sparse) else ""
         return [
             "Raw checkpoints alone cannot do it. Averages that are stored while the model trains can:",
-            f"  ema = EMA(model, half_life=({names})), then ema.store(folder) now and then; see the README",
+            f"  ema = EMA(model, half_life=({names}){every}), then ema.store(folder) now and then; see the README",
         ]
     if "problem" in stored:
         return [f"Stored averages: {stored['problem']}"]

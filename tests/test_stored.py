@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from ema_cli import stored as module
 from ema_cli.errors import CheckpointError, NoWeights, RunError, UsageError
 from ema_cli.formats.safetensors_file import METADATA_KEY
 from ema_cli.stored import StoredRun, find_stored, make_stored_plan, open_stored
+from ema_cli.units import Unit
 from tests.conftest import Outcome
 
 Cli = Callable[..., Outcome]
@@ -250,7 +252,9 @@ def stored(tmp_path: Path) -> Path:
     "change",
     [
         {"clock": "x"}, {"clock": 3}, {"clock": "0ba"}, {"clock": "200ep"}, {"updates": -1}, {"updates": 2.5},
-        {"updates": True}, {"began": "9999ba"}, {"half_life": None}, {"update_interval": "0ba"}, {"update_interval": "1ep"}, {"clock": "infba"}, {"types": 3},
+        {"types": {"F64": "all"}}, {"types": {"C64": "all"}}, {"half_life": "2ep"}, {"average": "first"},
+        {"updates": True}, {"began": "9999ba"}, {"half_life": None}, {"update_interval": "0ba"},
+        {"update_interval": "1ep"}, {"update_interval": "infba"}, {"clock": "infba"}, {"types": 3},
         {"types": {"X": "all"}}, {"clocks": {"zz": "1"}}, {"clocks": {"ba": "x"}},
     ],
     ids=str,
@@ -361,3 +365,159 @@ def test_the_model_s_configuration_comes_along(where: str, stored: Path) -> None
         "config.json", "tokenizer.json", "model.safetensors"
     }  # fmt: skip
     assert json.loads((stored.parent / "out" / "config.json").read_text())["architectures"] == ["X"]
+
+
+def profile_model() -> torch.nn.Module:
+    """A model of one number for each step, of which an average is its own profile."""
+    return torch.nn.Linear(STEPS, 1, bias=False, dtype=torch.float64)
+
+
+POWER = {"profile": "power", "sigma_rel": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("kept", "asked"),
+    [
+        ({"smoothing": (0.997, 0.999)}, {"smoothing": 0.998}),
+        ({"half_life": ("250ba", "1000ba")}, {"smoothing": 0.998}),
+        ({"smoothing": (0.997, 0.999)}, {"half_life": Time.parse("400ba")}),
+        ({"half_life": ("250ba", "1000ba"), "update_interval": "7ba"}, {"half_life": Time.parse("500ba")}),
+        (
+            {"sigma_rel": (0.05, 0.1), "update_interval": "500ba", "ema_start": "999ba"},
+            {"profile": "power", "sigma_rel": 0.2},
+        ),
+        ({"half_life": ("250ba", "1000ba"), "ema_start": "999ba"}, {"profile": "power", "sigma_rel": 0.2}),
+    ],
+    ids=str,
+)
+def test_the_error_that_is_told_is_the_true_one(kept: dict[str, Any], asked: dict[str, Any], tmp_path: Path) -> None:
+    """Where ten batches pass from one update to the next, told and true profile agree: each tensor is its profile."""
+    model, true = profile_model(), profile_model()
+    interval = {"update_interval": kept.get("update_interval", "1ba"), "ema_start": kept.get("ema_start", "0ba")}
+    law = {name: str(value) if isinstance(value, Time) else value for name, value in asked.items() if name != "profile"}
+    ema, dense_average = EMA(model, **kept), EMA(true, **law, **interval)
+    for step in range(STEPS):
+        for each in (model, true):
+            with torch.no_grad():
+                each.weight.zero_()
+                each.weight[0, step] = 1
+        ema.update(batch=10 * (step + 1))
+        dense_average.update(batch=10 * (step + 1))
+        if (step + 1) % 50 == 0 and ema.started:
+            ema.store(tmp_path / "ema")
+    plan = make_stored_plan(open_stored([tmp_path]), Recipe(**asked), allow_approximate=True)
+    average(plan, parse_target(tmp_path / "x.safetensors"))
+    found = load_file(tmp_path / "x.safetensors")["weight"]
+    with dense_average.applied():
+        wanted = true.weight.detach().numpy().copy()
+    error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+    assert plan.approximation is not None
+    assert plan.approximation.error == pytest.approx(error, rel=0.03, abs=1e-4)
+    assert plan.recipe.update_interval == Time.parse(interval["update_interval"])
+
+
+def test_what_is_within_reach_is_not_refused(tmp_path: Path) -> None:
+    """Leaving out small weights never lifts the error over what is refused, nor over what is called near."""
+    train(tmp_path / "ema", at=[53, 107, 264, 361])
+    stored = open_stored([tmp_path])
+    for half_life in np.geomspace(15, 400, 40):
+        recipe = Recipe(half_life=Time(float(f"{half_life:.3g}"), Unit.BATCH))
+        plan = make_stored_plan(stored, recipe, allow_approximate=True)
+        assert plan.approximation is not None
+        profiles_error = plan.approximation.least_error
+        for within in (0.01, 0.05):
+            assert (plan.approximation.error <= within) == (profiles_error <= within)
+
+
+def test_a_training_that_went_back_gives_up_what_it_stored_later(tmp_path: Path) -> None:
+    """Stored again from an earlier state, later averages are moved aside, and are not taken for this training's."""
+    wanderer = Wanderer()
+    ema = EMA(wanderer.model, half_life=("25ba", "100ba"))
+    for step in range(1, 301):
+        wanderer()
+        ema.update()
+        if step == 150:
+            state = copy.deepcopy(ema.state_dict())
+        if step % 100 == 0:
+            ema.store(tmp_path / "ema")
+    ema.load_state_dict(state)
+    for _ in range(50):
+        wanderer()
+        ema.update()
+    ema.store(tmp_path / "ema")
+    assert {path.name for path in (tmp_path / "ema").iterdir()} == {
+        "first.safetensors", "100ba", "200ba", "300ba.given-up"
+    }  # fmt: skip
+    assert str(open_stored([tmp_path]).averages[-1].clock) == "200ba"
+
+
+def test_a_new_training_in_the_same_folder_gives_up_what_is_there(tmp_path: Path) -> None:
+    """What an earlier training stored, before or after, is moved aside when another stores for the first time."""
+    train(tmp_path, at=[40, 100, 300])
+    train(tmp_path, at=[60, 100])
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"first.safetensors", "60ba", "100ba", "40ba.given-up", "100ba.given-up", "300ba.given-up"}
+    assert len(open_stored([tmp_path]).averages) == 5
+
+
+def test_averages_of_a_changed_half_life_are_not_stored(tmp_path: Path) -> None:
+    """What was of another half-life before is neither: to store it would make other averages wrong."""
+    wanderer = Wanderer()
+    ema = EMA(wanderer.model, half_life="25ba")
+    for _ in range(10):
+        wanderer()
+        ema.update()
+    other = EMA(wanderer.model, half_life="50ba")
+    other.load_state_dict(ema.state_dict(), change_half_life=True)
+    again = EMA(wanderer.model, half_life="50ba")
+    again.load_state_dict(other.state_dict())
+    for each in (other, again):
+        with pytest.raises(RunError, match="changed their half-life"):
+            each.store(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_folders_of_stored_averages_are_refused(tmp_path: Path) -> None:
+    """Averages of two trainings that differ in nothing but their names are not mixed."""
+    train(tmp_path / "a", half_life="25ba", at=[100, 200])
+    train(tmp_path / "b", half_life="25ba", at=[150, 250])
+    with pytest.raises(RunError, match="2 trainings stored: a, b"):
+        open_stored([tmp_path])
+
+
+def test_a_half_written_average_is_passed_over(cli: Cli, stored: Path) -> None:
+    """Met in the search it is left out, with a warning; named, it is exit 3."""
+    path = stored / "200ba/100ba.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    (stored / "200ba/gone.safetensors").symlink_to(stored / "nowhere")
+    asked = ["--from", "stored", "--half-life", "50ba", "-o", "x.safetensors"]
+    done = cli("average", stored, *asked, "--allow-approximate")
+    assert done.code == 0, done
+    assert "200ba/100ba.safetensors is passed over: half-written" in done.err
+    assert cli("average", path, *asked).code == 3
+
+
+def test_absolute_and_relative_paths_go_together(cli: Cli, stored: Path) -> None:
+    """Folders may be named as one likes."""
+    done = cli(
+        "inspect", stored / "100ba", "ema/200ba", "ema/first.safetensors", "--from", "stored", "--half-life", "100ba"
+    )
+    assert done.code == 0, done
+
+
+def test_only_a_model_s_configuration_is_one(stored: Path) -> None:
+    """A file that is only called config.json belongs to somebody else, and so does what lies beside it."""
+    (stored.parent / "config.json").write_text('{"learning_rate": 1}')
+    (stored.parent / "train.py").write_text("print()")
+    plan = make_stored_plan(open_stored([stored]), Recipe(half_life=Time.parse("50ba")), allow_approximate=False)
+    average(plan, parse_target(stored.parent / "out"))
+    assert [path.name for path in (stored.parent / "out").iterdir()] == ["model.safetensors"]
+
+
+def test_a_power_profile_may_be_named(tmp_path: Path) -> None:
+    """profile="power" goes with a width, and nothing else is kept as a model trains."""
+    model = torch.nn.Linear(2, 2)
+    assert EMA(model, profile="power", sigma_rel=(0.05, 0.1)).names == ["power-0.05", "power-0.1"]
+    for wrong in ({"profile": "power"}, {"profile": "uniform", "sigma_rel": 0.1}):
+        with pytest.raises(UsageError):
+            EMA(model, **wrong)

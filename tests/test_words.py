@@ -88,9 +88,11 @@ def test_stored_averages_are_told_by_how_near_they_come():
 
 def test_what_is_stored_or_should_be():
     """What the training stored and what it would make, or, where checkpoints are too far apart, what to store."""
-    sparse = plan(warnings=["b holds ..."], half_lives_to_store=["25ba", "100ba"])
-    assert 'half_life=("25ba", "100ba")' in words.stored_lines(None, [sparse])[1]
-    assert words.stored_lines(None, [plan(half_lives_to_store=["25ba", "100ba"])]) == []
+    sparse = plan(newest_is_heavy=True, half_lives_to_store=["25ba", "100ba"])
+    assert 'half_life=("25ba", "100ba"))' in words.stored_lines(None, [sparse])[1]
+    often = {**sparse, "update_interval": "every"}
+    assert 'half_life=("25ba", "100ba"), update_interval="every")' in words.stored_lines(None, [often])[1]
+    assert words.stored_lines(None, [plan(newest_is_heavy=False, half_lives_to_store=["25ba", "100ba"])]) == []
     stored = {"averages": ["20ba", "80ba"], "clocks": ["100ba"], "first_copy": False}
     plans = [{"law": "2ep", "problem": "counts in batches"}]
     assert words.stored_lines({**stored, "plans": plans}, []) == [

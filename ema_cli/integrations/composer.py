@@ -224,7 +224,7 @@ class EMA(Algorithm):
         folder = self._folder
         if folder is None and self._several:
             folder = Path(format_name_with_dist(saver.folder, state.run_name), FOLDER)
-        if folder is not None and self.ema_started:
+        if folder is not None and self.ema_started and not self._averages.mixed:
             self._averages.store(folder)
 
     @torch.no_grad()

@@ -230,7 +230,7 @@ class EMACallback(Callback):
         if folder is None and self._several:
             saver = trainer.checkpoint_callback
             folder = Path(getattr(saver, "dirpath", None) or trainer.default_root_dir, FOLDER)
-        if folder is not None:
+        if folder is not None and not ema.mixed:
             ema.store(folder)
 
     def _on_load(self, checkpoint: Mapping[str, Any]) -> None:

@@ -132,7 +132,7 @@ class EMACallback(TrainerCallback):
             )
         if self.ema.started:
             self._export(self.ema, folder, kwargs.get("processing_class"), writes=args.should_save)
-            if self._stores:
+            if self._stores and not self.ema.mixed:
                 self.ema.store(Path(args.output_dir, FOLDER))
         # A best model is loaded from it, too.
         if not args.save_only_model or args.load_best_model_at_end:

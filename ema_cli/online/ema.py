@@ -19,6 +19,7 @@ from ema_cli.online.state import put_state, take_state
 from ema_cli.online.store import Offload, Store, no_gradients
 from ema_cli.online.tracked import Tracked, put_back, unwrap, write_back
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
+from ema_cli.recipe import POWER
 from ema_cli.units import Time, Unit
 
 
@@ -46,7 +47,8 @@ class EMA:
         ema_start: when the average begins.
         update_interval: training time between two update events, or "every". Default: 1 in the unit of the half-life.
         train_with_ema_weights: whether the averages become the model's weights at each update. Experimental.
-        sigma_rel: instead, the relative width of the power-function profile of Karras et al. 2024, in (0, 0.2886].
+        profile, sigma_rel: instead, "power" for the power-function profile of Karras et al. 2024, and its relative
+            width, in (0, 0.2886]; the width alone will do.
         offload: "cpu" keeps the averages in the host's memory.
         keep_first: whether a copy of the model as it was when the average began is kept in the host's memory, in the
             model's own types, until `store` has written it: what any other half-life is made of afterwards. Default:
@@ -68,10 +70,16 @@ class EMA:
         update_interval: str | Time | None = None,
         train_with_ema_weights: bool = False,
         *,
+        profile: str | None = None,
         sigma_rel: Numbers | None = None,
         offload: Offload = None,
         keep_first: bool | None = None,
     ) -> None:
+        if profile is not None and (profile != POWER or sigma_rel is None):
+            raise UsageError(
+                f"profile: {profile!r} is none that is kept as a model trains, or has no width",
+                hint='profile="power", sigma_rel=(0.05, 0.10)',
+            )
         self.tracks = parse_tracks(half_life, smoothing, ema_start, update_interval, sigma_rel)
         if train_with_ema_weights and len(self.tracks.laws) > 1:
             raise UsageError("train_with_ema_weights: there are several averages to train with", hint="ask for one")
@@ -81,6 +89,7 @@ class EMA:
         self.train_with_ema_weights = train_with_ema_weights
         self.clocks = Clocks()
         self.updates = 0  # since the first copy
+        self.mixed = False  # whether the averages were of another law before a state was loaded
         self.began: Fraction | None = None  # the clock of the first copy
         self.first: dict[str, Tensor] | None = None  # that copy, until it is stored
         self.keeps_first = len(self.tracks.laws) > 1 if keep_first is None else keep_first
@@ -224,7 +233,8 @@ class EMA:
         """Write all averages as they are now, in full precision, into a folder of their own in `folder`; return it.
 
         From those that a run has stored, `ema-cli average --from stored` makes any half-life. The first copy is
-        written once. Every process of a distributed training calls it; the first writes.
+        written once. What a training that was given up stored there, later than now or before this one stored
+        anything, is renamed to `NAME.given-up`. Every process of a distributed training calls it; the first writes.
 
         Raises:
             OutputError: where they cannot be written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import DTYPES, TensorSpec
-from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError
+from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError, UsageError
 from ema_cli.events import HalfLife, Law, Power, Smoothing
 from ema_cli.formats.safetensors_file import METADATA_KEY
 from ema_cli.layout import OutputFile, lay_out_file
@@ -60,13 +61,19 @@ def save_average(ema: EMA, track: int, path: Path, *, force: bool, allow_non_fin
 def store_averages(ema: EMA, folder: Path) -> Path:
     """Write all averages as `EMA.store` says."""
     ema._track(ema.names[0])
-    assert ema.clock is not None
+    now = ema.clock
+    assert now is not None
+    if ema.mixed:
+        raise RunError(
+            "these averages changed their half-life, interval or start: they are not what a stored file could say",
+            hint="begin new averages to store some",
+        )
     store = ema._ready_store()
     store.settle()
-    inside = folder / str(ema.clock)
+    inside = folder / str(now)
     told = {
-        "clock": str(ema.clock),
-        "began": str(Time(ema.began or ema.clock.value, ema.clock.unit)),
+        "clock": str(now),
+        "began": str(Time(ema.began or now.value, now.unit)),
         "updates": ema.updates,
         "clocks": {str(unit): format_number(value) for unit, value in sorted(ema.clocks.passed.items())},
     }
@@ -74,7 +81,9 @@ def store_averages(ema: EMA, folder: Path) -> Path:
     def check() -> None:
         if _is_writer():
             with output_errors(inside):
-                inside.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
+                _move_aside(folder, None if ema.first is not None else now)
+                inside.mkdir(exist_ok=True)
 
     if ema.first is not None:
         parts = dict(ema.first)
@@ -83,6 +92,7 @@ def store_averages(ema: EMA, folder: Path) -> Path:
             **_events(ema),
             **told,
             "clock": told["began"],
+            "clocks": {},
             "updates": 0,
             "types": _types(store),
         }
@@ -95,6 +105,22 @@ def store_averages(ema: EMA, folder: Path) -> Path:
         record = {"version": __version__, "stored": stored, "checkpoints": []}
         _write(inside / f"{name}.safetensors", _state(store, parts, widened=True), record, check, force=True)
     return inside
+
+
+def _move_aside(folder: Path, clock: Time | None) -> None:
+    """Rename what another training stored there: later than `clock`, or at any time where that is None.
+
+    Such a training was given up: this one went back before it, or has stored nothing yet.
+    """
+    for child in sorted(folder.iterdir()):
+        try:
+            other = Time.parse(child.name)
+        except UsageError:
+            continue
+        if child.is_dir() and (clock is None or (other.unit is clock.unit and other.value > clock.value)):
+            numbers = (f".{number}" if number else "" for number in itertools.count())
+            names = (child.with_name(f"{child.name}.given-up{number}") for number in numbers)
+            child.rename(next(name for name in names if not name.exists()))
 
 
 def _law(ema: EMA, track: int) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def take_state(ema: EMA) -> dict[str, Any]:
         "previous": None if previous is None else str(previous),
         "began": None if ema.began is None else str(ema.began),
         "updates": ema.updates,
+        "mixed": ema.mixed,
     }
 
 
@@ -82,6 +83,7 @@ def put_state(ema: EMA, state: Mapping[str, Any], *, change_half_life: bool) -> 
     ema._events.previous = None if state["previous"] is None else Fraction(state["previous"])
     ema.began = None if state["began"] is None else Fraction(state["began"])
     ema.updates = int(state["updates"])
+    ema.mixed = bool(state["mixed"]) or (ema.began is not None and state["laws"] != _laws(ema))
 
 
 def _laws(ema: EMA) -> dict[str, str]:
