@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strate
 from torch import Tensor
 
 from ema_cli._version import __version__
-from ema_cli.errors import UsageError
+from ema_cli.errors import RunError, UsageError
 from ema_cli.formats.layouts import OWN_MARK
 from ema_cli.integrations.gathering import gather
 from ema_cli.online.ema import EMA
@@ -118,6 +118,10 @@ class EMACallback(Callback):
         self._load()
         if trainer.global_step == 0 and self._averages.started:
             self.ema = EMA(pl_module, **self._asked)
+        elif trainer.global_step and not self._averages.started and not self._is_to_come(trainer):
+            raise RunError(
+                "the checkpoint has no averages to go on with", hint="begin them later, as ema_start='5000ba'"
+            )
         self._is_foreign = self._has_ended = False
 
     def on_train_batch_end(
@@ -162,6 +166,7 @@ class EMACallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module where that is asked for, now that all is saved."""
+        self._load()  # where nothing was left to train, nobody has
         if self._end_with_ema_weights and self._averages.started:
             self._averages.get_ema_model(average=self._averages.names[0])
             self._has_ended = True
@@ -198,6 +203,12 @@ class EMACallback(Callback):
     def _hide(self) -> None:
         self._is_applied = False
         self._applied.close()
+
+    def _is_to_come(self, trainer: Trainer) -> bool:
+        """Return whether the average has yet to begin in a training that is resumed."""
+        done = {Unit.BATCH: trainer.global_step, Unit.EPOCH: trainer.current_epoch}
+        start = self._averages.tracks.start
+        return bool(start.value > done[start.unit])
 
     def _load(self) -> None:
         """Put a saved state in place."""

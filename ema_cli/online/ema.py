@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,7 @@ from ema_cli.online.saving import save_average, store_averages
 from ema_cli.online.sharded import reshard
 from ema_cli.online.state import put_state, take_state
 from ema_cli.online.store import Offload, Store, no_gradients
-from ema_cli.online.tracked import Tracked, put_back, unwrap, write_back
+from ema_cli.online.tracked import Place, Tracked, put_back, unwrap, write_back
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
 from ema_cli.recipe import POWER
 from ema_cli.units import Time, Unit
@@ -42,7 +42,8 @@ class EMA:
     Args:
         model: what is trained, bare or in DDP, FSDP2 (`fully_shard`) or torch.compile.
         half_life: training time after which the model as it was counts half: "50ba", "2ep". Several make several
-            averages at once. "0ba" gives the newest, "infba" the first. Default: "1000ba".
+            averages at once. "0ba" gives the newest, "infba" the first. Default: "1000ba". Above some 500,000 updates
+            float32 rounds the steps away, of which a warning tells: then a longer `update_interval` is needed.
         smoothing: instead, the share of the old average that each update keeps, in [0, 1]; also called decay.
         ema_start: when the average begins.
         update_interval: training time between two update events, or "every". Default: 1 in the unit of the half-life.
@@ -162,6 +163,8 @@ class EMA:
 
         Raises:
             UsageError: for a name that is unknown, inside another `applied`, and before the first copy.
+            RunError: where the model has other tensors than when the average began; so do `save`, `store`,
+                `state_dict` and `load_state_dict`.
         """
         track = self._track(average)
         if self._training is not None:
@@ -177,13 +180,13 @@ class EMA:
                 store.write_into_model(track)
             yield self.model
         finally:
-            # Into the tensors that were there: whatever the block put in their place, and whatever it raised.
-            with no_gradients():
-                reshard(self.model)
-                put_back(places)
-                for tensor, before in zip(live, kept, strict=True):
-                    write_back(tensor, before)
-            self._training = None
+            try:
+                self._give_back(places, live, kept)
+            except BaseException:  # KeyboardInterrupt, in the middle of it: from the beginning, which does no harm
+                self._give_back(places, live, kept)
+                raise
+            finally:
+                self._training = None
 
     @no_gradients()
     def get_ema_model(self, model: nn.Module | None = None, average: str | None = None) -> nn.Module:
@@ -264,6 +267,14 @@ class EMA:
             raise UsageError("load_state_dict: the averages are applied")
         put_state(self, state, change_half_life=change_half_life)
 
+    @no_gradients()
+    def _give_back(self, places: Sequence[Place], live: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
+        """Put `kept` into the tensors that were there: whatever a block put in their place."""
+        reshard(self.model)
+        put_back(places)
+        for tensor, before in zip(live, kept, strict=True):
+            write_back(tensor, before)
+
     def _track(self, average: str | None) -> int:
         """Return the number of the average of that name."""
         if average is None and len(self.names) > 1:
@@ -282,6 +293,9 @@ class EMA:
             self._store = Store(Tracked(self.model), len(self.names), self._offload)
         elif not self._store.tracked.is_current:
             newer = Tracked(self.model)
+            if not self.started:  # made for `state_dict`: nothing is lost
+                self._store = Store(newer, len(self.names), self._offload)
+                return self._store
             self._store.tracked.check_same(newer)
             self._store.tracked.adopt(newer)
             self._store.take_values()

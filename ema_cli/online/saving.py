@@ -16,6 +16,7 @@ from ema_cli._version import __version__
 from ema_cli.checkpoint import DTYPES, TensorSpec
 from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError, UsageError
 from ema_cli.events import HalfLife, Law, Power, Smoothing
+from ema_cli.formats.layouts import EXTRA_STATE
 from ema_cli.formats.safetensors_file import METADATA_KEY
 from ema_cli.layout import OutputFile, lay_out_file
 from ema_cli.online.sharded import is_sharded, local, placed_like, whole
@@ -81,9 +82,9 @@ def store_averages(ema: EMA, folder: Path) -> Path:
     def check() -> None:
         if _is_writer():
             with output_errors(inside):
-                folder.mkdir(parents=True, exist_ok=True)
-                _move_aside(folder, None if ema.first is not None else now)
-                inside.mkdir(exist_ok=True)
+                if folder.is_dir():
+                    _move_aside(folder, None if ema.first is not None else now)
+                inside.mkdir(parents=True, exist_ok=True)
 
     if ema.first is not None:
         parts = dict(ema.first)
@@ -161,6 +162,9 @@ def _state(store: Store, parts: Mapping[str, Tensor], *, widened: bool) -> Named
     averaged = {slot.name for slot in tracked.averaged}
     for name, value in tracked.named_state():
         slot = slots.get(id(value))
+        if slot is None and name.rpartition(".")[2] == EXTRA_STATE:
+            yield name, value, value.dtype  # which only the module's own code can read
+            continue
         if slot is None:
             raise RunError(
                 f"'{name}' is no parameter or buffer of the model: its state_dict() makes it anew",

@@ -62,6 +62,12 @@ def put_state(ema: EMA, state: Mapping[str, Any], *, change_half_life: bool) -> 
         )
     if len(averages) != len(ema.names):
         raise RunError(f"the state holds {len(averages)} averages, but {len(ema.names)} are asked for")
+    passed = [entry.partition("=") for entry in state["clocks"].split()]
+    clocks = Clocks({Unit(unit): Fraction(value) for unit, _, value in passed})
+    if state["previous"] is None:  # saved before the first copy: the model may be another by now
+        ema._store, ema.first, ema.began, ema.clocks = None, None, None, clocks
+        ema._events.previous, ema.updates, ema.mixed = None, 0, False
+        return
     store = ema._ready_store()
     averaged, copied = store.tracked.averaged, store.tracked.copied
     first: Mapping[str, Tensor] | None = state["first"]
@@ -71,19 +77,24 @@ def put_state(ema: EMA, state: Mapping[str, Any], *, change_half_life: bool) -> 
     if first is not None:
         _check_fits("first", first, [*averaged, *copied])
     store.forget_shapes()
-    for tensors, parts in zip(averages.values(), store.averages, strict=True):
+    for tensors, parts in zip(_by_law(averages, ema.names), store.averages, strict=True):
         _load(tensors, averaged, parts)
     _load(state["copied"], copied, store.copies)
     ema.first = None
     if first is not None:
         slots = (*averaged, *copied)
         ema.first = {slot.name: local(cut_like(first[slot.name], slot.tensor)).to("cpu") for slot in slots}
-    passed = [entry.partition("=") for entry in state["clocks"].split()]
-    ema.clocks = Clocks({Unit(unit): Fraction(value) for unit, _, value in passed})
-    ema._events.previous = None if state["previous"] is None else Fraction(state["previous"])
+    ema.clocks = clocks
+    ema._events.previous = Fraction(state["previous"])
     ema.began = None if state["began"] is None else Fraction(state["began"])
     ema.updates = int(state["updates"])
     ema.mixed = bool(state["mixed"]) or (ema.began is not None and state["laws"] != _laws(ema))
+
+
+def _by_law(averages: Mapping[str, Mapping[str, Tensor]], names: Sequence[str]) -> list[Mapping[str, Tensor]]:
+    """Return saved averages for these names: those of the same, and for the others what is left, in order."""
+    others = iter([tensors for name, tensors in averages.items() if name not in names])
+    return [averages[name] if name in averages else next(others) for name in names]
 
 
 def _laws(ema: EMA) -> dict[str, str]:

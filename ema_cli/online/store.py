@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ema_cli.errors import RunError
 from ema_cli.online.mover import SMALL, Mover
 from ema_cli.online.sharded import cut_like, local, locals_of, placed_like, reshard
-from ema_cli.online.tracked import AVERAGED_IN, Tracked, write_into
+from ema_cli.online.tracked import AVERAGED_IN, Slot, Tracked, write_into
 
 Offload = Literal["cpu"] | None
 
@@ -46,6 +46,11 @@ class Store:
         self._copied: list[torch.cuda.Event] = []  # one for each device that the model is on
         self._mover: Mover | None = None
         self.copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle keeps no views of one memory together: the mover would go on with tensors of its own.
+        self.settle()
+        return {**self.__dict__, "_mover": None}
 
     def like(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return memory for a tensor of that shape, where the averages are; `dtype` None is the tensor's own."""
@@ -133,16 +138,28 @@ class Store:
         ours = self.tracked
         theirs = ours if model is None else Tracked(model)
         there = {place.name: place.tensor for place in theirs.places}
-        filled = [*zip((*ours.averaged, *ours.copied), parts, strict=True)]
+        ours_by_part = zip((*ours.averaged, *ours.copied), parts, strict=True)
+        slots = {id(slot.tensor): (slot, part) for slot, part in ours_by_part}
         if model is not None:
-            filled += [(slot, local(slot.tensor)) for slot in ours.frozen]
-        for slot, _ in filled:
-            found = there.get(slot.name)
+            slots |= {id(slot.tensor): (slot, local(slot.tensor)) for slot in ours.frozen}
+        # Under each of its names: the other model may keep apart what is tied here.
+        filled = [(place.name, *slots[id(place.tensor)]) for place in ours.places if id(place.tensor) in slots]
+        into: dict[int, Slot] = {}
+        for name, slot, _ in filled:
+            found = there.get(name)
             if found is None or found.shape != slot.shape:
                 what = "missing" if found is None else f"{list(found.shape)}"
-                raise RunError(f"'{slot.name}' is {list(slot.shape)}, but {what} in the model that is to hold it")
-        for slot, part in filled:
-            target = there[slot.name]
+                raise RunError(f"'{name}' is {list(slot.shape)}, but {what} in the model that is to hold it")
+            if into.setdefault(id(found), slot) is not slot:
+                other = into[id(found)].name
+                raise RunError(f"'{name}' is tied to '{other}' in the model that is to hold it, but not here")
+        if model is not None:
+            names = {place.name for place in ours.places}
+            more = [place.name for place in theirs.places if place.name not in names]
+            if more:
+                raise RunError(f"'{more[0]}' is in the model that is to hold it, but not in the one that trains")
+        for name, slot, part in filled:
+            target = there[name]
             write_into(local(target), local(cut_like(placed_like(part, slot.tensor), target)))
         return ours.model if model is None else model
 

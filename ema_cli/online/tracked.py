@@ -96,6 +96,9 @@ class Tracked:
         self._sharded = [slot for slot in slots if is_sharded(slot.tensor)]
         self._whole = [slot.tensor for slot in slots if not is_sharded(slot.tensor)]
         self._pointers = list(map(Tensor.data_ptr, self._whole))
+        self._counts = list(map(Tensor.numel, self._whole))
+        self._deep = [tensor for tensor in self._whole if tensor.dim() > 1]
+        self._strides = list(map(Tensor.stride, self._deep))
         self._values = locals_of(self.averaged)
 
     @property
@@ -115,6 +118,11 @@ class Tracked:
             return False
         # A module that is cast, or resized, may keep its parameter and change what is in it.
         if list(map(Tensor.data_ptr, self._whole)) != self._pointers:
+            return False
+        # `p.data = p.data[:2]`, `p.data = p.data.t()`, `buffer.resize_(3)` begin where they began before.
+        if list(map(Tensor.numel, self._whole)) != self._counts:
+            return False
+        if list(map(Tensor.stride, self._deep)) != self._strides:
             return False
         if any(slot.tensor.dtype is not slot.dtype or slot.tensor.shape != slot.shape for slot in self._sharded):
             return False
@@ -215,7 +223,7 @@ def write_into(tensor: Tensor, value: Tensor) -> None:
 
 def write_back(tensor: Tensor, before: Tensor) -> None:
     """Make a tensor of the model what it was before, also where it was cast meanwhile."""
-    if tensor.dtype is before.dtype:
+    if tensor.dtype is before.dtype and tensor.shape == before.shape:
         write_into(tensor, before)
     else:
         tensor.data = before.to(tensor.device, copy=True)

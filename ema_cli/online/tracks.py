@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from ema_cli.errors import UsageError
-from ema_cli.events import UNIFORM_SIGMA_REL, HalfLife, Law, Power, Smoothing
+from ema_cli.events import UNIFORM_SIGMA_REL, Gap, HalfLife, Law, Power, Smoothing
 from ema_cli.recipe import EVERY, Recipe
 from ema_cli.units import Time, Unit
 
+_LEAST_SHARE = 2.0**-20  # of a difference, at an update
 _DEFAULT_HALF_LIFE = "1000ba"  # Composer's
 
 Times = str | Time | Sequence[str | Time]
@@ -79,9 +82,24 @@ def parse_tracks(
     return _tracks([(f"power-{width!r}", Power(width)) for width in widths], fixed, first, unit)
 
 
+def _warn_of_rest(laws: Sequence[tuple[str, Law]], interval: Time) -> None:
+    """Warn of averages that hardly move: so small a part of a difference is rounded away in float32."""
+    one = Gap(Fraction(interval.value), 1, Fraction(interval.value))
+    for name, law in laws:
+        share = law.admitted(one, Fraction(interval.value)) if isinstance(law, HalfLife | Smoothing) else 1.0
+        if 0 < share < _LEAST_SHARE:
+            warnings.warn(
+                f"the average {name} moves by {share:.1g} of a difference at an update, which float32 rounds away: "
+                "give a longer update_interval",
+                stacklevel=2,
+            )
+
+
 def _tracks(laws: Sequence[tuple[str, Law]], interval: Time | None, start: Time, unit: Unit) -> Tracks:
     if not laws or len(dict(laws)) < len(laws):
         raise UsageError("give each average once, and at least one")
+    if interval is not None and unit is Unit.BATCH:  # of samples and tokens many pass from one update to the next
+        _warn_of_rest(laws, interval)
     return Tracks(dict(laws), interval, start, unit)
 
 
@@ -98,6 +116,8 @@ def _numbers(value: Numbers | None, name: str) -> list[float]:
 
 def _time(value: object, name: str) -> Time:
     if isinstance(value, Time):
+        if not value.value >= 0:
+            raise UsageError(f"{name}: {value} is not a time", hint="write a number and a unit: '50ba'")
         return value
     if not isinstance(value, str):
         raise UsageError(f"{name}: {value!r} is not a time", hint="write a number and a unit: '50ba'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from ema_cli import EMA
 from ema_cli.errors import RunError, UsageError
+from ema_cli.online import ema as module
 from tests.online.models import (
     assert_near,
     assert_same,
@@ -138,3 +140,93 @@ def test_torch_compile_is_looked_through():
     inner.update()
     assert list(held(inner)) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     torch.compiler.reset()
+
+
+def test_a_pickled_ema_goes_on():
+    """Pickle keeps no views of one memory together: the averages of a copy move all the same."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    ema = EMA(model, half_life="0ba")
+    for _ in range(3):
+        ema.update()
+    again = pickle.loads(pickle.dumps(ema))
+    with torch.no_grad():
+        for parameter in again.model.parameters():
+            parameter.fill_(1.0)
+    again.update()
+    assert all(bool((average == 1).all()) for average in again._store.averages[0])
+
+
+def test_a_model_may_change_until_the_average_begins():
+    """A state that is taken before holds no model: what is unfrozen later is averaged."""
+    model = nn.Linear(3, 3)
+    model.bias.requires_grad_(False)
+    ema = EMA(model, half_life="5ba", ema_start="3ba")
+    ema.update()
+    state = ema.state_dict()
+    model.bias.requires_grad_(True)
+    for _ in range(3):
+        ema.update()
+    assert set(ema.state_dict()["averages"]["5ba"]) == {"weight", "bias"}
+    other = EMA(model, half_life="5ba", ema_start="3ba")
+    other.load_state_dict(state)
+    assert not other.started
+
+
+def test_other_models_must_be_the_same_to_be_filled():
+    """Tied on one side only, or larger, a model is refused: some of it would keep what it had."""
+
+    class Two(nn.Module):
+        def __init__(self, *, tied: bool) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            if tied:
+                self.b.weight = self.a.weight
+
+    apart, tied = EMA(Two(tied=False), half_life="5ba"), EMA(Two(tied=True), half_life="5ba")
+    for each in (apart, tied):
+        each.update()
+    with pytest.raises(RunError, match="is tied to"):
+        apart.get_ema_model(Two(tied=True))
+    filled = tied.get_ema_model(Two(tied=False))
+    assert torch.equal(filled.a.weight, filled.b.weight)
+    larger = Two(tied=False)
+    larger.c = nn.Linear(2, 2)
+    with pytest.raises(RunError, match=r"'c\.weight' is in the model that is to hold it"):
+        apart.get_ema_model(larger)
+
+
+def test_an_interrupt_while_weights_are_put_back_does_no_harm(monkeypatch: pytest.MonkeyPatch):
+    """They are put back from the beginning, the interrupt goes on, and so does the training."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    ema = EMA(model, half_life="5ba")
+    ema.update()
+    before = copy.deepcopy(model.state_dict())
+    write_back, calls = module.write_back, []
+
+    def interrupted(tensor: torch.Tensor, value: torch.Tensor) -> None:
+        calls.append(tensor)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write_back(tensor, value)
+
+    monkeypatch.setattr(module, "write_back", interrupted)
+    with pytest.raises(KeyboardInterrupt), ema.applied(), torch.no_grad():
+        model[0].weight.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert ema.update()
+
+
+def test_averages_of_one_name_stay_together_when_half_lives_change():
+    """A state of other half-lives is matched by name first, and what is left by order."""
+    model = nn.Linear(1, 1, bias=False)
+    ema = EMA(model, half_life=("1ba", "100ba"))
+    for value in (0.0, 1.0, 1.0):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        ema.update()
+    state = ema.state_dict()
+    kept = {name: float(each["weight"]) for name, each in state["averages"].items()}
+    other = EMA(model, half_life=("100ba", "400ba"))
+    other.load_state_dict(state, change_half_life=True)
+    found = {name: float(each["weight"]) for name, each in other.state_dict()["averages"].items()}
+    assert found == {"100ba": kept["100ba"], "400ba": kept["1ba"]}

@@ -304,3 +304,28 @@ def test_a_copy_of_the_model_is_another_model():
     walk(other)()
     ema.update()
     assert_near(held(ema), taken(model))
+
+
+@pytest.mark.parametrize("size", [3, 70])
+def test_what_is_turned_in_place_is_noticed(size: int):
+    """A square weight that is transposed begins where it began, and has its shape; its average is the new one's."""
+    model = nn.Linear(size, size, bias=False)
+    ema = EMA(model, half_life="0ba")
+    for _ in range(3):
+        ema.update()
+    model.weight.data = model.weight.data.t()
+    ema.update()
+    with ema.applied():
+        found = model.weight.detach().clone()
+    assert torch.equal(found, model.weight)
+
+
+def test_what_is_cut_in_place_is_an_error():
+    """So is what begins where it began and has become shorter; the error names it."""
+    model = nn.Linear(3, 4)
+    ema = EMA(model, half_life="5ba")
+    for _ in range(3):
+        ema.update()
+    model.weight.data = model.weight.data[:2]
+    with pytest.raises(RunError, match="'weight' is"):
+        ema.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -136,3 +137,18 @@ def test_a_first_copy_is_kept_where_there_are_several():
         ema = EMA(model, **asked)  # type: ignore[arg-type]
         ema.update()
         assert (ema.first is not None) is keeps
+
+
+def test_a_half_life_that_float32_rounds_away_is_warned_of():
+    """A million updates move an average of numbers near 1 not at all: the warning says so, with what helps."""
+    with pytest.warns(UserWarning, match="longer update_interval"):
+        EMA(nn.Linear(2, 2), half_life="1e6ba")
+    EMA(nn.Linear(2, 2), half_life="1e6ba", update_interval="10ba")
+    EMA(nn.Linear(2, 2), half_life="1e9tok")
+    EMA(nn.Linear(2, 2), half_life="infba")
+
+
+def test_times_are_checked_however_they_are_given():
+    """A negative Time is no time either."""
+    with pytest.raises(UsageError, match="half_life"):
+        EMA(nn.Linear(2, 2), half_life=Time(Fraction(-1), Unit.BATCH))
