@@ -207,8 +207,9 @@ class EMACallback(Callback):
     def _is_to_come(self, trainer: Trainer) -> bool:
         """Return whether the average has yet to begin in a training that is resumed."""
         done = {Unit.BATCH: trainer.global_step, Unit.EPOCH: trainer.current_epoch}
-        start = self._averages.tracks.start
-        return bool(start.value > done[start.unit])
+        tracks = self._averages.tracks
+        first = 1 if tracks.interval is None else min(1, tracks.interval.value)
+        return bool(tracks.start.value > done[tracks.start.unit] or first > done[tracks.unit])
 
     def _load(self) -> None:
         """Put a saved state in place."""

@@ -369,6 +369,29 @@ def test_end_with_the_average(tmp_path: Path):
     assert after["ema_cli"]["weights"] == "averages"
 
 
+def test_nothing_left_to_train(tmp_path: Path):
+    """A checkpoint of the end gives its averages back, and the module ends with them where that is asked for."""
+    callback = make_ema("5ba")
+    fit(tmp_path, callback, make_saver(tmp_path / "ckpts"))
+    (last,) = sorted((tmp_path / "ckpts").glob("*step=36*"))
+    again, model = make_ema("5ba", end_with_ema_weights=True), make_model()
+    fit(tmp_path, again, model=model, ckpt=last)
+    assert again.ema.started
+    assert_same(averaged(again), averaged(callback))
+    assert torch.equal(model.net[0].weight, averaged(callback)["net.0.weight"])
+
+
+def test_a_checkpoint_without_averages_is_not_gone_on_with(tmp_path: Path):
+    """Unless they are to begin later, there is an error: they would begin anew, in the middle, without a word."""
+    fit(tmp_path, make_saver(tmp_path / "ckpts"))
+    (first,) = sorted((tmp_path / "ckpts").glob("*step=12*"))
+    with pytest.raises(RunError, match="no averages to go on with"):
+        fit(tmp_path, make_ema("5ba"), ckpt=first)
+    later = make_ema("5ba", ema_start="20ba")
+    fit(tmp_path, later, ckpt=first)
+    assert later.ema.began == 20
+
+
 def test_another_training(tmp_path: Path):
     """A callback and a module that are trained anew begin a new average."""
     callback, model, recorder = make_ema("8ba"), make_model(), make_recorder()
