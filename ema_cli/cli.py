@@ -156,6 +156,10 @@ def average(
     )
     reading = {"--key": key, "--weights": weights, "--component": component, "--keep-prefix": keep_prefix}
     from_stored = parse_from(source, {**reading, "--epoch-length": epoch_length, "--spacing": spacing})
+    if allow_approximate and not from_stored:
+        raise UsageError(
+            "--allow-approximate: raw checkpoints have the weights that are asked for", hint="leave it out"
+        )
     if threads is not None and threads < 1:
         raise UsageError(f"--threads: {threads} is not a number of threads", hint="at least 1")
     target_dtype = parse_dtype(dtype)

@@ -38,6 +38,7 @@ from ema_cli.words import (
 )
 
 _BAR_WIDTH = 24
+_WIDE = 100  # columns that two bars of full width need
 _SMALL_BAR_WIDTH = 8  # where several averages are side by side
 _PIPE_WIDTH = 240  # wide enough that no row is folded where a program reads it
 _UNLIMITED = 100_000
@@ -147,19 +148,20 @@ def approximations(plans: Sequence[Mapping[str, Any]]) -> None:
             continue
         out.print()
         out.print(Text(f"Training time in the average of {law(plan)}: asked for, and reached", "bold"), soft_wrap=True)
-        _print_table(out, _profile_table(told["stretches"], plan["mean_age"]["unit"]))
+        bar = _BAR_WIDTH if out.width >= _WIDE else _BAR_WIDTH // 2
+        _print_table(out, _profile_table(told["stretches"], plan["mean_age"]["unit"], bar))
         for text in reach_lines(told):
             out.print(Text(text), soft_wrap=True)
 
 
-def _profile_table(stretches: Sequence[Mapping[str, Any]], unit: str) -> Table:
+def _profile_table(stretches: Sequence[Mapping[str, Any]], unit: str, bar: int) -> Table:
     """Return the shares of stretches of training time, drawn side by side."""
     table = _table(("up to", "right"), ("asked", "right"), ("", "left"), ("reached", "right"), ("", "left"))
     most = max(max(each["asked"], each["reached"]) for each in stretches) or 1.0
     for each in stretches:
         cells: list[str | Text] = [f"{each['to']:.6g}{unit}"]
         for share in (each["asked"], each["reached"]):
-            cells += [f"{share:.2%}", Text(_bar(share / most), "cyan")]
+            cells += [f"{share:.2%}", Text(_bar(share / most, bar), "cyan")]
         table.add_row(*cells)
     return table
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ema_cli.errors import printable
 
+_FAR = 0.05  # relative error of a profile above which it is refused
 UNIT_NAMES = {"ba": "batch", "ep": "epoch", "sp": "sample", "tok": "token"}
 
 
@@ -108,6 +109,13 @@ def reach_lines(approximation: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _how_near(plan: Mapping[str, Any]) -> str:
+    if "problem" in plan:
+        return str(plan["problem"])
+    far = plan["approximation"]["relative_error"] > _FAR
+    return _error(plan) + ("; to have it, store averages nearer to it, or more often" if far else "")
+
+
 def stored_lines(stored: Mapping[str, Any] | None, plans: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what else could be averaged: what the training stored, or what it might store the next time."""
     if stored is None:
@@ -128,7 +136,7 @@ def stored_lines(stored: Mapping[str, Any] | None, plans: Sequence[Mapping[str, 
     return [
         f"Stored averages: {', '.join(stored['averages'])}, at {plural(len(stored['clocks']), 'clock')} up to "
         f"{stored['clocks'][-1]}{first} (--from stored)",
-        *(f"  {plan['law']}: {plan['problem'] if 'problem' in plan else _error(plan)}" for plan in stored["plans"]),
+        *(f"  {plan['law']}: {_how_near(plan)}" for plan in stored["plans"]),
     ]
 
 

@@ -327,6 +327,15 @@ def test_options_for_raw_checkpoints_are_refused(cli: Cli, stored: Path) -> None
     assert done.code == 2
     assert "--spacing" in done.err
     assert cli("average", str(stored), "--from", "x", "--half-life", "20ba").code == 2
+    assert cli("average", str(stored), "--half-life", "20ba", "--allow-approximate").code == 2
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_profiles_fit_the_width(columns: str, cli: Cli, stored: Path) -> None:
+    """No line of the drawing is wider than the terminal, however long the clocks are."""
+    done = cli("inspect", stored, "--from", "stored", "--half-life", "50ba", env={"COLUMNS": columns})
+    drawn = done.out[done.out.index("asked for, and reached") :]
+    assert max(map(len, drawn.splitlines())) <= int(columns)
 
 
 def test_other_files_of_ours_are_not_taken(stored: Path) -> None:

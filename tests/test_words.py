@@ -94,9 +94,11 @@ def test_what_is_stored_or_should_be():
     assert 'half_life=("25ba", "100ba"), update_interval="every")' in words.stored_lines(None, [often])[1]
     assert words.stored_lines(None, [plan(newest_is_heavy=False, half_lives_to_store=["25ba", "100ba"])]) == []
     stored = {"averages": ["20ba", "80ba"], "clocks": ["100ba"], "first_copy": False}
-    plans = [{"law": "2ep", "problem": "counts in batches"}]
+    far = {"law": "1ba", "approximation": {"relative_error": 0.5}}
+    plans = [{"law": "2ep", "problem": "counts in batches"}, far]
     assert words.stored_lines({**stored, "plans": plans}, []) == [
         "Stored averages: 20ba, 80ba, at 1 clock up to 100ba, without the first copy (--from stored)",
         "  2ep: counts in batches",
+        "  1ba: 50.00% off; to have it, store averages nearer to it, or more often",
     ]
     assert words.stored_lines({"problem": "two trainings"}, []) == ["Stored averages: two trainings"]
