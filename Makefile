@@ -34,8 +34,10 @@ demo: .venv/dev  ## train a small model for two minutes, average its checkpoints
 fuzz: .venv/fuzz  ## fuzz each reader for FUZZ_SECONDS; what is found stays in .fuzz/
 	$(BIN)/python scripts/fuzz.py --seconds $(FUZZ_SECONDS)
 
-bench: .venv/bench  ## measure on small sets, beside other tools and the limit; figures go to .bench/
+bench: .venv/bench .venv/trainers  ## measure on small sets, beside other tools and the limit; figures go to .bench/
 	$(BIN)/python scripts/bench.py
+	$(PIP_INSTALL) ema-pytorch
+	$(BIN)/python scripts/bench_online.py --rounds 5
 
 bench-full: .venv/bench  ## the sizes of BENCHMARKS.md: half an hour on a quiet machine, 25 GB of disk
 	$(BIN)/python scripts/bench.py --full

@@ -1,7 +1,7 @@
 """Measure one update of a live model's averages beside other tools, and beside the least that it can take.
 
-Run by `make bench-online`; two minutes. All in one process, one after the other in an order that rotates, in many
-rounds. Figures are medians of the rounds; ratios are taken within a round.
+Run by `make bench` and, in more rounds, by `make bench-online`; two minutes. All in one process, one after the other in
+an order that rotates. Figures are medians of the rounds; ratios are taken within a round.
 
     python scripts/bench_online.py --rounds 15 --markdown .bench/online.md
 """
