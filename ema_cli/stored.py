@@ -110,7 +110,8 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
     for path in paths:
         if not os.path.lexists(path):
             raise UsageError(f"{path}: does not exist")
-    paths = [path.absolute() for path in paths]
+    if len(paths) > 1:
+        paths = [path.absolute() for path in paths]
     root = paths[0] if len(paths) == 1 and paths[0].is_dir() else Path(os.path.commonpath([p.parent for p in paths]))
     averages: dict[tuple[str, str], StoredAverage] = {}
     unfinished: list[PassedOver] = []
@@ -165,7 +166,7 @@ def _find_model_folder(path: Path) -> Path | None:
 
     The average gets its configuration, its tokenizer and the like.
     """
-    for parent in list(path.parents)[1:3]:
+    for parent in list(path.absolute().parents)[1:3]:
         numbered = [child for child in parent.iterdir() if re.fullmatch(r"checkpoint-\d+", child.name)]
         for folder in (parent, *sorted(numbered, key=lambda child: natural_key(child.name), reverse=True)):
             if _is_of_a_model(folder / _CONFIG):

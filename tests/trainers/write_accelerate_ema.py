@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ema_cli import EMA
-from ema_cli.integrations.accelerate import Gathered
 from tests.trainers.ranks import gather
 
 STEPS, SAVED_AFTER = 12, 6
@@ -28,6 +27,8 @@ def make_accelerator(kind: str) -> Any:
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
+
+    from ema_cli.integrations.accelerate import Gathered
 
     if kind == "ddp":
         return Accelerator(cpu=True)
