@@ -28,8 +28,6 @@ def make_accelerator(kind: str) -> Any:
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
-    from ema_cli.integrations.accelerate import Gathered
-
     if kind == "ddp":
         return Accelerator(cpu=True)
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
@@ -42,6 +40,8 @@ def make_accelerator(kind: str) -> Any:
 
 def main(folder: Path, kind: str, part: str) -> None:
     """Train 12 steps, or the last six."""
+    from ema_cli.integrations.accelerate import Gathered
+
     accelerator = make_accelerator(kind)
     rank, results = accelerator.process_index, folder / part
     results.mkdir(parents=True, exist_ok=True)
