@@ -55,8 +55,10 @@ class Clocks:
 
 
 def _exact(unit: Unit, value: object) -> Fraction:
-    """Return a count as what it says; those of numpy are numbers too."""
+    """Return a count as what it says; those of numpy are numbers too, and so is a tensor or an array of one."""
     exact = None
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()  # type: ignore[attr-defined]
     if isinstance(value, Rational):
         exact = Fraction(int(value.numerator), int(value.denominator))
     elif isinstance(value, Real) and math.isfinite(value):

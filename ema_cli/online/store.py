@@ -91,7 +91,6 @@ class Store:
         """Move each average toward the model by its share in [0, 1]."""
         self.settle()
         values = self.tracked.values
-        self._follow(values)
         if not self._offload:
             if self.tracked.is_sharded:
                 self.take_values()  # their parts may lie elsewhere each time
@@ -163,21 +162,19 @@ class Store:
             write_into(local(target), local(cut_like(placed_like(part, slot.tensor), target)))
         return ours.model if model is None else model
 
-    def _follow(self, values: Sequence[Tensor]) -> None:
-        """Go where the model went since the average began, as from the host to a GPU."""
-        if self._offload or not values or values[0].device == self.averages[0][0].device:
-            return
-        self.averages = [
-            [average.to(value.device) for average, value in zip(averages, values, strict=True)]
-            for averages in self.averages
-        ]
-        there = locals_of(self.tracked.copied)
-        self.copies = [copy.to(value.device) for copy, value in zip(self.copies, there, strict=True)]
-        self._mover = None
-
     def take_values(self) -> None:
-        """Go on with the tensors that the model has now in place of equal ones."""
-        if not self._offload and self._mover is not None and not self._mover.take(self.tracked.values):
+        """Go on with the tensors that the model has now in place of equal ones, on whatever devices they are."""
+        if self._offload:
+            return
+        values, others = self.tracked.values, locals_of(self.tracked.copied)
+        if any(value.device != average.device for value, average in zip(values, self.averages[0], strict=True)):
+            self.averages = [
+                [average.to(value.device) for average, value in zip(averages, values, strict=True)]
+                for averages in self.averages
+            ]
+            self._mover = None
+        self.copies = [copy.to(other.device) for copy, other in zip(self.copies, others, strict=True)]
+        if self._mover is not None and not self._mover.take(values):
             self._mover = None
 
     def forget_shapes(self) -> None:

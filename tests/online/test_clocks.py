@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from ema_cli import EMA, Time, Unit
@@ -29,10 +30,12 @@ def test_decimals_are_what_they_say():
 
 
 @pytest.mark.parametrize(
-    "three", [3, 3.0, Fraction(3), np.int64(3), np.float32(3), np.float64(3), np.uint8(3)], ids=lambda n: type(n)
+    "three",
+    [3, 3.0, Fraction(3), np.int64(3), np.float32(3), np.float64(3), np.uint8(3), np.array(3), torch.tensor(3)],
+    ids=lambda n: type(n),
 )
 def test_any_number_is_a_count(three: Any):
-    """Counts come as integers, floats and fractions, Python's or numpy's."""
+    """Counts come as integers, floats and fractions, Python's, numpy's or torch's."""
     passed = told(Clocks(), batch=three).passed[Unit.BATCH]
     assert passed == 3
     assert type(passed.numerator) is int
