@@ -1,0 +1,67 @@
+"""What several commands do: open what is averaged, print the envelope of --json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ema_cli.errors import NoWeights, UsageError
+
+if TYPE_CHECKING:
+    from ema_cli.formats.options import ReadOptions
+    from ema_cli.plan import Plan
+    from ema_cli.recipe import Recipe
+    from ema_cli.run import Run
+    from ema_cli.stored import StoredRun
+
+SCHEMA_VERSION = 1
+
+
+def open_stored_averages(paths: Sequence[Path] | None) -> StoredRun:
+    from ema_cli.stored import open_stored
+
+    if not paths:
+        raise UsageError("which averages?", hint="name the folder that holds them: ema-cli average run/ --from stored")
+    return open_stored(paths)
+
+
+def stored_plans(paths: Sequence[Path] | None, recipes: Sequence[Recipe], *, allow_approximate: bool) -> list[Plan]:
+    from ema_cli.stored import make_stored_plan
+
+    stored = open_stored_averages(paths)
+    return [make_stored_plan(stored, recipe, allow_approximate=allow_approximate) for recipe in recipes]
+
+
+def open_raw(
+    paths: Sequence[Path] | None,
+    options: ReadOptions,
+    epoch_length: str | None,
+    spacing: str | None,
+) -> Run:
+    from ema_cli.run import open_run
+    from ema_cli.units import Time
+
+    if not paths:
+        raise UsageError("which checkpoints?", hint="name the folder that holds the run: ema-cli average ckpts/ ...")
+    try:
+        return open_run(
+            paths,
+            options=options,
+            epoch_length=Time.parse(epoch_length, "--epoch-length") if epoch_length is not None else None,
+            spacing=Time.parse(spacing, "--spacing") if spacing is not None else None,
+        )
+    except NoWeights as problem:
+        from ema_cli.stored import find_stored
+
+        if not find_stored(paths):
+            raise
+        raise NoWeights(str(problem), hint="averages that the training stored are there: --from stored") from problem
+
+
+def print_json(command: str | None, content: dict[str, Any]) -> None:
+    import json
+
+    typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **content}))
