@@ -11,7 +11,7 @@ from pathlib import Path
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
 from ema_cli.errors import OutputError
-from ema_cli.formats.safetensors_file import METADATA_KEY
+from ema_cli.formats.own_mark import METADATA_KEY
 from ema_cli.input_file import InputFile
 from ema_cli.layout import OutputFile, Table, lay_out_file, lay_out_shards
 from ema_cli.plan import Plan

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from ema_cli import EMA, EmaError, Recipe, Time, average, parse_target
 from ema_cli import stored as module
 from ema_cli.errors import CheckpointError, NoWeights, RunError, UsageError
-from ema_cli.formats.safetensors_file import METADATA_KEY
+from ema_cli.formats.own_mark import METADATA_KEY
 from ema_cli.stored import StoredRun, find_stored, make_stored_plan, open_stored
 from ema_cli.units import Unit
 from tests.conftest import Outcome

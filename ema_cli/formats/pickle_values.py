@@ -97,6 +97,11 @@ def storage_dtype(path: str) -> str | None:
     return _STORAGE_DTYPES.get(storage, storage)
 
 
+def storage_class(torch_name: str) -> str | None:
+    """Return the class of the storages of a dtype of torch's, None where it has only the untyped one."""
+    return next((storage for storage, dtype in _STORAGE_DTYPES.items() if dtype == torch_name), None)
+
+
 def _tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any = False, hooks: Any = None, bits: Any = None
 ) -> TensorRef | Refused:

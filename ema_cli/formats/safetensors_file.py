@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
@@ -11,9 +9,9 @@ from ema_cli.errors import CheckpointError, UsageError
 from ema_cli.formats.adapters import header_settings
 from ema_cli.formats.choice import AVERAGED_MODEL, settle_averages
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.own_mark import MADE_HERE, METADATA_KEY, parse_recipe
 from ema_cli.formats.safetensors import SafetensorsWeights, open_file
 
-METADATA_KEY = "ema_cli"  # under which our own outputs say how they were averaged
 _LORA_KEY = "lora_adapter_metadata"
 _PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part of a tensor a file holds
 
@@ -51,36 +49,17 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         files=(weights.file,),
         format="safetensors",
         averaged=averaged,
-        recipe=_recipe(weights.metadata),
+        recipe=parse_recipe(weights.metadata[METADATA_KEY]) if METADATA_KEY in weights.metadata else None,
         settings=header_settings(kept[_LORA_KEY]) if kept else {},
         header=kept,
     )
     return settle_averages(checkpoint, options)
 
 
-def _recipe(metadata: Mapping[str, str]) -> Mapping[str, object] | None:
-    if METADATA_KEY not in metadata:
-        return None
-    try:
-        recipe = json.loads(metadata[METADATA_KEY])
-    except (ValueError, RecursionError):
-        return {}
-    entries = recipe.get("checkpoints") if isinstance(recipe, dict) else None
-    # Anybody can write this key: what is not as we write it is not shown.
-    return recipe if isinstance(entries, list) and all(map(_is_entry, entries)) else {}
-
-
-def _is_entry(value: object) -> bool:
-    match value:
-        case [str(), str(), float(weight)]:
-            return abs(weight) < 1e6
-    return False
-
-
 def _averaged(weights: SafetensorsWeights) -> str | None:
     """Return why these are averages already, None if they are not."""
     if METADATA_KEY in weights.metadata:
-        return "ema-cli made it"
+        return MADE_HERE
     if "n_averaged" in weights.specs:
         return AVERAGED_MODEL
     return None

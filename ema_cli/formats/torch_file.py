@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, UsageError
+from ema_cli.formats.choice import settle_averages
 from ema_cli.formats.layouts import MEGATRON_PART, PARTS, WENET_SIDECAR
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.own_mark import MADE_HERE
 from ema_cli.input_file import ByteSource, InputFile
 from ema_cli.units import Unit
 
@@ -44,7 +47,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 
 
 def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Checkpoint:
-    """Return the checkpoint in a file that is open already."""
+    """Return the checkpoint in a file that is open already; what ema-cli itself averaged is recognised."""
     from ema_cli.formats.places import find_weights
 
     path = file.path
@@ -53,8 +56,10 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
             f"{path}: is one rank's part of a model of Megatron's",
             hint="save it as torch_dist, or put it together with Megatron's tools/checkpoint first",
         )
+    # In an average of ours there is nothing to choose from, nor to find under a --key that is meant for others.
+    reading = options if opened.recipe is None else replace(options, key=None, weights=None)
     try:
-        found = find_weights(opened.root, options, opened.scalar)
+        found = find_weights(opened.root, reading, opened.scalar)
     except (UsageError, IncompleteCheckpoint):
         raise
     except EmaError as error:
@@ -63,7 +68,7 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
     progress, sidecars = found.progress, tuple[InputFile, ...]()
     if found.trainer is None and not progress.clocks:
         progress, sidecars = _wenet_progress(path)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         name=path.name,
         path=path,
         weights=opened.weights(found.tensors),
@@ -71,11 +76,13 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
         format="torch zip" if is_zip(file) else "torch legacy",
         trainer=found.trainer,
         progress=progress,
-        averaged=found.averaged,
+        averaged=found.averaged if opened.recipe is None else MADE_HERE,
         notes=tuple(found.notes),
+        recipe=opened.recipe,
         left_out=found.left_out,
         has_raw=found.has_raw,
     )
+    return checkpoint if opened.recipe is None else settle_averages(checkpoint, options)
 
 
 def _is_megatron_part(path: Path, root: object) -> bool:

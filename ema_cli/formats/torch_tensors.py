@@ -33,12 +33,13 @@ class TorchFile:
     """What `torch.save` wrote, in either of its containers.
 
     `root` is what was saved, with a `TensorRef` for each tensor. `locate` gives byte offset and size of a storage in
-    `source` by its key, None where it is missing.
+    `source` by its key, None where it is missing. `recipe` is what the mark of an average says, None without one.
     """
 
     source: ByteSource
     root: Any
     locate: Callable[[str], tuple[int, int] | None]
+    recipe: Mapping[str, object] | None = None
 
     def weights(self, tensors: Mapping[str, object]) -> TorchWeights:
         """Return the given tensors (name -> `TensorRef`) as weights that can be read by range.
@@ -125,6 +126,11 @@ class TorchFile:
 def dtype_of(torch_name: str) -> DType | None:
     """Return the element type of torch's name for it, None for one that is not read."""
     return DTYPES.get(_DTYPE_NAMES.get(torch_name, ""))
+
+
+def torch_name(dtype: DType) -> str | None:
+    """Return torch's name of an element type, None where torch has no such type."""
+    return next((name for name, ours in _DTYPE_NAMES.items() if ours == dtype.name), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ema_cli.errors import CheckpointError, NoWeights
+from ema_cli.formats.own_mark import RECORD, parse_recipe
 from ema_cli.formats.pickle_values import PickleError
 from ema_cli.formats.torch_tensors import TorchFile
 from ema_cli.formats.unpickle import MAX_PICKLE_BYTES, unpickle
@@ -12,6 +14,7 @@ from ema_cli.formats.zip_directory import ZipEntry, data_offset, read_directory
 from ema_cli.input_file import ByteSource, FileRegion
 
 Entries = dict[str, ZipEntry]
+_MAX_MARK_BYTES = 64 << 20
 
 
 def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> TorchFile:
@@ -40,7 +43,7 @@ def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> To
             starts[key] = data_offset(source, entry)
         return starts[key], entry.size
 
-    return TorchFile(source, root, locate)
+    return TorchFile(source, root, locate, _recipe(source, entries.get(f"{prefix}{RECORD}")))
 
 
 def _find_prefix(source: ByteSource, entries: Entries) -> str:
@@ -64,6 +67,15 @@ def _check_byte_order(source: ByteSource, entries: Entries, prefix: str) -> None
         order = source.read(data_offset(source, entry), entry.size)
         if order != b"little":
             raise CheckpointError(f"{source.path}: its bytes are in {order!r} order; only little-endian is read")
+
+
+def _recipe(source: ByteSource, entry: ZipEntry | None) -> Mapping[str, object] | None:
+    """Return what the record that marks an average of ours says, None where there is no such record."""
+    if entry is None:
+        return None
+    if entry.size > _MAX_MARK_BYTES:
+        return {}
+    return parse_recipe(source.read(data_offset(source, entry), entry.size))
 
 
 def _unpickle(source: ByteSource, entry: ZipEntry, max_bytes: int) -> Any:

@@ -17,7 +17,7 @@ from ema_cli.checkpoint import DTYPES, TensorSpec
 from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError, UsageError
 from ema_cli.events import HalfLife, Law, Power, Smoothing
 from ema_cli.formats.layouts import EXTRA_STATE
-from ema_cli.formats.safetensors_file import METADATA_KEY
+from ema_cli.formats.own_mark import METADATA_KEY
 from ema_cli.layout import OutputFile, lay_out_file
 from ema_cli.online.sharded import is_sharded, local, placed_like, whole
 from ema_cli.online.tracked import AVERAGED_IN
