@@ -36,6 +36,7 @@ from ema_cli.blocks import Block, make_blocks, make_groups, read_pieces
 from ema_cli.buffers import Buffers, BufferSizes, Views
 from ema_cli.checkpoint import Checkpoint, DType
 from ema_cli.errors import EmaError, NonFiniteError
+from ema_cli.fingerprint import Checksums
 from ema_cli.pace import Pace
 
 _TICK_SECONDS = 0.1
@@ -64,10 +65,10 @@ class Average:
 class Fold:
     """The averages of `checkpoints`, oldest first: all of them in one pass.
 
-    `targets` gives the output dtype of each tensor by name, in the order in which the outputs hold them; those in
+    With `checksums`, what is read is summed up on the way. `targets` gives the output dtype of each tensor by name, in the order in which the outputs hold them; those in
     `copied` come from the newest checkpoint, as do integers. Float dtypes may differ between checkpoints. `write` of
     each average is called once for each block of its output, from several threads. `non_finite` lists the tensors in
-    which NaN or infinity was let through.
+    which NaN or infinity was let through, `infinite` those that hold an infinity which is equal in all checkpoints.
 
     An average is newest + sum w_k (x_k - newest): where all are equal it is exactly that value, and for neighbours,
     which checkpoints are, the difference is exact, so that little is lost. Where bfloat16 is averaged to bfloat16 it
@@ -85,8 +86,10 @@ class Fold:
     sizes: BufferSizes = field(default_factory=BufferSizes)
     allow_non_finite: bool = False
     copied: frozenset[str] = frozenset()
+    checksums: Checksums | None = None
     bytes_read: int = 0
     non_finite: set[str] = field(default_factory=set)
+    infinite: set[str] = field(default_factory=set)
     _groups: Sequence[range] = ()  # numbers of checkpoints that are added at once, from the newest down
     _newest: Sequence[int] = ()  # of each average, every number once, from the newest down
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -113,7 +116,7 @@ class Fold:
     def run(self, report: Callable[[int], None] = lambda _: None) -> None:
         """Fold everything; `report` is told, in this thread, how many bytes have been read so far."""
         groups = make_groups(self.checkpoints, self.targets, self.copied)
-        blocks = make_blocks(self.checkpoints, groups, self.sizes.row_bytes)
+        blocks = enumerate(make_blocks(self.checkpoints, groups, self.sizes.row_bytes))
         with ThreadPoolExecutor(self.sizes.most_workers, "fold") as pool:
             try:
                 workers = self._start(pool, blocks, self.sizes.threads)
@@ -134,36 +137,44 @@ class Fold:
             finally:
                 # However this ends (an error, Ctrl-C), the other workers stop at their next block.
                 self._stopped = True
+                if self.checksums is not None:
+                    self.checksums.stop()
                 self._settler.shutdown(wait=False)
                 if self._readers is not None:
                     self._readers.shutdown()
 
-    def _start(self, pool: ThreadPoolExecutor, blocks: Iterator[Block], number: int) -> set[Future[None]]:
+    def _start(self, pool: ThreadPoolExecutor, blocks: Iterator[tuple[int, Block]], number: int) -> set[Future[None]]:
         try:
             return {pool.submit(self._work, blocks) for _ in range(number)}
         except RuntimeError as error:
             raise EmaError(f"no thread can be started: {error}", hint="use fewer --threads") from error
 
-    def _work(self, blocks: Iterator[Block]) -> None:
+    def _work(self, blocks: Iterator[tuple[int, Block]]) -> None:
         buffers = Buffers(self.sizes, len(self.averages), len(self._newest))
         only = len(self.checkpoints) == 1
         with np.errstate(all="ignore"):
             while True:
                 with self._lock:
-                    block = None if self._stopped else next(blocks, None)
-                if block is None:
+                    taken = None if self._stopped else next(blocks, None)
+                if taken is None:
                     return
+                order, block = taken
                 if block.averaged and not (only and block.target == block.dtypes[0]):
-                    self._average(block, buffers)
+                    self._average(order, block, buffers)
                 else:
-                    self._copy(block, buffers)
+                    self._copy(order, block, buffers)
 
-    def _copy(self, block: Block, buffers: Buffers) -> None:
+    def _copy(self, order: int, block: Block, buffers: Buffers) -> None:
         """Write the block as the newest checkpoint of each average has it."""
+        if self.checksums is not None:
+            for number in range(len(self.checkpoints)):
+                if number not in self._newest:
+                    self.checksums.skip(number, order)
         for newest in self._newest:
             dtype = block.dtypes[newest]
             data = buffers.bytes(dtype.nbytes(block.count))
             read_pieces(self.checkpoints[newest].weights, block.pieces, dtype, data.data)
+            self._sum_up(newest, order, data.data, copied=not block.averaged)
             if block.averaged:
                 self._check_copied(block, data, buffers)
             for average in self.averages:
@@ -178,10 +189,11 @@ class Fold:
         decode(dtype, data, values)
         # Only NaN: an infinity is equal in all of one checkpoint.
         wrong = np.flatnonzero(np.isnan(values))
+        self._note_infinite(block, np.flatnonzero(np.isinf(values)) // components(dtype))
         if len(wrong):
             self._non_finite(block, np.zeros_like(wrong), wrong // components(dtype))
 
-    def _average(self, block: Block, buffers: Buffers) -> None:
+    def _average(self, order: int, block: Block, buffers: Buffers) -> None:
         paired = all(dtype.name == "BF16" for dtype in block.dtypes)
         plain = paired and block.target.name == "BF16"
         views = buffers.views(work_dtype(block.dtypes), block.count * components(block.target))
@@ -189,7 +201,7 @@ class Fold:
         for numbers in self._groups:
             if self._stopped:
                 return
-            self._read_rows(block, numbers, views, paired=paired)
+            self._read_rows(order, block, numbers, views, paired=paired)
             self._add_rows(numbers, views, begun, plain=plain)
         for number, average in enumerate(self.averages):
             newest, total = views.newest[self._newest.index(average.newest)], views.sums[number]
@@ -204,7 +216,9 @@ class Fold:
             _write(average, block, block.target, data[: block.target.nbytes(block.count)])
         self._count(sum(dtype.bits for dtype in block.dtypes) * block.count // 8)
 
-    def _read_rows(self, block: Block, numbers: Sequence[int], views: Views, *, paired: bool) -> None:
+    def _read_rows(
+        self, order: int, block: Block, numbers: Sequence[int], views: Views, *, paired: bool
+    ) -> None:
         """Read the block of some checkpoints, and convert it to rows of floats."""
         rows, stored = views.rows[1 : len(numbers) + 1], views.stored[: len(numbers)]
 
@@ -212,9 +226,11 @@ class Fold:
             weights, dtype = self.checkpoints[numbers[row]].weights, block.dtypes[numbers[row]]
             if not paired and is_stored_as(dtype, rows.dtype):
                 read_pieces(weights, block.pieces, dtype, views.row_bytes[row])
+                self._sum_up(numbers[row], order, views.row_bytes[row])
                 return
             raw = stored[row, : dtype.nbytes(block.count)]
             read_pieces(weights, block.pieces, dtype, raw.data)
+            self._sum_up(numbers[row], order, raw.data)
             if not paired:
                 with np.errstate(all="ignore"):  # which counts for this thread only
                     decode(dtype, raw, rows[row, : views.count])
@@ -281,9 +297,13 @@ class Fold:
 
         # In a thread for that alone: it takes several times the memory of a row, which malloc keeps for its thread.
         found, numbers = self._settler.submit(settle).result()
+
+        def elements(indices: NDArray[np.intp]) -> NDArray[np.intp]:
+            return unpaired(indices, len(total)) if paired else indices // components(block.target)
+
+        self._note_infinite(block, elements(np.setdiff1d(np.flatnonzero(np.isinf(total)), found)))
         if len(found):
-            elements = unpaired(found, len(total)) if paired else found // components(block.target)
-            self._non_finite(block, numbers, elements)
+            self._non_finite(block, numbers, elements(found))
 
     def _non_finite(self, block: Block, numbers: NDArray[np.intp], elements: NDArray[np.intp]) -> None:
         """Note the tensors that hold these elements of the block, or raise an error for the first."""
@@ -302,6 +322,15 @@ class Fold:
             f"{self.checkpoints[numbers[first]].path}: '{name}' is not finite at element {element}",
             hint="leave that checkpoint out (--start, --stop), or let it pass with --allow-non-finite",
         )
+
+    def _note_infinite(self, block: Block, elements: NDArray[np.intp]) -> None:
+        if len(elements):
+            with self._lock:
+                self.infinite |= block.names_of(elements)
+
+    def _sum_up(self, number: int, order: int, data: memoryview, *, copied: bool = False) -> None:
+        if self.checksums is not None:
+            self.checksums.add(number, order, data, copied=copied)
 
     def _count(self, nbytes: int) -> None:
         with self._lock:
