@@ -65,10 +65,11 @@ class Average:
 class Fold:
     """The averages of `checkpoints`, oldest first: all of them in one pass.
 
-    With `checksums`, what is read is summed up on the way. `targets` gives the output dtype of each tensor by name, in the order in which the outputs hold them; those in
+    `targets` gives the output dtype of each tensor by name, in the order in which the outputs hold them; those in
     `copied` come from the newest checkpoint, as do integers. Float dtypes may differ between checkpoints. `write` of
-    each average is called once for each block of its output, from several threads. `non_finite` lists the tensors in
-    which NaN or infinity was let through, `infinite` those that hold an infinity which is equal in all checkpoints.
+    each average is called once for each block of its output, from several threads. With `checksums`, what is read is
+    summed up on the way. `non_finite` lists the tensors in which NaN or infinity was let through, `infinite` those
+    that hold an infinity which is equal in all checkpoints.
 
     An average is newest + sum w_k (x_k - newest): where all are equal it is exactly that value, and for neighbours,
     which checkpoints are, the difference is exact, so that little is lost. Where bfloat16 is averaged to bfloat16 it
@@ -216,9 +217,7 @@ class Fold:
             _write(average, block, block.target, data[: block.target.nbytes(block.count)])
         self._count(sum(dtype.bits for dtype in block.dtypes) * block.count // 8)
 
-    def _read_rows(
-        self, order: int, block: Block, numbers: Sequence[int], views: Views, *, paired: bool
-    ) -> None:
+    def _read_rows(self, order: int, block: Block, numbers: Sequence[int], views: Views, *, paired: bool) -> None:
         """Read the block of some checkpoints, and convert it to rows of floats."""
         rows, stored = views.rows[1 : len(numbers) + 1], views.stored[: len(numbers)]
 

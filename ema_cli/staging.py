@@ -22,6 +22,7 @@ from types import TracebackType
 
 from ema_cli.errors import OutputError
 from ema_cli.interrupts import deferred_signals
+from ema_cli.running_sum import RunningSum
 
 _PREFIX = ".ema-cli-"
 _NO_REPLACE, _EXCHANGE = 1, 2  # flags of renameat2(2)
@@ -107,22 +108,31 @@ class Staging:
 
 
 class OutputStream:
-    """A new file that is written by range, from several threads."""
+    """A new file that is written by range, from several threads; `summed` while it is written, for its sha256."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, summed: bool = True) -> None:
         self.path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with output_errors(path):
             self._descriptor = os.open(path, flags, 0o666)  # less the umask, as any file
+        self._sum = RunningSum(self._read)
+        self._summed = summed
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write all of `data` at byte `offset`."""
-        rest = memoryview(data)
+        """Write all of `data` at byte `offset`. Where it is summed, no byte is written twice."""
+        rest, position = memoryview(data), offset
         with output_errors(self.path):
             while len(rest):
-                count = os.pwrite(self._descriptor, rest, offset)
-                offset += count
+                count = os.pwrite(self._descriptor, rest, position)
+                position += count
                 rest = rest[count:]
+        if self._summed:
+            self._sum.wrote(offset, memoryview(data))
+
+    def sha256(self) -> str:
+        """Return the sum of all that was written, as hexadecimal text."""
+        with output_errors(self.path):
+            return self._sum.whole(os.fstat(self._descriptor).st_size)
 
     def sync(self) -> None:
         """Wait until the disk has it: some disks say only now that they are full."""
@@ -133,6 +143,9 @@ class OutputStream:
         """Close the descriptor."""
         with output_errors(self.path):
             os.close(self._descriptor)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
 
 
 @contextmanager
