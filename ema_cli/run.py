@@ -6,7 +6,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,7 +28,8 @@ _HF_NAME = re.compile(r"(?:^|/)checkpoint-[0-9]+$")
 class Run:
     """The checkpoints of one training, oldest first, and what was noticed about them.
 
-    `units`: those in which every checkpoint has a clock; empty where only the names give an order.
+    `units`: those in which every checkpoint has a clock; empty where only the names give an order. `options`,
+    `epoch_length` and `spacing`: what was said of how to read them.
     """
 
     root: Path
@@ -36,6 +37,9 @@ class Run:
     units: tuple[Unit, ...]
     passed_over: tuple[PassedOver, ...] = ()
     notes: tuple[str, ...] = ()
+    options: ReadOptions = field(default_factory=ReadOptions)
+    epoch_length: Time | None = None
+    spacing: Time | None = None
 
     def twins(self, unit: Unit | None = None) -> list[tuple[Checkpoint, ...]]:
         """Return the groups of checkpoints with one clock in `unit`, the one to keep first.
@@ -85,7 +89,8 @@ def open_run(
         checkpoints = space(checkpoints, spacing)
     notes += _unmatched_patterns(checkpoints, options)
     units = order_units(checkpoints)
-    return Run(root, _order(checkpoints, units), units, (*passed_over, *aliases, *unclocked), tuple(notes))
+    left = (*passed_over, *aliases, *unclocked)
+    return Run(root, _order(checkpoints, units), units, left, tuple(notes), options, epoch_length, spacing)
 
 
 def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:

@@ -15,7 +15,7 @@ import shutil
 import stat
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -74,13 +74,44 @@ class Staging:
         # interpreter must remove the folder.
         self._discard = weakref.finalize(self, _discard, self.folder, lock)
 
-    def publish_file(self, name: str, *, force: bool) -> None:
-        """Rename the staged file `name` to the target: the commit point."""
+    def publish_file(self, name: str, beside: Mapping[str, Path] | None = None, *, force: bool) -> None:
+        """Rename the staged file `name` to the target: the commit point.
+
+        Before it, what lies `beside` it: staged name -> path. What those replace is kept until the file is in place,
+        and put back if it cannot be; a path that nothing is staged for is removed with the file that it told of.
+        """
+        done: list[Callable[[], object]] = []
         with output_errors(self.target):
             _sync_folder(self.folder)
             with deferred_signals():
-                _rename(self.folder / name, self.target, replace=force)
+                try:
+                    for staged, path in (beside or {}).items():
+                        done.append(self._put_beside(self.folder / staged, path))
+                    if beside:
+                        _sync_folder(self.parent)  # the disk, too, is to have them first
+                    _rename(self.folder / name, self.target, replace=force)
+                except BaseException:
+                    for undo in reversed(done):
+                        with suppress(OSError):
+                            undo()
+                    raise
                 self._confirm()
+
+    def _put_beside(self, staged: Path, path: Path) -> Callable[[], object]:
+        """Put a staged file at `path`, and return what undoes that. What was there is staged in its place."""
+        new, old = _is_there(staged), _is_there(path)
+        if old:
+            _refuse_irregular(path)
+        if new and old:
+            _exchange_files(staged, path)
+            return lambda: _exchange_files(staged, path)
+        if new:
+            _rename(staged, path, replace=False)
+            return lambda: path.rename(staged)
+        if old:
+            path.rename(staged)
+            return lambda: staged.rename(path)
+        return lambda: None
 
     def publish_folder(self, name: str, *, force: bool) -> None:
         """Rename the staged folder `name` to the target; with `force`, exchange it with what is there."""
@@ -267,6 +298,15 @@ def _exchange(source: Path, target: Path) -> None:
         staging = source.parent
         target.rename(staging / f"{staging.name}-{target.name}")
         source.rename(target)
+
+
+def _exchange_files(staged: Path, path: Path) -> None:
+    """Swap two files, in one step where the system can."""
+    if not _rename_with(staged, path, _EXCHANGE):
+        kept = staged.with_name(f"{staged.name}-kept")
+        path.rename(kept)
+        staged.rename(path)
+        kept.rename(staged)
 
 
 def _refuse_irregular(target: Path) -> None:

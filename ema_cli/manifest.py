@@ -1,0 +1,216 @@
+"""The manifest of an average: what was done, as data that equal runs give equal bytes of; and the sums of its files.
+
+In a folder `ema-manifest.json` and `SHA256SUMS`; beside a single file its name with `.manifest.json` and `.sha256`. No
+times, hosts or absolute paths. Sums are in the form that `sha256sum -c` reads. No numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ema_cli._version import __version__
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.errors import CheckpointError
+from ema_cli.fingerprint import CHECKSUM, FINGERPRINT
+from ema_cli.formats.json_text import read_json
+from ema_cli.input_file import InputFile
+from ema_cli.plan import Entry, Plan
+from ema_cli.schema import mismatch, read_schema
+
+SCHEMA_VERSION = 1
+FOLDER_NAME = "ema-manifest.json"
+SUMS_NAME = "SHA256SUMS"
+FILE_SUFFIX = ".manifest.json"
+SUMS_SUFFIX = ".sha256"
+_LIBRARIES = ("numpy", "safetensors")
+_MAX_BYTES = 1 << 30
+_SUM_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
+
+Manifest = Mapping[str, Any]
+
+
+def manifest_path(path: Path, *, is_folder: bool) -> Path:
+    """Return where the manifest of the average at `path` lies."""
+    return path / FOLDER_NAME if is_folder else path.with_name(path.name + FILE_SUFFIX)
+
+
+def sums_path(path: Path, *, is_folder: bool) -> Path:
+    """Return where the sums of the average at `path` lie."""
+    return path / SUMS_NAME if is_folder else path.with_name(path.name + SUMS_SUFFIX)
+
+
+def make_manifest(
+    plan: Plan,
+    options: Mapping[str, Any],
+    fingerprints: Mapping[int, str],
+    blocks: Mapping[int, Sequence[str]] | None,
+    outputs: Mapping[str, tuple[int, str]],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """Return the manifest of one average, less its tensors.
+
+    `options` are those of the output. `fingerprints` and, where all was summed up, `blocks` are by the id of the
+    checkpoint; `outputs`: name -> size in bytes and sha256.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "ema-cli", "version": __version__},
+        "libraries": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "recipe": {**recipe_facts(plan), **options},
+        "inputs": [_input(each, fingerprints, blocks) for each in plan.entries],
+        "fingerprint": FINGERPRINT,
+        "checksum": None if blocks is None else CHECKSUM,
+        "outputs": [
+            {"name": name, "bytes": nbytes, "sha256": sha256} for name, (nbytes, sha256) in sorted(outputs.items())
+        ],
+        "effective_checkpoints": plan.effective_count,
+        "mean_age": str(plan.mean_age),
+        "approximation": {"relative_error": plan.approximation.error, "least_error": plan.approximation.least_error}
+        if plan.approximation
+        else None,
+        "warnings": list(warnings),
+    }
+
+
+def recipe_facts(plan: Plan) -> dict[str, Any]:
+    """Return everything that was asked for and decides which checkpoints enter, with which weight, resolved."""
+    recipe, run = plan.recipe, plan.run
+
+    def text(value: object) -> str | None:
+        return None if value is None else str(value)
+
+    return {
+        "law": recipe.law,
+        "half_life": text(recipe.half_life),
+        "smoothing": recipe.smoothing,
+        "profile": recipe.profile,
+        "sigma_rel": recipe.sigma_rel,
+        "update_interval": str(recipe.interval or "every"),
+        "start": text(recipe.start),
+        "stop": text(recipe.stop),
+        "last": recipe.last,
+        "bias_correction": recipe.bias_correction,
+        "from": "raw" if plan.approximation is None else "stored",
+        "epoch_length": text(run.epoch_length),
+        "spacing": text(run.spacing),
+        "key": run.options.key,
+        "weights": run.options.weights,
+        "component": run.options.component,
+        "keep_prefix": run.options.keep_prefix,
+    }
+
+
+def _input(
+    entry: Entry, fingerprints: Mapping[int, str], blocks: Mapping[int, Sequence[str]] | None
+) -> dict[str, Any]:
+    checkpoint = entry.checkpoint
+    found = {
+        "name": checkpoint.name,
+        "clock": str(entry.clock),
+        "clocks": {
+            str(unit): {"value": str(clock.value), "from": clock.source}
+            for unit, clock in checkpoint.progress.clocks.items()
+        },
+        "format": checkpoint.format,
+        "trainer": checkpoint.trainer,
+        "bytes": checkpoint.nbytes,
+        "weight": entry.weight,
+        "fingerprint": fingerprints.get(id(checkpoint)),  # none where its weight is 0: it is not read
+    }
+    return found if blocks is None else {**found, "blocks": list(blocks.get(id(checkpoint), ()))}
+
+
+def tensor_rows(
+    specs: Mapping[str, TensorSpec], newest: Mapping[str, TensorSpec], why: Mapping[str, str], non_finite: set[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield what is told of each tensor that is written, by name: `newest` has them as they are read.
+
+    `why`: why those are copied that would else be averaged.
+    """
+    for name, spec in sorted(specs.items()):
+        copied = why.get(name) or (None if newest[name].dtype.averaged else newest[name].dtype.kind)
+        yield {
+            "name": name,
+            "dtype": spec.dtype.name,
+            "shape": list(spec.shape),
+            "bytes": spec.nbytes,
+            "averaged": copied is None,
+            "why": copied,
+            "non_finite": name in non_finite,
+        }
+
+
+def manifest_text(manifest: Manifest, tensors: Iterator[dict[str, Any]]) -> bytes:
+    """Return the text of a manifest: keys sorted, one line for each member of a list or of an inner object."""
+    sections: dict[str, bytes] = {}
+    for name, value in manifest.items():
+        if isinstance(value, list):
+            sections[name] = _rows(map(_json, value), b"[]")
+        elif isinstance(value, Mapping):
+            sections[name] = _rows((f"{_json(key)}: {_json(each)}" for key, each in sorted(value.items())), b"{}")
+        else:
+            sections[name] = _json(value).encode()
+    sections["tensors"] = _rows(map(_json, tensors), b"[]")
+    return b"{\n%b\n}\n" % b",\n".join(b' "%b": %b' % (name.encode(), text) for name, text in sorted(sections.items()))
+
+
+def _rows(rows: Iterator[str], ends: bytes) -> bytes:
+    text = ",\n".join(f"  {row}" for row in rows).encode()
+    return b"%c\n%b\n %c" % (ends[0], text, ends[1]) if text else ends
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False, default=dict)
+
+
+def sums_text(sums: Mapping[str, str]) -> bytes:
+    """Return the text of sums, by name, as `sha256sum` writes them: odd names escaped, with a backslash before."""
+    lines = []
+    for name, sha256 in sorted(sums.items()):
+        escaped = "".join(_ESCAPES.get(char, char) for char in name)
+        lines.append(f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n")
+    return "".join(lines).encode(errors="surrogateescape")
+
+
+def parse_sums(text: bytes, subject: str) -> dict[str, str]:
+    """Return the sha256 of each name in a text that `sha256sum -c` reads.
+
+    Raises:
+        CheckpointError: naming the `subject`, where it is none.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.decode(errors="surrogateescape").splitlines(), 1):
+        match = _SUM_LINE.fullmatch(line)
+        if match is None or match[3] in found:
+            raise CheckpointError(f"{subject}: line {number} is no sum of a file of its own")
+        name = re.sub(r"\\([\\nr])", lambda each: {"\\": "\\", "n": "\n", "r": "\r"}[each[1]], match[3])
+        found[name if match[1] else match[3]] = match[2]
+    return found
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest at `path`, checked as far as it is used.
+
+    Numbers that are no integers come as exact fractions, but weights and errors as the floats that they were.
+
+    Raises:
+        CheckpointError: where it cannot be read, or is not as ema-cli writes it.
+    """
+    manifest = read_json(InputFile(path), _MAX_BYTES)
+    wrong = mismatch(manifest, read_schema("manifest"))
+    if wrong:
+        raise CheckpointError(f"{path}: is no manifest that this version of ema-cli reads: {wrong}")
+    for each in manifest["inputs"]:
+        each["weight"] = float(each["weight"])
+    for name in ("smoothing", "sigma_rel"):
+        if manifest["recipe"][name] is not None:
+            manifest["recipe"][name] = float(manifest["recipe"][name])
+    found: Manifest = manifest
+    return found
