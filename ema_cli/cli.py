@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from ema_cli import interrupts
-from ema_cli.commands import average, inspect
+from ema_cli.commands import average, compare, inspect
 from ema_cli.commands.shared import print_json
 from ema_cli.errors import EmaError, UsageError
 from ema_cli.options import Version
@@ -36,6 +36,7 @@ def ema_cli(context: typer.Context, version: Version = False) -> None:
 
 app.command(epilog=average.EXAMPLES)(average.average)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command(epilog=compare.EXAMPLES)(compare.compare)
 
 
 def main() -> None:

@@ -135,6 +135,10 @@ Copy = Annotated[
         rich_help_panel=READ,
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Default: the processors this process may use, up to 16.", rich_help_panel=READ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors too.", rich_help_panel=WRITE)]
 
 
@@ -208,6 +212,12 @@ def parse_read_options(
         case None | "raw" | "ema":
             return ReadOptions(key, weights, component, keep_prefix, tuple(copy or ()))
     raise UsageError(f"--weights: '{weights}' is neither raw nor ema")
+
+
+def check_threads(number: int | None) -> None:
+    """Check the number of threads, None for the default."""
+    if number is not None and number < 1:
+        raise UsageError(f"--threads: {number} is not a number of threads", hint="at least 1")
 
 
 def parse_dtype(name: str | None) -> DType | None:

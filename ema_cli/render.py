@@ -23,6 +23,9 @@ from ema_cli.words import (
     UNIT_NAMES,
     checkpoint_columns,
     clash_lines,
+    comparison_head,
+    comparison_odd,
+    distance_cells,
     headline,
     law,
     law_line,
@@ -32,6 +35,7 @@ from ema_cli.words import (
     plan_warnings,
     reach_lines,
     size,
+    some,
     spacing_lines,
     stored_lines,
     tensors_line,
@@ -45,6 +49,7 @@ _UNLIMITED = 100_000
 _NARROWEST = _BAR_WIDTH
 _PLAIN_SECONDS = 30
 _NOT_TOLD = ("checkpoints", "files", "version", "types", "clocks")
+_COMPARISON_WORDS = "distance: |A - B|; relative: to |B|; largest: of the differences between two values"
 _OPTION_WORDS = {"half_life": "half-life"}
 
 
@@ -177,8 +182,28 @@ def stored_report(stored: Mapping[str, Any] | None, plans: Sequence[Mapping[str,
     approximations([each for each in (stored or {}).get("plans", []) if "problem" not in each])
 
 
+def comparison_report(facts: Mapping[str, Any]) -> None:
+    """Print how far two checkpoints are apart: by layer and as a whole, and what could not be compared."""
+    out = console()
+    for text in comparison_head(facts):
+        out.print(Text(printable(text)), soft_wrap=True)
+    out.print()
+    titles = ("equal", "distance", "relative", "cosine", "largest")
+    table = _table(("layer", "left"), *((title, "right") for title in titles))
+    for layer in facts["layers"]:
+        table.add_row(Text(printable(layer["name"])), *distance_cells(layer))
+    if len(facts["layers"]) > 1:
+        table.add_row("all", *distance_cells(facts["total"]), style="bold")
+    _print_table(out, table)
+    out.print()
+    out.print(Text(_COMPARISON_WORDS), soft_wrap=True)
+    _print_odd(out, comparison_odd(facts), [])
+    if facts["warnings"]:
+        _print_warnings(out, [some(facts["warnings"])])
+
+
 @contextmanager
-def progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+def progress(*, quiet: bool, doing: str = "averaging") -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (bytes done, bytes in all): a bar on a terminal, elsewhere a line now and then."""
     if quiet:
         yield lambda done, total: None
@@ -194,20 +219,20 @@ def progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         )
 
         columns = (
-            TextColumn("averaging"),
+            TextColumn(doing),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-            task = bar.add_task("averaging", total=None)
+            task = bar.add_task(doing, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
     else:
-        yield _plain_progress()
+        yield _plain_progress(doing)
 
 
-def _plain_progress() -> Callable[[int, int], None]:
+def _plain_progress(doing: str) -> Callable[[int, int], None]:
     began = last = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -217,7 +242,7 @@ def _plain_progress() -> Callable[[int, int], None]:
             last = now
             left = (total - done) * (now - began) / done
             rate = size(done / (now - began))
-            lines([f"averaging: {size(done)} of {size(total)}, {rate}/s, {left:.0f} s left"])
+            lines([f"{doing}: {size(done)} of {size(total)}, {rate}/s, {left:.0f} s left"])
 
     return report
 

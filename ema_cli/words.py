@@ -229,3 +229,57 @@ def clash_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return which checkpoints have one clock, and how models differ."""
     found = [f"same clock: {', '.join(group)}" for group in facts["same_clock"]]
     return [*found, *(f"different models: {text}" for text in facts["differences"])]
+
+
+def comparison_head(facts: Mapping[str, Any]) -> list[str]:
+    """Return what is compared with what."""
+    lines = []
+    for side in "ab":
+        each = facts[side]
+        parts = (each["format"], plural(each["tensors"], "tensor"), size(each["bytes"]))
+        lines.append(f"{side.upper()}: {each['path']}: {', '.join(parts)}")
+    total = facts["total"]
+    return [*lines, f"{plural(total['tensors'], 'tensor')} compared, {total['equal']:,} equal to the byte"]
+
+
+def distance_cells(part: Mapping[str, Any]) -> list[str]:
+    """Return a row of a comparison: how many tensors are equal, distance, relative, cosine, largest difference."""
+    equal = f"{part['equal']} of {part['tensors']}"
+    if any(part["non_finite"].values()):
+        return [equal, "nan", "nan", "nan", "nan"]
+    return [
+        equal,
+        _number(part["distance"], "{:.4g}"),
+        relative(part["relative_distance"]),
+        _number(part["cosine"], "{:.6f}"),
+        _number(part["largest_difference"], "{:.3g}"),
+    ]
+
+
+def relative(share: float | None) -> str:
+    """Return a relative distance for people."""
+    return _number(None if share is None else share * 100, "{:.3g}%")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def comparison_odd(facts: Mapping[str, Any]) -> list[str]:
+    """Return what could not be compared, the first few of each kind."""
+    found = [
+        f"only in {side}: {some([repr(each) for each in facts[key]])}"
+        for side, key in (("A", "only_in_a"), ("B", "only_in_b"))
+        if facts[key]
+    ]
+    if facts["different"]:
+        told = [f"'{each['name']}' is {each['a']} in A, {each['b']} in B" for each in facts["different"]]
+        found.append(f"not comparable: {some(told)}")
+    notes = dict.fromkeys((side, note) for side in "ab" for note in facts[side]["notes"])
+    return [*found, *(f"{side.upper()}: {note}" for side, note in notes)]
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """Return the first few of them, and how many more there are."""
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{rest}"

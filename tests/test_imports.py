@@ -25,7 +25,10 @@ def loaded_by(arguments: list[str], cwd: Path) -> set[str]:
     return set(done.stdout.rpartition("LOADED ")[2].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["average", "--help"], ["inspect", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["average", "--help"], ["inspect", "--help"], ["compare", "--help"], ["--version"]],
+)
 def test_help_loads_neither_torch_nor_numpy(arguments: list[str], tmp_path: Path):
     """Help is instant: no arithmetic library is imported for it."""
     loaded = loaded_by(arguments, tmp_path)

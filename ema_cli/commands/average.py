@@ -31,9 +31,11 @@ from ema_cli.options import (
     Spacing,
     Start,
     Stop,
+    Threads,
     UpdateInterval,
     Version,
     WeightsChoice,
+    check_threads,
     parse_dtype,
     parse_from,
     parse_read_options,
@@ -77,10 +79,7 @@ def average(
         bool,
         typer.Option("--allow-non-finite", help="Let NaN and infinity pass, with a warning.", rich_help_panel=READ),
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Default: the processors this process may use, up to 16.", rich_help_panel=READ),
-    ] = None,
+    threads: Threads = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -131,8 +130,7 @@ def average(
         raise UsageError(
             "--allow-approximate: raw checkpoints have the weights that are asked for", hint="leave it out"
         )
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads: {threads} is not a number of threads", hint="at least 1")
+    check_threads(threads)
     target_dtype = parse_dtype(dtype)
     from ema_cli import posthoc
     from ema_cli.memory import parse_size
