@@ -1,6 +1,6 @@
 """What the output will be, to the byte, before a tensor is read: which file holds which tensor, and where.
 
-The container is safetensors, in the order, escaping and padding of the official writer (0.8): the same tensors
+The container here is safetensors, in the order, escaping and padding of the official writer (0.8): the same tensors
 with the same metadata give the same bytes. It is written here because the official writer needs all tensors in
 memory, and orders several metadata keys at random.
 """
@@ -10,8 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from ema_cli.checkpoint import DTYPES, TensorSpec
+
+if TYPE_CHECKING:
+    from ema_cli.staging import OutputStream
 
 _RANK = {name: rank for rank, name in enumerate(DTYPES)}
 
@@ -26,8 +30,41 @@ class Table:
     nbytes: int
 
 
+class OutputFile(Protocol):
+    """One file to write: its header, the tensors by range in any order, and last what `finish` writes."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of the file."""
+        ...
+
+    @property
+    def table(self) -> Table:
+        """Return the tensors, and where they begin."""
+        ...
+
+    @property
+    def header(self) -> bytes:
+        """Return the bytes before the tensors."""
+        ...
+
+    @property
+    def header_size(self) -> int:
+        """Return the size of the header."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Return the size of the file."""
+        ...
+
+    def finish(self, stream: OutputStream) -> None:
+        """Write into the file, of which header and tensors are written, what only now is known."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class OutputFile:
+class SafetensorsOutput:
     """One safetensors file to write; those of several averages share their table."""
 
     name: str
@@ -53,14 +90,17 @@ class OutputFile:
         """Return the size of the file."""
         return self.header_size + self.table.nbytes
 
+    def finish(self, stream: OutputStream) -> None:
+        """Write nothing: all of it is known beforehand."""
+
 
 def lay_out_file(
     name: str, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], tables: Sequence[Table] = ()
-) -> OutputFile:
+) -> SafetensorsOutput:
     """Return the layout of a safetensors file; of the `tables`, one of these tensors is used again."""
     table = next((table for table in tables if table.specs == specs), None) or _make_table(specs)
     text = f'"__metadata__":{_json(dict(sorted(metadata.items())))}' if metadata else ""
-    return OutputFile(name, table, text.encode())
+    return SafetensorsOutput(name, table, text.encode())
 
 
 def _make_table(specs: Mapping[str, TensorSpec]) -> Table:
@@ -89,7 +129,7 @@ def lay_out_shards(
     shard_of: Mapping[str, str],
     metadata: Mapping[str, str],
     tables: Sequence[Table] = (),
-) -> tuple[list[OutputFile], bytes]:
+) -> tuple[list[SafetensorsOutput], bytes]:
     """Return the layouts of the shards (`shard_of`: tensor name -> file name) and the text of their index."""
     names = sorted(set(shard_of.values()))
     parts: dict[str, dict[str, TensorSpec]] = {name: {} for name in names}

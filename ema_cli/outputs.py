@@ -17,6 +17,7 @@ from ema_cli.layout import OutputFile, Table, lay_out_file, lay_out_shards
 from ema_cli.plan import Plan
 from ema_cli.side_files import find_side_files, set_config_dtype
 from ema_cli.target import Target
+from ema_cli.torch_layout import lay_out_torch_file
 
 _SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
 
@@ -62,13 +63,18 @@ def lay_out_output(
     """Return what the average of `plan` will be at `target`; `tables` are those of another, to be used again.
 
     Raises:
-        OutputError: for a tensor that safetensors cannot hold.
+        OutputError: for what the container cannot hold.
     """
     newest = plan.newest
     specs = output_specs(newest, dtype, copied)
+    if target.is_torch:
+        return Output(target, [_lay_out_torch(plan, target, specs, _metadata(plan, dtype, copied, []), tables)], {}, {})
     wide = next((name for name, spec in specs.items() if spec.dtype.name == "C128"), None)
     if wide is not None:
-        raise OutputError(f"{target.path}: '{wide}' is complex128, which safetensors has no place for")
+        raise OutputError(
+            f"{target.path}: '{wide}' is complex128, which safetensors has no place for",
+            hint="write one file of torch's: -o NAME.pt",
+        )
     if not target.is_folder:
         return Output(
             target, [lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []), tables)], {}, {}
@@ -91,6 +97,18 @@ def lay_out_output(
         files, index = lay_out_shards(specs, shards, metadata, tables)
         return Output(target, files, {**texts, f"{base}.safetensors.index.json": index}, copies, side_files)
     return Output(target, [lay_out_file(f"{base}.safetensors", specs, metadata, tables)], texts, copies, side_files)
+
+
+def _lay_out_torch(
+    plan: Plan, target: Target, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], tables: Sequence[Table]
+) -> OutputFile:
+    lost = next(iter(plan.newest.header), None)
+    if lost is not None:
+        raise OutputError(
+            f"{target.path}: {plan.newest.name} has '{lost}' in its header, which a file of torch's has no place for",
+            hint="write it as safetensors: -o NAME.safetensors",
+        )
+    return lay_out_torch_file(target.path.name, specs, metadata[METADATA_KEY], tables)
 
 
 def _shards(checkpoint: Checkpoint, base: str) -> dict[str, str]:

@@ -166,6 +166,9 @@ def _write_weights(
         fold = work.fold(writes, sizes, allow_non_finite=allow_non_finite)
         total = fold.bytes_total
         fold.run(lambda done: report(done, total))
+        files = [file for output in work.outputs for file in output.files]
+        for file, stream in zip(files, streams, strict=True):
+            file.finish(stream)
         for stream in streams:
             stream.sync()
     return fold.bytes_read, fold.non_finite

@@ -146,7 +146,7 @@ class OutputStream:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with output_errors(path):
             self._descriptor = os.open(path, flags, 0o666)  # less the umask, as any file
-        self._sum = RunningSum(self._read)
+        self._sum = RunningSum(self.read)
         self._summed = summed
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
@@ -159,6 +159,11 @@ class OutputStream:
                 rest = rest[count:]
         if self._summed:
             self._sum.wrote(offset, memoryview(data))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return what was written at byte `offset`: `size` bytes, or as many as come at once."""
+        with output_errors(self.path):
+            return os.pread(self._descriptor, size, offset)
 
     def sha256(self) -> str:
         """Return the sum of all that was written, as hexadecimal text."""
@@ -174,9 +179,6 @@ class OutputStream:
         """Close the descriptor."""
         with output_errors(self.path):
             os.close(self._descriptor)
-
-    def _read(self, offset: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.errors import EmaError, OutputError, UsageError
-from ema_cli.formats import hf_directory, safetensors_file
+from ema_cli.formats import hf_directory, safetensors_file, torch_file
 from ema_cli.formats.options import ReadOptions
 from ema_cli.input_file import InputFile
 from ema_cli.plan import Plan
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
+_TORCH_SUFFIXES = (".pt", ".pth")
 _HALF_LIFE = "{half_life}"
 _PATTERN_HINT = f"as -o averages/ema-{_HALF_LIFE}.safetensors, or -o averages"
 
@@ -27,9 +28,14 @@ class Target:
     path: Path
     is_folder: bool
 
+    @property
+    def is_torch(self) -> bool:
+        """Return whether it becomes a file as `torch.save` writes it."""
+        return not self.is_folder and self.path.suffix.lower() in _TORCH_SUFFIXES
+
 
 def parse_target(path: Path) -> Target:
-    """Return what `-o` names: one file if it ends in .safetensors, a folder if it has no suffix.
+    """Return what `-o` names: one file if it ends in .safetensors, .pt or .pth, a folder if it has no suffix.
 
     Raises:
         UsageError: for any other suffix, and for placeholders that are unknown or not in the last part.
@@ -43,10 +49,10 @@ def parse_target(path: Path) -> Target:
     suffix = _SUFFIX.search(path.name)
     if suffix is None:
         return Target(path, is_folder=True)
-    if suffix[0].lower() != ".safetensors":
+    if suffix[0].lower() not in (".safetensors", *_TORCH_SUFFIXES):
         raise UsageError(
             f"--output: '{path}' ends in {suffix[0]}, which is not written",
-            hint="NAME.safetensors for one file, a name without a suffix for a folder",
+            hint="NAME.safetensors or NAME.pt for one file, a name without a suffix for a folder",
         )
     return Target(path, is_folder=False)
 
@@ -153,8 +159,9 @@ def _listed_inside(folder: Path) -> set[str]:
 
 def _listed(path: Path) -> set[str]:
     """Return the files that the metadata of an average list, relative to it: of a folder, or of one file."""
-    reader = safetensors_file if safetensors_file.matches(path) else hf_directory
-    if reader is hf_directory and not path.is_dir():
+    readers = (hf_directory,) if path.is_dir() else (safetensors_file, torch_file)
+    reader = next((reader for reader in readers if reader.matches(path)), None)
+    if reader is None:
         return set()
     try:
         checkpoint = reader.open_checkpoint(path, ReadOptions())
@@ -164,7 +171,7 @@ def _listed(path: Path) -> set[str]:
         return set()
     if not checkpoint.recipe:
         return set()
-    if reader is safetensors_file:
+    if reader is not hf_directory:
         return {""}
     listed = checkpoint.recipe.get("files")
     names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()

@@ -10,12 +10,16 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ema_cli.blocks import joined
-from ema_cli.errors import OutputError, VerificationError
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.errors import EmaError, OutputError, VerificationError
 from ema_cli.fold import Write
+from ema_cli.formats.torch_file import open_torch
+from ema_cli.input_file import InputFile
 from ema_cli.layout import OutputFile
 from ema_cli.outputs import Output
 from ema_cli.staging import OutputStream, output_errors
 from ema_cli.target import Target
+from ema_cli.torch_layout import TorchOutput
 
 _INPUT_DESCRIPTORS = 256
 
@@ -86,8 +90,12 @@ def _write_small(path: Path, blocks: Iterable[bytes]) -> None:
 
 
 def read_back(path: Path, file: OutputFile) -> None:
-    """Check that the official reader finds in the file what was meant."""
+    """Check that the official reader, our own of a file of torch's, finds in the file what was meant."""
     specs = file.table.specs
+    if isinstance(file, TorchOutput):
+        if _torch_specs(path) != specs:
+            raise _other_tensors(path)
+        return
     try:
         with safe_open(path, framework="np") as reader:
             names = reader.keys()
@@ -102,4 +110,19 @@ def read_back(path: Path, file: OutputFile) -> None:
     except OSError as error:
         raise OutputError(f"{path.name}: cannot be read back: {error.strerror or error}") from error
     if not same:
-        raise VerificationError(f"{path.name}: reads back with other tensors than were written")
+        raise _other_tensors(path)
+
+
+def _torch_specs(path: Path) -> Mapping[str, TensorSpec]:
+    """Return the tensors that are in the file, which must be marked as ours."""
+    try:
+        found = open_torch(InputFile(path))
+        return found.weights(found.root).specs if found.recipe else {}
+    except EmaError as error:
+        if isinstance(error.__cause__, OSError):
+            raise OutputError(f"{path.name}: cannot be read back: {error}") from error
+        raise VerificationError(f"{path.name}: does not read back: {error}") from error
+
+
+def _other_tensors(path: Path) -> VerificationError:
+    return VerificationError(f"{path.name}: reads back with other tensors than were written")

@@ -14,13 +14,13 @@ from ema_cli.checkpoint import MAX_TENSORS
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.input_file import ByteSource
 
-_END = struct.Struct("<4s4H2LH")
-_END64_LOCATOR = struct.Struct("<4sLQL")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
+END = struct.Struct("<4s4H2LH")
+END64_LOCATOR = struct.Struct("<4sLQL")
+END64 = struct.Struct("<4sQ2H2L4Q")
+CENTRAL = struct.Struct("<4s6H3L5H2L")
+LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL_CHECKSUM, _LOCAL_CHECKSUM = 16, 14  # the byte at which it stands in each
-_IN_64 = 0xFFFFFFFF
+IN_64 = 0xFFFFFFFF  # in a field of 32 bits: the number stands in a record of its own, which has 64
 _MAX_DIRECTORY_BYTES = 256 << 20
 _MAX_COMMENT_BYTES = 65535
 _MAX_ENTRIES = 4 * MAX_TENSORS  # the optimizer has some for each of the model's
@@ -70,11 +70,11 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
 def data_offset(file: ByteSource, entry: ZipEntry) -> int:
     """Return the byte at which the entry's data begin, past its local header."""
     name = entry.name.encode()
-    header = file.read(entry.header_offset, _LOCAL.size + len(name))  # at once: the name stands in the directory, too
-    signature, _, _, method, *_, name_length, extra_length = _LOCAL.unpack_from(header)
+    header = file.read(entry.header_offset, LOCAL.size + len(name))  # at once: the name stands in the directory, too
+    signature, _, _, method, *_, name_length, extra_length = LOCAL.unpack_from(header)
     if signature != b"PK\x03\x04" or method != 0 or name_length != len(name) or not header.endswith(name):
         raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' is damaged")
-    start = entry.header_offset + _LOCAL.size + name_length + extra_length
+    start = entry.header_offset + LOCAL.size + name_length + extra_length
     if start + entry.size > entry.end:  # the local header, which only now is read, is longer than it should be
         raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' overlaps another")
     return int(start)
@@ -88,36 +88,36 @@ def checksum_offsets(data: bytes) -> Iterator[int]:
     if data.startswith(b"PK\x03\x04"):
         yield _LOCAL_CHECKSUM
     position = 0
-    while data.startswith(b"PK\x01\x02", position) and position + _CENTRAL.size <= len(data):
+    while data.startswith(b"PK\x01\x02", position) and position + CENTRAL.size <= len(data):
         yield position + _CENTRAL_CHECKSUM
-        name_length, extra_length, comment_length = _CENTRAL.unpack_from(data, position)[10:13]
-        position += _CENTRAL.size + name_length + extra_length + comment_length
+        name_length, extra_length, comment_length = CENTRAL.unpack_from(data, position)[10:13]
+        position += CENTRAL.size + name_length + extra_length + comment_length
 
 
 def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
     """Return start, size and number of entries of the central directory."""
     at, tail, tail_size = -1, b"", 0
     # torch writes no comment behind the record, which is looked for in a few bytes first.
-    for most in (_END.size, _END.size + _MAX_COMMENT_BYTES):
+    for most in (END.size, END.size + _MAX_COMMENT_BYTES):
         tail_size = min(file.size, most)
         tail = file.read(file.size - tail_size, tail_size)
         at = tail.rfind(b"PK\x05\x06")
         if at >= 0:
             break
-    if at < 0 or at + _END.size > len(tail):
+    if at < 0 or at + END.size > len(tail):
         raise IncompleteCheckpoint(
             f"{file.path}: cut short: the zip directory at its end is missing",
             hint="its writer did not finish",
         )
-    _, disk, _, _, count, size, start, _ = _END.unpack_from(tail, at)
+    _, disk, _, _, count, size, start, _ = END.unpack_from(tail, at)
     end_offset = file.size - tail_size + at
-    if end_offset >= _END64_LOCATOR.size:
-        locator = file.read(end_offset - _END64_LOCATOR.size, _END64_LOCATOR.size)
-        signature, _, offset64, _ = _END64_LOCATOR.unpack(locator)
+    if end_offset >= END64_LOCATOR.size:
+        locator = file.read(end_offset - END64_LOCATOR.size, END64_LOCATOR.size)
+        signature, _, offset64, _ = END64_LOCATOR.unpack(locator)
         if signature == b"PK\x06\x07":
-            if offset64 + _END64.size > file.size:
+            if offset64 + END64.size > file.size:
                 raise CheckpointError(f"{file.path}: its zip directory is damaged")
-            fields = _END64.unpack(file.read(offset64, _END64.size))
+            fields = END64.unpack(file.read(offset64, END64.size))
             if fields[0] != b"PK\x06\x06":
                 raise CheckpointError(f"{file.path}: its zip directory is damaged")
             count, size, start = fields[7:]
@@ -127,10 +127,10 @@ def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
 
 
 def _read_central(file: ByteSource, directory: bytes, position: int) -> tuple[ZipEntry, int]:
-    fields = _CENTRAL.unpack_from(directory, position)
+    fields = CENTRAL.unpack_from(directory, position)
     signature, _, _, flags, method, _, _, _, stored, size, name_length, extra_length, comment_length = fields[:13]
     header_offset = fields[16]
-    begin = position + _CENTRAL.size
+    begin = position + CENTRAL.size
     end = begin + name_length + extra_length + comment_length
     if signature != b"PK\x01\x02" or end > len(directory):
         raise CheckpointError(f"{file.path}: its zip directory is damaged")
@@ -151,13 +151,13 @@ def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tup
     """Replace the fields that did not fit 32 bits by those of the zip64 extra record."""
     values = [size, stored, header_offset]
     position = 0
-    while _IN_64 in values and position + 4 <= len(extra):
+    while IN_64 in values and position + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, position)
         position += 4
         if kind == 1:
             offset = position
             for index, value in enumerate(values):
-                if value == _IN_64:
+                if value == IN_64:
                     (values[index],) = struct.unpack_from("<Q", extra, offset)
                     offset += 8
             break
@@ -169,7 +169,7 @@ def _check_spans(file: ByteSource, entries: dict[str, ZipEntry], start: int) -> 
     """Check that no entry lies over another, nor over the directory, which begins at byte `start`."""
     end = start
     for entry in sorted(entries.values(), key=lambda entry: entry.header_offset, reverse=True):
-        taken = entry.header_offset + _LOCAL.size + entry.size
+        taken = entry.header_offset + LOCAL.size + entry.size
         entry.end = end
         if entry.header_offset >= start or taken > start:
             raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' reaches past the end of the data")
