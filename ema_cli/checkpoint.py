@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
@@ -157,7 +157,8 @@ class Checkpoint:
     (model, adapter_model, ...), None for anything else; `folder` is where its configuration lies. `settings` must be
     equal in all checkpoints of a run, beside names, dtypes and shapes. `left_out` are names of what is no tensor.
     `header` is what the output's header must say, too. `types` are those in which tensors are written that are held
-    in wider ones.
+    in wider ones. `inner_files` reads the configuration and the tokenizer, where they lie inside the checkpoint; a
+    folder with them loads, with the names that `pretrained.loaded_name` gives.
     """
 
     name: str
@@ -177,6 +178,7 @@ class Checkpoint:
     has_raw: bool = False
     header: Mapping[str, str] = field(default_factory=dict)
     types: Mapping[str, DType] = field(default_factory=dict)
+    inner_files: Callable[[], Mapping[str, bytes]] | None = None
 
     @property
     def nbytes(self) -> int:

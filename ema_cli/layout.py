@@ -124,6 +124,33 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+def split_shards(specs: Mapping[str, TensorSpec], most_bytes: int, base: str) -> dict[str, str]:
+    """Return the file in which each tensor is written: one after another, up to `most_bytes` in each.
+
+    As huggingface_hub splits, given the tensors in this order: a tensor of more bytes has a file of its own, and a
+    single file has no number.
+    """
+    shards: list[list[str]] = []
+    current: list[str] = []
+    taken = 0
+    for name, spec in specs.items():
+        if spec.nbytes > most_bytes:
+            shards.append([name])
+            continue
+        if current and taken + spec.nbytes > most_bytes:
+            shards.append(current)
+            current, taken = [], 0
+        current.append(name)
+        taken += spec.nbytes
+    if current:
+        shards.append(current)
+    count = len(shards)
+    numbers = [f"-{number:05d}-of-{count:05d}" if count > 1 else "" for number in range(1, count + 1)]
+    return {
+        name: f"{base}{number}.safetensors" for number, shard in zip(numbers, shards, strict=True) for name in shard
+    }
+
+
 def lay_out_shards(
     specs: Mapping[str, TensorSpec],
     shard_of: Mapping[str, str],

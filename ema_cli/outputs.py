@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ema_cli._version import __version__
@@ -13,7 +13,7 @@ from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
 from ema_cli.errors import OutputError
 from ema_cli.formats.own_mark import METADATA_KEY
 from ema_cli.input_file import InputFile
-from ema_cli.layout import OutputFile, Table, lay_out_file, lay_out_shards
+from ema_cli.layout import OutputFile, Table, lay_out_file, lay_out_shards, split_shards
 from ema_cli.plan import Plan
 from ema_cli.side_files import find_side_files, set_config_dtype
 from ema_cli.target import Target
@@ -31,6 +31,7 @@ class Output:
     texts: Mapping[str, bytes]
     copies: Mapping[str, InputFile]
     sources: Sequence[InputFile] = ()  # of texts and copies
+    originals: Mapping[str, str] = field(default_factory=dict)  # what the checkpoint calls a tensor of another name
 
     @property
     def nbytes(self) -> int:
@@ -40,8 +41,13 @@ class Output:
 
     @property
     def dtypes(self) -> dict[str, DType]:
-        """Return the dtype of each tensor, in the order in which the files hold them."""
-        return {name: spec.dtype for file in self.files for name, spec in file.table.specs.items()}
+        """Return the dtype of each tensor by its name in the checkpoint, in the order in which the files hold them."""
+        specs = ((self.original(name), spec) for file in self.files for name, spec in file.table.specs.items())
+        return {name: spec.dtype for name, spec in specs}
+
+    def original(self, name: str) -> str:
+        """Return what the checkpoint calls the tensor that is written under `name`."""
+        return self.originals.get(name, name)
 
 
 def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:
@@ -58,12 +64,21 @@ def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[
 
 
 def lay_out_output(
-    plan: Plan, target: Target, dtype: DType | None, copied: frozenset[str], tables: Sequence[Table] = ()
+    plan: Plan,
+    target: Target,
+    dtype: DType | None,
+    copied: frozenset[str],
+    tables: Sequence[Table] = (),
+    *,
+    max_shard_bytes: int | None = None,
 ) -> Output:
     """Return what the average of `plan` will be at `target`; `tables` are those of another, to be used again.
 
+    A folder has the shards of the newest checkpoint, or with `max_shard_bytes` as many as that takes.
+
     Raises:
         OutputError: for what the container cannot hold.
+        CheckpointError: where configuration or tokenizer of the newest checkpoint cannot be read.
     """
     newest = plan.newest
     specs = output_specs(newest, dtype, copied)
@@ -79,24 +94,64 @@ def lay_out_output(
         return Output(
             target, [lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []), tables)], {}, {}
         )
-    side_files = find_side_files(newest.folder) if newest.folder is not None else []
-    copies = {file.path.relative_to(newest.folder or newest.path).as_posix(): file for file in side_files}
-    texts = {}
-    config = copies.get("config.json")
-    if config is not None:
-        floating = {spec.dtype.name for spec in specs.values() if spec.dtype.kind == "float"}
-        text = config.read(0, config.size)
-        changed = set_config_dtype(text, floating, converted=dtype is not None)
-        if changed != text:
-            texts["config.json"] = changed
-            del copies["config.json"]
-    metadata = _metadata(plan, dtype, copied, sorted({*copies, *texts}))
     base = newest.base or "model"
-    shards = _shards(newest, base)
+    texts, copies = _side_files(newest)
+    sources = list(copies.values())
+    originals: dict[str, str] = {}
+    if newest.inner_files is not None:
+        originals = _loaded_names(newest)
+        specs = {name: specs[original] for name, original in originals.items()}
+    _set_config_dtype(texts, copies, specs, converted=dtype is not None or newest.inner_files is not None)
+    metadata = _metadata(plan, dtype, copied, sorted({*copies, *texts}))
+    shards = _shards(newest, base) if max_shard_bytes is None else split_shards(specs, max_shard_bytes, base)
     if len(set(shards.values())) > 1:
         files, index = lay_out_shards(specs, shards, metadata, tables)
-        return Output(target, files, {**texts, f"{base}.safetensors.index.json": index}, copies, side_files)
-    return Output(target, [lay_out_file(f"{base}.safetensors", specs, metadata, tables)], texts, copies, side_files)
+        texts[f"{base}.safetensors.index.json"] = index
+    else:
+        files = [lay_out_file(f"{base}.safetensors", specs, metadata, tables)]
+    return Output(target, files, texts, copies, sources, originals)
+
+
+def _side_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], dict[str, InputFile]]:
+    """Return what lies inside the checkpoint, as text, and what lies beside its weights, to be copied; by name."""
+    texts = dict(checkpoint.inner_files()) if checkpoint.inner_files is not None else {}
+    if checkpoint.folder is None:
+        return texts, {}
+    files = find_side_files(checkpoint.folder)
+    return texts, {file.path.relative_to(checkpoint.folder).as_posix(): file for file in files}
+
+
+def _loaded_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the names with which the checkpoint's tensors are loaded, and what it calls them itself."""
+    from ema_cli.formats.pretrained import loaded_name  # which no other checkpoint needs
+
+    names: dict[str, str] = {}
+    for original in checkpoint.weights.specs:
+        name = loaded_name(original, checkpoint.base)
+        if name in names:
+            raise OutputError(
+                f"{checkpoint.path}: '{original}' and '{names[name]}' would have one name in a folder that loads",
+                hint="keep the names as they are: --keep-prefix",
+            )
+        names[name] = original
+    return names
+
+
+def _set_config_dtype(
+    texts: dict[str, bytes], copies: dict[str, InputFile], specs: Mapping[str, TensorSpec], *, converted: bool
+) -> None:
+    """Let config.json say the dtype of the weights as written; copy it where it does already."""
+    name = "config.json"
+    text = texts.get(name)
+    if text is None and name in copies:
+        text = copies[name].read(0, copies[name].size)
+    if text is None:
+        return
+    floating = {spec.dtype.name for spec in specs.values() if spec.dtype.kind == "float"}
+    changed = set_config_dtype(text, floating, converted=converted)
+    if changed != text:
+        texts[name] = changed
+        copies.pop(name, None)
 
 
 def _lay_out_torch(
@@ -113,7 +168,7 @@ def _lay_out_torch(
 
 def _shards(checkpoint: Checkpoint, base: str) -> dict[str, str]:
     """Return the file in which each tensor is written: as in the newest checkpoint, under the names for safetensors."""
-    if checkpoint.base is None:
+    if checkpoint.base is None or checkpoint.inner_files is not None:
         return {}
     weights = checkpoint.weights
     # pytorch_model-00001-of-00002.bin becomes model-00001-of-00002.safetensors.

@@ -58,7 +58,11 @@ def parse_target(path: Path) -> Target:
 
 
 def default_target(plans: Sequence[Plan]) -> Target:
-    """Return where averages go if nobody says: a folder for several and for Hugging Face checkpoints, else one file."""
+    """Return where averages go if nobody says: a folder for several and for what loads from one, else one file.
+
+    Hugging Face's checkpoints load from a folder, and so do Composer's that hold a configuration for it. Those of any
+    other model, and with --keep-prefix all, are averaged to one file with the names that they have.
+    """
     name = "-".join(["ema", *(plan.recipe.law for plan in plans)])
     if len(plans) > 1 or plans[0].newest.base is not None:
         return Target(Path(name), is_folder=True)

@@ -50,7 +50,10 @@ def open_output(output: Output, folder: Path, stack: ExitStack, opened: list[Out
         stack.callback(stream.close)
         opened.append(stream)
         stream.write(0, file.header)
-        places.update(dict.fromkeys(file.table.begins, (stream, file.header_size, file.table.begins)))
+        begins = file.table.begins
+        if output.originals:  # by the names that the fold knows
+            begins = {output.original(name): begin for name, begin in begins.items()}
+        places.update(dict.fromkeys(begins, (stream, file.header_size, begins)))
 
     def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
         found = ((*places[tensor], tensor, start, size) for tensor, start, size in parts)

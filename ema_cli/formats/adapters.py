@@ -28,8 +28,12 @@ def adapter_settings(folder: Path) -> tuple[dict[str, str], tuple[InputFile, ...
         return {}, ()
     file = InputFile(path)
     config = read_json(file, _MAX_CONFIG_BYTES)
-    values = {name: config.get(name) for name in _FIELDS} if isinstance(config, dict) else {}
-    return _as_text(values), (file,)
+    return config_settings(config) if isinstance(config, dict) else {}, (file,)
+
+
+def config_settings(config: Mapping[str, object]) -> dict[str, str]:
+    """Return the settings in PEFT's configuration as text."""
+    return _as_text({name: config.get(name) for name in _FIELDS})
 
 
 def header_settings(text: str) -> dict[str, str]:

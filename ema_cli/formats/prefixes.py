@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec, Weights
@@ -90,6 +90,11 @@ def _bare_names(names: Iterable[str], removed: dict[str, None]) -> list[str]:
             bare = [name.removeprefix(prefix) for name in bare]
             removed[prefix] = None
     return bare
+
+
+def bare_names(names: Sequence[str]) -> Sequence[str]:
+    """Return the names that `strip_prefixes` gives tensors of these names."""
+    return _bare_names(names, {}) if _may_have_prefix(names) else names
 
 
 def bare_name(name: str) -> str:

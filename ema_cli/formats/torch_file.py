@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, UsageError
 from ema_cli.formats.choice import settle_averages
-from ema_cli.formats.layouts import MEGATRON_PART, PARTS, WENET_SIDECAR
+from ema_cli.formats.layouts import COMPOSER, MEGATRON_PART, PARTS, WENET_SIDECAR
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.own_mark import MADE_HERE
 from ema_cli.input_file import ByteSource, InputFile
@@ -82,7 +83,30 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
         left_out=found.left_out,
         has_raw=found.has_raw,
     )
-    return checkpoint if opened.recipe is None else settle_averages(checkpoint, options)
+    if opened.recipe is not None:
+        return settle_averages(checkpoint, options)
+    if found.trainer != COMPOSER.trainer or options.keep_prefix:
+        return checkpoint
+    return _with_pretrained(checkpoint, file, opened.root, found.tensors)
+
+
+def _with_pretrained(checkpoint: Checkpoint, file: InputFile, root: object, names: Iterable[object]) -> Checkpoint:
+    """Return the checkpoint with what Composer keeps in it for `from_pretrained`, if it does."""
+    from ema_cli.formats.pretrained import adapter_settings, find_base, read_files
+
+    base = find_base(root, names)
+    if base is None:
+        return checkpoint
+
+    def read() -> Mapping[str, bytes]:
+        # Once more: a run of a thousand checkpoints has a thousand tokenizers, of which one is wanted.
+        try:
+            return read_files(open_torch(file).root)
+        except CheckpointError as error:
+            message = str(error) if str(error).startswith(f"{file.path}: ") else f"{file.path}: {error}"
+            raise type(error)(message, hint=error.hint) from error
+
+    return replace(checkpoint, base=base, settings=adapter_settings(root), inner_files=read)
 
 
 def _is_megatron_part(path: Path, root: object) -> bool:
