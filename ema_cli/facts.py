@@ -191,6 +191,11 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
     return found
 
 
+def non_finite_warnings(names: Sequence[str]) -> list[str]:
+    """Return which tensors hold what is no number, and was let through."""
+    return [f"'{name}' holds NaN or infinity" for name in names]
+
+
 def refusal_warnings(checkpoint: Checkpoint, patterns: Sequence[str]) -> list[str]:
     """Return which tensors would stop an average, by the reason."""
     specs = checkpoint.weights.specs

@@ -7,16 +7,14 @@ times, hosts or absolute paths. Sums are in the form that `sha256sum -c` reads. 
 from __future__ import annotations
 
 import json
-import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import TensorSpec
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import CheckpointError, EmaError
 from ema_cli.fingerprint import CHECKSUM, FINGERPRINT
 from ema_cli.formats.json_text import read_json
 from ema_cli.input_file import InputFile
@@ -30,6 +28,7 @@ FILE_SUFFIX = ".manifest.json"
 SUMS_SUFFIX = ".sha256"
 _LIBRARIES = ("numpy", "safetensors")
 _MAX_BYTES = 1 << 30
+_MAX_SUMS_BYTES = 1 << 20  # beside one file; longer ones are somebody else's
 _SUM_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 
@@ -46,6 +45,24 @@ def sums_path(path: Path, *, is_folder: bool) -> Path:
     return path / SUMS_NAME if is_folder else path.with_name(path.name + SUMS_SUFFIX)
 
 
+def sidecars(path: Path) -> tuple[Path, Path]:
+    """Return where the manifest and the sums of the single file at `path` lie."""
+    return manifest_path(path, is_folder=False), sums_path(path, is_folder=False)
+
+
+def is_own_sidecar(path: Path, name: str) -> bool:
+    """Return whether what lies at `path`, beside a file called `name`, is a manifest or sums as ema-cli writes them."""
+    try:
+        file = InputFile(path)
+        if path.name.endswith(SUMS_SUFFIX):
+            text = file.read(0, min(file.size, _MAX_SUMS_BYTES))
+            return set(parse_sums(text, str(path))) <= {name, name + FILE_SUFFIX}
+        found = read_json(file, _MAX_BYTES)
+    except EmaError:
+        return False
+    return isinstance(found, dict) and isinstance(found.get("tool"), dict) and found["tool"].get("name") == "ema-cli"
+
+
 def make_manifest(
     plan: Plan,
     options: Mapping[str, Any],
@@ -59,6 +76,9 @@ def make_manifest(
     `options` are those of the output. `fingerprints` and, where all was summed up, `blocks` are by the id of the
     checkpoint; `outputs`: name -> size in bytes and sha256.
     """
+    import platform
+    from importlib.metadata import version  # which take a while: not for what only reads one
+
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "ema-cli", "version": __version__},
@@ -107,9 +127,7 @@ def recipe_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _input(
-    entry: Entry, fingerprints: Mapping[int, str], blocks: Mapping[int, Sequence[str]] | None
-) -> dict[str, Any]:
+def _input(entry: Entry, fingerprints: Mapping[int, str], blocks: Mapping[int, Sequence[str]] | None) -> dict[str, Any]:
     checkpoint = entry.checkpoint
     found = {
         "name": checkpoint.name,

@@ -23,6 +23,21 @@ _SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """What a user may say of the output.
+
+    `dtype` replaces that of floating tensors, which may then differ between checkpoints. Tensors whose names match a
+    pattern in `copy` are copied from the newest. `max_shard_size`: bytes in one file of a folder, None as the newest
+    checkpoint has it. `allow_non_finite`: NaN and infinity are let through.
+    """
+
+    dtype: DType | None = None
+    copy: tuple[str, ...] = ()
+    max_shard_size: int | None = None
+    allow_non_finite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """What one average comes to: weights by range, small files whole, copies of side files."""
 

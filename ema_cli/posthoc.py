@@ -13,15 +13,18 @@ from ema_cli.buffers import DEFAULT_BYTES, BufferSizes, divide_memory, least_byt
 from ema_cli.checkpoint import Checkpoint, DType
 from ema_cli.compare import check_alphas, check_twins
 from ema_cli.errors import OutputError, RunError, UsageError
+from ema_cli.fingerprint import Checksums
 from ema_cli.fold import Average, Fold, Write
+from ema_cli.manifest import Manifest, sidecars
 from ema_cli.memory import peak_bytes
-from ema_cli.outputs import Output, lay_out_output, output_specs
+from ema_cli.outputs import Output, OutputOptions, lay_out_output, output_specs
 from ema_cli.plan import Plan
+from ema_cli.record import Record, Written
 from ema_cli.run import averaged_error, check_same_model
 from ema_cli.staging import OutputStream, Staging, output_errors
 from ema_cli.target import Target, check_target, place, published
 from ema_cli.tensor_rules import check_averageable, copied_names
-from ema_cli.writing import allow_descriptors, make_folder, open_output, read_back, write_texts
+from ema_cli.writing import allow_descriptors, make_folder, open_output, read_back, sum_up, write_texts
 
 Report = Callable[[int, int], None]
 _MANY_THREADS = 16
@@ -32,7 +35,10 @@ _LEAST_BUFFER_BYTES = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was done. Sizes in bytes; the tensors are those of each output."""
+    """What was done. Sizes in bytes; the tensors are those of each output.
+
+    `bytes_written` are those of weights and side files. `manifests`: that of each output, less its tensors.
+    """
 
     target: Target
     outputs: Sequence[Output]
@@ -43,6 +49,7 @@ class Result:
     seconds: float
     peak_memory: int
     non_finite: tuple[str, ...]
+    manifests: Sequence[Manifest] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class Work:
     plans: Sequence[Plan]
     checkpoints: Sequence[Checkpoint]
     outputs: Sequence[Output]
+    options: OutputOptions
     copied: frozenset[str]  # names of tensors that are not averaged because the user said so
 
     @property
@@ -69,8 +77,15 @@ class Work:
         """Return the size of all outputs."""
         return sum(output.nbytes for output in self.outputs)
 
+    @property
+    def bytes_free(self) -> int:
+        """Return how much room the disk has that the outputs go to."""
+        with output_errors(self.target.path):
+            space = os.statvfs(self.target.path.absolute().parent)
+        return space.f_bavail * space.f_frsize
+
     def fold(
-        self, writes: Sequence[Write], sizes: BufferSizes | None = None, *, allow_non_finite: bool = False
+        self, writes: Sequence[Write], sizes: BufferSizes | None = None, checksums: Checksums | None = None
     ) -> Fold:
         """Return the fold that makes all averages in one pass, `writes` taking those of each plan."""
         averages = []
@@ -82,8 +97,9 @@ class Work:
             averages,
             self.outputs[0].dtypes,
             sizes or BufferSizes(),
-            allow_non_finite=allow_non_finite,
+            allow_non_finite=self.options.allow_non_finite,
             copied=self.copied,
+            checksums=checksums,
         )
 
 
@@ -93,10 +109,15 @@ def average(
     *,
     dtype: DType | None = None,
     copy: Sequence[str] = (),
+    max_shard_size: int | None = None,
+    allow_non_finite: bool = False,
     threads: int | None = None,
     max_memory: int | None = None,
     force: bool = False,
-    allow_non_finite: bool = False,
+    manifest: bool = True,
+    checksum: bool = False,
+    warnings: Sequence[str] = (),
+    check: Callable[[Manifest], None] = lambda manifest: None,
     report: Report = lambda done, total: None,
 ) -> Result:
     """Write the weighted average of each plan's checkpoints to `target`, all of it or nothing.
@@ -105,8 +126,13 @@ def average(
     a pattern with `{half_life}` for their names in it.
 
     `dtype` replaces that of floating tensors, which may then differ between checkpoints. Tensors whose names match a
-    pattern in `copy` are copied from the newest. `max_memory` bounds the process, in bytes; neither it nor `threads`
-    shows in the output. `report(done, total)` is told the bytes read, now and then.
+    pattern in `copy` are copied from the newest. `max_shard_size`: bytes in one file of a folder, by default as the
+    newest checkpoint has it.
+
+    Beside or inside each average a `manifest` and sums are written, with `checksum` those of all that was read, too,
+    and with `warnings` before those that are found here. `check` is told each manifest before anything is published,
+    and may raise. `max_memory` bounds the process, in bytes; neither it nor `threads` shows in the output.
+    `report(done, total)` is told the bytes read, now and then.
 
     Raises:
         UsageError: where `target` does not fit the number of plans, or `max_memory` is too little.
@@ -119,24 +145,35 @@ def average(
     plans = [plans] if isinstance(plans, Plan) else plans
     if not plans or (threads is not None and threads < 1):
         raise UsageError("nothing to average, or no thread to do it: give a plan, and at least one of --threads")
-    work = prepare(plans, target, dtype=dtype, copy=copy, force=force)
+    options = OutputOptions(dtype, tuple(copy), max_shard_size, allow_non_finite)
+    work = prepare(plans, target, options, force=force)
     sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
     check_twins(plans)
     check_alphas(work.checkpoints)
+    record = Record(work, checksum=checksum, threads=sizes.threads, warnings=warnings) if manifest else None
     with Staging(work.target.path) as staging:
         folders = [make_folder(staging.folder, work.target, output.target) for output in work.outputs]
-        bytes_read, non_finite = _write_weights(work, folders, sizes, report, allow_non_finite=allow_non_finite)
-        for output, folder in zip(work.outputs, folders, strict=True):
-            write_texts(output, folder)
+        fold, sums = _write_weights(work, folders, sizes, report, record)
+        manifests = []
+        for output, plan, folder, written in zip(work.outputs, plans, folders, sums, strict=True):
+            written.update(write_texts(output, folder))
             for file in output.files:
                 read_back(folder / file.name, file)
+            if record is not None:
+                told = record.manifest(output, plan, written, fold)
+                check(told)
+                manifests.append(told)
+                record.write(told, output, plan, folder, fold)
         inputs = [file for each in work.checkpoints for file in each.files]
         for source in (*inputs, *(source for output in work.outputs for source in output.sources)):
             source.check_unchanged()
         # Once more: what somebody put there meanwhile must not be replaced.
         _check_target(plans, work.target, force=force)
-        publish = staging.publish_folder if work.target.is_folder else staging.publish_file
-        publish(work.target.path.name, force=force)
+        path = work.target.path
+        if work.target.is_folder:
+            staging.publish_folder(path.name, force=force)
+        else:
+            staging.publish_file(path.name, {each.name: each for each in sidecars(path)}, force=force)
     specs = plans[0].newest.weights.specs
     averaged = sum(spec.dtype.averaged and name not in work.copied for name, spec in specs.items())
     return Result(
@@ -144,26 +181,28 @@ def average(
         work.outputs,
         averaged,
         len(specs) - averaged,
-        bytes_read,
+        fold.bytes_read,
         work.bytes_to_write,
         time.monotonic() - began,
         peak_bytes(),
-        tuple(sorted(non_finite)),
+        tuple(sorted(fold.non_finite)),
+        manifests,
     )
 
 
 def _write_weights(
-    work: Work, folders: Sequence[Path], sizes: BufferSizes, report: Report, *, allow_non_finite: bool
-) -> tuple[int, set[str]]:
-    """Fold into the files of all outputs; return how many bytes were read, and the tensors that are not finite.
+    work: Work, folders: Sequence[Path], sizes: BufferSizes, report: Report, record: Record | None
+) -> tuple[Fold, list[Written]]:
+    """Fold into the files of all outputs; return the fold, and of each output the size and sum of its files.
 
     The tables for it are gone afterwards: reading back takes as much again.
     """
     with ExitStack() as stack:
         streams: list[OutputStream] = []
         allow_descriptors(sum(len(output.files) for output in work.outputs))
-        writes = [open_output(*each, stack, streams) for each in zip(work.outputs, folders, strict=True)]
-        fold = work.fold(writes, sizes, allow_non_finite=allow_non_finite)
+        summed = record is not None
+        writes = [open_output(*each, stack, streams, summed=summed) for each in zip(work.outputs, folders, strict=True)]
+        fold = work.fold(writes, sizes, record.checksums if record is not None else None)
         total = fold.bytes_total
         fold.run(lambda done: report(done, total))
         files = [file for output in work.outputs for file in output.files]
@@ -171,18 +210,24 @@ def _write_weights(
             file.finish(stream)
         for stream in streams:
             stream.sync()
-    return fold.bytes_read, fold.non_finite
+        sums = iter(sum_up(streams, sizes.threads) if summed else [""] * len(streams))
+        written = [{file.name: (file.size, next(sums)) for file in output.files} for output in work.outputs]
+    return fold, written
 
 
-def prepare(
-    plans: Sequence[Plan], target: Target, *, dtype: DType | None, copy: Sequence[str] = (), force: bool
-) -> Work:
+def prepare(plans: Sequence[Plan], target: Target, options: OutputOptions | None = None, *, force: bool) -> Work:
     """Check everything that headers can tell, and return what would be done.
 
     Raises:
         UsageError, CheckpointError, RunError, OutputError: as `average`.
     """
+    options = options or OutputOptions()
+    dtype, copy = options.dtype, options.copy
     placed = place(target, plans)
+    if options.max_shard_size is not None and not all(each.is_folder for each in placed):
+        raise UsageError(
+            "--max-shard-size: is for a folder, and this is one file", hint="a name without a suffix: -o DIR"
+        )
     for plan in plans:
         refuse_averaged(plan)
     entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
@@ -197,13 +242,13 @@ def prepare(
     outputs: list[Output] = []
     for plan, each in zip(plans, placed, strict=True):
         tables = [file.table for file in outputs[0].files] if outputs else []
-        outputs.append(lay_out_output(plan, each, dtype, copied, tables))
-    work = Work(plans, checkpoints_read(plans), outputs, copied)
-    with output_errors(work.target.path):
-        space = os.statvfs(work.target.path.absolute().parent)
-    if work.bytes_to_write > space.f_bavail * space.f_frsize:
+        most = options.max_shard_size
+        outputs.append(lay_out_output(plan, each, dtype, copied, tables, max_shard_bytes=most))
+    work = Work(plans, checkpoints_read(plans), outputs, options, copied)
+    free = work.bytes_free
+    if work.bytes_to_write > free:
         raise OutputError(
-            f"{work.target.path}: needs {work.bytes_to_write} bytes, but {space.f_bavail * space.f_frsize} are free",
+            f"{work.target.path}: needs {work.bytes_to_write} bytes, but {free} are free",
             hint="make room, or write elsewhere with -o",
         )
     return work

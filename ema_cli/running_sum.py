@@ -25,6 +25,7 @@ class RunningSum:
         self._begins: dict[int, int] = {}  # its end -> its begin
         self._lock = threading.Lock()
         self._busy = False
+        self._given_up = False
 
     def wrote(self, offset: int, data: memoryview) -> None:
         """Take in what was just written."""
@@ -52,6 +53,10 @@ class RunningSum:
         self._end = size
         return self._sha256.hexdigest()
 
+    def give_up(self) -> None:
+        """Let a thread that is summing up end with an error: nobody wants the sum any more."""
+        self._given_up = True
+
     def _note(self, begin: int, end: int) -> None:
         begin = self._begins.pop(begin, begin)
         later = self._early.pop(end, None)
@@ -63,7 +68,7 @@ class RunningSum:
     def _sum_up(self, begin: int, end: int) -> None:
         while begin < end:
             data = self._read(begin, min(_STEP, end - begin))
-            if not data:
+            if not data or self._given_up:
                 raise OSError(f"ends at byte {begin} while it is summed up")
             self._sha256.update(data)
             begin += len(data)

@@ -170,6 +170,10 @@ class OutputStream:
         with output_errors(self.path):
             return self._sum.whole(os.fstat(self._descriptor).st_size)
 
+    def give_up(self) -> None:
+        """Let a thread that waits for the sum end."""
+        self._sum.give_up()
+
     def sync(self) -> None:
         """Wait until the disk has it: some disks say only now that they are full."""
         with output_errors(self.path):

@@ -13,6 +13,7 @@ from ema_cli.errors import EmaError, OutputError, UsageError
 from ema_cli.formats import hf_directory, safetensors_file, torch_file
 from ema_cli.formats.options import ReadOptions
 from ema_cli.input_file import InputFile
+from ema_cli.manifest import FOLDER_NAME, SUMS_NAME, is_own_sidecar, sidecars
 from ema_cli.plan import Plan
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
@@ -103,12 +104,18 @@ def published(placed: Sequence[Target]) -> Target:
 def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) -> None:
     """Raise an OutputError unless the target is free, or may be replaced.
 
-    With `force` a regular file may be, and a folder if it holds nothing but what ema-cli wrote into it.
+    With `force` a regular file may be, and a folder if it holds nothing but what ema-cli wrote into it. A manifest or
+    sums beside a file are replaced if they are ema-cli's: with it, or where a run that was killed left them alone.
     """
     path = target.path
     parent = path.absolute().parent
     if not parent.is_dir():
         raise OutputError(f"{path}: the folder {parent} does not exist", hint=f"make it first: mkdir -p {parent}")
+    for beside in () if target.is_folder else sidecars(path):
+        if os.path.lexists(beside) and not is_own_sidecar(beside, path.name):
+            raise OutputError(
+                f"{beside}: exists already, and is not ema-cli's", hint="move it away, or write elsewhere"
+            )
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -157,7 +164,10 @@ def _listed_inside(folder: Path) -> set[str]:
     found: set[str] = set()
     for child in folder.iterdir():
         if not child.is_symlink():
-            found.update((Path(child.name) / name).as_posix() for name in _listed(child))
+            listed = _listed(child)
+            found.update((Path(child.name) / name).as_posix() for name in listed)
+            if listed and child.is_file():
+                found.update(each.name for each in sidecars(child) if is_own_sidecar(each, child.name))
     return found
 
 
@@ -179,4 +189,4 @@ def _listed(path: Path) -> set[str]:
         return {""}
     listed = checkpoint.recipe.get("files")
     names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
-    return names | {file.path.name for file in checkpoint.files}
+    return names | {file.path.name for file in checkpoint.files} | {FOLDER_NAME, SUMS_NAME}

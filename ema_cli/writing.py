@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -42,11 +43,11 @@ def make_folder(staged: Path, whole: Target, part: Target) -> Path:
     return folder
 
 
-def open_output(output: Output, folder: Path, stack: ExitStack, opened: list[OutputStream]) -> Write:
+def open_output(output: Output, folder: Path, stack: ExitStack, opened: list[OutputStream], *, summed: bool) -> Write:
     """Open the files of an output, write their headers, and return what writes tensors into them."""
     places: dict[str, tuple[OutputStream, int, Mapping[str, int]]] = {}
     for file in output.files:
-        stream = OutputStream(folder / file.name)
+        stream = OutputStream(folder / file.name, summed=summed)
         stack.callback(stream.close)
         opened.append(stream)
         stream.write(0, file.header)
@@ -68,19 +69,35 @@ def open_output(output: Output, folder: Path, stack: ExitStack, opened: list[Out
     return write
 
 
-def write_texts(output: Output, folder: Path) -> None:
-    """Write what is no tensor: configuration, index, side files."""
+def sum_up(streams: Sequence[OutputStream], threads: int) -> list[str]:
+    """Return the sha256 of each file; where the writing was faster, the rest is read now, file by file on threads."""
+    with ThreadPoolExecutor(threads, "sum") as pool:
+        try:
+            return list(pool.map(OutputStream.sha256, streams))
+        except BaseException:
+            for stream in streams:
+                stream.give_up()
+            raise
+
+
+def write_texts(output: Output, folder: Path) -> dict[str, tuple[int, str]]:
+    """Write what is no tensor: configuration, index, side files; return of each its size and sha256."""
+    written: dict[str, tuple[int, str]] = {}
     for name, text in output.texts.items():
-        _write_small(folder / name, [text])
+        with output_errors(folder / name):
+            (folder / name).parent.mkdir(exist_ok=True)
+        written[name] = write_small(folder / name, [text])
     for name, source in output.copies.items():
         with output_errors(folder / name):
             (folder / name).parent.mkdir(exist_ok=True)
         step = 1 << 20
         blocks = (source.read(at, min(step, source.size - at)) for at in range(0, source.size, step))
-        _write_small(folder / name, blocks)
+        written[name] = write_small(folder / name, blocks)
+    return written
 
 
-def _write_small(path: Path, blocks: Iterable[bytes]) -> None:
+def write_small(path: Path, blocks: Iterable[bytes]) -> tuple[int, str]:
+    """Write a file block by block; return its size and sha256."""
     stream = OutputStream(path)
     try:
         position = 0
@@ -88,6 +105,7 @@ def _write_small(path: Path, blocks: Iterable[bytes]) -> None:
             stream.write(position, block)
             position += len(block)
         stream.sync()
+        return position, stream.sha256()
     finally:
         stream.close()
 

@@ -134,6 +134,7 @@ def average(
     target_dtype = parse_dtype(dtype)
     from ema_cli import posthoc
     from ema_cli.memory import parse_size
+    from ema_cli.outputs import OutputOptions
     from ema_cli.target import default_target, parse_target
 
     most_memory = parse_size(max_memory, "--max-memory") if max_memory is not None else None
@@ -155,7 +156,7 @@ def average(
     told = [facts.plan_facts(plan) for plan in plans]
     odd = facts.run_warnings(run, posthoc.checkpoints_read(plans))
     if dry_run:
-        work = posthoc.prepare(plans, target, dtype=target_dtype, copy=copy or (), force=force)
+        work = posthoc.prepare(plans, target, OutputOptions(target_dtype, tuple(copy or ())), force=force)
         would = facts.work_facts(work)
         odd += facts.twin_warnings(plans)
         if as_json:

@@ -1,0 +1,101 @@
+"""Record what is done while it is done: the manifest and the sums of each average."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ema_cli import facts
+from ema_cli.fingerprint import Checksums, fingerprints
+from ema_cli.manifest import (
+    Manifest,
+    make_manifest,
+    manifest_path,
+    manifest_text,
+    sums_path,
+    sums_text,
+    tensor_rows,
+)
+from ema_cli.writing import write_small
+
+if TYPE_CHECKING:
+    from ema_cli.fold import Fold
+    from ema_cli.outputs import Output
+    from ema_cli.plan import Plan
+    from ema_cli.posthoc import Work
+
+Written = dict[str, tuple[int, str]]  # name of a file -> size in bytes, sha256
+
+
+class Record:
+    """What is known of the inputs of some averages; with `checksum` the sums of all that is read, too.
+
+    Raises:
+        CheckpointError: where an input cannot be read.
+    """
+
+    def __init__(self, work: Work, *, checksum: bool, threads: int, warnings: Sequence[str]) -> None:
+        self._work = work
+        self._warnings = warnings
+        found = fingerprints(work.checkpoints, threads)
+        self._fingerprints = {id(each): found for each, found in zip(work.checkpoints, found, strict=True)}
+        self.checksums = Checksums(len(work.checkpoints)) if checksum else None
+
+    def manifest(self, output: Output, plan: Plan, written: Mapping[str, tuple[int, str]], fold: Fold) -> Manifest:
+        """Return the manifest of one average, less its tensors; `written` are its files."""
+        found = facts.run_warnings(plan.run, [each.checkpoint for each in plan.read])
+        odd = [*self._warnings, *found, *plan.warnings(), *facts.non_finite_warnings(sorted(fold.non_finite))]
+        read = {id(each.checkpoint) for each in plan.read}
+        return make_manifest(
+            plan,
+            self._options(output),
+            {key: fingerprint for key, fingerprint in self._fingerprints.items() if key in read},
+            self._blocks(plan),
+            written,
+            list(dict.fromkeys(odd)),
+        )
+
+    def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, fold: Fold) -> None:
+        """Write the manifest and the sums where the files of the average are."""
+        names = fold.non_finite | fold.infinite
+        specs = {
+            output.original(name): (name, spec) for file in output.files for name, spec in file.table.specs.items()
+        }
+        newest = plan.newest.weights.specs
+        rows = tensor_rows(
+            dict(specs.values()),
+            {name: newest[original] for original, (name, _) in specs.items()},
+            {name: self._why(original) for original, (name, _) in specs.items() if original in self._work.copied},
+            {name for original, (name, _) in specs.items() if original in names},
+        )
+        is_folder = output.target.is_folder
+        place = folder if is_folder else folder / output.target.path.name
+        path = manifest_path(place, is_folder=is_folder)
+        _, sha256 = write_small(path, [manifest_text(manifest, rows)])
+        sums = {each["name"]: each["sha256"] for each in manifest["outputs"]}
+        write_small(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
+
+    def _options(self, output: Output) -> dict[str, Any]:
+        options = self._work.options
+        return {
+            "dtype": options.dtype.name if options.dtype else None,
+            "copy": list(options.copy),
+            "max_shard_size": options.max_shard_size,
+            "allow_non_finite": options.allow_non_finite,
+            "format": "pt" if output.target.is_torch else "safetensors",
+            "folder": output.target.is_folder,
+        }
+
+    def _blocks(self, plan: Plan) -> dict[int, list[str]] | None:
+        if self.checksums is None:
+            return None
+        return {
+            id(each): self.checksums.blocks(number, newest=each is plan.newest)
+            for number, each in enumerate(self._work.checkpoints)
+        }
+
+    def _why(self, name: str) -> str:
+        """Return which pattern says that a tensor is copied."""
+        return next(f"--copy '{each}'" for each in self._work.options.copy if fnmatch.fnmatchcase(name, each))
