@@ -9,16 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ema_cli._version import __version__
+from ema_cli.card import CARD_NAME, CONFIGS, model_card
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
 from ema_cli.errors import OutputError
 from ema_cli.formats.own_mark import METADATA_KEY
 from ema_cli.input_file import InputFile
 from ema_cli.layout import OutputFile, Table, lay_out_file, lay_out_shards, split_shards
+from ema_cli.manifest import FOLDER_NAME
 from ema_cli.plan import Plan
 from ema_cli.side_files import find_side_files, set_config_dtype
 from ema_cli.target import Target
 from ema_cli.torch_layout import lay_out_torch_file
 
+_MAX_CONFIG_BYTES = 16 << 20
 _SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
 
 
@@ -86,10 +89,12 @@ def lay_out_output(
     tables: Sequence[Table] = (),
     *,
     max_shard_bytes: int | None = None,
+    manifest: bool = True,
 ) -> Output:
     """Return what the average of `plan` will be at `target`; `tables` are those of another, to be used again.
 
-    A folder has the shards of the newest checkpoint, or with `max_shard_bytes` as many as that takes.
+    A folder has the shards of the newest checkpoint, or with `max_shard_bytes`, in bytes, as many as that takes; and a
+    model card, which tells of the manifest where there is one.
 
     Raises:
         OutputError: for what the container cannot hold.
@@ -117,6 +122,10 @@ def lay_out_output(
         originals = _loaded_names(newest)
         specs = {name: specs[original] for name, original in originals.items()}
     _set_config_dtype(texts, copies, specs, converted=dtype is not None or newest.inner_files is not None)
+    if CARD_NAME not in copies:
+        texts[CARD_NAME] = model_card(
+            plan, _configs(texts, copies), manifest=FOLDER_NAME if manifest else None
+        ).encode()
     metadata = _metadata(plan, dtype, copied, sorted({*copies, *texts}))
     shards = _shards(newest, base) if max_shard_bytes is None else split_shards(specs, max_shard_bytes, base)
     if len(set(shards.values())) > 1:
@@ -134,6 +143,13 @@ def _side_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], dict[str, Inp
         return texts, {}
     files = find_side_files(checkpoint.folder)
     return texts, {file.path.relative_to(checkpoint.folder).as_posix(): file for file in files}
+
+
+def _configs(texts: Mapping[str, bytes], copies: Mapping[str, InputFile]) -> dict[str, bytes]:
+    """Return the configurations that will be in the folder, by name."""
+    read = {name: file.read(0, file.size if file.size <= _MAX_CONFIG_BYTES else 0) for name, file in copies.items()
+            if name in CONFIGS}  # fmt: skip
+    return {**read, **{name: text for name, text in texts.items() if name in CONFIGS}}
 
 
 def _loaded_names(checkpoint: Checkpoint) -> dict[str, str]:

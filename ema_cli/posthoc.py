@@ -146,7 +146,7 @@ def average(
     if not plans or (threads is not None and threads < 1):
         raise UsageError("nothing to average, or no thread to do it: give a plan, and at least one of --threads")
     options = OutputOptions(dtype, tuple(copy), max_shard_size, allow_non_finite)
-    work = prepare(plans, target, options, force=force)
+    work = prepare(plans, target, options, force=force, manifest=manifest)
     sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
     check_twins(plans)
     check_alphas(work.checkpoints)
@@ -215,8 +215,12 @@ def _write_weights(
     return fold, written
 
 
-def prepare(plans: Sequence[Plan], target: Target, options: OutputOptions | None = None, *, force: bool) -> Work:
+def prepare(
+    plans: Sequence[Plan], target: Target, options: OutputOptions | None = None, *, force: bool, manifest: bool = True
+) -> Work:
     """Check everything that headers can tell, and return what would be done.
+
+    `manifest`: whether a model card may tell of one.
 
     Raises:
         UsageError, CheckpointError, RunError, OutputError: as `average`.
@@ -243,7 +247,7 @@ def prepare(plans: Sequence[Plan], target: Target, options: OutputOptions | None
     for plan, each in zip(plans, placed, strict=True):
         tables = [file.table for file in outputs[0].files] if outputs else []
         most = options.max_shard_size
-        outputs.append(lay_out_output(plan, each, dtype, copied, tables, max_shard_bytes=most))
+        outputs.append(lay_out_output(plan, each, dtype, copied, tables, max_shard_bytes=most, manifest=manifest))
     work = Work(plans, checkpoints_read(plans), outputs, options, copied)
     free = work.bytes_free
     if work.bytes_to_write > free:

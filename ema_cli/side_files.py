@@ -17,7 +17,7 @@ from ema_cli.input_file import InputFile
 _WANTED = (
     "config.json", "*_config.json", "config_*.json", "config_*.py", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.spm", "chat_template*", "*.jinja",
-    "modules.json", "*.py", "LICENSE*", "NOTICE*",
+    "modules.json", "*.py", "README.md", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 _UNWANTED = (
     "zero_to_fp32.py",

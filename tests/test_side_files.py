@@ -17,11 +17,12 @@ def test_what_loads_a_model_is_taken_and_state_is_not(tmp_path: Path):
         "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
         "chat_template.jinja", "preprocessor_config.json", "processor_config.json", "modeling_tiny.py",
         "video_preprocessor_config.json", "LICENSE", "qwen.tiktoken", "additional_chat_templates/tool.jinja",
+        "README.md",
     }  # fmt: skip
     unwanted = {
         "optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "trainer_state.json", "training_args.bin",
         "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "zero_to_fp32.py", "latest",
-        "training_config.json", "global_step5/zero.pt", "events.out.tfevents", ".hidden_config.json", "README.md",
+        "training_config.json", "global_step5/zero.pt", "events.out.tfevents", ".hidden_config.json",
     }  # fmt: skip
     for name in wanted | unwanted:
         (tmp_path / name).parent.mkdir(exist_ok=True)
