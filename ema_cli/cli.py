@@ -11,8 +11,8 @@ from pathlib import Path
 import typer
 
 from ema_cli import interrupts
-from ema_cli.commands import average, compare, inspect
-from ema_cli.commands.shared import print_json
+from ema_cli.commands import average, compare, inspect, report
+from ema_cli.commands.shared import error_facts, print_json
 from ema_cli.errors import EmaError, UsageError
 from ema_cli.options import Version
 
@@ -37,6 +37,7 @@ def ema_cli(context: typer.Context, version: Version = False) -> None:
 app.command(epilog=average.EXAMPLES)(average.average)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=report.EXAMPLES)(report.report)
 
 
 def main() -> None:
@@ -80,9 +81,8 @@ def _run(arguments: list[str]) -> int:
 def _fail(problem: EmaError, arguments: list[str]) -> int:
     """Tell an error: as JSON on stdout where JSON was asked for, else in words on stderr."""
     if "--json" in arguments:
-        content = {"code": problem.exit_code, "message": str(problem), "hint": problem.hint}
         command = next((each for each in arguments if each in _commands()), None)
-        print_json(command, {"error": content})
+        print_json(command, {"error": error_facts(problem)})
     else:
         from ema_cli import render
 

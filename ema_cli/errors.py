@@ -1,7 +1,7 @@
 """Errors a user can act on: subject, fact, next step. Each class knows its exit code.
 
 Exit codes: 0 done, 1 unexpected, 2 usage, 3 a bad or incomplete checkpoint, 4 checkpoints that do not fit
-together or are averaged already, 5 output, 6 non-finite values, 130 and 143 signals.
+together or are averaged already, 5 output, 6 verification, a gate or non-finite values, 130 and 143 signals.
 """
 
 from __future__ import annotations
@@ -59,6 +59,12 @@ class NonFiniteError(EmaError):
 
 class VerificationError(EmaError):
     """An output that does not read back as it was meant."""
+
+    exit_code = 6
+
+
+class GateError(EmaError):
+    """An average that is not what was demanded of it (--min-count, --max-share, --strict, --expect-keys)."""
 
     exit_code = 6
 

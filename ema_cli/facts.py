@@ -130,8 +130,8 @@ def stored_facts(stored: StoredRun) -> dict[str, Any]:
     }
 
 
-def work_facts(work: Work) -> dict[str, Any]:
-    """Return what would be read and written."""
+def work_facts(work: Work, memory: int) -> dict[str, Any]:
+    """Return what would be read and written, in about how much `memory`, and how much room the disk has; in bytes."""
     return {
         "path": work.target.path.as_posix(),
         "outputs": [
@@ -144,6 +144,8 @@ def work_facts(work: Work) -> dict[str, Any]:
         ],
         "bytes_to_read": work.bytes_to_read,
         "bytes_to_write": work.bytes_to_write,
+        "bytes_free": work.bytes_free,
+        "memory_bytes": memory,
     }
 
 

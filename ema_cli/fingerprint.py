@@ -57,9 +57,12 @@ class _Samples:
         for name in sorted(specs):
             spec = specs[name]
             self.head.update(f"{name}\0{spec}\n".encode())
+            end = 0  # of what is sampled of this tensor: small ones are read once, whole
             while wanted and wanted[0] < position + spec.nbytes:
-                start = (wanted.pop(0) - position) // spec.dtype.itemsize * spec.dtype.itemsize
-                self.blocks.append((name, start, min(SAMPLE_BYTES, spec.nbytes - start)))
+                start = max((wanted.pop(0) - position) // spec.dtype.itemsize * spec.dtype.itemsize, end)
+                end = max(end, min(start + SAMPLE_BYTES, spec.nbytes))
+                if start < end:
+                    self.blocks.append((name, start, end - start))
             position += spec.nbytes
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:

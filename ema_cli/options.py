@@ -14,11 +14,13 @@ from ema_cli.errors import UsageError
 if TYPE_CHECKING:
     from ema_cli.checkpoint import DType
     from ema_cli.formats.options import ReadOptions
+    from ema_cli.gates import Gates
     from ema_cli.recipe import Recipe
     from ema_cli.units import Time
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-LAW, SELECT, READ, WRITE = "Law", "Which checkpoints", "Reading", "Output"
+LAW, SELECT, READ, WRITE, GATES = "Law", "Which checkpoints", "Reading", "Output", "What is demanded (exit 6)"
+RELEASE = "Release"
 
 Paths = Annotated[
     list[Path] | None,
@@ -139,6 +141,23 @@ Threads = Annotated[
     int | None,
     typer.Option(metavar="N", help="Default: the processors this process may use, up to 16.", rich_help_panel=READ),
 ]
+MinCount = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="At least so many checkpoints enter.", rich_help_panel=GATES),
+]
+MaxShare = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="No checkpoint holds more of the average: 0.5.", rich_help_panel=GATES),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="There is nothing to warn of.", rich_help_panel=GATES)]
+ExpectKeys = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The tensors are those that the file lists: a name on each line, or JSON (an index, a list).",
+        rich_help_panel=GATES,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors too.", rich_help_panel=WRITE)]
 
 
@@ -218,6 +237,13 @@ def check_threads(number: int | None) -> None:
     """Check the number of threads, None for the default."""
     if number is not None and number < 1:
         raise UsageError(f"--threads: {number} is not a number of threads", hint="at least 1")
+
+
+def parse_gates(min_count: int | None, max_share: float | None, strict: bool, expect_keys: Path | None) -> Gates:
+    """Return what is demanded of an average."""
+    from ema_cli.gates import Gates, read_keys
+
+    return Gates(min_count, max_share, strict, read_keys(expect_keys) if expect_keys is not None else None)
 
 
 def parse_dtype(name: str | None) -> DType | None:

@@ -312,6 +312,19 @@ def refuse_averaged(plan: Plan) -> None:
             raise averaged_error(entry.checkpoint)
 
 
+def memory_needed(plans: Sequence[Plan], threads: int | None, max_memory: int | None) -> int:
+    """Return about how many bytes of memory the process will take; `max_memory` bounds it.
+
+    Raises:
+        UsageError: where that is too little.
+    """
+    sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
+    newest = len({id(plan.newest) for plan in plans})
+    buffers = sizes.threads * sizes.worker_bytes(len(plans), newest)
+    tensors = len(plans[0].newest.weights.specs)
+    return peak_bytes() + buffers + tensors * _RESERVED_BYTES_PER_TENSOR
+
+
 def _buffer_sizes(plans: Sequence[Plan], threads: int, max_memory: int | None) -> BufferSizes:
     """Return buffers that keep the process within `max_memory`."""
     newest = len({id(plan.newest) for plan in plans})

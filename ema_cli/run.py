@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -91,6 +91,18 @@ def open_run(
     units = order_units(checkpoints)
     left = (*passed_over, *aliases, *unclocked)
     return Run(root, _order(checkpoints, units), units, left, tuple(notes), options, epoch_length, spacing)
+
+
+def open_inputs(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:
+    """Open checkpoints under the names that they had before.
+
+    Raises:
+        CheckpointError: for one that cannot be read.
+    """
+    opened: list[Checkpoint] = []
+    for name, path in paths.items():
+        _add(opened, replace(_open_one(path, options, averages=_says_averages(path)), name=name))
+    return opened
 
 
 def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:

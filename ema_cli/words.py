@@ -192,6 +192,11 @@ def would_line(work: Mapping[str, Any]) -> str:
     return f"Would write {work['path']}{inside}: {sizes}"
 
 
+def room_line(work: Mapping[str, Any]) -> str:
+    """Return in one line what it would take, and what there is."""
+    return f"It would take some {size(work['memory_bytes'])} of memory; {size(work['bytes_free'])} are free on the disk"
+
+
 def checkpoint_columns(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:
     """Return the columns that tell checkpoints apart, and what is the same for every one."""
     columns: dict[str, list[str]] = {}

@@ -157,7 +157,7 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         real(self, offset, out)
 
     monkeypatch.setattr(InputFile, "read_into", counting)
-    done = posthoc.average(plans, Target(tmp_path / "out", is_folder=True))
+    done = posthoc.average(plans, Target(tmp_path / "out", is_folder=True), manifest=False)
     assert set(read.values()) == {1}
     # Floats of the five that enter; the counters of the oldest and the newest, which end averages.
     assert len(read) == done.bytes_read == 5 * 16 * 4 + 2 * 8
@@ -170,7 +170,7 @@ def test_what_a_dry_run_says_is_what_is_read(tmp_path: Path):
     for number, half_lives in enumerate((["3ba"], ["0ba"], MANY)):
         plans = plans_of(tmp_path / "run", half_lives)
         target = parse_target(tmp_path / f"{number}")
-        work = posthoc.prepare(plans, target, dtype=None, force=False)
+        work = posthoc.prepare(plans, target, force=False)
         done = posthoc.average(plans, target)
         assert (work.bytes_to_read, work.bytes_to_write) == (done.bytes_read, done.bytes_written)
         assert done.bytes_written == sum(map(len, contents(tmp_path / f"{number}").values()))
@@ -233,7 +233,7 @@ def test_the_space_for_all_of_them_is_asked_beforehand(tmp_path: Path, monkeypat
     """Two outputs of which one would fit are refused before anything is read."""
     write_torch_run(tmp_path / "run", [100, 200])
     plans = plans_of(tmp_path / "run", ["50ba", "100ba"])
-    alone = posthoc.prepare(plans[:1], parse_target(tmp_path / "x.safetensors"), dtype=None, force=False)
+    alone = posthoc.prepare(plans[:1], parse_target(tmp_path / "x.safetensors"), force=False)
     free = alone.bytes_to_write + 10
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((1, 1, free, free, free, 9, 9, 9, 9, 9)))
     with pytest.raises(OutputError, match=rf"out: needs \d+ bytes, but {free} are free"):

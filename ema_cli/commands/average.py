@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ema_cli import interrupts
-from ema_cli.commands.shared import open_raw, print_json, stored_plans
+from ema_cli.commands.shared import print_json, raw_plans, stored_plans
 from ema_cli.errors import UsageError
 from ema_cli.options import (
     READ,
+    RELEASE,
     SELECT,
     WRITE,
     AsJson,
@@ -19,11 +22,14 @@ from ema_cli.options import (
     Component,
     Copy,
     EpochLength,
+    ExpectKeys,
     From,
     HalfLife,
     KeepPrefix,
     Key,
     Last,
+    MaxShare,
+    MinCount,
     Paths,
     Profile,
     SigmaRel,
@@ -31,6 +37,7 @@ from ema_cli.options import (
     Spacing,
     Start,
     Stop,
+    Strict,
     Threads,
     UpdateInterval,
     Version,
@@ -38,14 +45,32 @@ from ema_cli.options import (
     check_threads,
     parse_dtype,
     parse_from,
+    parse_gates,
     parse_read_options,
     parse_recipes,
 )
 
+if TYPE_CHECKING:
+    from ema_cli.outputs import OutputOptions
+    from ema_cli.plan import Plan
+    from ema_cli.replay import Replay
+    from ema_cli.target import Target
+
 EXAMPLES = (
     "Example: ema-cli average ckpts/ --half-life 50ba -o release.safetensors\n\n"
-    "Several in one pass: ema-cli average ckpts/ --half-life 20ba --half-life 50ba -o averages"
+    "Several in one pass: ema-cli average ckpts/ --half-life 20ba --half-life 50ba -o averages\n\n"
+    "The same once more: ema-cli average ckpts/ --recipe release.safetensors.manifest.json -o again.safetensors"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to be averaged, however it was said."""
+
+    plans: Sequence[Plan]
+    options: OutputOptions
+    target: Target
+    replay: Replay | None = None
 
 
 def average(
@@ -94,9 +119,15 @@ def average(
             "--output",
             "-o",
             metavar="PATH",
-            help="NAME.safetensors for one file, a name without suffix for a folder. Of several half-lives: a new "
-            "folder for all, or a pattern as in averages/ema-{half_life}. Default: ema-HALF_LIFE.",
+            help="NAME.safetensors or NAME.pt for one file, a name without suffix for a folder. Of several half-lives: "
+            "a new folder for all, or a pattern as in averages/ema-{half_life}. Default: ema-HALF_LIFE.",
             rich_help_panel=WRITE,
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Of a folder's files: 5GB. Default: as the newest checkpoint.", rich_help_panel=WRITE
         ),
     ] = None,
     dtype: Annotated[
@@ -114,6 +145,36 @@ def average(
         bool,
         typer.Option("--dry-run", help="Print the plan; read no tensor, write nothing.", rich_help_panel=WRITE),
     ] = False,
+    min_count: MinCount = None,
+    max_share: MaxShare = None,
+    strict: Strict = False,
+    expect_keys: ExpectKeys = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MANIFEST",
+            help="Repeat the average that a manifest tells of, from the same inputs found below PATHS, to the byte.",
+            rich_help_panel=RELEASE,
+        ),
+    ] = None,
+    checksum: Annotated[
+        bool,
+        typer.Option(
+            "--checksum",
+            help="Put the sums of all that is read into the manifest, not only a fingerprint of each input.",
+            rich_help_panel=RELEASE,
+        ),
+    ] = False,
+    no_manifest: Annotated[
+        bool,
+        typer.Option("--no-manifest", help="Write no manifest and no sums.", rich_help_panel=RELEASE),
+    ] = False,
+    summary: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Append what was done as Markdown: $GITHUB_STEP_SUMMARY.", rich_help_panel=RELEASE
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print the output's path only.", rich_help_panel=WRITE)
@@ -121,68 +182,105 @@ def average(
     version: Version = False,
 ) -> None:
     """Write the average of a run's checkpoints, ready to load, and print where; of several half-lives in one pass."""
-    recipes = parse_recipes(
-        half_life, update_interval, smoothing, start, stop, last, bias_correction, profile, sigma_rel
-    )
-    reading = {"--key": key, "--weights": weights, "--component": component, "--keep-prefix": keep_prefix}
-    from_stored = parse_from(source, {**reading, "--epoch-length": epoch_length, "--spacing": spacing})
-    if allow_approximate and not from_stored:
-        raise UsageError(
-            "--allow-approximate: raw checkpoints have the weights that are asked for", hint="leave it out"
-        )
     check_threads(threads)
-    target_dtype = parse_dtype(dtype)
-    from ema_cli import posthoc
+    if no_manifest and checksum:
+        raise UsageError("--checksum: goes into the manifest, and --no-manifest writes none", hint="leave out one")
+    if strict and allow_non_finite:
+        raise UsageError("--strict: is for nothing to warn of, --allow-non-finite for what is", hint="leave out one")
+    from ema_cli import facts, posthoc, render, words
     from ema_cli.memory import parse_size
     from ema_cli.outputs import OutputOptions
     from ema_cli.target import default_target, parse_target
 
+    gates = parse_gates(min_count, max_share, strict, expect_keys)
     most_memory = parse_size(max_memory, "--max-memory") if max_memory is not None else None
     target = parse_target(output) if output is not None else None
-    options = parse_read_options(key, weights, component, keep_prefix, copy)
-    from ema_cli import facts, render, words
-
-    if from_stored:
-        plans = stored_plans(paths, recipes, allow_approximate=allow_approximate)
-        run = plans[0].run
+    reading = {"--key": key, "--weights": weights, "--component": component, "--keep-prefix": keep_prefix}
+    reading |= {"--epoch-length": epoch_length, "--spacing": spacing}
+    if recipe is not None:
+        told = {"--half-life": half_life, "--update-interval": update_interval, "--smoothing": smoothing}
+        told |= {"--profile": profile, "--sigma-rel": sigma_rel, "--bias-correction": bias_correction}
+        told |= {"--from": source, "--start": start, "--stop": stop, "--last": last, **reading, "--copy": copy}
+        told |= {"--allow-approximate": allow_approximate, "--allow-non-finite": allow_non_finite, "--dtype": dtype}
+        replay = _open_replay(recipe, paths, {**told, "--max-shard-size": max_shard_size}, threads)
+        asked = _Asked([replay.plan], replay.options, target or replay.target, replay)
     else:
-        from ema_cli.plan import make_plan
-
-        run = open_raw(paths, options, epoch_length, spacing)
-        plans = [make_plan(run, recipe) for recipe in recipes]
+        recipes = parse_recipes(
+            half_life, update_interval, smoothing, start, stop, last, bias_correction, profile, sigma_rel
+        )
+        if allow_approximate and source != "stored":
+            raise UsageError(
+                "--allow-approximate: raw checkpoints have the weights that are asked for", hint="leave it out"
+            )
+        most_bytes = parse_size(max_shard_size, "--max-shard-size") if max_shard_size is not None else None
+        options = OutputOptions(parse_dtype(dtype), tuple(copy or ()), most_bytes, allow_non_finite)
+        read = parse_read_options(key, weights, component, keep_prefix, copy)
+        if parse_from(source, reading):
+            found = stored_plans(paths, recipes, allow_approximate=allow_approximate)
+        else:
+            found = raw_plans(paths, recipes, read, epoch_length, spacing)
+        asked = _Asked(found, options, target or default_target(found))
+    plans, run = asked.plans, asked.plans[0].run
     for plan in plans:
         posthoc.refuse_averaged(plan)
-    target = target or default_target(plans)
-    told = [facts.plan_facts(plan) for plan in plans]
+    told_plans = [facts.plan_facts(plan) for plan in plans]
     odd = facts.run_warnings(run, posthoc.checkpoints_read(plans))
+    if gates.demand_anything or dry_run:
+        work = posthoc.prepare(plans, asked.target, asked.options, force=force)
+        odd_then = [*odd, *facts.twin_warnings(plans)] if dry_run else odd
+        names = {name for file in work.outputs[0].files for name in file.table.specs}
+        failed = gates.problem(told_plans, odd_then, names)
+        if failed:
+            raise failed
     if dry_run:
-        work = posthoc.prepare(plans, target, OutputOptions(target_dtype, tuple(copy or ())), force=force)
-        would = facts.work_facts(work)
-        odd += facts.twin_warnings(plans)
+        would = facts.work_facts(work, posthoc.memory_needed(plans, threads, most_memory))
         if as_json:
-            return print_json("average", {"plans": told, "would_write": would, "warnings": odd})
-        render.plan_report(told, [each.name for each in run.checkpoints])
-        render.warnings([] if quiet else odd)
+            return print_json("average", {"plans": told_plans, "would_write": would, "warnings": odd_then})
+        render.plan_report(told_plans, [each.name for each in run.checkpoints])
+        render.warnings([] if quiet else odd_then)
+        render.lines([] if quiet else [words.room_line(would)])
         return typer.echo(words.would_line(would))
     if not (quiet or as_json):
-        render.warnings([*odd, *words.plan_warnings(told)])
+        render.warnings([*odd, *words.plan_warnings(told_plans)])
     with interrupts.unwinding(), render.progress(quiet=quiet or as_json) as report:
         result = posthoc.average(
             plans,
-            target,
-            dtype=target_dtype,
-            copy=copy or (),
+            asked.target,
+            dtype=asked.options.dtype,
+            copy=asked.options.copy,
+            max_shard_size=asked.options.max_shard_size,
+            allow_non_finite=asked.options.allow_non_finite,
             threads=threads,
             max_memory=most_memory,
             force=force,
-            allow_non_finite=allow_non_finite,
+            manifest=not no_manifest,
+            checksum=checksum or (asked.replay is not None and asked.replay.checksum and not no_manifest),
+            warnings=asked.replay.manifest["warnings"] if asked.replay else (),
+            check=asked.replay.check if asked.replay else lambda manifest: None,
             report=report,
         )
     done = facts.result_facts(result)
-    passed = [f"'{name}' holds NaN or infinity" for name in result.non_finite]
+    passed = facts.non_finite_warnings(result.non_finite)
     if as_json:
-        return print_json("average", {"plans": told, "written": done, "warnings": [*odd, *passed]})
+        return print_json("average", {"plans": told_plans, "written": done, "warnings": [*odd, *passed]})
     if not quiet:
         render.warnings(passed)
-        render.lines([*words.plan_lines(told), *(words.advice(told) if len(told) > 1 else []), words.result_line(done)])
+        more = words.advice(told_plans) if len(told_plans) > 1 else []
+        render.lines([*words.plan_lines(told_plans), *more, words.result_line(done)])
     return typer.echo(done["path"])
+
+
+def _open_replay(recipe: Path, paths: Sequence[Path] | None, told: Mapping[str, object], threads: int | None) -> Replay:
+    """Return the average that a manifest tells of; what is `told` by options has no place beside it."""
+    given = [option for option, value in told.items() if value]
+    if given:
+        raise UsageError(f"{given[0]}: --recipe says it", hint=f"leave out {' '.join(given)}")
+    if not paths:
+        raise UsageError(
+            "which checkpoints?", hint="name the folder that holds them: ema-cli average ckpts/ --recipe ..."
+        )
+    from ema_cli.manifest import read_manifest
+    from ema_cli.posthoc import default_threads
+    from ema_cli.replay import open_replay
+
+    return open_replay(read_manifest(recipe), paths, threads=threads or default_threads())

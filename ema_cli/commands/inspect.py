@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ema_cli.commands.shared import open_raw, open_stored_averages, print_json, stored_plans
+import typer
+
+from ema_cli.commands.shared import error_facts, open_raw, open_stored_averages, print_json, stored_plans
 from ema_cli.errors import EmaError, UsageError
 from ema_cli.options import (
     AsJson,
@@ -14,11 +16,14 @@ from ema_cli.options import (
     Component,
     Copy,
     EpochLength,
+    ExpectKeys,
     From,
     HalfLife,
     KeepPrefix,
     Key,
     Last,
+    MaxShare,
+    MinCount,
     Paths,
     Profile,
     SigmaRel,
@@ -26,10 +31,12 @@ from ema_cli.options import (
     Spacing,
     Start,
     Stop,
+    Strict,
     UpdateInterval,
     Version,
     WeightsChoice,
     parse_from,
+    parse_gates,
     parse_read_options,
     parse_recipes,
 )
@@ -59,6 +66,10 @@ def inspect(
     component: Component = None,
     keep_prefix: KeepPrefix = False,
     copy: Copy = None,
+    min_count: MinCount = None,
+    max_share: MaxShare = None,
+    strict: Strict = False,
+    expect_keys: ExpectKeys = None,
     as_json: AsJson = False,
     version: Version = False,
 ) -> None:
@@ -70,6 +81,9 @@ def inspect(
         )
     elif any(value is not None for value in (update_interval, start, stop, last)) or bias_correction:
         raise UsageError("which law? --start and the like need one", hint="add --half-life 50ba")
+    gates = parse_gates(min_count, max_share, strict, expect_keys)
+    if (min_count, max_share) != (None, None) and not recipes:
+        raise UsageError("--min-count and --max-share: of which average?", hint="add --half-life 50ba")
     options = parse_read_options(key, weights, component, keep_prefix, copy)
     reading = {"--key": key, "--weights": weights, "--component": component, "--keep-prefix": keep_prefix}
     from_stored = parse_from(source, {**reading, "--epoch-length": epoch_length, "--spacing": spacing})
@@ -88,9 +102,12 @@ def inspect(
     stored = None if from_stored else _what_is_stored(paths, recipes)
     odd = [*facts.run_warnings(run, run.checkpoints), *facts.refusal_warnings(run.checkpoints[-1], copy or ())]
     single = run.checkpoints[0] if len(run.checkpoints) == 1 and not from_stored else None
+    failed = gates.problem(told, odd, run.checkpoints[-1].weights.specs)
     if as_json:
         extra = {"tensors": facts.tensor_facts(single), "recipe": single.recipe} if single else {}
-        return print_json("inspect", {"run": run_told, "plans": told, "stored": stored, **extra, "warnings": odd})
+        content = {"run": run_told, "plans": told, "stored": stored, **extra, "warnings": odd}
+        print_json("inspect", content | ({"error": error_facts(failed)} if failed else {}))
+        raise typer.Exit(failed.exit_code if failed else 0)
     if single is None:
         render.run_report(run_told, told, odd)
     else:
@@ -102,7 +119,8 @@ def inspect(
     render.approximations(told)
     if stored or told:
         render.stored_report(stored, told)
-    return None
+    if failed:
+        raise failed
 
 
 def _what_is_stored(paths: Sequence[Path], recipes: Sequence[Recipe]) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ema_cli.errors import NoWeights, UsageError
+from ema_cli.errors import EmaError, NoWeights, UsageError
 
 if TYPE_CHECKING:
     from ema_cli.formats.options import ReadOptions
@@ -33,6 +33,20 @@ def stored_plans(paths: Sequence[Path] | None, recipes: Sequence[Recipe], *, all
 
     stored = open_stored_averages(paths)
     return [make_stored_plan(stored, recipe, allow_approximate=allow_approximate) for recipe in recipes]
+
+
+def raw_plans(
+    paths: Sequence[Path] | None,
+    recipes: Sequence[Recipe],
+    options: ReadOptions,
+    epoch_length: str | None,
+    spacing: str | None,
+) -> list[Plan]:
+    """Return a plan for each recipe, over the raw checkpoints at or below `paths`."""
+    from ema_cli.plan import make_plan
+
+    run = open_raw(paths, options, epoch_length, spacing)
+    return [make_plan(run, recipe) for recipe in recipes]
 
 
 def open_raw(
@@ -65,3 +79,8 @@ def print_json(command: str | None, content: dict[str, Any]) -> None:
     import json
 
     typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **content}))
+
+
+def error_facts(problem: EmaError) -> dict[str, Any]:
+    """Return an error as --json tells it."""
+    return {"code": problem.exit_code, "message": str(problem), "hint": problem.hint}
