@@ -33,6 +33,9 @@ def refuse(target: Target, match: str, *, force: bool = True, inputs: tuple[Inpu
     [
         ("a.safetensors", False),
         ("A.SAFETENSORS", False),
+        ("a.pt", False),
+        ("ema-0.5ep.PT", False),
+        ("v1.pth", False),
         ("out", True),
         ("ema-0.5ep", True),
         ("v1.0", True),
@@ -40,11 +43,11 @@ def refuse(target: Target, match: str, *, force: bool = True, inputs: tuple[Inpu
     ],
 )
 def test_the_suffix_says_what_is_written(path: str, is_folder: bool):
-    """A name that ends in .safetensors is one file, one without a suffix is a folder; a number is no suffix."""
+    """A name that ends in .safetensors, .pt or .pth is one file, one without a suffix a folder; a number is none."""
     assert parse_target(Path(path)).is_folder is is_folder
 
 
-@pytest.mark.parametrize("path", ["x.pt", "x.bin", "x.tar.gz", "safetensors.json", "x.safetensors.index"])
+@pytest.mark.parametrize("path", ["x.ckpt", "x.bin", "x.tar.gz", "safetensors.json", "x.safetensors.index"])
 def test_other_suffixes_are_refused(path: str):
     """Any other suffix is a usage error that names it."""
     with pytest.raises(UsageError, match=r"which is not written") as raised:

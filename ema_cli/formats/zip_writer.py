@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ema_cli.formats.zip_directory import CENTRAL, END, END64, END64_LOCATOR, IN_64, LOCAL
 
@@ -18,35 +18,37 @@ _DESCRIPTOR, _DESCRIPTOR64 = struct.Struct("<4s3L"), struct.Struct("<4sL2Q")
 _UTF8, _CHECKSUM_FOLLOWS = 1 << 11, 1 << 3
 _VERSION, _VERSION64 = 20, 45  # of the zip format, for those who read it
 _DATE = 1 << 5 | 1  # the first that there is: equal archives have equal bytes
-_PADDING = b"FB"  # what torch calls it
+_PADDING = struct.Struct("<2sH")  # what torch calls FB, and how long it is
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ZipRecord:
     """A record of `size` bytes, whose local header stands at byte `at` of the file; the name is ASCII."""
 
     name: str
     size: int
     at: int
+    begin: int = field(init=False)  # where its bytes do
+    end: int = field(init=False)  # where the next record's header stands
+    _numbers: bytes = field(init=False)  # the zip64 record: those that do not fit into the fields for them
 
-    @property
-    def begin(self) -> int:
-        """Return the byte of the file at which the record's bytes begin."""
-        return self.at + LOCAL.size + len(self.name) + len(self._numbers) + self._padding
-
-    @property
-    def end(self) -> int:
-        """Return the byte at which the next record's header stands."""
-        return self.begin + self.size + len(self.descriptor(0))
+    def __post_init__(self) -> None:
+        numbers = [self.size] * 2 * (self.size >= IN_64) + [self.at] * (self.at >= IN_64)
+        self._numbers = struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
+        least = self.at + LOCAL.size + len(self.name) + len(self._numbers) + _PADDING.size
+        self.begin = least + -least % ALIGNMENT
+        self.end = self.begin + self.size
+        if self.size:
+            self.end += _DESCRIPTOR64.size if numbers else _DESCRIPTOR.size
 
     @property
     def header(self) -> bytes:
         """Return the local header, up to the record's bytes. It says neither size nor checksum: they follow."""
-        flags, name = self._flags, self.name.encode()
-        extra = len(self._numbers) + self._padding
-        fixed = LOCAL.pack(b"PK\x03\x04", self._version, flags, 0, 0, _DATE, 0, 0, 0, len(name), extra)
-        filler = struct.pack("<2sH", _PADDING, self._padding - 4).ljust(self._padding, b"Z")
-        return fixed + name + self._numbers + filler
+        name = self.name.encode()
+        extra = self.begin - self.at - LOCAL.size - len(name)
+        fixed = LOCAL.pack(b"PK\x03\x04", self._version, self._flags, 0, 0, _DATE, 0, 0, 0, len(name), extra)
+        padding = _PADDING.pack(b"FB", extra - len(self._numbers) - _PADDING.size)
+        return (fixed + name + self._numbers + padding).ljust(self.begin - self.at, b"Z")
 
     def descriptor(self, checksum: int) -> bytes:
         """Return what follows the record's bytes; nothing follows none."""
@@ -68,18 +70,6 @@ class ZipRecord:
     def entry_size(self) -> int:
         """Return the size of the entry."""
         return CENTRAL.size + len(self.name) + len(self._numbers)
-
-    @property
-    def _numbers(self) -> bytes:
-        """Return the zip64 record: the numbers that do not fit into the fields for them."""
-        numbers = [self.size] * 2 * (self.size >= IN_64) + [self.at] * (self.at >= IN_64)
-        return struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
-
-    @property
-    def _padding(self) -> int:
-        """Return the size of what fills up to where the bytes begin."""
-        least = self.at + LOCAL.size + len(self.name) + len(self._numbers) + 4
-        return 4 + -least % ALIGNMENT
 
     @property
     def _flags(self) -> int:
