@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from ema_cli import interrupts
-from ema_cli.commands import average, compare, inspect, report
+from ema_cli.commands import average, compare, inspect, report, verify
 from ema_cli.commands.shared import error_facts, print_json
 from ema_cli.errors import EmaError, UsageError
 from ema_cli.options import Version
@@ -38,6 +38,7 @@ app.command(epilog=average.EXAMPLES)(average.average)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=report.EXAMPLES)(report.report)
+app.command(epilog=verify.EXAMPLES)(verify.verify)
 
 
 def main() -> None:

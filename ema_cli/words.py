@@ -7,6 +7,7 @@ from typing import Any
 
 from ema_cli.errors import printable
 
+_MOST_PROBLEMS = 20
 _FAR = 0.05  # relative error of a profile above which it is refused
 UNIT_NAMES = {"ba": "batch", "ep": "epoch", "sp": "sample", "tok": "token"}
 
@@ -282,6 +283,34 @@ def comparison_odd(facts: Mapping[str, Any]) -> list[str]:
         found.append(f"not comparable: {some(told)}")
     notes = dict.fromkeys((side, note) for side in "ab" for note in facts[side]["notes"])
     return [*found, *(f"{side.upper()}: {note}" for side, note in notes)]
+
+
+def verified_line(facts: Mapping[str, Any]) -> str:
+    """Return whether an average holds, in one line."""
+    if not facts["ok"]:
+        return f"{printable(facts['path'])}: does not hold: {plural(len(facts['problems']), 'problem')}"
+    parts = (plural(facts["files"], "file"), plural(facts["tensors"], "tensor"), size(facts["bytes"]))
+    return f"{printable(facts['path'])}: verified: {', '.join(parts)}"
+
+
+def problem_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Return what does not hold of an average, the first of it."""
+    found = facts["problems"]
+    rest = [f"and {len(found) - _MOST_PROBLEMS:,} more"] if len(found) > _MOST_PROBLEMS else []
+    return [*found[:_MOST_PROBLEMS], *rest]
+
+
+def problem_count(facts: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many problems several averages have."""
+    return sum(len(each["problems"]) for each in facts)
+
+
+def not_verified(facts: Sequence[Mapping[str, Any]]) -> str:
+    """Return in one sentence which averages do not hold; of a single problem, what it is."""
+    wrong, count = [each for each in facts if not each["ok"]], problem_count(facts)
+    if count == 1:
+        return str(wrong[0]["problems"][0])
+    return f"{some([each['path'] for each in wrong])}: {'does' if len(wrong) == 1 else 'do'} not hold: {count} problems"
 
 
 def some(names: Sequence[str], most: int = 4) -> str:

@@ -1,0 +1,54 @@
+"""ema-cli verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ema_cli.commands.shared import error_facts, print_json
+from ema_cli.errors import UsageError, VerificationError
+from ema_cli.options import AsJson, Threads, Version, check_threads
+
+EXAMPLES = "Example: ema-cli verify release.safetensors"
+_HINT = "what does not hold must not be used; bring back the files as they were written, or average anew"
+
+
+def verify(
+    outputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            readable=False, metavar="OUT", help="What `average` wrote: a file, a folder, or a folder of several."
+        ),
+    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    version: Version = False,
+) -> None:
+    """Check averages by their sums and manifests: every file, tensor and number. Exit 6 where one does not hold."""
+    check_threads(threads)
+    if not outputs:
+        raise UsageError("which average?", hint="name it: ema-cli verify release.safetensors")
+    from ema_cli import render, words
+    from ema_cli.posthoc import default_threads
+    from ema_cli.published import find_averages
+    from ema_cli.verify import verified_facts
+    from ema_cli.verify import verify as verify_average
+
+    threads = threads or default_threads()
+    told = []
+    for published in find_averages(outputs):
+        with render.progress(quiet=as_json, doing="verifying") as report:
+            told.append(verified_facts(verify_average(published, threads=threads, report=report)))
+    holds = all(each["ok"] for each in told)
+    problem = None if holds else VerificationError(words.not_verified(told), hint=_HINT)
+    if as_json:
+        print_json("verify", {"outputs": told, **({"error": error_facts(problem)} if problem else {})})
+        raise typer.Exit(problem.exit_code if problem else 0)
+    for each in told:
+        typer.echo(words.verified_line(each))
+        if words.problem_count(told) > 1:  # a single one is the error
+            render.lines(words.problem_lines(each))
+    if problem is not None:
+        raise problem
