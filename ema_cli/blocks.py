@@ -21,10 +21,14 @@ Owner = TypeVar("Owner")
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tensor names that share their bytes in every checkpoint, to be folded once; `spec` is the newest checkpoint's."""
+    """Tensor names that share their bytes in every checkpoint, to be folded once; `spec` is the newest checkpoint's.
+
+    `count` elements of them are, from the first.
+    """
 
     names: tuple[str, ...]
     spec: TensorSpec
+    count: int
     target: DType
     averaged: bool
 
@@ -63,16 +67,23 @@ class Block:
 
 
 def make_groups(
-    checkpoints: Sequence[Checkpoint], targets: Mapping[str, DType], copied: frozenset[str]
+    checkpoints: Sequence[Checkpoint],
+    targets: Mapping[str, DType],
+    copied: frozenset[str],
+    most_elements: int | None = None,
 ) -> Iterator[Group]:
-    """Yield the tensors to fold, in the order of `targets`; those that are tied in every checkpoint come together."""
+    """Yield the tensors to fold, in the order of `targets`; those that are tied in every checkpoint come together.
+
+    `most_elements`: of each tensor no more than these, the first; a multiple of 8.
+    """
     specs = checkpoints[-1].weights.specs
     tied = _tied_names(checkpoints, targets, copied)
     others = {name for names in tied.values() for name in names[1:]}
     for name, target in targets.items():
         if name not in others:
             spec = specs[name]
-            yield Group(tied.get(name, (name,)), spec, target, spec.dtype.averaged and name not in copied)
+            count = spec.count if most_elements is None else min(spec.count, most_elements)
+            yield Group(tied.get(name, (name,)), spec, count, target, spec.dtype.averaged and name not in copied)
 
 
 def _tied_names(
@@ -110,7 +121,7 @@ def make_blocks(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbyt
             dtypes = tuple(each.weights.specs[group.names[0]].dtype for each in checkpoints)
         else:
             dtypes = (group.spec.dtype,) * len(checkpoints)
-        start, count = 0, group.spec.count
+        start, count = 0, group.count
         while start < count:
             # Elements that share a byte are not put together with others.
             if kind != (dtypes, group.target, group.averaged) or room == 0 or group.spec.dtype.bits < 8:

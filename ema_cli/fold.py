@@ -69,7 +69,8 @@ class Fold:
     `copied` come from the newest checkpoint, as do integers. Float dtypes may differ between checkpoints. `write` of
     each average is called once for each block of its output, from several threads. With `checksums`, what is read is
     summed up on the way. `non_finite` lists the tensors in which NaN or infinity was let through, `infinite` those
-    that hold an infinity which is equal in all checkpoints.
+    that hold an infinity which is equal in all checkpoints. With `most_elements`, a multiple of 8, no more than these
+    are made of each tensor, from the first.
 
     An average is newest + sum w_k (x_k - newest): where all are equal it is exactly that value, and for neighbours,
     which checkpoints are, the difference is exact, so that little is lost. Where bfloat16 is averaged to bfloat16 it
@@ -88,6 +89,7 @@ class Fold:
     allow_non_finite: bool = False
     copied: frozenset[str] = frozenset()
     checksums: Checksums | None = None
+    most_elements: int | None = None
     bytes_read: int = 0
     non_finite: set[str] = field(default_factory=set)
     infinite: set[str] = field(default_factory=set)
@@ -109,14 +111,15 @@ class Fold:
     def bytes_total(self) -> int:
         """Return how many bytes will be read."""
         total = 0
-        for group in make_groups(self.checkpoints, self.targets, self.copied):
+        for group in make_groups(self.checkpoints, self.targets, self.copied, self.most_elements):
             numbers = range(len(self.checkpoints)) if group.averaged else self._newest
-            total += sum(self.checkpoints[number].weights.specs[group.names[0]].nbytes for number in numbers)
+            for number in numbers:
+                total += self.checkpoints[number].weights.specs[group.names[0]].dtype.nbytes(group.count)
         return total
 
     def run(self, report: Callable[[int], None] = lambda _: None) -> None:
         """Fold everything; `report` is told, in this thread, how many bytes have been read so far."""
-        groups = make_groups(self.checkpoints, self.targets, self.copied)
+        groups = make_groups(self.checkpoints, self.targets, self.copied, self.most_elements)
         blocks = enumerate(make_blocks(self.checkpoints, groups, self.sizes.row_bytes))
         with ThreadPoolExecutor(self.sizes.most_workers, "fold") as pool:
             try:

@@ -226,7 +226,6 @@ def prepare(
         UsageError, CheckpointError, RunError, OutputError: as `average`.
     """
     options = options or OutputOptions()
-    dtype, copy = options.dtype, options.copy
     placed = place(target, plans)
     if options.max_shard_size is not None and not all(each.is_folder for each in placed):
         raise UsageError(
@@ -234,6 +233,24 @@ def prepare(
         )
     for plan in plans:
         refuse_averaged(plan)
+    work = lay_out(plans, placed, options, manifest=manifest)
+    _check_target(plans, work.target, force=force)
+    free = work.bytes_free
+    if work.bytes_to_write > free:
+        raise OutputError(
+            f"{work.target.path}: needs {work.bytes_to_write} bytes, but {free} are free",
+            hint="make room, or write elsewhere with -o",
+        )
+    return work
+
+
+def lay_out(plans: Sequence[Plan], placed: Sequence[Target], options: OutputOptions, *, manifest: bool = True) -> Work:
+    """Check that the checkpoints are of one model that can be averaged, and return what there is to do, each `placed`.
+
+    Raises:
+        CheckpointError, RunError, OutputError: as `average`; but the targets are not looked at.
+    """
+    dtype, copy = options.dtype, options.copy
     entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
     newest = plans[0].newest
     copied = copied_names(newest.weights.specs, copy)
@@ -242,20 +259,12 @@ def prepare(
     check_same_model(entered, mixed_floats=dtype is not None, copied=unlike)
     check_averageable(newest, copied)
     _check_alike(plans, dtype, copied)
-    _check_target(plans, published(placed), force=force)
     outputs: list[Output] = []
     for plan, each in zip(plans, placed, strict=True):
         tables = [file.table for file in outputs[0].files] if outputs else []
         most = options.max_shard_size
         outputs.append(lay_out_output(plan, each, dtype, copied, tables, max_shard_bytes=most, manifest=manifest))
-    work = Work(plans, checkpoints_read(plans), outputs, options, copied)
-    free = work.bytes_free
-    if work.bytes_to_write > free:
-        raise OutputError(
-            f"{work.target.path}: needs {work.bytes_to_write} bytes, but {free} are free",
-            hint="make room, or write elsewhere with -o",
-        )
-    return work
+    return Work(plans, checkpoints_read(plans), outputs, options, copied)
 
 
 def checkpoints_read(plans: Sequence[Plan]) -> list[Checkpoint]:
