@@ -93,7 +93,10 @@ def test_a_hugging_face_run_becomes_a_folder(tmp_path: Path):
     assert default_target([plan]) == Target(Path("ema-200ba"), is_folder=True)
     average(plan, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "SHA256SUMS",
         "config.json",
+        "ema-manifest.json",
         "model.safetensors",
         "tokenizer.json",
     ]

@@ -134,7 +134,10 @@ def test_folders_and_shards_are_those_of_each_newest_checkpoint(tmp_path: Path):
     (newest / "generation_config.json").write_text("{}")
     check_each_alone(tmp_path / "run", tmp_path, ["0ba", "100ba", "infba"], "ema-{half_life}")
     assert sorted(path.name for path in (tmp_path / "together" / "ema-infba").iterdir()) == [
+        "README.md",
+        "SHA256SUMS",
         "config.json",
+        "ema-manifest.json",
         "model.safetensors",
         "tokenizer.json",
     ]
@@ -171,7 +174,7 @@ def test_what_a_dry_run_says_is_what_is_read(tmp_path: Path):
         plans = plans_of(tmp_path / "run", half_lives)
         target = parse_target(tmp_path / f"{number}")
         work = posthoc.prepare(plans, target, force=False)
-        done = posthoc.average(plans, target)
+        done = posthoc.average(plans, target, manifest=False)
         assert (work.bytes_to_read, work.bytes_to_write) == (done.bytes_read, done.bytes_written)
         assert done.bytes_written == sum(map(len, contents(tmp_path / f"{number}").values()))
 
@@ -226,7 +229,9 @@ def test_what_is_put_among_them_meanwhile_is_kept(tmp_path: Path):
 
     with pytest.raises(OutputError, match=r"holds 'notes\.txt', which ema-cli did not write there"):
         posthoc.average(plans_of(tmp_path / "run", ["20ba", "30ba"]), target, force=True, report=report)
-    assert sorted(contents(tmp_path / "out")) == ["ema-100ba.safetensors", "ema-50ba.safetensors", "notes.txt"]
+    weights = ["ema-100ba.safetensors", "ema-50ba.safetensors"]
+    beside = [name + suffix for name in weights for suffix in (".manifest.json", ".sha256")]
+    assert sorted(contents(tmp_path / "out")) == sorted([*weights, *beside, "notes.txt"])
 
 
 def test_the_space_for_all_of_them_is_asked_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
