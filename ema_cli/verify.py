@@ -5,17 +5,35 @@ What does not hold is told as problems, all of them; only what cannot be looked 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.input_file import InputFile
 from ema_cli.manifest import Manifest
 from ema_cli.published import Published
 from ema_cli.verify_checks import Checks, Report
 
 
 @dataclass(frozen=True, slots=True)
+class Against:
+    """What an average was compared with: all of what so many checkpoints give, or `most_elements` of each tensor."""
+
+    checkpoints: int
+    tensors: int
+    most_elements: int | None
+    bytes_read: int
+    tensors_different: int
+    bytes_different: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verified:
-    """What was found of one average: how much of it was looked at, and what does not hold, in an order of its own."""
+    """What was found of one average: how much of it was looked at, and what does not hold, in an order of its own.
+
+    `weights` are its files of tensors, opened; `whole`: all that are listed. `inputs` are all files that were read.
+    """
 
     published: Published
     files: int
@@ -23,6 +41,10 @@ class Verified:
     nbytes: int
     problems: tuple[str, ...]
     manifest: Manifest | None
+    weights: Mapping[str, Checkpoint]
+    whole: bool
+    inputs: Sequence[InputFile]
+    against: Against | None = None
 
 
 def verify(published: Published, *, threads: int = 1, report: Report = lambda done, total: None) -> Verified:
@@ -42,9 +64,18 @@ def verify(published: Published, *, threads: int = 1, report: Report = lambda do
             f"has neither a manifest ({published.manifest.name}) nor sums ({published.sums.name}), which say what it "
             "must be; average again, without --no-manifest",
         )
-    nbytes = sum(file.size for file in checks.files.values())
-    problems = tuple(checks.problems)
-    return Verified(published, len(checks.files), len(checks.tensors), nbytes, problems, checks.manifest)
+    files = tuple(checks.files.values())
+    return Verified(
+        published,
+        len(files),
+        len(checks.tensors),
+        sum(file.size for file in files),
+        tuple(checks.problems),
+        checks.manifest,
+        checks.weights,
+        not checks.unopened,
+        files,
+    )
 
 
 def verified_facts(found: Verified) -> dict[str, Any]:
@@ -56,5 +87,5 @@ def verified_facts(found: Verified) -> dict[str, Any]:
         "tensors": found.tensors,
         "bytes": found.nbytes,
         "problems": list(found.problems),
-        "against": None,
+        "against": asdict(found.against) if found.against is not None else None,
     }

@@ -34,7 +34,8 @@ class Checks:
     """The checks of one average, and what they have found so far: `problems`, each with the path of its file.
 
     Names are relative to the folder. `outputs` (size and sha256 by name) and `sums` are what is listed; `present`
-    are the files that are there, `files` those that are listed, too; `tensors` are the names in them, with their file.
+    are the files that are there, `files` those that are listed, too, and `weights` those of them that hold tensors;
+    `tensors` are the names in them, each with its file.
     """
 
     published: Published
@@ -44,6 +45,7 @@ class Checks:
     sums: dict[str, str] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
     files: dict[str, InputFile] = field(default_factory=dict)
+    weights: dict[str, Checkpoint] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
     unopened: bool = False  # a file, which may hold tensors, is missing or could not be read
 
@@ -53,6 +55,7 @@ class Checks:
         self._read_sums()
         self._compare_names()
         weights = {name: opened for name in self._weights_names() if (opened := self._open(name)) is not None}
+        self.weights = weights
         places = {name: self._places(name, opened) for name, opened in weights.items()}
         sums = self._read_files(places, threads, report)
         self._compare_sums(sums)

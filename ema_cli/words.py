@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -264,6 +265,8 @@ def distance_cells(part: Mapping[str, Any]) -> list[str]:
 
 def relative(share: float | None) -> str:
     """Return a relative distance for people."""
+    if share is not None and math.isnan(share):
+        return "nan"
     return _number(None if share is None else share * 100, "{:.3g}%")
 
 
@@ -290,7 +293,15 @@ def verified_line(facts: Mapping[str, Any]) -> str:
     if not facts["ok"]:
         return f"{printable(facts['path'])}: does not hold: {plural(len(facts['problems']), 'problem')}"
     parts = (plural(facts["files"], "file"), plural(facts["tensors"], "tensor"), size(facts["bytes"]))
-    return f"{printable(facts['path'])}: verified: {', '.join(parts)}"
+    return f"{printable(facts['path'])}: verified: {', '.join(parts)}{_against(facts['against'])}"
+
+
+def _against(facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
+        return ""
+    most = facts["most_elements"]
+    what = f"the first {most:,} elements of each tensor are those" if most else "all bytes are those"
+    return f"; {what} of {plural(facts['checkpoints'], 'checkpoint')} averaged anew"
 
 
 def problem_lines(facts: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,10 @@ from ema_cli.commands.shared import error_facts, print_json
 from ema_cli.errors import UsageError, VerificationError
 from ema_cli.options import AsJson, Threads, Version, check_threads
 
-EXAMPLES = "Example: ema-cli verify release.safetensors"
+EXAMPLES = (
+    "Example: ema-cli verify release.safetensors\n\n"
+    "Averaged once more: ema-cli verify release.safetensors --against ckpts/"
+)
 _HINT = "what does not hold must not be used; bring back the files as they were written, or average anew"
 
 
@@ -22,12 +25,28 @@ def verify(
             readable=False, metavar="OUT", help="What `average` wrote: a file, a folder, or a folder of several."
         ),
     ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="CKPTS",
+            help="Average the checkpoints in this folder once more, as the manifest says, and compare all bytes; "
+            "repeatable.",
+        ),
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="With --against: only the first 65,536 elements of each tensor.")
+    ] = False,
     threads: Threads = None,
     as_json: AsJson = False,
     version: Version = False,
 ) -> None:
-    """Check averages by their sums and manifests: every file, tensor and number. Exit 6 where one does not hold."""
+    """Check averages by their sums and manifests, or by their checkpoints, too. Exit 6 where one does not hold."""
     check_threads(threads)
+    if sample and not against:
+        raise UsageError("--sample: of what?", hint="say where the checkpoints are: --against ckpts/ --sample")
+    missing = next((path for path in against or () if not path.exists()), None)
+    if missing is not None:
+        raise UsageError(f"--against: {missing} does not exist")
     if not outputs:
         raise UsageError("which average?", hint="name it: ema-cli verify release.safetensors")
     from ema_cli import render, words
@@ -40,7 +59,13 @@ def verify(
     told = []
     for published in find_averages(outputs):
         with render.progress(quiet=as_json, doing="verifying") as report:
-            told.append(verified_facts(verify_average(published, threads=threads, report=report)))
+            found = verify_average(published, threads=threads, report=report)
+        if against:
+            from ema_cli.verify_against import verify_against
+
+            with render.progress(quiet=as_json) as report:
+                found = verify_against(found, against, sample=sample, threads=threads, report=report)
+        told.append(verified_facts(found))
     holds = all(each["ok"] for each in told)
     problem = None if holds else VerificationError(words.not_verified(told), hint=_HINT)
     if as_json:
