@@ -36,8 +36,17 @@ def group_layers(names: Iterable[str], most: int) -> tuple[dict[str, str], bool]
     ranges: dict[str, str] = {}
     for number in range(most):
         part = labels[number * len(labels) // most : (number + 1) * len(labels) // most]
-        ranges.update(dict.fromkeys(part, part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}"))
+        ranges.update(dict.fromkeys(part, _range(part[0], part[-1])))
     return {name: ranges[label] for name, label in found.items()}, True
+
+
+def _range(first: str, last: str) -> str:
+    """Return the name of several layers, from the first to the last: what both begin with is said once."""
+    if first == last:
+        return first
+    begin, end = first.split("."), last.split(".")
+    shared = next((at for at, (one, other) in enumerate(zip(begin, end, strict=False)) if one != other), 0)
+    return f"{first} to {'.'.join(end[shared:])}"
 
 
 def _outer_layer(name: str) -> str:

@@ -253,7 +253,7 @@ def test_many_layers_are_put_together():
     assert list(dict.fromkeys(found.values())) == [f"layers.{block}" for block in range(20)]
     found, _ = group_layers(experts, 8)
     labels = list(dict.fromkeys(found.values()))
-    assert (len(labels), labels[0], labels[-1]) == (8, "layers.0 to layers.1", "layers.17 to layers.19")
+    assert (len(labels), labels[0], labels[-1]) == (8, "layers.0 to 1", "layers.17 to 19")
     assert set(found) == set(experts)
     assert group_layers(["b.weight", "a.weight"], 2) == ({"a.weight": "a", "b.weight": "b"}, False)
 

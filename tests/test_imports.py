@@ -27,7 +27,14 @@ def loaded_by(arguments: list[str], cwd: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["average", "--help"], ["inspect", "--help"], ["compare", "--help"], ["--version"]],
+    [
+        ["--help"],
+        ["average", "--help"],
+        ["inspect", "--help"],
+        ["compare", "--help"],
+        ["report", "--help"],
+        ["--version"],
+    ],
 )
 def test_help_loads_neither_torch_nor_numpy(arguments: list[str], tmp_path: Path):
     """Help is instant: no arithmetic library is imported for it."""
