@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,16 @@ _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 LAW, SELECT, READ, WRITE, GATES = "Law", "Which checkpoints", "Reading", "Output", "What is demanded (exit 6)"
 RELEASE = "Release"
 
+
+def offer(*values: str) -> Callable[[str], list[str]]:
+    """Return what tells the shell which of the values begin with what is typed."""
+
+    def offered(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return offered
+
+
 Paths = Annotated[
     list[Path] | None,
     typer.Argument(
@@ -40,6 +50,7 @@ UpdateInterval = Annotated[
     str | None,
     typer.Option(
         metavar="TIME|every",
+        autocompletion=offer("every"),
         help="Training time between updates, or 'every' (each checkpoint). Default: 1 of the half-life's unit.",
         rich_help_panel=LAW,
     ),
@@ -56,6 +67,7 @@ Profile = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
+        autocompletion=offer("power", "uniform", "linear", "1-sqrt"),
         help="Instead: power (with --sigma-rel), uniform, or a falling learning rate emulated: linear, 1-sqrt.",
         rich_help_panel=LAW,
     ),
@@ -69,6 +81,7 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="raw|stored",
+        autocompletion=offer("raw", "stored"),
         help="What to average: checkpoints, or averages that the training stored (EMA.store). Default: raw.",
         rich_help_panel=SELECT,
     ),
@@ -109,6 +122,7 @@ WeightsChoice = Annotated[
     typer.Option(
         "--weights",
         metavar="raw|ema",
+        autocompletion=offer("raw", "ema"),
         help="Which to take where a file holds averages, too.",
         rich_help_panel=READ,
     ),
