@@ -43,6 +43,7 @@ from ema_cli.options import (
     Version,
     WeightsChoice,
     check_threads,
+    offer,
     parse_dtype,
     parse_from,
     parse_gates,
@@ -134,6 +135,7 @@ def average(
         str | None,
         typer.Option(
             metavar="float32|bfloat16|float16",
+            autocompletion=offer("float32", "bfloat16", "float16"),
             help="Of floating tensors. Default: as stored.",
             rich_help_panel=WRITE,
         ),
