@@ -6,16 +6,19 @@ PIP_OPTIONS := install --quiet --disable-pip-version-check --constraint constrai
 PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
 
-.PHONY: test test-quick test-trainers lint types format demo fuzz bench bench-full bench-online clean
+.PHONY: test test-quick test-trainers test-package lint types format demo fuzz bench bench-full bench-online clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(BIN)/python -m pytest --numprocesses auto
 
 test-quick: .venv/dev  ## the tests that run in seconds
-	$(BIN)/python -m pytest -m "not slow and not trainers"
+	$(BIN)/python -m pytest -m "not slow and not trainers and not package"
 
 test-trainers: .venv/trainers  ## tests on files that trainers write here and now
 	$(BIN)/python -m pytest -m trainers tests/trainers
+
+test-package: .venv/package  ## build the package; install it with each Python that is here, and run it
+	$(BIN)/python -m pytest -m package tests/package
 
 lint: .venv/dev
 	$(BIN)/ruff check
@@ -55,6 +58,10 @@ bench-online: .venv/trainers  ## measure an update of a live model beside other 
 	$(PIP_INSTALL) --editable '.[trainers]'
 	# Composer asks for a torch below 2.7.1 and for a client of its makers' platform; on files it needs neither.
 	$(PIP_INSTALL) --no-deps mosaicml
+	touch $@
+
+.venv/package: .venv/dev
+	$(PIP_INSTALL) --editable '.[package]'
 	touch $@
 
 .venv/fuzz: .venv/dev

@@ -1,0 +1,1 @@
+"""The package itself: built, installed elsewhere, and used there."""
