@@ -22,7 +22,7 @@ from ema_cli.blocks import Group, make_groups
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
 from ema_cli.errors import EmaError
 
-_BLOCK = 1 << 16  # numbers, which are read and added at once
+_BLOCK = 1 << 15  # numbers, which are read and added at once
 _STRETCH = 1 << 22  # numbers, which one thread reads
 _WAITING = 4  # stretches for each thread: of results that wait for their turn there are no more
 

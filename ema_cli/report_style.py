@@ -102,6 +102,7 @@ h1{{font-size:22px}}
 .tiles dd{{font-size:19px}}
 dl.pairs{{grid-template-columns:1fr;gap:0}}dl.pairs dd{{margin:0 0 6px}}
 td,th{{padding-right:9px}}
+th,th.number{{white-space:normal}}
 .scale li{{flex-basis:25%}}
 #files thead{{display:none}}#files tr{{display:block;border-bottom:1px solid var(--grid);padding:5px 0}}
 #files td{{display:inline-block;border:0;padding:0 10px 0 0}}

@@ -29,7 +29,7 @@ def layers_table(inputs: Sequence[Mapping[str, Any]], found: Distances) -> str:
         cosine = distances[-1].cosine
         shown = (relative_distance(distances[at]) for at in chosen.values())
         rows.append([text(name), *shown, "-" if cosine is None else f"{cosine:.6f}"])
-    table = _table("layers", [*columns, ("cosine with the last", "number")], rows)
+    table = _table("layers", [*columns, ("cosine with the last", "number wide")], rows)
     return f"<details>\n<summary>The numbers: first, nearest and last</summary>\n{table}\n</details>"
 
 
