@@ -75,8 +75,12 @@ def _shortened(text: str) -> str:
 
 
 def printable(text: object) -> str:
-    """Return `text` with what could steer a terminal escaped: controls, bidi marks, surrogates."""
-    return "".join(ch if ch.isprintable() else _escape(ch) for ch in str(text))
+    """Return `text` with what could steer a terminal escaped: controls, bidi marks, surrogates.
+
+    And what could steer a job of GitHub Actions, which takes commands from lines that start with `::`, or hold `##[`.
+    """
+    shown = "".join(ch if ch.isprintable() else _escape(ch) for ch in str(text)).replace("##[", r"#\x23[")
+    return shown.replace("::", r":\x3a", 1) if shown.lstrip().startswith("::") else shown
 
 
 def _escape(ch: str) -> str:

@@ -18,6 +18,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
+from ema_cli.annotations import annotate, annotate_all
 from ema_cli.errors import EmaError, printable
 from ema_cli.words import (
     UNIT_NAMES,
@@ -73,6 +74,7 @@ def error(problem: EmaError) -> None:
     out.print(Text.assemble(("error: ", "bold red"), str(problem)), soft_wrap=True)
     if problem.hint:
         out.print(Text.assemble(("hint:  ", "bold"), problem.hint), soft_wrap=True)
+    annotate("error", str(problem), problem.hint)
 
 
 def warnings(messages: Sequence[str]) -> None:
@@ -255,6 +257,7 @@ def _print_head(out: Console, facts: Mapping[str, Any]) -> None:
 def _print_warnings(out: Console, messages: Sequence[str]) -> None:
     for message in messages:
         out.print(Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True)
+        annotate("warning", message)
 
 
 def _print_plans(
@@ -270,6 +273,8 @@ def _print_plans(
     for text in plan_lines(plans):
         out.print(Text(printable(text)), soft_wrap=True)
     _print_warnings(out, plan_warnings(plans))
+    if len(plans) > 1:  # whose warnings are on their lines
+        annotate_all({"plans": plans})
     for text in plan_notes(plans):
         out.print(Text(text), soft_wrap=True)
 
@@ -353,6 +358,7 @@ def _print_odd(out: Console, odd: Sequence[str], passed_over: Sequence[Mapping[s
         out.print(Text("What is odd:", "bold"))
         for message in odd:
             out.print(Text(f"  {printable(message)}"), soft_wrap=True)
+            annotate("warning", message)
     quiet = [each for each in passed_over if not any(each["name"] in message for message in odd)]
     if quiet:
         out.print()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
 from ema_cli import interrupts
+from ema_cli.annotations import annotate_all
 from ema_cli.commands.shared import print_json, raw_plans, stored_plans
 from ema_cli.errors import UsageError
 from ema_cli.options import (
@@ -74,6 +76,27 @@ class _Asked:
     replay: Replay | None = None
 
 
+_Options = ParamSpec("_Options")
+
+
+def _told_in_summary(command: Callable[_Options, None]) -> Callable[_Options, None]:
+    """Append why to the file of --summary, too, where the command fails."""
+
+    @wraps(command)
+    def told(*arguments: _Options.args, **options: _Options.kwargs) -> None:
+        summary = options.get("summary")
+        if not isinstance(summary, Path):
+            return command(*arguments, **options)
+        from ema_cli.summary import check_summary, failure_told
+
+        check_summary(summary)
+        with failure_told(summary):
+            return command(*arguments, **options)
+
+    return told
+
+
+@_told_in_summary
 def average(
     paths: Paths = None,
     half_life: HalfLife = None,
@@ -103,14 +126,18 @@ def average(
     ] = False,
     allow_non_finite: Annotated[
         bool,
-        typer.Option("--allow-non-finite", help="Let NaN and infinity pass, with a warning.", rich_help_panel=READ),
+        typer.Option(
+            "--allow-non-finite",
+            help="Let NaN and infinity pass, with a warning. Default: they are an error (exit 6).",
+            rich_help_panel=READ,
+        ),
     ] = False,
     threads: Threads = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Of the whole process: 200MB, 1GiB. Default: 64 MiB for buffers, and what Python and headers take.",
+            help="Bound of the whole process: 200MB, 1GiB. Default: 64 MiB for buffers, and what Python and headers take.",
             rich_help_panel=READ,
         ),
     ] = None,
@@ -128,7 +155,9 @@ def average(
     max_shard_size: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Of a folder's files: 5GB. Default: as the newest checkpoint.", rich_help_panel=WRITE
+            metavar="SIZE",
+            help="Most bytes in one file of a folder: 5GB. Default: the shards of the newest checkpoint.",
+            rich_help_panel=WRITE,
         ),
     ] = None,
     dtype: Annotated[
@@ -136,12 +165,18 @@ def average(
         typer.Option(
             metavar="float32|bfloat16|float16",
             autocompletion=offer("float32", "bfloat16", "float16"),
-            help="Of floating tensors. Default: as stored.",
+            help="Type in which floating tensors are written. Default: as stored.",
             rich_help_panel=WRITE,
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", "-f", help="Replace an output that is there.", rich_help_panel=WRITE)
+        bool,
+        typer.Option(
+            "--force",
+            "-f",
+            help="Replace an output that is there. Default: that is an error (exit 5).",
+            rich_help_panel=WRITE,
+        ),
     ] = False,
     dry_run: Annotated[
         bool,
@@ -187,12 +222,14 @@ def average(
     check_threads(threads)
     if no_manifest and checksum:
         raise UsageError("--checksum: goes into the manifest, and --no-manifest writes none", hint="leave out one")
+    if no_manifest and summary is not None:
+        raise UsageError("--summary: is made of the manifest, and --no-manifest makes none", hint="leave out one")
     if strict and allow_non_finite:
         raise UsageError("--strict: is for nothing to warn of, --allow-non-finite for what is", hint="leave out one")
     from ema_cli import facts, posthoc, render, words
     from ema_cli.memory import parse_size
     from ema_cli.outputs import OutputOptions
-    from ema_cli.target import default_target, parse_target
+    from ema_cli.target import default_target, parse_target, place, published
 
     gates = parse_gates(min_count, max_share, strict, expect_keys)
     most_memory = parse_size(max_memory, "--max-memory") if max_memory is not None else None
@@ -225,6 +262,11 @@ def average(
     plans, run = asked.plans, asked.plans[0].run
     for plan in plans:
         posthoc.refuse_averaged(plan)
+    if summary is not None:
+        from ema_cli import summary as summaries
+
+        whole = published(place(asked.target, plans))
+        summaries.check_summary(summary, whole, [each.path for each in run.checkpoints])
     told_plans = [facts.plan_facts(plan) for plan in plans]
     odd = facts.run_warnings(run, posthoc.checkpoints_read(plans))
     if gates.demand_anything or dry_run:
@@ -261,6 +303,9 @@ def average(
             check=asked.replay.check if asked.replay else lambda manifest: None,
             report=report,
         )
+    if summary is not None:
+        paths_written = [output.target.path for output in result.outputs]
+        summaries.append(summary, summaries.summary_text(list(zip(paths_written, result.manifests, strict=True))))
     done = facts.result_facts(result)
     passed = facts.non_finite_warnings(result.non_finite)
     if as_json:
@@ -268,6 +313,7 @@ def average(
     if not quiet:
         render.warnings(passed)
         more = words.advice(told_plans) if len(told_plans) > 1 else []
+        annotate_all({"plans": told_plans if len(told_plans) > 1 else []})  # whose warnings are on their lines
         render.lines([*words.plan_lines(told_plans), *more, words.result_line(done)])
     return typer.echo(done["path"])
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ema_cli.annotations import annotate_all
 from ema_cli.errors import EmaError, NoWeights, UsageError
 
 if TYPE_CHECKING:
@@ -76,8 +77,10 @@ def open_raw(
 
 
 def print_json(command: str | None, content: dict[str, Any]) -> None:
+    """Print what --json gives; a job of GitHub Actions is told the errors and warnings in it, too."""
     import json
 
+    annotate_all(content)
     typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **content}))
 
 
