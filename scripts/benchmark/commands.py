@@ -23,8 +23,10 @@ LABELS = {
     "limit": "limit: cat, synced write",
     "cat": "cat, file after file",
     "cat x4": "cat, four at a time",
+    "sha256sum": "sha256sum of the inputs, one a processor",
 }
 LATENCY, BANDWIDTH = 0.02, 500e6
+_ALONE = ("--no-manifest",)  # as the peers write it; two rows tell what manifest and sums take
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,22 @@ class Commands:
         """Return what is measured."""
         if row.kind == "latency":
             return self._average("ema-cli", inputs, [inputs.data.half_life], latency=LATENCY)
-        return self._average("ema-cli", inputs, half_lives(row, inputs.data))
+        options = {"manifest": (), "checksum": ("--checksum",)}.get(row.kind, _ALONE)
+        return self._average("ema-cli", inputs, half_lives(row, inputs.data), options=options)
 
     def reference(self, row: Row, inputs: Inputs) -> Command:
         """Return ema-cli on another set, with one half-life, or with no latency."""
         latency = 0.0 if row.kind == "latency" else None
         return self._average("reference", inputs, [inputs.data.half_life], latency=latency)
 
-    def _average(self, name: str, inputs: Inputs, half_lives: Sequence[str], latency: float | None = None) -> Command:
+    def _average(
+        self,
+        name: str,
+        inputs: Inputs,
+        half_lives: Sequence[str],
+        latency: float | None = None,
+        options: Sequence[str] = _ALONE,
+    ) -> Command:
         output = self.work / (f"{name}.safetensors" if len(half_lives) == 1 else f"{name}-several")
         start = list(ema_cli())
         if latency is not None:
@@ -84,7 +94,7 @@ class Commands:
             start = [sys.executable, str(HERE / "slow_disk.py"), *slow]
         laws = [word for half_life in half_lives for word in ("--half-life", half_life)]
         threads = ["--threads", str(self.threads)] if self.threads else []
-        arguments = (*start, "average", str(inputs.run), *laws, *threads, "-o", str(output), "--json")
+        arguments = (*start, "average", str(inputs.run), *laws, *threads, *options, "-o", str(output), "--json")
         return self._command(name, arguments, output)
 
     def loop(self, name: str, inputs: Inputs) -> Command:
@@ -131,6 +141,7 @@ class Commands:
         script = {
             "cat": 'cat "$@" > /dev/null',
             "cat x4": 'printf "%s\\0" "$@" | xargs -0 -n 1 -P 4 cat > /dev/null',
+            "sha256sum": 'printf "%s\\0" "$@" | xargs -0 -n 1 -P "$(nproc)" sha256sum > /dev/null',
             "limit": 'cat "$@" > /dev/null && dd if=/dev/zero of="$0" bs=1M count='
             f"{inputs.bytes_to_write * outputs} iflag=count_bytes conv=fsync status=none",
         }[name]

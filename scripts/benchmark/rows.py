@@ -39,7 +39,7 @@ class Row:
     peers: tuple[str, ...] = ()
     limits: tuple[str, ...] = ("limit",)
     reference: str | None = None
-    kind: str = "average"  # or half-lives, latency
+    kind: str = "average"  # or half-lives, latency, manifest, checksum
     cold: bool = False
     rounds: int | None = None  # where another number is enough
     few: tuple[str, ...] = ()  # the peers at the small scale, each in one row at least: it is to take a minute
@@ -59,6 +59,8 @@ ROWS = (
     Row("A", "A", (_below(1.25, "limit"), _below(0.12, *PEERS)), PEERS, few=("naive", "mergekit")),
     Row("A cold", "A", (_below(1.1, "cat", "cat x4"),), (), ("cat", "cat x4"), cold=True, full_only=True),
     Row("H", "A", (_below(2.0, "reference"),), (), reference="A", kind="half-lives"),
+    Row("manifest", "A", (), (), reference="A", kind="manifest"),
+    Row("checksum", "A", (), (), ("limit", "sha256sum"), reference="A", kind="checksum"),
     Row("latency", "A", (_below(1.5, "reference"),), (), (), reference="A", kind="latency", rounds=3),
     Row(
         "C",
