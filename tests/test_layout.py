@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from ema_cli.checkpoint import DTYPES, TensorSpec
-from ema_cli.layout import lay_out_file, lay_out_shards
+from ema_cli.layout import lay_out_file, lay_out_shards, split_shards
 
 TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
@@ -71,6 +71,26 @@ def test_shards_keep_their_tensors_and_the_index_says_where():
         ("two.safetensors", ["b"]),
     ]
     assert json.loads(index) == {"metadata": {"total_parameters": 6, "total_size": 24}, "weight_map": shard_of}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([6, 6, 2, 6, 2, 2], [[0], [1, 2], [3, 4, 5]]),  # the example in huggingface_hub's documentation
+        ([11, 1, 11, 1], [[0], [2], [1, 3]]),  # a tensor over the limit has its own file, and closes no other
+        ([5, 5, 5], [[0, 1], [2]]),
+        ([0, 0, 11, 0], [[2], [0, 1, 3]]),
+        ([10], [[0]]),
+        ([3, 3, 3], [[0, 1, 2]]),
+    ],
+)
+def test_shards_are_filled_in_order(sizes: list[int], expected: list[list[int]]):
+    """Tensors go one after another into files of at most ten bytes; a single file has no number."""
+    specs = {f"t{number}": TensorSpec(DTYPES["U8"], (size,)) for number, size in enumerate(sizes)}
+    count = len(expected)
+    names = ["m.safetensors"] if count == 1 else [f"m-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    wanted = {f"t{number}": name for name, numbers in zip(names, expected, strict=True) for number in numbers}
+    assert split_shards(specs, 10, "m") == wanted
 
 
 @pytest.mark.parametrize("pad", range(8))
