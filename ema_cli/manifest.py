@@ -14,7 +14,7 @@ from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import TensorSpec
-from ema_cli.errors import CheckpointError, EmaError
+from ema_cli.errors import CheckpointError
 from ema_cli.fingerprint import CHECKSUM, FINGERPRINT
 from ema_cli.formats.json_text import read_json
 from ema_cli.input_file import InputFile
@@ -28,7 +28,8 @@ FILE_SUFFIX = ".manifest.json"
 SUMS_SUFFIX = ".sha256"
 _LIBRARIES = ("numpy", "safetensors")
 _MAX_BYTES = 1 << 30
-_MAX_SUMS_BYTES = 1 << 20  # beside one file; longer ones are somebody else's
+_MOST_READ = 1 << 20  # of what lies beside one file: its sums are shorter, and a manifest tells whose it is at its end
+_TOOL = b'\n "tool": {\n  "name": "ema-cli",'
 _SUM_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 
@@ -51,16 +52,23 @@ def sidecars(path: Path) -> tuple[Path, Path]:
 
 
 def is_own_sidecar(path: Path, name: str) -> bool:
-    """Return whether what lies at `path`, beside a file called `name`, is a manifest or sums as ema-cli writes them."""
-    try:
-        file = InputFile(path)
-        if path.name.endswith(SUMS_SUFFIX):
-            text = file.read(0, min(file.size, _MAX_SUMS_BYTES))
-            return set(parse_sums(text, str(path))) <= {name, name + FILE_SUFFIX}
-        found = read_json(file, _MAX_BYTES)
-    except EmaError:
+    """Return whether what lies at `path`, beside a file called `name`, is a manifest or sums as ema-cli writes them.
+
+    Sums of that file alone are not: anybody may have made those, to compare with. No manifest is read whole.
+
+    Raises:
+        CheckpointError: where it cannot be read.
+    """
+    if path.is_symlink() or not path.is_file():
         return False
-    return isinstance(found, dict) and isinstance(found.get("tool"), dict) and found["tool"].get("name") == "ema-cli"
+    file = InputFile(path)
+    end = file.read(max(file.size - _MOST_READ, 0), min(file.size, _MOST_READ))
+    if not path.name.endswith(SUMS_SUFFIX):
+        return _TOOL in end and end.endswith(b"\n}\n")
+    try:
+        return set(parse_sums(end, str(path))) == {name, name + FILE_SUFFIX}
+    except CheckpointError:
+        return False
 
 
 def make_manifest(

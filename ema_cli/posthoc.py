@@ -167,13 +167,14 @@ def average(
         inputs = [file for each in work.checkpoints for file in each.files]
         for source in (*inputs, *(source for output in work.outputs for source in output.sources)):
             source.check_unchanged()
-        # Once more: what somebody put there meanwhile must not be replaced.
-        _check_target(plans, work.target, force=force)
         path = work.target.path
-        if work.target.is_folder:
-            staging.publish_folder(path.name, force=force)
-        else:
-            staging.publish_file(path.name, {each.name: each for each in sidecars(path)}, force=force)
+        with staging.alone():
+            # Once more: what somebody put there meanwhile must not be replaced.
+            _check_target(plans, work.target, force=force)
+            if work.target.is_folder:
+                staging.publish_folder(path.name, force=force)
+            else:
+                staging.publish_file(path.name, {each.name: each for each in sidecars(path)}, force=force)
     specs = plans[0].newest.weights.specs
     averaged = sum(spec.dtype.averaged and name not in work.copied for name, spec in specs.items())
     return Result(

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from ema_cli.running_sum import RunningSum
 
 _PREFIX = ".ema-cli-"
 _NO_REPLACE, _EXCHANGE = 1, 2  # flags of renameat2(2)
+_PATIENCE_SECONDS = 5  # a run publishes in less
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # what file systems without them say
 
 
@@ -74,44 +76,60 @@ class Staging:
         # interpreter must remove the folder.
         self._discard = weakref.finalize(self, _discard, self.folder, lock)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold off other runs that publish into the same folder: a file's manifest and sums must not mix with theirs.
+
+        Who holds that lock for longer than any run, as `flock FOLDER ema-cli ...` does, is not waited for.
+        """
+        with output_errors(self.parent):
+            lock = os.open(self.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while _is_locked(lock) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            yield
+        finally:
+            _close(lock)
+
     def publish_file(self, name: str, beside: Mapping[str, Path] | None = None, *, force: bool) -> None:
         """Rename the staged file `name` to the target: the commit point.
 
         Before it, what lies `beside` it: staged name -> path. What those replace is kept until the file is in place,
         and put back if it cannot be; a path that nothing is staged for is removed with the file that it told of.
         """
-        done: list[Callable[[], object]] = []
+        undo: list[Callable[[], object]] = []
         with output_errors(self.target):
             _sync_folder(self.folder)
             with deferred_signals():
                 try:
                     for staged, path in (beside or {}).items():
-                        done.append(self._put_beside(self.folder / staged, path))
+                        with output_errors(path):
+                            self._put_beside(self.folder / staged, path, undo)
                     if beside:
                         _sync_folder(self.parent)  # the disk, too, is to have them first
                     _rename(self.folder / name, self.target, replace=force)
                 except BaseException:
-                    for undo in reversed(done):
+                    for step in reversed(undo):
                         with suppress(OSError):
-                            undo()
+                            step()
                     raise
                 self._confirm()
 
-    def _put_beside(self, staged: Path, path: Path) -> Callable[[], object]:
-        """Put a staged file at `path`, and return what undoes that. What was there is staged in its place."""
-        new, old = _is_there(staged), _is_there(path)
-        if old:
+    def _put_beside(self, staged: Path, path: Path, undo: list[Callable[[], object]]) -> None:
+        """Put a staged file, if there is one, in the place of what is at `path`; add what takes back each step."""
+        is_new, is_old = _is_there(staged), _is_there(path)
+        if is_old:
             _refuse_irregular(path)
-        if new and old:
-            _exchange_files(staged, path)
-            return lambda: _exchange_files(staged, path)
-        if new:
+            if is_new and _rename_with(staged, path, _EXCHANGE):
+                undo.append(lambda: _rename_with(staged, path, _EXCHANGE))
+                return
+            kept = _aside(self.folder, path)
+            path.rename(kept)
+            undo.append(lambda: kept.rename(path))
+        if is_new:
             _rename(staged, path, replace=False)
-            return lambda: path.rename(staged)
-        if old:
-            path.rename(staged)
-            return lambda: staged.rename(path)
-        return lambda: None
+            undo.append(lambda: path.rename(staged))
 
     def publish_folder(self, name: str, *, force: bool) -> None:
         """Rename the staged folder `name` to the target; with `force`, exchange it with what is there."""
@@ -217,15 +235,27 @@ def remove_abandoned(parent: Path) -> None:
 def _discard(folder: Path, lock: int) -> None:
     """Remove a staging folder, as far as the file system lets us, and give back its lock.
 
-    An output that was set aside in it and not replaced goes back first; where it cannot, the folder stays.
+    What was set aside in it goes back first, if the output that was to replace it, or the file that it lay beside, is
+    still there, too: it was not published. Where it cannot, the folder stays.
     """
     with suppress(OSError):
-        for entry in list(folder.iterdir()):
-            name = entry.name.removeprefix(f"{folder.name}-")
-            if name != entry.name and not _is_there(folder.parent / name):
-                entry.rename(folder.parent / name)
+        names = [entry.name for entry in folder.iterdir()]
+        for name in names:
+            place = folder.parent / name.removeprefix(f"{folder.name}-")
+            unpublished = place.name != name and any(map(place.name.startswith, names))
+            if unpublished and not _is_there(place):
+                (folder / name).rename(place)
         shutil.rmtree(folder, ignore_errors=True)
     _close(lock)
+
+
+def _aside(folder: Path, path: Path) -> Path:
+    """Return where in a staging folder `path` is set aside.
+
+    The name says where it belongs, and cannot be that of an output: whoever discards the folder puts it back, should
+    nothing have taken its place.
+    """
+    return folder / f"{folder.name}-{path.name}"
 
 
 def _lock_folder(folder: Path, *, required: bool) -> int:
@@ -252,6 +282,17 @@ def _lock_folder(folder: Path, *, required: bool) -> int:
         raise
     _close(descriptor)
     return -1
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Take the lock of an open folder; say whether another has it. Without locks nobody has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _close(descriptor: int) -> None:
@@ -293,26 +334,12 @@ def _rename(source: Path, target: Path, *, replace: bool) -> None:
 
 
 def _exchange(source: Path, target: Path) -> None:
-    """Swap two folders; where the system cannot in one step, set the old one aside first.
-
-    Its name there says where it belongs, and cannot be that of an output: whoever discards the staging folder
-    puts it back, should the new one not have taken its place.
-    """
+    """Swap two folders; where the system cannot in one step, set the old one aside first."""
     if not stat.S_ISDIR(target.lstat().st_mode):
         raise OutputError(f"{target}: is not a folder", hint="write elsewhere with -o")
     if not _rename_with(source, target, _EXCHANGE):
-        staging = source.parent
-        target.rename(staging / f"{staging.name}-{target.name}")
+        target.rename(_aside(source.parent, target))
         source.rename(target)
-
-
-def _exchange_files(staged: Path, path: Path) -> None:
-    """Swap two files, in one step where the system can."""
-    if not _rename_with(staged, path, _EXCHANGE):
-        kept = staged.with_name(f"{staged.name}-kept")
-        path.rename(kept)
-        staged.rename(path)
-        kept.rename(staged)
 
 
 def _refuse_irregular(target: Path) -> None:

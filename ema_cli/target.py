@@ -112,17 +112,13 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
     if not parent.is_dir():
         raise OutputError(f"{path}: the folder {parent} does not exist", hint=f"make it first: mkdir -p {parent}")
     for beside in () if target.is_folder else sidecars(path):
-        if os.path.lexists(beside) and not is_own_sidecar(beside, path.name):
+        if _mode(beside) is not None and not _is_own(beside, path.name):
             raise OutputError(
                 f"{beside}: exists already, and is not ema-cli's", hint="move it away, or write elsewhere"
             )
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
+    mode = _mode(path)
+    if mode is None:
         return
-    except OSError as error:
-        # Not os.path.lexists: to it a target that a failing disk hides is free.
-        raise OutputError(f"{path}: cannot be looked at: {error.strerror}", hint="write elsewhere with -o") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OutputError(f"{path}: is neither a regular file nor a folder", hint="write elsewhere with -o")
     if not force:
@@ -136,6 +132,24 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
             raise OutputError(f"{path}: holds an input, {file.path.name}", hint="write elsewhere with -o")
     if target.is_folder:
         _check_own(path)
+
+
+def _mode(path: Path) -> int | None:
+    """Return what is at `path`, None if nothing. To os.path.lexists a target that a failing disk hides is free."""
+    try:
+        return path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be looked at: {error.strerror}", hint="write elsewhere with -o") from error
+
+
+def _is_own(beside: Path, name: str) -> bool:
+    """Return whether a manifest or sums beside a file called `name` are ema-cli's."""
+    try:
+        return is_own_sidecar(beside, name)
+    except EmaError as error:
+        raise OutputError(f"{beside}: cannot be looked into: {error}", hint="write elsewhere with -o") from error
 
 
 def _check_own(folder: Path) -> None:
@@ -167,7 +181,7 @@ def _listed_inside(folder: Path) -> set[str]:
             listed = _listed(child)
             found.update((Path(child.name) / name).as_posix() for name in listed)
             if listed and child.is_file():
-                found.update(each.name for each in sidecars(child) if is_own_sidecar(each, child.name))
+                found.update(each.name for each in sidecars(child) if _is_own(each, child.name))
     return found
 
 

@@ -7,6 +7,10 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -32,6 +36,23 @@ def stage_folder(target: Path, names: list[str], *, force: bool = False) -> None
         for name in names:
             (folder / name).write_text(name)
         area.publish_folder(target.name, force=force)
+
+
+BESIDE = ("x.safetensors.manifest.json", "x.safetensors.sha256")
+FILES = ("x.safetensors", *BESIDE)
+
+
+def stage_beside(target: Path, content: bytes, beside: Sequence[str] = BESIDE, *, force: bool = True) -> None:
+    """Publish a file with those `beside` it, all of the same content; of what may be there, the rest is to go."""
+    with Staging(target) as area:
+        for name in (target.name, *beside):
+            (area.folder / name).write_bytes(content)
+        with area.alone():
+            area.publish_file(target.name, {name: target.with_name(name) for name in BESIDE}, force=force)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def listing(folder: Path) -> list[str]:
@@ -299,6 +320,153 @@ def test_an_error_of_the_last_close_is_nothing_to_tell(tmp_path: Path, monkeypat
     stage_file(tmp_path / "x.safetensors", b"1")
     monkeypatch.undo()
     assert listing(tmp_path) == ["x.safetensors"]
+
+
+@pytest.fixture(params=["exchanged", "set aside"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file system that swaps two files in one step, and one that does not."""
+    if request.param == "set aside":
+        monkeypatch.setattr(staging, "_rename_with", lambda *_: False)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("system")
+def test_what_lies_beside_a_file_comes_and_goes_with_it(tmp_path: Path):
+    """New ones, over older ones, and older ones that nothing new is staged for."""
+    target = tmp_path / "x.safetensors"
+    stage_beside(target, b"1", force=False)
+    assert contents(tmp_path) == dict.fromkeys(FILES, b"1")
+    stage_beside(target, b"2")
+    assert contents(tmp_path) == dict.fromkeys(FILES, b"2")
+    stage_beside(target, b"3", BESIDE[:1])
+    assert contents(tmp_path) == dict.fromkeys(FILES[:2], b"3")
+    stage_beside(target, b"4", ())
+    assert contents(tmp_path) == {"x.safetensors": b"4"}
+
+
+@contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, which: Collection[int]) -> Iterator[None]:
+    """Let the renames of these numbers, from 0, fail."""
+    numbers = count()
+
+    def wrapped(real: Callable[..., object]) -> Callable[..., object]:
+        def rename(*arguments: object) -> object:
+            if next(numbers) in which:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*arguments)
+
+        return rename
+
+    with monkeypatch.context() as patched:
+        for owner, name in ((Path, "rename"), (Path, "replace"), (staging, "_rename_with")):
+            patched.setattr(owner, name, wrapped(getattr(owner, name)))
+        yield
+
+
+each_before = pytest.mark.parametrize(
+    "before", [(), FILES, FILES[:1], FILES[:2], (FILES[0], FILES[2]), BESIDE], ids=len
+)
+
+
+def written(place: Path, names: Sequence[str]) -> Path:
+    """Make a folder with older files of these names; return the one whose manifest and sums are beside it."""
+    place.mkdir()
+    for name in names:
+        (place / name).write_bytes(b"old")
+    return place / FILES[0]
+
+
+@pytest.mark.usefixtures("system")
+@each_before
+@pytest.mark.parametrize("beside", [BESIDE, BESIDE[1:], ()], ids=len)
+def test_a_rename_that_fails_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: Sequence[str], beside: Sequence[str]
+):
+    """Each in turn: the file and what lies beside it are as they were, and nothing else is there."""
+    failed = 0
+    for number in count():
+        target = written(tmp_path / str(number), before)
+        with failing(monkeypatch, {number}):
+            try:
+                stage_beside(target, b"new", beside)
+            except OutputError:
+                failed += 1
+                assert contents(target.parent) == dict.fromkeys(before, b"old")
+            else:
+                break
+    assert failed
+    assert contents(target.parent) == dict.fromkeys([FILES[0], *beside], b"new")
+
+
+@pytest.mark.usefixtures("system")
+@each_before
+@pytest.mark.parametrize("beside", [BESIDE, ()], ids=len)
+def test_a_disk_on_which_nothing_can_be_put_back_keeps_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: Sequence[str], beside: Sequence[str]
+):
+    """From one rename on all fail: the file is the old one, those beside it are whole, and the next run tidies up."""
+    for number in range(8):
+        target = written(tmp_path / str(number), before)
+        with failing(monkeypatch, set(range(number, 99))):
+            try:
+                stage_beside(target, b"new", beside)
+            except OutputError:
+                left = {name: content for name, content in contents(target.parent).items() if name in FILES}
+                assert left.get(FILES[0]) == (b"old" if FILES[0] in before else None)
+                assert set(left.values()) <= {b"old", b"new"}
+        stage_beside(target, b"newer", beside)
+        assert contents(target.parent) == dict.fromkeys([FILES[0], *beside], b"newer")
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_what_lay_beside_a_file_comes_back_unless_the_file_was_replaced(tmp_path: Path, committed: bool):
+    """A run that was killed while it took away an older manifest: it is put back if the file is the older one, too."""
+    hidden = tmp_path / ".ema-cli-0123456789abcdef"
+    hidden.mkdir()
+    (hidden / f"{hidden.name}-{BESIDE[0]}").write_bytes(b"old")
+    (tmp_path / FILES[0]).write_bytes(b"new" if committed else b"old")
+    if not committed:
+        (hidden / FILES[0]).write_bytes(b"new")
+    stage_file(tmp_path / "other.safetensors", b"1")
+    (tmp_path / "other.safetensors").unlink()
+    assert contents(tmp_path) == ({FILES[0]: b"new"} if committed else dict.fromkeys(FILES[:2], b"old"))
+
+
+def test_what_is_no_file_beside_the_target_is_not_replaced(tmp_path: Path):
+    """A folder in the place of the sums: nothing is published, and what was put in place before is taken back."""
+    (tmp_path / BESIDE[1]).mkdir()
+    with pytest.raises(OutputError, match=r"x\.safetensors\.sha256: is not a regular file"):
+        stage_beside(tmp_path / FILES[0], b"new")
+    assert listing(tmp_path) == [BESIDE[1]]
+
+
+def test_two_runs_publish_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else the manifest of the one would come to lie beside the file of the other."""
+    waited = threading.Event()
+    real = staging.time.sleep
+
+    def sleep(seconds: float) -> None:
+        waited.set()
+        real(seconds)
+
+    monkeypatch.setattr(staging.time, "sleep", sleep)
+    other = threading.Thread(target=stage_beside, args=(tmp_path / FILES[0], b"other"))
+    with Staging(tmp_path / FILES[0]) as area, area.alone():
+        other.start()
+        assert waited.wait(30)
+        assert [name for name in listing(tmp_path) if not name.startswith(".")] == []
+    other.join()
+    assert contents(tmp_path) == dict.fromkeys(FILES, b"other")
+
+
+def test_who_holds_a_folder_s_lock_for_long_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`flock FOLDER ema-cli ...` holds it for as long as we run."""
+    monkeypatch.setattr(staging, "_PATIENCE_SECONDS", 0.05)
+    held = os.open(tmp_path, os.O_RDONLY)
+    staging.fcntl.flock(held, staging.fcntl.LOCK_EX)
+    stage_beside(tmp_path / FILES[0], b"1")
+    os.close(held)
+    assert contents(tmp_path) == dict.fromkeys(FILES, b"1")
 
 
 def test_only_staging_folders_are_removed(tmp_path: Path):

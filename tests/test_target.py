@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.input_file import InputFile
+from ema_cli.manifest import is_own_sidecar, manifest_text, sidecars, sums_text
 from ema_cli.plan import Plan, make_plan
 from ema_cli.recipe import Recipe
 from ema_cli.run import open_run
@@ -133,6 +134,98 @@ def test_an_existing_target_needs_force(tmp_path: Path):
     check_target(Target(path, False), (), force=True)
 
 
+SUM = "0" * 64
+
+
+def own_sidecars(path: Path) -> tuple[Path, Path]:
+    """Write a manifest and sums as ema-cli leaves them beside a file, of which there are a few tensors."""
+    manifest, sums = sidecars(path)
+    rows = ({"name": f"layer.{number}"} for number in range(3))
+    manifest.write_bytes(manifest_text({"tool": {"name": "ema-cli", "version": "0"}, "warnings": ["odd"]}, rows))
+    sums.write_bytes(sums_text({path.name: SUM, manifest.name: SUM}))
+    return manifest, sums
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "a\\b\n.safetensors"])
+def test_own_manifest_and_sums_are_known_again(tmp_path: Path, name: str):
+    """Alone, as a killed run leaves them, they are in nobody's way; beside a file they go with it, by force."""
+    path = tmp_path / name
+    manifest, sums = own_sidecars(path)
+    assert is_own_sidecar(manifest, name)
+    assert is_own_sidecar(sums, name)
+    check_target(Target(path, False), (), force=False)
+    path.write_bytes(b"old")
+    refuse(Target(path, False), "exists already", force=False)
+    check_target(Target(path, False), (), force=True)
+
+
+FOREIGN = {
+    "of another file": (1, sums_text({"y.safetensors": SUM, "y.safetensors.manifest.json": SUM})),
+    "of one file more": (1, sums_text({"x.safetensors": SUM, "x.safetensors.manifest.json": SUM, "y": SUM})),
+    "of the file alone": (1, sums_text({"x.safetensors": SUM})),  # to compare what we write with
+    "no sums": (1, b"mine"),
+    "empty sums": (1, b""),
+    "long sums": (1, sums_text({"x.safetensors": SUM, "x.safetensors.manifest.json": SUM}) + b"\n" * (1 << 20)),
+    "another tool's": (0, b'{\n "tool": {\n  "name": "other",\n  "version": "1"\n }\n}\n'),
+    "our name elsewhere": (0, b'{\n "author": {\n  "name": "ema-cli"\n }\n}\n'),
+    "cut short": (0, b'{\n "tensors": [],\n "tool": {\n  "name": "ema-cli",\n'),
+    "no manifest": (0, b"mine"),
+    "empty": (0, b""),
+}
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("label", FOREIGN)
+def test_what_is_not_ours_beside_a_file_is_never_replaced(tmp_path: Path, label: str, force: bool):
+    """Whatever has the name of our manifest or sums and is neither stays, force or not."""
+    number, content = FOREIGN[label]
+    path = tmp_path / "x.safetensors"
+    own_sidecars(path)[number].write_bytes(content)
+    refuse(Target(path, False), re.escape(sidecars(path)[number].name) + ".*is not ema-cli's", force=force)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_link_or_a_folder_beside_a_file_is_not_ours(tmp_path: Path, number: int):
+    """Also a link to a manifest of ours: what it leads to belongs elsewhere."""
+    path, other = tmp_path / "x.safetensors", tmp_path / "other"
+    beside = own_sidecars(path)[number]
+    beside.rename(other)
+    for make in (lambda: beside.symlink_to(other), lambda: beside.symlink_to("nowhere"), beside.mkdir):
+        make()
+        refuse(Target(path, False), "is not ema-cli's")
+        if beside.is_symlink():
+            beside.unlink()
+
+
+def test_a_long_manifest_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """That of a hundred thousand tensors takes more memory than averaging them does: its end tells whose it is."""
+    path = tmp_path / "x.safetensors"
+    rows = ({"name": f"layers.{number}", "shape": [4096, 4096]} for number in range(50_000))
+    sidecars(path)[0].write_bytes(manifest_text({"tool": {"name": "ema-cli", "version": "0"}}, rows))
+    sizes = []
+    real = InputFile.read
+
+    def read(file: InputFile, offset: int, size: int) -> bytes:
+        sizes.append(size)
+        return real(file, offset, size)
+
+    monkeypatch.setattr(InputFile, "read", read)
+    check_target(Target(path, False), (), force=False)
+    assert 0 < sum(sizes) <= 1 << 20 < sidecars(path)[0].stat().st_size
+
+
+def test_what_lies_beside_and_cannot_be_read_is_not_called_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A failing disk is told as such."""
+    path = tmp_path / "x.safetensors"
+    own_sidecars(path)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    refuse(Target(path, False), "x.safetensors.manifest.json: cannot be looked into: .*Input/output error")
+
+
 def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path):
     """A FIFO, a link and a device stay what they are, force or not."""
     fifo, link = tmp_path / "f.safetensors", tmp_path / "l.safetensors"
@@ -201,13 +294,18 @@ def own_file(path: Path) -> None:
     save_file(make_tensors(1), path, metadata={"ema_cli": recipe})
 
 
-@pytest.mark.parametrize("foreign", ["notes.txt", "mine.safetensors", "ema-2ba/notes.txt", "sub", "link", "ema-3ba"])
+@pytest.mark.parametrize(
+    "foreign",
+    ["notes.txt", "mine.safetensors", "ema-2ba/notes.txt", "sub", "link", "ema-3ba", "ema-4ba.safetensors.sha256"],
+)
 def test_force_replaces_a_folder_of_several_averages_of_our_own_only(tmp_path: Path, foreign: str):
     """Files and folders of ours side by side may go; with anything else among them, at any depth, all stay."""
     folder = tmp_path / "sweep"
     folder.mkdir()
     own_file(folder / "ema-1ba.safetensors")
+    own_sidecars(folder / "ema-1ba.safetensors")
     own_folder(folder / "ema-2ba")
+    own_file(folder / "ema-4ba.safetensors")
     check_target(Target(folder, True), (), force=True)
     path = folder / foreign
     if foreign == "sub":
