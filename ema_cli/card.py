@@ -35,7 +35,7 @@ def model_card(plan: Plan, configs: Mapping[str, bytes], *, manifest: str | None
     `configs`: the text of the configurations in the folder, by name; those too large to be looked into are empty.
     `manifest`: what the manifest beside it is called, None if there is none.
     """
-    front = {"base_model": _base_model(configs), "library_name": _library(plan.newest.base, configs)}
+    front = {"base_model": _base_model(configs), "library_name": _library(plan.newest.base or "model", configs)}
     lines = ["---", *(f"{key}: {value}" for key, value in front.items() if value), "tags:"]
     lines += [*(f"- {tag}" for tag in _TAGS), "---", "", "# Averaged weights", "", _what(plan), ""]
     lines += _table(plan)
@@ -53,11 +53,11 @@ def _base_model(configs: Mapping[str, bytes]) -> str | None:
     return None
 
 
-def _library(base: str | None, configs: Mapping[str, bytes]) -> str | None:
+def _library(base: str, configs: Mapping[str, bytes]) -> str | None:
     """Return the library that loads the folder, where that is known."""
     if _MODULES in configs:
         return "sentence-transformers"
-    library, config = _LIBRARIES.get(base or "", (None, None))
+    library, config = _LIBRARIES.get(base, (None, None))
     if config == "config.json" and library == "transformers" and "model_type" not in _parsed(configs.get(config, b"")):
         return None  # a model of somebody's own, as Accelerate saves any
     return library if config is None or config in configs else None

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
+OWN_FILES = {"README.md", "ema-manifest.json", "SHA256SUMS"}  # of a folder, beside what is the model's
 COMPOSER = Path(__file__).parent / "data" / "composer"
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ema_cli import cli as program
-from tests.conftest import Outcome, make_tensors, oracle, write_torch_run
+from tests.conftest import OWN_FILES, Outcome, make_tensors, oracle, write_torch_run
 from tests.table import builders as made
 
 Cli = Callable[..., Outcome]
@@ -77,6 +77,7 @@ def test_component_of_a_pipeline(cli: Cli, tmp_path: Path):
     assert {path.name for path in (tmp_path / "ema-1ba").iterdir()} == {
         "diffusion_pytorch_model.safetensors",
         "config.json",
+        *OWN_FILES,
     }
     written, expected = load_file(tmp_path / "ema-1ba" / "diffusion_pytorch_model.safetensors"), case.expected()
     for name, tensor in expected.items():
@@ -205,7 +206,7 @@ def test_bin_shards_become_safetensors_shards(cli: Cli, tmp_path: Path):
     assert (done.code, done.out) == (0, "ema-1ba\n"), done
     out = tmp_path / "ema-1ba"
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    assert {path.name for path in out.iterdir()} == {*shards, "model.safetensors.index.json", "config.json"}
+    assert {path.name for path in out.iterdir()} == {*shards, "model.safetensors.index.json", "config.json", *OWN_FILES}
     index = json.loads((out / "model.safetensors.index.json").read_text())
     theirs = json.loads((tmp_path / "run" / "checkpoint-3" / "pytorch_model.bin.index.json").read_text())
     renamed = {
@@ -227,6 +228,7 @@ def test_adapters(cli: Cli, tmp_path: Path):
     assert {path.name for path in (tmp_path / "ema-1ba").iterdir()} == {
         "adapter_model.safetensors",
         "adapter_config.json",
+        *OWN_FILES,
     }
     newest = tmp_path / "run" / "checkpoint-3" / "adapter_config.json"
     assert (tmp_path / "ema-1ba" / "adapter_config.json").read_bytes() == newest.read_bytes()

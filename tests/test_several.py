@@ -173,7 +173,7 @@ def test_what_a_dry_run_says_is_what_is_read(tmp_path: Path):
     for number, half_lives in enumerate((["3ba"], ["0ba"], MANY)):
         plans = plans_of(tmp_path / "run", half_lives)
         target = parse_target(tmp_path / f"{number}")
-        work = posthoc.prepare(plans, target, force=False)
+        work = posthoc.prepare(plans, target, force=False, manifest=False)
         done = posthoc.average(plans, target, manifest=False)
         assert (work.bytes_to_read, work.bytes_to_write) == (done.bytes_read, done.bytes_written)
         assert done.bytes_written == sum(map(len, contents(tmp_path / f"{number}").values()))

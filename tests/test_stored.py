@@ -20,7 +20,7 @@ from ema_cli.errors import CheckpointError, NoWeights, RunError, UsageError
 from ema_cli.formats.own_mark import METADATA_KEY
 from ema_cli.stored import StoredRun, find_stored, make_stored_plan, open_stored
 from ema_cli.units import Unit
-from tests.conftest import Outcome
+from tests.conftest import OWN_FILES, Outcome
 
 Cli = Callable[..., Outcome]
 
@@ -371,7 +371,7 @@ def test_the_model_s_configuration_comes_along(where: str, stored: Path) -> None
     plan = make_stored_plan(open_stored([stored.parent]), Recipe(half_life=Time.parse("50ba")), allow_approximate=False)
     average(plan, parse_target(stored.parent / "out"))
     assert {path.name for path in (stored.parent / "out").iterdir()} == {
-        "config.json", "tokenizer.json", "model.safetensors"
+        "config.json", "tokenizer.json", "model.safetensors", *OWN_FILES
     }  # fmt: skip
     assert json.loads((stored.parent / "out" / "config.json").read_text())["architectures"] == ["X"]
 
@@ -520,7 +520,7 @@ def test_only_a_model_s_configuration_is_one(stored: Path) -> None:
     (stored.parent / "train.py").write_text("print()")
     plan = make_stored_plan(open_stored([stored]), Recipe(half_life=Time.parse("50ba")), allow_approximate=False)
     average(plan, parse_target(stored.parent / "out"))
-    assert [path.name for path in (stored.parent / "out").iterdir()] == ["model.safetensors"]
+    assert {path.name for path in (stored.parent / "out").iterdir()} == {"model.safetensors", *OWN_FILES}
 
 
 def test_a_power_profile_may_be_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import Outcome
+from tests.conftest import OWN_FILES, Outcome
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence, require
 from tests.trainers.ranks import launch
 from tests.trainers.write_deepspeed import BATCH, KINDS, STEPS
@@ -130,5 +130,5 @@ def test_folder_within_one_of_the_hugging_face_trainer(cli: Cli, written: Path, 
     assert [each["name"] for each in told["checkpoints"]] == [f"checkpoint-{step}" for step in STEPS]
     assert {each["trainer"] for each in told["checkpoints"]} == {"transformers"}
     assert cli("average", "run", "--half-life", "6ba", "-o", "out").code == 0
-    assert names(tmp_path / "out") == {"model.safetensors", "config.json"}
+    assert names(tmp_path / "out") == {"model.safetensors", "config.json", *OWN_FILES}
     assert_rounds(load_file(tmp_path / "out" / "model.safetensors"), recurrence(saved, STEPS, 6))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import Outcome
+from tests.conftest import OWN_FILES, Outcome
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence
 
 Cli = Callable[..., Outcome]
@@ -93,7 +93,7 @@ def test_raw_model_averages_to_a_folder_that_loads(cli: Cli, run: Path, tmp_path
     assert (done.code, done.out) == (0, "ema-15ba\n"), done
     assert "unet_ema" in done.err
     written = tmp_path / "ema-15ba"
-    assert names(written) == {WEIGHTS, "config.json"}
+    assert names(written) == {WEIGHTS, "config.json", *OWN_FILES}
     exact = recurrence(saved(run, "unet"), STEPS, 15)
     assert_rounds(load_file(written / WEIGHTS), exact)
     model, told = UNet2DModel.from_pretrained(written, output_loading_info=True)

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.conftest import Outcome
+from tests.conftest import OWN_FILES, Outcome
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence
 
 Cli = Callable[..., Outcome]
@@ -140,7 +140,7 @@ def test_run_as_it_lies_averages_to_a_folder_that_loads(cli: Cli, run: Path, tmp
     assert names(tmp_path) == {"ema-20ba"}
     assert contents(run) == before
     written = tmp_path / "ema-20ba"
-    assert names(written) == {"model.safetensors", *SIDE_FILES}
+    assert names(written) == {"model.safetensors", *SIDE_FILES, *OWN_FILES}
     newest = run / "checkpoint-35"
     assert all((written / name).read_bytes() == (newest / name).read_bytes() for name in SIDE_FILES)
     exact = recurrence(saved(run), STEPS, 20)
@@ -239,7 +239,7 @@ def test_shards_stay_as_they_are(cli: Cli, run: Path, sharded: Path, tmp_path: P
     written, newest = tmp_path / "ema-20ba", sharded / "checkpoint-35"
     shards = {path.name for path in newest.glob("*.safetensors")}
     assert len(shards) > 1
-    assert names(written) == {*shards, "model.safetensors.index.json", *SIDE_FILES}
+    assert names(written) == {*shards, "model.safetensors.index.json", *SIDE_FILES, *OWN_FILES}
     index, theirs = (json.loads((folder / "model.safetensors.index.json").read_text()) for folder in (written, newest))
     assert index == theirs
     tensors: dict[str, torch.Tensor] = {}

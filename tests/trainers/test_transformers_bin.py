@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import Outcome
+from tests.conftest import OWN_FILES, Outcome
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence
 
 Cli = Callable[..., Outcome]
@@ -84,7 +84,7 @@ def test_average_loads(cli: Cli, tmp_path: Path, shard_size: str | None, tied: b
     assert (done.code, done.out) == (0, "ema-15ba\n"), done
     written = tmp_path / "ema-15ba"
     shards = {name for name in names(written) if name.endswith(".safetensors")}
-    assert names(written) - shards - {"model.safetensors.index.json"} == {"config.json"}
+    assert names(written) - shards - {"model.safetensors.index.json"} == {"config.json", *OWN_FILES}
     assert (len(shards) > 2) == (shard_size is not None)
     stored = {name: tensor for shard in shards for name, tensor in load_file(written / shard).items()}
     exact = recurrence(saved, STEPS, 15)
