@@ -26,6 +26,7 @@ from ema_cli.replay import Replay, open_replay
 from ema_cli.target import Target
 from ema_cli.verify import Against, Verified
 from ema_cli.verify_checks import Report
+from ema_cli.words import plural
 
 SAMPLE_ELEMENTS = 1 << 16
 _STEP = 1 << 20
@@ -184,8 +185,8 @@ class _Comparison:
             place = self.there[name]
             element = each.first * 8 // place.spec.dtype.bits
             found.append(
-                f"{place.source.path}: '{name}' is not what the checkpoints give: {each.nbytes:,} bytes differ, "
-                f"the first in element {element}"
+                f"{place.source.path}: '{name}' is not what the checkpoints give: {plural(each.nbytes, 'byte')} "
+                f"differ{'s' * (each.nbytes == 1)}, the first in element {element}"
             )
         return found
 
