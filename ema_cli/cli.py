@@ -16,10 +16,31 @@ from ema_cli.commands.shared import error_facts, print_json
 from ema_cli.errors import EmaError, UsageError
 from ema_cli.options import Version
 
+_EPILOG = """\
+Examples: look; average; check what was written (each command's --help has more)
+
+  ema-cli inspect ckpts/ --half-life 50ba
+  ema-cli average ckpts/ --half-life 50ba -o release
+  ema-cli verify release
+
+TIME is a number and a unit: 50ba (batches, each an optimizer step), 2ep (epochs), 1e6sp (samples), 1e9tok (tokens).
+
+Files: an average is NAME.safetensors, NAME.pt or a folder. With it come a manifest, which says what went in with \
+which weight and what came out, and sums for sha256sum -c: NAME.safetensors.manifest.json and \
+NAME.safetensors.sha256 beside a file, ema-manifest.json and SHA256SUMS in a folder.
+
+Exit codes: 0 done; 1 unexpected; 2 usage; 3 a bad or incomplete checkpoint; 4 checkpoints that do not fit together, \
+or are averaged already; 5 an output that exists or cannot be written; 6 a value that is not finite, an average that \
+does not verify, a demand that is not met; 130 Ctrl-C, 143 SIGTERM, 129 a terminal and 141 a pipe that went away. Any \
+other is a failure, too.
+
+The result goes to stdout, all else to stderr; --json makes one object of the result, or of the error. NO_COLOR is \
+honoured, and nothing asks a question."""
+
 app = typer.Typer(
     name="ema-cli",
     help="Average the checkpoints of a training run into release weights, with Composer's half-life law.",
-    epilog="Example: ema-cli average ckpts/ --half-life 50ba",
+    epilog=_EPILOG,
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},

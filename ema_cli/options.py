@@ -35,7 +35,7 @@ def offer(*values: str) -> Callable[[str], list[str]]:
 Paths = Annotated[
     list[Path] | None,
     typer.Argument(
-        readable=False, metavar="PATHS", help="One folder that holds a run, or its checkpoints in any order."
+        readable=False, metavar="PATHS...", help="One folder that holds a run, or its checkpoints in any order."
     ),
 ]
 HalfLife = Annotated[
@@ -51,7 +51,7 @@ UpdateInterval = Annotated[
     typer.Option(
         metavar="TIME|every",
         autocompletion=offer("every"),
-        help="Training time between updates, or 'every' (each checkpoint). Default: 1 of the half-life's unit.",
+        help="Training time between updates, or 'every': one at each checkpoint. Default: 1 of the half-life's unit.",
         rich_help_panel=LAW,
     ),
 ]
@@ -59,7 +59,7 @@ Smoothing = Annotated[
     float | None,
     typer.Option(
         metavar="S",
-        help="Share of the old average kept at one update (also called decay), instead of a half-life.",
+        help="Instead of a half-life: the share of the old average kept at one update (also called decay), 0 to 1.",
         rich_help_panel=LAW,
     ),
 ]
@@ -68,13 +68,18 @@ Profile = Annotated[
     typer.Option(
         metavar="NAME",
         autocompletion=offer("power", "uniform", "linear", "1-sqrt"),
-        help="Instead: power (with --sigma-rel), uniform, or a falling learning rate emulated: linear, 1-sqrt.",
+        help="Instead of a half-life: power (with --sigma-rel), uniform (all alike), or a falling learning rate "
+        "emulated: linear, 1-sqrt.",
         rich_help_panel=LAW,
     ),
 ]
 SigmaRel = Annotated[
     float | None,
-    typer.Option(metavar="S", help="Width of --profile power as a share of the training: 0.1.", rich_help_panel=LAW),
+    typer.Option(
+        metavar="S",
+        help="Width of --profile power as a share of the training, at most 0.2887: 0.1.",
+        rich_help_panel=LAW,
+    ),
 ]
 From = Annotated[
     str | None,
@@ -91,17 +96,28 @@ BiasCorrection = Annotated[
     typer.Option("--bias-correction", help="Remove the first checkpoint's excess, as Adam does.", rich_help_panel=LAW),
 ]
 Start = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Leave out what is earlier: 1000ba.", rich_help_panel=SELECT)
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Leave out what is earlier than 1000ba. Default: nothing.", rich_help_panel=SELECT
+    ),
 ]
 Stop = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Leave out what is later: 9000ba.", rich_help_panel=SELECT)
+    str | None,
+    typer.Option(metavar="TIME", help="Leave out what is later than 9000ba. Default: nothing.", rich_help_panel=SELECT),
 ]
 Last = Annotated[
-    int | None, typer.Option(metavar="N", help="Keep the newest N that would be folded.", rich_help_panel=SELECT)
+    int | None,
+    typer.Option(
+        metavar="N", help="Of those that would enter, keep the newest N. Default: all.", rich_help_panel=SELECT
+    ),
 ]
 EpochLength = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="Batches in an epoch (1000ba), to convert clocks.", rich_help_panel=READ),
+    typer.Option(
+        metavar="TIME",
+        help="Batches in an epoch (1000ba), to convert clocks. Default: as recorded.",
+        rich_help_panel=READ,
+    ),
 ]
 Spacing = Annotated[
     str | None,
@@ -123,7 +139,8 @@ WeightsChoice = Annotated[
         "--weights",
         metavar="raw|ema",
         autocompletion=offer("raw", "ema"),
-        help="Which to take where a file holds averages, too.",
+        help="Which to take where a file holds the averages of a training, too. Default: raw; where "
+        "averages stand in the model's place, it must be said.",
         rich_help_panel=READ,
     ),
 ]
@@ -131,7 +148,7 @@ Component = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Which model, where a checkpoint is a folder of several: unet, transformer.",
+        help="Which model, where a checkpoint is a folder of several: unet, transformer. Default: the only one.",
         rich_help_panel=READ,
     ),
 ]
@@ -139,7 +156,7 @@ KeepPrefix = Annotated[
     bool,
     typer.Option(
         "--keep-prefix",
-        help="Leave _orig_mod., _fsdp_wrapped_module. and module. in the names.",
+        help="Leave _orig_mod., _fsdp_wrapped_module. and module. in the names. Default: they are taken off.",
         rich_help_panel=READ,
     ),
 ]
@@ -153,17 +170,27 @@ Copy = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Default: the processors this process may use, up to 16.", rich_help_panel=READ),
+    typer.Option(
+        metavar="N",
+        help="How many read and average at once. Default: the processors this process may use, up to 16.",
+        rich_help_panel=READ,
+    ),
 ]
 MinCount = Annotated[
     int | None,
-    typer.Option(metavar="N", help="At least so many checkpoints enter.", rich_help_panel=GATES),
+    typer.Option(metavar="N", help="At least so many checkpoints enter. Default: 1.", rich_help_panel=GATES),
 ]
 MaxShare = Annotated[
     float | None,
-    typer.Option(metavar="SHARE", help="No checkpoint holds more of the average: 0.5.", rich_help_panel=GATES),
+    typer.Option(
+        metavar="SHARE",
+        help="No checkpoint has a greater share of the average than 0.5. Default: any share.",
+        rich_help_panel=GATES,
+    ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="There is nothing to warn of.", rich_help_panel=GATES)]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="There is nothing to warn of: a warning is an error.", rich_help_panel=GATES)
+]
 ExpectKeys = Annotated[
     Path | None,
     typer.Option(

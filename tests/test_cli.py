@@ -476,14 +476,6 @@ def test_a_closed_pipe_is_no_traceback(run: Path, tmp_path: Path):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["average", "--help"], ["inspect", "--help"]])
-def test_help_has_an_example(cli: Cli, arguments: list[str]):
-    """Each help page ends with a command that works as it stands."""
-    done = cli(*arguments)
-    assert done.code == 0
-    assert "Example: ema-cli" in done.out
-
-
 def test_no_arguments_show_the_help(cli: Cli):
     """Without arguments: the help, and the code for usage."""
     done = cli()

@@ -59,11 +59,17 @@ if TYPE_CHECKING:
     from ema_cli.replay import Replay
     from ema_cli.target import Target
 
-EXAMPLES = (
-    "Example: ema-cli average ckpts/ --half-life 50ba -o release.safetensors\n\n"
-    "Several in one pass: ema-cli average ckpts/ --half-life 20ba --half-life 50ba -o averages\n\n"
-    "The same once more: ema-cli average ckpts/ --recipe release.safetensors.manifest.json -o again.safetensors"
-)
+EXAMPLES = """\
+Examples: the plan; the average; several in one pass; the same once more
+
+  ema-cli average ckpts/ --half-life 50ba --dry-run
+  ema-cli average ckpts/ --half-life 50ba -o release
+  ema-cli average ckpts/ --half-life 20ba --half-life 50ba -o averages
+  ema-cli average ckpts/ --recipe release/ema-manifest.json -o again
+
+One of --half-life, --smoothing, --profile and --recipe says what is averaged. The manifest (ema-manifest.json) and \
+the sums (SHA256SUMS) lie in a folder's average, or beside a file: release.safetensors.manifest.json, \
+release.safetensors.sha256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,8 @@ def average(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Bound of the whole process: 200MB, 1GiB. Default: 64 MiB for buffers, and what Python and headers take.",
+            help="Of the whole process, at most: 200MB, 1GiB. Default: 64 MiB for buffers, and what Python and "
+            "headers take.",
             rich_help_panel=READ,
         ),
     ] = None,
@@ -163,9 +170,9 @@ def average(
     dtype: Annotated[
         str | None,
         typer.Option(
-            metavar="float32|bfloat16|float16",
+            metavar="TYPE",
             autocompletion=offer("float32", "bfloat16", "float16"),
-            help="Type in which floating tensors are written. Default: as stored.",
+            help="Type of floating tensors: float32, bfloat16, float16. Default: as stored.",
             rich_help_panel=WRITE,
         ),
     ] = None,

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from ema_cli.checkpoint import Checkpoint
     from ema_cli.formats.options import ReadOptions
 
-EXAMPLES = "Example: ema-cli compare release.safetensors ckpts/checkpoint-3000"
+EXAMPLES = """\
+Example: how far an average is from the newest checkpoint
+
+  ema-cli compare release.safetensors ckpts/checkpoint-3000
+
+Both are read once, and nothing is written."""
 
 
 def compare(

@@ -44,7 +44,14 @@ from ema_cli.options import (
 if TYPE_CHECKING:
     from ema_cli.recipe import Recipe
 
-EXAMPLES = "Example: ema-cli inspect ckpts/ --half-life 50ba"
+EXAMPLES = """\
+Examples: a run, and what would enter its average; several half-lives side by side; one file
+
+  ema-cli inspect ckpts/ --half-life 50ba
+  ema-cli inspect ckpts/ --half-life 20ba --half-life 50ba
+  ema-cli inspect release.safetensors
+
+Only headers are read, and nothing is written."""
 
 
 def inspect(

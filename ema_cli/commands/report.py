@@ -14,7 +14,12 @@ from ema_cli.options import READ, WRITE, AsJson, Threads, Version, check_threads
 if TYPE_CHECKING:
     from ema_cli.checkpoint import Checkpoint
 
-EXAMPLES = "Example: ema-cli report ema-1000ba --against ckpts/ -o report.html"
+EXAMPLES = """\
+Example: a page about an average, with its distance from each checkpoint
+
+  ema-cli report release.safetensors --against ckpts/ -o report.html
+
+Without --against no checkpoint is read: weights, files and their sums are those of the manifest."""
 
 
 def report(

@@ -9,12 +9,15 @@ import typer
 
 from ema_cli.commands.shared import error_facts, print_json
 from ema_cli.errors import UsageError, VerificationError
-from ema_cli.options import AsJson, Threads, Version, check_threads
+from ema_cli.options import READ, AsJson, Threads, Version, check_threads
 
-EXAMPLES = (
-    "Example: ema-cli verify release.safetensors\n\n"
-    "Averaged once more: ema-cli verify release.safetensors --against ckpts/"
-)
+EXAMPLES = """\
+Examples: by sums and manifest; averaged once more, too
+
+  ema-cli verify release.safetensors
+  ema-cli verify release.safetensors --against ckpts/
+
+Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
 _HINT = "what does not hold must not be used; bring back the files as they were written, or average anew"
 
 
@@ -22,19 +25,27 @@ def verify(
     outputs: Annotated[
         list[Path] | None,
         typer.Argument(
-            readable=False, metavar="OUT", help="What `average` wrote: a file, a folder, or a folder of several."
+            readable=False,
+            metavar="OUT...",
+            help="What ema-cli average wrote: a file, a folder, or a folder of several.",
         ),
     ] = None,
     against: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="CKPTS",
-            help="Average the checkpoints in this folder once more, as the manifest says, and compare all bytes; "
-            "repeatable.",
+            help="Average the checkpoints in this folder once more, as the manifest says, and compare all bytes. "
+            "Repeatable.",
+            rich_help_panel=READ,
         ),
     ] = None,
     sample: Annotated[
-        bool, typer.Option("--sample", help="With --against: only the first 65,536 elements of each tensor.")
+        bool,
+        typer.Option(
+            "--sample",
+            help="With --against: only the first 65,536 elements of each tensor. Default: all of them.",
+            rich_help_panel=READ,
+        ),
     ] = False,
     threads: Threads = None,
     as_json: AsJson = False,
