@@ -96,7 +96,8 @@ def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         folder = tmp_path_factory.mktemp("environment") / "venv"
         checked([python, "-m", "venv", "--without-pip", folder])
         environment = Environment(folder)
-        environment.install(*requirements)
+        if requirements:
+            environment.install(*requirements)
         return environment
 
     return make
@@ -167,6 +168,8 @@ def use(work: Path, tmp_path: Path) -> Use:
         assert call("average", work / "hf", "--half-life", "200ba", "-o", "hf", "-q") == "hf\n"
         one = "pt.safetensors"
         assert call("average", work / "pt", "--half-life", "200ba", "-o", one, "-q") == f"{one}\n"
+        call("verify", "hf")
+        call("verify", one, "--against", work / "pt")
         weights = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
         assert set(weights) == {"hf/model.safetensors", one}
         return Told(version, told, weights)
