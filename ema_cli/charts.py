@@ -148,13 +148,17 @@ def _dot(plane: Plane, mark: Mark, radius: float) -> str:
 
 
 def distance_chart(marks: Sequence[Mark], unit: str, width: int, note: tuple[int, str]) -> str:
-    """Return a value for each checkpoint at its clock, joined by a line; `note` is a text for one of them."""
+    """Return a value for each checkpoint at its clock; `note` is a text for one of them.
+
+    They are joined by a line, but where several have one clock, as averages that were stored have.
+    """
     height = 280 if width > 600 else 230
     plane = Plane(width, height, [each.clock for each in marks], [each.value for each in marks], unit)
     plane.frame("distance, relative to the checkpoint")
     points = [(plane.x(each.clock), plane.y(each.value)) for each in marks]
-    line = "L".join(f"{_n(x)} {_n(y)}" for x, y in points)
-    plane.parts.append(f'<path class="line" d="M{line}"/>')
+    if all(older.clock < newer.clock for older, newer in pairwise(marks)):
+        line = "L".join(f"{_n(x)} {_n(y)}" for x, y in points)
+        plane.parts.append(f'<path class="line" d="M{line}"/>')
     radius = min((width - _LEFT - _RIGHT) / len(marks) * 0.3, 3.0)
     plane.parts += [_dot(plane, each, radius) for each in marks if len(marks) <= _MOST_TITLES]
     # Above the line, however it runs: the text is led to its point.

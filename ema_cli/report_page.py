@@ -39,7 +39,7 @@ _NOT_TOLD = ("law", "folder")
 
 def make_page(name: str, manifest: Mapping[str, Any], distances: Distances | None) -> str:
     """Return the page about the average called `name`."""
-    title = f"{name}: an average of {plural(len(manifest['inputs']), 'checkpoint')}"
+    title = f"{name}: {_made_of(manifest)}"
     sections = [
         _head(name, manifest),
         _warnings(manifest["warnings"]),
@@ -64,8 +64,14 @@ def make_page(name: str, manifest: Mapping[str, Any], distances: Distances | Non
 
 
 def _head(name: str, manifest: Mapping[str, Any]) -> str:
-    how = f"{plural(len(manifest['inputs']), 'checkpoint')} averaged with {_law(manifest['recipe'])}"
-    return f'<h1>{text(name)}</h1>\n<p class="lead">{text(how)}</p>'
+    return f'<h1>{text(name)}</h1>\n<p class="lead">{text(_made_of(manifest))}</p>'
+
+
+def _made_of(manifest: Mapping[str, Any]) -> str:
+    count, law = len(manifest["inputs"]), _law(manifest["recipe"])
+    if manifest["approximation"]:
+        return f"{plural(count, 'stored average')} combined to an average of {law}"
+    return f"{plural(count, 'checkpoint')} averaged with {law}"
 
 
 def _law(recipe: Mapping[str, Any]) -> str:
@@ -84,7 +90,9 @@ def _warnings(warnings: Sequence[str]) -> str:
 def _tiles(manifest: Mapping[str, Any], distances: Distances | None) -> str:
     inputs, tensors = manifest["inputs"], manifest["tensors"]
     entered = sum(each["weight"] != 0 for each in inputs)
-    tiles = [("checkpoints", f"{entered:,}" + _of(len(inputs), entered))]
+    tiles = [
+        ("stored averages" if manifest["approximation"] else "checkpoints", f"{entered:,}" + _of(len(inputs), entered))
+    ]
     if manifest["approximation"]:
         tiles.append(("off the profile asked for", f"{float(manifest['approximation']['relative_error']):.2%}"))
     else:

@@ -278,6 +278,26 @@ def test_every_text_of_a_manifest_is_escaped(cli: Cli, tmp_path: Path):
     assert page.text.count("<script>alert(1)</script>") > 15
 
 
+def test_stored_averages_are_told_as_such(cli: Cli, tmp_path: Path):
+    """Averages that a training stored share clocks and have negative weights: two colours, and no line through them."""
+    manifest = manifest_of(cli, tmp_path)
+    assert 'class="line"' in make_page("a", manifest, at_distances(0.1, 0.2, 0.3))
+    manifest["approximation"] = {"relative_error": 0.0072, "least_error": 0.007}
+    manifest["inputs"][1].update(weight=-0.5, clock="100ba")
+    content = make_page("a", manifest, at_distances(0.1, 0.2, 0.3))
+    page = check_harmless(content)
+    for told in ("3 stored averages combined to an average of half-life 100ba", "0.72%", "negative weight"):
+        assert told in page.text
+    assert "effective number" not in page.text
+    assert ('class="line"' in content, '<circle class="minus"' in content) == (False, True)
+
+
+def at_distances(*shares: float) -> Distances:
+    """Return distances from so many checkpoints."""
+    row = [Distance(1, 1, 1, share, 0.9, 1) for share in shares]
+    return Distances(range(len(row)), row, {"layer": row}, [], False, 0)
+
+
 def test_a_large_run_stays_small_and_says_what_is_left_out(cli: Cli, tmp_path: Path):
     """Two thousand checkpoints of four hundred layers come to less than 2 MB, with a note for each cut."""
     manifest = manifest_of(cli, tmp_path)
