@@ -1,0 +1,121 @@
+"""scripts/release.sh and the example workflows, as far as files that no trainer wrote show them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import write_hf_run, write_torch_run
+from tests.releases import BIN, ROOT, Job, github_release, gitlab_release, steps, workflow
+
+SCRIPT = ROOT / "scripts" / "release.sh"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A job with a run of three checkpoints."""
+    job = Job(tmp_path / "job")
+    write_hf_run(job.folder / "checkpoints", [500, 1000, 1500])
+    return job
+
+
+def test_shellcheck_finds_nothing():
+    """Neither an error nor a matter of style."""
+    command = [BIN / "shellcheck", "--enable=quote-safe-variables,deprecate-which,avoid-nullary-conditions", SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_options_reach_the_commands_that_know_them(job: Job):
+    """Those of the output, of memory and threads are not told to inspect; the run may be named one by one."""
+    named = " ".join(f"checkpoints/checkpoint-{step}" for step in (500, 1000, 1500))
+    options = "--half-life 500ba --threads 1 --dtype=bfloat16 --max-memory 500MB --force --copy '*.bias' --min-count 3"
+    done = job.run(f"scripts/release.sh {named} release.safetensors {options}", {"AGAIN": "none"})
+    assert (done.returncode, done.stdout) == (0, "release.safetensors\n"), done.stderr
+    assert steps(done.stderr) == ["inspect", "average", "verify", "sums"]
+    assert job.names == {f"release.safetensors{suffix}" for suffix in ("", ".manifest.json", ".sha256")}
+    recipe = json.loads((job.folder / "release.safetensors.manifest.json").read_text())["recipe"]
+    assert (recipe["dtype"], recipe["copy"]) == ("BF16", ["*.bias"])
+    assert job.summary.read_text().endswith("made again from the checkpoints: none.\n\n")
+
+
+@pytest.mark.slow
+def test_several_averages_in_a_folder(job: Job):
+    """Each has its sums, and all of them are checked: of folders, and of files with theirs beside them."""
+    laws = "--half-life 500ba --half-life 900ba"
+    done = job.run(f"scripts/release.sh checkpoints folders {laws}", {})
+    assert (done.returncode, done.stdout) == (0, "folders\n"), done.stderr
+    job.damage_after("*--against*", 'open("files/900ba.pt", "ab").write(b"x")')
+    done = job.run(f"scripts/release.sh checkpoints 'files/{{half_life}}.pt' {laws}", {})
+    assert (done.returncode, steps(done.stderr)[-1]) == (1, "sums"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("--help", 0), ("", 2), ("a", 2), ("a b", 2), ("a --half-life 1ba", 2), ("a b --dtype", 2)]
+)
+def test_usage(job: Job, arguments: str, code: int):
+    """Help goes to stdout; what is too little to work with is told on stderr, with exit code 2."""
+    done = job.run(f"scripts/release.sh {arguments}", {})
+    assert done.returncode == code
+    assert (done.stdout if code == 0 else done.stderr).startswith("usage: scripts/release.sh CKPTS... OUT OPTION...\n")
+    assert (done.stderr if code == 0 else done.stdout) == ""
+    assert job.names == set()
+    assert job.run("scripts/release.sh a b --half-life 1ba", {"AGAIN": "perhaps"}).returncode == 2
+
+
+def test_a_wrong_option_ends_it_at_the_first_step(job: Job):
+    """With the code of the command that refuses it, and without GitHub's commands elsewhere."""
+    done = job.run("scripts/release.sh checkpoints release --half-life 50", {"GITHUB_ACTIONS": "", "SUMMARY": ""})
+    assert done.returncode == 2
+    assert done.stderr.startswith("== inspect\n+ ema-cli inspect checkpoints --half-life 50\nerror: ")
+    assert done.stderr.endswith("\nrelease: inspect failed (exit 2)\n")
+    assert "::" not in done.stderr
+
+
+@pytest.mark.slow
+def test_names_with_spaces_and_such(tmp_path: Path):
+    """Whatever the folders are called, the commands get them whole."""
+    job = Job(tmp_path / "a job")
+    write_torch_run(job.folder / "my 'run' $x" / "ckpts", [10, 20, 30])
+    out = "\"my 'run' \\$x/the release.pt\""
+    done = job.run(f"scripts/release.sh \"my 'run' \\$x/ckpts\" {out} --half-life 10ba", {})
+    assert (done.returncode, done.stdout) == (0, "my 'run' $x/the release.pt\n"), done.stderr
+
+
+def run_steps(job: dict[str, Any]) -> list[str]:
+    return [each["run"] for each in job["steps"] if "run" in each]
+
+
+def test_the_workflow_for_github_is_one():
+    """Two jobs, each with the permissions that attesting needs; actions have a tag; values come from env, quoted."""
+    told = workflow("github-release.yml")
+    assert told["permissions"] == {}
+    assert sorted(told["jobs"]) == ["averaged", "averaged-small"]
+    assert told["jobs"]["averaged"]["runs-on"][0] == "self-hosted"
+    for name, job in told["jobs"].items():
+        assert job["permissions"] == {"contents": "read", "id-token": "write", "attestations": "write"}
+        actions = [each["uses"] for each in job["steps"] if "uses" in each]
+        assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", each) for each in actions)
+        attest = next(each for each in job["steps"] if "attest" in each.get("uses", ""))
+        assert attest["with"] == {"subject-checksums": "release/SHA256SUMS"}
+        command, environment = github_release(name)
+        assert command.startswith('scripts/release.sh "$CKPTS" release ')
+        used = {variable for each in run_steps(job) for variable in re.findall(r"\$(\w+)", each)}
+        assert used <= environment.keys()
+        assert not any("${{" in each for each in run_steps(job))  # an input in a script could be one
+
+
+def test_the_pipeline_for_gitlab_is_one():
+    """Both jobs run the script with variables that they set, and keep its output and the summary as artifacts."""
+    told = workflow("gitlab-ci.yml")
+    assert told[".average"]["artifacts"]["paths"] == ["release/", "release-summary.md"]
+    for name in ("averaged", "averaged-small"):
+        command, variables = gitlab_release(name)
+        assert set(re.findall(r"\$(\w+)", command)) <= variables.keys()
+        assert variables["SUMMARY"] == "release-summary.md"
