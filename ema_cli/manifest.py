@@ -28,7 +28,8 @@ FILE_SUFFIX = ".manifest.json"
 SUMS_SUFFIX = ".sha256"
 _LIBRARIES = ("numpy", "safetensors")
 _MAX_BYTES = 1 << 30
-_MOST_READ = 1 << 20  # of what lies beside one file: its sums are shorter, and a manifest tells whose it is at its end
+_MAX_SUMS_BYTES = 1 << 20  # beside one file; longer ones are somebody else's
+_STEP = 1 << 20
 _TOOL = b'\n "tool": {\n  "name": "ema-cli",'
 _SUM_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
@@ -62,13 +63,18 @@ def is_own_sidecar(path: Path, name: str) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     file = InputFile(path)
-    end = file.read(max(file.size - _MOST_READ, 0), min(file.size, _MOST_READ))
-    if not path.name.endswith(SUMS_SUFFIX):
-        return _TOOL in end and end.endswith(b"\n}\n")
-    try:
-        return set(parse_sums(end, str(path))) == {name, name + FILE_SUFFIX}
-    except CheckpointError:
-        return False
+    if path.name.endswith(SUMS_SUFFIX):
+        text = file.read(0, min(file.size, _MAX_SUMS_BYTES))
+        try:
+            return set(parse_sums(text, str(path))) == {name, name + FILE_SUFFIX}
+        except CheckpointError:
+            return False
+    # Near the end it tells whose it is.
+    for begin in range(file.size - _STEP, -_STEP, -_STEP):
+        begin, end = max(begin, 0), min(begin + _STEP + len(_TOOL), file.size)
+        if _TOOL in file.read(begin, end - begin):
+            return file.read(file.size - 3, 3) == b"\n}\n"
+    return False
 
 
 def make_manifest(

@@ -24,6 +24,9 @@ from typing import TypeVar
 import pytest
 
 from ema_cli import Recipe, Time, average, make_plan, open_run, parse_target
+from ema_cli.manifest import sidecars
+from ema_cli.published import find_averages
+from ema_cli.verify import verify
 from tests.conftest import write_hf_run
 
 INJECTED: Counter[str] = Counter()  # told at the end of the tests
@@ -37,20 +40,34 @@ PROCESS_CALLS = re.compile(
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
-State = Mapping[str, bytes] | None
+State = Mapping[str, bytes] | None  # the files of a folder by name; those of a single file by what ends their names
 Fault = TypeVar("Fault")
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One file, a folder, or a folder of several averages, new or over an older output of ours."""
+    """One file, a folder, or a folder of several files, new or over an older output of ours.
+
+    With manifest and sums, or without, so that older ones are to go.
+    """
 
     output: str
     force: bool
+    manifest: bool = True
 
     def __str__(self) -> str:
-        kinds = {"out.safetensors": "file", "out": "folder", "sweep": "sweep"}
-        return kinds[self.output] + ("-force" if self.force else "")
+        kinds = {"out.safetensors": "file", "out.pt": "torch", "out": "folder", "sweep": "sweep"}
+        return kinds[self.output] + "-force" * self.force + "-bare" * (not self.manifest)
+
+    @property
+    def is_folder(self) -> bool:
+        """Return whether what is published is a folder."""
+        return "." not in self.output
+
+    @property
+    def asked(self) -> str:
+        """Return what is said to `-o`."""
+        return "sweep/ema-{half_life}.safetensors" if self.output == "sweep" else self.output
 
     def half_lives(self, first: str) -> list[str]:
         """Return the half-lives that are asked for."""
@@ -59,8 +76,10 @@ class Scenario:
 
 FILE, FILE_FORCE = Scenario("out.safetensors", False), Scenario("out.safetensors", True)
 FOLDER, FOLDER_FORCE = Scenario("out", False), Scenario("out", True)
-SWEEP_FORCE = Scenario("sweep", True)
-SCENARIOS = (FILE, FILE_FORCE, FOLDER, FOLDER_FORCE, SWEEP_FORCE)
+FILE_BARE, TORCH_FORCE = Scenario("out.safetensors", True, manifest=False), Scenario("out.pt", True)
+SWEEP, SWEEP_FORCE = Scenario("sweep", False), Scenario("sweep", True)
+SCENARIOS = (FILE, FILE_FORCE, FOLDER, FOLDER_FORCE, SWEEP_FORCE, FILE_BARE, TORCH_FORCE, SWEEP)
+WHOLE = SCENARIOS[:5]  # of which each call is of interest; of the others those of the publishing
 each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 
 
@@ -106,18 +125,19 @@ class Bench:
             cleanup.enter_context(server)
             self._servers.put(server)
         self._states: dict[tuple[str, str], State] = {}
-        for output in ("out", "out.safetensors", "sweep"):
+        for output in ("out", "out.safetensors", "out.pt", "sweep"):
             for half_life in ("1000ba", "10ba"):
                 left = self.start(folder, Scenario(output, True), half_life=half_life)
                 assert left.code == 0, left.err
                 self._states[output, half_life] = left.state
-        assert len({str(state) for state in self._states.values()}) == 6
+        assert len({str(state) for state in self._states.values()}) == 8
 
     def arguments(self, scenario: Scenario, half_life: str = "10ba") -> list[str]:
         """Return the arguments that write the scenario's output into the current folder."""
         half_lives = [word for each in scenario.half_lives(half_life) for word in ("--half-life", each)]
         law = [*half_lives, "--threads", "1", "--quiet"]
-        return ["average", str(self.run), *law, "-o", scenario.output, *["--force"] * scenario.force]
+        options = [*["--force"] * scenario.force, *["--no-manifest"] * (not scenario.manifest)]
+        return ["average", str(self.run), *law, "-o", scenario.asked, *options]
 
     def command(self, scenario: Scenario) -> list[str]:
         """Return the whole command line."""
@@ -129,14 +149,16 @@ class Bench:
 
     def new(self, scenario: Scenario) -> State:
         """Return what is at the target once all is done."""
-        return self._states[scenario.output, "10ba"]
+        state = self._states[scenario.output, "10ba"]
+        return state if scenario.manifest or state is None else {"": state[""]}
 
     def place(self, folder: Path, scenario: Scenario) -> Path:
         """Make a folder to write into, with the older output in it if there is one."""
         folder.mkdir()
         for name, content in (self.old(scenario) or {}).items():
-            (folder / scenario.output / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / scenario.output / name).write_bytes(content)
+            path = folder / scenario.output / name if scenario.is_folder else folder / f"{scenario.output}{name}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         return folder
 
     def start(
@@ -170,12 +192,40 @@ class Bench:
         return Outcome(code, err, read_state(place / scenario.output), litter(place))
 
     def run_next(self, place: Path, scenario: Scenario) -> None:
-        """Average once more, as the next run in that place would, and check that all is as it should be."""
+        """Average once more, as the next run in that place would, and check that all is as it should be.
+
+        Without force where there is none in the scenario, unless the output is there already.
+        """
         run = open_run([self.run])
         plans = [make_plan(run, Recipe(half_life=Time.parse(each))) for each in scenario.half_lives("10ba")]
-        average(plans, parse_target(place / scenario.output), force=True)
+        force = scenario.force or (place / scenario.output).exists()
+        average(plans, parse_target(place / scenario.asked), force=force, manifest=scenario.manifest)
         assert read_state(place / scenario.output) == self.new(scenario)
         assert litter(place) == []
+        if scenario.manifest:
+            self.check_sums(place, scenario)
+
+    def check_sums(self, place: Path, scenario: Scenario) -> None:
+        """Check that what is there agrees: for sha256sum, and for ours."""
+        target = place / scenario.output
+        for sums in (*place.glob(f"{scenario.output}.sha256"), *target.glob("*.sha256"), *target.glob("SHA256SUMS")):
+            command = ["sha256sum", "--check", "--strict", "--quiet", sums.name]
+            done = subprocess.run(command, cwd=sums.parent, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert verified(target) == []
+
+    def check_killed(self, place: Path, scenario: Scenario, state: State, *, committed: bool) -> None:
+        """Check what a killed run left: the output old or new, whole; and whether it is told where that is a mix."""
+        old, new = self.old(scenario) or {}, self.new(scenario) or {}
+        found = state or {}
+        if scenario.is_folder or committed:
+            assert found == (new if committed else old)
+        else:
+            assert found.get("") == old.get("")
+            for name in found.keys() | old.keys() | new.keys():
+                assert found.get(name) in (old.get(name), new.get(name)), name
+        whole = found in [each for each in (old, new) if len(each) > 1]
+        assert (verified(place / scenario.output) == []) == (whole or not found)
 
     def record(self, place: Path, scenario: Scenario, *options: str) -> list[Point]:
         """Return the calls from the staging folder's making to its removal; `place` must be as for `inject`."""
@@ -266,11 +316,24 @@ def each(faults: Sequence[Fault], check: Callable[[int, Fault], None]) -> None:
     assert not failures, f"{len(failures)} of {len(faults)}:\n" + "\n".join(failures)
 
 
+def publishing(points: Sequence[Point]) -> list[Point]:
+    """Leave out what comes before the publishing: that begins with the first rename."""
+    first = next(at for at, point in enumerate(points) if point.call.startswith("rename"))
+    return list(points[max(first - 5, 0) :])
+
+
+def verified(target: Path) -> list[str]:
+    """Return what does not hold of the averages that are there."""
+    there = target.exists() or any(path.exists() for path in sidecars(target))
+    return [problem for each in (find_averages([target]) if there else ()) for problem in verify(each).problems]
+
+
 def read_state(target: Path) -> State:
-    """Return the files at the target, byte for byte; None where nothing is."""
+    """Return the files at the target, and beside a file, byte for byte; None where nothing is."""
     if target.is_dir():
         return {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
-    return {"": target.read_bytes()} if target.exists() else None
+    paths = {path.name.removeprefix(target.name): path for path in (target, *sidecars(target))}
+    return {name: path.read_bytes() for name, path in paths.items() if path.exists()} or None
 
 
 def litter(place: Path) -> list[str]:

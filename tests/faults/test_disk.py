@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from tests.faults.harness import (
 )
 
 pytestmark = pytest.mark.slow
+
+BLOCK = 4096
 
 LIMITED = """
 import os, resource, signal, sys
@@ -107,10 +110,15 @@ def run_mounted(
 
 
 def fill(place: Path, free: int) -> Path:
-    """Leave so many of 32 blocks free; each file that is there takes one."""
-    taken = sum(path.is_file() for path in place.rglob("*"))
-    (place / "ballast").write_bytes(b"x" * 4096 * (32 - taken - free))
+    """Leave so many of 64 blocks free."""
+    taken = blocks(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    (place / "ballast").write_bytes(b"x" * BLOCK * (64 - taken - free))
     return place
+
+
+def blocks(sizes: Iterable[int]) -> int:
+    """Return how many blocks files of these sizes take."""
+    return sum(-(-size // BLOCK) for size in sizes)
 
 
 @each_scenario
@@ -119,7 +127,7 @@ def test_a_disk_without_room_is_refused_beforehand(
 ):
     """What is free is asked before anything is written."""
     place = bench.place(tmp_path / "place", scenario)
-    done = run_mounted(namespace, fill(place, 0), "size=128k", bench.command(scenario))
+    done = run_mounted(namespace, fill(place, 0), "size=256k", bench.command(scenario))
     INJECTED["full disk"] += 1
     assert done.returncode == 5, done.stderr
     assert "but 0 are free" in done.stderr
@@ -132,9 +140,9 @@ def test_a_disk_that_fills_up_meanwhile(bench: Bench, tmp_path: Path, namespace:
     """However many blocks are left, until there are enough: exit 5, the old output, no litter."""
     command = [sys.executable, "-c", UNCHECKED, *bench.arguments(scenario)]
     codes = []
-    for free in range(len(bench.new(scenario) or ()) + 2):
+    for free in range(blocks(map(len, (bench.new(scenario) or {}).values())) + 2):
         place = fill(bench.place(tmp_path / f"{free}", scenario), free)
-        done = run_mounted(namespace, place, "size=128k", command)
+        done = run_mounted(namespace, place, "size=256k", command)
         codes.append(done.returncode)
         assert done.returncode in (0, 5), done.stderr
         assert read_state(place / scenario.output) == (bench.old if done.returncode else bench.new)(scenario)

@@ -11,6 +11,7 @@ from tests.faults.harness import (
     FILE,
     FILE_FORCE,
     INJECTED,
+    WHOLE,
     Bench,
     Outcome,
     Point,
@@ -20,12 +21,14 @@ from tests.faults.harness import (
     each_scenario,
     files_only,
     needs_strace,
+    publishing,
 )
 
 pytestmark = [pytest.mark.slow, needs_strace]
 
 ERRORS = ("ENOSPC", "EIO", "EDQUOT")
-DECISIVE = ("pwrite64", "fsync", "rename", "renameat2")  # where an error must never pass for success
+RENAMES = ("rename", "renameat2")
+DECISIVE = ("pwrite64", "fsync", *RENAMES)  # where an error must never pass for success
 
 
 def check_error(point: Point, left: Outcome, old: State, new: State) -> None:
@@ -61,8 +64,10 @@ def reading_back(points: Sequence[Point]) -> list[Point]:
 def test_an_error_at_each_call_leaves_the_old_output_or_the_new(bench: Bench, tmp_path: Path, scenario: Scenario):
     """Whatever call fails, and however: exit 5 and the old output, or success and the new; no traceback, no litter."""
     points = files_only(bench.record(bench.place(tmp_path / "record", scenario), scenario))
+    points = points if scenario in WHOLE[:4] else publishing(points)
     faults = [(point, ERRORS[at % 3]) for at, point in enumerate(points) if point.call not in DECISIVE]
     faults += [(point, error) for point in points if point.call in DECISIVE for error in ERRORS]
+    faults += [(point, "EACCES") for point in points if point.call in RENAMES]
 
     def check(number: int, fault: tuple[Point, str]) -> None:
         point, error = fault
