@@ -80,10 +80,12 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
 
     Raises:
         CheckpointError: naming the input that is missing, has changed, or cannot be read.
-        RunError: where the weights of the manifest are not those of the law that it names.
+        RunError: where the weights of the manifest are not those of the law that it names, or an input is there twice.
     """
     recipe = _recipe(manifest["recipe"])
     found = {each["name"]: _find(each["name"], paths) for each in manifest["inputs"]}
+    if len(found) < len(manifest["inputs"]):
+        raise RunError("the manifest lists an input twice", hint="it was changed by hand, or by another program")
     if manifest["recipe"]["from"] == "stored":
         plan = _stored_plan(manifest, recipe, paths)
     else:

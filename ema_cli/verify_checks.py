@@ -85,10 +85,9 @@ class Checks:
         except CheckpointError as error:
             self._say_error(name, self.published.manifest, error)
             return
-        rows = self.manifest["outputs"]
-        self.outputs = {each["name"]: (each["bytes"], each["sha256"]) for each in rows}
-        for kind, each in (("outputs", rows), ("tensors", self.manifest["tensors"])):
-            if len({row["name"] for row in each}) < len(each):
+        self.outputs = {each["name"]: (each["bytes"], each["sha256"]) for each in self.manifest["outputs"]}
+        for kind in ("inputs", "outputs", "tensors"):
+            if len({each["name"] for each in self.manifest[kind]}) < len(self.manifest[kind]):
                 self.say(name, f"lists one of its {kind} twice")
 
     def _read_sums(self) -> None:

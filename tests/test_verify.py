@@ -436,6 +436,16 @@ def test_tensors_of_other_names(copy: Path):
     ]
 
 
+@pytest.mark.parametrize("kind", ["inputs", "outputs", "tensors"])
+def test_a_manifest_that_lists_something_twice(copy: Path, kind: str):
+    """Each input, file and tensor is in a manifest once."""
+    vouch(copy / SINGLE, lambda manifest: manifest[kind].append(manifest[kind][0]))
+    fact = f"{SINGLE_MANIFEST}: lists one of its {kind} twice"
+    assert fact in problems(copy / SINGLE)
+    if kind == "inputs":
+        assert against(copy / SINGLE, copy / "pt").problems[-1].endswith("the manifest lists an input twice")
+
+
 def test_a_file_that_only_one_list_knows(copy: Path):
     """Manifest and sums list the same files."""
     (copy / "folder" / "more.txt").write_text("x")
