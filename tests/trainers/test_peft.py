@@ -87,6 +87,7 @@ def test_adapter_averages_to_an_adapter(cli: Cli, run: Path, tmp_path: Path):
     assert not {"trainer_state.json", "optimizer.pt", "training_args.bin"} & names(written)
     exact = recurrence([load_adapter(run / f"checkpoint-{step}") for step in STEPS], STEPS, 10)
     assert_rounds(load_file(written / "adapter_model.safetensors"), exact)
+    assert (written / "README.md").read_bytes() == (run / "checkpoint-30" / "README.md").read_bytes()  # PEFT's own
     loaded = PeftModel.from_pretrained(make_base(), written)
     held = {name.replace(".default.", "."): tensor for name, tensor in loaded.state_dict().items() if "lora_" in name}
     assert_rounds(held, exact)

@@ -254,6 +254,84 @@ def test_shards_stay_as_they_are(cli: Cli, run: Path, sharded: Path, tmp_path: P
     assert_loads(written, next(iter(whole.values())).dtype, recurrence(saved(run), STEPS, 20))
 
 
+@BOTH
+def test_shards_of_a_size(cli: Cli, run: Path, tmp_path: Path):
+    """--max-shard-size cuts a whole model in files of at most that many bytes, and the cut model loads."""
+    whole, cut = ["average", run, "--half-life", "20ba"], ["--max-shard-size", "6KB"]
+    assert cli(*whole, "-o", "whole").code == 0
+    assert cli(*whole, *cut, "-o", "cut").code == 0
+    one = load_file(tmp_path / "whole" / "model.safetensors")
+    files = sorted((tmp_path / "cut").glob("*.safetensors"))
+    assert len(files) > 1
+    assert [path.name for path in files] == [
+        f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)
+    ]
+    parts = [load_file(path) for path in files]
+    sizes = [[tensor.nbytes for tensor in part.values()] for part in parts]
+    assert all(sum(each) <= 6000 or len(each) == 1 for each in sizes)
+    joined = {name: tensor for part in parts for name, tensor in part.items()}
+    assert sorted(joined) == sorted(one)
+    assert all(torch.equal(tensor, one[name]) for name, tensor in joined.items())
+    assert_loads(tmp_path / "cut", next(iter(one.values())).dtype, recurrence(saved(run), STEPS, 20))
+
+
+def test_shards_are_those_of_the_hub(gpt2: Path):
+    """Given the same tensors in the same order, huggingface_hub cuts in the same places, at any size."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    from ema_cli.formats import open_checkpoint
+    from ema_cli.layout import split_shards
+
+    specs = open_checkpoint(gpt2 / "checkpoint-35").weights.specs
+    sizes = {spec.nbytes for spec in specs.values()}
+    for most in (0, 1, *sizes, *(size - 1 for size in sizes), 5_000, 10_000, 10**9):
+        theirs = split_state_dict_into_shards_factory(
+            dict(specs),
+            get_storage_size=lambda spec: spec.nbytes,
+            get_storage_id=lambda spec: None,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=most,
+        )
+        assert split_shards(specs, most, "model") == theirs.tensor_to_filename
+
+
+@BOTH
+def test_shards_are_joined(cli: Cli, sharded: Path, tmp_path: Path):
+    """A limit above all of it gives one file without an index, which loads."""
+    assert cli("average", sharded, "--half-life", "20ba", "--max-shard-size", "5GB").code == 0
+    assert names(tmp_path / "ema-20ba") == {"model.safetensors", *SIDE_FILES, *OWN_FILES}
+    load_clean(tmp_path / "ema-20ba")
+
+
+def test_processors_come_along(cli: Cli, gpt2: Path, tmp_path: Path):
+    """An image processor and a feature extractor, saved with the model, are those that load from the average."""
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, CLIPImageProcessor, Wav2Vec2FeatureExtractor
+
+    for part, auto in (
+        (CLIPImageProcessor(crop_size={"height": 24, "width": 24}, do_convert_rgb=False), AutoImageProcessor),
+        (Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=8000, padding_value=0.5), AutoFeatureExtractor),
+    ):
+        run = shutil.copytree(gpt2, tmp_path / f"run-{auto.__name__}")
+        part.save_pretrained(run / "checkpoint-35")
+        assert cli("average", run, "--half-life", "20ba", "-o", auto.__name__).code == 0
+        assert (
+            auto.from_pretrained(tmp_path / auto.__name__).to_dict()
+            == auto.from_pretrained(run / "checkpoint-35").to_dict()
+        )
+        assert (tmp_path / auto.__name__ / "preprocessor_config.json").exists()
+        load_clean(tmp_path / auto.__name__)
+
+
+def test_the_hub_s_own_reader_understands_the_card(cli: Cli, gpt2: Path, tmp_path: Path):
+    """huggingface_hub reads tags and library from the model card, and finds nothing to complain of."""
+    from huggingface_hub import ModelCard
+
+    assert cli("average", gpt2, "--half-life", "20ba").code == 0
+    card = ModelCard.load(tmp_path / "ema-20ba" / "README.md")
+    assert card.data.to_dict() == {"library_name": "transformers", "tags": ["ema", "weight-averaging"]}
+    assert "| `checkpoint-35` | 35ba |" in card.text
+
+
 def test_output_beside_the_checkpoints_is_not_averaged_again(cli: Cli, gpt2: Path, tmp_path: Path):
     """Written into the run's folder, an average is passed over by the next, which gives the same bytes."""
     run = shutil.copytree(gpt2, tmp_path / "run")
