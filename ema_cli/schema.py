@@ -27,40 +27,54 @@ def read_schema(name: str) -> Mapping[str, Any]:
     return found
 
 
-def mismatch(value: Any, schema: Mapping[str, Any], where: str = "it") -> str | None:
+def mismatch(value: Any, schema: Mapping[str, Any]) -> str | None:
     """Return in words the first thing in which `value` is not as `schema` says, None where all is."""
-    if "const" in schema and value != schema["const"]:
-        return f"{where} is not {schema['const']!r}"
+    found = _mismatch(value, schema)
+    if found is None:
+        return None
+    parts, fact = found
+    where = "".join(part if part.startswith("[") else f".{part}" for part in reversed(parts)).removeprefix(".")
+    return f"{where[:200] or 'it'} {fact}"
+
+
+def _mismatch(value: Any, schema: Mapping[str, Any]) -> tuple[list[str], str] | None:
+    """Return where the first thing is that does not fit, the innermost part first, and what."""
+    if "const" in schema and (value != schema["const"] or isinstance(value, bool)):  # True is 1 to Python
+        return [], f"is not {schema['const']!r}"
     if "enum" in schema and value not in schema["enum"]:
-        return f"{where} is none of {', '.join(map(repr, schema['enum']))}"
+        return [], f"is none of {', '.join(map(repr, schema['enum']))}"
     types = schema.get("type", [])
     if types and not _is_one(value, [types] if isinstance(types, str) else types):
-        return f"{where} is no {types if isinstance(types, str) else ' or '.join(types)}"
+        return [], f"is no {types if isinstance(types, str) else ' or '.join(types)}"
     if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
-        return f"{where} is not as it is written"
+        return [], "is not as it is written"
     if isinstance(value, int) and value < schema.get("minimum", value):
-        return f"{where} is less than {schema['minimum']}"
+        return [], f"is less than {schema['minimum']}"
     if isinstance(value, dict):
-        return _object_mismatch(value, schema, where)
+        return _object_mismatch(value, schema)
     if isinstance(value, list):
         if len(value) < schema.get("minItems", 0):
-            return f"{where} is empty"
-        found = (mismatch(each, schema["items"], f"{where}[{number}]") for number, each in enumerate(value))
-        return next(filter(None, found), None)
+            return [], "is empty"
+        for number, each in enumerate(value):
+            found = _mismatch(each, schema["items"])
+            if found:
+                found[0].append(f"[{number}]")
+                return found
     return None
 
 
-def _object_mismatch(value: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> str | None:
+def _object_mismatch(value: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[list[str], str] | None:
     properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
     missing = [name for name in schema.get("required", ()) if name not in value]
     if missing:
-        return f"{where} has no '{missing[0]}'"
+        return [], f"has no '{missing[0]}'"
     for name, each in value.items():
         known = properties.get(name, others)
         if known is False:
-            return f"{where} has '{name[:60]}', which is unknown"
-        found = mismatch(each, known, name if where == "it" else f"{where}.{name}"[:200])
+            return [], f"has '{name[:60]}', which is unknown"
+        found = _mismatch(each, known)
         if found:
+            found[0].append(name)
             return found
     return None
 
