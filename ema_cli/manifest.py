@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _LIBRARIES = ("numpy", "safetensors")
 _MAX_BYTES = 1 << 30
 _MAX_SUMS_BYTES = 1 << 20  # beside one file; longer ones are somebody else's
 _STEP = 1 << 20
+_ROWS = 1024  # of a manifest, in one block
 _TOOL = b'\n "tool": {\n  "name": "ema-cli",'
 _SUM_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
@@ -159,43 +161,47 @@ def _input(entry: Entry, fingerprints: Mapping[int, str], blocks: Mapping[int, S
     return found if blocks is None else {**found, "blocks": list(blocks.get(id(checkpoint), ()))}
 
 
-def tensor_rows(
-    specs: Mapping[str, TensorSpec], newest: Mapping[str, TensorSpec], why: Mapping[str, str], non_finite: set[str]
-) -> Iterator[dict[str, Any]]:
-    """Yield what is told of each tensor that is written, by name: `newest` has them as they are read.
+def tensor_row(name: str, spec: TensorSpec, newest: TensorSpec, why: str | None, *, non_finite: bool) -> dict[str, Any]:
+    """Return what is told of a tensor that is written, and is in the newest checkpoint as `newest`.
 
-    `why`: why those are copied that would else be averaged.
+    `why`: why it is copied if it would else be averaged.
     """
-    for name, spec in sorted(specs.items()):
-        copied = why.get(name) or (None if newest[name].dtype.averaged else newest[name].dtype.kind)
-        yield {
-            "name": name,
-            "dtype": spec.dtype.name,
-            "shape": list(spec.shape),
-            "bytes": spec.nbytes,
-            "averaged": copied is None,
-            "why": copied,
-            "non_finite": name in non_finite,
-        }
+    copied = why or (None if newest.dtype.averaged else newest.dtype.kind)
+    return {
+        "name": name,
+        "dtype": spec.dtype.name,
+        "shape": list(spec.shape),
+        "bytes": spec.nbytes,
+        "averaged": copied is None,
+        "why": copied,
+        "non_finite": non_finite,
+    }
 
 
-def manifest_text(manifest: Manifest, tensors: Iterator[dict[str, Any]]) -> bytes:
-    """Return the text of a manifest: keys sorted, one line for each member of a list or of an inner object."""
-    sections: dict[str, bytes] = {}
-    for name, value in manifest.items():
-        if isinstance(value, list):
-            sections[name] = _rows(map(_json, value), b"[]")
+def manifest_text(manifest: Manifest, tensors: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+    """Yield the text of a manifest: keys sorted, one line for each member of a list or of an inner object.
+
+    In blocks: with many tensors it is long.
+    """
+    begin = b"{"
+    for name, value in sorted({**manifest, "tensors": tensors}.items()):
+        yield b'%b\n "%b": ' % (begin, name.encode())
+        begin = b","
+        if isinstance(value, list | Iterator):
+            yield from _rows(map(_json, value), b"[]")
         elif isinstance(value, Mapping):
-            sections[name] = _rows((f"{_json(key)}: {_json(each)}" for key, each in sorted(value.items())), b"{}")
+            yield from _rows((f"{_json(key)}: {_json(each)}" for key, each in sorted(value.items())), b"{}")
         else:
-            sections[name] = _json(value).encode()
-    sections["tensors"] = _rows(map(_json, tensors), b"[]")
-    return b"{\n%b\n}\n" % b",\n".join(b' "%b": %b' % (name.encode(), text) for name, text in sorted(sections.items()))
+            yield _json(value).encode()
+    yield b"\n}\n"
 
 
-def _rows(rows: Iterator[str], ends: bytes) -> bytes:
-    text = ",\n".join(f"  {row}" for row in rows).encode()
-    return b"%c\n%b\n %c" % (ends[0], text, ends[1]) if text else ends
+def _rows(rows: Iterator[str], ends: bytes) -> Iterator[bytes]:
+    begin = ends[:1] + b"\n"
+    while block := list(islice(rows, _ROWS)):
+        yield begin + ",\n".join(f"  {row}" for row in block).encode()
+        begin = b",\n"
+    yield ends if begin[:1] == ends[:1] else b"\n " + ends[1:]
 
 
 def _json(value: object) -> str:

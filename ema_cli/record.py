@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,12 @@ from ema_cli.manifest import (
     manifest_text,
     sums_path,
     sums_text,
-    tensor_rows,
+    tensor_row,
 )
 from ema_cli.writing import write_small
 
 if TYPE_CHECKING:
+    from ema_cli.checkpoint import TensorSpec
     from ema_cli.fold import Fold
     from ema_cli.outputs import Output
     from ema_cli.plan import Plan
@@ -59,21 +61,18 @@ class Record:
 
     def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, fold: Fold) -> None:
         """Write the manifest and the sums where the files of the average are."""
-        names = fold.non_finite | fold.infinite
-        specs = {
-            output.original(name): (name, spec) for file in output.files for name, spec in file.table.specs.items()
-        }
-        newest = plan.newest.weights.specs
-        rows = tensor_rows(
-            dict(specs.values()),
-            {name: newest[original] for original, (name, _) in specs.items()},
-            {name: self._why(original) for original, (name, _) in specs.items() if original in self._work.copied},
-            {name for original, (name, _) in specs.items() if original in names},
-        )
+        newest, odd = plan.newest.weights.specs, fold.non_finite | fold.infinite
+
+        def row(name: str, spec: TensorSpec) -> dict[str, Any]:
+            original = output.original(name)
+            why = self._why(original) if original in self._work.copied else None
+            return tensor_row(name, spec, newest[original], why, non_finite=original in odd)
+
+        specs = sorted((name, spec) for file in output.files for name, spec in file.table.specs.items())
         is_folder = output.target.is_folder
         place = folder if is_folder else folder / output.target.path.name
         path = manifest_path(place, is_folder=is_folder)
-        _, sha256 = write_small(path, [manifest_text(manifest, rows)])
+        _, sha256 = write_small(path, manifest_text(manifest, starmap(row, specs)))
         sums = {each["name"]: each["sha256"] for each in manifest["outputs"]}
         write_small(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
 

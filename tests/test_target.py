@@ -141,7 +141,9 @@ def own_sidecars(path: Path) -> tuple[Path, Path]:
     """Write a manifest and sums as ema-cli leaves them beside a file, of which there are a few tensors."""
     manifest, sums = sidecars(path)
     rows = ({"name": f"layer.{number}"} for number in range(3))
-    manifest.write_bytes(manifest_text({"tool": {"name": "ema-cli", "version": "0"}, "warnings": ["odd"]}, rows))
+    manifest.write_bytes(
+        b"".join(manifest_text({"tool": {"name": "ema-cli", "version": "0"}, "warnings": ["odd"]}, rows))
+    )
     sums.write_bytes(sums_text({path.name: SUM, manifest.name: SUM}))
     return manifest, sums
 
@@ -201,7 +203,7 @@ def test_a_long_manifest_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.M
     """That of a hundred thousand tensors takes more memory than averaging them does: its end tells whose it is."""
     path = tmp_path / "x.safetensors"
     rows = ({"name": f"layers.{number}", "shape": [4096, 4096]} for number in range(50_000))
-    sidecars(path)[0].write_bytes(manifest_text({"tool": {"name": "ema-cli", "version": "0"}}, rows))
+    sidecars(path)[0].write_bytes(b"".join(manifest_text({"tool": {"name": "ema-cli", "version": "0"}}, rows)))
     sizes = []
     real = InputFile.read
 

@@ -256,7 +256,9 @@ class Bench:
         entries = read_log(log, place)
         hit = next((entry for entry in entries if (entry.call, entry.number) == (point.call, point.number)), None)
         assert hit is not None, "not reached"
-        assert hit.names == point.names, f"hit {hit.line} instead"
+        # In which order a folder's files are removed depends on their names, which differ.
+        removal = point.phase == "cleanup" and point.call.startswith("unlink")
+        assert removal or hit.names == point.names, f"hit {hit.line} instead"
         kind = fault.partition("=")[0]
         assert kind == "signal" or "(INJECTED)" in log.read_text(), "nothing was injected"
         INJECTED["error at a call" if kind == "error" else f"{fault.partition('=')[2]} at a call"] += 1

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,6 +66,39 @@ def test_one_target_for_both(bench: Bench, tmp_path: Path, scenario: Scenario, t
         assert litter(place) == []
 
 
+def test_two_averages_for_one_file(bench: Bench, tmp_path: Path):
+    """With force, of two half-lives: manifest and sums are those of the file, whichever came last."""
+    first = set()
+    for number in range(2 * ROUNDS):
+        place = bench.place(tmp_path / f"{number:03}", FILE_FORCE)
+        with ThreadPoolExecutor(2) as pool:
+            half_lives = ("10ba", "1000ba")
+            codes = list(
+                pool.map(lambda half_life, at=place: bench.start(at, FILE_FORCE, half_life=half_life).code, half_lives)
+            )
+        INJECTED["pair side by side"] += 1
+        assert codes == [0, 0]
+        state = read_state(place / FILE_FORCE.output)
+        assert state in (bench.old(FILE_FORCE), bench.new(FILE_FORCE))
+        first.add(state == bench.old(FILE_FORCE))
+        assert litter(place) == []
+
+
+@needs_strace
+def test_a_publication_waits_for_another(bench: Bench, tmp_path: Path):
+    """One stands still between its manifest and its file, and another that would get in between waits for it."""
+    place = bench.place(tmp_path / "place", FILE_FORCE)
+    slow = "rename:delay_enter=2s:when=1"
+    with traced(bench, place, FILE_FORCE, slow) as sleeper:
+        beside = place / f"{FILE_FORCE.output}.manifest.json"
+        wait_until(lambda: beside.read_bytes() != (bench.old(FILE_FORCE) or {})[".manifest.json"])
+        assert bench.start(place, FILE_FORCE, half_life="1000ba").code == 0
+        assert sleeper.poll() is not None or sleeper.wait(60) == 0
+    assert sleeper.returncode == 0
+    assert read_state(place / FILE_FORCE.output) == bench.old(FILE_FORCE)
+    assert litter(place) == []
+
+
 def traced(bench: Bench, place: Path, scenario: Scenario, fault: str) -> subprocess.Popen[str]:
     """Start a process of its own under strace."""
     call = fault.partition(":")[0]
@@ -76,11 +110,16 @@ def traced(bench: Bench, place: Path, scenario: Scenario, fault: str) -> subproc
 
 def wait_for(place: Path) -> str:
     """Return the name of the staging folder once it is there."""
+    wait_until(lambda: bool(litter(place)))
+    return litter(place)[0]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for something to happen."""
     deadline = time.monotonic() + 60
-    while not litter(place):
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    return litter(place)[0]
 
 
 @needs_strace
