@@ -224,12 +224,15 @@ def parse_sums(text: bytes, subject: str) -> dict[str, str]:
         CheckpointError: naming the `subject`, where it is none.
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(text.decode(errors="surrogateescape").splitlines(), 1):
+    lines = text.decode(errors="surrogateescape").split("\n")  # not splitlines(): other characters end lines there, too
+    for number, line in enumerate(lines if lines[-1] else lines[:-1], 1):
         match = _SUM_LINE.fullmatch(line)
-        if match is None or match[3] in found:
+        name = match[3] if match else ""
+        if match and match[1]:
+            name = re.sub(r"\\([\\nr])", lambda each: {"\\": "\\", "n": "\n", "r": "\r"}[each[1]], name)
+        if match is None or name in found:
             raise CheckpointError(f"{subject}: line {number} is no sum of a file of its own")
-        name = re.sub(r"\\([\\nr])", lambda each: {"\\": "\\", "n": "\n", "r": "\r"}[each[1]], match[3])
-        found[name if match[1] else match[3]] = match[2]
+        found[name] = match[2]
     return found
 
 
