@@ -277,7 +277,7 @@ def average(
     told_plans = [facts.plan_facts(plan) for plan in plans]
     odd = facts.run_warnings(run, posthoc.checkpoints_read(plans))
     if gates.demand_anything or dry_run:
-        work = posthoc.prepare(plans, asked.target, asked.options, force=force)
+        work = posthoc.prepare(plans, asked.target, asked.options, force=force, manifest=not no_manifest)
         odd_then = [*odd, *facts.twin_warnings(plans)] if dry_run else odd
         names = {name for file in work.outputs[0].files for name in file.table.specs}
         failed = gates.problem(told_plans, odd_then, names)
