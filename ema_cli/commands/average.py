@@ -229,6 +229,8 @@ def average(
     check_threads(threads)
     if no_manifest and checksum:
         raise UsageError("--checksum: goes into the manifest, and --no-manifest writes none", hint="leave out one")
+    if no_manifest and recipe is not None:
+        raise UsageError("--recipe: compares the manifests of both, and --no-manifest makes none", hint="leave out one")
     if no_manifest and summary is not None:
         raise UsageError("--summary: is made of the manifest, and --no-manifest makes none", hint="leave out one")
     if strict and allow_non_finite:
@@ -305,7 +307,7 @@ def average(
             max_memory=most_memory,
             force=force,
             manifest=not no_manifest,
-            checksum=checksum or (asked.replay is not None and asked.replay.checksum and not no_manifest),
+            checksum=checksum or (asked.replay is not None and asked.replay.checksum),
             warnings=asked.replay.manifest["warnings"] if asked.replay else (),
             check=asked.replay.check if asked.replay else lambda manifest: None,
             report=report,
@@ -327,7 +329,7 @@ def average(
 
 def _open_replay(recipe: Path, paths: Sequence[Path] | None, told: Mapping[str, object], threads: int | None) -> Replay:
     """Return the average that a manifest tells of; what is `told` by options has no place beside it."""
-    given = [option for option, value in told.items() if value]
+    given = [option for option, value in told.items() if not (value is None or value is False or value == [])]
     if given:
         raise UsageError(f"{given[0]}: --recipe says it", hint=f"leave out {' '.join(given)}")
     if not paths:
