@@ -90,9 +90,11 @@ class Record:
     def _blocks(self, plan: Plan) -> dict[int, list[str]] | None:
         if self.checksums is None:
             return None
+        read = {id(each.checkpoint) for each in plan.read}  # others are, for the other averages
         return {
             id(each): self.checksums.blocks(number, newest=each is plan.newest)
             for number, each in enumerate(self._work.checkpoints)
+            if id(each) in read
         }
 
     def _why(self, name: str) -> str:

@@ -192,6 +192,15 @@ def test_stored_averages_are_repeated(run: InProcess):
     assert_repeats(run, first, ["run"])
 
 
+def test_one_of_several_is_repeated(run: InProcess):
+    """Each has a manifest that says what it is alone, also where it reads less than the others did."""
+    write_hf_run(run.folder / "ckpts", [500, 1000, 1500])
+    laws = [part for law in ("0ba", "700ba", "infba") for part in ("--half-life", law)]
+    folder = average(run, "ckpts", *laws, "--checksum", "-o", "all")
+    for law in ("0ba", "700ba", "infba"):
+        assert_repeats(run, folder / f"ema-{law}", ["ckpts"])
+
+
 def test_where_it_goes_if_nobody_says(run: InProcess):
     """Under the name of its law, as what it was; an output that is there is not replaced."""
     write_hf_run(run.folder / "ckpts", [500, 1000])
