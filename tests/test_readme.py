@@ -71,7 +71,7 @@ def test_every_module_has_its_phrase():
 
 @pytest.mark.slow
 def test_the_demo_runs_end_to_end(tmp_path: Path):
-    """A short demo trains, inspects, averages, evaluates, prints its table and draws its chart."""
+    """A short demo trains, averages, compares and draws its chart; its run is released as the README prints it."""
     command = [sys.executable, ROOT / "scripts" / "demo.py", "--batches", "12", "--dir", tmp_path / "demo"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -80,3 +80,15 @@ def test_the_demo_runs_end_to_end(tmp_path: Path):
     assert abs(stored - dense) < 0.01  # what was stored makes nearly the average of every batch
     assert files == dense  # of which each is in a file here
     assert (tmp_path / "demo" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = "set -e\n" + "".join(blocks("sh"))
+    assert "scripts/release.sh" in script
+    released = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert released.returncode == 0, released.stderr
+    assert "all bytes are those of 12 checkpoints averaged anew" in released.stdout
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert "12 checkpoints averaged" in (tmp_path / "summary.md").read_text()
