@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,6 @@ FOLDER_NAME = "ema-manifest.json"
 SUMS_NAME = "SHA256SUMS"
 FILE_SUFFIX = ".manifest.json"
 SUMS_SUFFIX = ".sha256"
-_LIBRARIES = ("numpy", "safetensors")
 _MAX_BYTES = 1 << 30
 _MAX_SUMS_BYTES = 1 << 20  # beside one file; longer ones are somebody else's
 _STEP = 1 << 20
@@ -92,13 +92,18 @@ def make_manifest(
     `options` are those of the output. `fingerprints` and, where all was summed up, `blocks` are by the id of the
     checkpoint; `outputs`: name -> size in bytes and sha256.
     """
-    import platform
-    from importlib.metadata import version  # which take a while: not for what only reads one
+    import numpy as np  # not for what only reads one
+    import safetensors
 
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "ema-cli", "version": __version__},
-        "libraries": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        # Not by importlib.metadata: what it looks up may have been changed since the averaging began.
+        "libraries": {
+            "numpy": np.__version__,
+            "python": sys.version.partition(" ")[0],
+            "safetensors": safetensors.__version__,
+        },
         "recipe": {**recipe_facts(plan), **options},
         "inputs": [_input(each, fingerprints, blocks) for each in plan.entries],
         "fingerprint": FINGERPRINT,

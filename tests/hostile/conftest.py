@@ -166,7 +166,8 @@ class Harness:
         self.check_error(case, ended, file or path, case.code)
         if case.code == 0:
             assert (work / "out.safetensors").read_bytes() == self.good_output(kind, case, law)
-            (work / "out.safetensors").unlink()
+            for written in work.glob("out.safetensors*"):
+                written.unlink()
         if case.seconds <= SECONDS:
             ended = self.go(case, ["inspect", path, *case.arguments], work)
             self.check_error(case, ended, file or path, case.code if case.inspects is None else case.inspects)
