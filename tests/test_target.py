@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from ema_cli import posthoc
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.input_file import InputFile
 from ema_cli.manifest import is_own_sidecar, manifest_text, sidecars, sums_text
@@ -184,6 +185,29 @@ def test_what_is_not_ours_beside_a_file_is_never_replaced(tmp_path: Path, label:
     path = tmp_path / "x.safetensors"
     own_sidecars(path)[number].write_bytes(content)
     refuse(Target(path, False), re.escape(sidecars(path)[number].name) + ".*is not ema-cli's", force=force)
+
+
+@pytest.mark.parametrize("moment", ["before", "meanwhile"])
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize("suffix", [".manifest.json", ".sha256"])
+def test_an_average_leaves_what_is_not_ours_beside_it(tmp_path: Path, suffix: str, manifest: bool, moment: str):
+    """By force, and where it would write none itself: the user's file and the older average stay, nothing else does."""
+    write_torch_run(tmp_path / "run", [1, 2, 3])
+    (plan,) = plans_of(tmp_path / "run", "2ba")
+    out = tmp_path / "x.safetensors"
+    out.write_bytes(b"old")
+    mine = tmp_path / f"x.safetensors{suffix}"
+
+    def put(*_: int) -> None:
+        mine.write_bytes(b"mine")
+
+    if moment == "before":
+        put()
+    with pytest.raises(OutputError, match="is not ema-cli's") as raised:
+        posthoc.average(plan, Target(out, False), force=True, manifest=manifest, report=put)
+    assert raised.value.exit_code == 5
+    assert (out.read_bytes(), mine.read_bytes()) == (b"old", b"mine")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", out.name, mine.name}
 
 
 @pytest.mark.parametrize("number", [0, 1])
