@@ -108,12 +108,12 @@ def _reproduce(manifest: str) -> list[str]:
     return [
         "## How to reproduce",
         "",
-        f"`{manifest}` says what was asked for, and which checkpoints were read. The same bytes again, from where they",
-        "lie (`CHECKPOINTS`), and a check of these files:",
+        f"`{manifest}` says what was asked for, and which checkpoints were read. A check of these files, and the same",
+        "bytes again, from where the checkpoints lie (`CHECKPOINTS`):",
         "",
         "```bash",
-        f"ema-cli average CHECKPOINTS --recipe {manifest} -o again",
         "ema-cli verify .",
+        f"ema-cli average CHECKPOINTS --recipe {manifest} -o ../again",
         "```",
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from ema_cli.recipe import Recipe
 from ema_cli.run import open_run
 from ema_cli.target import parse_target
 from ema_cli.units import Time
-from tests.conftest import write_hf_run, write_torch_run
+from tests.conftest import Outcome, write_hf_run, write_torch_run
+
+Cli = Callable[..., Outcome]
 
 TRANSFORMERS = b'{"model_type": "llama"}'
 
@@ -74,14 +77,27 @@ def test_the_whole_card(plan: Plan):
         "\n"
         "## How to reproduce\n"
         "\n"
-        "`ema-manifest.json` says what was asked for, and which checkpoints were read. The same bytes again, from "
-        "where they\nlie (`CHECKPOINTS`), and a check of these files:\n"
+        "`ema-manifest.json` says what was asked for, and which checkpoints were read. A check of these files, and "
+        "the same\nbytes again, from where the checkpoints lie (`CHECKPOINTS`):\n"
         "\n"
         "```bash\n"
-        "ema-cli average CHECKPOINTS --recipe ema-manifest.json -o again\n"
         "ema-cli verify .\n"
+        "ema-cli average CHECKPOINTS --recipe ema-manifest.json -o ../again\n"
         "```\n"
     )
+
+
+def test_what_the_card_says_works_as_it_says_it(cli: Cli, tmp_path: Path):
+    """Its commands, one after the other in the folder: what is made again does not lie in what is checked."""
+    write_hf_run(tmp_path / "run", [100, 200, 300])
+    assert cli("average", "run", "--half-life", "100ba", "-o", "release").code == 0
+    commands = (tmp_path / "release/README.md").read_text().split("```bash\n")[1].split("```")[0].splitlines()
+    for command in (each.replace("CHECKPOINTS", "../run").split() for each in commands):
+        assert command[0] == "ema-cli"
+        done = cli(*command[1:], cwd=tmp_path / "release")
+        assert done.code == 0, done
+    assert cli("verify", "release").code == 0
+    assert (tmp_path / "again/SHA256SUMS").read_bytes() == (tmp_path / "release/SHA256SUMS").read_bytes()
 
 
 def test_without_a_manifest_the_card_tells_of_none(plan: Plan):
