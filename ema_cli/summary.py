@@ -75,12 +75,12 @@ def failure_told(path: Path | None) -> Iterator[None]:
 
 
 def append(path: Path, text: str) -> None:
-    """Append to a file in one write: several jobs may share it.
+    """Append to a file in one write: several jobs may share it. What begins with a heading begins a line.
 
     Raises:
         OutputError: where that is not possible.
     """
-    content = text.encode()
+    content = (b"" if _ends_a_line(path) else b"\n\n") + text.encode()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -91,6 +91,18 @@ def append(path: Path, text: str) -> None:
         raise _NotAppended(f"--summary: {path}: cannot be appended to: {_reason(error)}; the rest is done") from error
     if written < len(content):
         raise _NotAppended(f"--summary: {path}: took only {written} of {len(content)} bytes; the rest is done")
+
+
+def _ends_a_line(path: Path) -> bool:
+    """Return whether what is in the file, if anything, ends a line; as far as it can be read."""
+    try:
+        if not path.is_file():  # a device may never end
+            return True
+        with path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            return file.read(1) in (b"", b"\n")
+    except OSError:
+        return True
 
 
 def failure_text(problem: EmaError) -> str:

@@ -178,6 +178,15 @@ def test_an_append_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     assert path.read_text() == "more"
 
 
+def test_a_heading_begins_a_line(tmp_path: Path):
+    """A file that ends within a line has it ended first: a heading in it would be none. One that does not, is left."""
+    path = tmp_path / "summary.md"
+    path.write_text("a last line")
+    append(path, "### one\n\n")
+    append(path, "### two\n")
+    assert path.read_text() == "a last line\n\n### one\n\n### two\n"
+
+
 def test_devices_and_pipes(tmp_path: Path):
     """A device takes a summary; a pipe, which could hold the job up, does not."""
     check_summary(Path("/dev/null"))
