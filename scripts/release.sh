@@ -88,7 +88,11 @@ fi
 output=${positional[-1]}
 checkpoints=("${positional[@]:0:${#positional[@]}-1}")
 
-# What only `average` knows, `inspect` is not told.
+# What only `average` knows, `inspect` is not told; of a manifest it knows no law, and so not what would enter.
+replayed=
+for each in "$@"; do
+    if [[ $each == --recipe || $each == --recipe=* ]]; then replayed=yes; fi
+done
 inspected=()
 average_options=()
 threads=()
@@ -103,6 +107,16 @@ while (($#)); do
             average_options+=("$2")
             if [[ $1 == --threads ]]; then threads=("$1" "$2"); fi
             shift
+            ;;
+        --min-count | --max-share)
+            if [[ -z $replayed ]]; then inspected+=("${@:1:2}"); fi
+            average_options+=("${@:2:1}")
+            shift $(($# > 1))
+            ;;
+        --min-count=* | --max-share=*) if [[ -z $replayed ]]; then inspected+=("$1"); fi ;;
+        --json) # what is read below is a path
+            usage >&2
+            exit 2
             ;;
         --threads=*) threads=("$1") ;;
         --dtype=* | --max-shard-size=* | --max-memory=* | --recipe=*) ;;
@@ -119,6 +133,7 @@ trap 'rm -rf "$work"' EXIT
 step inspect ema-cli inspect "${checkpoints[@]}" ${inspected[@]+"${inspected[@]}"}
 keep=$work/path step average ema-cli average "${checkpoints[@]}" --output "$output" --checksum "${average_options[@]}"
 written=$(<"$work/path")
+if [[ $written == -* ]]; then written=./$written; fi
 step verify ema-cli verify "$written" ${threads[@]+"${threads[@]}"}
 against=()
 for each in "${checkpoints[@]}"; do against+=(--against "$each"); done

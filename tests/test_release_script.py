@@ -57,8 +57,9 @@ def test_several_averages_in_a_folder(job: Job):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [("--help", 0), ("", 2), ("a", 2), ("a b", 2), ("a --half-life 1ba", 2), ("a b --dtype", 2)]
-)
+    ("arguments", "code"), [("--help", 0), ("", 2), ("a", 2), ("a b", 2), ("a --half-life 1ba", 2), ("a b --dtype", 2),
+     ("a b --half-life 1ba --json", 2)],
+)  # fmt: skip
 def test_usage(job: Job, arguments: str, code: int):
     """Help goes to stdout; what is too little to work with is told on stderr, with exit code 2."""
     done = job.run(f"scripts/release.sh {arguments}", {})
@@ -76,6 +77,25 @@ def test_a_wrong_option_ends_it_at_the_first_step(job: Job):
     assert done.stderr.startswith("== inspect\n+ ema-cli inspect checkpoints --half-life 50\nerror: ")
     assert done.stderr.endswith("\nrelease: inspect failed (exit 2)\n")
     assert "::" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_manifest_and_what_is_demanded(job: Job):
+    """What would enter, only `average` knows then: it checks the demand, with its own exit code."""
+    assert job.run("scripts/release.sh checkpoints one.pt --half-life 500ba", {"AGAIN": "none"}).returncode == 0
+    again = "--max-share=0.9 --recipe one.pt.manifest.json --strict --min-count"
+    done = job.run(f"scripts/release.sh checkpoints two.pt {again} 4", {"AGAIN": "none"})
+    assert (done.returncode, steps(done.stderr)) == (6, ["inspect", "average"]), done.stderr
+    done = job.run(f"scripts/release.sh checkpoints two.pt {again} 3", {"AGAIN": "none"})
+    assert (done.returncode, done.stdout) == (0, "two.pt\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_a_name_that_begins_with_a_dash(job: Job):
+    """The path of what was written is no option of the steps after it."""
+    done = job.run("scripts/release.sh checkpoints ./-odd.pt --half-life 500ba", {"AGAIN": "all"})
+    assert (done.returncode, done.stdout) == (0, "./-odd.pt\n"), done.stderr
+    assert steps(done.stderr)[-1] == "sums"
 
 
 @pytest.mark.slow
