@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
 from ema_cli.checkpoint import DTYPES, TensorSpec
-
-if TYPE_CHECKING:
-    from ema_cli.staging import OutputStream
 
 _RANK = {name: rank for rank, name in enumerate(DTYPES)}
 
@@ -28,6 +26,20 @@ class Table:
     begins: Mapping[str, int]
     specs: Mapping[str, TensorSpec]
     nbytes: int
+
+
+class Stream(Protocol):
+    """A file that is written, and read again, by range."""
+
+    path: Path
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at byte `offset`."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return what is at byte `offset`: `size` bytes, or as many as come at once."""
+        ...
 
 
 class OutputFile(Protocol):
@@ -58,7 +70,7 @@ class OutputFile(Protocol):
         """Return the size of the file."""
         ...
 
-    def finish(self, stream: OutputStream) -> None:
+    def finish(self, stream: Stream) -> None:
         """Write into the file, of which header and tensors are written, what only now is known."""
         ...
 
@@ -90,7 +102,7 @@ class SafetensorsOutput:
         """Return the size of the file."""
         return self.header_size + self.table.nbytes
 
-    def finish(self, stream: OutputStream) -> None:
+    def finish(self, stream: Stream) -> None:
         """Write nothing: all of it is known beforehand."""
 
 

@@ -244,7 +244,7 @@ def parse_sums(text: bytes, subject: str) -> dict[str, str]:
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest at `path`, checked as far as it is used.
 
-    Numbers that are no integers come as exact fractions, but weights and errors as the floats that they were.
+    Numbers that are no integers come as the floats that they were.
 
     Raises:
         CheckpointError: where it cannot be read, or is not as ema-cli writes it.
@@ -253,10 +253,15 @@ def read_manifest(path: Path) -> Manifest:
     wrong = mismatch(manifest, read_schema("manifest"))
     if wrong:
         raise CheckpointError(f"{path}: is no manifest that this version of ema-cli reads: {wrong}")
-    for each in manifest["inputs"]:
-        each["weight"] = float(each["weight"])
-    for name in ("smoothing", "sigma_rel"):
-        if manifest["recipe"][name] is not None:
-            manifest["recipe"][name] = float(manifest["recipe"][name])
+    errors = manifest["approximation"] or {}
+    numbers = [(each, "weight") for each in manifest["inputs"]] + [(errors, name) for name in errors]
+    numbers += [
+        (manifest["recipe"], name) for name in ("smoothing", "sigma_rel") if manifest["recipe"][name] is not None
+    ]
+    for owner, name in (*numbers, (manifest, "effective_checkpoints")):
+        try:
+            owner[name] = float(owner[name])
+        except OverflowError as error:
+            raise CheckpointError(f"{path}: its {name} is too large for a number") from error
     found: Manifest = manifest
     return found

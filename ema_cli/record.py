@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,15 @@ class Record:
 
     def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, fold: Fold) -> None:
         """Write the manifest and the sums where the files of the average are."""
+        is_folder = output.target.is_folder
+        place = folder if is_folder else folder / output.target.path.name
+        path = manifest_path(place, is_folder=is_folder)
+        _, sha256 = write_small(path, manifest_text(manifest, self.tensors(output, plan, fold)))
+        sums = {each["name"]: each["sha256"] for each in manifest["outputs"]}
+        write_small(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
+
+    def tensors(self, output: Output, plan: Plan, fold: Fold) -> Iterator[dict[str, Any]]:
+        """Return what the manifest of one average tells of each tensor, by name."""
         newest, odd = plan.newest.weights.specs, fold.non_finite | fold.infinite
 
         def row(name: str, spec: TensorSpec) -> dict[str, Any]:
@@ -68,13 +77,7 @@ class Record:
             why = self._why(original) if original in self._work.copied else None
             return tensor_row(name, spec, newest[original], why, non_finite=original in odd)
 
-        specs = sorted((name, spec) for file in output.files for name, spec in file.table.specs.items())
-        is_folder = output.target.is_folder
-        place = folder if is_folder else folder / output.target.path.name
-        path = manifest_path(place, is_folder=is_folder)
-        _, sha256 = write_small(path, manifest_text(manifest, starmap(row, specs)))
-        sums = {each["name"]: each["sha256"] for each in manifest["outputs"]}
-        write_small(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
+        return starmap(row, sorted((name, spec) for file in output.files for name, spec in file.table.specs.items()))
 
     def _options(self, output: Output) -> dict[str, Any]:
         options = self._work.options

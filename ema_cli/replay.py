@@ -46,7 +46,7 @@ class Replay:
         """Return where the average goes if nobody says: as it was written, under the name of its law."""
         recipe = self.manifest["recipe"]
         suffix = "" if recipe["folder"] else f".{recipe['format']}"
-        return Target(Path(f"ema-{recipe['law']}{suffix}"), is_folder=recipe["folder"])
+        return Target(Path(f"ema-{self.plan.recipe.law}{suffix}"), is_folder=recipe["folder"])
 
     @property
     def checksum(self) -> bool:
@@ -83,6 +83,11 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
         RunError: where the weights of the manifest are not those of the law that it names, or an input is there twice.
     """
     recipe = _recipe(manifest["recipe"])
+    if recipe.law != manifest["recipe"]["law"]:
+        raise RunError(
+            f"the manifest's law is {manifest['recipe']['law'][:60]!r}, but what it says of it is {recipe.law}",
+            hint="it was changed by hand, or by another program",
+        )
     found = {each["name"]: _find(each["name"], paths) for each in manifest["inputs"]}
     if len(found) < len(manifest["inputs"]):
         raise RunError("the manifest lists an input twice", hint="it was changed by hand, or by another program")
@@ -100,7 +105,11 @@ def _find(name: str, paths: Sequence[Path]) -> Path:
     if plain.is_absolute() or ".." in plain.parts:
         raise CheckpointError(f"the manifest's input '{name}' lies outside any folder that could be given")
     for path in paths:
-        if (path / plain).exists():
+        try:
+            is_below = (path / plain).exists()
+        except OSError as error:
+            raise CheckpointError(f"{path / plain}: cannot be looked at: {error.strerror}") from error
+        if is_below:
             return path / plain
         if path.exists() and path.absolute().parts[-len(plain.parts) :] == plain.parts:
             return path

@@ -9,17 +9,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import OutputError
 from ema_cli.formats.own_mark import RECORD
 from ema_cli.formats.pickle_writer import NoTorchType, pickle_state_dict
 from ema_cli.formats.zip_writer import ALIGNMENT, END_SIZE, ZipRecord, directory_end, place_records, whole_record
-from ema_cli.layout import Table
-
-if TYPE_CHECKING:
-    from ema_cli.staging import OutputStream
+from ema_cli.layout import Stream, Table
 
 _FOLDER = "archive"  # as torch calls it where it does not know the file's name
 _BLOCK_BYTES = 1 << 20
@@ -57,7 +53,7 @@ class TorchOutput:
         last = self._last_records()
         return last[-1][0].end + self.table.entries_size + sum(record.entry_size for record, _ in last) + END_SIZE
 
-    def finish(self, stream: OutputStream) -> None:
+    def finish(self, stream: Stream) -> None:
         """Write what stands between and behind the tensors, which are all written: their checksums, the directory."""
         entries = [self.table.entries]
         gap, at = b"", self.header_size
@@ -109,7 +105,7 @@ def _make_table(file: str, specs: Mapping[str, TensorSpec]) -> TorchTable:
     return TorchTable(text, begins, specs, end - len(text), entries, entries_size)
 
 
-def _checksum(stream: OutputStream, at: int, size: int) -> int:
+def _checksum(stream: Stream, at: int, size: int) -> int:
     """Return the checksum of `size` bytes that were written at byte `at`."""
     checksum, end = 0, at + size
     while at < end:

@@ -12,24 +12,28 @@ from pathlib import Path
 
 import numpy as np
 
-from ema_cli._version import __version__
 from ema_cli.blocks import joined
 from ema_cli.buffers import DEFAULT_BYTES, divide_memory, least_bytes
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import EmaError, RunError, UsageError
-from ema_cli.input_file import ByteSource, InputFile
-from ema_cli.manifest import Manifest
+from ema_cli.input_file import ByteSource
 from ema_cli.outputs import Output
 from ema_cli.posthoc import Work, lay_out
 from ema_cli.published import Published
+from ema_cli.record import Record
 from ema_cli.replay import Replay, open_replay
 from ema_cli.target import Target
 from ema_cli.verify import Against, Verified
 from ema_cli.verify_checks import Report
+from ema_cli.verify_rest import (
+    frame_differences,
+    is_of_this_version,
+    manifest_differences,
+    side_file_differences,
+)
 from ema_cli.words import plural
 
 SAMPLE_ELEMENTS = 1 << 16
-_STEP = 1 << 20
 
 
 def verify_against(
@@ -64,12 +68,20 @@ def verify_against(
     comparison = _Comparison(_places(found))
     problems = comparison.expect(work.outputs[0])
     sizes = divide_memory(max(DEFAULT_BYTES, least_bytes()), threads)
-    fold = work.fold([comparison.compare], sizes)
+    record = Record(work, checksum=replay.checksum and not sample, threads=threads, warnings=found.manifest["warnings"])
+    fold = work.fold([comparison.compare], sizes, record.checksums)
     fold.most_elements = SAMPLE_ELEMENTS if sample else None
     total = fold.bytes_total
     fold.run(lambda done: report(done, total))
     problems += comparison.problems()
-    problems += _compare_side_files(found.manifest, work.outputs[0], found.published)
+    problems += side_file_differences(found.manifest, work.outputs[0], found.published)
+    if is_of_this_version(found.manifest):
+        if not problems:
+            files = {file.path: file for file in found.inputs}
+            problems += frame_differences(files, work.outputs[0], found.published.folder, sample=sample)
+        again = record.manifest(work.outputs[0], replay.plan, {}, fold)
+        tensors = record.tensors(work.outputs[0], replay.plan, fold)
+        problems += manifest_differences(found.manifest, found.published.manifest, again, tensors, sample=sample)
     for file in (*(file for each in work.checkpoints for file in each.files), *found.inputs):
         file.check_unchanged()
     different = comparison.different
@@ -189,30 +201,3 @@ class _Comparison:
                 f"differ{'s' * (each.nbytes == 1)}, the first in element {element}"
             )
         return found
-
-
-def _compare_side_files(manifest: Manifest, output: Output, published: Published) -> list[str]:
-    """Return which files beside the weights are not those that the newest checkpoint gives.
-
-    Those that ema-cli writes itself may be others in another version of it.
-    """
-    wanted: dict[str, bytes | InputFile] = dict(output.copies)
-    if manifest["tool"]["version"] == __version__:
-        wanted.update(output.texts)
-    problems = []
-    for name, content in sorted(wanted.items()):
-        path = published.folder / name
-        if not path.exists():
-            problems.append(f"{path}: is missing, but the newest checkpoint gives it")
-        elif not _same(InputFile(path), content):
-            problems.append(f"{path}: is not what the newest checkpoint gives")
-    return problems
-
-
-def _same(file: InputFile, content: bytes | InputFile) -> bool:
-    if isinstance(content, bytes):
-        return file.size == len(content) and file.read(0, file.size) == content
-    steps = range(0, file.size, _STEP)
-    return file.size == content.size and all(
-        file.read(at, min(_STEP, file.size - at)) == content.read(at, min(_STEP, file.size - at)) for at in steps
-    )

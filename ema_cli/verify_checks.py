@@ -100,6 +100,8 @@ class Checks:
             if file.size > _MAX_SUMS_BYTES:
                 raise CheckpointError(f"{path}: {file.size} bytes are too many for sums")
             self.sums = parse_sums(file.read(0, file.size), str(path))
+            if not self.sums:
+                self.say(path.name, "lists nothing")
         except CheckpointError as error:
             self._say_error(path.name, path, error)
 

@@ -207,6 +207,12 @@ def test_sums_that_are_none(copy: Path):
     assert f"folder/{SUMS}: line 1 is no sum of a file of its own" in problems(copy / "folder")
 
 
+def test_sums_of_nothing(copy: Path):
+    """Sums that were emptied vouch for nothing, whatever the manifest says."""
+    (copy / "folder" / SUMS).write_text("")
+    assert problems(copy / "folder") == [f"folder/{SUMS}: lists nothing"]
+
+
 @pytest.mark.parametrize("name", ["folder/model.safetensors", SINGLE, "one.pt"])
 def test_a_file_cut_short(copy: Path, name: str):
     """Of a file that was cut short, size and sum are wrong, and its reader says so."""
@@ -538,6 +544,72 @@ def test_side_files_that_the_checkpoints_do_not_give(copy: Path):
     assert against(copy / "folder", copy / "hf").problems == (
         f"{copy / 'folder' / 'tokenizer.json'}: is not what the newest checkpoint gives",
     )
+
+
+def test_files_that_the_checkpoints_do_not_give(copy: Path):
+    """A file that was added, and listed everywhere, is nothing that the checkpoints give."""
+    (copy / "folder" / "code.py").write_text("x")
+    edit_mark(copy / "folder" / "model.safetensors", lambda mark: mark["files"].insert(1, "code.py"))
+    vouch(copy / "folder", lambda manifest: manifest["outputs"].append({"name": "code.py", "bytes": 0, "sha256": ""}))
+    found = against(copy / "folder", copy / "hf").problems
+    assert f"{copy / 'folder' / 'code.py'}: is nothing that the newest checkpoint gives" in found
+
+
+@pytest.mark.parametrize("sample", [True, False])
+def test_a_header_that_the_checkpoints_do_not_give(copy: Path, sample: bool):
+    """More in the metadata than ema-cli writes is found, though every tensor and every sum is right."""
+    edit_header(copy / SINGLE, lambda header: header["__metadata__"].update(more="x"))
+    vouch(copy / SINGLE)
+    assert check(copy / SINGLE).problems == ()
+    (found,) = against(copy / SINGLE, copy / "pt", sample=sample).problems
+    assert found.startswith(f"{copy / SINGLE}: holds the tensors that the checkpoints give, but something else around")
+
+
+@pytest.mark.parametrize("text", [b"archive/version", b"little"])
+def test_an_archive_that_the_checkpoints_do_not_give(copy: Path, text: bytes):
+    """Of a file of torch's the records, before and behind the tensors, are compared, too."""
+    data = (copy / "one.pt").read_bytes()
+    flip(copy / "one.pt", data.rindex(text) if text != b"little" else data.index(text))
+    vouch(copy / "one.pt")
+    found = check(copy / "one.pt")
+    again = against(copy / "one.pt", copy / "pt")
+    assert again.problems
+    assert found.problems or "something else around them" in again.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "fact"),
+    [
+        (lambda told: told.update(effective_checkpoints=9.5), "says effective_checkpoints 9.5, but"),
+        (lambda told: told.update(mean_age="1ba"), 'says mean_age "1ba", but'),
+        (lambda told: told.update(approximation={"relative_error": 0, "least_error": 0}), "says approximation {"),
+        (lambda told: told["inputs"][1].update(bytes=1), "says inputs[1].bytes 1, but"),
+        (lambda told: told["inputs"][1].update(format="x"), 'says inputs[1].format "x", but'),
+        (lambda told: told["inputs"][1].update(trainer="x"), 'says inputs[1].trainer "x", but'),
+        (lambda told: told["tensors"][0].update(averaged=False, why="integer"), ".averaged false, but"),
+        (lambda told: told["tensors"][0].update(non_finite=True), ".non_finite true, but"),
+        (lambda told: told["recipe"].update(format="pt"), 'says recipe.format "pt", but'),
+        (lambda told: told["recipe"].update(law="60ba"), "law is '60ba', but what it says of it is 50ba"),
+    ],
+)
+def test_a_manifest_that_the_checkpoints_do_not_give(copy: Path, edit: Edit, fact: str):
+    """What a manifest says is what one made anew says, though all sums were made to fit."""
+    vouch(copy / SINGLE, edit)
+    assert check(copy / SINGLE).problems == ()
+    (found,) = against(copy / SINGLE, copy / "pt").problems
+    assert found.startswith(f"{copy / SINGLE_MANIFEST}: ")
+    assert fact in found
+
+
+def test_sums_of_inputs_that_the_checkpoints_do_not_give(copy: Path, cli: Callable[..., Outcome], tmp_path: Path):
+    """The sums that --checksum left in a manifest are made anew; a sample, which reads less, passes over them."""
+    out = tmp_path / "summed.safetensors"
+    assert cli("average", copy / "pt", "--half-life", "50ba", "--checksum", "-o", out, "-q").code == 0
+    assert against(out, copy / "pt").problems == ()
+    vouch(out, lambda manifest: manifest["inputs"][2]["blocks"].__setitem__(0, "0" * 64))
+    (found,) = against(out, copy / "pt").problems
+    assert 'says inputs[2].blocks[0] "000' in found
+    assert against(out, copy / "pt", sample=True).problems == ()
 
 
 def test_a_checkpoint_that_has_changed(copy: Path):
