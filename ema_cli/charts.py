@@ -273,6 +273,12 @@ def spacing(clocks: Sequence[float]) -> tuple[float, list[tuple[float, float]]]:
     return usual, [(older, newer) for older, newer in steps if newer - older >= usual * 1.5]
 
 
+def regular(clocks: Sequence[float]) -> bool:
+    """Return whether neighbours are everywhere as far apart; those of one clock are not looked at."""
+    steps = [newer - older for older, newer in pairwise(clocks) if newer > older]
+    return not steps or max(steps) - min(steps) <= max(map(abs, clocks)) * 1e-9
+
+
 def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(label)}">{"".join(parts)}</svg>'
 

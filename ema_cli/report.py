@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.comparison import measure_layers
 from ema_cli.distance import Distance, Report, comparable
-from ema_cli.errors import CheckpointError, RunError, UsageError
+from ema_cli.errors import CheckpointError, OutputError, RunError, UsageError
 from ema_cli.fingerprint import fingerprints
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
@@ -136,10 +136,12 @@ def report_target(output: Path, path: Path | None) -> Target:
 
 
 def check_report_target(target: Target, output: Path, checkpoints: Sequence[Checkpoint], *, force: bool) -> None:
-    """Raise an OutputError unless the page may be written there: never over what it tells of."""
-    if target.path.exists() and output.is_dir() and output.resolve() in target.path.resolve().parents:
-        # Whatever is in a folder of weights is theirs.
-        force = False
+    """Raise an OutputError unless the page may be written there: never over what it tells of, nor into its folder."""
+    if output.is_dir() and output.resolve() in target.path.resolve().parents:
+        raise OutputError(
+            f"{target.path}: is inside {output}, where verify would find a file that its sums do not list",
+            hint=f"write it elsewhere: -o {target.path.name}",
+        )
     check_target(target, [file for each in checkpoints for file in each.files], force=force)
 
 

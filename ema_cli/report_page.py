@@ -101,7 +101,8 @@ def _tiles(manifest: Mapping[str, Any], distances: Distances | None) -> str:
     times = _times(inputs)
     usual, gaps = charts.spacing([float(each.value) for each in times])
     if usual:
-        irregular = f"<small> usually, {plural(len(gaps), 'gap')}</small>" if gaps else ""
+        odd = f", {plural(len(gaps), 'gap')}" if gaps else ""
+        irregular = "" if charts.regular([float(each.value) for each in times]) else f"<small> usually{odd}</small>"
         tiles.append(("between checkpoints", f"{text(_short(Time(usual, times[0].unit)))}{irregular}"))
     averaged = sum(each["averaged"] for each in tensors)
     tiles.append(("tensors averaged", f"{averaged:,}" + _of(len(tensors), averaged)))
@@ -146,7 +147,8 @@ def _weights(manifest: Mapping[str, Any]) -> str:
     if usual:
         every = _short(Time(usual, unit))
         told = some([f"{_short(Time(end - begin, unit))} from {_short(Time(begin, unit))}" for begin, end in gaps])
-        about = f"Checkpoints are {'usually ' if gaps else ''}{every} apart" + (f"; gaps: {told}." if gaps else ".")
+        usually = "" if charts.regular(clocks) else "usually "
+        about = f"Checkpoints are {usually}{every} apart" + (f"; gaps: {told}." if gaps else ".")
     return (
         f'<section>\n<h2>Weights over training time</h2>\n<p class="soft">{text(about)}</p>\n'
         f'<figure>{_both(drawn)}<ul class="legend">{rows}</ul></figure>\n</section>'

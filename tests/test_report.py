@@ -184,6 +184,14 @@ def test_a_page_is_written_whole_or_not_at_all(cli: Cli, run: Path):
     assert not [path for path in run.iterdir() if path.name.startswith(".ema-cli-")]
 
 
+def test_a_page_does_not_lie_in_what_it_tells_of(cli: Cli, run: Path):
+    """A file more in the folder would make verify fail, and what is published with it."""
+    done = cli("report", "out", "-o", "out/page.html")
+    assert (done.code, "is inside out" in done.err) == (5, True), done
+    assert cli("report", "out", "-o", "out/page.html", "--force").code == 5
+    assert cli("verify", "out").code == 0
+
+
 def test_what_is_no_average_has_no_report(cli: Cli, run: Path):
     """No manifest, several averages, nothing there: each is an error that says what to do."""
     done = cli("report", "ckpts/checkpoint-100")
@@ -357,3 +365,10 @@ def test_gaps_are_half_as_long_again_as_usual():
     """The usual distance is the most frequent one; clocks that are equal count for nothing."""
     assert charts.spacing([1, 2, 3, 3, 4.5, 5.9, 6.9]) == (1, [(3, 4.5)])
     assert charts.spacing([5]) == (0, [])
+
+
+def test_a_run_is_regular_where_all_distances_are_one():
+    """A shorter one is no gap, but irregular, too; the rounding of clocks is not."""
+    assert charts.regular([0.1, 0.2, 0.30000000000000004, 0.30000000000000004, 0.4])
+    assert not charts.regular([10, 20, 30, 35])
+    assert charts.regular([5])
