@@ -70,7 +70,8 @@ class Fold:
     each average is called once for each block of its output, from several threads. With `checksums`, what is read is
     summed up on the way. `non_finite` lists the tensors in which NaN or infinity was let through, `infinite` those
     that hold an infinity which is equal in all checkpoints. With `most_elements`, a multiple of 8, no more than these
-    are made of each tensor, from the first.
+    are made of each tensor, from the first. `give_up` is called where it ends early, before it waits for what `write`
+    still does.
 
     An average is newest + sum w_k (x_k - newest): where all are equal it is exactly that value, and for neighbours,
     which checkpoints are, the difference is exact, so that little is lost. Where bfloat16 is averaged to bfloat16 it
@@ -90,6 +91,7 @@ class Fold:
     copied: frozenset[str] = frozenset()
     checksums: Checksums | None = None
     most_elements: int | None = None
+    give_up: Callable[[], object] = lambda: None
     bytes_read: int = 0
     non_finite: set[str] = field(default_factory=set)
     infinite: set[str] = field(default_factory=set)
@@ -138,6 +140,9 @@ class Fold:
                         with suppress(EmaError):  # where no more may be started, those that run go on
                             workers |= self._start(pool, blocks, more)
                         number += more
+            except BaseException:
+                self.give_up()
+                raise
             finally:
                 # However this ends (an error, Ctrl-C), the other workers stop at their next block.
                 self._stopped = True

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ema_cli.buffers import DEFAULT_BYTES, BufferSizes, divide_memory, least_bytes
@@ -204,6 +205,7 @@ def _write_weights(
         summed = record is not None
         writes = [open_output(*each, stack, streams, summed=summed) for each in zip(work.outputs, folders, strict=True)]
         fold = work.fold(writes, sizes, record.checksums if record is not None else None)
+        fold.give_up = partial(_give_up, streams)  # a thread may be summing up all that lies behind it
         total = fold.bytes_total
         fold.run(lambda done: report(done, total))
         files = [file for output in work.outputs for file in output.files]
@@ -214,6 +216,11 @@ def _write_weights(
         sums = iter(sum_up(streams, sizes.threads) if summed else [""] * len(streams))
         written = [{file.name: (file.size, next(sums)) for file in output.files} for output in work.outputs]
     return fold, written
+
+
+def _give_up(streams: Sequence[OutputStream]) -> None:
+    for stream in streams:
+        stream.give_up()
 
 
 def prepare(

@@ -264,6 +264,26 @@ def test_a_failing_read_ends_all_threads():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fold")]
 
 
+def test_a_write_that_takes_long_is_told_that_the_fold_ends():
+    """An error in one thread lets another end that is summing up what was written: nobody waits for the sum."""
+    saved = [checkpoint({name: torch.ones(300) for name in ("a", "b")}, f"step-{step}") for step in range(2)]
+    writing, given_up = threading.Event(), threading.Event()
+
+    def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
+        if parts[0][0] == "a":
+            writing.set()
+            assert given_up.wait(60)
+        else:
+            assert writing.wait(60)
+            raise OSError("the disk is full")
+
+    targets = {name: DTYPES["F32"] for name in ("a", "b")}
+    fold = Fold(saved, [Average([0.5, 0.5], write)], targets, small(300 * 4, threads=2), give_up=given_up.set)
+    with pytest.raises(OSError, match="the disk is full"):
+        fold.run()
+    assert given_up.is_set()
+
+
 def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyPatch):
     """Where the system has no more threads to give, the error says so, and what to do."""
 
