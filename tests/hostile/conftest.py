@@ -199,7 +199,7 @@ class Harness:
     def told(ended: Ended) -> list[str]:
         """Return the lines on stderr, without the lines that sum up an average."""
         lines = ended.err.decode().split("\n")
-        return [line for line in lines if not re.match(r"\d+ (checkpoints?|tensors?) ", line)]
+        return [line for line in lines if not re.match(r"\d+ (checkpoints?|tensors?) |It would take ", line)]
 
     @staticmethod
     def check_error(case: Case, ended: Ended, file: str, code: int, says: str | None = None) -> None:
