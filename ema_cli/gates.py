@@ -72,7 +72,7 @@ class Gates:
 
 
 def read_keys(path: Path) -> frozenset[str]:
-    """Return the tensor names that a file lists: one on a line, or as JSON: a list, an object's keys, an index.
+    """Return the tensor names that a file lists: on lines, or in JSON: a list, an object's keys, an index, a manifest.
 
     Raises:
         UsageError: where there is no such file, or no name in it.
@@ -80,7 +80,7 @@ def read_keys(path: Path) -> frozenset[str]:
     try:
         if path.stat().st_size > _MAX_KEYS_BYTES:
             raise UsageError(f"--expect-keys: {path}: is too large for a list of names")
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fact = error.strerror if isinstance(error, OSError) else "is no text"
         raise UsageError(f"--expect-keys: {path}: {fact}", hint="a file with one name on each line") from error
@@ -97,6 +97,9 @@ def _in_json(text: str) -> list[str] | None:
     except (ValueError, RecursionError):
         return None
     if isinstance(found, dict):
+        rows = found.get("tensors")
+        if "recipe" in found and isinstance(rows, list):
+            return [str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row]
         inner = found.get("weight_map", found)
         found = [name for name in inner if name != "__metadata__"] if isinstance(inner, dict) else None
     return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else None

@@ -65,7 +65,8 @@ def _find(path: Path) -> list[Published]:
     single = Published(path, is_folder=False)
     if not (os.path.lexists(path) or single.vouched):
         raise UsageError(f"{path}: does not exist")
-    return [single]
+    whole = Published(path.parent, is_folder=True)  # a file of it stands for it, its manifest and sums too
+    return [whole if whole.vouched and not single.vouched else single]
 
 
 def _inside(folder: Path) -> list[Published]:

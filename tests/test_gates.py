@@ -141,6 +141,18 @@ def test_lists_of_names(tmp_path: Path, text: str):
     assert read_keys(tmp_path / "keys") == set(NAMES)
 
 
+def test_names_of_a_manifest(run: InProcess):
+    """The manifest of an average lists the tensors that the next one must have."""
+    assert run("average", "ckpts", "--half-life", "1000ba", "-o", "first")[0] == 0
+    assert read_keys(run.folder / "first" / "ema-manifest.json") == set(NAMES)
+
+
+def test_names_as_another_system_writes_them(tmp_path: Path):
+    """A mark at the beginning and other ends of lines are no part of a name."""
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(NAMES).encode())
+    assert read_keys(tmp_path / "keys") == set(NAMES)
+
+
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"[]", b"{}", b"\xff\xfe\x00"])
 def test_files_that_list_nothing(tmp_path: Path, content: bytes | None):
     """None there, empty, or no text: a usage error that names the file."""

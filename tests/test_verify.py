@@ -150,6 +150,12 @@ def test_a_name_of_the_manifest_stands_for_the_average(made: Path):
         assert [each.path.name for each in find_averages([made / name])] == [SINGLE]
 
 
+@pytest.mark.parametrize("name", [MANIFEST, SUMS, "model.safetensors"])
+def test_a_file_of_a_folder_stands_for_it(made: Path, name: str):
+    """What is vouched for is the folder, whichever of its files is named."""
+    assert find_averages([made / "folder" / name, made / "folder"]) == [Published(made / "folder", is_folder=True)]
+
+
 def test_without_manifest_and_sums_nothing_is_verified(copy: Path):
     """An average without a manifest says so, and how to get one."""
     (copy / SINGLE_MANIFEST).unlink()
