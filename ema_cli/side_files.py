@@ -18,6 +18,9 @@ _WANTED = (
     "config.json", "*_config.json", "config_*.json", "config_*.py", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.spm", "chat_template*", "*.jinja",
     "modules.json", "*.py", "README.md", "LICENSE*", "NOTICE*",
+    # What single tokenizers of transformers call theirs: Mistral's, Whisper's, Marian's, LUKE's, PhoBERT's and so on.
+    "tekken.json", "normalizer.json", "*_vocab.json", "bpe.codes", "dict.txt", "*.tokenizer", "byte_maps.json",
+    "emoji.json", "word_pronunciation.json", "word_shape.json",
 )  # fmt: skip
 _UNWANTED = (
     "zero_to_fp32.py",

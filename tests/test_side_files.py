@@ -17,7 +17,9 @@ def test_what_loads_a_model_is_taken_and_state_is_not(tmp_path: Path):
         "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
         "chat_template.jinja", "preprocessor_config.json", "processor_config.json", "modeling_tiny.py",
         "video_preprocessor_config.json", "LICENSE", "qwen.tiktoken", "additional_chat_templates/tool.jinja",
-        "README.md",
+        "README.md", "tekken.json", "normalizer.json", "target_vocab.json", "entity_vocab.json", "bpe.codes",
+        "dict.txt", "prophetnet.tokenizer", "byte_maps.json", "emoji.json", "word_pronunciation.json",
+        "word_shape.json",
     }  # fmt: skip
     unwanted = {
         "optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "trainer_state.json", "training_args.bin",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ema_cli.side_files import find_side_files
 from tests.conftest import OWN_FILES, Outcome
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence
 
@@ -350,3 +352,15 @@ def test_output_named_beside_checkpoints_is_refused_as_what_it_is(cli: Cli, gpt2
     assert done.code == 4
     assert "ema-20ba: is averaged already" in done.err
     assert names(tmp_path) == {"ema-20ba"}
+
+
+def test_every_file_of_a_tokenizer_travels(tmp_path: Path):
+    """Whatever any of the library's tokenizers calls its files: the names are those that its sources list."""
+    found = {"tekken.json"}  # of Mistral's own tokenizers, which list none
+    for source in Path(pytest.importorskip("transformers").__file__).parent.glob("models/*/tokenization_*.py"):
+        for listed in re.findall(r"VOCAB_FILES_NAMES\s*=\s*{(.*?)}", source.read_text(), re.DOTALL):
+            found |= set(re.findall(r':\s*"([^"]+)"', listed))
+    assert len(found) > 20
+    for name in found:
+        (tmp_path / name).touch()
+    assert {file.path.name for file in find_side_files(tmp_path)} == found
