@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -85,7 +86,7 @@ def _run(arguments: list[str]) -> int:
     except EmaError as problem:
         return _fail(problem, arguments)
     except _TyperError as problem:
-        return _fail(UsageError(problem.format_message(), hint="see ema-cli --help"), arguments)  # type: ignore[attr-defined]
+        return _fail(_usage_error(problem), arguments)
     except BrokenPipeError:
         # The reader has seen enough (| head). Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,6 +99,13 @@ def _run(arguments: list[str]) -> int:
     except interrupts.Interrupted as problem:
         return 128 + problem.number
     return code if isinstance(code, int) else 0
+
+
+def _usage_error(problem: Any) -> UsageError:
+    """Return typer's error as ours, with the help that lists what there is."""
+    return UsageError(
+        problem.format_message(), hint=f"see {problem.ctx.command_path if problem.ctx else 'ema-cli'} --help"
+    )
 
 
 def _fail(problem: EmaError, arguments: list[str]) -> int:

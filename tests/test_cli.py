@@ -280,7 +280,7 @@ USAGE = [
     (["average", "ckpts", "--half-life", "5ba", "--threads", "0"], "--threads: 0 is not a number of threads"),
     (["average", "ckpts", "--half-life", "5ba", "--dtype", "int8"], "--dtype: 'int8' cannot be written"),
     (["average", "ckpts", "--half-life", "5ba", "--weights", "both"], "--weights: 'both' is neither raw nor ema"),
-    (["average", "ckpts", "--half-life", "5ba", "-o", "x.pt"], "--output: 'x.pt' ends in .pt, which is not written"),
+    (["average", "ckpts", "--half-life", "5ba", "-o", "x.bin"], "--output: 'x.bin' ends in .bin, which is not written"),
     (["average", "ckpts", "--half-life", "5ba", "--epoch-length", "1ep"], "--epoch-length: '1ep' is not a number of"),
     (["average", "ckpts", "--half-life", "5ba", "--epoch-length", "0ba"], "--epoch-length: '0ba' is not a number of"),
     (["average", "ckpts", "--half-life", "5sp", "--spacing", "0sp"], "--spacing: '0sp' is no distance"),
@@ -322,6 +322,12 @@ def test_usage_errors(cli: Cli, run: Path, tmp_path: Path, arguments: list[str],
     assert done.err.startswith(f"error: {message}"), done.err
     assert len(done.err.splitlines()) <= 2
     assert [path.name for path in tmp_path.iterdir()] == ["ckpts"]
+
+
+def test_a_usage_error_names_the_help_that_lists_what_there_is(cli: Cli):
+    """That of the command, where the command is known."""
+    assert cli("average", "--no-such-option").err.endswith("hint:  see ema-cli average --help\n")
+    assert cli("no-such-command").err.endswith("hint:  see ema-cli --help\n")
 
 
 def spoil_nothing(_: Path) -> None:
