@@ -23,8 +23,11 @@ _LIBRARIES = {  # by what the weights are called, and the configuration that the
 _MODULES = "modules.json"  # of sentence-transformers
 CONFIGS = ("config.json", "adapter_config.json", _MODULES)  # that the card looks into
 _BASE_KEYS = (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path"))
-# A model on the Hub, and not a folder: no path of more parts, nor a checkpoint of a Trainer's.
-_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/(?!checkpoint-\d+$)[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+# A model on the Hub, and not a folder: no path of more parts, nor a checkpoint of a Trainer's, nor a name that the Hub
+# refuses, and with it the card.
+_ON_HUB = re.compile(
+    r"(?!.{97}|.*(?:--|\.\.|\.git$))[A-Za-z0-9][\w.-]*/(?!checkpoint-\d+$)[A-Za-z0-9](?:[\w.-]*\w)?", re.ASCII
+)
 _HARMLESS = re.compile(r"[A-Za-z0-9._/=+,@ -]+")
 _MOST_ROWS = 100
 
