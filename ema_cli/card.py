@@ -26,7 +26,7 @@ _BASE_KEYS = (("adapter_config.json", "base_model_name_or_path"), ("config.json"
 # A model on the Hub, and not a folder: no path of more parts, nor a checkpoint of a Trainer's, nor a name that the Hub
 # refuses, and with it the card.
 _ON_HUB = re.compile(
-    r"(?!.{97}|.*(?:--|\.\.|\.git$))[A-Za-z0-9][\w.-]*/(?!checkpoint-\d+$)[A-Za-z0-9](?:[\w.-]*\w)?", re.ASCII
+    r"(?!.{97}|.*(?:--|\.\.|\.git$))[A-Za-z0-9](?:[\w.-]*\w)?/(?!checkpoint-\d+$)[A-Za-z0-9](?:[\w.-]*\w)?", re.ASCII
 )
 _HARMLESS = re.compile(r"[A-Za-z0-9._/=+,@ -]+")
 _MOST_ROWS = 100

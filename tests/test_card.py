@@ -120,6 +120,8 @@ def test_without_a_manifest_the_card_tells_of_none(plan: Plan):
         ("a/b/c", False),
         ("out/checkpoint-500", False),
         ("org/", False),
+        ("org./a", False),
+        ("org-/a", False),
         ("org/a--b", False),
         ("org/a..b", False),
         ("org/a.", False),
