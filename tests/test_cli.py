@@ -87,8 +87,9 @@ def test_several_half_lives_come_in_one_folder(cli: Cli, run: Path, tmp_path: Pa
     """One line on stdout, the folder; one line for each half-life on stderr, with its warning."""
     done = cli("average", "ckpts", *SEVERAL)
     assert (done.code, done.out) == (0, "ema-50ba-200ba-infba\n")
-    names = ["ema-200ba.safetensors", "ema-50ba.safetensors", "ema-infba.safetensors"]
-    assert sorted(path.name for path in (tmp_path / "ema-50ba-200ba-infba").iterdir()) == names
+    files = [f"ema-{law}.safetensors" for law in ("50ba", "200ba", "infba")]
+    names = {f"{name}{suffix}" for name in files for suffix in ("", ".manifest.json", ".sha256")}
+    assert {path.name for path in (tmp_path / "ema-50ba-200ba-infba").iterdir()} == names
     assert done.err.splitlines()[:4] == [
         " 50ba: 1.7 effective of 3, mean age 31.25ba; warning: step-300.pt holds 75.0%",
         "200ba: 2.6 effective of 3, mean age 120.7ba",
