@@ -63,6 +63,8 @@ def test_a_hundred_thousand_tensors_take_a_kibibyte_each(tmp_path: Path):
         )
     for output in ("x.safetensors", "x.safetensors", "x.pt"):  # new, over an older one, as a file of torch's
         assert peak_mib(tmp_path / "run", "--half-life", "200ba", "-o", output) <= 120 + len(names) / 1024
+    again = ["--recipe", "x.safetensors.manifest.json", "-o", "again.safetensors"]
+    assert peak_mib(tmp_path / "run", *again) <= 120 + len(names) / 1024
 
 
 @pytest.mark.slow

@@ -340,4 +340,5 @@ def _open_replay(recipe: Path, paths: Sequence[Path] | None, told: Mapping[str, 
     from ema_cli.posthoc import default_threads
     from ema_cli.replay import open_replay
 
-    return open_replay(read_manifest(recipe), paths, threads=threads or default_threads())
+    manifest = {**read_manifest(recipe), "tensors": []}  # nobody asks for them here, and many take memory
+    return open_replay(manifest, paths, threads=threads or default_threads())
