@@ -27,6 +27,7 @@ from ema_cli.run import Run, open_inputs
 from ema_cli.target import Target
 from ema_cli.units import Time, Unit
 
+_RECORDED = ("file", "sidecar")  # where clocks come from that are the checkpoint's own
 _ROUNDING = 1e-12  # of a weight that another processor's logarithm gives
 _MOST_TOLD = 3
 _WEIGHTS = (".safetensors", ".pt", ".pth")
@@ -125,6 +126,7 @@ def _raw_plan(manifest: Manifest, recipe: Recipe, paths: Mapping[str, Path]) -> 
         told["key"], told["weights"], told["component"], told["keep_prefix"], copy=tuple(told["copy"])
     )
     opened = open_inputs(paths, options)
+    _check_clocks(opened, manifest["inputs"])
     checkpoints = tuple(
         replace(checkpoint, progress=_progress(each))
         for checkpoint, each in zip(opened, manifest["inputs"], strict=True)
@@ -150,6 +152,23 @@ def _raw_plan(manifest: Manifest, recipe: Recipe, paths: Mapping[str, Path]) -> 
             hint="it was changed by hand, or by another program; average anew, with --half-life",
         )
     return replace(plan, entries=_with_weights(plan.entries, manifest["inputs"]))
+
+
+def _check_clocks(opened: Sequence[Checkpoint], inputs: Sequence[Mapping[str, Any]]) -> None:
+    """Check that clocks that lie in or beside a checkpoint are as they were; where the run decides, it did."""
+    for checkpoint, told in zip(opened, inputs, strict=True):
+        found = checkpoint.progress
+        for unit, clock in _progress(told).clocks.items():
+            settled = unit is Unit.EPOCH and found.epoch_origin_unknown
+            if clock.source not in _RECORDED or settled:
+                continue
+            now = found.clocks.get(unit)
+            if now is None or now.value != clock.value:
+                raise CheckpointError(
+                    f"{checkpoint.path}: its clock is {now.value if now else 'none'}{unit}, but was {clock.value}{unit} "
+                    "when it was averaged",
+                    hint="bring back the checkpoint as it was",
+                )
 
 
 def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> Plan:

@@ -277,7 +277,7 @@ def test_a_write_that_takes_long_is_told_that_the_fold_ends():
             assert writing.wait(60)
             raise OSError("the disk is full")
 
-    targets = {name: DTYPES["F32"] for name in ("a", "b")}
+    targets = dict.fromkeys(("a", "b"), DTYPES["F32"])
     fold = Fold(saved, [Average([0.5, 0.5], write)], targets, small(300 * 4, threads=2), give_up=given_up.set)
     with pytest.raises(OSError, match="the disk is full"):
         fold.run()

@@ -280,6 +280,17 @@ def test_a_change_that_only_sums_see_names_the_input(run: InProcess, big: Mappin
     )
 
 
+def test_a_clock_that_is_not_what_it_was_is_seen(run: InProcess):
+    """A trainer's state that was changed, or a manifest that gives another clock, names the checkpoint and both."""
+    write_hf_run(run.folder / "ckpts", [100, 200, 300])
+    out = average(run, "ckpts", "--half-life", "100ba", "-o", "out")
+    state = run.folder / "ckpts" / "checkpoint-200" / "trainer_state.json"
+    state.write_text(state.read_text().replace("200", "220"))
+    code, _ = run("average", "ckpts", "--recipe", manifest_of(out), "-o", "again")
+    assert code == 3
+    assert "checkpoint-200: its clock is 220ba, but was 200ba when it was averaged" in run.err
+
+
 def test_a_change_that_nothing_sees_shows_in_the_average(run: InProcess, big: Mapping[str, Path]):
     """Without --checksum the average has other bytes, and is not published."""
     write_big(run.folder / "ckpts", [20], unsampled)
