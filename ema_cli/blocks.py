@@ -63,7 +63,8 @@ class Block:
     def names_of(self, elements: NDArray[np.intp]) -> set[str]:
         """Return the tensors that hold these elements of the block."""
         ends = np.cumsum([piece.count for piece in self.pieces])
-        return {self.pieces[at].group.names[0] for at in np.unique(np.searchsorted(ends, elements, side="right"))}
+        found = np.unique(np.searchsorted(ends, elements, side="right"))
+        return {name for at in found for name in self.pieces[at].group.names}
 
 
 def make_groups(

@@ -49,12 +49,15 @@ Write = Callable[[Sequence[tuple[str, int, int]], memoryview], None]
 class Average:
     """One average to make: a weight for each checkpoint of the fold, oldest first, with sum 1, and where it goes.
 
-    A checkpoint of weight 0 does not enter; the newest that enters gives integers.
+    A checkpoint of weight 0 does not enter; the newest that enters gives integers. `non_finite` are the tensors in
+    which NaN or infinity was let through, `infinite` those with an infinity that is equal in all checkpoints.
     """
 
     weights: Sequence[float]
     write: Write
     newest: int = field(init=False)
+    non_finite: set[str] = field(default_factory=set)
+    infinite: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         newest = max(number for number, weight in enumerate(self.weights) if weight)
@@ -68,10 +71,8 @@ class Fold:
     `targets` gives the output dtype of each tensor by name, in the order in which the outputs hold them; those in
     `copied` come from the newest checkpoint, as do integers. Float dtypes may differ between checkpoints. `write` of
     each average is called once for each block of its output, from several threads. With `checksums`, what is read is
-    summed up on the way. `non_finite` lists the tensors in which NaN or infinity was let through, `infinite` those
-    that hold an infinity which is equal in all checkpoints. With `most_elements`, a multiple of 8, no more than these
-    are made of each tensor, from the first. `give_up` is called where it ends early, before it waits for what `write`
-    still does.
+    summed up on the way. With `most_elements`, a multiple of 8, no more than these are made of each tensor, from the
+    first. `give_up` is called where it ends early, before it waits for what `write` still does.
 
     An average is newest + sum w_k (x_k - newest): where all are equal it is exactly that value, and for neighbours,
     which checkpoints are, the difference is exact, so that little is lost. Where bfloat16 is averaged to bfloat16 it
@@ -93,8 +94,6 @@ class Fold:
     most_elements: int | None = None
     give_up: Callable[[], object] = lambda: None
     bytes_read: int = 0
-    non_finite: set[str] = field(default_factory=set)
-    infinite: set[str] = field(default_factory=set)
     _groups: Sequence[range] = ()  # numbers of checkpoints that are added at once, from the newest down
     _newest: Sequence[int] = ()  # of each average, every number once, from the newest down
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -108,6 +107,11 @@ class Fold:
         last = len(self.checkpoints) - 1
         self._groups = [range(start, max(start - step, -1), -1) for start in range(last, -1, -step)]
         self._newest = sorted({average.newest for average in self.averages}, reverse=True)
+
+    @property
+    def non_finite(self) -> set[str]:
+        """Return the tensors in which NaN or infinity was let through, in any of the averages."""
+        return set().union(*(average.non_finite for average in self.averages))
 
     @property
     def bytes_total(self) -> int:
@@ -198,9 +202,17 @@ class Fold:
         decode(dtype, data, values)
         # Only NaN: an infinity is equal in all of one checkpoint.
         wrong = np.flatnonzero(np.isnan(values))
-        self._note_infinite(block, np.flatnonzero(np.isinf(values)) // components(dtype))
-        if len(wrong):
-            self._non_finite(block, np.zeros_like(wrong), wrong // components(dtype))
+        infinite = np.isinf(values)
+
+        def note() -> None:
+            elements = np.flatnonzero(infinite) // components(dtype)
+            for average in self.averages:
+                self._note_infinite(average, block, elements)
+
+        if infinite.any():
+            self._settler.submit(note).result()  # see _settle
+        for average in self.averages:
+            self._non_finite(average, block, np.zeros_like(wrong), wrong // components(dtype))
 
     def _average(self, order: int, block: Block, buffers: Buffers) -> None:
         paired = all(dtype.name == "BF16" for dtype in block.dtypes)
@@ -298,25 +310,30 @@ class Fold:
                 decode(dtype, raw, values)
             return values
 
-        def settle() -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-            with np.errstate(all="ignore"):
-                return settle_non_finite(load, average.weights, total, limit, plain=plain)
-
-        # In a thread for that alone: it takes several times the memory of a row, which malloc keeps for its thread.
-        found, numbers = self._settler.submit(settle).result()
-
         def elements(indices: NDArray[np.intp]) -> NDArray[np.intp]:
             return unpaired(indices, len(total)) if paired else indices // components(block.target)
 
-        self._note_infinite(block, elements(np.setdiff1d(np.flatnonzero(np.isinf(total)), found)))
-        if len(found):
-            self._non_finite(block, numbers, elements(found))
+        def settle() -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+            with np.errstate(all="ignore"):
+                found, numbers = settle_non_finite(load, average.weights, total, limit, plain=plain)
+            infinite = np.isinf(total)
+            infinite[found] = False
+            self._note_infinite(average, block, elements(np.flatnonzero(infinite)))
+            return found, numbers
 
-    def _non_finite(self, block: Block, numbers: NDArray[np.intp], elements: NDArray[np.intp]) -> None:
+        # In a thread for that alone: it takes several times the memory of a row, which malloc keeps for its thread.
+        found, numbers = self._settler.submit(settle).result()
+        self._non_finite(average, block, numbers, elements(found))
+
+    def _non_finite(
+        self, average: Average, block: Block, numbers: NDArray[np.intp], elements: NDArray[np.intp]
+    ) -> None:
         """Note the tensors that hold these elements of the block, or raise an error for the first."""
+        if not len(elements):
+            return
         if self.allow_non_finite:
             with self._lock:
-                self.non_finite |= block.names_of(elements)
+                average.non_finite.update(block.names_of(elements))
             return
         first = int(elements.argmin())
         name, element = block.find(int(elements[first]))
@@ -330,10 +347,10 @@ class Fold:
             hint="leave that checkpoint out (--start, --stop), or let it pass with --allow-non-finite",
         )
 
-    def _note_infinite(self, block: Block, elements: NDArray[np.intp]) -> None:
+    def _note_infinite(self, average: Average, block: Block, elements: NDArray[np.intp]) -> None:
         if len(elements):
             with self._lock:
-                self.infinite |= block.names_of(elements)
+                average.infinite.update(block.names_of(elements))
 
     def _sum_up(self, number: int, order: int, data: memoryview, *, copied: bool = False) -> None:
         if self.checksums is not None:

@@ -156,15 +156,15 @@ def average(
         folders = [make_folder(staging.folder, work.target, output.target) for output in work.outputs]
         fold, sums = _write_weights(work, folders, sizes, report, record)
         manifests = []
-        for output, plan, folder, written in zip(work.outputs, plans, folders, sums, strict=True):
+        for output, plan, folder, written, made in zip(work.outputs, plans, folders, sums, fold.averages, strict=True):
             written.update(write_texts(output, folder))
             for file in output.files:
                 read_back(folder / file.name, file)
             if record is not None:
-                told = record.manifest(output, plan, written, fold)
+                told = record.manifest(output, plan, written, made)
                 check(told)
                 manifests.append(told)
-                record.write(told, output, plan, folder, fold)
+                record.write(told, output, plan, folder, made)
         inputs = [file for each in work.checkpoints for file in each.files]
         for source in (*inputs, *(source for output in work.outputs for source in output.sources)):
             source.check_unchanged()

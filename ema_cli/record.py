@@ -23,7 +23,7 @@ from ema_cli.writing import write_small
 
 if TYPE_CHECKING:
     from ema_cli.checkpoint import TensorSpec
-    from ema_cli.fold import Fold
+    from ema_cli.fold import Average
     from ema_cli.outputs import Output
     from ema_cli.plan import Plan
     from ema_cli.posthoc import Work
@@ -45,10 +45,10 @@ class Record:
         self._fingerprints = {id(each): found for each, found in zip(work.checkpoints, found, strict=True)}
         self.checksums = Checksums(len(work.checkpoints)) if checksum else None
 
-    def manifest(self, output: Output, plan: Plan, written: Mapping[str, tuple[int, str]], fold: Fold) -> Manifest:
+    def manifest(self, output: Output, plan: Plan, written: Mapping[str, tuple[int, str]], made: Average) -> Manifest:
         """Return the manifest of one average, less its tensors; `written` are its files."""
         found = facts.run_warnings(plan.run, [each.checkpoint for each in plan.read])
-        odd = [*self._warnings, *found, *plan.warnings(), *facts.non_finite_warnings(sorted(fold.non_finite))]
+        odd = [*self._warnings, *found, *plan.warnings(), *facts.non_finite_warnings(sorted(made.non_finite))]
         read = {id(each.checkpoint) for each in plan.read}
         return make_manifest(
             plan,
@@ -59,18 +59,18 @@ class Record:
             list(dict.fromkeys(odd)),
         )
 
-    def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, fold: Fold) -> None:
+    def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, made: Average) -> None:
         """Write the manifest and the sums where the files of the average are."""
         is_folder = output.target.is_folder
         place = folder if is_folder else folder / output.target.path.name
         path = manifest_path(place, is_folder=is_folder)
-        _, sha256 = write_small(path, manifest_text(manifest, self.tensors(output, plan, fold)))
+        _, sha256 = write_small(path, manifest_text(manifest, self.tensors(output, plan, made)))
         sums = {each["name"]: each["sha256"] for each in manifest["outputs"]}
         write_small(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
 
-    def tensors(self, output: Output, plan: Plan, fold: Fold) -> Iterator[dict[str, Any]]:
+    def tensors(self, output: Output, plan: Plan, made: Average) -> Iterator[dict[str, Any]]:
         """Return what the manifest of one average tells of each tensor, by name."""
-        newest, odd = plan.newest.weights.specs, fold.non_finite | fold.infinite
+        newest, odd = plan.newest.weights.specs, made.non_finite | made.infinite
 
         def row(name: str, spec: TensorSpec) -> dict[str, Any]:
             original = output.original(name)

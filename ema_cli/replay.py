@@ -164,9 +164,9 @@ def _check_clocks(opened: Sequence[Checkpoint], inputs: Sequence[Mapping[str, An
                 continue
             now = found.clocks.get(unit)
             if now is None or now.value != clock.value:
+                told_now = f"{now.value}{unit}" if now else "none"
                 raise CheckpointError(
-                    f"{checkpoint.path}: its clock is {now.value if now else 'none'}{unit}, but was {clock.value}{unit} "
-                    "when it was averaged",
+                    f"{checkpoint.path}: its clock is {told_now}, but was {clock.value}{unit} when it was averaged",
                     hint="bring back the checkpoint as it was",
                 )
 

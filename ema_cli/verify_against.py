@@ -79,8 +79,8 @@ def verify_against(
         if not problems:
             files = {file.path: file for file in found.inputs}
             problems += frame_differences(files, work.outputs[0], found.published.folder, sample=sample)
-        again = record.manifest(work.outputs[0], replay.plan, {}, fold)
-        tensors = record.tensors(work.outputs[0], replay.plan, fold)
+        again = record.manifest(work.outputs[0], replay.plan, {}, fold.averages[0])
+        tensors = record.tensors(work.outputs[0], replay.plan, fold.averages[0])
         problems += manifest_differences(found.manifest, found.published.manifest, again, tensors, sample=sample)
     for file in (*(file for each in work.checkpoints for file in each.files), *found.inputs):
         file.check_unchanged()

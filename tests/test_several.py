@@ -348,3 +348,32 @@ def test_too_little_memory_says_how_much_is_needed(tmp_path: Path):
     assert not (tmp_path / "out").exists()
     needed = int((raised.value.hint or "").removeprefix("--max-memory ").removesuffix("MB"))
     posthoc.average(plans, parse_target(tmp_path / "out"), max_memory=(needed + 2) * 10**6)
+
+
+def test_what_is_not_finite_is_told_of_the_average_that_holds_it(tmp_path: Path):
+    """A NaN that only one of the averages has is in the manifest of that one alone, as if it were made alone."""
+    run = tmp_path / "run"
+    run.mkdir()
+    mask = torch.tensor([float("-inf"), 0.0])
+    for step in (100, 200):
+        bad = torch.tensor([float("nan") if step == 100 else 1.0, 2.0])
+        tied = {"mask": mask.clone(), "weight": bad}
+        save_file(tied, run / f"step-{step}.safetensors")
+    out = parse_target(tmp_path / "out")
+    posthoc.average(plans_of(run, ["0ba", "100ba"]), out, allow_non_finite=True)
+    for law, odd in (("0ba", {"mask"}), ("100ba", {"mask", "weight"})):
+        manifest = json.loads((tmp_path / "out" / f"ema-{law}.safetensors.manifest.json").read_text())
+        assert {each["name"] for each in manifest["tensors"] if each["non_finite"]} == odd
+        assert ("'weight' holds NaN or infinity" in manifest["warnings"]) == (law == "100ba")
+
+
+def test_a_mask_under_two_names_is_told_under_both(tmp_path: Path):
+    """Tied tensors that hold an equal infinity in all checkpoints are both told of, so that verify lets both pass."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for step in (100, 200):
+        mask = torch.tensor([float("-inf"), float(step)])
+        torch.save({"model": {"a": mask, "b": mask}, "step": step}, run / f"step-{step}.pt")
+    posthoc.average(plans_of(run, ["100ba"]), parse_target(tmp_path / "x.safetensors"))
+    manifest = json.loads((tmp_path / "x.safetensors.manifest.json").read_text())
+    assert [each["non_finite"] for each in manifest["tensors"]] == [True, True]
