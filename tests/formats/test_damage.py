@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import pytest
@@ -75,7 +75,8 @@ class CarefulUnpickler(pickle.Unpickler):
     } | {
         ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout"),
         ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"),
-        ("torch", "Size"), ("collections", "OrderedDict"), ("pathlib", "PosixPath"), ("__builtin__", "set"),
+        ("torch", "Size"), ("collections", "OrderedDict"), ("__builtin__", "set"),
+        (PosixPath.__module__, "PosixPath"),  # pathlib._local in Python 3.13
     } | {(kind.__module__, kind.__name__) for kind in MODULES}  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:

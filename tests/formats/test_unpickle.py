@@ -212,7 +212,8 @@ def test_unknown_classes_become_placeholders_that_keep_what_they_held(protocol: 
     assert (color.kind, color.args) == (f"{here}.Color", (1,))
     assert read(datetime.timedelta(days=2)).args == (2, 0, 0)
     assert read(datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC)).kind == "datetime.datetime"
-    assert read(pathlib.PurePosixPath("a/b")).kind == "pathlib.PurePosixPath"
+    home = pathlib.PurePosixPath.__module__  # pathlib._local in Python 3.13
+    assert read(pathlib.PurePosixPath("a/b")).kind == f"{home}.PurePosixPath"
     assert read(Box(a=1)).items == {"a": 1}
     assert read(np.arange(3)).kind.startswith("numpy.")
     assert read(np.float64(2.5)).kind.endswith("multiarray.scalar")
