@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import pairwise
 from math import floor
 
-from ema_cli.checkpoint import Checkpoint
+from ema_cli.checkpoint import MIN_CLOCK, Checkpoint
 from ema_cli.errors import RunError
 from ema_cli.events import Events, Power
 from ema_cli.recipe import SQUARE_ROOT, UNIFORM, Recipe
@@ -105,10 +105,10 @@ class Plan:
 
     @property
     def mean_age(self) -> Time:
-        """Return the weighted mean of how long before the newest the checkpoints were saved."""
+        """Return the weighted mean of how long before the newest the checkpoints were saved; 0 below any time."""
         newest = Fraction(self.entries[-1].clock.value)
         age = math.fsum(entry.weight * float(newest - Fraction(entry.clock.value)) for entry in self.entries)
-        return Time(age, self.entries[-1].clock.unit)
+        return Time(age if abs(age) >= MIN_CLOCK else 0.0, self.entries[-1].clock.unit)
 
     def half_life_for(self, count: float) -> Time | None:
         """Return the smallest half-life that gives `count` effective checkpoints over the same updates.

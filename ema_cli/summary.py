@@ -14,6 +14,7 @@ from pathlib import Path
 from ema_cli.errors import EmaError, OutputError, printable
 from ema_cli.manifest import FOLDER_NAME, Manifest, sidecars
 from ema_cli.target import Target
+from ema_cli.units import Time
 from ema_cli.words import plural, size
 
 _MOST_BYTES = 60_000  # less than the 64 KB that a job may append; what is left is for the note on what is left out
@@ -161,7 +162,8 @@ def _law_line(manifest: Manifest) -> str:
         what = f"{plural(entered, 'stored average')} combined, {manifest['approximation']['relative_error']:.2%} off"
     else:
         what = f"{plural(entered, 'checkpoint')} averaged, {manifest['effective_checkpoints']:.1f} effective"
-        what += f", mean age {manifest['mean_age']}"
+        age = Time.parse(manifest["mean_age"])
+        what += f", mean age {float(age.value):.4g}{age.unit}"
     dtype = f", written as {recipe['dtype']}" if recipe["dtype"] else ""
     return f"{what}: {', '.join(told)}{dtype}."
 

@@ -252,6 +252,11 @@ def test_few_checkpoints_are_no_matter_of_the_half_life(clocks: list[int], half_
     assert plan_of(batches(*clocks), half_life).warnings() == warning
 
 
+def test_a_mean_age_that_is_no_time_is_zero():
+    """A half-life a two-hundredth of the distance leaves an age of 1e-57 batches, which no time is written as."""
+    assert plan_of(batches(10, 2000), "10ba").mean_age.value == 0
+
+
 def test_effective_number_and_mean_age():
     """1 / sum w^2, and the weighted age before the newest, in the plan's unit."""
     plan = plan_of(batches(10, 20, 40), "10ba")
