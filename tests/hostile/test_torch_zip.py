@@ -260,7 +260,7 @@ PICKLES = [
     *(zipped(label, lambda make=make: saved(3, beside=make()), says) for label, (make, says) in UNREADABLE.items()),
     *(
         zipped(
-            label, lambda make=make: saved(3, beside=make()), says, code=3 if says else 0, seconds=40, peak=3 << 29
+            label, lambda make=make: saved(3, beside=make()), says, code=3 if says else 0, seconds=80, peak=3 << 29
         )
         for label, (make, says) in BOMBS.items()
     ),
