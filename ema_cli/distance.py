@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -148,7 +149,7 @@ def measure(
         sums = Sums.zero(len(others))
         while True:
             for group, start in islice(work, threads * _WAITING - len(waiting)):
-                waiting.append((group, start, _submit(pool, _stretch, one, others, group, start, buffers)))
+                waiting.append((group, start, _submit(pool, partial(_stretch, one, others, group, start, buffers))))
             if not waiting:
                 break
             group, start, result = waiting.popleft()
@@ -166,13 +167,9 @@ def measure(
             file.check_unchanged()
 
 
-def _submit(
-    pool: ThreadPoolExecutor,
-    function: Callable[[Checkpoint, Sequence[Checkpoint], Group, int, threading.local], Sums],
-    *arguments: object,
-) -> Future[Sums]:
+def _submit(pool: ThreadPoolExecutor, stretch: Callable[[], Sums]) -> Future[Sums]:
     try:
-        return pool.submit(function, *arguments)  # type: ignore[arg-type]
+        return pool.submit(stretch)
     except RuntimeError as error:
         raise EmaError(f"no thread can be started: {error}", hint="use fewer --threads") from error
 

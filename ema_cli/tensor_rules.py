@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError
@@ -42,9 +42,9 @@ _AVERAGES_INSIDE = re.compile(r"(?:^|\.)(?:model_ema|ema_model)\.|\.n_averaged$"
 ADAPTER_NOTE = "an adapter: A and B are averaged each, which is not the average of their products BA"
 
 
-def copied_names(specs: Specs, patterns: Sequence[str]) -> frozenset[str]:
-    """Return the names that the user wants copied from the newest checkpoint."""
-    return frozenset(name for name in specs if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+def copied_names(names: Iterable[str], patterns: Sequence[str]) -> frozenset[str]:
+    """Return those of the names that the user wants copied from the newest checkpoint."""
+    return frozenset(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def refusals(specs: Specs, copied: Collection[str] = ()) -> dict[str, str]:

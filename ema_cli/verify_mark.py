@@ -79,10 +79,10 @@ def _same_copied(names: object, manifest: Manifest) -> bool:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return False
     patterns = manifest["recipe"]["copy"]
-    written = {row["name"]: None for row in manifest["tensors"]}
+    written = {row["name"] for row in manifest["tensors"]}
     if all(name in written for name in names):
-        return names == sorted(copied_names(written, patterns))  # type: ignore[arg-type]
-    return copied_names(dict.fromkeys(names), patterns) == frozenset(names)  # type: ignore[arg-type]
+        return names == sorted(copied_names(written, patterns))
+    return copied_names(names, patterns) == frozenset(names)
 
 
 def _said(name: str, value: object) -> str:
