@@ -12,10 +12,10 @@ from ema_cli._version import __version__
 from ema_cli.card import CARD_NAME, CONFIGS, model_card
 from ema_cli.checkpoint import Checkpoint, DType, TensorSpec
 from ema_cli.errors import OutputError
-from ema_cli.formats.own_mark import METADATA_KEY
+from ema_cli.formats.own_mark import METADATA_KEY, asked_for
 from ema_cli.input_file import InputFile
 from ema_cli.layout import OutputFile, Table, lay_out_file, lay_out_shards, split_shards
-from ema_cli.manifest import FOLDER_NAME
+from ema_cli.manifest import FOLDER_NAME, recipe_facts
 from ema_cli.plan import Plan
 from ema_cli.side_files import find_side_files, set_config_dtype
 from ema_cli.target import Target
@@ -215,22 +215,8 @@ def _shard_name(shard: str, base: str) -> str:
 
 def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:
     """Say compactly how the file was averaged: no times, hosts or absolute paths, so that equal runs are equal."""
-    recipe = plan.recipe
-    asked = {
-        "half_life": recipe.half_life,
-        "smoothing": None if recipe.smoothing is None else repr(recipe.smoothing),
-        "profile": recipe.profile,
-        "sigma_rel": None if recipe.sigma_rel is None else repr(recipe.sigma_rel),
-        "from": "stored" if plan.approximation else None,
-        "update_interval": recipe.interval or "every",
-        "start": recipe.start,
-        "stop": recipe.stop,
-        "last": recipe.last,
-        "bias_correction": recipe.bias_correction or None,
-        "dtype": dtype.name if dtype else None,
-    }
-    record: dict[str, object] = {"version": __version__}
-    record.update((name, str(value)) for name, value in asked.items() if value is not None)
+    asked = asked_for({**recipe_facts(plan), "dtype": dtype.name if dtype else None})
+    record: dict[str, object] = {"version": __version__, **asked}
     record["checkpoints"] = [[each.checkpoint.name, str(each.clock), each.weight] for each in plan.read]
     if copied:
         record["copied"] = sorted(copied)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ema_cli.formats.own_mark import asked_for
 from ema_cli.manifest import Manifest
 from ema_cli.tensor_rules import copied_names
 
@@ -29,20 +30,7 @@ def mark_differences(mark: Mapping[str, object] | None, manifest: Manifest, mani
 def _expected_mark(manifest: Manifest) -> dict[str, Any]:
     """Return the mark that an average with this manifest has, less what was copied."""
     recipe = manifest["recipe"]
-    asked = {
-        "half_life": recipe["half_life"],
-        "smoothing": None if recipe["smoothing"] is None else repr(recipe["smoothing"]),
-        "profile": recipe["profile"],
-        "sigma_rel": None if recipe["sigma_rel"] is None else repr(recipe["sigma_rel"]),
-        "from": "stored" if recipe["from"] == "stored" else None,
-        "update_interval": recipe["update_interval"],
-        "start": recipe["start"],
-        "stop": recipe["stop"],
-        "last": recipe["last"],
-        "bias_correction": recipe["bias_correction"] or None,
-        "dtype": recipe["dtype"],
-    }
-    mark: dict[str, Any] = {name: str(value) for name, value in asked.items() if value is not None}
+    mark: dict[str, Any] = dict(asked_for(recipe))
     mark["version"] = manifest["tool"]["version"]
     mark["checkpoints"] = [
         [each["name"], each["clock"], each["weight"]] for each in manifest["inputs"] if each["weight"] != 0

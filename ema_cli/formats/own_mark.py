@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 METADATA_KEY = "ema_cli"  # in the header of a safetensors file
 RECORD = "ema_cli.json"  # in the archive of a file as torch.save writes it
 MADE_HERE = "ema-cli made it"
+_ASKED = (
+    "half_life", "smoothing", "profile", "sigma_rel", "from", "update_interval", "start", "stop", "last",
+    "bias_correction", "dtype",
+)  # fmt: skip
+
+
+def asked_for(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a mark says of the recipe in a manifest: what was asked for, less what nobody asked for."""
+    told = {
+        **recipe,
+        "from": recipe["from"] if recipe["from"] == "stored" else None,
+        "bias_correction": recipe["bias_correction"] or None,
+    }
+    return {name: str(told[name]) for name in _ASKED if told[name] is not None}
 
 
 def parse_recipe(text: str | bytes) -> Mapping[str, object]:
