@@ -23,6 +23,7 @@ test-package: .venv/package  ## build the package; install it with each Python t
 lint: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 
 types: .venv/dev
 	$(BIN)/mypy

@@ -19,29 +19,29 @@ from typing import TYPE_CHECKING, Any
 from ema_cli._version import __version__
 
 if TYPE_CHECKING:
+    from ema_cli.averaging import average
     from ema_cli.errors import EmaError
+    from ema_cli.law.recipe import Recipe
+    from ema_cli.law.time import Time, Unit
     from ema_cli.online.ema import EMA
     from ema_cli.online.functional import compute_ema
-    from ema_cli.plan import Plan, make_plan
-    from ema_cli.posthoc import average
-    from ema_cli.recipe import Recipe
-    from ema_cli.run import Run, open_run
-    from ema_cli.target import parse_target
-    from ema_cli.units import Time, Unit
+    from ema_cli.planning.plan import Plan, make_plan
+    from ema_cli.runs.run import Run, open_run
+    from ema_cli.writing.target import parse_target
 
 _HOMES = {
     "EMA": "online.ema",
     "EmaError": "errors",
-    "Plan": "plan",
-    "Recipe": "recipe",
-    "Run": "run",
-    "Time": "units",
-    "Unit": "units",
-    "average": "posthoc",
+    "Plan": "planning.plan",
+    "Recipe": "law.recipe",
+    "Run": "runs.run",
+    "Time": "law.time",
+    "Unit": "law.time",
+    "average": "averaging",
     "compute_ema": "online.functional",
-    "make_plan": "plan",
-    "open_run": "run",
-    "parse_target": "target",
+    "make_plan": "planning.plan",
+    "open_run": "runs.run",
+    "parse_target": "writing.target",
 }
 
 __all__ = [

@@ -2,14 +2,14 @@
 
 import gc
 
-from ema_cli import interrupts
+from ema_cli.system import signals
 
 # What is imported, and read from headers, stays: to look for garbage in it again and again finds none, and takes long.
 gc.set_threshold(100_000)
 # Before the rest is imported, which takes longest: no traceback for a Ctrl-C meanwhile.
-interrupts.install()
+signals.install()
 
-from ema_cli.cli import main  # noqa: E402
+from ema_cli.cli.app import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

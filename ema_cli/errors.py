@@ -1,22 +1,98 @@
-"""Errors a user can act on: subject, fact, next step. Each class knows its exit code.
+"""Errors a user can act on: which option, which subject, what is the matter, what to do. Each class has an exit code.
 
 Exit codes: 0 done, 1 unexpected, 2 usage, 3 a bad or incomplete checkpoint, 4 checkpoints that do not fit
 together or are averaged already, 5 output, 6 verification, a gate or non-finite values, 130 and 143 signals.
+
+A text names an option by `option("half_life", "50ba")`, so that a terminal shows `--half-life 50ba` and a caller from
+Python `half_life='50ba'`.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Self
+
 _MAX_CHARS = 2000
+
+Spelling = Callable[[str, str], str]
+"""From an option's name and its value (a Python literal, or nothing) to how a reader knows it."""
+
+
+def option(name: str, value: object = None) -> str:
+    """Return a mention of an option for the text of an error: `name` as in Python, and a `value` to give it.
+
+    Whoever shows the error spells it: `option("half_life", "50ba")` is `--half-life 50ba` at a terminal and
+    `half_life='50ba'` in Python; `option("force", True)` is `--force` and `force=True`.
+    """
+    return f"\ufff9{name}\ufffa{'' if value is None else repr(value)}\ufffb"
+
+
+_MENTION = re.compile("\ufff9([a-z_]+)\ufffa([^\ufffb]*)\ufffb")
+_SHORT = {"output": "-o"}  # known best by their letter
+_OTHER_IN_PYTHON = {"output": "target", "from": "source"}
+
+
+def at_terminal(name: str, value: str = "") -> str:
+    """Spell an option as the command line has it."""
+    flag = _SHORT.get(name) or f"--{name.replace('_', '-')}"
+    if value == "False":
+        return flag.replace("--", "--no-")
+    return f"{flag} {value.strip(chr(39))}" if value not in ("", "True") else flag
+
+
+def in_python(name: str, value: str = "") -> str:
+    """Spell an option as the keyword argument that it is in Python."""
+    return f"{_OTHER_IN_PYTHON.get(name, name)}={value}"
 
 
 class EmaError(Exception):
-    """Say what is wrong in one line, and in `hint` what to do about it."""
+    """Something a user can act on, as data: `str()` of it is for callers from Python, `message(at_terminal)` for others.
+
+    Attributes:
+        fact: what is the matter. May mention options, as `option` returns them.
+        subject: the file, checkpoint or thing that it is the matter with.
+        option: the name of the option whose value is refused, as in Python: `half_life`.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(_shortened(printable(message)))
-        self.hint = hint if hint is None else _shortened(printable(hint))
+    def __init__(
+        self, fact: str, *, subject: object = None, option: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(fact)
+        self.fact = fact
+        self.subject = subject
+        self.option = option
+        self._hint = hint
+
+    def message(self, spelling: Spelling) -> str:
+        """Return option, subject and fact in one line that nothing in it can escape from."""
+        parts = [spelling(self.option, "")] if self.option is not None else []
+        parts += [printable(self.subject)] if self.subject is not None else []
+        return _shortened(": ".join([*parts, _spelled(self.fact, spelling)]))
+
+    def reason(self, spelling: Spelling) -> str:
+        """Return the fact alone, for where the subject is known."""
+        return _shortened(_spelled(self.fact, spelling))
+
+    def advice(self, spelling: Spelling) -> str | None:
+        """Return what to do about it, where anything is known."""
+        return None if self._hint is None else _shortened(_spelled(self._hint, spelling))
+
+    @property
+    def hint(self) -> str | None:
+        """Return what to do about it, for a caller from Python."""
+        return self.advice(in_python)
+
+    def about(self, subject: object) -> Self:
+        """Return this error, with a `subject` where it has none yet."""
+        if self.subject is None:
+            self.subject = subject
+        return self
+
+    def __str__(self) -> str:
+        return self.message(in_python)
 
 
 class UsageError(EmaError):
@@ -64,9 +140,18 @@ class VerificationError(EmaError):
 
 
 class GateError(EmaError):
-    """An average that is not what was demanded of it (--min-count, --max-share, --strict, --expect-keys)."""
+    """An average that is not what was demanded of it, by `Gates`."""
 
     exit_code = 6
+
+
+def _spelled(text: str, spelling: Spelling) -> str:
+    """Return a text in which options are mentioned as its reader knows them."""
+    pieces = _MENTION.split(text)  # text, name, value, text, name, value, ... text
+    shown = printable(pieces[0])
+    for name, value, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        shown += spelling(name, printable(value)) + printable(rest)
+    return shown
 
 
 def _shortened(text: str) -> str:

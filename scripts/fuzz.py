@@ -68,7 +68,7 @@ def fuzz_safetensors(around: Path) -> Reader:
     """Read one file of safetensors; what we read, the official reader reads, too."""
     import safetensors
 
-    from ema_cli.formats.safetensors import open_file
+    from ema_cli.formats.safetensors.header import open_file
 
     def read(data: bytes) -> None:
         path = replaced(around / "a.safetensors", data)
@@ -91,22 +91,22 @@ def fuzz_index(around: Path) -> Reader:
 
 def fuzz_zip(around: Path) -> Reader:
     """Read a zip file of torch's: its directory, its pickle, and every tensor."""
-    from ema_cli.formats.torch_zip import open_zip
+    from ema_cli.formats.torch_save.zip_container import open_zip
 
     return lambda data: read_torch(open_zip(Memory(data)))
 
 
 def fuzz_legacy(around: Path) -> Reader:
     """Read a file of torch's before 1.6, and every tensor."""
-    from ema_cli.formats.torch_legacy import open_legacy
+    from ema_cli.formats.torch_save.legacy_container import open_legacy
 
     return lambda data: read_torch(open_legacy(Memory(data)))
 
 
 def fuzz_pickle(around: Path) -> Reader:
     """Read a pickle, and nothing else."""
-    from ema_cli.formats.pickle_values import PickleError
-    from ema_cli.formats.unpickle import unpickle
+    from ema_cli.formats.pickles.unpickle import unpickle
+    from ema_cli.formats.pickles.values import PickleError
 
     def read(data: bytes) -> None:
         try:
@@ -119,9 +119,9 @@ def fuzz_pickle(around: Path) -> Reader:
 
 def fuzz_module(around: Path) -> Reader:
     """Find weights and clocks in what a pickle holds, a whole module among others; each storage has 64 bytes."""
-    from ema_cli.formats.pickle_values import PickleError
-    from ema_cli.formats.torch_tensors import TorchFile
-    from ema_cli.formats.unpickle import unpickle
+    from ema_cli.formats.pickles.unpickle import unpickle
+    from ema_cli.formats.pickles.values import PickleError
+    from ema_cli.formats.torch_save.tensors import TorchFile
 
     def read(data: bytes) -> None:
         try:
@@ -142,15 +142,15 @@ def fuzz_metadata(around: Path) -> Reader:
 
 def fuzz_trainer_state(around: Path) -> Reader:
     """Read the Trainer's clocks."""
-    from ema_cli.formats.hf_directory import read_trainer_state
-    from ema_cli.input_file import InputFile
+    from ema_cli.formats.trainers.trainer_state import read_trainer_state
+    from ema_cli.storage.local import InputFile
 
     return lambda data: read_trainer_state(InputFile(replaced(around / "trainer_state.json", data)))
 
 
 def fuzz_adapter(around: Path) -> Reader:
     """Read the settings of an adapter."""
-    from ema_cli.formats.adapters import adapter_settings
+    from ema_cli.formats.trainers.adapters import adapter_settings
 
     return lambda data: adapter_settings(replaced(around / "adapter_config.json", data).parent)
 
@@ -158,7 +158,7 @@ def fuzz_adapter(around: Path) -> Reader:
 def fuzz_names(around: Path) -> Reader:
     """Tell what a name says, and print it."""
     from ema_cli.errors import printable
-    from ema_cli.formats.names import is_unfinished_name, is_weights_name, name_clocks
+    from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks
 
     def read(data: bytes) -> None:
         name = os.fsdecode(data)
@@ -184,7 +184,7 @@ def replaced(path: Path, data: bytes) -> Path:
 def read_torch(file: Any) -> None:
     """Find the weights in what `torch.save` wrote, and read them."""
     from ema_cli.formats.options import ReadOptions
-    from ema_cli.formats.places import find_weights
+    from ema_cli.formats.trainers.places import find_weights
 
     read_through(file.weights(find_weights(file.root, ReadOptions(), file.scalar).tensors))
 

@@ -17,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ema_cli import Recipe, Time, fold, make_plan, open_run, parse_target, posthoc, writing
-from ema_cli.staging import OutputStream
+from ema_cli import Recipe, Time, averaging, make_plan, open_run, parse_target
+from ema_cli.folding import fold
+from ema_cli.storage.output_stream import OutputStream
+from ema_cli.writing import files
 
 PARTS = {
     "read_pieces": "read",
@@ -54,7 +56,7 @@ class Watch:
 
 def starting_seconds() -> float:
     """Return the least time of three starts of Python that import what an average imports."""
-    imports = "import ema_cli.cli, ema_cli.posthoc, ema_cli.render"
+    imports = "import ema_cli.cli.app, ema_cli.averaging, ema_cli.cli.terminal"
 
     def once() -> float:
         began = time.perf_counter()
@@ -75,7 +77,7 @@ def main() -> None:
         setattr(fold, name, watch.timed(part, getattr(fold, name)))
     fold.Fold.run = watch.timed("fold", fold.Fold.run)  # type: ignore[method-assign]
     OutputStream.sync = watch.timed("fsync", OutputStream.sync)  # type: ignore[method-assign]
-    posthoc.read_back = watch.timed("read back", writing.read_back)
+    averaging.read_back = watch.timed("read back", files.read_back)
     started = starting_seconds()
     began = time.perf_counter()
     plan = make_plan(open_run([options.run]), Recipe(half_life=Time.parse(options.half_life)))
@@ -83,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.run.absolute().parent) as folder:
         os.sync()
         began = time.perf_counter()
-        done = posthoc.average(plan, parse_target(Path(folder) / "out.safetensors"), threads=1)
+        done = averaging.average(plan, parse_target(Path(folder) / "out.safetensors"), threads=1)
         total = started + headers + time.perf_counter() - began
     seconds = watch.seconds
     folded = seconds.pop("fold")

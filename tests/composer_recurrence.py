@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
-from ema_cli.clocks import order_units
-from ema_cli.run import Run
-from ema_cli.units import Unit
+from ema_cli.law.time import Unit
+from ema_cli.runs.clocks import order_units
+from ema_cli.runs.run import Run
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ema_cli import EMA, cli
+from ema_cli import EMA
+from ema_cli.cli import app
 
 
 class InProcess:
@@ -24,7 +25,7 @@ class InProcess:
     def __call__(self, *arguments: object) -> tuple[int, str]:
         """Return the exit code and what went to stdout; `err` is what went to stderr."""
         self.capsys.readouterr()
-        code = cli._run([str(each) for each in arguments])
+        code = app._run([str(each) for each in arguments])
         told = self.capsys.readouterr()
         self.err = told.err
         return code, told.out

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from scripts.benchmark import compare, datasets, figures, measure, memory, rounds, rows, values
 from scripts.benchmark.peer_loops import LOOPS, load
 from scripts.benchmark.slow_disk import SlowDisk
-from tests.formats.dcp import load_folder
+from tests.formats.dcp_folders import load_folder
 
 ROOT = Path(__file__).parents[1]
 QUIET = {"foreign_cpu": 0.0, "foreign_disk": 0, "cores": 2}

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from ema_cli import posthoc
+from ema_cli import averaging
 from ema_cli.errors import RunError
 from ema_cli.formats.options import ReadOptions
-from ema_cli.plan import make_plan
-from ema_cli.recipe import Recipe
-from ema_cli.run import open_run
-from ema_cli.target import parse_target
-from ema_cli.units import Time, Unit
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time, Unit
+from ema_cli.planning.plan import make_plan
+from ema_cli.runs.run import open_run
+from ema_cli.writing.target import parse_target
 from tests.composer_recurrence import BatchEnd, Tensors, composer_ema, event_by_event, make_run
 from tests.conftest import COMPOSER
 
@@ -46,7 +46,7 @@ def average(
         **{name: Time.parse(text) for name, text in times.items()},  # type: ignore[arg-type]
     )
     plan = make_plan(open_run([folder], options=options), recipe)
-    posthoc.average(plan, parse_target(target))
+    averaging.average(plan, parse_target(target))
     return load_file(target)
 
 

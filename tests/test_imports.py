@@ -14,7 +14,7 @@ from tests.conftest import write_hf_run, write_torch_run
 def loaded_by(arguments: list[str], cwd: Path) -> set[str]:
     """Run the command line in a fresh interpreter and return the modules it loaded."""
     script = (
-        "import sys\nfrom ema_cli import cli\n"
+        "import sys\nfrom ema_cli.cli import app as cli\n"
         "sys.argv[1:] = sys.argv[1:]\n"
         "try:\n    cli.main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
         "print('LOADED', *sorted(sys.modules))"
@@ -39,7 +39,7 @@ def loaded_by(arguments: list[str], cwd: Path) -> set[str]:
 def test_help_loads_neither_torch_nor_numpy(arguments: list[str], tmp_path: Path):
     """Help is instant: no arithmetic library is imported for it."""
     loaded = loaded_by(arguments, tmp_path)
-    assert not loaded & {"torch", "numpy", "safetensors", "ema_cli.run", "ema_cli.units", "json"}
+    assert not loaded & {"torch", "numpy", "safetensors", "ema_cli.runs.run", "ema_cli.law.time", "json"}
     assert not [name for name in loaded if name.startswith("ema_cli.formats")]
 
 
@@ -55,9 +55,17 @@ def test_a_format_is_loaded_where_there_is_one_to_read(tmp_path: Path):
     """Safetensors need nothing that reads pickles, and files of torch.save nothing of torch.distributed.checkpoint."""
     write_hf_run(tmp_path / "hf", [100, 200])
     write_torch_run(tmp_path / "pt", [100, 200])
-    pickles = {f"ema_cli.formats.{name}" for name in ("unpickle", "pickle_values", "places", "torch_zip")}
-    folders = {f"ema_cli.formats.{name}" for name in ("dcp_checkpoint", "dcp_metadata", "dcp_model", "dcp_weights")}
-    others = {"ema_cli.formats.strided", "ema_cli.formats.torch_legacy", "rich.progress", "statistics"}
+    pickles = {
+        f"ema_cli.formats.{name}"
+        for name in ("pickles.unpickle", "pickles.values", "trainers.places", "torch_save.zip_container")
+    }
+    folders = {f"ema_cli.formats.dcp.{name}" for name in ("checkpoint", "metadata", "model", "weights")}
+    others = {
+        "ema_cli.formats.torch_save.strided",
+        "ema_cli.formats.torch_save.legacy_container",
+        "rich.progress",
+        "statistics",
+    }
     assert not loaded_by(["inspect", "hf", "--half-life", "50ba"], tmp_path) & (pickles | folders | others)
     loaded = loaded_by(["inspect", "pt", "--half-life", "50ba"], tmp_path)
     assert pickles <= loaded
@@ -76,7 +84,7 @@ def test_average_loads_no_torch(tmp_path: Path):
 
 def test_the_law_loads_no_numpy():
     """Plans are plain Python."""
-    script = "import sys, ema_cli.plan; print({'torch', 'numpy', 'typer', 'rich'} & set(sys.modules))"
+    script = "import sys, ema_cli.planning.plan; print({'torch', 'numpy', 'typer', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

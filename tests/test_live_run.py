@@ -12,13 +12,14 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
-from ema_cli import find, posthoc
+from ema_cli import averaging
 from ema_cli.errors import CheckpointError, UsageError
-from ema_cli.plan import Plan, make_plan
-from ema_cli.recipe import Recipe
-from ema_cli.run import open_run
-from ema_cli.target import parse_target
-from ema_cli.units import Time
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.runs import search
+from ema_cli.runs.run import open_run
+from ema_cli.writing.target import parse_target
 from tests.conftest import make_tensors, oracle, write_hf_run, write_torch_run
 
 STEPS = [10, 20, 30]
@@ -103,7 +104,7 @@ def test_a_change_names_the_file_and_nothing_is_written(
     if moment == "planned":
         report()
     with pytest.raises(CheckpointError) as raised:
-        posthoc.average(plan, parse_target(tmp_path / "out.safetensors"), report=report)
+        averaging.average(plan, parse_target(tmp_path / "out.safetensors"), report=report)
     assert done, "the change was made"
     assert str(changed) in str(raised.value)
     assert raised.value.exit_code == 3
@@ -116,7 +117,7 @@ def test_a_folder_that_is_deleted_names_it(tmp_path: Path):
     plan = planned(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint-10")
     with pytest.raises(CheckpointError, match="checkpoint-10"):
-        posthoc.average(plan, parse_target(tmp_path / "out"))
+        averaging.average(plan, parse_target(tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
@@ -125,7 +126,7 @@ def test_what_appears_meanwhile_does_not_matter(tmp_path: Path):
     saved = write_torch_run(tmp_path / "run", STEPS)
     plan = planned(tmp_path / "run")
     write_torch_run(tmp_path / "run", [40])
-    posthoc.average(plan, parse_target(tmp_path / "out.safetensors"))
+    averaging.average(plan, parse_target(tmp_path / "out.safetensors"))
     written = load_file(tmp_path / "out.safetensors")
     for name, tensor in oracle(saved, plan.weights).items():
         torch.testing.assert_close(written[name], tensor, rtol=0, atol=2e-7)
@@ -136,14 +137,14 @@ def test_a_folder_that_vanishes_during_the_search_is_passed_over(tmp_path: Path,
     write_torch_run(tmp_path / "run", STEPS)
     for name in ("a", "b"):
         (tmp_path / "run" / name).mkdir()
-    real = find.is_checkpoint_folder
+    real = search.is_checkpoint_folder
 
     def look(folder: Path) -> bool:
         if folder.name == "a":
             (tmp_path / "run" / "b").rmdir()
         return real(folder)
 
-    monkeypatch.setattr(find, "is_checkpoint_folder", look)
+    monkeypatch.setattr(search, "is_checkpoint_folder", look)
     run = open_run([tmp_path / "run"])
     assert len(run.checkpoints) == 3
     assert [each.reason for each in run.passed_over] == ["disappeared while it was searched"]

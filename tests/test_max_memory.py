@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli import memory
 from ema_cli.errors import UsageError
+from ema_cli.system import memory
 
 
 @pytest.mark.parametrize(
@@ -18,21 +18,21 @@ from ema_cli.errors import UsageError
 )
 def test_sizes_are_decimal_and_binary(text: str, nbytes: int):
     """As people write them, in any case."""
-    assert memory.parse_size(text, "--max-memory") == nbytes
+    assert text.parse_size(text, "--max-memory") == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "200", "MB", "-1MB", "1e3MB", "1PB", "1 M B", "infMB", "1MBps", "\u0661MB"])
 def test_what_is_no_size_is_refused(text: str):
     """A bare number, too: bytes or megabytes?"""
     with pytest.raises(UsageError, match=r"--max-memory: .* is not a size") as raised:
-        memory.parse_size(text, "--max-memory")
+        text.parse_size(text, "--max-memory")
     assert raised.value.hint
 
 
 def test_the_peak_is_this_process_s_own():
     """Not what the process had that started it, which getrusage tells on Linux."""
     ballast = bytearray(300 << 20)
-    script = "from ema_cli import memory; print(memory.peak_bytes())"
+    script = "from ema_cli.system import memory; print(memory.peak_bytes())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert 5e6 < int(done.stdout) < len(ballast) <= memory.peak_bytes()
 

@@ -13,15 +13,15 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
-from ema_cli import posthoc
+from ema_cli import averaging
 from ema_cli.errors import CheckpointError, EmaError, RunError, UsageError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
-from ema_cli.plan import make_plan
-from ema_cli.recipe import Recipe
-from ema_cli.run import open_run
-from ema_cli.target import parse_target
-from ema_cli.units import Time, Unit
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time, Unit
+from ema_cli.planning.plan import make_plan
+from ema_cli.runs.run import open_run
+from ema_cli.writing.target import parse_target
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -31,7 +31,7 @@ W = {"w": torch.ones(2)}
 def average(run: Path, output: Path, half_life: str = "10ba", **options: Any) -> None:
     """Average a run."""
     plan = make_plan(open_run([run]), Recipe(half_life=Time.parse(half_life)))
-    posthoc.average(plan, parse_target(output), **options)
+    averaging.average(plan, parse_target(output), **options)
 
 
 def pieces(folder: Path, **state: Any) -> Path:
@@ -174,7 +174,7 @@ def test_a_side_file_that_changes_stops_the_average(tmp_path: Path):
 
 def test_averages_inside_the_model_are_mentioned(tmp_path: Path):
     """A model that keeps averages of itself among its tensors: the user reads that they are averaged again."""
-    from ema_cli.tensor_rules import tensor_notes
+    from ema_cli.runs.tensor_rules import tensor_notes
 
     torch.save({"model.w": torch.ones(2), "model_ema.w": torch.ones(2)}, tmp_path / "step-1.pt")
     (note,) = tensor_notes(open_checkpoint(tmp_path / "step-1.pt").weights.specs)

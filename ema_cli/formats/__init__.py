@@ -11,19 +11,15 @@ from typing import Protocol
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, UsageError
-from ema_cli.formats import (
-    dcp_directory,
-    deepspeed,
-    hf_directory,
-    pipeline,
-    refused,
-    safetensors_file,
-    torch_file,
-)
-from ema_cli.formats.hf_directory import LEAVE_OUT
-from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.prefixes import strip_prefixes
-from ema_cli.input_file import InputFile
+from ema_cli.formats.dcp import directory as dcp_directory
+from ema_cli.formats.folders import deepspeed, refused
+from ema_cli.formats.folders import diffusers as pipeline
+from ema_cli.formats.folders import huggingface as hf_directory
+from ema_cli.formats.options import LEAVE_OUT, ReadOptions
+from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.formats.trainers.prefixes import strip_prefixes
+from ema_cli.storage.local import InputFile
 
 
 class Reader(Protocol):

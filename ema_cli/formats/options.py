@@ -27,3 +27,6 @@ class ReadOptions:
     def copies(self, name: str) -> bool:
         """Return whether the user wants tensor `name` copied."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.copy)
+
+
+LEAVE_OUT = "leave out --component"

@@ -10,7 +10,8 @@ from pathlib import Path
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, TensorSpec, Weights
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import read_json
-from ema_cli.input_file import ByteSource, InputFile
+from ema_cli.storage.local import InputFile
+from ema_cli.storage.source import ByteSource
 
 _MAX_INDEX_BYTES = 100_000_000
 _MAX_SHARDS = 1 << 16

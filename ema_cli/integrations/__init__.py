@@ -1,1 +1,4 @@
-"""The averages inside the trainers: each module needs the library that it is named after."""
+"""One adapter for each trainer, over the averages of a live model.
+
+May import online, writing and what is below them.
+"""

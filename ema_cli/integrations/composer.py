@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ema_cli.errors import RunError, UsageError
 from ema_cli.integrations.gathering import gather
+from ema_cli.law.time import Unit
 from ema_cli.online.ema import EMA as Averages  # noqa: N811 - Composer finds an algorithm's state by its class's name
 from ema_cli.online.sharded import cut_like, local, placed_like
 from ema_cli.online.store import Offload
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
-from ema_cli.units import Unit
 
 FOLDER = "ema"  # beside the checkpoints: what EMA.store writes
 _CHECKPOINTS = (Event.BATCH_CHECKPOINT, Event.EPOCH_CHECKPOINT, Event.ITERATION_CHECKPOINT)

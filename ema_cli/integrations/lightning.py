@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ema_cli._version import __version__
 from ema_cli.errors import RunError, UsageError
-from ema_cli.formats.layouts import OWN_MARK
+from ema_cli.formats.trainers.layouts import OWN_MARK
 from ema_cli.integrations.gathering import gather
+from ema_cli.law.time import Time, Unit
 from ema_cli.online.ema import EMA
 from ema_cli.online.store import Offload
 from ema_cli.online.tracked import unwrap
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
-from ema_cli.units import Time, Unit
 
 FOLDER = "ema"  # beside the checkpoints: what EMA.store writes
 

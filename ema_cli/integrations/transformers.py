@@ -18,16 +18,16 @@ from torch import Tensor, distributed, nn
 from transformers import TrainerCallback, TrainerState
 
 from ema_cli.errors import OutputError, RunError, UsageError
-from ema_cli.formats.layouts import TRAINER_STATE
+from ema_cli.formats.trainers.layouts import TRAINER_STATE
 from ema_cli.integrations.gathering import gather
+from ema_cli.law.time import Time, Unit
 from ema_cli.online.clocks import Count
 from ema_cli.online.ema import EMA
 from ema_cli.online.sharded import is_sharded
 from ema_cli.online.store import Offload
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
-from ema_cli.side_files import find_side_files
-from ema_cli.staging import Staging
-from ema_cli.units import Time, Unit
+from ema_cli.storage.staging import Staging
+from ema_cli.writing.side_files import find_side_files
 
 FOLDER = "ema"  # in checkpoint-N: what from_pretrained loads; beside the checkpoints: what EMA.store writes
 STATE = "ema_state.pt"  # in checkpoint-N, beside the Trainer's own state

@@ -1,1 +1,4 @@
-"""The averages of a model that is training: the half of ema-cli that imports torch."""
+"""The averages of a live model. The only room that imports torch, integrations aside.
+
+May import runs and what is below it.
+"""

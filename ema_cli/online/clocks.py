@@ -9,7 +9,7 @@ from fractions import Fraction
 from numbers import Rational, Real
 
 from ema_cli.errors import UsageError
-from ema_cli.units import Time, Unit
+from ema_cli.law.time import Time, Unit
 
 Count = int | float | Fraction
 _KEYWORDS = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.SAMPLE: "sample", Unit.TOKEN: "token"}

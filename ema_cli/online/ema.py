@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ema_cli.errors import UsageError
-from ema_cli.events import Events
+from ema_cli.law.events import Events
+from ema_cli.law.recipe import POWER
+from ema_cli.law.time import Time, Unit
 from ema_cli.online.clocks import Clocks, Count
 from ema_cli.online.saving import save_average, store_averages
 from ema_cli.online.sharded import reshard
@@ -19,8 +21,6 @@ from ema_cli.online.state import put_state, take_state
 from ema_cli.online.store import Offload, Store, no_gradients
 from ema_cli.online.tracked import Place, Tracked, put_back, unwrap, write_back
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
-from ema_cli.recipe import POWER
-from ema_cli.units import Time, Unit
 
 
 class EMA:

@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 
 from ema_cli._version import __version__
-from ema_cli.checkpoint import DTYPES, TensorSpec
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.dtypes import DTYPES
 from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError, UsageError
-from ema_cli.events import HalfLife, Law, Power, Smoothing
-from ema_cli.formats.layouts import EXTRA_STATE
-from ema_cli.formats.own_mark import METADATA_KEY
-from ema_cli.layout import OutputFile, lay_out_file
+from ema_cli.formats.mark import METADATA_KEY
+from ema_cli.formats.output_file import OutputFile
+from ema_cli.formats.safetensors.writer import lay_out_file
+from ema_cli.formats.trainers.layouts import EXTRA_STATE
+from ema_cli.law.events import HalfLife, Law, Power, Smoothing
+from ema_cli.law.time import Time, format_number
 from ema_cli.online.sharded import is_sharded, local, placed_like, whole
 from ema_cli.online.tracked import AVERAGED_IN
-from ema_cli.staging import OutputStream, Staging, output_errors
-from ema_cli.units import Time, format_number
+from ema_cli.storage.output_stream import OutputStream, output_errors
+from ema_cli.storage.staging import Staging
 
 if TYPE_CHECKING:
     from ema_cli.online.ema import EMA

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ema_cli.errors import RunError
+from ema_cli.law.time import Unit
 from ema_cli.online.clocks import Clocks
 from ema_cli.online.sharded import cut_like, local, placed_like
 from ema_cli.online.tracked import Slot
-from ema_cli.units import Unit
 
 if TYPE_CHECKING:
     from ema_cli.online.ema import EMA

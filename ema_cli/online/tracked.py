@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ema_cli.errors import RunError
-from ema_cli.formats.prefixes import bare_name
+from ema_cli.formats.trainers.prefixes import bare_name
 from ema_cli.online.sharded import is_sharded, locals_of, refuse_flattened, reshard
 
 # The type in which a tensor is averaged: at least float32, so that small steps are not rounded away.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ema_cli.errors import UsageError
-from ema_cli.events import UNIFORM_SIGMA_REL, Gap, HalfLife, Law, Power, Smoothing
-from ema_cli.recipe import EVERY, Recipe
-from ema_cli.units import Time, Unit
+from ema_cli.law.events import UNIFORM_SIGMA_REL, Gap, HalfLife, Law, Power, Smoothing
+from ema_cli.law.recipe import EVERY, Recipe
+from ema_cli.law.time import Time, Unit
 
 _LEAST_SHARE = 2.0**-20  # of a difference, at an update
 _DEFAULT_HALF_LIFE = "1000ba"  # Composer's

@@ -24,9 +24,9 @@ from typing import TypeVar
 import pytest
 
 from ema_cli import Recipe, Time, average, make_plan, open_run, parse_target
-from ema_cli.manifest import sidecars
-from ema_cli.published import find_averages
-from ema_cli.verify import verify
+from ema_cli.manifest.sums import sidecars
+from ema_cli.release.published import find_averages
+from ema_cli.release.verify import verify
 from tests.conftest import write_hf_run
 
 INJECTED: Counter[str] = Counter()  # told at the end of the tests

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.__main__ import main
-from ema_cli.cli import app
+from ema_cli.cli.app import app
 
 PATIENCE_SECONDS = 60
 

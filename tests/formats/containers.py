@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.formats import two_ranks
-from tests.formats.dcp import load_folder, save_folder
+from tests.formats.dcp_folders import load_folder, save_folder
 
 Tensors = dict[str, torch.Tensor]
 

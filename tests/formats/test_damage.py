@@ -32,10 +32,10 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, EmaError
 from ema_cli.formats import open_checkpoint
-from ema_cli.formats.pickle_values import KNOWN_CALLS, Inert, Name, PickleError, Storage
-from ema_cli.formats.unpickle import describe_storage, unpickle
-from ema_cli.formats.whole_module import module_tensors
-from ema_cli.input_file import InputFile
+from ema_cli.formats.pickles.unpickle import describe_storage, unpickle
+from ema_cli.formats.pickles.values import KNOWN_CALLS, Inert, Name, PickleError, Storage
+from ema_cli.formats.pickles.whole_module import module_tensors
+from ema_cli.storage.local import InputFile
 from tests.formats.containers import DTYPE_NAMES
 from tests.formats.test_contract import read_range, stored_bytes
 

@@ -10,15 +10,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ema_cli import posthoc
+from ema_cli import averaging
 from ema_cli.errors import RunError, UsageError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
-from ema_cli.plan import make_plan
-from ema_cli.recipe import Recipe
-from ema_cli.run import check_same_model, open_run
-from ema_cli.target import parse_target
-from ema_cli.units import Time
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.planning.plan import make_plan
+from ema_cli.runs.run import open_run
+from ema_cli.runs.same_model import check_same_model
+from ema_cli.writing.target import parse_target
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
@@ -57,7 +58,7 @@ def test_settings_of_an_adapter_in_the_header_must_agree(tmp_path: Path) -> None
 def test_settings_of_an_adapter_in_the_header_travel(tmp_path: Path) -> None:
     """Without them Diffusers takes alpha for the rank: the average would load with another scale than its inputs."""
     plan = make_plan(open_run([write_lora(tmp_path / "run", 4, 4)]), Recipe(half_life=Time.parse("1ba")))
-    posthoc.average(plan, parse_target(tmp_path / "out"))
+    averaging.average(plan, parse_target(tmp_path / "out"))
     with safe_open(tmp_path / "out" / "pytorch_lora_weights.safetensors", framework="np") as reader:
         assert json.loads(reader.metadata()["lora_adapter_metadata"]) == {"unet.r": 2, "unet.lora_alpha": 4}
 
@@ -68,6 +69,6 @@ def test_a_copied_tensor_may_be_missing_in_the_newest(tmp_path: Path) -> None:
         save_file({"w": torch.ones(2), **more}, tmp_path / f"step-{step}.safetensors")
     plan = make_plan(open_run([tmp_path]), Recipe(half_life=Time.parse("1ba")))
     output = tmp_path / "out.safetensors"
-    posthoc.average(plan, parse_target(output), copy=("*_extra_state",))
+    averaging.average(plan, parse_target(output), copy=("*_extra_state",))
     with safe_open(output, framework="np") as reader:
         assert list(reader.keys()) == ["w"]

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ema_cli import cli
+from ema_cli.cli import app
 from tests.hostile.make import good_safetensors
 
 ADDRESS_SPACE = 2 << 30
@@ -32,7 +32,7 @@ def warm_up() -> None:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             for arguments in (["average", folder, "--half-life", "1ba", "-o", f"{folder}/out.safetensors"],
                               ["inspect", folder]):  # fmt: skip
-                assert cli._run(arguments) == 0
+                assert app._run(arguments) == 0
     gc.freeze()
 
 
@@ -50,7 +50,7 @@ def start(arguments: list[str], folder: str, log: Path, seconds: int) -> int:
     sys.argv = ["ema-cli", *arguments]
     code = 1
     try:
-        cli.main()
+        app.main()
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else 1
     finally:

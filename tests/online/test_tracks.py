@@ -11,7 +11,7 @@ from torch import nn
 
 from ema_cli import EMA, Time, Unit
 from ema_cli.errors import UsageError
-from ema_cli.events import HalfLife, Power, Smoothing
+from ema_cli.law.events import HalfLife, Power, Smoothing
 
 
 def tracks(**asked: Any) -> Any:

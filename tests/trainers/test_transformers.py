@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ema_cli.side_files import find_side_files
+from ema_cli.writing.side_files import find_side_files
 from tests.conftest import OWN_FILES, Outcome
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence
 
@@ -282,7 +282,7 @@ def test_shards_are_those_of_the_hub(gpt2: Path):
     from huggingface_hub import split_state_dict_into_shards_factory
 
     from ema_cli.formats import open_checkpoint
-    from ema_cli.layout import split_shards
+    from ema_cli.formats.safetensors.writer import split_shards
 
     specs = open_checkpoint(gpt2 / "checkpoint-35").weights.specs
     sizes = {spec.nbytes for spec in specs.values()}

@@ -1,0 +1,20 @@
+"""The first bytes of a file, by which a format is known."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ema_cli.errors import CheckpointError
+from ema_cli.storage.local import InputFile
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """Return the beginning of a regular file, nothing for anything else."""
+    if not os.path.isfile(path):  # noqa: PTH113 - which raises nothing
+        return b""
+    try:
+        file = InputFile(path)
+        return file.read(0, min(count, file.size))
+    except CheckpointError:
+        return b""  # whoever opens it says why

@@ -1,0 +1,86 @@
+"""A checkpoint that is a folder of torch.distributed.checkpoint: find it where trainers put it, and see if it is whole.
+
+What is in it, `dcp_checkpoint.py` reads.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import IncompleteCheckpoint, UsageError
+from ema_cli.formats.options import LEAVE_OUT, ReadOptions
+from ema_cli.formats.trainers.latest import check_latest
+from ema_cli.formats.trainers.layouts import (
+    DCP_FOLDERS,
+    DCP_META,
+    DCP_METADATA,
+    MEGATRON_COMMON,
+    MEGATRON_MARK,
+    OLMO_MARK,
+    UNFINISHED_MARK,
+)
+from ema_cli.formats.trainers.names import names_in
+
+
+def matches(path: Path) -> bool:
+    """Return whether the folder, or one in it where trainers put it, is one of torch.distributed.checkpoint."""
+    return bool(_find_folders(path))
+
+
+def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
+    """Read `.metadata`, find the model in it, and check that the files are there.
+
+    Raises:
+        IncompleteCheckpoint: where `.metadata`, which is written last, or a shard is missing.
+        NoWeights: where no tensors are the model's.
+        CheckpointError: for what is damaged, leads out of the folder, or is compressed or encrypted.
+    """
+    folder = _choose_folder(path, options)
+    _check_complete(path, folder)
+    from ema_cli.formats.dcp.checkpoint import open_folder  # which no other format needs
+
+    return open_folder(path, folder, options)
+
+
+def _choose_folder(path: Path, options: ReadOptions) -> Path:
+    """Return the folder with the shards of the model, which the user names where there are several."""
+    folders = _find_folders(path)
+    if len(folders) == 1:
+        if options.component not in (None, folders[0].name):
+            raise UsageError(f"{path}: holds one model, and --component chooses of several", hint=LEAVE_OUT)
+        return folders[0]
+    chosen = next((each for each in folders if each.name == options.component), None)
+    if chosen is None:
+        names = [each.name for each in folders]
+        raise UsageError(f"{path}: holds several models: {', '.join(names)}", hint=f"say which: --component {names[0]}")
+    return chosen
+
+
+def _find_folders(path: Path) -> list[Path]:
+    """Return the folders with shards: this one, or those in it where some trainers put them."""
+    names = sorted(names_in(path))
+    if DCP_METADATA in names or any(name.endswith(".distcp") for name in names):
+        return [path]
+    inner = [path / name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in DCP_FOLDERS)]
+    return [each for each in inner if (each / DCP_METADATA).is_file() or any(each.glob("*.distcp"))]
+
+
+def _check_complete(path: Path, folder: Path) -> None:
+    """Raise an IncompleteCheckpoint where what the trainer writes last is not there yet."""
+    missing = None
+    if not (folder / DCP_METADATA).exists():
+        missing = f"has no {DCP_METADATA}"
+    elif path.name.endswith(".ckpt") and not (folder / DCP_META).exists():
+        missing = f"has no {DCP_META}"
+    elif folder.name == "model_and_optim" and folder != path and not (path / OLMO_MARK).exists():
+        missing = f"has no {OLMO_MARK}"
+    elif (folder / MEGATRON_COMMON).exists() and not (folder / MEGATRON_MARK).exists():
+        missing = f"has no {MEGATRON_MARK}"
+    elif os.path.exists(f"{path}{UNFINISHED_MARK}"):  # noqa: PTH110 - which raises nothing for a long name
+        raise IncompleteCheckpoint(f"{path}: is marked as unfinished, by {path.name}{UNFINISHED_MARK} beside it")
+    if missing:
+        raise IncompleteCheckpoint(f"{path}: {missing}, which is written last")
+    check_latest(path)

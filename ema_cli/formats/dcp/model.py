@@ -1,0 +1,110 @@
+"""Which tensors of a torch.distributed.checkpoint folder are the model's, by where they stood in what was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ema_cli.errors import CheckpointError, NoWeights
+from ema_cli.formats.dcp.metadata import Metadata
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.trainers.layouts import DCP_AVERAGES, DCP_CLOCKS, DCP_FLAT_OTHERS, DCP_OTHERS, PLAIN
+
+Names = dict[str, str]  # name in the model -> name in the folder
+_CLOCKS = {name for names in DCP_CLOCKS.values() for name in names}
+_FLATTENED = ("state.model.", "app.model.", "model.")  # what names begin with where no record says how they were nested
+
+
+@dataclass(slots=True)
+class FoundModel:
+    """The model's tensors; its averages where there are some beside it; whether the model itself is averages."""
+
+    names: Names
+    averages: Names = field(default_factory=dict)
+    averages_at: str = ""
+    averaged: str | None = None
+    beside: tuple[str, ...] = ()  # where other tensors stand that could be a model's, and are not taken
+
+
+def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
+    """Return the model's tensors, by the place in the nested dict that was saved.
+
+    Raises:
+        NoWeights: where nothing is a model's.
+        CheckpointError: where it could be one of several.
+    """
+    if options.key is not None:
+        prefix = options.key + "."
+        chosen = {name.removeprefix(prefix): name for name in metadata.tensors if name.startswith(prefix)}
+        if not chosen:
+            raise NoWeights(f"has no tensors under --key '{options.key}'", hint=_listed(metadata))
+        return FoundModel(chosen)
+    groups, flattened_others = _groups(metadata)
+    beside = {place: groups.pop(place) for place in list(groups) if place and place[-1] in PLAIN.beside}
+    averages = _torchtitan_averages(metadata)
+    models = {place: names for place, names in groups.items() if place and place[-1] in PLAIN.weights}
+    # A model at the top may have other things beside it; of several dicts, any could be the model.
+    candidates = models or ({(): groups[()]} if () in groups else groups)
+    if len(candidates) > 1:
+        shown = [".".join(map(str, place)) for place in candidates]
+        what = "models" if models else "tensors"
+        raise CheckpointError(f"holds {what} at {', '.join(shown[:8])}", hint=f"say which to take: --key {shown[0]}")
+    if not candidates:
+        for place, names in beside.items():
+            return FoundModel(names, averaged=f"it holds nothing but averages, in '{'.'.join(map(str, place))}'")
+        raise NoWeights("no tensors in a place we know for a model", hint="say where: --key NAME")
+    (place, names), *_ = candidates.items()
+    others = tuple(".".join(map(str, other)) or "the top" for other in groups if other != place)
+    if place == ():
+        names = _unflatten(names, flattened_others)
+    for where, averaged in [("ema", averages), *((".".join(map(str, at)), each) for at, each in beside.items())]:
+        if averaged and averaged.keys() <= names.keys():
+            # Not always of buffers: what has no average is taken as it is.
+            return FoundModel(names, {**names, **averaged}, where, beside=others)
+    return FoundModel(names, beside=others)
+
+
+def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
+    """Return the tensors by the dict they stood in, without what is known to be no model's.
+
+    And whether anything of that kind was flattened before it was saved.
+    """
+    groups: dict[tuple[object, ...], Names] = {}
+    flattened_others = False
+    for stored in metadata.tensors:
+        path = metadata.paths.get(stored, (stored,))
+        known = (*PLAIN.weights, *PLAIN.beside)
+        at = next((number for number, part in enumerate(path[:-1]) if part in known), None)
+        if len(path) == 1:
+            is_other = bool(DCP_FLAT_OTHERS.match(stored) or DCP_AVERAGES.search(stored))
+            flattened_others |= is_other
+            is_other |= stored in _CLOCKS
+        else:
+            around = path[:-1] if at is None else path[:at]
+            is_other = any(DCP_OTHERS.match(str(part)) for part in around)
+        if is_other:
+            continue
+        length = min(1, len(path) - 1) if at is None else at + 1
+        groups.setdefault(path[:length], {})[".".join(map(str, path[length:]))] = stored
+    return groups, flattened_others
+
+
+def _torchtitan_averages(metadata: Metadata) -> Names:
+    found = ((DCP_AVERAGES.search(stored), stored) for stored in metadata.tensors)
+    return {match[1]: stored for match, stored in found if match is not None}
+
+
+def _unflatten(names: Mapping[str, str], flattened_others: bool) -> Names:
+    """Return the model's own names where all that was saved was flattened, without a record of how."""
+    for prefix in _FLATTENED:
+        inside = {name.removeprefix(prefix): stored for name, stored in names.items() if name.startswith(prefix)}
+        # All of it: "model." may also be the first part of the names in a model that has others.
+        if inside and (prefix != "model." or (flattened_others and len(inside) == len(names))):
+            return inside
+    return dict(names)
+
+
+def _listed(metadata: Metadata) -> str:
+    tops = dict.fromkeys(str(metadata.paths.get(name, (name,))[0])[:40] for name in metadata.tensors)
+    shown = ", ".join(f"'{top}'" for top in list(tops)[:8])
+    return f"at the top it holds {shown}"

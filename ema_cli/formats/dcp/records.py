@@ -1,0 +1,117 @@
+"""Open the records of a DCP shard: small archives of torch's, one for each piece of a tensor.
+
+A run of hundreds of gigabytes has tens of thousands of them, alike in all but the bytes of their tensors. So what
+stands around those bytes is understood once, and recognised after that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ema_cli.formats.pickles.values import TensorRef
+from ema_cli.formats.torch_save.tensors import TorchWeights
+from ema_cli.formats.torch_save.zip_container import open_zip
+from ema_cli.formats.torch_save.zip_directory import checksum_offsets
+from ema_cli.storage.source import FileRegion
+
+_MAX_FRAMES = 64  # a fold reads one tensor in all checkpoints, then the next
+_MAX_FRAME_BYTES = 1 << 14  # some 2,000 are usual
+_MAX_PICKLE_BYTES = 1 << 16  # of one tensor
+_CHECKSUM_BYTES = 4
+
+
+@dataclass(slots=True)
+class RecordReader:
+    """Opens records, by what it remembers of those before. Safe to use from several threads."""
+
+    _frames: dict[tuple[str, int], _Frame] = field(default_factory=dict)
+
+    def open(self, name: str, region: FileRegion) -> TorchWeights | None:
+        """Return the tensor in a record, as weights under `name`; None where what was saved is no tensor.
+
+        Raises:
+            CheckpointError: as `open_zip` and `TorchFile.weights`.
+        """
+        frame = self._frames.get((name, region.size))
+        if frame is not None and frame.fits(region):
+            return replace(frame.weights, source=region)
+        watched = _Watched(region)
+        saved = open_zip(watched, _MAX_PICKLE_BYTES)
+        if not isinstance(saved.root, TensorRef):
+            return None
+        weights = replace(saved.weights({name: saved.root}), source=region)
+        frame = _Frame.of(watched, weights)
+        if frame is not None:
+            if len(self._frames) >= _MAX_FRAMES:
+                self._frames.clear()
+            self._frames[name, region.size] = frame
+        return weights
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The bytes of a record from which its tensor's place, type and shape follow: all that opening it looked at.
+
+    They lie before byte `head` and from byte `tail` on, and are held as one number. `mask` leaves out what was not
+    looked at, and checksums, which nobody looks at. Records of equal size and frame are opened with one result.
+    """
+
+    head: int
+    tail: int
+    mask: int
+    value: int
+    weights: TorchWeights
+
+    @classmethod
+    def of(cls, watched: _Watched, weights: TorchWeights) -> _Frame | None:
+        """Return the frame of a record that was watched while it was opened, None where it has none to speak of."""
+        (begin,) = weights.offsets
+        head = max((end for _, end in watched.spans if end <= begin), default=0)
+        tail = min((start for start, _ in watched.spans if start >= begin), default=watched.size)
+        size = head + watched.size - tail
+        if size > _MAX_FRAME_BYTES or any(start < begin < end for start, end in watched.spans):
+            return None
+        mask = bytearray(size)
+        for start, end in watched.spans:
+            at = start if end <= head else start - tail + head
+            mask[at : at + end - start] = b"\xff" * (end - start)
+        for start in watched.checksums:
+            at = start if start < head else start - tail + head
+            mask[at : at + _CHECKSUM_BYTES] = bytes(_CHECKSUM_BYTES)
+        number = int.from_bytes(mask)
+        return cls(head, tail, number, _bytes_around(watched.region, head, tail) & number, weights)
+
+    def fits(self, region: FileRegion) -> bool:
+        """Return whether a record of the same size has the same frame."""
+        return _bytes_around(region, self.head, self.tail) & self.mask == self.value
+
+
+def _bytes_around(region: FileRegion, head: int, tail: int) -> int:
+    return int.from_bytes(region.read(0, head) + region.read(tail, region.size - tail))
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A region that notes what is read of it, and where in that checksums stand."""
+
+    region: FileRegion
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        return self.region.path
+
+    @property
+    def size(self) -> int:
+        return self.region.size
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = self.region.read(offset, size)
+        self.spans.append((offset, offset + size))
+        self.checksums.extend(offset + each for each in checksum_offsets(data))
+        return data
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        out[:] = self.read(offset, len(out))

@@ -1,0 +1,171 @@
+"""Tensors in a folder of torch.distributed.checkpoint, put together by range from the pieces that ranks saved."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from ema_cli.checkpoint import TensorSpec, Weights
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.dcp.metadata import Piece, StoredTensor, find_clash
+from ema_cli.formats.dcp.records import RecordReader
+from ema_cli.formats.torch_save.tensors import TorchWeights
+from ema_cli.storage.local import InputFile
+from ema_cli.storage.source import FileRegion
+
+_MAX_OPENED = 64
+
+
+@dataclass(slots=True)
+class DcpWeights:
+    """The tensors of one model, each in one piece or in several."""
+
+    specs: Mapping[str, TensorSpec]
+    pieces: Mapping[str, tuple[Piece, ...]]
+    first: Mapping[str, int]  # name -> number of the record of its first piece; those of the others follow
+    records: array[int]  # of each record: number of the file, first byte, size
+    files: Sequence[InputFile]
+    # Records are small archives of their own, opened when they are read; the last few stay open.
+    _reader: RecordReader = field(default_factory=RecordReader)
+    _opened: dict[int, TorchWeights] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, StoredTensor], files: Mapping[str, InputFile]) -> DcpWeights:
+        """Return the weights that `tensors` describe, in tables that many checkpoints can share.
+
+        `files` are the shards by the names under which records know them.
+
+        Raises:
+            CheckpointError: where one record lies over another.
+        """
+        clash = find_clash([(record, name) for name, tensor in tensors.items() for record in tensor.records])
+        if clash is not None:
+            raise CheckpointError(f"{files[clash[0]].path}: {clash[1]}")
+        number_of = {name: number for number, name in enumerate(files)}
+        first, records = {}, array("q")
+        for name, tensor in tensors.items():
+            first[name] = len(records) // 3
+            for record in tensor.records:
+                records.extend((number_of[record.file], record.start, record.size))
+        specs = {name: tensor.spec for name, tensor in tensors.items()}
+        pieces = {name: tensor.pieces for name, tensor in tensors.items()}
+        return cls(specs, pieces, first, records, tuple(files.values()))
+
+    def share(self, other: Weights) -> None:
+        """Use the other's tables where they are equal."""
+        if self.specs == other.specs:
+            self.specs = other.specs
+        if isinstance(other, DcpWeights) and self.pieces == other.pieces and self.first == other.first:
+            self.pieces, self.first, self._reader = other.pieces, other.first, other._reader
+
+    def place(self, name: str) -> str:
+        """Return the name: each tensor has records of its own."""
+        return name
+
+    def locate(self, name: str) -> None:
+        """Return None: where the bytes lie, the small archive around them has to tell first."""
+
+    def shard(self, name: str) -> str:
+        """Return the name of the file that holds the first piece of tensor `name`."""
+        return self._record(self.first[name])[0].path.name if self.pieces[name] else ""
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fill `out` from byte `start` of tensor `name`."""
+        spec = self.specs[name]
+        size = spec.dtype.itemsize
+        first, last = start // size, (start + len(out)) // size
+        for number, piece in enumerate(self.pieces[name], self.first[name]):
+            if piece.end <= first or piece.begin >= last:
+                continue
+            if piece.end - piece.begin == prod(piece.shape):  # one run in the whole tensor, as mostly
+                low, high = max(first, piece.begin), min(last, piece.end)
+                part = out[(low - first) * size : (high - first) * size]
+                self._open(name, piece, number).read_into(name, (low - piece.begin) * size, part)
+                continue
+            low, high = _before(spec.shape, piece, first), _before(spec.shape, piece, last)
+            if high > low:
+                self._read_piece(name, piece, number, (low, high), first, out)
+
+    def _read_piece(
+        self, name: str, piece: Piece, number: int, span: tuple[int, int], first: int, out: memoryview
+    ) -> None:
+        """Copy the elements `span` of a piece, in its own C order, to where they belong in `out`."""
+        spec = self.specs[name]
+        size = spec.dtype.itemsize
+        low, high = span
+        weights = self._open(name, piece, number)
+        run, outer = _runs(spec.shape, piece)
+        if high - low <= run - low % run:
+            begin = (_run_start(piece, outer, low // run) + low % run - first) * size
+            weights.read_into(name, low * size, out[begin : begin + (high - low) * size])
+            return
+        data = memoryview(bytearray((high - low) * size))
+        weights.read_into(name, low * size, data)
+        position = low
+        while position < high:
+            count = min(run - position % run, high - position)
+            begin = (_run_start(piece, outer, position // run) + position % run - first) * size
+            at = (position - low) * size
+            out[begin : begin + count * size] = data[at : at + count * size]
+            position += count
+
+    def _record(self, number: int) -> tuple[InputFile, int, int]:
+        file, start, size = self.records[3 * number : 3 * number + 3]
+        return self.files[file], start, size
+
+    def _open(self, name: str, piece: Piece, number: int) -> TorchWeights:
+        weights = self._opened.get(number)
+        if weights is None:
+            spec = self.specs[name]
+            file, start, size = self._record(number)
+            weights = self._reader.open(name, FileRegion(file, start, size))
+            if weights is None or weights.specs[name] != TensorSpec(spec.dtype, piece.shape):
+                raise CheckpointError(
+                    f"{file.path}: '{name}' is stored as something else than its folder's .metadata says",
+                    hint="the files of the folder are of different saves",
+                )
+            if len(self._opened) >= _MAX_OPENED:
+                self._opened.clear()
+            self._opened[number] = weights
+        return weights
+
+
+def _before(shape: tuple[int, ...], piece: Piece, element: int) -> int:
+    """Return how many elements of the piece come before `element` of the whole tensor, in C order."""
+    if element >= prod(shape):
+        return prod(piece.shape)
+    found, block, rest = 0, prod(piece.shape), prod(shape)
+    for whole, at, length in zip(shape, piece.offsets, piece.shape, strict=True):
+        rest //= whole
+        block //= length
+        index, element = divmod(element, rest)
+        if index < at:
+            return found
+        if index >= at + length:
+            return found + length * block
+        found += (index - at) * block
+    return found
+
+
+def _runs(shape: tuple[int, ...], piece: Piece) -> tuple[int, list[tuple[int, int]]]:
+    """Return how many elements of the piece lie in one run in the whole tensor, and the dimensions outside a run.
+
+    Of each of those, from the outermost: its length in the piece and its stride in the whole tensor.
+    """
+    inner = len(shape)
+    while inner > 0 and piece.shape[inner - 1] == shape[inner - 1]:
+        inner -= 1
+    inner = max(inner - 1, 0)  # the innermost dimension that is cut is still one run
+    outer = [(piece.shape[dimension], prod(shape[dimension + 1 :])) for dimension in range(inner)]
+    return prod(piece.shape[inner:]), outer
+
+
+def _run_start(piece: Piece, outer: list[tuple[int, int]], number: int) -> int:
+    """Return the element of the whole tensor at which run `number` of a piece begins."""
+    begin = piece.begin
+    for length, stride in reversed(outer):
+        number, index = divmod(number, length)
+        begin += index * stride
+    return begin

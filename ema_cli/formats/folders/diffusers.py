@@ -1,0 +1,66 @@
+"""A checkpoint that is a folder of several models, as Diffusers writes: unet/, transformer/, unet_ema/. One is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import RunError, UsageError
+from ema_cli.formats.folders import huggingface as hf_directory
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
+from ema_cli.formats.trainers.layouts import COMPONENTS
+
+_EMA = "_ema"
+
+
+def matches(path: Path) -> bool:
+    """Return whether the folder holds models under the names of a pipeline's components."""
+    return bool(_components(path))
+
+
+def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
+    """Read the headers of the component that the user names, or of the only one.
+
+    Raises:
+        UsageError: where there are several, or none of that name.
+        RunError: where the averages, or the raw weights, that the user asks for are not there.
+    """
+    found = _components(path)
+    wanted = options.component.removesuffix(_EMA) if options.component else None
+    if wanted is None and len(found) > 1:
+        raise UsageError(f"{path}: holds several models: {', '.join(found)}", hint=f"say which: --component {found[0]}")
+    component = wanted or found[0]
+    if component not in found:
+        raise UsageError(f"{path}: has no component '{component}'", hint=f"it has {', '.join(found)}")
+    raw, averages = path / component, path / f"{component}{_EMA}"
+    has_raw, has_averages = hf_directory.matches(raw), hf_directory.matches(averages)
+    named_averages = options.component is not None and options.component.endswith(_EMA)
+    take_averages = options.weights == "ema" or (named_averages and options.weights is None) or not has_raw
+    if options.weights == "ema" and not has_averages:
+        raise RunError(f"{path}: holds no averages of '{component}'", hint="leave out --weights ema")
+    if options.weights == "raw" and not has_raw:
+        raise RunError(f"{path}: holds only averages of '{component}'", hint="leave out --weights raw")
+    inner = dataclasses.replace(options, weights=None, component=None)
+    checkpoint = hf_directory.open_checkpoint(averages if take_averages else raw, inner)
+    notes, averaged = list(checkpoint.notes), checkpoint.averaged
+    if options.weights == "ema":
+        averaged = None
+        notes.append(AVERAGED_AGAIN)
+    elif take_averages:
+        averaged = averaged or f"'{averages.name}' holds averages, by its name"
+    elif has_averages and options.weights is None:
+        notes.append(f"raw weights taken; averages lie beside them, in '{averages.name}' (--weights ema)")
+    return dataclasses.replace(
+        checkpoint, name=path.name, path=path, trainer="diffusers", notes=tuple(notes), averaged=averaged
+    )
+
+
+def _components(path: Path) -> list[str]:
+    """Return the names of the models in the folder, without those of their averages."""
+    if not path.is_dir():
+        return []
+    return [
+        name for name in COMPONENTS if hf_directory.matches(path / name) or hf_directory.matches(path / f"{name}{_EMA}")
+    ]

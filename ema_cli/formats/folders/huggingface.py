@@ -1,0 +1,157 @@
+"""A checkpoint that is a folder as Hugging Face's Trainer, Accelerate and `save_pretrained` write it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError
+from ema_cli.formats.folders import refused
+from ema_cli.formats.json_text import read_json
+from ema_cli.formats.options import LEAVE_OUT, ReadOptions
+from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.formats.shards import is_plain_name, open_index
+from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.formats.trainers.adapters import adapter_settings
+from ema_cli.formats.trainers.choice import settle_averages
+from ema_cli.formats.trainers.layouts import ADAPTERS, BASES, MODULES, SHARD, TRAINER_STATE
+from ema_cli.formats.trainers.names import names_in
+from ema_cli.formats.trainers.trainer_state import _MAX_STATE_BYTES, read_trainer_state
+from ema_cli.storage.local import InputFile
+
+_CONFIG = "config.json"
+_NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
+
+
+def matches(path: Path) -> bool:
+    """Return whether the folder holds a model, or shards of one."""
+    names = names_in(path)
+    return any(_weights_file(base, names) for base in BASES) or any(map(_is_shard, names))
+
+
+def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
+    """Read the headers of the model in the folder, and its clock from `trainer_state.json`.
+
+    Raises:
+        IncompleteCheckpoint: where its writer is not done.
+        UsageError: where it holds several models, and `options.component` does not say which.
+    """
+    names = names_in(path)
+    base, name = _choose(path, names, options)
+    if base == "diffusion_pytorch_model" and _is_ema_model(path):
+        return _open_averages(path, name, options)
+    _check_modules(path, names)
+    checkpoint = _open_weights(path / name, options)
+    progress, files = checkpoint.progress, checkpoint.files
+    if TRAINER_STATE in names:
+        state = InputFile(path / TRAINER_STATE)
+        progress, files = read_trainer_state(state), (*files, state)
+    settings, more = adapter_settings(path) if base in ADAPTERS else ({}, ())
+    return dataclasses.replace(
+        checkpoint,
+        name=path.name,
+        path=path,
+        files=(*files, *more),
+        trainer=_trainer(names),
+        progress=progress,
+        base=base,
+        folder=path,
+        settings={**checkpoint.settings, **settings},
+    )
+
+
+def _check_modules(path: Path, names: set[str]) -> None:
+    """Refuse a model whose other modules have weights of their own, as sentence-transformers' may."""
+    for module in module_folders(path) if MODULES in names else ():
+        if matches(path / module):
+            raise CheckpointError(
+                f"{path}: has weights in '{module}', too, by its {MODULES}; only one set can be averaged",
+                hint="average the modules' folders one by one, each with --component or by its path",
+            )
+
+
+def module_folders(path: Path) -> list[str]:
+    """Return the folders of a model's modules below its own, as its modules.json lists them."""
+    listed = read_json(InputFile(path / MODULES), _MAX_STATE_BYTES)
+    found = [each.get("path") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return [name for name in found if isinstance(name, str) and is_plain_name(name)]
+
+
+def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
+    """Open a file of weights, or the files that an index names."""
+    if refused.matches(path):
+        refused.open_checkpoint(path, options)
+    if path.name.endswith(".safetensors"):
+        return safetensors_file.open_checkpoint(path, options)
+    if not path.name.endswith(".index.json"):
+        return torch_file.open_checkpoint(path, options)
+    # Which of the parts says that it is averages, if any does, only all of them tell.
+    each = dataclasses.replace(options, weights=None)
+    weights, parts = open_index(path, lambda part: _open_weights(part, each))
+    files = (InputFile(path), *(file for part in parts for file in part.files))
+    averaged = next((part.averaged for part in parts if part.averaged), None)
+    whole = dataclasses.replace(parts[0], path=path.parent, weights=weights, files=files, averaged=averaged)
+    return settle_averages(whole, options)
+
+
+def _open_averages(path: Path, name: str, options: ReadOptions) -> Checkpoint:
+    """Open what Diffusers' EMAModel saved."""
+    checkpoint = _open_weights(path / name, dataclasses.replace(options, weights=None))
+    averaged = dataclasses.replace(
+        checkpoint,
+        name=path.name,
+        path=path,
+        trainer="diffusers",
+        averaged="Diffusers' EMAModel saved it, by its config.json",
+        base="diffusion_pytorch_model",
+        folder=path,
+    )
+    return settle_averages(averaged, options)
+
+
+def _is_ema_model(path: Path) -> bool:
+    """Return whether the configuration is one that Diffusers' EMAModel wrote, with averages as the weights."""
+    if not (path / _CONFIG).is_file():
+        return False
+    config = read_json(InputFile(path / _CONFIG), _MAX_STATE_BYTES)
+    return isinstance(config, dict) and "optimization_step" in config
+
+
+def _weights_file(base: str, names: set[str]) -> str | None:
+    """Return which file of the folder to open for the model called `base`."""
+    pickled = BASES.get(base, base)
+    candidates = (
+        f"{base}.safetensors", f"{base}.safetensors.index.json", f"{pickled}.bin", f"{pickled}.bin.index.json"
+    )  # fmt: skip
+    return next((name for name in candidates if name in names), None)
+
+
+def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str]:
+    """Return the base name of the model in the folder, and which file to open."""
+    found = {base: name for base in BASES if (name := _weights_file(base, names))}
+    several = {match[0].rpartition(".")[0]: match[0] for name in sorted(names) if (match := _NUMBERED.search(name))}
+    if several:
+        models = {**{base: found[base] for base in ("model",) if base in found}, **several}
+        if options.component in models:
+            return "model", models[options.component]
+        raise UsageError(f"{path}: holds several models: {', '.join(models)}", hint="say which: --component model_1")
+    if options.component is not None:
+        raise UsageError(f"{path}: holds one model, and --component chooses of several", hint=LEAVE_OUT)
+    if not found:
+        shard = min(filter(_is_shard, names), default=None)
+        if shard is None:
+            raise CheckpointError(f"{path}: holds no model")
+        index = f"{SHARD.sub('', shard)}.{shard.rpartition('.')[2]}.index.json"
+        raise IncompleteCheckpoint(f"{path}: holds shards, but no {index}", hint="its writer did not finish")
+    return next(iter(found.items()))
+
+
+def _is_shard(name: str) -> bool:
+    return SHARD.search(name) is not None
+
+
+def _trainer(names: set[str]) -> str:
+    by_accelerate = any(name.startswith("random_states_") for name in names) and TRAINER_STATE not in names
+    return "accelerate" if by_accelerate else "transformers"

@@ -1,0 +1,60 @@
+"""What is recognised and not read, each with the reason and the way out."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import NoReturn
+
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.beginning import first_bytes
+from ema_cli.formats.options import ReadOptions
+
+_FROM_JAX = "export the parameters as safetensors first; a JAX array is np.asarray(x) to safetensors.numpy.save_file"
+_FROM_TF = "load the model in its framework and save its weights as safetensors or with torch.save first"
+_FOLDERS = {
+    "metadata.pkl": (
+        "a file for each part and each rank, as torchtitan's TorchCheckpointingManager writes",
+        "save with torch.distributed.checkpoint, or export to Hugging Face's format first",
+    ),
+    "_CHECKPOINT_METADATA": ("an Orbax checkpoint of JAX's", _FROM_JAX),
+    "manifest.ocdbt": ("an Orbax checkpoint of JAX's", _FROM_JAX),
+    "ocdbt.process_0": ("an Orbax checkpoint of JAX's", _FROM_JAX),
+    "flax_model.msgpack": ("a Flax model", _FROM_JAX),
+    "saved_model.pb": ("a TensorFlow SavedModel", _FROM_TF),
+    "tf_model.h5": ("a TensorFlow model", _FROM_TF),
+    "*.data-?????-of-?????": ("TensorFlow's checkpoints", _FROM_TF),
+}
+_BEGINNINGS = {
+    b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unpack it: zstd -d FILE"),
+    b"\x1f\x8b": ("is compressed with gzip", "unpack it: gunzip FILE"),
+    b"\x04\x22\x4d\x18": ("is compressed with lz4", "unpack it: lz4 -d FILE"),
+    b"BZh": ("is compressed with bzip2", "unpack it: bunzip2 FILE"),
+    b"\xfd7zXZ\0": ("is compressed with xz", "unpack it: unxz FILE"),
+    b"\x5d\0\0": ("is compressed with lzma", "unpack it: unlzma FILE"),
+    b"\x89LZO": ("is compressed with lzop", "unpack it: lzop -d FILE"),
+    b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "fetch it: git lfs pull"),
+    b"\x89HDF": ("is an HDF5 file, as Keras writes", _FROM_TF),
+    b"GGUF": ("is a GGUF file, which is quantized or made for inference", "average the checkpoints it was made from"),
+}
+
+
+def matches(path: Path) -> bool:
+    """Return whether we know what this is, and that it is not read."""
+    return _reason(path) is not None
+
+
+def open_checkpoint(path: Path, _options: ReadOptions) -> NoReturn:
+    """Raise the CheckpointError that says why."""
+    reason = _reason(path)
+    assert reason is not None
+    raise CheckpointError(f"{path}: {reason[0]}", hint=reason[1].replace("FILE", shlex.quote(str(path))))
+
+
+def _reason(path: Path) -> tuple[str, str] | None:
+    if path.is_dir():
+        return next((why for pattern, why in _FOLDERS.items() if any(path.glob(pattern))), None)
+    beginning = first_bytes(path, 512)
+    if beginning[257:262] == b"ustar":
+        return "is a tar archive", "unpack it: tar -xf FILE"
+    return next((why for start, why in _BEGINNINGS.items() if beginning.startswith(start)), None)

@@ -1,0 +1,65 @@
+"""A checkpoint that is one safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import CheckpointError, UsageError
+from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_recipe
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.safetensors.header import SafetensorsWeights, open_file
+from ema_cli.formats.trainers.adapters import header_settings
+from ema_cli.formats.trainers.choice import AVERAGED_MODEL, settle_averages
+
+_LORA_KEY = "lora_adapter_metadata"
+_PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part of a tensor a file holds
+
+
+def matches(path: Path) -> bool:
+    """Return whether the name says safetensors."""
+    return path.name.lower().endswith(".safetensors") and not path.is_dir()
+
+
+def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
+    """Read the file's header; what ema-cli itself averaged is recognised.
+
+    Raises:
+        CheckpointError: naming the file, the tensor and what is wrong.
+        UsageError, RunError: where an option does not fit a file that holds one set of weights and nothing else.
+    """
+    weights = open_file(path)
+    if _PIECE_KEY in weights.metadata:
+        raise CheckpointError(
+            f"{path}: holds pieces of tensors, as torch.distributed.checkpoint saves them in safetensors",
+            hint="put them together first: torch.distributed.checkpoint's consolidate_safetensors_files",
+        )
+    averaged = _averaged(weights)
+    if averaged is None and options.key is not None:
+        raise UsageError(
+            f"{path}: --key says where the weights are in a pickled file; this is safetensors",
+            hint="leave out --key",
+        )
+    # Diffusers keeps rank and alpha of a LoRA here, and nowhere else.
+    kept = {name: weights.metadata[name] for name in (_LORA_KEY,) if name in weights.metadata}
+    checkpoint = Checkpoint(
+        name=path.name,
+        path=path,
+        weights=weights,
+        files=(weights.file,),
+        format="safetensors",
+        averaged=averaged,
+        recipe=parse_recipe(weights.metadata[METADATA_KEY]) if METADATA_KEY in weights.metadata else None,
+        settings=header_settings(kept[_LORA_KEY]) if kept else {},
+        header=kept,
+    )
+    return settle_averages(checkpoint, options)
+
+
+def _averaged(weights: SafetensorsWeights) -> str | None:
+    """Return why these are averages already, None if they are not."""
+    if METADATA_KEY in weights.metadata:
+        return MADE_HERE
+    if "n_averaged" in weights.specs:
+        return AVERAGED_MODEL
+    return None

@@ -1,0 +1,205 @@
+"""Read a safetensors file. Only the header is parsed; tensors are read by range.
+
+Stricter than the official reader where that one is lenient: no duplicate keys, no space before the header.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, TensorSpec, Weights
+from ema_cli.dtypes import DTYPES, DType
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.formats.json_text import parse_json, unique
+from ema_cli.storage.local import InputFile
+
+MAX_HEADER_BYTES = 100_000_000  # as in the official reader
+_MAX_ELEMENTS = 1 << 62
+_MAX_DIMENSIONS = 64  # as in torch and numpy
+
+
+@dataclass(slots=True, weakref_slot=True)
+class SafetensorsWeights:
+    """The tensors of one safetensors file."""
+
+    specs: Mapping[str, TensorSpec]
+    offsets: Mapping[str, int]  # name -> byte in the file's data
+    data_start: int
+    file: InputFile
+    metadata: Mapping[str, str]
+
+    def share(self, other: Weights) -> None:
+        """Use the other's tables where they are equal."""
+        if self.specs == other.specs:
+            self.specs = other.specs
+        if isinstance(other, SafetensorsWeights) and self.offsets == other.offsets:
+            self.offsets = other.offsets
+
+    def place(self, name: str) -> int | str:
+        """Return the offset, but of tensors without bytes, which may share it, the name."""
+        return self.offsets[name] if self.specs[name].count else name
+
+    def locate(self, name: str) -> tuple[InputFile, int]:
+        """Return the file and the byte in it where tensor `name` begins."""
+        return self.file, self.data_start + self.offsets[name]
+
+    def shard(self, name: str) -> str:
+        """Return the name of the file that holds tensor `name`."""
+        return self.file.path.name
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fill `out` from byte `start` of tensor `name`."""
+        self.file.read_into(self.data_start + self.offsets[name] + start, out)
+
+
+def open_file(path: Path) -> SafetensorsWeights:
+    """Read the header of the safetensors file at `path`.
+
+    Raises:
+        CheckpointError: naming the file, the tensor and what is wrong.
+    """
+    file = InputFile(path)
+    return _read_header(file)
+
+
+# What was read last with a header of that digest, while anybody uses it: in a run most headers are equal.
+_in_use: WeakValueDictionary[bytes, SafetensorsWeights] = WeakValueDictionary()
+
+
+def _read_header(file: InputFile) -> SafetensorsWeights:
+    path = file.path
+    if file.size < 8:
+        raise IncompleteCheckpoint(f"{path}: holds {file.size} bytes, less than a safetensors header")
+    length = int.from_bytes(file.read(0, 8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{path}: a header of {length} bytes is no safetensors header")
+    if 8 + length > file.size:
+        raise IncompleteCheckpoint(f"{path}: cut short: its header takes {length} bytes of {file.size}")
+    text = file.read(8, length)
+    digest = blake2b(text).digest()
+    known = _in_use.get(digest)
+    # A header says how long its file is, so that an equal one is good in a file of the same size and in no other.
+    if known is not None and known.file.size == file.size:
+        weights = replace(known, file=file)
+    else:
+        weights = _parse_header(file, text)
+    _in_use[digest] = weights
+    return weights
+
+
+def _parse_header(file: InputFile, text: bytes) -> SafetensorsWeights:
+    path = file.path
+    if not text.startswith(b"{"):
+        raise CheckpointError(f"{path}: not a safetensors file: its header does not begin with '{{'")
+    table = SpecTable()
+
+    def compact(pairs: list[tuple[str, Any]]) -> Any:
+        # While it is parsed: the dicts and lists of a hundred thousand entries would take ten times what is kept.
+        entry = unique(pairs)
+        try:
+            return _read_entry(entry, table)
+        except _WrongEntry:
+            return entry  # the metadata, or the header itself; else it is said below, with its name
+
+    try:
+        header = parse_json(text, objects=compact)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the header is not valid: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is the entry of one tensor, without its name")
+    metadata = _metadata(path, header.pop("__metadata__", {}))
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(header)} tensors; at most {MAX_TENSORS} are read")
+    specs: dict[str, TensorSpec] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name in list(header):
+        entry = header.pop(name)
+        _check_name(path, name)
+        name = sys.intern(name)  # one copy of each name, however many checkpoints have it
+        try:
+            specs[name], begin, end = entry if isinstance(entry, tuple) else _read_entry(entry, table)
+        except _WrongEntry as error:
+            raise CheckpointError(f"{path}: '{name}' {error}", hint=error.hint) from None
+        spans.append((begin, end, name))
+    _check_contiguous(file, 8 + len(text), spans)
+    offsets = {name: begin for begin, _, name in spans}
+    return SafetensorsWeights(specs, offsets, 8 + len(text), file, metadata)
+
+
+def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: the header's '__metadata__' does not map text to text")
+    try:
+        "".join(metadata.values()).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path}: the header's '__metadata__' holds what is not valid text") from None
+    return metadata
+
+
+def _check_name(path: Path, name: str) -> None:
+    if len(name) > MAX_NAME_CHARS:
+        raise CheckpointError(f"{path}: '{name[:40]}...' is a name of {len(name)} characters")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path}: the tensor name '{name}' is not valid text") from None
+
+
+class _WrongEntry(Exception):
+    """What is wrong with a tensor's entry, said without its name."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def _read_entry(entry: Any, table: SpecTable) -> tuple[TensorSpec, int, int]:
+    """Return the spec, and where the bytes begin and end."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _WrongEntry("needs exactly dtype, shape and data_offsets")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _counts(shape) or len(shape) > _MAX_DIMENSIONS or not _counts(offsets) or len(offsets) != 2:
+        raise _WrongEntry("has a shape or offsets that are not counts")
+    spec = table.spec(_dtype(entry["dtype"]), tuple(shape))
+    begin, end = offsets
+    if spec.count * spec.dtype.bits % 8:
+        raise _WrongEntry(f"is {spec}, which is no whole number of bytes")
+    if spec.count > _MAX_ELEMENTS or end - begin != spec.nbytes:
+        raise _WrongEntry(f"is {spec}, {spec.nbytes} bytes, but has {end - begin}")
+    return spec, begin, end
+
+
+def _counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+
+
+def _dtype(dtype: Any) -> DType:
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else None
+    if found is None or found.name == "C128":  # ours, not safetensors'
+        raise _WrongEntry(
+            f"has dtype {str(dtype)[:40]}, which is unknown", hint="average the run's full-precision checkpoints"
+        )
+    return found
+
+
+def _check_contiguous(file: InputFile, data_start: int, spans: list[tuple[int, int, str]]) -> None:
+    spans.sort()
+    position = 0
+    for begin, end, name in spans:
+        if begin != position:
+            kind = "a hole" if begin > position else "an overlap"
+            raise CheckpointError(f"{file.path}: {kind} before '{name}', at byte {begin} of the data")
+        position = end
+    if data_start + position > file.size:
+        raise IncompleteCheckpoint(
+            f"{file.path}: cut short: {file.size} bytes of {data_start + position}",
+            hint="its writer did not finish",
+        )
+    if data_start + position < file.size:
+        raise CheckpointError(f"{file.path}: {file.size - data_start - position} bytes follow the last tensor")

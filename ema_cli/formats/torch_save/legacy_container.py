@@ -1,0 +1,98 @@
+"""Read the files that `torch.save` wrote before torch 1.6, and still does on request, without torch.
+
+One after the other: a pickled magic number, a protocol number, facts of the system, the pickle of what was saved,
+a pickled list of storage keys, and for each key the number of its elements and their bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
+from ema_cli.formats.pickles.unpickle import describe_storage, unpickle
+from ema_cli.formats.pickles.values import PickleEnds, PickleError, Storage
+from ema_cli.formats.torch_save.tensors import TorchFile, dtype_of
+from ema_cli.storage.source import ByteSource
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+_COUNT_BYTES = 8
+# Element sizes of storages whose tensors are never read, but which lie between those that are.
+_OTHER_SIZES = {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1, "complex32": 4}
+
+
+def open_legacy(source: ByteSource) -> TorchFile:
+    """Read the pickles of a legacy file of torch's, and where its storages lie.
+
+    Raises:
+        NoWeights: for a pickle that torch.save did not write.
+        IncompleteCheckpoint: where the file ends before its storages do.
+        CheckpointError: for what is damaged, or must not be read as weights.
+    """
+    storages: dict[str, Storage] = {}
+
+    def persistent(identifier: Any) -> object:
+        found = describe_storage(identifier)
+        if isinstance(found, Storage):
+            known = storages.setdefault(found.key, found)
+            if known != found:
+                raise PickleError(f"it describes the storage '{found.key[:40]}' in two ways")
+        return found
+
+    try:
+        magic, position = unpickle(source)
+        if magic != _MAGIC_NUMBER:
+            raise NoWeights(
+                f"{source.path}: a pickle, but not one that torch.save wrote",
+                hint="average files of torch.save or safetensors",
+            )
+        protocol, position = unpickle(source, position)
+        if protocol != _PROTOCOL:
+            raise CheckpointError(f"{source.path}: a file of torch's of an unknown protocol")
+        system, position = unpickle(source, position)
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise CheckpointError(f"{source.path}: its bytes are not little-endian, which alone is read")
+        root, position = unpickle(source, position, persistent)
+        keys, position = unpickle(source, position)
+    except PickleError as error:
+        kind = IncompleteCheckpoint if isinstance(error, PickleEnds) else CheckpointError
+        raise kind(f"{source.path}: the pickle in it cannot be read: {error}") from error
+    spans = _find_spans(source, keys, storages, position)
+    return TorchFile(source, root, spans.get)
+
+
+def _find_spans(
+    source: ByteSource, keys: Any, storages: dict[str, Storage], position: int
+) -> dict[str, tuple[int, int]]:
+    """Return byte offset and size of each storage; they follow each other from `position` on."""
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
+        raise CheckpointError(f"{source.path}: its list of storages does not fit its tensors")
+    if len(set(keys)) != len(keys):
+        raise CheckpointError(f"{source.path}: its list of storages has one twice")
+    spans = {}
+    for key in keys:
+        storage = storages[key]
+        size = storage.count * _element_size(source, storage)
+        if position + _COUNT_BYTES + size > source.size:
+            raise IncompleteCheckpoint(
+                f"{source.path}: cut short: its storages take more than its {source.size} bytes",
+                hint="its writer did not finish",
+            )
+        count = int.from_bytes(source.read(position, _COUNT_BYTES), "little", signed=True)
+        if count != storage.count:
+            raise CheckpointError(f"{source.path}: a storage of {storage.count} elements is stored with {count}")
+        spans[key] = (position + _COUNT_BYTES, size)
+        position += _COUNT_BYTES + size
+    if position != source.size:
+        raise CheckpointError(f"{source.path}: {source.size - position} bytes follow the last storage")
+    return spans
+
+
+def _element_size(source: ByteSource, storage: Storage) -> int:
+    if storage.dtype is None:
+        return 1
+    dtype = dtype_of(storage.dtype)
+    size = dtype.itemsize if dtype else _OTHER_SIZES.get(storage.dtype.removesuffix("Storage"))
+    if size is None:
+        raise CheckpointError(f"{source.path}: a storage of an unknown type, {storage.dtype}")
+    return size

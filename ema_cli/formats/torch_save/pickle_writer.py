@@ -1,0 +1,123 @@
+"""Write the pickle that describes a state dict, as `torch.save` does: names, and for each where its bytes lie.
+
+Only what torch itself writes there is used, so that `torch.load(weights_only=True)` reads it in any version since
+1.6 that has the dtypes. No torch here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.formats.pickles.values import storage_class
+from ema_cli.formats.torch_save.tensors import torch_name
+
+_BATCH = 1000  # items that are set at once, as Python's own pickler does: what reads it keeps them on a stack
+_ORDERED_DICT = b"ccollections\nOrderedDict\n"
+_TYPED, _UNTYPED = b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_tensor_v3\n"
+
+
+class NoTorchType(Exception):
+    """What torch has no type for, in words."""
+
+
+def pickle_state_dict(specs: Mapping[str, TensorSpec]) -> bytes:
+    """Return the pickle of an OrderedDict of tensors, each contiguous in a storage of its own: 0, 1, 2, ... in order.
+
+    Raises:
+        NoTorchType: for a tensor that torch has no type for.
+    """
+    writer = _Writer()
+    writer.constant(_ORDERED_DICT)
+    writer.out += b")R"
+    for number, (name, spec) in enumerate(specs.items()):
+        if number % _BATCH == 0:
+            writer.out += b"u(" if number else b"("
+        dtype = torch_name(spec.dtype)
+        # torch counts pairs of F4.
+        odd = spec.dtype.name == "F4" and (not spec.shape or spec.shape[-1] % 2)
+        if dtype is None or odd:
+            raise NoTorchType(f"'{name}' is {spec}, which torch has no type for")
+        writer.text(name)
+        writer.tensor(str(number), spec, dtype)
+    writer.out += b"u." if specs else b"."
+    return bytes(writer.out)
+
+
+class _Writer:
+    """The pickle so far; what is written again and again is remembered, and then referred to."""
+
+    def __init__(self) -> None:
+        self.out = bytearray(b"\x80\x02")
+        self.memo: dict[bytes, int] = {}
+
+    def tensor(self, key: str, spec: TensorSpec, dtype: str) -> None:
+        """Write the call that makes a tensor of the storage `key`, `dtype` being torch's name of its type."""
+        shape = (*spec.shape[:-1], spec.shape[-1] // 2) if spec.dtype.name == "F4" else spec.shape
+        storage = storage_class(dtype)
+        self.constant(_TYPED if storage else _UNTYPED)
+        self.out += b"(("
+        self.constant(_text("storage"))
+        self.constant(f"ctorch\n{storage}\n".encode() if storage else b"ctorch.storage\nUntypedStorage\n")
+        self.text(key)
+        self.constant(_text("cpu"))
+        self.integer(spec.count if storage else spec.nbytes)
+        self.out += b"tQ"
+        self.integer(0)
+        self.sizes(shape)
+        self.sizes(_strides(shape))
+        self.out += b"\x89"  # requires no gradient
+        self.constant(_ORDERED_DICT)  # nor has hooks
+        self.out += b")R"
+        if not storage:
+            self.constant(f"ctorch\n{dtype}\n".encode())
+        self.out += b"tR"
+
+    def constant(self, instruction: bytes) -> None:
+        """Write an instruction that pushes a value, or refer to that value."""
+        number = self.memo.get(instruction)
+        if number is not None:
+            self.out += b"h" + bytes([number])
+            return
+        number = self.memo[instruction] = len(self.memo)
+        self.out += instruction + b"q" + bytes([number])
+
+    def text(self, value: str) -> None:
+        """Write a text."""
+        self.out += _text(value)
+
+    def sizes(self, values: tuple[int, ...]) -> None:
+        """Write a tuple of counts."""
+        if len(values) > 3:
+            self.out += b"("
+        for value in values:
+            self.integer(value)
+        self.out += (b")", b"\x85", b"\x86", b"\x87")[len(values)] if len(values) <= 3 else b"t"
+
+    def integer(self, value: int) -> None:
+        """Write a count in the shortest of its forms."""
+        if value < 1 << 8:
+            self.out += b"K" + bytes([value])
+        elif value < 1 << 16:
+            self.out += b"M" + value.to_bytes(2, "little")
+        elif value < 1 << 31:
+            self.out += b"J" + value.to_bytes(4, "little")
+        else:
+            size = value.bit_length() // 8 + 1  # with room for a sign
+            self.out += b"\x8a" + bytes([size]) + value.to_bytes(size, "little")
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode()
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor, in elements, as torch gives them."""
+    strides: list[int] = []
+    step = 1
+    for length in reversed(shape):
+        strides.append(step)
+        step *= max(length, 1)
+    return tuple(reversed(strides))

@@ -1,0 +1,67 @@
+"""Read a tensor that does not lie in C order (a transpose, a slice, an expansion) by range, in bounded memory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.dtypes import DType
+from ema_cli.storage.source import ByteSource
+
+_BLOCK = 1 << 17  # elements gathered at once
+_GAP_BYTES = 256  # neighbours closer than this are read together: cheaper than another read
+
+
+def gather(
+    file: ByteSource, base: int, spec: TensorSpec, strides: tuple[int, ...], start: int, out: memoryview
+) -> None:
+    """Fill `out` with the elements from byte `start` of the tensor in C order.
+
+    `base` is the byte offset of its first element in the file; `strides` count elements.
+    """
+    size = spec.dtype.itemsize
+    first, count = start // size, len(out) // size
+    for begin in range(0, count, _BLOCK):
+        block = min(_BLOCK, count - begin)
+        offsets = _element_offsets(spec.shape, strides, first + begin, block)
+        elements = np.frombuffer(out, dtype=f"V{size}", count=block, offset=begin * size)
+        _read_elements(file, base, offsets, elements)
+
+
+def apply_lazy_bits(dtype: DType, out: memoryview, *, conjugate: bool, negative: bool) -> None:
+    """Apply torch's conjugate and negative bits, which it stores instead of changing the bytes."""
+    bits = 8 * dtype.itemsize // (2 if dtype.kind == "complex" else 1)
+    parts = np.frombuffer(out, f"<u{bits // 8}")
+    sign = parts.dtype.type(1 << (bits - 1))
+    if negative:
+        np.bitwise_xor(parts, sign, out=parts)
+    if conjugate:
+        np.bitwise_xor(parts[1::2], sign, out=parts[1::2])
+
+
+def _element_offsets(
+    shape: tuple[int, ...], strides: tuple[int, ...], first: int, count: int
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return, for `count` elements from number `first` in C order, where each lies (in elements)."""
+    index = np.arange(first, first + count, dtype=np.int64)
+    offsets = np.zeros(count, dtype=np.int64)
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        index, position = np.divmod(index, length)
+        offsets += position * stride
+    return offsets
+
+
+def _read_elements(
+    file: ByteSource,
+    base: int,
+    offsets: np.ndarray[tuple[int], np.dtype[np.int64]],
+    elements: np.ndarray[tuple[int], np.dtype[np.void]],
+) -> None:
+    size = elements.itemsize
+    order = np.argsort(offsets, kind="stable")
+    ascending = offsets[order]
+    breaks = np.flatnonzero(np.diff(ascending) * size > _GAP_BYTES) + 1
+    for part in np.split(np.arange(len(order)), breaks):
+        low, high = int(ascending[part[0]]), int(ascending[part[-1]])
+        span = np.frombuffer(file.read(base + low * size, (high - low + 1) * size), dtype=elements.dtype)
+        elements[order[part]] = span[ascending[part] - low]

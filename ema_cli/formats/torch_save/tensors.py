@@ -1,0 +1,206 @@
+"""Tensors that a pickle of torch's describes, read by range from the storages in the same file. No torch here."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, TensorSpec, Weights
+from ema_cli.dtypes import DTYPES, DType
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
+from ema_cli.storage.source import ByteSource
+
+_MAX_EXPANDED_BYTES = 1 << 30
+_FLOATS = {"F32": "<f", "F64": "<d"}  # as the struct module knows them
+_DTYPE_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "complex64": "C64", "complex128": "C128",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "bool": "BOOL",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float4_e2m1fn_x2": "F4",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """What `torch.save` wrote, in either of its containers.
+
+    `root` is what was saved, with a `TensorRef` for each tensor. `locate` gives byte offset and size of a storage in
+    `source` by its key, None where it is missing. `recipe` is what the mark of an average says, None without one.
+    """
+
+    source: ByteSource
+    root: Any
+    locate: Callable[[str], tuple[int, int] | None]
+    recipe: Mapping[str, object] | None = None
+
+    def weights(self, tensors: Mapping[str, object]) -> TorchWeights:
+        """Return the given tensors (name -> `TensorRef`) as weights that can be read by range.
+
+        Raises:
+            CheckpointError: for one that is not a tensor, or does not lie in its storage.
+        """
+        path = self.source.path
+        if len(tensors) > MAX_TENSORS:
+            raise CheckpointError(f"{path}: holds {len(tensors)} tensors; at most {MAX_TENSORS} are read")
+        specs: dict[str, TensorSpec] = {}
+        table = SpecTable()
+        offsets = array("q")
+        views: dict[str, _View] = {}
+        expanded = 0
+        for name, ref in tensors.items():
+            if len(name) > MAX_NAME_CHARS:
+                raise CheckpointError(f"{path}: '{name[:40]}...' is a name of {len(name)} characters")
+            if not isinstance(ref, TensorRef):
+                raise CheckpointError(f"{path}: '{name}' cannot be averaged: {_reason(ref)}")
+            dtype, count = self._dtype(name, ref), prod(ref.shape)
+            if (ref.negative and not dtype.averaged) or (ref.conjugate and dtype.kind != "complex"):
+                raise CheckpointError(f"{path}: '{name}' is {dtype.name} with a bit that only others have")
+            offset, stored = self._offset(name, ref, dtype, count)
+            if count * dtype.itemsize > stored:
+                expanded += count * dtype.itemsize
+            if expanded > _MAX_EXPANDED_BYTES:
+                raise CheckpointError(f"{path}: '{name}' is expanded, as others are, to gigabytes from a few bytes")
+            name = sys.intern(name)  # one copy of each name, however many checkpoints have it
+            strides = None if _is_contiguous(ref.shape, ref.strides) else ref.strides
+            shape = ref.shape
+            if dtype.name == "F4":
+                if strides or not shape:
+                    raise CheckpointError(f"{path}: '{name}' is F4 that does not lie in order")
+                shape = (*shape[:-1], 2 * shape[-1])  # torch counts pairs, safetensors elements
+            specs[name] = table.spec(dtype, shape)
+            offsets.append(offset)
+            if strides or ref.conjugate or ref.negative:
+                views[name] = _View(strides, ref.conjugate, ref.negative)
+        return TorchWeights(specs, {name: number for number, name in enumerate(specs)}, offsets, views, self.source)
+
+    def scalar(self, name: str, ref: TensorRef) -> int | float | None:
+        """Return the value of a tensor of one number (a clock), None for any other tensor."""
+        dtype = dtype_of(ref.dtype)
+        if dtype is None or prod(ref.shape) != 1:
+            return None
+        if dtype.name not in _FLOATS and (dtype.kind != "integer" or dtype.name == "BOOL"):
+            return None
+        stored = self.source.read(self._offset(name, ref, dtype, 1)[0], dtype.itemsize)
+        if dtype.name in _FLOATS:
+            value: float = struct.unpack(_FLOATS[dtype.name], stored)[0]
+            return value
+        return int.from_bytes(stored, "little", signed=dtype.name[0] == "I")
+
+    def _dtype(self, name: str, ref: TensorRef) -> DType:
+        dtype = dtype_of(ref.dtype)
+        if dtype is None:
+            raise CheckpointError(
+                f"{self.source.path}: '{name}' has dtype {ref.dtype}, which cannot be averaged",
+                hint="average the run's full-precision checkpoints and convert the result",
+            )
+        return dtype
+
+    def _offset(self, name: str, ref: TensorRef, dtype: DType, count: int) -> tuple[int, int]:
+        """Return the byte of the first element and the size of the storage, in which all `count` elements must lie."""
+        path, itemsize = self.source.path, dtype.itemsize
+        found = self.locate(ref.storage.key)
+        if found is None:
+            raise CheckpointError(f"{path}: '{name}' has its bytes in a storage that is missing")
+        start, stored = found
+        size = ref.storage.count * (itemsize if ref.storage.dtype else 1)
+        if stored != size:
+            raise CheckpointError(f"{path}: '{name}' has a storage of {size} bytes, but {stored} are in the file")
+        last = ref.offset
+        for length, stride in zip(ref.shape, ref.strides, strict=True):
+            last += (length - 1) * stride
+        if count and (last + 1) * itemsize > stored:
+            raise CheckpointError(f"{path}: '{name}' reaches past the end of its storage")
+        if count * itemsize > max(stored, _MAX_EXPANDED_BYTES):
+            raise CheckpointError(f"{path}: '{name}' is expanded to {count} elements from a few bytes")
+        return start + (ref.offset * itemsize if count else 0), stored
+
+
+def dtype_of(torch_name: str) -> DType | None:
+    """Return the element type of torch's name for it, None for one that is not read."""
+    return DTYPES.get(_DTYPE_NAMES.get(torch_name, ""))
+
+
+def torch_name(dtype: DType) -> str | None:
+    """Return torch's name of an element type, None where torch has no such type."""
+    return next((name for name, ours in _DTYPE_NAMES.items() if ours == dtype.name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What sets a tensor apart from its bytes in order: strides in elements (None: in order), torch's lazy bits."""
+
+    strides: tuple[int, ...] | None
+    conjugate: bool
+    negative: bool
+
+
+_IN_ORDER = _View(None, conjugate=False, negative=False)
+
+
+@dataclass(slots=True)
+class TorchWeights:
+    """Tensors in a file of torch's, contiguous or not."""
+
+    specs: Mapping[str, TensorSpec]
+    numbers: Mapping[str, int]  # name -> index in `offsets`
+    offsets: array[int]  # byte of the file at which each tensor's first element lies
+    views: Mapping[str, _View]  # of those that do not lie in order
+    source: ByteSource
+
+    def share(self, other: Weights) -> None:
+        """Use the other's tables where they are equal."""
+        if self.specs == other.specs:
+            self.specs = other.specs
+        if isinstance(other, TorchWeights) and self.numbers == other.numbers:
+            self.numbers = other.numbers
+
+    def place(self, name: str) -> Hashable:
+        """Return offset, view and spec: tied tensors have them equal."""
+        return self.offsets[self.numbers[name]], self.views.get(name, _IN_ORDER), self.specs[name]
+
+    def locate(self, name: str) -> tuple[ByteSource, int] | None:
+        """Return the file and the byte in it where tensor `name` begins; None for a view that needs more than that."""
+        return None if name in self.views else (self.source, self.offsets[self.numbers[name]])
+
+    def shard(self, name: str) -> str:
+        """Return the name of the file that holds tensor `name`."""
+        return self.source.path.name
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fill `out` from byte `start` of tensor `name`, gathering it where it is strided."""
+        offset, view, spec = self.offsets[self.numbers[name]], self.views.get(name, _IN_ORDER), self.specs[name]
+        if view.strides is None:
+            self.source.read_into(offset + start, out)
+        else:
+            from ema_cli.formats.torch_save.strided import gather
+
+            gather(self.source, offset, spec, view.strides, start, out)
+        if view.conjugate or view.negative:
+            from ema_cli.formats.torch_save.strided import apply_lazy_bits
+
+            apply_lazy_bits(spec.dtype, out, conjugate=view.conjugate, negative=view.negative)
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Return whether the elements lie in C order without gaps (as torch's is_contiguous)."""
+    expected = 1
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if length != 1 and stride != expected:
+            return 0 in shape
+        expected *= length
+    return True
+
+
+def _reason(value: object) -> str:
+    if isinstance(value, Refused):
+        return value.reason
+    kind = value.kind if isinstance(value, Inert) else type(value).__name__
+    return f"it is not a tensor but a {kind}"

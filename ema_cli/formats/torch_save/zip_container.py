@@ -1,0 +1,88 @@
+"""Read torch's zip files (`torch.save` since 1.6) without torch: a pickle that describes, entries that hold bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ema_cli.errors import CheckpointError, NoWeights
+from ema_cli.formats.mark import RECORD, parse_recipe
+from ema_cli.formats.pickles.unpickle import MAX_PICKLE_BYTES, unpickle
+from ema_cli.formats.pickles.values import PickleError
+from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.zip_directory import ZipEntry, data_offset, read_directory
+from ema_cli.storage.source import ByteSource, FileRegion
+
+Entries = dict[str, ZipEntry]
+_MAX_MARK_BYTES = 64 << 20
+
+
+def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> TorchFile:
+    """Read the directory and the pickle of a torch zip file, or of a record of a shard that is one.
+
+    Raises:
+        CheckpointError: for what is not one, is damaged, or holds something that must not be read as weights.
+    """
+    entries = read_directory(source)
+    prefix = _find_prefix(source, entries)
+    for entry in entries.values():
+        if entry.compressed:
+            raise CheckpointError(
+                f"{source.path}: the zip entry '{entry.name}' is compressed; torch stores entries as they are",
+                hint="load it with torch and save it again",
+            )
+    _check_byte_order(source, entries, prefix)
+    root = _unpickle(source, entries[f"{prefix}data.pkl"], max_pickle_bytes)
+    starts: dict[str, int] = {}
+
+    def locate(key: str) -> tuple[int, int] | None:
+        entry = entries.get(f"{prefix}data/{key}")
+        if entry is None:
+            return None
+        if key not in starts:
+            starts[key] = data_offset(source, entry)
+        return starts[key], entry.size
+
+    return TorchFile(source, root, locate, _recipe(source, entries.get(f"{prefix}{RECORD}")))
+
+
+def _find_prefix(source: ByteSource, entries: Entries) -> str:
+    """Return the folder inside the archive; torch names it after the file."""
+    prefixes = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
+    prefixes = [prefix for prefix in prefixes if prefix.count("/") == 1]
+    if len(prefixes) != 1:
+        raise NoWeights(f"{source.path}: a zip archive, but not one that torch.save wrote")
+    prefix = prefixes[0]
+    if any(name.startswith((f"{prefix}code/", f"{prefix}constants.pkl")) for name in entries):
+        raise CheckpointError(
+            f"{source.path}: a TorchScript archive, which is a program",
+            hint="save the model's state_dict() and average those files",
+        )
+    return prefix
+
+
+def _check_byte_order(source: ByteSource, entries: Entries, prefix: str) -> None:
+    entry = entries.get(f"{prefix}byteorder")
+    if entry is not None and entry.size <= 16:
+        order = source.read(data_offset(source, entry), entry.size)
+        if order != b"little":
+            raise CheckpointError(f"{source.path}: its bytes are in {order!r} order; only little-endian is read")
+
+
+def _recipe(source: ByteSource, entry: ZipEntry | None) -> Mapping[str, object] | None:
+    """Return what the record that marks an average of ours says, None where there is no such record."""
+    if entry is None:
+        return None
+    if entry.size > _MAX_MARK_BYTES:
+        return {}
+    return parse_recipe(source.read(data_offset(source, entry), entry.size))
+
+
+def _unpickle(source: ByteSource, entry: ZipEntry, max_bytes: int) -> Any:
+    if entry.size > max_bytes:
+        raise CheckpointError(f"{source.path}: its pickle of {entry.size} bytes is too large to be a description")
+    start = data_offset(source, entry)
+    try:
+        return unpickle(FileRegion(source, start, entry.size))[0]
+    except PickleError as error:
+        raise CheckpointError(f"{source.path}: the pickle in it cannot be read: {error}") from error

@@ -1,0 +1,178 @@
+"""The directory of a zip archive, read strictly: where each stored entry's bytes lie in the file.
+
+Only what torch writes is accepted: each name once, no entry outside the file, none over another. Compressed ones
+are marked, and never inflated: a small one can hide gigabytes, and torch writes none for tensors.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ema_cli.checkpoint import MAX_TENSORS
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.storage.source import ByteSource
+
+END = struct.Struct("<4s4H2LH")
+END64_LOCATOR = struct.Struct("<4sLQL")
+END64 = struct.Struct("<4sQ2H2L4Q")
+CENTRAL = struct.Struct("<4s6H3L5H2L")
+LOCAL = struct.Struct("<4s5H3L2H")
+_CENTRAL_CHECKSUM, _LOCAL_CHECKSUM = 16, 14  # the byte at which it stands in each
+IN_64 = 0xFFFFFFFF  # in a field of 32 bits: the number stands in a record of its own, which has 64
+_MAX_DIRECTORY_BYTES = 256 << 20
+_MAX_COMMENT_BYTES = 65535
+_MAX_ENTRIES = 4 * MAX_TENSORS  # the optimizer has some for each of the model's
+
+
+@dataclass(slots=True)
+class ZipEntry:
+    """An entry that takes `size` bytes; its local header stands at byte `header_offset` of the file.
+
+    What comes next in the file begins at byte `end`.
+    """
+
+    name: str
+    size: int
+    header_offset: int
+    compressed: bool = False
+    end: int = 0
+
+
+def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
+    """Return the archive's entries by name.
+
+    Raises:
+        IncompleteCheckpoint: where the directory, which is written last, is missing.
+        CheckpointError: for compressed, encrypted, repeated or overlapping entries.
+    """
+    start, size, count = _locate_directory(file)
+    if size > _MAX_DIRECTORY_BYTES or start + size > file.size:
+        raise CheckpointError(f"{file.path}: its zip directory lies outside the file")
+    if count > _MAX_ENTRIES:
+        raise CheckpointError(f"{file.path}: its zip directory has {count} entries; at most {_MAX_ENTRIES} are read")
+    directory = file.read(start, size)
+    entries: dict[str, ZipEntry] = {}
+    position = 0
+    for _ in range(count):
+        try:
+            entry, position = _read_central(file, directory, position)
+        except struct.error:
+            raise CheckpointError(f"{file.path}: its zip directory is damaged") from None
+        if entry.name in entries:
+            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' stands twice")
+        entries[entry.name] = entry
+    _check_spans(file, entries, start)
+    return entries
+
+
+def data_offset(file: ByteSource, entry: ZipEntry) -> int:
+    """Return the byte at which the entry's data begin, past its local header."""
+    name = entry.name.encode()
+    header = file.read(entry.header_offset, LOCAL.size + len(name))  # at once: the name stands in the directory, too
+    signature, _, _, method, *_, name_length, extra_length = LOCAL.unpack_from(header)
+    if signature != b"PK\x03\x04" or method != 0 or name_length != len(name) or not header.endswith(name):
+        raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' is damaged")
+    start = entry.header_offset + LOCAL.size + name_length + extra_length
+    if start + entry.size > entry.end:  # the local header, which only now is read, is longer than it should be
+        raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' overlaps another")
+    return int(start)
+
+
+def checksum_offsets(data: bytes) -> Iterator[int]:
+    """Yield where checksums stand in a directory or in a local header, which begin with signatures of their own.
+
+    In anything else that `read_directory` and `data_offset` read, none stand.
+    """
+    if data.startswith(b"PK\x03\x04"):
+        yield _LOCAL_CHECKSUM
+    position = 0
+    while data.startswith(b"PK\x01\x02", position) and position + CENTRAL.size <= len(data):
+        yield position + _CENTRAL_CHECKSUM
+        name_length, extra_length, comment_length = CENTRAL.unpack_from(data, position)[10:13]
+        position += CENTRAL.size + name_length + extra_length + comment_length
+
+
+def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
+    """Return start, size and number of entries of the central directory."""
+    at, tail, tail_size = -1, b"", 0
+    # torch writes no comment behind the record, which is looked for in a few bytes first.
+    for most in (END.size, END.size + _MAX_COMMENT_BYTES):
+        tail_size = min(file.size, most)
+        tail = file.read(file.size - tail_size, tail_size)
+        at = tail.rfind(b"PK\x05\x06")
+        if at >= 0:
+            break
+    if at < 0 or at + END.size > len(tail):
+        raise IncompleteCheckpoint(
+            f"{file.path}: cut short: the zip directory at its end is missing",
+            hint="its writer did not finish",
+        )
+    _, disk, _, _, count, size, start, _ = END.unpack_from(tail, at)
+    end_offset = file.size - tail_size + at
+    if end_offset >= END64_LOCATOR.size:
+        locator = file.read(end_offset - END64_LOCATOR.size, END64_LOCATOR.size)
+        signature, _, offset64, _ = END64_LOCATOR.unpack(locator)
+        if signature == b"PK\x06\x07":
+            if offset64 + END64.size > file.size:
+                raise CheckpointError(f"{file.path}: its zip directory is damaged")
+            fields = END64.unpack(file.read(offset64, END64.size))
+            if fields[0] != b"PK\x06\x06":
+                raise CheckpointError(f"{file.path}: its zip directory is damaged")
+            count, size, start = fields[7:]
+    if disk != 0:
+        raise CheckpointError(f"{file.path}: a zip archive in several parts is no torch checkpoint")
+    return int(start), int(size), int(count)
+
+
+def _read_central(file: ByteSource, directory: bytes, position: int) -> tuple[ZipEntry, int]:
+    fields = CENTRAL.unpack_from(directory, position)
+    signature, _, _, flags, method, _, _, _, stored, size, name_length, extra_length, comment_length = fields[:13]
+    header_offset = fields[16]
+    begin = position + CENTRAL.size
+    end = begin + name_length + extra_length + comment_length
+    if signature != b"PK\x01\x02" or end > len(directory):
+        raise CheckpointError(f"{file.path}: its zip directory is damaged")
+    try:
+        name = directory[begin : begin + name_length].decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{file.path}: a zip entry's name is not UTF-8") from None
+    if flags & 1:
+        raise CheckpointError(f"{file.path}: the zip entry '{name}' is encrypted")
+    extra = directory[begin + name_length : begin + name_length + extra_length]
+    size, stored, header_offset = _resolve_64(extra, size, stored, header_offset)
+    if size != stored and method == 0:
+        raise CheckpointError(f"{file.path}: the zip entry '{name}' gives two sizes, {size} and {stored}")
+    return ZipEntry(name, stored, header_offset, compressed=method != 0), end
+
+
+def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tuple[int, int, int]:
+    """Replace the fields that did not fit 32 bits by those of the zip64 extra record."""
+    values = [size, stored, header_offset]
+    position = 0
+    while IN_64 in values and position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, position)
+        position += 4
+        if kind == 1:
+            offset = position
+            for index, value in enumerate(values):
+                if value == IN_64:
+                    (values[index],) = struct.unpack_from("<Q", extra, offset)
+                    offset += 8
+            break
+        position += length
+    return values[0], values[1], values[2]
+
+
+def _check_spans(file: ByteSource, entries: dict[str, ZipEntry], start: int) -> None:
+    """Check that no entry lies over another, nor over the directory, which begins at byte `start`."""
+    end = start
+    for entry in sorted(entries.values(), key=lambda entry: entry.header_offset, reverse=True):
+        taken = entry.header_offset + LOCAL.size + entry.size
+        entry.end = end
+        if entry.header_offset >= start or taken > start:
+            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' reaches past the end of the data")
+        if taken > end:
+            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' overlaps another")
+        end = entry.header_offset

@@ -1,0 +1,54 @@
+"""What must be equal in all checkpoints of an adapter, beside its tensors: how A and B become a change of weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ema_cli.formats.json_text import read_json
+from ema_cli.storage.local import InputFile
+
+_CONFIG = "adapter_config.json"
+_MAX_CONFIG_BYTES = 16 << 20
+# Fields of PEFT's configuration that change what the stored tensors mean.
+_FIELDS = (
+    "peft_type", "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
+    "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "fan_in_fan_out", "target_parameters",
+    "exclude_modules", "layer_replication", "lora_bias", "trainable_token_indices", "base_model_name_or_path",
+    "revision",
+    "init_lora_weights",  # some ways change the base model, to which A and B then belong
+)  # fmt: skip
+
+
+def adapter_settings(folder: Path) -> tuple[dict[str, str], tuple[InputFile, ...]]:
+    """Return the settings of the adapter in `folder` as text, and the file that holds them, if there is one."""
+    path = folder / _CONFIG
+    if not path.exists():
+        return {}, ()
+    file = InputFile(path)
+    config = read_json(file, _MAX_CONFIG_BYTES)
+    return config_settings(config) if isinstance(config, dict) else {}, (file,)
+
+
+def config_settings(config: Mapping[str, object]) -> dict[str, str]:
+    """Return the settings in PEFT's configuration as text."""
+    return _as_text({name: config.get(name) for name in _FIELDS})
+
+
+def header_settings(text: str) -> dict[str, str]:
+    """Return the settings that Diffusers writes into the header of a LoRA's file."""
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        return {"header": text}
+    return _as_text(config) if isinstance(config, dict) else {"header": text}
+
+
+def _as_text(values: Mapping[str, object]) -> dict[str, str]:
+    # Which modules are adapted is a set, which PEFT writes in any order.
+    return {
+        name: json.dumps(sorted(value, key=str) if isinstance(value, list) else value, sort_keys=True, default=str)
+        for name, value in values.items()
+        if value is not None
+    }

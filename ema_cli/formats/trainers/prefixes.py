@@ -1,0 +1,102 @@
+"""Names without the prefixes of wrappers (torch.compile, FSDP, DDP), so that all runs of a model have the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ema_cli.checkpoint import Checkpoint, TensorSpec, Weights
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.trainers.layouts import OUTER_PREFIXES, PREFIXES
+from ema_cli.storage.source import ByteSource
+
+_ANYWHERE = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, PREFIXES))})")
+
+
+@dataclass(slots=True)
+class Renamed:
+    """Weights under other names."""
+
+    specs: Mapping[str, TensorSpec]
+    stored: Mapping[str, str]  # name -> name in `weights`
+    weights: Weights
+
+    def share(self, other: Weights) -> None:
+        """Use the other's tables where they are equal."""
+        if self.specs == other.specs:
+            self.specs = other.specs
+        if isinstance(other, Renamed) and self.stored == other.stored:
+            self.stored = other.stored
+            self.weights.share(other.weights)
+
+    def place(self, name: str) -> Hashable:
+        """Return where the bytes lie."""
+        return self.weights.place(self.stored[name])
+
+    def locate(self, name: str) -> tuple[ByteSource, int] | None:
+        """Return the file and the byte in it where tensor `name` begins."""
+        return self.weights.locate(self.stored[name])
+
+    def shard(self, name: str) -> str:
+        """Return the name of the file that holds tensor `name`."""
+        return self.weights.shard(self.stored[name])
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fill `out` from byte `start` of tensor `name`."""
+        self.weights.read_into(self.stored[name], start, out)
+
+
+def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint under the names that the bare model has, with a note where that changes any.
+
+    Raises:
+        CheckpointError: where two names become one.
+    """
+    weights = checkpoint.weights
+    if not _may_have_prefix(weights.specs):
+        return checkpoint
+    stored: dict[str, str] = {}
+    removed: dict[str, None] = {}
+    for name, bare in zip(weights.specs, _bare_names(weights.specs, removed), strict=True):
+        if bare in stored:
+            raise CheckpointError(
+                f"{checkpoint.path}: '{name}' and '{stored[bare]}' are one name without their prefixes",
+                hint="keep the names as they are: --keep-prefix",
+            )
+        stored[bare] = name
+    if not removed:
+        return checkpoint
+    renamed = Renamed({name: weights.specs[old] for name, old in stored.items()}, stored, weights)
+    note = f"prefixes removed from names: {', '.join(removed)} (--keep-prefix keeps them)"
+    return replace(checkpoint, weights=renamed, notes=(*checkpoint.notes, note))
+
+
+def _may_have_prefix(names: Iterable[str]) -> bool:
+    """Return False where no name can have a prefix: quick, as most models are bare."""
+    text = "\n".join(names)
+    return text.startswith(OUTER_PREFIXES) or any(prefix in text for prefix in PREFIXES)
+
+
+def _bare_names(names: Iterable[str], removed: dict[str, None]) -> list[str]:
+    def note(match: re.Match[str]) -> str:
+        removed[match[0]] = None
+        return ""
+
+    bare = [_ANYWHERE.sub(note, name) for name in names]
+    for prefix in OUTER_PREFIXES:
+        # A model may have a part of this name: only where all of it is in there, it is a wrapper's.
+        while bare and all(name.startswith(prefix) and name != prefix for name in bare):
+            bare = [name.removeprefix(prefix) for name in bare]
+            removed[prefix] = None
+    return bare
+
+
+def bare_names(names: Sequence[str]) -> Sequence[str]:
+    """Return the names that `strip_prefixes` gives tensors of these names."""
+    return _bare_names(names, {}) if _may_have_prefix(names) else names
+
+
+def bare_name(name: str) -> str:
+    """Return a tensor's name without the prefixes that wrappers put anywhere in it."""
+    return _ANYWHERE.sub("", name)

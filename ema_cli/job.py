@@ -1,0 +1,215 @@
+"""Checked plans and laid-out outputs: all that one averaging will do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.dtypes import DType
+from ema_cli.errors import OutputError, RunError, UsageError
+from ema_cli.folding.buffers import DEFAULT_BYTES, BufferSizes, divide_memory, least_bytes
+from ema_cli.folding.fold import Average, Fold, Write
+from ema_cli.planning.plan import Plan
+from ema_cli.runs.run import averaged_error
+from ema_cli.runs.same_model import check_same_model
+from ema_cli.runs.tensor_rules import check_averageable, copied_names
+from ema_cli.storage.checksums import Checksums
+from ema_cli.storage.output_stream import output_errors
+from ema_cli.system.memory import peak_bytes
+from ema_cli.system.processors import default_threads
+from ema_cli.writing.outputs import Output, OutputOptions, lay_out_output, output_specs
+from ema_cli.writing.target import Target, check_target, place, published
+
+_RESERVED_BYTES = 16 << 20  # of --max-memory, for all that is no buffer
+_RESERVED_BYTES_PER_TENSOR = 1 << 10  # for what the official reader takes when it reads the output back
+_LEAST_BUFFER_BYTES = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done: each checkpoint that enters any of the plans is read once; each plan has its output."""
+
+    plans: Sequence[Plan]
+    checkpoints: Sequence[Checkpoint]
+    outputs: Sequence[Output]
+    options: OutputOptions
+    copied: frozenset[str]  # names of tensors that are not averaged because the user said so
+
+    @property
+    def target(self) -> Target:
+        """Return what is published."""
+        return published([output.target for output in self.outputs])
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Return how many bytes of tensors enter."""
+        return self.fold([lambda parts, data: None] * len(self.plans)).bytes_total
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Return the size of all outputs."""
+        return sum(output.nbytes for output in self.outputs)
+
+    @property
+    def bytes_free(self) -> int:
+        """Return how much room the disk has that the outputs go to."""
+        with output_errors(self.target.path):
+            space = os.statvfs(self.target.path.absolute().parent)
+        return space.f_bavail * space.f_frsize
+
+    def fold(
+        self, writes: Sequence[Write], sizes: BufferSizes | None = None, checksums: Checksums | None = None
+    ) -> Fold:
+        """Return the fold that makes all averages in one pass, `writes` taking those of each plan."""
+        averages = []
+        for plan, write in zip(self.plans, writes, strict=True):
+            weights = {id(entry.checkpoint): entry.weight for entry in plan.read}
+            averages.append(Average([weights.get(id(each), 0.0) for each in self.checkpoints], write))
+        return Fold(
+            self.checkpoints,
+            averages,
+            self.outputs[0].dtypes,
+            sizes or BufferSizes(),
+            allow_non_finite=self.options.allow_non_finite,
+            copied=self.copied,
+            checksums=checksums,
+        )
+
+
+def prepare(
+    plans: Sequence[Plan], target: Target, options: OutputOptions | None = None, *, force: bool, manifest: bool = True
+) -> Work:
+    """Check everything that headers can tell, and return what would be done.
+
+    `manifest`: whether a model card may tell of one.
+
+    Raises:
+        UsageError, CheckpointError, RunError, OutputError: as `average`.
+    """
+    options = options or OutputOptions()
+    placed = place(target, plans)
+    if options.max_shard_size is not None and not all(each.is_folder for each in placed):
+        raise UsageError(
+            "--max-shard-size: is for a folder, and this is one file", hint="a name without a suffix: -o DIR"
+        )
+    for plan in plans:
+        refuse_averaged(plan)
+    work = lay_out(plans, placed, options, manifest=manifest)
+    _check_target(plans, work.target, force=force)
+    free = work.bytes_free
+    if work.bytes_to_write > free:
+        raise OutputError(
+            f"{work.target.path}: needs {work.bytes_to_write} bytes, but {free} are free",
+            hint="make room, or write elsewhere with -o",
+        )
+    return work
+
+
+def lay_out(plans: Sequence[Plan], placed: Sequence[Target], options: OutputOptions, *, manifest: bool = True) -> Work:
+    """Check that the checkpoints are of one model that can be averaged, and return what there is to do, each `placed`.
+
+    Raises:
+        CheckpointError, RunError, OutputError: as `average`; but the targets are not looked at.
+    """
+    dtype, copy = options.dtype, options.copy
+    entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
+    newest = plans[0].newest
+    copied = copied_names(newest.weights.specs, copy)
+    # What is copied may be missing in the newest, or have another shape in others.
+    unlike = copied.union(*(copied_names(each.weights.specs, copy) for each in entered)) if copy else copied
+    check_same_model(entered, mixed_floats=dtype is not None, copied=unlike)
+    check_averageable(newest, copied)
+    _check_alike(plans, dtype, copied)
+    outputs: list[Output] = []
+    for plan, each in zip(plans, placed, strict=True):
+        tables = [file.table for file in outputs[0].files] if outputs else []
+        most = options.max_shard_size
+        outputs.append(lay_out_output(plan, each, dtype, copied, tables, max_shard_bytes=most, manifest=manifest))
+    return Work(plans, checkpoints_read(plans), outputs, options, copied)
+
+
+def checkpoints_read(plans: Sequence[Plan]) -> list[Checkpoint]:
+    """Return the checkpoints that enter any of the averages, oldest first."""
+    return _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.read])
+
+
+def _of_any(plans: Sequence[Plan], checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return each of the checkpoints once, in the order of the run."""
+    if any(plan.run is not plans[0].run for plan in plans):
+        raise RunError("the plans are of several runs", hint="average them one by one")
+    wanted = {id(each) for each in checkpoints}
+    return [each for each in plans[0].run.checkpoints if id(each) in wanted]
+
+
+def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[str]) -> None:
+    """Check that one fold makes each average as it would be alone.
+
+    Copied tensors may differ between the newest checkpoints, and so may, with `dtype`, the float types that enter.
+    """
+    if len({id(entry.checkpoint.weights.specs) for plan in plans for entry in plan.read}) == 1:
+        return
+    for plan in plans[1:]:
+        kinds = [_kinds(each, dtype, copied) for each in (plans[0], plan)]
+        different = [name for name in {**kinds[0], **kinds[1]} if kinds[0].get(name) != kinds[1].get(name)]
+        if different:
+            raise RunError(
+                f"{plan.newest.path}: '{different[0]}' has not the types, or the shape, that it has for half-life "
+                f"{plans[0].recipe.half_life}",
+                hint="average them one by one",
+            )
+
+
+def _kinds(plan: Plan, dtype: DType | None, copied: frozenset[str]) -> dict[str, object]:
+    """Return of each tensor what is written, and of which types what enters is."""
+    written = output_specs(plan.newest, dtype, copied)
+    tables = list({id(each.checkpoint.weights.specs): each.checkpoint.weights.specs for each in plan.read}.values())
+    return {
+        name: (spec, {specs[name].dtype.name for specs in tables} if name not in copied else None)
+        for name, spec in written.items()
+    }
+
+
+def _check_target(plans: Sequence[Plan], target: Target, *, force: bool) -> None:
+    with output_errors(target.path):
+        inputs = [file for each in plans[0].run.checkpoints for file in each.files]
+        check_target(target, inputs, force=force)
+
+
+def refuse_averaged(plan: Plan) -> None:
+    """Raise a RunError if a checkpoint of the plan holds averages already: a second average smooths twice."""
+    for entry in plan.entries:
+        if entry.checkpoint.averaged:
+            raise averaged_error(entry.checkpoint)
+
+
+def memory_needed(plans: Sequence[Plan], threads: int | None, max_memory: int | None) -> int:
+    """Return about how many bytes of memory the process will take; `max_memory` bounds it.
+
+    Raises:
+        UsageError: where that is too little.
+    """
+    sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
+    newest = len({id(plan.newest) for plan in plans})
+    buffers = sizes.threads * sizes.worker_bytes(len(plans), newest)
+    tensors = len(plans[0].newest.weights.specs)
+    return peak_bytes() + buffers + tensors * _RESERVED_BYTES_PER_TENSOR
+
+
+def _buffer_sizes(plans: Sequence[Plan], threads: int, max_memory: int | None) -> BufferSizes:
+    """Return buffers that keep the process within `max_memory`."""
+    newest = len({id(plan.newest) for plan in plans})
+    least = max(least_bytes(len(plans), newest), _LEAST_BUFFER_BYTES)
+    budget = max(DEFAULT_BYTES, least)
+    if max_memory is not None:
+        tensors = len(plans[0].newest.weights.specs)
+        taken = peak_bytes() + _RESERVED_BYTES + tensors * _RESERVED_BYTES_PER_TENSOR
+        budget = max_memory - taken
+        if budget < least:
+            needed = -(-(taken + least) // 10**6)
+            raise UsageError(
+                f"--max-memory: {max_memory / 1e6:.4g} MB are too few; this average needs {needed} MB",
+                hint=f"--max-memory {needed}MB",
+            )
+    return divide_memory(budget, threads, len(plans), newest)

@@ -1,0 +1,73 @@
+"""What tells an input again: a cheap fingerprint of each, and on request the sha256 of all that is read of it.
+
+No numpy. A fingerprint is the sha256 of the names, dtypes and shapes of all tensors, by name, and of sample blocks of
+their bytes. It tells another checkpoint, another run and most damage; it does not prove that every byte is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.storage.checksums import BLOCK_BYTES
+
+SAMPLES = 16
+SAMPLE_BYTES = 4096
+FINGERPRINT: Mapping[str, Any] = {
+    "what": "sha256 over names, dtypes and shapes of all tensors, by name, and over sample blocks of their bytes, "
+    "at equal distances: not over all of them",
+    "samples": SAMPLES,
+    "sample_bytes": SAMPLE_BYTES,
+}
+CHECKSUM: Mapping[str, Any] = {
+    "what": "sha256 of each block of the bytes that were read of an input, tensor after tensor as the output has them: "
+    "of the averaged ones, then, of the newest input, of the copied ones",
+    "block_bytes": BLOCK_BYTES,
+}
+
+
+def fingerprints(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]:
+    """Return the fingerprint of each checkpoint; `threads` read side by side, for disks that let one wait.
+
+    Raises:
+        CheckpointError: where one cannot be read.
+    """
+    tables = {id(each.weights.specs): _Samples(each.weights.specs) for each in checkpoints}
+
+    def fingerprint(checkpoint: Checkpoint) -> str:
+        return tables[id(checkpoint.weights.specs)].fingerprint(checkpoint)
+
+    with ThreadPoolExecutor(threads, "fingerprint") as pool:
+        return list(pool.map(fingerprint, checkpoints))
+
+
+class _Samples:
+    """Where the sample blocks lie in checkpoints with these specs."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self.head = hashlib.sha256()
+        self.blocks: list[tuple[str, int, int]] = []  # tensor, first byte, size
+        total = sum(spec.nbytes for spec in specs.values())
+        wanted = [(2 * number + 1) * total // (2 * SAMPLES) for number in range(SAMPLES)] if total else []
+        position = 0
+        for name in sorted(specs):
+            spec = specs[name]
+            self.head.update(f"{name}\0{spec}\n".encode())
+            end = 0  # of what is sampled of this tensor: small ones are read once, whole
+            while wanted and wanted[0] < position + spec.nbytes:
+                start = max((wanted.pop(0) - position) // spec.dtype.itemsize * spec.dtype.itemsize, end)
+                end = max(end, min(start + SAMPLE_BYTES, spec.nbytes))
+                if start < end:
+                    self.blocks.append((name, start, end - start))
+            position += spec.nbytes
+
+    def fingerprint(self, checkpoint: Checkpoint) -> str:
+        digest = self.head.copy()
+        for name, start, size in self.blocks:
+            data = bytearray(size)
+            checkpoint.weights.read_into(name, start, memoryview(data))
+            digest.update(data)
+        return digest.hexdigest()

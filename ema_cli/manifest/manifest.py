@@ -1,0 +1,189 @@
+"""The manifest of an average: what was done, as data that equal runs give equal bytes of; and the sums of its files.
+
+In a folder `ema-manifest.json` and `SHA256SUMS`; beside a single file its name with `.manifest.json` and `.sha256`. No
+times, hosts or absolute paths. Sums are in the form that `sha256sum -c` reads. No numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ema_cli._version import __version__
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.json_text import read_json
+from ema_cli.manifest.fingerprint import CHECKSUM, FINGERPRINT
+from ema_cli.manifest.schema import mismatch, read_schema
+from ema_cli.planning.plan import Entry, Plan
+from ema_cli.storage.local import InputFile
+
+SCHEMA_VERSION = 1
+_MAX_BYTES = 1 << 30
+_ROWS = 1024  # of a manifest, in one block
+
+Manifest = Mapping[str, Any]
+
+
+def make_manifest(
+    plan: Plan,
+    options: Mapping[str, Any],
+    fingerprints: Mapping[int, str],
+    blocks: Mapping[int, Sequence[str]] | None,
+    outputs: Mapping[str, tuple[int, str]],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """Return the manifest of one average, less its tensors.
+
+    `options` are those of the output. `fingerprints` and, where all was summed up, `blocks` are by the id of the
+    checkpoint; `outputs`: name -> size in bytes and sha256.
+    """
+    import numpy as np  # not for what only reads one
+    import safetensors
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "ema-cli", "version": __version__},
+        # Not by importlib.metadata: what it looks up may have been changed since the averaging began.
+        "libraries": {
+            "numpy": np.__version__,
+            "python": sys.version.partition(" ")[0],
+            "safetensors": safetensors.__version__,
+        },
+        "recipe": {**recipe_facts(plan), **options},
+        "inputs": [_input(each, fingerprints, blocks) for each in plan.entries],
+        "fingerprint": FINGERPRINT,
+        "checksum": None if blocks is None else CHECKSUM,
+        "outputs": [
+            {"name": name, "bytes": nbytes, "sha256": sha256} for name, (nbytes, sha256) in sorted(outputs.items())
+        ],
+        "effective_checkpoints": plan.effective_count,
+        "mean_age": str(plan.mean_age),
+        "approximation": {"relative_error": plan.approximation.error, "least_error": plan.approximation.least_error}
+        if plan.approximation
+        else None,
+        "warnings": list(warnings),
+    }
+
+
+def recipe_facts(plan: Plan) -> dict[str, Any]:
+    """Return everything that was asked for and decides which checkpoints enter, with which weight, resolved."""
+    recipe, run = plan.recipe, plan.run
+
+    def text(value: object) -> str | None:
+        return None if value is None else str(value)
+
+    return {
+        "law": recipe.law,
+        "half_life": text(recipe.half_life),
+        "smoothing": recipe.smoothing,
+        "profile": recipe.profile,
+        "sigma_rel": recipe.sigma_rel,
+        "update_interval": str(recipe.interval or "every"),
+        "start": text(recipe.start),
+        "stop": text(recipe.stop),
+        "last": recipe.last,
+        "bias_correction": recipe.bias_correction,
+        "from": "raw" if plan.approximation is None else "stored",
+        "epoch_length": text(run.epoch_length),
+        "spacing": text(run.spacing),
+        "key": run.options.key,
+        "weights": run.options.weights,
+        "component": run.options.component,
+        "keep_prefix": run.options.keep_prefix,
+    }
+
+
+def _input(entry: Entry, fingerprints: Mapping[int, str], blocks: Mapping[int, Sequence[str]] | None) -> dict[str, Any]:
+    checkpoint = entry.checkpoint
+    found = {
+        "name": checkpoint.name,
+        "clock": str(entry.clock),
+        "clocks": {
+            str(unit): {"value": str(clock.value), "from": clock.source}
+            for unit, clock in checkpoint.progress.clocks.items()
+        },
+        "format": checkpoint.format,
+        "trainer": checkpoint.trainer,
+        "bytes": checkpoint.nbytes,
+        "weight": entry.weight,
+        "fingerprint": fingerprints.get(id(checkpoint)),  # none where its weight is 0: it is not read
+    }
+    return found if blocks is None else {**found, "blocks": list(blocks.get(id(checkpoint), ()))}
+
+
+def tensor_row(name: str, spec: TensorSpec, newest: TensorSpec, why: str | None, *, non_finite: bool) -> dict[str, Any]:
+    """Return what is told of a tensor that is written, and is in the newest checkpoint as `newest`.
+
+    `why`: why it is copied if it would else be averaged.
+    """
+    copied = why or (None if newest.dtype.averaged else newest.dtype.kind)
+    return {
+        "name": name,
+        "dtype": spec.dtype.name,
+        "shape": list(spec.shape),
+        "bytes": spec.nbytes,
+        "averaged": copied is None,
+        "why": copied,
+        "non_finite": non_finite,
+    }
+
+
+def manifest_text(manifest: Manifest, tensors: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+    """Yield the text of a manifest: keys sorted, one line for each member of a list or of an inner object.
+
+    In blocks: with many tensors it is long.
+    """
+    begin = b"{"
+    for name, value in sorted({**manifest, "tensors": tensors}.items()):
+        yield b'%b\n "%b": ' % (begin, name.encode())
+        begin = b","
+        if isinstance(value, list | Iterator):
+            yield from _rows(map(_json, value), b"[]")
+        elif isinstance(value, Mapping):
+            yield from _rows((f"{_json(key)}: {_json(each)}" for key, each in sorted(value.items())), b"{}")
+        else:
+            yield _json(value).encode()
+    yield b"\n}\n"
+
+
+def _rows(rows: Iterator[str], ends: bytes) -> Iterator[bytes]:
+    begin = ends[:1] + b"\n"
+    while block := list(islice(rows, _ROWS)):
+        yield begin + ",\n".join(f"  {row}" for row in block).encode()
+        begin = b",\n"
+    yield ends if begin[:1] == ends[:1] else b"\n " + ends[1:]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False, default=dict)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest at `path`, checked as far as it is used.
+
+    Numbers that are no integers come as the floats that they were.
+
+    Raises:
+        CheckpointError: where it cannot be read, or is not as ema-cli writes it.
+    """
+    manifest = read_json(InputFile(path), _MAX_BYTES)
+    wrong = mismatch(manifest, read_schema("manifest"))
+    if wrong:
+        raise CheckpointError(f"{path}: is no manifest that this version of ema-cli reads: {wrong}")
+    errors = manifest["approximation"] or {}
+    numbers = [(each, "weight") for each in manifest["inputs"]] + [(errors, name) for name in errors]
+    numbers += [
+        (manifest["recipe"], name) for name in ("smoothing", "sigma_rel") if manifest["recipe"][name] is not None
+    ]
+    for owner, name in (*numbers, (manifest, "effective_checkpoints")):
+        try:
+            owner[name] = float(owner[name])
+        except OverflowError as error:
+            raise CheckpointError(f"{path}: its {name} is too large for a number") from error
+    found: Manifest = manifest
+    return found

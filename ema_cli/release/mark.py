@@ -1,0 +1,79 @@
+"""What an average says of itself, in its metadata, beside what its manifest says. No numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ema_cli.formats.mark import asked_for
+from ema_cli.manifest.manifest import Manifest
+from ema_cli.runs.tensor_rules import copied_names
+
+_MISSING = object()
+
+
+def mark_differences(mark: Mapping[str, object] | None, manifest: Manifest, manifest_name: str) -> Iterator[str]:
+    """Yield in words what the mark of an average says otherwise than its manifest."""
+    if not mark:
+        yield "has no metadata that say how it was averaged"
+        return
+    expected = _expected_mark(manifest)
+    for name in sorted({*expected, *mark} - {"checkpoints", "copied"}):
+        ours, theirs = mark.get(name, _MISSING), expected.get(name, _MISSING)
+        if ours != theirs:
+            yield f"its metadata say {_said(name, ours)}, but {manifest_name} {_said(name, theirs)}"
+    yield from _checkpoint_differences(mark["checkpoints"], expected["checkpoints"], manifest_name)
+    if not _same_copied(mark.get("copied", []), manifest):
+        yield f"its metadata say that other tensors were copied than {manifest_name}"
+
+
+def _expected_mark(manifest: Manifest) -> dict[str, Any]:
+    """Return the mark that an average with this manifest has, less what was copied."""
+    recipe = manifest["recipe"]
+    mark: dict[str, Any] = dict(asked_for(recipe))
+    mark["version"] = manifest["tool"]["version"]
+    mark["checkpoints"] = [
+        [each["name"], each["clock"], each["weight"]] for each in manifest["inputs"] if each["weight"] != 0
+    ]
+    side_files = sorted(each["name"] for each in manifest["outputs"] if not _is_of_weights(each["name"]))
+    if recipe["folder"] and side_files:
+        mark["files"] = side_files
+    return mark
+
+
+def _is_of_weights(name: str) -> bool:
+    return "/" not in name and name.lower().endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _checkpoint_differences(ours: Any, theirs: Any, manifest_name: str) -> Iterator[str]:
+    """Yield the first difference between two lists of checkpoints, clocks and weights."""
+    if len(ours) != len(theirs):
+        yield f"its metadata name {len(ours)} checkpoints, but {manifest_name} {len(theirs)}"
+        return
+    for (name, clock, weight), (its_name, its_clock, its_weight) in zip(ours, theirs, strict=True):
+        if name != its_name:
+            yield f"its metadata name the checkpoint {name}, but {manifest_name} {its_name}"
+        elif clock != its_clock:
+            yield f"its metadata say that {name} was at {clock}, but {manifest_name} {its_clock}"
+        elif weight != its_weight:
+            yield f"its metadata give {name} the weight {weight!r}, but {manifest_name} {its_weight!r}"
+        else:
+            continue
+        return
+
+
+def _same_copied(names: object, manifest: Manifest) -> bool:
+    """Return whether these are the tensors that were copied, as far as the manifest tells: some were renamed."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return False
+    patterns = manifest["recipe"]["copy"]
+    written = {row["name"] for row in manifest["tensors"]}
+    if all(name in written for name in names):
+        return names == sorted(copied_names(written, patterns))
+    return copied_names(names, patterns) == frozenset(names)
+
+
+def _said(name: str, value: object) -> str:
+    if value is _MISSING:
+        return f"no {name}"
+    return f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"[:200]

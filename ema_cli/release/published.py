@@ -1,0 +1,122 @@
+"""An average as it was published: where its files, its manifest and its sums lie; and which there are. No numpy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ema_cli.errors import CheckpointError, UsageError
+from ema_cli.formats.trainers.layouts import WEIGHT_SUFFIXES
+from ema_cli.manifest.manifest import Manifest, read_manifest
+from ema_cli.manifest.sums import FILE_SUFFIX, FOLDER_NAME, SUMS_SUFFIX, manifest_path, sums_path
+
+_WEIGHTS = ".safetensors"  # in a folder
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One average: a folder, or one file with its manifest and its sums beside it."""
+
+    path: Path
+    is_folder: bool
+
+    @property
+    def manifest(self) -> Path:
+        """Return where its manifest lies."""
+        return manifest_path(self.path, is_folder=self.is_folder)
+
+    @property
+    def sums(self) -> Path:
+        """Return where its sums lie."""
+        return sums_path(self.path, is_folder=self.is_folder)
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder that its files are in."""
+        return self.path if self.is_folder else self.path.parent
+
+    @property
+    def vouched(self) -> bool:
+        """Return whether there are a manifest, or sums."""
+        return os.path.lexists(self.manifest) or os.path.lexists(self.sums)
+
+
+def find_averages(paths: Iterable[Path]) -> list[Published]:
+    """Return the averages that are named: each a file, a folder, or one of several in a folder.
+
+    Raises:
+        UsageError: for a path at which there is nothing.
+    """
+    found: dict[Path, Published] = {}
+    for path in paths:
+        for each in _find(path):
+            found.setdefault(each.path, each)
+    return list(found.values())
+
+
+def _find(path: Path) -> list[Published]:
+    if path.is_dir():
+        whole = Published(path, is_folder=True)
+        return [whole] if whole.vouched else _inside(path) or [whole]
+    for suffix in (FILE_SUFFIX, SUMS_SUFFIX):
+        if path.name.endswith(suffix) and path.name != suffix:
+            path = path.with_name(path.name.removesuffix(suffix))
+    single = Published(path, is_folder=False)
+    if not (os.path.lexists(path) or single.vouched):
+        raise UsageError(f"{path}: does not exist")
+    whole = Published(path.parent, is_folder=True)  # a file of it stands for it, its manifest and sums too
+    return [whole if whole.vouched and not single.vouched else single]
+
+
+def _inside(folder: Path) -> list[Published]:
+    """Return the averages in a folder of several; with one that is vouched for, others of weights are taken for such.
+
+    None where none is: then it is a folder of something else.
+    """
+    found: dict[str, Published] = {}
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be looked into: {error.strerror}") from error
+    for name in names:
+        is_folder = (folder / name).is_dir()
+        if not is_folder:
+            name = name.removesuffix(FILE_SUFFIX).removesuffix(SUMS_SUFFIX)
+        weights = name.lower().endswith(WEIGHT_SUFFIXES)
+        if not name.startswith(".") and (is_folder or weights):
+            found[name] = Published(folder / name, is_folder)
+    vouched = {name for name, each in found.items() if each.vouched}
+    if not vouched:
+        return []
+    return [each for name, each in found.items() if name in vouched or not each.is_folder or _holds_weights(each.path)]
+
+
+def _holds_weights(folder: Path) -> bool:
+    try:
+        return any(name.lower().endswith(_WEIGHTS) for name in os.listdir(folder))  # noqa: PTH208
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be looked into: {error.strerror}") from error
+
+
+def read_output(output: Path) -> Manifest:
+    """Return the manifest of the average at `output`.
+
+    Raises:
+        UsageError: where nothing is there.
+        CheckpointError: where it has no manifest, or one that cannot be read.
+    """
+    if not output.exists():
+        raise UsageError(f"{output}: does not exist")
+    path = manifest_path(output, is_folder=output.is_dir())
+    if path.exists():
+        return read_manifest(path)
+    inside = sorted(output.glob(f"*/{FOLDER_NAME}")) + sorted(output.glob("*.manifest.json")) if output.is_dir() else []
+    if inside:
+        found = inside[0].parent if inside[0].name == FOLDER_NAME else inside[0].with_name(inside[0].name[:-14])
+        raise UsageError(f"{output}: holds several averages", hint=f"name one of them: {found}")
+    raise CheckpointError(
+        f"{output}: has no manifest, {path.name}",
+        hint="ema-cli average writes one beside the weights, unless --no-manifest is given",
+    )

@@ -1,0 +1,161 @@
+"""Read a file once, in constant memory: its sha256, and which of its tensors hold NaN or infinity."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.dtypes import DType
+from ema_cli.folding.kernel.numpy_kernel import components
+from ema_cli.storage.local import InputFile
+
+_BLOCK_BYTES = 1 << 20
+# Of NaN and infinity all bits of the exponent are set. As bits: they are compared faster than numbers are.
+_EXPONENTS: Mapping[str, tuple[str, int]] = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "C128": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "C64": ("<u4", 0x7F80_0000),
+    "BF16": ("<u2", 0x7F80),
+    "F16": ("<u2", 0x7C00),
+}
+
+
+@dataclass(slots=True)
+class NotFinite:
+    """How many elements of a tensor are NaN or infinity, and the first of them."""
+
+    count: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileSum:
+    """What reading a file tells."""
+
+    sha256: str
+    not_finite: Mapping[str, NotFinite]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Bytes of a file in which tensors of one dtype lie one behind the other; `begins` are theirs, `names` too."""
+
+    begin: int
+    end: int
+    dtype: DType
+    begins: Sequence[int]
+    names: Sequence[str]
+
+
+def read_file(
+    file: InputFile,
+    tensors: Mapping[str, tuple[int, TensorSpec]],
+    hasher: Executor,
+    count: Callable[[int], None] = lambda _: None,
+) -> FileSum:
+    """Return the sum of a file, and which of the `tensors` (their first bytes and specs) are not finite.
+
+    While one block is summed up by the `hasher`, the next is read and looked at. `count` is told of the bytes of each
+    block; what it raises ends the reading.
+
+    Raises:
+        CheckpointError: where the file cannot be read, or is cut short meanwhile.
+    """
+    sha256 = hashlib.sha256()
+    stretches = _stretches(tensors)
+    buffers = [bytearray(min(_BLOCK_BYTES, file.size)) for _ in range(2)]
+    scratch = np.empty(_BLOCK_BYTES, dtype=np.uint8)
+    found: dict[str, NotFinite] = {}
+    pending: Future[None] | None = None
+    first = 0  # of the stretches that are not behind us
+    try:
+        for number, (begin, end) in enumerate(pairwise(_cuts(file.size, stretches))):
+            block = memoryview(buffers[number % 2])[: end - begin]
+            file.read_into(begin, block)
+            if pending is not None:
+                pending.result()
+            pending = hasher.submit(sha256.update, block)
+            while first < len(stretches) and stretches[first].end <= begin:
+                first += 1
+            for stretch in _overlapping(stretches, first, end):
+                _look(stretch, max(begin, stretch.begin), min(end, stretch.end), begin, block, scratch, found)
+            count(end - begin)
+    finally:
+        if pending is not None:
+            pending.result()
+    return FileSum(sha256.hexdigest(), found)
+
+
+def _stretches(tensors: Mapping[str, tuple[int, TensorSpec]]) -> list[_Stretch]:
+    """Return where floats lie, in order; a hundred thousand small neighbours are few stretches."""
+    found: list[_Stretch] = []
+    for name, (begin, spec) in sorted(tensors.items(), key=lambda item: item[1][0]):
+        if spec.dtype.name not in _EXPONENTS or not spec.nbytes:
+            continue
+        last = found[-1] if found else None
+        if last is not None and last.end == begin and last.dtype == spec.dtype:
+            found[-1] = _Stretch(last.begin, begin + spec.nbytes, last.dtype, last.begins, last.names)
+            assert isinstance(last.begins, list)
+            assert isinstance(last.names, list)
+            last.begins.append(begin)
+            last.names.append(name)
+        else:
+            found.append(_Stretch(begin, begin + spec.nbytes, spec.dtype, [begin], [name]))
+    return found
+
+
+def _cuts(size: int, stretches: Sequence[_Stretch]) -> Iterator[int]:
+    """Yield the bytes at which blocks begin, and the last one's end: no element lies in two of them."""
+    begins = [stretch.begin for stretch in stretches]
+    at = 0
+    yield at
+    while at < size:
+        end = min(at + _BLOCK_BYTES, size)
+        stretch = stretches[max(bisect_right(begins, end) - 1, 0)] if stretches else None
+        if stretch is not None and stretch.begin < end < stretch.end:
+            end -= (end - stretch.begin) % stretch.dtype.itemsize
+        at = end
+        yield at
+
+
+def _overlapping(stretches: Sequence[_Stretch], first: int, end: int) -> Iterator[_Stretch]:
+    while first < len(stretches) and stretches[first].begin < end:
+        yield stretches[first]
+        first += 1
+
+
+def _look(
+    stretch: _Stretch,
+    begin: int,
+    end: int,
+    block_begin: int,
+    block: memoryview,
+    scratch: NDArray[np.uint8],
+    found: dict[str, NotFinite],
+) -> None:
+    """Note what is not finite from byte `begin` to `end` of the file, which lie in the stretch and in the block."""
+    kind, exponent = _EXPONENTS[stretch.dtype.name]
+    bits: NDArray[Any] = np.frombuffer(block[begin - block_begin : end - block_begin], dtype=kind)
+    masked = scratch.view(kind)[: len(bits)]
+    np.bitwise_and(bits, bits.dtype.type(exponent), out=masked)
+    if masked.max() != exponent:
+        return
+    # An element of two parts is one, however many of them are wrong.
+    elements = np.unique(np.flatnonzero(masked == exponent) // components(stretch.dtype))
+    places = begin + elements * stretch.dtype.itemsize
+    owners = np.searchsorted(np.array(stretch.begins), places, side="right") - 1
+    for owner in np.unique(owners):
+        name, mine = stretch.names[owner], places[owners == owner]
+        at = (int(mine[0]) - stretch.begins[owner]) // stretch.dtype.itemsize
+        known = found.setdefault(name, NotFinite(0, at))
+        known.count += len(mine)

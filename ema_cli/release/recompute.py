@@ -1,0 +1,203 @@
+"""An average beside what its checkpoints give anew: made once more as its manifest says, and compared byte by byte.
+
+Nothing is written. Memory is that of a fold, and as much again for what is compared.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.errors import EmaError, RunError, UsageError
+from ema_cli.folding.blocks import joined
+from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
+from ema_cli.job import Work, lay_out
+from ema_cli.release.checks import Report
+from ema_cli.release.metadata import (
+    frame_differences,
+    is_of_this_version,
+    manifest_differences,
+    side_file_differences,
+)
+from ema_cli.release.published import Published
+from ema_cli.release.replay import Replay, open_replay
+from ema_cli.release.verify import Against, Verified
+from ema_cli.storage.source import ByteSource
+from ema_cli.text import plural
+from ema_cli.writing.outputs import Output
+from ema_cli.writing.record import Record
+from ema_cli.writing.target import Target
+
+SAMPLE_ELEMENTS = 1 << 16
+
+
+def verify_against(
+    found: Verified,
+    paths: Sequence[Path],
+    *,
+    sample: bool = False,
+    threads: int = 1,
+    report: Report = lambda done, total: None,
+) -> Verified:
+    """Return what was found of an average, and in what it is not what the checkpoints at and below `paths` give.
+
+    With `sample`, only the first 65,536 elements of each tensor are made and compared. Where the manifest is missing,
+    or a file that it lists, nothing is compared. `report(done, total)` is told the bytes that have been read.
+
+    Raises:
+        CheckpointError: naming the checkpoint that is missing, has changed, or cannot be read.
+        RunError: where the checkpoints do not fit together.
+        NonFiniteError: where they hold NaN or infinity, and the manifest does not allow it.
+    """
+    if found.manifest is None or not found.whole:
+        return found
+    try:
+        replay = open_replay(found.manifest, paths, threads=threads)
+    except (RunError, UsageError) as error:  # the manifest contradicts itself, or holds what can be no recipe
+        return _with(found, [f"{found.published.manifest}: {error}"])
+    except EmaError as error:
+        if not found.problems:
+            raise
+        return _with(found, [f"not compared with the checkpoints: {error}"])
+    work = _work(replay, found.published)
+    comparison = _Comparison(_places(found))
+    problems = comparison.expect(work.outputs[0])
+    sizes = divide_memory(max(DEFAULT_BYTES, least_bytes()), threads)
+    record = Record(work, checksum=replay.checksum and not sample, threads=threads, warnings=found.manifest["warnings"])
+    fold = work.fold([comparison.compare], sizes, record.checksums)
+    fold.most_elements = SAMPLE_ELEMENTS if sample else None
+    total = fold.bytes_total
+    fold.run(lambda done: report(done, total))
+    problems += comparison.problems()
+    problems += side_file_differences(found.manifest, work.outputs[0], found.published)
+    if is_of_this_version(found.manifest):
+        if not problems:
+            files = {file.path: file for file in found.inputs}
+            problems += frame_differences(files, work.outputs[0], found.published.folder, sample=sample)
+        again = record.manifest(work.outputs[0], replay.plan, {}, fold.averages[0])
+        tensors = record.tensors(work.outputs[0], replay.plan, fold.averages[0])
+        problems += manifest_differences(found.manifest, found.published.manifest, again, tensors, sample=sample)
+    for file in (*(file for each in work.checkpoints for file in each.files), *found.inputs):
+        file.check_unchanged()
+    different = comparison.different
+    against = Against(
+        checkpoints=len(work.checkpoints),
+        tensors=comparison.tensors,
+        most_elements=fold.most_elements,
+        bytes_read=fold.bytes_read,
+        tensors_different=len(different),
+        bytes_different=sum(each.nbytes for each in different.values()),
+    )
+    return replace(_with(found, problems), against=against)
+
+
+def _with(found: Verified, problems: Sequence[str]) -> Verified:
+    return replace(found, problems=(*found.problems, *problems))
+
+
+def _work(replay: Replay, published: Published) -> Work:
+    """Return what would be made once more, where it lies already."""
+    return lay_out([replay.plan], [Target(published.path, published.is_folder)], replay.options)
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a tensor lies."""
+
+    source: ByteSource
+    begin: int
+    spec: TensorSpec
+
+
+@dataclass(slots=True)
+class _Difference:
+    """How much of a tensor is not as it should be: how many bytes, and from which on."""
+
+    nbytes: int
+    first: int
+
+
+def _places(found: Verified) -> dict[str, _Place]:
+    places: dict[str, _Place] = {}
+    for checkpoint in found.weights.values():
+        for name, spec in checkpoint.weights.specs.items():
+            located = checkpoint.weights.locate(name)
+            if located is not None:  # else it is a view, which is a problem already
+                places[name] = _Place(*located, spec)
+    return places
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """What there is, beside what a fold makes. `compare` is called from several threads."""
+
+    there: Mapping[str, _Place]
+    tensors: int = 0
+    different: dict[str, _Difference] = field(default_factory=dict)
+    _expected: dict[str, str] = field(default_factory=dict)  # the fold's name of a tensor -> the one it is written with
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def expect(self, output: Output) -> list[str]:
+        """Take the tensors of an output as those to compare; return where there are others."""
+        problems = []
+        for file in output.files:
+            for name, spec in file.table.specs.items():
+                place = self.there.get(name)
+                if place is None or place.spec != spec:
+                    has = f"is {place.spec}" if place is not None else "is not there"
+                    problems.append(f"{output.target.path}: '{name}' {has}, but the checkpoints give {spec}")
+                else:
+                    self._expected[output.original(name)] = name
+        self.tensors = len(self._expected)
+        return problems
+
+    def compare(self, parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
+        """Compare parts of tensors as they should be with what is there: a fold's `Write`."""
+        known = [
+            (self.there[self._expected[name]], start, size) for name, start, size in parts if name in self._expected
+        ]
+        if len(known) < len(parts):
+            self._compare_each(parts, data)
+            return
+        there, position = memoryview(bytearray(len(data))), 0
+        for source, offset, size in joined((place.source, place.begin + start, size) for place, start, size in known):
+            source.read_into(offset, there[position : position + size])
+            position += size
+        if not np.array_equal(np.frombuffer(there, np.uint8), np.frombuffer(data, np.uint8)):
+            self._compare_each(parts, data)
+
+    def _compare_each(self, parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
+        position = 0
+        for original, start, size in parts:
+            name = self._expected.get(original)
+            if name is not None:
+                place, there = self.there[name], bytearray(size)
+                place.source.read_into(place.begin + start, memoryview(there))
+                wanted = np.frombuffer(data[position : position + size], np.uint8)
+                wrong = np.flatnonzero(np.frombuffer(there, np.uint8) != wanted)
+                if len(wrong):
+                    self._note(name, len(wrong), start + int(wrong[0]))
+            position += size
+
+    def _note(self, name: str, nbytes: int, first: int) -> None:
+        with self._lock:
+            known = self.different.setdefault(name, _Difference(0, first))
+            known.nbytes += nbytes
+            known.first = min(known.first, first)
+
+    def problems(self) -> list[str]:
+        """Return of each tensor what is not as it should be."""
+        found = []
+        for name, each in sorted(self.different.items()):
+            place = self.there[name]
+            element = each.first * 8 // place.spec.dtype.bits
+            found.append(
+                f"{place.source.path}: '{name}' is not what the checkpoints give: {plural(each.nbytes, 'byte')} "
+                f"differ{'s' * (each.nbytes == 1)}, the first in element {element}"
+            )
+        return found

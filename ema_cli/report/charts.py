@@ -1,0 +1,272 @@
+"""Charts as SVG that needs nothing else: no script, no font, no file. Colours are the page's, by class.
+
+Every chart is drawn for a width in pixels, so that its text stays readable on a telephone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+
+from ema_cli.errors import printable
+
+SHADES = 9  # classes of colours, from near to far, which the page's style defines
+_FAR = "\u2026"
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 44
+_MOST_TITLES = 300  # marks with a text of their own
+_NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A value at a clock, and what is told of it."""
+
+    clock: float
+    value: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a heat map: a name, and values, None where there is none."""
+
+    name: str
+    values: Sequence[float | None]
+
+
+def text(value: object) -> str:
+    """Return what came from a file as text of a page, whatever is in it."""
+    return escape(printable(value), quote=True)
+
+
+def percent(share: float) -> str:
+    """Return a share for an axis."""
+    return f"{share * 100:.6g}%"
+
+
+def amount(number: float) -> str:
+    """Return a number of batches, samples, tokens for an axis."""
+    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= limit:
+            return f"{number / (1e3 if letter == 'k' else limit):.5g}{letter}"
+    return f"{number:.6g}"
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Return round numbers from `low` to `high`, at most so many and one."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * nice for nice in _NICE if power * nice >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+class Plane:
+    """Axes with clocks from left to right and values from bottom to top."""
+
+    def __init__(self, width: int, height: int, clocks: Sequence[float], values: Sequence[float], unit: str) -> None:
+        self.width, self.height, self.unit = width, height, unit
+        first, last = min(clocks), max(clocks)
+        pad = (last - first) * 0.015 or abs(first) * 0.05 or 1.0
+        self.first, self.last = first - pad, last + pad
+        low, high = min(0.0, *values), max(0.0, *values)
+        self.low, self.high = low * 1.06, high * 1.06 or 1.0
+        self.parts: list[str] = []
+
+    def x(self, clock: float) -> float:
+        """Return where a clock is."""
+        return _LEFT + (clock - self.first) / (self.last - self.first) * (self.width - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        """Return where a value is."""
+        return self.height - _BOTTOM - (value - self.low) / (self.high - self.low) * (self.height - _TOP - _BOTTOM)
+
+    def frame(self, title: str) -> None:
+        """Draw both axes, with their units."""
+        bottom, right = self.height - _BOTTOM, self.width - _RIGHT
+        for value in ticks(self.low, self.high, 5):
+            y = _n(self.y(value))
+            self.parts.append(f'<path class="grid" d="M{_LEFT} {y}H{right}"/>')
+            self.parts.append(f'<text class="end" x="{_LEFT - 7}" y="{_n(self.y(value) + 4)}">{percent(value)}</text>')
+        for clock in ticks(self.first, self.last, 8 if self.width > 600 else 4):
+            x = _n(self.x(clock))
+            self.parts.append(f'<path class="axis" d="M{x} {bottom}v5"/>')
+            self.parts.append(f'<text class="mid" x="{x}" y="{bottom + 19}">{amount(clock)}</text>')
+        self.parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>')
+        middle = _n((_LEFT + right) / 2)
+        self.parts.append(
+            f'<text class="mid name" x="{middle}" y="{self.height - 6}">training time [{self.unit}]</text>'
+        )
+        self.parts.append(f'<text class="name" x="4" y="13">{text(title)}</text>')
+
+    def svg(self, label: str) -> str:
+        """Return the chart."""
+        return _svg(self.width, self.height, label, self.parts)
+
+
+def weights_chart(
+    marks: Sequence[Mark], unit: str, width: int, *, gaps: Sequence[tuple[float, float]], mean: tuple[float, str] | None
+) -> str:
+    """Return the weight of each checkpoint at its clock, as a stem; gaps in the run are shaded."""
+    plane = Plane(
+        width, 300 if width > 600 else 240, [each.clock for each in marks], [each.value for each in marks], unit
+    )
+    bottom = plane.height - _BOTTOM
+    for begin, end in gaps:
+        left = plane.x(begin)
+        plane.parts.append(f'<path class="gap" d="M{_n(left)} {_TOP}H{_n(plane.x(end))}V{bottom}H{_n(left)}z"/>')
+    plane.frame("weight in the average")
+    if mean is not None:
+        x = plane.x(mean[0])
+        side, at = ("end", x - 5) if x > width / 2 else ("", x + 5)
+        plane.parts.append(f'<path class="mean" d="M{_n(x)} {_TOP}V{bottom}"/>')
+        plane.parts.append(f'<text class="{side} name" x="{_n(at)}" y="{_TOP + 10}">{text(mean[1])}</text>')
+    zero = _n(plane.y(0))
+    distance = min((plane.x(b.clock) - plane.x(a.clock) for a, b in pairwise(marks) if b.clock > a.clock), default=99.0)
+    thick, radius = max(min(distance * 0.4, 3.0), 0.6), min(distance * 0.42, 4.0)
+    for sign in ("weight", "minus"):
+        chosen = [each for each in marks if (each.value < 0) == (sign == "minus")]
+        stems = "".join(f"M{_n(plane.x(each.clock))} {zero}V{_n(plane.y(each.value))}" for each in chosen)
+        if stems:
+            plane.parts.append(f'<path class="{sign}" style="stroke-width:{_n(thick)}" d="{stems}"/>')
+    plane.parts += [_dot(plane, each, radius) for each in marks if len(marks) <= _MOST_TITLES]
+    return plane.svg("Weight of each checkpoint over training time")
+
+
+def _dot(plane: Plane, mark: Mark, radius: float) -> str:
+    kind = "zero" if mark.value == 0 else "minus" if mark.value < 0 else "weight"
+    x, y = _n(plane.x(mark.clock)), _n(plane.y(mark.value))
+    return (
+        f'<circle class="{kind}" cx="{x}" cy="{y}" r="{_n(max(radius, 1))}"><title>{text(mark.title)}</title></circle>'
+    )
+
+
+def distance_chart(marks: Sequence[Mark], unit: str, width: int, note: tuple[int, str]) -> str:
+    """Return a value for each checkpoint at its clock; `note` is a text for one of them.
+
+    They are joined by a line, but where several have one clock, as averages that were stored have.
+    """
+    height = 280 if width > 600 else 230
+    plane = Plane(width, height, [each.clock for each in marks], [each.value for each in marks], unit)
+    plane.frame("distance, relative to the checkpoint")
+    points = [(plane.x(each.clock), plane.y(each.value)) for each in marks]
+    if all(older.clock < newer.clock for older, newer in pairwise(marks)):
+        line = "L".join(f"{_n(x)} {_n(y)}" for x, y in points)
+        plane.parts.append(f'<path class="line" d="M{line}"/>')
+    radius = min((width - _LEFT - _RIGHT) / len(marks) * 0.3, 3.0)
+    plane.parts += [_dot(plane, each, radius) for each in marks if len(marks) <= _MOST_TITLES]
+    # Above the line, however it runs: the text is led to its point.
+    (x, y), half = points[note[0]], len(note[1]) * 3.5 + 4
+    middle = min(max(x, _LEFT + half), width - half)
+    across = [middle + step * half / 8 for step in range(-8, 9)]
+    top = max(min(_height_at(points, each) for each in across) - 12, _TOP + 12)
+    if y - top > 24:
+        plane.parts.append(f'<path class="lead-line" d="M{_n(x)} {_n(y - 6)}V{_n(top + 5)}"/>')
+    plane.parts.append(f'<circle class="noted" cx="{_n(x)}" cy="{_n(y)}" r="4.5"/>')
+    plane.parts.append(f'<text class="mid note" x="{_n(middle)}" y="{_n(top)}">{text(note[1])}</text>')
+    return plane.svg("Distance of the average from each checkpoint over training time")
+
+
+def _height_at(points: Sequence[tuple[float, float]], x: float) -> float:
+    """Return where a line through the points is above `x`; beyond its ends, where they are."""
+    for (left, start), (right, end) in pairwise(points):
+        if left <= x <= right:
+            return start + (end - start) * (x - left) / ((right - left) or 1.0)
+    return points[0][1] if x < points[0][0] else points[-1][1]
+
+
+def heat_map(rows: Sequence[Row], columns: Sequence[str], edges: Sequence[float], width: int, label: str) -> str:
+    """Return a cell for each value, shaded by the class that `edges` put it in; `columns` are clocks.
+
+    The first row is of all, and stands apart. Cells of one shade are one path: thousands of them stay small.
+    """
+    top = gap = 6.0
+    longest = max(len(printable(row.name)) for row in rows)
+    room = min(longest, 30 if width > 600 else 14)
+    left = room * 6.8 + 14
+    across = (width - left - _RIGHT) / len(columns)
+    down = min(max(900 / len(rows), 10.0), 20.0)
+    bottom = top + gap + down * len(rows)
+    inner = 0.6 if across >= 5 and down >= 8 else 0.0
+    shades: dict[str, list[str]] = {}
+    parts = []
+    for number, row in enumerate(rows):
+        y = top + number * down + (gap if number else 0)
+        if down >= 13 or number % 2 == 0:
+            parts.append(_row_name(row.name, room, left - 7, y + down / 2 + 4, first=number == 0))
+        for column, value in enumerate(row.values):
+            cell = (
+                f"M{_n(left + column * across)} {_n(y)}h{_n(across - inner)}v{_n(down - inner)}h{_n(inner - across)}z"
+            )
+            shades.setdefault(shade(value, edges), []).append(cell)
+    parts += [f'<path class="{name}" d="{"".join(cells)}"/>' for name, cells in sorted(shades.items())]
+    shown = ticks(0, len(columns) - 1, 6 if width > 600 else 2) if len(columns) > 1 else [0]
+    for column in dict.fromkeys(round(each) for each in shown):
+        x = left + (column + 0.5) * across
+        parts.append(f'<path class="axis" d="M{_n(x)} {_n(bottom)}v5"/>')
+        parts.append(f'<text class="mid" x="{_n(x)}" y="{_n(bottom + 19)}">{text(columns[column])}</text>')
+    middle = _n(left + (width - left - _RIGHT) / 2)
+    parts.append(f'<text class="mid name" x="{middle}" y="{_n(bottom + 38)}">checkpoint, by its clock</text>')
+    return _svg(width, math.ceil(bottom + 44), label, parts)
+
+
+def _row_name(name: str, room: int, x: float, y: float, *, first: bool) -> str:
+    """Return the name of a row; of a long one the end, which tells layers apart."""
+    shown = printable(name)
+    title = f"<title>{text(name)}</title>" if len(shown) > room else ""
+    shown = f"{_FAR}{shown[len(shown) - room + 1 :]}" if title else shown
+    return f'<text class="end{" name" if first else ""}" x="{_n(x)}" y="{_n(y)}">{title}{escape(shown)}</text>'
+
+
+def shade_edges(values: Sequence[float]) -> list[float]:
+    """Return where one shade ends and the next begins: round numbers, at most one fewer than there are shades."""
+    found = sorted(value for value in values if 0 < value < math.inf)
+    if not found or found[0] == found[-1]:
+        return []
+    if found[0] * 4 >= found[-1]:
+        return ticks(found[0], found[-1], SHADES - 2)
+    low, high = math.floor(math.log10(found[0])), math.ceil(math.log10(found[-1]))
+    for mantissas in ((1, 2, 5), (1, 3), (1,)):
+        every = [mantissa * 10.0**power for power in range(low, high + 1) for mantissa in mantissas]
+        edges = [edge for edge in every if found[0] < edge < found[-1]]
+        if len(edges) < SHADES + 2:
+            break
+    return edges[1 - SHADES :]  # what is nearer than the first of them is near enough
+
+
+def shade_words(edges: Sequence[float]) -> list[str]:
+    """Return what each shade stands for."""
+    if not edges:
+        return ["all"]
+    between = (f"{_number(low)}\u2013{percent(high)}" for low, high in pairwise(edges))
+    return [f"< {percent(edges[0])}", *between, f"\u2265 {percent(edges[-1])}"]
+
+
+def _number(share: float) -> str:
+    return percent(share).removesuffix("%")
+
+
+def shade(value: float | None, edges: Sequence[float]) -> str:
+    """Return the class of a value: of the lightest shade below the first edge."""
+    if value is None or not math.isfinite(value):
+        return "none"
+    return shade_name(sum(value >= edge for edge in edges), len(edges) + 1)
+
+
+def shade_name(number: int, count: int) -> str:
+    """Return the class of one of so many shades, spread over all there are."""
+    return f"s{round(number * (SHADES - 1) / max(count - 1, 1))}"
+
+
+def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(label)}">{"".join(parts)}</svg>'
+
+
+def _n(number: float) -> str:
+    """Return a coordinate, to a tenth of a pixel."""
+    return f"{number:.1f}".removesuffix(".0")

@@ -1,0 +1,231 @@
+"""What was averaged, as Markdown for the page of a job: weights drawn in text, sums, warnings; below 64 kB, always.
+
+Names come from files nobody vouches for: they stand in code only, where nothing is markup. No numpy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ema_cli.errors import EmaError, OutputError, printable
+from ema_cli.law.time import Time
+from ema_cli.manifest.manifest import Manifest
+from ema_cli.manifest.sums import FOLDER_NAME, sidecars
+from ema_cli.text import plural, size
+from ema_cli.writing.target import Target
+
+_MOST_BYTES = 60_000  # less than the 64 KB that a job may append; what is left is for the note on what is left out
+_MOST_ROWS = 40
+_MOST_WARNINGS = 20
+_MOST_CHARS = 80  # of a name
+_MOST_CHARS_OF_A_WARNING = 200
+_BAR_WIDTH = 24
+_HINT = "as --summary summary.md"
+
+Averages = Sequence[tuple[Path, Manifest]]
+
+
+class _NotAppended(OutputError):
+    """A file that nothing can be appended to, not even that."""
+
+
+def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Path] = ()) -> None:
+    """Raise an OutputError unless a summary can be appended to the file, which is not of the output or an input.
+
+    It need not exist, but its folder must.
+    """
+    parent = path.absolute().parent
+    try:
+        if not os.path.lexists(path):
+            if not parent.is_dir():
+                raise _NotAppended(f"--summary: {path}: the folder {parent} does not exist", hint=f"mkdir -p {parent}")
+            if not os.access(parent, os.W_OK):
+                raise _NotAppended(f"--summary: {path}: nothing can be written to {parent}", hint=_HINT)
+        elif path.is_dir():
+            raise _NotAppended(f"--summary: {path}: is a folder", hint=_HINT)
+        elif not (path.is_file() or path.is_char_device()):
+            raise _NotAppended(f"--summary: {path}: is neither a regular file nor a device", hint=_HINT)
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise _NotAppended(f"--summary: {path}: cannot be appended to: {_reason(error)}", hint=_HINT) from error
+    if target is not None:
+        own = target.path.resolve()
+        if real == own or own in real.parents or real in {each.resolve() for each in sidecars(target.path)}:
+            raise _NotAppended(f"--summary: {path}: is of the output, {target.path}", hint=_HINT)
+    for each in (each.resolve() for each in inputs):
+        if real == each or each in real.parents:
+            raise _NotAppended(f"--summary: {path}: is of an input, {each.name}", hint=_HINT)
+
+
+@contextmanager
+def failure_told(path: Path | None) -> Iterator[None]:
+    """Append why, where what is done inside fails; to a file that was checked."""
+    try:
+        yield
+    except _NotAppended:
+        raise
+    except EmaError as problem:
+        if path is not None:
+            append(path, failure_text(problem))
+        raise
+
+
+def append(path: Path, text: str) -> None:
+    """Append to a file in one write: several jobs may share it. What begins with a heading begins a line.
+
+    Raises:
+        OutputError: where that is not possible.
+    """
+    content = (b"" if _ends_a_line(path) else b"\n\n") + text.encode()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            written = os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _NotAppended(f"--summary: {path}: cannot be appended to: {_reason(error)}; the rest is done") from error
+    if written < len(content):
+        raise _NotAppended(f"--summary: {path}: took only {written} of {len(content)} bytes; the rest is done")
+
+
+def _ends_a_line(path: Path) -> bool:
+    """Return whether what is in the file, if anything, ends a line; as far as it can be read."""
+    try:
+        if not path.is_file():  # a device may never end
+            return True
+        with path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            return file.read(1) in (b"", b"\n")
+    except OSError:
+        return True
+
+
+def failure_text(problem: EmaError) -> str:
+    """Return why nothing was averaged, as Markdown."""
+    hint = f"\n\n{_code(problem.hint, _MOST_CHARS * 5)}" if problem.hint else ""
+    return f"### ema-cli: nothing was averaged (exit {problem.exit_code})\n\n{_code(str(problem), 4000)}{hint}\n\n"
+
+
+def summary_text(averages: Averages) -> str:
+    """Return what was averaged to each path, as Markdown of less than 64 kB."""
+    parts: list[str] = []
+    nbytes = 0
+    for number, (path, manifest) in enumerate(averages):
+        part = _average_text(path, manifest)
+        nbytes += len(part.encode())
+        if nbytes > _MOST_BYTES:
+            parts.append(f"And {plural(len(averages) - number, 'average')} more, for which there is no room here.\n\n")
+            break
+        parts.append(part)
+    return "".join(parts)
+
+
+def _average_text(path: Path, manifest: Manifest) -> str:
+    """Return what is told of one average; at most some 55 kB, whatever its names are."""
+    inputs, outputs = manifest["inputs"], manifest["outputs"]
+    tool = manifest["tool"]
+    where = FOLDER_NAME if manifest["recipe"]["folder"] else sidecars(path)[0].name
+    lines = [
+        f"### ema-cli: {_code(path.as_posix())}",
+        "",
+        _law_line(manifest),
+        "",
+        *_fenced(_weight_lines(inputs)),
+        "",
+        f"{plural(len(outputs), 'file')}, {size(sum(each['bytes'] for each in outputs))}. sha256:",
+        "",
+        *_fenced(_sum_lines(outputs)),
+        "",
+        *_warning_lines(manifest["warnings"]),
+        f"Made by {tool['name']} {_code(tool['version'])}; {_code(where)} tells the rest, and repeats it (`--recipe`).",
+        "",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _law_line(manifest: Manifest) -> str:
+    recipe = manifest["recipe"]
+    word = next(word for word in ("half-life", "smoothing", "profile") if recipe[word.replace("-", "_")] is not None)
+    told = [f"{word} {recipe[word.replace('-', '_')]}"]
+    told += [f"width {recipe['sigma_rel']:g}"] if recipe["sigma_rel"] is not None else []
+    told.append(f"update interval {recipe['update_interval']}")
+    told += ["bias correction"] if recipe["bias_correction"] else []
+    entered = sum(bool(each["weight"]) for each in manifest["inputs"])
+    if manifest["approximation"] is not None:
+        what = f"{plural(entered, 'stored average')} combined, {manifest['approximation']['relative_error']:.2%} off"
+    else:
+        what = f"{plural(entered, 'checkpoint')} averaged, {manifest['effective_checkpoints']:.1f} effective"
+        age = Time.parse(manifest["mean_age"])
+        what += f", mean age {float(age.value):.4g}{age.unit}"
+    dtype = f", written as {recipe['dtype']}" if recipe["dtype"] else ""
+    return f"{what}: {', '.join(told)}{dtype}."
+
+
+def _weight_lines(inputs: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return a line for each input, its weight drawn; of very many the heaviest."""
+    weights = [float(str(each["weight"])) for each in inputs]
+    heaviest = sorted(range(len(inputs)), key=lambda number: -abs(weights[number]))[:_MOST_ROWS]
+    chosen = sorted(heaviest)
+    names = [_shortened(str(inputs[number]["name"])) for number in chosen]
+    clocks = [_shortened(str(inputs[number]["clock"])) for number in chosen]
+    wide, wider = max(map(len, names)), max(map(len, clocks))
+    most = max(map(abs, weights)) or 1.0
+    lines = []
+    for number, name, clock in zip(chosen, names, clocks, strict=True):
+        share = weights[number]
+        bar = "\u2588" * round(max(share, 0.0) / most * _BAR_WIDTH)
+        lines.append(f"{name:<{wide}}  {clock:>{wider}}  {share:>8.2%}  {bar}".rstrip())
+    if len(inputs) > len(chosen):
+        rest = sum(weights) - sum(weights[number] for number in chosen)
+        lines.append(f"and {len(inputs) - len(chosen):,} more, each lighter, with {rest:.2%} together")
+    return lines
+
+
+def _sum_lines(outputs: Sequence[Mapping[str, object]]) -> list[str]:
+    lines = [f"{each['sha256']}  {_shortened(str(each['name']))}" for each in outputs[:_MOST_ROWS]]
+    return lines + ([f"and {len(outputs) - len(lines):,} more"] if len(outputs) > len(lines) else [])
+
+
+def _warning_lines(warnings: Sequence[str]) -> list[str]:
+    if not warnings:
+        return []
+    lines = [f"{plural(len(warnings), 'warning')}:", ""]
+    lines += [f"- {_code(each, _MOST_CHARS_OF_A_WARNING)}" for each in warnings[:_MOST_WARNINGS]]
+    more = len(warnings) - _MOST_WARNINGS
+    return [*lines, *([f"- and {more:,} more"] if more > 0 else []), ""]
+
+
+def _shortened(text: str, most: int = _MOST_CHARS) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def _code(text: str, most: int = _MOST_CHARS) -> str:
+    """Return `text` as code within a line: between more backticks than it has in a row."""
+    shown = _shortened(text, most)
+    ticks = "`" * (_longest_run(shown) + 1)
+    # A space at each end, which is not shown, keeps what is a backtick there apart.
+    inside = f" {shown} " if shown[:1] in ("`", " ", "") or shown[-1:] in ("`", " ") else shown
+    return f"{ticks}{inside}{ticks}"
+
+
+def _fenced(lines: Sequence[str]) -> list[str]:
+    """Return lines as a block of code, in a fence that none of them closes."""
+    fence = "`" * max(3, _longest_run("\n".join(lines)) + 1)
+    return [f"{fence}text", *lines, fence]
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

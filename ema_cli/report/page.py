@@ -1,0 +1,270 @@
+"""The page of a report: everything in one HTML file that loads nothing, runs nothing, and works without a network.
+
+Names come from files nobody vouches for: all of them pass through `text`. Equal reports have equal bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from ema_cli.law.time import Time
+from ema_cli.report import charts
+from ema_cli.report.charts import Mark, Row, text
+from ema_cli.report.distances import Distances
+from ema_cli.report.style import STYLE
+from ema_cli.report.tables import (
+    checkpoints_table,
+    files_table,
+    layers_table,
+    nearest,
+    pairs,
+    relative_distance,
+    tensors_table,
+)
+from ema_cli.runs import spacing
+from ema_cli.text import plural, size, some
+
+_WIDE, _NARROW = 1040, 350  # of charts, in pixels
+_COLUMNS = {_WIDE: 150, _NARROW: 56}  # cells that can be told apart in a row of a heat map
+_RECIPE_WORDS = {
+    "half_life": "half-life", "sigma_rel": "width of the profile", "update_interval": "update interval",
+    "bias_correction": "bias correction", "from": "averaged from", "epoch_length": "epoch length",
+    "spacing": "spacing given", "keep_prefix": "prefixes kept", "max_shard_size": "largest shard",
+    "allow_non_finite": "NaN allowed", "allow_approximate": "approximation allowed", "last": "newest only",
+}  # fmt: skip
+_NOT_TOLD = ("law", "folder")
+
+
+def make_page(name: str, manifest: Mapping[str, Any], distances: Distances | None) -> str:
+    """Return the page about the average called `name`."""
+    title = f"{name}: {_made_of(manifest)}"
+    sections = [
+        _head(name, manifest),
+        _warnings(manifest["warnings"]),
+        _tiles(manifest, distances),
+        _weights(manifest),
+        _distances(manifest, distances),
+        _recipe(manifest),
+        checkpoints_table(manifest["inputs"], distances),
+        tensors_table(manifest["tensors"]),
+        files_table(manifest["outputs"]),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        # A name that got through as markup could still load and run nothing.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(filter(None, sections))
+        + f"\n<footer>Made by ema-cli {text(manifest['tool']['version'])} from the manifest of the average. "
+        "This page is one file: it loads nothing and runs nothing.</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _head(name: str, manifest: Mapping[str, Any]) -> str:
+    return f'<h1>{text(name)}</h1>\n<p class="lead">{text(_made_of(manifest))}</p>'
+
+
+def _made_of(manifest: Mapping[str, Any]) -> str:
+    count, law = len(manifest["inputs"]), _law(manifest["recipe"])
+    if manifest["approximation"]:
+        return f"{plural(count, 'stored average')} combined to an average of {law}"
+    return f"{plural(count, 'checkpoint')} averaged with {law}"
+
+
+def _law(recipe: Mapping[str, Any]) -> str:
+    if recipe["half_life"] is not None:
+        return f"half-life {recipe['half_life']}"
+    if recipe["smoothing"] is not None:
+        return f"smoothing {recipe['smoothing']:g}"
+    return f"profile {recipe['law']}"
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    rows = "".join(f"<li>{text(each)}</li>" for each in warnings)
+    return f'<div class="warn" role="note"><strong>Know before use</strong><ul>{rows}</ul></div>' if rows else ""
+
+
+def _tiles(manifest: Mapping[str, Any], distances: Distances | None) -> str:
+    inputs, tensors = manifest["inputs"], manifest["tensors"]
+    entered = sum(each["weight"] != 0 for each in inputs)
+    tiles = [
+        ("stored averages" if manifest["approximation"] else "checkpoints", f"{entered:,}" + _of(len(inputs), entered))
+    ]
+    if manifest["approximation"]:
+        tiles.append(("off the profile asked for", f"{float(manifest['approximation']['relative_error']):.2%}"))
+    else:
+        tiles.append(("effective number", f"{float(manifest['effective_checkpoints']):.1f}"))
+        tiles.append(("mean age", text(_short(Time.parse(manifest["mean_age"])))))
+    times = _times(inputs)
+    usual, gaps = spacing.spacing([float(each.value) for each in times])
+    if usual:
+        odd = f", {plural(len(gaps), 'gap')}" if gaps else ""
+        irregular = "" if spacing.regular([float(each.value) for each in times]) else f"<small> usually{odd}</small>"
+        tiles.append(("between checkpoints", f"{text(_short(Time(usual, times[0].unit)))}{irregular}"))
+    averaged = sum(each["averaged"] for each in tensors)
+    tiles.append(("tensors averaged", f"{averaged:,}" + _of(len(tensors), averaged)))
+    tiles.append(("size", text(size(sum(each["bytes"] for each in manifest["outputs"])))))
+    if distances is not None:
+        last = f"distance from {_clock(inputs[distances.inputs[-1]])}"
+        tiles.append((last, text(relative_distance(distances.total[-1]))))
+    shown = "".join(f"<div><dt>{text(word)}</dt><dd>{value}</dd></div>" for word, value in tiles)
+    return f'<dl class="tiles">{shown}</dl>'
+
+
+def _of(total: int, some_of_them: int) -> str:
+    return f"<small> of {total:,}</small>" if total != some_of_them else ""
+
+
+def _weights(manifest: Mapping[str, Any]) -> str:
+    inputs = manifest["inputs"]
+    times = _times(inputs)
+    if not times:
+        return ""
+    clocks = [float(each.value) for each in times]
+    marks = [
+        Mark(clock, each["weight"], f"{each['name']}, {each['clock']}: {each['weight']:.2%}")
+        for clock, each in zip(clocks, inputs, strict=True)
+    ]
+    usual, gaps = spacing.spacing(clocks)
+    unit = times[0].unit
+    mean = None
+    if manifest["approximation"] is None and len(clocks) > 1:
+        age = Time.parse(manifest["mean_age"])
+        mean = clocks[-1] - float(age.value), f"mean age {_short(age)}"
+    drawn = {width: charts.weights_chart(marks, unit.plural, width, gaps=gaps, mean=mean) for width in (_WIDE, _NARROW)}
+    legend = [("dot", "weight of a checkpoint, at the clock it was saved")]
+    if any(each["weight"] < 0 for each in inputs):
+        legend.append(("dot minus", "negative weight"))
+    if mean is not None:
+        legend.append(("dash", "mean age, back from the newest"))
+    if gaps:
+        legend.append(("dot gap", "a gap: no checkpoint for half as long again as usual, or longer"))
+    rows = "".join(f'<li><i class="{kind}"></i>{words}</li>' for kind, words in legend)
+    about = ""
+    if usual:
+        every = _short(Time(usual, unit))
+        told = some([f"{_short(Time(end - begin, unit))} from {_short(Time(begin, unit))}" for begin, end in gaps])
+        usually = "" if spacing.regular(clocks) else "usually "
+        about = f"Checkpoints are {usually}{every} apart" + (f"; gaps: {told}." if gaps else ".")
+    return (
+        f'<section>\n<h2>Weights over training time</h2>\n<p class="soft">{text(about)}</p>\n'
+        f'<figure>{_both(drawn)}<ul class="legend">{rows}</ul></figure>\n</section>'
+    )
+
+
+def _distances(manifest: Mapping[str, Any], found: Distances | None) -> str:
+    head = "<section>\n<h2>Distance from the checkpoints</h2>\n"
+    if found is None:
+        return (
+            f'{head}<p class="soft">Not measured. With <code>--against ckpts/</code>, the folder that holds the '
+            "checkpoints, this page shows how far the average is from each of them, by layer.</p>\n</section>"
+        )
+    inputs = [manifest["inputs"][number] for number in found.inputs]
+    about = [
+        "The norm of the difference between the average and a checkpoint, relative to the norm of the checkpoint: "
+        f"0% is the same weights. {plural(len(inputs), 'checkpoint')} measured"
+    ]
+    if found.missing:
+        about.append(f"not there: {some(list(found.missing))}")
+    if found.left_out:
+        about.append(f"{plural(found.left_out, 'tensor')} without comparable numbers left out")
+    parts = [f'{head}<p class="soft">{text("; ".join(about))}.</p>', _distance_chart(inputs, found)]
+    return "\n".join([*parts, _heat_map(inputs, found), layers_table(inputs, found), "</section>"])
+
+
+def _distance_chart(inputs: Sequence[Mapping[str, Any]], found: Distances) -> str:
+    times = _times(inputs)
+    marks, told = [], {}
+    for at, distance in enumerate(found.total):
+        if distance.relative is not None and math.isfinite(distance.relative):
+            told[at] = f"{_clock(inputs[at])}, {relative_distance(distance)}"
+            marks.append(Mark(float(times[at].value), distance.relative, f"{inputs[at]['name']}, {told[at]}"))
+    if len(marks) < 2:
+        return ""
+    least = nearest(found.total)
+    note = list(told).index(least), f"nearest: {told[least]}"
+    drawn = {width: charts.distance_chart(marks, times[0].unit.plural, width, note) for width in (_WIDE, _NARROW)}
+    return f"<figure>{_both(drawn)}</figure>"
+
+
+def _heat_map(inputs: Sequence[Mapping[str, Any]], found: Distances) -> str:
+    rows = {"all layers": found.total, **found.layers}
+    values = {name: [each.relative for each in distances] for name, distances in rows.items()}
+    numbers = [value for row in values.values() for value in row if value is not None and math.isfinite(value)]
+    edges = charts.shade_edges(numbers)
+    drawn, told = {}, ""
+    for width, most in _COLUMNS.items():
+        shown = _spread(len(inputs), most)
+        table = [Row(name, [row[at] for at in shown]) for name, row in values.items()]
+        drawn[width] = charts.heat_map(
+            table,
+            [_clock(inputs[at]) for at in shown],
+            edges,
+            width,
+            "Distance of the average from each checkpoint, by layer",
+        )
+        less = f"; {len(shown)} of {len(inputs)} are shown, evenly chosen" if len(shown) < len(inputs) else ""
+        told += f'<figcaption class="{_side(width)}">A row is a layer, a column a checkpoint{less}.</figcaption>'
+    scale = "".join(
+        f'<li><i class="{charts.shade_name(number, len(edges) + 1)}"></i>{words}</li>'
+        for number, words in enumerate(charts.shade_words(edges))
+    )
+    if len(numbers) < sum(map(len, values.values())):
+        scale += '<li><i class="none"></i>no number</li>'
+    together = '<p class="soft">There are more layers than can be told apart: they are put together.</p>\n'
+    return (
+        f"<h3>By layer</h3>\n{together if found.together else ''}"
+        f'<ul class="legend scale" aria-label="Relative distance">{scale}</ul>\n<figure>{_both(drawn)}{told}</figure>'
+    )
+
+
+def _recipe(manifest: Mapping[str, Any]) -> str:
+    told = [
+        (_RECIPE_WORDS.get(name, name.replace("_", " ")), _value(value))
+        for name, value in sorted(manifest["recipe"].items())
+        if name not in _NOT_TOLD and value not in (None, False, [], {})
+    ]
+    libraries = ", ".join(f"{name} {version}" for name, version in sorted(manifest["libraries"].items()))
+    told += [("made by", f"ema-cli {manifest['tool']['version']}, with {libraries}")]
+    fingerprint = f"Fingerprint of an input: {manifest['fingerprint']['what']}."
+    return f'<section>\n<h2>How it was made</h2>\n{pairs(told)}\n<p class="soft">{text(fingerprint)}</p>\n</section>'
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "yes" if value is True else str(float(value)) if isinstance(value, Fraction) else str(value)
+
+
+def _both(drawn: Mapping[int, str]) -> str:
+    """Return a chart for wide screens and one for narrow ones, of which one is shown."""
+    return "".join(f'<div class="{_side(width)}">{chart}</div>' for width, chart in drawn.items())
+
+
+def _side(width: int) -> str:
+    return "wide" if width == _WIDE else "narrow"
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return so many of the numbers below `count` at most, evenly, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return [number * (count - 1) // (most - 1) for number in range(most)]
+
+
+def _times(inputs: Sequence[Mapping[str, Any]]) -> list[Time]:
+    return [Time.parse(each["clock"]) for each in inputs]
+
+
+def _clock(checkpoint: Mapping[str, Any]) -> str:
+    return _short(Time.parse(checkpoint["clock"]), digits=7)
+
+
+def _short(time: Time, digits: int = 4) -> str:
+    """Return a time for a chart or a tile; millions and more in the letters of its axis."""
+    value = float(f"{float(time.value):.{digits}g}")
+    return f"{charts.amount(value) if value >= 1e6 else f'{value:.{digits}g}'}{time.unit}"

@@ -1,0 +1,136 @@
+"""Settle the clocks of a run: what one checkpoint cannot tell, such as where its epochs begin, all of them can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from ema_cli.checkpoint import Checkpoint, Clock, Progress
+from ema_cli.errors import RunError, UsageError
+from ema_cli.formats.trainers.names import name_clocks
+from ema_cli.law.time import Time, Unit
+from ema_cli.text import natural_key
+
+_PREFERENCE = (Unit.BATCH, Unit.TOKEN, Unit.SAMPLE, Unit.EPOCH)  # what orders a run best comes first
+
+
+def settle_clocks(checkpoints: Sequence[Checkpoint], epoch_length: Time | None) -> tuple[list[Checkpoint], list[str]]:
+    """Return the checkpoints with their clocks completed, and notes on what was inferred.
+
+    In this order: clocks from names, Composer's completed epochs, epochs that were counted from 0,
+    `epoch_length` between epochs and batches.
+    """
+    notes: list[str] = []
+    settled = [replace(each, progress=_add_name_clocks(each)) for each in checkpoints]
+    settled = _complete_composer_epochs(settled)
+    settled = _shift_epochs(settled, notes)
+    if epoch_length is not None:
+        settled = _convert_epochs(settled, epoch_length)
+    return settled, notes
+
+
+def order_units(checkpoints: Sequence[Checkpoint]) -> tuple[Unit, ...]:
+    """Return the units in which every checkpoint has a clock, the one that orders best first."""
+    return tuple(
+        unit for unit in _PREFERENCE if checkpoints and all(unit in each.progress.clocks for each in checkpoints)
+    )
+
+
+def _with_clock(checkpoint: Checkpoint, unit: Unit, value: Fraction, source: str) -> Checkpoint:
+    clocks = {**checkpoint.progress.clocks, unit: Clock(value, source)}
+    return replace(checkpoint, progress=replace(checkpoint.progress, clocks=clocks))
+
+
+def _add_name_clocks(checkpoint: Checkpoint) -> Progress:
+    """Take from the name what neither the file nor a sidecar says."""
+    progress, named = checkpoint.progress, name_clocks(checkpoint.name)
+    of_epoch = progress if Unit.EPOCH in progress.clocks else named
+    return replace(
+        progress,
+        clocks={**named.clocks, **progress.clocks},
+        epoch_origin_unknown=of_epoch.epoch_origin_unknown,
+    )
+
+
+def _complete_composer_epochs(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """Count the epoch whose last batch is done: Composer saves that batch under the epoch's own number.
+
+    The epoch's length follows from any later checkpoint, as (batch - batch_in_epoch) / epoch.
+    """
+    lengths = set()
+    for each in checkpoints:
+        epoch, batch, inside = each.clock(Unit.EPOCH), each.clock(Unit.BATCH), each.progress.batch_in_epoch
+        if epoch and batch is not None and inside is not None:
+            lengths.add((batch - inside) / epoch)
+    if len(lengths) != 1:
+        return checkpoints
+    (length,) = lengths
+    return [_complete_epoch(each, length) for each in checkpoints]
+
+
+def _complete_epoch(checkpoint: Checkpoint, length: Fraction) -> Checkpoint:
+    epoch, inside = checkpoint.clock(Unit.EPOCH), checkpoint.progress.batch_in_epoch
+    if epoch is None or inside is None or inside != length or length == 0:
+        return checkpoint
+    return _with_clock(checkpoint, Unit.EPOCH, epoch + 1, "file")
+
+
+def _shift_epochs(checkpoints: list[Checkpoint], notes: list[str]) -> list[Checkpoint]:
+    """Turn epochs that were counted from 0 into completed ones, unless epoch 0 is the untrained model."""
+    unknown = [each for each in checkpoints if each.progress.epoch_origin_unknown]
+    first = min(unknown, key=lambda each: each.clock(Unit.EPOCH) or Fraction(0), default=None)
+    if first is None or first.clock(Unit.EPOCH) != 0 or first.clock(Unit.BATCH) == 0:
+        return checkpoints
+    notes.append(f"epochs are counted from 0 ({first.name}): each is taken as one more completed epoch")
+    return [_count_from_one(each) for each in checkpoints]
+
+
+def _count_from_one(checkpoint: Checkpoint) -> Checkpoint:
+    clock = checkpoint.progress.clocks.get(Unit.EPOCH)
+    if clock is None or not checkpoint.progress.epoch_origin_unknown:
+        return checkpoint
+    return _with_clock(checkpoint, Unit.EPOCH, clock.value + 1, clock.source)
+
+
+def _convert_epochs(checkpoints: list[Checkpoint], epoch_length: Time) -> list[Checkpoint]:
+    if epoch_length.unit is not Unit.BATCH or not 0 < epoch_length.value < float("inf"):
+        raise UsageError(f"--epoch-length: '{epoch_length}' is not a number of batches", hint="as in 1000ba")
+    length = Fraction(epoch_length.value)
+    to_batches = _filler(Unit.BATCH, Unit.EPOCH, lambda epochs: epochs * length)
+    to_epochs = _filler(Unit.EPOCH, Unit.BATCH, lambda batches: batches / length)
+    return [to_epochs(to_batches(each)) for each in checkpoints]
+
+
+def _filler(unit: Unit, known: Unit, convert: Callable[[Fraction], Fraction]) -> Callable[[Checkpoint], Checkpoint]:
+    """Return a function that fills in the clock in `unit` from the one in `known`, where only that is there."""
+
+    def fill(checkpoint: Checkpoint) -> Checkpoint:
+        clocks: Mapping[Unit, Clock] = checkpoint.progress.clocks
+        if unit in clocks or known not in clocks:
+            return checkpoint
+        return _with_clock(checkpoint, unit, convert(clocks[known].value), "epoch length")
+
+    return fill
+
+
+def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
+    """Give the k-th checkpoint, in natural order of the names and from 1, the clock k x `spacing`.
+
+    Raises:
+        UsageError: for a spacing of 0 or infinity.
+        RunError: where checkpoints record a clock in that unit themselves.
+    """
+    if not 0 < spacing.value < float("inf"):
+        raise UsageError(f"--spacing: '{spacing}' is no distance between checkpoints", hint="as in 100ba")
+    unit, step = spacing.unit, Fraction(spacing.value)
+    with_clock = [each for each in checkpoints if unit in each.progress.clocks]
+    if with_clock:
+        without = next((each for each in checkpoints if unit not in each.progress.clocks), None)
+        if without is None:
+            message, hint = "all checkpoints", "leave out --spacing"
+        else:
+            message, hint = f"{with_clock[0].name} does, {without.name} does not", "name those that do not"
+        raise RunError(f"--spacing {spacing}: {message} record a clock in {unit.plural}", hint=hint)
+    ordered = sorted(checkpoints, key=lambda each: natural_key(each.name))
+    return [_with_clock(each, unit, step * number, "spacing") for number, each in enumerate(ordered, 1)]

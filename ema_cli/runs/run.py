@@ -1,0 +1,300 @@
+"""The ordered checkpoints of one training: open, order, drop what counts twice, compare. No tensors here."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
+from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder, open_checkpoint
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.trainers.choice import settle_averages
+from ema_cli.formats.trainers.layouts import AVERAGES_FILE, AVERAGES_FOLDER, COPIES
+from ema_cli.law.time import Time, Unit
+from ema_cli.runs.clocks import order_units, settle_clocks, space
+from ema_cli.runs.search import PassedOver, Search, check_one_run
+from ema_cli.text import natural_key
+
+_IN_AVERAGES = "it is in a folder of averages, by its name"
+_HF_NAME = re.compile(r"(?:^|/)checkpoint-[0-9]+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The checkpoints of one training, oldest first, and what was noticed about them.
+
+    `units`: those in which every checkpoint has a clock; empty where only the names give an order. `options`,
+    `epoch_length` and `spacing`: what was said of how to read them.
+    """
+
+    root: Path
+    checkpoints: tuple[Checkpoint, ...]
+    units: tuple[Unit, ...]
+    passed_over: tuple[PassedOver, ...] = ()
+    notes: tuple[str, ...] = ()
+    options: ReadOptions = field(default_factory=ReadOptions)
+    epoch_length: Time | None = None
+    spacing: Time | None = None
+
+    def twins(self, unit: Unit | None = None) -> list[tuple[Checkpoint, ...]]:
+        """Return the groups of checkpoints with one clock in `unit`, the one to keep first.
+
+        Epochs that are counted in whole numbers do not tell batches apart, so batches count where there are any.
+        """
+        units = {unit or self.units[0], *(each for each in self.units if each is Unit.BATCH)} if self.units else set()
+        groups: dict[tuple[object, ...], list[Checkpoint]] = {}
+        for checkpoint in self.checkpoints if units else ():
+            key = tuple(checkpoint.clock(each) for each in units)
+            groups.setdefault(key, []).append(checkpoint)
+        return [tuple(sorted(group, key=_preference)) for group in groups.values() if len(group) > 1]
+
+
+def open_run(
+    paths: Sequence[Path],
+    *,
+    options: ReadOptions | None = None,
+    epoch_length: Time | None = None,
+    spacing: Time | None = None,
+) -> Run:
+    """Read the headers of one run: a folder that holds it, or its checkpoints in any order.
+
+    `epoch_length` (in batches) converts between epochs and batches; `spacing` gives clocks, in natural order of
+    the names, to checkpoints that record none.
+
+    Raises:
+        CheckpointError: for a checkpoint that cannot be read, or where none is complete.
+        RunError: for several runs in one folder, and for clocks that contradict each other.
+    """
+    options = options or ReadOptions()
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UsageError(f"{path}: does not exist")
+    search = _search(paths)
+    # A folder that is itself the only checkpoint in it is one that is named.
+    named = search is None or search.paths == [search.root]
+    if search is not None and not named:
+        root, opened, passed_over = _open_found(search, options)
+    else:
+        root, opened = _open_named(paths, options)
+        passed_over = [each for each in search.passed_over if each.warn] if search else []
+    opened, aliases = _drop_aliases(opened)
+    checkpoints, notes = settle_clocks(opened, epoch_length)
+    checkpoints, unclocked = _drop_unclocked_copies(checkpoints, named=named, spaced=spacing is not None)
+    if spacing is not None:
+        checkpoints = space(checkpoints, spacing)
+    notes += _unmatched_patterns(checkpoints, options)
+    units = order_units(checkpoints)
+    left = (*passed_over, *aliases, *unclocked)
+    return Run(root, _order(checkpoints, units), units, left, tuple(notes), options, epoch_length, spacing)
+
+
+def open_inputs(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:
+    """Open checkpoints under the names that they had before.
+
+    Raises:
+        CheckpointError: for one that cannot be read.
+    """
+    opened: list[Checkpoint] = []
+    for name, path in paths.items():
+        _add(opened, replace(_open_one(path, options, averages=_says_averages(path)), name=name))
+    return opened
+
+
+def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:
+    """Return a note for each pattern of names to copy that matches none: a slip, most likely."""
+    names = {name for each in checkpoints for name in (*each.weights.specs, *each.left_out)} if options.copy else set()
+    unmatched = [pattern for pattern in options.copy if not fnmatch.filter(names, pattern)]
+    return [f"--copy '{pattern}' matches no tensor" for pattern in unmatched]
+
+
+def _search(paths: Sequence[Path]) -> Search | None:
+    """Return what a folder holds; None where checkpoints are named."""
+    if len(paths) > 1 or not paths[0].is_dir():
+        return None
+    search = Search(paths[0])
+    search.visit(paths[0])
+    return search
+
+
+def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
+    folder = search.root
+    opened: list[Checkpoint] = []
+    incomplete: list[EmaError] = []
+    without_weights: list[EmaError] = []
+    for path in search.paths:
+        try:
+            # A run may be called after its averages, as exp_ema; a folder that is just called so holds them.
+            averages = _IN_AVERAGES if folder.absolute().name.lower() == "ema" else None
+            checkpoint = _open_one(path, options, averages=averages)
+        except IncompleteCheckpoint as error:
+            incomplete.append(error)
+            search.pass_over(path, f"half-written: {_without(path, error)}", warn=True)
+            continue
+        except NoWeights as error:
+            without_weights.append(error)
+            search.pass_over(path, f"no weights: {_without(path, error)}", warn=True)
+            continue
+        if checkpoint.recipe is not None:
+            search.pass_over(path, "averaged by ema-cli")
+            continue
+        _add(opened, replace(checkpoint, name=search.name(path)))
+    check_one_run(folder, [checkpoint.path for checkpoint in opened])
+    opened, unmarked = _drop_unmarked(opened)
+    if not opened:
+        if incomplete:
+            raise IncompleteCheckpoint(f"{folder}: no complete checkpoint: {incomplete[0]}")
+        if without_weights:
+            raise NoWeights(f"{folder}: no checkpoint: {without_weights[0]}", hint=without_weights[0].hint)
+        raise NoWeights(
+            f"{folder}: no checkpoint in this folder",
+            hint=WHAT_IS_READ,
+        )
+    return folder, opened, [*search.passed_over, *unmarked]
+
+
+def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list[Checkpoint]]:
+    # Equal inputs give equal names, however the paths to them are spelled.
+    plain = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
+    root = Path(os.path.commonpath([path.parent for path in plain]))
+    opened: list[Checkpoint] = []
+    for path, plain_path in zip(paths, plain, strict=True):
+        if len(paths) > 1 and path.is_dir() and not is_checkpoint_folder(path):
+            raise UsageError(
+                f"{path}: is a folder, but not a checkpoint",
+                hint="name one folder that holds a run, or checkpoints",
+            )
+        checkpoint = _open_one(path, options, averages=_says_averages(path))
+        _add(opened, replace(checkpoint, name=plain_path.relative_to(root).as_posix()))
+    for unmarked in _drop_unmarked(opened)[1]:
+        raise IncompleteCheckpoint(f"{root / unmarked.name}: {unmarked.reason}")
+    return root, opened
+
+
+def _add(opened: list[Checkpoint], checkpoint: Checkpoint) -> None:
+    if opened:
+        checkpoint.weights.share(opened[0].weights)
+    opened.append(checkpoint)
+
+
+def _open_one(path: Path, options: ReadOptions, *, averages: str | None) -> Checkpoint:
+    """Open a checkpoint; where its name says `averages`, it is one itself, unless the user says what to take."""
+    if averages is None:
+        return open_checkpoint(path, options)
+    checkpoint = open_checkpoint(path, replace(options, weights=None))
+    return settle_averages(replace(checkpoint, averaged=checkpoint.averaged or averages), options)
+
+
+def _says_averages(path: Path) -> str | None:
+    """Return why the name of a file or folder, or of the folder it is in, says averages; None if it does not."""
+    path = path.absolute()
+    if path.is_dir():
+        in_folder = AVERAGES_FOLDER.search(path.name) or path.parent.name.lower() == "ema"
+    else:
+        in_folder = AVERAGES_FOLDER.search(path.parent.name) or path.parent.parent.name.lower() == "ema"
+        if AVERAGES_FILE.search(path.name):
+            return "its name says averages"
+    return _IN_AVERAGES if in_folder else None
+
+
+def _without(path: Path, error: EmaError) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _drop_unmarked(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[PassedOver]]:
+    """Drop the Trainer's folders whose trainer_state.json, written last, is not there yet."""
+
+    def has_state(checkpoint: Checkpoint) -> bool:
+        return any(clock.source == "sidecar" for clock in checkpoint.progress.clocks.values())
+
+    if not any(map(has_state, opened)):
+        return opened, []
+    kept: list[Checkpoint] = []
+    dropped: list[PassedOver] = []
+    reason = "half-written: its trainer_state.json, which is written last, is missing"
+    for each in opened:
+        if has_state(each) or not _HF_NAME.search(each.name):
+            kept.append(each)
+        else:
+            dropped.append(PassedOver(each.name, reason, warn=True))
+    return kept, dropped
+
+
+def _drop_aliases(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[PassedOver]]:
+    """Count each set of files once, however many links lead to it."""
+    kept: dict[object, Checkpoint] = {}
+    dropped = []
+    for checkpoint in sorted(opened, key=_preference):
+        key = tuple((file.device, file.inode) for file in checkpoint.files)
+        if key in kept:
+            dropped.append(PassedOver(checkpoint.name, f"the same file as {kept[key].name}"))
+        else:
+            kept[key] = checkpoint
+    return list(kept.values()), dropped
+
+
+def _preference(checkpoint: Checkpoint) -> tuple[object, ...]:
+    """Order names of one and the same state: numbered before last, best and latest, real before linked."""
+    name = checkpoint.name
+    last = name.rpartition("/")[2]
+    unnumbered = bool(COPIES.search(last)) or not re.search(r"[0-9]", name)
+    return unnumbered, checkpoint.path.is_symlink(), len(name), natural_key(name)
+
+
+def _drop_unclocked_copies(
+    checkpoints: list[Checkpoint], *, named: bool, spaced: bool
+) -> tuple[list[Checkpoint], list[PassedOver]]:
+    """Drop final models and the like, which carry no clock, from a run whose checkpoints do, or are `spaced`.
+
+    Nothing is dropped that the user `named`.
+    """
+    clocked = [each for each in checkpoints if each.progress.clocks]
+    kept, dropped = [], []
+    for each in checkpoints:
+        last = each.name.rpartition("/")[2]
+        reason = "a copy, as its name says" if COPIES.search(each.name) else "its name has no number"
+        is_copy = not named and (bool(COPIES.search(each.name)) or not re.search(r"[0-9]", last))
+        if each.progress.clocks or not (clocked or (spaced and is_copy)):
+            kept.append(each)
+        elif each.averaged:
+            raise averaged_error(each)
+        elif is_copy:
+            dropped.append(PassedOver(each.name, "records no clock" if clocked else reason, warn=True))
+        elif spaced:
+            kept.append(each)  # `space` says that some record a clock and some do not
+        else:
+            raise RunError(
+                f"{each.path}: records no clock, but {clocked[0].name} does",
+                hint="name the checkpoints to average, or those without a clock together with --spacing",
+            )
+    return (kept, dropped) if kept else (checkpoints, [])
+
+
+def _order(checkpoints: Iterable[Checkpoint], units: tuple[Unit, ...]) -> tuple[Checkpoint, ...]:
+    """Sort by the clocks, and check that no two units contradict each other."""
+    if not units:
+        return tuple(sorted(checkpoints, key=lambda each: natural_key(each.name)))
+    ordered = sorted(checkpoints, key=lambda each: ([each.clock(unit) for unit in units], _preference(each)))
+    for older, newer in pairwise(ordered):
+        for unit in units[1:]:
+            before, after = older.clock(unit), newer.clock(unit)
+            if before is not None and after is not None and before > after:
+                raise RunError(
+                    f"{newer.path}: is later than {older.name} in {units[0].plural}, but earlier in {unit.plural}",
+                    hint="these are not checkpoints of one run; name those that are",
+                )
+    return tuple(ordered)
+
+
+def averaged_error(checkpoint: Checkpoint) -> RunError:
+    """Return the error that refuses a checkpoint of averages: a second average smooths twice."""
+    if checkpoint.has_raw:
+        hint = "take the raw weights stored beside them with --weights raw, or average the averages with --weights ema"
+    else:
+        hint = "average the run's raw checkpoints, or these averages once more with --weights ema"
+    return RunError(f"{checkpoint.path}: is averaged already: {checkpoint.averaged}", hint=hint)

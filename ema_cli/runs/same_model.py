@@ -1,0 +1,70 @@
+"""Whether checkpoints are of one model: the same names, shapes and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.errors import RunError
+
+
+def first_differences(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    mixed_floats: bool = False,
+    copied: Collection[str] = (),
+    limit: int = 4,
+) -> list[str]:
+    """Return sentences on how the tensors of the checkpoints differ from those of the newest, the first few.
+
+    Each names both checkpoints, the tensor and both specs. With `mixed_floats`, float dtypes may differ; tensors in
+    `copied` may differ in every way, as only the newest's are used.
+    """
+    found: list[str] = []
+    newest = checkpoints[-1]
+    theirs = newest.weights.specs
+    for checkpoint in checkpoints[:-1]:
+        for setting in sorted({*checkpoint.settings, *newest.settings}):
+            one, other = checkpoint.settings.get(setting), newest.settings.get(setting)
+            if one != other:
+                found.append(f"{checkpoint.name}: its {setting} is {one}, but {other} in {newest.name}")
+        ours = checkpoint.weights.specs
+        if ours is not theirs:
+            for name in [*ours, *(name for name in theirs if name not in ours)]:
+                if name not in copied and not _same_spec(ours.get(name), theirs.get(name), mixed_floats):
+                    found.append(_difference(name, checkpoint, newest))
+                    if len(found) >= limit:
+                        break
+        if len(found) >= limit:
+            return found[:limit]
+    return found
+
+
+def _same_spec(one: TensorSpec | None, other: TensorSpec | None, mixed_floats: bool) -> bool:
+    if one == other or one is None or other is None:
+        return one == other
+    return mixed_floats and one.shape == other.shape and one.dtype.kind == other.dtype.kind == "float"
+
+
+def check_same_model(
+    checkpoints: Sequence[Checkpoint], *, mixed_floats: bool = False, copied: Collection[str] = ()
+) -> None:
+    """Raise a RunError if not all checkpoints have the same tensor names, shapes and dtypes, and the same settings."""
+    differences = first_differences(checkpoints, mixed_floats=mixed_floats, copied=copied)
+    if differences:
+        only_floats = not mixed_floats and not first_differences(checkpoints, mixed_floats=True, copied=copied, limit=1)
+        raise RunError(
+            "; ".join(differences),
+            hint="average them in one float type: --dtype float32"
+            if only_floats
+            else "average checkpoints of one model; --start and --stop leave out others",
+        )
+
+
+def _difference(name: str, one: Checkpoint, other: Checkpoint) -> str:
+    first, second = one.weights.specs.get(name), other.weights.specs.get(name)
+    if second is None:
+        return f"{one.name}: '{name}' is {first}, but {other.name} does not have it"
+    if first is None:
+        return f"{one.name}: '{name}' is missing, but {second} in {other.name}"
+    return f"{one.name}: '{name}' is {first}, but {second} in {other.name}"

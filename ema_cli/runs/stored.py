@@ -1,0 +1,262 @@
+"""Averages that a run stored while it trained (`EMA.store`), and plans that make others of them.
+
+What each file is, its metadata say. Nothing here knows how the weights are found: that is `synthesis.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ema_cli.checkpoint import Checkpoint, Clock, Progress
+from ema_cli.dtypes import DTYPES
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.law.events import UNIFORM_SIGMA_REL, HalfLife, Law, Power, Smoothing
+from ema_cli.law.recipe import EVERY
+from ema_cli.law.time import Time, Unit
+from ema_cli.runs.run import Run
+from ema_cli.runs.search import PassedOver
+from ema_cli.text import natural_key
+
+if TYPE_CHECKING:
+    pass  # which import numpy: not for `inspect` of a run without any
+
+FIRST = "first"  # the name of the first copy among stored averages
+_MAX_UPDATES = 10**15
+_CONFIG = "config.json"
+_MAX_CONFIG = 1 << 24  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAverage:
+    """One stored average: its law (None: the first copy of the model), and when it was stored."""
+
+    checkpoint: Checkpoint
+    law: Law | None
+    clock: Time
+    began: Time
+    updates: int
+    events: tuple[str, str]  # update interval and start, as text: those of one training are equal
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """All that one training stored, oldest first; at one clock the first copy, then as named."""
+
+    run: Run
+    averages: tuple[StoredAverage, ...]
+
+    @property
+    def root(self) -> Path:
+        """Return the folder that holds them."""
+        return self.run.root
+
+    @property
+    def unit(self) -> Unit:
+        """Return the unit in which the averages count."""
+        return self.averages[0].clock.unit
+
+    @property
+    def interval(self) -> Time | None:
+        """Return the time between update events, None where each update was one."""
+        text = self.averages[0].events[0]
+        return None if text == EVERY else Time.parse(text)
+
+
+def is_stored(path: Path) -> bool:
+    """Return whether a file's name and folder are such as `EMA.store` gives."""
+    if path.suffix != ".safetensors":
+        return False
+    if path.stem == FIRST:
+        return True
+    try:
+        Time.parse(path.parent.name)
+    except UsageError:
+        return False
+    return True
+
+
+def find_stored(paths: Sequence[Path]) -> list[Path]:
+    """Return the files at and below `paths` that look stored by their names, in natural order."""
+    found = [path for path in paths if path.is_file() and is_stored(path)]
+    for path in paths:
+        for folder, folders, names in os.walk(path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [each for name in names if is_stored(each := Path(folder) / name) and each.is_file()]
+    return sorted(dict.fromkeys(found), key=lambda each: natural_key(each.as_posix()))
+
+
+def open_stored(paths: Sequence[Path]) -> StoredRun:
+    """Read the headers of what a training stored at or below `paths`.
+
+    Raises:
+        NoWeights: where nothing is stored there.
+        CheckpointError: for a file that cannot be read, or does not say what it is.
+        RunError: for averages of several trainings.
+    """
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UsageError(f"{path}: does not exist")
+    if len(paths) > 1:
+        paths = [path.absolute() for path in paths]
+    root = paths[0] if len(paths) == 1 and paths[0].is_dir() else Path(os.path.commonpath([p.parent for p in paths]))
+    averages: dict[tuple[str, str], StoredAverage] = {}
+    unfinished: list[PassedOver] = []
+    for path in find_stored(paths):
+        try:
+            average = _open_one(path, root)
+        except IncompleteCheckpoint as error:
+            if path in paths:
+                raise
+            reason = f"half-written: {str(error).removeprefix(f'{path}: ')}"
+            unfinished.append(PassedOver(path.relative_to(root).as_posix(), reason, warn=True))
+            continue
+        if average is None:
+            continue
+        if averages:
+            average.checkpoint.weights.share(next(iter(averages.values())).checkpoint.weights)
+        key = (average.checkpoint.path.stem, str(average.clock))
+        other = averages.setdefault(key, average)
+        if other is not average:
+            raise RunError(
+                f"{path}: the average '{key[0]}' at {key[1]} is stored in {other.checkpoint.name}, too",
+                hint="name the folder of one training",
+            )
+        _check_one_training(other, next(iter(averages.values())))
+    if not averages:
+        raise NoWeights(
+            f"{root}: no stored average in this folder",
+            hint='store some while the model trains: EMA(model, half_life=("25ba", "100ba")) and ema.store(folder)',
+        )
+    ordered = sorted(averages.values(), key=lambda each: (each.clock.value, each.law is not None))
+    folder = _find_model_folder(ordered[-1].checkpoint.path)
+    if folder is not None:
+        ordered = [replace(each, checkpoint=replace(each.checkpoint, base="model", folder=folder)) for each in ordered]
+    _check_one_folder(root, ordered)
+    run = Run(root, tuple(each.checkpoint for each in ordered), (ordered[0].clock.unit,), tuple(unfinished))
+    return StoredRun(run, tuple(ordered))
+
+
+def _check_one_folder(root: Path, averages: Sequence[StoredAverage]) -> None:
+    """Check that one training stored all of them: into one folder, in folders by their clocks."""
+    paths = [each.checkpoint.path for each in averages]
+    folders = dict.fromkeys(path.parent if path.stem == FIRST else path.parent.parent for path in paths)
+    if len(folders) > 1:
+        listed = ", ".join(os.path.relpath(folder, root) for folder in folders)
+        raise RunError(
+            f"{root}: holds what {len(folders)} trainings stored: {listed}", hint="name the folder of one training"
+        )
+
+
+def _find_model_folder(path: Path) -> Path | None:
+    """Return the folder of a Hugging Face model to which a stored average belongs: around it, or the newest beside it.
+
+    The average gets its configuration, its tokenizer and the like.
+    """
+    for parent in list(path.absolute().parents)[1:3]:
+        numbered = [child for child in parent.iterdir() if re.fullmatch(r"checkpoint-\d+", child.name)]
+        for folder in (parent, *sorted(numbered, key=lambda child: natural_key(child.name), reverse=True)):
+            if _is_of_a_model(folder / _CONFIG):
+                return folder
+    return None
+
+
+def _is_of_a_model(config: Path) -> bool:
+    """Return whether it is a configuration as Hugging Face's libraries write it, not anything called so."""
+    try:
+        found = json.loads(config.read_bytes()) if config.is_file() and config.stat().st_size < _MAX_CONFIG else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and not found.keys().isdisjoint(("model_type", "architectures", "_class_name"))
+
+
+def _check_one_training(one: StoredAverage, other: StoredAverage) -> None:
+    if (one.began, one.events) != (other.began, other.events):
+        raise RunError(
+            f"{one.checkpoint.path}: is of {_training(one)}, but {other.checkpoint.name} of {_training(other)}",
+            hint="these are averages of two trainings; name the folder of one",
+        )
+
+
+def _training(average: StoredAverage) -> str:
+    start = f" and start {average.events[1]}" if average.events[1] else ""
+    return f"an average that began at {average.began} with update interval {average.events[0]}{start}"
+
+
+def _open_one(path: Path, root: Path) -> StoredAverage | None:
+    """Return the stored average in a file, None where it is something else."""
+    checkpoint = safetensors_file.open_checkpoint(path, ReadOptions())
+    told = checkpoint.recipe.get("stored") if checkpoint.recipe else None
+    if not isinstance(told, Mapping):
+        return None
+    try:
+        return _parse(checkpoint, told, root)
+    except (EmaError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: does not say rightly what is stored in it: {error}") from error
+
+
+def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> StoredAverage:
+    clock, began, updates = Time.parse(told["clock"]), Time.parse(told["began"]), told["updates"]
+    events = str(told["update_interval"]), str(told.get("start", ""))
+    interval = None if events[0] == EVERY else Time.parse(events[0])
+    if interval is not None and (interval.unit is not clock.unit or not 0 < interval.value < math.inf):
+        raise ValueError("its update interval is none of its clock's")
+    if (
+        type(updates) is not int
+        or not 0 <= updates < _MAX_UPDATES
+        or clock.unit is not began.unit
+        or not 0 < began.value <= clock.value < math.inf
+    ):
+        raise ValueError("its clock and its updates do not fit together")
+    times = [Time.parse(f"{value}{Unit(unit)}") for unit, value in told["clocks"].items()]
+    clocks = {time.unit: Clock(Fraction(time.value), "file") for time in times}
+    clocks[clock.unit] = Clock(Fraction(clock.value), "file")
+    opened = replace(
+        checkpoint,
+        name=checkpoint.path.relative_to(root).as_posix(),
+        trainer="EMA.store",
+        averaged=None,  # which it is, and is meant to be
+        recipe=None,
+        progress=Progress(clocks),
+        types=_types(told["types"], checkpoint),
+    )
+    law = _law(told, clock.unit)
+    if law is None and (updates or clock != began):
+        raise ValueError("the first copy is not where the average began")
+    return StoredAverage(opened, law, clock, began, updates, events)
+
+
+def _law(told: Mapping[str, Any], unit: Unit) -> Law | None:
+    if told["average"] == FIRST:
+        return None
+    if "half_life" in told:
+        half_life = Time.parse(told["half_life"])
+        if half_life.unit is not unit:
+            raise ValueError("its half-life is in another unit than its clock")
+        return HalfLife(half_life.value)
+    name, most = ("smoothing", 1.0) if "smoothing" in told else ("sigma_rel", UNIFORM_SIGMA_REL)
+    value = float(told[name])
+    if not 0 <= value <= most or (value == 0 and name == "sigma_rel"):
+        raise ValueError(f"{name} {value} is out of range")
+    return Smoothing(value) if name == "smoothing" else Power(value)
+
+
+def _types(told: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the model's types of the tensors that are stored in wider ones, by name."""
+    specs = checkpoint.weights.specs
+    types = {}
+    for dtype, names in told.items():
+        if dtype not in ("F16", "BF16"):
+            raise ValueError(f"{dtype} is not stored in a wider type")
+        averaged = [name for name, spec in specs.items() if spec.dtype.averaged] if names == "all" else names
+        types.update({name: DTYPES[dtype] for name in averaged if name in specs and specs[name].dtype.name == "F32"})
+    return types

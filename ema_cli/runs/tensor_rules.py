@@ -1,0 +1,117 @@
+"""Which tensors are averaged, which are copied from the newest checkpoint, and which must not be averaged, and why.
+
+Decided from names, dtypes and shapes alone. No tensor is read, no numpy.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.trainers.layouts import EXTRA_STATE
+
+Specs = Mapping[str, TensorSpec]
+
+# Integers that are weights in disguise, by the last part of their name: GPTQ, AWQ, compressed-tensors, EETQ, HQQ, AQLM,
+# quanto, torchao.
+_PACKED_NAMES = (
+    "qweight", "qzeros", "weight_packed", "weights", "compressed", "W_q", "codes", "_data", "_qdata",
+    "weight:_data", "weight:_qdata",
+)  # fmt: skip
+_BITSANDBYTES = ".quant_state.bitsandbytes__"  # beside its packed weights, which may be stored as floats
+# What stands beside packed weights and scales them: GPTQ, AWQ, LLM.int8, compressed-tensors, fp8 and MXFP4 models.
+_SCALES = re.compile(
+    r"^(?:scales?|absmax|quant_map|SCB|codebooks|.*[_:]_?scales?(?:_inv|_\d+)?|.*_zero_points?"
+    r"|nested_absmax|nested_quant_map)$"
+)
+_BLOCKS = "_blocks"  # of MXFP4, beside ..._scales
+_NEVER = (
+    (re.compile(rf"{EXTRA_STATE}$"), "what is in it, only the module's own code can read"),
+    (
+        re.compile(r"lora_magnitude_vector|dora_scale"),
+        "of a DoRA adapter, whose directions and magnitudes cannot be averaged apart",
+    ),
+    (re.compile(r"(?:^|[._])flat_param(?:_\d+)?$"), "one rank's part of a model that FSDP flattened"),
+)
+_LORA = re.compile(r"(?:^|[._])lora_(?:A|B|down|up|embedding_A|embedding_B)(?:[._]|$)|\.lora\.(?:down|up)\.")
+_AVERAGES_INSIDE = re.compile(r"(?:^|\.)(?:model_ema|ema_model)\.|\.n_averaged$")
+ADAPTER_NOTE = "an adapter: A and B are averaged each, which is not the average of their products BA"
+
+
+def copied_names(names: Iterable[str], patterns: Sequence[str]) -> frozenset[str]:
+    """Return those of the names that the user wants copied from the newest checkpoint."""
+    return frozenset(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def refusals(specs: Specs, copied: Collection[str] = ()) -> dict[str, str]:
+    """Return the tensors that must not be averaged, nor copied without a word, each with the reason."""
+    by_bitsandbytes = {name.partition(_BITSANDBYTES)[0] for name in specs if _BITSANDBYTES in name}
+    found: dict[str, str] = {}
+    packed: dict[str, str] = {}  # what scales may stand beside, or below -> the packed tensor
+    for name, spec in specs.items():
+        if spec.dtype.kind == "packed":
+            found[name] = f"{spec.dtype.name} has too few bits to be averaged"
+        elif name in by_bitsandbytes or _is_packed(name, spec, specs):
+            found[name] = "packed weights, which mean nothing without their scales"
+        else:
+            continue
+        packed[name.rpartition(".")[0]] = packed[name] = name
+    for name, spec in specs.items():
+        reason = next((why for pattern, why in _NEVER if pattern.search(name)), None)
+        if reason is None and packed and spec.dtype.averaged and (owner := _owner(name, packed)) is not None:
+            reason = f"scales '{owner}', which is not averaged"
+        if reason is not None:
+            found.setdefault(name, reason)
+    return {name: reason for name, reason in found.items() if name not in copied}
+
+
+def check_averageable(checkpoint: Checkpoint, copied: Collection[str]) -> None:
+    """Raise a CheckpointError for tensors that must not be averaged, and that the user does not want copied."""
+    found = refusals(checkpoint.weights.specs, copied)
+    if found:
+        name, reason = next(iter(found.items()))
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoint.path}: '{name}' cannot be averaged: {reason}{more}",
+            hint="average the run's full-precision checkpoints and convert the result, or copy from the newest "
+            f"checkpoint, with everything that belongs together: --copy {shlex.quote(name)}",
+        )
+
+
+def tensor_notes(specs: Specs) -> list[str]:
+    """Return what a user should know of the tensors."""
+    notes = [ADAPTER_NOTE] if is_adapter(specs) else []
+    inside = next((name for name in specs if _AVERAGES_INSIDE.search(name)), None)
+    if inside is not None:
+        notes.append(f"'{inside}' and others are averages that the model keeps itself; they are averaged again")
+    return notes
+
+
+def is_adapter(specs: Specs) -> bool:
+    """Return whether there are the A and B of a LoRA among the tensors."""
+    return any(map(_LORA.search, specs))
+
+
+def _is_packed(name: str, spec: TensorSpec, specs: Specs) -> bool:
+    """Return whether an integer tensor holds weights: no counter or mask is called so, or has two dimensions."""
+    if spec.dtype.kind != "integer" or spec.dtype.name == "BOOL":
+        return False
+    last = name.rpartition(".")[2]
+    return (
+        last in _PACKED_NAMES
+        or (last.endswith("weight") and len(spec.shape) >= 2)
+        or (last.endswith(_BLOCKS) and f"{name.removesuffix(_BLOCKS)}_scales" in specs)
+        or f"{name}.absmax" in specs
+    )
+
+
+def _owner(name: str, packed: Mapping[str, str]) -> str | None:
+    """Return the packed tensor that `name` scales, None if there is none."""
+    stem, _, last = name.rpartition(".")
+    if not _SCALES.search(last) and not last.startswith("quant_state"):
+        return None
+    return packed.get(stem)

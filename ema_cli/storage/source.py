@@ -1,0 +1,59 @@
+"""Bytes that are read by range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ema_cli.errors import CheckpointError
+
+
+class ByteSource(Protocol):
+    """Bytes that can be read by range, from several threads: a file, or a region of one."""
+
+    @property
+    def path(self) -> Path:
+        """Return the file's path, for messages."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from byte `offset`."""
+        ...
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from byte `offset`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileRegion:
+    """A part of a file, read as if it were a file of its own: one record of a shard."""
+
+    file: ByteSource
+    start: int
+    size: int
+
+    @property
+    def path(self) -> Path:
+        """Return the path of the file around it."""
+        return self.file.path
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from byte `offset` of the region."""
+        self._check(offset, size)
+        return self.file.read(self.start + offset, size)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from byte `offset` of the region."""
+        self._check(offset, len(out))
+        self.file.read_into(self.start + offset, out)
+
+    def _check(self, offset: int, size: int) -> None:
+        if offset < 0 or offset + size > self.size:
+            raise CheckpointError(f"{self.path}: a record of {self.size} bytes is read past its end")

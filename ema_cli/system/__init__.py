@@ -1,0 +1,4 @@
+"""This process: its signals, memory and processors.
+
+May import text and errors.
+"""

@@ -1,0 +1,63 @@
+"""Small things about text: natural order, plurals, sizes. No import of ours but errors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from ema_cli.errors import UsageError
+
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?) ?(?:([kmgt])(i?))?b", re.IGNORECASE | re.ASCII)
+
+
+def natural_key(text: str) -> tuple[tuple[int, str], ...]:
+    """Return a sort key by which step-9 comes before step-10."""
+    parts = re.split(r"([0-9]+)", text)
+    return tuple((int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts))
+
+
+def size(nbytes: float) -> str:
+    """Return a number of bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 999.5:
+            return f"{nbytes:.3g} {unit}" if unit != "B" else f"{nbytes:.0f} B"
+        nbytes /= 1000
+    return f"{nbytes:.4g} TB"
+
+
+def plural(count: int, word: str) -> str:
+    """Return a number of things."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def relative(share: float | None) -> str:
+    """Return a relative distance for people."""
+    if share is not None and math.isnan(share):
+        return "nan"
+    return _number(None if share is None else share * 100, "{:.3g}%")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """Return the first few of them, and how many more there are."""
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{rest}"
+
+
+def parse_size(text: str, option: str) -> int:
+    """Read a number of bytes such as `200MB` or `1.5GiB`; `option` names the source in errors.
+
+    Raises:
+        UsageError: for anything else, a bare number included.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{option}: '{text[:60]}' is not a size", hint="a number and a unit: 200MB, 1GiB")
+    number, prefix, binary = match.groups()
+    power = " kmgt".index(prefix.lower()) if prefix else 0
+    return int(Fraction(number) * (1024 if binary else 1000) ** power)

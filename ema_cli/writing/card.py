@@ -1,0 +1,129 @@
+"""The model card of an average: README.md as the Hugging Face Hub reads it, where the model has none of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ema_cli._version import __version__
+from ema_cli.errors import printable
+from ema_cli.planning.plan import Plan
+from ema_cli.text import plural
+
+CARD_NAME = "README.md"
+_TAGS = ("ema", "weight-averaging")  # not "merge": the Hub takes that for a merge of different models
+_LIBRARIES = {  # by what the weights are called, and the configuration that the library needs
+    "model": ("transformers", "config.json"),
+    "adapter_model": ("peft", "adapter_config.json"),
+    "diffusion_pytorch_model": ("diffusers", "config.json"),
+    "pytorch_lora_weights": ("diffusers", None),
+}
+_MODULES = "modules.json"  # of sentence-transformers
+CONFIGS = ("config.json", "adapter_config.json", _MODULES)  # that the card looks into
+_BASE_KEYS = (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path"))
+# A model on the Hub, and not a folder: no path of more parts, nor a checkpoint of a Trainer's, nor a name that the Hub
+# refuses, and with it the card.
+_ON_HUB = re.compile(
+    r"(?!.{97}|.*(?:--|\.\.|\.git$))[A-Za-z0-9](?:[\w.-]*\w)?/(?!checkpoint-\d+$)[A-Za-z0-9](?:[\w.-]*\w)?", re.ASCII
+)
+_HARMLESS = re.compile(r"[A-Za-z0-9._/=+,@ -]+")
+_MOST_ROWS = 100
+
+
+def model_card(plan: Plan, configs: Mapping[str, bytes], *, manifest: str | None) -> str:
+    """Return the card of the average of `plan`: no times, hosts or absolute paths, so that equal runs are equal.
+
+    `configs`: the text of the configurations in the folder, by name; those too large to be looked into are empty.
+    `manifest`: what the manifest beside it is called, None if there is none.
+    """
+    front = {"base_model": _base_model(configs), "library_name": _library(plan.newest.base or "model", configs)}
+    lines = ["---", *(f"{key}: {value}" for key, value in front.items() if value), "tags:"]
+    lines += [*(f"- {tag}" for tag in _TAGS), "---", "", "# Averaged weights", "", _what(plan), ""]
+    lines += _table(plan)
+    if manifest is not None:
+        lines += ["", *_reproduce(manifest)]
+    return "\n".join(lines) + "\n"
+
+
+def _base_model(configs: Mapping[str, bytes]) -> str | None:
+    """Return the model that was trained on, where a configuration says which one of the Hub's it is."""
+    for name, key in _BASE_KEYS:
+        value = _parsed(configs.get(name, b"")).get(key)
+        if isinstance(value, str) and _ON_HUB.fullmatch(value):
+            return value
+    return None
+
+
+def _library(base: str, configs: Mapping[str, bytes]) -> str | None:
+    """Return the library that loads the folder, where that is known."""
+    if _MODULES in configs:
+        return "sentence-transformers"
+    library, config = _LIBRARIES.get(base, (None, None))
+    if config == "config.json" and library == "transformers" and "model_type" not in _parsed(configs.get(config, b"")):
+        return None  # a model of somebody's own, as Accelerate saves any
+    return library if config is None or config in configs else None
+
+
+def _what(plan: Plan) -> str:
+    """Say what the weights are."""
+    count = len(plan.read)
+    if plan.approximation is not None:
+        of = f"made of {plural(count, 'average')} that one training run stored"
+    else:
+        of = f"the weighted average of {plural(count, 'checkpoint')} of one training run"
+    return f"These weights are {of}, {_law(plan)}. ema-cli {__version__} made them."
+
+
+def _law(plan: Plan) -> str:
+    recipe = plan.recipe
+    every = f" and an update every {recipe.interval}" if recipe.interval else ""
+    if recipe.half_life is not None:
+        return f"with a half-life of {recipe.half_life}{every}"
+    if recipe.smoothing is not None:
+        return f"with a smoothing of {recipe.smoothing!r}{every or ' at each checkpoint'}"
+    width = "" if recipe.sigma_rel is None else f" and the relative width {recipe.sigma_rel!r}"
+    return f"with the profile {recipe.profile}{width}"
+
+
+def _table(plan: Plan) -> list[str]:
+    """Return the checkpoints that enter, oldest first; of many the newest."""
+    shown = plan.read[-_MOST_ROWS:]
+    what = "average" if plan.approximation is not None else "checkpoint"
+    lines = [f"| {what} | clock | weight |", "|---|---|---:|"]
+    lines += [f"| {_name(each.checkpoint.name)} | {each.clock} | {each.weight:.4g} |" for each in shown]
+    if len(shown) < len(plan.read):
+        rest = plan.read[: -len(shown)]
+        weight = sum(each.weight for each in rest)
+        lines.append(f"| {len(rest)} older | up to {rest[-1].clock} | {weight:.4g} |")
+    return lines
+
+
+def _name(name: str) -> str:
+    """Return a name as text that no Markdown is read from."""
+    if _HARMLESS.fullmatch(name) and name == name.strip():
+        return f"`{name}`"
+    return "".join(char if char.isalnum() else f"&#{ord(char)};" for char in printable(name))
+
+
+def _reproduce(manifest: str) -> list[str]:
+    return [
+        "## How to reproduce",
+        "",
+        f"`{manifest}` says what was asked for, and which checkpoints were read. A check of these files, and the same",
+        "bytes again, from where the checkpoints lie (`CHECKPOINTS`):",
+        "",
+        "```bash",
+        "ema-cli verify .",
+        f"ema-cli average CHECKPOINTS --recipe {manifest} -o ../again",
+        "```",
+    ]
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

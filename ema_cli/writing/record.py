@@ -1,0 +1,100 @@
+"""Record what is done while it is done: the manifest and the sums of each average."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import starmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ema_cli.manifest.fingerprint import fingerprints
+from ema_cli.manifest.manifest import Manifest, make_manifest, manifest_text, tensor_row
+from ema_cli.manifest.sums import manifest_path, sums_path, sums_text
+from ema_cli.planning import advice
+from ema_cli.runs import warnings
+from ema_cli.storage.checksums import Checksums
+from ema_cli.writing.files import write_small
+
+if TYPE_CHECKING:
+    from ema_cli.checkpoint import TensorSpec
+    from ema_cli.folding.fold import Average
+    from ema_cli.job import Work
+    from ema_cli.planning.plan import Plan
+    from ema_cli.writing.outputs import Output
+
+Written = dict[str, tuple[int, str]]  # name of a file -> size in bytes, sha256
+
+
+class Record:
+    """What is known of the inputs of some averages; with `checksum` the sums of all that is read, too.
+
+    Raises:
+        CheckpointError: where an input cannot be read.
+    """
+
+    def __init__(self, work: Work, *, checksum: bool, threads: int, warnings: Sequence[str]) -> None:
+        self._work = work
+        self._warnings = warnings
+        found = fingerprints(work.checkpoints, threads)
+        self._fingerprints = {id(each): found for each, found in zip(work.checkpoints, found, strict=True)}
+        self.checksums = Checksums(len(work.checkpoints)) if checksum else None
+
+    def manifest(self, output: Output, plan: Plan, written: Mapping[str, tuple[int, str]], made: Average) -> Manifest:
+        """Return the manifest of one average, less its tensors; `written` are its files."""
+        found = warnings.run_warnings(plan.run, [each.checkpoint for each in plan.read])
+        odd = [*self._warnings, *found, *plan.warnings(), *advice.non_finite_warnings(sorted(made.non_finite))]
+        read = {id(each.checkpoint) for each in plan.read}
+        return make_manifest(
+            plan,
+            self._options(output),
+            {key: fingerprint for key, fingerprint in self._fingerprints.items() if key in read},
+            self._blocks(plan),
+            written,
+            list(dict.fromkeys(odd)),
+        )
+
+    def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, made: Average) -> None:
+        """Write the manifest and the sums where the files of the average are."""
+        is_folder = output.target.is_folder
+        place = folder if is_folder else folder / output.target.path.name
+        path = manifest_path(place, is_folder=is_folder)
+        _, sha256 = write_small(path, manifest_text(manifest, self.tensors(output, plan, made)))
+        sums = {each["name"]: each["sha256"] for each in manifest["outputs"]}
+        write_small(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
+
+    def tensors(self, output: Output, plan: Plan, made: Average) -> Iterator[dict[str, Any]]:
+        """Return what the manifest of one average tells of each tensor, by name."""
+        newest, odd = plan.newest.weights.specs, made.non_finite | made.infinite
+
+        def row(name: str, spec: TensorSpec) -> dict[str, Any]:
+            original = output.original(name)
+            why = self._why(original) if original in self._work.copied else None
+            return tensor_row(name, spec, newest[original], why, non_finite=original in odd)
+
+        return starmap(row, sorted((name, spec) for file in output.files for name, spec in file.table.specs.items()))
+
+    def _options(self, output: Output) -> dict[str, Any]:
+        options = self._work.options
+        return {
+            "dtype": options.dtype.name if options.dtype else None,
+            "copy": list(options.copy),
+            "max_shard_size": options.max_shard_size,
+            "allow_non_finite": options.allow_non_finite,
+            "format": "pt" if output.target.is_torch else "safetensors",
+            "folder": output.target.is_folder,
+        }
+
+    def _blocks(self, plan: Plan) -> dict[int, list[str]] | None:
+        if self.checksums is None:
+            return None
+        read = {id(each.checkpoint) for each in plan.read}  # others are, for the other averages
+        return {
+            id(each): self.checksums.blocks(number, newest=each is plan.newest)
+            for number, each in enumerate(self._work.checkpoints)
+            if id(each) in read
+        }
+
+    def _why(self, name: str) -> str:
+        """Return which pattern says that a tensor is copied."""
+        return next(f"--copy '{each}'" for each in self._work.options.copy if fnmatch.fnmatchcase(name, each))

@@ -1,0 +1,108 @@
+"""Records of a DCP shard: what was understood once is recognised, and nothing else is."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ema_cli.errors import EmaError
+from ema_cli.formats.dcp import records
+from ema_cli.formats.dcp.records import RecordReader
+from ema_cli.storage.local import InputFile
+from ema_cli.storage.source import FileRegion
+
+
+def record_of(value: object) -> bytes:
+    """Return the bytes that torch.distributed.checkpoint stores for one value."""
+    out = io.BytesIO()
+    torch.save(value, out)
+    return out.getvalue()
+
+
+def region(folder: Path, data: bytes, name: str = "shard", before: int = 0) -> FileRegion:
+    """Return a record in a file, `before` bytes from its beginning."""
+    (folder / name).write_bytes(bytes(before) + data)
+    return FileRegion(InputFile(folder / name), before, len(data))
+
+
+def outcome(reader: RecordReader, record: FileRegion) -> Any:
+    """Return the tensor's spec and bytes, or the error in words."""
+    try:
+        weights = reader.open("w", record)
+        if weights is None:
+            return None
+        spec = weights.specs["w"]
+        out = bytearray(spec.nbytes)
+        weights.read_into("w", 0, memoryview(out))
+    except EmaError as error:
+        return str(error)
+    return spec, bytes(out)
+
+
+def test_records_that_differ_in_their_tensors_bytes_are_opened_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five records of one shape and type: one is opened in full, and each gives its own values."""
+    opened = []
+    open_zip = records.open_zip
+    monkeypatch.setattr(records, "open_zip", lambda *args: opened.append(args) or open_zip(*args))
+    reader = RecordReader()
+    for number in range(5):
+        tensor = torch.arange(12, dtype=torch.float32).reshape(3, 4) + number
+        found = outcome(reader, region(tmp_path, record_of(tensor), f"shard-{number}", before=100 * number))
+        assert found[1] == tensor.numpy().tobytes()
+        assert found[0].shape == (3, 4)
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.zeros(4, 3),
+        torch.zeros(3, 4, dtype=torch.int32),
+        torch.zeros(4, 3).T,
+        torch.zeros(2, 3, 4)[1],
+        {"not": "a tensor"},
+    ],
+    ids=["shape", "type", "strides", "offset", "no tensor"],
+)
+def test_a_record_that_says_something_else_is_opened_itself(other: object, tmp_path: Path) -> None:
+    """A record that describes another tensor, or none, is read as what it is, whatever came before it."""
+    reader = RecordReader()
+    outcome(reader, region(tmp_path, record_of(torch.ones(3, 4)), "before"))
+    record = region(tmp_path, record_of(other))
+    assert outcome(reader, record) == outcome(RecordReader(), record)
+
+
+def test_no_byte_outside_the_tensor_can_be_changed_unseen(tmp_path: Path) -> None:
+    """With any one byte of a record changed, a reader that knows the record as it was finds what a new one finds."""
+    data = record_of(torch.arange(6, dtype=torch.float32))
+    reader = RecordReader()
+    assert outcome(reader, region(tmp_path, data))[1] == torch.arange(6, dtype=torch.float32).numpy().tobytes()
+    errors = 0
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 0x41
+        record = region(tmp_path, bytes(changed), f"shard-{at}")
+        found, expected = outcome(RecordReader(dict(reader._frames)), record), outcome(RecordReader(), record)
+        assert found == expected, at
+        errors += isinstance(expected, str)
+    assert errors > 100
+
+
+def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
+    """A thousand kinds of records leave few frames, and one that is hardly smaller than a file leaves none."""
+    reader = RecordReader()
+    for number in range(200):
+        assert reader.open(f"w{number}", region(tmp_path, record_of(torch.ones(2)), f"shard-{number}")) is not None
+    assert len(reader._frames) <= 64
+    before = len(reader._frames)
+    # A comment at the end of the archive makes a reader look through all of its last 64 KiB.
+    commented = bytearray(record_of(torch.ones(2)))
+    commented[-2:] = (40_000).to_bytes(2, "little")
+    assert outcome(reader, region(tmp_path, bytes(commented) + b"-" * 40_000))[1] == torch.ones(2).numpy().tobytes()
+    assert len(reader._frames) <= before

@@ -1,0 +1,162 @@
+"""DeepSpeed's folders: the model of one rank is read; a model in parts is refused, whichever way it was cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint
+from ema_cli.formats import is_checkpoint_folder, open_checkpoint
+from ema_cli.formats.folders import deepspeed
+from ema_cli.formats.options import ReadOptions
+from ema_cli.law.time import Unit
+from tests.formats.test_contract import read_all, stored_bytes
+
+MODEL = "mp_rank_00_model_states.pt"
+W = {"w": torch.randn(2, 3).bfloat16(), "n": torch.tensor(3)}
+MASTERS = "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+
+
+def write(folder: Path, *names: str, module: dict[str, Any] = W, ranks: int = 1) -> Path:
+    """Write files of DeepSpeed's, each with a module, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        saved = {
+            "module": module,
+            "global_steps": 5,
+            "global_samples": 80,
+            "ds_version": "0.19",
+            "mp_world_size": ranks,
+        }
+        torch.save(saved, folder / name)
+    return folder
+
+
+def refusal(path: Path) -> EmaError:
+    """Return the error that opening the folder gives, which names it."""
+    with pytest.raises(EmaError) as caught:
+        open_checkpoint(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    return caught.value
+
+
+def test_the_model_of_one_rank(tmp_path: Path) -> None:
+    """The one file of model states is the checkpoint, under the folder's name, with steps and samples."""
+    folder = write(tmp_path / "global_step5", MODEL)
+    checkpoint = open_checkpoint(folder)
+    assert read_all(checkpoint.weights) == {name: stored_bytes(tensor) for name, tensor in W.items()}
+    assert (checkpoint.name, checkpoint.path, checkpoint.trainer) == ("global_step5", folder, "DeepSpeed")
+    assert (checkpoint.clock(Unit.BATCH), checkpoint.clock(Unit.SAMPLE)) == (5, 80)
+    assert [file.path for file in checkpoint.files] == [folder / MODEL]
+    assert checkpoint.notes == ()
+
+
+def test_masters_that_are_not_read_are_named(tmp_path: Path) -> None:
+    """Where the weights are in half precision and float32 ones lie in the optimizer's files, that is said."""
+    low = open_checkpoint(write(tmp_path / "a", MODEL, MASTERS))
+    assert any("half precision" in note and "zero_to_fp32.py" in note for note in low.notes)
+    full = open_checkpoint(write(tmp_path / "b", MODEL, MASTERS, module={"w": torch.ones(2), "v": W["w"]}))
+    assert full.notes == ()
+
+
+def test_lightnings_folder_within(tmp_path: Path) -> None:
+    """Lightning puts DeepSpeed's files into a folder 'checkpoint' of its own."""
+    write(tmp_path / "epoch=0-step=5.ckpt" / "checkpoint", MODEL)
+    checkpoint = open_checkpoint(tmp_path / "epoch=0-step=5.ckpt")
+    assert (checkpoint.name, checkpoint.clock(Unit.BATCH)) == ("epoch=0-step=5.ckpt", 5)
+
+
+PARTS = {
+    "ZeRO-3": (["zero_pp_rank_0_mp_rank_00_model_states.pt"], "cut into parts by ZeRO stage 3", "zero_to_fp32.py"),
+    "ZeRO-3 beside a model": (
+        [MODEL, "zero_pp_rank_1_mp_rank_00_model_states.pt"],
+        "cut into parts by ZeRO stage 3",
+        "zero_to_fp32.py",
+    ),
+    "tensor parallel": ([MODEL, "mp_rank_01_model_states.pt"], "cut into 2 parts of tensors", "converter"),
+    "pipeline": ([MODEL, "layer_03-model_00-model_states.pt"], "cut into the stages of a pipeline", "converter"),
+    "pipeline alone": (["layer_03-model_states.pt"], "cut into the stages of a pipeline", "converter"),
+    "experts": ([MODEL, "layer_0_expert_1_mp_rank_00_model_states.pt"], "cut into experts", "converter"),
+    "experts, older": ([MODEL, "expert_1_mp_rank_00_model_states.pt"], "cut into experts", "converter"),
+}
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_a_model_in_parts_is_refused(label: str, tmp_path: Path) -> None:
+    """No part is taken for the whole: the error says how the model was cut, and who puts it together."""
+    names, message, hint = PARTS[label]
+    folder = write(tmp_path / "global_step5", *names)
+    assert is_checkpoint_folder(folder)
+    error = refusal(folder)
+    assert type(error) is CheckpointError
+    assert message in str(error)
+    assert hint in (error.hint or "")
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_no_part_alone_is_a_model(label: str, tmp_path: Path) -> None:
+    """A file that is named by itself is refused where its neighbours show that it is a part.
+
+    One rank's file of ZeRO-3 was averaged: its tensors are empty.
+    """
+    names, message, _ = PARTS[label]
+    folder = write(tmp_path / "global_step5", *names)
+    for name in names:
+        error = refusal(folder / name)
+        assert type(error) is CheckpointError
+        assert message in str(error)
+
+
+def test_a_part_without_the_others_is_refused(tmp_path: Path) -> None:
+    """Where the other ranks saved on other machines, the file itself says that it is one of several."""
+    folder = write(tmp_path / "global_step5", MODEL, ranks=4)
+    for path in (folder, folder / MODEL):
+        assert "cut into 4 parts of tensors (tensor parallel)" in str(refusal(path))
+
+
+def test_the_file_of_the_whole_model_may_be_named(tmp_path: Path) -> None:
+    """Where there is one rank of tensors, its file is the model, by its own name."""
+    folder = write(tmp_path / "global_step5", MODEL, MASTERS)
+    checkpoint = open_checkpoint(folder / MODEL)
+    assert (checkpoint.name, checkpoint.trainer, checkpoint.clock(Unit.BATCH)) == (MODEL, "DeepSpeed", 5)
+    assert read_all(checkpoint.weights) == {name: stored_bytes(tensor) for name, tensor in W.items()}
+
+
+def test_a_newer_folder_than_the_latest_is_incomplete(tmp_path: Path) -> None:
+    """DeepSpeed names the newest whole checkpoint in a file beside it; one that is newer is not done."""
+    for step in (4, 5):
+        write(tmp_path / f"global_step{step}", MODEL)
+    (tmp_path / "latest").write_text("global_step4\n")
+    assert open_checkpoint(tmp_path / "global_step4").name == "global_step4"
+    error = refusal(tmp_path / "global_step5")
+    assert type(error) is IncompleteCheckpoint
+    assert "is newer than 'global_step4', which 'latest' beside it names as the newest that is whole" in str(error)
+    (tmp_path / "latest").write_text("global_step5")
+    assert open_checkpoint(tmp_path / "global_step5").name == "global_step5"
+
+
+@pytest.mark.parametrize("text", ["", "best", "\0" * 5000, "global_step"])
+def test_a_latest_that_says_nothing_is_no_mark(text: str, tmp_path: Path) -> None:
+    """A file without a number in it marks nothing."""
+    write(tmp_path / "global_step5", MODEL)
+    (tmp_path / "latest").write_text(text)
+    assert open_checkpoint(tmp_path / "global_step5").name == "global_step5"
+
+
+def test_other_folders_are_none_of_deepspeeds(tmp_path: Path) -> None:
+    """Optimizer states alone, and files whose names only look alike, are no checkpoint."""
+    for name in (MASTERS, "model_states.pt", "my_mp_rank_00_model_states.pt", "mp_rank_00_model_states.pt.tmp"):
+        write(tmp_path / "a", name)
+    assert not deepspeed.matches(tmp_path / "a")
+    assert not deepspeed.matches(tmp_path / "missing")
+
+
+def test_extra_state_within(tmp_path: Path) -> None:
+    """What only a module's code can read is refused here as elsewhere, and left out on request."""
+    folder = write(tmp_path / "global_step5", MODEL, module={**W, "l._extra_state": [1]})
+    with pytest.raises(CheckpointError, match=r"'l\._extra_state' is no tensor"):
+        open_checkpoint(folder)
+    assert list(open_checkpoint(folder, ReadOptions(copy=("*_extra_state",))).weights.specs) == list(W)

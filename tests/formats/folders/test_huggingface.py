@@ -1,0 +1,155 @@
+"""Hugging Face folders: which model in them is read, and the clock beside it."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError, UsageError
+from ema_cli.formats import open_checkpoint
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
+from ema_cli.law.time import Unit
+from tests.formats.test_contract import read_all, stored_bytes
+
+
+def write_model(folder: Path, state: object = None) -> Path:
+    """Write a model of one tensor, and `trainer_state.json` where there is one (text as it is)."""
+    folder.mkdir(exist_ok=True)
+    save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+    if state is not None:
+        text = state if isinstance(state, str) else json.dumps(state, indent=2)
+        (folder / "trainer_state.json").write_text(text)
+    return folder
+
+
+def refusal(path: Path, **options: Any) -> EmaError:
+    """Return the error that opening the folder gives."""
+    with pytest.raises(EmaError) as caught:
+        open_checkpoint(path, ReadOptions(**options))
+    return caught.value
+
+
+def clocks(path: Path) -> dict[Unit, Fraction]:
+    """Return the folder's clocks, each of which must come from the sidecar."""
+    found = open_checkpoint(path).progress.clocks
+    assert {clock.source for clock in found.values()} <= {"sidecar"}
+    return {unit: clock.value for unit, clock in found.items()}
+
+
+def test_the_clock_comes_from_the_trainers_state(tmp_path: Path) -> None:
+    """Step, epoch and tokens are read exactly: 0.3 is three tenths."""
+    state = {"epoch": 0.3, "global_step": 30, "num_input_tokens_seen": 4096, "log_history": [{"loss": 1e-5}]}
+    assert clocks(write_model(tmp_path / "m", state)) == {
+        Unit.EPOCH: Fraction(3, 10),
+        Unit.BATCH: Fraction(30),
+        Unit.TOKEN: Fraction(4096),
+    }
+
+
+def test_tokens_that_were_not_counted_are_no_clock(tmp_path: Path) -> None:
+    """The Trainer leaves its token counter at 0 unless asked to count."""
+    state = {"epoch": 1.0, "global_step": 0, "num_input_tokens_seen": 0}
+    assert clocks(write_model(tmp_path / "m", state)) == {Unit.EPOCH: 1, Unit.BATCH: 0}
+
+
+@pytest.mark.parametrize("value", [-1, True, "3", None, [3]])
+def test_what_is_no_counter_is_no_clock(value: Any, tmp_path: Path) -> None:
+    """A step that is negative, a boolean or text is not taken for one."""
+    assert clocks(write_model(tmp_path / "m", {"global_step": value, "epoch": 2})) == {Unit.EPOCH: 2}
+
+
+def test_a_diverged_loss_does_not_hide_the_clock(tmp_path: Path) -> None:
+    """NaN and Infinity in the log, which Python writes and JSON does not know, are passed over."""
+    log = [{"loss": float("nan")}, {"loss": float("inf"), "grad_norm": float("-inf")}]
+    assert clocks(write_model(tmp_path / "m", {"global_step": 7, "log_history": log})) == {Unit.BATCH: 7}
+
+
+def test_a_model_without_a_state_has_no_clock(tmp_path: Path) -> None:
+    """The folder's name is another module's business."""
+    assert clocks(write_model(tmp_path / "checkpoint-5")) == {}
+
+
+def test_a_state_that_is_cut_anywhere_is_incomplete(tmp_path: Path) -> None:
+    """Whatever the length it was cut to, the state is said to be incomplete, and named."""
+    whole = json.dumps({"global_step": 7, "log_history": [{"loss": 1.5}, {"loss": 0.5}], "x": {}}, indent=2)
+    for length in range(len(whole)):
+        error = refusal(write_model(tmp_path / "m", whole[:length]))
+        assert type(error) is IncompleteCheckpoint, whole[:length]
+        assert str(tmp_path / "m" / "trainer_state.json") in str(error)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": 1e999999999}', "{'a': 1}"])
+def test_a_state_that_is_no_json_is_refused(text: str, tmp_path: Path) -> None:
+    """A whole file that is not strict JSON is damaged."""
+    error = refusal(write_model(tmp_path / "m", text))
+    assert type(error) is CheckpointError
+    assert "trainer_state.json: not valid JSON: " in str(error)
+
+
+def test_a_pickled_model_has_the_folders_name_and_clock(tmp_path: Path) -> None:
+    """`pytorch_model.bin` in a folder reads as its safetensors would."""
+    folder = tmp_path / "checkpoint-9"
+    folder.mkdir()
+    torch.save({"w": torch.ones(2)}, folder / "pytorch_model.bin")
+    (folder / "trainer_state.json").write_text('{"global_step": 9}')
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.name, checkpoint.format) == ("checkpoint-9", "torch zip")
+    assert clocks(folder) == {Unit.BATCH: 9}
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    """Configuration alone is no checkpoint."""
+    (tmp_path / "config.json").write_text("{}")
+    error = refusal(tmp_path)
+    assert (type(error), str(error)) == (CheckpointError, f"{tmp_path}: a folder without a checkpoint")
+
+
+def test_of_a_folders_files_the_models_is_taken(tmp_path: Path) -> None:
+    """Safetensors come before a pickle of the same model; optimizers and arguments are never weights."""
+    write_model(tmp_path)
+    torch.save({"w": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    for name in ("optimizer.bin", "optimizer.pt", "training_args.bin", "scheduler.pt"):
+        torch.save({"w": torch.zeros(2)}, tmp_path / name)
+    assert read_all(open_checkpoint(tmp_path).weights) == {"w": stored_bytes(torch.ones(2))}
+
+
+def test_accelerates_folder_says_so(tmp_path: Path) -> None:
+    """Random states beside a model, and no Trainer's state, are Accelerate's, which records no clock."""
+    folder = write_model(tmp_path / "checkpoint_3")
+    (folder / "random_states_0.pkl").touch()
+    assert (open_checkpoint(folder).trainer, clocks(folder)) == ("accelerate", {})
+    write_model(folder, {"global_step": 3})
+    assert open_checkpoint(folder).trainer == "transformers"
+
+
+def test_of_several_models_one_is_named(tmp_path: Path) -> None:
+    """Accelerate numbers the models that it prepared: the user says which; the error lists them."""
+    folder = write_model(tmp_path / "checkpoint_3")
+    save_file({"v": torch.zeros(3)}, folder / "model_1.safetensors")
+    torch.save({"u": torch.zeros(1)}, folder / "pytorch_model_2.bin")
+    error = refusal(folder)
+    assert type(error) is UsageError
+    assert "holds several models: model, model_1, pytorch_model_2" in str(error)
+    for component, name in (("model", "w"), ("model_1", "v"), ("pytorch_model_2", "u")):
+        checkpoint = open_checkpoint(folder, ReadOptions(component=component))
+        assert (list(checkpoint.weights.specs), checkpoint.base) == ([name], "model")
+    assert type(refusal(folder, component="model_9")) is UsageError
+
+
+def test_what_diffusers_averaged_is_known_by_its_configuration(tmp_path: Path) -> None:
+    """EMAModel writes its counter into the model's configuration: averages, refused unless asked for."""
+    save_file({"w": torch.ones(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet", "optimization_step": 5, "decay": 0.999}')
+    assert "EMAModel" in (open_checkpoint(tmp_path).averaged or "")
+    asked = open_checkpoint(tmp_path, ReadOptions(weights="ema"))
+    assert (asked.averaged, asked.notes) == (None, (AVERAGED_AGAIN,))
+    assert type(refusal(tmp_path, weights="raw")) is RunError
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet"}')
+    assert open_checkpoint(tmp_path).averaged is None

@@ -1,0 +1,193 @@
+"""Tensors described by a pickle: dtypes, places and clocks; what does not lie in its storage is refused by name."""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+from pathlib import Path
+
+import pytest
+import torch
+
+from ema_cli.checkpoint import MAX_TENSORS
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.pickles.values import Inert, Refused, Storage, TensorRef
+from ema_cli.formats.torch_save import tensors
+from ema_cli.formats.torch_save.file import open_torch
+from ema_cli.formats.torch_save.tensors import TorchFile, dtype_of
+from ema_cli.storage.local import InputFile
+from tests.formats.pickles.test_unpickle import Memory
+from tests.formats.test_contract import read_range, stored_bytes
+
+DATA = bytes(range(240))
+
+
+def opened(folder: Path, saved: object, name: str = "a.pt", *, legacy: bool = False) -> TorchFile:
+    """Save something with torch and open it."""
+    torch.save(saved, folder / name, _use_new_zipfile_serialization=not legacy)
+    return open_torch(InputFile(folder / name))
+
+
+def file_of(**sizes: int) -> TorchFile:
+    """Return a file in memory with storages of these sizes, one after the other."""
+    spans, at = {}, 0
+    for key, size in sizes.items():
+        spans[key] = (at, size)
+        at += size
+    return TorchFile(Memory(DATA), None, spans.get)
+
+
+def ref(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], **changes: object) -> TensorRef:
+    """Return the description of a tensor in a storage of 24 bytes."""
+    fields = {"key": "a", "count": 24, "offset": 0, "kind": None, "conjugate": False, "negative": False} | changes
+    storage = Storage(fields["kind"], fields["key"], fields["count"])
+    return TensorRef(storage, dtype, fields["offset"], shape, strides, fields["conjugate"], fields["negative"])
+
+
+F8 = {
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", F8)
+def test_eight_bit_floats(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Floats of 8 bits have safetensors' names, are not averaged, and read as they lie."""
+    tensor = torch.arange(250, dtype=torch.uint8).view(5, 50).view(dtype)
+    file = opened(tmp_path, {"w": tensor, "turned": tensor.t()})
+    weights = file.weights(file.root)
+    assert {spec.dtype.name for spec in weights.specs.values()} == {F8[dtype]}
+    assert not weights.specs["w"].dtype.averaged
+    assert read_range(weights, "turned", 0, 250) == stored_bytes(tensor.t())
+
+
+def test_four_bit_floats_are_counted_as_elements(tmp_path: Path) -> None:
+    """torch counts pairs of F4, safetensors elements: the last dimension is twice as long, the bytes are the same."""
+    pairs = torch.arange(24, dtype=torch.uint8).view(4, 6)
+    file = opened(tmp_path, {"w": pairs.view(torch.float4_e2m1fn_x2)})
+    weights = file.weights(file.root)
+    spec = weights.specs["w"]
+    assert (spec.dtype.name, spec.shape, spec.nbytes) == ("F4", (4, 12), 24)
+    assert read_range(weights, "w", 0, 24) == bytes(range(24))
+
+
+@pytest.mark.parametrize(("shape", "strides"), [((4, 6), (1, 4)), ((), ())])
+def test_four_bit_floats_out_of_order_are_refused(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    """A transposed F4 would tear pairs apart, and a scalar is half of one."""
+    with pytest.raises(CheckpointError, match="'w' is F4 that does not lie in order"):
+        file_of(a=24).weights({"w": ref("float4_e2m1fn_x2", shape, strides)})
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_complex_numbers_of_both_sizes(legacy: bool, tmp_path: Path) -> None:
+    """complex64 and complex128, conjugated and negated lazily, read as the numbers they are."""
+    for dtype in (torch.complex64, torch.complex128):
+        wave = torch.randn(3, 4, dtype=dtype)
+        tensors = {"w": wave, "conj": wave.conj(), "neg": torch._neg_view(wave.t()), "part": wave.clone().conj().imag}
+        file = opened(tmp_path, tensors, legacy=legacy)
+        weights = file.weights(file.root)
+        for name, tensor in tensors.items():
+            size, count = tensor.element_size(), tensor.numel()
+            for first, last in combinations_with_replacement(range(0, count + 1, 3), 2):
+                whole = stored_bytes(tensor)
+                assert read_range(weights, name, first * size, last * size) == whole[first * size : last * size]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(7),
+        torch.tensor([300], dtype=torch.int16),
+        torch.tensor([[-3]]),
+        torch.tensor(200, dtype=torch.uint8),
+        torch.tensor(7.0),
+        torch.tensor([0.5], dtype=torch.float64),
+    ],
+)
+def test_scalars_are_read(tensor: torch.Tensor, legacy: bool, tmp_path: Path) -> None:
+    """A tensor of one number is read as its value, whatever its shape and width."""
+    file = opened(tmp_path, {"before": torch.ones(5), "step": tensor}, legacy=legacy)
+    assert file.scalar("step", file.root["step"]) == tensor.item()
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.tensor(7.0).half(), torch.tensor(True), torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)]
+)
+def test_what_is_no_counter_is_no_scalar(tensor: torch.Tensor, tmp_path: Path) -> None:
+    """Half-precision floats, which cannot count far, booleans, and none or several elements are no counters."""
+    file = opened(tmp_path, {"step": tensor})
+    assert file.scalar("step", file.root["step"]) is None
+
+
+def test_a_view_of_a_counter_is_its_own_element(tmp_path: Path) -> None:
+    """One element of a longer tensor is read where it lies."""
+    counters = torch.tensor([10, 20, 30])
+    file = opened(tmp_path, {"step": counters[1], "all": counters})
+    assert file.scalar("step", file.root["step"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (ref("float32", (6,), (1,), key="b"), "'w' has its bytes in a storage that is missing"),
+        (ref("float32", (6,), (1,), count=25), "'w' has a storage of 25 bytes, but 24 are in the file"),
+        (ref("float32", (7,), (1,)), "'w' reaches past the end of its storage"),
+        (ref("float32", (6,), (1,), offset=1), "'w' reaches past the end of its storage"),
+        (ref("float32", (2, 2), (4, 2)), "'w' reaches past the end of its storage"),
+        (ref("float32", (1 << 30,), (0,)), "'w' is expanded to 1073741824 elements from a few bytes"),
+        (ref("float32", (6,), (1,), conjugate=True), "'w' is F32 with a bit that only others have"),
+        (ref("int32", (6,), (1,), negative=True), "'w' is I32 with a bit that only others have"),
+        (ref("complex32", (6,), (1,)), "'w' has dtype complex32, which cannot be averaged"),
+        (Refused("it is sparse"), "'w' cannot be averaged: it is sparse"),
+        (Inert("some.Class"), "'w' cannot be averaged: it is not a tensor but a some.Class"),
+        ([1], "'w' cannot be averaged: it is not a tensor but a list"),
+    ],
+)
+def test_what_cannot_be_read_truly_is_refused(tensor: object, message: str) -> None:
+    """A tensor that does not lie in its storage, or is none, is an error with its name; never other bytes."""
+    with pytest.raises(CheckpointError) as caught:
+        file_of(a=24).weights({"w": tensor})
+    assert str(caught.value).startswith("memory: ")
+    assert message in str(caught.value)
+
+
+def test_a_tensor_without_elements_may_lie_anywhere() -> None:
+    """Nothing is read of it, wherever it is said to begin."""
+    weights = file_of(a=24).weights({"w": ref("float32", (0, 3), (9, 9), offset=1000)})
+    assert (weights.specs["w"].nbytes, read_range(weights, "w", 0, 0)) == (0, b"")
+
+
+def test_too_many_tensors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number that no model has, nothing is taken in."""
+    assert MAX_TENSORS > 100_000
+    monkeypatch.setattr(tensors, "MAX_TENSORS", 2)
+    with pytest.raises(CheckpointError, match="holds 3 tensors; at most 2 are read"):
+        file_of(a=24).weights(dict.fromkeys("abc", ref("float32", (6,), (1,))))
+
+
+def test_every_checkpoint_shares_the_tables_of_the_first() -> None:
+    """The names of a thousand equal checkpoints are kept once; one with another order keeps its own."""
+    one, two, other = (
+        file_of(a=24).weights({name: ref("float32", (6,), (1,)) for name in order}) for order in ("wv", "wv", "vw")
+    )
+    two.share(one)
+    other.share(one)
+    assert two.numbers is one.numbers
+    assert two.specs is one.specs
+    assert other.numbers is not one.numbers
+    assert [read_range(each, "v", 0, 24) for each in (one, two, other)] == [DATA[:24]] * 3
+
+
+def test_names_that_torch_gives_dtypes() -> None:
+    """Every dtype of torch is known, or refused by name: none is taken for another of the same size."""
+    known = {
+        name: dtype_of(str(dtype).removeprefix("torch."))
+        for name, dtype in vars(torch).items()
+        if isinstance(dtype, torch.dtype)
+    }
+    read = {str(getattr(torch, name)) for name, dtype in known.items() if dtype is not None}
+    for name, dtype in known.items():
+        if dtype is not None and dtype.name != "F4":
+            assert dtype.itemsize == getattr(torch, name).itemsize
+    assert not any(kind in name for name in read for kind in ("qint", "quint", "complex32", "bits"))
+    assert {"torch.float32", "torch.bfloat16", "torch.complex128", "torch.uint16", "torch.bool"} <= read

@@ -1,0 +1,81 @@
+"""Memory stays bounded, whatever the number and size of the checkpoints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.conftest import make_tensors
+
+SCRIPT = """
+import re
+from pathlib import Path
+from ema_cli.cli import app as cli
+try:
+    cli.main()
+except SystemExit as done:
+    assert not done.code, done.code
+# Not getrusage: its peak is inherited from the process that started this one.
+print("PEAK", re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def peak_mib(folder: Path, *options: str) -> float:
+    """Return the peak resident memory of averaging `folder`, in MiB."""
+    asked = options or ("--half-life", "200ba", "-o", "x.safetensors")
+    command = [sys.executable, "-c", SCRIPT, "average", folder, *asked, "-q", "-f"]
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=True)
+    return int(done.stdout.rpartition("PEAK ")[2]) / 1024
+
+
+@pytest.mark.slow
+def test_peak_memory_does_not_grow_with_checkpoints_or_size(tmp_path: Path):
+    """One large tensor in a few files, or many files of many tensors: under 200 MiB, and near that of a tiny run."""
+    runs = {name: tmp_path / name for name in ("tiny", "large", "many")}
+    for folder in runs.values():
+        folder.mkdir()
+    for step in (100, 200, 300):
+        save_file(make_tensors(step), runs["tiny"] / f"step-{step}.safetensors")
+        save_file(
+            {"weight": torch.full((64 << 20,), float(step)).bfloat16()}, runs["large"] / f"step-{step}.safetensors"
+        )
+    for step in range(200):
+        tensors = {f"layers.{number}.weight": torch.full((40, 10), float(step)) for number in range(200)}
+        save_file(tensors, runs["many"] / f"step-{step}.safetensors")
+    peaks = {name: peak_mib(folder) for name, folder in runs.items()}
+    assert max(peaks.values()) < 200, peaks
+    assert peaks["large"] < peaks["tiny"] + 40, peaks
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_tensors_take_a_kibibyte_each(tmp_path: Path):
+    """120 MiB, and 1 KiB for each tensor name: headers, layout, fold, reading back and manifest together."""
+    names = [f"model.layers.{number:06}.experts.block.weight" for number in range(100_000)]
+    (tmp_path / "run").mkdir()
+    for step in (100, 200, 300, 400):
+        save_file(
+            {name: torch.full((8,), float(step)) for name in names}, tmp_path / "run" / f"step-{step}.safetensors"
+        )
+    for output in ("x.safetensors", "x.safetensors", "x.pt"):  # new, over an older one, as a file of torch's
+        assert peak_mib(tmp_path / "run", "--half-life", "200ba", "-o", output) <= 120 + len(names) / 1024
+    again = ["--recipe", "x.safetensors.manifest.json", "-o", "again.safetensors"]
+    assert peak_mib(tmp_path / "run", *again) <= 120 + len(names) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", ["1", "16"])
+def test_max_memory_bounds_the_process(tmp_path: Path, threads: str):
+    """Also where memory beside the buffers is needed: a mask of infinities, float64 rounded to bfloat16."""
+    (tmp_path / "run").mkdir()
+    for step in (100, 200, 300):
+        mask = torch.full((4 << 20,), -torch.inf, dtype=torch.float64)
+        tensors = {"mask": mask, "weight": torch.full((4 << 20,), step / 7, dtype=torch.float64)}
+        save_file(tensors, tmp_path / "run" / f"step-{step}.safetensors")
+    options = ["--threads", threads, "--dtype", "bfloat16", "--half-life", "200ba", "--half-life", "50ba", "-o", "all"]
+    for limit in (100, 180):
+        assert peak_mib(tmp_path / "run", *options, "--max-memory", f"{limit}MiB") <= limit
