@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ema_cli.comparing.twins import check_alphas, check_twins
 from ema_cli.dtypes import DType
-from ema_cli.errors import UsageError
+from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Fold
 from ema_cli.job import Work, _buffer_sizes, _check_target, prepare
@@ -90,13 +90,26 @@ def average(
     began = time.monotonic()
     plans = [plans] if isinstance(plans, Plan) else plans
     if not plans or (threads is not None and threads < 1):
-        raise UsageError("nothing to average, or no thread to do it: give a plan, and at least one of --threads")
+        raise UsageError(
+            f"nothing to average, or no thread to do it: give a plan, and at least one of {option('threads')}"
+        )
     options = OutputOptions(dtype, tuple(copy), max_shard_size, allow_non_finite)
     work = prepare(plans, target, options, force=force, manifest=manifest)
     sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
     check_twins(plans)
     check_alphas(work.checkpoints)
-    record = Record(work, checksum=checksum, threads=sizes.threads, warnings=warnings) if manifest else None
+    record = (
+        Record(
+            work.checkpoints,
+            options,
+            work.copied,
+            checksum=checksum,
+            threads=sizes.threads,
+            warnings=warnings,
+        )
+        if manifest
+        else None
+    )
     with Staging(work.target.path) as staging:
         folders = [make_folder(staging.folder, work.target, output.target) for output in work.outputs]
         fold, sums = _write_weights(work, folders, sizes, report, record)

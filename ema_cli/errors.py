@@ -29,8 +29,8 @@ def option(name: str, value: object = None) -> str:
 
 
 _MENTION = re.compile("\ufff9([a-z_]+)\ufffa([^\ufffb]*)\ufffb")
-_SHORT = {"output": "-o"}  # known best by their letter
-_OTHER_IN_PYTHON = {"output": "target", "from": "source"}
+_SHORT = {"o": "-o"}
+_OTHER_IN_PYTHON = {"o": "target", "output": "target", "from": "source"}
 
 
 def at_terminal(name: str, value: str = "") -> str:
@@ -47,7 +47,9 @@ def in_python(name: str, value: str = "") -> str:
 
 
 class EmaError(Exception):
-    """Something a user can act on, as data: `str()` of it is for callers from Python, `message(at_terminal)` for others.
+    """Something a user can act on, as data. `str()` of it is for callers from Python.
+
+    `message(at_terminal)` is for those at a command line.
 
     Attributes:
         fact: what is the matter. May mention options, as `option` returns them.
@@ -66,15 +68,14 @@ class EmaError(Exception):
         self.option = option
         self._hint = hint
 
-    def message(self, spelling: Spelling) -> str:
-        """Return option, subject and fact in one line that nothing in it can escape from."""
-        parts = [spelling(self.option, "")] if self.option is not None else []
-        parts += [printable(self.subject)] if self.subject is not None else []
-        return _shortened(": ".join([*parts, _spelled(self.fact, spelling)]))
+    def message(self, spelling: Spelling, *, known: object = None) -> str:
+        """Return option, subject and fact in one line that nothing in it can escape from.
 
-    def reason(self, spelling: Spelling) -> str:
-        """Return the fact alone, for where the subject is known."""
-        return _shortened(_spelled(self.fact, spelling))
+        The subject is left out where it is what the reader has before the eyes, `known`.
+        """
+        parts = [spelling(self.option, "")] if self.option is not None else []
+        parts += [printable(self.subject)] if self.subject not in (None, known) else []
+        return _shortened(": ".join([*parts, _spelled(self.fact, spelling)]))
 
     def advice(self, spelling: Spelling) -> str | None:
         """Return what to do about it, where anything is known."""

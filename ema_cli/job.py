@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dtypes import DType
-from ema_cli.errors import OutputError, RunError, UsageError
+from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.folding.buffers import DEFAULT_BYTES, BufferSizes, divide_memory, least_bytes
 from ema_cli.folding.fold import Average, Fold, Write
 from ema_cli.planning.plan import Plan
@@ -92,7 +92,9 @@ def prepare(
     placed = place(target, plans)
     if options.max_shard_size is not None and not all(each.is_folder for each in placed):
         raise UsageError(
-            "--max-shard-size: is for a folder, and this is one file", hint="a name without a suffix: -o DIR"
+            "is for a folder, and this is one file",
+            option="max_shard_size",
+            hint=f"a name without a suffix: {option('o', 'DIR')}",
         )
     for plan in plans:
         refuse_averaged(plan)
@@ -101,7 +103,8 @@ def prepare(
     free = work.bytes_free
     if work.bytes_to_write > free:
         raise OutputError(
-            f"{work.target.path}: needs {work.bytes_to_write} bytes, but {free} are free",
+            f"needs {work.bytes_to_write} bytes, but {free} are free",
+            subject=work.target.path,
             hint="make room, or write elsewhere with -o",
         )
     return work
@@ -155,8 +158,9 @@ def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[s
         different = [name for name in {**kinds[0], **kinds[1]} if kinds[0].get(name) != kinds[1].get(name)]
         if different:
             raise RunError(
-                f"{plan.newest.path}: '{different[0]}' has not the types, or the shape, that it has for half-life "
+                f"'{different[0]}' has not the types, or the shape, that it has for half-life "
                 f"{plans[0].recipe.half_life}",
+                subject=plan.newest.path,
                 hint="average them one by one",
             )
 
@@ -209,7 +213,8 @@ def _buffer_sizes(plans: Sequence[Plan], threads: int, max_memory: int | None) -
         if budget < least:
             needed = -(-(taken + least) // 10**6)
             raise UsageError(
-                f"--max-memory: {max_memory / 1e6:.4g} MB are too few; this average needs {needed} MB",
-                hint=f"--max-memory {needed}MB",
+                f"{max_memory / 1e6:.4g} MB are too few; this average needs {needed} MB",
+                option="max_memory",
+                hint=f"{option('max_memory', f'{needed}MB')}",
             )
     return divide_memory(budget, threads, len(plans), newest)

@@ -57,7 +57,7 @@ def parse_size(text: str, option: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{option}: '{text[:60]}' is not a size", hint="a number and a unit: 200MB, 1GiB")
+        raise UsageError(f"'{text[:60]}' is not a size", option=option, hint="a number and a unit: 200MB, 1GiB")
     number, prefix, binary = match.groups()
     power = " kmgt".index(prefix.lower()) if prefix else 0
     return int(Fraction(number) * (1024 if binary else 1000) ** power)

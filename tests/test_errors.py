@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ema_cli import errors
-from ema_cli.errors import EmaError, printable
+from ema_cli.errors import EmaError, UsageError, at_terminal, option, printable
 
 CODES = {
     "UsageError": 2, "CheckpointError": 3, "IncompleteCheckpoint": 3, "NoWeights": 3, "RunError": 4, "OutputError": 5,
@@ -15,7 +15,11 @@ CODES = {
 
 def test_each_class_has_its_exit_code():
     """The codes are those of the documentation; every class is one of them."""
-    found = {name: each.exit_code for name, each in vars(errors).items() if isinstance(each, type)}
+    found = {
+        name: each.exit_code
+        for name, each in vars(errors).items()
+        if isinstance(each, type) and issubclass(each, EmaError)
+    }
     assert found == {"EmaError": 1, **CODES}
 
 
@@ -39,3 +43,28 @@ def test_a_message_has_an_end():
     message = str(EmaError("a" * 1_000_000))
     assert len(message) < 2100
     assert message.endswith("a...")
+
+
+def test_an_option_is_spelled_as_its_reader_knows_it():
+    """At a terminal --half-life 50ba, in Python half_life='50ba'; a flag, and one that is turned off, likewise."""
+    error = UsageError(
+        f"goes with {option('half_life', '50ba')}", option="sigma_rel", hint=f"{option('force', True)} or not"
+    )
+    assert error.message(at_terminal) == "--sigma-rel: goes with --half-life 50ba"
+    assert str(error) == "sigma_rel=: goes with half_life='50ba'"
+    assert (error.advice(at_terminal), error.hint) == ("--force or not", "force=True or not")
+    assert EmaError(option("manifest", False)).message(at_terminal) == "--no-manifest"
+    assert str(EmaError(option("manifest", False))) == "manifest=False"
+
+
+def test_a_subject_that_the_reader_has_before_the_eyes_is_left_out():
+    """So nobody has to strip a path from a message; another subject stays."""
+    error = EmaError("is cut short", subject="a/b.pt")
+    assert error.message(at_terminal) == "a/b.pt: is cut short"
+    assert error.message(at_terminal, known="a/b.pt") == "is cut short"
+    assert error.message(at_terminal, known="a") == "a/b.pt: is cut short"
+
+
+def test_a_subject_once_known_is_kept():
+    """`about` names the subject of an error that has none, and leaves one that has."""
+    assert str(EmaError("is cut short").about("a").about("b")) == "a: is cut short"

@@ -10,6 +10,7 @@ import pytest
 
 from ema_cli.errors import UsageError
 from ema_cli.system import memory
+from ema_cli.text import parse_size
 
 
 @pytest.mark.parametrize(
@@ -18,14 +19,14 @@ from ema_cli.system import memory
 )
 def test_sizes_are_decimal_and_binary(text: str, nbytes: int):
     """As people write them, in any case."""
-    assert text.parse_size(text, "--max-memory") == nbytes
+    assert parse_size(text, "max_memory") == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "200", "MB", "-1MB", "1e3MB", "1PB", "1 M B", "infMB", "1MBps", "\u0661MB"])
 def test_what_is_no_size_is_refused(text: str):
     """A bare number, too: bytes or megabytes?"""
-    with pytest.raises(UsageError, match=r"--max-memory: .* is not a size") as raised:
-        text.parse_size(text, "--max-memory")
+    with pytest.raises(UsageError, match=r"max_memory=: .* is not a size") as raised:
+        parse_size(text, "max_memory")
     assert raised.value.hint
 
 

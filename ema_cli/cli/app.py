@@ -14,7 +14,7 @@ import typer
 from ema_cli.cli.commands import average, compare, inspect, report, verify
 from ema_cli.cli.commands.shared import error_facts, print_json
 from ema_cli.cli.options import Version
-from ema_cli.errors import EmaError, UsageError
+from ema_cli.errors import EmaError, UsageError, option
 from ema_cli.system import signals
 
 _EPILOG = """\
@@ -92,7 +92,7 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except MemoryError:
-        return _fail(EmaError("out of memory", hint="use fewer --threads"), arguments)
+        return _fail(EmaError("out of memory", hint=f"use fewer {option('threads')}"), arguments)
     except OSError as problem:
         subject = f"{problem.filename}: " if problem.filename else ""
         return _fail(EmaError(f"{subject}{problem.strerror or problem}"), arguments)
@@ -104,7 +104,7 @@ def _run(arguments: list[str]) -> int:
 def _usage_error(problem: Any) -> UsageError:
     """Return typer's error as ours, with the help that lists what there is."""
     return UsageError(
-        problem.format_message(), hint=f"see {problem.ctx.command_path if problem.ctx else 'ema-cli'} --help"
+        problem.format_message(), hint=f"see {problem.ctx.command_path if problem.ctx else 'ema-cli'} {option('help')}"
     )
 
 

@@ -228,26 +228,26 @@ def parse_recipes(
     from ema_cli.law.recipe import EVERY, Recipe
     from ema_cli.law.time import Time
 
-    def time(text: str | None, option: str) -> Time | None:
-        return None if text is None else Time.parse(text, option)
+    def time(text: str | None, name: str) -> Time | None:
+        return None if text is None else Time.parse(text, name)
 
-    interval: Any = update_interval if update_interval == EVERY else time(update_interval, "--update-interval")
+    interval: Any = update_interval if update_interval == EVERY else time(update_interval, "update_interval")
     recipes: list[Recipe] = []
     each_half_life: Sequence[str | None] = half_lives or [None]
     for half_life in each_half_life:
         recipe = Recipe(
-            half_life=time(half_life, "--half-life"),
+            half_life=time(half_life, "half_life"),
             update_interval=interval,
             smoothing=smoothing,
-            start=time(start, "--start"),
-            stop=time(stop, "--stop"),
+            start=time(start, "start"),
+            stop=time(stop, "stop"),
             last=last,
             bias_correction=bias_correction,
             profile=profile,
             sigma_rel=sigma_rel,
         )
         if recipe in recipes:
-            raise UsageError(f"--half-life: '{half_life}' is given twice")
+            raise UsageError(f"'{half_life}' is given twice", option="half_life")
         recipes.append(recipe)
     return recipes
 
@@ -255,10 +255,10 @@ def parse_recipes(
 def parse_from(text: str | None, given: Mapping[str, object]) -> bool:
     """Return whether stored averages are to be taken; what is `given` on how to read others has no place there."""
     if text not in (None, "raw", "stored"):
-        raise UsageError(f"--from: '{text}' is neither raw nor stored")
-    for option, value in given.items() if text == "stored" else ():
+        raise UsageError(f"'{text}' is neither raw nor stored", option="from")
+    for name, value in given.items() if text == "stored" else ():
         if value not in (None, False):
-            raise UsageError(f"{option}: is for raw checkpoints; stored averages say what they are")
+            raise UsageError("is for raw checkpoints; stored averages say what they are", option=name)
     return text == "stored"
 
 
@@ -271,13 +271,13 @@ def parse_read_options(
     match weights:
         case None | "raw" | "ema":
             return ReadOptions(key, weights, component, keep_prefix, tuple(copy or ()))
-    raise UsageError(f"--weights: '{weights}' is neither raw nor ema")
+    raise UsageError(f"'{weights}' is neither raw nor ema", option="weights")
 
 
 def check_threads(number: int | None) -> None:
     """Check the number of threads, None for the default."""
     if number is not None and number < 1:
-        raise UsageError(f"--threads: {number} is not a number of threads", hint="at least 1")
+        raise UsageError(f"{number} is not a number of threads", option="threads", hint="at least 1")
 
 
 def parse_gates(min_count: int | None, max_share: float | None, strict: bool, expect_keys: Path | None) -> Gates:
@@ -294,5 +294,5 @@ def parse_dtype(name: str | None) -> DType | None:
     if name is None:
         return None
     if name not in _DTYPES:
-        raise UsageError(f"--dtype: '{name}' cannot be written", hint=f"one of {', '.join(_DTYPES)}")
+        raise UsageError(f"'{name}' cannot be written", option="dtype", hint=f"one of {', '.join(_DTYPES)}")
     return DTYPES[_DTYPES[name]]

@@ -38,7 +38,7 @@ from ema_cli.cli.sentences import (
     stored_lines,
     tensors_line,
 )
-from ema_cli.errors import EmaError, printable
+from ema_cli.errors import EmaError, at_terminal, printable
 from ema_cli.text import size, some
 
 _BAR_WIDTH = 24
@@ -70,10 +70,11 @@ def console(*, stderr: bool = False) -> Console:
 def error(problem: EmaError) -> None:
     """Print what is wrong, and what to do."""
     out = console(stderr=True)
-    out.print(Text.assemble(("error: ", "bold red"), str(problem)), soft_wrap=True)
-    if problem.hint:
-        out.print(Text.assemble(("hint:  ", "bold"), problem.hint), soft_wrap=True)
-    annotate("error", str(problem), problem.hint)
+    message, hint = problem.message(at_terminal), problem.advice(at_terminal)
+    out.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    if hint:
+        out.print(Text.assemble(("hint:  ", "bold"), hint), soft_wrap=True)
+    annotate("error", message, hint)
 
 
 def warnings(messages: Sequence[str]) -> None:

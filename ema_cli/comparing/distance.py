@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DType
-from ema_cli.errors import EmaError
+from ema_cli.errors import EmaError, option
 from ema_cli.folding.blocks import Group, make_groups
 from ema_cli.folding.kernel.numpy_kernel import Floats, components, decode
 
@@ -172,7 +172,7 @@ def _submit(pool: ThreadPoolExecutor, stretch: Callable[[], Sums]) -> Future[Sum
     try:
         return pool.submit(stretch)
     except RuntimeError as error:
-        raise EmaError(f"no thread can be started: {error}", hint="use fewer --threads") from error
+        raise EmaError(f"no thread can be started: {error}", hint=f"use fewer {option('threads')}") from error
 
 
 class _Buffers:

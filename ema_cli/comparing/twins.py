@@ -19,7 +19,8 @@ def check_twins(plans: Sequence[Plan]) -> None:
         different = compare_tensors(kept, other)
         if different is not None:
             raise RunError(
-                f"{other.path}: has the same clock as {kept.name}, but '{different}' differs",
+                f"has the same clock as {kept.name}, but '{different}' differs",
+                subject=other.path,
                 hint="these are two runs, or two branches of one: name the checkpoints of one",
             )
 
@@ -33,7 +34,8 @@ def check_alphas(checkpoints: Sequence[Checkpoint]) -> None:
             holders = [each for each in checkpoints if name in each.weights.specs]
             if len({_read_bytes(each, name) for each in holders}) > 1:
                 raise RunError(
-                    f"{newest.path}: '{name}' is not the same in all checkpoints",
+                    f"'{name}' is not the same in all checkpoints",
+                    subject=newest.path,
                     hint="these are adapters of different scales; average those of one",
                 )
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dtypes import DType
-from ema_cli.errors import EmaError, NonFiniteError
+from ema_cli.errors import EmaError, NonFiniteError, option
 from ema_cli.folding.blocks import Block, make_blocks, make_groups, read_pieces
 from ema_cli.folding.buffers import Buffers, BufferSizes, Views
 from ema_cli.folding.kernel.numpy_kernel import (
@@ -161,7 +161,7 @@ class Fold:
         try:
             return {pool.submit(self._work, blocks) for _ in range(number)}
         except RuntimeError as error:
-            raise EmaError(f"no thread can be started: {error}", hint="use fewer --threads") from error
+            raise EmaError(f"no thread can be started: {error}", hint=f"use fewer {option('threads')}") from error
 
     def _work(self, blocks: Iterator[tuple[int, Block]]) -> None:
         buffers = Buffers(self.sizes, len(self.averages), len(self._newest))
@@ -341,11 +341,13 @@ class Fold:
         if numbers[first] < 0:
             raise NonFiniteError(
                 f"'{name}' is too large for {block.target.name} at element {element} of the average",
-                hint="write a wider type: --dtype float32 or bfloat16",
+                hint=f"write a wider type: {option('dtype', 'float32')} or bfloat16",
             )
         raise NonFiniteError(
-            f"{self.checkpoints[numbers[first]].path}: '{name}' is not finite at element {element}",
-            hint="leave that checkpoint out (--start, --stop), or let it pass with --allow-non-finite",
+            f"'{name}' is not finite at element {element}",
+            subject=self.checkpoints[numbers[first]].path,
+            hint=f"leave that checkpoint out ({option('start')}, {option('stop')}), or let "
+            f"it pass with {option('allow_non_finite', True)}",
         )
 
     def _note_infinite(self, average: Average, block: Block, elements: NDArray[np.intp]) -> None:

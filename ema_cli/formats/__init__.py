@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, UsageError
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, UsageError, option
 from ema_cli.formats.dcp import directory as dcp_directory
 from ema_cli.formats.folders import deepspeed, refused
 from ema_cli.formats.folders import diffusers as pipeline
@@ -63,12 +63,14 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
     for reader in READERS:
         if reader.matches(path):
             if options.component is not None and reader not in (hf_directory, dcp_directory, pipeline):
-                raise UsageError(f"{path}: holds one model, and --component chooses of several", hint=LEAVE_OUT)
+                raise UsageError(
+                    f"holds one model, and {option('component')} chooses of several", subject=path, hint=LEAVE_OUT
+                )
             checkpoint = reader.open_checkpoint(path, options)
             return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder without a checkpoint", hint=WHAT_IS_READ)
+        raise CheckpointError("a folder without a checkpoint", subject=path, hint=WHAT_IS_READ)
     if os.path.isfile(path) and path.stat().st_size < 8:  # noqa: PTH113 - which raises nothing
-        raise IncompleteCheckpoint(f"{path}: is empty", hint="its writer did not finish")
+        raise IncompleteCheckpoint("is empty", subject=path, hint="its writer did not finish")
     InputFile(path)  # which says so if it cannot be read at all
-    raise NoWeights(f"{path}: not a checkpoint of a format that is read", hint=WHAT_IS_READ)
+    raise NoWeights("not a checkpoint of a format that is read", subject=path, hint=WHAT_IS_READ)

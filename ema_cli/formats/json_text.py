@@ -22,14 +22,14 @@ def read_json(file: InputFile, max_bytes: int) -> Any:
     """
     if file.size > max_bytes:
         raise CheckpointError(
-            f"{file.path}: {file.size} bytes are too many for this file; at most {max_bytes} are read"
+            f"{file.size} bytes are too many for this file; at most {max_bytes} are read", subject=file.path
         )
     text = file.read(0, file.size)
     try:
         return parse_json(text)
     except ValueError as error:
         kind = IncompleteCheckpoint if is_cut(text) else CheckpointError
-        raise kind(f"{file.path}: not valid JSON: {error}") from error
+        raise kind(f"not valid JSON: {error}", subject=file.path) from error
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

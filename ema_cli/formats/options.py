@@ -6,6 +6,8 @@ import fnmatch
 from dataclasses import dataclass
 from typing import Literal
 
+from ema_cli.errors import option
+
 Choice = Literal["raw", "ema"] | None
 
 
@@ -29,4 +31,4 @@ class ReadOptions:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.copy)
 
 
-LEAVE_OUT = "leave out --component"
+LEAVE_OUT = f"leave out {option('component')}"

@@ -65,19 +65,21 @@ def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[Sha
     for name, shard in weight_map.items():
         expected.setdefault(shard, set()).add(name)
     if len(expected) > _MAX_SHARDS:
-        raise CheckpointError(f"{path}: names {len(expected)} shards; at most {_MAX_SHARDS} are read")
+        raise CheckpointError(f"names {len(expected)} shards; at most {_MAX_SHARDS} are read", subject=path)
     opened = []
     part_of: dict[str, int] = {}
     specs: dict[str, TensorSpec] = {}
     for number, shard in enumerate(sorted(expected)):
         where = path.parent / shard
         if not os.path.exists(where):  # noqa: PTH110 - which raises nothing for a name that no file can have
-            raise IncompleteCheckpoint(f"{path.parent}: shard '{shard}' is missing")
+            raise IncompleteCheckpoint(f"shard '{shard}' is missing", subject=path.parent)
         part = open_part(where)
         found = part.weights.specs
         for name in sorted(expected[shard].symmetric_difference(found)):
             side = "is in the shard only" if name in found else "is in the index only"
-            raise CheckpointError(f"{where}: '{name[:200]}' {side}", hint="index and shards are of different saves")
+            raise CheckpointError(
+                f"'{name[:200]}' {side}", subject=where, hint="index and shards are of different saves"
+            )
         specs.update(found)
         part_of.update(dict.fromkeys(found, number))
         opened.append(part)
@@ -88,15 +90,15 @@ def _read_index(path: Path) -> dict[str, str]:
     index = read_json(InputFile(path), _MAX_INDEX_BYTES)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: has no 'weight_map'")
+        raise CheckpointError("has no 'weight_map'", subject=path)
     if len(weight_map) > MAX_TENSORS:
-        raise CheckpointError(f"{path}: names {len(weight_map)} tensors; at most {MAX_TENSORS} are read")
+        raise CheckpointError(f"names {len(weight_map)} tensors; at most {MAX_TENSORS} are read", subject=path)
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not is_plain_name(shard):
             said = repr(shard[:200]) if isinstance(shard, str) else f"a {type(shard).__name__}"
-            raise CheckpointError(f"{path}: '{name[:200]}' is said to be in {said}, which is not a file name")
+            raise CheckpointError(f"'{name[:200]}' is said to be in {said}, which is not a file name", subject=path)
         if shard.endswith(".json"):  # which could be this very index
-            raise CheckpointError(f"{path}: '{name[:200]}' is said to be in '{shard}', which is no shard")
+            raise CheckpointError(f"'{name[:200]}' is said to be in '{shard}', which is no shard", subject=path)
     return weight_map
 
 

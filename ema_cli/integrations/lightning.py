@@ -101,7 +101,8 @@ class EMACallback(Callback):
         """
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise UsageError(
-                f"{type(trainer.strategy).__name__}: keeps the module in a form that cannot be averaged as it trains",
+                "keeps the module in a form that cannot be averaged as it trains",
+                subject=type(trainer.strategy).__name__,
                 hint="shard it with ModelParallelStrategy, or average its checkpoints: ema-cli average",
             )
         self._is_writer = trainer.is_global_zero

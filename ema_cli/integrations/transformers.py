@@ -128,7 +128,7 @@ class EMACallback(TrainerCallback):
         folder = _checkpoint(args, state)
         if args.should_save and not folder.is_dir():
             raise OutputError(
-                f"{folder}: is not where the Trainer saved", hint="search hyperparameters with save_strategy='no'"
+                "is not where the Trainer saved", subject=folder, hint="search hyperparameters with save_strategy='no'"
             )
         if self.ema.started:
             self._export(self.ema, folder, kwargs.get("processing_class"), writes=args.should_save)
@@ -188,10 +188,11 @@ class EMACallback(TrainerCallback):
             return None  # nothing is lost
         if found is None:
             raise RunError(
-                f"{usual}: is not what the Trainer resumed from, and it does not tell its callbacks what is",
+                "is not what the Trainer resumed from, and it does not tell its callbacks what is",
+                subject=usual,
                 hint="say it in its arguments, too: TrainingArguments(resume_from_checkpoint=...)",
             )
-        raise RunError(f"{found}: has no averages to go on with", hint="begin them later, as ema_start='5000ba'")
+        raise RunError("has no averages to go on with", subject=found, hint="begin them later, as ema_start='5000ba'")
 
     def _load(self, ema: EMA, path: Path) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -246,7 +247,8 @@ class EMATrainerMixin:
         found = [each for each in self.callback_handler.callbacks if isinstance(each, EMACallback)]
         if len(found) != 1:
             raise UsageError(
-                f"{type(self).__name__}: has {len(found)} EMACallbacks, but evaluates the average of one",
+                f"has {len(found)} EMACallbacks, but evaluates the average of one",
+                subject=type(self).__name__,
                 hint="callbacks=[EMACallback(half_life='50ba')]; of several half-lives the first is evaluated",
             )
         return found[0]

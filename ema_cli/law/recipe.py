@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ema_cli.errors import UsageError
+from ema_cli.errors import UsageError, option
 from ema_cli.law.events import UNIFORM_SIGMA_REL
 from ema_cli.law.time import Time, Unit
 
@@ -40,52 +40,58 @@ class Recipe:
         given = sum(each is not None for each in (self.half_life, self.smoothing, self.profile))
         if given != 1:
             raise UsageError(
-                f"{'only one' if given else 'one'} of --half-life, --smoothing and --profile is needed",
-                hint="for instance --half-life 50ba: after 50 batches a checkpoint counts half",
+                f"{'only one' if given else 'one'} of {option('half_life')}, "
+                f"{option('smoothing')} and {option('profile')} is needed",
+                hint=f"for instance {option('half_life', '50ba')}: after 50 batches a checkpoint counts half",
             )
         self._check_profile()
         if self.smoothing is not None and not 0 <= self.smoothing <= 1:
             raise UsageError(
-                f"--smoothing: {self.smoothing:g} is not in [0, 1]",
+                f"{self.smoothing:g} is not in [0, 1]",
+                option="smoothing",
                 hint="the share of the old average that is kept at one update, as 0.99",
             )
         if isinstance(self.update_interval, Time):
             self._check_interval(self.update_interval)
         elif self.update_interval not in (None, EVERY):
-            raise UsageError(f"--update-interval: '{self.update_interval}' is neither a time nor '{EVERY}'")
+            raise UsageError(f"'{self.update_interval}' is neither a time nor '{EVERY}'", option="update_interval")
         if self.last is not None and self.last < 1:
-            raise UsageError(f"--last: {self.last} is not a number of checkpoints", hint="at least 1")
+            raise UsageError(f"{self.last} is not a number of checkpoints", option="last", hint="at least 1")
         if self.start is not None and self.start.value == math.inf:
-            raise UsageError("--start: infinity leaves nothing to average", hint="give a clock, as 1000ba")
+            raise UsageError("infinity leaves nothing to average", option="start", hint="give a clock, as 1000ba")
 
     def _check_profile(self) -> None:
         if self.profile is not None and self.profile not in PROFILES:
-            raise UsageError(f"--profile: '{self.profile}' is unknown", hint=f"one of {', '.join(PROFILES)}")
+            raise UsageError(f"'{self.profile}' is unknown", option="profile", hint=f"one of {', '.join(PROFILES)}")
         if (self.sigma_rel is not None) != (self.profile == POWER):
             raise UsageError(
-                "--sigma-rel is the width of --profile power, and goes with it",
-                hint="as --profile power --sigma-rel 0.1",
+                f"{option('sigma_rel')} is the width of {option('profile', 'power')}, and goes with it",
+                hint=f"as {option('profile', 'power')} {option('sigma_rel', '0.1')}",
             )
         if self.sigma_rel is not None and not 0 < self.sigma_rel <= UNIFORM_SIGMA_REL:
             raise UsageError(
-                f"--sigma-rel: {self.sigma_rel:g} is not above 0 and at most {UNIFORM_SIGMA_REL:.4f}",
+                f"{self.sigma_rel:g} is not above 0 and at most {UNIFORM_SIGMA_REL:.4f}",
+                option="sigma_rel",
                 hint="its standard deviation as a share of the training: 0.05, 0.1; the largest is a uniform average",
             )
         if self.profile is not None and self.bias_correction:
             raise UsageError(
-                "--bias-correction is for a half-life or a smoothing: a profile gives the first no excess",
+                f"{option('bias_correction', True)} is for a half-life or a "
+                "smoothing: a profile gives the first no excess",
                 hint="leave it out",
             )
 
     def _check_interval(self, interval: Time) -> None:
         if not 0 < interval.value < math.inf:
             raise UsageError(
-                f"--update-interval: '{interval}' is no distance between updates",
+                f"'{interval}' is no distance between updates",
+                option="update_interval",
                 hint=f"as 10ba, or '{EVERY}' to fold each checkpoint",
             )
         if self.half_life is not None and interval.unit != self.half_life.unit:
             raise UsageError(
-                f"--update-interval: '{interval}' and --half-life '{self.half_life}' have different units",
+                f"'{interval}' and {option('half_life')} '{self.half_life}' have different units",
+                option="update_interval",
                 hint="give both in the same unit",
             )
 

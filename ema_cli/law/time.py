@@ -43,22 +43,28 @@ class Time:
     unit: Unit
 
     @classmethod
-    def parse(cls, text: str, option: str = "time") -> Time:
-        """Read `50ba`, `0.5ep`, `1e9tok`, `0ba` or `infba`; `option` names the source in errors.
+    def parse(cls, text: str, option: str | None = None, *, subject: str = "time") -> Time:
+        """Read `50ba`, `0.5ep`, `1e9tok`, `0ba` or `infba`.
+
+        An error names the `option` whose value it is, or else the `subject` that holds it.
 
         Raises:
             UsageError: for a bare number, a negative one, NaN, an unknown unit, over 40 digits or 10^30.
         """
         match = _TIME.fullmatch(text.strip())
         if match is None:
-            raise UsageError(f"{option}: '{text[:60]}' is not a time", hint=_EXAMPLES)
+            raise UsageError(
+                f"'{text[:60]}' is not a time", option=option, subject=None if option else subject, hint=_EXAMPLES
+            )
         unit = Unit(match["unit"].lower())
         if match["inf"]:
             return cls(math.inf, unit)
         digits, exponent = match["digits"], int(match["exponent"] or 0)
         if len(digits.replace(".", "")) > _MAX_DIGITS or abs(exponent) > _MAX_EXPONENT:
             raise UsageError(
-                f"{option}: '{text[:60]}' is out of range",
+                f"'{text[:60]}' is out of range",
+                option=option,
+                subject=None if option else subject,
                 hint=f"at most {_MAX_DIGITS} digits and an exponent of at most {_MAX_EXPONENT}",
             )
         return cls(Fraction(digits) * Fraction(10) ** exponent, unit)

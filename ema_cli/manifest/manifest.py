@@ -174,7 +174,7 @@ def read_manifest(path: Path) -> Manifest:
     manifest = read_json(InputFile(path), _MAX_BYTES)
     wrong = mismatch(manifest, read_schema("manifest"))
     if wrong:
-        raise CheckpointError(f"{path}: is no manifest that this version of ema-cli reads: {wrong}")
+        raise CheckpointError(f"is no manifest that this version of ema-cli reads: {wrong}", subject=path)
     errors = manifest["approximation"] or {}
     numbers = [(each, "weight") for each in manifest["inputs"]] + [(errors, name) for name in errors]
     numbers += [
@@ -184,6 +184,6 @@ def read_manifest(path: Path) -> Manifest:
         try:
             owner[name] = float(owner[name])
         except OverflowError as error:
-            raise CheckpointError(f"{path}: its {name} is too large for a number") from error
+            raise CheckpointError(f"its {name} is too large for a number", subject=path) from error
     found: Manifest = manifest
     return found

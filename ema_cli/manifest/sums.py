@@ -83,6 +83,6 @@ def parse_sums(text: bytes, subject: str) -> dict[str, str]:
         if match and match[1]:
             name = re.sub(r"\\([\\nr])", lambda each: {"\\": "\\", "n": "\n", "r": "\r"}[each[1]], name)
         if match is None or name in found:
-            raise CheckpointError(f"{subject}: line {number} is no sum of a file of its own")
+            raise CheckpointError(f"line {number} is no sum of a file of its own", subject=subject)
         found[name] = match[2]
     return found

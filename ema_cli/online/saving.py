@@ -46,7 +46,7 @@ Named = Iterator[tuple[str, Tensor, torch.dtype]]
 def save_average(ema: EMA, track: int, path: Path, *, force: bool, allow_non_finite: bool) -> None:
     """Write an average as `EMA.save` says."""
     if path.suffix.lower() != ".safetensors":
-        raise OutputError(f"{path}: does not end in .safetensors", hint="save('ema.safetensors')")
+        raise OutputError("does not end in .safetensors", subject=path, hint="save('ema.safetensors')")
     store = ema._ready_store()
     store.settle()
     parts = _by_name(store, store.averages[track], store.copies)
@@ -57,7 +57,7 @@ def save_average(ema: EMA, track: int, path: Path, *, force: bool, allow_non_fin
         if not allow_non_finite:
             _check_finite(ema, track, path)
         if _is_writer() and path.exists() and not force:
-            raise OutputError(f"{path}: exists already", hint="give another name, or force=True to replace it")
+            raise OutputError("exists already", subject=path, hint="give another name, or force=True to replace it")
 
     _write(path, _state(store, parts, widened=False), record, check, force=force)
 
@@ -205,7 +205,7 @@ def _check_finite(ema: EMA, track: int, path: Path) -> None:
         written = part.to(slot.dtype)
         odd = ~written.isfinite()
         if bool(odd.any()) and bool((odd & (written != value.to(written.device))).any()):
-            raise NonFiniteError(f"{path}: '{slot.name}' is not finite", hint="allow_non_finite=True writes it")
+            raise NonFiniteError(f"'{slot.name}' is not finite", subject=path, hint="allow_non_finite=True writes it")
 
 
 def _write(path: Path, named: Named, record: Mapping[str, Any], check: Callable[[], None], *, force: bool) -> None:
@@ -214,7 +214,7 @@ def _write(path: Path, named: Named, record: Mapping[str, Any], check: Callable[
     specs = {}
     for name, (tensor, dtype) in tensors.items():
         if dtype not in _TYPES:
-            raise OutputError(f"{path}: '{name}' is {dtype}, which safetensors has no place for")
+            raise OutputError(f"'{name}' is {dtype}, which safetensors has no place for", subject=path)
         specs[name] = TensorSpec(DTYPES[_TYPES[dtype]], tuple(tensor.shape))
     text = json.dumps(record, separators=(",", ":"))
     file = lay_out_file(path.name, specs, {"format": "pt", METADATA_KEY: text})

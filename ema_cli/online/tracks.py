@@ -110,17 +110,17 @@ def _several(value: Times) -> list[str | Time]:
 def _numbers(value: Numbers | None, name: str) -> list[float]:
     given = list(value) if isinstance(value, Sequence) else [value]
     if not all(isinstance(each, int | float) for each in given):
-        raise UsageError(f"{name}: {value!r} is no number", hint="as smoothing=0.99, or sigma_rel=(0.05, 0.10)")
+        raise UsageError(f"{value!r} is no number", subject=name, hint="as smoothing=0.99, or sigma_rel=(0.05, 0.10)")
     return [float(each) for each in given if each is not None]
 
 
 def _time(value: object, name: str) -> Time:
     if isinstance(value, Time):
         if not value.value >= 0:
-            raise UsageError(f"{name}: {value} is not a time", hint="write a number and a unit: '50ba'")
+            raise UsageError(f"{value} is not a time", subject=name, hint="write a number and a unit: '50ba'")
         return value
     if not isinstance(value, str):
-        raise UsageError(f"{name}: {value!r} is not a time", hint="write a number and a unit: '50ba'")
+        raise UsageError(f"{value!r} is not a time", subject=name, hint="write a number and a unit: '50ba'")
     return Time.parse(value, name)
 
 

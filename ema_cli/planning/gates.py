@@ -30,9 +30,9 @@ class Gates:
 
     def __post_init__(self) -> None:
         if self.min_count is not None and self.min_count < 1:
-            raise UsageError(f"--min-count: {self.min_count} is not a number of checkpoints", hint="at least 1")
+            raise UsageError(f"{self.min_count} is not a number of checkpoints", option="min_count", hint="at least 1")
         if self.max_share is not None and not 0 < self.max_share <= 1:
-            raise UsageError(f"--max-share: {self.max_share:g} is not above 0 and at most 1", hint="as 0.5")
+            raise UsageError(f"{self.max_share:g} is not above 0 and at most 1", option="max_share", hint="as 0.5")
 
     @property
     def demand_anything(self) -> bool:
@@ -79,15 +79,17 @@ def read_keys(path: Path) -> frozenset[str]:
     """
     try:
         if path.stat().st_size > _MAX_KEYS_BYTES:
-            raise UsageError(f"--expect-keys: {path}: is too large for a list of names")
+            raise UsageError("is too large for a list of names", option="expect_keys", subject=path)
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fact = error.strerror if isinstance(error, OSError) else "is no text"
-        raise UsageError(f"--expect-keys: {path}: {fact}", hint="a file with one name on each line") from error
+        raise UsageError(
+            f"{fact}", option="expect_keys", subject=path, hint="a file with one name on each line"
+        ) from error
     names = _in_json(text) if text.lstrip().startswith(("{", "[")) else None
     names = names if names is not None else [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
-        raise UsageError(f"--expect-keys: {path}: lists no name", hint="a file with one name on each line")
+        raise UsageError("lists no name", option="expect_keys", subject=path, hint="a file with one name on each line")
     return frozenset(names)
 
 

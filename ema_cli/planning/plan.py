@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import floor
 
 from ema_cli.checkpoint import MIN_CLOCK, Checkpoint
-from ema_cli.errors import RunError
+from ema_cli.errors import RunError, option
 from ema_cli.law.events import Events, Power
 from ema_cli.law.recipe import SQUARE_ROOT, UNIFORM, Recipe
 from ema_cli.law.time import Time, Unit, format_number
@@ -187,19 +187,20 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
         RunError: where clocks are missing in a unit that the recipe needs, or where nothing is left to average.
     """
     if not run.checkpoints:
-        raise RunError(f"{run.root}: no checkpoint to average")
+        raise RunError("no checkpoint to average", subject=run.root)
     unit = recipe.unit or (run.units[0] if recipe.profile and run.units else None)  # a profile is one over time
-    for needed, option in (
+    for needed, what in (
         (recipe.unit, "the half-life" if recipe.half_life else "the update interval"),
-        (recipe.start.unit if recipe.start else None, "--start"),
-        (recipe.stop.unit if recipe.stop else None, "--stop"),
+        (recipe.start.unit if recipe.start else None, option("start")),
+        (recipe.stop.unit if recipe.stop else None, option("stop")),
     ):
         if needed is not None:
-            _check_clocks(run, needed, option)
+            _check_clocks(run, needed, what)
     if not run.units:
         raise RunError(
-            f"{run.root}: the checkpoints record no clock, and names alone give no order that is safe",
-            hint="say how far apart they are: --spacing 100ba",
+            "the checkpoints record no clock, and names alone give no order that is safe",
+            subject=run.root,
+            hint=f"say how far apart they are: {option('spacing', '100ba')}",
         )
     skipped: list[Skipped] = []
     checkpoints, twins = _keep_one_each(run, unit, skipped)
@@ -210,7 +211,8 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
         folded = folded[-recipe.last :]
     if not folded:
         raise RunError(
-            f"{run.root}: no checkpoint is left to average: {skipped[0].checkpoint.name}: {skipped[0].reason}",
+            f"no checkpoint is left to average: {skipped[0].checkpoint.name}: {skipped[0].reason}",
+            subject=run.root,
             hint=f"see what each checkpoint is: ema-cli inspect {run.root}",
         )
     # The oldest becomes the first copy: what came before it is no gap of this average.
@@ -242,20 +244,21 @@ def _weights(gaps: Sequence[Fraction], clocks: Sequence[Fraction], recipe: Recip
     return decay_weights(clocks, square_root=recipe.profile == SQUARE_ROOT)
 
 
-def _check_clocks(run: Run, unit: Unit, option: str) -> None:
+def _check_clocks(run: Run, unit: Unit, what: str) -> None:
     missing = next((each for each in run.checkpoints if unit not in each.progress.clocks), None)
     if missing is None:
         return
     if missing.averaged:
         raise averaged_error(missing)
     known = ", ".join(f"{unit.plural} ({unit})" for unit in missing.progress.clocks) or "none"
-    ways = ["give " + option + " in a unit that is known"] if missing.progress.clocks else []
+    ways = ["give " + what + " in a unit that is known"] if missing.progress.clocks else []
     other = {Unit.EPOCH: Unit.BATCH, Unit.BATCH: Unit.EPOCH}.get(unit)
     if other in missing.progress.clocks:
         ways.append("convert with --epoch-length 1000ba")
     ways.append(f"say how far apart the checkpoints are with --spacing 100{unit}")
     raise RunError(
-        f"{missing.path}: records no clock in {unit.plural}, which {option} needs; known: {known}",
+        f"records no clock in {unit.plural}, which {what} needs; known: {known}",
+        subject=missing.path,
         hint=", or ".join(ways),
     )
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 from itertools import pairwise
 from math import floor
 
-from ema_cli.errors import RunError, UsageError
+from ema_cli.errors import RunError, UsageError, option
 from ema_cli.law.events import HalfLife, Law, Power, Smoothing
 from ema_cli.law.recipe import EVERY, POWER, Recipe
 from ema_cli.law.synthesis import WITHIN, Moment, Profiles, Stored, share_before
@@ -44,9 +44,11 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
     reach = {within: _ranges(grid, errors, within, stored.unit) for within in WITHIN}
     if found.error > WITHIN[1] and not allow_approximate:
         raise RunError(
-            f"{stored.root}: {recipe.law} is out of reach: the nearest that the stored averages make differs by "
+            f"{recipe.law} is out of reach: the nearest that the stored averages make differs by "
             f"{found.error:.1%}; within {WITHIN[1]:.0%} are {_listed(reach[WITHIN[1]])}",
-            hint="ask for one of these, take the nearest with --allow-approximate, or store next time what is nearer: "
+            subject=stored.root,
+            hint="ask for one of these, take the nearest with "
+            f"{option('allow_approximate', True)}, or store next time what is nearer: "
             "a half-life below it and one above, more often",
         )
     drawn = _drawn(profiles, law, found.weights.tolist())
@@ -65,23 +67,27 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
 
 
 def _asked(stored: StoredRun, recipe: Recipe) -> Law:
-    for option, value in (("--start", recipe.start), ("--last", recipe.last)):
+    for name, value in (("start", recipe.start), ("last", recipe.last)):
         if value is not None:
             raise UsageError(
-                f"{option}: stored averages begin where the training began them", hint="--stop says where to end"
+                "stored averages begin where the training began them",
+                option=name,
+                hint=f"{option('stop')} says where to end",
             )
     if recipe.bias_correction:
-        raise UsageError("--bias-correction: stored averages begin with the first copy", hint="leave it out")
+        raise UsageError("stored averages begin with the first copy", option="bias_correction", hint="leave it out")
     if recipe.unit not in (None, stored.unit):
         raise RunError(
-            f"{stored.root}: the averages count in {stored.unit.plural}, and --half-life does not",
-            hint=f"as --half-life 400{stored.unit}",
+            f"the averages count in {stored.unit.plural}, and {option('half_life')} does not",
+            subject=stored.root,
+            hint=f"as {option('half_life', f'400{stored.unit}')}",
         )
     interval = recipe.interval if recipe.update_interval is not None else stored.interval
     if interval != stored.interval:
         raise RunError(
-            f"{stored.root}: the averages were updated every {stored.interval or 'update'}, which --update-interval "
+            f"the averages were updated every {stored.interval or 'update'}, which {option('update_interval')} "
             "cannot change afterwards",
+            subject=stored.root,
             hint="leave it out",
         )
     if recipe.half_life is not None:
@@ -89,7 +95,10 @@ def _asked(stored: StoredRun, recipe: Recipe) -> Law:
     if recipe.smoothing is not None:
         return Smoothing(recipe.smoothing)
     if recipe.profile != POWER or recipe.sigma_rel is None:
-        raise UsageError(f"--profile {recipe.profile}: is for raw checkpoints", hint="leave out --from stored")
+        raise UsageError(
+            f"{option('profile', f'{recipe.profile}')}: is for raw checkpoints",
+            hint=f"leave out {option('from', 'stored')}",
+        )
     return Power(recipe.sigma_rel)
 
 
@@ -99,13 +108,16 @@ def _stopped(stored: StoredRun, recipe: Recipe) -> list[StoredAverage]:
     if recipe.stop is not None:
         for each in averages:
             if each.law is not None and each.checkpoint.clock(recipe.stop.unit) is None:
-                raise RunError(f"{each.checkpoint.path}: records no clock in {recipe.stop.unit.plural} for --stop")
+                raise RunError(
+                    f"records no clock in {recipe.stop.unit.plural} for {option('stop')}", subject=each.checkpoint.path
+                )
         stop = recipe.stop.value
         averages = [e for e in averages if e.law is None or (e.checkpoint.clock(recipe.stop.unit) or 0) <= stop]
     if not any(each.law is not None and each.updates for each in averages):
         when = " up to --stop" if recipe.stop is not None else ""
         raise RunError(
-            f"{stored.root}: nothing is stored after the first copy{when}",
+            f"nothing is stored after the first copy{when}",
+            subject=stored.root,
             hint="store averages as the training goes on",
         )
     return _thinned(averages)
@@ -138,8 +150,8 @@ def _moments(stored: StoredRun, averages: Sequence[StoredAverage]) -> list[Momen
         known = found.setdefault(each.updates, (clock, due(clock)))
         if known[0] != clock:
             raise RunError(
-                f"{each.checkpoint.path}: stored at {each.clock} after {each.updates} updates, as was another at "
-                f"{Time(known[0], stored.unit)}",
+                f"stored at {each.clock} after {each.updates} updates, as was another at {Time(known[0], stored.unit)}",
+                subject=each.checkpoint.path,
                 hint="these are averages of two trainings; name the folder of one",
             )
     moments = [
@@ -148,7 +160,8 @@ def _moments(stored: StoredRun, averages: Sequence[StoredAverage]) -> list[Momen
     ]
     if any(after.clock <= before.clock for before, after in pairwise(moments)):
         raise RunError(
-            f"{stored.root}: the updates of what is stored do not grow with its clocks",
+            "the updates of what is stored do not grow with its clocks",
+            subject=stored.root,
             hint="these are averages of two trainings; name the folder of one",
         )
     return moments

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.errors import CheckpointError, EmaError
+from ema_cli.errors import CheckpointError, EmaError, at_terminal, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import open_index
@@ -100,7 +100,7 @@ class Checks:
         try:
             file = InputFile(path)
             if file.size > _MAX_SUMS_BYTES:
-                raise CheckpointError(f"{path}: {file.size} bytes are too many for sums")
+                raise CheckpointError(f"{file.size} bytes are too many for sums", subject=path)
             self.sums = parse_sums(file.read(0, file.size), str(path))
             if not self.sums:
                 self.say(path.name, "lists nothing")
@@ -147,7 +147,7 @@ class Checks:
             return {path.name for path in beside if os.path.lexists(path)}
 
         def fail(error: OSError) -> None:
-            raise CheckpointError(f"{error.filename}: cannot be looked into: {error.strerror}") from error
+            raise CheckpointError(f"cannot be looked into: {error.strerror}", subject=error.filename) from error
 
         root, found = self.published.path, set[str]()
         for where, folders, names in os.walk(root, onerror=fail):
@@ -190,7 +190,7 @@ class Checks:
         except SafetensorError as error:
             self.say(name, f"is not read by safetensors: {error}")
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+            raise CheckpointError(f"cannot be read: {error.strerror or error}", subject=path) from error
         else:
             if different:
                 self.say(name, f"reads otherwise with safetensors: '{min(different)}'")
@@ -235,7 +235,7 @@ class Checks:
                         each.result()
                     report(done, total)
             except RuntimeError as error:
-                raise EmaError(f"no thread can be started: {error}", hint="use fewer --threads") from error
+                raise EmaError(f"no thread can be started: {error}", hint=f"use fewer {option('threads')}") from error
             finally:
                 # However this ends, the other threads stop at their next block.
                 stopped = True
@@ -323,4 +323,4 @@ class Checks:
         """Note what is wrong with a file; but what only this process cannot read, is an error."""
         if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
             raise error
-        self.say(name, str(error).removeprefix(f"{path}: "))
+        self.say(name, error.message(at_terminal, known=path))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.errors import CheckpointError, UsageError
+from ema_cli.errors import CheckpointError, UsageError, option
 from ema_cli.formats.trainers.layouts import WEIGHT_SUFFIXES
 from ema_cli.manifest.manifest import Manifest, read_manifest
 from ema_cli.manifest.sums import FILE_SUFFIX, FOLDER_NAME, SUMS_SUFFIX, manifest_path, sums_path
@@ -65,7 +65,7 @@ def _find(path: Path) -> list[Published]:
             path = path.with_name(path.name.removesuffix(suffix))
     single = Published(path, is_folder=False)
     if not (os.path.lexists(path) or single.vouched):
-        raise UsageError(f"{path}: does not exist")
+        raise UsageError("does not exist", subject=path)
     whole = Published(path.parent, is_folder=True)  # a file of it stands for it, its manifest and sums too
     return [whole if whole.vouched and not single.vouched else single]
 
@@ -79,7 +79,7 @@ def _inside(folder: Path) -> list[Published]:
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be looked into: {error.strerror}") from error
+        raise CheckpointError(f"cannot be looked into: {error.strerror}", subject=folder) from error
     for name in names:
         is_folder = (folder / name).is_dir()
         if not is_folder:
@@ -97,7 +97,7 @@ def _holds_weights(folder: Path) -> bool:
     try:
         return any(name.lower().endswith(_WEIGHTS) for name in os.listdir(folder))  # noqa: PTH208
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be looked into: {error.strerror}") from error
+        raise CheckpointError(f"cannot be looked into: {error.strerror}", subject=folder) from error
 
 
 def read_output(output: Path) -> Manifest:
@@ -108,15 +108,16 @@ def read_output(output: Path) -> Manifest:
         CheckpointError: where it has no manifest, or one that cannot be read.
     """
     if not output.exists():
-        raise UsageError(f"{output}: does not exist")
+        raise UsageError("does not exist", subject=output)
     path = manifest_path(output, is_folder=output.is_dir())
     if path.exists():
         return read_manifest(path)
     inside = sorted(output.glob(f"*/{FOLDER_NAME}")) + sorted(output.glob("*.manifest.json")) if output.is_dir() else []
     if inside:
         found = inside[0].parent if inside[0].name == FOLDER_NAME else inside[0].with_name(inside[0].name[:-14])
-        raise UsageError(f"{output}: holds several averages", hint=f"name one of them: {found}")
+        raise UsageError("holds several averages", subject=output, hint=f"name one of them: {found}")
     raise CheckpointError(
-        f"{output}: has no manifest, {path.name}",
-        hint="ema-cli average writes one beside the weights, unless --no-manifest is given",
+        f"has no manifest, {path.name}",
+        subject=output,
+        hint=f"ema-cli average writes one beside the weights, unless {option('manifest', False)} is given",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ema_cli.checkpoint import TensorSpec
-from ema_cli.errors import EmaError, RunError, UsageError
+from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
 from ema_cli.folding.blocks import joined
 from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
 from ema_cli.job import Work, lay_out
@@ -59,16 +59,23 @@ def verify_against(
     try:
         replay = open_replay(found.manifest, paths, threads=threads)
     except (RunError, UsageError) as error:  # the manifest contradicts itself, or holds what can be no recipe
-        return _with(found, [f"{found.published.manifest}: {error}"])
+        return _with(found, [f"{found.published.manifest}: {error.message(at_terminal)}"])
     except EmaError as error:
         if not found.problems:
             raise
-        return _with(found, [f"not compared with the checkpoints: {error}"])
+        return _with(found, [f"not compared with the checkpoints: {error.message(at_terminal)}"])
     work = _work(replay, found.published)
     comparison = _Comparison(_places(found))
     problems = comparison.expect(work.outputs[0])
     sizes = divide_memory(max(DEFAULT_BYTES, least_bytes()), threads)
-    record = Record(work, checksum=replay.checksum and not sample, threads=threads, warnings=found.manifest["warnings"])
+    record = Record(
+        work.checkpoints,
+        work.options,
+        work.copied,
+        checksum=replay.checksum and not sample,
+        threads=threads,
+        warnings=found.manifest["warnings"],
+    )
     fold = work.fold([comparison.compare], sizes, record.checksums)
     fold.most_elements = SAMPLE_ELEMENTS if sample else None
     total = fold.bytes_total

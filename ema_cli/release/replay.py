@@ -16,7 +16,7 @@ from typing import Any
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.dtypes import DTYPES
-from ema_cli.errors import CheckpointError, RunError, VerificationError
+from ema_cli.errors import CheckpointError, RunError, VerificationError, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.recipe import EVERY, Recipe
 from ema_cli.law.time import Time, Unit
@@ -73,7 +73,8 @@ class Replay:
             raise VerificationError(
                 "the inputs are found again, but their average has other bytes than the manifest says: one has changed "
                 "where its fingerprint does not look",
-                hint="bring back the checkpoints as they were; a manifest made with --checksum tells which has changed",
+                hint="bring back the checkpoints as they were; a manifest made with "
+                f"{option('checksum', True)} tells which has changed",
             )
 
 
@@ -117,7 +118,7 @@ def _find(name: str, paths: Sequence[Path]) -> Path:
             return path
     where = ", ".join(map(str, paths))
     raise CheckpointError(
-        f"{where}: '{name}', which entered the average, is missing", hint="give the folder that the inputs lie in"
+        f"'{name}', which entered the average, is missing", subject=where, hint="give the folder that the inputs lie in"
     )
 
 
@@ -150,7 +151,7 @@ def _raw_plan(manifest: Manifest, recipe: Recipe, paths: Mapping[str, Path]) -> 
     if not same:
         raise RunError(
             f"the manifest's weights are not those that {recipe.law} gives checkpoints of these clocks",
-            hint="it was changed by hand, or by another program; average anew, with --half-life",
+            hint=f"it was changed by hand, or by another program; average anew, with {option('half_life')}",
         )
     return replace(plan, entries=_with_weights(plan.entries, manifest["inputs"]))
 
@@ -167,7 +168,8 @@ def _check_clocks(opened: Sequence[Checkpoint], inputs: Sequence[Mapping[str, An
             if now is None or now.value != clock.value:
                 told_now = f"{now.value}{unit}" if now else "none"
                 raise CheckpointError(
-                    f"{checkpoint.path}: its clock is {told_now}, but was {clock.value}{unit} when it was averaged",
+                    f"its clock is {told_now}, but was {clock.value}{unit} when it was averaged",
+                    subject=checkpoint.path,
                     hint="bring back the checkpoint as it was",
                 )
 
@@ -180,7 +182,7 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
     named = {each.checkpoint.name: each for each in stored.averages}
     missing = next((each["name"] for each in manifest["inputs"] if each["name"] not in named), None)
     if missing is not None:
-        raise CheckpointError(f"{stored.root}: '{missing}', which entered the average, is missing")
+        raise CheckpointError(f"'{missing}', which entered the average, is missing", subject=stored.root)
     chosen = [named[each["name"]] for each in manifest["inputs"]]
     clocks = [Fraction(each.clock.value) for each in chosen]
     gaps = [Fraction(0), *(newer - older for older, newer in pairwise(clocks))]
@@ -206,7 +208,8 @@ def _check_fingerprints(manifest: Manifest, plan: Plan, threads: int) -> None:
     if changed:
         more = f", and so have {len(changed) - 1} more" if len(changed) > 1 else ""
         raise CheckpointError(
-            f"{changed[0].path}: has changed since it was averaged: its fingerprint is another{more}",
+            f"has changed since it was averaged: its fingerprint is another{more}",
+            subject=changed[0].path,
             hint="bring back the checkpoint as it was, or give the folder that it lies in",
         )
 
@@ -244,7 +247,7 @@ def _progress(told: Mapping[str, Any]) -> Progress:
 
 
 def _time(text: str | None) -> Time | None:
-    return None if text is None else Time.parse(text, "the manifest")
+    return None if text is None else Time.parse(text, subject="the manifest")
 
 
 def _root(paths: Mapping[str, Path]) -> Path:

@@ -10,7 +10,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.comparing.comparison import measure_layers
 from ema_cli.comparing.distance import Distance, Report, comparable
 from ema_cli.comparing.layers import group_layers
-from ema_cli.errors import OutputError, RunError, UsageError
+from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.manifest.fingerprint import fingerprints
@@ -69,14 +69,15 @@ def measure_distances(
         inputs.append(number)
     if not checkpoints:
         raise RunError(
-            f"{against}: holds none of the checkpoints that were averaged, as '{missing[0]}'",
+            f"holds none of the checkpoints that were averaged, as '{missing[0]}'",
+            subject=against,
             hint="name the folder that their names in the manifest are relative to",
         )
     _check_same(manifest, inputs, checkpoints, threads)
     average = open_checkpoint(output, ReadOptions(keep_prefix=recipe["keep_prefix"]))
     names = [name for name in comparable(average, checkpoints) if average.weights.specs[name].dtype.averaged]
     if not names:
-        raise RunError(f"{output}: has no tensor that can be compared with those in {against}")
+        raise RunError(f"has no tensor that can be compared with those in {against}", subject=output)
     layers, together = group_layers(names, MOST_LAYERS)
     total, parts = measure_layers(average, checkpoints, layers, threads=threads, report=report)
     left_out = len(average.weights.specs) - len(names)
@@ -87,7 +88,7 @@ def _inside(folder: Path, name: str) -> Path:
     """Return where an input of that name is; a manifest may come from anywhere, and must not lead out of the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise RunError(f"{folder}: '{name}' in the manifest is no name of a checkpoint in a folder")
+        raise RunError(f"'{name}' in the manifest is no name of a checkpoint in a folder", subject=folder)
     return folder / path
 
 
@@ -97,7 +98,8 @@ def _check_same(manifest: Manifest, inputs: Sequence[int], checkpoints: Sequence
         told = manifest["inputs"][number]
         if told["fingerprint"] not in (None, found) or told["bytes"] != checkpoint.nbytes:
             raise RunError(
-                f"{checkpoint.path}: is not the checkpoint that was averaged: its fingerprint is another",
+                "is not the checkpoint that was averaged: its fingerprint is another",
+                subject=checkpoint.path,
                 hint="distances from other checkpoints would say nothing about this average",
             )
 
@@ -110,7 +112,7 @@ def report_target(output: Path, path: Path | None) -> Target:
     """
     path = path or Path(f"{Path(output.absolute().name)}.html")
     if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"--output: '{path}' is no name of a page", hint="as -o report.html")
+        raise UsageError(f"'{path}' is no name of a page", option="output", hint=f"as {option('o', 'report.html')}")
     return Target(path, is_folder=False)
 
 
@@ -118,8 +120,9 @@ def check_report_target(target: Target, output: Path, checkpoints: Sequence[Chec
     """Raise an OutputError unless the page may be written there: never over what it tells of, nor into its folder."""
     if output.is_dir() and output.resolve() in target.path.resolve().parents:
         raise OutputError(
-            f"{target.path}: is inside {output}, where verify would find a file that its sums do not list",
-            hint=f"write it elsewhere: -o {target.path.name}",
+            f"is inside {output}, where verify would find a file that its sums do not list",
+            subject=target.path,
+            hint=f"write it elsewhere: {option('o', f'{target.path.name}')}",
         )
     check_target(target, [file for each in checkpoints for file in each.files], force=force)
 

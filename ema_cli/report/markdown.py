@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ema_cli.errors import EmaError, OutputError, printable
+from ema_cli.errors import EmaError, OutputError, at_terminal, printable
 from ema_cli.law.time import Time
 from ema_cli.manifest.manifest import Manifest
 from ema_cli.manifest.sums import FOLDER_NAME, sidecars
@@ -42,25 +42,29 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
     try:
         if not os.path.lexists(path):
             if not parent.is_dir():
-                raise _NotAppended(f"--summary: {path}: the folder {parent} does not exist", hint=f"mkdir -p {parent}")
+                raise _NotAppended(
+                    f"the folder {parent} does not exist", option="summary", subject=path, hint=f"mkdir -p {parent}"
+                )
             if not os.access(parent, os.W_OK):
-                raise _NotAppended(f"--summary: {path}: nothing can be written to {parent}", hint=_HINT)
+                raise _NotAppended(f"nothing can be written to {parent}", option="summary", subject=path, hint=_HINT)
         elif path.is_dir():
-            raise _NotAppended(f"--summary: {path}: is a folder", hint=_HINT)
+            raise _NotAppended("is a folder", option="summary", subject=path, hint=_HINT)
         elif not (path.is_file() or path.is_char_device()):
-            raise _NotAppended(f"--summary: {path}: is neither a regular file nor a device", hint=_HINT)
+            raise _NotAppended("is neither a regular file nor a device", option="summary", subject=path, hint=_HINT)
         else:
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
         real = path.resolve()
     except (OSError, RuntimeError) as error:
-        raise _NotAppended(f"--summary: {path}: cannot be appended to: {_reason(error)}", hint=_HINT) from error
+        raise _NotAppended(
+            f"cannot be appended to: {_reason(error)}", option="summary", subject=path, hint=_HINT
+        ) from error
     if target is not None:
         own = target.path.resolve()
         if real == own or own in real.parents or real in {each.resolve() for each in sidecars(target.path)}:
-            raise _NotAppended(f"--summary: {path}: is of the output, {target.path}", hint=_HINT)
+            raise _NotAppended(f"is of the output, {target.path}", option="summary", subject=path, hint=_HINT)
     for each in (each.resolve() for each in inputs):
         if real == each or each in real.parents:
-            raise _NotAppended(f"--summary: {path}: is of an input, {each.name}", hint=_HINT)
+            raise _NotAppended(f"is of an input, {each.name}", option="summary", subject=path, hint=_HINT)
 
 
 @contextmanager
@@ -90,9 +94,13 @@ def append(path: Path, text: str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _NotAppended(f"--summary: {path}: cannot be appended to: {_reason(error)}; the rest is done") from error
+        raise _NotAppended(
+            f"cannot be appended to: {_reason(error)}; the rest is done", option="summary", subject=path
+        ) from error
     if written < len(content):
-        raise _NotAppended(f"--summary: {path}: took only {written} of {len(content)} bytes; the rest is done")
+        raise _NotAppended(
+            f"took only {written} of {len(content)} bytes; the rest is done", option="summary", subject=path
+        )
 
 
 def _ends_a_line(path: Path) -> bool:
@@ -109,8 +117,10 @@ def _ends_a_line(path: Path) -> bool:
 
 def failure_text(problem: EmaError) -> str:
     """Return why nothing was averaged, as Markdown."""
-    hint = f"\n\n{_code(problem.hint, _MOST_CHARS * 5)}" if problem.hint else ""
-    return f"### ema-cli: nothing was averaged (exit {problem.exit_code})\n\n{_code(str(problem), 4000)}{hint}\n\n"
+    advice = problem.advice(at_terminal)
+    hint = f"\n\n{_code(advice, _MOST_CHARS * 5)}" if advice else ""
+    message = _code(problem.message(at_terminal), 4000)
+    return f"### ema-cli: nothing was averaged (exit {problem.exit_code})\n\n{message}{hint}\n\n"
 
 
 def summary_text(averages: Averages) -> str:

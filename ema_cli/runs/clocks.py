@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
-from ema_cli.errors import RunError, UsageError
+from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.trainers.names import name_clocks
 from ema_cli.law.time import Time, Unit
 from ema_cli.text import natural_key
@@ -95,7 +95,7 @@ def _count_from_one(checkpoint: Checkpoint) -> Checkpoint:
 
 def _convert_epochs(checkpoints: list[Checkpoint], epoch_length: Time) -> list[Checkpoint]:
     if epoch_length.unit is not Unit.BATCH or not 0 < epoch_length.value < float("inf"):
-        raise UsageError(f"--epoch-length: '{epoch_length}' is not a number of batches", hint="as in 1000ba")
+        raise UsageError(f"'{epoch_length}' is not a number of batches", option="epoch_length", hint="as in 1000ba")
     length = Fraction(epoch_length.value)
     to_batches = _filler(Unit.BATCH, Unit.EPOCH, lambda epochs: epochs * length)
     to_epochs = _filler(Unit.EPOCH, Unit.BATCH, lambda batches: batches / length)
@@ -122,7 +122,7 @@ def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
         RunError: where checkpoints record a clock in that unit themselves.
     """
     if not 0 < spacing.value < float("inf"):
-        raise UsageError(f"--spacing: '{spacing}' is no distance between checkpoints", hint="as in 100ba")
+        raise UsageError(f"'{spacing}' is no distance between checkpoints", option="spacing", hint="as in 100ba")
     unit, step = spacing.unit, Fraction(spacing.value)
     with_clock = [each for each in checkpoints if unit in each.progress.clocks]
     if with_clock:
@@ -131,6 +131,6 @@ def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
             message, hint = "all checkpoints", "leave out --spacing"
         else:
             message, hint = f"{with_clock[0].name} does, {without.name} does not", "name those that do not"
-        raise RunError(f"--spacing {spacing}: {message} record a clock in {unit.plural}", hint=hint)
+        raise RunError(f"{option('spacing', f'{spacing}')}: {message} record a clock in {unit.plural}", hint=hint)
     ordered = sorted(checkpoints, key=lambda each: natural_key(each.name))
     return [_with_clock(each, unit, step * number, "spacing") for number, each in enumerate(ordered, 1)]

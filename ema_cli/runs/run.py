@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
+from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError, at_terminal, option
 from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import settle_averages
@@ -74,7 +74,7 @@ def open_run(
     options = options or ReadOptions()
     for path in paths:
         if not os.path.lexists(path):
-            raise UsageError(f"{path}: does not exist")
+            raise UsageError("does not exist", subject=path)
     search = _search(paths)
     # A folder that is itself the only checkpoint in it is one that is named.
     named = search is None or search.paths == [search.root]
@@ -134,11 +134,11 @@ def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkp
             checkpoint = _open_one(path, options, averages=averages)
         except IncompleteCheckpoint as error:
             incomplete.append(error)
-            search.pass_over(path, f"half-written: {_without(path, error)}", warn=True)
+            search.pass_over(path, f"half-written: {error.message(at_terminal, known=path)}", warn=True)
             continue
         except NoWeights as error:
             without_weights.append(error)
-            search.pass_over(path, f"no weights: {_without(path, error)}", warn=True)
+            search.pass_over(path, f"no weights: {error.message(at_terminal, known=path)}", warn=True)
             continue
         if checkpoint.recipe is not None:
             search.pass_over(path, "averaged by ema-cli")
@@ -148,11 +148,12 @@ def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkp
     opened, unmarked = _drop_unmarked(opened)
     if not opened:
         if incomplete:
-            raise IncompleteCheckpoint(f"{folder}: no complete checkpoint: {incomplete[0]}")
+            raise IncompleteCheckpoint(f"no complete checkpoint: {incomplete[0]}", subject=folder)
         if without_weights:
-            raise NoWeights(f"{folder}: no checkpoint: {without_weights[0]}", hint=without_weights[0].hint)
+            raise NoWeights(f"no checkpoint: {without_weights[0]}", subject=folder, hint=without_weights[0].hint)
         raise NoWeights(
-            f"{folder}: no checkpoint in this folder",
+            "no checkpoint in this folder",
+            subject=folder,
             hint=WHAT_IS_READ,
         )
     return folder, opened, [*search.passed_over, *unmarked]
@@ -166,7 +167,8 @@ def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list
     for path, plain_path in zip(paths, plain, strict=True):
         if len(paths) > 1 and path.is_dir() and not is_checkpoint_folder(path):
             raise UsageError(
-                f"{path}: is a folder, but not a checkpoint",
+                "is a folder, but not a checkpoint",
+                subject=path,
                 hint="name one folder that holds a run, or checkpoints",
             )
         checkpoint = _open_one(path, options, averages=_says_averages(path))
@@ -200,10 +202,6 @@ def _says_averages(path: Path) -> str | None:
         if AVERAGES_FILE.search(path.name):
             return "its name says averages"
     return _IN_AVERAGES if in_folder else None
-
-
-def _without(path: Path, error: EmaError) -> str:
-    return str(error).removeprefix(f"{path}: ")
 
 
 def _drop_unmarked(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[PassedOver]]:
@@ -269,8 +267,9 @@ def _drop_unclocked_copies(
             kept.append(each)  # `space` says that some record a clock and some do not
         else:
             raise RunError(
-                f"{each.path}: records no clock, but {clocked[0].name} does",
-                hint="name the checkpoints to average, or those without a clock together with --spacing",
+                f"records no clock, but {clocked[0].name} does",
+                subject=each.path,
+                hint=f"name the checkpoints to average, or those without a clock together with {option('spacing')}",
             )
     return (kept, dropped) if kept else (checkpoints, [])
 
@@ -285,7 +284,8 @@ def _order(checkpoints: Iterable[Checkpoint], units: tuple[Unit, ...]) -> tuple[
             before, after = older.clock(unit), newer.clock(unit)
             if before is not None and after is not None and before > after:
                 raise RunError(
-                    f"{newer.path}: is later than {older.name} in {units[0].plural}, but earlier in {unit.plural}",
+                    f"is later than {older.name} in {units[0].plural}, but earlier in {unit.plural}",
+                    subject=newer.path,
                     hint="these are not checkpoints of one run; name those that are",
                 )
     return tuple(ordered)
@@ -297,4 +297,4 @@ def averaged_error(checkpoint: Checkpoint) -> RunError:
         hint = "take the raw weights stored beside them with --weights raw, or average the averages with --weights ema"
     else:
         hint = "average the run's raw checkpoints, or these averages once more with --weights ema"
-    return RunError(f"{checkpoint.path}: is averaged already: {checkpoint.averaged}", hint=hint)
+    return RunError(f"is averaged already: {checkpoint.averaged}", subject=checkpoint.path, hint=hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.errors import RunError
+from ema_cli.errors import RunError, option
 
 
 def first_differences(
@@ -55,9 +55,9 @@ def check_same_model(
         only_floats = not mixed_floats and not first_differences(checkpoints, mixed_floats=True, copied=copied, limit=1)
         raise RunError(
             "; ".join(differences),
-            hint="average them in one float type: --dtype float32"
+            hint=f"average them in one float type: {option('dtype', 'float32')}"
             if only_floats
-            else "average checkpoints of one model; --start and --stop leave out others",
+            else f"average checkpoints of one model; {option('start')} and {option('stop')} leave out others",
         )
 
 

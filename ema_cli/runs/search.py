@@ -61,7 +61,7 @@ class Search:
         try:
             children = sorted(folder.iterdir(), key=lambda child: (child.is_symlink(), natural_key(child.name)))
         except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be searched: {error.strerror}") from error
+            raise CheckpointError(f"cannot be searched: {error.strerror}", subject=folder) from error
         is_checkpoint, found = is_checkpoint_folder(folder), len(self.paths)
         folders = [
             child
@@ -156,7 +156,8 @@ def check_one_run(root: Path, paths: list[Path]) -> None:
     if len(runs) > 1 and not containers:
         listed = ", ".join(f"{run or '.'} ({len(group)})" for run, group in sorted(runs.items())[:8])
         raise RunError(
-            f"{root}: holds the checkpoints of {len(runs)} runs: {listed}",
+            f"holds the checkpoints of {len(runs)} runs: {listed}",
+            subject=root,
             hint="name the folder of one run, or the checkpoints themselves",
         )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.dtypes import DTYPES
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError, at_terminal
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.law.events import UNIFORM_SIGMA_REL, HalfLife, Law, Power, Smoothing
@@ -105,7 +105,7 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
     """
     for path in paths:
         if not os.path.lexists(path):
-            raise UsageError(f"{path}: does not exist")
+            raise UsageError("does not exist", subject=path)
     if len(paths) > 1:
         paths = [path.absolute() for path in paths]
     root = paths[0] if len(paths) == 1 and paths[0].is_dir() else Path(os.path.commonpath([p.parent for p in paths]))
@@ -117,7 +117,7 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
         except IncompleteCheckpoint as error:
             if path in paths:
                 raise
-            reason = f"half-written: {str(error).removeprefix(f'{path}: ')}"
+            reason = f"half-written: {error.message(at_terminal, known=path)}"
             unfinished.append(PassedOver(path.relative_to(root).as_posix(), reason, warn=True))
             continue
         if average is None:
@@ -128,13 +128,15 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
         other = averages.setdefault(key, average)
         if other is not average:
             raise RunError(
-                f"{path}: the average '{key[0]}' at {key[1]} is stored in {other.checkpoint.name}, too",
+                f"the average '{key[0]}' at {key[1]} is stored in {other.checkpoint.name}, too",
+                subject=path,
                 hint="name the folder of one training",
             )
         _check_one_training(other, next(iter(averages.values())))
     if not averages:
         raise NoWeights(
-            f"{root}: no stored average in this folder",
+            "no stored average in this folder",
+            subject=root,
             hint='store some while the model trains: EMA(model, half_life=("25ba", "100ba")) and ema.store(folder)',
         )
     ordered = sorted(averages.values(), key=lambda each: (each.clock.value, each.law is not None))
@@ -153,7 +155,9 @@ def _check_one_folder(root: Path, averages: Sequence[StoredAverage]) -> None:
     if len(folders) > 1:
         listed = ", ".join(os.path.relpath(folder, root) for folder in folders)
         raise RunError(
-            f"{root}: holds what {len(folders)} trainings stored: {listed}", hint="name the folder of one training"
+            f"holds what {len(folders)} trainings stored: {listed}",
+            subject=root,
+            hint="name the folder of one training",
         )
 
 
@@ -182,7 +186,8 @@ def _is_of_a_model(config: Path) -> bool:
 def _check_one_training(one: StoredAverage, other: StoredAverage) -> None:
     if (one.began, one.events) != (other.began, other.events):
         raise RunError(
-            f"{one.checkpoint.path}: is of {_training(one)}, but {other.checkpoint.name} of {_training(other)}",
+            f"is of {_training(one)}, but {other.checkpoint.name} of {_training(other)}",
+            subject=one.checkpoint.path,
             hint="these are averages of two trainings; name the folder of one",
         )
 
@@ -201,7 +206,7 @@ def _open_one(path: Path, root: Path) -> StoredAverage | None:
     try:
         return _parse(checkpoint, told, root)
     except (EmaError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: does not say rightly what is stored in it: {error}") from error
+        raise CheckpointError(f"does not say rightly what is stored in it: {error}", subject=path) from error
 
 
 def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> StoredAverage:

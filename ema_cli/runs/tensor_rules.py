@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import CheckpointError, option
 from ema_cli.formats.trainers.layouts import EXTRA_STATE
 
 Specs = Mapping[str, TensorSpec]
@@ -76,9 +76,10 @@ def check_averageable(checkpoint: Checkpoint, copied: Collection[str]) -> None:
         name, reason = next(iter(found.items()))
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise CheckpointError(
-            f"{checkpoint.path}: '{name}' cannot be averaged: {reason}{more}",
+            f"'{name}' cannot be averaged: {reason}{more}",
+            subject=checkpoint.path,
             hint="average the run's full-precision checkpoints and convert the result, or copy from the newest "
-            f"checkpoint, with everything that belongs together: --copy {shlex.quote(name)}",
+            f"checkpoint, with everything that belongs together: {option('copy', f'{shlex.quote(name)}')}",
         )
 
 

@@ -60,13 +60,14 @@ class InputFile:
                 count = os.preadv(descriptor, [out], offset)
                 if count == 0:
                     raise CheckpointError(
-                        f"{self.path}: ends at byte {offset} while it is read",
+                        f"ends at byte {offset} while it is read",
+                        subject=self.path,
                         hint="something cut it short; average a run that is not being rewritten",
                     )
                 offset += count
                 out = out[count:]
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read at byte {offset}: {error.strerror}") from error
+            raise CheckpointError(f"cannot be read at byte {offset}: {error.strerror}", subject=self.path) from error
         finally:
             self._give_back()
 
@@ -75,7 +76,7 @@ class InputFile:
         try:
             found = os.stat(self.path)  # noqa: PTH116 - one stat call, as in _open
         except OSError as error:
-            raise CheckpointError(f"{self.path}: disappeared while it was used: {error.strerror}") from error
+            raise CheckpointError(f"disappeared while it was used: {error.strerror}", subject=self.path) from error
         self._check_identity(found)
 
     def _check_identity(self, found: os.stat_result) -> None:
@@ -84,7 +85,8 @@ class InputFile:
             self._identity = identity
         if identity != self._identity:
             raise CheckpointError(
-                f"{self.path}: changed while it was used",
+                "changed while it was used",
+                subject=self.path,
                 hint="average a run that is not being rewritten",
             )
 
@@ -110,18 +112,18 @@ class InputFile:
         try:
             # Before it is opened, too: to open a device can be an action of its own.
             if not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116
-                raise CheckpointError(f"{self.path}: is not a regular file")
+                raise CheckpointError("is not a regular file", subject=self.path)
             # O_NONBLOCK: should a FIFO take its place now, nobody waits for a writer that never comes.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise CheckpointError(f"{self.path}: is not a regular file")
+                raise CheckpointError("is not a regular file", subject=self.path)
             self._check_identity(found)
         except BaseException as error:
             if descriptor >= 0:
                 os.close(descriptor)
             if isinstance(error, OSError):
-                raise CheckpointError(f"{self.path}: cannot be opened: {error.strerror}") from error
+                raise CheckpointError(f"cannot be opened: {error.strerror}", subject=self.path) from error
             raise
         return descriptor
 

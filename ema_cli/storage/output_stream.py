@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ema_cli.errors import OutputError
+from ema_cli.errors import OutputError, option
 from ema_cli.storage.checksums import RunningSum
 
 
@@ -66,10 +66,12 @@ def output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.EEXIST:
-            raise OutputError(f"{path}: exists already", hint="replace it with --force") from error
+            raise OutputError(
+                "exists already", subject=path, hint=f"replace it with {option('force', True)}"
+            ) from error
         hint = {
             errno.ENOSPC: "make room, or write elsewhere with -o",
             errno.EDQUOT: "make room, or write elsewhere with -o",
             errno.ENOENT: f"make the folder first: mkdir -p {path.parent}",
         }.get(error.errno or 0)
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}", hint=hint) from error
+        raise OutputError(f"cannot be written: {error.strerror or error}", subject=path, hint=hint) from error

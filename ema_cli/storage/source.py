@@ -56,4 +56,4 @@ class FileRegion:
 
     def _check(self, offset: int, size: int) -> None:
         if offset < 0 or offset + size > self.size:
-            raise CheckpointError(f"{self.path}: a record of {self.size} bytes is read past its end")
+            raise CheckpointError(f"a record of {self.size} bytes is read past its end", subject=self.path)

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from ema_cli.errors import OutputError
+from ema_cli.errors import OutputError, option
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.system.signals import deferred_signals
 
@@ -151,8 +151,9 @@ class Staging:
             _sync_folder(self.parent)
         except OSError as error:
             raise OutputError(
-                f"{self.target}: is in place, but the disk does not confirm it: {error.strerror}",
-                hint="a power cut now may undo it; check the disk, and write it again with --force",
+                f"is in place, but the disk does not confirm it: {error.strerror}",
+                subject=self.target,
+                hint=f"a power cut now may undo it; check the disk, and write it again with {option('force', True)}",
             ) from error
 
 
@@ -273,7 +274,7 @@ def _rename(source: Path, target: Path, *, replace: bool) -> None:
 def _exchange(source: Path, target: Path) -> None:
     """Swap two folders; where the system cannot in one step, set the old one aside first."""
     if not stat.S_ISDIR(target.lstat().st_mode):
-        raise OutputError(f"{target}: is not a folder", hint="write elsewhere with -o")
+        raise OutputError("is not a folder", subject=target, hint="write elsewhere with -o")
     if not _rename_with(source, target, _EXCHANGE):
         target.rename(_aside(source.parent, target))
         source.rename(target)
@@ -282,7 +283,7 @@ def _exchange(source: Path, target: Path) -> None:
 def _refuse_irregular(target: Path) -> None:
     # A rename onto /dev/full would put a file in place of the device.
     if _is_there(target) and not stat.S_ISREG(target.lstat().st_mode):
-        raise OutputError(f"{target}: is not a regular file", hint="write elsewhere with -o")
+        raise OutputError("is not a regular file", subject=target, hint="write elsewhere with -o")
 
 
 def _rename_with(source: Path, target: Path, flag: int) -> bool:

@@ -127,9 +127,9 @@ def read_back(path: Path, file: OutputFile) -> None:
                 for name in names
             )
     except SafetensorError as error:
-        raise VerificationError(f"{path.name}: does not read back: {error}") from error
+        raise VerificationError(f"does not read back: {error}", subject=path.name) from error
     except OSError as error:
-        raise OutputError(f"{path.name}: cannot be read back: {error.strerror or error}") from error
+        raise OutputError(f"cannot be read back: {error.strerror or error}", subject=path.name) from error
     if not same:
         raise _other_tensors(path)
 
@@ -141,9 +141,9 @@ def _torch_specs(path: Path) -> Mapping[str, TensorSpec]:
         return found.weights(found.root).specs if found.recipe else {}
     except EmaError as error:
         if isinstance(error.__cause__, OSError):
-            raise OutputError(f"{path.name}: cannot be read back: {error}") from error
-        raise VerificationError(f"{path.name}: does not read back: {error}") from error
+            raise OutputError(f"cannot be read back: {error}", subject=path.name) from error
+        raise VerificationError(f"does not read back: {error}", subject=path.name) from error
 
 
 def _other_tensors(path: Path) -> VerificationError:
-    return VerificationError(f"{path.name}: reads back with other tensors than were written")
+    return VerificationError("reads back with other tensors than were written", subject=path.name)

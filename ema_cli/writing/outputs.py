@@ -11,7 +11,7 @@ from pathlib import Path
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DType
-from ema_cli.errors import OutputError
+from ema_cli.errors import OutputError, option
 from ema_cli.formats.mark import METADATA_KEY, asked_for
 from ema_cli.formats.output_file import OutputFile, Table
 from ema_cli.formats.safetensors.writer import lay_out_file, lay_out_shards, split_shards
@@ -110,8 +110,9 @@ def lay_out_output(
     wide = next((name for name, spec in specs.items() if spec.dtype.name == "C128"), None)
     if wide is not None:
         raise OutputError(
-            f"{target.path}: '{wide}' is complex128, which safetensors has no place for",
-            hint="write one file of torch's: -o NAME.pt",
+            f"'{wide}' is complex128, which safetensors has no place for",
+            subject=target.path,
+            hint=f"write one file of torch's: {option('o', 'NAME.pt')}",
         )
     if not target.is_folder:
         return Output(
@@ -164,8 +165,9 @@ def _loaded_names(checkpoint: Checkpoint) -> dict[str, str]:
         name = loaded_name(original, checkpoint.base)
         if name in names:
             raise OutputError(
-                f"{checkpoint.path}: '{original}' and '{names[name]}' would have one name in a folder that loads",
-                hint="keep the names as they are: --keep-prefix",
+                f"'{original}' and '{names[name]}' would have one name in a folder that loads",
+                subject=checkpoint.path,
+                hint=f"keep the names as they are: {option('keep_prefix', True)}",
             )
         names[name] = original
     return names
@@ -194,8 +196,9 @@ def _lay_out_torch(
     lost = next(iter(plan.newest.header), None)
     if lost is not None:
         raise OutputError(
-            f"{target.path}: {plan.newest.name} has '{lost}' in its header, which a file of torch's has no place for",
-            hint="write it as safetensors: -o NAME.safetensors",
+            f"{plan.newest.name} has '{lost}' in its header, which a file of torch's has no place for",
+            subject=target.path,
+            hint=f"write it as safetensors: {option('o', 'NAME.safetensors')}",
         )
     return lay_out_torch_file(target.path.name, specs, metadata[METADATA_KEY], tables)
 

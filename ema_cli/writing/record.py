@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,10 @@ from ema_cli.storage.checksums import Checksums
 from ema_cli.writing.files import write_small
 
 if TYPE_CHECKING:
-    from ema_cli.checkpoint import TensorSpec
+    from ema_cli.checkpoint import Checkpoint, TensorSpec
     from ema_cli.folding.fold import Average
-    from ema_cli.job import Work
     from ema_cli.planning.plan import Plan
-    from ema_cli.writing.outputs import Output
+    from ema_cli.writing.outputs import Output, OutputOptions
 
 Written = dict[str, tuple[int, str]]  # name of a file -> size in bytes, sha256
 
@@ -33,12 +32,23 @@ class Record:
         CheckpointError: where an input cannot be read.
     """
 
-    def __init__(self, work: Work, *, checksum: bool, threads: int, warnings: Sequence[str]) -> None:
-        self._work = work
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        options: OutputOptions,
+        copied: Collection[str],
+        *,
+        checksum: bool,
+        threads: int,
+        warnings: Sequence[str],
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._options = options
+        self._copied = copied
         self._warnings = warnings
-        found = fingerprints(work.checkpoints, threads)
-        self._fingerprints = {id(each): found for each, found in zip(work.checkpoints, found, strict=True)}
-        self.checksums = Checksums(len(work.checkpoints)) if checksum else None
+        found = fingerprints(checkpoints, threads)
+        self._fingerprints = {id(each): found for each, found in zip(checkpoints, found, strict=True)}
+        self.checksums = Checksums(len(checkpoints)) if checksum else None
 
     def manifest(self, output: Output, plan: Plan, written: Mapping[str, tuple[int, str]], made: Average) -> Manifest:
         """Return the manifest of one average, less its tensors; `written` are its files."""
@@ -47,7 +57,7 @@ class Record:
         read = {id(each.checkpoint) for each in plan.read}
         return make_manifest(
             plan,
-            self._options(output),
+            self._written_options(output),
             {key: fingerprint for key, fingerprint in self._fingerprints.items() if key in read},
             self._blocks(plan),
             written,
@@ -69,13 +79,13 @@ class Record:
 
         def row(name: str, spec: TensorSpec) -> dict[str, Any]:
             original = output.original(name)
-            why = self._why(original) if original in self._work.copied else None
+            why = self._why(original) if original in self._copied else None
             return tensor_row(name, spec, newest[original], why, non_finite=original in odd)
 
         return starmap(row, sorted((name, spec) for file in output.files for name, spec in file.table.specs.items()))
 
-    def _options(self, output: Output) -> dict[str, Any]:
-        options = self._work.options
+    def _written_options(self, output: Output) -> dict[str, Any]:
+        options = self._options
         return {
             "dtype": options.dtype.name if options.dtype else None,
             "copy": list(options.copy),
@@ -91,10 +101,10 @@ class Record:
         read = {id(each.checkpoint) for each in plan.read}  # others are, for the other averages
         return {
             id(each): self.checksums.blocks(number, newest=each is plan.newest)
-            for number, each in enumerate(self._work.checkpoints)
+            for number, each in enumerate(self._checkpoints)
             if id(each) in read
         }
 
     def _why(self, name: str) -> str:
         """Return which pattern says that a tensor is copied."""
-        return next(f"--copy '{each}'" for each in self._work.options.copy if fnmatch.fnmatchcase(name, each))
+        return next(f"--copy '{each}'" for each in self._options.copy if fnmatch.fnmatchcase(name, each))

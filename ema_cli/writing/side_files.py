@@ -46,7 +46,7 @@ def find_side_files(folder: Path) -> list[InputFile]:
     files = [InputFile(path) for path in found]
     for file in files:
         if file.size > _MAX_SIDE_BYTES:
-            raise CheckpointError(f"{file.path}: {file.size} bytes are too many for a side file")
+            raise CheckpointError(f"{file.size} bytes are too many for a side file", subject=file.path)
     return files
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.errors import EmaError, OutputError, UsageError
+from ema_cli.errors import EmaError, OutputError, UsageError, option
 from ema_cli.formats.folders import huggingface as hf_directory
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
@@ -44,17 +44,22 @@ def parse_target(path: Path) -> Target:
         UsageError: for any other suffix, and for placeholders that are unknown or not in the last part.
     """
     if path.name in ("", ".."):
-        raise UsageError(f"--output: '{path}' is no name for something new", hint="as -o release.safetensors")
+        raise UsageError(
+            f"'{path}' is no name for something new",
+            option="output",
+            hint=f"as {option('o', 'release.safetensors')}",
+        )
     unknown = re.search(r"\{[^{}]*\}", path.name.replace(_HALF_LIFE, ""))
     if unknown or _HALF_LIFE in str(path.parent):
         fact = f"{unknown[0]} is no placeholder" if unknown else f"{_HALF_LIFE} is not in the last part"
-        raise UsageError(f"--output: '{path}': {fact}", hint=_PATTERN_HINT)
+        raise UsageError(f"'{path}': {fact}", option="output", hint=_PATTERN_HINT)
     suffix = _SUFFIX.search(path.name)
     if suffix is None:
         return Target(path, is_folder=True)
     if suffix[0].lower() not in (".safetensors", *_TORCH_SUFFIXES):
         raise UsageError(
-            f"--output: '{path}' ends in {suffix[0]}, which is not written",
+            f"'{path}' ends in {suffix[0]}, which is not written",
+            option="output",
             hint="NAME.safetensors or NAME.pt for one file, a name without a suffix for a folder",
         )
     return Target(path, is_folder=False)
@@ -81,9 +86,9 @@ def place(target: Target, plans: Sequence[Plan]) -> list[Target]:
     path = target.path
     if _HALF_LIFE in path.name:
         if len(plans) > 1 and path.parent.name in ("", ".."):
-            raise UsageError(f"--output: '{path}' names no new folder for the averages", hint=_PATTERN_HINT)
+            raise UsageError(f"'{path}' names no new folder for the averages", option="output", hint=_PATTERN_HINT)
         if any(plan.recipe.half_life is None for plan in plans):
-            raise UsageError(f"--output: '{path}': there is no half-life to fill in")
+            raise UsageError(f"'{path}': there is no half-life to fill in", option="output")
         names = [path.name.replace(_HALF_LIFE, plan.recipe.law) for plan in plans]
         placed = [Target(path.with_name(name), target.is_folder) for name in names]
     elif len(plans) == 1:
@@ -92,7 +97,7 @@ def place(target: Target, plans: Sequence[Plan]) -> list[Target]:
         inside = [default_target([plan]) for plan in plans]
         placed = [Target(path / each.path, each.is_folder) for each in inside]
     else:
-        raise UsageError(f"--output: '{path}' is one file, for {len(plans)} averages", hint=_PATTERN_HINT)
+        raise UsageError(f"'{path}' is one file, for {len(plans)} averages", option="output", hint=_PATTERN_HINT)
     if len({each.path for each in placed}) < len(placed):
         raise UsageError("two of the averages would have one name", hint="average them one by one")
     return placed
@@ -112,26 +117,30 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
     path = target.path
     parent = path.absolute().parent
     if not parent.is_dir():
-        raise OutputError(f"{path}: the folder {parent} does not exist", hint=f"make it first: mkdir -p {parent}")
+        raise OutputError(f"the folder {parent} does not exist", subject=path, hint=f"make it first: mkdir -p {parent}")
     for beside in () if target.is_folder else sidecars(path):
         if _mode(beside) is not None and not _is_own(beside, path.name):
             raise OutputError(
-                f"{beside}: exists already, and is not ema-cli's", hint="move it away, or write elsewhere"
+                "exists already, and is not ema-cli's", subject=beside, hint="move it away, or write elsewhere"
             )
     mode = _mode(path)
     if mode is None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OutputError(f"{path}: is neither a regular file nor a folder", hint="write elsewhere with -o")
+        raise OutputError("is neither a regular file nor a folder", subject=path, hint="write elsewhere with -o")
     if not force:
-        raise OutputError(f"{path}: exists already", hint="replace it with --force, or write elsewhere with -o")
+        raise OutputError(
+            "exists already",
+            subject=path,
+            hint=f"replace it with {option('force', True)}, or write elsewhere with {option('o')}",
+        )
     if stat.S_ISDIR(mode) != target.is_folder:
         found, wanted = ("a folder", "a file") if stat.S_ISDIR(mode) else ("a file", "a folder")
-        raise OutputError(f"{path}: is {found}, and {wanted} would replace it", hint="write elsewhere with -o")
+        raise OutputError(f"is {found}, and {wanted} would replace it", subject=path, hint="write elsewhere with -o")
     real = path.resolve()
     for file in inputs:
         if file.path.resolve() == real or real in file.path.resolve().parents:
-            raise OutputError(f"{path}: holds an input, {file.path.name}", hint="write elsewhere with -o")
+            raise OutputError(f"holds an input, {file.path.name}", subject=path, hint="write elsewhere with -o")
     if target.is_folder:
         _check_own(path)
 
@@ -143,7 +152,9 @@ def _mode(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OutputError(f"{path}: cannot be looked at: {error.strerror}", hint="write elsewhere with -o") from error
+        raise OutputError(
+            f"cannot be looked at: {error.strerror}", subject=path, hint="write elsewhere with -o"
+        ) from error
 
 
 def _is_own(beside: Path, name: str) -> bool:
@@ -151,14 +162,14 @@ def _is_own(beside: Path, name: str) -> bool:
     try:
         return is_own_sidecar(beside, name)
     except EmaError as error:
-        raise OutputError(f"{beside}: cannot be looked into: {error}", hint="write elsewhere with -o") from error
+        raise OutputError(f"cannot be looked into: {error}", subject=beside, hint="write elsewhere with -o") from error
 
 
 def _check_own(folder: Path) -> None:
     """Check that the folder holds only what the metadata of the weights in it, or one level below, list."""
 
     def fail(error: OSError) -> None:
-        raise OutputError(f"{folder}: '{error.filename}' cannot be looked into: {error.strerror}") from error
+        raise OutputError(f"'{error.filename}' cannot be looked into: {error.strerror}", subject=folder) from error
 
     present: set[str] = set()
     for where, folders, names in os.walk(folder, onerror=fail):
@@ -170,7 +181,8 @@ def _check_own(folder: Path) -> None:
     foreign = sorted(present - own)
     if foreign:
         raise OutputError(
-            f"{folder}: holds '{foreign[0]}', which ema-cli did not write there",
+            f"holds '{foreign[0]}', which ema-cli did not write there",
+            subject=folder,
             hint="write elsewhere with -o, or move away what is yours",
         )
 
@@ -197,7 +209,9 @@ def _listed(path: Path) -> set[str]:
         checkpoint = reader.open_checkpoint(path, ReadOptions())
     except EmaError as error:
         if isinstance(error.__cause__, OSError):  # nobody knows what is in it
-            raise OutputError(f"{path}: cannot be looked into: {error}", hint="write elsewhere with -o") from error
+            raise OutputError(
+                f"cannot be looked into: {error}", subject=path, hint="write elsewhere with -o"
+            ) from error
         return set()
     if not checkpoint.recipe:
         return set()

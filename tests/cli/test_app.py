@@ -493,7 +493,8 @@ def test_no_arguments_show_the_help(cli: Cli):
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from ema_cli import buffers, cli, fold
+from ema_cli.cli import app
+from ema_cli.folding import buffers, fold
 real = fold.Fold._average
 def slow(self, *arguments):
     real(self, *arguments)
@@ -502,7 +503,7 @@ def slow(self, *arguments):
 fold.Fold._average = slow
 buffers.divide_memory = lambda *_, **__: buffers.BufferSizes(threads=2, most_workers=2, rows=2, row_bytes=64)
 sys.argv[1:] = ["average", "ckpts", "--half-life", "200ba", "--threads", "2", "-f", "-o", "x.safetensors"]
-cli.main()
+app.main()
 """
 
 

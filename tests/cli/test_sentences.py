@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ema_cli import text
 from ema_cli.cli import sentences
+from ema_cli.text import size
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from ema_cli.cli import sentences
 )
 def test_sizes_are_short(nbytes: float, shown: str):
     """Three digits and a unit, in powers of 1000."""
-    assert text.size(nbytes) == shown
+    assert size(nbytes) == shown
 
 
 def plan(**changed: Any) -> dict[str, Any]:

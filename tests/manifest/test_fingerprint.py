@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from ema_cli import Recipe, Time, average, make_plan, open_run, parse_target
 from ema_cli.errors import UsageError
-from ema_cli.manifest import fingerprint
 from ema_cli.manifest.fingerprint import SAMPLE_BYTES, SAMPLES, fingerprints
+from ema_cli.storage import checksums as sums_module
 from ema_cli.storage.checksums import BLOCK_BYTES, Checksums
 from ema_cli.system.memory import peak_bytes
 
@@ -89,7 +89,7 @@ def plans(folder: Path, *half_lives: str) -> list[Any]:
 @pytest.mark.parametrize("size", [977, 4096, BLOCK_BYTES])
 def test_sums_are_those_of_the_bytes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, size: int):
     """Against hashlib over all bytes put together, on any number of threads, in blocks of any size."""
-    monkeypatch.setattr(fingerprint, "BLOCK_BYTES", size)
+    monkeypatch.setattr(sums_module, "BLOCK_BYTES", size)
     saved = write_run(tmp_path / "ckpts")
     average(plans(tmp_path / "ckpts", "10ba"), parse_target(tmp_path / "x.safetensors"), threads=threads, checksum=True)
     order = order_in(tmp_path / "x.safetensors")
@@ -151,7 +151,7 @@ def test_copied_tensors_are_a_stream_of_their_own(tmp_path: Path):
 def test_whoever_is_early_waits(parts: list[bytes], size: int, random: Any):
     """However the threads come, the sums are those of the parts in the order of their numbers, less what is skipped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprint, "BLOCK_BYTES", size)
+        patch.setattr(sums_module, "BLOCK_BYTES", size)
         checksums = Checksums(1)
         numbers = list(range(len(parts)))
         random.shuffle(numbers)

@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_exchanged_stays(tmp_path: Path, monkeypatch: py
 def test_a_dead_run_s_litter_is_removed_and_a_living_one_s_is_not(tmp_path: Path):
     """The next run removes what a killed one left, but nothing that a living process holds."""
     script = (
-        "import os, sys; from pathlib import Path; from ema_cli.staging import Staging\n"
+        "import os, sys; from pathlib import Path; from ema_cli.storage.staging import Staging\n"
         "area = Staging(Path(sys.argv[1])).__enter__(); (area.folder / 'half').write_bytes(b'x')\n"
         "print(area.folder.name, flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)"
     )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
-from ema_cli import job
 from ema_cli.cli.commands.shared import print_json, raw_plans, stored_plans
 from ema_cli.cli.github import annotate_all
 from ema_cli.cli.options import (
@@ -51,9 +50,7 @@ from ema_cli.cli.options import (
     parse_read_options,
     parse_recipes,
 )
-from ema_cli.errors import UsageError
-from ema_cli.planning import advice
-from ema_cli.runs import warnings
+from ema_cli.errors import UsageError, option
 from ema_cli.system import signals
 
 if TYPE_CHECKING:
@@ -231,30 +228,48 @@ def average(
     """Write the average of a run's checkpoints, ready to load, and print where; of several half-lives in one pass."""
     check_threads(threads)
     if no_manifest and checksum:
-        raise UsageError("--checksum: goes into the manifest, and --no-manifest writes none", hint="leave out one")
+        raise UsageError(
+            f"goes into the manifest, and {option('manifest', False)} writes none",
+            option="checksum",
+            hint="leave out one",
+        )
     if no_manifest and recipe is not None:
-        raise UsageError("--recipe: compares the manifests of both, and --no-manifest makes none", hint="leave out one")
+        raise UsageError(
+            f"compares the manifests of both, and {option('manifest', False)} makes none",
+            option="recipe",
+            hint="leave out one",
+        )
     if no_manifest and summary is not None:
-        raise UsageError("--summary: is made of the manifest, and --no-manifest makes none", hint="leave out one")
+        raise UsageError(
+            f"is made of the manifest, and {option('manifest', False)} makes none",
+            option="summary",
+            hint="leave out one",
+        )
     if strict and allow_non_finite:
-        raise UsageError("--strict: is for nothing to warn of, --allow-non-finite for what is", hint="leave out one")
-    from ema_cli import averaging
+        raise UsageError(
+            f"is for nothing to warn of, {option('allow_non_finite', True)} for what is",
+            option="strict",
+            hint="leave out one",
+        )
+    from ema_cli import averaging, job
     from ema_cli.cli import json_facts, sentences, terminal
+    from ema_cli.planning import advice
+    from ema_cli.runs import warnings
     from ema_cli.text import parse_size
     from ema_cli.writing.outputs import OutputOptions
     from ema_cli.writing.target import default_target, parse_target, place, published
 
     gates = parse_gates(min_count, max_share, strict, expect_keys)
-    most_memory = parse_size(max_memory, "--max-memory") if max_memory is not None else None
+    most_memory = parse_size(max_memory, "max_memory") if max_memory is not None else None
     target = parse_target(output) if output is not None else None
-    reading = {"--key": key, "--weights": weights, "--component": component, "--keep-prefix": keep_prefix}
-    reading |= {"--epoch-length": epoch_length, "--spacing": spacing}
+    reading = {"key": key, "weights": weights, "component": component, "keep_prefix": keep_prefix}
+    reading |= {"epoch_length": epoch_length, "spacing": spacing}
     if recipe is not None:
-        told = {"--half-life": half_life, "--update-interval": update_interval, "--smoothing": smoothing}
-        told |= {"--profile": profile, "--sigma-rel": sigma_rel, "--bias-correction": bias_correction}
-        told |= {"--from": source, "--start": start, "--stop": stop, "--last": last, **reading, "--copy": copy}
-        told |= {"--allow-approximate": allow_approximate, "--allow-non-finite": allow_non_finite, "--dtype": dtype}
-        replay = _open_replay(recipe, paths, {**told, "--max-shard-size": max_shard_size}, threads)
+        told = {"half_life": half_life, "update_interval": update_interval, "smoothing": smoothing}
+        told |= {"profile": profile, "sigma_rel": sigma_rel, "bias_correction": bias_correction}
+        told |= {"from": source, "start": start, "stop": stop, "last": last, **reading, "copy": copy}
+        told |= {"allow_approximate": allow_approximate, "allow_non_finite": allow_non_finite, "dtype": dtype}
+        replay = _open_replay(recipe, paths, {**told, "max_shard_size": max_shard_size}, threads)
         asked = _Asked([replay.plan], replay.options, target or replay.target, replay)
     else:
         recipes = parse_recipes(
@@ -262,9 +277,9 @@ def average(
         )
         if allow_approximate and source != "stored":
             raise UsageError(
-                "--allow-approximate: raw checkpoints have the weights that are asked for", hint="leave it out"
+                "raw checkpoints have the weights that are asked for", option="allow_approximate", hint="leave it out"
             )
-        most_bytes = parse_size(max_shard_size, "--max-shard-size") if max_shard_size is not None else None
+        most_bytes = parse_size(max_shard_size, "max_shard_size") if max_shard_size is not None else None
         options = OutputOptions(parse_dtype(dtype), tuple(copy or ()), most_bytes, allow_non_finite)
         read = parse_read_options(key, weights, component, keep_prefix, copy)
         if parse_from(source, reading):
@@ -333,12 +348,13 @@ def average(
 
 def _open_replay(recipe: Path, paths: Sequence[Path] | None, told: Mapping[str, object], threads: int | None) -> Replay:
     """Return the average that a manifest tells of; what is `told` by options has no place beside it."""
-    given = [option for option, value in told.items() if not (value is None or value is False or value == [])]
+    given = [name for name, value in told.items() if not (value is None or value is False or value == [])]
     if given:
-        raise UsageError(f"{given[0]}: --recipe says it", hint=f"leave out {' '.join(given)}")
+        rest = " ".join(option(name) for name in given)
+        raise UsageError(f"{option('recipe')} says it", option=given[0], hint=f"leave out {rest}")
     if not paths:
         raise UsageError(
-            "which checkpoints?", hint="name the folder that holds them: ema-cli average ckpts/ --recipe ..."
+            "which checkpoints?", hint=f"name the folder that holds them: ema-cli average ckpts/ {option('recipe')} ..."
         )
     from ema_cli.manifest.manifest import read_manifest
     from ema_cli.release.replay import open_replay

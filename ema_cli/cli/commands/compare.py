@@ -86,12 +86,14 @@ def _open_one(path: Path, options: ReadOptions) -> Checkpoint:
     from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 
     if not os.path.lexists(path):
-        raise UsageError(f"{path}: does not exist")
+        raise UsageError("does not exist", subject=path)
     if path.is_dir() and not is_checkpoint_folder(path):
         from ema_cli.runs.run import open_run
 
         found = open_run([path], options=options).checkpoints
         if len(found) > 1:
-            raise UsageError(f"{path}: holds {len(found)} checkpoints", hint=f"name one of them: {found[-1].path}")
+            raise UsageError(
+                f"holds {len(found)} checkpoints", subject=path, hint=f"name one of them: {found[-1].path}"
+            )
         path = found[0].path
     return replace(open_checkpoint(path, options), name=path.as_posix())

@@ -39,8 +39,7 @@ from ema_cli.cli.options import (
     parse_read_options,
     parse_recipes,
 )
-from ema_cli.errors import EmaError, UsageError
-from ema_cli.runs import warnings
+from ema_cli.errors import EmaError, UsageError, at_terminal, option
 
 if TYPE_CHECKING:
     from ema_cli.law.recipe import Recipe
@@ -88,14 +87,20 @@ def inspect(
             half_life, update_interval, smoothing, start, stop, last, bias_correction, profile, sigma_rel
         )
     elif any(value is not None for value in (update_interval, start, stop, last)) or bias_correction:
-        raise UsageError("which law? --start and the like need one", hint="add --half-life 50ba")
+        raise UsageError(
+            f"which law? {option('start')} and the like need one", hint=f"add {option('half_life', '50ba')}"
+        )
     gates = parse_gates(min_count, max_share, strict, expect_keys)
     if (min_count, max_share) != (None, None) and not recipes:
-        raise UsageError("--min-count and --max-share: of which average?", hint="add --half-life 50ba")
+        raise UsageError(
+            f"{option('min_count')} and {option('max_share')}: of which average?",
+            hint=f"add {option('half_life', '50ba')}",
+        )
     options = parse_read_options(key, weights, component, keep_prefix, copy)
-    reading = {"--key": key, "--weights": weights, "--component": component, "--keep-prefix": keep_prefix}
-    from_stored = parse_from(source, {**reading, "--epoch-length": epoch_length, "--spacing": spacing})
+    reading = {"key": key, "weights": weights, "component": component, "keep_prefix": keep_prefix}
+    from_stored = parse_from(source, {**reading, "epoch_length": epoch_length, "spacing": spacing})
     from ema_cli.cli import json_facts, terminal
+    from ema_cli.runs import warnings
 
     paths = paths or [Path()]
     if from_stored:
@@ -137,19 +142,20 @@ def inspect(
 def _what_is_stored(paths: Sequence[Path], recipes: Sequence[Recipe]) -> dict[str, Any] | None:
     """Return what else could be averaged there: averages that the training stored, and how near they come."""
     from ema_cli.cli import json_facts
-    from ema_cli.planning.stored_plan import make_stored_plan
     from ema_cli.runs.stored import find_stored, open_stored
 
     try:
         if not any(path.is_dir() for path in paths) or not find_stored(paths):
             return None
+        from ema_cli.planning.stored_plan import make_stored_plan
+
         stored = open_stored(paths)
     except EmaError as problem:
-        return {"problem": str(problem)}
+        return {"problem": problem.message(at_terminal)}
     plans: list[dict[str, Any]] = []
     for recipe in recipes:
         try:
             plans.append(json_facts.plan_facts(make_stored_plan(stored, recipe, allow_approximate=True)))
         except EmaError as problem:
-            plans.append({"law": recipe.law, "problem": str(problem)})
+            plans.append({"law": recipe.law, "problem": problem.message(at_terminal)})
     return {**json_facts.stored_facts(stored), "plans": plans}

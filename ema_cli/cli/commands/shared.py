@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ema_cli.cli.github import annotate_all
-from ema_cli.errors import EmaError, NoWeights, UsageError
+from ema_cli.errors import EmaError, NoWeights, UsageError, option
 
 if TYPE_CHECKING:
     from ema_cli.formats.options import ReadOptions
@@ -25,7 +25,9 @@ def open_stored_averages(paths: Sequence[Path] | None) -> StoredRun:
     from ema_cli.runs.stored import open_stored
 
     if not paths:
-        raise UsageError("which averages?", hint="name the folder that holds them: ema-cli average run/ --from stored")
+        raise UsageError(
+            "which averages?", hint=f"name the folder that holds them: ema-cli average run/ {option('from', 'stored')}"
+        )
     return open_stored(paths)
 
 
@@ -65,15 +67,19 @@ def open_raw(
         return open_run(
             paths,
             options=options,
-            epoch_length=Time.parse(epoch_length, "--epoch-length") if epoch_length is not None else None,
-            spacing=Time.parse(spacing, "--spacing") if spacing is not None else None,
+            epoch_length=Time.parse(epoch_length, "epoch_length") if epoch_length is not None else None,
+            spacing=Time.parse(spacing, "spacing") if spacing is not None else None,
         )
     except NoWeights as problem:
         from ema_cli.runs.stored import find_stored
 
         if not find_stored(paths):
             raise
-        raise NoWeights(str(problem), hint="averages that the training stored are there: --from stored") from problem
+        raise NoWeights(
+            problem.fact,
+            subject=problem.subject,
+            hint=f"averages that the training stored are there: {option('from', 'stored')}",
+        ) from problem
 
 
 def print_json(command: str | None, content: dict[str, Any]) -> None:

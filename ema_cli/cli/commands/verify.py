@@ -9,7 +9,7 @@ import typer
 
 from ema_cli.cli.commands.shared import error_facts, print_json
 from ema_cli.cli.options import READ, AsJson, Threads, Version, check_threads
-from ema_cli.errors import UsageError, VerificationError
+from ema_cli.errors import UsageError, VerificationError, option
 
 EXAMPLES = """\
 Examples: by sums and manifest; averaged once more, too
@@ -54,10 +54,14 @@ def verify(
     """Check averages by their sums and manifests, or by their checkpoints, too. Exit 6 where one does not hold."""
     check_threads(threads)
     if sample and not against:
-        raise UsageError("--sample: of what?", hint="say where the checkpoints are: --against ckpts/ --sample")
+        raise UsageError(
+            "of what?",
+            option="sample",
+            hint=f"say where the checkpoints are: {option('against')} ckpts/ {option('sample')}",
+        )
     missing = next((path for path in against or () if not path.exists()), None)
     if missing is not None:
-        raise UsageError(f"--against: {missing} does not exist")
+        raise UsageError(f"{missing} does not exist", option="against")
     if not outputs:
         raise UsageError("which average?", hint="name it: ema-cli verify release.safetensors")
     from ema_cli.cli import sentences, terminal

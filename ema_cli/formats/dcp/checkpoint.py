@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, option
 from ema_cli.formats.dcp.metadata import Metadata, Record, StoredTensor, read_metadata
 from ema_cli.formats.dcp.model import FoundModel, find_model
 from ema_cli.formats.dcp.weights import DcpWeights
@@ -39,9 +39,10 @@ def open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
         found = Found(_trainer(path, folder, metadata), model.names, Progress())
         _choose(found, model, reader, options)
     except EmaError as error:
-        raise type(error)(f"{path}: {error}", hint=error.hint) from error
+        error.about(path)
+        raise
     if len(found.tensors) > MAX_TENSORS:
-        raise CheckpointError(f"{path}: holds {len(found.tensors)} tensors; at most {MAX_TENSORS} are read")
+        raise CheckpointError(f"holds {len(found.tensors)} tensors; at most {MAX_TENSORS} are read", subject=path)
     tensors = {name: metadata.tensor(str(stored)) for name, stored in found.tensors.items()}
     files = _open_files(folder, tensors)
     progress, sidecars = _sidecar_progress(path, folder)
@@ -96,8 +97,9 @@ def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> tuple[str
     refused = next((name for name in extra if not options.copies(name)), None)
     if refused is not None:
         raise CheckpointError(
-            f"{path}: '{refused}' is no tensor, but what only the module's own code can read",
-            hint=f"leave it out of the average and of the output: --copy '*{EXTRA_STATE}*'",
+            f"'{refused}' is no tensor, but what only the module's own code can read",
+            subject=path,
+            hint=f"leave it out of the average and of the output: {option('copy', f'*{EXTRA_STATE}*')}",
         )
     return tuple(extra)
 
@@ -114,7 +116,7 @@ def _check_record(folder: Path, name: str, record: Record, files: dict[str, Inpu
     """Open the file of a record, once, and check that the record lies in it."""
     if record.file not in files:
         if not os.path.exists(folder / record.file):  # noqa: PTH110
-            raise IncompleteCheckpoint(f"{folder}: shard '{record.file}' is missing")
+            raise IncompleteCheckpoint(f"shard '{record.file}' is missing", subject=folder)
         files[record.file] = InputFile(folder / record.file)
     if record.start + record.size > files[record.file].size:
         raise IncompleteCheckpoint(

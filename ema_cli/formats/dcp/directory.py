@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import IncompleteCheckpoint, UsageError
+from ema_cli.errors import IncompleteCheckpoint, UsageError, option
 from ema_cli.formats.options import LEAVE_OUT, ReadOptions
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.layouts import (
@@ -50,12 +50,18 @@ def _choose_folder(path: Path, options: ReadOptions) -> Path:
     folders = _find_folders(path)
     if len(folders) == 1:
         if options.component not in (None, folders[0].name):
-            raise UsageError(f"{path}: holds one model, and --component chooses of several", hint=LEAVE_OUT)
+            raise UsageError(
+                f"holds one model, and {option('component')} chooses of several", subject=path, hint=LEAVE_OUT
+            )
         return folders[0]
     chosen = next((each for each in folders if each.name == options.component), None)
     if chosen is None:
         names = [each.name for each in folders]
-        raise UsageError(f"{path}: holds several models: {', '.join(names)}", hint=f"say which: --component {names[0]}")
+        raise UsageError(
+            f"holds several models: {', '.join(names)}",
+            subject=path,
+            hint=f"say which: {option('component', f'{names[0]}')}",
+        )
     return chosen
 
 
@@ -80,7 +86,7 @@ def _check_complete(path: Path, folder: Path) -> None:
     elif (folder / MEGATRON_COMMON).exists() and not (folder / MEGATRON_MARK).exists():
         missing = f"has no {MEGATRON_MARK}"
     elif os.path.exists(f"{path}{UNFINISHED_MARK}"):  # noqa: PTH110 - which raises nothing for a long name
-        raise IncompleteCheckpoint(f"{path}: is marked as unfinished, by {path.name}{UNFINISHED_MARK} beside it")
+        raise IncompleteCheckpoint(f"is marked as unfinished, by {path.name}{UNFINISHED_MARK} beside it", subject=path)
     if missing:
-        raise IncompleteCheckpoint(f"{path}: {missing}, which is written last")
+        raise IncompleteCheckpoint(f"{missing}, which is written last", subject=path)
     check_latest(path)

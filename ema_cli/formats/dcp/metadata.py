@@ -98,7 +98,7 @@ class Metadata:
         try:
             return self._tensor(name, _state(self.tensors[name], _TENSOR))
         except _Damaged as error:
-            raise CheckpointError(f"{self.file.path}: '{name}': {error}") from None
+            raise CheckpointError(f"'{name}': {error}", subject=self.file.path) from None
 
     def _tensor(self, name: str, state: dict[str, Any]) -> StoredTensor:
         properties = state.get("properties")
@@ -176,7 +176,7 @@ def read_metadata(file: InputFile) -> Metadata:
         root, _ = unpickle(file)
         return _parse(file, _state(root, _METADATA))
     except (PickleError, _Damaged) as error:
-        raise CheckpointError(f"{file.path}: cannot be read: {error}") from error
+        raise CheckpointError(f"cannot be read: {error}", subject=file.path) from error
 
 
 def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ema_cli.errors import CheckpointError, NoWeights
+from ema_cli.errors import CheckpointError, NoWeights, option
 from ema_cli.formats.dcp.metadata import Metadata
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.layouts import DCP_AVERAGES, DCP_CLOCKS, DCP_FLAT_OTHERS, DCP_OTHERS, PLAIN
@@ -37,7 +37,7 @@ def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
         prefix = options.key + "."
         chosen = {name.removeprefix(prefix): name for name in metadata.tensors if name.startswith(prefix)}
         if not chosen:
-            raise NoWeights(f"has no tensors under --key '{options.key}'", hint=_listed(metadata))
+            raise NoWeights(f"has no tensors under {option('key')} '{options.key}'", hint=_listed(metadata))
         return FoundModel(chosen)
     groups, flattened_others = _groups(metadata)
     beside = {place: groups.pop(place) for place in list(groups) if place and place[-1] in PLAIN.beside}
@@ -48,11 +48,13 @@ def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
     if len(candidates) > 1:
         shown = [".".join(map(str, place)) for place in candidates]
         what = "models" if models else "tensors"
-        raise CheckpointError(f"holds {what} at {', '.join(shown[:8])}", hint=f"say which to take: --key {shown[0]}")
+        raise CheckpointError(
+            f"holds {what} at {', '.join(shown[:8])}", hint=f"say which to take: {option('key', f'{shown[0]}')}"
+        )
     if not candidates:
         for place, names in beside.items():
             return FoundModel(names, averaged=f"it holds nothing but averages, in '{'.'.join(map(str, place))}'")
-        raise NoWeights("no tensors in a place we know for a model", hint="say where: --key NAME")
+        raise NoWeights("no tensors in a place we know for a model", hint=f"say where: {option('key', 'NAME')}")
     (place, names), *_ = candidates.items()
     others = tuple(".".join(map(str, other)) or "the top" for other in groups if other != place)
     if place == ():

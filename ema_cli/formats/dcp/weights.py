@@ -42,7 +42,7 @@ class DcpWeights:
         """
         clash = find_clash([(record, name) for name, tensor in tensors.items() for record in tensor.records])
         if clash is not None:
-            raise CheckpointError(f"{files[clash[0]].path}: {clash[1]}")
+            raise CheckpointError(f"{clash[1]}", subject=files[clash[0]].path)
         number_of = {name: number for number, name in enumerate(files)}
         first, records = {}, array("q")
         for name, tensor in tensors.items():
@@ -123,7 +123,8 @@ class DcpWeights:
             weights = self._reader.open(name, FileRegion(file, start, size))
             if weights is None or weights.specs[name] != TensorSpec(spec.dtype, piece.shape):
                 raise CheckpointError(
-                    f"{file.path}: '{name}' is stored as something else than its folder's .metadata says",
+                    f"'{name}' is stored as something else than its folder's .metadata says",
+                    subject=file.path,
                     hint="the files of the folder are of different saves",
                 )
             if len(self._opened) >= _MAX_OPENED:

@@ -48,7 +48,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208
     except OSError as error:
-        raise CheckpointError(f"{folder}: disappeared while it was used: {error.strerror}") from error
+        raise CheckpointError(f"disappeared while it was used: {error.strerror}", subject=folder) from error
     models = [name for name in names if _MODEL.search(name)]
     for pattern, what, hint in (
         (_ZERO_3, "cut into parts by ZeRO stage 3", _CONVERT),
@@ -56,14 +56,16 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         (_EXPERTS, "cut into experts", _UNIVERSAL),
     ):
         if any(pattern.search(name) for name in names):
-            raise CheckpointError(f"{path}: a DeepSpeed checkpoint, {what}", hint=hint)
+            raise CheckpointError(f"a DeepSpeed checkpoint, {what}", subject=path, hint=hint)
     files = [InputFile(folder / name) for name in models]
     opened = [torch_file.open_torch(file) for file in files]
     # The other ranks' files may lie on other machines.
     ranks = max([len(models), *map(_ranks, opened)])
     if ranks != 1:
         raise CheckpointError(
-            f"{path}: a DeepSpeed checkpoint, cut into {ranks} parts of tensors (tensor parallel)", hint=_UNIVERSAL
+            f"a DeepSpeed checkpoint, cut into {ranks} parts of tensors (tensor parallel)",
+            subject=path,
+            hint=_UNIVERSAL,
         )
     checkpoint = torch_file.from_torch(files[0], opened[0], options)
     notes = list(checkpoint.notes)

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import RunError, UsageError
+from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.folders import huggingface as hf_directory
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
@@ -30,18 +30,26 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     found = _components(path)
     wanted = options.component.removesuffix(_EMA) if options.component else None
     if wanted is None and len(found) > 1:
-        raise UsageError(f"{path}: holds several models: {', '.join(found)}", hint=f"say which: --component {found[0]}")
+        raise UsageError(
+            f"holds several models: {', '.join(found)}",
+            subject=path,
+            hint=f"say which: {option('component', f'{found[0]}')}",
+        )
     component = wanted or found[0]
     if component not in found:
-        raise UsageError(f"{path}: has no component '{component}'", hint=f"it has {', '.join(found)}")
+        raise UsageError(f"has no component '{component}'", subject=path, hint=f"it has {', '.join(found)}")
     raw, averages = path / component, path / f"{component}{_EMA}"
     has_raw, has_averages = hf_directory.matches(raw), hf_directory.matches(averages)
     named_averages = options.component is not None and options.component.endswith(_EMA)
     take_averages = options.weights == "ema" or (named_averages and options.weights is None) or not has_raw
     if options.weights == "ema" and not has_averages:
-        raise RunError(f"{path}: holds no averages of '{component}'", hint="leave out --weights ema")
+        raise RunError(
+            f"holds no averages of '{component}'", subject=path, hint=f"leave out {option('weights', 'ema')}"
+        )
     if options.weights == "raw" and not has_raw:
-        raise RunError(f"{path}: holds only averages of '{component}'", hint="leave out --weights raw")
+        raise RunError(
+            f"holds only averages of '{component}'", subject=path, hint=f"leave out {option('weights', 'raw')}"
+        )
     inner = dataclasses.replace(options, weights=None, component=None)
     checkpoint = hf_directory.open_checkpoint(averages if take_averages else raw, inner)
     notes, averaged = list(checkpoint.notes), checkpoint.averaged

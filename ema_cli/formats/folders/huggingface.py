@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError, option
 from ema_cli.formats.folders import refused
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.options import LEAVE_OUT, ReadOptions
@@ -67,8 +67,9 @@ def _check_modules(path: Path, names: set[str]) -> None:
     for module in module_folders(path) if MODULES in names else ():
         if matches(path / module):
             raise CheckpointError(
-                f"{path}: has weights in '{module}', too, by its {MODULES}; only one set can be averaged",
-                hint="average the modules' folders one by one, each with --component or by its path",
+                f"has weights in '{module}', too, by its {MODULES}; only one set can be averaged",
+                subject=path,
+                hint=f"average the modules' folders one by one, each with {option('component')} or by its path",
             )
 
 
@@ -136,15 +137,19 @@ def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str
         models = {**{base: found[base] for base in ("model",) if base in found}, **several}
         if options.component in models:
             return "model", models[options.component]
-        raise UsageError(f"{path}: holds several models: {', '.join(models)}", hint="say which: --component model_1")
+        raise UsageError(
+            f"holds several models: {', '.join(models)}",
+            subject=path,
+            hint=f"say which: {option('component', 'model_1')}",
+        )
     if options.component is not None:
-        raise UsageError(f"{path}: holds one model, and --component chooses of several", hint=LEAVE_OUT)
+        raise UsageError(f"holds one model, and {option('component')} chooses of several", subject=path, hint=LEAVE_OUT)
     if not found:
         shard = min(filter(_is_shard, names), default=None)
         if shard is None:
-            raise CheckpointError(f"{path}: holds no model")
+            raise CheckpointError("holds no model", subject=path)
         index = f"{SHARD.sub('', shard)}.{shard.rpartition('.')[2]}.index.json"
-        raise IncompleteCheckpoint(f"{path}: holds shards, but no {index}", hint="its writer did not finish")
+        raise IncompleteCheckpoint(f"holds shards, but no {index}", subject=path, hint="its writer did not finish")
     return next(iter(found.items()))
 
 

@@ -48,7 +48,7 @@ def open_checkpoint(path: Path, _options: ReadOptions) -> NoReturn:
     """Raise the CheckpointError that says why."""
     reason = _reason(path)
     assert reason is not None
-    raise CheckpointError(f"{path}: {reason[0]}", hint=reason[1].replace("FILE", shlex.quote(str(path))))
+    raise CheckpointError(f"{reason[0]}", subject=path, hint=reason[1].replace("FILE", shlex.quote(str(path))))
 
 
 def _reason(path: Path) -> tuple[str, str] | None:

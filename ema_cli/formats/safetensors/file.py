@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError, UsageError
+from ema_cli.errors import CheckpointError, UsageError, option
 from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_recipe
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors.header import SafetensorsWeights, open_file
@@ -31,14 +31,16 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     weights = open_file(path)
     if _PIECE_KEY in weights.metadata:
         raise CheckpointError(
-            f"{path}: holds pieces of tensors, as torch.distributed.checkpoint saves them in safetensors",
+            "holds pieces of tensors, as torch.distributed.checkpoint saves them in safetensors",
+            subject=path,
             hint="put them together first: torch.distributed.checkpoint's consolidate_safetensors_files",
         )
     averaged = _averaged(weights)
     if averaged is None and options.key is not None:
         raise UsageError(
-            f"{path}: --key says where the weights are in a pickled file; this is safetensors",
-            hint="leave out --key",
+            f"{option('key')} says where the weights are in a pickled file; this is safetensors",
+            subject=path,
+            hint=f"leave out {option('key')}",
         )
     # Diffusers keeps rank and alpha of a LoRA here, and nowhere else.
     kept = {name: weights.metadata[name] for name in (_LORA_KEY,) if name in weights.metadata}

@@ -75,12 +75,12 @@ _in_use: WeakValueDictionary[bytes, SafetensorsWeights] = WeakValueDictionary()
 def _read_header(file: InputFile) -> SafetensorsWeights:
     path = file.path
     if file.size < 8:
-        raise IncompleteCheckpoint(f"{path}: holds {file.size} bytes, less than a safetensors header")
+        raise IncompleteCheckpoint(f"holds {file.size} bytes, less than a safetensors header", subject=path)
     length = int.from_bytes(file.read(0, 8), "little")
     if length > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{path}: a header of {length} bytes is no safetensors header")
+        raise CheckpointError(f"a header of {length} bytes is no safetensors header", subject=path)
     if 8 + length > file.size:
-        raise IncompleteCheckpoint(f"{path}: cut short: its header takes {length} bytes of {file.size}")
+        raise IncompleteCheckpoint(f"cut short: its header takes {length} bytes of {file.size}", subject=path)
     text = file.read(8, length)
     digest = blake2b(text).digest()
     known = _in_use.get(digest)
@@ -96,7 +96,7 @@ def _read_header(file: InputFile) -> SafetensorsWeights:
 def _parse_header(file: InputFile, text: bytes) -> SafetensorsWeights:
     path = file.path
     if not text.startswith(b"{"):
-        raise CheckpointError(f"{path}: not a safetensors file: its header does not begin with '{{'")
+        raise CheckpointError("not a safetensors file: its header does not begin with '{'", subject=path)
     table = SpecTable()
 
     def compact(pairs: list[tuple[str, Any]]) -> Any:
@@ -110,12 +110,12 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsWeights:
     try:
         header = parse_json(text, objects=compact)
     except ValueError as error:
-        raise CheckpointError(f"{path}: the header is not valid: {error}") from error
+        raise CheckpointError(f"the header is not valid: {error}", subject=path) from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header is the entry of one tensor, without its name")
+        raise CheckpointError("the header is the entry of one tensor, without its name", subject=path)
     metadata = _metadata(path, header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
-        raise CheckpointError(f"{path}: holds {len(header)} tensors; at most {MAX_TENSORS} are read")
+        raise CheckpointError(f"holds {len(header)} tensors; at most {MAX_TENSORS} are read", subject=path)
     specs: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
     for name in list(header):
@@ -125,7 +125,7 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsWeights:
         try:
             specs[name], begin, end = entry if isinstance(entry, tuple) else _read_entry(entry, table)
         except _WrongEntry as error:
-            raise CheckpointError(f"{path}: '{name}' {error}", hint=error.hint) from None
+            raise CheckpointError(f"'{name}' {error}", subject=path, hint=error.hint) from None
         spans.append((begin, end, name))
     _check_contiguous(file, 8 + len(text), spans)
     offsets = {name: begin for begin, _, name in spans}
@@ -134,21 +134,21 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsWeights:
 
 def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{path}: the header's '__metadata__' does not map text to text")
+        raise CheckpointError("the header's '__metadata__' does not map text to text", subject=path)
     try:
         "".join(metadata.values()).encode()
     except UnicodeEncodeError:
-        raise CheckpointError(f"{path}: the header's '__metadata__' holds what is not valid text") from None
+        raise CheckpointError("the header's '__metadata__' holds what is not valid text", subject=path) from None
     return metadata
 
 
 def _check_name(path: Path, name: str) -> None:
     if len(name) > MAX_NAME_CHARS:
-        raise CheckpointError(f"{path}: '{name[:40]}...' is a name of {len(name)} characters")
+        raise CheckpointError(f"'{name[:40]}...' is a name of {len(name)} characters", subject=path)
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise CheckpointError(f"{path}: the tensor name '{name}' is not valid text") from None
+        raise CheckpointError(f"the tensor name '{name}' is not valid text", subject=path) from None
 
 
 class _WrongEntry(Exception):
@@ -194,12 +194,13 @@ def _check_contiguous(file: InputFile, data_start: int, spans: list[tuple[int, i
     for begin, end, name in spans:
         if begin != position:
             kind = "a hole" if begin > position else "an overlap"
-            raise CheckpointError(f"{file.path}: {kind} before '{name}', at byte {begin} of the data")
+            raise CheckpointError(f"{kind} before '{name}', at byte {begin} of the data", subject=file.path)
         position = end
     if data_start + position > file.size:
         raise IncompleteCheckpoint(
-            f"{file.path}: cut short: {file.size} bytes of {data_start + position}",
+            f"cut short: {file.size} bytes of {data_start + position}",
+            subject=file.path,
             hint="its writer did not finish",
         )
     if data_start + position < file.size:
-        raise CheckpointError(f"{file.path}: {file.size - data_start - position} bytes follow the last tensor")
+        raise CheckpointError(f"{file.size - data_start - position} bytes follow the last tensor", subject=file.path)

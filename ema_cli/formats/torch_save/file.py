@@ -42,7 +42,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """Unpickle the description, find the weights in it, and check that their bytes are there."""
     if PARTS.search(path.name):
         raise CheckpointError(
-            f"{path}: is one rank's part of a model, by its name",
+            "is one rank's part of a model, by its name",
+            subject=path,
             hint="put the parts together first, with your trainer's own tools",
         )
     file = InputFile(path)
@@ -56,7 +57,8 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
     path = file.path
     if MEGATRON_PART.search(path.parent.name) and _is_megatron_part(path, opened.root):
         raise CheckpointError(
-            f"{path}: is one rank's part of a model of Megatron's",
+            "is one rank's part of a model of Megatron's",
+            subject=path,
             hint="save it as torch_dist, or put it together with Megatron's tools/checkpoint first",
         )
     # In an average of ours there is nothing to choose from, nor to find under a --key that is meant for others.
@@ -66,8 +68,8 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
     except (UsageError, IncompleteCheckpoint):
         raise
     except EmaError as error:
-        message = str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
-        raise type(error)(message, hint=error.hint) from error
+        error.about(path)
+        raise
     progress, sidecars = found.progress, tuple[InputFile, ...]()
     if found.trainer is None and not progress.clocks:
         progress, sidecars = _wenet_progress(path)
@@ -105,8 +107,8 @@ def _with_pretrained(checkpoint: Checkpoint, file: InputFile, root: object, name
         try:
             return read_files(open_torch(file).root)
         except CheckpointError as error:
-            message = str(error) if str(error).startswith(f"{file.path}: ") else f"{file.path}: {error}"
-            raise type(error)(message, hint=error.hint) from error
+            error.about(file.path)
+            raise
 
     return replace(checkpoint, base=base, settings=adapter_settings(root), inner_files=read)
 

@@ -43,20 +43,21 @@ def open_legacy(source: ByteSource) -> TorchFile:
         magic, position = unpickle(source)
         if magic != _MAGIC_NUMBER:
             raise NoWeights(
-                f"{source.path}: a pickle, but not one that torch.save wrote",
+                "a pickle, but not one that torch.save wrote",
+                subject=source.path,
                 hint="average files of torch.save or safetensors",
             )
         protocol, position = unpickle(source, position)
         if protocol != _PROTOCOL:
-            raise CheckpointError(f"{source.path}: a file of torch's of an unknown protocol")
+            raise CheckpointError("a file of torch's of an unknown protocol", subject=source.path)
         system, position = unpickle(source, position)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
-            raise CheckpointError(f"{source.path}: its bytes are not little-endian, which alone is read")
+            raise CheckpointError("its bytes are not little-endian, which alone is read", subject=source.path)
         root, position = unpickle(source, position, persistent)
         keys, position = unpickle(source, position)
     except PickleError as error:
         kind = IncompleteCheckpoint if isinstance(error, PickleEnds) else CheckpointError
-        raise kind(f"{source.path}: the pickle in it cannot be read: {error}") from error
+        raise kind(f"the pickle in it cannot be read: {error}", subject=source.path) from error
     spans = _find_spans(source, keys, storages, position)
     return TorchFile(source, root, spans.get)
 
@@ -66,25 +67,26 @@ def _find_spans(
 ) -> dict[str, tuple[int, int]]:
     """Return byte offset and size of each storage; they follow each other from `position` on."""
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
-        raise CheckpointError(f"{source.path}: its list of storages does not fit its tensors")
+        raise CheckpointError("its list of storages does not fit its tensors", subject=source.path)
     if len(set(keys)) != len(keys):
-        raise CheckpointError(f"{source.path}: its list of storages has one twice")
+        raise CheckpointError("its list of storages has one twice", subject=source.path)
     spans = {}
     for key in keys:
         storage = storages[key]
         size = storage.count * _element_size(source, storage)
         if position + _COUNT_BYTES + size > source.size:
             raise IncompleteCheckpoint(
-                f"{source.path}: cut short: its storages take more than its {source.size} bytes",
+                f"cut short: its storages take more than its {source.size} bytes",
+                subject=source.path,
                 hint="its writer did not finish",
             )
         count = int.from_bytes(source.read(position, _COUNT_BYTES), "little", signed=True)
         if count != storage.count:
-            raise CheckpointError(f"{source.path}: a storage of {storage.count} elements is stored with {count}")
+            raise CheckpointError(f"a storage of {storage.count} elements is stored with {count}", subject=source.path)
         spans[key] = (position + _COUNT_BYTES, size)
         position += _COUNT_BYTES + size
     if position != source.size:
-        raise CheckpointError(f"{source.path}: {source.size - position} bytes follow the last storage")
+        raise CheckpointError(f"{source.size - position} bytes follow the last storage", subject=source.path)
     return spans
 
 
@@ -94,5 +96,5 @@ def _element_size(source: ByteSource, storage: Storage) -> int:
     dtype = dtype_of(storage.dtype)
     size = dtype.itemsize if dtype else _OTHER_SIZES.get(storage.dtype.removesuffix("Storage"))
     if size is None:
-        raise CheckpointError(f"{source.path}: a storage of an unknown type, {storage.dtype}")
+        raise CheckpointError(f"a storage of an unknown type, {storage.dtype}", subject=source.path)
     return size

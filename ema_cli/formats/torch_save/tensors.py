@@ -49,7 +49,7 @@ class TorchFile:
         """
         path = self.source.path
         if len(tensors) > MAX_TENSORS:
-            raise CheckpointError(f"{path}: holds {len(tensors)} tensors; at most {MAX_TENSORS} are read")
+            raise CheckpointError(f"holds {len(tensors)} tensors; at most {MAX_TENSORS} are read", subject=path)
         specs: dict[str, TensorSpec] = {}
         table = SpecTable()
         offsets = array("q")
@@ -57,23 +57,25 @@ class TorchFile:
         expanded = 0
         for name, ref in tensors.items():
             if len(name) > MAX_NAME_CHARS:
-                raise CheckpointError(f"{path}: '{name[:40]}...' is a name of {len(name)} characters")
+                raise CheckpointError(f"'{name[:40]}...' is a name of {len(name)} characters", subject=path)
             if not isinstance(ref, TensorRef):
-                raise CheckpointError(f"{path}: '{name}' cannot be averaged: {_reason(ref)}")
+                raise CheckpointError(f"'{name}' cannot be averaged: {_reason(ref)}", subject=path)
             dtype, count = self._dtype(name, ref), prod(ref.shape)
             if (ref.negative and not dtype.averaged) or (ref.conjugate and dtype.kind != "complex"):
-                raise CheckpointError(f"{path}: '{name}' is {dtype.name} with a bit that only others have")
+                raise CheckpointError(f"'{name}' is {dtype.name} with a bit that only others have", subject=path)
             offset, stored = self._offset(name, ref, dtype, count)
             if count * dtype.itemsize > stored:
                 expanded += count * dtype.itemsize
             if expanded > _MAX_EXPANDED_BYTES:
-                raise CheckpointError(f"{path}: '{name}' is expanded, as others are, to gigabytes from a few bytes")
+                raise CheckpointError(
+                    f"'{name}' is expanded, as others are, to gigabytes from a few bytes", subject=path
+                )
             name = sys.intern(name)  # one copy of each name, however many checkpoints have it
             strides = None if _is_contiguous(ref.shape, ref.strides) else ref.strides
             shape = ref.shape
             if dtype.name == "F4":
                 if strides or not shape:
-                    raise CheckpointError(f"{path}: '{name}' is F4 that does not lie in order")
+                    raise CheckpointError(f"'{name}' is F4 that does not lie in order", subject=path)
                 shape = (*shape[:-1], 2 * shape[-1])  # torch counts pairs, safetensors elements
             specs[name] = table.spec(dtype, shape)
             offsets.append(offset)
@@ -98,7 +100,8 @@ class TorchFile:
         dtype = dtype_of(ref.dtype)
         if dtype is None:
             raise CheckpointError(
-                f"{self.source.path}: '{name}' has dtype {ref.dtype}, which cannot be averaged",
+                f"'{name}' has dtype {ref.dtype}, which cannot be averaged",
+                subject=self.source.path,
                 hint="average the run's full-precision checkpoints and convert the result",
             )
         return dtype
@@ -108,18 +111,18 @@ class TorchFile:
         path, itemsize = self.source.path, dtype.itemsize
         found = self.locate(ref.storage.key)
         if found is None:
-            raise CheckpointError(f"{path}: '{name}' has its bytes in a storage that is missing")
+            raise CheckpointError(f"'{name}' has its bytes in a storage that is missing", subject=path)
         start, stored = found
         size = ref.storage.count * (itemsize if ref.storage.dtype else 1)
         if stored != size:
-            raise CheckpointError(f"{path}: '{name}' has a storage of {size} bytes, but {stored} are in the file")
+            raise CheckpointError(f"'{name}' has a storage of {size} bytes, but {stored} are in the file", subject=path)
         last = ref.offset
         for length, stride in zip(ref.shape, ref.strides, strict=True):
             last += (length - 1) * stride
         if count and (last + 1) * itemsize > stored:
-            raise CheckpointError(f"{path}: '{name}' reaches past the end of its storage")
+            raise CheckpointError(f"'{name}' reaches past the end of its storage", subject=path)
         if count * itemsize > max(stored, _MAX_EXPANDED_BYTES):
-            raise CheckpointError(f"{path}: '{name}' is expanded to {count} elements from a few bytes")
+            raise CheckpointError(f"'{name}' is expanded to {count} elements from a few bytes", subject=path)
         return start + (ref.offset * itemsize if count else 0), stored
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ema_cli.checkpoint import TensorSpec
-from ema_cli.errors import OutputError
+from ema_cli.errors import OutputError, option
 from ema_cli.formats.mark import RECORD
 from ema_cli.formats.output_file import Stream, Table
 from ema_cli.formats.torch_save.pickle_writer import NoTorchType, pickle_state_dict
@@ -101,7 +101,9 @@ def _make_table(file: str, specs: Mapping[str, TensorSpec]) -> TorchTable:
     try:
         pickle = pickle_state_dict(specs)
     except NoTorchType as error:
-        raise OutputError(f"{file}: {error}", hint="write it as safetensors: -o NAME.safetensors") from error
+        raise OutputError(
+            f"{error}", subject=file, hint=f"write it as safetensors: {option('o', 'NAME.safetensors')}"
+        ) from error
     first = _place(_first_contents(pickle), 0)
     text, entries = _whole_records(first)
     begins: dict[str, int] = {}
@@ -118,7 +120,7 @@ def _checksum(stream: Stream, at: int, size: int) -> int:
     while at < end:
         block = stream.read(at, min(_BLOCK_BYTES, end - at))
         if not block:
-            raise OutputError(f"{stream.path}: ends at byte {at} while it is written")
+            raise OutputError(f"ends at byte {at} while it is written", subject=stream.path)
         checksum = zlib.crc32(block, checksum)
         at += len(block)
     return checksum

@@ -28,7 +28,8 @@ def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> To
     for entry in entries.values():
         if entry.compressed:
             raise CheckpointError(
-                f"{source.path}: the zip entry '{entry.name}' is compressed; torch stores entries as they are",
+                f"the zip entry '{entry.name}' is compressed; torch stores entries as they are",
+                subject=source.path,
                 hint="load it with torch and save it again",
             )
     _check_byte_order(source, entries, prefix)
@@ -51,11 +52,12 @@ def _find_prefix(source: ByteSource, entries: Entries) -> str:
     prefixes = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
     prefixes = [prefix for prefix in prefixes if prefix.count("/") == 1]
     if len(prefixes) != 1:
-        raise NoWeights(f"{source.path}: a zip archive, but not one that torch.save wrote")
+        raise NoWeights("a zip archive, but not one that torch.save wrote", subject=source.path)
     prefix = prefixes[0]
     if any(name.startswith((f"{prefix}code/", f"{prefix}constants.pkl")) for name in entries):
         raise CheckpointError(
-            f"{source.path}: a TorchScript archive, which is a program",
+            "a TorchScript archive, which is a program",
+            subject=source.path,
             hint="save the model's state_dict() and average those files",
         )
     return prefix
@@ -66,7 +68,7 @@ def _check_byte_order(source: ByteSource, entries: Entries, prefix: str) -> None
     if entry is not None and entry.size <= 16:
         order = source.read(data_offset(source, entry), entry.size)
         if order != b"little":
-            raise CheckpointError(f"{source.path}: its bytes are in {order!r} order; only little-endian is read")
+            raise CheckpointError(f"its bytes are in {order!r} order; only little-endian is read", subject=source.path)
 
 
 def _recipe(source: ByteSource, entry: ZipEntry | None) -> Mapping[str, object] | None:
@@ -80,9 +82,9 @@ def _recipe(source: ByteSource, entry: ZipEntry | None) -> Mapping[str, object] 
 
 def _unpickle(source: ByteSource, entry: ZipEntry, max_bytes: int) -> Any:
     if entry.size > max_bytes:
-        raise CheckpointError(f"{source.path}: its pickle of {entry.size} bytes is too large to be a description")
+        raise CheckpointError(f"its pickle of {entry.size} bytes is too large to be a description", subject=source.path)
     start = data_offset(source, entry)
     try:
         return unpickle(FileRegion(source, start, entry.size))[0]
     except PickleError as error:
-        raise CheckpointError(f"{source.path}: the pickle in it cannot be read: {error}") from error
+        raise CheckpointError(f"the pickle in it cannot be read: {error}", subject=source.path) from error

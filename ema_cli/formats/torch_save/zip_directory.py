@@ -49,9 +49,11 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
     """
     start, size, count = _locate_directory(file)
     if size > _MAX_DIRECTORY_BYTES or start + size > file.size:
-        raise CheckpointError(f"{file.path}: its zip directory lies outside the file")
+        raise CheckpointError("its zip directory lies outside the file", subject=file.path)
     if count > _MAX_ENTRIES:
-        raise CheckpointError(f"{file.path}: its zip directory has {count} entries; at most {_MAX_ENTRIES} are read")
+        raise CheckpointError(
+            f"its zip directory has {count} entries; at most {_MAX_ENTRIES} are read", subject=file.path
+        )
     directory = file.read(start, size)
     entries: dict[str, ZipEntry] = {}
     position = 0
@@ -59,9 +61,9 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
         try:
             entry, position = _read_central(file, directory, position)
         except struct.error:
-            raise CheckpointError(f"{file.path}: its zip directory is damaged") from None
+            raise CheckpointError("its zip directory is damaged", subject=file.path) from None
         if entry.name in entries:
-            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' stands twice")
+            raise CheckpointError(f"the zip entry '{entry.name}' stands twice", subject=file.path)
         entries[entry.name] = entry
     _check_spans(file, entries, start)
     return entries
@@ -73,10 +75,10 @@ def data_offset(file: ByteSource, entry: ZipEntry) -> int:
     header = file.read(entry.header_offset, LOCAL.size + len(name))  # at once: the name stands in the directory, too
     signature, _, _, method, *_, name_length, extra_length = LOCAL.unpack_from(header)
     if signature != b"PK\x03\x04" or method != 0 or name_length != len(name) or not header.endswith(name):
-        raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' is damaged")
+        raise CheckpointError(f"the zip entry '{entry.name}' is damaged", subject=file.path)
     start = entry.header_offset + LOCAL.size + name_length + extra_length
     if start + entry.size > entry.end:  # the local header, which only now is read, is longer than it should be
-        raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' overlaps another")
+        raise CheckpointError(f"the zip entry '{entry.name}' overlaps another", subject=file.path)
     return int(start)
 
 
@@ -106,7 +108,8 @@ def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
             break
     if at < 0 or at + END.size > len(tail):
         raise IncompleteCheckpoint(
-            f"{file.path}: cut short: the zip directory at its end is missing",
+            "cut short: the zip directory at its end is missing",
+            subject=file.path,
             hint="its writer did not finish",
         )
     _, disk, _, _, count, size, start, _ = END.unpack_from(tail, at)
@@ -116,13 +119,13 @@ def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
         signature, _, offset64, _ = END64_LOCATOR.unpack(locator)
         if signature == b"PK\x06\x07":
             if offset64 + END64.size > file.size:
-                raise CheckpointError(f"{file.path}: its zip directory is damaged")
+                raise CheckpointError("its zip directory is damaged", subject=file.path)
             fields = END64.unpack(file.read(offset64, END64.size))
             if fields[0] != b"PK\x06\x06":
-                raise CheckpointError(f"{file.path}: its zip directory is damaged")
+                raise CheckpointError("its zip directory is damaged", subject=file.path)
             count, size, start = fields[7:]
     if disk != 0:
-        raise CheckpointError(f"{file.path}: a zip archive in several parts is no torch checkpoint")
+        raise CheckpointError("a zip archive in several parts is no torch checkpoint", subject=file.path)
     return int(start), int(size), int(count)
 
 
@@ -133,17 +136,17 @@ def _read_central(file: ByteSource, directory: bytes, position: int) -> tuple[Zi
     begin = position + CENTRAL.size
     end = begin + name_length + extra_length + comment_length
     if signature != b"PK\x01\x02" or end > len(directory):
-        raise CheckpointError(f"{file.path}: its zip directory is damaged")
+        raise CheckpointError("its zip directory is damaged", subject=file.path)
     try:
         name = directory[begin : begin + name_length].decode("utf-8")
     except UnicodeDecodeError:
-        raise CheckpointError(f"{file.path}: a zip entry's name is not UTF-8") from None
+        raise CheckpointError("a zip entry's name is not UTF-8", subject=file.path) from None
     if flags & 1:
-        raise CheckpointError(f"{file.path}: the zip entry '{name}' is encrypted")
+        raise CheckpointError(f"the zip entry '{name}' is encrypted", subject=file.path)
     extra = directory[begin + name_length : begin + name_length + extra_length]
     size, stored, header_offset = _resolve_64(extra, size, stored, header_offset)
     if size != stored and method == 0:
-        raise CheckpointError(f"{file.path}: the zip entry '{name}' gives two sizes, {size} and {stored}")
+        raise CheckpointError(f"the zip entry '{name}' gives two sizes, {size} and {stored}", subject=file.path)
     return ZipEntry(name, stored, header_offset, compressed=method != 0), end
 
 
@@ -172,7 +175,7 @@ def _check_spans(file: ByteSource, entries: dict[str, ZipEntry], start: int) -> 
         taken = entry.header_offset + LOCAL.size + entry.size
         entry.end = end
         if entry.header_offset >= start or taken > start:
-            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' reaches past the end of the data")
+            raise CheckpointError(f"the zip entry '{entry.name}' reaches past the end of the data", subject=file.path)
         if taken > end:
-            raise CheckpointError(f"{file.path}: the zip entry '{entry.name}' overlaps another")
+            raise CheckpointError(f"the zip entry '{entry.name}' overlaps another", subject=file.path)
         end = entry.header_offset

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ema_cli.checkpoint import Checkpoint, Progress
-from ema_cli.errors import RunError
+from ema_cli.errors import RunError, option
 from ema_cli.formats.options import ReadOptions
 
 AVERAGED_AGAIN = "these are averages, which are averaged again"
@@ -52,7 +52,7 @@ def choose_bare(found: Found, options: ReadOptions) -> None:
     """Settle what the user asks for where there is no choice: one set of weights, averages only as it says itself."""
     if "n_averaged" not in found.tensors:
         if options.weights == "ema":
-            raise RunError("holds no averages", hint="leave out --weights ema")
+            raise RunError("holds no averages", hint=f"leave out {option('weights', 'ema')}")
     else:
         refuse_raw(found, AVERAGED_MODEL, options)
 
@@ -60,7 +60,7 @@ def choose_bare(found: Found, options: ReadOptions) -> None:
 def refuse_raw(found: Found, why: str, options: ReadOptions) -> None:
     """Settle what the user asks for where there are averages, `why` says so, and no raw weights."""
     if options.weights == "raw":
-        raise RunError(f"holds no raw weights: {why}", hint="leave out --weights raw")
+        raise RunError(f"holds no raw weights: {why}", hint=f"leave out {option('weights', 'raw')}")
     if options.weights == "ema":
         found.notes.append(AVERAGED_AGAIN)
     else:
@@ -75,10 +75,12 @@ def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
     """
     if checkpoint.averaged is None:
         if options.weights == "ema":
-            raise RunError(f"{checkpoint.path}: holds no averages", hint="leave out --weights ema")
+            raise RunError("holds no averages", subject=checkpoint.path, hint=f"leave out {option('weights', 'ema')}")
     elif options.weights == "raw" and checkpoint.recipe is None:
         raise RunError(
-            f"{checkpoint.path}: holds no raw weights: {checkpoint.averaged}", hint="leave out --weights raw"
+            f"holds no raw weights: {checkpoint.averaged}",
+            subject=checkpoint.path,
+            hint=f"leave out {option('weights', 'raw')}",
         )
     elif options.weights == "ema":
         return replace(checkpoint, averaged=None, notes=(*checkpoint.notes, AVERAGED_AGAIN))

@@ -23,7 +23,7 @@ def check_latest(path: Path) -> None:
         newest = _NUMBER.search(text) if text else None
         if text and newest and int(newest[1]) < int(mine[1]):
             raise IncompleteCheckpoint(
-                f"{path}: is newer than '{text[:60]}', which '{name}' beside it names as the newest that is whole"
+                f"is newer than '{text[:60]}', which '{name}' beside it names as the newest that is whole", subject=path
             )
 
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from ema_cli.checkpoint import MIN_CLOCK, Clock, Progress
-from ema_cli.errors import CheckpointError, NoWeights
+from ema_cli.errors import CheckpointError, NoWeights, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
 from ema_cli.formats.pickles.whole_module import is_module, module_tensors
@@ -72,7 +72,9 @@ def _find(layout: Layout, root: dict[Any, Any], options: ReadOptions, scalar: Sc
         return _only_averages(layout, root, places, progress, options)
     if len(places) > 1:
         first, second, *_ = places
-        raise CheckpointError(f"holds weights under '{first}' and under '{second}'", hint=f"say which: --key {first}")
+        raise CheckpointError(
+            f"holds weights under '{first}' and under '{second}'", hint=f"say which: {option('key', f'{first}')}"
+        )
     if not places:
         return _only_averages(layout, root, beside, progress, options)
     (place,) = places
@@ -134,7 +136,9 @@ def _only_averages(
                 f"holds a pickled object of class {value.kind} where weights are usual",
                 hint="save model.state_dict() and average those files",
             )
-    raise NoWeights(f"no weights in a place we know; it holds {_listed(root)}", hint="say where: --key NAME")
+    raise NoWeights(
+        f"no weights in a place we know; it holds {_listed(root)}", hint=f"say where: {option('key', 'NAME')}"
+    )
 
 
 def _choose_composer(found: Found, root: dict[Any, Any], options: ReadOptions) -> None:
@@ -204,7 +208,7 @@ def _keep_tensors(found: Found, options: ReadOptions) -> None:
             if not options.copies(name):
                 raise CheckpointError(
                     f"'{name}' is no tensor, but what only the module's own code can read",
-                    hint=f"leave it out of the average and of the output: --copy '*{EXTRA_STATE}'",
+                    hint=f"leave it out of the average and of the output: {option('copy', f'*{EXTRA_STATE}')}",
                 )
             dropped.append(name)
         elif plain:
@@ -248,7 +252,9 @@ def _at_key(root: dict[Any, Any], key: str) -> Tensors:
             value = value.get(head)
     tensors = _as_tensors(value)
     if tensors is None:
-        raise CheckpointError(f"has no tensors under --key '{key}'", hint=f"at the top it holds {_listed(root)}")
+        raise CheckpointError(
+            f"has no tensors under {option('key')} '{key}'", hint=f"at the top it holds {_listed(root)}"
+        )
     return tensors
 
 

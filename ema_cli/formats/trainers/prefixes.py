@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec, Weights
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import CheckpointError, option
 from ema_cli.formats.trainers.layouts import OUTER_PREFIXES, PREFIXES
 from ema_cli.storage.source import ByteSource
 
@@ -61,8 +61,9 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
     for name, bare in zip(weights.specs, _bare_names(weights.specs, removed), strict=True):
         if bare in stored:
             raise CheckpointError(
-                f"{checkpoint.path}: '{name}' and '{stored[bare]}' are one name without their prefixes",
-                hint="keep the names as they are: --keep-prefix",
+                f"'{name}' and '{stored[bare]}' are one name without their prefixes",
+                subject=checkpoint.path,
+                hint=f"keep the names as they are: {option('keep_prefix', True)}",
             )
         stored[bare] = name
     if not removed:
