@@ -134,7 +134,7 @@ def average(
                 staging.publish_folder(path.name, force=force)
             else:
                 staging.publish_file(path.name, {each.name: each for each in sidecars(path)}, force=force)
-    specs = plans[0].newest.weights.specs
+    specs = plans[0].newest.tensors.specs
     averaged = sum(spec.dtype.averaged and name not in work.copied for name, spec in specs.items())
     return Result(
         work.target,

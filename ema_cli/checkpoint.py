@@ -61,7 +61,7 @@ class Progress:
     batch_in_epoch: int | None = None
 
 
-class Weights(Protocol):
+class Tensors(Protocol):
     """A set of named byte arrays that can be read by range: what each container format provides.
 
     A safetensors file, a stored entry of a torch zip, a shard or an object in a bucket all fit.
@@ -70,7 +70,7 @@ class Weights(Protocol):
 
     specs: Mapping[str, TensorSpec]  # of every tensor, from headers alone
 
-    def share(self, other: Weights) -> None:
+    def share(self, other: Tensors) -> None:
         """Use the tables of `other` in place of equal ones: a thousand checkpoints of one model need one."""
 
     def place(self, name: str) -> Hashable:
@@ -94,7 +94,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One saved state of a model: its weights, its clock, and what a user should know of it.
+    """One saved state of a model: its tensors, its clock, and what a user should know of it.
 
     `name` is how it is shown: relative to the run. `averaged` says why the weights are averages already;
     `has_raw`, whether --weights raw finds the others. `files` are
@@ -108,7 +108,7 @@ class Checkpoint:
 
     name: str
     path: Path
-    weights: Weights
+    tensors: Tensors
     files: tuple[InputFile, ...]
     format: str
     trainer: str | None = None
@@ -127,8 +127,8 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Return the size of the weights in bytes."""
-        return sum(spec.nbytes for spec in self.weights.specs.values())
+        """Return the size of the tensors in bytes."""
+        return sum(spec.nbytes for spec in self.tensors.specs.values())
 
     def clock(self, unit: Unit) -> Fraction | None:
         """Return the counter in `unit`, or None where it is not known."""

@@ -119,9 +119,9 @@ def lay_out(plans: Sequence[Plan], placed: Sequence[Target], options: OutputOpti
     dtype, copy = options.dtype, options.copy
     entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
     newest = plans[0].newest
-    copied = copied_names(newest.weights.specs, copy)
+    copied = copied_names(newest.tensors.specs, copy)
     # What is copied may be missing in the newest, or have another shape in others.
-    unlike = copied.union(*(copied_names(each.weights.specs, copy) for each in entered)) if copy else copied
+    unlike = copied.union(*(copied_names(each.tensors.specs, copy) for each in entered)) if copy else copied
     check_same_model(entered, mixed_floats=dtype is not None, copied=unlike)
     check_averageable(newest, copied)
     _check_alike(plans, dtype, copied)
@@ -151,7 +151,7 @@ def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[s
 
     Copied tensors may differ between the newest checkpoints, and so may, with `dtype`, the float types that enter.
     """
-    if len({id(entry.checkpoint.weights.specs) for plan in plans for entry in plan.read}) == 1:
+    if len({id(entry.checkpoint.tensors.specs) for plan in plans for entry in plan.read}) == 1:
         return
     for plan in plans[1:]:
         kinds = [_kinds(each, dtype, copied) for each in (plans[0], plan)]
@@ -168,7 +168,7 @@ def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[s
 def _kinds(plan: Plan, dtype: DType | None, copied: frozenset[str]) -> dict[str, object]:
     """Return of each tensor what is written, and of which types what enters is."""
     written = output_specs(plan.newest, dtype, copied)
-    tables = list({id(each.checkpoint.weights.specs): each.checkpoint.weights.specs for each in plan.read}.values())
+    tables = list({id(each.checkpoint.tensors.specs): each.checkpoint.tensors.specs for each in plan.read}.values())
     return {
         name: (spec, {specs[name].dtype.name for specs in tables} if name not in copied else None)
         for name, spec in written.items()
@@ -197,7 +197,7 @@ def memory_needed(plans: Sequence[Plan], threads: int | None, max_memory: int | 
     sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
     newest = len({id(plan.newest) for plan in plans})
     buffers = sizes.threads * sizes.worker_bytes(len(plans), newest)
-    tensors = len(plans[0].newest.weights.specs)
+    tensors = len(plans[0].newest.tensors.specs)
     return peak_bytes() + buffers + tensors * _RESERVED_BYTES_PER_TENSOR
 
 
@@ -207,7 +207,7 @@ def _buffer_sizes(plans: Sequence[Plan], threads: int, max_memory: int | None) -
     least = max(least_bytes(len(plans), newest), _LEAST_BUFFER_BYTES)
     budget = max(DEFAULT_BYTES, least)
     if max_memory is not None:
-        tensors = len(plans[0].newest.weights.specs)
+        tensors = len(plans[0].newest.tensors.specs)
         taken = peak_bytes() + _RESERVED_BYTES + tensors * _RESERVED_BYTES_PER_TENSOR
         budget = max_memory - taken
         if budget < least:

@@ -85,7 +85,7 @@ def fuzz_index(around: Path) -> Reader:
     from ema_cli.formats import open_checkpoint
 
     return lambda data: read_through(
-        open_checkpoint(replaced(around / "model.safetensors.index.json", data).parent).weights
+        open_checkpoint(replaced(around / "model.safetensors.index.json", data).parent).tensors
     )
 
 
@@ -137,7 +137,7 @@ def fuzz_metadata(around: Path) -> Reader:
     """Read a `.metadata`, and the tensors in the good shards that it describes."""
     from ema_cli.formats import open_checkpoint
 
-    return lambda data: read_through(open_checkpoint(replaced(around / ".metadata", data).parent).weights)
+    return lambda data: read_through(open_checkpoint(replaced(around / ".metadata", data).parent).tensors)
 
 
 def fuzz_trainer_state(around: Path) -> Reader:

@@ -87,7 +87,7 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path):
 
 
 def test_a_hugging_face_run_becomes_a_folder(tmp_path: Path):
-    """Weights and side files, config.json untouched; no optimizer, RNG, trainer state or arguments."""
+    """Tensors and side files, config.json untouched; no optimizer, RNG, trainer state or arguments."""
     saved = write_hf_run(tmp_path / "run", [100, 200, 300])
     before = digest(tmp_path / "run")
     plan = plan_of(tmp_path / "run")

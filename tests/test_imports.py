@@ -59,7 +59,7 @@ def test_a_format_is_loaded_where_there_is_one_to_read(tmp_path: Path):
         f"ema_cli.formats.{name}"
         for name in ("pickles.unpickle", "pickles.values", "trainers.places", "torch_save.zip_container")
     }
-    folders = {f"ema_cli.formats.dcp.{name}" for name in ("checkpoint", "metadata", "model", "weights")}
+    folders = {f"ema_cli.formats.dcp.{name}" for name in ("checkpoint", "metadata", "model", "tensors")}
     others = {
         "ema_cli.formats.torch_save.strided",
         "ema_cli.formats.torch_save.legacy_container",

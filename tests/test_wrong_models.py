@@ -80,7 +80,7 @@ def test_two_models_of_fsdp_ask_which(tmp_path: Path):
         open_checkpoint(tmp_path / "c")
     chosen = open_checkpoint(tmp_path / "c", ReadOptions(component="pytorch_model_fsdp_1"))
     out = bytearray(8)
-    chosen.weights.read_into("w", 0, memoryview(out))
+    chosen.tensors.read_into("w", 0, memoryview(out))
     assert torch.frombuffer(out, dtype=torch.float32).tolist() == [1, 1]
 
 
@@ -131,7 +131,7 @@ def test_a_model_at_the_top_is_not_a_scaler(tmp_path: Path):
     """What stands beside a model at the top does not take its place, nor its name a key."""
     path = pieces(tmp_path / "step-1", **W, grad_scaler={"scale": torch.ones(1)}, critic={"c": torch.ones(1)})
     checkpoint = open_checkpoint(path)
-    assert list(checkpoint.weights.specs) == ["w"]
+    assert list(checkpoint.tensors.specs) == ["w"]
     assert "critic" in checkpoint.notes[0]
 
 
@@ -177,7 +177,7 @@ def test_averages_inside_the_model_are_mentioned(tmp_path: Path):
     from ema_cli.runs.tensor_rules import tensor_notes
 
     torch.save({"model.w": torch.ones(2), "model_ema.w": torch.ones(2)}, tmp_path / "step-1.pt")
-    (note,) = tensor_notes(open_checkpoint(tmp_path / "step-1.pt").weights.specs)
+    (note,) = tensor_notes(open_checkpoint(tmp_path / "step-1.pt").tensors.specs)
     assert "'model_ema.w'" in note
 
 
@@ -255,9 +255,9 @@ def test_names_as_long_as_they_may_be(label: str, tmp_path: Path):
     """A name to which no suffix can be added is a name like any other."""
     path = STRANGE[label](tmp_path)
     torch.save({"model": W, "step": 1}, path)
-    assert list(open_checkpoint(path).weights.specs) == ["w"]
+    assert list(open_checkpoint(path).tensors.specs) == ["w"]
     folder = pieces(tmp_path / f"{'s' * 240}-step-10", model=W)
-    assert list(open_checkpoint(folder).weights.specs) == ["w"]
+    assert list(open_checkpoint(folder).tensors.specs) == ["w"]
 
 
 def test_clocks_too_small_to_count_are_none(tmp_path: Path):
@@ -301,4 +301,4 @@ def test_endless_keys_and_counts_in_files_are_errors(tmp_path: Path):
     (tmp_path / "global_step1").mkdir()
     saved = {"module": W, "global_steps": 1, "mp_world_size": 10**5000}
     torch.save(saved, tmp_path / "global_step1" / "mp_rank_00_model_states.pt")
-    assert list(open_checkpoint(tmp_path / "global_step1").weights.specs) == ["w"]
+    assert list(open_checkpoint(tmp_path / "global_step1").tensors.specs) == ["w"]

@@ -60,7 +60,7 @@ def tensor_facts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """Return the tensors of one checkpoint."""
     return [
         {"name": name, "dtype": spec.dtype.name, "shape": list(spec.shape), "bytes": spec.nbytes}
-        for name, spec in checkpoint.weights.specs.items()
+        for name, spec in checkpoint.tensors.specs.items()
     ]
 
 
@@ -181,8 +181,8 @@ def _common_specs(checkpoints: Sequence[Checkpoint]) -> Mapping[str, TensorSpec]
     """Return the tensors that all checkpoints have with one spec."""
     if not checkpoints:
         return {}
-    newest = checkpoints[-1].weights.specs
-    others = [each.weights.specs for each in checkpoints if each.weights.specs is not newest]
+    newest = checkpoints[-1].tensors.specs
+    others = [each.tensors.specs for each in checkpoints if each.tensors.specs is not newest]
     return {name: spec for name, spec in newest.items() if all(specs.get(name) == spec for specs in others)}
 
 

@@ -93,7 +93,7 @@ def compare(
         RunError: where they have no tensor in common.
         CheckpointError: where one cannot be read, or changes meanwhile.
     """
-    specs = one.weights.specs, other.weights.specs
+    specs = one.tensors.specs, other.tensors.specs
     shared = [name for name in specs[0] if name in specs[1]]
     layers = order_by_layer(comparable(one, [other]))
     if not layers:
@@ -136,7 +136,7 @@ def measure_layers(
     `layers` gives the layer of each tensor that can be compared, and their order. All in one pass: every byte is read
     once. Tensors that are compared for equality only do not enter.
     """
-    names = [name for name in layers if one.weights.specs[name].dtype.averaged]
+    names = [name for name in layers if one.tensors.specs[name].dtype.averaged]
     total = Sums.zero(len(others))
     parts = {layers[name]: Sums.zero(len(others)) for name in names}
     for tied, sums in measure(one, others, names, threads=threads, report=report):
@@ -174,7 +174,7 @@ def comparison_facts(found: Comparison) -> dict[str, Any]:
         "only_in_a": list(found.only_one),
         "only_in_b": list(found.only_other),
         "different": [
-            {"name": name, "a": str(found.one.weights.specs[name]), "b": str(found.other.weights.specs[name])}
+            {"name": name, "a": str(found.one.tensors.specs[name]), "b": str(found.other.tensors.specs[name])}
             for name in found.different
         ],
         "warnings": [
@@ -192,7 +192,7 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": checkpoint.name,
         "format": checkpoint.format,
         "bytes": checkpoint.nbytes,
-        "tensors": len(checkpoint.weights.specs),
+        "tensors": len(checkpoint.tensors.specs),
         "notes": [*averages, *checkpoint.notes],
     }
 

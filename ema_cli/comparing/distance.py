@@ -114,10 +114,10 @@ def by_value(one: TensorSpec, other: TensorSpec) -> bool | None:
 
 def comparable(one: Checkpoint, others: Iterable[Checkpoint]) -> list[str]:
     """Return the names of the tensors that can be compared with each of the others."""
-    tables = {id(each.weights.specs): each.weights.specs for each in others}
+    tables = {id(each.tensors.specs): each.tensors.specs for each in others}
     return [
         name
-        for name, spec in one.weights.specs.items()
+        for name, spec in one.tensors.specs.items()
         if all(name in specs and by_value(spec, specs[name]) is not None for specs in tables.values())
     ]
 
@@ -138,9 +138,9 @@ def measure(
         CheckpointError: where one cannot be read, or changes meanwhile.
     """
     checkpoints = [*others, one]
-    specs = one.weights.specs
+    specs = one.tensors.specs
     groups = list(make_groups(checkpoints, {name: specs[name].dtype for name in names}, frozenset()))
-    total = sum(each.weights.specs[group.names[0]].nbytes for group in groups for each in checkpoints)
+    total = sum(each.tensors.specs[group.names[0]].nbytes for group in groups for each in checkpoints)
     done = 0
     buffers = threading.local()
     work = ((group, start) for group in groups for start in range(0, max(group.spec.count, 1), _STRETCH))
@@ -156,7 +156,7 @@ def measure(
             group, start, result = waiting.popleft()
             sums.add(result.result())
             count = min(_STRETCH, group.spec.count - start)
-            done += sum(each.weights.specs[group.names[0]].dtype.nbytes(count) for each in checkpoints)
+            done += sum(each.tensors.specs[group.names[0]].dtype.nbytes(count) for each in checkpoints)
             report(done, total)
             if start + _STRETCH >= group.spec.count:
                 yield group.names, sums
@@ -211,9 +211,9 @@ def _stretch(one: Checkpoint, others: Sequence[Checkpoint], group: Group, start:
 def _read(
     checkpoint: Checkpoint, name: str, start: int, count: int, out: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], DType]:
-    dtype = checkpoint.weights.specs[name].dtype
+    dtype = checkpoint.tensors.specs[name].dtype
     stored = out[: dtype.nbytes(count)]
-    checkpoint.weights.read_into(name, dtype.nbytes(start), stored.data)
+    checkpoint.tensors.read_into(name, dtype.nbytes(start), stored.data)
     return stored, dtype
 
 

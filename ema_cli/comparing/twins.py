@@ -28,10 +28,10 @@ def check_twins(plans: Sequence[Plan]) -> None:
 def check_alphas(checkpoints: Sequence[Checkpoint]) -> None:
     """Check that the scales of a LoRA, which some trainers store as tensors, are those of one adapter."""
     newest = checkpoints[-1]
-    specs = newest.weights.specs
+    specs = newest.tensors.specs
     for name in specs if is_adapter(specs) else ():
         if name.endswith(".alpha") and specs[name].count == 1:
-            holders = [each for each in checkpoints if name in each.weights.specs]
+            holders = [each for each in checkpoints if name in each.tensors.specs]
             if len({_read_bytes(each, name) for each in holders}) > 1:
                 raise RunError(
                     f"'{name}' is not the same in all checkpoints",
@@ -42,23 +42,23 @@ def check_alphas(checkpoints: Sequence[Checkpoint]) -> None:
 
 def compare_tensors(one: Checkpoint, other: Checkpoint) -> str | None:
     """Return the name of the first tensor whose bytes differ, None if all are equal."""
-    if one.weights.specs != other.weights.specs:
-        return next(iter(one.weights.specs.keys() ^ other.weights.specs.keys()), "") or next(
-            name for name, spec in one.weights.specs.items() if other.weights.specs[name] != spec
+    if one.tensors.specs != other.tensors.specs:
+        return next(iter(one.tensors.specs.keys() ^ other.tensors.specs.keys()), "") or next(
+            name for name, spec in one.tensors.specs.items() if other.tensors.specs[name] != spec
         )
-    for name, spec in one.weights.specs.items():
+    for name, spec in one.tensors.specs.items():
         step = _BLOCK_ELEMENTS * spec.dtype.itemsize
         for start in range(0, spec.nbytes, step):
             size = min(step, spec.nbytes - start)
             mine, theirs = bytearray(size), bytearray(size)
-            one.weights.read_into(name, start, memoryview(mine))
-            other.weights.read_into(name, start, memoryview(theirs))
+            one.tensors.read_into(name, start, memoryview(mine))
+            other.tensors.read_into(name, start, memoryview(theirs))
             if mine != theirs:
                 return name
     return None
 
 
 def _read_bytes(checkpoint: Checkpoint, name: str) -> bytes:
-    stored = bytearray(checkpoint.weights.specs[name].nbytes)
-    checkpoint.weights.read_into(name, 0, memoryview(stored))
+    stored = bytearray(checkpoint.tensors.specs[name].nbytes)
+    checkpoint.tensors.read_into(name, 0, memoryview(stored))
     return bytes(stored)

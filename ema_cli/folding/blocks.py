@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ema_cli.checkpoint import Checkpoint, TensorSpec, Weights
+from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec
 from ema_cli.dtypes import DType
 from ema_cli.folding.kernel.numpy_kernel import components, work_dtype
 
@@ -78,7 +78,7 @@ def make_groups(
 
     `most_elements`: of each tensor no more than these, the first; a multiple of 8.
     """
-    specs = checkpoints[-1].weights.specs
+    specs = checkpoints[-1].tensors.specs
     tied = _tied_names(checkpoints, targets, copied)
     others = {name for names in tied.values() for name in names[1:]}
     for name, target in targets.items():
@@ -92,7 +92,7 @@ def _tied_names(
     checkpoints: Sequence[Checkpoint], names: Iterable[str], copied: frozenset[str]
 ) -> dict[str, tuple[str, ...]]:
     """Return the names that share their bytes in every checkpoint, by the first of them."""
-    newest = checkpoints[-1].weights
+    newest = checkpoints[-1].tensors
     first: dict[object, str] = {}
     candidates: dict[str, list[str]] = {}
     for name in names:
@@ -105,7 +105,7 @@ def _tied_names(
     for group in candidates.values():
         parts: dict[object, list[str]] = {}
         for name in group:
-            places = tuple(checkpoint.weights.place(name) for checkpoint in checkpoints)
+            places = tuple(checkpoint.tensors.place(name) for checkpoint in checkpoints)
             parts.setdefault(places, []).append(name)
         tied.update({part[0]: tuple(part) for part in parts.values() if len(part) > 1})
     return tied
@@ -116,11 +116,11 @@ def make_blocks(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbyt
     pieces: list[Piece] = []
     kind: tuple[tuple[DType, ...], DType, bool] | None = None
     room = 0
-    specs = checkpoints[-1].weights.specs
-    alike = all(each.weights.specs is specs for each in checkpoints)
+    specs = checkpoints[-1].tensors.specs
+    alike = all(each.tensors.specs is specs for each in checkpoints)
     for group in groups:
         if group.averaged and not alike:
-            dtypes = tuple(each.weights.specs[group.names[0]].dtype for each in checkpoints)
+            dtypes = tuple(each.tensors.specs[group.names[0]].dtype for each in checkpoints)
         else:
             dtypes = (group.spec.dtype,) * len(checkpoints)
         start, count = 0, group.count
@@ -160,7 +160,7 @@ def joined(stretches: Iterable[tuple[Owner, int, int]]) -> Iterator[tuple[Owner,
         yield current
 
 
-def read_pieces(weights: Weights, pieces: Sequence[Piece], dtype: DType, out: memoryview) -> None:
+def read_pieces(weights: Tensors, pieces: Sequence[Piece], dtype: DType, out: memoryview) -> None:
     """Fill `out` with the pieces' bytes, one after another, in as few reads as their places in the file allow."""
     if len(pieces) == 1:
         weights.read_into(pieces[0].group.names[0], dtype.nbytes(pieces[0].start), out)

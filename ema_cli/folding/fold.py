@@ -121,7 +121,7 @@ class Fold:
         for group in make_groups(self.checkpoints, self.targets, self.copied, self.most_elements):
             numbers = range(len(self.checkpoints)) if group.averaged else self._newest
             for number in numbers:
-                total += self.checkpoints[number].weights.specs[group.names[0]].dtype.nbytes(group.count)
+                total += self.checkpoints[number].tensors.specs[group.names[0]].dtype.nbytes(group.count)
         return total
 
     def run(self, report: Callable[[int], None] = lambda _: None) -> None:
@@ -187,7 +187,7 @@ class Fold:
         for newest in self._newest:
             dtype = block.dtypes[newest]
             data = buffers.bytes(dtype.nbytes(block.count))
-            read_pieces(self.checkpoints[newest].weights, block.pieces, dtype, data.data)
+            read_pieces(self.checkpoints[newest].tensors, block.pieces, dtype, data.data)
             self._sum_up(newest, order, data.data, copied=not block.averaged)
             if block.averaged:
                 self._check_copied(block, data, buffers)
@@ -243,7 +243,7 @@ class Fold:
         rows, stored = views.rows[1 : len(numbers) + 1], views.stored[: len(numbers)]
 
         def read(row: int) -> None:
-            weights, dtype = self.checkpoints[numbers[row]].weights, block.dtypes[numbers[row]]
+            weights, dtype = self.checkpoints[numbers[row]].tensors, block.dtypes[numbers[row]]
             if not paired and is_stored_as(dtype, rows.dtype):
                 read_pieces(weights, block.pieces, dtype, views.row_bytes[row])
                 self._sum_up(numbers[row], order, views.row_bytes[row])
@@ -303,7 +303,7 @@ class Fold:
             dtype = block.dtypes[number]
             raw = np.zeros(dtype.nbytes(len(total) // components(dtype)), dtype=np.uint8)
             stored = raw[: dtype.nbytes(block.count)].data
-            read_pieces(self.checkpoints[number].weights, block.pieces, dtype, stored)
+            read_pieces(self.checkpoints[number].tensors, block.pieces, dtype, stored)
             values = np.empty_like(total)
             if paired:
                 decode_pairs(raw, values)

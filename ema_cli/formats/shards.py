@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, TensorSpec, Weights
+from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Tensors, TensorSpec
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import read_json
 from ema_cli.storage.local import InputFile
@@ -19,18 +19,18 @@ _MAX_FILE_NAME = 255
 
 
 @dataclass(slots=True)
-class ShardedWeights:
+class ShardedTensors:
     """The tensors of several files as one model."""
 
     specs: Mapping[str, TensorSpec]
     part_of: Mapping[str, int]  # name -> index in `parts`
-    parts: Sequence[Weights]
+    parts: Sequence[Tensors]
 
-    def share(self, other: Weights) -> None:
+    def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
         if self.specs == other.specs:
             self.specs = other.specs
-        if isinstance(other, ShardedWeights) and self.part_of == other.part_of:
+        if isinstance(other, ShardedTensors) and self.part_of == other.part_of:
             self.part_of = other.part_of
             for mine, theirs in zip(self.parts, other.parts, strict=False):
                 mine.share(theirs)
@@ -53,7 +53,7 @@ class ShardedWeights:
         self.parts[self.part_of[name]].read_into(name, start, out)
 
 
-def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[ShardedWeights, tuple[Checkpoint, ...]]:
+def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[ShardedTensors, tuple[Checkpoint, ...]]:
     """Read the index at `path` and, with `open_part`, the headers of the shards beside it; return both.
 
     Raises:
@@ -74,7 +74,7 @@ def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[Sha
         if not os.path.exists(where):  # noqa: PTH110 - which raises nothing for a name that no file can have
             raise IncompleteCheckpoint(f"shard '{shard}' is missing", subject=path.parent)
         part = open_part(where)
-        found = part.weights.specs
+        found = part.tensors.specs
         for name in sorted(expected[shard].symmetric_difference(found)):
             side = "is in the shard only" if name in found else "is in the index only"
             raise CheckpointError(
@@ -83,7 +83,7 @@ def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[Sha
         specs.update(found)
         part_of.update(dict.fromkeys(found, number))
         opened.append(part)
-    return ShardedWeights(specs, part_of, [part.weights for part in opened]), tuple(opened)
+    return ShardedTensors(specs, part_of, [part.tensors for part in opened]), tuple(opened)
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -35,10 +35,10 @@ def fingerprints(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]:
     Raises:
         CheckpointError: where one cannot be read.
     """
-    tables = {id(each.weights.specs): _Samples(each.weights.specs) for each in checkpoints}
+    tables = {id(each.tensors.specs): _Samples(each.tensors.specs) for each in checkpoints}
 
     def fingerprint(checkpoint: Checkpoint) -> str:
-        return tables[id(checkpoint.weights.specs)].fingerprint(checkpoint)
+        return tables[id(checkpoint.tensors.specs)].fingerprint(checkpoint)
 
     with ThreadPoolExecutor(threads, "fingerprint") as pool:
         return list(pool.map(fingerprint, checkpoints))
@@ -68,6 +68,6 @@ class _Samples:
         digest = self.head.copy()
         for name, start, size in self.blocks:
             data = bytearray(size)
-            checkpoint.weights.read_into(name, start, memoryview(data))
+            checkpoint.tensors.read_into(name, start, memoryview(data))
             digest.update(data)
         return digest.hexdigest()

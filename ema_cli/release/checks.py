@@ -175,7 +175,7 @@ class Checks:
             self.unopened = True
             return None
         if is_safetensors:
-            self._read_officially(name, path, checkpoint.weights.specs)
+            self._read_officially(name, path, checkpoint.tensors.specs)
         return checkpoint
 
     def _read_officially(self, name: str, path: Path, specs: Mapping[str, TensorSpec]) -> None:
@@ -198,7 +198,7 @@ class Checks:
     def _places(self, name: str, opened: Checkpoint) -> Places:
         """Return where the tensors of a file begin in it."""
         found: Places = {}
-        weights, end = opened.weights, 0
+        weights, end = opened.tensors, 0
         located = [
             (place[1] if place else -1, tensor) for tensor in weights.specs for place in [weights.locate(tensor)]
         ]
@@ -257,7 +257,7 @@ class Checks:
         """Compare names, dtypes, shapes and sizes of all tensors with those of the manifest."""
         rows, own = {row["name"]: row for row in manifest["tensors"]}, self.published.manifest.name
         for name, checkpoint in weights.items():
-            for tensor, spec in checkpoint.weights.specs.items():
+            for tensor, spec in checkpoint.tensors.specs.items():
                 if tensor in self.tensors:
                     self.say(name, f"'{tensor}' is in {self.tensors[tensor]}, too")
                 self.tensors[tensor] = name

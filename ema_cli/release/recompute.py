@@ -132,8 +132,8 @@ class _Difference:
 def _places(found: Verified) -> dict[str, _Place]:
     places: dict[str, _Place] = {}
     for checkpoint in found.weights.values():
-        for name, spec in checkpoint.weights.specs.items():
-            located = checkpoint.weights.locate(name)
+        for name, spec in checkpoint.tensors.specs.items():
+            located = checkpoint.tensors.locate(name)
             if located is not None:  # else it is a view, which is a problem already
                 places[name] = _Place(*located, spec)
     return places

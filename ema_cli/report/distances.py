@@ -64,7 +64,7 @@ def measure_distances(
             continue
         checkpoint = open_checkpoint(path, options)
         if checkpoints:
-            checkpoint.weights.share(checkpoints[0].weights)
+            checkpoint.tensors.share(checkpoints[0].tensors)
         checkpoints.append(checkpoint)
         inputs.append(number)
     if not checkpoints:
@@ -75,12 +75,12 @@ def measure_distances(
         )
     _check_same(manifest, inputs, checkpoints, threads)
     average = open_checkpoint(output, ReadOptions(keep_prefix=recipe["keep_prefix"]))
-    names = [name for name in comparable(average, checkpoints) if average.weights.specs[name].dtype.averaged]
+    names = [name for name in comparable(average, checkpoints) if average.tensors.specs[name].dtype.averaged]
     if not names:
         raise RunError(f"has no tensor that can be compared with those in {against}", subject=output)
     layers, together = group_layers(names, MOST_LAYERS)
     total, parts = measure_layers(average, checkpoints, layers, threads=threads, report=report)
-    left_out = len(average.weights.specs) - len(names)
+    left_out = len(average.tensors.specs) - len(names)
     return Distances(inputs, total, parts, missing, together, left_out), [average, *checkpoints]
 
 

@@ -151,7 +151,7 @@ def _weights(manifest: Mapping[str, Any]) -> str:
         usually = "" if spacing.regular(clocks) else "usually "
         about = f"Checkpoints are {usually}{every} apart" + (f"; gaps: {told}." if gaps else ".")
     return (
-        f'<section>\n<h2>Weights over training time</h2>\n<p class="soft">{text(about)}</p>\n'
+        f'<section>\n<h2>Tensors over training time</h2>\n<p class="soft">{text(about)}</p>\n'
         f'<figure>{_both(drawn)}<ul class="legend">{rows}</ul></figure>\n</section>'
     )
 

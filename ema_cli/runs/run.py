@@ -108,7 +108,7 @@ def open_inputs(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpo
 
 def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:
     """Return a note for each pattern of names to copy that matches none: a slip, most likely."""
-    names = {name for each in checkpoints for name in (*each.weights.specs, *each.left_out)} if options.copy else set()
+    names = {name for each in checkpoints for name in (*each.tensors.specs, *each.left_out)} if options.copy else set()
     unmatched = [pattern for pattern in options.copy if not fnmatch.filter(names, pattern)]
     return [f"--copy '{pattern}' matches no tensor" for pattern in unmatched]
 
@@ -180,7 +180,7 @@ def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list
 
 def _add(opened: list[Checkpoint], checkpoint: Checkpoint) -> None:
     if opened:
-        checkpoint.weights.share(opened[0].weights)
+        checkpoint.tensors.share(opened[0].tensors)
     opened.append(checkpoint)
 
 

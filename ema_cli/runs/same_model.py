@@ -22,13 +22,13 @@ def first_differences(
     """
     found: list[str] = []
     newest = checkpoints[-1]
-    theirs = newest.weights.specs
+    theirs = newest.tensors.specs
     for checkpoint in checkpoints[:-1]:
         for setting in sorted({*checkpoint.settings, *newest.settings}):
             one, other = checkpoint.settings.get(setting), newest.settings.get(setting)
             if one != other:
                 found.append(f"{checkpoint.name}: its {setting} is {one}, but {other} in {newest.name}")
-        ours = checkpoint.weights.specs
+        ours = checkpoint.tensors.specs
         if ours is not theirs:
             for name in [*ours, *(name for name in theirs if name not in ours)]:
                 if name not in copied and not _same_spec(ours.get(name), theirs.get(name), mixed_floats):
@@ -62,7 +62,7 @@ def check_same_model(
 
 
 def _difference(name: str, one: Checkpoint, other: Checkpoint) -> str:
-    first, second = one.weights.specs.get(name), other.weights.specs.get(name)
+    first, second = one.tensors.specs.get(name), other.tensors.specs.get(name)
     if second is None:
         return f"{one.name}: '{name}' is {first}, but {other.name} does not have it"
     if first is None:

@@ -123,7 +123,7 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
         if average is None:
             continue
         if averages:
-            average.checkpoint.weights.share(next(iter(averages.values())).checkpoint.weights)
+            average.checkpoint.tensors.share(next(iter(averages.values())).checkpoint.tensors)
         key = (average.checkpoint.path.stem, str(average.clock))
         other = averages.setdefault(key, average)
         if other is not average:
@@ -257,7 +257,7 @@ def _law(told: Mapping[str, Any], unit: Unit) -> Law | None:
 
 def _types(told: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the model's types of the tensors that are stored in wider ones, by name."""
-    specs = checkpoint.weights.specs
+    specs = checkpoint.tensors.specs
     types = {}
     for dtype, names in told.items():
         if dtype not in ("F16", "BF16"):

@@ -71,7 +71,7 @@ def refusals(specs: Specs, copied: Collection[str] = ()) -> dict[str, str]:
 
 def check_averageable(checkpoint: Checkpoint, copied: Collection[str]) -> None:
     """Raise a CheckpointError for tensors that must not be averaged, and that the user does not want copied."""
-    found = refusals(checkpoint.weights.specs, copied)
+    found = refusals(checkpoint.tensors.specs, copied)
     if found:
         name, reason = next(iter(found.items()))
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

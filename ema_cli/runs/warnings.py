@@ -35,7 +35,7 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
 
 def refusal_warnings(checkpoint: Checkpoint, patterns: Sequence[str]) -> list[str]:
     """Return which tensors would stop an average, by the reason."""
-    specs = checkpoint.weights.specs
+    specs = checkpoint.tensors.specs
     found = refusals(specs, copied_names(specs, patterns))
     pairs = [(f"{reason} (--copy)", f"'{name}'") for name, reason in found.items()]
     return [f"{names} cannot be averaged: {text}" for text, names in _grouped(pairs)]
@@ -54,6 +54,6 @@ def _grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _by_specs(checkpoints: Sequence[Checkpoint], function: Callable[[Mapping[str, TensorSpec]], _T]) -> list[_T]:
     """Return `function` of each checkpoint's specs, called once for those that share theirs, as most do."""
-    distinct = {id(each.weights.specs): each.weights.specs for each in checkpoints}
+    distinct = {id(each.tensors.specs): each.tensors.specs for each in checkpoints}
     found = {key: function(specs) for key, specs in distinct.items()}
-    return [found[id(each.weights.specs)] for each in checkpoints]
+    return [found[id(each.tensors.specs)] for each in checkpoints]

@@ -73,7 +73,7 @@ class Output:
 
 def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:
     """Return the specs that are written: averaged floating tensors in `dtype`, all others as the model has them."""
-    specs, types = checkpoint.weights.specs, checkpoint.types
+    specs, types = checkpoint.tensors.specs, checkpoint.types
     if dtype is None:
         return {
             name: replace(spec, dtype=types.get(name, spec.dtype)) if types else spec for name, spec in specs.items()
@@ -161,7 +161,7 @@ def _loaded_names(checkpoint: Checkpoint) -> dict[str, str]:
     from ema_cli.formats.trainers.composer_files import loaded_name  # which no other checkpoint needs
 
     names: dict[str, str] = {}
-    for original in checkpoint.weights.specs:
+    for original in checkpoint.tensors.specs:
         name = loaded_name(original, checkpoint.base)
         if name in names:
             raise OutputError(
@@ -207,7 +207,7 @@ def _shards(checkpoint: Checkpoint, base: str) -> dict[str, str]:
     """Return the file in which each tensor is written: as in the newest checkpoint, under the names for safetensors."""
     if checkpoint.base is None or checkpoint.inner_files is not None:
         return {}
-    weights = checkpoint.weights
+    weights = checkpoint.tensors
     # pytorch_model-00001-of-00002.bin becomes model-00001-of-00002.safetensors.
     shards = {name: weights.shard(name) for name in weights.specs}
     names = {shard: _shard_name(shard, base) for shard in set(shards.values())}

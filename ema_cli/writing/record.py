@@ -75,7 +75,7 @@ class Record:
 
     def tensors(self, output: Output, plan: Plan, made: Average) -> Iterator[dict[str, Any]]:
         """Return what the manifest of one average tells of each tensor, by name."""
-        newest, odd = plan.newest.weights.specs, made.non_finite | made.infinite
+        newest, odd = plan.newest.tensors.specs, made.non_finite | made.infinite
 
         def row(name: str, spec: TensorSpec) -> dict[str, Any]:
             original = output.original(name)

@@ -136,12 +136,12 @@ def test_every_byte_is_read_once(small_blocks: None):
     found = list(measure(one, others, list(layers), threads=3, report=lambda *step: steps.append(step)))
     assert ("layers.2.tied", "layers.2.weight") in [tied for tied, _ in found]
     for each in (one, *others):
-        for name, reads in each.weights.reads.items():
+        for name, reads in each.tensors.reads.items():
             assert (reads == (0 if name == "layers.2.weight" else 1)).all(), name
     assert (
         steps[-1][0]
         == steps[-1][1]
-        == sum(int(r.sum()) for each in (one, *others) for r in each.weights.reads.values())
+        == sum(int(r.sum()) for each in (one, *others) for r in each.tensors.reads.values())
     )
 
 
@@ -222,7 +222,7 @@ def test_sums_of_nothing():
 def test_a_read_that_fails_ends_it():
     """An error in a thread comes out, whatever the others do."""
     broken = checkpoint(model(1))
-    broken.weights.fails_at = "layers.10.weight"
+    broken.tensors.fails_at = "layers.10.weight"
     with pytest.raises(CheckpointError):
         compare(checkpoint(model(1)), broken, threads=3)
 

@@ -29,8 +29,8 @@ NAMES = {
 }  # fmt: skip
 
 
-class MemoryWeights:
-    """Weights that lie in memory, and count how often each byte is read."""
+class MemoryTensors:
+    """Tensors that lie in memory, and count how often each byte is read."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str] | None = None) -> None:
         self.bytes = {name: tensor.contiguous().view(-1).view(torch.uint8).numpy() for name, tensor in tensors.items()}
@@ -57,7 +57,7 @@ class MemoryWeights:
 def checkpoint(
     tensors: Mapping[str, torch.Tensor], name: str = "step-1", ties: Mapping[str, str] | None = None
 ) -> Checkpoint:
-    return Checkpoint(name, Path(name), MemoryWeights(tensors, ties), (), "memory")
+    return Checkpoint(name, Path(name), MemoryTensors(tensors, ties), (), "memory")
 
 
 def writer(written: Mapping[str, bytearray]) -> Write:
@@ -86,7 +86,7 @@ def fold(
     **options: object,
 ) -> tuple[dict[str, torch.Tensor], Fold]:
     """Fold into memory and return the tensors."""
-    specs = checkpoints[-1].weights.specs
+    specs = checkpoints[-1].tensors.specs
     targets: dict[str, DType] = {
         name: DTYPES[dtype] if dtype and spec.dtype.kind == "float" else spec.dtype for name, spec in specs.items()
     }
@@ -169,8 +169,8 @@ def test_every_byte_is_read_once_and_integers_from_the_newest_only():
     checkpoints = [checkpoint(model(seed)) for seed in range(3)]
     _, done = fold(checkpoints, [0.5, 0.25, 0.25], sizes=small(64, threads=2))
     for number, each in enumerate(checkpoints):
-        for name, reads in each.weights.reads.items():  # type: ignore[attr-defined]
-            expected = 1 if each.weights.specs[name].dtype.averaged or number == 2 else 0
+        for name, reads in each.tensors.reads.items():  # type: ignore[attr-defined]
+            expected = 1 if each.tensors.specs[name].dtype.averaged or number == 2 else 0
             assert (reads == expected).all(), (number, name)
     assert done.bytes_read == done.bytes_total
 
@@ -259,7 +259,7 @@ def test_overflow_in_the_cast_names_the_tensor():
 def test_a_failing_read_ends_all_threads():
     """When one range fails, the error surfaces and no thread goes on."""
     checkpoints = [checkpoint(model(seed)) for seed in range(2)]
-    checkpoints[0].weights.fails_at = "weight"  # type: ignore[attr-defined]
+    checkpoints[0].tensors.fails_at = "weight"  # type: ignore[attr-defined]
     with pytest.raises(CheckpointError, match="cannot be read"):
         fold(checkpoints, [0.5, 0.5], sizes=small(64, threads=4))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fold")]
@@ -316,7 +316,7 @@ def test_several_averages_in_one_pass_are_those_of_one_each(data: st.DataObject)
         raw = [float(enters) * data.draw(st.floats(0.01, 1)) for enters in entering]
         vectors.append([weight / sum(raw) for weight in raw])
     checkpoints = [checkpoint(tensors) for tensors in saved]
-    specs = checkpoints[-1].weights.specs
+    specs = checkpoints[-1].tensors.specs
     targets = {name: spec.dtype for name, spec in specs.items()}
     together = [{name: bytearray(spec.nbytes) for name, spec in specs.items()} for _ in vectors]
     sizes = small(data.draw(st.sampled_from([64, 256, 1 << 16])), rows=data.draw(st.integers(1, 7)))
@@ -336,12 +336,12 @@ def test_small_tensors_that_lie_side_by_side_are_read_together(tmp_path: Path):
     """A thousand small tensors of one type are one read of each file, and one write."""
     for step in (1, 2):
         save_file({f"t{number:04}": torch.full((8,), float(step)) for number in range(1000)}, tmp_path / f"{step}.st")
-    checkpoints = [replace(checkpoint({}), weights=open_file(tmp_path / f"{step}.st")) for step in (1, 2)]
+    checkpoints = [replace(checkpoint({}), tensors=open_file(tmp_path / f"{step}.st")) for step in (1, 2)]
     reads, writes = [], []
     for each in checkpoints:
-        file = each.weights.file  # type: ignore[attr-defined]
-        each.weights.file = Counted(file, reads)  # type: ignore[attr-defined]
-    targets = {name: spec.dtype for name, spec in checkpoints[-1].weights.specs.items()}
+        file = each.tensors.file  # type: ignore[attr-defined]
+        each.tensors.file = Counted(file, reads)  # type: ignore[attr-defined]
+    targets = {name: spec.dtype for name, spec in checkpoints[-1].tensors.specs.items()}
     Fold(checkpoints, [Average([0.5, 0.5], lambda parts, data: writes.append(bytes(data)))], targets).run()
     assert reads == [32_000, 32_000]
     assert writes == [np.full(8000, 1.5, dtype=np.float32).tobytes()]
@@ -366,7 +366,7 @@ def test_reads_of_a_slow_disk_are_made_side_by_side():
     waiting, most = 0, 0
     lock = threading.Lock()
 
-    class Slow(MemoryWeights):
+    class Slow(MemoryTensors):
         def read_into(self, name: str, start: int, out: memoryview) -> None:
             nonlocal waiting, most
             with lock:
@@ -377,7 +377,7 @@ def test_reads_of_a_slow_disk_are_made_side_by_side():
             with lock:
                 waiting -= 1
 
-    slow = [replace(checkpoint({}), weights=Slow(tensors)) for tensors in saved]
+    slow = [replace(checkpoint({}), tensors=Slow(tensors)) for tensors in saved]
     found, _ = fold(slow, weights, sizes=BufferSizes(threads=2, most_workers=6, rows=4, row_bytes=1024))
     assert torch.equal(found["w"], expected["w"])
     assert most > 8
@@ -395,12 +395,12 @@ def test_threads_that_cannot_be_added_are_done_without(monkeypatch: pytest.Monke
         started.append(thread)
         real(thread)
 
-    class Slow(MemoryWeights):
+    class Slow(MemoryTensors):
         def read_into(self, name: str, start: int, out: memoryview) -> None:
             time.sleep(0.01)
             super().read_into(name, start, out)
 
-    slow = [replace(checkpoint({}), weights=Slow(tensors)) for tensors in saved]
+    slow = [replace(checkpoint({}), tensors=Slow(tensors)) for tensors in saved]
     monkeypatch.setattr(threading.Thread, "start", start)
     found, _ = fold(slow, [1 / 8] * 8, sizes=BufferSizes(threads=2, most_workers=6, rows=4, row_bytes=1 << 13))
     assert torch.equal(found["w"], expected["w"])

@@ -90,8 +90,8 @@ def test_equal_values_are_bit_equal_whatever_their_types(dtypes: list[torch.dtyp
     assert torch.equal(found["w"].view(torch.int32), frozen.view(torch.int32))
 
 
-class RawWeights:
-    """Weights of any dtype that safetensors knows, as bytes in memory."""
+class RawTensors:
+    """Tensors of any dtype that safetensors knows, as bytes in memory."""
 
     def __init__(self, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) -> None:
         self.specs = {name: TensorSpec(DTYPES[dtype], shape) for name, (dtype, shape, _) in tensors.items()}
@@ -108,12 +108,12 @@ class RawWeights:
 
 
 def raw(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) -> Checkpoint:
-    return Checkpoint("step-1", Path("step-1"), RawWeights(tensors), (), "memory")  # type: ignore[arg-type]
+    return Checkpoint("step-1", Path("step-1"), RawTensors(tensors), (), "memory")  # type: ignore[arg-type]
 
 
 def fold_raw(newest: Checkpoint, older: Checkpoint, row_bytes: int) -> dict[str, bytes]:
     """Fold two checkpoints, the older with weight 1/4, and return the bytes of each tensor."""
-    specs = newest.weights.specs
+    specs = newest.tensors.specs
     written = {name: bytearray(b"\xa5" * spec.nbytes) for name, spec in specs.items()}
     targets = {name: spec.dtype for name, spec in specs.items()}
     Fold([older, newest], [Average([0.25, 0.75], writer(written))], targets, small(row_bytes)).run()
@@ -160,7 +160,7 @@ def test_a_copied_name_is_not_tied_to_one_that_is_averaged():
 
 def groups(checkpoints: list[Checkpoint]) -> list[Group]:
     """Return the groups in which all tensors of the checkpoints are folded."""
-    targets = {name: spec.dtype for name, spec in checkpoints[-1].weights.specs.items()}
+    targets = {name: spec.dtype for name, spec in checkpoints[-1].tensors.specs.items()}
     return list(make_groups(checkpoints, targets, frozenset()))
 
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ema_cli.checkpoint import Checkpoint, Weights
+from ema_cli.checkpoint import Checkpoint, Tensors
 from ema_cli.formats import open_checkpoint
-from tests.formats.containers import CONTAINERS, DTYPE_NAMES, Tensors
+from tests.formats.containers import CONTAINERS, DTYPE_NAMES
 
 
 def stored_bytes(tensor: torch.Tensor) -> bytes:
@@ -21,14 +21,14 @@ def stored_bytes(tensor: torch.Tensor) -> bytes:
     return plain.view(torch.uint8).numpy().tobytes()
 
 
-def read_range(weights: Weights, name: str, start: int, stop: int) -> bytes:
+def read_range(weights: Tensors, name: str, start: int, stop: int) -> bytes:
     """Return bytes `start` to `stop` of a tensor as the reader gives them; the buffer starts out dirty."""
     out = bytearray(b"\xa5" * (stop - start))
     weights.read_into(name, start, memoryview(out))
     return bytes(out)
 
 
-def read_all(weights: Weights) -> dict[str, bytes]:
+def read_all(weights: Tensors) -> dict[str, bytes]:
     """Return every tensor's bytes as the reader gives them."""
     return {name: read_range(weights, name, 0, spec.nbytes) for name, spec in weights.specs.items()}
 
@@ -52,7 +52,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_specs_are_those_of_the_library(case: tuple[Checkpoint, Tensors]) -> None:
     """Names, dtypes, shapes and sizes are known from the headers, and equal the library's."""
     checkpoint, tensors = case
-    specs = checkpoint.weights.specs
+    specs = checkpoint.tensors.specs
     assert {name: (spec.dtype.name, spec.shape) for name, spec in specs.items()} == described(tensors)
     assert all(spec.nbytes == tensors[name].numel() * tensors[name].element_size() for name, spec in specs.items())
     assert checkpoint.nbytes == sum(tensor.nbytes for tensor in tensors.values())
@@ -61,7 +61,7 @@ def test_specs_are_those_of_the_library(case: tuple[Checkpoint, Tensors]) -> Non
 def test_whole_tensors_are_equal(case: tuple[Checkpoint, Tensors]) -> None:
     """Every tensor's bytes in C order are those that the library gives."""
     checkpoint, tensors = case
-    found = read_all(checkpoint.weights)
+    found = read_all(checkpoint.tensors)
     assert [name for name in tensors if found[name] != stored_bytes(tensors[name])] == []
 
 
@@ -75,7 +75,7 @@ def test_any_range_is_equal(case: tuple[Checkpoint, Tensors], data: st.DataObjec
     first = data.draw(st.integers(0, count))
     last = data.draw(st.integers(first, count))
     expected = stored_bytes(tensors[name])[first * size : last * size]
-    assert read_range(checkpoint.weights, name, first * size, last * size) == expected
+    assert read_range(checkpoint.tensors, name, first * size, last * size) == expected
 
 
 def test_tensors_share_a_place_where_they_share_their_bytes(case: tuple[Checkpoint, Tensors]) -> None:
@@ -86,7 +86,7 @@ def test_tensors_share_a_place_where_they_share_their_bytes(case: tuple[Checkpoi
         keys = [(t.data_ptr(), t.dtype, t.shape, t.stride(), t.is_conj(), t.is_neg()) for t in (one, other)]
         return keys[0] == keys[1]
 
-    weights = checkpoint.weights
+    weights = checkpoint.tensors
     for one, other in combinations([name for name, tensor in tensors.items() if tensor.numel()], 2):
         assert (weights.place(one) == weights.place(other)) == same(tensors[one], tensors[other]), (one, other)
 
@@ -98,7 +98,7 @@ def test_threads_read_at_once(case: tuple[Checkpoint, Tensors]) -> None:
     def read_in_pieces(name: str) -> bytes:
         size, count = tensors[name].element_size(), tensors[name].numel()
         cuts = [0, count // 3, count // 2, count]
-        pieces = [read_range(checkpoint.weights, name, a * size, b * size) for a, b in pairwise(cuts)]
+        pieces = [read_range(checkpoint.tensors, name, a * size, b * size) for a, b in pairwise(cuts)]
         return b"".join(pieces)
 
     names = [name for name in sorted(tensors) for _ in range(4)]

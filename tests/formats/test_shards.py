@@ -66,13 +66,13 @@ def suffix(request: pytest.FixtureRequest) -> str:
 def test_shards_are_one_model(suffix: str, tmp_path: Path) -> None:
     """Shards and index read as one set of tensors, under the folder's name; each tensor knows its file."""
     checkpoint = open_checkpoint(write_shards(tmp_path / "checkpoint-5", suffix))
-    assert read_all(checkpoint.weights) == {
+    assert read_all(checkpoint.tensors) == {
         "a": stored_bytes(torch.full((3,), 1.0)),
         "b": stored_bytes(torch.full((3,), 2.0)),
     }
     assert (checkpoint.name, checkpoint.trainer) == ("checkpoint-5", "transformers")
     assert sorted(file.path.name for file in checkpoint.files) == sorted([*shards(suffix), index_name(suffix)])
-    assert tuple(checkpoint.weights.shard(name) for name in "ab") == shards(suffix)
+    assert tuple(checkpoint.tensors.shard(name) for name in "ab") == shards(suffix)
 
 
 def test_a_missing_shard_is_incomplete(suffix: str, tmp_path: Path) -> None:
@@ -185,31 +185,31 @@ def test_links_are_followed(suffix: str, tmp_path: Path) -> None:
         (folder / shard).rename(tmp_path / f"{number}abc")
         (folder / shard).symlink_to(tmp_path / f"{number}abc")
     checkpoint = open_checkpoint(folder)
-    assert read_all(checkpoint.weights)["b"] == stored_bytes(torch.full((3,), 2.0))
-    assert tuple(checkpoint.weights.shard(name) for name in "ab") == shards(suffix)
+    assert read_all(checkpoint.tensors)["b"] == stored_bytes(torch.full((3,), 2.0))
+    assert tuple(checkpoint.tensors.shard(name) for name in "ab") == shards(suffix)
 
 
 def test_places_tell_shards_apart(suffix: str, tmp_path: Path) -> None:
     """Two tensors at the same byte of two shards do not share their bytes; ties within a shard do."""
     folder = write_shards(tmp_path / "m", suffix)
-    weights = open_checkpoint(folder).weights
+    weights = open_checkpoint(folder).tensors
     assert weights.place("a") != weights.place("b")
     if suffix == "bin":
         tied = torch.ones(3)
         write_part(folder / shards(suffix)[1], {"b": tied, "c": tied})
         index = {"weight_map": {"a": shards(suffix)[0], "b": shards(suffix)[1], "c": shards(suffix)[1]}}
         (folder / index_name(suffix)).write_text(json.dumps(index))
-        weights = open_checkpoint(folder).weights
+        weights = open_checkpoint(folder).tensors
         assert weights.place("b") == weights.place("c")
 
 
 def test_tables_are_shared_where_they_are_equal(suffix: str, tmp_path: Path) -> None:
     """A second checkpoint of the model takes the first one's tables, and reads its own bytes."""
-    one, two = (open_checkpoint(write_shards(tmp_path / name, suffix)).weights for name in "mn")
+    one, two = (open_checkpoint(write_shards(tmp_path / name, suffix)).tensors for name in "mn")
     two.share(one)
     assert two.specs is one.specs
     write_part(tmp_path / "n" / shards(suffix)[1], {"b": torch.full((3,), 7.0)})
-    three = open_checkpoint(tmp_path / "n").weights
+    three = open_checkpoint(tmp_path / "n").tensors
     three.share(one)
     assert read_all(three)["b"] == stored_bytes(torch.full((3,), 7.0))
 
@@ -218,7 +218,7 @@ def test_one_pickled_shard_nests_its_weights(tmp_path: Path) -> None:
     """A pickled shard is read as any file of torch.save: what is no tensor in it is left out."""
     folder = write_shards(tmp_path / "m", "bin")
     torch.save({"b": torch.full((3,), 2.0), "note": "text"}, folder / shards("bin")[1])
-    assert list(open_checkpoint(folder).weights.specs) == ["a", "b"]
+    assert list(open_checkpoint(folder).tensors.specs) == ["a", "b"]
 
 
 def test_averages_are_seen_in_any_shard(suffix: str, tmp_path: Path) -> None:

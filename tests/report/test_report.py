@@ -26,7 +26,7 @@ from tests.conftest import Outcome, write_hf_run, write_torch_run
 Cli = Callable[..., Outcome]
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 SECTIONS = [
-    "Weights over training time", "Distance from the checkpoints", "How it was made", "Checkpoints", "Tensors", "Files",
+    "Tensors over training time", "Distance from the checkpoints", "How it was made", "Checkpoints", "Tensors", "Files",
 ]  # fmt: skip
 HOSTILE = "<script>alert(1)</script>\"' onload=x><img src=x onerror=y>\u202e\x1b[31m&amp;"
 

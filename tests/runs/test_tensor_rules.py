@@ -10,7 +10,7 @@ from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.runs.tensor_rules import ADAPTER_NOTE, check_averageable, copied_names, refusals, tensor_notes
-from tests.folding.test_fold import MemoryWeights
+from tests.folding.test_fold import MemoryTensors
 
 PACKED = "packed weights, which mean nothing without their scales"
 FEW_BITS = "has too few bits to be averaged"
@@ -191,7 +191,7 @@ def test_patterns_are_of_whole_names_and_mind_case() -> None:
 
 def checkpoint(tensors: dict[str, TensorSpec]) -> Checkpoint:
     """Return a checkpoint with these specs and no bytes."""
-    weights = MemoryWeights({})
+    weights = MemoryTensors({})
     weights.specs = tensors
     return Checkpoint("step-5", Path("run/step-5"), weights, (), "memory")
 

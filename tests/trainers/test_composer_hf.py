@@ -89,7 +89,7 @@ def test_composer_s_own_tools_find_the_same(written: Path, tmp_path: Path, cli: 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_untied_model_without_a_tokenizer(cli: Cli, written: Path, tmp_path: Path, dtype: str):
-    """Weights alone, in bfloat16 or as --dtype says: config.json says so, and the model loads in it, in shards too."""
+    """Tensors alone, in bfloat16 or as --dtype says: config.json says so, and the model loads in it, in shards too."""
     options = ["--dtype", dtype, "--max-shard-size", "4KB", "--half-life", "4ba"]
     done = cli("average", written / "llama", *options)
     assert (done.code, done.out) == (0, "ema-4ba\n"), done

@@ -284,7 +284,7 @@ def test_shards_are_those_of_the_hub(gpt2: Path):
     from ema_cli.formats import open_checkpoint
     from ema_cli.formats.safetensors.writer import split_shards
 
-    specs = open_checkpoint(gpt2 / "checkpoint-35").weights.specs
+    specs = open_checkpoint(gpt2 / "checkpoint-35").tensors.specs
     sizes = {spec.nbytes for spec in specs.values()}
     for most in (0, 1, *sizes, *(size - 1 for size in sizes), 5_000, 10_000, 10**9):
         theirs = split_state_dict_into_shards_factory(

@@ -118,7 +118,7 @@ def inspect(
         *warnings.refusal_warnings(run.checkpoints[-1], copy or ()),
     ]
     single = run.checkpoints[0] if len(run.checkpoints) == 1 and not from_stored else None
-    failed = gates.problem(told, odd, run.checkpoints[-1].weights.specs)
+    failed = gates.problem(told, odd, run.checkpoints[-1].tensors.specs)
     if as_json:
         extra = {"tensors": json_facts.tensor_facts(single), "recipe": single.recipe} if single else {}
         content = {"run": run_told, "plans": told, "stored": stored, **extra, "warnings": odd}

@@ -16,7 +16,7 @@ from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, option
 from ema_cli.formats.dcp.metadata import Metadata, Record, StoredTensor, read_metadata
 from ema_cli.formats.dcp.model import FoundModel, find_model
-from ema_cli.formats.dcp.weights import DcpWeights
+from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.file import open_torch
@@ -54,7 +54,7 @@ def open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     return Checkpoint(
         name=path.name,
         path=path,
-        weights=DcpWeights.of(tensors, files),
+        tensors=DcpTensors.of(tensors, files),
         files=(metadata.file, *files.values(), *sidecars),
         format="DCP",
         trainer=found.trainer,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ema_cli.formats.pickles.values import TensorRef
-from ema_cli.formats.torch_save.tensors import TorchWeights
+from ema_cli.formats.torch_save.tensors import TorchTensors
 from ema_cli.formats.torch_save.zip_container import open_zip
 from ema_cli.formats.torch_save.zip_directory import checksum_offsets
 from ema_cli.storage.source import FileRegion
@@ -27,7 +27,7 @@ class RecordReader:
 
     _frames: dict[tuple[str, int], _Frame] = field(default_factory=dict)
 
-    def open(self, name: str, region: FileRegion) -> TorchWeights | None:
+    def open(self, name: str, region: FileRegion) -> TorchTensors | None:
         """Return the tensor in a record, as weights under `name`; None where what was saved is no tensor.
 
         Raises:
@@ -61,10 +61,10 @@ class _Frame:
     tail: int
     mask: int
     value: int
-    weights: TorchWeights
+    weights: TorchTensors
 
     @classmethod
-    def of(cls, watched: _Watched, weights: TorchWeights) -> _Frame | None:
+    def of(cls, watched: _Watched, weights: TorchTensors) -> _Frame | None:
         """Return the frame of a record that was watched while it was opened, None where it has none to speak of."""
         (begin,) = weights.offsets
         head = max((end for _, end in watched.spans if end <= begin), default=0)

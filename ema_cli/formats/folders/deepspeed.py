@@ -69,7 +69,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         )
     checkpoint = torch_file.from_torch(files[0], opened[0], options)
     notes = list(checkpoint.notes)
-    dtypes = {spec.dtype.name for spec in checkpoint.weights.specs.values() if spec.dtype.kind == "float"}
+    dtypes = {spec.dtype.name for spec in checkpoint.tensors.specs.values() if spec.dtype.kind == "float"}
     if dtypes <= _LOW and any(map(_MASTERS.search, names)):
         notes.append("the weights are in half precision; DeepSpeed keeps float32 ones, which are not read, in its "
                      "optimizer's files (zero_to_fp32.py puts them together)")  # fmt: skip

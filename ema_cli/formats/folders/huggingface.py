@@ -93,7 +93,7 @@ def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
     weights, parts = open_index(path, lambda part: _open_weights(part, each))
     files = (InputFile(path), *(file for part in parts for file in part.files))
     averaged = next((part.averaged for part in parts if part.averaged), None)
-    whole = dataclasses.replace(parts[0], path=path.parent, weights=weights, files=files, averaged=averaged)
+    whole = dataclasses.replace(parts[0], path=path.parent, tensors=weights, files=files, averaged=averaged)
     return settle_averages(whole, options)
 
 

@@ -8,7 +8,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, UsageError, option
 from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_recipe
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.safetensors.header import SafetensorsWeights, open_file
+from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
 from ema_cli.formats.trainers.adapters import header_settings
 from ema_cli.formats.trainers.choice import AVERAGED_MODEL, settle_averages
 
@@ -47,7 +47,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     checkpoint = Checkpoint(
         name=path.name,
         path=path,
-        weights=weights,
+        tensors=weights,
         files=(weights.file,),
         format="safetensors",
         averaged=averaged,
@@ -58,7 +58,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     return settle_averages(checkpoint, options)
 
 
-def _averaged(weights: SafetensorsWeights) -> str | None:
+def _averaged(weights: SafetensorsTensors) -> str | None:
     """Return why these are averages already, None if they are not."""
     if METADATA_KEY in weights.metadata:
         return MADE_HERE

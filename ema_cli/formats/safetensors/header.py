@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, TensorSpec, Weights
+from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import parse_json, unique
@@ -25,7 +25,7 @@ _MAX_DIMENSIONS = 64  # as in torch and numpy
 
 
 @dataclass(slots=True, weakref_slot=True)
-class SafetensorsWeights:
+class SafetensorsTensors:
     """The tensors of one safetensors file."""
 
     specs: Mapping[str, TensorSpec]
@@ -34,11 +34,11 @@ class SafetensorsWeights:
     file: InputFile
     metadata: Mapping[str, str]
 
-    def share(self, other: Weights) -> None:
+    def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
         if self.specs == other.specs:
             self.specs = other.specs
-        if isinstance(other, SafetensorsWeights) and self.offsets == other.offsets:
+        if isinstance(other, SafetensorsTensors) and self.offsets == other.offsets:
             self.offsets = other.offsets
 
     def place(self, name: str) -> int | str:
@@ -58,7 +58,7 @@ class SafetensorsWeights:
         self.file.read_into(self.data_start + self.offsets[name] + start, out)
 
 
-def open_file(path: Path) -> SafetensorsWeights:
+def open_file(path: Path) -> SafetensorsTensors:
     """Read the header of the safetensors file at `path`.
 
     Raises:
@@ -69,10 +69,10 @@ def open_file(path: Path) -> SafetensorsWeights:
 
 
 # What was read last with a header of that digest, while anybody uses it: in a run most headers are equal.
-_in_use: WeakValueDictionary[bytes, SafetensorsWeights] = WeakValueDictionary()
+_in_use: WeakValueDictionary[bytes, SafetensorsTensors] = WeakValueDictionary()
 
 
-def _read_header(file: InputFile) -> SafetensorsWeights:
+def _read_header(file: InputFile) -> SafetensorsTensors:
     path = file.path
     if file.size < 8:
         raise IncompleteCheckpoint(f"holds {file.size} bytes, less than a safetensors header", subject=path)
@@ -93,7 +93,7 @@ def _read_header(file: InputFile) -> SafetensorsWeights:
     return weights
 
 
-def _parse_header(file: InputFile, text: bytes) -> SafetensorsWeights:
+def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
     path = file.path
     if not text.startswith(b"{"):
         raise CheckpointError("not a safetensors file: its header does not begin with '{'", subject=path)
@@ -129,7 +129,7 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsWeights:
         spans.append((begin, end, name))
     _check_contiguous(file, 8 + len(text), spans)
     offsets = {name: begin for begin, _, name in spans}
-    return SafetensorsWeights(specs, offsets, 8 + len(text), file, metadata)
+    return SafetensorsTensors(specs, offsets, 8 + len(text), file, metadata)
 
 
 def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:

@@ -76,7 +76,7 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
     checkpoint = Checkpoint(
         name=path.name,
         path=path,
-        weights=opened.weights(found.tensors),
+        tensors=opened.weights(found.tensors),
         files=(file, *sidecars),
         format="torch zip" if is_zip(file) else "torch legacy",
         trainer=found.trainer,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, TensorSpec, Weights
+from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
@@ -41,7 +41,7 @@ class TorchFile:
     locate: Callable[[str], tuple[int, int] | None]
     recipe: Mapping[str, object] | None = None
 
-    def weights(self, tensors: Mapping[str, object]) -> TorchWeights:
+    def weights(self, tensors: Mapping[str, object]) -> TorchTensors:
         """Return the given tensors (name -> `TensorRef`) as weights that can be read by range.
 
         Raises:
@@ -81,7 +81,7 @@ class TorchFile:
             offsets.append(offset)
             if strides or ref.conjugate or ref.negative:
                 views[name] = _View(strides, ref.conjugate, ref.negative)
-        return TorchWeights(specs, {name: number for number, name in enumerate(specs)}, offsets, views, self.source)
+        return TorchTensors(specs, {name: number for number, name in enumerate(specs)}, offsets, views, self.source)
 
     def scalar(self, name: str, ref: TensorRef) -> int | float | None:
         """Return the value of a tensor of one number (a clock), None for any other tensor."""
@@ -149,7 +149,7 @@ _IN_ORDER = _View(None, conjugate=False, negative=False)
 
 
 @dataclass(slots=True)
-class TorchWeights:
+class TorchTensors:
     """Tensors in a file of torch's, contiguous or not."""
 
     specs: Mapping[str, TensorSpec]
@@ -158,11 +158,11 @@ class TorchWeights:
     views: Mapping[str, _View]  # of those that do not lie in order
     source: ByteSource
 
-    def share(self, other: Weights) -> None:
+    def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
         if self.specs == other.specs:
             self.specs = other.specs
-        if isinstance(other, TorchWeights) and self.numbers == other.numbers:
+        if isinstance(other, TorchTensors) and self.numbers == other.numbers:
             self.numbers = other.numbers
 
     def place(self, name: str) -> Hashable:

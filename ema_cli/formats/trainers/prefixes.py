@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ema_cli.checkpoint import Checkpoint, TensorSpec, Weights
+from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec
 from ema_cli.errors import CheckpointError, option
 from ema_cli.formats.trainers.layouts import OUTER_PREFIXES, PREFIXES
 from ema_cli.storage.source import ByteSource
@@ -16,35 +16,35 @@ _ANYWHERE = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, PREFIXES))})"
 
 @dataclass(slots=True)
 class Renamed:
-    """Weights under other names."""
+    """Tensors under other names."""
 
     specs: Mapping[str, TensorSpec]
-    stored: Mapping[str, str]  # name -> name in `weights`
-    weights: Weights
+    stored: Mapping[str, str]  # name -> name in `tensors`
+    tensors: Tensors
 
-    def share(self, other: Weights) -> None:
+    def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
         if self.specs == other.specs:
             self.specs = other.specs
         if isinstance(other, Renamed) and self.stored == other.stored:
             self.stored = other.stored
-            self.weights.share(other.weights)
+            self.tensors.share(other.tensors)
 
     def place(self, name: str) -> Hashable:
         """Return where the bytes lie."""
-        return self.weights.place(self.stored[name])
+        return self.tensors.place(self.stored[name])
 
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return the file and the byte in it where tensor `name` begins."""
-        return self.weights.locate(self.stored[name])
+        return self.tensors.locate(self.stored[name])
 
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
-        return self.weights.shard(self.stored[name])
+        return self.tensors.shard(self.stored[name])
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`."""
-        self.weights.read_into(self.stored[name], start, out)
+        self.tensors.read_into(self.stored[name], start, out)
 
 
 def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
@@ -53,12 +53,12 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: where two names become one.
     """
-    weights = checkpoint.weights
-    if not _may_have_prefix(weights.specs):
+    tensors = checkpoint.tensors
+    if not _may_have_prefix(tensors.specs):
         return checkpoint
     stored: dict[str, str] = {}
     removed: dict[str, None] = {}
-    for name, bare in zip(weights.specs, _bare_names(weights.specs, removed), strict=True):
+    for name, bare in zip(tensors.specs, _bare_names(tensors.specs, removed), strict=True):
         if bare in stored:
             raise CheckpointError(
                 f"'{name}' and '{stored[bare]}' are one name without their prefixes",
@@ -68,9 +68,9 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
         stored[bare] = name
     if not removed:
         return checkpoint
-    renamed = Renamed({name: weights.specs[old] for name, old in stored.items()}, stored, weights)
+    renamed = Renamed({name: tensors.specs[old] for name, old in stored.items()}, stored, tensors)
     note = f"prefixes removed from names: {', '.join(removed)} (--keep-prefix keeps them)"
-    return replace(checkpoint, weights=renamed, notes=(*checkpoint.notes, note))
+    return replace(checkpoint, tensors=renamed, notes=(*checkpoint.notes, note))
 
 
 def _may_have_prefix(names: Iterable[str]) -> bool:

@@ -40,7 +40,7 @@ def clocks(checkpoint: Checkpoint) -> dict[str, float]:
 
 def holds(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor]) -> bool:
     """Return whether the checkpoint's weights are exactly these tensors."""
-    return read_all(checkpoint.weights) == {name: stored_bytes(tensor) for name, tensor in tensors.items()}
+    return read_all(checkpoint.tensors) == {name: stored_bytes(tensor) for name, tensor in tensors.items()}
 
 
 def refusal(path: Path, **options: Any) -> EmaError:

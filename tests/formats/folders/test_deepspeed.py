@@ -47,7 +47,7 @@ def test_the_model_of_one_rank(tmp_path: Path) -> None:
     """The one file of model states is the checkpoint, under the folder's name, with steps and samples."""
     folder = write(tmp_path / "global_step5", MODEL)
     checkpoint = open_checkpoint(folder)
-    assert read_all(checkpoint.weights) == {name: stored_bytes(tensor) for name, tensor in W.items()}
+    assert read_all(checkpoint.tensors) == {name: stored_bytes(tensor) for name, tensor in W.items()}
     assert (checkpoint.name, checkpoint.path, checkpoint.trainer) == ("global_step5", folder, "DeepSpeed")
     assert (checkpoint.clock(Unit.BATCH), checkpoint.clock(Unit.SAMPLE)) == (5, 80)
     assert [file.path for file in checkpoint.files] == [folder / MODEL]
@@ -122,7 +122,7 @@ def test_the_file_of_the_whole_model_may_be_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "global_step5", MODEL, MASTERS)
     checkpoint = open_checkpoint(folder / MODEL)
     assert (checkpoint.name, checkpoint.trainer, checkpoint.clock(Unit.BATCH)) == (MODEL, "DeepSpeed", 5)
-    assert read_all(checkpoint.weights) == {name: stored_bytes(tensor) for name, tensor in W.items()}
+    assert read_all(checkpoint.tensors) == {name: stored_bytes(tensor) for name, tensor in W.items()}
 
 
 def test_a_newer_folder_than_the_latest_is_incomplete(tmp_path: Path) -> None:
@@ -159,4 +159,4 @@ def test_extra_state_within(tmp_path: Path) -> None:
     folder = write(tmp_path / "global_step5", MODEL, module={**W, "l._extra_state": [1]})
     with pytest.raises(CheckpointError, match=r"'l\._extra_state' is no tensor"):
         open_checkpoint(folder)
-    assert list(open_checkpoint(folder, ReadOptions(copy=("*_extra_state",))).weights.specs) == list(W)
+    assert list(open_checkpoint(folder, ReadOptions(copy=("*_extra_state",))).tensors.specs) == list(W)

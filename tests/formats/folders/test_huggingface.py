@@ -117,7 +117,7 @@ def test_of_a_folders_files_the_models_is_taken(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
     for name in ("optimizer.bin", "optimizer.pt", "training_args.bin", "scheduler.pt"):
         torch.save({"w": torch.zeros(2)}, tmp_path / name)
-    assert read_all(open_checkpoint(tmp_path).weights) == {"w": stored_bytes(torch.ones(2))}
+    assert read_all(open_checkpoint(tmp_path).tensors) == {"w": stored_bytes(torch.ones(2))}
 
 
 def test_accelerates_folder_says_so(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_of_several_models_one_is_named(tmp_path: Path) -> None:
     assert "holds several models: model, model_1, pytorch_model_2" in str(error)
     for component, name in (("model", "w"), ("model_1", "v"), ("pytorch_model_2", "u")):
         checkpoint = open_checkpoint(folder, ReadOptions(component=component))
-        assert (list(checkpoint.weights.specs), checkpoint.base) == ([name], "model")
+        assert (list(checkpoint.tensors.specs), checkpoint.base) == ([name], "model")
     assert type(refusal(folder, component="model_9")) is UsageError
 
 

@@ -106,7 +106,7 @@ def test_a_folder_that_holds_weights_beside_is_read(tmp_path: Path) -> None:
     (tmp_path / "flax_model.msgpack").write_bytes(b"")
     (tmp_path / "tf_model.h5").write_bytes(b"")
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
-    assert list(open_checkpoint(tmp_path).weights.specs) == ["w"]
+    assert list(open_checkpoint(tmp_path).tensors.specs) == ["w"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_files_that_only_begin_alike_are_read(tmp_path: Path) -> None:
     """A torch file under a name of another kind is a torch file."""
     for name in ("a.gz", "a.gguf", "a.tar", "a.tgz"):
         (tmp_path / name).write_bytes(saved())
-        assert list(open_checkpoint(tmp_path / name).weights.specs) == ["w"]
+        assert list(open_checkpoint(tmp_path / name).tensors.specs) == ["w"]
 
 
 def test_a_missing_path_is_an_error(tmp_path: Path) -> None:

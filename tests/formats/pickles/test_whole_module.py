@@ -114,7 +114,7 @@ def test_the_tensors_are_those_of_the_state_dict(label: str, legacy: bool, tmp_p
     torch.save(module, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
     found = open_checkpoint(tmp_path / "a.pt", AS_THEY_ARE)
     expected = {name: stored_bytes(tensor) for name, tensor in module.state_dict().items()}
-    assert list(found.weights.specs) == list(expected)
+    assert list(found.tensors.specs) == list(expected)
     assert read_all(found.weights) == expected
 
 
@@ -124,14 +124,14 @@ def test_a_module_where_weights_are_usual(place: str, tmp_path: Path) -> None:
     module = nn.Linear(2, 2)
     torch.save({place: module, "step": 3, "optimizer": {"state": {}}}, tmp_path / "a.pt")
     expected = {name: stored_bytes(tensor) for name, tensor in module.state_dict().items()}
-    assert read_all(open_checkpoint(tmp_path / "a.pt").weights) == expected
-    assert read_all(open_checkpoint(tmp_path / "a.pt", ReadOptions(key=place)).weights) == expected
+    assert read_all(open_checkpoint(tmp_path / "a.pt").tensors) == expected
+    assert read_all(open_checkpoint(tmp_path / "a.pt", ReadOptions(key=place)).tensors) == expected
 
 
 def test_prefixes_of_wrappers_go(tmp_path: Path) -> None:
     """A wrapper around the whole model leaves no trace in the names."""
     torch.save(Wrapper(nn.Linear(2, 2)), tmp_path / "a.pt")
-    assert list(open_checkpoint(tmp_path / "a.pt").weights.specs) == ["weight", "bias"]
+    assert list(open_checkpoint(tmp_path / "a.pt").tensors.specs) == ["weight", "bias"]
 
 
 def test_an_averaged_model_is_recognised(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_hooks_on_loading_and_running_do_not_matter(tmp_path: Path) -> None:
     module.register_load_state_dict_pre_hook(hook)
     module.register_load_state_dict_post_hook(hook)
     torch.save(module, tmp_path / "a.pt")
-    assert list(open_checkpoint(tmp_path / "a.pt").weights.specs) == ["weight", "bias"]
+    assert list(open_checkpoint(tmp_path / "a.pt").tensors.specs) == ["weight", "bias"]
 
 
 def test_the_older_spectral_norm_is_refused(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_parametrizations_are_named_as_torch_names_them(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="only supported through state_dict"):
         torch.save(module, tmp_path / "a.pt")
     torch.save(module.state_dict(), tmp_path / "b.pt")
-    assert list(open_checkpoint(tmp_path / "b.pt").weights.specs) == list(module.state_dict())
+    assert list(open_checkpoint(tmp_path / "b.pt").tensors.specs) == list(module.state_dict())
 
 
 def test_an_object_that_is_no_module_is_refused(tmp_path: Path) -> None:

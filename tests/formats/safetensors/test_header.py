@@ -38,7 +38,7 @@ def refusal(path: Path, options: ReadOptions | None = None) -> EmaError:
 def test_a_handmade_header_is_read(tmp_path: Path) -> None:
     """The header that the refusals below vary is itself good: names in any order, spaces to pad."""
     header = json.dumps({"b": ZERO, "w": W, "__metadata__": {"a": "b"}}).encode() + b"   "
-    weights = open_checkpoint(raw(tmp_path / "a.safetensors", header)).weights
+    weights = open_checkpoint(raw(tmp_path / "a.safetensors", header)).tensors
     assert read_all(weights) == {"b": b"", "w": bytes(8)}
     assert weights.place("b") != weights.place("w")
 
@@ -125,7 +125,7 @@ def test_8_bit_floats_are_described(dtype: str, tmp_path: Path) -> None:
     torch_dtype = getattr(torch, kinds.get(dtype, dtype.lower().replace("f8", "float8")))
     tensor = torch.arange(4, dtype=torch.uint8).view(torch_dtype)
     save_file({"layer.weight": tensor}, path)
-    weights = open_checkpoint(path).weights
+    weights = open_checkpoint(path).tensors
     assert str(weights.specs["layer.weight"]) == f"{dtype} [4]"
     assert read_all(weights) == {"layer.weight": b"\0\1\2\3"}
 
@@ -171,8 +171,8 @@ def test_bytes_that_follow_are_refused(tmp_path: Path) -> None:
 
 def test_equal_headers_are_parsed_once(tmp_path: Path) -> None:
     """Files with equal headers share their tables, and each is read from its own bytes."""
-    one = open_checkpoint(raw(tmp_path / "1.safetensors", entry(), b"abcdefgh")).weights
-    other = open_checkpoint(raw(tmp_path / "2.safetensors", entry(), b"ijklmnop")).weights
+    one = open_checkpoint(raw(tmp_path / "1.safetensors", entry(), b"abcdefgh")).tensors
+    other = open_checkpoint(raw(tmp_path / "2.safetensors", entry(), b"ijklmnop")).tensors
     assert one.specs is other.specs
     assert (read_all(one), read_all(other)) == ({"w": b"abcdefgh"}, {"w": b"ijklmnop"})
 
@@ -182,7 +182,7 @@ def test_an_equal_header_in_a_file_of_another_size_is_no_excuse(tmp_path: Path) 
     good = open_checkpoint(raw(tmp_path / "good.safetensors", entry()))
     assert type(refusal(raw(tmp_path / "short.safetensors", entry(), bytes(7)))) is IncompleteCheckpoint
     assert "1 bytes follow" in str(refusal(raw(tmp_path / "long.safetensors", entry(), bytes(9))))
-    assert good.weights.specs
+    assert good.tensors.specs
 
 
 def test_headers_are_forgotten_with_their_checkpoints(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_equal_specs_are_one_object(tmp_path: Path) -> None:
     """A hundred thousand tensors of a few shapes need a few specs."""
     path = tmp_path / "a.safetensors"
     save_file({f"{number}.weight": torch.zeros(number % 2 + 1) for number in range(10)}, path)
-    assert len({id(spec) for spec in open_checkpoint(path).weights.specs.values()}) == 2
+    assert len({id(spec) for spec in open_checkpoint(path).tensors.specs.values()}) == 2
 
 
 def test_a_pickles_key_makes_no_sense_here(tmp_path: Path) -> None:

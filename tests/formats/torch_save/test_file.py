@@ -68,7 +68,7 @@ def test_a_part_of_a_model_is_refused_by_its_name(name: str, tmp_path: Path) -> 
 def test_composers_rank_is_no_part(tmp_path: Path) -> None:
     """Composer's and timm's whole files say a rank or a number, too."""
     for name in ("ep1-ba50-rank0.pt", "checkpoint-3.pth.tar", "rank_0_best.pt"):
-        assert list(save(tmp_path / name).weights.specs) == ["w"]
+        assert list(save(tmp_path / name).tensors.specs) == ["w"]
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_any_pickle_protocol(protocol: int, tmp_path: Path) -> None:
     """Every protocol that torch can write is read, and the clock with it."""
     path = save(tmp_path, {"model": W, "step": torch.tensor(70_000), "beside": [b"bytes", {1}, 2j]}, protocol=protocol)
     checkpoint = open_checkpoint(path)
-    assert read_all(checkpoint.weights) == READ_W
+    assert read_all(checkpoint.tensors) == READ_W
     assert checkpoint.format == "torch legacy"
     assert checkpoint.clock(Unit.BATCH) == 70_000
 
@@ -63,14 +63,14 @@ def test_storages_of_other_types_between_those_that_are_read(tmp_path: Path) -> 
         "bytes": torch.ones(7, dtype=torch.uint8),
     }
     path = save(tmp_path, {"model": {"first": torch.randn(3), **W}, "beside": beside, "last": torch.ones(2)})
-    assert {name: data for name, data in read_all(open_checkpoint(path).weights).items() if name in W} == READ_W
+    assert {name: data for name, data in read_all(open_checkpoint(path).tensors).items() if name in W} == READ_W
 
 
 def test_views_share_a_storage(tmp_path: Path) -> None:
     """Tied tensors and views read from the one storage that is stored, each its own part of it."""
     base = torch.arange(12.0).reshape(3, 4)
     tensors = {"a": base, "tied": base, "row": base[1], "turned": base.t(), "every": base[:, ::2]}
-    weights = open_checkpoint(save(tmp_path, tensors)).weights
+    weights = open_checkpoint(save(tmp_path, tensors)).tensors
     assert read_all(weights) == {name: stored_bytes(tensor) for name, tensor in tensors.items()}
     assert weights.place("a") == weights.place("tied")
     assert weights.place("a") != weights.place("turned")
@@ -79,7 +79,7 @@ def test_views_share_a_storage(tmp_path: Path) -> None:
 def test_the_source_of_a_module_does_not_matter(tmp_path: Path) -> None:
     """torch notes beside a module's class where its source lies; the tensors are found all the same."""
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    found = read_all(open_checkpoint(save(tmp_path, {"model": module, "epoch": 1})).weights)
+    found = read_all(open_checkpoint(save(tmp_path, {"model": module, "epoch": 1})).tensors)
     assert found == {name: stored_bytes(tensor) for name, tensor in module.state_dict().items()}
 
 
@@ -87,7 +87,7 @@ def test_nothing_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Calls in the file leave the weights as they are, and no trace."""
     monkeypatch.chdir(tmp_path)
     path = save(tmp_path, {"beside": Call(os.system, "touch canary"), "model": W})
-    assert read_all(open_checkpoint(path).weights) == READ_W
+    assert read_all(open_checkpoint(path).tensors) == READ_W
     assert not Path("canary").exists()
 
 
@@ -150,7 +150,7 @@ def forge(folder: Path, **changes: Any) -> Path:
 def test_the_handmade_file_is_good(tmp_path: Path) -> None:
     """The file that the next tests vary is one that torch reads, and we the same."""
     path = forge(tmp_path)
-    assert read_all(open_checkpoint(path).weights) == {"w": bytes(range(24))}
+    assert read_all(open_checkpoint(path).tensors) == {"w": bytes(range(24))}
     assert stored_bytes(torch.load(path, weights_only=True)["w"]) == bytes(range(24))
 
 

@@ -45,7 +45,7 @@ def refusal(path: Path) -> EmaError:
 def test_any_suffix(name: str, tmp_path: Path) -> None:
     """A torch file is known by its first bytes, not by its name."""
     checkpoint = open_checkpoint(save(tmp_path, {"model": W}, name))
-    assert read_all(checkpoint.weights) == READ_W
+    assert read_all(checkpoint.tensors) == READ_W
     assert (checkpoint.name, checkpoint.format) == (name, "torch zip")
 
 
@@ -54,7 +54,7 @@ def test_any_pickle_protocol(protocol: int, tmp_path: Path) -> None:
     """Every protocol that torch can write is read, for dtypes with and without a storage class of their own."""
     tensors = {**W, "short": torch.ones(3, dtype=torch.uint16), "n" * 300: torch.zeros(1, 2).t()}
     path = save(tmp_path, {"model": tensors, "step": 70_000, "beside": [b"bytes", {1}, 2j]}, pickle_protocol=protocol)
-    assert read_all(open_checkpoint(path).weights) == {name: stored_bytes(t) for name, t in tensors.items()}
+    assert read_all(open_checkpoint(path).tensors) == {name: stored_bytes(t) for name, t in tensors.items()}
 
 
 CODE = "open('canary', 'w').close()"
@@ -94,7 +94,7 @@ def test_what_stands_beside_the_weights_is_not_in_the_way(
     monkeypatch.chdir(tmp_path)
     beside = BESIDE[label]()
     path = save(tmp_path, {"beside": beside, "model": W, "step": beside}, pickle_protocol=protocol)
-    assert read_all(open_checkpoint(path).weights) == READ_W
+    assert read_all(open_checkpoint(path).tensors) == READ_W
     assert not Path("canary").exists()
 
 
@@ -135,7 +135,7 @@ def test_a_tensor_that_cannot_be_read_truly_is_refused(kind: str, tmp_path: Path
     assert "'head.weight' cannot be averaged: it is" in str(error)
     assert message in str(error)
     beside = save(tmp_path, {"model": W, "beside": {"head.weight": make()}}, "b.pt")
-    assert read_all(open_checkpoint(beside).weights) == READ_W
+    assert read_all(open_checkpoint(beside).tensors) == READ_W
 
 
 def test_a_dtype_that_has_no_name_in_safetensors_is_refused(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_name_that_is_no_text_is_refused(name: object, tmp_path: Path) -> None
     error = refusal(save(tmp_path, {"model": {**W, name: torch.ones(1)}}))
     assert "which is not a name" in str(error)
     beside = save(tmp_path, {"model": {**W, name: "no tensor"}}, "b.pt")
-    assert read_all(open_checkpoint(beside).weights) == READ_W
+    assert read_all(open_checkpoint(beside).tensors) == READ_W
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -229,7 +229,7 @@ def forge(folder: Path, tensor: Stored, size: int = 24, byteorder: bytes | None 
 def test_the_handmade_file_is_good(byteorder: bytes | None, tmp_path: Path) -> None:
     """The file that the next tests vary is one that torch reads, and we the same; old files state no byte order."""
     path = forge(tmp_path, Stored(), byteorder=byteorder)
-    assert read_all(open_checkpoint(path).weights) == {"w": bytes(range(24))}
+    assert read_all(open_checkpoint(path).tensors) == {"w": bytes(range(24))}
     if byteorder:
         assert stored_bytes(torch.load(path, weights_only=True)["w"]) == bytes(range(24))
 

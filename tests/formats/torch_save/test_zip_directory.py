@@ -77,7 +77,7 @@ def test_any_zip_writer_will_do(tmp_path: Path) -> None:
     rewrite(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"c" * 65535
-    assert read_all(open_checkpoint(path).weights) == {name: stored_bytes(t) for name, t in SAVED.items()}
+    assert read_all(open_checkpoint(path).tensors) == {name: stored_bytes(t) for name, t in SAVED.items()}
 
 
 def test_an_archive_cut_anywhere_is_incomplete(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_beyond_four_gigabytes(tmp_path: Path) -> None:
         file.write(b"last")
         file.seek(offsets.get_record_offset("data/1"))
         file.write(b"12345678")
-    weights = open_checkpoint(path).weights
+    weights = open_checkpoint(path).tensors
     assert read_range(weights, "large", last, last + 4) == b"last"
     assert read_range(weights, "small", 0, 8) == b"12345678"
     loaded = torch.load(path, weights_only=True, mmap=True)

@@ -41,10 +41,10 @@ def write(folder: Path, base: str = "adapter_model", *, pickled: bool = False, *
 
 @pytest.mark.parametrize("pickled", [False, True])
 def test_an_adapter_comes_with_its_settings(pickled: bool, tmp_path: Path) -> None:
-    """Weights, safetensors or pickled, and the configuration beside them are one checkpoint."""
+    """Tensors, safetensors or pickled, and the configuration beside them are one checkpoint."""
     checkpoint = open_checkpoint(write(tmp_path / "checkpoint-5", pickled=pickled))
     assert checkpoint.base == "adapter_model"
-    assert list(checkpoint.weights.specs) == ["base_model.model.q_proj.lora_A.weight"]
+    assert list(checkpoint.tensors.specs) == ["base_model.model.q_proj.lora_A.weight"]
     assert checkpoint.settings["r"] == "8"
     assert checkpoint.settings["lora_alpha"] == "16"
     assert tmp_path / "checkpoint-5" / "adapter_config.json" in {file.path for file in checkpoint.files}

@@ -126,7 +126,7 @@ def test_weights_and_clocks(label: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", ROWS)
 def test_the_clock_is_kept_with_a_key(label: str, tmp_path: Path) -> None:
-    """Weights elsewhere in the file have the clock that the trainer wrote, all the same."""
+    """Tensors elsewhere in the file have the clock that the trainer wrote, all the same."""
     checkpoint = opened(tmp_path, {**ROWS[label].saved, "elsewhere": OTHER}, key="elsewhere")
     assert holds(checkpoint, OTHER)
     assert plain_clocks(checkpoint.progress) == ROWS[label].clocks
@@ -203,7 +203,7 @@ def test_ultralytics_saves_averages_alone(tmp_path: Path) -> None:
     found = opened(tmp_path, saved)
     assert (found.trainer, plain_clocks(found.progress)) == ("Ultralytics", {"ep": 8})
     assert found.averaged == "it holds nothing but averages, in 'ema'"
-    assert list(found.weights.specs) == ["w"]
+    assert list(found.tensors.specs) == ["w"]
     assert opened(tmp_path, saved, weights="ema").notes == (AVERAGED_AGAIN,)
     assert type(refusal(tmp_path, saved, weights="raw")) is RunError
 

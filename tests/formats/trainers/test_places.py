@@ -1,4 +1,4 @@
-"""Weights, averages and clocks in what was pickled: found in the places we know, or refused with the way to them."""
+"""Tensors, averages and clocks in what was pickled: found in the places we know, or refused with the way to them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refusal(folder: Path, saved: object, **options: Any) -> EmaError:
 
 def holds(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor]) -> bool:
     """Return whether the checkpoint's weights are exactly these tensors."""
-    return read_all(checkpoint.weights) == {name: stored_bytes(tensor) for name, tensor in tensors.items()}
+    return read_all(checkpoint.tensors) == {name: stored_bytes(tensor) for name, tensor in tensors.items()}
 
 
 def plain_clocks(progress: Progress) -> dict[str, float]:
@@ -53,7 +53,7 @@ def plain_clocks(progress: Progress) -> dict[str, float]:
 
 @pytest.mark.parametrize("place", PLAIN.weights)
 def test_plain_dicts(place: str, tmp_path: Path) -> None:
-    """Weights are found under each of the usual names; what stands beside them is left alone."""
+    """Tensors are found under each of the usual names; what stands beside them is left alone."""
     checkpoint = opened(tmp_path, {"optimizer": {"state": {0: {"m": torch.ones(2)}}}, place: RAW, "lr": 0.1})
     assert holds(checkpoint, RAW)
     assert (checkpoint.trainer, checkpoint.averaged, checkpoint.notes) == (None, None, ())
@@ -99,7 +99,7 @@ def test_the_optimizers_step_wins(tmp_path: Path) -> None:
 
 
 def test_two_places_are_ambiguous(tmp_path: Path) -> None:
-    """Weights in two usual places are an error that names both and the way to choose."""
+    """Tensors in two usual places are an error that names both and the way to choose."""
     saved = {"model": RAW, "state_dict": OTHER}
     error = refusal(tmp_path, saved)
     assert type(error) is CheckpointError
@@ -237,7 +237,7 @@ def test_composers_averages_are_seen_and_the_raw_weights_found(batch: int) -> No
     assert holds(found, composer_load(path))
     raw = open_checkpoint(path, ReadOptions(weights="raw"))
     assert holds(raw, composer_load(COMPOSER / "every-batch" / f"ep0-ba{batch}-rank0.pt"))
-    assert raw.weights.specs.keys() == load_file(COMPOSER / "expected" / "10ba-1ba.safetensors").keys()
+    assert raw.tensors.specs.keys() == load_file(COMPOSER / "expected" / "10ba-1ba.safetensors").keys()
 
 
 MMENGINE: dict[str, Any] = {

@@ -25,7 +25,7 @@ def test_names_that_only_look_like_wrappers_stay(tmp_path: Path) -> None:
     """A prefix within a part of a name, or before some of the names, is the model's own."""
     names = ["module.a", "b_orig_mod.c", "\nmodule.d"]
     checkpoint = opened(tmp_path, names)
-    assert (list(checkpoint.weights.specs), checkpoint.notes) == (names, ())
+    assert (list(checkpoint.tensors.specs), checkpoint.notes) == (names, ())
 
 
 # Names as saved -> names of the bare model, and what is said to be removed.
@@ -51,12 +51,12 @@ def test_prefixes_go_and_are_named(label: str, tmp_path: Path) -> None:
     """The names are the bare model's, in the same order, each with its own bytes; a note lists what was removed."""
     saved, bare, removed = CASES[label]
     checkpoint = opened(tmp_path, saved)
-    assert list(checkpoint.weights.specs) == bare
+    assert list(checkpoint.tensors.specs) == bare
     expected = {name: stored_bytes(torch.full((2,), float(number))) for number, name in enumerate(bare)}
-    assert read_all(checkpoint.weights) == expected
+    assert read_all(checkpoint.tensors) == expected
     assert checkpoint.notes == (f"prefixes removed from names: {removed} (--keep-prefix keeps them)",)
     kept = opened(tmp_path, saved, keep=True)
-    assert (list(kept.weights.specs), kept.notes) == (saved, ())
+    assert (list(kept.tensors.specs), kept.notes) == (saved, ())
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_prefixes_go_and_are_named(label: str, tmp_path: Path) -> None:
 def test_names_of_the_model_stay(names: list[str], tmp_path: Path) -> None:
     """What only looks like a prefix, or stands before a part of the names, is left as it is, and nothing is said."""
     checkpoint = opened(tmp_path, names)
-    assert (list(checkpoint.weights.specs), checkpoint.notes) == (names, ())
+    assert (list(checkpoint.tensors.specs), checkpoint.notes) == (names, ())
 
 
 def test_two_names_that_become_one_are_refused(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_two_names_that_become_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"'_orig_mod\.a' and 'a' are one name without their prefixes") as caught:
         opened(tmp_path, ["a", "_orig_mod.a"])
     assert caught.value.hint == "keep the names as they are: --keep-prefix"
-    assert list(opened(tmp_path, ["a", "_orig_mod.a"], keep=True).weights.specs) == ["a", "_orig_mod.a"]
+    assert list(opened(tmp_path, ["a", "_orig_mod.a"], keep=True).tensors.specs) == ["a", "_orig_mod.a"]
 
 
 def test_ties_and_tables_are_kept(tmp_path: Path) -> None:
@@ -92,14 +92,14 @@ def test_ties_and_tables_are_kept(tmp_path: Path) -> None:
     base = torch.ones(3)
     for name in "ab":
         torch.save({"module.x": base, "module.y": base, "module.z": torch.zeros(3)}, tmp_path / f"{name}.pt")
-    one, two = (open_checkpoint(tmp_path / f"{name}.pt").weights for name in "ab")
+    one, two = (open_checkpoint(tmp_path / f"{name}.pt").tensors for name in "ab")
     assert one.place("x") == one.place("y") != one.place("z")
     assert one.shard("x") == "a.pt"
     two.share(one)
     assert two.specs is one.specs
     assert two.shard("x") == "b.pt"
     torch.save({"x": base, "y": base, "z": torch.zeros(3)}, tmp_path / "c.pt")
-    bare = open_checkpoint(tmp_path / "c.pt").weights
+    bare = open_checkpoint(tmp_path / "c.pt").tensors
     bare.share(one)
     assert (bare.specs is one.specs, bare.shard("z")) == (True, "c.pt")
 
@@ -120,5 +120,5 @@ def test_torchs_own_wrappers(tmp_path: Path) -> None:
     parts = nn.Sequential(checkpoint_wrapper(bare[0]), torch.compile(bare[1], backend="eager"))
     wrapped = nn.DataParallel(torch.compile(parts, backend="eager"))
     torch.save(wrapped.state_dict(), tmp_path / "a.pt")
-    weights = open_checkpoint(tmp_path / "a.pt").weights
+    weights = open_checkpoint(tmp_path / "a.pt").tensors
     assert read_all(weights) == {name: stored_bytes(tensor) for name, tensor in bare.state_dict().items()}

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from ema_cli.checkpoint import TensorSpec, Weights
+from ema_cli.checkpoint import Tensors, TensorSpec
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.dcp.metadata import Piece, StoredTensor, find_clash
 from ema_cli.formats.dcp.records import RecordReader
-from ema_cli.formats.torch_save.tensors import TorchWeights
+from ema_cli.formats.torch_save.tensors import TorchTensors
 from ema_cli.storage.local import InputFile
 from ema_cli.storage.source import FileRegion
 
@@ -19,7 +19,7 @@ _MAX_OPENED = 64
 
 
 @dataclass(slots=True)
-class DcpWeights:
+class DcpTensors:
     """The tensors of one model, each in one piece or in several."""
 
     specs: Mapping[str, TensorSpec]
@@ -29,10 +29,10 @@ class DcpWeights:
     files: Sequence[InputFile]
     # Records are small archives of their own, opened when they are read; the last few stay open.
     _reader: RecordReader = field(default_factory=RecordReader)
-    _opened: dict[int, TorchWeights] = field(default_factory=dict)
+    _opened: dict[int, TorchTensors] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tensors: Mapping[str, StoredTensor], files: Mapping[str, InputFile]) -> DcpWeights:
+    def of(cls, tensors: Mapping[str, StoredTensor], files: Mapping[str, InputFile]) -> DcpTensors:
         """Return the weights that `tensors` describe, in tables that many checkpoints can share.
 
         `files` are the shards by the names under which records know them.
@@ -53,11 +53,11 @@ class DcpWeights:
         pieces = {name: tensor.pieces for name, tensor in tensors.items()}
         return cls(specs, pieces, first, records, tuple(files.values()))
 
-    def share(self, other: Weights) -> None:
+    def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
         if self.specs == other.specs:
             self.specs = other.specs
-        if isinstance(other, DcpWeights) and self.pieces == other.pieces and self.first == other.first:
+        if isinstance(other, DcpTensors) and self.pieces == other.pieces and self.first == other.first:
             self.pieces, self.first, self._reader = other.pieces, other.first, other._reader
 
     def place(self, name: str) -> str:
@@ -115,7 +115,7 @@ class DcpWeights:
         file, start, size = self.records[3 * number : 3 * number + 3]
         return self.files[file], start, size
 
-    def _open(self, name: str, piece: Piece, number: int) -> TorchWeights:
+    def _open(self, name: str, piece: Piece, number: int) -> TorchTensors:
         weights = self._opened.get(number)
         if weights is None:
             spec = self.specs[name]
