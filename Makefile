@@ -6,13 +6,16 @@ PIP_OPTIONS := install --quiet --disable-pip-version-check --constraint constrai
 PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
 
-.PHONY: test test-quick test-trainers test-package lint types format demo fuzz bench bench-full bench-online clean
+.PHONY: test test-full test-quick test-trainers test-package lint types format demo fuzz bench bench-full bench-online clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(BIN)/python -m pytest --numprocesses auto
 
-test-quick: .venv/dev  ## the tests that run in seconds
-	$(BIN)/python -m pytest -m "not slow and not trainers and not package"
+test-full: lint types  ## the same with every exhaustive loop whole: an hour or so
+	$(BIN)/python -m pytest --numprocesses auto --full
+
+test-quick: .venv/dev  ## the tests that run in seconds, in less than a minute
+	$(BIN)/python -m pytest --numprocesses auto -m "not slow and not trainers and not package"
 
 test-trainers: .venv/trainers  ## tests on files that trainers write here and now
 	$(BIN)/python -m pytest -m trainers tests/trainers

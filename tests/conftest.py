@@ -1,9 +1,10 @@
-"""What several test modules need: small runs on disk, and the command line in a process of its own."""
+"""What several test modules need: options of the whole suite, small runs on disk, and the command line."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,21 +16,66 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
+from tests.inprocess import InProcess
+
 # Examples take what they take on a busy machine; a test that hangs is stopped by whoever runs it.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+settings.register_profile("part", deadline=None, max_examples=30)
+settings.register_profile("full", deadline=None, max_examples=1000)
+
+# One thread in each process, here and in those that tests start: several processes run at a time as it is, and where
+# others take the processors, threads that wait for each other take many times as long.
+torch.set_num_threads(1)
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_variable] = "1"
 
 OWN_FILES = {"README.md", "ema-manifest.json", "SHA256SUMS"}  # of a folder, beside what is the model's
 COMPOSER = Path(__file__).parent / "data" / "composer"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that `make test-full` gives."""
+    parser.addoption("--full", action="store_true", help="run exhaustive loops whole, and the tests marked `full`")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how many examples a property is tried with."""
+    settings.load_profile("full" if config.getoption("full") else "part")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked `full` without --full."""
+    if config.getoption("full"):
+        return
+    exhaustive = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=exhaustive)
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether loops run whole; else they run a fixed part, with each kind of fault at each place once."""
+    return bool(request.config.getoption("full"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _default_signals() -> None:
+    """Start programs with the signals' defaults, however the tests were started: nohup and `&` ignore some.
+
+    What is ignored stays ignored when a program starts another; a handler does not pass on. So this process still goes
+    on after a hang-up.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGXFSZ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
+
+
 class Outcome:
     """What a run of the command line gave."""
 
-    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        self.code = done.returncode
-        self.out = done.stdout
-        self.err = done.stderr
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
 
     @property
     def json(self) -> dict[str, Any]:
@@ -42,15 +88,31 @@ class Outcome:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Callable[..., Outcome]:
-    """Run `ema-cli` with arguments in `tmp_path`, or in `cwd`."""
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run `ema-cli` with arguments in `tmp_path`, or in `cwd`: in this process, which saves an interpreter's start."""
+
+    def run(*arguments: object, cwd: Path = tmp_path, env: Mapping[str, str] | None = None) -> Outcome:
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            program = InProcess(cwd, capsys)
+            code, out = program(*arguments)
+        return Outcome(code, out, program.err)
+
+    return run
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., Outcome]:
+    """Run `ema-cli` as `cli` does, in a process of its own: for what only a process has, such as its memory."""
 
     def run(*arguments: object, cwd: Path = tmp_path, env: Mapping[str, str] | None = None) -> Outcome:
         command = [sys.executable, "-m", "ema_cli", *map(str, arguments)]
         environment = {**os.environ, **(env or {})}
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
         assert "Traceback" not in done.stderr, done.stderr
-        return Outcome(done)
+        return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
 

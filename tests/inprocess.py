@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ class InProcess:
     def __call__(self, *arguments: object) -> tuple[int, str]:
         """Return the exit code and what went to stdout; `err` is what went to stderr."""
         self.capsys.readouterr()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # as main() does
         code = app._run([str(each) for each in arguments])
         told = self.capsys.readouterr()
         self.err = told.err

@@ -131,10 +131,10 @@ def test_a_reader_that_leaves_early_ends_it_with_141(tmp_path: Path):
     assert (done.stdout.strip(), done.stderr) == ("141", "")
 
 
-def test_streams_that_cannot_show_everything(cli: Cli, tmp_path: Path):
+def test_streams_that_cannot_show_everything(program: Cli, tmp_path: Path):
     """A closed stdout and an encoding without the name's letters are no reason to fail."""
     write_torch_run(tmp_path / "s\u00e9", [1, 2])
-    done = cli("inspect", "s\u00e9", "--half-life", "1ba", env={"PYTHONIOENCODING": "ascii"})
+    done = program("inspect", "s\u00e9", "--half-life", "1ba", env={"PYTHONIOENCODING": "ascii"})
     assert (done.code, r"s\xe9" in done.out) == (0, True)
     command = f"{sys.executable} -m ema_cli average s\u00e9 --half-life 1ba >&-"
     closed = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)

@@ -46,9 +46,9 @@ def test_average_of_named_files_in_any_order(cli: Cli, run: Path, tmp_path: Path
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_average_in_json(cli: Cli, run: Path):
+def test_average_in_json(program: Cli, run: Path):
     """One object carries plan, output and warnings; stderr stays empty."""
-    done = cli("average", "ckpts", "--half-life", "200ba", "--json")
+    done = program("average", "ckpts", "--half-life", "200ba", "--json")
     assert done.err == ""
     told = done.json
     assert (told["schema_version"], told["command"]) == (1, "average")
@@ -133,22 +133,22 @@ def test_a_default_name_that_is_too_long_says_so(cli: Cli, run: Path):
 
 
 @pytest.mark.parametrize("options", [["--threads", "1"], ["--threads", "3"], ["--threads", "8"]], ids=str)
-def test_neither_threads_nor_memory_show_in_the_output(cli: Cli, run: Path, tmp_path: Path, options: list[str]):
+def test_neither_threads_nor_memory_show_in_the_output(program: Cli, run: Path, tmp_path: Path, options: list[str]):
     """Few threads or many, little memory or much: the same bytes."""
-    cli("average", "ckpts", *SEVERAL, "-o", "plain")
-    tight = cli("average", "ckpts", *SEVERAL, *options, "--max-memory", "5MB", "-o", "no")
+    program("average", "ckpts", *SEVERAL, "-o", "plain")
+    tight = program("average", "ckpts", *SEVERAL, *options, "--max-memory", "5MB", "-o", "no")
     assert tight.code == 2
     assert re.search(r"error: --max-memory: 5 MB are too few; this average needs \d+ MB\nhint:", tight.err)
     assert not (tmp_path / "no").exists()
     for number, memory in enumerate(([], ["--max-memory", "120MB"], ["--max-memory", "2GiB"])):
-        done = cli("average", "ckpts", *SEVERAL, *options, *memory, "-o", f"{number}", "--json")
+        done = program("average", "ckpts", *SEVERAL, *options, *memory, "-o", f"{number}", "--json")
         assert done.code == 0, done
         for path in (tmp_path / "plain").iterdir():
             assert (tmp_path / f"{number}" / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.slow
-def test_the_process_stays_within_its_memory(cli: Cli, tmp_path: Path):
+def test_the_process_stays_within_its_memory(program: Cli, tmp_path: Path):
     """Of large tensors in many threads, read for several averages, no more is in memory than was allowed."""
     (tmp_path / "ckpts").mkdir()
     for step in range(1, 5):
@@ -156,7 +156,7 @@ def test_the_process_stays_within_its_memory(cli: Cli, tmp_path: Path):
         save_file({"weight": values}, tmp_path / "ckpts" / f"step-{step}.safetensors")
     laws = ["--half-life", "1ba", "--half-life", "2ba", "--half-life", "0ba"]
     for allowed in (85, 100, 150):
-        done = cli(
+        done = program(
             "average", "ckpts", *laws, "--threads", "8", "--max-memory", f"{allowed}MB", "-o", "x", "-f", "--json"
         )
         assert done.code == 0, done

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ema_cli.cli import app as program
 from tests.conftest import OWN_FILES, Outcome, make_tensors, oracle, write_torch_run
 from tests.table import builders as made
 
@@ -26,18 +24,10 @@ LAW = ("--half-life", "1ba")
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run `ema-cli` in this process, in `tmp_path`: what it is told here does not depend on how it was started."""
-    monkeypatch.chdir(tmp_path)
+def cli(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run `ema-cli` where lines are long: no message is folded."""
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        code = program._run([str(each) for each in arguments])
-        told = capsys.readouterr()
-        return Outcome(subprocess.CompletedProcess([], code, told.out, told.err))
-
-    return run
+    return cli
 
 
 def average(cli: Cli, *arguments: object) -> Outcome:

@@ -346,7 +346,7 @@ def test_too_little_memory_says_how_much_is_needed(tmp_path: Path):
     """One usage error with the figure that would do; with it, it does."""
     write_torch_run(tmp_path / "run", [100, 200])
     plans = plans_of(tmp_path / "run", ["50ba", "100ba"])
-    with pytest.raises(UsageError, match=r"--max-memory: 1 MB are too few; this average needs \d+ MB") as raised:
+    with pytest.raises(UsageError, match=r"max_memory=: 1 MB are too few; this average needs \d+ MB") as raised:
         averaging.average(plans, parse_target(tmp_path / "out"), max_memory=10**6)
     assert not (tmp_path / "out").exists()
     needed = int((raised.value.hint or "").removeprefix("--max-memory ").removesuffix("MB"))

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from tests import hostile
@@ -48,11 +49,10 @@ def test_every_case_is_run() -> None:
     assert len(conftest.PARAMETERS) > LEAST
 
 
-def test_the_server_does_as_the_program_does(harness: Harness, cli: object) -> None:
+def test_the_server_does_as_the_program_does(harness: Harness, program: Callable[..., Outcome]) -> None:
     """Exit code and both streams are those of `python -m ema_cli` in a process of its own."""
-    assert callable(cli)
     work = harness.run_of(Kind("step-{}.pt", good_zip), lambda path, _: path.write_bytes(b"\x80\x02Pa\n."), "both")
     for arguments in (["inspect", "run"], ["inspect", "run/step-1.pt"], ["average", "run"], ["average", "nowhere"]):
         ended = harness.server.run(arguments, work, harness.logs / "log")
-        alone: Outcome = cli(*arguments, cwd=work)
+        alone = program(*arguments, cwd=work)
         assert (ended.code, ended.out.decode(), ended.err.decode()) == (alone.code, alone.out, alone.err)

@@ -196,7 +196,7 @@ def test_devices_and_pipes(tmp_path: Path):
         check_summary(tmp_path / "pipe")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(OutputError, match="--summary"):
+    with pytest.raises(OutputError, match="summary="):
         check_summary(tmp_path / "loop")
 
 

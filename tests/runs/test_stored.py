@@ -18,8 +18,8 @@ from ema_cli import EMA, EmaError, Recipe, Time, average, parse_target
 from ema_cli.errors import CheckpointError, NoWeights, RunError, UsageError
 from ema_cli.formats.mark import METADATA_KEY
 from ema_cli.law.time import Unit
+from ema_cli.planning import stored_plan
 from ema_cli.planning.stored_plan import make_stored_plan
-from ema_cli.runs import stored as module
 from ema_cli.runs.stored import StoredRun, find_stored, open_stored
 from tests.conftest import OWN_FILES, Outcome
 
@@ -352,7 +352,7 @@ def test_other_files_of_ours_are_not_taken(stored: Path) -> None:
 def test_more_than_can_be_solved_for_is_thinned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of very many stored averages the newest are all kept, and of the older ones fewer the older they are."""
     seen = train(tmp_path / "ema", at=range(10, STEPS + 1, 10))
-    monkeypatch.setattr(module, "_MAX_STORED", 30)
+    monkeypatch.setattr(stored_plan, "_MAX_STORED", 30)
     plan = make_stored_plan(open_stored([tmp_path]), Recipe(half_life=Time.parse("50ba")), allow_approximate=False)
     assert len(plan.entries) <= 30
     average(plan, parse_target(tmp_path / "x.safetensors"))

@@ -158,13 +158,13 @@ def test_result_loads_into_the_module(cli: Cli, steps: Path, tmp_path: Path):
     assert torch.equal(model.net[0].weight, written["net.0.weight"])
 
 
-def test_own_class_in_hyper_parameters(cli: Cli, steps: Path):
+def test_own_class_in_hyper_parameters(program: Cli, steps: Path):
     """Files that torch's weights_only refuses for someone's own class are read, and the class is not imported."""
     path = steps / "epoch=0-step=4.ckpt"
     with pytest.raises(Exception, match="Settings"):
         torch.load(path, weights_only=True)
     # From a folder where the module of the class does not exist.
-    told = cli("inspect", path, "--json", env={"PYTHONPATH": ""}).json
+    told = program("inspect", path, "--json", env={"PYTHONPATH": ""}).json
     assert {each["name"]: each["shape"] for each in told["tensors"]} == {
         name: list(tensor.shape) for name, tensor in saved(steps)[0].items()
     }

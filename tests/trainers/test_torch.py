@@ -98,7 +98,7 @@ def save_dict(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, fol
 @pytest.mark.parametrize(
     "save", [save_legacy, save_legacy_bare, save_module, save_module_legacy, save_module_within, save_dict]
 )
-def test_formats_of_torch_save(cli: Cli, tmp_path: Path, save: Any):
+def test_formats_of_torch_save(program: Cli, tmp_path: Path, save: Any):
     """Old format or new, state dict or whole module: the average has what state_dict() has, with its names.
 
     The module's class is not importable from where the command runs.
@@ -106,7 +106,7 @@ def test_formats_of_torch_save(cli: Cli, tmp_path: Path, save: Any):
     saved = train(tmp_path / "run", save)
     (path, *_) = (tmp_path / "run").iterdir()
     assert torch.load(path, weights_only=False) is not None
-    done = cli("average", "run", "--half-life", "15ba", "-o", "out.safetensors", env={"PYTHONPATH": ""})
+    done = program("average", "run", "--half-life", "15ba", "-o", "out.safetensors", env={"PYTHONPATH": ""})
     assert done.code == 0, done
     averaged = load_file(tmp_path / "out.safetensors")
     assert_rounds(averaged, recurrence(saved, STEPS, 15))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ema_cli.cli.github import annotate_all
-from ema_cli.errors import EmaError, NoWeights, UsageError, option
+from ema_cli.errors import EmaError, NoWeights, UsageError, at_terminal, option
 
 if TYPE_CHECKING:
     from ema_cli.formats.options import ReadOptions
@@ -92,4 +92,4 @@ def print_json(command: str | None, content: dict[str, Any]) -> None:
 
 def error_facts(problem: EmaError) -> dict[str, Any]:
     """Return an error as --json tells it."""
-    return {"code": problem.exit_code, "message": str(problem), "hint": problem.hint}
+    return {"code": problem.exit_code, "message": problem.message(at_terminal), "hint": problem.advice(at_terminal)}

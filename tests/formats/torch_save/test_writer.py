@@ -114,7 +114,7 @@ def test_complex128_has_a_place(tmp_path: Path):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
     with pytest.raises(OutputError, match="complex128") as refused:
         average(plan, tmp_path / "x.safetensors")
-    assert refused.value.hint == "write one file of torch's: -o NAME.pt"
+    assert refused.value.hint == "write one file of torch's: target='NAME.pt'"
 
 
 def test_the_archive_is_whole(tmp_path: Path):
@@ -228,7 +228,7 @@ def test_what_the_header_alone_tells_is_not_lost(tmp_path: Path):
         save_file(tensors, folder / "pytorch_lora_weights.safetensors", metadata=metadata)
     with pytest.raises(OutputError, match=r"'lora_adapter_metadata'.* has no place for") as refused:
         average(plan_of(tmp_path / "run"), tmp_path / "x.pt")
-    assert refused.value.hint == "write it as safetensors: -o NAME.safetensors"
+    assert refused.value.hint == "write it as safetensors: target='NAME.safetensors'"
 
 
 @pytest.mark.parametrize("dtype", ["F6_E3M2", "F6_E2M3"])
@@ -237,7 +237,7 @@ def test_what_torch_has_no_type_for_is_refused(dtype: str):
     specs = {"a": TensorSpec(DTYPES["F32"], ()), "b": TensorSpec(DTYPES[dtype], (4,))}
     with pytest.raises(OutputError, match=f"^x.pt: 'b' is {dtype} .4., which torch has no type for$") as refused:
         lay_out_torch_file("x.pt", specs, "{}")
-    assert refused.value.hint == "write it as safetensors: -o NAME.safetensors"
+    assert refused.value.hint == "write it as safetensors: target='NAME.safetensors'"
 
 
 def test_a_table_is_used_again_for_the_same_tensors_in_the_same_order():
