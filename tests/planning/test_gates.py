@@ -158,7 +158,7 @@ def test_files_that_list_nothing(tmp_path: Path, content: bytes | None):
     """None there, empty, or no text: a usage error that names the file."""
     if content is not None:
         (tmp_path / "keys").write_bytes(content)
-    with pytest.raises(UsageError, match=r"--expect-keys: .*keys: "):
+    with pytest.raises(UsageError, match=r"expect_keys=: .*keys: "):
         read_keys(tmp_path / "keys")
 
 

@@ -110,7 +110,7 @@ def test_half_life_0_and_infinity():
     """The newest folded checkpoint, and the first; what has no weight is not read."""
     run = batches(0, 10, 20, 30)
     newest, first = plan_of(run, "0ba"), plan_of(run, "infba")
-    assert (newest.tensors, first.weights) == ([0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
+    assert (newest.weights, first.weights) == ([0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
     assert [entry.checkpoint.name for entry in newest.read] == ["30ba"]
     assert [entry.checkpoint.name for entry in first.read] == ["10ba"]
     assert first.newest.name == "10ba"
