@@ -92,9 +92,11 @@ class Tensors(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """One saved state of a model: its tensors, its clock, and what a user should know of it.
+
+    Compared, and hashed, by identity: a checkpoint can be a key.
 
     `name` is how it is shown: relative to the run. `averaged` says why the weights are averages already;
     `has_raw`, whether --weights raw finds the others. `files` are

@@ -225,10 +225,10 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
             folded, clocks, gaps, _weights(gaps, clocks, recipe), strict=True
         )
     ]
-    in_plan = {id(entry.checkpoint) for entry in entries}
-    kept_twins = tuple((kept, other) for kept, other in twins if id(kept) in in_plan)
-    order = {id(each): number for number, each in enumerate(run.checkpoints)}
-    skipped.sort(key=lambda each: order[id(each.checkpoint)])
+    in_plan = {entry.checkpoint for entry in entries}
+    kept_twins = tuple((kept, other) for kept, other in twins if kept in in_plan)
+    order = {checkpoint: number for number, checkpoint in enumerate(run.checkpoints)}
+    skipped.sort(key=lambda each: order[each.checkpoint])
     return Plan(run, recipe, tuple(entries), tuple(skipped), kept_twins)
 
 
@@ -268,9 +268,9 @@ def _keep_one_each(
 ) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
     """Keep one checkpoint of those with one clock; `average` will compare the tensors of the others with it."""
     pairs = [(group[0], other) for group in run.twins(unit) for other in group[1:]]
-    dropped = {id(other) for _, other in pairs}
+    dropped = {other for _, other in pairs}
     skipped += [Skipped(other, f"same clock as {kept.name}") for kept, other in pairs]
-    return [each for each in run.checkpoints if id(each) not in dropped], pairs
+    return [each for each in run.checkpoints if each not in dropped], pairs
 
 
 def _select(checkpoints: list[Checkpoint], recipe: Recipe, skipped: list[Skipped]) -> list[Checkpoint]:
