@@ -37,7 +37,7 @@ def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
         prefix = options.key + "."
         chosen = {name.removeprefix(prefix): name for name in metadata.tensors if name.startswith(prefix)}
         if not chosen:
-            raise NoWeights(f"has no tensors under {option('key')} '{options.key}'", hint=_listed(metadata))
+            raise NoWeights(f"has no tensors under {option('key', options.key)}", hint=_listed(metadata))
         return FoundModel(chosen)
     groups, flattened_others = _groups(metadata)
     beside = {place: groups.pop(place) for place in list(groups) if place and place[-1] in PLAIN.beside}

@@ -252,9 +252,7 @@ def _at_key(root: dict[Any, Any], key: str) -> Tensors:
             value = value.get(head)
     tensors = _as_tensors(value)
     if tensors is None:
-        raise CheckpointError(
-            f"has no tensors under {option('key')} '{key}'", hint=f"at the top it holds {_listed(root)}"
-        )
+        raise CheckpointError(f"has no tensors under {option('key', key)}", hint=f"at the top it holds {_listed(root)}")
     return tensors
 
 

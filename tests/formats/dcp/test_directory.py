@@ -147,7 +147,7 @@ def test_nemos_extra_state(tmp_path: Path) -> None:
     error = refusal(folder)
     assert type(error) is CheckpointError
     assert "'module.layer._extra_state/shard_0_1' is no tensor" in str(error)
-    assert error.hint == "leave it out of the average and of the output: --copy '*_extra_state*'"
+    assert error.hint == "leave it out of the average and of the output: copy='*_extra_state*'"
     checkpoint = open_checkpoint(folder, ReadOptions(copy=("*_extra_state*",)))
     assert holds(checkpoint, W)
     assert checkpoint.trainer == "NeMo"
@@ -184,7 +184,7 @@ def test_composers_averages_are_seen(tmp_path: Path) -> None:
 def test_averages_that_are_not_there(tmp_path: Path) -> None:
     """Asking for averages where there are none is an error of the run."""
     error = refusal(save_folder(tmp_path / "step-8", TITAN), weights="ema")
-    assert (type(error), error.hint) == (RunError, "leave out --weights ema")
+    assert (type(error), error.hint) == (RunError, "leave out weights='ema'")
 
 
 def test_no_model_is_an_error(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_what_stands_beside_a_model_of_an_unknown_name_is_no_part_of_it(others: 
     """Two dicts of tensors under names that we do not know are not one model: say which."""
     error = refusal(save_folder(tmp_path / "step-8", {"net": W, **others, "step": 8}))
     assert isinstance(error, CheckpointError)
-    assert "--key" in (error.hint or "")
+    assert "key=" in (error.hint or "")
     assert holds(open_checkpoint(tmp_path / "step-8", ReadOptions(key="net")), W)
 
 
@@ -107,7 +107,7 @@ def test_several_models_are_ambiguous(tmp_path: Path) -> None:
     state = {"a": {"model": W, "optim": OPTIMIZER}, "b": {"model": OTHER}}
     error = refusal(save_folder(tmp_path / "step-8", state))
     assert "holds models at a.model, b.model" in str(error)
-    assert error.hint == "say which to take: --key a.model"
+    assert error.hint == "say which to take: key='a.model'"
     assert holds(open_checkpoint(tmp_path / "step-8", ReadOptions(key="b.model")), OTHER)
 
 
@@ -134,4 +134,4 @@ def test_a_model_whose_names_begin_alike_keeps_them(tmp_path: Path) -> None:
 def test_a_folder_of_optimizers_holds_no_weights(tmp_path: Path) -> None:
     """What is known to be no model's is none, wherever it stands."""
     error = refusal(save_folder(tmp_path / "a", {"optim": OPTIMIZER, "rng": torch.ones(2)}))
-    assert (type(error), error.hint) == (NoWeights, "say where: --key NAME")
+    assert (type(error), error.hint) == (NoWeights, "say where: key='NAME'")

@@ -65,7 +65,7 @@ def test_one_of_several_is_named(tmp_path: Path) -> None:
     error = refusal(folder)
     assert type(error) is UsageError
     assert "holds several models: unet, vae, text_encoder" in str(error)
-    assert error.hint == "say which: --component unet"
+    assert error.hint == "say which: component='unet'"
     for component, number in (("unet", 1.0), ("text_encoder", 2.0), ("vae", 3.0)):
         assert value(open_checkpoint(folder, ReadOptions(component=component))) == number
 
@@ -105,7 +105,7 @@ def test_nothing_but_averages(tmp_path: Path) -> None:
     assert value(checkpoint) == 2.0
     assert checkpoint.averaged
     error = refusal(folder, weights="raw")
-    assert (type(error), error.hint) == (RunError, "leave out --weights raw")
+    assert (type(error), error.hint) == (RunError, "leave out weights='raw'")
 
 
 def test_averages_that_are_not_there(tmp_path: Path) -> None:

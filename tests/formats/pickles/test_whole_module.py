@@ -115,7 +115,7 @@ def test_the_tensors_are_those_of_the_state_dict(label: str, legacy: bool, tmp_p
     found = open_checkpoint(tmp_path / "a.pt", AS_THEY_ARE)
     expected = {name: stored_bytes(tensor) for name, tensor in module.state_dict().items()}
     assert list(found.tensors.specs) == list(expected)
-    assert read_all(found.weights) == expected
+    assert read_all(found.tensors) == expected
 
 
 @pytest.mark.parametrize("place", ["model", "state_dict", "module"])

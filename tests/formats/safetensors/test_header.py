@@ -207,7 +207,7 @@ def test_a_pickles_key_makes_no_sense_here(tmp_path: Path) -> None:
     path = raw(tmp_path / "a.safetensors", entry())
     error = refusal(path, ReadOptions(key="model"))
     assert type(error) is UsageError
-    assert error.hint == "leave out --key"
+    assert error.hint == "leave out key="
 
 
 def test_own_averages_are_recognised(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ REFUSED_TENSORS: dict[str, tuple[Callable[[], object], str]] = {
     "meta": (lambda: torch.ones(2, device="meta"), "(meta tensor no storage)"),
     "list": (lambda: [torch.ones(2)], "it is not a tensor but a list"),
     "call": (lambda: Call(os.system, "touch canary"), "it is not a tensor but a posix.system"),
-    "object": (lambda: Color.RED, "it is not a tensor but a tests.formats.test_unpickle.Color"),
+    "object": (lambda: Color.RED, "it is not a tensor but a tests.formats.pickles.test_unpickle.Color"),
 }
 
 

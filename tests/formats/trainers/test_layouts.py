@@ -232,7 +232,7 @@ def test_extra_state_is_refused_in_each_place(tmp_path: Path) -> None:
     error = refusal(tmp_path, saved)
     assert type(error) is CheckpointError
     assert "'layer._extra_state' is no tensor" in str(error)
-    assert error.hint == "leave it out of the average and of the output: --copy '*_extra_state'"
+    assert error.hint == "leave it out of the average and of the output: copy='*_extra_state'"
     torch.save(saved, tmp_path / "a.pt")
     checkpoint = open_checkpoint(tmp_path / "a.pt", ReadOptions(copy=("*_extra_state",)))
     assert holds(checkpoint, RAW)

@@ -104,7 +104,7 @@ def test_two_places_are_ambiguous(tmp_path: Path) -> None:
     error = refusal(tmp_path, saved)
     assert type(error) is CheckpointError
     assert "holds weights under 'model' and under 'state_dict'" in str(error)
-    assert error.hint == "say which: --key model"
+    assert error.hint == "say which: key='model'"
     assert holds(opened(tmp_path, saved, key="state_dict"), OTHER)
 
 
@@ -122,7 +122,7 @@ def test_a_key_that_leads_nowhere_is_an_error(key: str, tmp_path: Path) -> None:
     """A key without tensors under it is an error with the key and what the file holds."""
     saved = {"model": RAW, "step": 4, "deep": {"er": OTHER}, 10**5000: 1}
     error = refusal(tmp_path, saved, key=key)
-    assert f"has no tensors under --key '{key}'" in str(error)
+    assert f"has no tensors under key={key!r}" in str(error)
     assert error.hint == "at the top it holds 'model', 'step', 'deep'"
 
 
@@ -131,7 +131,7 @@ def test_weights_nowhere_we_look(tmp_path: Path) -> None:
     error = refusal(tmp_path, {"generator": RAW, "step": 4})
     assert type(error) is NoWeights
     assert "it holds 'generator', 'step'" in str(error)
-    assert error.hint == "say where: --key NAME"
+    assert error.hint == "say where: key='NAME'"
 
 
 def lightning(**changes: Any) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def test_averages_and_raw_weights(label: str, choice: Choice, tmp_path: Path) ->
     saved, expected = AVERAGES[label]
     if choice not in expected:
         error = refusal(tmp_path, saved, weights=choice)
-        assert (type(error), error.hint) == (RunError, f"leave out --weights {choice}")
+        assert (type(error), error.hint) == (RunError, f"leave out weights={choice!r}")
         return
     tensors, averaged, note = expected[choice]
     checkpoint = opened(tmp_path, saved, weights=choice)
@@ -204,7 +204,7 @@ def test_averages_and_raw_weights(label: str, choice: Choice, tmp_path: Path) ->
 def test_averages_that_are_not_there(saved: Any, tmp_path: Path) -> None:
     """Where a file holds raw weights only, asking for averages is an error, and asking for raw ones is not."""
     error = refusal(tmp_path, saved, weights="ema")
-    assert (type(error), error.hint) == (RunError, "leave out --weights ema")
+    assert (type(error), error.hint) == (RunError, "leave out weights='ema'")
     assert holds(opened(tmp_path, saved, weights="raw"), RAW)
 
 

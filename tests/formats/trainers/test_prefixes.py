@@ -83,7 +83,7 @@ def test_two_names_that_become_one_are_refused(tmp_path: Path) -> None:
     """Never is one tensor lost for another: the error names both and the option that keeps them apart."""
     with pytest.raises(CheckpointError, match=r"'_orig_mod\.a' and 'a' are one name without their prefixes") as caught:
         opened(tmp_path, ["a", "_orig_mod.a"])
-    assert caught.value.hint == "keep the names as they are: --keep-prefix"
+    assert caught.value.hint == "keep the names as they are: keep_prefix=True"
     assert list(opened(tmp_path, ["a", "_orig_mod.a"], keep=True).tensors.specs) == ["a", "_orig_mod.a"]
 
 
