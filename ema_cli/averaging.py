@@ -22,12 +22,11 @@ from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
+from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.files import allow_descriptors, make_folder, open_output, read_back, sum_up, write_texts
 from ema_cli.writing.outputs import Output, OutputOptions
 from ema_cli.writing.record import Record, Written
 from ema_cli.writing.target import Target
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def average(
     checksum: bool = False,
     warnings: Sequence[str] = (),
     check: Callable[[Manifest], None] = lambda manifest: None,
-    report: Report = lambda done, total: None,
+    report: ProgressCallback = no_progress,
 ) -> Result:
     """Write the weighted average of each plan's checkpoints to `target`, all of it or nothing.
 
@@ -151,7 +150,7 @@ def average(
 
 
 def _write_weights(
-    work: Work, folders: Sequence[Path], sizes: BufferSizes, report: Report, record: Record | None
+    work: Work, folders: Sequence[Path], sizes: BufferSizes, report: ProgressCallback, record: Record | None
 ) -> tuple[Fold, list[Written]]:
     """Fold into the files of all outputs; return the fold, and of each output the size and sum of its files.
 

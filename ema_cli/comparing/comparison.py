@@ -8,9 +8,10 @@ from math import isfinite
 from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.comparing.distance import Distance, Report, Sums, comparable, measure
+from ema_cli.comparing.distance import Distance, Sums, comparable, measure
 from ema_cli.comparing.layers import order_by_layer
 from ema_cli.errors import RunError
+from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import natural_key
 
 # As they are called in JSON, and here.
@@ -85,7 +86,7 @@ class Comparison:
 
 
 def compare(
-    one: Checkpoint, other: Checkpoint, *, threads: int = 1, report: Report = lambda done, total: None
+    one: Checkpoint, other: Checkpoint, *, threads: int = 1, report: ProgressCallback = no_progress
 ) -> Comparison:
     """Return how far checkpoint `one` is from `other`, in one pass: every byte is read once.
 
@@ -129,7 +130,7 @@ def measure_layers(
     layers: Mapping[str, str],
     *,
     threads: int = 1,
-    report: Report = lambda done, total: None,
+    report: ProgressCallback = no_progress,
 ) -> tuple[list[Distance], dict[str, list[Distance]]]:
     """Return the distance of `one` from each of the others: as a whole, and by layer.
 

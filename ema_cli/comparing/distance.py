@@ -20,15 +20,14 @@ from numpy.typing import NDArray
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DType
-from ema_cli.errors import EmaError, option
 from ema_cli.folding.blocks import Group, make_groups
 from ema_cli.folding.kernel.numpy_kernel import Floats, components, decode
+from ema_cli.system.progress import ProgressCallback, no_progress
+from ema_cli.system.threads import thread_errors
 
 _BLOCK = 1 << 15  # numbers, which are read and added at once
 _STRETCH = 1 << 22  # numbers, which one thread reads
 _WAITING = 4  # stretches for each thread: of results that wait for their turn there are no more
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
@@ -128,7 +127,7 @@ def measure(
     names: Sequence[str],
     *,
     threads: int = 1,
-    report: Report = lambda done, total: None,
+    report: ProgressCallback = no_progress,
 ) -> Iterator[tuple[tuple[str, ...], Sums]]:
     """Yield the sums of each tensor in `names`, with the names that are tied to it in all checkpoints, in that order.
 
@@ -169,10 +168,8 @@ def measure(
 
 
 def _submit(pool: ThreadPoolExecutor, stretch: Callable[[], Sums]) -> Future[Sums]:
-    try:
+    with thread_errors():
         return pool.submit(stretch)
-    except RuntimeError as error:
-        raise EmaError(f"no thread can be started: {error}", hint=f"use fewer {option('threads')}") from error
 
 
 class _Buffers:

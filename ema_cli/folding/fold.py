@@ -39,6 +39,7 @@ from ema_cli.folding.kernel.numpy_kernel import (
 )
 from ema_cli.folding.pace import Pace
 from ema_cli.storage.checksums import Checksums
+from ema_cli.system.threads import thread_errors
 
 _TICK_SECONDS = 0.1
 
@@ -158,10 +159,8 @@ class Fold:
                     self._readers.shutdown()
 
     def _start(self, pool: ThreadPoolExecutor, blocks: Iterator[tuple[int, Block]], number: int) -> set[Future[None]]:
-        try:
+        with thread_errors():
             return {pool.submit(self._work, blocks) for _ in range(number)}
-        except RuntimeError as error:
-            raise EmaError(f"no thread can be started: {error}", hint=f"use fewer {option('threads')}") from error
 
     def _work(self, blocks: Iterator[tuple[int, Block]]) -> None:
         buffers = Buffers(self.sizes, len(self.averages), len(self._newest))

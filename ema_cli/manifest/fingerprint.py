@@ -13,6 +13,7 @@ from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.storage.checksums import BLOCK_BYTES
+from ema_cli.system.threads import thread_errors
 
 SAMPLES = 16
 SAMPLE_BYTES = 4096
@@ -40,7 +41,7 @@ def fingerprints(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]:
     def fingerprint(checkpoint: Checkpoint) -> str:
         return tables[id(checkpoint.tensors.specs)].fingerprint(checkpoint)
 
-    with ThreadPoolExecutor(threads, "fingerprint") as pool:
+    with thread_errors(), ThreadPoolExecutor(threads, "fingerprint") as pool:
         return list(pool.map(fingerprint, checkpoints))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.errors import CheckpointError, EmaError, at_terminal, option
+from ema_cli.errors import CheckpointError, EmaError, at_terminal
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import open_index
@@ -22,8 +22,9 @@ from ema_cli.release.mark import mark_differences
 from ema_cli.release.published import Published
 from ema_cli.release.read_file import FileSum, read_file
 from ema_cli.storage.local import InputFile
+from ema_cli.system.progress import ProgressCallback
+from ema_cli.system.threads import thread_errors
 
-Report = Callable[[int, int], None]
 Places = dict[str, tuple[int, TensorSpec]]  # of each tensor of a file: its first byte, and its spec
 _TICK_SECONDS = 0.1
 _MAX_SUMS_BYTES = 256 << 20
@@ -51,7 +52,7 @@ class Checks:
     tensors: dict[str, str] = field(default_factory=dict)
     unopened: bool = False  # a file, which may hold tensors, is missing or could not be read
 
-    def run(self, threads: int, report: Report) -> None:
+    def run(self, threads: int, report: ProgressCallback) -> None:
         """Make all checks; `report(done, total)` is told the bytes that have been read."""
         self._read_manifest()
         self._read_sums()
@@ -212,7 +213,7 @@ class Checks:
             end = begin + spec.nbytes
         return found
 
-    def _read_files(self, places: Mapping[str, Places], threads: int, report: Report) -> dict[str, FileSum]:
+    def _read_files(self, places: Mapping[str, Places], threads: int, report: ProgressCallback) -> dict[str, FileSum]:
         """Return the sum of each file, and of its tensors which are not finite: each is read once."""
         total, done, stopped = sum(file.size for file in self.files.values()), 0, False
 
@@ -224,18 +225,17 @@ class Checks:
 
         with ThreadPoolExecutor(threads, "sha256") as hasher, ThreadPoolExecutor(threads, "verify") as pool:
             try:
-                tasks = {
-                    name: pool.submit(read_file, self.files[name], places.get(name, {}), hasher, count)
-                    for name in sorted(self.files, key=lambda name: -self.files[name].size)
-                }
-                waiting = set(tasks.values())
-                while waiting:
-                    finished, waiting = wait(waiting, _TICK_SECONDS)
-                    for each in finished:
-                        each.result()
-                    report(done, total)
-            except RuntimeError as error:
-                raise EmaError(f"no thread can be started: {error}", hint=f"use fewer {option('threads')}") from error
+                with thread_errors():
+                    tasks = {
+                        name: pool.submit(read_file, self.files[name], places.get(name, {}), hasher, count)
+                        for name in sorted(self.files, key=lambda name: -self.files[name].size)
+                    }
+                    waiting = set(tasks.values())
+                    while waiting:
+                        finished, waiting = wait(waiting, _TICK_SECONDS)
+                        for each in finished:
+                            each.result()
+                        report(done, total)
             finally:
                 # However this ends, the other threads stop at their next block.
                 stopped = True

@@ -17,7 +17,6 @@ from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
 from ema_cli.folding.blocks import joined
 from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
 from ema_cli.job import Work, lay_out
-from ema_cli.release.checks import Report
 from ema_cli.release.metadata import (
     frame_differences,
     is_of_this_version,
@@ -28,6 +27,7 @@ from ema_cli.release.published import Published
 from ema_cli.release.replay import Replay, open_replay
 from ema_cli.release.verify import Against, Verified
 from ema_cli.storage.source import ByteSource
+from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import plural
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.record import Record
@@ -42,7 +42,7 @@ def verify_against(
     *,
     sample: bool = False,
     threads: int = 1,
-    report: Report = lambda done, total: None,
+    report: ProgressCallback = no_progress,
 ) -> Verified:
     """Return what was found of an average, and in what it is not what the checkpoints at and below `paths` give.
 

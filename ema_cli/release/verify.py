@@ -11,9 +11,10 @@ from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.manifest.manifest import Manifest
-from ema_cli.release.checks import Checks, Report
+from ema_cli.release.checks import Checks
 from ema_cli.release.published import Published
 from ema_cli.storage.local import InputFile
+from ema_cli.system.progress import ProgressCallback, no_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Verified:
     against: Against | None = None
 
 
-def verify(published: Published, *, threads: int = 1, report: Report = lambda done, total: None) -> Verified:
+def verify(published: Published, *, threads: int = 1, report: ProgressCallback = no_progress) -> Verified:
     """Return how much there is of an average, and what does not hold of it.
 
     `report(done, total)` is told the bytes that have been read.

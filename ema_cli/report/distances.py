@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.comparing.comparison import measure_layers
-from ema_cli.comparing.distance import Distance, Report, comparable
+from ema_cli.comparing.distance import Distance, comparable
 from ema_cli.comparing.layers import group_layers
 from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.formats import open_checkpoint
@@ -17,6 +17,7 @@ from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.manifest import Manifest
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.staging import Staging
+from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.target import Target, check_target
 
 MOST_LAYERS = 100  # rows that can be told apart
@@ -45,7 +46,7 @@ def measure_distances(
     against: Path,
     *,
     threads: int = 1,
-    report: Report = lambda done, total: None,
+    report: ProgressCallback = no_progress,
 ) -> tuple[Distances, list[Checkpoint]]:
     """Return how far the average is from each of its inputs in the folder `against`, all in one pass; and the inputs.
 

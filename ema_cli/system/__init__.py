@@ -1,4 +1,4 @@
-"""This process: its signals, memory and processors.
+"""This process: its signals, memory, processors and threads.
 
 May import text and errors.
 """

@@ -19,6 +19,7 @@ from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.writer import TorchOutput
 from ema_cli.storage.local import InputFile
 from ema_cli.storage.output_stream import OutputStream, output_errors
+from ema_cli.system.threads import thread_errors
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.target import Target
 
@@ -71,7 +72,7 @@ def open_output(output: Output, folder: Path, stack: ExitStack, opened: list[Out
 
 def sum_up(streams: Sequence[OutputStream], threads: int) -> list[str]:
     """Return the sha256 of each file; where the writing was faster, the rest is read now, file by file on threads."""
-    with ThreadPoolExecutor(threads, "sum") as pool:
+    with thread_errors(), ThreadPoolExecutor(threads, "sum") as pool:
         try:
             return list(pool.map(OutputStream.sha256, streams))
         except BaseException:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DTYPES, DType
-from ema_cli.errors import CheckpointError, EmaError, NonFiniteError
+from ema_cli.errors import CheckpointError, EmaError, NonFiniteError, at_terminal
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Average, Fold, Write
 from ema_cli.formats.safetensors.header import open_file
@@ -214,7 +214,7 @@ def test_nan_names_checkpoint_tensor_and_element():
     with pytest.raises(NonFiniteError, match=r"^step-200: 'weight' is not finite at element 300$") as raised:
         fold([checkpoint(model(1), "step-100"), checkpoint(bad, "step-200")], [0.5, 0.5], sizes=small(256))
     assert raised.value.exit_code == 6
-    assert "--allow-non-finite" in (raised.value.hint or "")
+    assert "--allow-non-finite" in (raised.value.advice(at_terminal) or "")
     with pytest.raises(NonFiniteError, match=r"^step-200: 'weight' is not finite at element 300$"):
         fold([checkpoint(bad, "step-200")], [1.0], sizes=small(256))
 
@@ -253,7 +253,7 @@ def test_overflow_in_the_cast_names_the_tensor():
     saved = [checkpoint({"weight": torch.tensor([1.0, 1e5])}) for _ in range(2)]
     with pytest.raises(NonFiniteError, match="'weight' is too large for F16 at element 1") as raised:
         fold(saved, [0.5, 0.5], dtype="F16")
-    assert "--dtype" in (raised.value.hint or "")
+    assert "--dtype" in (raised.value.advice(at_terminal) or "")
 
 
 def test_a_failing_read_ends_all_threads():
@@ -294,7 +294,7 @@ def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(EmaError, match="no thread can be started") as raised:
         fold([checkpoint({"w": torch.ones(2)})] * 2, [0.5, 0.5])
-    assert raised.value.hint == "use fewer --threads"
+    assert raised.value.advice(at_terminal) == "use fewer --threads"
 
 
 @given(st.data())

@@ -1,0 +1,11 @@
+"""How a long task says how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+ProgressCallback = Callable[[int, int], None]  # called now and then, with the bytes done so far and the total
+
+
+def no_progress(done: int, total: int) -> None:
+    """Ignore the progress: the default of each task that reports it."""
