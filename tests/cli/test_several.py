@@ -349,7 +349,7 @@ def test_too_little_memory_says_how_much_is_needed(tmp_path: Path):
     with pytest.raises(UsageError, match=r"max_memory=: 1 MB are too few; this average needs \d+ MB") as raised:
         averaging.average(plans, parse_target(tmp_path / "out"), max_memory=10**6)
     assert not (tmp_path / "out").exists()
-    needed = int((raised.value.hint or "").removeprefix("--max-memory ").removesuffix("MB"))
+    needed = int((raised.value.hint or "").removeprefix("max_memory='").removesuffix("MB'"))
     averaging.average(plans, parse_target(tmp_path / "out"), max_memory=(needed + 2) * 10**6)
 
 

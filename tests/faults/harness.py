@@ -301,6 +301,17 @@ def files_only(points: Iterable[Point]) -> list[Point]:
     return [point for point in points if not (PROCESS_CALLS.fullmatch(point.call) or point.names == ("memory",))]
 
 
+NAMING = re.compile("(rename|mkdir|unlink|rmdir|link|symlink).*")  # calls that change what stands under a name
+
+
+def one_of_each_kind(points: Iterable[Point]) -> list[Point]:
+    """Return the first of each call in each phase; of calls that change names, the first for each name."""
+    kinds: dict[tuple[object, ...], Point] = {}
+    for point in points:
+        kinds.setdefault((point.call, point.phase, point.names if NAMING.match(point.call) else ()), point)
+    return list(kinds.values())
+
+
 def each(faults: Sequence[Fault], check: Callable[[int, Fault], None]) -> None:
     """Check every fault, as many at a time as there are processors; tell all that fail."""
     assert faults, "nothing to inject"

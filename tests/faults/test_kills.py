@@ -16,6 +16,7 @@ from tests.faults.harness import (
     each_scenario,
     files_only,
     needs_strace,
+    one_of_each_kind,
     publishing,
 )
 
@@ -23,7 +24,9 @@ pytestmark = [pytest.mark.slow, needs_strace]
 
 
 @each_scenario
-def test_a_kill_at_each_call_leaves_the_old_output_or_the_new(bench: Bench, tmp_path: Path, scenario: Scenario):
+def test_a_kill_at_each_call_leaves_the_old_output_or_the_new(
+    bench: Bench, tmp_path: Path, scenario: Scenario, full: bool
+):
     """Killed before a call: the output is the old one up to the commit, the new one after; the next run tidies up.
 
     Beside a file that is the old one, what belongs to the new one may lie already, which `verify` tells.
@@ -31,6 +34,7 @@ def test_a_kill_at_each_call_leaves_the_old_output_or_the_new(bench: Bench, tmp_
     points = files_only(bench.record(bench.place(tmp_path / "record", scenario), scenario))
     points = points if scenario in WHOLE else publishing(points)
     points = [point for point in points if point.call != "mmap"]  # between which memory is mapped, more or less often
+    points = points if full else one_of_each_kind(points)
 
     def check(number: int, point: Point) -> None:
         place = bench.place(tmp_path / f"{number:03}", scenario)

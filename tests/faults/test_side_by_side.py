@@ -29,7 +29,11 @@ from tests.faults.harness import (
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 10
+
+@pytest.fixture
+def rounds(full: bool) -> int:
+    """How often two runs meet."""
+    return 10 if full else 2
 
 
 def together(bench: Bench, place: Path, one: Scenario, other: Scenario) -> list[Outcome]:
@@ -39,9 +43,9 @@ def together(bench: Bench, place: Path, one: Scenario, other: Scenario) -> list[
 
 
 @pytest.mark.parametrize(("one", "other"), [(FILE, FOLDER), (FILE_FORCE, FOLDER_FORCE)], ids=["new", "force"])
-def test_two_targets_in_one_folder(bench: Bench, tmp_path: Path, one: Scenario, other: Scenario):
+def test_two_targets_in_one_folder(bench: Bench, tmp_path: Path, one: Scenario, other: Scenario, rounds: int):
     """Both are done, and neither takes the other's staging folder for litter."""
-    for number in range(ROUNDS):
+    for number in range(rounds):
         place = bench.place(tmp_path / f"{number:03}", one)
         codes = [left.code for left in together(bench, place, one, other)]
         INJECTED["pair side by side"] += 1
@@ -53,9 +57,9 @@ def test_two_targets_in_one_folder(bench: Bench, tmp_path: Path, one: Scenario, 
 @pytest.mark.parametrize(
     ("scenario", "there"), [*((each, False) for each in SCENARIOS), (FILE_FORCE, True), (FOLDER_FORCE, True)], ids=str
 )
-def test_one_target_for_both(bench: Bench, tmp_path: Path, scenario: Scenario, there: bool):
+def test_one_target_for_both(bench: Bench, tmp_path: Path, scenario: Scenario, there: bool, rounds: int):
     """Without force one wins and the other says that it exists; with force both are done; the output is whole."""
-    for number in range(ROUNDS):
+    for number in range(rounds):
         place = bench.place(tmp_path / f"{number:03}", scenario) if there else tmp_path / f"{number:03}"
         place.mkdir(exist_ok=True)
         both = together(bench, place, scenario, scenario)
@@ -66,10 +70,10 @@ def test_one_target_for_both(bench: Bench, tmp_path: Path, scenario: Scenario, t
         assert litter(place) == []
 
 
-def test_two_averages_for_one_file(bench: Bench, tmp_path: Path):
+def test_two_averages_for_one_file(bench: Bench, tmp_path: Path, rounds: int):
     """With force, of two half-lives: manifest and sums are those of the file, whichever came last."""
     first = set()
-    for number in range(2 * ROUNDS):
+    for number in range(2 * rounds):
         place = bench.place(tmp_path / f"{number:03}", FILE_FORCE)
         with ThreadPoolExecutor(2) as pool:
             half_lives = ("10ba", "1000ba")
