@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ema_cli.law.time import Time
     from ema_cli.planning.gates import Gates
 
-_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 LAW, SELECT, READ, WRITE, GATES = "Law", "Which checkpoints", "Reading", "Output", "What is demanded (exit 6)"
 RELEASE = "Release"
 
@@ -289,10 +288,10 @@ def parse_gates(min_count: int | None, max_share: float | None, strict: bool, ex
 
 def parse_dtype(name: str | None) -> DType | None:
     """Return the dtype to write."""
-    from ema_cli.dtypes import DTYPES
+    from ema_cli.dtypes import OUTPUT_DTYPES
 
     if name is None:
         return None
-    if name not in _DTYPES:
-        raise UsageError(f"'{name}' cannot be written", option="dtype", hint=f"one of {', '.join(_DTYPES)}")
-    return DTYPES[_DTYPES[name]]
+    if name not in OUTPUT_DTYPES:
+        raise UsageError(f"'{name}' cannot be written", option="dtype", hint=f"one of {', '.join(OUTPUT_DTYPES)}")
+    return OUTPUT_DTYPES[name]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import TensorSpec
-from ema_cli.dtypes import DTYPES
+from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError, UsageError
 from ema_cli.formats.mark import METADATA_KEY
 from ema_cli.formats.output_file import OutputFile
@@ -31,13 +31,11 @@ if TYPE_CHECKING:
     from ema_cli.online.ema import EMA
     from ema_cli.online.store import Store
 
-_TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.complex64: "C64", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-}  # fmt: skip
+_WRITTEN_AS = {
+    getattr(torch, name): dtype
+    for name, dtype in TORCH_DTYPES.items()
+    if dtype.in_safetensors and dtype.torch_group == 1
+}
 FIRST = "first"  # the name of the first copy among stored averages
 # A tensor by name, and the type in which it is written.
 Named = Iterator[tuple[str, Tensor, torch.dtype]]
@@ -182,12 +180,15 @@ def _state(store: Store, parts: Mapping[str, Tensor], *, widened: bool) -> Named
 def _types(store: Store) -> dict[str, Any]:
     """Return the model's types of those tensors that are stored in a wider one: of all, or by name."""
     narrow = {slot.name: slot for slot in store.tracked.averaged if AVERAGED_IN[slot.tensor.dtype] != slot.tensor.dtype}
-    types = {_TYPES[slot.tensor.dtype] for slot in narrow.values()}
+    types = {_WRITTEN_AS[slot.tensor.dtype].name for slot in narrow.values()}
     if len(types) == 1 and len(narrow) == len(store.tracked.averaged):
         return {next(iter(types)): "all"}
     slots = {id(slot.tensor): slot for slot in narrow.values()}
     named = [(name, slots[id(value)]) for name, value in store.tracked.named_state() if id(value) in slots]
-    return {each: sorted(name for name, slot in named if _TYPES[slot.tensor.dtype] == each) for each in sorted(types)}
+    return {
+        dtype: sorted(name for name, slot in named if _WRITTEN_AS[slot.tensor.dtype].name == dtype)
+        for dtype in sorted(types)
+    }
 
 
 def _check_finite(ema: EMA, track: int, path: Path) -> None:
@@ -213,9 +214,9 @@ def _write(path: Path, named: Named, record: Mapping[str, Any], check: Callable[
     tensors = {name: (tensor, dtype) for name, tensor, dtype in named}
     specs = {}
     for name, (tensor, dtype) in tensors.items():
-        if dtype not in _TYPES:
+        if dtype not in _WRITTEN_AS:
             raise OutputError(f"'{name}' is {dtype}, which safetensors has no place for", subject=path)
-        specs[name] = TensorSpec(DTYPES[_TYPES[dtype]], tuple(tensor.shape))
+        specs[name] = TensorSpec(_WRITTEN_AS[dtype], tuple(tensor.shape))
     text = json.dumps(record, separators=(",", ":"))
     file = lay_out_file(path.name, specs, {"format": "pt", METADATA_KEY: text})
     together = any(is_sharded(tensor) for tensor, _ in tensors.values())

@@ -10,20 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import RunError
 from ema_cli.formats.trainers.prefixes import bare_name
 from ema_cli.online.sharded import is_sharded, locals_of, refuse_flattened, reshard
 
 # The type in which a tensor is averaged: at least float32, so that small steps are not rounded away.
 AVERAGED_IN = {
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.complex32: torch.complex64,
-    torch.complex64: torch.complex64,
-    torch.complex128: torch.complex128,
-}
+    getattr(torch, name): torch.float32 if dtype.is_narrow else getattr(torch, name)
+    for name, dtype in TORCH_DTYPES.items()
+    if dtype.averaged
+} | {torch.complex32: torch.complex64}  # which no file has
 _HINT = "begin a new average, or keep the model as it was"
 _SHOWN = 4  # names in an error
 

@@ -15,19 +15,9 @@ from numpy.typing import NDArray
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dtypes import DType
-from ema_cli.folding.kernel.numpy_kernel import components
 from ema_cli.storage.local import InputFile
 
 _BLOCK_BYTES = 1 << 20
-# Of NaN and infinity all bits of the exponent are set. As bits: they are compared faster than numbers are.
-_EXPONENTS: Mapping[str, tuple[str, int]] = {
-    "F64": ("<u8", 0x7FF0_0000_0000_0000),
-    "C128": ("<u8", 0x7FF0_0000_0000_0000),
-    "F32": ("<u4", 0x7F80_0000),
-    "C64": ("<u4", 0x7F80_0000),
-    "BF16": ("<u2", 0x7F80),
-    "F16": ("<u2", 0x7C00),
-}
 
 
 @dataclass(slots=True)
@@ -100,7 +90,7 @@ def _stretches(tensors: Mapping[str, tuple[int, TensorSpec]]) -> list[_Stretch]:
     """Return where floats lie, in order; a hundred thousand small neighbours are few stretches."""
     found: list[_Stretch] = []
     for name, (begin, spec) in sorted(tensors.items(), key=lambda item: item[1][0]):
-        if spec.dtype.name not in _EXPONENTS or not spec.nbytes:
+        if not spec.dtype.averaged or not spec.nbytes:
             continue
         last = found[-1] if found else None
         if last is not None and last.end == begin and last.dtype == spec.dtype:
@@ -144,14 +134,15 @@ def _look(
     found: dict[str, NotFinite],
 ) -> None:
     """Note what is not finite from byte `begin` to `end` of the file, which lie in the stretch and in the block."""
-    kind, exponent = _EXPONENTS[stretch.dtype.name]
+    # All bits of the exponent are set in NaN and infinity. As bits: they are compared faster than numbers are.
+    kind, exponent = f"<u{stretch.dtype.component_bits // 8}", stretch.dtype.exponent_mask
     bits: NDArray[Any] = np.frombuffer(block[begin - block_begin : end - block_begin], dtype=kind)
     masked = scratch.view(kind)[: len(bits)]
     np.bitwise_and(bits, bits.dtype.type(exponent), out=masked)
     if masked.max() != exponent:
         return
     # An element of two parts is one, however many of them are wrong.
-    elements = np.unique(np.flatnonzero(masked == exponent) // components(stretch.dtype))
+    elements = np.unique(np.flatnonzero(masked == exponent) // stretch.dtype.components)
     places = begin + elements * stretch.dtype.itemsize
     owners = np.searchsorted(np.array(stretch.begins), places, side="right") - 1
     for owner in np.unique(owners):

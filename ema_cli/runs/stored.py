@@ -260,7 +260,7 @@ def _types(told: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     specs = checkpoint.tensors.specs
     types = {}
     for dtype, names in told.items():
-        if dtype not in ("F16", "BF16"):
+        if dtype not in DTYPES or not DTYPES[dtype].is_narrow:
             raise ValueError(f"{dtype} is not stored in a wider type")
         averaged = [name for name, spec in specs.items() if spec.dtype.averaged] if names == "all" else names
         types.update({name: DTYPES[dtype] for name in averaged if name in specs and specs[name].dtype.name == "F32"})

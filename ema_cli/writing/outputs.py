@@ -107,7 +107,7 @@ def lay_out_output(
     specs = output_specs(newest, dtype, copied)
     if target.is_torch:
         return Output(target, [_lay_out_torch(plan, target, specs, _metadata(plan, dtype, copied, []), tables)], {}, {})
-    wide = next((name for name, spec in specs.items() if spec.dtype.name == "C128"), None)
+    wide = next((name for name, spec in specs.items() if not spec.dtype.in_safetensors), None)
     if wide is not None:
         raise OutputError(
             f"'{wide}' is complex128, which safetensors has no place for",

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.folders.huggingface import module_folders
 from ema_cli.formats.trainers.layouts import MODULES
@@ -32,7 +33,6 @@ _UNWANTED = (
     "*.bin",
 )
 _FOLDERS = ("additional_chat_templates",)
-_CONFIG_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _MAX_SIDE_BYTES = 1 << 30
 
 
@@ -58,7 +58,8 @@ def set_config_dtype(text: bytes, dtypes: set[str], *, converted: bool) -> bytes
     """
     if len(dtypes) != 1:
         return text
-    dtype = _CONFIG_DTYPES.get(next(iter(dtypes)))
+    known = DTYPES.get(next(iter(dtypes)))
+    dtype = known.torch if known is not None and known.kind == "float" else None
     try:
         config = json.loads(text)
     except (ValueError, RecursionError):

@@ -21,46 +21,35 @@ from ema_cli.dtypes import DType
 
 Floats = NDArray[np.floating[Any]]
 
-# A magnitude from which on rounding to the dtype gives infinity: half a step above its largest number.
-_OVERFLOW = {
-    "F64": np.inf,
-    "F32": (2 - 2.0**-24) * 2.0**127,
-    "C64": (2 - 2.0**-24) * 2.0**127,
-    "C128": np.inf,
-    "BF16": (2 - 2.0**-8) * 2.0**127,
-    "F16": 65520.0,
-}
-_STORED = {"F64": "<f8", "C128": "<f8", "F32": "<f4", "C64": "<f4", "F16": "<f2"}  # numpy's name; it has no BF16
 _HIGH = np.uint32(0xFFFF0000)
 _SLICE = 1 << 14  # numbers at a time, where more would take memory
 
 
 def work_dtype(dtypes: Sequence[DType]) -> np.dtype[Any]:
     """Return the float type in which tensors of `dtypes` are accumulated: float64 where one has that, else float32."""
-    wide = any(dtype.name in ("F64", "C128") for dtype in dtypes)
+    wide = any(dtype.averaged and dtype.component_bits == 64 for dtype in dtypes)
     return np.dtype(np.float64 if wide else np.float32)
 
 
 def is_stored_as(dtype: DType, work: np.dtype[Any]) -> bool:
     """Return whether numbers of `dtype` are stored as arrays of `work` hold them."""
-    return dtype.kind in ("float", "complex") and dtype.bits // components(dtype) == work.itemsize * 8
+    return dtype.averaged and dtype.component_bits == work.itemsize * 8
 
 
 def components(dtype: DType) -> int:
     """Return how many real numbers make one element: a complex one is averaged part by part."""
-    return 2 if dtype.kind == "complex" else 1
+    return dtype.components
 
 
 def overflow_limit(dtype: DType, work: np.dtype[Any]) -> float:
     """Return the magnitude from which on a number of type `work` becomes infinite when rounded to `dtype`."""
-    limit = _OVERFLOW[dtype.name]
-    return np.inf if limit > np.finfo(work).max else limit
+    return np.inf if dtype.overflow > np.finfo(work).max else dtype.overflow
 
 
 def decode(dtype: DType, raw: NDArray[np.uint8], out: Floats) -> None:
     """Convert stored numbers to `out`, exactly and in their order."""
-    if dtype.name != "BF16":
-        np.copyto(out, raw.view(_STORED[dtype.name]))
+    if dtype.numpy is not None:
+        np.copyto(out, raw.view(dtype.numpy))
     elif out.dtype == np.float64:
         np.copyto(out, (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32))
     else:
@@ -174,7 +163,7 @@ def encode(dtype: DType, values: Floats, scratch: Floats, *, paired: bool = Fals
     `paired`: the values are in the order of `decode_pairs`. `numbers`: there is no NaN among them. `values` and
     `scratch`, of the same size, are overwritten, and hold what is returned.
     """
-    if dtype.name == "BF16":
+    if dtype.numpy is None:  # bfloat16
         if values.dtype == np.float64:
             values, scratch = _round_to_odd(values), values.view(np.float32)[: len(values)]
         bits = _round_to_16_bits(values, scratch, numbers=numbers)
@@ -193,7 +182,7 @@ def encode(dtype: DType, values: Floats, scratch: Floats, *, paired: bool = Fals
         values, scratch = scratch, values
     if is_stored_as(dtype, values.dtype):
         return values.data.cast("B")
-    stored = scratch.view(_STORED[dtype.name])[: len(values)]
+    stored = scratch.view(dtype.numpy)[: len(values)]
     np.copyto(stored, values, casting="same_kind")
     return stored.data.cast("B")
 

@@ -13,11 +13,11 @@ from math import prod
 from typing import Any, TypeGuard
 
 from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, TensorSpec
+from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import Inert, Name, PickleError
 from ema_cli.formats.shards import is_plain_name
-from ema_cli.formats.torch_save.tensors import dtype_of
 from ema_cli.storage.local import InputFile
 
 _MODULE = "torch.distributed.checkpoint.metadata"
@@ -107,8 +107,8 @@ class Metadata:
         # A tuple as torch writes it today, a dict in older versions.
         values = properties.state
         dtype = values[0] if isinstance(values, tuple) and values else _get(values, "dtype")
-        found = dtype_of(dtype.path.removeprefix("torch.")) if isinstance(dtype, Name) else None
-        if found is None or found.name == "F4":
+        found = TORCH_DTYPES.get(dtype.path.removeprefix("torch.")) if isinstance(dtype, Name) else None
+        if found is None or found.torch_group > 1:
             raise _Damaged(f"it has a dtype that is not read, {getattr(dtype, 'path', 'none')}")
         spec = TensorSpec(found, _shape(state.get("size")))
         if spec.count > _MAX_ELEMENTS:

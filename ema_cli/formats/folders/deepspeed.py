@@ -26,7 +26,6 @@ _EXPERTS = re.compile(r"^(?:layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt$
 _MASTERS = re.compile(r"optim_states\.pt$")
 _CONVERT = "put it together first, with the script that DeepSpeed left there: python zero_to_fp32.py . OUTPUT"
 _UNIVERSAL = "put it together first with your trainer's converter, as Megatron-DeepSpeed's tools/convert_checkpoint"
-_LOW = {"F16", "BF16"}
 _INNER = "checkpoint"  # in which Lightning puts it
 
 
@@ -69,8 +68,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         )
     checkpoint = torch_file.from_torch(files[0], opened[0], options)
     notes = list(checkpoint.notes)
-    dtypes = {spec.dtype.name for spec in checkpoint.tensors.specs.values() if spec.dtype.kind == "float"}
-    if dtypes <= _LOW and any(map(_MASTERS.search, names)):
+    floats = [spec for spec in checkpoint.tensors.specs.values() if spec.dtype.kind == "float"]
+    if all(spec.dtype.is_narrow for spec in floats) and any(map(_MASTERS.search, names)):
         notes.append("the weights are in half precision; DeepSpeed keeps float32 ones, which are not read, in its "
                      "optimizer's files (zero_to_fp32.py puts them together)")  # fmt: skip
     return dataclasses.replace(checkpoint, name=path.name, path=path, trainer="DeepSpeed", notes=tuple(notes))

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ema_cli.dtypes import DTYPES
+
 _MAX_DIMENSIONS = 64
 _MAX_KEY = (1 << 61) - 1  # an integer below is its own hash
-_STORAGE_DTYPES = {
-    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128", "UntypedStorage": None,
-}  # fmt: skip
+_STORAGE_DTYPES: Mapping[str, str | None] = {
+    "UntypedStorage": None,
+    **{dtype.torch_storage: dtype.torch for dtype in DTYPES.values() if dtype.torch_storage is not None},
+}
 
 
 class PickleError(Exception):
@@ -95,11 +95,6 @@ def storage_dtype(path: str) -> str | None:
     """Return torch's name of the dtype of a storage class, None for the untyped one."""
     storage = path.rpartition(".")[2]
     return _STORAGE_DTYPES.get(storage, storage)
-
-
-def storage_class(torch_name: str) -> str | None:
-    """Return the class of the storages of a dtype of torch's, None where it has only the untyped one."""
-    return next((storage for storage, dtype in _STORAGE_DTYPES.items() if dtype == torch_name), None)
 
 
 def _tensor(

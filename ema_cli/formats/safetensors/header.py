@@ -181,7 +181,7 @@ def _counts(values: Any) -> bool:
 
 def _dtype(dtype: Any) -> DType:
     found = DTYPES.get(dtype) if isinstance(dtype, str) else None
-    if found is None or found.name == "C128":  # ours, not safetensors'
+    if found is None or not found.in_safetensors:
         raise _WrongEntry(
             f"has dtype {str(dtype)[:40]}, which is unknown", hint="average the run's full-precision checkpoints"
         )

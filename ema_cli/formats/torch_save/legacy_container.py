@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.pickles.unpickle import describe_storage, unpickle
 from ema_cli.formats.pickles.values import PickleEnds, PickleError, Storage
-from ema_cli.formats.torch_save.tensors import TorchFile, dtype_of
+from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.storage.source import ByteSource
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -93,7 +94,7 @@ def _find_spans(
 def _element_size(source: ByteSource, storage: Storage) -> int:
     if storage.dtype is None:
         return 1
-    dtype = dtype_of(storage.dtype)
+    dtype = TORCH_DTYPES.get(storage.dtype)
     size = dtype.itemsize if dtype else _OTHER_SIZES.get(storage.dtype.removesuffix("Storage"))
     if size is None:
         raise CheckpointError(f"a storage of an unknown type, {storage.dtype}", subject=source.path)

@@ -10,8 +10,6 @@ import struct
 from collections.abc import Mapping
 
 from ema_cli.checkpoint import TensorSpec
-from ema_cli.formats.pickles.values import storage_class
-from ema_cli.formats.torch_save.tensors import torch_name
 
 _BATCH = 1000  # items that are set at once, as Python's own pickler does: what reads it keeps them on a stack
 _ORDERED_DICT = b"ccollections\nOrderedDict\n"
@@ -34,13 +32,11 @@ def pickle_state_dict(specs: Mapping[str, TensorSpec]) -> bytes:
     for number, (name, spec) in enumerate(specs.items()):
         if number % _BATCH == 0:
             writer.out += b"u(" if number else b"("
-        dtype = torch_name(spec.dtype)
-        # torch counts pairs of F4.
-        odd = spec.dtype.name == "F4" and (not spec.shape or spec.shape[-1] % 2)
-        if dtype is None or odd:
+        shape = _torch_shape(spec)
+        if spec.dtype.torch is None or shape is None:
             raise NoTorchType(f"'{name}' is {spec}, which torch has no type for")
         writer.text(name)
-        writer.tensor(str(number), spec, dtype)
+        writer.tensor(str(number), spec, shape)
     writer.out += b"u." if specs else b"."
     return bytes(writer.out)
 
@@ -52,10 +48,9 @@ class _Writer:
         self.out = bytearray(b"\x80\x02")
         self.memo: dict[bytes, int] = {}
 
-    def tensor(self, key: str, spec: TensorSpec, dtype: str) -> None:
-        """Write the call that makes a tensor of the storage `key`, `dtype` being torch's name of its type."""
-        shape = (*spec.shape[:-1], spec.shape[-1] // 2) if spec.dtype.name == "F4" else spec.shape
-        storage = storage_class(dtype)
+    def tensor(self, key: str, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+        """Write the call that makes a tensor of the storage `key`; `shape` is as torch counts its elements."""
+        storage = spec.dtype.torch_storage
         self.constant(_TYPED if storage else _UNTYPED)
         self.out += b"(("
         self.constant(_text("storage"))
@@ -71,7 +66,7 @@ class _Writer:
         self.constant(_ORDERED_DICT)  # nor has hooks
         self.out += b")R"
         if not storage:
-            self.constant(f"ctorch\n{dtype}\n".encode())
+            self.constant(f"ctorch\n{spec.dtype.torch}\n".encode())
         self.out += b"tR"
 
     def constant(self, instruction: bytes) -> None:
@@ -111,6 +106,14 @@ class _Writer:
 def _text(value: str) -> bytes:
     encoded = value.encode()
     return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def _torch_shape(spec: TensorSpec) -> tuple[int, ...] | None:
+    """Return a tensor's shape as torch counts it, in pairs of F4; None where the last dimension has no whole pairs."""
+    group = spec.dtype.torch_group
+    if group == 1:
+        return spec.shape
+    return None if not spec.shape or spec.shape[-1] % group else (*spec.shape[:-1], spec.shape[-1] // group)
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

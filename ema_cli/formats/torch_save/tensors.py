@@ -11,21 +11,13 @@ from math import prod
 from typing import Any
 
 from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec
-from ema_cli.dtypes import DTYPES, DType
+from ema_cli.dtypes import TORCH_DTYPES, DType
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
 from ema_cli.storage.source import ByteSource
 
 _MAX_EXPANDED_BYTES = 1 << 30
-_FLOATS = {"F32": "<f", "F64": "<d"}  # as the struct module knows them
-_DTYPE_NAMES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "complex64": "C64", "complex128": "C128",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "bool": "BOOL",
-    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float4_e2m1fn_x2": "F4",
-}  # fmt: skip
+_FLOATS = {"<f4": struct.Struct("<f"), "<f8": struct.Struct("<d")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +65,10 @@ class TorchFile:
             name = sys.intern(name)  # one copy of each name, however many checkpoints have it
             strides = None if _is_contiguous(ref.shape, ref.strides) else ref.strides
             shape = ref.shape
-            if dtype.name == "F4":
+            if dtype.torch_group > 1:
                 if strides or not shape:
-                    raise CheckpointError(f"'{name}' is F4 that does not lie in order", subject=path)
-                shape = (*shape[:-1], 2 * shape[-1])  # torch counts pairs, safetensors elements
+                    raise CheckpointError(f"'{name}' is {dtype.name} that does not lie in order", subject=path)
+                shape = (*shape[:-1], dtype.torch_group * shape[-1])  # torch counts pairs, safetensors elements
             specs[name] = table.spec(dtype, shape)
             offsets.append(offset)
             if strides or ref.conjugate or ref.negative:
@@ -85,19 +77,19 @@ class TorchFile:
 
     def scalar(self, name: str, ref: TensorRef) -> int | float | None:
         """Return the value of a tensor of one number (a clock), None for any other tensor."""
-        dtype = dtype_of(ref.dtype)
+        dtype = TORCH_DTYPES.get(ref.dtype)
         if dtype is None or prod(ref.shape) != 1:
             return None
-        if dtype.name not in _FLOATS and (dtype.kind != "integer" or dtype.name == "BOOL"):
+        number = _FLOATS.get(dtype.numpy or "") if dtype.kind == "float" else None
+        if number is None and (dtype.kind != "integer" or dtype.name == "BOOL"):
             return None
         stored = self.source.read(self._offset(name, ref, dtype, 1)[0], dtype.itemsize)
-        if dtype.name in _FLOATS:
-            value: float = struct.unpack(_FLOATS[dtype.name], stored)[0]
-            return value
+        if number is not None:
+            return float(number.unpack(stored)[0])
         return int.from_bytes(stored, "little", signed=dtype.name[0] == "I")
 
     def _dtype(self, name: str, ref: TensorRef) -> DType:
-        dtype = dtype_of(ref.dtype)
+        dtype = TORCH_DTYPES.get(ref.dtype)
         if dtype is None:
             raise CheckpointError(
                 f"'{name}' has dtype {ref.dtype}, which cannot be averaged",
@@ -124,16 +116,6 @@ class TorchFile:
         if count * itemsize > max(stored, _MAX_EXPANDED_BYTES):
             raise CheckpointError(f"'{name}' is expanded to {count} elements from a few bytes", subject=path)
         return start + (ref.offset * itemsize if count else 0), stored
-
-
-def dtype_of(torch_name: str) -> DType | None:
-    """Return the element type of torch's name for it, None for one that is not read."""
-    return DTYPES.get(_DTYPE_NAMES.get(torch_name, ""))
-
-
-def torch_name(dtype: DType) -> str | None:
-    """Return torch's name of an element type, None where torch has no such type."""
-    return next((name for name, ours in _DTYPE_NAMES.items() if ours == dtype.name), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from ema_cli.checkpoint import TensorSpec
 from ema_cli.dtypes import DTYPES
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.pickle_writer import NoTorchType, pickle_state_dict
-from ema_cli.formats.torch_save.tensors import torch_name
 from tests.formats.pickles.test_unpickle import unpickle
 
 F32, F4 = DTYPES["F32"], DTYPES["F4"]
@@ -69,7 +68,7 @@ def test_names_and_shapes_come_back(wanted: dict[str, tuple[int, ...]]):
 def test_each_dtype_is_described_as_torch_does(dtype: str):
     """Class of the storage, count, and the function that is called are those in a file of torch's."""
     spec = TensorSpec(DTYPES[dtype], (2, 6))
-    kind = getattr(torch, torch_name(spec.dtype) or "")
+    kind = getattr(torch, spec.dtype.torch or "")
     tensor = torch.zeros((2, 3 if dtype == "F4" else 6), dtype=torch.uint8 if spec.dtype.itemsize == 1 else kind)
     out = io.BytesIO()
     torch.save({"a": tensor.view(kind)}, out)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from ema_cli.checkpoint import MAX_TENSORS
+from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import Inert, Refused, Storage, TensorRef
 from ema_cli.formats.torch_save import tensors
 from ema_cli.formats.torch_save.file import open_torch
-from ema_cli.formats.torch_save.tensors import TorchFile, dtype_of
+from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.storage.local import InputFile
 from tests.formats.pickles.test_unpickle import Memory
 from tests.formats.test_contract import read_range, stored_bytes
@@ -181,7 +182,7 @@ def test_every_checkpoint_shares_the_tables_of_the_first() -> None:
 def test_names_that_torch_gives_dtypes() -> None:
     """Every dtype of torch is known, or refused by name: none is taken for another of the same size."""
     known = {
-        name: dtype_of(str(dtype).removeprefix("torch."))
+        name: TORCH_DTYPES.get(str(dtype).removeprefix("torch."))
         for name, dtype in vars(torch).items()
         if isinstance(dtype, torch.dtype)
     }
