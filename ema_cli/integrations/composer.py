@@ -19,12 +19,13 @@ from composer.utils import dist, format_name_with_dist
 from torch import Tensor, nn
 
 from ema_cli.errors import RunError, UsageError
+from ema_cli.integrations.arguments import EMAArguments
 from ema_cli.integrations.gathering import gather
 from ema_cli.law.time import Unit
-from ema_cli.online.ema import EMA as Averages  # noqa: N811 - Composer finds an algorithm's state by its class's name
+from ema_cli.online import ema as online
 from ema_cli.online.sharded import cut_like, local, placed_like
 from ema_cli.online.store import Offload
-from ema_cli.online.tracks import Numbers, Times, parse_tracks
+from ema_cli.online.tracks import Numbers, Times
 
 FOLDER = "ema"  # beside the checkpoints: what EMA.store writes
 _CHECKPOINTS = (Event.BATCH_CHECKPOINT, Event.EPOCH_CHECKPOINT, Event.ITERATION_CHECKPOINT)
@@ -81,24 +82,22 @@ class EMA(Algorithm):
             half_life = None
         self._starts_at = _parse_duration(ema_start)
         start = ema_start if self._starts_at is None else "0ba"
-        self._tracks = parse_tracks(half_life, smoothing, start, update_interval, None)
-        self._several = len(self._tracks.laws) > 1
-        self._update_event = Event.EPOCH_END if self._tracks.unit is Unit.EPOCH else Event.BATCH_END
-        self._asked: dict[str, Any] = {
-            "half_life": half_life,
-            "smoothing": smoothing,
-            "ema_start": start,
-            "update_interval": update_interval,
-            "train_with_ema_weights": train_with_ema_weights,
-            "offload": offload,
-            "keep_first": self._several or store is not None,
-        }
+        self._arguments = EMAArguments(
+            half_life=half_life,
+            smoothing=smoothing,
+            ema_start=start,
+            update_interval=update_interval,
+            train_with_ema_weights=train_with_ema_weights,
+            offload=offload,
+            keep_first=None if store is None else True,
+        )
+        self._update_event = Event.EPOCH_END if self._arguments.tracks.unit is Unit.EPOCH else Event.BATCH_END
         self._folder = None if store is None else Path(store)
         self._change_half_life = change_half_life
         self._saved: Mapping[str, Any] | None = None  # a state that is loaded once the model is
         self._applied = ExitStack()
         self._applied_at: Event | None = None
-        self.ema: Averages | None = None
+        self.ema: online.EMA | None = None
 
     @property
     def ema_weights_active(self) -> bool:
@@ -121,7 +120,7 @@ class EMA(Algorithm):
     def apply(self, event: Event, state: State, logger: Any) -> None:
         """Update the averages, or exchange them for the training weights."""
         if event is Event.INIT:
-            self.ema = Averages(state.model, **self._asked)
+            self.ema = self._arguments.make(state.model)
         self._load()
         if self._is_over(event):
             # Before anything else: an update at the end of an epoch may follow the checkpoint of its last batch.
@@ -131,7 +130,7 @@ class EMA(Algorithm):
             now = state.timestamp
             # Samples and tokens stay at 0 where the loader does not count them.
             sample, token = now.sample.value or None, now.token.value or None
-            self._averages.update(batch=now.batch.value, epoch=now.epoch.value, sample=sample, token=token)
+            self._live.update(batch=now.batch.value, epoch=now.epoch.value, sample=sample, token=token)
         elif event is Event.EVAL_START:
             self._show(event)
         elif savers := _savers(event, state):
@@ -144,7 +143,7 @@ class EMA(Algorithm):
         Raises:
             UsageError: while the model that is trained holds the average anyway, and before the average has begun.
         """
-        return self._averages.get_ema_model(model, self._averages.names[0])
+        return self._live.get_ema_model(model, self._live.names[0])
 
     def get_training_model(self, model: nn.Module | None = None) -> nn.Module:
         """While averages are in the model: replace parameters and buffers of `model` by those that are trained.
@@ -152,7 +151,7 @@ class EMA(Algorithm):
         Raises:
             UsageError: while the model holds them anyway.
         """
-        return self._averages.get_training_model(model)
+        return self._live.get_training_model(model)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in the form of Composer's own, with all averages in full precision and the clocks."""
@@ -162,11 +161,11 @@ class EMA(Algorithm):
         if ema is None:
             return state
         saved = ema.state_dict()
-        store = ema._ready_store()
+        store = ema.averages.store()
         slots = (*store.tracked.averaged, *store.tracked.copied)
         if self.ema_weights_active:
-            assert ema._training is not None
-            others = ema._training
+            assert ema.averages.training is not None
+            others = ema.averages.training
             for slot in store.tracked.averaged:
                 averages = saved["averages"][ema.names[0]]
                 if averages[slot.name].dtype is slot.dtype:
@@ -195,7 +194,7 @@ class EMA(Algorithm):
         self._saved = state
 
     @property
-    def _averages(self) -> Averages:
+    def _live(self) -> online.EMA:
         if self.ema is None:
             raise UsageError("there is no model to average yet", hint="give the algorithm to a Trainer first")
         return self.ema
@@ -216,16 +215,16 @@ class EMA(Algorithm):
 
     def _show(self, event: Event) -> None:
         if self.ema_started and self._applied_at is None:
-            self._applied.enter_context(self._averages.applied(self._averages.names[0]))
+            self._applied.enter_context(self._live.applied(self._live.names[0]))
             self._applied_at = event
 
     def _store(self, saver: Any, state: State) -> None:
         """Store all averages beside a checkpoint."""
         folder = self._folder
-        if folder is None and self._several:
+        if folder is None and self._arguments.several:
             folder = Path(format_name_with_dist(saver.folder, state.run_name), FOLDER)
-        if folder is not None and self.ema_started and not self._averages.mixed:
-            self._averages.store(folder)
+        if folder is not None and self.ema_started and not self._live.averages.mixed:
+            self._live.store(folder)
 
     @torch.no_grad()
     def _load(self) -> None:
@@ -233,13 +232,13 @@ class EMA(Algorithm):
         if self._saved is None:
             return
         saved, self._saved = self._saved, None
-        ema = self._averages
+        ema = self._live
         ema.load_state_dict(saved[_STATE], change_half_life=self._change_half_life)
         if saved["ema_weights_active"]:
             raw: dict[str, Tensor] = (
                 saved["ema_model"]["named_parameters_dict"] | saved["ema_model"]["named_buffers_dict"]
             )
-            store = ema._ready_store()
+            store = ema.averages.store()
             slots = (*store.tracked.averaged, *store.tracked.copied)
             store.fill(None, [local(cut_like(raw[slot.name], slot.tensor)) for slot in slots])
 

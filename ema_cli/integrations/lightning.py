@@ -15,12 +15,13 @@ from torch import Tensor
 from ema_cli._version import __version__
 from ema_cli.errors import RunError, UsageError
 from ema_cli.formats.trainers.layouts import OWN_MARK
+from ema_cli.integrations.arguments import EMAArguments
 from ema_cli.integrations.gathering import gather
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.ema import EMA
 from ema_cli.online.store import Offload
 from ema_cli.online.tracked import unwrap
-from ema_cli.online.tracks import Numbers, Times, parse_tracks
+from ema_cli.online.tracks import Numbers, Times
 
 FOLDER = "ema"  # beside the checkpoints: what EMA.store writes
 
@@ -65,23 +66,20 @@ class EMACallback(Callback):
         end_with_ema_weights: bool = False,
         change_half_life: bool = False,
     ) -> None:
-        tracks = parse_tracks(half_life, smoothing, ema_start, update_interval, sigma_rel)
-        units = {tracks.unit, tracks.start.unit} if tracks.start.value else {tracks.unit}
-        if not units <= {Unit.BATCH, Unit.EPOCH}:
+        self._arguments = EMAArguments(
+            half_life=half_life,
+            smoothing=smoothing,
+            ema_start=ema_start,
+            update_interval=update_interval,
+            train_with_ema_weights=train_with_ema_weights,
+            sigma_rel=sigma_rel,
+            offload=offload,
+            keep_first=None if store is None else True,
+        )
+        if not self._arguments.units <= {Unit.BATCH, Unit.EPOCH}:
             raise UsageError(
                 "Lightning counts neither samples nor tokens", hint="give the time in ba or ep, as half_life='50ba'"
             )
-        self._several = len(tracks.laws) > 1
-        self._asked: dict[str, Any] = {
-            "half_life": half_life,
-            "smoothing": smoothing,
-            "ema_start": ema_start,
-            "update_interval": update_interval,
-            "train_with_ema_weights": train_with_ema_weights,
-            "sigma_rel": sigma_rel,
-            "offload": offload,
-            "keep_first": self._several or store is not None,
-        }
         self._folder = None if store is None else Path(store)
         self._end_with_ema_weights = end_with_ema_weights
         self._change_half_life = change_half_life
@@ -107,7 +105,7 @@ class EMACallback(Callback):
             )
         self._is_writer = trainer.is_global_zero
         if self.ema is None or self.ema.model is not unwrap(pl_module):
-            self.ema = EMA(pl_module, **self._asked)
+            self.ema = self._arguments.make(pl_module)
             self._saved = None
         # Of weights alone, saved or loaded, Lightning tells no callback. All of them pass here.
         _hook(trainer.strategy, "save_checkpoint", partial(self._on_save, trainer))
@@ -117,9 +115,9 @@ class EMACallback(Callback):
         """Go on in a training that is resumed, else begin anew."""
         self._hide()
         self._load()
-        if trainer.global_step == 0 and self._averages.started:
-            self.ema = EMA(pl_module, **self._asked)
-        elif trainer.global_step and not self._averages.started and not self._is_to_come(trainer):
+        if trainer.global_step == 0 and self._live.started:
+            self.ema = self._arguments.make(pl_module)
+        elif trainer.global_step and not self._live.started and not self._is_to_come(trainer):
             raise RunError(
                 "the checkpoint has no averages to go on with", hint="begin them later, as ema_start='5000ba'"
             )
@@ -168,8 +166,8 @@ class EMACallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module where that is asked for, now that all is saved."""
         self._load()  # where nothing was left to train, nobody has
-        if self._end_with_ema_weights and self._averages.started:
-            self._averages.get_ema_model(average=self._averages.names[0])
+        if self._end_with_ema_weights and self._live.started:
+            self._live.get_ema_model(average=self._live.names[0])
             self._has_ended = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,20 +183,20 @@ class EMACallback(Callback):
         self._is_foreign = False
 
     @property
-    def _averages(self) -> EMA:
+    def _live(self) -> EMA:
         if self.ema is None:
             raise UsageError("there is no module to average yet", hint="give the callback to a Trainer, and fit")
         return self.ema
 
     def _update(self, trainer: Trainer) -> None:
         done = trainer.current_epoch + int(trainer.is_last_batch)
-        self._averages.update(batch=trainer.global_step, epoch=done)
+        self._live.update(batch=trainer.global_step, epoch=done)
 
     def _show(self) -> None:
         """Hold the average in the module until `_hide`, if it has begun."""
         self._load()
-        if self._averages.started and not self._is_foreign and not self._is_applied:
-            self._applied.enter_context(self._averages.applied(self._averages.names[0]))
+        if self._live.started and not self._is_foreign and not self._is_applied:
+            self._applied.enter_context(self._live.applied(self._live.names[0]))
             self._is_applied = True
 
     def _hide(self) -> None:
@@ -208,7 +206,7 @@ class EMACallback(Callback):
     def _is_to_come(self, trainer: Trainer) -> bool:
         """Return whether the average has yet to begin in a training that is resumed."""
         done = {Unit.BATCH: trainer.global_step, Unit.EPOCH: trainer.current_epoch}
-        tracks = self._averages.tracks
+        tracks = self._live.averages.tracks
         first = 1 if tracks.interval is None else min(1, tracks.interval.value)
         return bool(tracks.start.value > done[tracks.start.unit] or first > done[tracks.unit])
 
@@ -216,12 +214,12 @@ class EMACallback(Callback):
         """Put a saved state in place."""
         if self._saved is not None:
             saved, self._saved = self._saved, None
-            self._averages.load_state_dict(saved, change_half_life=self._change_half_life)
+            self._live.load_state_dict(saved, change_half_life=self._change_half_life)
 
     def _on_save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """See that a checkpoint holds the training weights or, where they are all that it holds, the average."""
         self._load()
-        ema = self._averages
+        ema = self._live
         if not ema.started or self._is_foreign:
             return
         wanted = "callbacks" not in checkpoint
@@ -240,10 +238,10 @@ class EMACallback(Callback):
             average = {"average": ema.names[0], "clock": str(ema.clock)}
             checkpoint[OWN_MARK] = {"version": __version__, "weights": "averages", **average}
         folder = self._folder
-        if folder is None and self._several:
+        if folder is None and self._arguments.several:
             saver = trainer.checkpoint_callback
             folder = Path(getattr(saver, "dirpath", None) or trainer.default_root_dir, FOLDER)
-        if folder is not None and not ema.mixed:
+        if folder is not None and not ema.averages.mixed:
             ema.store(folder)
 
     def _on_load(self, checkpoint: Mapping[str, Any]) -> None:

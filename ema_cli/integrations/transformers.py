@@ -19,13 +19,14 @@ from transformers import TrainerCallback, TrainerState
 
 from ema_cli.errors import OutputError, RunError, UsageError
 from ema_cli.formats.trainers.layouts import TRAINER_STATE
+from ema_cli.integrations.arguments import EMAArguments
 from ema_cli.integrations.gathering import gather
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.clocks import Count
 from ema_cli.online.ema import EMA
 from ema_cli.online.sharded import is_sharded
 from ema_cli.online.store import Offload
-from ema_cli.online.tracks import Numbers, Times, parse_tracks
+from ema_cli.online.tracks import Numbers, Times
 from ema_cli.storage.staging import Staging
 from ema_cli.writing.side_files import find_side_files
 
@@ -71,24 +72,22 @@ class EMACallback(TrainerCallback):
         store: bool | None = None,
         change_half_life: bool = False,
     ) -> None:
-        tracks = parse_tracks(half_life, smoothing, ema_start, update_interval, sigma_rel)
-        self._units = {tracks.unit, tracks.start.unit} if tracks.start.value else {tracks.unit}
-        if Unit.SAMPLE in self._units:
+        self._arguments = EMAArguments(
+            half_life=half_life,
+            smoothing=smoothing,
+            ema_start=ema_start,
+            update_interval=update_interval,
+            train_with_ema_weights=train_with_ema_weights,
+            sigma_rel=sigma_rel,
+            offload=offload,
+            keep_first=store,
+        )
+        if Unit.SAMPLE in self._arguments.units:
             raise UsageError(
                 "the Trainer counts no samples", hint="give the time in ba, ep or tok, as half_life='50ba'"
             )
-        self._stores = len(tracks.laws) > 1 if store is None else store
+        self._stores = self._arguments.several if store is None else store
         self._change_half_life = change_half_life
-        self._asked: dict[str, Any] = {
-            "half_life": half_life,
-            "smoothing": smoothing,
-            "ema_start": ema_start,
-            "update_interval": update_interval,
-            "train_with_ema_weights": train_with_ema_weights,
-            "sigma_rel": sigma_rel,
-            "offload": offload,
-            "keep_first": self._stores,
-        }
         self._is_applied = False
         self._adapters: set[str] = set()
         self.ema: EMA | None = None
@@ -104,11 +103,11 @@ class EMACallback(TrainerCallback):
         if FOLDER in set(getattr(model, "peft_config", ())) - self._adapters:
             # The Trainer takes the folder of averages for another adapter, and has loaded it when it resumed.
             model.delete_adapter(FOLDER)
-        if Unit.TOKEN in self._units and args.include_num_input_tokens_seen == "no":
+        if Unit.TOKEN in self._arguments.units and args.include_num_input_tokens_seen == "no":
             raise UsageError(
                 "the Trainer does not count tokens", hint="TrainingArguments(include_num_input_tokens_seen='all')"
             )
-        self.ema = EMA(model, **self._asked)
+        self.ema = self._arguments.make(model)
         if state.global_step:
             self._resume(self.ema, args, state)
 
@@ -132,7 +131,7 @@ class EMACallback(TrainerCallback):
             )
         if self.ema.started:
             self._export(self.ema, folder, kwargs.get("processing_class"), writes=args.should_save)
-            if self._stores and not self.ema.mixed:
+            if self._stores and not self.ema.averages.mixed:
                 self.ema.store(Path(args.output_dir, FOLDER))
         # A best model is loaded from it, too.
         if not args.save_only_model or args.load_best_model_at_end:
@@ -184,7 +183,7 @@ class EMACallback(TrainerCallback):
         found = next((place for place in places if _is_of(place, state)), None)
         if found is not None and (found / STATE).is_file():
             return self._load(ema, found / STATE)
-        if not ema.clocks.advanced(_clocks(ema, args, state)).reached(ema.tracks.start):
+        if not ema.averages.clocks.advanced(_clocks(ema, args, state)).reached(ema.averages.tracks.start):
             return None  # nothing is lost
         if found is None:
             raise RunError(
@@ -275,7 +274,7 @@ def _clocks(ema: EMA, args: Any, state: Any) -> dict[Unit, Count]:
     # With ignore_data_skip, a training that is resumed repeats a part of its epoch: the clock stands still meanwhile.
     clocks: dict[Unit, Count] = {
         Unit.BATCH: state.global_step,
-        Unit.EPOCH: max(epoch, ema.clocks.passed.get(Unit.EPOCH, epoch)),
+        Unit.EPOCH: max(epoch, ema.averages.clocks.passed.get(Unit.EPOCH, epoch)),
     }
     if args.include_num_input_tokens_seen != "no":
         clocks[Unit.TOKEN] = state.num_input_tokens_seen

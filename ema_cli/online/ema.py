@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ema_cli.errors import UsageError
-from ema_cli.law.events import Events
 from ema_cli.law.recipe import POWER
 from ema_cli.law.time import Time, Unit
-from ema_cli.online.clocks import Clocks, Count
+from ema_cli.online.averages import Averages
+from ema_cli.online.clocks import Count
 from ema_cli.online.saving import save_average, store_averages
 from ema_cli.online.sharded import reshard
 from ema_cli.online.state import put_state, take_state
-from ema_cli.online.store import Offload, Store, no_gradients
-from ema_cli.online.tracked import Place, Tracked, put_back, unwrap, write_back
+from ema_cli.online.store import Offload, no_gradients
+from ema_cli.online.tracked import Place, put_back, unwrap, write_back
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
 
 
@@ -81,39 +80,39 @@ class EMA:
                 f"profile: {profile!r} is none that is kept as a model trains, or has no width",
                 hint='profile="power", sigma_rel=(0.05, 0.10)',
             )
-        self.tracks = parse_tracks(half_life, smoothing, ema_start, update_interval, sigma_rel)
-        if train_with_ema_weights and len(self.tracks.laws) > 1:
+        tracks = parse_tracks(half_life, smoothing, ema_start, update_interval, sigma_rel)
+        if train_with_ema_weights and len(tracks.laws) > 1:
             raise UsageError("train_with_ema_weights: there are several averages to train with", hint="ask for one")
         if offload not in (None, "cpu"):
             raise UsageError(f"offload: {offload!r} is neither None nor 'cpu'")
-        self.model = unwrap(model)
+        keeps_first = len(tracks.laws) > 1 if keep_first is None else keep_first
+        self.averages = Averages(unwrap(model), tracks, offload, keeps_first)
         self.train_with_ema_weights = train_with_ema_weights
-        self.clocks = Clocks()
-        self.updates = 0  # since the first copy
-        self.mixed = False  # whether the averages were of another law before a state was loaded
-        self.began: Fraction | None = None  # the clock of the first copy
-        self.first: dict[str, Tensor] | None = None  # that copy, until it is stored
-        self.keeps_first = len(self.tracks.laws) > 1 if keep_first is None else keep_first
-        interval = self.tracks.interval
-        self._events = Events(None if interval is None else Fraction(interval.value))
-        self._offload = offload
-        self._store: Store | None = None
-        self._training: list[Tensor] | None = None  # what the model held before `applied`, on the averages' device
+
+    @property
+    def model(self) -> nn.Module:
+        """Return the bare model that is averaged."""
+        return self.averages.model
 
     @property
     def names(self) -> list[str]:
         """Return the names of the averages: `25ba`, `smoothing-0.99`, `power-0.1`."""
-        return list(self.tracks.laws)
+        return self.averages.names
 
     @property
     def clock(self) -> Time | None:
         """Return when the averages were updated last, None before the first copy."""
-        return None if self._events.previous is None else Time(self._events.previous, self.tracks.unit)
+        return self.averages.clock
+
+    @property
+    def updates(self) -> int:
+        """Return how many updates there were since the first copy."""
+        return self.averages.updates
 
     @property
     def started(self) -> bool:
         """Return whether the average has begun."""
-        return self._events.previous is not None
+        return self.averages.started
 
     @no_gradients()
     def update(
@@ -133,27 +132,13 @@ class EMA:
             UsageError: for a clock that goes back, is missing in the unit that counts, or inside `applied`.
             RunError: where the model has other tensors than when the average began.
         """
-        if self._training is not None:
+        if self.averages.training is not None:
             raise UsageError("update: the averages are applied", hint="leave the `with ema.applied()` block first")
-        told = {Unit.BATCH: batch, Unit.EPOCH: epoch, Unit.SAMPLE: sample, Unit.TOKEN: token}
-        clocks = self.clocks.advanced(told)
-        now = clocks.read(self.tracks.unit)
-        begins = clocks.reached(self.tracks.start)
-        events = Events(self._events.interval, self._events.previous)
-        gap = events.meet(now) if begins else None
-        if gap is not None:
-            store = self._ready_store()
-            if self.began is None:
-                store.copy()
-                self.first = store.snapshot() if self.keeps_first else None
-                self.began = now
-            else:
-                store.move([law.admitted(gap, now) for law in self.tracks.laws.values()])
-                self.updates += 1
-            if self.train_with_ema_weights:
-                store.write_into_model(0)
-        self.clocks, self._events = clocks, events
-        return gap is not None
+        passed = {Unit.BATCH: batch, Unit.EPOCH: epoch, Unit.SAMPLE: sample, Unit.TOKEN: token}
+        is_event = self.averages.advance(passed)
+        if is_event and self.train_with_ema_weights:
+            self.averages.store().write_into_model(0)
+        return is_event
 
     @contextmanager
     def applied(self, average: str | None = None) -> Iterator[nn.Module]:
@@ -166,18 +151,18 @@ class EMA:
             RunError: where the model has other tensors than when the average began; so do `save`, `store`,
                 `state_dict` and `load_state_dict`.
         """
-        track = self._track(average)
-        if self._training is not None:
+        number = self.averages.number(average)
+        if self.averages.training is not None:
             raise UsageError("applied: the averages are applied already", hint="leave that `with` block first")
         with no_gradients():
-            store = self._ready_store()
+            store = self.averages.store()
             reshard(self.model)
             live, places = store.live(), store.tracked.places
             kept = [store.like(tensor).copy_(tensor) for tensor in live]
         try:
-            self._training = kept
+            self.averages.training = kept
             with no_gradients():
-                store.write_into_model(track)
+                store.write_into_model(number)
             yield self.model
         finally:
             try:
@@ -186,7 +171,7 @@ class EMA:
                 self._give_back(places, live, kept)
                 raise
             finally:
-                self._training = None
+                self.averages.training = None
 
     @no_gradients()
     def get_ema_model(self, model: nn.Module | None = None, average: str | None = None) -> nn.Module:
@@ -196,12 +181,11 @@ class EMA:
             UsageError: inside `applied`, for an unknown name, and before the first copy.
             RunError: where `model` has other tensors.
         """
-        if self._training is not None and (model is None or unwrap(model) is self.model):
+        if self.averages.training is not None and (model is None or unwrap(model) is self.model):
             raise UsageError("get_ema_model: the averages are applied already")
-        track = self._track(average)
-        store = self._ready_store()
-        store.settle()
-        return store.fill(model, (*store.averages[track], *store.copies))
+        number = self.averages.number(average)
+        store = self.averages.settled_store()
+        return store.fill(model, (*store.averages[number], *store.copies))
 
     @no_gradients()
     def get_training_model(self, model: nn.Module | None = None) -> nn.Module:
@@ -211,9 +195,9 @@ class EMA:
             UsageError: outside of `applied`, where the model holds them anyway.
             RunError: where `model` has other tensors.
         """
-        if self._training is None:
+        if self.averages.training is None:
             raise UsageError("get_training_model: no averages are applied; the model holds the training weights")
-        return self._ready_store().fill(model, self._training)
+        return self.averages.store().fill(model, self.averages.training)
 
     @no_gradients()
     def save(
@@ -228,8 +212,8 @@ class EMA:
             NonFiniteError: for a NaN or infinity in it, unless `allow_non_finite`.
             UsageError: before the first copy, and for an unknown name.
         """
-        track = self._track(average)
-        save_average(self, track, Path(path), force=force, allow_non_finite=allow_non_finite)
+        number = self.averages.number(average)
+        save_average(self.averages, number, Path(path), force=force, allow_non_finite=allow_non_finite)
 
     @no_gradients()
     def store(self, folder: str | Path) -> Path:
@@ -243,7 +227,7 @@ class EMA:
             OutputError: where they cannot be written.
             UsageError: before the first copy.
         """
-        return store_averages(self, Path(folder))
+        return store_averages(self.averages, Path(folder))
 
     @no_gradients()
     def state_dict(self) -> dict[str, Any]:
@@ -253,7 +237,7 @@ class EMA:
         stored yet is part of it; that library loads one only into the state of a run that has one, after its first
         update.
         """
-        return take_state(self)
+        return take_state(self.averages)
 
     @no_gradients()
     def load_state_dict(self, state: Mapping[str, Any], *, change_half_life: bool = False) -> None:
@@ -263,9 +247,9 @@ class EMA:
             RunError: where the model has other tensors, or the state is of another half-life, interval or start,
                 unless `change_half_life` says that this is meant.
         """
-        if self._training is not None:
+        if self.averages.training is not None:
             raise UsageError("load_state_dict: the averages are applied")
-        put_state(self, state, change_half_life=change_half_life)
+        put_state(self.averages, state, change_half_life=change_half_life)
 
     @no_gradients()
     def _give_back(self, places: Sequence[Place], live: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
@@ -274,29 +258,3 @@ class EMA:
         put_back(places)
         for tensor, before in zip(live, kept, strict=True):
             write_back(tensor, before)
-
-    def _track(self, average: str | None) -> int:
-        """Return the number of the average of that name."""
-        if average is None and len(self.names) > 1:
-            raise UsageError("there are several averages", hint=f"say which: {', '.join(self.names)}")
-        if average is not None and average not in self.names:
-            raise UsageError(f"there is no average '{average}'", hint=f"there is {', '.join(self.names)}")
-        if not self.started:
-            raise UsageError(
-                "there is no average yet", hint="call update() after each batch, the first time at ema_start"
-            )
-        return 0 if average is None else self.names.index(average)
-
-    def _ready_store(self) -> Store:
-        """Return the averages, made where there are none yet, once the model is found to be what it was."""
-        if self._store is None:
-            self._store = Store(Tracked(self.model), len(self.names), self._offload)
-        elif not self._store.tracked.is_current:
-            newer = Tracked(self.model)
-            if not self.started:  # made for `state_dict`: nothing is lost
-                self._store = Store(newer, len(self.names), self._offload)
-                return self._store
-            self._store.tracked.check_same(newer)
-            self._store.tracked.adopt(newer)
-            self._store.take_values()
-        return self._store

@@ -28,7 +28,7 @@ from ema_cli.storage.output_stream import OutputStream, output_errors
 from ema_cli.storage.staging import Staging
 
 if TYPE_CHECKING:
-    from ema_cli.online.ema import EMA
+    from ema_cli.online.averages import Averages
     from ema_cli.online.store import Store
 
 _WRITTEN_AS = {
@@ -41,72 +41,73 @@ FIRST = "first"  # the name of the first copy among stored averages
 Named = Iterator[tuple[str, Tensor, torch.dtype]]
 
 
-def save_average(ema: EMA, track: int, path: Path, *, force: bool, allow_non_finite: bool) -> None:
+def save_average(averages: Averages, number: int, path: Path, *, force: bool, allow_non_finite: bool) -> None:
     """Write an average as `EMA.save` says."""
     if path.suffix.lower() != ".safetensors":
         raise OutputError("does not end in .safetensors", subject=path, hint="save('ema.safetensors')")
-    store = ema._ready_store()
-    store.settle()
-    parts = _by_name(store, store.averages[track], store.copies)
-    told = {"clock": str(ema.clock), "updates": ema.updates}
-    record = {"version": __version__, **_law(ema, track), **told, "checkpoints": []}
+    store = averages.settled_store()
+    parts = _by_name(store, store.averages[number], store.copies)
+    moment = {"clock": str(averages.clock), "updates": averages.updates}
+    record = {"version": __version__, **_law(averages, number), **moment, "checkpoints": []}
 
     def check() -> None:
         if not allow_non_finite:
-            _check_finite(ema, track, path)
+            _check_finite(averages, number, path)
         if _is_writer() and path.exists() and not force:
             raise OutputError("exists already", subject=path, hint="give another name, or force=True to replace it")
 
     _write(path, _state(store, parts, widened=False), record, check, force=force)
 
 
-def store_averages(ema: EMA, folder: Path) -> Path:
+def store_averages(averages: Averages, folder: Path) -> Path:
     """Write all averages as `EMA.store` says."""
-    ema._track(ema.names[0])
-    now = ema.clock
+    averages.number(averages.names[0])
+    now = averages.clock
     assert now is not None
-    if ema.mixed:
+    if averages.mixed:
         raise RunError(
             "these averages changed their half-life, interval or start: they are not what a stored file could say",
             hint="begin new averages to store some",
         )
-    store = ema._ready_store()
-    store.settle()
+    store = averages.settled_store()
     inside = folder / str(now)
-    told = {
+    moment = {
         "clock": str(now),
-        "began": str(Time(ema.began or now.value, now.unit)),
-        "updates": ema.updates,
-        "clocks": {str(unit): format_number(value) for unit, value in sorted(ema.clocks.passed.items())},
+        "began": str(Time(averages.began or now.value, now.unit)),
+        "updates": averages.updates,
+        "clocks": {str(unit): format_number(value) for unit, value in sorted(averages.clocks.passed.items())},
     }
 
     def check() -> None:
         if _is_writer():
             with output_errors(inside):
                 if folder.is_dir():
-                    _move_aside(folder, None if ema.first is not None else now)
+                    _move_aside(folder, None if averages.first is not None else now)
                 inside.mkdir(parents=True, exist_ok=True)
 
-    if ema.first is not None:
-        parts = dict(ema.first)
+    if averages.first is not None:
         stored = {
             "average": FIRST,
-            **_events(ema),
-            **told,
-            "clock": told["began"],
+            **_events(averages),
+            **moment,
+            "clock": moment["began"],
             "clocks": {},
             "updates": 0,
             "types": _types(store),
         }
-        record = {"version": __version__, "stored": stored, "checkpoints": []}
-        _write(folder / f"{FIRST}.safetensors", _state(store, parts, widened=True), record, check, force=True)
-        ema.first = None
-    for track, name in enumerate(ema.names):
-        parts = _by_name(store, store.averages[track], store.copies)
-        stored = {"average": name, **_law(ema, track), **told, "types": _types(store)}
-        record = {"version": __version__, "stored": stored, "checkpoints": []}
-        _write(inside / f"{name}.safetensors", _state(store, parts, widened=True), record, check, force=True)
+        path = folder / f"{FIRST}.safetensors"
+        _write(path, _state(store, averages.first, widened=True), _stored(stored), check, force=True)
+        averages.first = None
+    for number, name in enumerate(averages.names):
+        parts = _by_name(store, store.averages[number], store.copies)
+        stored = {"average": name, **_law(averages, number), **moment, "types": _types(store)}
+        _write(inside / f"{name}.safetensors", _state(store, parts, widened=True), _stored(stored), check, force=True)
     return inside
+
+
+def _stored(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a stored average for its header."""
+    return {"version": __version__, "stored": content, "checkpoints": []}
 
 
 def _move_aside(folder: Path, clock: Time | None) -> None:
@@ -125,13 +126,13 @@ def _move_aside(folder: Path, clock: Time | None) -> None:
             child.rename(next(name for name in names if not name.exists()))
 
 
-def _law(ema: EMA, track: int) -> dict[str, Any]:
+def _law(averages: Averages, number: int) -> dict[str, Any]:
     """Return how an average was made, under the names that `ema-cli average` uses."""
-    law: Law = list(ema.tracks.laws.values())[track]
-    told = _events(ema)
+    law: Law = list(averages.tracks.laws.values())[number]
+    told = _events(averages)
     match law:
         case HalfLife(value):
-            told["half_life"] = str(Time(value, ema.tracks.unit))
+            told["half_life"] = str(Time(value, averages.tracks.unit))
         case Smoothing(value):
             told["smoothing"] = repr(value)
         case Power(value):
@@ -139,18 +140,18 @@ def _law(ema: EMA, track: int) -> dict[str, Any]:
     return told
 
 
-def _events(ema: EMA) -> dict[str, Any]:
+def _events(averages: Averages) -> dict[str, Any]:
     """Return which updates counted."""
-    interval = ema.tracks.interval
+    interval = averages.tracks.interval
     told: dict[str, Any] = {"update_interval": "every" if interval is None else str(interval)}
-    if ema.tracks.start.value:
-        told["start"] = str(ema.tracks.start)
+    if averages.tracks.start.value:
+        told["start"] = str(averages.tracks.start)
     return told
 
 
-def _by_name(store: Store, averages: list[Tensor], copies: list[Tensor]) -> dict[str, Tensor]:
+def _by_name(store: Store, parts: list[Tensor], copies: list[Tensor]) -> dict[str, Tensor]:
     slots = (*store.tracked.averaged, *store.tracked.copied)
-    return {slot.name: part for slot, part in zip(slots, (*averages, *copies), strict=True)}
+    return {slot.name: part for slot, part in zip(slots, (*parts, *copies), strict=True)}
 
 
 def _state(store: Store, parts: Mapping[str, Tensor], *, widened: bool) -> Named:
@@ -191,15 +192,15 @@ def _types(store: Store) -> dict[str, Any]:
     }
 
 
-def _check_finite(ema: EMA, track: int, path: Path) -> None:
+def _check_finite(averages: Averages, number: int, path: Path) -> None:
     """Raise for a NaN or infinity in this process's part of what is written, but for infinities that the model has.
 
     Those are masks, which hold them from the beginning to the end.
     """
-    store = ema._ready_store()
+    store = averages.store()
     frozen = [(slot, local(slot.tensor), local(slot.tensor)) for slot in store.tracked.frozen]
-    live = store.live() if ema._training is None else ema._training
-    averaged = zip(store.tracked.averaged, store.averages[track], live, strict=False)
+    live = store.live() if averages.training is None else averages.training
+    averaged = zip(store.tracked.averaged, store.averages[number], live, strict=False)
     for slot, part, value in (*averaged, *frozen):
         if slot.dtype not in AVERAGED_IN:
             continue

@@ -1,4 +1,4 @@
-"""What a resumed run needs to go on with the same bits: the averages, the clocks, and the law that they are of."""
+"""Save and load the state that a resumed run needs to continue with the same bits: averages, clocks, laws."""
 
 from __future__ import annotations
 
@@ -15,99 +15,98 @@ from ema_cli.online.sharded import cut_like, local, placed_like
 from ema_cli.online.tracked import Slot
 
 if TYPE_CHECKING:
-    from ema_cli.online.ema import EMA
+    from ema_cli.online.averages import Averages
 
 _VERSION = 1
 
 
-def take_state(ema: EMA) -> dict[str, Any]:
+def take_state(averages: Averages) -> dict[str, Any]:
     """Return the state as `EMA.state_dict` says.
 
-    What is no tensor is text, under names that are always there: torch.distributed.checkpoint loads only what the
-    state of the new run has, too.
+    Everything but tensors is text, under names that are always present: torch.distributed.checkpoint loads only the
+    names that the state of the new run has.
     """
-    store = ema._ready_store()
-    store.settle()
+    store = averages.settled_store()
     averaged, copied = store.tracked.averaged, store.tracked.copied
-    previous = ema._events.previous
+    previous = averages.events.previous
     return {
         "version": _VERSION,
-        "averages": {name: _named(averaged, each) for name, each in zip(ema.names, store.averages, strict=True)},
+        "averages": {name: _named(averaged, parts) for name, parts in zip(averages.names, store.averages, strict=True)},
         "copied": _named(copied, store.copies),
-        "first": None if ema.first is None else _named([*averaged, *copied], list(ema.first.values())),
-        "laws": _laws(ema),
-        "unit": str(ema.tracks.unit),
-        "clocks": " ".join(f"{unit}={value}" for unit, value in ema.clocks.passed.items()),
+        "first": None if averages.first is None else _named([*averaged, *copied], list(averages.first.values())),
+        "laws": _laws(averages),
+        "unit": str(averages.tracks.unit),
+        "clocks": " ".join(f"{unit}={value}" for unit, value in averages.clocks.passed.items()),
         "previous": None if previous is None else str(previous),
-        "began": None if ema.began is None else str(ema.began),
-        "updates": ema.updates,
-        "mixed": ema.mixed,
+        "began": None if averages.began is None else str(averages.began),
+        "updates": averages.updates,
+        "mixed": averages.mixed,
     }
 
 
-def put_state(ema: EMA, state: Mapping[str, Any], *, change_half_life: bool) -> None:
+def put_state(averages: Averages, state: Mapping[str, Any], *, change_half_life: bool) -> None:
     """Put a state in place as `EMA.load_state_dict` says; where it does not fit, nothing is changed."""
     if state.get("version") != _VERSION:
         raise RunError(f"this is no state of an EMA, or one of a newer version: {state.get('version')!r}")
-    averages: Mapping[str, Mapping[str, Tensor]] = state["averages"]
-    if state["unit"] != ema.tracks.unit:
+    saved: Mapping[str, Mapping[str, Tensor]] = state["averages"]
+    if state["unit"] != averages.tracks.unit:
         raise RunError(
-            f"the state counts in {Unit(state['unit']).plural}, but this average in {ema.tracks.unit.plural}",
+            f"the state counts in {Unit(state['unit']).plural}, but this average in {averages.tracks.unit.plural}",
             hint="ask for a half-life in the same unit",
         )
-    if not change_half_life and (state["laws"] != _laws(ema) or list(averages) != ema.names):
+    if not change_half_life and (state["laws"] != _laws(averages) or list(saved) != averages.names):
         raise RunError(
-            f"the state is of {_told(state['laws'])}, but this average is of {_told(_laws(ema))}",
+            f"the state is of {_described(state['laws'])}, but this average is of {_described(_laws(averages))}",
             hint="ask for the same, or say load_state_dict(state, change_half_life=True)",
         )
-    if len(averages) != len(ema.names):
-        raise RunError(f"the state holds {len(averages)} averages, but {len(ema.names)} are asked for")
+    if len(saved) != len(averages.names):
+        raise RunError(f"the state holds {len(saved)} averages, but {len(averages.names)} are asked for")
     passed = [entry.partition("=") for entry in state["clocks"].split()]
     clocks = Clocks({Unit(unit): Fraction(value) for unit, _, value in passed})
     if state["previous"] is None:  # saved before the first copy: the model may be another by now
-        ema._store, ema.first, ema.began, ema.clocks = None, None, None, clocks
-        ema._events.previous, ema.updates, ema.mixed = None, 0, False
+        averages.forget(clocks)
         return
-    store = ema._ready_store()
+    store = averages.store()
     averaged, copied = store.tracked.averaged, store.tracked.copied
     first: Mapping[str, Tensor] | None = state["first"]
-    for name, tensors in averages.items():
+    for name, tensors in saved.items():
         _check_fits(name, tensors, averaged)
     _check_fits("copied", state["copied"], copied)
     if first is not None:
         _check_fits("first", first, [*averaged, *copied])
     store.forget_shapes()
-    for tensors, parts in zip(_by_law(averages, ema.names), store.averages, strict=True):
+    for tensors, parts in zip(_by_law(saved, averages.names), store.averages, strict=True):
         _load(tensors, averaged, parts)
     _load(state["copied"], copied, store.copies)
-    ema.first = None
+    averages.first = None
     if first is not None:
         slots = (*averaged, *copied)
-        ema.first = {slot.name: local(cut_like(first[slot.name], slot.tensor)).to("cpu") for slot in slots}
-    ema.clocks = clocks
-    ema._events.previous = Fraction(state["previous"])
-    ema.began = None if state["began"] is None else Fraction(state["began"])
-    ema.updates = int(state["updates"])
-    ema.mixed = bool(state["mixed"]) or (ema.began is not None and state["laws"] != _laws(ema))
+        averages.first = {slot.name: local(cut_like(first[slot.name], slot.tensor)).to("cpu") for slot in slots}
+    averages.clocks = clocks
+    averages.events.previous = Fraction(state["previous"])
+    averages.began = None if state["began"] is None else Fraction(state["began"])
+    averages.updates = int(state["updates"])
+    averages.mixed = bool(state["mixed"]) or (averages.began is not None and state["laws"] != _laws(averages))
 
 
-def _by_law(averages: Mapping[str, Mapping[str, Tensor]], names: Sequence[str]) -> list[Mapping[str, Tensor]]:
-    """Return saved averages for these names: those of the same, and for the others what is left, in order."""
-    others = iter([tensors for name, tensors in averages.items() if name not in names])
-    return [averages[name] if name in averages else next(others) for name in names]
+def _by_law(saved: Mapping[str, Mapping[str, Tensor]], names: Sequence[str]) -> list[Mapping[str, Tensor]]:
+    """Return the saved averages in the order of `names`: those of the same name, and in place of others the rest."""
+    others = iter([tensors for name, tensors in saved.items() if name not in names])
+    return [saved[name] if name in saved else next(others) for name in names]
 
 
-def _laws(ema: EMA) -> dict[str, str]:
-    """Return what was asked for, as text."""
-    interval = ema.tracks.interval
+def _laws(averages: Averages) -> dict[str, str]:
+    """Return the laws, the interval and the start as text."""
+    interval = averages.tracks.interval
     return {
-        "averages": ", ".join(ema.names),
+        "averages": ", ".join(averages.names),
         "update_interval": "every" if interval is None else str(interval),
-        "start": str(ema.tracks.start),
+        "start": str(averages.tracks.start),
     }
 
 
-def _told(laws: Mapping[str, str]) -> str:
+def _described(laws: Mapping[str, str]) -> str:
+    """Return what `_laws` gives as words."""
     return f"{laws.get('averages')} every {laws.get('update_interval')} from {laws.get('start')}"
 
 

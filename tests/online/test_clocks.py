@@ -25,7 +25,7 @@ def test_decimals_are_what_they_say():
     ema = EMA(nn.Linear(2, 2), "1ep", update_interval="0.1ep")
     events = [ema.update(epoch=tenth / 10) for tenth in range(1, 13)]
     assert events == [True] * 12
-    assert ema.clocks.passed == {Unit.EPOCH: Fraction(12, 10)}
+    assert ema.averages.clocks.passed == {Unit.EPOCH: Fraction(12, 10)}
     assert 0.1 * 3 > 0.3
 
 

@@ -94,7 +94,11 @@ def test_a_new_run_loads_the_state(tmp_path: Path, started: bool):
     loaded = {"ema": again.state_dict()}
     dcp.load(loaded, checkpoint_id=tmp_path / "dcp", no_dist=True)
     again.load_state_dict(loaded["ema"])
-    assert (again.clocks, again.clock, again.began) == (ema.clocks, ema.clock, ema.began)
+    assert (again.averages.clocks, again.clock, again.averages.began) == (
+        ema.averages.clocks,
+        ema.clock,
+        ema.averages.began,
+    )
     other.load_state_dict(model.state_dict())
     for step in range(3, 6):
         walk(model, step)()

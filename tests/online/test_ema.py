@@ -94,17 +94,17 @@ def test_an_error_in_update_leaves_everything_as_it_was():
     """A clock that goes back, a missing one, a changed model: the error leaves clocks and averages alone."""
     model, ema = averaged_model()
     before = {name: tensor.clone() for name, tensor in held(ema).items()}
-    clocks, clock, updates = dict(ema.clocks.passed), ema.clock, ema.updates
+    clocks, clock, updates = dict(ema.averages.clocks.passed), ema.clock, ema.updates
     with pytest.raises(UsageError, match="the clock goes back"):
         ema.update(batch=4)
     model.add_module("more", nn.Linear(2, 2))
     with pytest.raises(RunError, match=r"'more.weight', 'more.bias' are new, or trained only now"):
         ema.update()
     del model.more
-    assert (ema.clocks.passed, ema.clock, ema.updates) == (clocks, clock, updates)
+    assert (ema.averages.clocks.passed, ema.clock, ema.updates) == (clocks, clock, updates)
     assert_same(held(ema), before)
     assert ema.update()
-    assert ema.clocks.passed != clocks
+    assert ema.averages.clocks.passed != clocks
 
 
 def test_the_model_is_not_touched_by_an_update():
@@ -154,7 +154,7 @@ def test_a_pickled_ema_goes_on():
         for parameter in again.model.parameters():
             parameter.fill_(1.0)
     again.update()
-    assert all(bool((average == 1).all()) for average in again._store.averages[0])
+    assert all(bool((average == 1).all()) for average in again.averages.store().averages[0])
 
 
 def test_a_model_may_change_until_the_average_begins():

@@ -217,7 +217,7 @@ def test_power_profiles_are_their_integral(widths: tuple[float, float]):
         move()
         models.append({name: tensor.double() for name, tensor in taken(model).items()})
         ema.update(batch=clock)
-    for law, name in zip(ema.tracks.laws.values(), ema.names, strict=True):
+    for law, name in zip(ema.averages.tracks.laws.values(), ema.names, strict=True):
         gamma = law.gamma  # type: ignore[union-attr]
         assert math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) == pytest.approx(float(name[6:]))
         shares = power_profile(clocks, gamma)

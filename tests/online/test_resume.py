@@ -60,12 +60,12 @@ def test_resume_bit_for_bit(tmp_path: Path, asked: dict[str, Any], stop: int):
     assert_same(bits(again), bits(model))
     for name in ema.names:
         assert_same(held(other, name), held(ema, name))
-    assert (other.clock, other.updates, other.began) == (ema.clock, ema.updates, ema.began)
-    if ema.first is None:
-        assert other.first is None
+    assert (other.clock, other.updates, other.averages.began) == (ema.clock, ema.updates, ema.averages.began)
+    if ema.averages.first is None:
+        assert other.averages.first is None
     else:
-        assert other.first is not None
-        assert_same(other.first, ema.first)
+        assert other.averages.first is not None
+        assert_same(other.averages.first, ema.averages.first)
 
 
 def test_the_first_copy_outlives_a_stop(tmp_path: Path):
@@ -83,10 +83,10 @@ def test_the_first_copy_outlives_a_stop(tmp_path: Path):
     other.store(tmp_path / "stored")
     found = load_file(tmp_path / "stored" / "first.safetensors")
     assert_same(found, {name: t.float() if t.is_floating_point() else t for name, t in first.items()})
-    assert other.first is None
+    assert other.averages.first is None
     assert other.state_dict()["first"] is None
     _, third = resumed(other, again, make, str(tmp_path / "state.pt"))
-    assert third.first is None
+    assert third.averages.first is None
 
 
 @pytest.mark.parametrize("offload", [None, "cpu"])

@@ -173,7 +173,7 @@ def test_nothing_is_written_where_something_fails(tmp_path: Path, monkeypatch: p
             ema.save(tmp_path / name, "5ba", force=True)
     with pytest.raises(OutputError, match="No space left"):
         ema.store(tmp_path / "stored")
-    assert ema.first is not None
+    assert ema.averages.first is not None
     files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert files == ["old.safetensors"]
     assert (tmp_path / "old.safetensors").read_bytes() == old
@@ -217,7 +217,7 @@ def test_an_overflow_in_the_models_type_is_refused(tmp_path: Path):
     nn.init.constant_(model.weight, 65504)
     ema = EMA(model, "5ba")
     ema.update()
-    ema._store.averages[0][0].fill_(70000)  # type: ignore[union-attr]
+    ema.averages.store().averages[0][0].fill_(70000)  # type: ignore[union-attr]
     with pytest.raises(NonFiniteError, match="'weight' is not finite"):
         ema.save(tmp_path / "ema.safetensors")
     with ema.applied(), pytest.raises(NonFiniteError, match="'weight' is not finite"):

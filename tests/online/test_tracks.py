@@ -21,11 +21,11 @@ def tracks(**asked: Any) -> Any:
 def kept(**asked: Any) -> float:
     """Return the smoothing of the third update."""
     ema = EMA(nn.Linear(2, 2), **asked)
-    (law,) = ema.tracks.laws.values()
+    (law,) = ema.averages.tracks.laws.values()
     for batch in (1, 2, 3):
         ema.update(batch=batch * 100, epoch=batch * 100)
-    events = ema._events
-    gap = events.meet(events.previous + (ema.tracks.interval.value if ema.tracks.interval else 1))  # type: ignore[operator]
+    events = ema.averages.events
+    gap = events.meet(events.previous + (ema.averages.tracks.interval.value if ema.averages.tracks.interval else 1))  # type: ignore[operator]
     assert gap is not None
     return 1 - law.admitted(gap, events.previous)  # type: ignore[no-any-return, arg-type]
 
@@ -136,7 +136,7 @@ def test_a_first_copy_is_kept_where_there_are_several():
     ):
         ema = EMA(model, **asked)  # type: ignore[arg-type]
         ema.update()
-        assert (ema.first is not None) is keeps
+        assert (ema.averages.first is not None) is keeps
 
 
 def test_a_half_life_that_float32_rounds_away_is_warned_of():

@@ -389,7 +389,7 @@ def test_a_checkpoint_without_averages_is_not_gone_on_with(tmp_path: Path):
         fit(tmp_path, make_ema("5ba"), ckpt=first)
     later = make_ema("5ba", ema_start="20ba")
     fit(tmp_path, later, ckpt=first)
-    assert later.ema.began == 20
+    assert later.ema.averages.began == 20
 
 
 def test_another_training(tmp_path: Path):

@@ -342,7 +342,7 @@ def test_skipped_data_does_not_turn_the_clock_back(tmp_path: Path):
     resumed = writer.make_trainer(tmp_path, writer.make_model("gpt2"), callback, rest, ignore_data_skip=True)
     resumed.train(resume_from_checkpoint=True)
     assert (first.epochs[-1], rest.epochs[0], rest.epochs[-1]) == (0.75, 0.125, 0.75)
-    assert callback.ema.clocks.passed == {"ba": STEPS, "ep": Fraction(3, 4)}
+    assert callback.ema.averages.clocks.passed == {"ba": STEPS, "ep": Fraction(3, 4)}
     assert_same_state(state_of(tmp_path / "checkpoint-12")["averages"], state_of(tmp_path / "checkpoint-6")["averages"])
 
 

@@ -1,0 +1,142 @@
+"""The averages of one model: their laws, their clocks, where they lie. What EMA, saving and resuming share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from torch import Tensor, nn
+
+from ema_cli.errors import UsageError
+from ema_cli.law.events import Events
+from ema_cli.law.time import Time, Unit
+from ema_cli.online.clocks import Clocks, Count
+from ema_cli.online.store import Offload, Store
+from ema_cli.online.tracked import Tracked
+from ema_cli.online.tracks import Tracks
+
+
+@dataclass(slots=True, eq=False)
+class Averages:
+    """The averages of `model`, one for each law of `tracks`, and how far the training had come at each step of them.
+
+    Attributes:
+        model: the bare model that trains.
+        tracks: the laws by name, and when updates are due.
+        offload: "cpu" keeps the averages in the host's memory.
+        keeps_first: whether a copy of the model as it was when the averages began is kept until it is stored.
+        clocks: the training time that has passed.
+        events: the update events, and the clock of the last one.
+        updates: how many there were since the first copy.
+        began: the clock of the first copy, None before it.
+        first: the first copy by name, in the host's memory, until it is stored.
+        mixed: whether the averages were of another law before a state was loaded.
+        training: what the model held before an average was put into it, None where it holds that itself.
+    """
+
+    model: nn.Module
+    tracks: Tracks
+    offload: Offload = None
+    keeps_first: bool = False
+    clocks: Clocks = field(default_factory=Clocks)
+    events: Events = field(init=False)
+    updates: int = 0
+    began: Fraction | None = None
+    first: dict[str, Tensor] | None = None
+    mixed: bool = False
+    training: list[Tensor] | None = None
+    _store: Store | None = None
+
+    def __post_init__(self) -> None:
+        interval = self.tracks.interval
+        self.events = Events(None if interval is None else Fraction(interval.value))
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the averages: `25ba`, `smoothing-0.99`, `power-0.1`."""
+        return list(self.tracks.laws)
+
+    @property
+    def clock(self) -> Time | None:
+        """Return the clock of the last update, None before the first copy."""
+        return None if self.events.previous is None else Time(self.events.previous, self.tracks.unit)
+
+    @property
+    def started(self) -> bool:
+        """Return whether the averages have begun."""
+        return self.events.previous is not None
+
+    def number(self, name: str | None) -> int:
+        """Return the number of the average called `name`, which only one average can do without.
+
+        Raises:
+            UsageError: for an unknown name, where a name is needed, and before the first copy.
+        """
+        if name is None and len(self.names) > 1:
+            raise UsageError("there are several averages", hint=f"say which: {', '.join(self.names)}")
+        if name is not None and name not in self.names:
+            raise UsageError(f"there is no average '{name}'", hint=f"there is {', '.join(self.names)}")
+        if not self.started:
+            raise UsageError(
+                "there is no average yet", hint="call update() after each batch, the first time at ema_start"
+            )
+        return 0 if name is None else self.names.index(name)
+
+    def advance(self, passed: Mapping[Unit, Count | None]) -> bool:
+        """Set the clocks to what has `passed`, by default to one batch more; return whether that was an update event.
+
+        At the first event each average becomes a copy of the model, at later ones it moves toward the model.
+
+        Raises:
+            UsageError: for a clock that goes back, or is missing in the unit that counts.
+            RunError: where the model has other tensors than when the averages began.
+        """
+        clocks = self.clocks.advanced(passed)
+        now = clocks.read(self.tracks.unit)
+        events = Events(self.events.interval, self.events.previous)
+        gap = events.meet(now) if clocks.reached(self.tracks.start) else None
+        if gap is not None:
+            store = self.store()
+            if self.began is None:
+                store.copy()
+                self.first = store.snapshot() if self.keeps_first else None
+                self.began = now
+            else:
+                store.move([law.admitted(gap, now) for law in self.tracks.laws.values()])
+                self.updates += 1
+        self.clocks, self.events = clocks, events
+        return gap is not None
+
+    def store(self) -> Store:
+        """Return where the averages lie, made where there are none yet.
+
+        Raises:
+            RunError: where the model has other tensors than when the averages began.
+        """
+        if self._store is None:
+            self._store = Store(Tracked(self.model), len(self.names), self.offload)
+        elif not self._store.tracked.is_current:
+            newer = Tracked(self.model)
+            if not self.started:  # made for `state_dict`: nothing is lost
+                self._store = Store(newer, len(self.names), self.offload)
+                return self._store
+            self._store.tracked.check_same(newer)
+            self._store.tracked.adopt(newer)
+            self._store.take_values()
+        return self._store
+
+    def settled_store(self) -> Store:
+        """Return where the averages lie, once the update that is under way is done.
+
+        Raises:
+            RunError: as `store`.
+        """
+        store = self.store()
+        store.settle()
+        return store
+
+    def forget(self, clocks: Clocks) -> None:
+        """Begin anew at `clocks`, before the first copy: the model may be another by then."""
+        self._store, self.first, self.began, self.clocks = None, None, None, clocks
+        self.events.previous, self.updates, self.mixed = None, 0, False
