@@ -6,7 +6,7 @@ PIP_OPTIONS := install --quiet --disable-pip-version-check --constraint constrai
 PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
 
-.PHONY: test test-full test-quick test-trainers test-package lint types format demo fuzz bench bench-full bench-online clean
+.PHONY: test test-full test-quick test-trainers test-package lint types format docs demo fuzz bench bench-full bench-online clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(BIN)/python -m pytest --numprocesses auto
@@ -18,7 +18,7 @@ test-quick: .venv/dev  ## the tests that run in seconds, in less than a minute
 	$(BIN)/python -m pytest --numprocesses auto -m "not slow and not trainers and not package"
 
 test-trainers: .venv/trainers  ## tests on files that trainers write here and now
-	$(BIN)/python -m pytest -m trainers tests/trainers
+	$(BIN)/python -m pytest -m trainers tests/trainers tests/docs
 
 test-package: .venv/package  ## build the package; install it with each Python that is here, and run it
 	$(BIN)/python -m pytest -m package tests/package
@@ -35,6 +35,9 @@ format: .venv/dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: .venv/dev  ## make the parts of docs/ that come from the program: command line, rooms, pictures
+	$(BIN)/python scripts/make_docs.py
+
 demo: .venv/dev  ## train a small model for two minutes, average its checkpoints, compare
 	$(BIN)/python scripts/demo.py
 
@@ -46,7 +49,7 @@ bench: .venv/bench .venv/trainers  ## measure on small sets, beside other tools 
 	$(PIP_INSTALL) ema-pytorch
 	$(BIN)/python scripts/bench_online.py --rounds 5
 
-bench-full: .venv/bench  ## the sizes of BENCHMARKS.md: half an hour on a quiet machine, 25 GB of disk
+bench-full: .venv/bench  ## the sizes of docs/benchmarks.md: half an hour on a quiet machine, 25 GB of disk
 	$(BIN)/python scripts/bench.py --full
 
 bench-online: .venv/trainers  ## measure an update of a live model beside other tools; figures go to .bench/

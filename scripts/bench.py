@@ -1,7 +1,7 @@
 """Measure ema-cli beside what else averages checkpoints, and beside the limit: to read the bytes and write the result.
 
-Run by `make bench` on small sets, in about a minute; `--full` takes the sizes that BENCHMARKS.md is about. Data sets
-are made under --data, one after the other, and deleted when they are measured.
+Run by `make bench` on small sets, in about a minute; `--full` takes the sizes of docs/benchmarks.md. Data sets are
+made under --data, one after the other, and deleted when they are measured.
 
     python scripts/bench.py --full --sets A,D --rounds 7
     python scripts/bench.py --from .bench/bench.json --markdown table.md --chart chart.png

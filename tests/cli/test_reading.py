@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import OWN_FILES, Outcome, make_tensors, oracle, write_torch_run
-from tests.table import builders as made
+from tests.docs.table import builders as made
 
 Cli = Callable[..., Outcome]
 Tensors = dict[str, torch.Tensor]

@@ -1,19 +1,19 @@
-"""The README's examples for trainers run as they are printed, with the trainers' own libraries."""
+"""The examples for trainers run as the pages show them, with the trainers' own libraries."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.docs.pages import PAGES, ROOT, blocks
+
 pytestmark = pytest.mark.trainers
 
-ROOT = Path(__file__).parent.parent.parent
-BLOCKS = re.findall(r"^```py\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+BLOCKS = [block.text for page in PAGES for block in blocks(page) if block.language == "py"]
 # What the libraries miss on a machine without a GPU, and Composer without the client of its makers' platform.
 _PRELUDE = """
 import sys, types
