@@ -11,8 +11,7 @@ from typing import Protocol
 
 from ema_cli.dtypes import DType
 from ema_cli.law.time import Unit
-from ema_cli.storage.local import InputFile
-from ema_cli.storage.source import ByteSource
+from ema_cli.storage.source import ByteSource, InputFile
 
 MAX_TENSORS = 1 << 19  # in one checkpoint; the largest models have a third of that
 MIN_CLOCK = Fraction(1, 10**30)  # above 0; a time has no smaller exponent either

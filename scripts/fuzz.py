@@ -143,9 +143,9 @@ def fuzz_metadata(around: Path) -> Reader:
 def fuzz_trainer_state(around: Path) -> Reader:
     """Read the Trainer's clocks."""
     from ema_cli.formats.trainers.trainer_state import read_trainer_state
-    from ema_cli.storage.local import InputFile
+    from ema_cli.storage.location import location
 
-    return lambda data: read_trainer_state(InputFile(replaced(around / "trainer_state.json", data)))
+    return lambda data: read_trainer_state(location(replaced(around / "trainer_state.json", data)).open())
 
 
 def fuzz_adapter(around: Path) -> Reader:

@@ -19,7 +19,7 @@ from ema_cli.formats.options import LEAVE_OUT, ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.prefixes import strip_prefixes
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 
 
 class Reader(Protocol):
@@ -72,5 +72,5 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         raise CheckpointError("a folder without a checkpoint", subject=path, hint=WHAT_IS_READ)
     if os.path.isfile(path) and path.stat().st_size < 8:  # noqa: PTH113 - which raises nothing
         raise IncompleteCheckpoint("is empty", subject=path, hint="its writer did not finish")
-    InputFile(path)  # which says so if it cannot be read at all
+    location(path).open()  # which says so if it cannot be read at all
     raise NoWeights("not a checkpoint of a format that is read", subject=path, hint=WHAT_IS_READ)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 
 
 def first_bytes(path: Path, count: int) -> bytes:
@@ -14,7 +14,7 @@ def first_bytes(path: Path, count: int) -> bytes:
     if not os.path.isfile(path):  # noqa: PTH113 - which raises nothing
         return b""
     try:
-        file = InputFile(path)
+        file = location(path).open()
         return file.read(0, min(count, file.size))
     except CheckpointError:
         return b""  # whoever opens it says why

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, NoReturn
 
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.source import InputFile
 
 _MAX_VALUES = 8_000_000  # a tensor takes some ten in a header; a million steps of a log, as many
 

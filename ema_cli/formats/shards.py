@@ -10,7 +10,7 @@ from pathlib import Path
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Tensors, TensorSpec
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import read_json
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 from ema_cli.storage.source import ByteSource
 
 _MAX_INDEX_BYTES = 100_000_000
@@ -87,7 +87,7 @@ def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[Sha
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    index = read_json(InputFile(path), _MAX_INDEX_BYTES)
+    index = read_json(location(path).open(), _MAX_INDEX_BYTES)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("has no 'weight_map'", subject=path)

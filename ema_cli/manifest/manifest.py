@@ -20,7 +20,7 @@ from ema_cli.formats.json_text import read_json
 from ema_cli.manifest.fingerprint import CHECKSUM, FINGERPRINT
 from ema_cli.manifest.schema import mismatch, read_schema
 from ema_cli.planning.plan import Entry, Plan
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 30
@@ -171,7 +171,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         CheckpointError: where it cannot be read, or is not as ema-cli writes it.
     """
-    manifest = read_json(InputFile(path), _MAX_BYTES)
+    manifest = read_json(location(path).open(), _MAX_BYTES)
     wrong = mismatch(manifest, read_schema("manifest"))
     if wrong:
         raise CheckpointError(f"is no manifest that this version of ema-cli reads: {wrong}", subject=path)

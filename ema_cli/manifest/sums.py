@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 
 FOLDER_NAME = "ema-manifest.json"
 SUMS_NAME = "SHA256SUMS"
@@ -45,7 +45,7 @@ def is_own_sidecar(path: Path, name: str) -> bool:
     """
     if path.is_symlink() or not path.is_file():
         return False
-    file = InputFile(path)
+    file = location(path).open()
     if path.name.endswith(SUMS_SUFFIX):
         text = file.read(0, min(file.size, _MAX_SUMS_BYTES))
         try:

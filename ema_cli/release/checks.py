@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.errors import CheckpointError, EmaError, at_terminal
+from ema_cli.errors import CheckpointError, EmaError, Missing, Unreadable, at_terminal
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import open_index
@@ -21,7 +21,8 @@ from ema_cli.manifest.sums import parse_sums
 from ema_cli.release.mark import mark_differences
 from ema_cli.release.published import Published
 from ema_cli.release.read_file import FileSum, read_file
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.system.threads import thread_errors
 
@@ -99,7 +100,7 @@ class Checks:
             self.say(path.name, "is missing")
             return
         try:
-            file = InputFile(path)
+            file = location(path).open()
             if file.size > _MAX_SUMS_BYTES:
                 raise CheckpointError(f"{file.size} bytes are too many for sums", subject=path)
             self.sums = parse_sums(file.read(0, file.size), str(path))
@@ -126,7 +127,7 @@ class Checks:
             self._compare_lists(name)
             path = self.published.folder / name
             try:
-                self.files[name] = InputFile(path)
+                self.files[name] = location(path).open()
             except CheckpointError as error:
                 self._say_error(name, path, error)
 
@@ -321,6 +322,6 @@ class Checks:
 
     def _say_error(self, name: str, path: Path, error: EmaError) -> None:
         """Note what is wrong with a file; but what only this process cannot read, is an error."""
-        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+        if isinstance(error, Unreadable) and not isinstance(error, Missing):
             raise error
         self.say(name, error.message(at_terminal, known=path))

@@ -15,7 +15,8 @@ from typing import Any
 from ema_cli._version import __version__
 from ema_cli.manifest.manifest import Manifest
 from ema_cli.release.published import Published
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
 from ema_cli.writing.outputs import Output
 
 _STEP = 1 << 20
@@ -79,7 +80,7 @@ def side_file_differences(manifest: Manifest, output: Output, published: Publish
         path = published.folder / name
         if not path.exists():
             problems.append(f"{path}: is missing, but the newest checkpoint gives it")
-        elif not _same(InputFile(path), content):
+        elif not _same(location(path).open(), content):
             problems.append(f"{path}: is not what the newest checkpoint gives")
     return problems
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dtypes import DType
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.source import InputFile
 
 _BLOCK_BYTES = 1 << 20
 

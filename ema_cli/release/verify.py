@@ -13,7 +13,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.manifest.manifest import Manifest
 from ema_cli.release.checks import Checks
 from ema_cli.release.published import Published
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.source import InputFile
 from ema_cli.system.progress import ProgressCallback, no_progress
 
 

@@ -228,7 +228,7 @@ def _drop_aliases(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[Pass
     kept: dict[object, Checkpoint] = {}
     dropped = []
     for checkpoint in sorted(opened, key=_preference):
-        key = tuple((file.device, file.inode) for file in checkpoint.files)
+        key = tuple(file.identity for file in checkpoint.files)
         if key in kept:
             dropped.append(PassedOver(checkpoint.name, f"the same file as {kept[key].name}"))
         else:

@@ -1,40 +1,125 @@
-"""Regular files read by range, with few descriptors open whatever the number of files. No memory mapping.
+"""Local files and folders. Files are read by range, with few descriptors open whatever their number.
 
-A file that is cut short under a mapping kills the process with SIGBUS; here it is an error with a name. Network
-file systems read several times faster this way, too.
+There is no memory mapping: a file that is cut short under a mapping kills the process with SIGBUS; here it is an error
+with a name. Network file systems read several times faster this way, too.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
 from collections import OrderedDict
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import CheckpointError, Missing, Unreadable
+from ema_cli.storage.info import Entry, Identity, Info, Kind
+
+if TYPE_CHECKING:
+    from ema_cli.storage.staging import Staging
 
 _MAX_OPEN = 128
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_NOT_REGULAR = "is not a regular file"
+_HINT_REWRITTEN = "average a run that is not being rewritten"
+_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.LINK}
 
 
-class InputFile:
-    """An input that must not change while we use it. Safe to read from several threads.
+@dataclass(frozen=True, slots=True)
+class LocalPath:
+    """A place in the local file system; a `Location`."""
+
+    path: Path
+
+    def info(self, *, follow: bool = True) -> Info:
+        """Return what lies here, or behind the link that lies here; without `follow`, the link itself."""
+        try:
+            status = os.stat(self.path, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno in _NOTHING_THERE:
+                return Info(Kind.MISSING)
+            raise _unreadable("cannot be looked at", self.path, error) from error
+        except ValueError:  # a name with a zero byte, which nothing can have
+            return Info(Kind.MISSING)
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), Kind.OTHER)
+        return Info(kind, status.st_size if kind is Kind.FILE else 0, _identity(status))
+
+    def entries(self) -> list[Entry]:
+        """Return what the folder here holds, in no order."""
+        try:
+            with os.scandir(self.path) as found:
+                return [self._entry(entry) for entry in found]
+        except OSError as error:
+            raise _unreadable("cannot be looked into", self.path, error) from error
+
+    def open(self) -> LocalFile:
+        """Return the file here, to be read by range."""
+        return LocalFile(self.path)
+
+    def resolve(self) -> Path:
+        """Return the absolute path of this place without links in it."""
+        try:
+            return self.path.resolve()
+        except OSError as error:
+            raise _unreadable("cannot be looked at", self.path, error) from error
+
+    def free_bytes(self) -> int:
+        """Return how many bytes can be written into the folder here."""
+        from ema_cli.storage.output_stream import output_errors
+
+        with output_errors(self.path):
+            space = os.statvfs(self.path)
+        return space.f_bavail * space.f_frsize
+
+    def make_folder(self) -> None:
+        """Make a folder here, and those around it, unless there is one already."""
+        from ema_cli.storage.output_stream import output_errors
+
+        with output_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def staging(self) -> AbstractContextManager[Staging]:
+        """Return a private place for what will be published here, all of it or nothing."""
+        from ema_cli.storage.staging import Staging  # which only those need who write
+
+        return Staging(self.path)
+
+    def _entry(self, entry: os.DirEntry[str]) -> Entry:
+        path = self.path / entry.name
+        if entry.is_symlink():
+            try:
+                kind = LocalPath(path).info().kind
+            except Unreadable:
+                kind = Kind.OTHER  # it leads to where this process must not look
+            return Entry(path, kind, is_link=True)
+        if entry.is_dir(follow_symlinks=False):
+            return Entry(path, Kind.FOLDER, is_link=False)
+        kind = Kind.FILE if entry.is_file(follow_symlinks=False) else Kind.OTHER
+        return Entry(path, kind, is_link=False)
+
+
+class LocalFile:
+    """A regular file that must not change while we use it; an `InputFile`. Safe to read from several threads.
 
     Raises:
-        CheckpointError: for what is not a regular file, cannot be read, or has changed since it was opened.
+        CheckpointError: where no regular file is there, or it has changed since it was opened.
+        Unreadable: where the file system refuses to open it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._users = 0
-        self._identity: tuple[int, int, int, int] | None = None
-        self._take_descriptor()
-        self._give_back()
-        found = self._identity
-        assert found is not None
-        self.device: int = found[0]
-        self.inode: int = found[1]
-        self._size: int = found[2]
+        descriptor, status = self._open()
+        self._identity = _identity(status)
+        self._size = status.st_size
+        with _lock:
+            _open_files[self] = descriptor
+            if len(_open_files) > _MAX_OPEN:
+                _close_idle()
 
     @property
     def path(self) -> Path:
@@ -45,6 +130,11 @@ class InputFile:
     def size(self) -> int:
         """Return the size in bytes, as it was when the file was opened first."""
         return self._size
+
+    @property
+    def identity(self) -> Identity:
+        """Return what tells the file, as it was when it was opened first, from every other."""
+        return self._identity
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from byte `offset`."""
@@ -62,40 +152,38 @@ class InputFile:
                     raise CheckpointError(
                         f"ends at byte {offset} while it is read",
                         subject=self.path,
-                        hint="something cut it short; average a run that is not being rewritten",
+                        hint=f"something cut it short; {_HINT_REWRITTEN}",
                     )
                 offset += count
                 out = out[count:]
         except OSError as error:
-            raise CheckpointError(f"cannot be read at byte {offset}: {error.strerror}", subject=self.path) from error
+            raise _unreadable(f"cannot be read at byte {offset}", self.path, error) from error
         finally:
             self._give_back()
 
     def check_unchanged(self) -> None:
         """Raise a CheckpointError if what lies at the path is not what was opened."""
         try:
-            found = os.stat(self.path)  # noqa: PTH116 - one stat call, as in _open
+            status = os.stat(self.path)
         except OSError as error:
-            raise CheckpointError(f"disappeared while it was used: {error.strerror}", subject=self.path) from error
-        self._check_identity(found)
+            raise _unreadable("disappeared while it was used", self.path, error) from error
+        self._check_identity(status)
 
-    def _check_identity(self, found: os.stat_result) -> None:
-        identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-        if self._identity is None:
-            self._identity = identity
-        if identity != self._identity:
-            raise CheckpointError(
-                "changed while it was used",
-                subject=self.path,
-                hint="average a run that is not being rewritten",
-            )
+    def _check_identity(self, status: os.stat_result) -> None:
+        if _identity(status) != self._identity:
+            raise CheckpointError("changed while it was used", subject=self.path, hint=_HINT_REWRITTEN)
 
     def _take_descriptor(self) -> int:
         """Return a descriptor that stays open until it is given back."""
         with _lock:
             descriptor = _open_files.get(self)
             if descriptor is None:
-                descriptor = self._open()
+                descriptor, status = self._open()
+                try:
+                    self._check_identity(status)
+                except BaseException:
+                    os.close(descriptor)
+                    raise
                 _open_files[self] = descriptor
             _open_files.move_to_end(self)
             self._users += 1
@@ -107,29 +195,29 @@ class InputFile:
         with _lock:
             self._users -= 1
 
-    def _open(self) -> int:
+    def _open(self) -> tuple[int, os.stat_result]:
+        """Return a new descriptor of the file, and what the file system says of it."""
         descriptor = -1
         try:
             # Before it is opened, too: to open a device can be an action of its own.
-            if not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116
-                raise CheckpointError("is not a regular file", subject=self.path)
+            if not stat.S_ISREG(os.stat(self.path).st_mode):
+                raise CheckpointError(_NOT_REGULAR, subject=self.path)
             # O_NONBLOCK: should a FIFO take its place now, nobody waits for a writer that never comes.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise CheckpointError("is not a regular file", subject=self.path)
-            self._check_identity(found)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(_NOT_REGULAR, subject=self.path)
         except BaseException as error:
             if descriptor >= 0:
                 os.close(descriptor)
             if isinstance(error, OSError):
-                raise CheckpointError(f"cannot be opened: {error.strerror}", subject=self.path) from error
+                raise _unreadable("cannot be opened", self.path, error) from error
             raise
-        return descriptor
+        return descriptor, status
 
 
 _lock = threading.Lock()
-_open_files: OrderedDict[InputFile, int] = OrderedDict()
+_open_files: OrderedDict[LocalFile, int] = OrderedDict()
 
 
 def _close_idle() -> None:
@@ -137,3 +225,15 @@ def _close_idle() -> None:
     idle = [file for file in _open_files if file._users == 0]
     for file in idle[: len(_open_files) - _MAX_OPEN]:
         os.close(_open_files.pop(file))
+
+
+def _identity(status: os.stat_result) -> Identity:
+    if stat.S_ISDIR(status.st_mode):
+        return Identity((status.st_dev, status.st_ino))
+    return Identity((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+def _unreadable(what: str, path: Path, error: OSError) -> Unreadable:
+    """Return the error that says what the file system refuses, and why."""
+    kind = Missing if error.errno == errno.ENOENT else Unreadable
+    return kind(f"{what}: {error.strerror}", subject=path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ema_cli.errors import CheckpointError
+from ema_cli.storage.info import Identity
 
 
 class ByteSource(Protocol):
@@ -28,6 +29,19 @@ class ByteSource(Protocol):
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from byte `offset`."""
+        ...
+
+
+class InputFile(ByteSource, Protocol):
+    """A whole file, which must not change while it is used."""
+
+    @property
+    def identity(self) -> Identity:
+        """Return what tells the file, as it was when it was opened, from every other."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise a CheckpointError if what lies at the path is not what was opened."""
         ...
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ema_cli.checkpoint import TensorSpec
-from ema_cli.errors import EmaError, OutputError, VerificationError
+from ema_cli.errors import EmaError, OutputError, Unreadable, VerificationError
 from ema_cli.folding.blocks import joined
 from ema_cli.folding.fold import Write
 from ema_cli.formats.output_file import OutputFile
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.writer import TorchOutput
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, output_errors
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.outputs import Output
@@ -138,11 +138,11 @@ def read_back(path: Path, file: OutputFile) -> None:
 def _torch_specs(path: Path) -> Mapping[str, TensorSpec]:
     """Return the tensors that are in the file, which must be marked as ours."""
     try:
-        found = open_torch(InputFile(path))
+        found = open_torch(location(path).open())
         return found.weights(found.root).specs if found.recipe else {}
+    except Unreadable as error:
+        raise OutputError(f"cannot be read back: {error}", subject=path.name) from error
     except EmaError as error:
-        if isinstance(error.__cause__, OSError):
-            raise OutputError(f"cannot be read back: {error}", subject=path.name) from error
         raise VerificationError(f"does not read back: {error}", subject=path.name) from error
 
 

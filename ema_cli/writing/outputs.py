@@ -19,7 +19,7 @@ from ema_cli.formats.torch_save.writer import lay_out_torch_file
 from ema_cli.manifest.manifest import recipe_facts
 from ema_cli.manifest.sums import FOLDER_NAME
 from ema_cli.planning.plan import Plan
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.source import InputFile
 from ema_cli.writing.card import CARD_NAME, CONFIGS, model_card
 from ema_cli.writing.side_files import find_side_files, set_config_dtype
 from ema_cli.writing.target import Target

@@ -11,7 +11,8 @@ from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.folders.huggingface import module_folders
 from ema_cli.formats.trainers.layouts import MODULES
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
 
 # What `from_pretrained` of models, tokenizers and processors may look for. Never optimizer, RNG, trainer state
 # or training arguments: a list of what is wanted, so that a new kind of state cannot slip through.
@@ -43,7 +44,7 @@ def find_side_files(folder: Path) -> list[InputFile]:
     for name in (*_FOLDERS, *modules):
         if (folder / name).is_dir():
             found += [path for path in sorted((folder / name).iterdir()) if path.is_file()]
-    files = [InputFile(path) for path in found]
+    files = [location(path).open() for path in found]
     for file in files:
         if file.size > _MAX_SIDE_BYTES:
             raise CheckpointError(f"{file.size} bytes are too many for a side file", subject=file.path)

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.errors import EmaError, OutputError, UsageError, option
+from ema_cli.errors import EmaError, OutputError, Unreadable, UsageError, option
 from ema_cli.formats.folders import huggingface as hf_directory
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, is_own_sidecar, sidecars
 from ema_cli.planning.plan import Plan
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.source import InputFile
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
 _TORCH_SUFFIXES = (".pt", ".pth")
@@ -207,11 +207,9 @@ def _listed(path: Path) -> set[str]:
         return set()
     try:
         checkpoint = reader.open_checkpoint(path, ReadOptions())
-    except EmaError as error:
-        if isinstance(error.__cause__, OSError):  # nobody knows what is in it
-            raise OutputError(
-                f"cannot be looked into: {error}", subject=path, hint="write elsewhere with -o"
-            ) from error
+    except Unreadable as error:  # nobody knows what is in it
+        raise OutputError(f"cannot be looked into: {error}", subject=path, hint="write elsewhere with -o") from error
+    except EmaError:
         return set()
     if not checkpoint.recipe:
         return set()

@@ -21,7 +21,7 @@ from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import open_run
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.local import LocalFile
 from ema_cli.writing import files
 from ema_cli.writing.target import Target, default_target, parse_target
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
@@ -155,14 +155,14 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         save_file(make_tensors(step), tmp_path / "run" / f"step-{step}.safetensors")
     plans = plans_of(tmp_path / "run", ["3ba", "0ba", "20ba", "infba"], start=Time.parse("2ba"))
     read: dict[tuple[str, int], int] = {}
-    real = InputFile.read_into
+    real = LocalFile.read_into
 
-    def counting(self: InputFile, offset: int, out: memoryview) -> None:
+    def counting(self: LocalFile, offset: int, out: memoryview) -> None:
         for at in range(offset, offset + len(out)):
             read[self.path.name, at] = read.get((self.path.name, at), 0) + 1
         real(self, offset, out)
 
-    monkeypatch.setattr(InputFile, "read_into", counting)
+    monkeypatch.setattr(LocalFile, "read_into", counting)
     done = averaging.average(plans, Target(tmp_path / "out", is_folder=True), manifest=False)
     assert set(read.values()) == {1}
     # Floats of the five that enter; the counters of the oldest and the newest, which end averages.

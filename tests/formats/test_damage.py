@@ -35,7 +35,7 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.formats.pickles.unpickle import describe_storage, unpickle
 from ema_cli.formats.pickles.values import KNOWN_CALLS, Inert, Name, PickleError, Storage
 from ema_cli.formats.pickles.whole_module import module_tensors
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 from tests.formats.containers import DTYPE_NAMES
 from tests.formats.test_contract import read_range, stored_bytes
 
@@ -585,7 +585,7 @@ def test_a_dict_as_a_key(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(good.replace(mark, b"}"))
     assert mark in good
     with pytest.raises(PickleError, match="a dict as a key"):
-        unpickle(InputFile(tmp_path / "a.pkl"))
+        unpickle(location(tmp_path / "a.pkl").open())
 
 
 def test_a_pickle_that_ends_in_the_middle_of_a_value(tmp_path: Path) -> None:
@@ -595,7 +595,7 @@ def test_a_pickle_that_ends_in_the_middle_of_a_value(tmp_path: Path) -> None:
     for name, damaged in {"mark": good[:-2] + b".", "value": good[:2] + b"N" + good[2:]}.items():
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(PickleError, match="in the middle of a value"):
-            unpickle(InputFile(tmp_path / name))
+            unpickle(location(tmp_path / name).open())
 
 
 def endless() -> list[object]:

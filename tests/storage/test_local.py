@@ -10,7 +10,7 @@ import pytest
 
 from ema_cli.errors import CheckpointError
 from ema_cli.formats import open_checkpoint
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.local import LocalFile
 
 MANY = 300  # more than are ever kept open
 
@@ -32,7 +32,7 @@ def test_any_range_is_read(tmp_path: Path) -> None:
     """Bytes come from where they were asked for, none past the end."""
     path = tmp_path / "a"
     path.write_bytes(bytes(range(200)))
-    file = InputFile(path)
+    file = LocalFile(path)
     assert file.size == 200
     assert file.read(0, 200) == bytes(range(200))
     assert file.read(37, 5) == bytes(range(37, 42))
@@ -42,7 +42,7 @@ def test_any_range_is_read(tmp_path: Path) -> None:
 def test_few_descriptors_stay_open(tmp_path: Path) -> None:
     """However many files are open, the process holds a bounded number of descriptors, and all can be read."""
     before = open_descriptors()
-    files = [InputFile(path) for path in write_many(tmp_path)]
+    files = [LocalFile(path) for path in write_many(tmp_path)]
     assert open_descriptors() - before <= 130
     for number in (0, MANY - 1, 5, 150, 0):
         assert files[number].read(0, 8) == f"file {number:03}".encode()
@@ -51,7 +51,7 @@ def test_few_descriptors_stay_open(tmp_path: Path) -> None:
 
 def test_many_threads_read_many_files(tmp_path: Path) -> None:
     """Threads that fight for descriptors each get their own file's bytes."""
-    files = [InputFile(path) for path in write_many(tmp_path)]
+    files = [LocalFile(path) for path in write_many(tmp_path)]
     numbers = [(7 * step) % MANY for step in range(4 * MANY)]
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda number: files[number].read(5, 3), numbers))
@@ -63,7 +63,7 @@ def test_reading_past_the_end_names_the_file_and_the_byte(tmp_path: Path) -> Non
     path = tmp_path / "a"
     path.write_bytes(bytes(10))
     with pytest.raises(CheckpointError) as caught:
-        InputFile(path).read(8, 4)
+        LocalFile(path).read(8, 4)
     assert str(caught.value) == f"{path}: ends at byte 10 while it is read"
 
 
@@ -71,7 +71,7 @@ def test_a_file_cut_short_while_open_is_an_error(tmp_path: Path) -> None:
     """A truncation under our feet gives an error with the file's name; a mapping would kill the process."""
     path = tmp_path / "a"
     path.write_bytes(bytes(1 << 20))
-    file = InputFile(path)
+    file = LocalFile(path)
     os.truncate(path, 5000)
     with pytest.raises(CheckpointError) as caught:
         file.read(0, 1 << 20)
@@ -104,7 +104,7 @@ def test_a_file_that_changed_is_noticed(change: object, tmp_path: Path) -> None:
     assert callable(change)
     path = tmp_path / "a"
     path.write_bytes(bytes(10))
-    file = InputFile(path)
+    file = LocalFile(path)
     file.check_unchanged()
     change(path)
     with pytest.raises(CheckpointError) as caught:
@@ -116,7 +116,7 @@ def test_a_file_that_disappeared_is_noticed(tmp_path: Path) -> None:
     """A file that was removed while it was used is an error."""
     path = tmp_path / "a"
     path.write_bytes(b"x")
-    file = InputFile(path)
+    file = LocalFile(path)
     path.unlink()
     with pytest.raises(CheckpointError) as caught:
         file.check_unchanged()
@@ -126,8 +126,8 @@ def test_a_file_that_disappeared_is_noticed(tmp_path: Path) -> None:
 def test_a_file_replaced_while_its_descriptor_was_closed_is_not_read(tmp_path: Path) -> None:
     """A file whose descriptor had to be closed is checked when it is opened again: no mixture of two files."""
     first, *others = write_many(tmp_path)
-    file = InputFile(first)
-    opened = [InputFile(path) for path in others]
+    file = LocalFile(first)
+    opened = [LocalFile(path) for path in others]
     replace(first)
     with pytest.raises(CheckpointError) as caught:
         file.read(0, 8)
@@ -142,7 +142,7 @@ def test_special_files_are_refused_without_waiting(tmp_path: Path) -> None:
     before = open_descriptors()
     for path in (fifo, tmp_path, Path("/dev/null")):
         with pytest.raises(CheckpointError) as caught:
-            InputFile(path)
+            LocalFile(path)
         assert str(caught.value) == f"{path}: is not a regular file"
     assert open_descriptors() == before
 
@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_opened_names_itself(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("missing", "dangling"):
         with pytest.raises(CheckpointError) as caught:
-            InputFile(tmp_path / name)
+            LocalFile(tmp_path / name)
         assert str(caught.value) == f"{tmp_path / name}: cannot be opened: No such file or directory"
 
 

@@ -19,7 +19,9 @@ from ema_cli.manifest.manifest import manifest_text
 from ema_cli.manifest.sums import is_own_sidecar, sidecars, sums_text
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import open_run
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.local import LocalFile
+from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
 from ema_cli.writing.target import Target, check_target, default_target, parse_target, place, published
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
 
@@ -111,7 +113,7 @@ def test_one_average_is_placed_as_ever(tmp_path: Path):
 def test_several_averages_need_a_folder_of_their_own(tmp_path: Path, path: str):
     """One file, and a pattern that would fill the folder that is there already, are usage errors that say how."""
     write_torch_run(tmp_path, [1, 2])
-    with pytest.raises(UsageError, match="--output") as raised:
+    with pytest.raises(UsageError, match=r"^target=") as raised:
         placed(path, plans_of(tmp_path, "2ba", "3ba"))
     assert raised.value.hint == "as -o averages/ema-{half_life}.safetensors, or -o averages"
 
@@ -230,13 +232,13 @@ def test_a_long_manifest_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.M
     rows = ({"name": f"layers.{number}", "shape": [4096, 4096]} for number in range(50_000))
     sidecars(path)[0].write_bytes(b"".join(manifest_text({"tool": {"name": "ema-cli", "version": "0"}}, rows)))
     sizes = []
-    real = InputFile.read
+    real = LocalFile.read
 
-    def read(file: InputFile, offset: int, size: int) -> bytes:
+    def read(file: LocalFile, offset: int, size: int) -> bytes:
         sizes.append(size)
         return real(file, offset, size)
 
-    monkeypatch.setattr(InputFile, "read", read)
+    monkeypatch.setattr(LocalFile, "read", read)
     check_target(Target(path, False), (), force=False)
     assert 0 < sum(sizes) < 2 << 20 < sidecars(path)[0].stat().st_size
 
@@ -276,7 +278,7 @@ def test_an_input_is_never_replaced(tmp_path: Path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     save_file(make_tensors(1), folder / "model.safetensors")
-    inputs = (InputFile(folder / "model.safetensors"),)
+    inputs = (location(folder / "model.safetensors").open(),)
     refuse(Target(folder / ".." / "checkpoint" / "model.safetensors", False), "holds an input", inputs=inputs)
     refuse(Target(folder, True), "holds an input, model.safetensors", inputs=inputs)
 

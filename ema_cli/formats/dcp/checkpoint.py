@@ -26,13 +26,13 @@ from ema_cli.formats.trainers.layouts import DCP_CLOCKS, DCP_META, DCP_METADATA,
 from ema_cli.formats.trainers.places import progress_of
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.law.time import Unit
-from ema_cli.storage.local import InputFile
-from ema_cli.storage.source import FileRegion
+from ema_cli.storage.location import location
+from ema_cli.storage.source import FileRegion, InputFile
 
 
 def open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     """Read the `.metadata` of the checkpoint at `path`, whose shards lie in `folder`; raise as `open_checkpoint`."""
-    metadata = read_metadata(InputFile(folder / DCP_METADATA))
+    metadata = read_metadata(location(folder / DCP_METADATA).open())
     reader = _Reader(folder, metadata)
     try:
         model = find_model(metadata, options)
@@ -117,7 +117,7 @@ def _check_record(folder: Path, name: str, record: Record, files: dict[str, Inpu
     if record.file not in files:
         if not os.path.exists(folder / record.file):  # noqa: PTH110
             raise IncompleteCheckpoint(f"shard '{record.file}' is missing", subject=folder)
-        files[record.file] = InputFile(folder / record.file)
+        files[record.file] = location(folder / record.file).open()
     if record.start + record.size > files[record.file].size:
         raise IncompleteCheckpoint(
             f"{folder / record.file}: cut short: '{name}' reaches to byte {record.start + record.size} "
@@ -193,10 +193,10 @@ def _mentions_active(value: Any) -> bool:
 def _sidecar_progress(path: Path, folder: Path) -> tuple[Progress | None, tuple[InputFile, ...]]:
     """Return the clocks that lie in a file beside the shards, and that file."""
     if (folder / DCP_META).is_file():
-        meta = InputFile(folder / DCP_META)
+        meta = location(folder / DCP_META).open()
         root = open_torch(meta).root
         return progress_of(root) if isinstance(root, dict) else None, (meta,)
     if (path / TRAINER_STATE).is_file():
-        state = InputFile(path / TRAINER_STATE)
+        state = location(path / TRAINER_STATE).open()
         return read_trainer_state(state), (state,)
     return None, ()

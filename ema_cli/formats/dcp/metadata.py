@@ -18,7 +18,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import Inert, Name, PickleError
 from ema_cli.formats.shards import is_plain_name
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.source import InputFile
 
 _MODULE = "torch.distributed.checkpoint.metadata"
 _METADATA, _TENSOR, _BYTES = (

@@ -12,8 +12,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.dcp.metadata import Piece, StoredTensor, find_clash
 from ema_cli.formats.dcp.records import RecordReader
 from ema_cli.formats.torch_save.tensors import TorchTensors
-from ema_cli.storage.local import InputFile
-from ema_cli.storage.source import FileRegion
+from ema_cli.storage.source import FileRegion, InputFile
 
 _MAX_OPENED = 64
 

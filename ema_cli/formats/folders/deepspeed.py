@@ -14,7 +14,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import names_in
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 
 if TYPE_CHECKING:
     from ema_cli.formats.torch_save.tensors import TorchFile
@@ -56,7 +56,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     ):
         if any(pattern.search(name) for name in names):
             raise CheckpointError(f"a DeepSpeed checkpoint, {what}", subject=path, hint=hint)
-    files = [InputFile(folder / name) for name in models]
+    files = [location(folder / name).open() for name in models]
     opened = [torch_file.open_torch(file) for file in files]
     # The other ranks' files may lie on other machines.
     ranks = max([len(models), *map(_ranks, opened)])

@@ -19,7 +19,7 @@ from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.layouts import ADAPTERS, BASES, MODULES, SHARD, TRAINER_STATE
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.formats.trainers.trainer_state import _MAX_STATE_BYTES, read_trainer_state
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 
 _CONFIG = "config.json"
 _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
@@ -46,7 +46,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     checkpoint = _open_weights(path / name, options)
     progress, files = checkpoint.progress, checkpoint.files
     if TRAINER_STATE in names:
-        state = InputFile(path / TRAINER_STATE)
+        state = location(path / TRAINER_STATE).open()
         progress, files = read_trainer_state(state), (*files, state)
     settings, more = adapter_settings(path) if base in ADAPTERS else ({}, ())
     return dataclasses.replace(
@@ -75,7 +75,7 @@ def _check_modules(path: Path, names: set[str]) -> None:
 
 def module_folders(path: Path) -> list[str]:
     """Return the folders of a model's modules below its own, as its modules.json lists them."""
-    listed = read_json(InputFile(path / MODULES), _MAX_STATE_BYTES)
+    listed = read_json(location(path / MODULES).open(), _MAX_STATE_BYTES)
     found = [each.get("path") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     return [name for name in found if isinstance(name, str) and is_plain_name(name)]
 
@@ -91,7 +91,7 @@ def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
     # Which of the parts says that it is averages, if any does, only all of them tell.
     each = dataclasses.replace(options, weights=None)
     weights, parts = open_index(path, lambda part: _open_weights(part, each))
-    files = (InputFile(path), *(file for part in parts for file in part.files))
+    files = (location(path).open(), *(file for part in parts for file in part.files))
     averaged = next((part.averaged for part in parts if part.averaged), None)
     whole = dataclasses.replace(parts[0], path=path.parent, tensors=weights, files=files, averaged=averaged)
     return settle_averages(whole, options)
@@ -116,7 +116,7 @@ def _is_ema_model(path: Path) -> bool:
     """Return whether the configuration is one that Diffusers' EMAModel wrote, with averages as the weights."""
     if not (path / _CONFIG).is_file():
         return False
-    config = read_json(InputFile(path / _CONFIG), _MAX_STATE_BYTES)
+    config = read_json(location(path / _CONFIG).open(), _MAX_STATE_BYTES)
     return isinstance(config, dict) and "optimization_step" in config
 
 

@@ -17,7 +17,8 @@ from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, 
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import parse_json, unique
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
 _MAX_ELEMENTS = 1 << 62
@@ -64,7 +65,7 @@ def open_file(path: Path) -> SafetensorsTensors:
     Raises:
         CheckpointError: naming the file, the tensor and what is wrong.
     """
-    file = InputFile(path)
+    file = location(path).open()
     return _read_header(file)
 
 

@@ -21,8 +21,8 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.layouts import COMPOSER, MEGATRON_PART, PARTS, WENET_SIDECAR
 from ema_cli.law.time import Unit
-from ema_cli.storage.local import InputFile
-from ema_cli.storage.source import ByteSource
+from ema_cli.storage.location import location
+from ema_cli.storage.source import ByteSource, InputFile
 
 if TYPE_CHECKING:
     from ema_cli.formats.torch_save.tensors import TorchFile
@@ -46,7 +46,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
             subject=path,
             hint="put the parts together first, with your trainer's own tools",
         )
-    file = InputFile(path)
+    file = location(path).open()
     return from_torch(file, open_torch(file), options)
 
 
@@ -129,7 +129,7 @@ def _wenet_progress(path: Path) -> tuple[Progress, tuple[InputFile, ...]]:
     sidecar = path.with_suffix(WENET_SIDECAR)
     if not os.path.isfile(sidecar):  # noqa: PTH113 - which raises nothing for a long name
         return Progress(), ()
-    file = InputFile(sidecar)
+    file = location(sidecar).open()
     text = file.read(0, file.size).decode("utf-8", "replace") if file.size <= _MAX_YAML_BYTES else ""
     fields = dict(_YAML_COUNT.findall(text))
     if not fields.keys() >= {"epoch", "step"}:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ema_cli.formats.json_text import read_json
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
 
 _CONFIG = "adapter_config.json"
 _MAX_CONFIG_BYTES = 16 << 20
@@ -26,7 +27,7 @@ def adapter_settings(folder: Path) -> tuple[dict[str, str], tuple[InputFile, ...
     path = folder / _CONFIG
     if not path.exists():
         return {}, ()
-    file = InputFile(path)
+    file = location(path).open()
     config = read_json(file, _MAX_CONFIG_BYTES)
     return config_settings(config) if isinstance(config, dict) else {}, (file,)
 

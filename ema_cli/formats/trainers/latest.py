@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.trainers.layouts import LATEST
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 
 _MAX_BYTES = 4096
 _NUMBER = re.compile(r"(\d{1,18})$")
@@ -31,7 +31,7 @@ def _read(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        file = InputFile(path)
+        file = location(path).open()
     except CheckpointError:
         return None  # it vanished, or is no file: then it marks nothing
     return file.read(0, file.size).decode("utf-8", "replace").strip() if file.size <= _MAX_BYTES else None

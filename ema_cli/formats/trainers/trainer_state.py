@@ -9,7 +9,7 @@ from ema_cli.checkpoint import MIN_CLOCK, Clock, Progress
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import is_cut, parse_json
 from ema_cli.law.time import Unit
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.source import InputFile
 
 _MAX_STATE_BYTES = 128 << 20  # it holds the whole log history
 

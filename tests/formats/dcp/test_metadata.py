@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.dcp import metadata as dcp_metadata
 from ema_cli.formats.dcp.metadata import Metadata, Record, read_metadata
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 from tests.formats.containers import DTYPE_NAMES
 from tests.formats.dcp_folders import Pieces, save_folder
 from tests.formats.pickles.test_unpickle import Call
@@ -24,7 +24,7 @@ from tests.formats.pickles.test_unpickle import Call
 
 def read(folder: Path) -> Metadata:
     """Return what the folder's `.metadata` says."""
-    return read_metadata(InputFile(folder / ".metadata"))
+    return read_metadata(location(folder / ".metadata").open())
 
 
 def refusal(folder: Path, name: str | None = None) -> str:

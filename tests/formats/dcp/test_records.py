@@ -12,7 +12,7 @@ import torch
 from ema_cli.errors import EmaError
 from ema_cli.formats.dcp import records
 from ema_cli.formats.dcp.records import RecordReader
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 from ema_cli.storage.source import FileRegion
 
 
@@ -26,7 +26,7 @@ def record_of(value: object) -> bytes:
 def region(folder: Path, data: bytes, name: str = "shard", before: int = 0) -> FileRegion:
     """Return a record in a file, `before` bytes from its beginning."""
     (folder / name).write_bytes(bytes(before) + data)
-    return FileRegion(InputFile(folder / name), before, len(data))
+    return FileRegion(location(folder / name).open(), before, len(data))
 
 
 def outcome(reader: RecordReader, record: FileRegion) -> Any:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.dcp.tensors import DcpTensors
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 from tests.formats.dcp_folders import Box, Pieces
 from tests.formats.test_contract import read_range
 
@@ -24,10 +24,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.complex64, torch.complex128, torc
 
 def open_weights(folder: Path) -> DcpTensors:
     """Return all tensors in the folder."""
-    metadata = read_metadata(InputFile(folder / ".metadata"))
+    metadata = read_metadata(location(folder / ".metadata").open())
     tensors = {name: metadata.tensor(name) for name in metadata.tensors}
     names = {record.file for tensor in tensors.values() for record in tensor.records}
-    return DcpTensors.of(tensors, {name: InputFile(folder / name) for name in sorted(names)})
+    return DcpTensors.of(tensors, {name: location(folder / name).open() for name in sorted(names)})
 
 
 def filled(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:

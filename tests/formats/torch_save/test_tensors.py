@@ -15,7 +15,7 @@ from ema_cli.formats.pickles.values import Inert, Refused, Storage, TensorRef
 from ema_cli.formats.torch_save import tensors
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.tensors import TorchFile
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 from tests.formats.pickles.test_unpickle import Memory
 from tests.formats.test_contract import read_range, stored_bytes
 
@@ -25,7 +25,7 @@ DATA = bytes(range(240))
 def opened(folder: Path, saved: object, name: str = "a.pt", *, legacy: bool = False) -> TorchFile:
     """Save something with torch and open it."""
     torch.save(saved, folder / name, _use_new_zipfile_serialization=not legacy)
-    return open_torch(InputFile(folder / name))
+    return open_torch(location(folder / name).open())
 
 
 def file_of(**sizes: int) -> TorchFile:

@@ -13,7 +13,7 @@ import torch
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.torch_save.zip_directory import data_offset, read_directory
-from ema_cli.storage.local import InputFile
+from ema_cli.storage.location import location
 from tests.formats.test_contract import read_all, read_range, stored_bytes
 
 SAVED = {"w": torch.arange(6.0), "v": torch.ones(3, dtype=torch.int64)}
@@ -61,7 +61,7 @@ def refusal(path: Path) -> EmaError:
 def test_entries_lie_where_torch_finds_them(tmp_path: Path) -> None:
     """Names, sizes and places of all entries equal those that torch's own reader gives."""
     path = save(tmp_path)
-    file = InputFile(path)
+    file = location(path).open()
     theirs = torch._C.PyTorchFileReader(str(path))
     ours = read_directory(file)
     assert sorted(ours) == sorted(f"a/{name}" for name in theirs.get_all_records())

@@ -1,0 +1,80 @@
+"""Facts about a place in storage, as far as one look at it tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+
+class Kind(Enum):
+    """What lies at a location."""
+
+    FILE = "a regular file"
+    FOLDER = "a folder"
+    LINK = "a link"  # only where links are not followed
+    OTHER = "neither a regular file nor a folder"
+    MISSING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Tells one file from every other, and from itself after a change. Equal for all links to it.
+
+    That of a folder stays the same whatever is put into it.
+    """
+
+    parts: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What lies at a location: its kind, its size in bytes (0 unless it is a file), and its identity if it exists."""
+
+    kind: Kind
+    size: int = 0
+    identity: Identity | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Return whether anything is there."""
+        return self.kind is not Kind.MISSING
+
+    @property
+    def is_file(self) -> bool:
+        """Return whether a regular file is there."""
+        return self.kind is Kind.FILE
+
+    @property
+    def is_folder(self) -> bool:
+        """Return whether a folder is there."""
+        return self.kind is Kind.FOLDER
+
+    @property
+    def is_link(self) -> bool:
+        """Return whether a link is there, and was not followed."""
+        return self.kind is Kind.LINK
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a folder. `kind` is that of what a link leads to: `MISSING` where it leads nowhere."""
+
+    path: Path
+    kind: Kind
+    is_link: bool
+
+    @property
+    def name(self) -> str:
+        """Return the last part of the path."""
+        return self.path.name
+
+    @property
+    def is_file(self) -> bool:
+        """Return whether it is a regular file, or a link to one."""
+        return self.kind is Kind.FILE
+
+    @property
+    def is_folder(self) -> bool:
+        """Return whether it is a folder, or a link to one."""
+        return self.kind is Kind.FOLDER

@@ -1,0 +1,90 @@
+"""Places where checkpoints and outputs lie. Nothing outside this room calls the file system for those.
+
+A `Path` is the name of such a place; `location(path)` is the place itself, which can be looked at, listed, read and
+written. Local files are the one kind of storage today. Another kind is a class that does what `Location` says, and a
+case in `location`.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ema_cli.storage.info import Entry, Info
+from ema_cli.storage.local import LocalPath
+from ema_cli.storage.source import InputFile
+
+if TYPE_CHECKING:
+    from ema_cli.storage.staging import Staging
+
+
+class Location(Protocol):
+    """A place in storage: a file, a folder, or one where nothing is yet."""
+
+    @property
+    def path(self) -> Path:
+        """Return its name, for messages and to find others from it."""
+        ...
+
+    def info(self, *, follow: bool = True) -> Info:
+        """Return what lies here, or behind the link that lies here; without `follow`, the link itself.
+
+        Raises:
+            Unreadable: where the storage does not say.
+        """
+        ...
+
+    def entries(self) -> list[Entry]:
+        """Return what the folder here holds, in no order.
+
+        Raises:
+            Unreadable: where it cannot be listed.
+        """
+        ...
+
+    def open(self) -> InputFile:
+        """Return the file here, to be read by range.
+
+        Raises:
+            CheckpointError: where no regular file is here.
+            Unreadable: where it cannot be opened.
+        """
+        ...
+
+    def resolve(self) -> Path:
+        """Return the absolute path of this place without links in it.
+
+        Raises:
+            Unreadable: where the storage does not say.
+        """
+        ...
+
+    def free_bytes(self) -> int:
+        """Return how many bytes can be written into the folder here.
+
+        Raises:
+            OutputError: where the storage does not say.
+        """
+        ...
+
+    def make_folder(self) -> None:
+        """Make a folder here, and those around it, unless there is one already.
+
+        Raises:
+            OutputError: where that is refused.
+        """
+        ...
+
+    def staging(self) -> AbstractContextManager[Staging]:
+        """Return a private place for what will be published here, all of it or nothing.
+
+        Raises:
+            OutputError: where that is refused.
+        """
+        ...
+
+
+def location(path: str | Path) -> Location:
+    """Return the place that a path names."""
+    return LocalPath(Path(path))
