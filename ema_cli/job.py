@@ -158,8 +158,8 @@ def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[s
         different = [name for name in {**kinds[0], **kinds[1]} if kinds[0].get(name) != kinds[1].get(name)]
         if different:
             raise RunError(
-                f"'{different[0]}' has not the types, or the shape, that it has for half-life "
-                f"{plans[0].recipe.half_life}",
+                f"'{different[0]}' has not the types, or the shape, that it has for "
+                f"{plans[0].recipe.law.words().short}",
                 subject=plan.newest.path,
                 hint="average them one by one",
             )

@@ -9,7 +9,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.law.time import Time, Unit
+from ema_cli.law.laws import LAW_KEYS
+from ema_cli.law.time import Time, Unit, interval_text
 from ema_cli.planning.plan import Approximation, Plan
 from ema_cli.runs.run import Run
 from ema_cli.runs.same_model import first_differences
@@ -80,13 +81,11 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     recipe = plan.recipe
     enough = plan.half_life_for(3)
     return {
-        "law": recipe.law,
-        "half_life": str(recipe.half_life) if recipe.half_life else None,
-        "smoothing": recipe.smoothing,
-        "profile": recipe.profile,
-        "sigma_rel": recipe.sigma_rel,
+        "law": recipe.law.name,
+        **dict.fromkeys(LAW_KEYS),
+        **recipe.law.to_dict(),
         "from": "raw" if plan.approximation is None else "stored",
-        "update_interval": str(recipe.interval or "every"),
+        "update_interval": interval_text(recipe.interval),
         "bias_correction": recipe.bias_correction,
         "entries": [
             {"name": each.checkpoint.name, "clock": str(each.clock), "weight": each.weight} for each in plan.entries

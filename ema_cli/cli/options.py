@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ema_cli.dtypes import DType
     from ema_cli.formats.options import ReadOptions
     from ema_cli.law.recipe import Recipe
-    from ema_cli.law.time import Time
     from ema_cli.planning.gates import Gates
 
 LAW, SELECT, READ, WRITE, GATES = "Law", "Which checkpoints", "Reading", "Output", "What is demanded (exit 6)"
@@ -224,26 +223,21 @@ def parse_recipes(
     sigma_rel: float | None,
 ) -> list[Recipe]:
     """Return what is asked for: a recipe for each half-life, or one for the smoothing or the profile."""
-    from ema_cli.law.recipe import EVERY, Recipe
-    from ema_cli.law.time import Time
+    from ema_cli.law.recipe import Recipe
 
-    def time(text: str | None, name: str) -> Time | None:
-        return None if text is None else Time.parse(text, name)
-
-    interval: Any = update_interval if update_interval == EVERY else time(update_interval, "update_interval")
     recipes: list[Recipe] = []
-    each_half_life: Sequence[str | None] = half_lives or [None]
-    for half_life in each_half_life:
+    one_each: Sequence[str | None] = half_lives or [None]
+    for half_life in one_each:
         recipe = Recipe(
-            half_life=time(half_life, "half_life"),
-            update_interval=interval,
+            half_life=half_life,
             smoothing=smoothing,
-            start=time(start, "start"),
-            stop=time(stop, "stop"),
-            last=last,
-            bias_correction=bias_correction,
             profile=profile,
             sigma_rel=sigma_rel,
+            update_interval=update_interval,
+            start=start,
+            stop=stop,
+            last=last,
+            bias_correction=bias_correction,
         )
         if recipe in recipes:
             raise UsageError(f"'{half_life}' is given twice", option="half_life")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ema_cli.errors import printable
+from ema_cli.law.recipe import law_from_dict
 from ema_cli.text import _number, plural, relative, size, some
 
 _MOST_PROBLEMS = 20
@@ -39,13 +40,12 @@ def tensors_line(totals: Mapping[str, int]) -> str:
 
 def law(plan: Mapping[str, Any]) -> str:
     """Return the half-life of a plan, its smoothing, or its profile."""
-    return f"{plan['smoothing']:g}" if plan["smoothing"] is not None else str(plan["law"])
+    return law_from_dict(plan).words().value
 
 
 def law_line(plans: Sequence[Mapping[str, Any]]) -> str:
     """Return the law of all plans: they differ in the half-life."""
-    word = next(word for word in ("half-life", "smoothing", "profile") if plans[0][word.replace("-", "_")] is not None)
-    name = word if len(plans) == 1 else "half-lives"
+    name = law_from_dict(plans[0]).words().noun if len(plans) == 1 else "half-lives"
     intervals = dict.fromkeys(plan["update_interval"] for plan in plans)
     correction = ", bias correction" if plans[0]["bias_correction"] else ""
     return f"With {name} {', '.join(map(law, plans))}, update interval {' or '.join(intervals)}{correction}:"

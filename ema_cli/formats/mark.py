@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ema_cli.law.laws import LAW_KEYS
+
 METADATA_KEY = "ema_cli"  # in the header of a safetensors file
 RECORD = "ema_cli.json"  # in the archive of a file as torch.save writes it
 MADE_HERE = "ema-cli made it"
-_ASKED = (
-    "half_life", "smoothing", "profile", "sigma_rel", "from", "update_interval", "start", "stop", "last",
-    "bias_correction", "dtype",
-)  # fmt: skip
+_ASKED = (*LAW_KEYS, "from", "update_interval", "start", "stop", "last", "bias_correction", "dtype")
 
 
 def asked_for(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -1,16 +1,13 @@
-"""Update events, and how much of the old average each of them keeps. No torch, no numpy.
+"""Update events: which clocks are some, and what lies between them. No torch, no numpy.
 
-The same law for checkpoints that are folded afterwards and for a model that is averaged while it trains.
+The same for checkpoints that are folded afterwards and for a model that is averaged while it trains.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
-
-from ema_cli.law import time
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,67 +55,3 @@ class Events:
             return Gap(clock - previous, 1, clock - previous) if clock > previous else None
         updates = floor(clock / self.interval) - floor(previous / self.interval)
         return Gap(updates * self.interval, updates, clock - previous) if updates > 0 else None
-
-
-@dataclass(frozen=True, slots=True)
-class HalfLife:
-    """Composer's law: what is `value` units old counts half."""
-
-    value: Fraction | float
-
-    def admitted(self, gap: Gap, clock: Fraction) -> float:
-        """Return the share of the newest in the average at an event."""
-        return time.admitted(gap.time, self.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Smoothing:
-    """A share of the old average, in [0, 1], that each update keeps."""
-
-    value: float
-
-    def admitted(self, gap: Gap, clock: Fraction) -> float:
-        """Return the share of the newest in the average at an event."""
-        return 1 - self.value**gap.updates
-
-
-@dataclass(frozen=True, slots=True)
-class Power:
-    """The power-function profile of Karras et al. 2024: weights grow as clock ** gamma.
-
-    `sigma_rel` is the profile's standard deviation as a share of the training time, their equation 123:
-    sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))).
-    """
-
-    sigma_rel: float
-
-    @property
-    def gamma(self) -> float:
-        """Return the exponent: where their equation 123 gives `sigma_rel`, which falls as gamma grows."""
-        low, high = 0.0, 1.0
-        while _sigma_rel(high) > self.sigma_rel:
-            high *= 2
-        for _ in range(200):
-            middle = (low + high) / 2
-            low, high = (middle, high) if _sigma_rel(middle) > self.sigma_rel else (low, middle)
-        return high
-
-    def admitted(self, gap: Gap, clock: Fraction) -> float:
-        """Return 1 - (clock before / clock) ** (gamma + 1), their equation 127."""
-        return power_share(clock - gap.elapsed, clock, self.gamma)
-
-
-Law = HalfLife | Smoothing | Power
-
-UNIFORM_SIGMA_REL = 12**-0.5  # of gamma 0: all of the training counts the same
-
-
-def power_share(before: Fraction | float, clock: Fraction | float, gamma: float) -> float:
-    """Return the share of a power profile that lies between two clocks, of what lies up to the later one."""
-    if before <= 0:
-        return 1.0
-    return -math.expm1((gamma + 1) * math.log(before / clock))
-
-
-def _sigma_rel(gamma: float) -> float:
-    return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))

@@ -3,119 +3,159 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
+from typing import Any, Unpack
 
 from ema_cli.errors import UsageError, option
-from ema_cli.law.events import UNIFORM_SIGMA_REL
-from ema_cli.law.time import Time, Unit
-
-EVERY = "every"
-POWER, UNIFORM, LINEAR, SQUARE_ROOT = PROFILES = ("power", "uniform", "linear", "1-sqrt")
+from ema_cli.law.law import Law
+from ema_cli.law.laws import LAW_KEYS, LawOptions, make_law
+from ema_cli.law.time import EVERY, Every, Time, Unit, interval_text, parse_interval
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Recipe:
-    """What is asked for. Exactly one of `half_life`, `smoothing` (a share per update, in [0, 1]) and `profile`.
+    """What is asked for: a law, and which checkpoints it is applied to.
 
-    `profile` is one of `PROFILES`; `POWER` has a relative width `sigma_rel`, in (0, 12 ** -0.5]. `update_interval` is a
-    time, `EVERY` (each checkpoint is an event), or None: 1 in the unit of the half-life, `EVERY` for a half-life below
-    one unit, with `smoothing` or `profile`. `start` and `stop` are inclusive.
+        Recipe(half_life="50ba", start="100ba")
+        Recipe(smoothing=0.99)
+        Recipe(profile="power", sigma_rel=0.1)
 
-    Raises:
-        UsageError: for values or combinations that make no sense.
+    Attributes:
+        law: how checkpoints are weighted.
+        update_interval: the distance between update events, `EVERY` (each checkpoint is one), or None: what the law
+            has by default.
+        start, stop: the first and the last clock that enter; both inclusive.
+        last: how many of the newest checkpoints enter.
+        bias_correction: begin from zero, as in Adam, instead of with the first checkpoint.
     """
 
-    half_life: Time | None = None
-    update_interval: Time | str | None = None
-    smoothing: float | None = None
-    start: Time | None = None
-    stop: Time | None = None
-    last: int | None = None
-    bias_correction: bool = False
-    profile: str | None = None
-    sigma_rel: float | None = None
+    law: Law
+    update_interval: Time | Every | None
+    start: Time | None
+    stop: Time | None
+    last: int | None
+    bias_correction: bool
 
-    def __post_init__(self) -> None:
-        given = sum(each is not None for each in (self.half_life, self.smoothing, self.profile))
-        if given != 1:
-            raise UsageError(
-                f"{'only one' if given else 'one'} of {option('half_life')}, "
-                f"{option('smoothing')} and {option('profile')} is needed",
-                hint=f"for instance {option('half_life', '50ba')}: after 50 batches a checkpoint counts half",
-            )
-        self._check_profile()
-        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
-            raise UsageError(
-                f"{self.smoothing:g} is not in [0, 1]",
-                option="smoothing",
-                hint="the share of the old average that is kept at one update, as 0.99",
-            )
-        if isinstance(self.update_interval, Time):
-            self._check_interval(self.update_interval)
-        elif self.update_interval not in (None, EVERY):
-            raise UsageError(f"'{self.update_interval}' is neither a time nor '{EVERY}'", option="update_interval")
-        if self.last is not None and self.last < 1:
-            raise UsageError(f"{self.last} is not a number of checkpoints", option="last", hint="at least 1")
-        if self.start is not None and self.start.value == math.inf:
-            raise UsageError("infinity leaves nothing to average", option="start", hint="give a clock, as 1000ba")
+    def __init__(
+        self,
+        law: Law | None = None,
+        *,
+        update_interval: Time | str | None = None,
+        start: Time | str | None = None,
+        stop: Time | str | None = None,
+        last: int | None = None,
+        bias_correction: bool = False,
+        **options: Unpack[LawOptions],
+    ) -> None:
+        """Take a `law`, or the options that choose one: those of `LawOptions`. Texts are read as times.
 
-    def _check_profile(self) -> None:
-        if self.profile is not None and self.profile not in PROFILES:
-            raise UsageError(f"'{self.profile}' is unknown", option="profile", hint=f"one of {', '.join(PROFILES)}")
-        if (self.sigma_rel is not None) != (self.profile == POWER):
-            raise UsageError(
-                f"{option('sigma_rel')} is the width of {option('profile', 'power')}, and goes with it",
-                hint=f"as {option('profile', 'power')} {option('sigma_rel', '0.1')}",
-            )
-        if self.sigma_rel is not None and not 0 < self.sigma_rel <= UNIFORM_SIGMA_REL:
-            raise UsageError(
-                f"{self.sigma_rel:g} is not above 0 and at most {UNIFORM_SIGMA_REL:.4f}",
-                option="sigma_rel",
-                hint="its standard deviation as a share of the training: 0.05, 0.1; the largest is a uniform average",
-            )
-        if self.profile is not None and self.bias_correction:
+        Raises:
+            UsageError: for values or combinations that make no sense.
+        """
+        if law is not None and any(value is not None for value in options.values()):
+            raise UsageError("a law is given twice", option="law", hint="a law, or the options that choose one")
+        law = make_law(**options) if law is None else law
+        if bias_correction and not law.corrects_bias:
             raise UsageError(
                 f"{option('bias_correction', True)} is for a half-life or a "
                 "smoothing: a profile gives the first no excess",
                 hint="leave it out",
             )
-
-    def _check_interval(self, interval: Time) -> None:
-        if not 0 < interval.value < math.inf:
-            raise UsageError(
-                f"'{interval}' is no distance between updates",
-                option="update_interval",
-                hint=f"as 10ba, or '{EVERY}' to fold each checkpoint",
-            )
-        if self.half_life is not None and interval.unit != self.half_life.unit:
-            raise UsageError(
-                f"'{interval}' and {option('half_life')} '{self.half_life}' have different units",
-                option="update_interval",
-                hint="give both in the same unit",
-            )
-
-    @property
-    def law(self) -> str:
-        """Return what is asked for as a name: `50ba`, `smoothing-0.99`, `power-0.1`, `uniform`."""
-        if self.half_life is not None:
-            return str(self.half_life)
-        if self.smoothing is not None:
-            return f"smoothing-{self.smoothing!r}"
-        return f"{self.profile}-{self.sigma_rel!r}" if self.profile == POWER else str(self.profile)
+        if isinstance(update_interval, str) and not isinstance(update_interval, Every):
+            update_interval = parse_interval(update_interval, "update_interval")
+        if isinstance(update_interval, Time):
+            _check_interval(update_interval, law)
+        if last is not None and last < 1:
+            raise UsageError(f"{last} is not a number of checkpoints", option="last", hint="at least 1")
+        start = Time.parse(start, "start") if isinstance(start, str) else start
+        if start is not None and start.value == math.inf:
+            raise UsageError("infinity leaves nothing to average", option="start", hint="give a clock, as 1000ba")
+        stop = Time.parse(stop, "stop") if isinstance(stop, str) else stop
+        for name, value in (
+            ("law", law),
+            ("update_interval", update_interval),
+            ("start", start),
+            ("stop", stop),
+            ("last", last),
+            ("bias_correction", bias_correction),
+        ):
+            object.__setattr__(self, name, value)
 
     @property
     def interval(self) -> Time | None:
         """Return the distance between update events, None where each checkpoint is one."""
-        if isinstance(self.update_interval, Time):
-            return self.update_interval
-        if self.update_interval == EVERY or self.half_life is None or self.half_life.value < 1:
-            return None
-        return Time(Fraction(1), self.half_life.unit)
+        if self.update_interval is None:
+            return self.law.default_interval
+        return None if self.update_interval is EVERY else self.update_interval
 
     @property
     def unit(self) -> Unit | None:
-        """Return the unit of the clocks that the law needs, None where an order is enough."""
-        if self.half_life is not None:
-            return self.half_life.unit
-        return self.interval.unit if self.interval else None
+        """Return the unit of the clocks that are needed, None where any will do."""
+        return self.law.unit or (self.interval.unit if self.interval else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as a manifest has it, with the interval that the law has by default written out."""
+        return {
+            "law": self.law.name,
+            **dict.fromkeys(LAW_KEYS),
+            **self.law.to_dict(),
+            "update_interval": interval_text(self.interval),
+            "start": None if self.start is None else str(self.start),
+            "stop": None if self.stop is None else str(self.stop),
+            "last": self.last,
+            "bias_correction": self.bias_correction,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, subject: str = "the manifest") -> Recipe:
+        """Read what `to_dict` returned. An interval that is the law's by default is left to the law.
+
+        Raises:
+            UsageError: where the data are no recipe; it names the `subject` that holds them.
+        """
+
+        def time(name: str) -> Time | None:
+            return None if data[name] is None else Time.parse(data[name], subject=subject)
+
+        law = law_from_dict(data, subject=subject)
+        interval = parse_interval(data["update_interval"], subject=subject)
+        is_default = str(interval) == interval_text(law.default_interval)
+        return cls(
+            law,
+            update_interval=None if is_default else interval,
+            start=time("start"),
+            stop=time("stop"),
+            last=data["last"],
+            bias_correction=data["bias_correction"],
+        )
+
+
+def law_from_dict(data: Mapping[str, Any], *, subject: str = "the manifest") -> Law:
+    """Return the law of a recipe as `Recipe.to_dict` returned it.
+
+    Raises:
+        UsageError: where the data are no law; it names the `subject` that holds them.
+    """
+    half_life = data.get("half_life")
+    return make_law(
+        half_life=None if half_life is None else Time.parse(half_life, subject=subject),
+        smoothing=data.get("smoothing"),
+        profile=data.get("profile"),
+        sigma_rel=data.get("sigma_rel"),
+    )
+
+
+def _check_interval(interval: Time, law: Law) -> None:
+    if not 0 < interval.value < math.inf:
+        raise UsageError(
+            f"'{interval}' is no distance between updates",
+            option="update_interval",
+            hint=f"as 10ba, or '{EVERY}' to fold each checkpoint",
+        )
+    if law.unit not in (None, interval.unit):
+        raise UsageError(
+            f"'{interval}' and {option('half_life')} '{law.name}' have different units",
+            option="update_interval",
+            hint="give both in the same unit",
+        )

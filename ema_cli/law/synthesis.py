@@ -27,7 +27,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ema_cli.law.events import HalfLife, Law, Power, Smoothing
+from ema_cli.law.law import Growing, LiveLaw, Steady
 
 Vector = NDArray[np.float64]
 
@@ -63,7 +63,7 @@ class Moment:
 class Stored:
     """An average as it was at a moment, by its number; `law` None is the first copy."""
 
-    law: Law | None
+    law: LiveLaw | None
     moment: int
 
 
@@ -87,14 +87,14 @@ class Profiles:
         laws: those of the averages that may be asked for.
     """
 
-    def __init__(self, moments: Sequence[Moment], stored: Sequence[Stored], laws: Sequence[Law]) -> None:
+    def __init__(self, moments: Sequence[Moment], stored: Sequence[Stored], laws: Sequence[LiveLaw]) -> None:
         self.moments = moments
         self.stored = stored
         self._asked = {law: len(stored) + number for number, law in enumerate(dict.fromkeys(laws))}
         profiles = [*stored, *(Stored(law, len(moments) - 1) for law in self._asked)]
         self.products = _inner_products(moments, profiles)
 
-    def solve(self, law: Law) -> Synthesis:
+    def solve(self, law: LiveLaw) -> Synthesis:
         """Return the weights that come nearest to an average of this law at the last moment, of few if that will do."""
         best = self._nearest(law, *self._every)
         for share in _PRUNED:
@@ -106,7 +106,7 @@ class Profiles:
                 return pruned
         return best
 
-    def error(self, law: Law) -> float:
+    def error(self, law: LiveLaw) -> float:
         """Return how near all stored averages together come to an average of this law at the last moment."""
         return self._nearest(law, *self._every).error
 
@@ -119,7 +119,7 @@ class Profiles:
         values, vectors = np.linalg.eigh(self.products[np.ix_(kept, kept)])
         return kept, np.maximum(values, 0.0), vectors
 
-    def _nearest(self, law: Law, kept: NDArray[np.intp], values: Vector, vectors: Vector) -> Synthesis:
+    def _nearest(self, law: LiveLaw, kept: NDArray[np.intp], values: Vector, vectors: Vector) -> Synthesis:
         """Return the weights for an average of this law, of the stored averages with these numbers alone."""
         asked = self._asked[law]
         size = math.sqrt(self.products[asked, asked])
@@ -137,7 +137,7 @@ class Profiles:
 
 def _inner_products(moments: Sequence[Moment], profiles: Sequence[Stored]) -> Vector:
     """Return the inner products of all profiles over events, as a square matrix."""
-    laws: list[Law] = list(dict.fromkeys(each.law for each in profiles if each.law is not None))
+    laws: list[LiveLaw] = list(dict.fromkeys(each.law for each in profiles if each.law is not None))
     number = np.array([laws.index(each.law) if each.law is not None else -1 for each in profiles])
     end = np.array([each.moment for each in profiles])
     weights = np.ones(len(profiles))  # of what there was at the beginning of the cell that is looked at
@@ -186,51 +186,45 @@ class _Cell:
     def _updates(self) -> int:
         return self.after.updates - self.before.updates
 
-    def _decay(self, law: HalfLife | Smoothing) -> float:
-        """Return the logarithm of what one event keeps."""
-        if isinstance(law, Smoothing):
-            each = (self.after.due_updates - self.before.due_updates) / self._updates
-            return each * math.log(law.value) if law.value else -math.inf
-        gap = (self.after.due - self.before.due) / self._updates
-        return -math.log(2) * gap / float(law.value) if law.value else -math.inf
+    def _course(self, law: LiveLaw) -> Steady | Growing:
+        time = (self.after.due - self.before.due) / self._updates
+        return law.course(time, (self.after.due_updates - self.before.due_updates) / self._updates)
 
-    def share(self, law: Law) -> float:
+    def share(self, law: LiveLaw) -> float:
         """Return how much of an average is left at the end of the cell of what it was at the beginning."""
-        if isinstance(law, Power):
-            return math.pow(self.before.clock / self.after.clock, law.gamma + 1)
-        return math.exp(self._decay(law) * self._updates)
+        course = self._course(law)
+        if isinstance(course, Growing):
+            return math.pow(self.before.clock / self.after.clock, course.exponent)
+        return math.exp(course.log_kept * self._updates)
 
-    def shape(self, law: Law) -> Vector:
+    def shape(self, law: LiveLaw) -> Vector:
         """Return the weights that an average has at its end for the nodes, times the roots of their own weights."""
-        if isinstance(law, Power):
-            # From the event before, which is due a little earlier than the first copy where the interval is long.
-            step = (self.after.clock - self.before.due) / self._updates
-            power = law.gamma + 1
-            clocks = (self.before.due + step * self.nodes) / self.after.clock
-            earlier = np.maximum(clocks - step / self.after.clock, 0.0)
-            # Before the first event was the first copy, where that is seen at all.
-            alone = self.weights == 1
-            earlier[alone] = np.maximum(earlier[alone], self.before.clock / self.after.clock)
-            shape = clocks**power - earlier**power
-        else:
-            decay = self._decay(law)
-            if decay == -math.inf:
-                shape = (self.nodes == self._updates).astype(np.float64)
-            else:
-                shape = -math.expm1(decay) * np.exp(decay * (self._updates - self.nodes))
+        course = self._course(law)
+        shape = self._growing(course.exponent) if isinstance(course, Growing) else self._steady(course.log_kept)
         return np.asarray(shape * np.sqrt(self.weights))
 
+    def _growing(self, exponent: float) -> Vector:
+        # From the event before, which is due a little earlier than the first copy where the interval is long.
+        step = (self.after.clock - self.before.due) / self._updates
+        clocks = (self.before.due + step * self.nodes) / self.after.clock
+        earlier = np.maximum(clocks - step / self.after.clock, 0.0)
+        # Before the first event was the first copy, where that is seen at all.
+        alone = self.weights == 1
+        earlier[alone] = np.maximum(earlier[alone], self.before.clock / self.after.clock)
+        return np.asarray(clocks**exponent - earlier**exponent)
 
-def share_before(law: Law | None, clock: float, moments: Sequence[Moment], moment: int) -> float:
+    def _steady(self, log_kept: float) -> Vector:
+        if log_kept == -math.inf:
+            return np.asarray(self.nodes == self._updates, dtype=np.float64)
+        return np.asarray(-math.expm1(log_kept) * np.exp(log_kept * (self._updates - self.nodes)))
+
+
+def share_before(law: LiveLaw | None, clock: float, moments: Sequence[Moment], moment: int) -> float:
     """Return how much of an average, as it was at a moment, the model had given it by an earlier `clock`."""
     end = moments[moment]
     if law is None or clock >= end.clock:
         return float(clock >= moments[0].clock)
     if clock < moments[0].clock:
         return 0.0
-    if isinstance(law, Power):
-        return math.pow(clock / end.clock, law.gamma + 1)
-    if isinstance(law, HalfLife):
-        return 2.0 ** -((end.clock - clock) / float(law.value)) if law.value else 0.0
     updates = np.interp(clock, [each.clock for each in moments], [each.due_updates for each in moments])
-    return float(law.value ** (end.due_updates - updates))
+    return law.held(clock, float(updates), end.clock, end.due_updates)

@@ -1,4 +1,4 @@
-"""Training time: units, exact times such as `50ba`, and the half-life law. No torch, no numpy."""
+"""Training time: units, and exact times such as `50ba`. No torch, no numpy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from typing import Final
 
 from ema_cli.errors import UsageError
 
@@ -73,6 +74,29 @@ class Time:
         return f"{format_number(self.value)}{self.unit}"
 
 
+class Every(StrEnum):
+    """The update interval with which each checkpoint is an update event; while a model trains, each update."""
+
+    EVERY = "every"
+
+
+EVERY: Final = Every.EVERY
+
+
+def parse_interval(text: str, option: str | None = None, *, subject: str = "time") -> Time | Every:
+    """Read a time, or `every`.
+
+    Raises:
+        UsageError: for anything else, as `Time.parse`.
+    """
+    return EVERY if text == EVERY else Time.parse(text, option, subject=subject)
+
+
+def interval_text(interval: Time | None) -> str:
+    """Write the distance between update events; None, where each checkpoint is one, is `every`."""
+    return str(interval or EVERY)
+
+
 def format_number(value: Fraction | float) -> str:
     """Write an exact number in full, as `Time.parse` reads it (up to its 40 digits); endless ones to 6 digits."""
     if isinstance(value, float):
@@ -98,26 +122,3 @@ def _decimal_places(denominator: int) -> int | None:
             count += 1
         places = max(places, count)
     return places if denominator == 1 else None
-
-
-def smoothing(elapsed: Fraction | float, half_life: Fraction | float) -> float:
-    """Return the share of the old average that survives `elapsed` units: 2 ** -(elapsed / half_life).
-
-    The half-life law of Composer's EMA, which writes it exp(-log(2) * update_interval / half_life).
-    Half-life 0 keeps nothing, an infinite one everything; Composer fails on both.
-    """
-    if elapsed == 0 or half_life == math.inf:
-        return 1.0
-    if half_life == 0:
-        return 0.0
-    kept: float = 2.0 ** -float(elapsed / half_life)
-    return kept
-
-
-def admitted(elapsed: Fraction | float, half_life: Fraction | float) -> float:
-    """Return 1 - smoothing, without the cancellation that a half-life far above `elapsed` would bring."""
-    if elapsed == 0 or half_life == math.inf:
-        return 0.0
-    if half_life == 0:
-        return 1.0
-    return -math.expm1(-math.log(2) * float(elapsed / half_life))

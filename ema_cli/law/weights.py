@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 
-from ema_cli.law import time
-from ema_cli.law.events import power_share
+from ema_cli.law.decay import admitted, kept, power_share
 
 Gaps = Sequence[Fraction] | Sequence[float]
 
@@ -23,20 +22,20 @@ def half_life_weights(gaps: Gaps, half_life: Fraction | float, *, bias_correctio
     With `bias_correction` the average starts from zero, as in Adam: the first checkpoint enters with 1 - s_0,
     s_0 of the median gap, and the weights are renormalised.
     """
-    kept = [time.smoothing(gap, half_life) for gap in gaps]
-    entered = [time.admitted(gap, half_life) for gap in gaps]
+    kept_shares = [kept(gap, half_life) for gap in gaps]
+    entered = [admitted(gap, half_life) for gap in gaps]
     if bias_correction and half_life == math.inf:
         return _proportional(gaps)
-    return _unroll(kept, entered, time.admitted(_median_gap(gaps), half_life) if bias_correction else None)
+    return _unroll(kept_shares, entered, admitted(_median_gap(gaps), half_life) if bias_correction else None)
 
 
 def smoothing_weights(updates: Gaps, smoothing: float, *, bias_correction: bool) -> list[float]:
     """Return the weights of checkpoints that are `updates` apart, each update keeping the share `smoothing`."""
     if bias_correction and smoothing == 1:
         return _proportional(updates)
-    kept = [smoothing ** float(gap) for gap in updates]
+    kept_shares = [smoothing ** float(gap) for gap in updates]
     first = 1 - smoothing ** float(_median_gap(updates)) if bias_correction else None
-    return _unroll(kept, [1 - share for share in kept], first)
+    return _unroll(kept_shares, [1 - share for share in kept_shares], first)
 
 
 def power_weights(clocks: Sequence[Fraction], gamma: float) -> list[float]:

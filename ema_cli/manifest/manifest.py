@@ -78,16 +78,7 @@ def recipe_facts(plan: Plan) -> dict[str, Any]:
         return None if value is None else str(value)
 
     return {
-        "law": recipe.law,
-        "half_life": text(recipe.half_life),
-        "smoothing": recipe.smoothing,
-        "profile": recipe.profile,
-        "sigma_rel": recipe.sigma_rel,
-        "update_interval": str(recipe.interval or "every"),
-        "start": text(recipe.start),
-        "stop": text(recipe.stop),
-        "last": recipe.last,
-        "bias_correction": recipe.bias_correction,
+        **recipe.to_dict(),
         "from": "raw" if plan.approximation is None else "stored",
         "epoch_length": text(run.epoch_length),
         "spacing": text(run.spacing),

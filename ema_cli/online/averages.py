@@ -103,7 +103,7 @@ class Averages:
                 self.first = store.snapshot() if self.keeps_first else None
                 self.began = now
             else:
-                store.move([law.admitted(gap, now) for law in self.tracks.laws.values()])
+                store.move([law.share(gap, now) for law in self.tracks.laws.values()])
                 self.updates += 1
         self.clocks, self.events = clocks, events
         return gap is not None

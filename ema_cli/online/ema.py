@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ema_cli.errors import UsageError
-from ema_cli.law.recipe import POWER
+from ema_cli.law.laws import Power
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.averages import Averages
 from ema_cli.online.clocks import Count
@@ -75,7 +75,7 @@ class EMA:
         offload: Offload = None,
         keep_first: bool | None = None,
     ) -> None:
-        if profile is not None and (profile != POWER or sigma_rel is None):
+        if profile is not None and (profile != Power.profile or sigma_rel is None):
             raise UsageError(
                 f"profile: {profile!r} is none that is kept as a model trains, or has no width",
                 hint='profile="power", sigma_rel=(0.05, 0.10)',

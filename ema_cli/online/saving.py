@@ -20,7 +20,7 @@ from ema_cli.formats.mark import METADATA_KEY
 from ema_cli.formats.output_file import OutputFile
 from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.formats.trainers.layouts import EXTRA_STATE
-from ema_cli.law.events import HalfLife, Law, Power, Smoothing
+from ema_cli.law.live import Schedule, live_law_to_dict
 from ema_cli.law.time import Time, format_number
 from ema_cli.online.sharded import is_sharded, local, placed_like, whole
 from ema_cli.online.tracked import AVERAGED_IN
@@ -88,7 +88,7 @@ def store_averages(averages: Averages, folder: Path) -> Path:
     if averages.first is not None:
         stored = {
             "average": FIRST,
-            **_events(averages),
+            **_schedule(averages).to_dict(),
             **moment,
             "clock": moment["began"],
             "clocks": {},
@@ -126,27 +126,15 @@ def _move_aside(folder: Path, clock: Time | None) -> None:
             child.rename(next(name for name in names if not name.exists()))
 
 
-def _law(averages: Averages, number: int) -> dict[str, Any]:
+def _law(averages: Averages, number: int) -> dict[str, str]:
     """Return how an average was made, under the names that `ema-cli average` uses."""
-    law: Law = list(averages.tracks.laws.values())[number]
-    told = _events(averages)
-    match law:
-        case HalfLife(value):
-            told["half_life"] = str(Time(value, averages.tracks.unit))
-        case Smoothing(value):
-            told["smoothing"] = repr(value)
-        case Power(value):
-            told["sigma_rel"] = repr(value)
-    return told
+    return {**_schedule(averages).to_dict(), **live_law_to_dict(list(averages.tracks.laws.values())[number])}
 
 
-def _events(averages: Averages) -> dict[str, Any]:
+def _schedule(averages: Averages) -> Schedule:
     """Return which updates counted."""
-    interval = averages.tracks.interval
-    told: dict[str, Any] = {"update_interval": "every" if interval is None else str(interval)}
-    if averages.tracks.start.value:
-        told["start"] = str(averages.tracks.start)
-    return told
+    tracks = averages.tracks
+    return Schedule(tracks.interval, tracks.start if tracks.start.value else None)
 
 
 def _by_name(store: Store, parts: list[Tensor], copies: list[Tensor]) -> dict[str, Tensor]:

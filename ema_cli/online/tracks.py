@@ -1,20 +1,23 @@
-"""What is averaged how: the laws that a caller asks for, each under a name."""
+"""Which averages are kept of a live model: the laws that a caller gives, each under a name, and their update events."""
 
 from __future__ import annotations
 
-import re
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from ema_cli.errors import UsageError
-from ema_cli.law.events import UNIFORM_SIGMA_REL, Gap, HalfLife, Law, Power, Smoothing
-from ema_cli.law.recipe import EVERY, Recipe
-from ema_cli.law.time import Time, Unit
+from ema_cli.law.events import Gap
+from ema_cli.law.law import LiveLaw
+from ema_cli.law.laws import HalfLife, Power, Smoothing
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import EVERY, Time, Unit
 
 _LEAST_SHARE = 2.0**-20  # of a difference, at an update
 _DEFAULT_HALF_LIFE = "1000ba"  # Composer's
+_DEFAULT_INTERVAL = "1ba"  # of laws without a unit
 
 Times = str | Time | Sequence[str | Time]
 Numbers = float | Sequence[float]
@@ -27,7 +30,7 @@ class Tracks:
     `interval` None means that every update is an event. `unit` is that of the clock that counts.
     """
 
-    laws: dict[str, Law]
+    laws: dict[str, LiveLaw]
     interval: Time | None
     start: Time
     unit: Unit
@@ -40,53 +43,59 @@ def parse_tracks(
     update_interval: str | Time | None,
     sigma_rel: Numbers | None,
 ) -> Tracks:
-    """Return the averages that are asked for.
+    """Return the averages that the arguments of `EMA` ask for; without any, one of Composer's half-life.
+
+    Args:
+        half_life, smoothing, sigma_rel: at most one of them; each may be a sequence, for several averages.
+        start: the clock from which on the model is averaged.
+        update_interval: the time between update events, or `every`.
 
     Raises:
         UsageError: for values or combinations that make no sense.
     """
-    if sum(each is not None for each in (half_life, smoothing, sigma_rel)) > 1:
+    if sum(argument is not None for argument in (half_life, smoothing, sigma_rel)) > 1:
         raise UsageError("only one of half_life, smoothing and sigma_rel can be given")
     first = _time(start, "ema_start")
+    if first.value == math.inf:
+        raise UsageError("infinity leaves nothing to average", option="ema_start", hint="give a clock, as 1000ba")
     interval = update_interval if update_interval in (None, EVERY) else _time(update_interval, "update_interval")
-    if half_life is None and smoothing is None and sigma_rel is None:
-        half_life = _DEFAULT_HALF_LIFE
-    if half_life is not None:
-        times = [_time(each, "half_life") for each in _several(half_life)]
-        recipes = [_recipe(half_life=each, update_interval=interval, start=first) for each in times]
-        laws = [(str(each), HalfLife(each.value)) for each in times]
-        if not times:
-            raise UsageError("half_life: give at least one", hint='as half_life=("25ba", "100ba")')
-        unit = times[0].unit
-        if any(each.unit is not unit for each in times):
-            raise UsageError("half_life: the units of several must agree", hint='as half_life=("25ba", "100ba")')
-        intervals = [recipe.interval for recipe in recipes]
-        if any(each != intervals[0] for each in intervals):
-            raise UsageError(
-                "half_life: below one unit every update counts, above it one in each unit",
-                hint='say which for all of them: update_interval="1ba", or "every"',
-            )
-        return _tracks(laws, intervals[0], first, unit)
-    every = _time("1ba", "update_interval") if interval is None else interval
-    fixed = every if isinstance(every, Time) else None
-    unit = fixed.unit if fixed else Unit.BATCH
-    _recipe(smoothing=0.0, update_interval=every, start=first)
+    laws = _laws(half_life, smoothing, sigma_rel)
+    names = [law.name for law in laws]
+    if not laws or len(set(names)) < len(laws):
+        raise UsageError("give each average once, and at least one")
+    recipes = [Recipe(law, update_interval=interval or (None if law.unit else _DEFAULT_INTERVAL)) for law in laws]
+    units = {recipe.unit or Unit.BATCH for recipe in recipes}
+    if len(units) > 1:
+        raise UsageError("the units of several must agree", option="half_life", hint='as half_life=("25ba", "100ba")')
+    intervals = {recipe.interval for recipe in recipes}
+    if len(intervals) > 1:
+        raise UsageError(
+            "below one unit every update counts, above it one in each unit",
+            option="half_life",
+            hint='say which for all of them: update_interval="1ba", or "every"',
+        )
+    tracks = Tracks(dict(zip(names, laws, strict=True)), intervals.pop(), first, units.pop())
+    _warn_of_rest(tracks)
+    return tracks
+
+
+def _laws(half_life: Times | None, smoothing: Numbers | None, sigma_rel: Numbers | None) -> list[LiveLaw]:
     if smoothing is not None:
-        shares = _numbers(smoothing, "smoothing")
-        for share in shares:
-            _recipe(smoothing=share, update_interval=every)
-        return _tracks([(f"smoothing-{share!r}", Smoothing(share)) for share in shares], fixed, first, unit)
-    widths = _numbers(sigma_rel, "sigma_rel")
-    if not all(0 < width <= UNIFORM_SIGMA_REL for width in widths):
-        raise UsageError("sigma_rel: is above 0 and at most 0.2886", hint="as sigma_rel=(0.05, 0.10)")
-    return _tracks([(f"power-{width!r}", Power(width)) for width in widths], fixed, first, unit)
+        return [Smoothing(share) for share in _numbers(smoothing, "smoothing")]
+    if sigma_rel is not None:
+        return [Power(width) for width in _numbers(sigma_rel, "sigma_rel")]
+    half_life = _DEFAULT_HALF_LIFE if half_life is None else half_life
+    several = half_life if isinstance(half_life, Sequence) and not isinstance(half_life, str) else [half_life]
+    return [HalfLife(_time(value, "half_life")) for value in several]
 
 
-def _warn_of_rest(laws: Sequence[tuple[str, Law]], interval: Time) -> None:
+def _warn_of_rest(tracks: Tracks) -> None:
     """Warn of averages that hardly move: so small a part of a difference is rounded away in float32."""
-    one = Gap(Fraction(interval.value), 1, Fraction(interval.value))
-    for name, law in laws:
-        share = law.admitted(one, Fraction(interval.value)) if isinstance(law, HalfLife | Smoothing) else 1.0
+    if tracks.interval is None or tracks.unit is not Unit.BATCH:
+        return  # of samples and tokens many pass from one update to the next
+    interval = Fraction(tracks.interval.value)
+    for name, law in tracks.laws.items():
+        share = law.share(Gap(interval, 1, interval), interval)
         if 0 < share < _LEAST_SHARE:
             warnings.warn(
                 f"the average {name} moves by {share:.1g} of a difference at an update, which float32 rounds away: "
@@ -95,44 +104,17 @@ def _warn_of_rest(laws: Sequence[tuple[str, Law]], interval: Time) -> None:
             )
 
 
-def _tracks(laws: Sequence[tuple[str, Law]], interval: Time | None, start: Time, unit: Unit) -> Tracks:
-    if not laws or len(dict(laws)) < len(laws):
-        raise UsageError("give each average once, and at least one")
-    if interval is not None and unit is Unit.BATCH:  # of samples and tokens many pass from one update to the next
-        _warn_of_rest(laws, interval)
-    return Tracks(dict(laws), interval, start, unit)
+def _numbers(value: Numbers, option: str) -> list[float]:
+    numbers = list(value) if isinstance(value, Sequence) else [value]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise UsageError(f"{value!r} is no number", option=option, hint="as smoothing=0.99, or sigma_rel=(0.05, 0.10)")
+    return [float(number) for number in numbers]
 
 
-def _several(value: Times) -> list[str | Time]:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-
-
-def _numbers(value: Numbers | None, name: str) -> list[float]:
-    given = list(value) if isinstance(value, Sequence) else [value]
-    if not all(isinstance(each, int | float) for each in given):
-        raise UsageError(f"{value!r} is no number", subject=name, hint="as smoothing=0.99, or sigma_rel=(0.05, 0.10)")
-    return [float(each) for each in given if each is not None]
-
-
-def _time(value: object, name: str) -> Time:
-    if isinstance(value, Time):
-        if not value.value >= 0:
-            raise UsageError(f"{value} is not a time", subject=name, hint="write a number and a unit: '50ba'")
+def _time(value: object, option: str) -> Time:
+    if isinstance(value, str):
+        return Time.parse(value, option)
+    if isinstance(value, Time) and value.value >= 0:
         return value
-    if not isinstance(value, str):
-        raise UsageError(f"{value!r} is not a time", subject=name, hint="write a number and a unit: '50ba'")
-    return Time.parse(value, name)
-
-
-def _recipe(**asked: object) -> Recipe:
-    """Return the recipe, which checks what is asked; its errors speak of options, and here of arguments."""
-    try:
-        return Recipe(**asked)  # type: ignore[arg-type]
-    except UsageError as error:
-        hint = None if error.hint is None else _as_arguments(error.hint)
-        raise UsageError(_as_arguments(str(error)), hint=hint) from None
-
-
-def _as_arguments(text: str) -> str:
-    names = {"start": "ema_start"}
-    return re.sub(r"--([a-z-]+)", lambda option: names.get(option[1], option[1].replace("-", "_")), text)
+    shown = str(value) if isinstance(value, Time) else repr(value)
+    raise UsageError(f"{shown} is not a time", option=option, hint="write a number and a unit: '50ba'")

@@ -14,16 +14,10 @@ from math import floor
 
 from ema_cli.checkpoint import MIN_CLOCK, Checkpoint
 from ema_cli.errors import RunError, option
-from ema_cli.law.events import Events, Power
-from ema_cli.law.recipe import SQUARE_ROOT, UNIFORM, Recipe
+from ema_cli.law.events import Events
+from ema_cli.law.laws import HalfLife
+from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit, format_number
-from ema_cli.law.weights import (
-    decay_weights,
-    half_life_weights,
-    power_weights,
-    smoothing_weights,
-    uniform_weights,
-)
 from ema_cli.runs.run import Run, averaged_error
 
 _ROUNDING = 1e-9  # two checkpoints of one half each are not one that holds more
@@ -115,7 +109,8 @@ class Plan:
 
         Rounded up to two digits. None where no half-life does, or where the plan has none.
         """
-        if self.recipe.half_life is None or self.approximation is not None:
+        law = self.recipe.law
+        if not isinstance(law, HalfLife) or self.approximation is not None:
             return None
         every = [float(entry.gap) for entry in self.entries]
         if len(every) < 2:
@@ -130,16 +125,18 @@ class Plan:
             for mantissa in range(10, 100):
                 candidate = Fraction(mantissa) * Fraction(10) ** (exponent - 1)
                 gaps = every if candidate < 1 else spaced
-                weights = half_life_weights(gaps, float(candidate), bias_correction=self.recipe.bias_correction)
+                tried = HalfLife(Time(float(candidate), law.unit))
+                weights = tried.weights(gaps, (), bias_correction=self.recipe.bias_correction)
                 if 1 / math.fsum(weight * weight for weight in weights) >= count:
-                    return Time(candidate, self.recipe.half_life.unit)
+                    return Time(candidate, law.unit)
         return None
 
     def half_lives_to_store(self) -> list[Time]:
         """Return two half-lives of averages from which, stored while the model trains, this one could be made."""
-        half_life = self.recipe.half_life
-        if half_life is None or not 0 < half_life.value < math.inf:
+        law = self.recipe.law
+        if not isinstance(law, HalfLife) or not 0 < law.half_life.value < math.inf:
             return []
+        half_life = law.half_life
         lower = Fraction(half_life.value) / 2
         if lower < 1 <= half_life.value:
             lower = Fraction(1)  # below one unit other updates would count
@@ -168,16 +165,14 @@ class Plan:
         """Return why one checkpoint holds more than half, and what to do."""
         if len(self.entries) < 3:
             return f"only {len(self.entries)} checkpoint{'s enter' if len(self.entries) > 1 else ' enters'}"
-        much, little = ("half-life is long", "half-life is short")
-        if self.recipe.smoothing is not None:
-            much, little = ("smoothing is high", "smoothing is low")
-        if self.recipe.profile is not None:
-            return "the profile gives it that much, for the training that it stands for"
+        words = self.recipe.law.words()
+        if words.much is None:
+            return f"the {words.noun} gives it that much, for the training that it stands for"
         enough = self.half_life_for(3)
         advice = f"; {enough} gives three effective checkpoints" if enough else ""
         if heaviest is self.entries[0]:
-            return f"the {much} for this run{advice}; --bias-correction removes the first checkpoint's excess"
-        return f"the {little} for checkpoints this far apart{advice}"
+            return f"{words.much} for this run{advice}; --bias-correction removes the first checkpoint's excess"
+        return f"{words.little} for checkpoints this far apart{advice}"
 
 
 def make_plan(run: Run, recipe: Recipe) -> Plan:
@@ -188,9 +183,9 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     """
     if not run.checkpoints:
         raise RunError("no checkpoint to average", subject=run.root)
-    unit = recipe.unit or (run.units[0] if recipe.profile and run.units else None)  # a profile is one over time
+    unit = recipe.unit or (run.units[0] if recipe.law.over_clocks and run.units else None)
     for needed, what in (
-        (recipe.unit, "the half-life" if recipe.half_life else "the update interval"),
+        (recipe.unit, "the half-life" if recipe.law.unit else "the update interval"),
         (recipe.start.unit if recipe.start else None, option("start")),
         (recipe.stop.unit if recipe.stop else None, option("stop")),
     ):
@@ -222,7 +217,7 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     entries = [
         Entry(checkpoint, Time(clock, shown), gap, weight)
         for (checkpoint, _), clock, gap, weight in zip(
-            folded, clocks, gaps, _weights(gaps, clocks, recipe), strict=True
+            folded, clocks, gaps, recipe.law.weights(gaps, clocks, bias_correction=recipe.bias_correction), strict=True
         )
     ]
     in_plan = {entry.checkpoint for entry in entries}
@@ -230,18 +225,6 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     order = {checkpoint: number for number, checkpoint in enumerate(run.checkpoints)}
     skipped.sort(key=lambda each: order[each.checkpoint])
     return Plan(run, recipe, tuple(entries), tuple(skipped), kept_twins)
-
-
-def _weights(gaps: Sequence[Fraction], clocks: Sequence[Fraction], recipe: Recipe) -> list[float]:
-    if recipe.half_life is not None:
-        return half_life_weights(gaps, recipe.half_life.value, bias_correction=recipe.bias_correction)
-    if recipe.smoothing is not None:
-        return smoothing_weights(gaps, recipe.smoothing, bias_correction=recipe.bias_correction)
-    if recipe.sigma_rel is not None:
-        return power_weights(clocks, Power(recipe.sigma_rel).gamma)
-    if recipe.profile == UNIFORM:
-        return uniform_weights(gaps)
-    return decay_weights(clocks, square_root=recipe.profile == SQUARE_ROOT)
 
 
 def _check_clocks(run: Run, unit: Unit, what: str) -> None:
@@ -254,8 +237,8 @@ def _check_clocks(run: Run, unit: Unit, what: str) -> None:
     ways = ["give " + what + " in a unit that is known"] if missing.progress.clocks else []
     other = {Unit.EPOCH: Unit.BATCH, Unit.BATCH: Unit.EPOCH}.get(unit)
     if other in missing.progress.clocks:
-        ways.append("convert with --epoch-length 1000ba")
-    ways.append(f"say how far apart the checkpoints are with --spacing 100{unit}")
+        ways.append(f"convert with {option('epoch_length', '1000ba')}")
+    ways.append(f"say how far apart the checkpoints are with {option('spacing', f'100{unit}')}")
     raise RunError(
         f"records no clock in {unit.plural}, which {what} needs; known: {known}",
         subject=missing.path,
@@ -302,8 +285,7 @@ def _fold_events(
         # Where only their order counts, one unit passes from each to the next.
         gap = events.meet(Fraction(number) if unit is None else _clock(each, unit))
         if gap is not None:
-            time = gap.elapsed if recipe.profile else gap.time
-            folded.append((each, Fraction(gap.updates) if recipe.smoothing is not None else time))
+            folded.append((each, recipe.law.measure(gap)))
         elif not folded:
             skipped.append(Skipped(each, f"before the first update at {format_number(events.first)}{unit}"))
         elif events.interval is None:

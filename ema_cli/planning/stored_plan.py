@@ -10,10 +10,11 @@ from itertools import pairwise
 from math import floor
 
 from ema_cli.errors import RunError, UsageError, option
-from ema_cli.law.events import HalfLife, Law, Power, Smoothing
-from ema_cli.law.recipe import EVERY, POWER, Recipe
+from ema_cli.law.law import LiveLaw
+from ema_cli.law.laws import HalfLife
+from ema_cli.law.recipe import Recipe
 from ema_cli.law.synthesis import WITHIN, Moment, Profiles, Stored, share_before
-from ema_cli.law.time import Time, Unit
+from ema_cli.law.time import EVERY, Time, Unit
 from ema_cli.planning.plan import Approximation, Entry, Plan
 from ema_cli.runs.stored import StoredAverage, StoredRun
 
@@ -33,18 +34,16 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
     law = _asked(stored, recipe)
     recipe = replace(recipe, update_interval=stored.interval or EVERY)
     averages = _stopped(stored, recipe)
-    from ema_cli.law.synthesis import Profiles
-
     moments = _moments(stored, averages)
     at = {moment.updates: number for number, moment in enumerate(moments)}
-    grid = _half_lives(averages)
+    grid = _half_lives(averages, stored.unit)
     profiles = Profiles(moments, [Stored(each.law, at[each.updates]) for each in averages], [law, *grid])
     found = profiles.solve(law)
     errors = [profiles.error(each) for each in grid]
-    reach = {within: _ranges(grid, errors, within, stored.unit) for within in WITHIN}
+    reach = {within: _ranges(grid, errors, within) for within in WITHIN}
     if found.error > WITHIN[1] and not allow_approximate:
         raise RunError(
-            f"{recipe.law} is out of reach: the nearest that the stored averages make differs by "
+            f"{law.name} is out of reach: the nearest that the stored averages make differs by "
             f"{found.error:.1%}; within {WITHIN[1]:.0%} are {_listed(reach[WITHIN[1]])}",
             subject=stored.root,
             hint="ask for one of these, take the nearest with "
@@ -66,7 +65,7 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
     )
 
 
-def _asked(stored: StoredRun, recipe: Recipe) -> Law:
+def _asked(stored: StoredRun, recipe: Recipe) -> LiveLaw:
     for name, value in (("start", recipe.start), ("last", recipe.last)):
         if value is not None:
             raise UsageError(
@@ -90,16 +89,12 @@ def _asked(stored: StoredRun, recipe: Recipe) -> Law:
             subject=stored.root,
             hint="leave it out",
         )
-    if recipe.half_life is not None:
-        return HalfLife(recipe.half_life.value)
-    if recipe.smoothing is not None:
-        return Smoothing(recipe.smoothing)
-    if recipe.profile != POWER or recipe.sigma_rel is None:
+    if not isinstance(recipe.law, LiveLaw):
         raise UsageError(
-            f"{option('profile', f'{recipe.profile}')}: is for raw checkpoints",
+            f"{option('profile', recipe.law.name)}: is for raw checkpoints",
             hint=f"leave out {option('from', 'stored')}",
         )
-    return Power(recipe.sigma_rel)
+    return recipe.law
 
 
 def _stopped(stored: StoredRun, recipe: Recipe) -> list[StoredAverage]:
@@ -136,8 +131,6 @@ def _thinned(averages: list[StoredAverage]) -> list[StoredAverage]:
 
 
 def _moments(stored: StoredRun, averages: Sequence[StoredAverage]) -> list[Moment]:
-    from ema_cli.law.synthesis import Moment
-
     interval = None if stored.interval is None else Fraction(stored.interval.value)
 
     def due(clock: Fraction) -> Fraction:
@@ -167,7 +160,7 @@ def _moments(stored: StoredRun, averages: Sequence[StoredAverage]) -> list[Momen
     return moments
 
 
-def _half_lives(averages: Sequence[StoredAverage]) -> list[HalfLife]:
+def _half_lives(averages: Sequence[StoredAverage], unit: Unit) -> list[HalfLife]:
     """Return half-lives from an update to ten times the training, and an endless one, to see which are within reach."""
     began, ended = float(averages[0].began.value), float(averages[-1].clock.value)
     least, most = (ended - began) / max(each.updates for each in averages), 10 * ended
@@ -176,16 +169,16 @@ def _half_lives(averages: Sequence[StoredAverage]) -> list[HalfLife]:
         for step in range(int(_GRID * 12))
         if least * 10 ** (step / _GRID) <= most
     )
-    stored = [each.law.value for each in averages if isinstance(each.law, HalfLife)]
-    return [HalfLife(value) for value in sorted({*values, *map(float, stored), math.inf})]
+    stored = [each.law.half_life.value for each in averages if isinstance(each.law, HalfLife)]
+    return [HalfLife(Time(value, unit)) for value in sorted({*values, *map(float, stored), math.inf})]
 
 
-def _ranges(grid: Sequence[HalfLife], errors: Sequence[float], within: float, unit: Unit) -> list[tuple[Time, Time]]:
+def _ranges(grid: Sequence[HalfLife], errors: Sequence[float], within: float) -> list[tuple[Time, Time]]:
     """Return the half-lives with no larger error, from and to."""
     ranges: list[tuple[Time, Time]] = []
     previous = False
     for law, error in zip(grid, errors, strict=True):
-        time = Time(law.value, unit)
+        time = law.half_life
         if error <= within:
             ranges = [*ranges[:-1], (ranges[-1][0], time)] if previous else [*ranges, (time, time)]
         previous = error <= within
@@ -197,7 +190,7 @@ def _listed(ranges: Sequence[tuple[Time, Time]]) -> str:
 
 
 def _drawn(
-    profiles: Profiles, law: Law, weights: Sequence[float]
+    profiles: Profiles, law: LiveLaw, weights: Sequence[float]
 ) -> tuple[list[tuple[float, float]], list[float], list[float]]:
     """Return stretches of training time, and in each the share that was asked for and the one that is reached."""
 
@@ -207,7 +200,7 @@ def _drawn(
     before = math.floor(moments[0].clock / step)  # stretches in which there was no average
     edges = [step * number for number in range(before + 1, math.ceil(end / step - 1e-9))] + [end]
 
-    def shares(each: Law | None, moment: int) -> Iterator[float]:
+    def shares(each: LiveLaw | None, moment: int) -> Iterator[float]:
         before = 0.0
         for edge in edges:
             until = share_before(each, edge, moments, moment)

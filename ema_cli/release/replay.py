@@ -18,7 +18,7 @@ from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, RunError, VerificationError, option
 from ema_cli.formats.options import ReadOptions
-from ema_cli.law.recipe import EVERY, Recipe
+from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.manifest import Manifest
@@ -48,7 +48,7 @@ class Replay:
         """Return where the average goes if nobody says: as it was written, under the name of its law."""
         recipe = self.manifest["recipe"]
         suffix = "" if recipe["folder"] else f".{recipe['format']}"
-        return Target(Path(f"ema-{self.plan.recipe.law}{suffix}"), is_folder=recipe["folder"])
+        return Target(Path(f"ema-{self.plan.recipe.law.name}{suffix}"), is_folder=recipe["folder"])
 
     @property
     def checksum(self) -> bool:
@@ -85,10 +85,10 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
         CheckpointError: naming the input that is missing, has changed, or cannot be read.
         RunError: where the weights of the manifest are not those of the law that it names, or an input is there twice.
     """
-    recipe = _recipe(manifest["recipe"])
-    if recipe.law != manifest["recipe"]["law"]:
+    recipe = Recipe.from_dict(manifest["recipe"])
+    if recipe.law.name != manifest["recipe"]["law"]:
         raise RunError(
-            f"the manifest's law is {manifest['recipe']['law'][:60]!r}, but what it says of it is {recipe.law}",
+            f"the manifest's law is {manifest['recipe']['law'][:60]!r}, but what it says of it is {recipe.law.name}",
             hint="it was changed by hand, or by another program",
         )
     found = {each["name"]: _find(each["name"], paths) for each in manifest["inputs"]}
@@ -150,7 +150,7 @@ def _raw_plan(manifest: Manifest, recipe: Recipe, paths: Mapping[str, Path]) -> 
     )
     if not same:
         raise RunError(
-            f"the manifest's weights are not those that {recipe.law} gives checkpoints of these clocks",
+            f"the manifest's weights are not those that {recipe.law.name} gives checkpoints of these clocks",
             hint=f"it was changed by hand, or by another program; average anew, with {option('half_life')}",
         )
     return replace(plan, entries=_with_weights(plan.entries, manifest["inputs"]))
@@ -212,24 +212,6 @@ def _check_fingerprints(manifest: Manifest, plan: Plan, threads: int) -> None:
             subject=changed[0].path,
             hint="bring back the checkpoint as it was, or give the folder that it lies in",
         )
-
-
-def _recipe(told: Mapping[str, Any]) -> Recipe:
-    half_life = _time(told["half_life"])
-    asked = Recipe(
-        half_life=half_life,
-        smoothing=told["smoothing"],
-        profile=told["profile"],
-        sigma_rel=told["sigma_rel"],
-        start=_time(told["start"]),
-        stop=_time(told["stop"]),
-        last=told["last"],
-        bias_correction=told["bias_correction"],
-    )
-    interval = told["update_interval"]
-    if str(asked.interval or EVERY) == interval:
-        return asked
-    return replace(asked, update_interval=EVERY if interval == EVERY else _time(interval))
 
 
 def _options(told: Mapping[str, Any]) -> OutputOptions:

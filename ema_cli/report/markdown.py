@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ema_cli.errors import EmaError, OutputError, at_terminal, printable
+from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
+from ema_cli.law.wording import recipe_details
 from ema_cli.manifest.manifest import Manifest
 from ema_cli.manifest.sums import FOLDER_NAME, sidecars
 from ema_cli.text import plural, size
@@ -163,11 +165,6 @@ def _average_text(path: Path, manifest: Manifest) -> str:
 
 def _law_line(manifest: Manifest) -> str:
     recipe = manifest["recipe"]
-    word = next(word for word in ("half-life", "smoothing", "profile") if recipe[word.replace("-", "_")] is not None)
-    told = [f"{word} {recipe[word.replace('-', '_')]}"]
-    told += [f"width {recipe['sigma_rel']:g}"] if recipe["sigma_rel"] is not None else []
-    told.append(f"update interval {recipe['update_interval']}")
-    told += ["bias correction"] if recipe["bias_correction"] else []
     entered = sum(bool(each["weight"]) for each in manifest["inputs"])
     if manifest["approximation"] is not None:
         what = f"{plural(entered, 'stored average')} combined, {manifest['approximation']['relative_error']:.2%} off"
@@ -176,7 +173,7 @@ def _law_line(manifest: Manifest) -> str:
         age = Time.parse(manifest["mean_age"])
         what += f", mean age {float(age.value):.4g}{age.unit}"
     dtype = f", written as {recipe['dtype']}" if recipe["dtype"] else ""
-    return f"{what}: {', '.join(told)}{dtype}."
+    return f"{what}: {', '.join(recipe_details(Recipe.from_dict(recipe)))}{dtype}."
 
 
 def _weight_lines(inputs: Sequence[Mapping[str, object]]) -> list[str]:

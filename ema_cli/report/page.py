@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from ema_cli.law.recipe import law_from_dict
 from ema_cli.law.time import Time
 from ema_cli.report import charts
 from ema_cli.report.charts import Mark, Row, text
@@ -69,18 +70,10 @@ def _head(name: str, manifest: Mapping[str, Any]) -> str:
 
 
 def _made_of(manifest: Mapping[str, Any]) -> str:
-    count, law = len(manifest["inputs"]), _law(manifest["recipe"])
+    count, law = len(manifest["inputs"]), law_from_dict(manifest["recipe"]).words().short
     if manifest["approximation"]:
         return f"{plural(count, 'stored average')} combined to an average of {law}"
     return f"{plural(count, 'checkpoint')} averaged with {law}"
-
-
-def _law(recipe: Mapping[str, Any]) -> str:
-    if recipe["half_life"] is not None:
-        return f"half-life {recipe['half_life']}"
-    if recipe["smoothing"] is not None:
-        return f"smoothing {recipe['smoothing']:g}"
-    return f"profile {recipe['law']}"
 
 
 def _warnings(warnings: Sequence[str]) -> str:

@@ -20,9 +20,9 @@ from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError, at_terminal
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
-from ema_cli.law.events import UNIFORM_SIGMA_REL, HalfLife, Law, Power, Smoothing
-from ema_cli.law.recipe import EVERY
-from ema_cli.law.time import Time, Unit
+from ema_cli.law.law import LiveLaw
+from ema_cli.law.live import Schedule, live_law_from_dict
+from ema_cli.law.time import Time, Unit, interval_text
 from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
 from ema_cli.text import natural_key
@@ -41,11 +41,11 @@ class StoredAverage:
     """One stored average: its law (None: the first copy of the model), and when it was stored."""
 
     checkpoint: Checkpoint
-    law: Law | None
+    law: LiveLaw | None
     clock: Time
     began: Time
     updates: int
-    events: tuple[str, str]  # update interval and start, as text: those of one training are equal
+    schedule: Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,7 @@ class StoredRun:
     @property
     def interval(self) -> Time | None:
         """Return the time between update events, None where each update was one."""
-        text = self.averages[0].events[0]
-        return None if text == EVERY else Time.parse(text)
+        return self.averages[0].schedule.interval
 
 
 def is_stored(path: Path) -> bool:
@@ -184,7 +183,7 @@ def _is_of_a_model(config: Path) -> bool:
 
 
 def _check_one_training(one: StoredAverage, other: StoredAverage) -> None:
-    if (one.began, one.events) != (other.began, other.events):
+    if (one.began, one.schedule) != (other.began, other.schedule):
         raise RunError(
             f"is of {_training(one)}, but {other.checkpoint.name} of {_training(other)}",
             subject=one.checkpoint.path,
@@ -193,8 +192,9 @@ def _check_one_training(one: StoredAverage, other: StoredAverage) -> None:
 
 
 def _training(average: StoredAverage) -> str:
-    start = f" and start {average.events[1]}" if average.events[1] else ""
-    return f"an average that began at {average.began} with update interval {average.events[0]}{start}"
+    schedule = average.schedule
+    start = f" and start {schedule.start}" if schedule.start else ""
+    return f"an average that began at {average.began} with update interval {interval_text(schedule.interval)}{start}"
 
 
 def _open_one(path: Path, root: Path) -> StoredAverage | None:
@@ -211,8 +211,8 @@ def _open_one(path: Path, root: Path) -> StoredAverage | None:
 
 def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> StoredAverage:
     clock, began, updates = Time.parse(told["clock"]), Time.parse(told["began"]), told["updates"]
-    events = str(told["update_interval"]), str(told.get("start", ""))
-    interval = None if events[0] == EVERY else Time.parse(events[0])
+    schedule = Schedule.from_dict(told)
+    interval = schedule.interval
     if interval is not None and (interval.unit is not clock.unit or not 0 < interval.value < math.inf):
         raise ValueError("its update interval is none of its clock's")
     if (
@@ -237,22 +237,16 @@ def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> Store
     law = _law(told, clock.unit)
     if law is None and (updates or clock != began):
         raise ValueError("the first copy is not where the average began")
-    return StoredAverage(opened, law, clock, began, updates, events)
+    return StoredAverage(opened, law, clock, began, updates, schedule)
 
 
-def _law(told: Mapping[str, Any], unit: Unit) -> Law | None:
+def _law(told: Mapping[str, Any], unit: Unit) -> LiveLaw | None:
     if told["average"] == FIRST:
         return None
-    if "half_life" in told:
-        half_life = Time.parse(told["half_life"])
-        if half_life.unit is not unit:
-            raise ValueError("its half-life is in another unit than its clock")
-        return HalfLife(half_life.value)
-    name, most = ("smoothing", 1.0) if "smoothing" in told else ("sigma_rel", UNIFORM_SIGMA_REL)
-    value = float(told[name])
-    if not 0 <= value <= most or (value == 0 and name == "sigma_rel"):
-        raise ValueError(f"{name} {value} is out of range")
-    return Smoothing(value) if name == "smoothing" else Power(value)
+    law = live_law_from_dict(told)
+    if law.unit not in (None, unit):
+        raise ValueError("its half-life is in another unit than its clock")
+    return law
 
 
 def _types(told: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:

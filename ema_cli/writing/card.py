@@ -9,6 +9,7 @@ from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.errors import printable
+from ema_cli.law.wording import recipe_phrase
 from ema_cli.planning.plan import Plan
 from ema_cli.text import plural
 
@@ -73,18 +74,7 @@ def _what(plan: Plan) -> str:
         of = f"made of {plural(count, 'average')} that one training run stored"
     else:
         of = f"the weighted average of {plural(count, 'checkpoint')} of one training run"
-    return f"These weights are {of}, {_law(plan)}. ema-cli {__version__} made them."
-
-
-def _law(plan: Plan) -> str:
-    recipe = plan.recipe
-    every = f" and an update every {recipe.interval}" if recipe.interval else ""
-    if recipe.half_life is not None:
-        return f"with a half-life of {recipe.half_life}{every}"
-    if recipe.smoothing is not None:
-        return f"with a smoothing of {recipe.smoothing!r}{every or ' at each checkpoint'}"
-    width = "" if recipe.sigma_rel is None else f" and the relative width {recipe.sigma_rel!r}"
-    return f"with the profile {recipe.profile}{width}"
+    return f"These weights are {of}, {recipe_phrase(plan.recipe)}. ema-cli {__version__} made them."
 
 
 def _table(plan: Plan) -> list[str]:

@@ -14,6 +14,7 @@ from ema_cli.formats.folders import huggingface as hf_directory
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.law.laws import HalfLife
 from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, is_own_sidecar, sidecars
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.source import InputFile
@@ -71,7 +72,7 @@ def default_target(plans: Sequence[Plan]) -> Target:
     Hugging Face's checkpoints load from a folder, and so do Composer's that hold a configuration for it. Those of any
     other model, and with --keep-prefix all, are averaged to one file with the names that they have.
     """
-    name = "-".join(["ema", *(plan.recipe.law for plan in plans)])
+    name = "-".join(["ema", *(plan.recipe.law.name for plan in plans)])
     if len(plans) > 1 or plans[0].newest.base is not None:
         return Target(Path(name), is_folder=True)
     return Target(Path(f"{name}.safetensors"), is_folder=False)
@@ -87,9 +88,9 @@ def place(target: Target, plans: Sequence[Plan]) -> list[Target]:
     if _HALF_LIFE in path.name:
         if len(plans) > 1 and path.parent.name in ("", ".."):
             raise UsageError(f"'{path}' names no new folder for the averages", option="output", hint=_PATTERN_HINT)
-        if any(plan.recipe.half_life is None for plan in plans):
+        if not all(isinstance(plan.recipe.law, HalfLife) for plan in plans):
             raise UsageError(f"'{path}': there is no half-life to fill in", option="output")
-        names = [path.name.replace(_HALF_LIFE, plan.recipe.law) for plan in plans]
+        names = [path.name.replace(_HALF_LIFE, plan.recipe.law.name) for plan in plans]
         placed = [Target(path.with_name(name), target.is_folder) for name in names]
     elif len(plans) == 1:
         placed = [target]

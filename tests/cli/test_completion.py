@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli.law.recipe import PROFILES
+from ema_cli.law.laws import PROFILES
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 

@@ -1,15 +1,13 @@
-"""The law of updates: which clocks are events, and how much of the newest each of them admits."""
+"""Update events: which clocks are some, and what lies between them."""
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ema_cli.law.events import UNIFORM_SIGMA_REL, Events, Gap, HalfLife, Power, Smoothing, power_share
+from ema_cli.law.events import Events, Gap
 
 FRACTIONS = st.builds(Fraction, st.integers(0, 400), st.sampled_from([1, 2, 3, 10]))
 
@@ -60,40 +58,3 @@ def test_no_event_is_lost_or_counted_twice(clocks: list[Fraction], interval: Fra
         multiples = sum(1 for n in range(1, int(last / interval) + 1) if first < n * interval <= last)
         assert sum(gap.updates for _, gap in gaps) == multiples
         assert all(gap.updates > 0 for _, gap in gaps[1:])
-
-
-def test_half_life():
-    """After one half-life the old average counts half, after two a quarter; 0 keeps nothing, infinity all."""
-    gap = Gap(Fraction(10), 2, Fraction(11))
-    assert HalfLife(Fraction(10)).admitted(gap, Fraction(50)) == pytest.approx(0.5)
-    assert HalfLife(Fraction(5)).admitted(gap, Fraction(50)) == pytest.approx(0.75)
-    assert HalfLife(Fraction(0)).admitted(gap, Fraction(50)) == 1
-    assert HalfLife(math.inf).admitted(gap, Fraction(50)) == 0
-
-
-def test_smoothing_is_per_update():
-    """Two updates at once keep the square of what one keeps."""
-    assert Smoothing(0.9).admitted(Gap(Fraction(10), 2, Fraction(11)), Fraction(50)) == pytest.approx(1 - 0.81)
-
-
-@pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.1, 0.2, 0.28, UNIFORM_SIGMA_REL])
-def test_the_exponent_has_the_width_that_is_asked_for(sigma_rel: float):
-    """The standard deviation of (gamma + 1) t^gamma on [0, 1], integrated, is sigma_rel."""
-    gamma = Power(sigma_rel).gamma
-    count = 200_000
-    middles = [(n + 0.5) / count for n in range(count)]
-    weights = [(gamma + 1) * t**gamma / count for t in middles]
-    mean = math.fsum(w * t for w, t in zip(weights, middles, strict=True))
-    variance = math.fsum(w * (t - mean) ** 2 for w, t in zip(weights, middles, strict=True))
-    assert math.fsum(weights) == pytest.approx(1, abs=1e-6)
-    assert math.sqrt(variance) == pytest.approx(sigma_rel, rel=1e-5)
-
-
-def test_a_power_profile_forgets_its_first_copy():
-    """At an event, what went before keeps (before / clock) ** (gamma + 1); the first copy stands for all before it."""
-    law = Power(0.1)
-    gap = Gap(Fraction(5), 1, Fraction(5))
-    assert 1 - law.admitted(gap, Fraction(20)) == pytest.approx(0.75 ** (law.gamma + 1), rel=1e-12)
-    assert law.admitted(Gap(Fraction(20), 1, Fraction(20)), Fraction(20)) == 1
-    assert power_share(0, 7, 3.0) == 1
-    assert power_share(7, 7, 3.0) == 0

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ema_cli.law.events import Events, HalfLife, Law, Power, Smoothing
+from ema_cli.law.events import Events
+from ema_cli.law.law import LiveLaw
+from ema_cli.law.laws import HalfLife, Power, Smoothing
 from ema_cli.law.synthesis import Moment, Profiles, Stored, share_before
+from ema_cli.law.time import Time, Unit
 
 
-def brute_profile(law: Law | None, clocks: list[int], updates: int, interval: int = 1) -> np.ndarray:
+def brute_profile(law: LiveLaw | None, clocks: list[int], updates: int, interval: int = 1) -> np.ndarray:
     """Return the weight of the model at each event in an average after so many updates, by the recurrence itself."""
     from fractions import Fraction
 
@@ -18,7 +21,7 @@ def brute_profile(law: Law | None, clocks: list[int], updates: int, interval: in
     for number, clock in enumerate(clocks[: updates + 1]):
         gap = events.meet(Fraction(clock))
         assert gap is not None
-        share = 1.0 if number == 0 else 0.0 if law is None else law.admitted(gap, Fraction(clock))
+        share = 1.0 if number == 0 else 0.0 if law is None else law.share(gap, Fraction(clock))
         profile *= 1 - share
         profile[number] += share
     return profile
@@ -43,7 +46,11 @@ def moments(clocks: list[int], stores: list[int], interval: int = 1) -> list[Mom
     ]
 
 
-LAWS = [HalfLife(3.0), HalfLife(40.0), HalfLife(900.0), Smoothing(0.97), Power(0.1), Power(0.05)]
+def a_half_life(batches: float) -> HalfLife:
+    return HalfLife(Time(batches, Unit.BATCH))
+
+
+LAWS = [a_half_life(3.0), a_half_life(40.0), a_half_life(900.0), Smoothing(0.97), Power(0.1), Power(0.05)]
 
 
 @pytest.mark.parametrize("stores", [[10, 20, 30], [7, 8, 300, 1400], [1000], [90, 91, 92, 700, 2000]])
@@ -61,12 +68,12 @@ def test_inner_products_are_those_of_the_profiles_over_events(stores: list[int])
 
 
 @pytest.mark.parametrize("interval", [1, 5])
-@pytest.mark.parametrize("law", [HalfLife(60.0), HalfLife(150.0), HalfLife(700.0), Power(0.12)])
-def test_weights_are_those_of_least_squares_over_events(law: Law, interval: int) -> None:
+@pytest.mark.parametrize("law", [a_half_life(60.0), a_half_life(150.0), a_half_life(700.0), Power(0.12)])
+def test_weights_are_those_of_least_squares_over_events(law: LiveLaw, interval: int) -> None:
     """What is solved cell by cell is what the whole system over all events gives, and so is its error."""
     clocks = [1, *range(5, 2000, interval)] if interval == 5 else list(range(1, 400))
     stores = [50, 100, 170, 260, len(clocks) - 1]
-    kept = [HalfLife(50.0), HalfLife(200.0)]
+    kept = [a_half_life(50.0), a_half_life(200.0)]
     stored = [Stored(None, 0), *(Stored(each, at) for at in range(1, len(stores) + 1) for each in kept)]
     profiles = Profiles(moments(clocks, stores, interval), stored, [law])
     written = np.stack(
@@ -84,23 +91,23 @@ def test_weights_are_those_of_least_squares_over_events(law: Law, interval: int)
 def test_what_is_stored_is_found_again() -> None:
     """Asked for an average that is stored at the end, its weight is 1 and nothing else is read."""
     stores = [100, 200, 300]
-    stored = [Stored(None, 0), *(Stored(HalfLife(h), at) for at in (1, 2, 3) for h in (25.0, 100.0))]
-    found = Profiles(moments(list(range(1, 302)), stores), stored, [HalfLife(100.0)]).solve(HalfLife(100.0))
+    stored = [Stored(None, 0), *(Stored(a_half_life(h), at) for at in (1, 2, 3) for h in (25.0, 100.0))]
+    found = Profiles(moments(list(range(1, 302)), stores), stored, [a_half_life(100.0)]).solve(a_half_life(100.0))
     assert found.error < 1e-6
     assert np.flatnonzero(found.weights).tolist() == [6]
     assert found.weights[6] == pytest.approx(1)
 
 
-def test_the_first_copy_matters_for_a_long_half_life() -> None:
+def test_the_first_copy_matters_for_a_long_a_half_life() -> None:
     """For a half-life as long as the training the first copy holds half: without it the profile is far off.
 
     Not as far as it might be: averages that were stored early hold some of it.
     """
     stores = [250, 500, 750, 1000]
-    laws = [HalfLife(50.0), HalfLife(200.0)]
+    laws = [a_half_life(50.0), a_half_life(200.0)]
     ours = [Stored(law, at) for at in range(1, 5) for law in laws]
     at = moments(list(range(1, 1002)), stores)
-    wanted = HalfLife(1000.0)
+    wanted = a_half_life(1000.0)
     without = Profiles(at, ours, [wanted]).solve(wanted)
     found = Profiles(at, [Stored(None, 0), *ours], [wanted]).solve(wanted)
     assert found.error < 0.005
@@ -111,8 +118,8 @@ def test_the_first_copy_matters_for_a_long_half_life() -> None:
 def test_the_limits_of_the_half_life(half_life: float) -> None:
     """An infinite half-life is the first copy; one of 0 is the newest model, which averages of others cannot make."""
     stores = [40, 80]
-    stored = [Stored(None, 0), *(Stored(HalfLife(10.0), at) for at in (1, 2))]
-    law = HalfLife(half_life)
+    stored = [Stored(None, 0), *(Stored(a_half_life(10.0), at) for at in (1, 2))]
+    law = a_half_life(half_life)
     found = Profiles(moments(list(range(1, 82)), stores), stored, [law]).solve(law)
     if half_life:
         assert found.error < 1e-9
@@ -121,8 +128,8 @@ def test_the_limits_of_the_half_life(half_life: float) -> None:
         assert found.error > 0.5
 
 
-@pytest.mark.parametrize("law", [None, HalfLife(30.0), Smoothing(0.95), Power(0.2), HalfLife(0.0)])
-def test_shares_of_the_training_are_sums_of_the_profile(law: Law | None) -> None:
+@pytest.mark.parametrize("law", [None, a_half_life(30.0), Smoothing(0.95), Power(0.2), a_half_life(0.0)])
+def test_shares_of_the_training_are_sums_of_the_profile(law: LiveLaw | None) -> None:
     """How much an average owes to the training up to a clock is the sum of its profile up to there."""
     clocks = list(range(1, 201))
     at = moments(clocks, [100, 199])

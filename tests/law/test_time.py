@@ -1,9 +1,8 @@
-"""Times such as `50ba`, exact; and the half-life law."""
+"""Times such as `50ba`, exact."""
 
 from __future__ import annotations
 
 import math
-from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
@@ -11,17 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import UsageError
-from ema_cli.law.time import Time, Unit, admitted, format_number, smoothing
+from ema_cli.law.time import EVERY, Time, Unit, format_number, interval_text, parse_interval
 
 UNITS = ("ep", "ba", "sp", "tok")
-
-
-def kept(elapsed: Fraction, half_life: Fraction) -> Decimal:
-    """Composer's form of the law, exp(-log(2) * elapsed / half_life), in 60 digits."""
-    with localcontext() as context:
-        context.prec = 60
-        ratio = Decimal(elapsed.numerator * half_life.denominator) / (elapsed.denominator * half_life.numerator)
-        return (-Decimal(2).ln() * ratio).exp()
 
 
 @pytest.mark.parametrize(
@@ -63,8 +54,8 @@ def test_every_form_of_a_time_is_read_exactly(text: str, value: Fraction | float
 )  # fmt: skip
 def test_anything_else_is_a_usage_error_that_names_the_option(text: str):
     """A bare number, a sign, NaN, an unknown unit or another notation is refused, with examples in the hint."""
-    with pytest.raises(UsageError, match=r"^--half-life: '.*' is not a time$") as raised:
-        Time.parse(text, "--half-life")
+    with pytest.raises(UsageError, match=r"^half_life=: '.*' is not a time$") as raised:
+        Time.parse(text, "half_life")
     assert raised.value.exit_code == 2
     assert "50ba" in (raised.value.hint or "")
 
@@ -72,8 +63,8 @@ def test_anything_else_is_a_usage_error_that_names_the_option(text: str):
 @pytest.mark.parametrize("text", ["1" * 41 + "ba", "0." + "0" * 40 + "ba", "1e31ba", "1e-31ep", "0e31ba", "1e9999tok"])
 def test_more_than_40_digits_or_an_exponent_over_30_is_out_of_range(text: str):
     """Numbers that would take long to compute with are refused, with the limits in the hint."""
-    with pytest.raises(UsageError, match=r"^--stop: '.*' is out of range$") as raised:
-        Time.parse(text, "--stop")
+    with pytest.raises(UsageError, match=r"^stop=: '.*' is out of range$") as raised:
+        Time.parse(text, "stop")
     assert raised.value.hint == "at most 40 digits and an exponent of at most 30"
 
 
@@ -157,46 +148,10 @@ def test_a_unit_reads_as_a_word():
     assert [str(unit) for unit in Unit] == list(UNITS)
 
 
-@settings(deadline=None)
-@given(
-    elapsed=st.fractions(Fraction(1, 1000), 10**6, max_denominator=1000),
-    half_life=st.fractions(Fraction(1, 100), 10**7, max_denominator=100),
-)
-def test_smoothing_is_composers_law(elapsed: Fraction, half_life: Fraction):
-    """2 ** -(elapsed / half_life) is exp(-log(2) * elapsed / half_life), and what is admitted is the rest."""
-    exact = kept(elapsed, half_life)
-    # The exponent is rounded once: its error, 2**-53 of it, is the relative error of the power.
-    rounding = 2**-52 * (1 + float(elapsed / half_life))
-    assert smoothing(elapsed, half_life) == pytest.approx(float(exact), rel=rounding, abs=1e-307)
-    assert admitted(elapsed, half_life) == pytest.approx(float(1 - exact), rel=4 * 2**-52)
-
-
-def test_after_one_half_life_half_is_left():
-    """The word is meant literally: 1/2 after one, 1/4 after two, 1/8 after three."""
-    fifty = Fraction(50)
-    assert [smoothing(fifty * n, fifty) for n in (1, 2, 3)] == [0.5, 0.25, 0.125]
-    assert [admitted(fifty * n, fifty) for n in (1, 2, 3)] == pytest.approx([0.5, 0.75, 0.875], rel=1e-15)
-
-
-def test_a_missing_checkpoint_keeps_the_half_life_true():
-    """A gap of two intervals smooths like two updates."""
-    once = smoothing(Fraction(10), Fraction(50))
-    assert smoothing(Fraction(20), Fraction(50)) == pytest.approx(once**2, rel=1e-15)
-
-
-def test_half_life_0_keeps_nothing_and_an_infinite_one_everything():
-    """Composer divides by zero and overflows here; its documentation promises newest and first."""
-    assert (smoothing(Fraction(1), Fraction(0)), admitted(Fraction(1), Fraction(0))) == (0.0, 1.0)
-    assert (smoothing(Fraction(1), math.inf), admitted(Fraction(1), math.inf)) == (1.0, 0.0)
-
-
-def test_a_half_life_far_above_the_gap_still_admits_its_share():
-    """1 - smoothing is not rounded to 0: 1ba at 1e18ba admits log(2) / 1e18."""
-    assert 1 - smoothing(Fraction(1), Fraction(10**18)) == 0
-    assert admitted(Fraction(1), Fraction(10**18)) == pytest.approx(math.log(2) / 1e18, rel=1e-15)
-
-
-def test_a_gap_far_above_the_half_life_does_not_overflow():
-    """The extremes that a time may have give 0 and 1."""
-    assert smoothing(Fraction(10**70), Fraction(1, 10**70)) == 0.0
-    assert admitted(Fraction(10**70), Fraction(1, 10**70)) == 1.0
+def test_an_interval_is_a_time_or_every():
+    """`every` is a value of its own, and written as it is read."""
+    assert parse_interval("every") is EVERY
+    assert parse_interval("10ba") == Time.parse("10ba")
+    assert [interval_text(None), interval_text(Time.parse("10ba"))] == ["every", "10ba"]
+    with pytest.raises(UsageError, match=r"^update_interval=: 'often' is not a time$"):
+        parse_interval("often", "update_interval")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ema_cli.law.events import Power
+from ema_cli.law.laws import Power
 from ema_cli.law.weights import decay_weights, half_life_weights, power_weights, smoothing_weights, uniform_weights
 
 GAPS = st.lists(st.fractions(Fraction(1, 100), 10**6, max_denominator=100), min_size=1, max_size=12)

@@ -118,7 +118,7 @@ def test_sums_are_the_same_alone_and_among_several(tmp_path: Path):
     """Averages made in one pass have the manifests that each would have alone: of what it does not read, no sums."""
     write_run(tmp_path / "ckpts")
     for each in plans(tmp_path / "ckpts", "0ba", "10ba", "infba"):
-        target = tmp_path / f"alone-{each.recipe.law}.safetensors"
+        target = tmp_path / f"alone-{each.recipe.law.name}.safetensors"
         average(each, parse_target(target), checksum=True)
     average(
         plans(tmp_path / "ckpts", "0ba", "10ba", "infba"),

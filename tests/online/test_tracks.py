@@ -11,7 +11,7 @@ from torch import nn
 
 from ema_cli import EMA, Time, Unit
 from ema_cli.errors import UsageError
-from ema_cli.law.events import HalfLife, Power, Smoothing
+from ema_cli.law.laws import HalfLife, Power, Smoothing
 
 
 def tracks(**asked: Any) -> Any:
@@ -27,7 +27,7 @@ def kept(**asked: Any) -> float:
     events = ema.averages.events
     gap = events.meet(events.previous + (ema.averages.tracks.interval.value if ema.averages.tracks.interval else 1))  # type: ignore[operator]
     assert gap is not None
-    return 1 - law.admitted(gap, events.previous)  # type: ignore[no-any-return, arg-type]
+    return 1 - law.share(gap, events.previous)  # type: ignore[no-any-return, arg-type]
 
 
 @pytest.mark.parametrize(
@@ -58,32 +58,35 @@ def test_composers_calls(asked: dict[str, Any], smoothing: float | None):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"half_life": "-5ba"}, "half_life: '-5ba' is not a time"),  # Composer: diverges
-        ({"update_interval": "0ba"}, "update_interval: '0ba' is no distance between updates"),  # Composer: divides by 0
+        ({"half_life": "-5ba"}, "half_life=: '-5ba' is not a time"),  # Composer: diverges
+        (
+            {"update_interval": "0ba"},
+            "update_interval=: '0ba' is no distance between updates",
+        ),  # Composer: divides by 0
         ({"half_life": "50ba", "smoothing": 0.9}, "only one of half_life, smoothing and sigma_rel"),
-        ({"smoothing": 5.0}, r"smoothing: 5 is not in \[0, 1\]"),  # Composer: diverges
-        ({"smoothing": -0.1}, r"smoothing: -0.1 is not in \[0, 1\]"),
-        ({"smoothing": math.nan}, r"smoothing: nan is not in \[0, 1\]"),
+        ({"smoothing": 5.0}, r"smoothing=: 5 is not in \[0, 1\]"),  # Composer: diverges
+        ({"smoothing": -0.1}, r"smoothing=: -0.1 is not in \[0, 1\]"),
+        ({"smoothing": math.nan}, r"smoothing=: nan is not in \[0, 1\]"),
         ({"half_life": "2ep", "update_interval": "10ba"}, "have different units"),
-        ({"half_life": "0.1dur"}, "half_life: '0.1dur' is not a time"),
-        ({"half_life": "50"}, "half_life: '50' is not a time"),  # Composer: 50 seconds
-        ({"half_life": ""}, "half_life: '' is not a time"),  # Composer: 0 seconds
-        ({"half_life": 50}, "half_life: 50 is not a time"),
-        ({"ema_start": "0.0dur"}, "ema_start: '0.0dur' is not a time"),
-        ({"ema_start": "infba"}, "ema_start: infinity leaves nothing to average"),
-        ({"ema_start": 5}, "ema_start: 5 is not a time"),
-        ({"update_interval": "infba"}, "update_interval: 'infba' is no distance"),
-        ({"update_interval": "often"}, "update_interval: 'often' is not a time"),
+        ({"half_life": "0.1dur"}, "half_life=: '0.1dur' is not a time"),
+        ({"half_life": "50"}, "half_life=: '50' is not a time"),  # Composer: 50 seconds
+        ({"half_life": ""}, "half_life=: '' is not a time"),  # Composer: 0 seconds
+        ({"half_life": 50}, "half_life=: 50 is not a time"),
+        ({"ema_start": "0.0dur"}, "ema_start=: '0.0dur' is not a time"),
+        ({"ema_start": "infba"}, "ema_start=: infinity leaves nothing to average"),
+        ({"ema_start": 5}, "ema_start=: 5 is not a time"),
+        ({"update_interval": "infba"}, "update_interval=: 'infba' is no distance"),
+        ({"update_interval": "often"}, "update_interval=: 'often' is not a time"),
         ({"half_life": ("50ba", "2ep")}, "the units of several must agree"),
         ({"half_life": ("50ba", "50ba")}, "give each average once"),
         ({"half_life": ("50ba", "5e1ba")}, "give each average once"),
         ({"half_life": ()}, "at least one"),
         ({"half_life": ("0.5ba", "50ba")}, "below one unit every update counts"),
-        ({"smoothing": "0.9"}, "smoothing: '0.9' is no number"),
+        ({"smoothing": "0.9"}, "smoothing=: '0.9' is no number"),
         ({"smoothing": (0.9, 0.9)}, "give each average once"),
-        ({"sigma_rel": 0}, "sigma_rel: is above 0 and at most 0.2886"),
-        ({"sigma_rel": 0.29}, "sigma_rel: is above 0 and at most 0.2886"),
-        ({"sigma_rel": math.nan}, "sigma_rel: is above 0 and at most 0.2886"),
+        ({"sigma_rel": 0}, "sigma_rel=: 0 is not above 0 and at most 0.2887"),
+        ({"sigma_rel": 0.29}, "sigma_rel=: 0.29 is not above 0 and at most 0.2887"),
+        ({"sigma_rel": math.nan}, "sigma_rel=: nan is not above 0 and at most 0.2887"),
         ({"sigma_rel": 0.1, "smoothing": 0.9}, "only one of"),
         ({"offload": "cuda"}, "offload: 'cuda' is neither None nor 'cpu'"),
     ],
@@ -102,13 +105,16 @@ def test_names_and_order_are_composers():
     found = EMA(nn.Linear(2, 2), "50ba", None, "3ba", "10ba", True)
     assert found.train_with_ema_weights
     assert found.tracks == tracks(half_life="50ba", ema_start="3ba", update_interval="10ba")
-    assert tracks().laws == {"1000ba": HalfLife(1000)}
+    assert tracks().laws == {"1000ba": HalfLife(Time.parse("1000ba"))}
     assert (tracks().interval, tracks().start) == (Time.parse("1ba"), Time.parse("0ba"))
 
 
 def test_several_averages():
     """Half-lives, smoothings and widths come in several, each under its name; times may be Time."""
-    assert tracks(half_life=("25ba", Time.parse("100ba"))).laws == {"25ba": HalfLife(25), "100ba": HalfLife(100)}
+    assert tracks(half_life=("25ba", Time.parse("100ba"))).laws == {
+        "25ba": HalfLife(Time.parse("25ba")),
+        "100ba": HalfLife(Time.parse("100ba")),
+    }
     assert tracks(smoothing=[0.9, 0.99]).laws == {"smoothing-0.9": Smoothing(0.9), "smoothing-0.99": Smoothing(0.99)}
     assert tracks(sigma_rel=(0.05, 0.1)).laws == {"power-0.05": Power(0.05), "power-0.1": Power(0.1)}
     mixed = tracks(half_life=("0.5ba", "50ba"), update_interval="1ba")

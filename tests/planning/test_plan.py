@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ema_cli.errors import RunError
-from ema_cli.law.recipe import EVERY, Recipe
-from ema_cli.law.time import Time, Unit
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import EVERY, Time, Unit
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import Run
 from tests.composer_recurrence import Clocks, make_run
@@ -161,12 +161,12 @@ def test_last_keeps_the_newest_survivors():
     ("clocks", "options", "unit", "needs", "known", "ways"),
     [
         ([{"ba": 1}, {"ba": 2, "ep": 1}], {"half_life": "2ep"}, "epochs", "the half-life", "batches (ba)",
-            ["give the half-life in a unit", "--epoch-length 1000ba", "--spacing 100ep"]),
-        ([{"ep": 1}], {"half_life": "5ba"}, "batches", "the half-life", "epochs (ep)", ["--epoch-length 1000ba"]),
-        ([{"ba": 1}], {"half_life": "5ba", "start": "1tok"}, "tokens", "--start", "batches (ba)", ["give --start"]),
-        ([{"ba": 1}], {"half_life": "5ba", "stop": "1sp"}, "samples", "--stop", "batches (ba)", ["give --stop"]),
+            ["give the half-life in a unit", "epoch_length='1000ba'", "spacing='100ep'"]),
+        ([{"ep": 1}], {"half_life": "5ba"}, "batches", "the half-life", "epochs (ep)", ["epoch_length='1000ba'"]),
+        ([{"ba": 1}], {"half_life": "5ba", "start": "1tok"}, "tokens", "start=", "batches (ba)", ["give start="]),
+        ([{"ba": 1}], {"half_life": "5ba", "stop": "1sp"}, "samples", "stop=", "batches (ba)", ["give stop="]),
         ([{"ba": 1}], {"smoothing": 0.9, "interval": "1ep"}, "epochs", "the update interval", "batches (ba)", []),
-        ([{}, {}], {"half_life": "5ba"}, "batches", "the half-life", "none", ["--spacing 100ba"]),
+        ([{}, {}], {"half_life": "5ba"}, "batches", "the half-life", "none", ["spacing='100ba'"]),
     ],
 )  # fmt: skip
 def test_a_missing_clock_is_an_error_with_the_ways_on(

@@ -157,5 +157,5 @@ def _what_is_stored(paths: Sequence[Path], recipes: Sequence[Recipe]) -> dict[st
         try:
             plans.append(json_facts.plan_facts(make_stored_plan(stored, recipe, allow_approximate=True)))
         except EmaError as problem:
-            plans.append({"law": recipe.law, "problem": problem.message(at_terminal)})
+            plans.append({"law": recipe.law.name, "problem": problem.message(at_terminal)})
     return {**json_facts.stored_facts(stored), "plans": plans}

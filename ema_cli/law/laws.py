@@ -1,0 +1,353 @@
+"""The laws of averaging, one class each. Add a law here: `make_law` and all that shows, stores or applies laws follow.
+
+A law turns the gaps between checkpoints into weights that sum to 1. A live law is also applied update by update while
+a model trains. The equations are in `decay` and `weights`. No torch, no numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, TypedDict, Unpack
+
+from ema_cli.errors import UsageError, option
+from ema_cli.law import decay, weights
+from ema_cli.law.events import Gap
+from ema_cli.law.law import Growing, Law, Steady, Words
+from ema_cli.law.time import Time, Unit
+from ema_cli.law.weights import Gaps
+
+LAW_KEYS = ("half_life", "smoothing", "profile", "sigma_rel")
+"""The options that choose a law, which are also its keys in manifests and marks."""
+
+
+class LawOptions(TypedDict, total=False):
+    """The options that choose a law: exactly one of `half_life`, `smoothing` and `profile`; `sigma_rel` with "power".
+
+    half_life: training time after which a checkpoint counts half: "50ba", "2ep".
+    smoothing: the share of the old average that one update keeps, in [0, 1].
+    profile: one of `PROFILES`.
+    sigma_rel: the relative width of the profile "power", in (0, 12 ** -0.5].
+    """
+
+    half_life: Time | str | None
+    smoothing: float | None
+    profile: str | None
+    sigma_rel: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HalfLife:
+    """Composer's law: a checkpoint that is `half_life` old counts half."""
+
+    half_life: Time
+
+    corrects_bias: ClassVar[bool] = True
+    over_clocks: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """Return the half-life."""
+        return str(self.half_life)
+
+    @property
+    def unit(self) -> Unit:
+        """Return the unit of the half-life."""
+        return self.half_life.unit
+
+    @property
+    def default_interval(self) -> Time | None:
+        """Return 1 in the unit of the half-life, as in Composer; None for a half-life below that."""
+        return None if self.half_life.value < 1 else Time(Fraction(1), self.half_life.unit)
+
+    def measure(self, gap: Gap) -> Fraction:
+        """Return the training time of the events that were due."""
+        return gap.time
+
+    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
+        """Return the weights by Composer's law."""
+        return weights.half_life_weights(gaps, self.half_life.value, bias_correction=bias_correction)
+
+    def share(self, gap: Gap, clock: Fraction) -> float:
+        """Return 1 - 2 ** -(gap / half_life)."""
+        return decay.admitted(gap.time, self.half_life.value)
+
+    def course(self, time: float, updates: float) -> Steady:
+        """Return the decay in the time between two events."""
+        value = float(self.half_life.value)
+        return Steady(-math.log(2) * time / value if value else -math.inf)
+
+    def held(self, clock: float, updates: float, end: float, end_updates: float) -> float:
+        """Return 2 ** -(time since then / half_life)."""
+        value = float(self.half_life.value)
+        return math.pow(2.0, -((end - clock) / value)) if value else 0.0
+
+    def words(self) -> Words:
+        """Return the half-life as people read it."""
+        return Words(
+            "half-life",
+            self.name,
+            (f"half-life {self.name}",),
+            "the half-life is long",
+            "the half-life is short",
+        )
+
+    def phrase(self, interval: Time | None) -> str:
+        """Return the half-life for a sentence."""
+        return f"a half-life of {self.name}{_every(interval)}"
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Return the half-life as text."""
+        return {"half_life": self.name}
+
+
+@dataclass(frozen=True, slots=True)
+class Smoothing:
+    """Each update keeps the share `value` of the old average, in [0, 1].
+
+    Raises:
+        UsageError: for a share outside of that.
+    """
+
+    value: float
+
+    corrects_bias: ClassVar[bool] = True
+    over_clocks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise UsageError(
+                f"{self.value:g} is not in [0, 1]",
+                option="smoothing",
+                hint="the share of the old average that is kept at one update, as 0.99",
+            )
+
+    @property
+    def name(self) -> str:
+        """Return `smoothing-0.99`."""
+        return f"smoothing-{self.value!r}"
+
+    @property
+    def unit(self) -> None:
+        """Return None: only updates count."""
+
+    @property
+    def default_interval(self) -> None:
+        """Return None: each checkpoint is an update."""
+
+    def measure(self, gap: Gap) -> Fraction:
+        """Return the updates that were due."""
+        return Fraction(gap.updates)
+
+    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
+        """Return the weights with the same share kept at each update."""
+        return weights.smoothing_weights(gaps, self.value, bias_correction=bias_correction)
+
+    def share(self, gap: Gap, clock: Fraction) -> float:
+        """Return 1 - value ** updates."""
+        return 1 - self.value**gap.updates
+
+    def course(self, time: float, updates: float) -> Steady:
+        """Return the decay in the updates between two events."""
+        return Steady(updates * math.log(self.value) if self.value else -math.inf)
+
+    def held(self, clock: float, updates: float, end: float, end_updates: float) -> float:
+        """Return value ** (updates since then)."""
+        return math.pow(self.value, end_updates - updates)
+
+    def words(self) -> Words:
+        """Return the smoothing as people read it."""
+        return Words(
+            "smoothing",
+            f"{self.value:g}",
+            (f"smoothing {self.value}",),
+            "the smoothing is high",
+            "the smoothing is low",
+        )
+
+    def phrase(self, interval: Time | None) -> str:
+        """Return the smoothing for a sentence."""
+        return f"a smoothing of {self.value!r}{_every(interval) or ' at each checkpoint'}"
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Return the share that is kept."""
+        return {"smoothing": self.value}
+
+
+class _Profile:
+    """What profiles have in common: their weights are shares of the training time, in any unit."""
+
+    __slots__ = ()
+
+    corrects_bias: ClassVar[bool] = False
+    over_clocks: ClassVar[bool] = True
+
+    @property
+    def unit(self) -> None:
+        """Return None: any clock will do."""
+
+    @property
+    def default_interval(self) -> None:
+        """Return None: each checkpoint counts."""
+
+    def measure(self, gap: Gap) -> Fraction:
+        """Return the training time from one checkpoint to the next."""
+        return gap.elapsed
+
+
+@dataclass(frozen=True, slots=True)
+class Power(_Profile):
+    """The power-function profile of Karras et al. 2024 (arXiv 2312.02696): weights grow as clock ** gamma.
+
+    `sigma_rel` is the profile's standard deviation as a share of the training time, in (0, 12 ** -0.5].
+
+    Raises:
+        UsageError: for a width outside of that.
+    """
+
+    sigma_rel: float
+
+    profile: ClassVar[str] = "power"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_rel <= decay.UNIFORM_SIGMA_REL:
+            raise UsageError(
+                f"{self.sigma_rel:g} is not above 0 and at most {decay.UNIFORM_SIGMA_REL:.4f}",
+                option="sigma_rel",
+                hint="its standard deviation as a share of the training: 0.05, 0.1; the largest is a uniform average",
+            )
+
+    @property
+    def gamma(self) -> float:
+        """Return the exponent, which is solved for once."""
+        return decay.power_exponent(self.sigma_rel)
+
+    @property
+    def name(self) -> str:
+        """Return `power-0.1`."""
+        return f"{self.profile}-{self.sigma_rel!r}"
+
+    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
+        """Return the share of the profile that each checkpoint stands for."""
+        return weights.power_weights(clocks, self.gamma)
+
+    def share(self, gap: Gap, clock: Fraction) -> float:
+        """Return 1 - (clock before / clock) ** (gamma + 1)."""
+        return decay.power_share(clock - gap.elapsed, clock, self.gamma)
+
+    def course(self, time: float, updates: float) -> Growing:
+        """Return the exponent of the sum of weights."""
+        return Growing(self.gamma + 1)
+
+    def held(self, clock: float, updates: float, end: float, end_updates: float) -> float:
+        """Return (clock / end) ** (gamma + 1)."""
+        return math.pow(clock / end, self.gamma + 1)
+
+    def words(self) -> Words:
+        """Return the profile and its width as people read them."""
+        return Words("profile", self.name, (f"profile {self.profile}", f"width {self.sigma_rel:g}"))
+
+    def phrase(self, interval: Time | None) -> str:
+        """Return the profile for a sentence."""
+        return f"the profile {self.profile} and the relative width {self.sigma_rel!r}"
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Return the profile and its width."""
+        return {"profile": self.profile, "sigma_rel": self.sigma_rel}
+
+
+class _PlainProfile(_Profile):
+    """A profile without a number of its own."""
+
+    __slots__ = ()
+
+    profile: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """Return the profile."""
+        return self.profile
+
+    def words(self) -> Words:
+        """Return the profile as people read it."""
+        return Words("profile", self.profile, (f"profile {self.profile}",))
+
+    def phrase(self, interval: Time | None) -> str:
+        """Return the profile for a sentence."""
+        return f"the profile {self.profile}"
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Return the profile."""
+        return {"profile": self.profile}
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform(_PlainProfile):
+    """All of the training counts the same."""
+
+    profile: ClassVar[str] = "uniform"
+
+    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
+        """Return weights in proportion to the gaps."""
+        return weights.uniform_weights(gaps)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(_PlainProfile):
+    """Emulates a learning rate that falls to 0 in a straight line (WSM, arXiv 2507.17634)."""
+
+    profile: ClassVar[str] = "linear"
+
+    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
+        """Return weights that add up to the falling learning rate."""
+        return weights.decay_weights(clocks, square_root=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SquareRoot(_PlainProfile):
+    """Emulates a learning rate that falls to 0 as 1 - sqrt(x) (WSM, arXiv 2507.17634)."""
+
+    profile: ClassVar[str] = "1-sqrt"
+
+    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
+        """Return weights that add up to the falling learning rate."""
+        return weights.decay_weights(clocks, square_root=True)
+
+
+_PLAIN: Mapping[str, Law] = {law.profile: law for law in (Uniform(), Linear(), SquareRoot())}
+PROFILES = (Power.profile, *_PLAIN)
+
+
+def make_law(**options: Unpack[LawOptions]) -> Law:
+    """Return the law that the options choose.
+
+    Raises:
+        UsageError: where they choose none or several, or for a value that makes no sense.
+    """
+    half_life, smoothing = options.get("half_life"), options.get("smoothing")
+    profile, sigma_rel = options.get("profile"), options.get("sigma_rel")
+    given = sum(value is not None for value in (half_life, smoothing, profile))
+    if given != 1:
+        raise UsageError(
+            f"{'only one' if given else 'one'} of {option('half_life')}, "
+            f"{option('smoothing')} and {option('profile')} is needed",
+            hint=f"for instance {option('half_life', '50ba')}: after 50 batches a checkpoint counts half",
+        )
+    if profile is not None and profile not in PROFILES:
+        raise UsageError(f"'{profile}' is unknown", option="profile", hint=f"one of {', '.join(PROFILES)}")
+    if (sigma_rel is not None) != (profile == Power.profile):
+        raise UsageError(
+            f"{option('sigma_rel')} is the width of {option('profile', 'power')}, and goes with it",
+            hint=f"as {option('profile', 'power')} {option('sigma_rel', 0.1)}",
+        )
+    if half_life is not None:
+        return HalfLife(Time.parse(half_life, "half_life") if isinstance(half_life, str) else half_life)
+    if smoothing is not None:
+        return Smoothing(float(smoothing))
+    return Power(float(sigma_rel)) if sigma_rel is not None else _PLAIN[str(profile)]
+
+
+def _every(interval: Time | None) -> str:
+    return f" and an update every {interval}" if interval else ""
