@@ -12,8 +12,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Case:
     `code` (0: the average is that of a good checkpoint in its place), names `file` (under the run) and, if there is
     one, `tensor`; `says` is in it. `passed`: the search of a folder passes it over with a warning, and it is an error
     where it is named. `inspects`: the code of `inspect`, where that reads too little to see what is wrong. A case of
-    more than the usual `seconds` is not inspected, which would take as long.
+    more than the usual `seconds` is not inspected, which would take as long. `full`: only `make test-full` runs it.
     """
 
     build: Build
@@ -46,6 +46,7 @@ class Case:
     peak: int = PEAK_BYTES
     label: str = ""
     arguments: tuple[str, ...] = ()
+    full: bool = False
 
     @property
     def name(self) -> str:
@@ -223,11 +224,24 @@ def harness(server: Server, tmp_path: Path) -> Harness:
 PARAMETERS: list[Case] = []  # all cases of all modules that were imported
 
 
+def in_turn(*places: Iterable[Case]) -> list[Case]:
+    """Return cases of the same things planted at several places: for `make test`, each thing at one place.
+
+    The first thing at the first place, the second at the second, and so on, round and round: each place has some of
+    all. The others are for `make test-full`.
+    """
+    return [
+        replace(case, full=at % len(places) != number)
+        for number, cases in enumerate(places)
+        for at, case in enumerate(cases)
+    ]
+
+
 def parameters(cases: list[Case]) -> list[Any]:
-    """Return the cases as parameters of a test; those that take long are marked."""
+    """Return the cases as parameters of a test; those that take long, and those for `make test-full`, are marked."""
     PARAMETERS.extend(cases)
     found = []
     for case in cases:
-        marks = [pytest.mark.slow] if case.seconds > SECONDS else []
+        marks = [*[pytest.mark.slow] * (case.seconds > SECONDS), *[pytest.mark.full] * case.full]
         found.append(pytest.param(case, id=case.name, marks=marks))
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.conftest import Case, Harness, Kind, parameters
+from tests.hostile.conftest import Case, Harness, Kind, in_turn, parameters
 from tests.hostile.make import (
     ESCAPES,
     SHOWN,
@@ -207,22 +207,25 @@ PATHS = {
     "300 letters": text("a" * 300), "a megabyte": text("a" * 1_000_000), "text that steers": text("../" + ESCAPES),
 }  # fmt: skip
 CASES = [
-    *(raw(label, lambda canary, v=label: whole(PROGRAMS[v](canary)), "stands where a Metadata belongs")
-      for label in PROGRAMS if label not in ("a default factory", "a key", "nested pickle")),
-    *(beside(label, "storage_meta", PROGRAMS[label]) for label in PROGRAMS),
+    *in_turn(
+        (beside(label, "storage_meta", PROGRAMS[label]) for label in PROGRAMS),
+        (item(label, "train_state", PROGRAMS[label]) for label in PROGRAMS),
+        (item(label, "state.algorithms", PROGRAMS[label]) for label in PROGRAMS),
+        (Case(lightning(PROGRAMS[label]), code=0, label=f"{label}, meta.pt") for label in PROGRAMS),
+        (raw(label, lambda canary, v=label: whole(PROGRAMS[v](canary)), "stands where a Metadata belongs")
+         for label in PROGRAMS if label not in ("a default factory", "a key", "nested pickle")),
+    ),
     *(beside(label, "planner_data", PROGRAMS[label]) for label in ("os.system", "BUILD", "a key")),
-    *(beside(label, "storage_meta", lambda _, v=label: endless(v)) for label in ENDLESS),
+    *in_turn(
+        (beside(label, "storage_meta", lambda _, v=label: endless(v)) for label in ENDLESS),
+        (item(label, "train_state", lambda _, v=label: endless(v)) for label in ENDLESS),
+        (item(label, "state.algorithms", lambda _, v=label: endless(v)) for label in ENDLESS),
+    ),
     *(raw(label, lambda _, make=make: whole(make()), says) for label, (make, says) in UNREADABLE.items()),
     *(raw(label, lambda _, make=BOMBS[label][0]: whole(make()), "", seconds=40, peak=7 << 28)
       for label in ("a million arguments, again and again",)),
-    *(item(label, "train_state", PROGRAMS[label]) for label in PROGRAMS),
-    *(item(label, "state.algorithms", PROGRAMS[label]) for label in PROGRAMS),
-    *(item(label, "train_state", lambda _, v=label: endless(v)) for label in ENDLESS),
-    *(item(label, "state.algorithms", lambda _, v=label: endless(v))
-      for label in ENDLESS),
     *(item(label, "train_state", lambda _, make=make: make(), says) for label, (make, says) in UNREADABLE.items()
       if label in ("a persistent number", "an extension code", "a memo that collides", "bytes of 2^62")),
-    *(Case(lightning(PROGRAMS[label]), code=0, label=f"{label}, meta.pt") for label in PROGRAMS),
     *(Case(lightning(PROGRAMS[label], legacy=True), "not one that torch.save wrote", file="meta.pt", passed=True,
            label=f"{label}, all of meta.pt") for label in ("os.system", "NEWOBJ", "BUILD")),
     *(folder(f"path: {label}", replaced(AT, placed(0, 9, path)), OUT, "w") for label, path in PATHS.items()),
@@ -250,8 +253,9 @@ CASES = [
         file=None, inspects=0),
     folder("a tensor that is a program", lambda made: entry(made, name("os.system") + b")R"), "which is unknown", "w"),
     folder("irregular pieces", lambda made: irregular(made, 3000, 1), "form no grid", "t0"),
-    folder("irregular pieces of many tensors", lambda made: irregular(made, 700, 5), "form no grid", seconds=20),
-    folder("pieces without end", repeated_pieces, "too many pieces", seconds=40),
+    folder("irregular pieces of many tensors", lambda made: irregular(made, 700, 5), "form no grid", seconds=20,
+        full=True),
+    folder("pieces without end", repeated_pieces, "too many pieces", seconds=40, full=True),
     folder("a thousand tensors in one record", one_record, "lies over", file=SHARD),
     folder("items in one record", algorithms(1000), "lies over"),
     folder("offsets that collide", colliding_offsets, "", code=0),

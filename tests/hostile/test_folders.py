@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.conftest import Case, Harness, Kind, parameters
+from tests.hostile.conftest import Case, Harness, Kind, in_turn, parameters
 from tests.hostile.make import (
     ESCAPES,
     HEADER,
@@ -150,7 +150,7 @@ STATES = [
     with_file(TRAINER, STATE, "nine million lists", long_state(b"[]", 9_000_000), "more than"),
     with_file(TRAINER, STATE, "a long log", long_state(b'{"loss":0.1234567,"epoch":0.1}', 100_000)),
     with_file(TRAINER, STATE, "three million decimals", long_state(b"0.1234567", 3_000_000), "", seconds=60,
-              peak=7 << 28),
+              peak=7 << 28, full=True),
     changed(TRAINER, "a state of 300 MB", lambda path: os.truncate(path / STATE, 300 << 20), "too many", file=STATE),
     changed(TRAINER, "a FIFO for the state", put(STATE, os.mkfifo), "not a regular file", file=STATE),
     changed(TRAINER, "a device for the state", put(STATE, to("/dev/zero")), "not a regular file", file=STATE),
@@ -185,9 +185,11 @@ ADAPTERS = [
     changed(PEFT, "a device", put(ADAPTER, to("/dev/zero")), "not a regular file", file=ADAPTER),
 ]  # fmt: skip
 DEEPSPEED_CASES = [
-    *(planted(label, where) for label in PROGRAMS for where in ("beside",
-        "instead") if where == "beside" or ("key" not in label
-      and "default" not in label and "nested" not in label)),
+    *in_turn(
+        (planted(label, "beside") for label in PROGRAMS),
+        (planted(label, "instead") for label in PROGRAMS if "key" not in label and "default" not in label
+         and "nested" not in label),
+    ),
     *(with_file(DEEPSPEED, DS_MODEL, label, torch_zip(whole(mapping({"module": mapping(WEIGHTS),
         "global_steps": number(3),
         "client": endless(label)})))) for label in ENDLESS),

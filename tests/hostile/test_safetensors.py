@@ -113,7 +113,7 @@ HEADERS = [
     header("metadata of numbers", lambda: {**HEADER, "__metadata__": {"a": 1}}, "text to text"),
     header("our own metadata, forged", lambda: {**HEADER, "__metadata__": {"ema_cli": "[" * 100_000}},
            "is averaged already", code=4, inspects=0, passed=True),
-    header("a million tensors", million_tensors, "holds 1000000 tensors", seconds=40),
+    header("a million tensors", million_tensors, "holds 1000000 tensors", seconds=40, full=True),
 ]  # fmt: skip
 
 

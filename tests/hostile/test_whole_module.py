@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.conftest import Case, Harness, Kind, parameters
+from tests.hostile.conftest import Case, Harness, Kind, in_turn, parameters
 from tests.hostile.make import (
     ESCAPES,
     SHOWN,
@@ -129,17 +129,20 @@ SHARED: Mapping[str, tuple[Callable[[], bytes], str]] = {
     "shared dicts of nothing": (empty_dicts, "without end"),
 }
 CASES = [
-    *(planted(label, place) for place in ("attribute", "parameter", "child") for label in PROGRAMS),
+    *in_turn(*([planted(label, place) for label in PROGRAMS] for place in ("attribute", "parameter", "child"))),
     *(planted("os.system", place) for place in ("forward hook", "state")),
-    *(file(label, lambda v=label: module(extra=endless(v)), code=0) for label in ENDLESS),
-    *(file(f"{label}, child", lambda v=label: module(children=mapping({"x": endless(v)})), "no kind we know")
-      for label in ENDLESS),
-    *(file(label, root, says, seconds=20 if "paths" in label else 10) for label, (root, says) in SHARED.items()),
+    *in_turn(
+        (file(label, lambda v=label: module(extra=endless(v)), code=0) for label in ENDLESS),
+        (file(f"{label}, child", lambda v=label: module(children=mapping({"x": endless(v)})), "no kind we know")
+         for label in ENDLESS),
+    ),
+    *(file(label, root, says, seconds=20 if "paths" in label else 10, full="paths" in label)
+      for label, (root, says) in SHARED.items()),
     file("many buffers left out", transient_names, code=0),
     file("half a million tensors", lambda: module(many(550_000, b"N" + tensor()[:0] or b"N")), "", code=3, passed=True,
-         seconds=20),
+         seconds=20, full=True),
     file("a million tensors", lambda: b"".join([tensor(), b"q\x070", module(many(1_000_000, b"h\x07"))]), "at most",
-         seconds=40),
+         seconds=40, full=True),
     file("names left out as a number", refused_state(_non_persistent_buffers_set=number(5)), "by name"),
     file("names left out as text", refused_state(_non_persistent_buffers_set=text("w")), "by name"),
     file("children in a list", refused_state(_modules=b"]"), "pickled object"),
