@@ -1,13 +1,13 @@
-"""What a checkpoint is to us: named byte arrays that can be read by range, and a clock. No torch, no numpy."""
+"""A checkpoint: named tensors that can be read by range, and clocks. No torch, no numpy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ema_cli.dtypes import DType
 from ema_cli.law.time import Unit
@@ -41,7 +41,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """One counter of a checkpoint, and where it was found: file, sidecar, name, spacing or epoch length."""
+    """One counter of a checkpoint. `source` says where it comes from: file, sidecar, name, spacing, epoch length."""
 
     value: Fraction
     source: str
@@ -51,8 +51,10 @@ class Clock:
 class Progress:
     """A checkpoint's counters when it was saved.
 
-    `epoch_origin_unknown`: the epoch may have been counted from 0 or from 1; the whole run tells.
-    `batch_in_epoch`: batches into the current epoch, where the trainer says so (Composer).
+    Attributes:
+        clocks: the counters, by their unit.
+        epoch_origin_unknown: the epoch may have been counted from 0 or from 1; only the whole run shows which.
+        batch_in_epoch: batches into the current epoch, where the trainer records them (Composer).
     """
 
     clocks: Mapping[Unit, Clock] = field(default_factory=dict)
@@ -61,22 +63,21 @@ class Progress:
 
 
 class Tensors(Protocol):
-    """A set of named byte arrays that can be read by range: what each container format provides.
+    """A set of named tensors that can be read by range: what each container format provides.
 
-    A safetensors file, a stored entry of a torch zip, a shard or an object in a bucket all fit.
-    `read_into` is called from several threads at once.
+    `specs` comes from headers alone. `read_into` is called from several threads at once.
     """
 
-    specs: Mapping[str, TensorSpec]  # of every tensor, from headers alone
+    specs: Mapping[str, TensorSpec]
 
     def share(self, other: Tensors) -> None:
         """Use the tables of `other` in place of equal ones: a thousand checkpoints of one model need one."""
 
     def place(self, name: str) -> Hashable:
-        """Return where the bytes of tensor `name` lie; tensors with equal places share them."""
+        """Return where the bytes of tensor `name` lie; tied tensors, which are stored once, have equal places."""
 
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
-        """Return the file in which the bytes of tensor `name` lie in C order, and the first; None if they do not."""
+        """Return the file that holds tensor `name` in C order, and its first byte there; None if no file does."""
 
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
@@ -91,20 +92,86 @@ class Tensors(Protocol):
         """
 
 
+T = TypeVar("T")
+
+
+def shared(mine: T, theirs: T) -> T:
+    """Return `theirs` if it equals `mine`, so that equal tables of two checkpoints become one object."""
+    return theirs if mine == theirs else mine
+
+
+@dataclass(frozen=True, slots=True)
+class Averages:
+    """That the tensors of a checkpoint are averages already, although nobody asked for averages.
+
+    Attributes:
+        reason: how that is known, in words.
+        has_raw: whether the raw weights lie beside them, so that `weights="raw"` takes those.
+    """
+
+    reason: str
+    has_raw: bool = False
+
+
+class InnerFiles(Protocol):
+    """Configuration and tokenizer that lie inside a checkpoint, where a folder that loads has files."""
+
+    def read(self) -> Mapping[str, bytes]:
+        """Return the content of the files, by name.
+
+        Raises:
+            CheckpointError: where the content is damaged, too much, or not kept as the trainer keeps it.
+        """
+
+    def loaded_name(self, name: str) -> str:
+        """Return the name that the tensor `name` of the checkpoint has in a folder with these files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """What makes a folder with the tensors one that `from_pretrained` loads.
+
+    Attributes:
+        base: the name of the file of tensors in such a folder, without its suffix: model, adapter_model, ...
+        folder: where configuration and tokenizer lie, None where there is no such folder.
+        inner_files: the same, where they lie inside the checkpoint.
+    """
+
+    base: str
+    folder: Path | None = None
+    inner_files: InnerFiles | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """What the tensors of an adapter mean.
+
+    Attributes:
+        values: must be equal in all checkpoints of a run, as names, dtypes and shapes must.
+        header: what the header of a safetensors file with such tensors must say.
+    """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    header: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """One saved state of a model: its tensors, its clock, and what a user should know of it.
+    """One saved state of a model: its tensors, its clocks, and what a user should know of it.
 
     Compared, and hashed, by identity: a checkpoint can be a key.
 
-    `name` is how it is shown: relative to the run. `averaged` says why the weights are averages already;
-    `has_raw`, whether --weights raw finds the others. `files` are
-    those that must not change while we work. `base` is how a folder that `from_pretrained` loads calls its weights
-    (model, adapter_model, ...), None for anything else; `folder` is where its configuration lies. `settings` must be
-    equal in all checkpoints of a run, beside names, dtypes and shapes. `left_out` are names of what is no tensor.
-    `header` is what the output's header must say, too. `types` are those in which tensors are written that are held
-    in wider ones. `inner_files` reads the configuration and the tokenizer, where they lie inside the checkpoint; a
-    folder with them loads, with the names that `pretrained.loaded_name` gives.
+    Attributes:
+        name: how it is shown: its path from the folder of the run.
+        files: all files that were read; none may change while they are averaged.
+        format: the container, in words.
+        averages: set where the tensors are averages already.
+        mark: what ema-cli's mark in it says of how it was averaged; None where ema-cli did not make it.
+        notes: what a user should know, in words.
+        left_out: names of values among the tensors that are no tensors.
+        pretrained: set where a folder that `from_pretrained` loads can be written.
+        adapter: settings of an adapter; empty for a whole model.
+        output_dtypes: the dtype in which a tensor is written that is stored in a wider one, by name.
     """
 
     name: str
@@ -114,17 +181,18 @@ class Checkpoint:
     format: str
     trainer: str | None = None
     progress: Progress = field(default_factory=Progress)
-    averaged: str | None = None
+    averages: Averages | None = None
+    mark: Mapping[str, object] | None = None
     notes: tuple[str, ...] = ()
-    recipe: Mapping[str, object] | None = None
-    base: str | None = None
-    folder: Path | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
-    has_raw: bool = False
-    header: Mapping[str, str] = field(default_factory=dict)
-    types: Mapping[str, DType] = field(default_factory=dict)
-    inner_files: Callable[[], Mapping[str, bytes]] | None = None
+    pretrained: Pretrained | None = None
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    output_dtypes: Mapping[str, DType] = field(default_factory=dict)
+
+    @property
+    def averaged(self) -> str | None:
+        """Return how it is known that the tensors are averages already, None where they are not."""
+        return self.averages.reason if self.averages else None
 
     @property
     def nbytes(self) -> int:
@@ -133,21 +201,21 @@ class Checkpoint:
 
     def clock(self, unit: Unit) -> Fraction | None:
         """Return the counter in `unit`, or None where it is not known."""
-        found = self.progress.clocks.get(unit)
-        return found.value if found else None
+        clock = self.progress.clocks.get(unit)
+        return clock.value if clock else None
 
 
 @dataclass(slots=True)
 class SpecTable:
-    """The specs of one checkpoint's tensors."""
+    """The specs of one checkpoint's tensors: equal ones are one object."""
 
-    # By text, whose hashes nobody can choose: those of numbers could all be made equal, which would take for ever.
+    # Keyed by text: Python randomises the hashes of str; ints from a hostile file could be chosen to collide.
     _known: dict[str, TensorSpec] = field(default_factory=dict)
 
     def spec(self, dtype: DType, shape: tuple[int, ...]) -> TensorSpec:
         """Return the spec with that dtype and shape."""
         key = f"{dtype.name}{shape}"
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = TensorSpec(dtype, shape)
-        return found
+        spec = self._known.get(key)
+        if spec is None:
+            spec = self._known[key] = TensorSpec(dtype, shape)
+        return spec

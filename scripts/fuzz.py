@@ -186,7 +186,7 @@ def read_torch(file: Any) -> None:
     from ema_cli.formats.options import ReadOptions
     from ema_cli.formats.trainers.places import find_weights
 
-    read_through(file.weights(find_weights(file.root, ReadOptions(), file.scalar).tensors))
+    read_through(file.tensors(find_weights(file.root, ReadOptions(), file.scalar).tensors))
 
 
 def read_through(weights: Any) -> None:

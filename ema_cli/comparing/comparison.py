@@ -188,7 +188,7 @@ def comparison_facts(found: Comparison) -> dict[str, Any]:
 
 def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     # Of what ema-cli made, its user knows.
-    averages = [f"averages: {checkpoint.averaged}"] if checkpoint.averaged and checkpoint.recipe is None else []
+    averages = [f"averages: {checkpoint.averaged}"] if checkpoint.averaged and checkpoint.mark is None else []
     return {
         "path": checkpoint.name,
         "format": checkpoint.format,

@@ -24,14 +24,14 @@ def asked_for(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(told[name]) for name in _ASKED if told[name] is not None}
 
 
-def parse_recipe(text: str | bytes) -> Mapping[str, object]:
+def parse_mark(text: str | bytes) -> Mapping[str, object]:
     """Return what a mark says; nothing of one that is not as we write it: anybody can."""
     try:
-        recipe = json.loads(text)
+        mark = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    entries = recipe.get("checkpoints") if isinstance(recipe, dict) else None
-    return recipe if isinstance(entries, list) and all(map(_is_entry, entries)) else {}
+    entries = mark.get("checkpoints") if isinstance(mark, dict) else None
+    return mark if isinstance(entries, list) and all(map(_is_entry, entries)) else {}
 
 
 def _is_entry(value: object) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Tensors, TensorSpec
+from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Tensors, TensorSpec, shared
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import read_json
 from ema_cli.storage.location import location
@@ -28,8 +28,7 @@ class ShardedTensors:
 
     def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
-        if self.specs == other.specs:
-            self.specs = other.specs
+        self.specs = shared(self.specs, other.specs)
         if isinstance(other, ShardedTensors) and self.part_of == other.part_of:
             self.part_of = other.part_of
             for mine, theirs in zip(self.parts, other.parts, strict=False):

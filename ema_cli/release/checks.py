@@ -67,7 +67,7 @@ class Checks:
             before = len(self.problems)
             self._compare_tensors(self.manifest, weights)
             for name, opened in weights.items():
-                for fact in mark_differences(opened.recipe, self.manifest, self.published.manifest.name):
+                for fact in mark_differences(opened.mark, self.manifest, self.published.manifest.name):
                     self.say(name, fact)
             self._name_stale(sums, other=len(self.problems) > before)
             self._compare_values(self.manifest, sums)

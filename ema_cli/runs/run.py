@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint
+from ema_cli.checkpoint import Averages, Checkpoint
 from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError, at_terminal, option
 from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
@@ -140,7 +140,7 @@ def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkp
             without_weights.append(error)
             search.pass_over(path, f"no weights: {error.message(at_terminal, known=path)}", warn=True)
             continue
-        if checkpoint.recipe is not None:
+        if checkpoint.mark is not None:
             search.pass_over(path, "averaged by ema-cli")
             continue
         _add(opened, replace(checkpoint, name=search.name(path)))
@@ -189,7 +189,7 @@ def _open_one(path: Path, options: ReadOptions, *, averages: str | None) -> Chec
     if averages is None:
         return open_checkpoint(path, options)
     checkpoint = open_checkpoint(path, replace(options, weights=None))
-    return settle_averages(replace(checkpoint, averaged=checkpoint.averaged or averages), options)
+    return settle_averages(replace(checkpoint, averages=checkpoint.averages or Averages(averages)), options)
 
 
 def _says_averages(path: Path) -> str | None:
@@ -293,7 +293,7 @@ def _order(checkpoints: Iterable[Checkpoint], units: tuple[Unit, ...]) -> tuple[
 
 def averaged_error(checkpoint: Checkpoint) -> RunError:
     """Return the error that refuses a checkpoint of averages: a second average smooths twice."""
-    if checkpoint.has_raw:
+    if checkpoint.averages is not None and checkpoint.averages.has_raw:
         hint = "take the raw weights stored beside them with --weights raw, or average the averages with --weights ema"
     else:
         hint = "average the run's raw checkpoints, or these averages once more with --weights ema"

@@ -24,8 +24,8 @@ def first_differences(
     newest = checkpoints[-1]
     theirs = newest.tensors.specs
     for checkpoint in checkpoints[:-1]:
-        for setting in sorted({*checkpoint.settings, *newest.settings}):
-            one, other = checkpoint.settings.get(setting), newest.settings.get(setting)
+        for setting in sorted({*checkpoint.adapter.values, *newest.adapter.values}):
+            one, other = checkpoint.adapter.values.get(setting), newest.adapter.values.get(setting)
             if one != other:
                 found.append(f"{checkpoint.name}: its {setting} is {one}, but {other} in {newest.name}")
         ours = checkpoint.tensors.specs

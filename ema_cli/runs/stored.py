@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ema_cli.checkpoint import Checkpoint, Clock, Progress
+from ema_cli.checkpoint import Checkpoint, Clock, Pretrained, Progress
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError, at_terminal
 from ema_cli.formats.options import ReadOptions
@@ -141,7 +141,8 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
     ordered = sorted(averages.values(), key=lambda each: (each.clock.value, each.law is not None))
     folder = _find_model_folder(ordered[-1].checkpoint.path)
     if folder is not None:
-        ordered = [replace(each, checkpoint=replace(each.checkpoint, base="model", folder=folder)) for each in ordered]
+        pretrained = Pretrained("model", folder)
+        ordered = [replace(each, checkpoint=replace(each.checkpoint, pretrained=pretrained)) for each in ordered]
     _check_one_folder(root, ordered)
     run = Run(root, tuple(each.checkpoint for each in ordered), (ordered[0].clock.unit,), tuple(unfinished))
     return StoredRun(run, tuple(ordered))
@@ -200,7 +201,7 @@ def _training(average: StoredAverage) -> str:
 def _open_one(path: Path, root: Path) -> StoredAverage | None:
     """Return the stored average in a file, None where it is something else."""
     checkpoint = safetensors_file.open_checkpoint(path, ReadOptions())
-    told = checkpoint.recipe.get("stored") if checkpoint.recipe else None
+    told = checkpoint.mark.get("stored") if checkpoint.mark else None
     if not isinstance(told, Mapping):
         return None
     try:
@@ -229,10 +230,10 @@ def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> Store
         checkpoint,
         name=checkpoint.path.relative_to(root).as_posix(),
         trainer="EMA.store",
-        averaged=None,  # which it is, and is meant to be
-        recipe=None,
+        averages=None,  # it is an average, as expected here: do not flag it
+        mark=None,
         progress=Progress(clocks),
-        types=_types(told["types"], checkpoint),
+        output_dtypes=_types(told["types"], checkpoint),
     )
     law = _law(told, clock.unit)
     if law is None and (updates or clock != began):

@@ -17,7 +17,7 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
     found = [f"{each.name} is passed over: {each.reason}" for each in run.passed_over if each.warn]
     found += run.notes
     # One file of our own is shown with its recipe: nothing odd about that.
-    told = len(checkpoints) == 1 and checkpoints[0].recipe is not None
+    told = len(checkpoints) == 1 and checkpoints[0].mark is not None
     averaged = [
         (f"averaged already: {each.averaged} (--weights raw or ema)", each.name)
         for each in checkpoints

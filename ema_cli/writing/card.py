@@ -39,7 +39,8 @@ def model_card(plan: Plan, configs: Mapping[str, bytes], *, manifest: str | None
     `configs`: the text of the configurations in the folder, by name; those too large to be looked into are empty.
     `manifest`: what the manifest beside it is called, None if there is none.
     """
-    front = {"base_model": _base_model(configs), "library_name": _library(plan.newest.base or "model", configs)}
+    base = plan.newest.pretrained.base if plan.newest.pretrained else "model"
+    front = {"base_model": _base_model(configs), "library_name": _library(base, configs)}
     lines = ["---", *(f"{key}: {value}" for key, value in front.items() if value), "tags:"]
     lines += [*(f"- {tag}" for tag in _TAGS), "---", "", "# Averaged weights", "", _what(plan), ""]
     lines += _table(plan)

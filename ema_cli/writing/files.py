@@ -139,7 +139,7 @@ def _torch_specs(path: Path) -> Mapping[str, TensorSpec]:
     """Return the tensors that are in the file, which must be marked as ours."""
     try:
         found = open_torch(location(path).open())
-        return found.weights(found.root).specs if found.recipe else {}
+        return found.tensors(found.root).specs if found.mark else {}
     except Unreadable as error:
         raise OutputError(f"cannot be read back: {error}", subject=path.name) from error
     except EmaError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ema_cli._version import __version__
-from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.checkpoint import Checkpoint, InnerFiles, Pretrained, TensorSpec
 from ema_cli.dtypes import DType
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.mark import METADATA_KEY, asked_for
@@ -73,7 +73,7 @@ class Output:
 
 def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:
     """Return the specs that are written: averaged floating tensors in `dtype`, all others as the model has them."""
-    specs, types = checkpoint.tensors.specs, checkpoint.types
+    specs, types = checkpoint.tensors.specs, checkpoint.output_dtypes
     if dtype is None:
         return {
             name: replace(spec, dtype=types.get(name, spec.dtype)) if types else spec for name, spec in specs.items()
@@ -118,35 +118,35 @@ def lay_out_output(
         return Output(
             target, [lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []), tables)], {}, {}
         )
-    base = newest.base or "model"
-    texts, copies = _side_files(newest)
+    pretrained = newest.pretrained or Pretrained("model")
+    texts, copies = _side_files(pretrained)
     sources = list(copies.values())
     originals: dict[str, str] = {}
-    if newest.inner_files is not None:
-        originals = _loaded_names(newest)
+    if pretrained.inner_files is not None:
+        originals = _loaded_names(newest, pretrained.inner_files)
         specs = {name: specs[original] for name, original in originals.items()}
-    _set_config_dtype(texts, copies, specs, converted=dtype is not None or newest.inner_files is not None)
+    _set_config_dtype(texts, copies, specs, converted=dtype is not None or bool(originals))
     if CARD_NAME not in copies:
         texts[CARD_NAME] = model_card(
             plan, _configs(texts, copies), manifest=FOLDER_NAME if manifest else None
         ).encode()
     metadata = _metadata(plan, dtype, copied, sorted({*copies, *texts}))
-    shards = _shards(newest, base) if max_shard_bytes is None else split_shards(specs, max_shard_bytes, base)
+    shards = _shards(newest) if max_shard_bytes is None else split_shards(specs, max_shard_bytes, pretrained.base)
     if len(set(shards.values())) > 1:
         files, index = lay_out_shards(specs, shards, metadata, tables)
-        texts[f"{base}.safetensors.index.json"] = index
+        texts[f"{pretrained.base}.safetensors.index.json"] = index
     else:
-        files = [lay_out_file(f"{base}.safetensors", specs, metadata, tables)]
+        files = [lay_out_file(f"{pretrained.base}.safetensors", specs, metadata, tables)]
     return Output(target, files, texts, copies, sources, originals)
 
 
-def _side_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], dict[str, InputFile]]:
-    """Return what lies inside the checkpoint, as text, and what lies beside its weights, to be copied; by name."""
-    texts = dict(checkpoint.inner_files()) if checkpoint.inner_files is not None else {}
-    if checkpoint.folder is None:
+def _side_files(pretrained: Pretrained) -> tuple[dict[str, bytes], dict[str, InputFile]]:
+    """Return the texts that lie inside the checkpoint, and the files beside its tensors, to be copied; by name."""
+    texts = dict(pretrained.inner_files.read()) if pretrained.inner_files is not None else {}
+    if pretrained.folder is None:
         return texts, {}
-    files = find_side_files(checkpoint.folder)
-    return texts, {file.path.relative_to(checkpoint.folder).as_posix(): file for file in files}
+    files = find_side_files(pretrained.folder)
+    return texts, {file.path.relative_to(pretrained.folder).as_posix(): file for file in files}
 
 
 def _configs(texts: Mapping[str, bytes], copies: Mapping[str, InputFile]) -> dict[str, bytes]:
@@ -156,13 +156,11 @@ def _configs(texts: Mapping[str, bytes], copies: Mapping[str, InputFile]) -> dic
     return {**read, **{name: text for name, text in texts.items() if name in CONFIGS}}
 
 
-def _loaded_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the names with which the checkpoint's tensors are loaded, and what it calls them itself."""
-    from ema_cli.formats.trainers.composer_files import loaded_name  # which no other checkpoint needs
-
+def _loaded_names(checkpoint: Checkpoint, inner_files: InnerFiles) -> dict[str, str]:
+    """Return the names that the tensors have in a folder that loads, each with its name in the checkpoint."""
     names: dict[str, str] = {}
     for original in checkpoint.tensors.specs:
-        name = loaded_name(original, checkpoint.base)
+        name = inner_files.loaded_name(original)
         if name in names:
             raise OutputError(
                 f"'{original}' and '{names[name]}' would have one name in a folder that loads",
@@ -193,7 +191,7 @@ def _set_config_dtype(
 def _lay_out_torch(
     plan: Plan, target: Target, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], tables: Sequence[Table]
 ) -> OutputFile:
-    lost = next(iter(plan.newest.header), None)
+    lost = next(iter(plan.newest.adapter.header), None)
     if lost is not None:
         raise OutputError(
             f"{plan.newest.name} has '{lost}' in its header, which a file of torch's has no place for",
@@ -203,10 +201,11 @@ def _lay_out_torch(
     return lay_out_torch_file(target.path.name, specs, metadata[METADATA_KEY], tables)
 
 
-def _shards(checkpoint: Checkpoint, base: str) -> dict[str, str]:
+def _shards(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the file in which each tensor is written: as in the newest checkpoint, under the names for safetensors."""
-    if checkpoint.base is None or checkpoint.inner_files is not None:
+    if checkpoint.pretrained is None or checkpoint.pretrained.inner_files is not None:
         return {}
+    base = checkpoint.pretrained.base
     weights = checkpoint.tensors
     # pytorch_model-00001-of-00002.bin becomes model-00001-of-00002.safetensors.
     shards = {name: weights.shard(name) for name in weights.specs}
@@ -228,4 +227,4 @@ def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_file
         record["copied"] = sorted(copied)
     if side_files:
         record["files"] = list(side_files)
-    return {"format": "pt", **plan.newest.header, METADATA_KEY: json.dumps(record, separators=(",", ":"))}
+    return {"format": "pt", **plan.newest.adapter.header, METADATA_KEY: json.dumps(record, separators=(",", ":"))}

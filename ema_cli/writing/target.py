@@ -73,7 +73,7 @@ def default_target(plans: Sequence[Plan]) -> Target:
     other model, and with --keep-prefix all, are averaged to one file with the names that they have.
     """
     name = "-".join(["ema", *(plan.recipe.law.name for plan in plans)])
-    if len(plans) > 1 or plans[0].newest.base is not None:
+    if len(plans) > 1 or plans[0].newest.pretrained is not None:
         return Target(Path(name), is_folder=True)
     return Target(Path(f"{name}.safetensors"), is_folder=False)
 
@@ -212,10 +212,10 @@ def _listed(path: Path) -> set[str]:
         raise OutputError(f"cannot be looked into: {error}", subject=path, hint="write elsewhere with -o") from error
     except EmaError:
         return set()
-    if not checkpoint.recipe:
+    if not checkpoint.mark:
         return set()
     if reader is not hf_directory:
         return {""}
-    listed = checkpoint.recipe.get("files")
+    listed = checkpoint.mark.get("files")
     names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
     return names | {file.path.name for file in checkpoint.files} | {FOLDER_NAME, SUMS_NAME}

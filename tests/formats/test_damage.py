@@ -327,7 +327,8 @@ class Adapter(Format):
         """A setting that reads otherwise now differs from the original's, and no other does."""
         config = json.loads((path / "adapter_config.json").read_text("utf-8"))
         changed = {name for name, value in self.FIELDS.items() if config.get(name) != value}
-        assert changed == {name for name in self.FIELDS if checkpoint.settings.get(name) != original.settings.get(name)}
+        one, other = checkpoint.adapter.values, original.adapter.values
+        assert changed == {name for name in self.FIELDS if one.get(name) != other.get(name)}
 
 
 FORMATS: dict[str, Format] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ema_cli.averaging import average
+from ema_cli.checkpoint import Pretrained
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Entry, Plan, make_plan
@@ -37,9 +38,12 @@ def plan_of(folder: Path, **recipe: object) -> Plan:
 
 
 def called(plan: Plan, base: str | None) -> Plan:
-    """Return the plan of checkpoints whose weights are called `base`."""
-    entries = [dataclasses.replace(each, checkpoint=dataclasses.replace(each.checkpoint, base=base))
-               for each in plan.entries]  # fmt: skip
+    """Return the plan of checkpoints whose file of tensors is called `base` in a folder that loads."""
+    pretrained = Pretrained(base) if base else None
+    entries = [
+        dataclasses.replace(entry, checkpoint=dataclasses.replace(entry.checkpoint, pretrained=pretrained))
+        for entry in plan.entries
+    ]
     return dataclasses.replace(plan, entries=tuple(entries))
 
 

@@ -120,7 +120,7 @@ def inspect(
     single = run.checkpoints[0] if len(run.checkpoints) == 1 and not from_stored else None
     failed = gates.problem(told, odd, run.checkpoints[-1].tensors.specs)
     if as_json:
-        extra = {"tensors": json_facts.tensor_facts(single), "recipe": single.recipe} if single else {}
+        extra = {"tensors": json_facts.tensor_facts(single), "recipe": single.mark} if single else {}
         content = {"run": run_told, "plans": told, "stored": stored, **extra, "warnings": odd}
         print_json("inspect", content | ({"error": error_facts(failed)} if failed else {}))
         raise typer.Exit(failed.exit_code if failed else 0)
@@ -128,8 +128,8 @@ def inspect(
         terminal.run_report(run_told, told, odd)
     else:
         terminal.checkpoint_report(run_told, json_facts.tensor_facts(single), odd)
-        if single.recipe:
-            terminal.recipe_report(single.recipe)
+        if single.mark:
+            terminal.recipe_report(single.mark)
         if told:
             terminal.plan_report(told, [single.name])
     terminal.approximations(told)

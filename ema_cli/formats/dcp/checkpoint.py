@@ -59,7 +59,7 @@ def open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
         format="DCP",
         trainer=found.trainer,
         progress=progress if progress and progress.clocks else reader.progress(),
-        averaged=found.averaged,
+        averages=found.averages,
         notes=tuple(found.notes),
         left_out=left_out,
     )

@@ -28,25 +28,25 @@ class RecordReader:
     _frames: dict[tuple[str, int], _Frame] = field(default_factory=dict)
 
     def open(self, name: str, region: FileRegion) -> TorchTensors | None:
-        """Return the tensor in a record, as weights under `name`; None where what was saved is no tensor.
+        """Return the tensor in a record, under `name`; None where what was saved is no tensor.
 
         Raises:
-            CheckpointError: as `open_zip` and `TorchFile.weights`.
+            CheckpointError: as `open_zip` and `TorchFile.tensors`.
         """
         frame = self._frames.get((name, region.size))
         if frame is not None and frame.fits(region):
-            return replace(frame.weights, source=region)
+            return replace(frame.tensors, source=region)
         watched = _Watched(region)
         saved = open_zip(watched, _MAX_PICKLE_BYTES)
         if not isinstance(saved.root, TensorRef):
             return None
-        weights = replace(saved.weights({name: saved.root}), source=region)
-        frame = _Frame.of(watched, weights)
+        tensors = replace(saved.tensors({name: saved.root}), source=region)
+        frame = _Frame.of(watched, tensors)
         if frame is not None:
             if len(self._frames) >= _MAX_FRAMES:
                 self._frames.clear()
             self._frames[name, region.size] = frame
-        return weights
+        return tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,12 @@ class _Frame:
     tail: int
     mask: int
     value: int
-    weights: TorchTensors
+    tensors: TorchTensors
 
     @classmethod
-    def of(cls, watched: _Watched, weights: TorchTensors) -> _Frame | None:
+    def of(cls, watched: _Watched, tensors: TorchTensors) -> _Frame | None:
         """Return the frame of a record that was watched while it was opened, None where it has none to speak of."""
-        (begin,) = weights.offsets
+        (begin,) = tensors.offsets
         head = max((end for _, end in watched.spans if end <= begin), default=0)
         tail = min((start for start, _ in watched.spans if start >= begin), default=watched.size)
         size = head + watched.size - tail
@@ -80,7 +80,7 @@ class _Frame:
             at = start if start < head else start - tail + head
             mask[at : at + _CHECKSUM_BYTES] = bytes(_CHECKSUM_BYTES)
         number = int.from_bytes(mask)
-        return cls(head, tail, number, _bytes_around(watched.region, head, tail) & number, weights)
+        return cls(head, tail, number, _bytes_around(watched.region, head, tail) & number, tensors)
 
     def fits(self, region: FileRegion) -> bool:
         """Return whether a record of the same size has the same frame."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from ema_cli.checkpoint import Tensors, TensorSpec
+from ema_cli.checkpoint import Tensors, TensorSpec, shared
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.dcp.metadata import Piece, StoredTensor, find_clash
 from ema_cli.formats.dcp.records import RecordReader
@@ -54,8 +54,7 @@ class DcpTensors:
 
     def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
-        if self.specs == other.specs:
-            self.specs = other.specs
+        self.specs = shared(self.specs, other.specs)
         if isinstance(other, DcpTensors) and self.pieces == other.pieces and self.first == other.first:
             self.pieces, self.first, self._reader = other.pieces, other.first, other._reader
 

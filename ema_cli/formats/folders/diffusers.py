@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint
+from ema_cli.checkpoint import Averages, Checkpoint
 from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.folders import huggingface as hf_directory
 from ema_cli.formats.options import ReadOptions
@@ -38,8 +38,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     component = wanted or found[0]
     if component not in found:
         raise UsageError(f"has no component '{component}'", subject=path, hint=f"it has {', '.join(found)}")
-    raw, averages = path / component, path / f"{component}{_EMA}"
-    has_raw, has_averages = hf_directory.matches(raw), hf_directory.matches(averages)
+    raw, ema = path / component, path / f"{component}{_EMA}"
+    has_raw, has_averages = hf_directory.matches(raw), hf_directory.matches(ema)
     named_averages = options.component is not None and options.component.endswith(_EMA)
     take_averages = options.weights == "ema" or (named_averages and options.weights is None) or not has_raw
     if options.weights == "ema" and not has_averages:
@@ -51,17 +51,17 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
             f"holds only averages of '{component}'", subject=path, hint=f"leave out {option('weights', 'raw')}"
         )
     inner = dataclasses.replace(options, weights=None, component=None)
-    checkpoint = hf_directory.open_checkpoint(averages if take_averages else raw, inner)
-    notes, averaged = list(checkpoint.notes), checkpoint.averaged
+    checkpoint = hf_directory.open_checkpoint(ema if take_averages else raw, inner)
+    notes, averages = list(checkpoint.notes), checkpoint.averages
     if options.weights == "ema":
-        averaged = None
+        averages = None
         notes.append(AVERAGED_AGAIN)
     elif take_averages:
-        averaged = averaged or f"'{averages.name}' holds averages, by its name"
+        averages = averages or Averages(f"'{ema.name}' holds averages, by its name")
     elif has_averages and options.weights is None:
-        notes.append(f"raw weights taken; averages lie beside them, in '{averages.name}' (--weights ema)")
+        notes.append(f"raw weights taken; averages lie beside them, in '{ema.name}' (--weights ema)")
     return dataclasses.replace(
-        checkpoint, name=path.name, path=path, trainer="diffusers", notes=tuple(notes), averaged=averaged
+        checkpoint, name=path.name, path=path, trainer="diffusers", notes=tuple(notes), averages=averages
     )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint
+from ema_cli.checkpoint import Averages, Checkpoint, Pretrained
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError, option
 from ema_cli.formats.folders import refused
 from ema_cli.formats.json_text import read_json
@@ -56,9 +56,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         files=(*files, *more),
         trainer=_trainer(names),
         progress=progress,
-        base=base,
-        folder=path,
-        settings={**checkpoint.settings, **settings},
+        pretrained=Pretrained(base, path),
+        adapter=dataclasses.replace(checkpoint.adapter, values={**checkpoint.adapter.values, **settings}),
     )
 
 
@@ -90,26 +89,25 @@ def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
         return torch_file.open_checkpoint(path, options)
     # Which of the parts says that it is averages, if any does, only all of them tell.
     each = dataclasses.replace(options, weights=None)
-    weights, parts = open_index(path, lambda part: _open_weights(part, each))
+    tensors, parts = open_index(path, lambda part: _open_weights(part, each))
     files = (location(path).open(), *(file for part in parts for file in part.files))
-    averaged = next((part.averaged for part in parts if part.averaged), None)
-    whole = dataclasses.replace(parts[0], path=path.parent, tensors=weights, files=files, averaged=averaged)
+    averages = next((part.averages for part in parts if part.averages), None)
+    whole = dataclasses.replace(parts[0], path=path.parent, tensors=tensors, files=files, averages=averages)
     return settle_averages(whole, options)
 
 
 def _open_averages(path: Path, name: str, options: ReadOptions) -> Checkpoint:
     """Open what Diffusers' EMAModel saved."""
     checkpoint = _open_weights(path / name, dataclasses.replace(options, weights=None))
-    averaged = dataclasses.replace(
+    averages = dataclasses.replace(
         checkpoint,
         name=path.name,
         path=path,
         trainer="diffusers",
-        averaged="Diffusers' EMAModel saved it, by its config.json",
-        base="diffusion_pytorch_model",
-        folder=path,
+        averages=Averages("Diffusers' EMAModel saved it, by its config.json"),
+        pretrained=Pretrained("diffusion_pytorch_model", path),
     )
-    return settle_averages(averaged, options)
+    return settle_averages(averages, options)
 
 
 def _is_ema_model(path: Path) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint
+from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint
 from ema_cli.errors import CheckpointError, UsageError, option
-from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_recipe
+from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_mark
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
 from ema_cli.formats.trainers.adapters import header_settings
@@ -28,40 +28,37 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         CheckpointError: naming the file, the tensor and what is wrong.
         UsageError, RunError: where an option does not fit a file that holds one set of weights and nothing else.
     """
-    weights = open_file(path)
-    if _PIECE_KEY in weights.metadata:
+    tensors = open_file(path)
+    if _PIECE_KEY in tensors.metadata:
         raise CheckpointError(
             "holds pieces of tensors, as torch.distributed.checkpoint saves them in safetensors",
             subject=path,
             hint="put them together first: torch.distributed.checkpoint's consolidate_safetensors_files",
         )
-    averaged = _averaged(weights)
-    if averaged is None and options.key is not None:
+    averages = _averages(tensors)
+    if averages is None and options.key is not None:
         raise UsageError(
             f"{option('key')} says where the weights are in a pickled file; this is safetensors",
             subject=path,
             hint=f"leave out {option('key')}",
         )
     # Diffusers keeps rank and alpha of a LoRA here, and nowhere else.
-    kept = {name: weights.metadata[name] for name in (_LORA_KEY,) if name in weights.metadata}
+    kept = {name: tensors.metadata[name] for name in (_LORA_KEY,) if name in tensors.metadata}
     checkpoint = Checkpoint(
         name=path.name,
         path=path,
-        tensors=weights,
-        files=(weights.file,),
+        tensors=tensors,
+        files=(tensors.file,),
         format="safetensors",
-        averaged=averaged,
-        recipe=parse_recipe(weights.metadata[METADATA_KEY]) if METADATA_KEY in weights.metadata else None,
-        settings=header_settings(kept[_LORA_KEY]) if kept else {},
-        header=kept,
+        averages=averages,
+        mark=parse_mark(tensors.metadata[METADATA_KEY]) if METADATA_KEY in tensors.metadata else None,
+        adapter=AdapterSettings(header_settings(kept[_LORA_KEY]), kept) if kept else AdapterSettings(),
     )
     return settle_averages(checkpoint, options)
 
 
-def _averaged(weights: SafetensorsTensors) -> str | None:
-    """Return why these are averages already, None if they are not."""
-    if METADATA_KEY in weights.metadata:
-        return MADE_HERE
-    if "n_averaged" in weights.specs:
-        return AVERAGED_MODEL
-    return None
+def _averages(tensors: SafetensorsTensors) -> Averages | None:
+    """Return how it is known that these are averages already, None if they are not."""
+    if METADATA_KEY in tensors.metadata:
+        return Averages(MADE_HERE)
+    return Averages(AVERAGED_MODEL) if "n_averaged" in tensors.specs else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec
+from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec, shared
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import parse_json, unique
@@ -37,10 +37,9 @@ class SafetensorsTensors:
 
     def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
-        if self.specs == other.specs:
-            self.specs = other.specs
-        if isinstance(other, SafetensorsTensors) and self.offsets == other.offsets:
-            self.offsets = other.offsets
+        self.specs = shared(self.specs, other.specs)
+        if isinstance(other, SafetensorsTensors):
+            self.offsets = shared(self.offsets, other.offsets)
 
     def place(self, name: str) -> int | str:
         """Return the offset, but of tensors without bytes, which may share it, the name."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ema_cli.checkpoint import Checkpoint, Clock, Progress
+from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint, Clock, Pretrained, Progress
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, UsageError
 from ema_cli.formats.beginning import first_bytes
 from ema_cli.formats.mark import MADE_HERE
@@ -62,7 +62,7 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
             hint="save it as torch_dist, or put it together with Megatron's tools/checkpoint first",
         )
     # In an average of ours there is nothing to choose from, nor to find under a --key that is meant for others.
-    reading = options if opened.recipe is None else replace(options, key=None, weights=None)
+    reading = options if opened.mark is None else replace(options, key=None, weights=None)
     try:
         found = find_weights(opened.root, reading, opened.scalar)
     except (UsageError, IncompleteCheckpoint):
@@ -76,18 +76,17 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
     checkpoint = Checkpoint(
         name=path.name,
         path=path,
-        tensors=opened.weights(found.tensors),
+        tensors=opened.tensors(found.tensors),
         files=(file, *sidecars),
         format="torch zip" if is_zip(file) else "torch legacy",
         trainer=found.trainer,
         progress=progress,
-        averaged=found.averaged if opened.recipe is None else MADE_HERE,
+        averages=found.averages if opened.mark is None else Averages(MADE_HERE),
         notes=tuple(found.notes),
-        recipe=opened.recipe,
+        mark=opened.mark,
         left_out=found.left_out,
-        has_raw=found.has_raw,
     )
-    if opened.recipe is not None:
+    if opened.mark is not None:
         return settle_averages(checkpoint, options)
     if found.trainer != COMPOSER.trainer or options.keep_prefix:
         return checkpoint
@@ -96,21 +95,17 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
 
 def _with_pretrained(checkpoint: Checkpoint, file: InputFile, root: object, names: Iterable[object]) -> Checkpoint:
     """Return the checkpoint with what Composer keeps in it for `from_pretrained`, if it does."""
-    from ema_cli.formats.trainers.composer_files import adapter_settings, find_base, read_files
+    from ema_cli.formats.trainers.composer_files import ComposerFiles, adapter_settings, find_base
 
     base = find_base(root, names)
     if base is None:
         return checkpoint
-
-    def read() -> Mapping[str, bytes]:
-        # Once more: a run of a thousand checkpoints has a thousand tokenizers, of which one is wanted.
-        try:
-            return read_files(open_torch(file).root)
-        except CheckpointError as error:
-            error.about(file.path)
-            raise
-
-    return replace(checkpoint, base=base, settings=adapter_settings(root), inner_files=read)
+    inner_files = ComposerFiles(base, file.path, lambda: open_torch(file).root)
+    return replace(
+        checkpoint,
+        pretrained=Pretrained(base, inner_files=inner_files),
+        adapter=AdapterSettings(adapter_settings(root)),
+    )
 
 
 def _is_megatron_part(path: Path, root: object) -> bool:

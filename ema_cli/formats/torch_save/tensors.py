@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec
+from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec, shared
 from ema_cli.dtypes import TORCH_DTYPES, DType
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
@@ -25,29 +25,29 @@ class TorchFile:
     """What `torch.save` wrote, in either of its containers.
 
     `root` is what was saved, with a `TensorRef` for each tensor. `locate` gives byte offset and size of a storage in
-    `source` by its key, None where it is missing. `recipe` is what the mark of an average says, None without one.
+    `source` by its key, None where it is missing. `mark` is what ema-cli's mark in an average says, None without one.
     """
 
     source: ByteSource
     root: Any
     locate: Callable[[str], tuple[int, int] | None]
-    recipe: Mapping[str, object] | None = None
+    mark: Mapping[str, object] | None = None
 
-    def weights(self, tensors: Mapping[str, object]) -> TorchTensors:
-        """Return the given tensors (name -> `TensorRef`) as weights that can be read by range.
+    def tensors(self, refs: Mapping[str, object]) -> TorchTensors:
+        """Return the tensors that `refs` (name -> `TensorRef`) describe.
 
         Raises:
             CheckpointError: for one that is not a tensor, or does not lie in its storage.
         """
         path = self.source.path
-        if len(tensors) > MAX_TENSORS:
-            raise CheckpointError(f"holds {len(tensors)} tensors; at most {MAX_TENSORS} are read", subject=path)
+        if len(refs) > MAX_TENSORS:
+            raise CheckpointError(f"holds {len(refs)} tensors; at most {MAX_TENSORS} are read", subject=path)
         specs: dict[str, TensorSpec] = {}
         table = SpecTable()
         offsets = array("q")
         views: dict[str, _View] = {}
         expanded = 0
-        for name, ref in tensors.items():
+        for name, ref in refs.items():
             if len(name) > MAX_NAME_CHARS:
                 raise CheckpointError(f"'{name[:40]}...' is a name of {len(name)} characters", subject=path)
             if not isinstance(ref, TensorRef):
@@ -142,10 +142,9 @@ class TorchTensors:
 
     def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
-        if self.specs == other.specs:
-            self.specs = other.specs
-        if isinstance(other, TorchTensors) and self.numbers == other.numbers:
-            self.numbers = other.numbers
+        self.specs = shared(self.specs, other.specs)
+        if isinstance(other, TorchTensors):
+            self.numbers = shared(self.numbers, other.numbers)
 
     def place(self, name: str) -> Hashable:
         """Return offset, view and spec: tied tensors have them equal."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ema_cli.errors import CheckpointError, NoWeights
-from ema_cli.formats.mark import RECORD, parse_recipe
+from ema_cli.formats.mark import RECORD, parse_mark
 from ema_cli.formats.pickles.unpickle import MAX_PICKLE_BYTES, unpickle
 from ema_cli.formats.pickles.values import PickleError
 from ema_cli.formats.torch_save.tensors import TorchFile
@@ -44,7 +44,7 @@ def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> To
             starts[key] = data_offset(source, entry)
         return starts[key], entry.size
 
-    return TorchFile(source, root, locate, _recipe(source, entries.get(f"{prefix}{RECORD}")))
+    return TorchFile(source, root, locate, _mark(source, entries.get(f"{prefix}{RECORD}")))
 
 
 def _find_prefix(source: ByteSource, entries: Entries) -> str:
@@ -71,13 +71,13 @@ def _check_byte_order(source: ByteSource, entries: Entries, prefix: str) -> None
             raise CheckpointError(f"its bytes are in {order!r} order; only little-endian is read", subject=source.path)
 
 
-def _recipe(source: ByteSource, entry: ZipEntry | None) -> Mapping[str, object] | None:
+def _mark(source: ByteSource, entry: ZipEntry | None) -> Mapping[str, object] | None:
     """Return what the record that marks an average of ours says, None where there is no such record."""
     if entry is None:
         return None
     if entry.size > _MAX_MARK_BYTES:
         return {}
-    return parse_recipe(source.read(data_offset(source, entry), entry.size))
+    return parse_mark(source.read(data_offset(source, entry), entry.size))
 
 
 def _unpickle(source: ByteSource, entry: ZipEntry, max_bytes: int) -> Any:

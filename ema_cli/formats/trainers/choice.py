@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ema_cli.checkpoint import Checkpoint, Progress
+from ema_cli.checkpoint import Averages, Checkpoint, Progress
 from ema_cli.errors import RunError, option
 from ema_cli.formats.options import ReadOptions
 
@@ -22,10 +22,9 @@ class Found:
     trainer: str | None
     tensors: Tensors
     progress: Progress
-    averaged: str | None = None
+    averages: Averages | None = None
     notes: list[str] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
-    has_raw: bool = False  # beside the averages
 
 
 def choose(
@@ -43,7 +42,7 @@ def choose(
         if why:
             found.notes.append("raw weights taken from beside the averages")
     elif why:
-        found.averaged, found.has_raw = why, True
+        found.averages = Averages(why, has_raw=True)
     else:
         found.notes.append(f"raw weights taken; averages lie beside them, in '{where}' (--weights ema)")
 
@@ -64,7 +63,7 @@ def refuse_raw(found: Found, why: str, options: ReadOptions) -> None:
     if options.weights == "ema":
         found.notes.append(AVERAGED_AGAIN)
     else:
-        found.averaged = why
+        found.averages = Averages(why)
 
 
 def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
@@ -73,15 +72,15 @@ def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
     Raises:
         RunError: where the other set is asked for. What ema-cli made is refused later, as it is passed over first.
     """
-    if checkpoint.averaged is None:
+    if checkpoint.averages is None:
         if options.weights == "ema":
             raise RunError("holds no averages", subject=checkpoint.path, hint=f"leave out {option('weights', 'ema')}")
-    elif options.weights == "raw" and checkpoint.recipe is None:
+    elif options.weights == "raw" and checkpoint.mark is None:
         raise RunError(
-            f"holds no raw weights: {checkpoint.averaged}",
+            f"holds no raw weights: {checkpoint.averages.reason}",
             subject=checkpoint.path,
             hint=f"leave out {option('weights', 'raw')}",
         )
     elif options.weights == "ema":
-        return replace(checkpoint, averaged=None, notes=(*checkpoint.notes, AVERAGED_AGAIN))
+        return replace(checkpoint, averages=None, notes=(*checkpoint.notes, AVERAGED_AGAIN))
     return checkpoint

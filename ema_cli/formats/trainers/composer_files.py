@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ema_cli.errors import CheckpointError
@@ -56,18 +58,33 @@ def adapter_settings(root: Any) -> dict[str, str]:
     return {} if config is None else config_settings(config)
 
 
-def loaded_name(name: str, base: str | None) -> str:
-    """Return the name under which a tensor of Composer's is loaded."""
-    bare = name.removeprefix(_WRAPPER)
-    return _ADAPTER_NAME.sub("", bare) if base == ADAPTER else bare
+@dataclass(frozen=True, slots=True)
+class ComposerFiles:
+    """Configuration and tokenizer inside the checkpoint at `path`, read only when they are wanted.
 
-
-def read_files(root: Any) -> dict[str, bytes]:
-    """Return the text of the files, by name.
-
-    Raises:
-        CheckpointError: for what is not as Composer keeps it, or too much.
+    A run of a thousand checkpoints has a thousand tokenizers, of which one is written. `reopen` unpickles the
+    checkpoint once more.
     """
+
+    base: str
+    path: Path
+    reopen: Callable[[], Any]
+
+    def read(self) -> Mapping[str, bytes]:
+        """Return the content of the files, by name."""
+        try:
+            return _read_files(self.reopen())
+        except CheckpointError as error:
+            error.about(self.path)
+            raise
+
+    def loaded_name(self, name: str) -> str:
+        """Return the name that transformers or PEFT has for a tensor of Composer's."""
+        bare = name.removeprefix(_WRAPPER)
+        return _ADAPTER_NAME.sub("", bare) if self.base == ADAPTER else bare
+
+
+def _read_files(root: Any) -> dict[str, bytes]:
     kept = _dig(root, "state", "integrations", "huggingface")
     budget = _Budget()
     texts: dict[str, bytes] = {}

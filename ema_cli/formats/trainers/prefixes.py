@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec
+from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec, shared
 from ema_cli.errors import CheckpointError, option
 from ema_cli.formats.trainers.layouts import OUTER_PREFIXES, PREFIXES
 from ema_cli.storage.source import ByteSource
@@ -24,8 +24,7 @@ class Renamed:
 
     def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
-        if self.specs == other.specs:
-            self.specs = other.specs
+        self.specs = shared(self.specs, other.specs)
         if isinstance(other, Renamed) and self.stored == other.stored:
             self.stored = other.stored
             self.tensors.share(other.tensors)

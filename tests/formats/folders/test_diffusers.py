@@ -54,8 +54,9 @@ def test_the_only_component_is_taken(component: str, tmp_path: Path) -> None:
     assert is_checkpoint_folder(folder)
     checkpoint = open_checkpoint(folder)
     assert (value(checkpoint), checkpoint.name, checkpoint.trainer) == (1.0, "checkpoint-5", "diffusers")
-    assert (checkpoint.path, checkpoint.folder) == (folder, folder / component)
-    assert checkpoint.base in ("diffusion_pytorch_model", "model")
+    assert checkpoint.pretrained is not None
+    assert (checkpoint.path, checkpoint.pretrained.folder) == (folder, folder / component)
+    assert checkpoint.pretrained.base in ("diffusion_pytorch_model", "model")
     assert (checkpoint.averaged, checkpoint.notes) == (None, ())
 
 

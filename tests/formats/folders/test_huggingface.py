@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ema_cli.checkpoint import Pretrained
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError, UsageError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
@@ -139,7 +140,7 @@ def test_of_several_models_one_is_named(tmp_path: Path) -> None:
     assert "holds several models: model, model_1, pytorch_model_2" in str(error)
     for component, name in (("model", "w"), ("model_1", "v"), ("pytorch_model_2", "u")):
         checkpoint = open_checkpoint(folder, ReadOptions(component=component))
-        assert (list(checkpoint.tensors.specs), checkpoint.base) == ([name], "model")
+        assert (list(checkpoint.tensors.specs), checkpoint.pretrained) == ([name], Pretrained("model", folder))
     assert type(refusal(folder, component="model_9")) is UsageError
 
 

@@ -217,7 +217,7 @@ def test_own_averages_are_recognised(tmp_path: Path) -> None:
     save_file({"w": torch.ones(1)}, path, metadata={"format": "pt", "ema_cli": json.dumps(recipe)})
     checkpoint = open_checkpoint(path)
     assert checkpoint.averaged == "ema-cli made it"
-    assert checkpoint.recipe == recipe
+    assert checkpoint.mark == recipe
     again = open_checkpoint(path, ReadOptions(weights="ema"))
     assert (again.averaged, again.notes) == (None, ("these are averages, which are averaged again",))
     plain = raw(tmp_path / "a.safetensors", entry())
@@ -231,7 +231,7 @@ def test_a_recipe_nobody_understands_is_no_reason_to_fail(recipe: str, tmp_path:
     path = tmp_path / "ema.safetensors"
     save_file({"w": torch.ones(1)}, path, metadata={"ema_cli": recipe})
     checkpoint = open_checkpoint(path)
-    assert (checkpoint.averaged, checkpoint.recipe) == ("ema-cli made it", {})
+    assert (checkpoint.averaged, checkpoint.mark) == ("ema-cli made it", {})
 
 
 def test_text_and_directories_are_told_apart_by_name(tmp_path: Path) -> None:

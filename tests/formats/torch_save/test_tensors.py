@@ -55,7 +55,7 @@ def test_eight_bit_floats(dtype: torch.dtype, tmp_path: Path) -> None:
     """Floats of 8 bits have safetensors' names, are not averaged, and read as they lie."""
     tensor = torch.arange(250, dtype=torch.uint8).view(5, 50).view(dtype)
     file = opened(tmp_path, {"w": tensor, "turned": tensor.t()})
-    weights = file.weights(file.root)
+    weights = file.tensors(file.root)
     assert {spec.dtype.name for spec in weights.specs.values()} == {F8[dtype]}
     assert not weights.specs["w"].dtype.averaged
     assert read_range(weights, "turned", 0, 250) == stored_bytes(tensor.t())
@@ -65,7 +65,7 @@ def test_four_bit_floats_are_counted_as_elements(tmp_path: Path) -> None:
     """torch counts pairs of F4, safetensors elements: the last dimension is twice as long, the bytes are the same."""
     pairs = torch.arange(24, dtype=torch.uint8).view(4, 6)
     file = opened(tmp_path, {"w": pairs.view(torch.float4_e2m1fn_x2)})
-    weights = file.weights(file.root)
+    weights = file.tensors(file.root)
     spec = weights.specs["w"]
     assert (spec.dtype.name, spec.shape, spec.nbytes) == ("F4", (4, 12), 24)
     assert read_range(weights, "w", 0, 24) == bytes(range(24))
@@ -75,7 +75,7 @@ def test_four_bit_floats_are_counted_as_elements(tmp_path: Path) -> None:
 def test_four_bit_floats_out_of_order_are_refused(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
     """A transposed F4 would tear pairs apart, and a scalar is half of one."""
     with pytest.raises(CheckpointError, match="'w' is F4 that does not lie in order"):
-        file_of(a=24).weights({"w": ref("float4_e2m1fn_x2", shape, strides)})
+        file_of(a=24).tensors({"w": ref("float4_e2m1fn_x2", shape, strides)})
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -85,7 +85,7 @@ def test_complex_numbers_of_both_sizes(legacy: bool, tmp_path: Path) -> None:
         wave = torch.randn(3, 4, dtype=dtype)
         tensors = {"w": wave, "conj": wave.conj(), "neg": torch._neg_view(wave.t()), "part": wave.clone().conj().imag}
         file = opened(tmp_path, tensors, legacy=legacy)
-        weights = file.weights(file.root)
+        weights = file.tensors(file.root)
         for name, tensor in tensors.items():
             size, count = tensor.element_size(), tensor.numel()
             for first, last in combinations_with_replacement(range(0, count + 1, 3), 2):
@@ -147,14 +147,14 @@ def test_a_view_of_a_counter_is_its_own_element(tmp_path: Path) -> None:
 def test_what_cannot_be_read_truly_is_refused(tensor: object, message: str) -> None:
     """A tensor that does not lie in its storage, or is none, is an error with its name; never other bytes."""
     with pytest.raises(CheckpointError) as caught:
-        file_of(a=24).weights({"w": tensor})
+        file_of(a=24).tensors({"w": tensor})
     assert str(caught.value).startswith("memory: ")
     assert message in str(caught.value)
 
 
 def test_a_tensor_without_elements_may_lie_anywhere() -> None:
     """Nothing is read of it, wherever it is said to begin."""
-    weights = file_of(a=24).weights({"w": ref("float32", (0, 3), (9, 9), offset=1000)})
+    weights = file_of(a=24).tensors({"w": ref("float32", (0, 3), (9, 9), offset=1000)})
     assert (weights.specs["w"].nbytes, read_range(weights, "w", 0, 0)) == (0, b"")
 
 
@@ -163,13 +163,13 @@ def test_too_many_tensors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_TENSORS > 100_000
     monkeypatch.setattr(tensors, "MAX_TENSORS", 2)
     with pytest.raises(CheckpointError, match="holds 3 tensors; at most 2 are read"):
-        file_of(a=24).weights(dict.fromkeys("abc", ref("float32", (6,), (1,))))
+        file_of(a=24).tensors(dict.fromkeys("abc", ref("float32", (6,), (1,))))
 
 
 def test_every_checkpoint_shares_the_tables_of_the_first() -> None:
     """The names of a thousand equal checkpoints are kept once; one with another order keeps its own."""
     one, two, other = (
-        file_of(a=24).weights({name: ref("float32", (6,), (1,)) for name in order}) for order in ("wv", "wv", "vw")
+        file_of(a=24).tensors({name: ref("float32", (6,), (1,)) for name in order}) for order in ("wv", "wv", "vw")
     )
     two.share(one)
     other.share(one)

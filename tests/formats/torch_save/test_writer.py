@@ -166,7 +166,7 @@ def test_the_mark_is_that_of_safetensors(tmp_path: Path):
     with safe_open(tmp_path / "x.safetensors", "pt") as reader:
         text = reader.metadata()["ema_cli"]
     assert zipfile.ZipFile(tmp_path / "x.pt").read(f"archive/{RECORD}").decode() == text
-    assert open_checkpoint(tmp_path / "x.pt").recipe == json.loads(text)
+    assert open_checkpoint(tmp_path / "x.pt").mark == json.loads(text)
 
 
 def test_an_average_is_refused_where_it_is_named(tmp_path: Path):
@@ -196,7 +196,7 @@ def test_a_mark_that_is_not_ours_says_nothing(tmp_path: Path, text: bytes):
     with zipfile.ZipFile(tmp_path / "step-1.pt", "a") as archive:
         archive.writestr(f"step-1/{RECORD}", text)
     found = open_checkpoint(tmp_path / "step-1.pt")
-    assert (found.recipe, found.averaged) == ({}, "ema-cli made it")
+    assert (found.mark, found.averaged) == ({}, "ema-cli made it")
 
 
 def test_force_replaces_it(tmp_path: Path):

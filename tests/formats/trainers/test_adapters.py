@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ema_cli.checkpoint import AdapterSettings, Pretrained
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.trainers.adapters import adapter_settings
@@ -43,10 +44,10 @@ def write(folder: Path, base: str = "adapter_model", *, pickled: bool = False, *
 def test_an_adapter_comes_with_its_settings(pickled: bool, tmp_path: Path) -> None:
     """Tensors, safetensors or pickled, and the configuration beside them are one checkpoint."""
     checkpoint = open_checkpoint(write(tmp_path / "checkpoint-5", pickled=pickled))
-    assert checkpoint.base == "adapter_model"
+    assert checkpoint.pretrained == Pretrained("adapter_model", tmp_path / "checkpoint-5")
     assert list(checkpoint.tensors.specs) == ["base_model.model.q_proj.lora_A.weight"]
-    assert checkpoint.settings["r"] == "8"
-    assert checkpoint.settings["lora_alpha"] == "16"
+    assert checkpoint.adapter.values["r"] == "8"
+    assert checkpoint.adapter.values["lora_alpha"] == "16"
     assert tmp_path / "checkpoint-5" / "adapter_config.json" in {file.path for file in checkpoint.files}
 
 
@@ -54,14 +55,17 @@ def test_a_model_has_no_settings(tmp_path: Path) -> None:
     """Beside a whole model, an adapter's configuration is a side file like any other."""
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
     (tmp_path / "adapter_config.json").write_text("not read")
-    assert open_checkpoint(tmp_path).settings == {}
+    assert open_checkpoint(tmp_path).adapter == AdapterSettings()
 
 
 def test_an_adapter_without_a_configuration(tmp_path: Path) -> None:
     """Diffusers writes none beside its LoRA weights."""
     save_file({"unet.q.lora_A.weight": torch.ones(2)}, tmp_path / "pytorch_lora_weights.safetensors")
     checkpoint = open_checkpoint(tmp_path)
-    assert (checkpoint.base, checkpoint.settings) == ("pytorch_lora_weights", {})
+    assert (checkpoint.pretrained, checkpoint.adapter) == (
+        Pretrained("pytorch_lora_weights", tmp_path),
+        AdapterSettings(),
+    )
 
 
 # What changes the meaning of A and B, and a value that differs from CONFIG's.

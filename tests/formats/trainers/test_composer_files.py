@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ema_cli.checkpoint import InnerFiles
 from ema_cli.errors import CheckpointError
 from ema_cli.formats import open_checkpoint
-from ema_cli.formats.options import ReadOptions
 from tests.conftest import Outcome, make_tensors, oracle
 
 Cli = Callable[..., Outcome]
@@ -60,6 +60,14 @@ def wrapped(batch: int, prefix: str = "model.") -> dict[str, torch.Tensor]:
     return {f"{prefix}{name}": tensor for name, tensor in make_tensors(batch).items()}
 
 
+def inner_files(path: Path) -> InnerFiles:
+    """Return what lies inside the checkpoint, which holds something."""
+    pretrained = open_checkpoint(path).pretrained
+    assert pretrained is not None
+    assert pretrained.inner_files is not None
+    return pretrained.inner_files
+
+
 def write_run(folder: Path, kept: Any, batches: Sequence[int] = (1, 2), prefix: str = "model.") -> None:
     """Save checkpoints of a run."""
     for batch in batches:
@@ -96,9 +104,7 @@ def test_bytes_are_read_from_every_protocol(tmp_path: Path):
         tokenizer = {"x.model": {"file_extension": ".model", "content": b"\x00\xff\n"}}
         torch.save({"state": {"model": wrapped(1), "integrations": integrations(tokenizer=tokenizer)}}, path,
                    pickle_protocol=protocol)  # fmt: skip
-        read = open_checkpoint(path).inner_files
-        assert read is not None
-        assert read()["x.model"] == b"\x00\xff\n"
+        assert inner_files(path).read()["x.model"] == b"\x00\xff\n"
 
 
 def test_a_single_file_keeps_the_names(cli: Cli, tmp_path: Path):
@@ -130,14 +136,14 @@ def test_wrappers_around_the_wrapper_are_removed(cli: Cli, tmp_path: Path, prefi
 def test_a_model_without_a_configuration_is_one_file(tmp_path: Path, kept: Any):
     """Composer's other models have none: their names may begin with model., and stay."""
     checkpoint = open_checkpoint(write(tmp_path / "ep0-ba1-rank0.pt", wrapped(1), kept))
-    assert (checkpoint.base, checkpoint.inner_files) == (None, None)
+    assert checkpoint.pretrained is None
 
 
 def test_parts_beside_the_wrapped_model_keep_all_names(tmp_path: Path):
     """A module with more than the wrapped model would not load strictly: it is averaged as it is."""
     path = write(tmp_path / "ep0-ba1-rank0.pt", {**wrapped(1), "loss.scale": torch.ones(1)}, integrations())
     checkpoint = open_checkpoint(path)
-    assert (checkpoint.base, checkpoint.inner_files) == (None, None)
+    assert checkpoint.pretrained is None
 
 
 def test_the_class_is_named_as_transformers_names_it(tmp_path: Path):
@@ -149,9 +155,7 @@ def test_the_class_is_named_as_transformers_names_it(tmp_path: Path):
         (7, None),
     ):
         path = write(tmp_path / "ep0-ba1-rank0.pt", wrapped(1), integrations(kind=kind))  # type: ignore[arg-type]
-        read = open_checkpoint(path).inner_files
-        assert read is not None
-        assert json.loads(read()["config.json"]).get("architectures") == expected
+        assert json.loads(inner_files(path).read()["config.json"]).get("architectures") == expected
 
 
 def adapter(batch: int, rank: int = 2) -> dict[str, torch.Tensor]:
@@ -192,7 +196,7 @@ def test_adapters_of_other_scales_are_refused(cli: Cli, tmp_path: Path):
 def test_an_adapter_with_its_model_is_one_file(tmp_path: Path):
     """With the weights of the model beside it, PEFT would not load an adapter under these names."""
     path = write(tmp_path / "ep0-ba1-rank0.pt", {**adapter(1), "model.x": torch.ones(1)}, integrations(peft=ADAPTER))
-    assert open_checkpoint(path).base is None
+    assert open_checkpoint(path).pretrained is None
 
 
 LOOP: list[Any] = []
@@ -248,10 +252,9 @@ def file(extension: Any, content: Any) -> dict[str, Any]:
 def test_what_composer_does_not_keep_is_refused(tmp_path: Path, tokenizer: Any, says: str):
     """Names that lead elsewhere or belong to others, endless and wrong content: an error that names the checkpoint."""
     path = write(tmp_path / "ep0-ba1-rank0.pt", wrapped(1), integrations(tokenizer=tokenizer))
-    read = open_checkpoint(path, ReadOptions()).inner_files
-    assert read is not None
+    files = inner_files(path)
     with pytest.raises(CheckpointError, match="ep0-ba1-rank0") as raised:
-        read()
+        files.read()
     assert says in str(raised.value)
     assert raised.value.hint
 
