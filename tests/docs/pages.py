@@ -16,7 +16,7 @@ PAGES = [
 
 _FENCE = re.compile(r"^```([\w-]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
-_LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+_LINK = re.compile(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def without_blocks(page: Path) -> str:
 
 def links(page: Path) -> list[str]:
     """Return the targets of a page's links and pictures."""
-    return [text or picture for text, picture in _LINK.findall(without_blocks(page))]
+    return [link or picture for link, picture in _LINK.findall(without_blocks(page))]
 
 
 def anchors(page: Path) -> set[str]:
