@@ -15,7 +15,7 @@ from ema_cli.law.laws import HalfLife, Power, Smoothing
 
 
 def tracks(**asked: Any) -> Any:
-    return EMA(nn.Linear(2, 2), **asked).tracks
+    return EMA(nn.Linear(2, 2), **asked).averages.tracks
 
 
 def kept(**asked: Any) -> float:
@@ -104,7 +104,7 @@ def test_names_and_order_are_composers():
     """half_life, smoothing, ema_start, update_interval, train_with_ema_weights, in this order; 1000ba by default."""
     found = EMA(nn.Linear(2, 2), "50ba", None, "3ba", "10ba", True)
     assert found.train_with_ema_weights
-    assert found.tracks == tracks(half_life="50ba", ema_start="3ba", update_interval="10ba")
+    assert found.averages.tracks == tracks(half_life="50ba", ema_start="3ba", update_interval="10ba")
     assert tracks().laws == {"1000ba": HalfLife(Time.parse("1000ba"))}
     assert (tracks().interval, tracks().start) == (Time.parse("1ba"), Time.parse("0ba"))
 
