@@ -79,7 +79,8 @@ def tensor_totals(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """Return the weights and what they come to."""
     recipe = plan.recipe
-    enough = plan.half_life_for(3)
+    advice = plan.advice
+    enough = advice.half_life_for_three
     return {
         "law": recipe.law.name,
         **dict.fromkeys(LAW_KEYS),
@@ -94,9 +95,9 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "effective_checkpoints": plan.effective_count,
         "mean_age": {"value": number(plan.mean_age.value), "unit": str(plan.mean_age.unit)},
         "half_life_for_three": str(enough) if enough else None,
-        "newest_is_heavy": bool(plan.warnings()) and plan.heaviest is plan.entries[-1] and len(plan.entries) > 1,
-        "half_lives_to_store": [str(each) for each in plan.half_lives_to_store()],
-        "warnings": plan.warnings(),
+        "newest_is_heavy": advice.newest_is_heavy,
+        "half_lives_to_store": [str(each) for each in advice.half_lives_to_store],
+        "warnings": advice.warnings,
         "approximation": _approximation_facts(plan.approximation) if plan.approximation else None,
     }
 

@@ -19,7 +19,8 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.json_text import read_json
 from ema_cli.manifest.fingerprint import CHECKSUM, FINGERPRINT
 from ema_cli.manifest.schema import mismatch, read_schema
-from ema_cli.planning.plan import Entry, Plan
+from ema_cli.planning.entry import Entry
+from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
 
 SCHEMA_VERSION = 1

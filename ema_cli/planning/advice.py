@@ -1,20 +1,129 @@
-"""What is worth saying about plans."""
+"""What is worth knowing of a plan before its average is trusted, and what would do better."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
+from math import floor
 
-from ema_cli.planning.plan import Plan
-from ema_cli.runs.warnings import _grouped
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.law.laws import HalfLife
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.planning.entry import Entry
+from ema_cli.runs.warnings import grouped
+
+_ROUNDING = 1e-9  # two checkpoints of one half each are not one that holds more
+_ENOUGH = 3  # effective checkpoints
 
 
-def twin_warnings(plans: Sequence[Plan]) -> list[str]:
+@dataclass(frozen=True)
+class Advice:
+    """What to say of raw checkpoints that enter an average, found when it is asked for, once.
+
+    `entries` are empty where averages enter instead: each stands for many checkpoints.
+    """
+
+    recipe: Recipe
+    entries: tuple[Entry, ...]
+
+    @cached_property
+    def heaviest(self) -> Entry | None:
+        """Return the entry that holds more than half of the average, if any."""
+        heaviest = max(self.entries, key=lambda entry: entry.weight, default=None)
+        return heaviest if heaviest is not None and heaviest.weight > 0.5 + _ROUNDING else None
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """Return what a user should know before trusting the average: the sparse-checkpoint trap above all."""
+        if self.heaviest is None:
+            return []
+        holds = f"{self.heaviest.checkpoint.name} holds {self.heaviest.weight:.1%} of the average"
+        return [f"{holds}: {self._reason(self.heaviest)}"]
+
+    @property
+    def newest_is_heavy(self) -> bool:
+        """Return whether the newest of several checkpoints holds more than half."""
+        return len(self.entries) > 1 and self.heaviest is self.entries[-1]
+
+    @cached_property
+    def half_life_for_three(self) -> Time | None:
+        """Return the smallest half-life that gives three effective checkpoints; None where none does."""
+        return half_life_for(_ENOUGH, self.recipe, self.entries)
+
+    @property
+    def half_lives_to_store(self) -> list[Time]:
+        """Return two half-lives of averages from which, stored while a model trains, this one could be made."""
+        law = self.recipe.law
+        if not isinstance(law, HalfLife) or not 0 < law.half_life.value < math.inf:
+            return []
+        value = Fraction(law.half_life.value)
+        lower = Fraction(1) if value / 2 < 1 <= value else value / 2  # below one unit other updates would count
+        return [Time(lower, law.unit), Time(2 * value, law.unit)]
+
+    def _reason(self, heaviest: Entry) -> str:
+        """Return why one checkpoint holds more than half, and what to do."""
+        if len(self.entries) < _ENOUGH:
+            return f"only {len(self.entries)} checkpoint{'s enter' if len(self.entries) > 1 else ' enters'}"
+        words = self.recipe.law.words()
+        if words.much is None:
+            return f"the {words.noun} gives it that much, for the training that it stands for"
+        enough = self.half_life_for_three
+        better = f"; {enough} gives three effective checkpoints" if enough else ""
+        if heaviest is self.entries[0]:
+            return f"{words.much} for this run{better}; --bias-correction removes the first checkpoint's excess"
+        return f"{words.little} for checkpoints this far apart{better}"
+
+
+def half_life_for(count: float, recipe: Recipe, entries: Sequence[Entry]) -> Time | None:
+    """Return the smallest half-life that gives `count` effective checkpoints over the same updates.
+
+    Rounded up to two digits. None where no half-life does, or where the law has none.
+    """
+    law = recipe.law
+    gaps = [float(entry.gap) for entry in entries]
+    if not isinstance(law, HalfLife) or len(gaps) < 2:
+        return None
+    # Without an interval of its own, a half-life of a unit or more has one, and other gaps than these entries.
+    by_default = recipe.update_interval is None and recipe.interval is None
+    spaced = _gaps_of_one_unit(entries) if by_default else gaps
+    lowest = floor(math.log10(min(gaps[1:]))) - 1
+    highest = floor(math.log10(sum(gaps))) + 2
+    # In steps of two digits: the effective number rises with the half-life and then falls again, when the first copy
+    # gains the upper hand.
+    for exponent in range(lowest, highest):
+        for mantissa in range(10, 100):
+            candidate = Fraction(mantissa) * Fraction(10) ** (exponent - 1)
+            weights = HalfLife(Time(float(candidate), law.unit)).weights(
+                gaps if candidate < 1 else spaced, (), bias_correction=recipe.bias_correction
+            )
+            if effective_count(weights) >= count:
+                return Time(candidate, law.unit)
+    return None
+
+
+def effective_count(weights: Iterable[float]) -> float:
+    """Return how many equally weighted checkpoints would average as well: 1 / sum of squared weights."""
+    return 1 / math.fsum(weight * weight for weight in weights)
+
+
+def twin_warnings(twins: Iterable[tuple[Checkpoint, Checkpoint]]) -> list[str]:
     """Return what a dry run leaves open: whether checkpoints with one clock have equal tensors."""
     text = "shares its clock with another checkpoint; averaging compares their tensors"
-    twins = dict.fromkeys(other.name for plan in plans for _, other in plan.twins)
-    return [f"{names}: {text}" for text, names in _grouped([(text, name) for name in twins])]
+    names = dict.fromkeys(other.name for _, other in twins)
+    return [f"{group}: {text}" for text, group in grouped([(text, name) for name in names])]
 
 
 def non_finite_warnings(names: Sequence[str]) -> list[str]:
-    """Return which tensors hold what is no number, and was let through."""
+    """Return the warnings of tensors that hold NaN or infinity, where that is allowed."""
     return [f"'{name}' holds NaN or infinity" for name in names]
+
+
+def _gaps_of_one_unit(entries: Sequence[Entry]) -> list[float]:
+    """Return the gaps that these checkpoints would have with an update interval of one unit."""
+    events = sorted({floor(Fraction(entry.clock.value)) for entry in entries} - {0}) or [0]
+    return [0.0, *(float(newer - older) for older, newer in pairwise(events))]

@@ -1,4 +1,4 @@
-"""Which checkpoints enter the average, each with its weight: Composer's half-life law over a run's clocks.
+"""From a run and a recipe to a plan: the checkpoints that enter the average, each with its weight.
 
 Numbers first, tensors second: a plan needs clocks only, so it is instant. No torch, no numpy.
 """
@@ -9,49 +9,29 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
-from math import floor
+from functools import cached_property
 
 from ema_cli.checkpoint import MIN_CLOCK, Checkpoint
 from ema_cli.errors import RunError, option
 from ema_cli.law.events import Events
-from ema_cli.law.laws import HalfLife
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit, format_number
+from ema_cli.planning.advice import Advice, effective_count
+from ema_cli.planning.entry import Entry, Skipped
 from ema_cli.runs.run import Run, averaged_error
-
-_ROUNDING = 1e-9  # two checkpoints of one half each are not one that holds more
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A checkpoint that enters.
-
-    `clock` is in the plan's unit; `gap` is the training time since the checkpoint folded before it (with a
-    smoothing: the updates); `weight` is its share in the average, negative for some of stored averages.
-    """
-
-    checkpoint: Checkpoint
-    clock: Time
-    gap: Fraction
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A checkpoint that does not enter, and why."""
-
-    checkpoint: Checkpoint
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Approximation:
-    """How near stored averages come to the one asked for.
+    """How near stored averages come to the average of the recipe.
 
-    `error` is relative, over update events; `least_error` that of all stored averages, of which some that hardly matter
-    are left out. `reach` gives for a relative error the half-lives (from, to) that are nearer. `asked` and `reached`
-    are the shares of stretches of training time, given as clocks (from, to).
+    Attributes:
+        error: the relative error of the profile over update events.
+        least_error: that of all stored averages; those that hardly matter are left out of the plan.
+        reach: for a relative error, the ranges of half-lives (from, to) that are nearer.
+        stretches: stretches of training time, as clocks (from, to).
+        asked: the share that each stretch has in the average of the recipe.
+        reached: the share that it has in the plan's average.
     """
 
     error: float
@@ -62,12 +42,12 @@ class Approximation:
     reached: Sequence[float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """The checkpoints of a run that enter, oldest first, with weights that sum to 1; the others, with the reason.
 
-    `twins`: pairs with one clock, of which the first is in the plan; their tensors must prove equal. `approximation`:
-    where the entries are averages that the training stored.
+    `twins` are pairs with one clock, of which the first is in the plan; their tensors must prove equal.
+    `approximation` is there where the entries are averages that the training stored.
     """
 
     run: Run
@@ -77,12 +57,12 @@ class Plan:
     twins: tuple[tuple[Checkpoint, Checkpoint], ...] = ()
     approximation: Approximation | None = None
 
-    @property
+    @cached_property
     def weights(self) -> list[float]:
         """Return the weight of each entry, oldest first."""
         return [entry.weight for entry in self.entries]
 
-    @property
+    @cached_property
     def read(self) -> list[Entry]:
         """Return the entries that are read: a checkpoint whose weight is 0 is not."""
         return [entry for entry in self.entries if entry.weight != 0]
@@ -94,85 +74,20 @@ class Plan:
 
     @property
     def effective_count(self) -> float:
-        """Return how many equally weighted checkpoints would average as well: 1 / sum of squared weights."""
-        return 1 / math.fsum(weight * weight for weight in self.weights)
+        """Return how many equally weighted checkpoints would average as well."""
+        return effective_count(self.weights)
 
-    @property
+    @cached_property
     def mean_age(self) -> Time:
         """Return the weighted mean of how long before the newest the checkpoints were saved; 0 below any time."""
         newest = Fraction(self.entries[-1].clock.value)
         age = math.fsum(entry.weight * float(newest - Fraction(entry.clock.value)) for entry in self.entries)
         return Time(age if abs(age) >= MIN_CLOCK else 0.0, self.entries[-1].clock.unit)
 
-    def half_life_for(self, count: float) -> Time | None:
-        """Return the smallest half-life that gives `count` effective checkpoints over the same updates.
-
-        Rounded up to two digits. None where no half-life does, or where the plan has none.
-        """
-        law = self.recipe.law
-        if not isinstance(law, HalfLife) or self.approximation is not None:
-            return None
-        every = [float(entry.gap) for entry in self.entries]
-        if len(every) < 2:
-            return None
-        # Asked for without an interval, a half-life of a unit or more has one, and other gaps than this plan's.
-        spaced = self._default_gaps() if self.recipe.update_interval is None and self.recipe.interval is None else every
-        lowest = floor(math.log10(min(every[1:]))) - 1
-        highest = floor(math.log10(sum(every))) + 2
-        # In steps of two digits: the effective number rises with the half-life and then falls again, when the
-        # first copy gains the upper hand.
-        for exponent in range(lowest, highest):
-            for mantissa in range(10, 100):
-                candidate = Fraction(mantissa) * Fraction(10) ** (exponent - 1)
-                gaps = every if candidate < 1 else spaced
-                tried = HalfLife(Time(float(candidate), law.unit))
-                weights = tried.weights(gaps, (), bias_correction=self.recipe.bias_correction)
-                if 1 / math.fsum(weight * weight for weight in weights) >= count:
-                    return Time(candidate, law.unit)
-        return None
-
-    def half_lives_to_store(self) -> list[Time]:
-        """Return two half-lives of averages from which, stored while the model trains, this one could be made."""
-        law = self.recipe.law
-        if not isinstance(law, HalfLife) or not 0 < law.half_life.value < math.inf:
-            return []
-        half_life = law.half_life
-        lower = Fraction(half_life.value) / 2
-        if lower < 1 <= half_life.value:
-            lower = Fraction(1)  # below one unit other updates would count
-        return [Time(value, half_life.unit) for value in (lower, 2 * Fraction(half_life.value))]
-
-    def _default_gaps(self) -> list[float]:
-        """Return the gaps that the checkpoints of this plan would have with an interval of one unit."""
-        events = sorted({floor(Fraction(entry.clock.value)) for entry in self.entries} - {0}) or [0]
-        return [0.0, *(float(newer - older) for older, newer in pairwise(events))]
-
-    @property
-    def heaviest(self) -> Entry:
-        """Return the entry with the largest weight."""
-        return max(self.entries, key=lambda entry: entry.weight)
-
-    def warnings(self) -> list[str]:
-        """Return what a user should know before trusting the average: the sparse-checkpoint trap above all."""
-        if self.approximation is not None:
-            return []  # averages, each of which stands for many checkpoints
-        heaviest = self.heaviest
-        if heaviest.weight <= 0.5 + _ROUNDING:
-            return []
-        return [f"{heaviest.checkpoint.name} holds {heaviest.weight:.1%} of the average: {self._reason(heaviest)}"]
-
-    def _reason(self, heaviest: Entry) -> str:
-        """Return why one checkpoint holds more than half, and what to do."""
-        if len(self.entries) < 3:
-            return f"only {len(self.entries)} checkpoint{'s enter' if len(self.entries) > 1 else ' enters'}"
-        words = self.recipe.law.words()
-        if words.much is None:
-            return f"the {words.noun} gives it that much, for the training that it stands for"
-        enough = self.half_life_for(3)
-        advice = f"; {enough} gives three effective checkpoints" if enough else ""
-        if heaviest is self.entries[0]:
-            return f"{words.much} for this run{advice}; --bias-correction removes the first checkpoint's excess"
-        return f"{words.little} for checkpoints this far apart{advice}"
+    @cached_property
+    def advice(self) -> Advice:
+        """Return what is worth knowing before the average is trusted."""
+        return Advice(self.recipe, self.entries if self.approximation is None else ())
 
 
 def make_plan(run: Run, recipe: Recipe) -> Plan:
@@ -183,7 +98,31 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     """
     if not run.checkpoints:
         raise RunError("no checkpoint to average", subject=run.root)
-    unit = recipe.unit or (run.units[0] if recipe.law.over_clocks and run.units else None)
+    _check_units(run, recipe)
+    unit = recipe.unit or (run.units[0] if recipe.law.over_clocks else None)
+    skipped: list[Skipped] = []
+    checkpoints, twins = _keep_one_each(run, unit, skipped)
+    checkpoints = _select(checkpoints, recipe, skipped)
+    folded = _fold_events(checkpoints, recipe, unit, skipped)
+    if recipe.last is not None and len(folded) > recipe.last:
+        older = folded[: -recipe.last]
+        skipped += [Skipped(checkpoint, f"older than the last {recipe.last}") for checkpoint, _ in older]
+        folded = folded[-recipe.last :]
+    if not folded:
+        raise RunError(
+            f"no checkpoint is left to average: {skipped[0].checkpoint.name}: {skipped[0].reason}",
+            subject=run.root,
+            hint=f"see what each checkpoint is: ema-cli inspect {run.root}",
+        )
+    entries = _weighted(folded, recipe, unit or run.units[0])
+    entered = {entry.checkpoint for entry in entries}
+    order = {checkpoint: number for number, checkpoint in enumerate(run.checkpoints)}
+    skipped.sort(key=lambda skip: order[skip.checkpoint])
+    return Plan(run, recipe, entries, tuple(skipped), tuple(pair for pair in twins if pair[0] in entered))
+
+
+def _check_units(run: Run, recipe: Recipe) -> None:
+    """Check that all checkpoints have clocks in the units that the recipe needs."""
     for needed, what in (
         (recipe.unit, "the half-life" if recipe.law.unit else "the update interval"),
         (recipe.start.unit if recipe.start else None, option("start")),
@@ -197,38 +136,10 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
             subject=run.root,
             hint=f"say how far apart they are: {option('spacing', '100ba')}",
         )
-    skipped: list[Skipped] = []
-    checkpoints, twins = _keep_one_each(run, unit, skipped)
-    checkpoints = _select(checkpoints, recipe, skipped)
-    folded = _fold_events(checkpoints, recipe, unit, skipped)
-    if recipe.last is not None and len(folded) > recipe.last:
-        skipped += [Skipped(each, f"older than the last {recipe.last}") for each, _ in folded[: -recipe.last]]
-        folded = folded[-recipe.last :]
-    if not folded:
-        raise RunError(
-            f"no checkpoint is left to average: {skipped[0].checkpoint.name}: {skipped[0].reason}",
-            subject=run.root,
-            hint=f"see what each checkpoint is: ema-cli inspect {run.root}",
-        )
-    # The oldest becomes the first copy: what came before it is no gap of this average.
-    gaps = [Fraction(0), *(gap for _, gap in folded[1:])]
-    shown = unit or run.units[0]
-    clocks = [_clock(checkpoint, shown) for checkpoint, _ in folded]
-    entries = [
-        Entry(checkpoint, Time(clock, shown), gap, weight)
-        for (checkpoint, _), clock, gap, weight in zip(
-            folded, clocks, gaps, recipe.law.weights(gaps, clocks, bias_correction=recipe.bias_correction), strict=True
-        )
-    ]
-    in_plan = {entry.checkpoint for entry in entries}
-    kept_twins = tuple((kept, other) for kept, other in twins if kept in in_plan)
-    order = {checkpoint: number for number, checkpoint in enumerate(run.checkpoints)}
-    skipped.sort(key=lambda each: order[each.checkpoint])
-    return Plan(run, recipe, tuple(entries), tuple(skipped), kept_twins)
 
 
 def _check_clocks(run: Run, unit: Unit, what: str) -> None:
-    missing = next((each for each in run.checkpoints if unit not in each.progress.clocks), None)
+    missing = next((checkpoint for checkpoint in run.checkpoints if unit not in checkpoint.progress.clocks), None)
     if missing is None:
         return
     if missing.averaged:
@@ -253,48 +164,61 @@ def _keep_one_each(
     pairs = [(group[0], other) for group in run.twins(unit) for other in group[1:]]
     dropped = {other for _, other in pairs}
     skipped += [Skipped(other, f"same clock as {kept.name}") for kept, other in pairs]
-    return [each for each in run.checkpoints if each not in dropped], pairs
+    return [checkpoint for checkpoint in run.checkpoints if checkpoint not in dropped], pairs
 
 
-def _select(checkpoints: list[Checkpoint], recipe: Recipe, skipped: list[Skipped]) -> list[Checkpoint]:
-    """Apply --start and --stop, both inclusive."""
+def _select(checkpoints: Sequence[Checkpoint], recipe: Recipe, skipped: list[Skipped]) -> list[Checkpoint]:
+    """Apply `start` and `stop`, both inclusive."""
     kept = []
-    for each in checkpoints:
-        if recipe.start is not None and _clock(each, recipe.start.unit) < recipe.start.value:
-            skipped.append(Skipped(each, f"before --start {recipe.start}"))
-        elif recipe.stop is not None and _clock(each, recipe.stop.unit) > recipe.stop.value:
-            skipped.append(Skipped(each, f"after --stop {recipe.stop}"))
+    for checkpoint in checkpoints:
+        if recipe.start is not None and _clock(checkpoint, recipe.start.unit) < recipe.start.value:
+            skipped.append(Skipped(checkpoint, f"before --start {recipe.start}"))
+        elif recipe.stop is not None and _clock(checkpoint, recipe.stop.unit) > recipe.stop.value:
+            skipped.append(Skipped(checkpoint, f"after --stop {recipe.stop}"))
         else:
-            kept.append(each)
+            kept.append(checkpoint)
     return kept
 
 
 def _fold_events(
-    checkpoints: list[Checkpoint], recipe: Recipe, unit: Unit | None, skipped: list[Skipped]
+    checkpoints: Sequence[Checkpoint], recipe: Recipe, unit: Unit | None, skipped: list[Skipped]
 ) -> list[tuple[Checkpoint, Fraction]]:
-    """Return the checkpoints that are folded, each with the gap to the one folded before it.
+    """Return the checkpoints that are folded, each with the gap to the one folded before it as the law measures it.
 
-    The gap is in units of training time with a half-life, in updates with a smoothing; `Events` says which are folded.
+    With an interval of 5ba, checkpoints at 1, 3, 5 and 17ba are folded at 1 (the first copy), 5 and 17: the gaps are
+    0, 5 and 10ba, since the events at 10 and 15ba are due at 17.
     """
-    events = Events(None if recipe.interval is None else Fraction(recipe.interval.value))
+    interval = recipe.interval
+    events = Events(None if interval is None else Fraction(interval.value))
     folded: list[tuple[Checkpoint, Fraction]] = []
-    for number, each in enumerate(checkpoints, 1):
-        if _is_untrained(each, unit):
-            skipped.append(Skipped(each, f"its clock is still 0{unit or ''}"))
+    for number, checkpoint in enumerate(checkpoints, 1):
+        if _is_untrained(checkpoint, unit):
+            skipped.append(Skipped(checkpoint, f"its clock is still 0{unit or ''}"))
             continue
+        before = events.previous
         # Where only their order counts, one unit passes from each to the next.
-        gap = events.meet(Fraction(number) if unit is None else _clock(each, unit))
+        gap = events.meet(Fraction(number) if unit is None else _clock(checkpoint, unit))
         if gap is not None:
-            folded.append((each, recipe.law.measure(gap)))
-        elif not folded:
-            skipped.append(Skipped(each, f"before the first update at {format_number(events.first)}{unit}"))
-        elif events.interval is None:
-            skipped.append(Skipped(each, f"no time passed since {folded[-1][0].name}"))
+            folded.append((checkpoint, recipe.law.measure(gap)))
+        elif before is None:
+            skipped.append(Skipped(checkpoint, f"before the first update at {format_number(events.first)}{unit}"))
+        elif interval is None:
+            skipped.append(Skipped(checkpoint, f"no time passed since {folded[-1][0].name}"))
         else:
-            assert unit is not None
-            assert events.previous is not None
-            skipped.append(Skipped(each, f"no update event since {Time(events.previous, unit)}"))
+            skipped.append(Skipped(checkpoint, f"no update event since {Time(before, interval.unit)}"))
     return folded
+
+
+def _weighted(folded: Sequence[tuple[Checkpoint, Fraction]], recipe: Recipe, unit: Unit) -> tuple[Entry, ...]:
+    """Return the checkpoints with their weights; their clocks are shown in `unit`."""
+    # The oldest becomes the first copy: what came before it is no gap of this average.
+    gaps = [Fraction(0), *(gap for _, gap in folded[1:])]
+    clocks = [_clock(checkpoint, unit) for checkpoint, _ in folded]
+    weights = recipe.law.weights(gaps, clocks, bias_correction=recipe.bias_correction)
+    return tuple(
+        Entry(checkpoint, Time(clock, unit), gap, weight)
+        for (checkpoint, _), clock, gap, weight in zip(folded, clocks, gaps, weights, strict=True)
+    )
 
 
 def _is_untrained(checkpoint: Checkpoint, unit: Unit | None) -> bool:
@@ -305,6 +229,5 @@ def _is_untrained(checkpoint: Checkpoint, unit: Unit | None) -> bool:
 
 
 def _clock(checkpoint: Checkpoint, unit: Unit) -> Fraction:
-    clock = checkpoint.clock(unit)
-    assert clock is not None, "checked when the plan was begun"
-    return clock
+    """Return a clock that is known to be there."""
+    return checkpoint.progress.clocks[unit].value

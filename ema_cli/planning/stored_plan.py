@@ -1,9 +1,9 @@
-"""From stored averages to a plan: the combination of them that comes nearest to what is asked for."""
+"""From stored averages to a plan: the combination of them that comes nearest to the average of a recipe."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -13,59 +13,57 @@ from ema_cli.errors import RunError, UsageError, option
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.recipe import Recipe
-from ema_cli.law.synthesis import WITHIN, Moment, Profiles, Stored, share_before
+from ema_cli.law.synthesis import WITHIN, Moment, Profiles, Stored, Synthesis, share_before
 from ema_cli.law.time import EVERY, Time, Unit
-from ema_cli.planning.plan import Approximation, Entry, Plan
+from ema_cli.planning.entry import Entry
+from ema_cli.planning.plan import Approximation, Plan
 from ema_cli.runs.stored import StoredAverage, StoredRun
 
-_LEAST_BINS = 10
+_LEAST_STRETCHES = 10
 _MAX_STORED = 1000
 _GRID = 8  # half-lives in a decade
 
+TimeRange = tuple[Time, Time]
+
 
 def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bool) -> Plan:
-    """Return the weights of stored averages whose profile is nearest to the one that `recipe` asks for.
+    """Return the weights of stored averages whose profile is nearest to that of the recipe.
 
     Raises:
         RunError: where it differs by more than 5 % of its size, unless `allow_approximate`; for a unit or an interval
             that the averages were not made with.
-        UsageError: for --start and --last, which the training has settled.
+        UsageError: for a start, a last or a bias correction, which the training has settled.
     """
-    law = _asked(stored, recipe)
-    recipe = replace(recipe, update_interval=stored.interval or EVERY)
-    averages = _stopped(stored, recipe)
+    _check_recipe(recipe, stored)
+    law = _live_law(recipe)
+    averages = _thin_out(_up_to_stop(stored, recipe.stop))
     moments = _moments(stored, averages)
-    at = {moment.updates: number for number, moment in enumerate(moments)}
-    grid = _half_lives(averages, stored.unit)
-    profiles = Profiles(moments, [Stored(each.law, at[each.updates]) for each in averages], [law, *grid])
-    found = profiles.solve(law)
-    errors = [profiles.error(each) for each in grid]
-    reach = {within: _ranges(grid, errors, within) for within in WITHIN}
-    if found.error > WITHIN[1] and not allow_approximate:
-        raise RunError(
-            f"{law.name} is out of reach: the nearest that the stored averages make differs by "
-            f"{found.error:.1%}; within {WITHIN[1]:.0%} are {_listed(reach[WITHIN[1]])}",
-            subject=stored.root,
-            hint="ask for one of these, take the nearest with "
-            f"{option('allow_approximate', True)}, or store next time what is nearer: "
-            "a half-life below it and one above, more often",
-        )
-    drawn = _drawn(profiles, law, found.weights.tolist())
-    entries, before = [], averages[0].clock.value
-    for each, weight in zip(averages, found.weights.tolist(), strict=True):
-        if weight:
-            entries.append(Entry(each.checkpoint, each.clock, Fraction(each.clock.value) - Fraction(before), weight))
-            before = each.clock.value
-    return Plan(
-        stored.run,
-        recipe,
-        tuple(entries),
-        (),
-        approximation=Approximation(found.error, profiles.error(law), reach, *drawn),
+    number_of = {moment.updates: number for number, moment in enumerate(moments)}
+    grid = _half_life_grid(averages, stored.unit)
+    profiles = Profiles(
+        moments, [Stored(average.law, number_of[average.updates]) for average in averages], [law, *grid]
     )
+    nearest = profiles.solve(law)
+    errors = [profiles.error(half_life) for half_life in grid]
+    reach = {within: _ranges_within(within, grid, errors) for within in WITHIN}
+    if nearest.error > WITHIN[1] and not allow_approximate:
+        raise _out_of_reach(stored, law, nearest.error, reach[WITHIN[1]])
+    stretches = _stretches(moments)
+    ends = [end for _, end in stretches]
+    approximation = Approximation(
+        nearest.error,
+        profiles.error(law),
+        reach,
+        stretches,
+        _shares(law, len(moments) - 1, ends, moments),
+        _combined_shares(profiles, nearest, ends),
+    )
+    recipe = replace(recipe, update_interval=stored.interval or EVERY)
+    return Plan(stored.run, recipe, _entries(averages, nearest), (), approximation=approximation)
 
 
-def _asked(stored: StoredRun, recipe: Recipe) -> LiveLaw:
+def _check_recipe(recipe: Recipe, stored: StoredRun) -> None:
+    """Check that the recipe leaves alone what the training settled: its beginning and its update events."""
     for name, value in (("start", recipe.start), ("last", recipe.last)):
         if value is not None:
             raise UsageError(
@@ -81,14 +79,16 @@ def _asked(stored: StoredRun, recipe: Recipe) -> LiveLaw:
             subject=stored.root,
             hint=f"as {option('half_life', f'400{stored.unit}')}",
         )
-    interval = recipe.interval if recipe.update_interval is not None else stored.interval
-    if interval != stored.interval:
+    if recipe.update_interval is not None and recipe.interval != stored.interval:
         raise RunError(
             f"the averages were updated every {stored.interval or 'update'}, which {option('update_interval')} "
             "cannot change afterwards",
             subject=stored.root,
             hint="leave it out",
         )
+
+
+def _live_law(recipe: Recipe) -> LiveLaw:
     if not isinstance(recipe.law, LiveLaw):
         raise UsageError(
             f"{option('profile', recipe.law.name)}: is for raw checkpoints",
@@ -97,127 +97,148 @@ def _asked(stored: StoredRun, recipe: Recipe) -> LiveLaw:
     return recipe.law
 
 
-def _stopped(stored: StoredRun, recipe: Recipe) -> list[StoredAverage]:
-    """Return what was stored up to --stop; some average is needed, the first copy alone is none."""
+def _out_of_reach(stored: StoredRun, law: LiveLaw, error: float, reached: Sequence[TimeRange]) -> RunError:
+    ranges = ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in reached) or "none"
+    return RunError(
+        f"{law.name} is out of reach: the nearest that the stored averages make differs by "
+        f"{error:.1%}; within {WITHIN[1]:.0%} are {ranges}",
+        subject=stored.root,
+        hint="ask for one of these, take the nearest with "
+        f"{option('allow_approximate', True)}, or store next time what is nearer: "
+        "a half-life below it and one above, more often",
+    )
+
+
+def _up_to_stop(stored: StoredRun, stop: Time | None) -> list[StoredAverage]:
+    """Return the averages stored up to `stop`, and the first copy; some average is needed besides that."""
     averages = list(stored.averages)
-    if recipe.stop is not None:
-        for each in averages:
-            if each.law is not None and each.checkpoint.clock(recipe.stop.unit) is None:
+    if stop is not None:
+        for average in averages:
+            if average.law is not None and average.checkpoint.clock(stop.unit) is None:
                 raise RunError(
-                    f"records no clock in {recipe.stop.unit.plural} for {option('stop')}", subject=each.checkpoint.path
+                    f"records no clock in {stop.unit.plural} for {option('stop')}", subject=average.checkpoint.path
                 )
-        stop = recipe.stop.value
-        averages = [e for e in averages if e.law is None or (e.checkpoint.clock(recipe.stop.unit) or 0) <= stop]
-    if not any(each.law is not None and each.updates for each in averages):
-        when = " up to --stop" if recipe.stop is not None else ""
+        averages = [
+            average
+            for average in averages
+            if average.law is None or (average.checkpoint.clock(stop.unit) or 0) <= stop.value
+        ]
+    if not any(average.law is not None and average.updates for average in averages):
+        when = f" up to {option('stop')}" if stop is not None else ""
         raise RunError(
             f"nothing is stored after the first copy{when}",
             subject=stored.root,
             hint="store averages as the training goes on",
         )
-    return _thinned(averages)
+    return averages
 
 
-def _thinned(averages: list[StoredAverage]) -> list[StoredAverage]:
+def _thin_out(averages: list[StoredAverage]) -> list[StoredAverage]:
     """Leave out every other moment of the older half, again and again, where there are more than can be solved for."""
     while len(averages) > _MAX_STORED:
-        moments = sorted({each.updates for each in averages if each.law is not None})
+        moments = sorted({average.updates for average in averages if average.law is not None})
         half = len(moments) // 2
         left_out = set(moments[1:half:2])
         if not left_out:
             break
-        averages = [each for each in averages if each.law is None or each.updates not in left_out]
+        averages = [average for average in averages if average.law is None or average.updates not in left_out]
     return averages
 
 
 def _moments(stored: StoredRun, averages: Sequence[StoredAverage]) -> list[Moment]:
+    """Return when averages were stored, the first copy first: each number of updates has one clock."""
     interval = None if stored.interval is None else Fraction(stored.interval.value)
-
-    def due(clock: Fraction) -> Fraction:
-        return clock if interval is None else floor(clock / interval) * interval
-
-    began = Fraction(averages[0].began.value)
-    found = {0: (began, due(began))}
-    for each in averages:
-        clock = Fraction(each.clock.value)
-        known = found.setdefault(each.updates, (clock, due(clock)))
-        if known[0] != clock:
+    clocks = {0: Fraction(averages[0].began.value)}
+    for average in averages:
+        clock = Fraction(average.clock.value)
+        known = clocks.setdefault(average.updates, clock)
+        if known != clock:
             raise RunError(
-                f"stored at {each.clock} after {each.updates} updates, as was another at {Time(known[0], stored.unit)}",
-                subject=each.checkpoint.path,
+                f"stored at {average.clock} after {average.updates} updates, "
+                f"as was another at {Time(known, stored.unit)}",
+                subject=average.checkpoint.path,
                 hint="these are averages of two trainings; name the folder of one",
             )
-    moments = [
-        Moment(float(clock), float(at), updates, None if interval is None else floor(clock / interval))
-        for updates, (clock, at) in sorted(found.items())
-    ]
-    if any(after.clock <= before.clock for before, after in pairwise(moments)):
+    in_order = sorted(clocks.items())
+    if any(float(after) <= float(before) for (_, before), (_, after) in pairwise(in_order)):
         raise RunError(
             "the updates of what is stored do not grow with its clocks",
             subject=stored.root,
             hint="these are averages of two trainings; name the folder of one",
         )
-    return moments
+    return [_moment(clock, updates, interval) for updates, clock in in_order]
 
 
-def _half_lives(averages: Sequence[StoredAverage], unit: Unit) -> list[HalfLife]:
+def _moment(clock: Fraction, updates: int, interval: Fraction | None) -> Moment:
+    if interval is None:
+        return Moment(float(clock), float(clock), updates)
+    passed = floor(clock / interval)
+    return Moment(float(clock), float(passed * interval), updates, passed)
+
+
+def _half_life_grid(averages: Sequence[StoredAverage], unit: Unit) -> list[HalfLife]:
     """Return half-lives from an update to ten times the training, and an endless one, to see which are within reach."""
     began, ended = float(averages[0].began.value), float(averages[-1].clock.value)
-    least, most = (ended - began) / max(each.updates for each in averages), 10 * ended
-    values = dict.fromkeys(
-        float(f"{least * 10 ** (step / _GRID):.2g}")
-        for step in range(int(_GRID * 12))
-        if least * 10 ** (step / _GRID) <= most
-    )
-    stored = [each.law.half_life.value for each in averages if isinstance(each.law, HalfLife)]
-    return [HalfLife(Time(value, unit)) for value in sorted({*values, *map(float, stored), math.inf})]
+    least, most = (ended - began) / max(average.updates for average in averages), 10 * ended
+    steps = (least * 10 ** (step / _GRID) for step in range(int(_GRID * 12)))
+    values = {float(f"{value:.2g}") for value in steps if value <= most}
+    stored = {float(average.law.half_life.value) for average in averages if isinstance(average.law, HalfLife)}
+    return [HalfLife(Time(value, unit)) for value in sorted({*values, *stored, math.inf})]
 
 
-def _ranges(grid: Sequence[HalfLife], errors: Sequence[float], within: float) -> list[tuple[Time, Time]]:
-    """Return the half-lives with no larger error, from and to."""
-    ranges: list[tuple[Time, Time]] = []
-    previous = False
+def _ranges_within(within: float, grid: Sequence[HalfLife], errors: Sequence[float]) -> list[TimeRange]:
+    """Return the ranges of neighbouring half-lives whose error is not above `within`, as (from, to)."""
+    ranges: list[TimeRange] = []
+    in_range = False
     for law, error in zip(grid, errors, strict=True):
-        time = law.half_life
         if error <= within:
-            ranges = [*ranges[:-1], (ranges[-1][0], time)] if previous else [*ranges, (time, time)]
-        previous = error <= within
+            first = ranges.pop()[0] if in_range else law.half_life
+            ranges.append((first, law.half_life))
+        in_range = error <= within
     return ranges
 
 
-def _listed(ranges: Sequence[tuple[Time, Time]]) -> str:
-    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in ranges) or "none"
-
-
-def _drawn(
-    profiles: Profiles, law: LiveLaw, weights: Sequence[float]
-) -> tuple[list[tuple[float, float]], list[float], list[float]]:
-    """Return stretches of training time, and in each the share that was asked for and the one that is reached."""
-
-    moments = profiles.moments
-    last, end = len(moments) - 1, moments[-1].clock
-    step = _round_step((end - moments[0].clock) / _LEAST_BINS)
-    before = math.floor(moments[0].clock / step)  # stretches in which there was no average
-    edges = [step * number for number in range(before + 1, math.ceil(end / step - 1e-9))] + [end]
-
-    def shares(each: LiveLaw | None, moment: int) -> Iterator[float]:
-        before = 0.0
-        for edge in edges:
-            until = share_before(each, edge, moments, moment)
-            yield until - before
-            before = until
-
-    asked = list(shares(law, last))
-    reached = [0.0] * len(edges)
-    for stored, weight in zip(profiles.stored, weights, strict=True):
+def _entries(averages: Sequence[StoredAverage], nearest: Synthesis) -> tuple[Entry, ...]:
+    """Return the averages that have a weight."""
+    entries: list[Entry] = []
+    before = Fraction(averages[0].clock.value)
+    for average, weight in zip(averages, nearest.weights.tolist(), strict=True):
         if weight:
-            reached = [
-                sum(pair) for pair in zip(reached, (weight * s for s in shares(stored.law, stored.moment)), strict=True)
-            ]
-    return list(zip([step * before, *edges[:-1]], edges, strict=True)), asked, reached
+            clock = Fraction(average.clock.value)
+            entries.append(Entry(average.checkpoint, average.clock, clock - before, weight))
+            before = clock
+    return tuple(entries)
 
 
-def _round_step(most: float) -> float:
+def _stretches(moments: Sequence[Moment]) -> list[tuple[float, float]]:
+    """Return at least ten stretches of the training, of a round length, as clocks (from, to).
+
+    From 3 to 100 they are 0 to 10, 10 to 20, ... 90 to 100.
+    """
+    began, end = moments[0].clock, moments[-1].clock
+    step = _round_down((end - began) / _LEAST_STRETCHES)
+    before = math.floor(began / step)  # stretches in which there was no average
+    edges = [step * number for number in range(before, math.ceil(end / step - 1e-9))] + [end]
+    return list(pairwise(edges))
+
+
+def _round_down(most: float) -> float:
     """Return the largest of 1, 2, 5, 10, 20, ... that is not above `most`."""
     power = 10.0 ** math.floor(math.log10(most))
     return max(digit * power for digit in (1, 2, 5) if digit * power <= most * (1 + 1e-9))
+
+
+def _shares(law: LiveLaw | None, moment: int, ends: Sequence[float], moments: Sequence[Moment]) -> list[float]:
+    """Return the share of each stretch, by its end, in an average of this law as it was at a moment."""
+    until = [share_before(law, end, moments, moment) for end in ends]
+    return [share - before for before, share in pairwise([0.0, *until])]
+
+
+def _combined_shares(profiles: Profiles, nearest: Synthesis, ends: Sequence[float]) -> list[float]:
+    """Return the share of each stretch, by its end, in the sum of the stored averages by their weights."""
+    total = [0.0] * len(ends)
+    for stored, weight in zip(profiles.stored, nearest.weights.tolist(), strict=True):
+        if weight:
+            shares = _shares(stored.law, stored.moment, ends, profiles.moments)
+            total = [sum(pair) for pair in zip(total, (weight * share for share in shares), strict=True)]
+    return total

@@ -22,7 +22,8 @@ from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.manifest import Manifest
-from ema_cli.planning.plan import Approximation, Entry, Plan, make_plan
+from ema_cli.planning.entry import Entry
+from ema_cli.planning.plan import Approximation, Plan, make_plan
 from ema_cli.runs.clocks import order_units
 from ema_cli.runs.run import Run, open_inputs
 from ema_cli.writing.outputs import OutputOptions

@@ -29,7 +29,7 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
         for each, notes in zip(checkpoints, _by_specs(checkpoints, tensor_notes), strict=True)
         for note in notes
     ]
-    found += [f"{names}: {text}" for text, names in _grouped([*averaged, *noted])]
+    found += [f"{names}: {text}" for text, names in grouped([*averaged, *noted])]
     return found
 
 
@@ -38,10 +38,10 @@ def refusal_warnings(checkpoint: Checkpoint, patterns: Sequence[str]) -> list[st
     specs = checkpoint.tensors.specs
     found = refusals(specs, copied_names(specs, patterns))
     pairs = [(f"{reason} (--copy)", f"'{name}'") for name, reason in found.items()]
-    return [f"{names} cannot be averaged: {text}" for text, names in _grouped(pairs)]
+    return [f"{names} cannot be averaged: {text}" for text, names in grouped(pairs)]
 
 
-def _grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return each text once, with the names it is about."""
     names: dict[str, list[str]] = {}
     for text, name in pairs:

@@ -53,7 +53,7 @@ class Record:
     def manifest(self, output: Output, plan: Plan, written: Mapping[str, tuple[int, str]], made: Average) -> Manifest:
         """Return the manifest of one average, less its tensors; `written` are its files."""
         found = warnings.run_warnings(plan.run, [each.checkpoint for each in plan.read])
-        odd = [*self._warnings, *found, *plan.warnings(), *advice.non_finite_warnings(sorted(made.non_finite))]
+        odd = [*self._warnings, *found, *plan.advice.warnings, *advice.non_finite_warnings(sorted(made.non_finite))]
         read = {id(each.checkpoint) for each in plan.read}
         return make_manifest(
             plan,

@@ -212,7 +212,7 @@ def effective(run: Run, half_life: Fraction, **options: Any) -> float:
 def test_the_half_life_that_is_recommended_is_the_smallest(spread: list[int], bias_correction: bool):
     """It gives three effective checkpoints, and none that is at least a tenth smaller does."""
     run = batches(*(sum(spread[: n + 1]) for n in range(len(spread))))
-    found = plan_of(run, "1e9ba", bias_correction=bias_correction).half_life_for(3)
+    found = plan_of(run, "1e9ba", bias_correction=bias_correction).advice.half_life_for_three
     assert found is not None
     value = Fraction(found.value)
     assert effective(run, value, bias_correction=bias_correction) >= 3
@@ -224,18 +224,18 @@ def test_the_trap_is_shown():
     """50ba over files 1000ba apart is the last file: warned of, with a half-life that is not."""
     run = batches(*range(1000, 9000, 1000))
     plan = plan_of(run, "50ba")
-    found = plan.half_life_for(3)
+    found = plan.advice.half_life_for_three
     assert found is not None
     assert 1000 <= found.value <= 1100
-    (short,) = plan.warnings()
+    (short,) = plan.advice.warnings
     assert short.startswith("8000ba holds 100.0% of the average: the half-life is short")
     assert short.endswith(f"; {found} gives three effective checkpoints")
-    assert plan_of(run, str(found)).warnings() == []
-    (long,) = plan_of(run, "1e6ba").warnings()
+    assert plan_of(run, str(found)).advice.warnings == []
+    (long,) = plan_of(run, "1e6ba").advice.warnings
     assert long.startswith("1000ba holds 99.5% of the average: the half-life is long")
     assert "--bias-correction" in long
-    assert plan_of(run, "1e6ba", bias_correction=True).warnings() == []
-    (smoothed,) = plan_of(run, smoothing=0.1).warnings()
+    assert plan_of(run, "1e6ba", bias_correction=True).advice.warnings == []
+    (smoothed,) = plan_of(run, smoothing=0.1).advice.warnings
     assert smoothed.startswith("8000ba holds 90.0% of the average: the smoothing is low")
 
 
@@ -249,7 +249,7 @@ def test_the_trap_is_shown():
 )
 def test_few_checkpoints_are_no_matter_of_the_half_life(clocks: list[int], half_life: str, warning: list[str]):
     """Where one or two enter, the warning says so; two halves are not more than half."""
-    assert plan_of(batches(*clocks), half_life).warnings() == warning
+    assert plan_of(batches(*clocks), half_life).advice.warnings == warning
 
 
 def test_a_mean_age_that_is_no_time_is_zero():
@@ -270,17 +270,17 @@ def test_there_may_be_no_half_life_to_recommend():
     """Three checkpoints never weigh the same, and a smoothing has no half-life: no advice, and no crash."""
     run = batches(10, 20, 30)
     assert max(effective(run, Fraction(n)) for n in range(1, 200)) < 3
-    assert plan_of(run, "1ba").half_life_for(3) is None
-    (warning,) = plan_of(run, "1ba").warnings()
+    assert plan_of(run, "1ba").advice.half_life_for_three is None
+    (warning,) = plan_of(run, "1ba").advice.warnings
     assert warning.startswith("30ba holds 99.9% of the average")
     assert "three effective" not in warning
-    assert plan_of(run, smoothing=0.01).half_life_for(3) is None
+    assert plan_of(run, smoothing=0.01).advice.half_life_for_three is None
 
 
 @pytest.mark.parametrize("spacing", [Fraction(9, 10), Fraction(13, 10)])
 def test_the_recommendation_holds_with_the_default_interval(spacing: Fraction):
     """A half-life below one epoch takes each checkpoint; the one recommended instead is true when it is asked for."""
     run = make_run(*({"ep": spacing * n} for n in range(1, 8)))
-    found = plan_of(run, "0.2ep").half_life_for(3)
+    found = plan_of(run, "0.2ep").advice.half_life_for_three
     assert found is not None
     assert plan_of(run, str(found)).effective_count >= 3

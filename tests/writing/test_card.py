@@ -13,7 +13,8 @@ from ema_cli.averaging import average
 from ema_cli.checkpoint import Pretrained
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
-from ema_cli.planning.plan import Entry, Plan, make_plan
+from ema_cli.planning.entry import Entry
+from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import open_run
 from ema_cli.writing.card import model_card
 from ema_cli.writing.target import parse_target

@@ -299,7 +299,7 @@ def average(
     odd = warnings.run_warnings(run, job.checkpoints_read(plans))
     if gates.demand_anything or dry_run:
         work = job.prepare(plans, asked.target, asked.options, force=force, manifest=not no_manifest)
-        odd_then = [*odd, *advice.twin_warnings(plans)] if dry_run else odd
+        odd_then = [*odd, *advice.twin_warnings([twins for plan in plans for twins in plan.twins])] if dry_run else odd
         names = {name for file in work.outputs[0].files for name in file.table.specs}
         failed = gates.problem(told_plans, odd_then, names)
         if failed:

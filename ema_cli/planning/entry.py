@@ -1,0 +1,31 @@
+"""A checkpoint in a plan: one that enters, with its weight, or one that does not, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.law.time import Time
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A checkpoint that enters.
+
+    `clock` is in the plan's unit; `gap` is the distance to the checkpoint folded before it, in training time or, with a
+    smoothing, in updates; `weight` is its share in the average, negative for some of stored averages.
+    """
+
+    checkpoint: Checkpoint
+    clock: Time
+    gap: Fraction
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A checkpoint that does not enter, and why."""
+
+    checkpoint: Checkpoint
+    reason: str
