@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Protocol
 
@@ -68,9 +67,10 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
                 )
             checkpoint = reader.open_checkpoint(path, options)
             return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
-    if path.is_dir():
+    here = location(path).info()
+    if here.is_folder:
         raise CheckpointError("a folder without a checkpoint", subject=path, hint=WHAT_IS_READ)
-    if os.path.isfile(path) and path.stat().st_size < 8:  # noqa: PTH113 - which raises nothing
+    if here.is_file and here.size < 8:
         raise IncompleteCheckpoint("is empty", subject=path, hint="its writer did not finish")
     location(path).open()  # which says so if it cannot be read at all
     raise NoWeights("not a checkpoint of a format that is read", subject=path, hint=WHAT_IS_READ)

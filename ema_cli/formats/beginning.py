@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError
@@ -11,9 +10,9 @@ from ema_cli.storage.location import location
 
 def first_bytes(path: Path, count: int) -> bytes:
     """Return the beginning of a regular file, nothing for anything else."""
-    if not os.path.isfile(path):  # noqa: PTH113 - which raises nothing
-        return b""
     try:
+        if not location(path).info().is_file:
+            return b""
         file = location(path).open()
         return file.read(0, min(count, file.size))
     except CheckpointError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +69,7 @@ def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[Sha
     specs: dict[str, TensorSpec] = {}
     for number, shard in enumerate(sorted(expected)):
         where = path.parent / shard
-        if not os.path.exists(where):  # noqa: PTH110 - which raises nothing for a name that no file can have
+        if not location(where).info().exists:
             raise IncompleteCheckpoint(f"shard '{shard}' is missing", subject=path.parent)
         part = open_part(where)
         found = part.tensors.specs

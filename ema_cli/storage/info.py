@@ -60,14 +60,15 @@ class Info:
 class Entry:
     """One entry of a folder. `kind` is that of what a link leads to: `MISSING` where it leads nowhere."""
 
-    path: Path
+    folder: Path
+    name: str
     kind: Kind
     is_link: bool
 
     @property
-    def name(self) -> str:
-        """Return the last part of the path."""
-        return self.path.name
+    def path(self) -> Path:
+        """Return the whole path."""
+        return self.folder / self.name
 
     @property
     def is_file(self) -> bool:

@@ -89,17 +89,16 @@ class LocalPath:
         return Staging(self.path)
 
     def _entry(self, entry: os.DirEntry[str]) -> Entry:
-        path = self.path / entry.name
         if entry.is_symlink():
             try:
-                kind = LocalPath(path).info().kind
+                kind = LocalPath(Path(entry.path)).info().kind
             except Unreadable:
                 kind = Kind.OTHER  # it leads to where this process must not look
-            return Entry(path, kind, is_link=True)
+            return Entry(self.path, entry.name, kind, is_link=True)
         if entry.is_dir(follow_symlinks=False):
-            return Entry(path, Kind.FOLDER, is_link=False)
+            return Entry(self.path, entry.name, Kind.FOLDER, is_link=False)
         kind = Kind.FILE if entry.is_file(follow_symlinks=False) else Kind.OTHER
-        return Entry(path, kind, is_link=False)
+        return Entry(self.path, entry.name, kind, is_link=False)
 
 
 class LocalFile:

@@ -6,7 +6,6 @@ nested dict that was saved, or, where the model stands at the top, all but what 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -81,7 +80,7 @@ def _trainer(path: Path, folder: Path, metadata: Metadata) -> str | None:
         name.startswith("state.model.") for name in metadata.tensors
     ):
         return "Composer"
-    if (folder / DCP_META).is_file():
+    if location(folder / DCP_META).info().is_file:
         return "Lightning"  # or its Fabric
     if any(name.startswith("train_state.") or name == "train_state" for name in [*metadata.tensors, *metadata.items]):
         return "torchtitan"
@@ -115,7 +114,7 @@ def _open_files(folder: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, 
 def _check_record(folder: Path, name: str, record: Record, files: dict[str, InputFile]) -> None:
     """Open the file of a record, once, and check that the record lies in it."""
     if record.file not in files:
-        if not os.path.exists(folder / record.file):  # noqa: PTH110
+        if not location(folder / record.file).info().exists:
             raise IncompleteCheckpoint(f"shard '{record.file}' is missing", subject=folder)
         files[record.file] = location(folder / record.file).open()
     if record.start + record.size > files[record.file].size:
@@ -192,11 +191,11 @@ def _mentions_active(value: Any) -> bool:
 
 def _sidecar_progress(path: Path, folder: Path) -> tuple[Progress | None, tuple[InputFile, ...]]:
     """Return the clocks that lie in a file beside the shards, and that file."""
-    if (folder / DCP_META).is_file():
+    if location(folder / DCP_META).info().is_file:
         meta = location(folder / DCP_META).open()
         root = open_torch(meta).root
         return progress_of(root) if isinstance(root, dict) else None, (meta,)
-    if (path / TRAINER_STATE).is_file():
+    if location(path / TRAINER_STATE).info().is_file:
         state = location(path / TRAINER_STATE).open()
         return read_trainer_state(state), (state,)
     return None, ()

@@ -6,7 +6,7 @@ What is in it, `dcp_checkpoint.py` reads.
 from __future__ import annotations
 
 import fnmatch
-import os
+from collections.abc import Collection
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from ema_cli.formats.trainers.layouts import (
     UNFINISHED_MARK,
 )
 from ema_cli.formats.trainers.names import names_in
+from ema_cli.storage.location import location
 
 
 def matches(path: Path) -> bool:
@@ -68,24 +69,29 @@ def _choose_folder(path: Path, options: ReadOptions) -> Path:
 def _find_folders(path: Path) -> list[Path]:
     """Return the folders with shards: this one, or those in it where some trainers put them."""
     names = sorted(names_in(path))
-    if DCP_METADATA in names or any(name.endswith(".distcp") for name in names):
+    if _has_shards(names):
         return [path]
     inner = [path / name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in DCP_FOLDERS)]
-    return [each for each in inner if (each / DCP_METADATA).is_file() or any(each.glob("*.distcp"))]
+    return [folder for folder in inner if _has_shards(names_in(folder))]
+
+
+def _has_shards(names: Collection[str]) -> bool:
+    return DCP_METADATA in names or any(name.endswith(".distcp") for name in names)
 
 
 def _check_complete(path: Path, folder: Path) -> None:
     """Raise an IncompleteCheckpoint where what the trainer writes last is not there yet."""
+    beside, names = names_in(path), names_in(folder)
     missing = None
-    if not (folder / DCP_METADATA).exists():
+    if DCP_METADATA not in names:
         missing = f"has no {DCP_METADATA}"
-    elif path.name.endswith(".ckpt") and not (folder / DCP_META).exists():
+    elif path.name.endswith(".ckpt") and DCP_META not in names:
         missing = f"has no {DCP_META}"
-    elif folder.name == "model_and_optim" and folder != path and not (path / OLMO_MARK).exists():
+    elif folder.name == "model_and_optim" and folder != path and OLMO_MARK not in beside:
         missing = f"has no {OLMO_MARK}"
-    elif (folder / MEGATRON_COMMON).exists() and not (folder / MEGATRON_MARK).exists():
+    elif MEGATRON_COMMON in names and MEGATRON_MARK not in names:
         missing = f"has no {MEGATRON_MARK}"
-    elif os.path.exists(f"{path}{UNFINISHED_MARK}"):  # noqa: PTH110 - which raises nothing for a long name
+    elif location(f"{path}{UNFINISHED_MARK}").info().exists:
         raise IncompleteCheckpoint(f"is marked as unfinished, by {path.name}{UNFINISHED_MARK} beside it", subject=path)
     if missing:
         raise IncompleteCheckpoint(f"{missing}, which is written last", subject=path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,10 +43,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     folder = path.parent if _is_part(path) else _find_folder(path)
     assert folder is not None, "matches() was asked"
     check_latest(folder if _is_part(path) else path)
-    try:
-        names = sorted(os.listdir(folder))  # noqa: PTH208
-    except OSError as error:
-        raise CheckpointError(f"disappeared while it was used: {error.strerror}", subject=folder) from error
+    names = sorted(entry.name for entry in location(folder).entries())
     models = [name for name in names if _MODEL.search(name)]
     for pattern, what, hint in (
         (_ZERO_3, "cut into parts by ZeRO stage 3", _CONVERT),
@@ -82,7 +78,9 @@ def _ranks(opened: TorchFile) -> int:
 
 
 def _is_part(path: Path) -> bool:
-    return path.is_file() and any(pattern.search(path.name) for pattern in (_MODEL, _ZERO_3, _PIPELINE, _EXPERTS))
+    return location(path).info().is_file and any(
+        pattern.search(path.name) for pattern in (_MODEL, _ZERO_3, _PIPELINE, _EXPERTS)
+    )
 
 
 def _find_folder(path: Path) -> Path | None:

@@ -11,6 +11,7 @@ from ema_cli.formats.folders import huggingface as hf_directory
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
 from ema_cli.formats.trainers.layouts import COMPONENTS
+from ema_cli.storage.location import location
 
 _EMA = "_ema"
 
@@ -67,7 +68,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 
 def _components(path: Path) -> list[str]:
     """Return the names of the models in the folder, without those of their averages."""
-    if not path.is_dir():
+    if not location(path).info().is_folder:
         return []
     return [
         name for name in COMPONENTS if hf_directory.matches(path / name) or hf_directory.matches(path / f"{name}{_EMA}")

@@ -112,7 +112,7 @@ def _open_averages(path: Path, name: str, options: ReadOptions) -> Checkpoint:
 
 def _is_ema_model(path: Path) -> bool:
     """Return whether the configuration is one that Diffusers' EMAModel wrote, with averages as the weights."""
-    if not (path / _CONFIG).is_file():
+    if not location(path / _CONFIG).info().is_file:
         return False
     config = read_json(location(path / _CONFIG).open(), _MAX_STATE_BYTES)
     return isinstance(config, dict) and "optimization_step" in config

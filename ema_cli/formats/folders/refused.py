@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import shlex
 from pathlib import Path
 from typing import NoReturn
@@ -9,6 +10,8 @@ from typing import NoReturn
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.beginning import first_bytes
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.trainers.names import names_in
+from ema_cli.storage.location import location
 
 _FROM_JAX = "export the parameters as safetensors first; a JAX array is np.asarray(x) to safetensors.numpy.save_file"
 _FROM_TF = "load the model in its framework and save its weights as safetensors or with torch.save first"
@@ -52,8 +55,9 @@ def open_checkpoint(path: Path, _options: ReadOptions) -> NoReturn:
 
 
 def _reason(path: Path) -> tuple[str, str] | None:
-    if path.is_dir():
-        return next((why for pattern, why in _FOLDERS.items() if any(path.glob(pattern))), None)
+    if location(path).info().is_folder:
+        names = names_in(path)
+        return next((why for pattern, why in _FOLDERS.items() if fnmatch.filter(names, pattern)), None)
     beginning = first_bytes(path, 512)
     if beginning[257:262] == b"ustar":
         return "is a tar archive", "unpack it: tar -xf FILE"

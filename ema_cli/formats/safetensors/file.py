@@ -11,6 +11,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
 from ema_cli.formats.trainers.adapters import header_settings
 from ema_cli.formats.trainers.choice import AVERAGED_MODEL, settle_averages
+from ema_cli.storage.location import location
 
 _LORA_KEY = "lora_adapter_metadata"
 _PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part of a tensor a file holds
@@ -18,7 +19,7 @@ _PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part o
 
 def matches(path: Path) -> bool:
     """Return whether the name says safetensors."""
-    return path.name.lower().endswith(".safetensors") and not path.is_dir()
+    return path.name.lower().endswith(".safetensors") and not location(path).info().is_folder
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:

@@ -5,7 +5,6 @@ What reads pickles is imported when there is one to read.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -112,7 +111,7 @@ def _is_megatron_part(path: Path, root: object) -> bool:
     """Return whether other ranks have other parts of the model, by their folders or by the arguments in the file."""
     from ema_cli.formats.pickles.values import Inert
 
-    ranks = [each for each in path.parent.parent.iterdir() if MEGATRON_PART.search(each.name)]
+    ranks = [entry for entry in location(path.parent.parent).entries() if MEGATRON_PART.search(entry.name)]
     args = root.get("args") if isinstance(root, dict) else None
     state = args.state if isinstance(args, Inert) and isinstance(args.state, dict) else {}
     sizes = [state.get(f"{kind}_model_parallel_size") for kind in ("tensor", "pipeline", "expert")]
@@ -122,7 +121,7 @@ def _is_megatron_part(path: Path, root: object) -> bool:
 def _wenet_progress(path: Path) -> tuple[Progress, tuple[InputFile, ...]]:
     """Return the clocks in the .yaml that wenet writes beside each .pt, and that file; nothing for others' files."""
     sidecar = path.with_suffix(WENET_SIDECAR)
-    if not os.path.isfile(sidecar):  # noqa: PTH113 - which raises nothing for a long name
+    if not location(sidecar).info().is_file:
         return Progress(), ()
     file = location(sidecar).open()
     text = file.read(0, file.size).decode("utf-8", "replace") if file.size <= _MAX_YAML_BYTES else ""

@@ -25,7 +25,7 @@ _FIELDS = (
 def adapter_settings(folder: Path) -> tuple[dict[str, str], tuple[InputFile, ...]]:
     """Return the settings of the adapter in `folder` as text, and the file that holds them, if there is one."""
     path = folder / _CONFIG
-    if not path.exists():
+    if not location(path).info().exists:
         return {}, ()
     file = location(path).open()
     config = read_json(file, _MAX_CONFIG_BYTES)

@@ -28,7 +28,7 @@ def check_latest(path: Path) -> None:
 
 
 def _read(path: Path) -> str | None:
-    if not path.is_file():
+    if not location(path).info().is_file:
         return None
     try:
         file = location(path).open()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 from fractions import Fraction
 from pathlib import Path
 
 from ema_cli.checkpoint import Clock, Progress
+from ema_cli.errors import Unreadable
 from ema_cli.formats.trainers.layouts import (
     COMPOSER_NAME,
     COMPRESSED_SUFFIXES,
@@ -17,6 +17,7 @@ from ema_cli.formats.trainers.layouts import (
     WEIGHT_SUFFIXES,
 )
 from ema_cli.law.time import Unit
+from ema_cli.storage.location import location
 
 
 def name_clocks(name: str) -> Progress:
@@ -36,8 +37,8 @@ def name_clocks(name: str) -> Progress:
 def names_in(folder: Path) -> set[str]:
     """Return the names in a folder, none for what is no folder or cannot be listed: whoever searches it says why."""
     try:
-        return set(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
-    except OSError:
+        return {entry.name for entry in location(folder).entries()}
+    except Unreadable:
         return set()
 
 
