@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from ema_cli import Plan, Recipe, Run, Time, make_plan, open_run
+from ema_cli import Plan, Recipe, Run, make_plan, open_run
+from ema_cli.law.laws import PROFILES
 
 from .svg import Chart, Points
 
@@ -61,9 +62,8 @@ def _store_run(folder: Path) -> None:
 
 
 def _plan(run: Run, **recipe: Any) -> Plan:
-    """Return the plan of a recipe; times are text."""
-    times = {name: Time.parse(value) for name, value in recipe.items() if name == "half_life"}
-    return make_plan(run, Recipe(**{**recipe, **times}))
+    """Return the plan of a recipe."""
+    return make_plan(run, Recipe(**recipe))
 
 
 def _weights(plan: Plan) -> Points:
@@ -130,17 +130,13 @@ def _first(run: Run) -> Chart:
 
 
 def _profiles(run: Run) -> Chart:
-    profiles: dict[str, dict[str, Any]] = {
-        "power 0.1": {"profile": "power", "sigma_rel": 0.1},
-        "uniform": {"profile": "uniform"},
-        "linear": {"profile": "linear"},
-        "1-sqrt": {"profile": "1-sqrt"},
-    }
+    laws = {f"{name} 0.1" if name == "power" else name: name for name in PROFILES}
+    widths = {"power": 0.1}
     return Chart(
         "Weights by other laws",
         "training time [batches]",
         "weight [%]",
-        {name: _weights(_plan(run, **recipe)) for name, recipe in profiles.items()},
+        {label: _weights(_plan(run, profile=name, sigma_rel=widths.get(name))) for label, name in laws.items()},
         range(0, 1001, 200),
         range(0, 41, 10),
     )

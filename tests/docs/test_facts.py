@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ema_cli.law.laws import PROFILES, make_law
 from scripts.pages import command_line
 from tests.docs.pages import DOCS, PAGES, README, ROOT, name_of, table
 from tests.inprocess import InProcess
@@ -69,6 +71,19 @@ def test_each_kind_of_tensor_is_treated_as_the_table_says(tmp_path: Path, capsys
     assert rows["8-bit floats, packed weights"].startswith("refused")
     save_file({"q": torch.zeros(2).to(torch.float8_e4m3fn)}, tmp_path / "step-3.safetensors")
     assert program("average", tmp_path / "step-3.safetensors", "--profile", "uniform")[0] == 3
+
+
+def test_every_law_has_a_row() -> None:
+    """With the class that its options make."""
+    shown = []
+    for _, options, name, _ in table(EXPLANATION / "law.md", "law"):
+        given: dict[str, Any] = {key.replace("-", "_"): value for key, value in re.findall(r"--(\S+) (\S+)", options)}
+        law = make_law(
+            **{key: float(value) if re.fullmatch(r"[\d.]+", value) else value for key, value in given.items()}
+        )
+        assert type(law).__name__ == name
+        shown.append(given.get("profile"))
+    assert shown == [None, None, *PROFILES]
 
 
 def test_no_word_has_two_meanings() -> None:
