@@ -6,24 +6,22 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from ema_cli.comparing.twins import check_alphas, check_twins
 from ema_cli.dtypes import DType
 from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
-from ema_cli.folding.fold import Fold
+from ema_cli.folding.fold import Folded
 from ema_cli.job import Work, _buffer_sizes, _check_target, prepare
 from ema_cli.manifest.manifest import Manifest
 from ema_cli.manifest.sums import sidecars
 from ema_cli.planning.plan import Plan
-from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.writing.files import allow_descriptors, make_folder, open_output, read_back, sum_up, write_texts
+from ema_cli.writing.files import FileSink, allow_descriptors, make_folder, read_back, sum_up, write_texts
 from ema_cli.writing.outputs import Output, OutputOptions
 from ema_cli.writing.record import Record, Written
 from ema_cli.writing.target import Target
@@ -111,17 +109,19 @@ def average(
     )
     with Staging(work.target.path) as staging:
         folders = [make_folder(staging.folder, work.target, output.target) for output in work.outputs]
-        fold, sums = _write_weights(work, folders, sizes, report, record)
+        folded, sums = _write_weights(work, folders, sizes, report, record)
         manifests = []
-        for output, plan, folder, written, made in zip(work.outputs, plans, folders, sums, fold.averages, strict=True):
+        for output, plan, folder, written, non_finite in zip(
+            work.outputs, plans, folders, sums, folded.non_finite, strict=True
+        ):
             written.update(write_texts(output, folder))
             for file in output.files:
                 read_back(folder / file.name, file)
             if record is not None:
-                told = record.manifest(output, plan, written, made)
+                told = record.manifest(output, plan, written, non_finite)
                 check(told)
                 manifests.append(told)
-                record.write(told, output, plan, folder, made)
+                record.write(told, output, plan, folder, non_finite)
         inputs = [file for each in work.checkpoints for file in each.files]
         for source in (*inputs, *(source for output in work.outputs for source in output.sources)):
             source.check_unchanged()
@@ -140,41 +140,36 @@ def average(
         work.outputs,
         averaged,
         len(specs) - averaged,
-        fold.bytes_read,
+        folded.bytes_read,
         work.bytes_to_write,
         time.monotonic() - began,
         peak_bytes(),
-        tuple(sorted(fold.non_finite)),
+        tuple(sorted(set().union(*(each.let_through for each in folded.non_finite)))),
         manifests,
     )
 
 
 def _write_weights(
     work: Work, folders: Sequence[Path], sizes: BufferSizes, report: ProgressCallback, record: Record | None
-) -> tuple[Fold, list[Written]]:
-    """Fold into the files of all outputs; return the fold, and of each output the size and sum of its files.
+) -> tuple[Folded, list[Written]]:
+    """Fold into the files of all outputs; return what was done, and of each output the size and sum of its files.
 
     The tables for it are gone afterwards: reading back takes as much again.
     """
     with ExitStack() as stack:
-        streams: list[OutputStream] = []
         allow_descriptors(sum(len(output.files) for output in work.outputs))
-        summed = record is not None
-        writes = [open_output(*each, stack, streams, summed=summed) for each in zip(work.outputs, folders, strict=True)]
-        fold = work.fold(writes, sizes, record.checksums if record is not None else None)
-        fold.give_up = partial(_give_up, streams)  # a thread may be summing up all that lies behind it
-        total = fold.bytes_total
-        fold.run(lambda done: report(done, total))
+        sinks = []
+        for output, folder in zip(work.outputs, folders, strict=True):
+            sinks.append(FileSink(output, folder, summed=record is not None))
+            stack.callback(sinks[-1].close)
+        checksums = record.checksums if record is not None else None
+        folded = work.fold(sinks, sizes=sizes, checksums=checksums, progress=report)
+        streams = [stream for sink in sinks for stream in sink.streams]
         files = [file for output in work.outputs for file in output.files]
         for file, stream in zip(files, streams, strict=True):
             file.finish(stream)
         for stream in streams:
             stream.sync()
-        sums = iter(sum_up(streams, sizes.threads) if summed else [""] * len(streams))
+        sums = iter(sum_up(streams, sizes.threads) if record is not None else [""] * len(streams))
         written = [{file.name: (file.size, next(sums)) for file in output.files} for output in work.outputs]
-    return fold, written
-
-
-def _give_up(streams: Sequence[OutputStream]) -> None:
-    for stream in streams:
-        stream.give_up()
+    return folded, written

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dtypes import DType
 from ema_cli.errors import OutputError, RunError, UsageError, option
+from ema_cli.folding.blocks import bytes_to_read, make_groups
 from ema_cli.folding.buffers import DEFAULT_BYTES, BufferSizes, divide_memory, least_bytes
-from ema_cli.folding.fold import Average, Fold, Write
+from ema_cli.folding.fold import Average, Folded, fold
+from ema_cli.folding.kernel import WeightTable
+from ema_cli.folding.sink import Sink
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.run import averaged_error
 from ema_cli.runs.same_model import check_same_model
@@ -19,6 +22,7 @@ from ema_cli.storage.checksums import Checksums
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
+from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.outputs import Output, OutputOptions, lay_out_output, output_specs
 from ema_cli.writing.target import Target, check_target, place, published
 
@@ -45,7 +49,8 @@ class Work:
     @property
     def bytes_to_read(self) -> int:
         """Return how many bytes of tensors enter."""
-        return self.fold([lambda parts, data: None] * len(self.plans)).bytes_total
+        groups = make_groups(self.checkpoints, self.outputs[0].dtypes, self.copied)
+        return bytes_to_read(self.checkpoints, groups, WeightTable.of(self.weights).bases)
 
     @property
     def bytes_to_write(self) -> int:
@@ -59,22 +64,32 @@ class Work:
             space = os.statvfs(self.target.path.absolute().parent)
         return space.f_bavail * space.f_frsize
 
+    @property
+    def weights(self) -> list[list[float]]:
+        """Return the weights of each plan: one for each checkpoint."""
+        tables = [{entry.checkpoint: entry.weight for entry in plan.read} for plan in self.plans]
+        return [[table.get(checkpoint, 0.0) for checkpoint in self.checkpoints] for table in tables]
+
     def fold(
-        self, writes: Sequence[Write], sizes: BufferSizes | None = None, checksums: Checksums | None = None
-    ) -> Fold:
-        """Return the fold that makes all averages in one pass, `writes` taking those of each plan."""
-        averages = []
-        for plan, write in zip(self.plans, writes, strict=True):
-            weights = {id(entry.checkpoint): entry.weight for entry in plan.read}
-            averages.append(Average([weights.get(id(each), 0.0) for each in self.checkpoints], write))
-        return Fold(
+        self,
+        sinks: Sequence[Sink],
+        *,
+        sizes: BufferSizes | None = None,
+        checksums: Checksums | None = None,
+        most_elements: int | None = None,
+        progress: ProgressCallback = no_progress,
+    ) -> Folded:
+        """Make all averages in one pass, the bytes of each plan into its sink; see `folding.fold.fold`."""
+        return fold(
             self.checkpoints,
-            averages,
+            list(map(Average, self.weights, sinks)),
             self.outputs[0].dtypes,
-            sizes or BufferSizes(),
-            allow_non_finite=self.options.allow_non_finite,
             copied=self.copied,
+            allow_non_finite=self.options.allow_non_finite,
+            most_elements=most_elements,
+            sizes=sizes,
             checksums=checksums,
+            progress=progress,
         )
 
 

@@ -17,21 +17,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ema_cli import Recipe, Time, averaging, make_plan, open_run, parse_target
-from ema_cli.folding import fold
+from ema_cli import Recipe, Time, averaging, job, make_plan, open_run, parse_target
+from ema_cli.folding import block_task, fold
+from ema_cli.folding.kernel import numpy_kernel
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.writing import files
 
-PARTS = {
-    "read_pieces": "read",
-    "decode_pairs": "take pairs of bfloat16 apart",
-    "decode": "convert to floats",
-    "sum_products": "multiply and add",
-    "keep_zeros": "keep the sign of zeros",
-    "is_within": "check that all is finite",
-    "encode": "round",
-    "_write": "write",
-}
+PARTS = (
+    (block_task.CheckpointReader, "read_again", "read"),
+    (numpy_kernel, "decode_pairs", "take pairs of bfloat16 apart"),
+    (numpy_kernel, "decode", "convert to floats"),
+    (numpy_kernel, "sum_products", "multiply and add"),
+    (numpy_kernel, "keep_zeros", "keep the sign of zeros"),
+    (numpy_kernel, "is_within", "check that all is finite"),
+    (numpy_kernel, "encode", "round"),
+    (fold, "write_block", "write"),
+)
 
 
 class Watch:
@@ -73,9 +74,9 @@ def main() -> None:
     parser.add_argument("--half-life", required=True)
     options = parser.parse_args()
     watch = Watch()
-    for name, part in PARTS.items():
-        setattr(fold, name, watch.timed(part, getattr(fold, name)))
-    fold.Fold.run = watch.timed("fold", fold.Fold.run)  # type: ignore[method-assign]
+    for owner, name, part in PARTS:
+        setattr(owner, name, watch.timed(part, getattr(owner, name)))
+    job.fold = watch.timed("fold", fold.fold)
     OutputStream.sync = watch.timed("fsync", OutputStream.sync)  # type: ignore[method-assign]
     averaging.read_back = watch.timed("read back", files.read_back)
     started = starting_seconds()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DType
 from ema_cli.folding.blocks import Group, make_groups
-from ema_cli.folding.kernel.numpy_kernel import Floats, components, decode
+from ema_cli.folding.kernel.floats import Floats, decode
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.system.threads import thread_errors
 
@@ -191,7 +191,7 @@ def _stretch(one: Checkpoint, others: Sequence[Checkpoint], group: Group, start:
         count = min(_BLOCK, end - at)
         mine, dtype = _read(one, name, at, count, buffers.stored[0])
         if group.averaged:
-            parts = count * components(dtype)
+            parts = count * dtype.components
             number, theirs, *scratch = (row[:parts] for row in buffers.numbers)
             decode(dtype, mine, number)
             own = _total(number, number, scratch[1])
@@ -201,7 +201,7 @@ def _stretch(one: Checkpoint, others: Sequence[Checkpoint], group: Group, start:
                 sums.equal[index] = its == dtype and np.array_equal(mine, stored)
             if group.averaged:
                 decode(its, stored, theirs)
-                _add(sums, index, number, theirs, own, scratch, parts=components(dtype))
+                _add(sums, index, number, theirs, own, scratch, parts=dtype.components)
     return sums
 
 

@@ -1,30 +1,31 @@
-"""The work of a fold, cut into blocks: which tensors are folded together, and which bytes lie side by side.
+"""Cut the work of a fold into blocks: which tensors are folded together, and how much of them at once.
 
-Small tensors of one kind share a block, so that a hundred thousand of them cost no hundred thousand steps. From
-specs alone: no tensor is read here.
+Small tensors of one kind share a block, so that a hundred thousand of them do not take a hundred thousand steps. Specs
+are enough for this: no tensor is read here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec
+from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DType
-from ema_cli.folding.kernel.numpy_kernel import components, work_dtype
-
-Owner = TypeVar("Owner")
+from ema_cli.folding.kernel import sum_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tensor names that share their bytes in every checkpoint, to be folded once; `spec` is the newest checkpoint's.
+    """Tensors that share their bytes in every checkpoint (tied weights), to be folded once.
 
-    `count` elements of them are, from the first.
+    names: their names, in the order of the output.
+    spec: their spec in the newest checkpoint.
+    count: only the first so many elements are folded.
+    target: the dtype in which they are written.
+    averaged: whether they are averaged; else copied from the newest checkpoint.
     """
 
     names: tuple[str, ...]
@@ -45,7 +46,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Pieces of `count` elements in all, folded in one go: of one type in each checkpoint, and of one in the output."""
+    """Pieces that are folded in one go: all of one dtype in each checkpoint, and of one in the output.
+
+    pieces: one after another.
+    count: elements in all of them.
+    dtypes: the dtype in which each checkpoint stores them, the oldest first.
+    target: the dtype in which they are written.
+    averaged: whether they are averaged; else copied from the newest checkpoint.
+    """
 
     pieces: tuple[Piece, ...]
     count: int
@@ -54,7 +62,7 @@ class Block:
     averaged: bool
 
     def find(self, element: int) -> tuple[str, int]:
-        """Return the tensor that holds an element of the block, and which of its elements that is."""
+        """Return the tensor that holds an element of the block, and the element's position in it."""
         for piece in self.pieces:
             if element < piece.count:
                 return piece.group.names[0], piece.start + element
@@ -64,8 +72,8 @@ class Block:
     def names_of(self, elements: NDArray[np.intp]) -> set[str]:
         """Return the tensors that hold these elements of the block."""
         ends = np.cumsum([piece.count for piece in self.pieces])
-        found = np.unique(np.searchsorted(ends, elements, side="right"))
-        return {name for at in found for name in self.pieces[at].group.names}
+        positions = np.unique(np.searchsorted(ends, elements, side="right"))
+        return {name for position in positions for name in self.pieces[position].group.names}
 
 
 def make_groups(
@@ -74,9 +82,13 @@ def make_groups(
     copied: frozenset[str],
     most_elements: int | None = None,
 ) -> Iterator[Group]:
-    """Yield the tensors to fold, in the order of `targets`; those that are tied in every checkpoint come together.
+    """Yield the tensors to fold; those that are tied in every checkpoint come together.
 
-    `most_elements`: of each tensor no more than these, the first; a multiple of 8.
+    Args:
+        checkpoints: the oldest first.
+        targets: the output dtype of each tensor, in the order in which the outputs hold them.
+        copied: names that are copied from the newest checkpoint, whatever their dtype.
+        most_elements: fold only the first so many elements of each tensor; a multiple of 8.
     """
     specs = checkpoints[-1].tensors.specs
     tied = _tied_names(checkpoints, targets, copied)
@@ -85,7 +97,13 @@ def make_groups(
         if name not in others:
             spec = specs[name]
             count = spec.count if most_elements is None else min(spec.count, most_elements)
-            yield Group(tied.get(name, (name,)), spec, count, target, spec.dtype.averaged and name not in copied)
+            yield Group(
+                names=tied.get(name, (name,)),
+                spec=spec,
+                count=count,
+                target=target,
+                averaged=spec.dtype.averaged and name not in copied,
+            )
 
 
 def _tied_names(
@@ -111,16 +129,28 @@ def _tied_names(
     return tied
 
 
+def bytes_to_read(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], newest: Collection[int]) -> int:
+    """Return how many bytes a fold reads: averaged tensors from each checkpoint, others from the newest only.
+
+    newest: the numbers of the newest checkpoints of all averages, each once.
+    """
+    total = 0
+    for group in groups:
+        for number in range(len(checkpoints)) if group.averaged else newest:
+            total += checkpoints[number].tensors.specs[group.names[0]].dtype.nbytes(group.count)
+    return total
+
+
 def make_blocks(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbytes: int) -> Iterator[Block]:
-    """Yield the blocks that the groups come to, each of at most `nbytes` in the type that it is accumulated in."""
+    """Yield the blocks of the groups, each of at most `nbytes` in the type in which it is summed up."""
     pieces: list[Piece] = []
     kind: tuple[tuple[DType, ...], DType, bool] | None = None
     room = 0
     specs = checkpoints[-1].tensors.specs
-    alike = all(each.tensors.specs is specs for each in checkpoints)
+    alike = all(checkpoint.tensors.specs is specs for checkpoint in checkpoints)
     for group in groups:
         if group.averaged and not alike:
-            dtypes = tuple(each.tensors.specs[group.names[0]].dtype for each in checkpoints)
+            dtypes = tuple(checkpoint.tensors.specs[group.names[0]].dtype for checkpoint in checkpoints)
         else:
             dtypes = (group.spec.dtype,) * len(checkpoints)
         start, count = 0, group.count
@@ -130,7 +160,7 @@ def make_blocks(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbyt
                 if kind is not None and pieces:
                     yield Block(tuple(pieces), sum(piece.count for piece in pieces), *kind)
                 kind, pieces = (dtypes, group.target, group.averaged), []
-                room = _capacity(dtypes, group.averaged, nbytes)
+                room = _capacity(dtypes, nbytes, averaged=group.averaged)
             taken = min(room, count - start)
             pieces.append(Piece(group, start, taken))
             start, room = start + taken, room - taken
@@ -138,47 +168,9 @@ def make_blocks(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbyt
         yield Block(tuple(pieces), sum(piece.count for piece in pieces), *kind)
 
 
-def _capacity(dtypes: Sequence[DType], averaged: bool, nbytes: int) -> int:
+def _capacity(dtypes: Sequence[DType], nbytes: int, *, averaged: bool) -> int:
     """Return how many elements fit into a block."""
     if averaged:
-        return nbytes // (work_dtype(dtypes).itemsize * components(dtypes[-1]))
+        return nbytes // sum_bytes(dtypes)
     count = nbytes * 8 // dtypes[-1].bits
     return count if dtypes[-1].bits >= 8 else count // 8 * 8  # whole bytes
-
-
-def joined(stretches: Iterable[tuple[Owner, int, int]]) -> Iterator[tuple[Owner, int, int]]:
-    """Make one stretch of neighbours: (file, first byte, size) that go on where the one before ends in that file."""
-    current: tuple[Owner, int, int] | None = None
-    for owner, offset, size in stretches:
-        if current is not None and current[0] is owner and current[1] + current[2] == offset:
-            current = (owner, current[1], current[2] + size)
-            continue
-        if current is not None:
-            yield current
-        current = (owner, offset, size)
-    if current is not None:
-        yield current
-
-
-def read_pieces(weights: Tensors, pieces: Sequence[Piece], dtype: DType, out: memoryview) -> None:
-    """Fill `out` with the pieces' bytes, one after another, in as few reads as their places in the file allow."""
-    if len(pieces) == 1:
-        weights.read_into(pieces[0].group.names[0], dtype.nbytes(pieces[0].start), out)
-        return
-    places = [weights.locate(piece.group.names[0]) for piece in pieces]
-    if None not in places:
-        stretches = (
-            (place[0], place[1] + dtype.nbytes(piece.start), dtype.nbytes(piece.count))
-            for place, piece in zip(places, pieces, strict=True)
-            if place is not None
-        )
-        position = 0
-        for source, offset, size in joined(stretches):
-            source.read_into(offset, out[position : position + size])
-            position += size
-        return
-    position = 0
-    for piece in pieces:
-        size = dtype.nbytes(piece.count)
-        weights.read_into(piece.group.names[0], dtype.nbytes(piece.start), out[position : position + size])
-        position += size

@@ -14,8 +14,8 @@ import numpy as np
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
-from ema_cli.folding.blocks import joined
 from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
+from ema_cli.folding.sink import TensorRange
 from ema_cli.job import Work, lay_out
 from ema_cli.release.metadata import (
     frame_differences,
@@ -26,6 +26,7 @@ from ema_cli.release.metadata import (
 from ema_cli.release.published import Published
 from ema_cli.release.replay import Replay, open_replay
 from ema_cli.release.verify import Against, Verified
+from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import ByteSource
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import plural
@@ -76,18 +77,18 @@ def verify_against(
         threads=threads,
         warnings=found.manifest["warnings"],
     )
-    fold = work.fold([comparison.compare], sizes, record.checksums)
-    fold.most_elements = SAMPLE_ELEMENTS if sample else None
-    total = fold.bytes_total
-    fold.run(lambda done: report(done, total))
+    most_elements = SAMPLE_ELEMENTS if sample else None
+    folded = work.fold(
+        [comparison], sizes=sizes, checksums=record.checksums, most_elements=most_elements, progress=report
+    )
     problems += comparison.problems()
     problems += side_file_differences(found.manifest, work.outputs[0], found.published)
     if is_of_this_version(found.manifest):
         if not problems:
             files = {file.path: file for file in found.inputs}
             problems += frame_differences(files, work.outputs[0], found.published.folder, sample=sample)
-        again = record.manifest(work.outputs[0], replay.plan, {}, fold.averages[0])
-        tensors = record.tensors(work.outputs[0], replay.plan, fold.averages[0])
+        again = record.manifest(work.outputs[0], replay.plan, {}, folded.non_finite[0])
+        tensors = record.tensors(work.outputs[0], replay.plan, folded.non_finite[0])
         problems += manifest_differences(found.manifest, found.published.manifest, again, tensors, sample=sample)
     for file in (*(file for each in work.checkpoints for file in each.files), *found.inputs):
         file.check_unchanged()
@@ -95,8 +96,8 @@ def verify_against(
     against = Against(
         checkpoints=len(work.checkpoints),
         tensors=comparison.tensors,
-        most_elements=fold.most_elements,
-        bytes_read=fold.bytes_read,
+        most_elements=most_elements,
+        bytes_read=folded.bytes_read,
         tensors_different=len(different),
         bytes_different=sum(each.nbytes for each in different.values()),
     )
@@ -141,7 +142,7 @@ def _places(found: Verified) -> dict[str, _Place]:
 
 @dataclass(slots=True)
 class _Comparison:
-    """What there is, beside what a fold makes. `compare` is called from several threads."""
+    """A sink that compares what a fold makes with what is `there`."""
 
     there: Mapping[str, _Place]
     tensors: int = 0
@@ -163,33 +164,37 @@ class _Comparison:
         self.tensors = len(self._expected)
         return problems
 
-    def compare(self, parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
-        """Compare parts of tensors as they should be with what is there: a fold's `Write`."""
-        known = [
-            (self.there[self._expected[name]], start, size) for name, start, size in parts if name in self._expected
-        ]
-        if len(known) < len(parts):
-            self._compare_each(parts, data)
+    def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
+        """Compare parts of tensors as they should be with what is there."""
+        known = [(self.there[self._expected[part.name]], part) for part in ranges if part.name in self._expected]
+        if len(known) < len(ranges):
+            self._compare_ranges(ranges, data)
             return
         there, position = memoryview(bytearray(len(data))), 0
-        for source, offset, size in joined((place.source, place.begin + start, size) for place, start, size in known):
+        for source, offset, size in join_ranges(
+            (place.source, place.begin + part.start, part.size) for place, part in known
+        ):
             source.read_into(offset, there[position : position + size])
             position += size
         if not np.array_equal(np.frombuffer(there, np.uint8), np.frombuffer(data, np.uint8)):
-            self._compare_each(parts, data)
+            self._compare_ranges(ranges, data)
 
-    def _compare_each(self, parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
+    def give_up(self) -> None:
+        """Do nothing: no comparison takes long."""
+
+    def _compare_ranges(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
+        """Compare range by range, and note what differs."""
         position = 0
-        for original, start, size in parts:
-            name = self._expected.get(original)
+        for part in ranges:
+            name = self._expected.get(part.name)
             if name is not None:
-                place, there = self.there[name], bytearray(size)
-                place.source.read_into(place.begin + start, memoryview(there))
-                wanted = np.frombuffer(data[position : position + size], np.uint8)
+                place, there = self.there[name], bytearray(part.size)
+                place.source.read_into(place.begin + part.start, memoryview(there))
+                wanted = np.frombuffer(data[position : position + part.size], np.uint8)
                 wrong = np.flatnonzero(np.frombuffer(there, np.uint8) != wanted)
                 if len(wrong):
-                    self._note(name, len(wrong), start + int(wrong[0]))
-            position += size
+                    self._note(name, len(wrong), part.start + int(wrong[0]))
+            position += part.size
 
     def _note(self, name: str, nbytes: int, first: int) -> None:
         with self._lock:

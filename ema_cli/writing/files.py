@@ -12,13 +12,13 @@ from safetensors import SafetensorError, safe_open
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import EmaError, OutputError, Unreadable, VerificationError
-from ema_cli.folding.blocks import joined
-from ema_cli.folding.fold import Write
+from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.output_file import OutputFile
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.writer import TorchOutput
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, output_errors
+from ema_cli.storage.ranges import join_ranges
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.target import Target
@@ -44,30 +44,51 @@ def make_folder(staged: Path, whole: Target, part: Target) -> Path:
     return folder
 
 
-def open_output(output: Output, folder: Path, stack: ExitStack, opened: list[OutputStream], *, summed: bool) -> Write:
-    """Open the files of an output, write their headers, and return what writes tensors into them."""
-    places: dict[str, tuple[OutputStream, int, Mapping[str, int]]] = {}
-    for file in output.files:
-        stream = OutputStream(folder / file.name, summed=summed)
-        stack.callback(stream.close)
-        opened.append(stream)
-        stream.write(0, file.header)
-        begins = file.table.begins
-        if output.originals:  # by the names that the fold knows
-            begins = {output.original(name): begin for name, begin in begins.items()}
-        places.update(dict.fromkeys(begins, (stream, file.header_size, begins)))
+class FileSink:
+    """The files of one output, open for writing: takes what a fold makes."""
 
-    def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
-        found = ((*places[tensor], tensor, start, size) for tensor, start, size in parts)
+    def __init__(self, output: Output, folder: Path, *, summed: bool) -> None:
+        """Open the files in `folder` and write their headers; `summed`: sum them up while they are written.
+
+        Raises:
+            OutputError: where a file cannot be written.
+        """
+        self.streams: list[OutputStream] = []
+        self._places: dict[str, tuple[OutputStream, int, Mapping[str, int]]] = {}  # stream, first data byte, begins
+        try:
+            for file in output.files:
+                stream = OutputStream(folder / file.name, summed=summed)
+                self.streams.append(stream)
+                stream.write(0, file.header)
+                begins = file.table.begins
+                if output.originals:  # by the names that the fold knows
+                    begins = {output.original(name): begin for name, begin in begins.items()}
+                self._places.update(dict.fromkeys(begins, (stream, file.header_size, begins)))
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
+        """Write parts of tensors, which lie one after another in `data`."""
+        places = ((*self._places[part.name], part) for part in ranges)
         stretches = (
-            (stream, first + begins[tensor] + start, size) for stream, first, begins, tensor, start, size in found
+            (stream, first + begins[part.name] + part.start, part.size) for stream, first, begins, part in places
         )
         position = 0
-        for stream, offset, size in joined(stretches):
+        for stream, offset, size in join_ranges(stretches):
             stream.write(offset, data[position : position + size])
             position += size
 
-    return write
+    def give_up(self) -> None:
+        """Let threads end that sum up what was written: nobody needs it any more."""
+        for stream in self.streams:
+            stream.give_up()
+
+    def close(self) -> None:
+        """Close the files."""
+        with ExitStack() as stack:
+            for stream in self.streams:
+                stack.callback(stream.close)
 
 
 def sum_up(streams: Sequence[OutputStream], threads: int) -> list[str]:

@@ -18,7 +18,7 @@ from ema_cli.writing.files import write_small
 
 if TYPE_CHECKING:
     from ema_cli.checkpoint import Checkpoint, TensorSpec
-    from ema_cli.folding.fold import Average
+    from ema_cli.folding.non_finite import NonFinite
     from ema_cli.planning.plan import Plan
     from ema_cli.writing.outputs import Output, OutputOptions
 
@@ -50,10 +50,17 @@ class Record:
         self._fingerprints = {id(each): found for each, found in zip(checkpoints, found, strict=True)}
         self.checksums = Checksums(len(checkpoints)) if checksum else None
 
-    def manifest(self, output: Output, plan: Plan, written: Mapping[str, tuple[int, str]], made: Average) -> Manifest:
+    def manifest(
+        self, output: Output, plan: Plan, written: Mapping[str, tuple[int, str]], non_finite: NonFinite
+    ) -> Manifest:
         """Return the manifest of one average, less its tensors; `written` are its files."""
         found = warnings.run_warnings(plan.run, [each.checkpoint for each in plan.read])
-        odd = [*self._warnings, *found, *plan.advice.warnings, *advice.non_finite_warnings(sorted(made.non_finite))]
+        odd = [
+            *self._warnings,
+            *found,
+            *plan.advice.warnings,
+            *advice.non_finite_warnings(sorted(non_finite.let_through)),
+        ]
         read = {id(each.checkpoint) for each in plan.read}
         return make_manifest(
             plan,
@@ -64,23 +71,23 @@ class Record:
             list(dict.fromkeys(odd)),
         )
 
-    def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, made: Average) -> None:
+    def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, non_finite: NonFinite) -> None:
         """Write the manifest and the sums where the files of the average are."""
         is_folder = output.target.is_folder
         place = folder if is_folder else folder / output.target.path.name
         path = manifest_path(place, is_folder=is_folder)
-        _, sha256 = write_small(path, manifest_text(manifest, self.tensors(output, plan, made)))
+        _, sha256 = write_small(path, manifest_text(manifest, self.tensors(output, plan, non_finite)))
         sums = {each["name"]: each["sha256"] for each in manifest["outputs"]}
         write_small(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
 
-    def tensors(self, output: Output, plan: Plan, made: Average) -> Iterator[dict[str, Any]]:
+    def tensors(self, output: Output, plan: Plan, non_finite: NonFinite) -> Iterator[dict[str, Any]]:
         """Return what the manifest of one average tells of each tensor, by name."""
-        newest, odd = plan.newest.tensors.specs, made.non_finite | made.infinite
+        newest, non_finite_names = plan.newest.tensors.specs, non_finite.names
 
         def row(name: str, spec: TensorSpec) -> dict[str, Any]:
             original = output.original(name)
             why = self._why(original) if original in self._copied else None
-            return tensor_row(name, spec, newest[original], why, non_finite=original in odd)
+            return tensor_row(name, spec, newest[original], why, non_finite=original in non_finite_names)
 
         return starmap(row, sorted((name, spec) for file in output.files for name, spec in file.table.specs.items()))
 

@@ -18,8 +18,12 @@ from safetensors.torch import save_file
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.errors import CheckpointError, EmaError, NonFiniteError, at_terminal
+from ema_cli.folding.blocks import bytes_to_read, make_groups
 from ema_cli.folding.buffers import BufferSizes
-from ema_cli.folding.fold import Average, Fold, Write
+from ema_cli.folding.fold import Average, Folded
+from ema_cli.folding.fold import fold as run_fold
+from ema_cli.folding.reading import FoldReader
+from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.safetensors.header import open_file
 from ema_cli.storage.source import ByteSource
 
@@ -60,17 +64,20 @@ def checkpoint(
     return Checkpoint(name, Path(name), MemoryTensors(tensors, ties), (), "memory")
 
 
-def writer(written: Mapping[str, bytearray]) -> Write:
-    """Return a function that puts what a fold writes into `written`."""
+class MemorySink:
+    """A sink that puts what a fold writes into `written`, of the size of each tensor."""
 
-    def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
+    def __init__(self, written: Mapping[str, bytearray]) -> None:
+        self.written = written
+
+    def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
         position = 0
-        for name, start, size in parts:
-            written[name][start : start + size] = data[position : position + size]
-            position += size
+        for part in ranges:
+            self.written[part.name][part.start : part.start + part.size] = data[position : position + part.size]
+            position += part.size
         assert position == len(data)
 
-    return write
+    def give_up(self) -> None: ...
 
 
 def small(nbytes: int, threads: int = 1, rows: int = 2) -> BufferSizes:
@@ -84,7 +91,7 @@ def fold(
     dtype: str | None = None,
     sizes: BufferSizes | None = None,
     **options: object,
-) -> tuple[dict[str, torch.Tensor], Fold]:
+) -> tuple[dict[str, torch.Tensor], Folded]:
     """Fold into memory and return the tensors."""
     specs = checkpoints[-1].tensors.specs
     targets: dict[str, DType] = {
@@ -92,14 +99,16 @@ def fold(
     }
     written = {name: bytearray(spec.count * targets[name].itemsize) for name, spec in specs.items()}
 
-    done = Fold(
+    steps: list[tuple[int, int]] = []
+    done = run_fold(
         checkpoints,
-        [Average(weights, writer(written))],
+        [Average(weights, MemorySink(written))],
         targets,
-        sizes or BufferSizes(),
+        sizes=sizes,
+        progress=lambda *step: steps.append(step),
         **options,  # type: ignore[arg-type]
     )
-    done.run()
+    assert steps[-1] == (done.bytes_read, done.bytes_read), "all that was announced has been read"
     torch_dtypes = {name: dtype for dtype, name in NAMES.items()}
     tensors = {
         name: torch.frombuffer(data, dtype=torch_dtypes[targets[name].name]).view(specs[name].shape)
@@ -172,7 +181,7 @@ def test_every_byte_is_read_once_and_integers_from_the_newest_only():
         for name, reads in each.tensors.reads.items():  # type: ignore[attr-defined]
             expected = 1 if each.tensors.specs[name].dtype.averaged or number == 2 else 0
             assert (reads == expected).all(), (number, name)
-    assert done.bytes_read == done.bytes_total
+    assert done.bytes_read == sum(reads.sum() for each in checkpoints for reads in each.tensors.reads.values())  # type: ignore[attr-defined]
 
 
 def test_names_tied_everywhere_are_folded_once():
@@ -233,7 +242,7 @@ def test_non_finite_may_pass():
     averaged, done = fold([checkpoint(one), checkpoint(two)], [0.5, 0.5], allow_non_finite=True)
     assert averaged["weight"][0].isnan()
     assert averaged["weight"][1:].tolist() == [torch.inf, 2.0]
-    assert done.non_finite == {"weight"}
+    assert done.non_finite[0].let_through == {"weight"}
 
 
 def test_every_tensor_that_is_not_finite_is_noted():
@@ -243,7 +252,7 @@ def test_every_tensor_that_is_not_finite_is_noted():
         bad["b"][1] = bad["d"][0] = bad["d"][2] = torch.nan
         good = {name: torch.ones(3, dtype=dtype) for name in "abcd"}
         checkpoints = [checkpoint(good, "step-1"), checkpoint(bad, "step-2")]
-        assert fold(checkpoints, [0.5, 0.5], allow_non_finite=True)[1].non_finite == {"b", "d"}
+        assert fold(checkpoints, [0.5, 0.5], allow_non_finite=True)[1].non_finite[0].let_through == {"b", "d"}
         with pytest.raises(NonFiniteError, match=r"^step-2: 'b' is not finite at element 1$"):
             fold(checkpoints, [0.5, 0.5])
 
@@ -270,18 +279,21 @@ def test_a_write_that_takes_long_is_told_that_the_fold_ends():
     saved = [checkpoint({name: torch.ones(300) for name in ("a", "b")}, f"step-{step}") for step in range(2)]
     writing, given_up = threading.Event(), threading.Event()
 
-    def write(parts: Sequence[tuple[str, int, int]], data: memoryview) -> None:
-        if parts[0][0] == "a":
-            writing.set()
-            assert given_up.wait(60)
-        else:
-            assert writing.wait(60)
-            raise OSError("the disk is full")
+    class Slow:
+        def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
+            if ranges[0].name == "a":
+                writing.set()
+                assert given_up.wait(60)
+            else:
+                assert writing.wait(60)
+                raise OSError("the disk is full")
+
+        def give_up(self) -> None:
+            given_up.set()
 
     targets = dict.fromkeys(("a", "b"), DTYPES["F32"])
-    fold = Fold(saved, [Average([0.5, 0.5], write)], targets, small(300 * 4, threads=2), give_up=given_up.set)
     with pytest.raises(OSError, match="the disk is full"):
-        fold.run()
+        run_fold(saved, [Average([0.5, 0.5], Slow())], targets, sizes=small(300 * 4, threads=2))
     assert given_up.is_set()
 
 
@@ -320,15 +332,16 @@ def test_several_averages_in_one_pass_are_those_of_one_each(data: st.DataObject)
     targets = {name: spec.dtype for name, spec in specs.items()}
     together = [{name: bytearray(spec.nbytes) for name, spec in specs.items()} for _ in vectors]
     sizes = small(data.draw(st.sampled_from([64, 256, 1 << 16])), rows=data.draw(st.integers(1, 7)))
-    averages = [Average(weights, writer(written)) for weights, written in zip(vectors, together, strict=True)]
-    done = Fold(checkpoints, averages, targets, sizes, allow_non_finite=True)
-    done.run()
-    assert done.bytes_read == done.bytes_total
+    averages = [Average(weights, MemorySink(written)) for weights, written in zip(vectors, together, strict=True)]
+    done = run_fold(checkpoints, averages, targets, sizes=sizes, allow_non_finite=True)
+    groups = make_groups(checkpoints, targets, frozenset())
+    newest = {max(number for number, weight in enumerate(weights) if weight) for weights in vectors}
+    assert done.bytes_read == bytes_to_read(checkpoints, groups, newest)
     for weights, written in zip(vectors, together, strict=True):
         entering_only = [each for each, weight in zip(checkpoints, weights, strict=True) if weight]
         alone = {name: bytearray(spec.nbytes) for name, spec in specs.items()}
-        averages = [Average([weight for weight in weights if weight], writer(alone))]
-        Fold(entering_only, averages, targets, allow_non_finite=True).run()
+        averages = [Average([weight for weight in weights if weight], MemorySink(alone))]
+        run_fold(entering_only, averages, targets, allow_non_finite=True)
         assert written == alone
 
 
@@ -337,14 +350,27 @@ def test_small_tensors_that_lie_side_by_side_are_read_together(tmp_path: Path):
     for step in (1, 2):
         save_file({f"t{number:04}": torch.full((8,), float(step)) for number in range(1000)}, tmp_path / f"{step}.st")
     checkpoints = [replace(checkpoint({}), tensors=open_file(tmp_path / f"{step}.st")) for step in (1, 2)]
-    reads, writes = [], []
+    reads: list[int] = []
     for each in checkpoints:
         file = each.tensors.file  # type: ignore[attr-defined]
         each.tensors.file = Counted(file, reads)  # type: ignore[attr-defined]
     targets = {name: spec.dtype for name, spec in checkpoints[-1].tensors.specs.items()}
-    Fold(checkpoints, [Average([0.5, 0.5], lambda parts, data: writes.append(bytes(data)))], targets).run()
+    sink = CountedSink()
+    run_fold(checkpoints, [Average([0.5, 0.5], sink)], targets)
     assert reads == [32_000, 32_000]
-    assert writes == [np.full(8000, 1.5, dtype=np.float32).tobytes()]
+    assert sink.writes == [np.full(8000, 1.5, dtype=np.float32).tobytes()]
+
+
+class CountedSink:
+    """A sink that notes the bytes of each write."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
+        self.writes.append(bytes(data))
+
+    def give_up(self) -> None: ...
 
 
 class Counted:
@@ -407,8 +433,10 @@ def test_threads_that_cannot_be_added_are_done_without(monkeypatch: pytest.Monke
     assert len(started) == 2
 
 
-def test_a_fast_disk_needs_no_more_threads():
+def test_a_fast_disk_needs_no_more_threads(monkeypatch: pytest.MonkeyPatch):
     """Where reads are quick, no thread is started beyond those asked for."""
+    more: list[int] = []
+    monkeypatch.setattr(FoldReader, "read_side_by_side", lambda _, threads: more.append(threads))
     saved = [checkpoint({"w": torch.full((300_000,), float(seed))}) for seed in range(4)]
-    _, done = fold(saved, WEIGHTS, sizes=BufferSizes(threads=2, most_workers=6, rows=4, row_bytes=1024))
-    assert done._readers is None
+    fold(saved, WEIGHTS, sizes=BufferSizes(threads=2, most_workers=6, rows=4, row_bytes=1024))
+    assert not more

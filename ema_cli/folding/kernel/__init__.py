@@ -1,4 +1,169 @@
-"""The arithmetic on blocks of tensors, behind one interface.
+"""The arithmetic on blocks of tensors, behind one interface, `Kernel`. `numpy_kernel` is its one kind.
 
 May import dtypes and errors.
+
+A thread sums up one block of all checkpoints, for one or several averages, in its workspace:
+
+    sums = workspace.begin(spec)
+    for numbers in [[5, 4, 3, 2], [1, 0]]:     # checkpoints, the newest first, a few at a time
+        ...                                    # read the stored bytes of each into its row of sums.rows(numbers)
+        sums.add(numbers)
+    for average in range(averages):
+        if not sums.complete(average):         # a NaN, an infinity, or too large for the target
+            non_finite = sums.settle(average, load)
+        stored = sums.encode(average)          # the bytes to write
+
+Every kernel gives the same bytes, on every processor and for every size of a block. The rules, for each real number
+(a complex one is two of them), with w_k and x_k the weight and the value in checkpoint k, and n the newest checkpoint
+that enters:
+
+1. Stored numbers are converted exactly to the type of the sum: float64 if a checkpoint stores the block as F64 or
+   C128, else float32. Weights are rounded to that type.
+2. average = x_n + sum of w_k (x_k - x_n), from the newest checkpoint to the oldest. Each difference, product and sum
+   is rounded for itself: a fused multiply-add would round otherwise. Where all x_k are equal, the average is exactly
+   that value; for neighbours, which checkpoints are, the differences are exact, so that little is lost.
+3. From BF16 to BF16 it is the plain sum of w_k x_k in float32, whose error of some 1e-7 does not show after rounding.
+4. A zero has the sign that it has in x_n, where that is zero too.
+5. What is not finite is settled as `settling.settle` says.
+6. The average is rounded once to the target: to nearest, ties to even.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ema_cli.dtypes import DType
+
+Load = Callable[[int, memoryview], None]
+"""Fills the memory with the stored bytes of the block in checkpoint number so-and-so."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightTable:
+    """The weights of one or several averages: `rows[a][k]` is that of checkpoint k in average a, the oldest first.
+
+    `newest[a]` is the number of the newest checkpoint that enters average a: whose weight is not 0.
+    """
+
+    rows: tuple[tuple[float, ...], ...]
+    newest: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[float]]) -> WeightTable:
+        """Return the table of these weights, a sequence for each average."""
+        kept = tuple(map(tuple, rows))
+        return cls(kept, tuple(max(number for number, weight in enumerate(row) if weight) for row in kept))
+
+    @property
+    def bases(self) -> list[int]:
+        """Return the different numbers among `newest`, the newest first."""
+        return sorted(set(self.newest), reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SumSpec:
+    """What is summed up in one block.
+
+    count: elements in the block.
+    dtypes: the dtype in which each checkpoint stores them, the oldest first: floating or complex.
+    target: the dtype in which the averages are stored.
+    weights: of each average and checkpoint.
+    """
+
+    count: int
+    dtypes: Sequence[DType]
+    target: DType
+    weights: WeightTable
+
+
+@dataclass(frozen=True, slots=True)
+class NonFiniteElements:
+    """Which elements of a block of an average are not finite, by their position in the block, from 0.
+
+    elements [n]: NaN, infinite in some checkpoints only, or too large for the target; each once for a complex part.
+    checkpoints [n]: the number of the oldest checkpoint to blame for each; -1 where only the average is too large.
+    infinite [m]: those with an infinity that is equal in all checkpoints, as in an attention mask, and is kept.
+    """
+
+    elements: NDArray[np.intp]
+    checkpoints: NDArray[np.intp]
+    infinite: NDArray[np.intp]
+
+
+class BlockSums(Protocol):
+    """The sums of one block, while checkpoints are added."""
+
+    def rows(self, numbers: Sequence[int]) -> list[memoryview]:
+        """Return the memory for the stored bytes of these checkpoints' blocks: `dtype.nbytes(count)` for each.
+
+        `numbers`: at most `WorkspaceSize.rows` of them, falling, and going on where those before ended.
+        """
+
+    def add(self, numbers: Sequence[int]) -> None:
+        """Add these checkpoints, whose bytes are in the rows, to the sums."""
+
+    def complete(self, average: int) -> bool:
+        """Finish the sum of one average; return whether all of it is finite, and fits into the target."""
+
+    def settle(self, average: int, load: Load) -> NonFiniteElements:
+        """Mend what only looks non-finite in a completed sum; return what is. Takes several times a row's memory."""
+
+    def encode(self, average: int) -> memoryview:
+        """Return a completed average as it is stored: `target.nbytes(count)` bytes, valid until the next call."""
+
+
+class Workspace(Protocol):
+    """The memory of one thread, allocated once and used again for each block."""
+
+    def begin(self, spec: SumSpec) -> BlockSums:
+        """Begin the sums of a block; those of the block before end."""
+
+    def stored(self, nbytes: int) -> memoryview:
+        """Return memory for a block that is copied as it is stored: at most a row."""
+
+    def is_finite(self, dtype: DType, stored: memoryview) -> bool:
+        """Return whether a stored block holds neither NaN nor infinity."""
+
+    def find_non_finite(self, dtype: DType, stored: memoryview) -> NonFiniteElements:
+        """Return what is not finite in a block of the only checkpoint, in which each infinity counts as equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceSize:
+    """How much one thread holds at once.
+
+    rows: checkpoints that are read before they are added.
+    row_bytes: bytes of one block of one checkpoint, in the type of the sum.
+    averages: averages that are made at once.
+    bases: different newest checkpoints among these.
+    """
+
+    rows: int
+    row_bytes: int
+    averages: int
+    bases: int
+
+
+class Kernel(Protocol):
+    """One way to do the arithmetic."""
+
+    def worker_bytes(self, size: WorkspaceSize) -> int:
+        """Return the memory of one workspace."""
+
+    def workspace(self, size: WorkspaceSize) -> Workspace:
+        """Allocate a workspace."""
+
+
+def sums_in_float64(dtypes: Iterable[DType]) -> bool:
+    """Return whether blocks stored in these dtypes are summed up in float64, else in float32: rule 1."""
+    return any(dtype.component_bits > 32 for dtype in dtypes)
+
+
+def sum_bytes(dtypes: Sequence[DType]) -> int:
+    """Return the bytes of one element in the type of the sum."""
+    return (8 if sums_in_float64(dtypes) else 4) * dtypes[-1].components

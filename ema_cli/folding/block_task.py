@@ -1,0 +1,160 @@
+"""One block of a fold: read it, sum it up, round it.
+
+A block depends on no other. What is done of it follows from a `BlockTask`, which can be pickled, and from the opened
+checkpoints: another process that opens the same files gets the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from ema_cli.checkpoint import Checkpoint, Tensors
+from ema_cli.dtypes import DType
+from ema_cli.folding.blocks import Block, Piece
+from ema_cli.folding.kernel import NonFiniteElements, SumSpec, WeightTable, Workspace
+from ema_cli.storage.ranges import join_ranges
+
+Aside = Callable[[Callable[[], NonFiniteElements]], NonFiniteElements]
+"""Calls a function that takes several times the memory of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTask:
+    """What is to be done of one block, as data.
+
+    number: the position of the block in the order of the outputs, from 0.
+    block: which elements of which tensors.
+    weights: of each average and checkpoint.
+    rows: checkpoints to read before they are added: at most those of the workspace. They do not show in the bytes.
+    """
+
+    number: int
+    block: Block
+    weights: WeightTable
+    rows: int
+
+    @property
+    def is_copied(self) -> bool:
+        """Return whether the block is written as it is stored: a lone checkpoint is, in its own dtype."""
+        dtypes = self.block.dtypes
+        return not self.block.averaged or (len(dtypes) == 1 and dtypes[0] == self.block.target)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOutput:
+    """The bytes of a block in one average.
+
+    average: the number of the average.
+    dtype: the dtype in which the bytes are stored.
+    data: the bytes; they are valid until the next output is asked for.
+    non_finite: the elements that are not finite; None where all are.
+    """
+
+    average: int
+    dtype: DType
+    data: memoryview
+    non_finite: NonFiniteElements | None
+
+
+class Reader(Protocol):
+    """Reads blocks of opened checkpoints."""
+
+    def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
+        """Fill each row with the block of a checkpoint, as it is stored.
+
+        Raises:
+            CheckpointError: where a checkpoint cannot be read.
+        """
+
+    def read_again(self, task: BlockTask, number: int, row: memoryview) -> None:
+        """Fill the row with a block that has been read before."""
+
+
+class CheckpointReader:
+    """Reads blocks of checkpoints, one after another."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
+        self._checkpoints = checkpoints
+
+    def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
+        """Fill each row with the block of a checkpoint."""
+        for number, row in zip(numbers, rows, strict=True):
+            self.read_again(task, number, row)
+
+    def read_again(self, task: BlockTask, number: int, row: memoryview) -> None:
+        """Fill the row with the block of one checkpoint."""
+        _read_pieces(self._checkpoints[number].tensors, task.block.pieces, task.block.dtypes[number], row)
+
+
+def run_block(
+    task: BlockTask, reader: Reader, workspace: Workspace, aside: Aside = lambda function: function()
+) -> Iterator[BlockOutput]:
+    """Yield the bytes of a block, for each average once.
+
+    Args:
+        task: which block, and which averages.
+        reader: reads from the opened checkpoints.
+        workspace: the memory, and the arithmetic.
+        aside: calls what takes much memory, and returns its result.
+
+    Raises:
+        CheckpointError: where a checkpoint cannot be read.
+    """
+    return (_copy if task.is_copied else _average)(task, reader, workspace, aside)
+
+
+def _copy(task: BlockTask, reader: Reader, workspace: Workspace, aside: Aside) -> Iterator[BlockOutput]:
+    """Yield the block as the newest checkpoint of each average stores it."""
+    block = task.block
+    for base in task.weights.bases:
+        dtype = block.dtypes[base]
+        data = workspace.stored(dtype.nbytes(block.count))
+        reader.read(task, [base], [data])
+        non_finite = None
+        if block.averaged and not workspace.is_finite(dtype, data):
+            non_finite = aside(partial(workspace.find_non_finite, dtype, data))
+        for average, newest in enumerate(task.weights.newest):
+            if newest == base:
+                yield BlockOutput(average, dtype, data, non_finite)
+
+
+def _average(task: BlockTask, reader: Reader, workspace: Workspace, aside: Aside) -> Iterator[BlockOutput]:
+    """Yield the weighted sums of the block: checkpoints are added from the newest to the oldest, a few at a time."""
+    block = task.block
+    sums = workspace.begin(SumSpec(block.count, block.dtypes, block.target, task.weights))
+    for last in range(len(block.dtypes) - 1, -1, -task.rows):
+        numbers = range(last, max(last - task.rows, -1), -1)
+        reader.read(task, numbers, sums.rows(numbers))
+        sums.add(numbers)
+    for average in range(len(task.weights.rows)):
+        non_finite = None
+        if not sums.complete(average):
+            non_finite = aside(partial(sums.settle, average, partial(reader.read_again, task)))
+        yield BlockOutput(average, block.target, sums.encode(average), non_finite)
+
+
+def _read_pieces(tensors: Tensors, pieces: Sequence[Piece], dtype: DType, out: memoryview) -> None:
+    """Fill `out` with the pieces' bytes, one after another, in as few reads as their places in the file allow."""
+    if len(pieces) == 1:
+        tensors.read_into(pieces[0].group.names[0], dtype.nbytes(pieces[0].start), out)
+        return
+    places = [tensors.locate(piece.group.names[0]) for piece in pieces]
+    if None not in places:
+        ranges = (
+            (place[0], place[1] + dtype.nbytes(piece.start), dtype.nbytes(piece.count))
+            for place, piece in zip(places, pieces, strict=True)
+            if place is not None
+        )
+        position = 0
+        for source, offset, size in join_ranges(ranges):
+            source.read_into(offset, out[position : position + size])
+            position += size
+        return
+    position = 0
+    for piece in pieces:
+        size = dtype.nbytes(piece.count)
+        tensors.read_into(piece.group.names[0], dtype.nbytes(piece.start), out[position : position + size])
+        position += size

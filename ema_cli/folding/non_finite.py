@@ -1,0 +1,69 @@
+"""What happens to a NaN or an infinity: refused with an error, or noted where it is let through.
+
+An infinity that is equal in all checkpoints, as in an attention mask, is kept and noted; a sum that overflows on the
+way to a finite average is mended (kernel/settling.py). All else that is not finite is an error that names checkpoint,
+tensor and element; with leave of the user it is written as IEEE arithmetic has it, and the tensor is noted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import NonFiniteError, option
+from ema_cli.folding.blocks import Block
+from ema_cli.folding.kernel import NonFiniteElements
+
+
+class NonFinite:
+    """The tensors of one average that hold NaN or infinity. Noted from several threads.
+
+    let_through: those with a NaN or infinity that would be an error.
+    infinite: those with an infinity that is equal in all checkpoints.
+    """
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], *, allowed: bool) -> None:
+        self.let_through: set[str] = set()
+        self.infinite: set[str] = set()
+        self._checkpoints = checkpoints
+        self._allowed = allowed
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> set[str]:
+        """Return all these tensors."""
+        return self.let_through | self.infinite
+
+    def note(self, block: Block, found: NonFiniteElements) -> None:
+        """Note the tensors that hold these elements of a block.
+
+        Raises:
+            NonFiniteError: for the first element that is not allowed.
+        """
+        if len(found.infinite):
+            with self._lock:
+                self.infinite.update(block.names_of(found.infinite))
+        if not len(found.elements):
+            return
+        if not self._allowed:
+            raise self._error(block, found)
+        with self._lock:
+            self.let_through.update(block.names_of(found.elements))
+
+    def _error(self, block: Block, found: NonFiniteElements) -> NonFiniteError:
+        """Return the error for the first of the elements."""
+        first = int(found.elements.argmin())
+        name, element = block.find(int(found.elements[first]))
+        checkpoint = int(found.checkpoints[first])
+        if checkpoint < 0:
+            return NonFiniteError(
+                f"'{name}' is too large for {block.target.name} at element {element} of the average",
+                hint=f"write a wider type: {option('dtype', 'float32')} or bfloat16",
+            )
+        return NonFiniteError(
+            f"'{name}' is not finite at element {element}",
+            subject=self._checkpoints[checkpoint].path,
+            hint=f"leave that checkpoint out ({option('start')}, {option('stop')}), or let "
+            f"it pass with {option('allow_non_finite', True)}",
+        )

@@ -1,0 +1,93 @@
+"""Read for all threads of a fold: count what is read, sum it up, and wait for several files at once on a slow disk."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.folding.block_task import BlockTask, CheckpointReader
+from ema_cli.folding.pace import Pace
+from ema_cli.storage.checksums import Checksums
+
+
+class Stopped(Exception):
+    """The fold has ended, with an error in another thread or an interrupt."""
+
+
+class FoldReader(CheckpointReader):
+    """Reads blocks of checkpoints for several threads.
+
+    `bytes_read` counts each byte once, however often it is looked at again. With `checksums`, what is read is summed
+    up on the way. `pace` knows how long reads take.
+    """
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], checksums: Checksums | None) -> None:
+        super().__init__(checkpoints)
+        self.bytes_read = 0
+        self.pace = Pace()
+        self._checksums = checksums
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._side_by_side: ThreadPoolExecutor | None = None
+
+    def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
+        """Fill each row with the block of a checkpoint.
+
+        Raises:
+            Stopped: where the fold has ended.
+        """
+        if self._stopped:
+            raise Stopped
+        began, pool = time.perf_counter(), self._side_by_side
+        if pool is None:
+            for number, row in zip(numbers, rows, strict=True):
+                self._read_row(task, number, row)
+        else:
+            list(pool.map(partial(self._read_row, task), numbers, rows))
+        seconds = time.perf_counter() - began
+        self.pace.note(len(numbers), seconds if pool is not None else seconds / len(numbers))
+        with self._lock:
+            self.bytes_read += sum(map(len, rows))
+
+    def _read_row(self, task: BlockTask, number: int, row: memoryview) -> None:
+        self.read_again(task, number, row)
+        if self._checksums is not None:
+            self._checksums.add(number, task.number, row, copied=not task.block.averaged)
+
+    def skip_unread(self, task: BlockTask) -> None:
+        """Tell the checksums from which checkpoints a block is not read that is copied."""
+        if self._checksums is not None:
+            for number in range(len(self._checkpoints)):
+                if number not in task.weights.bases:
+                    self._checksums.skip(number, task.number)
+
+    def read_side_by_side(self, threads: int) -> None:
+        """Read the rows of a block at once from now on, if so many threads can be started."""
+        if self._side_by_side is None:
+            self._side_by_side = _start_readers(threads)
+
+    def stop(self) -> None:
+        """End the reading in all threads, as soon as each comes to its next read."""
+        self._stopped = True
+        if self._checksums is not None:
+            self._checksums.stop()
+        if self._side_by_side is not None:
+            self._side_by_side.shutdown()
+
+
+def _start_readers(number: int) -> ThreadPoolExecutor | None:
+    """Return a pool whose threads all run already, None where so many cannot be started."""
+    pool, gate = ThreadPoolExecutor(number, "read"), threading.Event()
+    try:
+        for _ in range(number):
+            pool.submit(gate.wait)
+    except RuntimeError:
+        pool.shutdown(wait=False)
+        return None
+    finally:
+        gate.set()
+    return pool
