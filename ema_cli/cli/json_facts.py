@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -14,6 +13,7 @@ from ema_cli.law.time import Time, Unit, interval_text
 from ema_cli.planning.plan import Approximation, Plan
 from ema_cli.runs.run import Run
 from ema_cli.runs.same_model import first_differences
+from ema_cli.runs.spacing import measure_spacing
 from ema_cli.runs.warnings import _by_specs
 
 if TYPE_CHECKING:
@@ -188,23 +188,15 @@ def _common_specs(checkpoints: Sequence[Checkpoint]) -> Mapping[str, TensorSpec]
 
 def _spacing_facts(run: Run) -> dict[str, Any] | None:
     """Return the usual distance between neighbours, and where it is half as much again or more."""
-    if not run.units or len(run.checkpoints) < 2:
+    if not run.units:
         return None
     unit: Unit = run.units[0]
-    clocks = [(each.name, each.clock(unit) or Fraction(0)) for each in run.checkpoints]
-    steps = [(older, newer, after - before) for (older, before), (newer, after) in pairwise(clocks) if after > before]
-    if not steps:
+    spacing = measure_spacing([checkpoint.clock(unit) or Fraction(0) for checkpoint in run.checkpoints])
+    if spacing is None:
         return None
-    usual = Counter(step for _, _, step in steps).most_common(1)[0][0]
-    # A run that ends between two saves has a short last step: nothing odd.
-    regular = all(step == usual for _, _, step in steps[:-1]) and steps[-1][2] <= usual
+    names = [checkpoint.name for checkpoint in run.checkpoints]
     gaps = [
-        {"after": older, "before": newer, "length": str(Time(step, unit))}
-        for older, newer, step in steps
-        if step >= usual * Fraction(3, 2)
+        {"after": names[gap.older], "before": names[gap.newer], "length": str(Time(gap.length, unit))}
+        for gap in spacing.gaps
     ]
-    return {
-        "usual": str(Time(usual, unit)),
-        "regular": regular,
-        "gaps": gaps,
-    }
+    return {"usual": str(Time(spacing.usual, unit)), "regular": spacing.regular, "gaps": gaps}

@@ -69,7 +69,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Synthesis:
-    """Tensors of the stored averages, with sum 1, and how far the profile they make is from the one asked for.
+    """Weights of the stored averages, with sum 1, and how far the profile they make is from the one asked for.
 
     `error` is |P c - q| / |q|, over events.
     """

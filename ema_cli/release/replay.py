@@ -17,15 +17,14 @@ from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, RunError, VerificationError, option
-from ema_cli.formats.options import ReadOptions
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
-from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.manifest import Manifest
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
+from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs, read_options
 from ema_cli.runs.clocks import order_units
-from ema_cli.runs.run import Run, open_inputs
+from ema_cli.runs.run import Run
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target
 
@@ -92,43 +91,26 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
             f"the manifest's law is {manifest['recipe']['law'][:60]!r}, but what it says of it is {recipe.law.name}",
             hint="it was changed by hand, or by another program",
         )
-    found = {each["name"]: _find(each["name"], paths) for each in manifest["inputs"]}
-    if len(found) < len(manifest["inputs"]):
+    found = find_inputs(manifest, paths)
+    if found.missing:
+        raise CheckpointError(
+            f"'{found.missing[0]}', which entered the average, is missing",
+            subject=", ".join(map(str, paths)),
+            hint="give the folder that the inputs lie in",
+        )
+    if len(found.paths) < len(manifest["inputs"]):
         raise RunError("the manifest lists an input twice", hint="it was changed by hand, or by another program")
     if manifest["recipe"]["from"] == "stored":
         plan = _stored_plan(manifest, recipe, paths)
     else:
-        plan = _raw_plan(manifest, recipe, found)
-    _check_fingerprints(manifest, plan, threads)
-    return Replay(manifest, plan, _options(manifest["recipe"]), found)
-
-
-def _find(name: str, paths: Sequence[Path]) -> Path:
-    """Return where the input called `name` lies: below one of the paths, or it is one of them."""
-    plain = PurePosixPath(name)
-    if plain.is_absolute() or ".." in plain.parts:
-        raise CheckpointError(f"the manifest's input '{name}' lies outside any folder that could be given")
-    for path in paths:
-        try:
-            is_below = (path / plain).exists()
-        except OSError as error:
-            raise CheckpointError(f"{path / plain}: cannot be looked at: {error.strerror}") from error
-        if is_below:
-            return path / plain
-        if path.exists() and path.absolute().parts[-len(plain.parts) :] == plain.parts:
-            return path
-    where = ", ".join(map(str, paths))
-    raise CheckpointError(
-        f"'{name}', which entered the average, is missing", subject=where, hint="give the folder that the inputs lie in"
-    )
+        plan = _raw_plan(manifest, recipe, found.paths)
+    check_unchanged(manifest, [entry.checkpoint for entry in plan.read], threads)
+    return Replay(manifest, plan, _options(manifest["recipe"]), found.paths)
 
 
 def _raw_plan(manifest: Manifest, recipe: Recipe, paths: Mapping[str, Path]) -> Plan:
     told = manifest["recipe"]
-    options = ReadOptions(
-        told["key"], told["weights"], told["component"], told["keep_prefix"], copy=tuple(told["copy"])
-    )
-    opened = open_inputs(paths, options)
+    opened = open_inputs(manifest, paths)
     _check_clocks(opened, manifest["inputs"])
     checkpoints = tuple(
         replace(checkpoint, progress=_progress(each))
@@ -138,7 +120,7 @@ def _raw_plan(manifest: Manifest, recipe: Recipe, paths: Mapping[str, Path]) -> 
         _root(paths),
         checkpoints,
         order_units(checkpoints),
-        options=options,
+        options=read_options(manifest),
         epoch_length=_time(told["epoch_length"]),
         spacing=_time(told["spacing"]),
     )
@@ -198,21 +180,6 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
 
 def _with_weights(entries: Sequence[Entry], inputs: Sequence[Mapping[str, Any]]) -> tuple[Entry, ...]:
     return tuple(replace(entry, weight=each["weight"]) for entry, each in zip(entries, inputs, strict=True))
-
-
-def _check_fingerprints(manifest: Manifest, plan: Plan, threads: int) -> None:
-    read = plan.read
-    wanted = {each["name"]: each["fingerprint"] for each in manifest["inputs"]}
-    checkpoints: list[Checkpoint] = [entry.checkpoint for entry in read]
-    found = fingerprints(checkpoints, threads)
-    changed = [each for each, print_ in zip(checkpoints, found, strict=True) if wanted[each.name] != print_]
-    if changed:
-        more = f", and so have {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise CheckpointError(
-            f"has changed since it was averaged: its fingerprint is another{more}",
-            subject=changed[0].path,
-            hint="bring back the checkpoint as it was, or give the folder that it lies in",
-        )
 
 
 def _options(told: Mapping[str, Any]) -> OutputOptions:

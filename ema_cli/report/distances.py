@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.comparing.comparison import measure_layers
@@ -13,8 +13,8 @@ from ema_cli.comparing.layers import group_layers
 from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
-from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.manifest import Manifest
+from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.staging import Staging
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -51,62 +51,31 @@ def measure_distances(
     """Return how far the average is from each of its inputs in the folder `against`, all in one pass; and the inputs.
 
     Raises:
-        RunError: where none of them is there, or one is not what was averaged.
-        CheckpointError: where one cannot be read, or changes meanwhile.
+        RunError: where none of them is there.
+        CheckpointError: where one cannot be read, has changed since it was averaged, or changes meanwhile.
     """
-    recipe = manifest["recipe"]
-    options = ReadOptions(recipe["key"], recipe["weights"], recipe["component"], recipe["keep_prefix"])
-    checkpoints: list[Checkpoint] = []
-    inputs, missing = [], []
-    for number, each in enumerate(manifest["inputs"]):
-        path = _inside(against, each["name"])
-        if not path.exists():
-            missing.append(each["name"])
-            continue
-        checkpoint = open_checkpoint(path, options)
-        if checkpoints:
-            checkpoint.tensors.share(checkpoints[0].tensors)
-        checkpoints.append(checkpoint)
-        inputs.append(number)
-    if not checkpoints:
+    found = find_inputs(manifest, [against])
+    if not found.paths:
         raise RunError(
-            f"holds none of the checkpoints that were averaged, as '{missing[0]}'",
+            f"holds none of the checkpoints that were averaged, as '{found.missing[0]}'",
             subject=against,
             hint="name the folder that their names in the manifest are relative to",
         )
-    _check_same(manifest, inputs, checkpoints, threads)
-    average = open_checkpoint(output, ReadOptions(keep_prefix=recipe["keep_prefix"]))
+    checkpoints = open_inputs(manifest, found.paths)
+    check_unchanged(manifest, checkpoints, threads)
+    inputs = [number for number, entry in enumerate(manifest["inputs"]) if entry["name"] in found.paths]
+    average = open_checkpoint(output, ReadOptions(keep_prefix=manifest["recipe"]["keep_prefix"]))
     names = [name for name in comparable(average, checkpoints) if average.tensors.specs[name].dtype.averaged]
     if not names:
         raise RunError(f"has no tensor that can be compared with those in {against}", subject=output)
     layers, together = group_layers(names, MOST_LAYERS)
     total, parts = measure_layers(average, checkpoints, layers, threads=threads, report=report)
     left_out = len(average.tensors.specs) - len(names)
-    return Distances(inputs, total, parts, missing, together, left_out), [average, *checkpoints]
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Return where an input of that name is; a manifest may come from anywhere, and must not lead out of the folder."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise RunError(f"'{name}' in the manifest is no name of a checkpoint in a folder", subject=folder)
-    return folder / path
-
-
-def _check_same(manifest: Manifest, inputs: Sequence[int], checkpoints: Sequence[Checkpoint], threads: int) -> None:
-    """Check that these are the checkpoints that were averaged, as far as sizes and fingerprints tell."""
-    for number, checkpoint, found in zip(inputs, checkpoints, fingerprints(checkpoints, threads), strict=True):
-        told = manifest["inputs"][number]
-        if told["fingerprint"] not in (None, found) or told["bytes"] != checkpoint.nbytes:
-            raise RunError(
-                "is not the checkpoint that was averaged: its fingerprint is another",
-                subject=checkpoint.path,
-                hint="distances from other checkpoints would say nothing about this average",
-            )
+    return Distances(inputs, total, parts, found.missing, together, left_out), [average, *checkpoints]
 
 
 def report_target(output: Path, path: Path | None) -> Target:
-    """Return where the page goes: by default beside nothing, under the name of the average.
+    """Return the path of the page; default: `<name of the average>.html` in the current directory.
 
     Raises:
         UsageError: for a name that no browser would open as a page.

@@ -25,7 +25,7 @@ from ema_cli.report.tables import (
     relative_distance,
     tensors_table,
 )
-from ema_cli.runs import spacing
+from ema_cli.runs.spacing import measure_spacing
 from ema_cli.text import plural, size, some
 
 _WIDE, _NARROW = 1040, 350  # of charts, in pixels
@@ -93,11 +93,11 @@ def _tiles(manifest: Mapping[str, Any], distances: Distances | None) -> str:
         tiles.append(("effective number", f"{float(manifest['effective_checkpoints']):.1f}"))
         tiles.append(("mean age", text(_short(Time.parse(manifest["mean_age"])))))
     times = _times(inputs)
-    usual, gaps = spacing.spacing([float(each.value) for each in times])
-    if usual:
-        odd = f", {plural(len(gaps), 'gap')}" if gaps else ""
-        irregular = "" if spacing.regular([float(each.value) for each in times]) else f"<small> usually{odd}</small>"
-        tiles.append(("between checkpoints", f"{text(_short(Time(usual, times[0].unit)))}{irregular}"))
+    spacing = measure_spacing([time.value for time in times])
+    if spacing is not None:
+        gaps = f", {plural(len(spacing.gaps), 'gap')}" if spacing.gaps else ""
+        irregular = "" if spacing.regular else f"<small> usually{gaps}</small>"
+        tiles.append(("between checkpoints", f"{text(_short(Time(spacing.usual, times[0].unit)))}{irregular}"))
     averaged = sum(each["averaged"] for each in tensors)
     tiles.append(("tensors averaged", f"{averaged:,}" + _of(len(tensors), averaged)))
     tiles.append(("size", text(size(sum(each["bytes"] for each in manifest["outputs"])))))
@@ -122,13 +122,17 @@ def _weights(manifest: Mapping[str, Any]) -> str:
         Mark(clock, each["weight"], f"{each['name']}, {each['clock']}: {each['weight']:.2%}")
         for clock, each in zip(clocks, inputs, strict=True)
     ]
-    usual, gaps = spacing.spacing(clocks)
+    spacing = measure_spacing([time.value for time in times])
+    gaps = [] if spacing is None else [(times[gap.older], times[gap.newer]) for gap in spacing.gaps]
     unit = times[0].unit
     mean = None
     if manifest["approximation"] is None and len(clocks) > 1:
         age = Time.parse(manifest["mean_age"])
         mean = clocks[-1] - float(age.value), f"mean age {_short(age)}"
-    drawn = {width: charts.weights_chart(marks, unit.plural, width, gaps=gaps, mean=mean) for width in (_WIDE, _NARROW)}
+    shaded = [(float(older.value), float(newer.value)) for older, newer in gaps]
+    drawn = {
+        width: charts.weights_chart(marks, unit.plural, width, gaps=shaded, mean=mean) for width in (_WIDE, _NARROW)
+    }
     legend = [("dot", "weight of a checkpoint, at the clock it was saved")]
     if any(each["weight"] < 0 for each in inputs):
         legend.append(("dot minus", "negative weight"))
@@ -138,13 +142,15 @@ def _weights(manifest: Mapping[str, Any]) -> str:
         legend.append(("dot gap", "a gap: no checkpoint for half as long again as usual, or longer"))
     rows = "".join(f'<li><i class="{kind}"></i>{words}</li>' for kind, words in legend)
     about = ""
-    if usual:
-        every = _short(Time(usual, unit))
-        told = some([f"{_short(Time(end - begin, unit))} from {_short(Time(begin, unit))}" for begin, end in gaps])
-        usually = "" if spacing.regular(clocks) else "usually "
-        about = f"Checkpoints are {usually}{every} apart" + (f"; gaps: {told}." if gaps else ".")
+    if spacing is not None:
+        listed = some(
+            [f"{_short(Time(newer.value - older.value, unit))} from {_short(older)}" for older, newer in gaps]
+        )
+        usually = "" if spacing.regular else "usually "
+        about = f"Checkpoints are {usually}{_short(Time(spacing.usual, unit))} apart"
+        about += f"; gaps: {listed}." if gaps else "."
     return (
-        f'<section>\n<h2>Tensors over training time</h2>\n<p class="soft">{text(about)}</p>\n'
+        f'<section>\n<h2>Weights over training time</h2>\n<p class="soft">{text(about)}</p>\n'
         f'<figure>{_both(drawn)}<ul class="legend">{rows}</ul></figure>\n</section>'
     )
 

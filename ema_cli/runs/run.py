@@ -94,8 +94,8 @@ def open_run(
     return Run(root, _order(checkpoints, units), units, left, tuple(notes), options, epoch_length, spacing)
 
 
-def open_inputs(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:
-    """Open checkpoints under the names that they had before.
+def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:
+    """Open the checkpoints at some paths, each under the name that it is given.
 
     Raises:
         CheckpointError: for one that cannot be read.

@@ -1,22 +1,54 @@
-"""How far apart checkpoints are, and whether evenly."""
+"""How far apart the checkpoints of a run are, and whether evenly."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
+_GAP = Fraction(3, 2)  # of the usual distance: a longer one is a gap
 
-def spacing(clocks: Sequence[float]) -> tuple[float, list[tuple[float, float]]]:
-    """Return the usual distance between neighbours, and the stretches that are half as long again or longer."""
-    steps = [(older, newer) for older, newer in pairwise(clocks) if newer > older]
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A stretch without a checkpoint: the positions of the checkpoints at its ends, and its length."""
+
+    older: int
+    newer: int
+    length: Fraction | float
+
+
+@dataclass(frozen=True, slots=True)
+class Spacing:
+    """The distances between neighbouring checkpoints, in the unit of their clocks.
+
+    `usual` is the most frequent distance. `regular`: every distance is the usual one; only the last may be shorter,
+    since a run may end between two saves. `gaps` are the distances of at least one and a half times the usual one.
+
+    For instance clocks of 100, 200, 300 and 350 are regular, with a usual distance of 100 and no gap; clocks of 100,
+    200 and 400 are not, and have a gap of 200.
+    """
+
+    usual: Fraction | float
+    regular: bool
+    gaps: tuple[Gap, ...]
+
+
+def measure_spacing(clocks: Sequence[Fraction | float]) -> Spacing | None:
+    """Return how far apart checkpoints with these clocks are, None where no two clocks differ.
+
+    Args:
+        clocks: one for each checkpoint, in one unit, never falling. Checkpoints of equal clocks count as one.
+    """
+    steps = [
+        Gap(number, number + 1, newer - older)
+        for number, (older, newer) in enumerate(pairwise(clocks))
+        if newer > older
+    ]
     if not steps:
-        return 0.0, []
-    usual = Counter(newer - older for older, newer in steps).most_common(1)[0][0]
-    return usual, [(older, newer) for older, newer in steps if newer - older >= usual * 1.5]
-
-
-def regular(clocks: Sequence[float]) -> bool:
-    """Return whether neighbours are everywhere as far apart; those of one clock are not looked at."""
-    steps = [newer - older for older, newer in pairwise(clocks) if newer > older]
-    return not steps or max(steps) - min(steps) <= max(map(abs, clocks)) * 1e-9
+        return None
+    usual = Counter(step.length for step in steps).most_common(1)[0][0]
+    regular = all(step.length == usual for step in steps[:-1]) and steps[-1].length <= usual
+    return Spacing(usual, regular, tuple(step for step in steps if step.length >= usual * _GAP))

@@ -1,4 +1,4 @@
-"""Tensors for stored averages: against profiles that are written out, event by event, and plain least squares."""
+"""Weights for stored averages: against profiles that are written out, event by event, and plain least squares."""
 
 from __future__ import annotations
 

@@ -349,7 +349,7 @@ def changed(run: InProcess, first: Path, change: Callable[[Any], None]) -> Path:
 def test_a_manifest_that_was_changed_is_refused(
     run: InProcess, big: Mapping[str, Path], change: Callable[[Any], None], code: int
 ):
-    """Tensors, clocks, names, sums and the law must fit together; nothing outside the folder is looked at."""
+    """Weights, clocks, names, sums and the law must fit together; nothing outside the folder is looked at."""
     assert fails(run, changed(run, big["none"], change))[0] == code
 
 

@@ -645,7 +645,7 @@ def test_a_changed_checkpoint_hides_no_problem(copy: Path):
 
 
 def test_weights_that_the_law_does_not_give(copy: Path):
-    """Tensors that were changed in manifest and metadata, with all sums made anew, are not those of the law."""
+    """Weights that were changed in manifest and metadata, with all sums made anew, are not those of the law."""
     edit_mark(copy / SINGLE, lambda mark: mark["checkpoints"][1].__setitem__(2, 0.5))
     vouch(copy / SINGLE, lambda manifest: manifest["inputs"][1].update(weight=0.5))
     assert check(copy / SINGLE).problems == ()

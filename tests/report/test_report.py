@@ -20,13 +20,12 @@ from ema_cli.comparing.layers import group_layers
 from ema_cli.report import charts
 from ema_cli.report.distances import MOST_LAYERS, Distances
 from ema_cli.report.page import make_page
-from ema_cli.runs import spacing
 from tests.conftest import Outcome, write_hf_run, write_torch_run
 
 Cli = Callable[..., Outcome]
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 SECTIONS = [
-    "Tensors over training time", "Distance from the checkpoints", "How it was made", "Checkpoints", "Tensors", "Files",
+    "Weights over training time", "Distance from the checkpoints", "How it was made", "Checkpoints", "Tensors", "Files",
 ]  # fmt: skip
 HOSTILE = "<script>alert(1)</script>\"' onload=x><img src=x onerror=y>\u202e\x1b[31m&amp;"
 
@@ -225,7 +224,7 @@ def test_distances_are_from_what_was_averaged(cli: Cli, run: Path):
     write_hf_run(run / "other", [101])
     (run / "other" / "checkpoint-101").rename(run / "other" / "checkpoint-100")
     done = cli("report", "out", "--against", "other", "-o", "b.html")
-    assert (done.code, "is not the checkpoint that was averaged" in done.err) == (4, True)
+    assert (done.code, "has changed since it was averaged" in done.err) == (3, True)
     assert not (run / "b.html").exists()
 
 
@@ -237,7 +236,20 @@ def test_a_manifest_leads_out_of_no_folder(cli: Cli, run: Path, name: str):
     manifest["inputs"][0]["name"] = name
     path.write_text(json.dumps(manifest))
     done = cli("report", "out", "--against", "ckpts", "-o", "page.html")
-    assert (done.code, "no name of a checkpoint in a folder" in done.err) == (4, True)
+    assert (done.code, "lies outside any folder that could be given" in done.err) == (3, True)
+
+
+def test_averages_that_were_averaged_are_found_as_averages(cli: Cli, tmp_path: Path):
+    """A file in `ema/` is an average by its place: with --weights ema, `report --against` opens it as `verify` does."""
+    (tmp_path / "run" / "ema").mkdir(parents=True)
+    for step in (100, 200, 300):
+        path = tmp_path / "run" / "ema" / f"step-{step}.safetensors"
+        save_file({"w": torch.full((3,), float(step))}, path, {"step": str(step)})
+    files = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "run" / "ema").iterdir())
+    assert cli("average", *files, "--half-life", "100ba", "--weights", "ema", "-o", "out.safetensors").code == 0
+    assert cli("verify", "out.safetensors", "--against", "run/ema").code == 0
+    done = cli("report", "out.safetensors", "--against", "run/ema")
+    assert (done.code, done.out) == (0, "out.safetensors.html\n"), done.err
 
 
 def test_hostile_names_are_text(cli: Cli, tmp_path: Path):
@@ -360,16 +372,3 @@ def test_shades_cover_what_there_is():
     assert [charts.shade(value, [0.02, 0.5]) for value in (0.0, 0.02, 0.6, None, math.nan)] == [
         "s0", "s4", "s8", "none", "none",
     ]  # fmt: skip
-
-
-def test_gaps_are_half_as_long_again_as_usual():
-    """The usual distance is the most frequent one; clocks that are equal count for nothing."""
-    assert spacing.spacing([1, 2, 3, 3, 4.5, 5.9, 6.9]) == (1, [(3, 4.5)])
-    assert spacing.spacing([5]) == (0, [])
-
-
-def test_a_run_is_regular_where_all_distances_are_one():
-    """A shorter one is no gap, but irregular, too; the rounding of clocks is not."""
-    assert spacing.regular([0.1, 0.2, 0.30000000000000004, 0.30000000000000004, 0.4])
-    assert not spacing.regular([10, 20, 30, 35])
-    assert spacing.regular([5])

@@ -1,0 +1,102 @@
+"""The checkpoints that entered an average, found again by its manifest, and whether they are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.options import ReadOptions
+from ema_cli.manifest.fingerprint import fingerprints
+from ema_cli.manifest.manifest import Manifest
+from ema_cli.runs.run import open_by_name
+
+
+@dataclass(frozen=True, slots=True)
+class FoundInputs:
+    """Where the inputs of a manifest lie, by name, in the order of the manifest; and the names of those not found."""
+
+    paths: Mapping[str, Path]
+    missing: tuple[str, ...]
+
+
+def find_inputs(manifest: Manifest, places: Sequence[Path]) -> FoundInputs:
+    """Find each input of an average at or below one of `places`.
+
+    Raises:
+        CheckpointError: for a name that leads out of any folder, or where a place cannot be looked at.
+    """
+    paths, missing = {}, []
+    for entry in manifest["inputs"]:
+        name = str(entry["name"])
+        path = _find(name, places)
+        if path is None:
+            missing.append(name)
+        else:
+            paths[name] = path
+    return FoundInputs(paths, tuple(missing))
+
+
+def open_inputs(manifest: Manifest, paths: Mapping[str, Path]) -> list[Checkpoint]:
+    """Open inputs as they were opened when they were averaged, under the names that they have in the manifest.
+
+    Raises:
+        CheckpointError: for one that cannot be read.
+        RunError: for one that does not hold what was averaged: raw weights, or averages.
+    """
+    return open_by_name(paths, read_options(manifest))
+
+
+def read_options(manifest: Manifest) -> ReadOptions:
+    """Return the options with which the inputs of a manifest were read."""
+    recipe = manifest["recipe"]
+    return ReadOptions(
+        recipe["key"], recipe["weights"], recipe["component"], recipe["keep_prefix"], copy=tuple(recipe["copy"])
+    )
+
+
+def check_unchanged(manifest: Manifest, checkpoints: Sequence[Checkpoint], threads: int) -> None:
+    """Check that checkpoints are those of the manifest, by name: by their size and by a sampled fingerprint.
+
+    Raises:
+        CheckpointError: naming the first that has changed, and how many more have.
+    """
+    recorded: dict[str, Mapping[str, Any]] = {entry["name"]: entry for entry in manifest["inputs"]}
+    prints = fingerprints(checkpoints, threads)
+    changed = [
+        checkpoint
+        for checkpoint, fingerprint in zip(checkpoints, prints, strict=True)
+        if not _is_same(recorded[checkpoint.name], checkpoint, fingerprint)
+    ]
+    if changed:
+        more = f", and so have {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise CheckpointError(
+            f"has changed since it was averaged: its fingerprint is another{more}",
+            subject=changed[0].path,
+            hint="bring back the checkpoint as it was, or give the folder that it lies in",
+        )
+
+
+def _is_same(entry: Mapping[str, Any], checkpoint: Checkpoint, fingerprint: str) -> bool:
+    unread = entry["weight"] == 0 and entry["fingerprint"] is None
+    return bool((unread or entry["fingerprint"] == fingerprint) and entry["bytes"] == checkpoint.nbytes)
+
+
+def _find(name: str, places: Sequence[Path]) -> Path | None:
+    """Return where the input called `name` lies: below one of the places, or it is one of them."""
+    plain = PurePosixPath(name)
+    if plain.is_absolute() or ".." in plain.parts or "\0" in name:
+        raise CheckpointError(f"the manifest's input '{name}' lies outside any folder that could be given")
+    for place in places:
+        try:
+            is_below = (place / plain).exists()
+        except OSError as error:
+            raise CheckpointError(f"cannot be looked at: {error.strerror}", subject=place / plain) from error
+        if is_below:
+            return place / plain
+        if place.exists() and place.absolute().parts[-len(plain.parts) :] == plain.parts:
+            return place
+    return None
