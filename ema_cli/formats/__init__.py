@@ -1,51 +1,44 @@
-"""One reader per container format. A new one is a module with `matches` and `open_checkpoint`, and an entry here.
+"""Checkpoints of any format: one reader per container, asked in turn.
 
-`matches` looks at names and first bytes only. No reader imports torch.
+A new format is a module with a `READER`, an entry in `READERS`, and the suffix of its files in `trainers/names.py`.
+No reader imports torch. May import checkpoint and what is below it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, UsageError, option
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.dcp import directory as dcp_directory
-from ema_cli.formats.folders import deepspeed, refused
-from ema_cli.formats.folders import diffusers as pipeline
-from ema_cli.formats.folders import huggingface as hf_directory
-from ema_cli.formats.options import LEAVE_OUT, ReadOptions
+from ema_cli.formats.folders import deepspeed, diffusers, huggingface, refused
+from ema_cli.formats.options import ReadOptions, one_model_error
+from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.prefixes import strip_prefixes
 from ema_cli.storage.location import location
-
-
-class Reader(Protocol):
-    """What a module in this folder provides."""
-
-    def matches(self, path: Path) -> bool:
-        """Return whether `path` looks like this format, from names and first bytes."""
-        ...
-
-    def open_checkpoint(self, path: Path, options: ReadOptions) -> Checkpoint:
-        """Read the headers of the checkpoint at `path`."""
-        ...
-
 
 WHAT_IS_READ = (
     "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), folders of Hugging Face, "
     "torch.distributed.checkpoint and DeepSpeed"
 )
 
-# Most specific first. Those of folders come first of all.
-FOLDER_READERS: tuple[Reader, ...] = (hf_directory, dcp_directory, pipeline, deepspeed, refused)
-READERS: tuple[Reader, ...] = (*FOLDER_READERS, safetensors_file, torch_file)
+# Most specific first; the first that matches opens the checkpoint.
+READERS: tuple[Reader, ...] = (
+    huggingface.READER,
+    dcp_directory.READER,
+    diffusers.READER,
+    deepspeed.READER,
+    refused.READER,
+    safetensors_file.READER,
+    torch_file.READER,
+)
 
 
 def is_checkpoint_folder(folder: Path) -> bool:
     """Return whether the folder itself is one checkpoint, read or refused."""
-    return any(reader.matches(folder) for reader in FOLDER_READERS)
+    return any(reader.matches(folder) for reader in READERS)
 
 
 def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoint:
@@ -61,16 +54,14 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
     options = options or ReadOptions()
     for reader in READERS:
         if reader.matches(path):
-            if options.component is not None and reader not in (hf_directory, dcp_directory, pipeline):
-                raise UsageError(
-                    f"holds one model, and {option('component')} chooses of several", subject=path, hint=LEAVE_OUT
-                )
-            checkpoint = reader.open_checkpoint(path, options)
+            if options.component is not None and not reader.takes_component:
+                raise one_model_error(path)
+            checkpoint = reader.open(path, options)
             return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
-    here = location(path).info()
-    if here.is_folder:
+    info = location(path).info()
+    if info.is_folder:
         raise CheckpointError("a folder without a checkpoint", subject=path, hint=WHAT_IS_READ)
-    if here.is_file and here.size < 8:
+    if info.is_file and info.size < 8:
         raise IncompleteCheckpoint("is empty", subject=path, hint="its writer did not finish")
     location(path).open()  # which says so if it cannot be read at all
     raise NoWeights("not a checkpoint of a format that is read", subject=path, hint=WHAT_IS_READ)

@@ -1,23 +1,28 @@
-"""What a user may say about how checkpoints are read."""
+"""How checkpoints are read, where a user has a choice."""
 
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from ema_cli.errors import option
+from ema_cli.errors import UsageError, option
 
 Choice = Literal["raw", "ema"] | None
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What a user may say.
+    """How checkpoints are read.
 
-    `key`: where in a pickled file the weights are. `weights`: which, where a file holds averages, too. `component`:
-    which part of a pipeline of several models. `keep_prefix`: leave names as wrappers made them. `copy`: patterns of
-    the names that are copied from the newest checkpoint instead of averaged.
+    Attributes:
+        key: where in a pickled file the weights are; dots descend.
+        weights: raw weights or averages, where a checkpoint holds both.
+        component: the name of one model, where a checkpoint holds several.
+        keep_prefix: whether names stay as wrappers made them.
+        copy: patterns of the names of tensors that are copied from the newest checkpoint instead of averaged.
     """
 
     key: str | None = None
@@ -27,8 +32,23 @@ class ReadOptions:
     copy: tuple[str, ...] = ()
 
     def copies(self, name: str) -> bool:
-        """Return whether the user wants tensor `name` copied."""
+        """Return whether tensor `name` is to be copied."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.copy)
 
 
-LEAVE_OUT = f"leave out {option('component')}"
+def one_model_error(path: Path) -> UsageError:
+    """Return the error for a component that is named where there is one model."""
+    return UsageError(
+        f"holds one model, and {option('component')} chooses of several",
+        subject=path,
+        hint=f"leave out {option('component')}",
+    )
+
+
+def several_models_error(path: Path, names: Sequence[str], example: str) -> UsageError:
+    """Return the error for a checkpoint of several models where none of the `names` is chosen; `example` is one."""
+    return UsageError(
+        f"holds several models: {', '.join(names)}",
+        subject=path,
+        hint=f"say which: {option('component', example)}",
+    )

@@ -10,8 +10,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import IncompleteCheckpoint, UsageError, option
-from ema_cli.formats.options import LEAVE_OUT, ReadOptions
+from ema_cli.errors import IncompleteCheckpoint
+from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
+from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.layouts import (
     DCP_FOLDERS,
@@ -51,18 +52,12 @@ def _choose_folder(path: Path, options: ReadOptions) -> Path:
     folders = _find_folders(path)
     if len(folders) == 1:
         if options.component not in (None, folders[0].name):
-            raise UsageError(
-                f"holds one model, and {option('component')} chooses of several", subject=path, hint=LEAVE_OUT
-            )
+            raise one_model_error(path)
         return folders[0]
-    chosen = next((each for each in folders if each.name == options.component), None)
+    chosen = next((folder for folder in folders if folder.name == options.component), None)
     if chosen is None:
-        names = [each.name for each in folders]
-        raise UsageError(
-            f"holds several models: {', '.join(names)}",
-            subject=path,
-            hint=f"say which: {option('component', f'{names[0]}')}",
-        )
+        names = [folder.name for folder in folders]
+        raise several_models_error(path, names, names[0])
     return chosen
 
 
@@ -96,3 +91,6 @@ def _check_complete(path: Path, folder: Path) -> None:
     if missing:
         raise IncompleteCheckpoint(f"{missing}, which is written last", subject=path)
     check_latest(path)
+
+
+READER = Reader(matches, open_checkpoint, takes_component=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.reader import Reader
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import names_in
@@ -88,3 +89,6 @@ def _find_folder(path: Path) -> Path | None:
         if any(pattern.search(name) for name in names_in(folder) for pattern in (_MODEL, _ZERO_3, _PIPELINE)):
             return folder
     return None
+
+
+READER = Reader(matches, open_checkpoint)

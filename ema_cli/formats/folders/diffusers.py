@@ -8,7 +8,8 @@ from pathlib import Path
 from ema_cli.checkpoint import Averages, Checkpoint
 from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.folders import huggingface as hf_directory
-from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.options import ReadOptions, several_models_error
+from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
 from ema_cli.formats.trainers.layouts import COMPONENTS
 from ema_cli.storage.location import location
@@ -31,11 +32,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     found = _components(path)
     wanted = options.component.removesuffix(_EMA) if options.component else None
     if wanted is None and len(found) > 1:
-        raise UsageError(
-            f"holds several models: {', '.join(found)}",
-            subject=path,
-            hint=f"say which: {option('component', f'{found[0]}')}",
-        )
+        raise several_models_error(path, found, found[0])
     component = wanted or found[0]
     if component not in found:
         raise UsageError(f"has no component '{component}'", subject=path, hint=f"it has {', '.join(found)}")
@@ -73,3 +70,6 @@ def _components(path: Path) -> list[str]:
     return [
         name for name in COMPONENTS if hf_directory.matches(path / name) or hf_directory.matches(path / f"{name}{_EMA}")
     ]
+
+
+READER = Reader(matches, open_checkpoint, takes_component=True)

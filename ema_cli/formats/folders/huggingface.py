@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 from ema_cli.checkpoint import Averages, Checkpoint, Pretrained
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError, option
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, option
 from ema_cli.formats.folders import refused
 from ema_cli.formats.json_text import read_json
-from ema_cli.formats.options import LEAVE_OUT, ReadOptions
+from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
+from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import is_plain_name, open_index
 from ema_cli.formats.torch_save import file as torch_file
@@ -135,13 +136,9 @@ def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str
         models = {**{base: found[base] for base in ("model",) if base in found}, **several}
         if options.component in models:
             return "model", models[options.component]
-        raise UsageError(
-            f"holds several models: {', '.join(models)}",
-            subject=path,
-            hint=f"say which: {option('component', 'model_1')}",
-        )
+        raise several_models_error(path, list(models), "model_1")
     if options.component is not None:
-        raise UsageError(f"holds one model, and {option('component')} chooses of several", subject=path, hint=LEAVE_OUT)
+        raise one_model_error(path)
     if not found:
         shard = min(filter(_is_shard, names), default=None)
         if shard is None:
@@ -158,3 +155,6 @@ def _is_shard(name: str) -> bool:
 def _trainer(names: set[str]) -> str:
     by_accelerate = any(name.startswith("random_states_") for name in names) and TRAINER_STATE not in names
     return "accelerate" if by_accelerate else "transformers"
+
+
+READER = Reader(matches, open_checkpoint, takes_component=True)

@@ -10,6 +10,7 @@ from typing import NoReturn
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.beginning import first_bytes
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.storage.location import location
 
@@ -62,3 +63,6 @@ def _reason(path: Path) -> tuple[str, str] | None:
     if beginning[257:262] == b"ustar":
         return "is a tar archive", "unpack it: tar -xf FILE"
     return next((why for start, why in _BEGINNINGS.items() if beginning.startswith(start)), None)
+
+
+READER = Reader(matches, open_checkpoint)

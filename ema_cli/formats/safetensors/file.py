@@ -8,6 +8,7 @@ from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint
 from ema_cli.errors import CheckpointError, UsageError, option
 from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_mark
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
 from ema_cli.formats.trainers.adapters import header_settings
 from ema_cli.formats.trainers.choice import AVERAGED_MODEL, settle_averages
@@ -63,3 +64,6 @@ def _averages(tensors: SafetensorsTensors) -> Averages | None:
     if METADATA_KEY in tensors.metadata:
         return Averages(MADE_HERE)
     return Averages(AVERAGED_MODEL) if "n_averaged" in tensors.specs else None
+
+
+READER = Reader(matches, open_checkpoint)

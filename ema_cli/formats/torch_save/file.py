@@ -17,6 +17,7 @@ from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, Usag
 from ema_cli.formats.beginning import first_bytes
 from ema_cli.formats.mark import MADE_HERE
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.layouts import COMPOSER, MEGATRON_PART, PARTS, WENET_SIDECAR
 from ema_cli.law.time import Unit
@@ -149,3 +150,6 @@ def open_torch(source: ByteSource) -> TorchFile:
 def is_zip(source: ByteSource) -> bool:
     """Return whether the bytes begin as a zip archive."""
     return source.size >= len(_ZIP) and source.read(0, len(_ZIP)) == _ZIP
+
+
+READER = Reader(matches, open_checkpoint)
