@@ -32,6 +32,7 @@ WINDOWS_PER_BATCH = 8
 LEARNING_RATE = 3e-3
 WARM_UP = 40  # batches; after them the learning rate never changes
 TIMED_INTERVAL = 20  # batches between checkpoints where only the seconds are known beforehand
+FEWEST = 400  # batches of a timed run, however slow the machine is: after some fifty no average is better yet
 MAX_CHECKPOINTS = 240  # ends a timed run on a fast machine before it fills the disk
 CURVE_POINTS = 16
 STORED = ("50ba", "200ba")  # of these averages any half-life is made afterwards
@@ -128,7 +129,8 @@ def train(text: Tensor, folder: Path, batches: int | None, seconds: float) -> EM
         dense.update()
         now = time.monotonic()
         # The clock is read only where a checkpoint is due, so that the run ends with one.
-        ends = step == last or (batches is None and step % interval == 0 and now - started >= seconds)
+        late = batches is None and step % interval == 0 and now - started >= seconds
+        ends = step == last or (late and step >= FEWEST)
         if step % interval == 0 or ends:
             state = {"model": model.state_dict(), "step": step, "loss": loss.item()}
             torch.save(state, folder / f"step-{step:05d}.pt")
@@ -137,7 +139,9 @@ def train(text: Tensor, folder: Path, batches: int | None, seconds: float) -> EM
         if ends or now - shown >= 10:
             shown = now
             left = (now - started) * (last - step) / step
-            left = left if batches else min(left, max(0.0, seconds - (now - started)))
+            if batches is None:
+                fewest = (now - started) * (FEWEST - step) / step
+                left = min(left, max(0.0, seconds - (now - started), fewest))
             log(f"batch {step:5d}  training loss {loss.item():.3f}  {0 if ends else left:4.0f} s left")
         if ends:
             break
@@ -233,7 +237,7 @@ def draw(path: Path, curve: dict[int, float], roads: dict[str, dict[int, float]]
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120, help="how long to train (default: 120)")
+    parser.add_argument("--seconds", type=float, default=120, help=f"how long to train, after {FEWEST} batches (default: 120)")
     parser.add_argument("--batches", type=int, help="train this many batches instead, whatever time it takes")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="where all files go (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the batches (default: 0)")
@@ -248,6 +252,8 @@ def main() -> None:
     arguments = parse_arguments()
     folder, chart = arguments.dir / "ckpts", arguments.dir / "curve.png"
     prepare_folder(folder)
+    # So small a model gains nothing from more threads, and loses much to them where others use the processors.
+    torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     training_text, held_out = load_text()
     dense = train(training_text, folder, arguments.batches, arguments.seconds)
