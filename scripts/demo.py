@@ -237,7 +237,9 @@ def draw(path: Path, curve: dict[int, float], roads: dict[str, dict[int, float]]
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120, help=f"how long to train, after {FEWEST} batches (default: 120)")
+    parser.add_argument(
+        "--seconds", type=float, default=120, help=f"how long to train, after {FEWEST} batches (default: 120)"
+    )
     parser.add_argument("--batches", type=int, help="train this many batches instead, whatever time it takes")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="where all files go (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the batches (default: 0)")

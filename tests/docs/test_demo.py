@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import demo
+from tests.conftest import write_torch_run
 from tests.docs.pages import PAGES, README, ROOT, blocks
 
 
@@ -29,16 +31,32 @@ def test_the_first_commands_exist():
 
 @pytest.mark.slow
 def test_the_demo_runs_end_to_end(tmp_path: Path):
-    """A short demo trains, averages, compares and draws its chart; its run is released as the page shows it."""
-    command = [sys.executable, ROOT / "scripts" / "demo.py", "--batches", "12", "--dir", tmp_path / "demo"]
+    """A short demo trains, averages, compares and draws its chart."""
+    command = [sys.executable, ROOT / "scripts" / "demo.py", "--batches", "2", "--dir", tmp_path / "demo"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"last checkpoint \(step 12\) +\d\.\d{4}", done.stdout)
-    files, stored, dense = map(float, re.search(r"half-life 10ba" + r" +(\d\.\d{4})" * 3, done.stdout).groups())
+    assert re.search(r"last checkpoint \(step 2\) +\d\.\d{4}", done.stdout)
+    files, stored, dense = map(float, re.search(r"half-life 2ba" + r" +(\d\.\d{4})" * 3, done.stdout).groups())
     assert abs(stored - dense) < 0.01  # what was stored makes nearly the average of every batch
     assert files == dense  # of which each is in a file here
     assert (tmp_path / "demo" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
+
+def test_a_timed_demo_trains_its_fewest_batches_however_slow_the_machine_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """When the time is over, training goes on to the batch from which on the averages are better."""
+    monkeypatch.setattr(demo, "FEWEST", 4)
+    monkeypatch.setattr(demo, "TIMED_INTERVAL", 2)
+    monkeypatch.setattr(demo, "STORED_EVERY", 1)
+    demo.train(demo.load_text()[0], tmp_path, None, seconds=0)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step-00002.pt", "step-00004.pt"]
+
+
+@pytest.mark.slow
+def test_a_release_runs_as_the_page_shows_it(tmp_path: Path):
+    """Demands, checksums, the report, the recipe and the job that does all of it, on twelve small checkpoints."""
+    write_torch_run(tmp_path / "demo" / "ckpts", range(1, 13))
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     script = "set -e\n" + "".join(block.text for page in PAGES for block in blocks(page) if block.language == "sh")
