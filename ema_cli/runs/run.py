@@ -19,6 +19,7 @@ from ema_cli.formats.trainers.layouts import AVERAGES_FILE, AVERAGES_FOLDER, COP
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.clocks import order_units, settle_clocks, space
 from ema_cli.runs.search import PassedOver, Search, check_one_run
+from ema_cli.storage.location import location
 from ema_cli.text import natural_key
 
 _IN_AVERAGES = "it is in a folder of averages, by its name"
@@ -73,7 +74,7 @@ def open_run(
     """
     options = options or ReadOptions()
     for path in paths:
-        if not os.path.lexists(path):
+        if not location(path).info(follow=False).exists:
             raise UsageError("does not exist", subject=path)
     search = _search(paths)
     # A folder that is itself the only checkpoint in it is one that is named.
@@ -115,7 +116,7 @@ def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions)
 
 def _search(paths: Sequence[Path]) -> Search | None:
     """Return what a folder holds; None where checkpoints are named."""
-    if len(paths) > 1 or not paths[0].is_dir():
+    if len(paths) > 1 or not location(paths[0]).info().is_folder:
         return None
     search = Search(paths[0])
     search.visit(paths[0])
@@ -165,7 +166,7 @@ def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list
     root = Path(os.path.commonpath([path.parent for path in plain]))
     opened: list[Checkpoint] = []
     for path, plain_path in zip(paths, plain, strict=True):
-        if len(paths) > 1 and path.is_dir() and not is_checkpoint_folder(path):
+        if len(paths) > 1 and location(path).info().is_folder and not is_checkpoint_folder(path):
             raise UsageError(
                 "is a folder, but not a checkpoint",
                 subject=path,
@@ -195,7 +196,7 @@ def _open_one(path: Path, options: ReadOptions, *, averages: str | None) -> Chec
 def _says_averages(path: Path) -> str | None:
     """Return why the name of a file or folder, or of the folder it is in, says averages; None if it does not."""
     path = path.absolute()
-    if path.is_dir():
+    if location(path).info().is_folder:
         in_folder = AVERAGES_FOLDER.search(path.name) or path.parent.name.lower() == "ema"
     else:
         in_folder = AVERAGES_FOLDER.search(path.parent.name) or path.parent.parent.name.lower() == "ema"
@@ -241,7 +242,7 @@ def _preference(checkpoint: Checkpoint) -> tuple[object, ...]:
     name = checkpoint.name
     last = name.rpartition("/")[2]
     unnumbered = bool(COPIES.search(last)) or not re.search(r"[0-9]", name)
-    return unnumbered, checkpoint.path.is_symlink(), len(name), natural_key(name)
+    return unnumbered, location(checkpoint.path).info(follow=False).is_link, len(name), natural_key(name)
 
 
 def _drop_unclocked_copies(

@@ -20,6 +20,8 @@ from ema_cli.formats.trainers.layouts import (
     TRAINER_STATE,
 )
 from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks
+from ema_cli.storage.info import Entry, Identity
+from ema_cli.storage.location import location
 from ema_cli.text import natural_key
 
 _MAX_DEPTH = 16
@@ -44,49 +46,41 @@ class Search:
     root: Path
     paths: list[Path] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
-    _seen: set[tuple[int, int]] = field(default_factory=set)
+    _seen: set[Identity | None] = field(default_factory=set)
 
     def visit(self, folder: Path, depth: int = 0, *, folders_only: bool = False) -> None:
-        """Collect the checkpoints in `folder` and below it; with `folders_only` no single files."""
-        try:
-            status = folder.stat()
-        except FileNotFoundError:
-            return self.pass_over(folder, "disappeared while it was searched", warn=True)
-        if (status.st_dev, status.st_ino) in self._seen:
-            return self.pass_over(folder, "a link to a folder that is read already")
-        if depth > _MAX_DEPTH:
-            return self.pass_over(folder, "too deep in the folder that is searched", warn=True)
-        self._seen.add((status.st_dev, status.st_ino))
+        """Collect the checkpoints in `folder` and below it.
+
+        Args:
+            folder: the root, or a folder below it.
+            depth: how many folders it lies below the root.
+            folders_only: pass over single files, which are parts of the model in a folder around this one.
+
+        Raises:
+            CheckpointError: where a folder cannot be looked into.
+        """
+        if not self._is_entered(folder, depth):
+            return
         # Links last, so that the real folder gives the name.
-        try:
-            children = sorted(folder.iterdir(), key=lambda child: (child.is_symlink(), natural_key(child.name)))
-        except OSError as error:
-            raise CheckpointError(f"cannot be searched: {error.strerror}", subject=folder) from error
-        is_checkpoint, found = is_checkpoint_folder(folder), len(self.paths)
+        entries = sorted(location(folder).entries(), key=lambda entry: (entry.is_link, natural_key(entry.name)))
+        is_checkpoint, first = is_checkpoint_folder(folder), len(self.paths)
         folders = [
-            child
-            for child in children
+            entry
+            for entry in entries
             # DeepSpeed's files in a folder of the Hugging Face Trainer are what it resumes from.
-            if self._is_searched(child) and not (is_checkpoint and DEEPSPEED_TAG.search(child.name))
+            if self._is_searched(entry) and not (is_checkpoint and DEEPSPEED_TAG.search(entry.name))
         ]
         if not folders_only:
-            files = [child for child in children if self._is_checkpoint_file(child)]
-            # Beside a model only what has a clock of its own; the rest are parts of it.
-            for child in files:
-                if not is_checkpoint or name_clocks(child.name).clocks:
-                    self.paths.append(child)
-                elif folder == self.root and re.search("[0-9]", child.name) and not child.name.startswith(_PARTS):
-                    self.pass_over(child, "beside a model, and its name has no clock", warn=True)
-        for child in folders:
-            self.visit(child, depth + 1, folders_only=is_checkpoint or folders_only)
-        if is_checkpoint and any(map(_has_clock, self.paths[found:])):
+            self._add_files([entry for entry in entries if self._is_checkpoint_file(entry)], beside_model=is_checkpoint)
+        for entry in folders:
+            self.visit(entry.path, depth + 1, folders_only=is_checkpoint or folders_only)
+        if is_checkpoint and any(map(_has_clock, self.paths[first:])):
             self.pass_over(folder, "a model beside its own checkpoints")
         elif is_checkpoint:
             # What lies in it is a part of it, as the modules of a sentence-transformers model are.
-            self.paths[found:] = [folder]
-        elif not folders_only and folder != self.root and name_clocks(folder.name).clocks and len(self.paths) == found:
+            self.paths[first:] = [folder]
+        elif not folders_only and folder != self.root and name_clocks(folder.name).clocks and len(self.paths) == first:
             self.pass_over(folder, "holds no weights", warn=True)
-        return None
 
     def pass_over(self, path: Path, reason: str, *, warn: bool = False) -> None:
         """Note that `path` does not enter."""
@@ -96,45 +90,68 @@ class Search:
         """Return the path relative to the folder that is searched."""
         return path.relative_to(self.root).as_posix() if path != self.root else "(this folder)"
 
-    def _is_searched(self, child: Path) -> bool:
-        if not child.is_dir() or child.name.startswith("."):
+    def _is_entered(self, folder: Path, depth: int) -> bool:
+        """Return whether the folder is there, was not searched before, and is not too deep."""
+        info = location(folder).info()
+        if not info.exists:
+            self.pass_over(folder, "disappeared while it was searched", warn=True)
+        elif info.identity in self._seen:
+            self.pass_over(folder, "a link to a folder that is read already")
+        elif depth > _MAX_DEPTH:
+            self.pass_over(folder, "too deep in the folder that is searched", warn=True)
+        else:
+            self._seen.add(info.identity)
+            return True
+        return False
+
+    def _add_files(self, files: list[Entry], *, beside_model: bool) -> None:
+        """Add checkpoints of one file each; beside a model only those with a clock in their names: others are parts."""
+        for file in files:
+            if not beside_model or name_clocks(file.name).clocks:
+                self.paths.append(file.path)
+            elif file.folder == self.root and re.search("[0-9]", file.name) and not file.name.startswith(_PARTS):
+                self.pass_over(file.path, "beside a model, and its name has no clock", warn=True)
+
+    def _is_searched(self, entry: Entry) -> bool:
+        """Return whether the entry is a folder to search; note why a folder is not."""
+        if not entry.is_folder or entry.name.startswith("."):
             return False
-        if child.is_symlink() and not self._is_within(child) and not is_checkpoint_folder(child):
-            self.pass_over(child, "a link that leads out of the folder", warn=True)
+        if entry.is_link and not self._is_within(entry.path) and not is_checkpoint_folder(entry.path):
+            self.pass_over(entry.path, "a link that leads out of the folder", warn=True)
             return False
-        if is_unfinished_name(child.name):
-            self.pass_over(child, "unfinished, as its name says", warn=True)
+        if is_unfinished_name(entry.name):
+            self.pass_over(entry.path, "unfinished, as its name says", warn=True)
             return False
-        if AVERAGES_FOLDER.search(child.name):
-            self.pass_over(child, "averages, as its name says")
+        if AVERAGES_FOLDER.search(entry.name):
+            self.pass_over(entry.path, "averages, as its name says")
             return False
         return True
 
-    def _is_within(self, child: Path) -> bool:
-        return child.resolve().is_relative_to(self.root.resolve())
+    def _is_within(self, path: Path) -> bool:
+        return location(path).resolve().is_relative_to(location(self.root).resolve())
 
-    def _is_checkpoint_file(self, child: Path) -> bool:
-        name = child.name
-        if name.startswith(".") or child.is_dir() or SHARD.search(name):
+    def _is_checkpoint_file(self, entry: Entry) -> bool:
+        """Return whether the entry is a file of weights; note why a file that could be one is not."""
+        name, path = entry.name, entry.path
+        if name.startswith(".") or entry.is_folder or SHARD.search(name):
             return False
         if is_unfinished_name(name):
-            self.pass_over(child, "unfinished, as its name says", warn=True)
+            self.pass_over(path, "unfinished, as its name says", warn=True)
             return False
         if not is_weights_name(name):
             return False
-        if AVERAGES_FILE.search(child.name):
-            self.pass_over(child, "averages, as its name says")
+        if AVERAGES_FILE.search(name):
+            self.pass_over(path, "averages, as its name says")
             return False
         if RECOVERY.search(name):
-            self.pass_over(child, "saved in the middle of an epoch, for recovery")
+            self.pass_over(path, "saved in the middle of an epoch, for recovery")
             return False
-        if not child.is_file():
-            what = "a link that leads nowhere" if child.is_symlink() else "not a regular file"
-            self.pass_over(child, what, warn=True)
+        if not entry.is_file:
+            self.pass_over(path, "a link that leads nowhere" if entry.is_link else "not a regular file", warn=True)
             return False
-        target = _pointer(child)
+        target = _pointer(path)
         if target is not None:
-            self.pass_over(child, f"points to {target}")
+            self.pass_over(path, f"points to {target}")
             return False
         return True
 
@@ -163,20 +180,21 @@ def check_one_run(root: Path, paths: list[Path]) -> None:
 
 
 def _has_clock(path: Path) -> bool:
-    return bool(name_clocks(path.name).clocks) or (path / TRAINER_STATE).is_file()
+    return bool(name_clocks(path.name).clocks) or location(path / TRAINER_STATE).info().is_file
 
 
 def _pointer(path: Path) -> str | None:
-    """Return the sibling that a small text file names: how Composer links where there are no links."""
+    """Return the sibling that a small text file names: Composer links so where the file system has no links."""
     try:
-        if not 0 < path.stat().st_size <= _POINTER_BYTES:
+        if not 0 < location(path).info().size <= _POINTER_BYTES:
             return None
-        text = path.read_bytes().strip()
-    except OSError:
+        file = location(path).open()
+        text = file.read(0, file.size).strip()
+    except CheckpointError:
         return None  # whoever opens it says why
     if not text or b"\0" in text or b"/" in text:
         return None
     name = os.fsdecode(text)
     if "\n" in name or len(text) > _MAX_NAME_BYTES or name == path.name:
         return None
-    return name if (path.parent / name).is_file() else None
+    return name if location(path.parent / name).info().is_file else None

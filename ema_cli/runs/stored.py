@@ -25,6 +25,7 @@ from ema_cli.law.live import Schedule, live_law_from_dict
 from ema_cli.law.time import Time, Unit, interval_text
 from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
+from ema_cli.storage.location import location, walk
 from ema_cli.text import natural_key
 
 if TYPE_CHECKING:
@@ -86,12 +87,11 @@ def is_stored(path: Path) -> bool:
 
 def find_stored(paths: Sequence[Path]) -> list[Path]:
     """Return the files at and below `paths` that look stored by their names, in natural order."""
-    found = [path for path in paths if path.is_file() and is_stored(path)]
+    stored = [path for path in paths if is_stored(path) and location(path).info().is_file]
     for path in paths:
-        for folder, folders, names in os.walk(path):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [each for name in names if is_stored(each := Path(folder) / name) and each.is_file()]
-    return sorted(dict.fromkeys(found), key=lambda each: natural_key(each.as_posix()))
+        inside = walk(path, hidden=False, skip_unreadable=True)
+        stored += [entry.path for entry in inside if entry.is_file and is_stored(entry.path)]
+    return sorted(dict.fromkeys(stored), key=lambda path: natural_key(path.as_posix()))
 
 
 def open_stored(paths: Sequence[Path]) -> StoredRun:
@@ -103,11 +103,13 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
         RunError: for averages of several trainings.
     """
     for path in paths:
-        if not os.path.lexists(path):
+        if not location(path).info(follow=False).exists:
             raise UsageError("does not exist", subject=path)
     if len(paths) > 1:
         paths = [path.absolute() for path in paths]
-    root = paths[0] if len(paths) == 1 and paths[0].is_dir() else Path(os.path.commonpath([p.parent for p in paths]))
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    if len(paths) == 1 and location(paths[0]).info().is_folder:
+        root = paths[0]
     averages: dict[tuple[str, str], StoredAverage] = {}
     unfinished: list[PassedOver] = []
     for path in find_stored(paths):
@@ -167,8 +169,9 @@ def _find_model_folder(path: Path) -> Path | None:
     The average gets its configuration, its tokenizer and the like.
     """
     for parent in list(path.absolute().parents)[1:3]:
-        numbered = [child for child in parent.iterdir() if re.fullmatch(r"checkpoint-\d+", child.name)]
-        for folder in (parent, *sorted(numbered, key=lambda child: natural_key(child.name), reverse=True)):
+        entries = location(parent).entries()
+        numbered = [entry.path for entry in entries if re.fullmatch(r"checkpoint-\d+", entry.name)]
+        for folder in (parent, *sorted(numbered, key=lambda path: natural_key(path.name), reverse=True)):
             if _is_of_a_model(folder / _CONFIG):
                 return folder
     return None
@@ -177,10 +180,13 @@ def _find_model_folder(path: Path) -> Path | None:
 def _is_of_a_model(config: Path) -> bool:
     """Return whether it is a configuration as Hugging Face's libraries write it, not anything called so."""
     try:
-        found = json.loads(config.read_bytes()) if config.is_file() and config.stat().st_size < _MAX_CONFIG else None
-    except (OSError, ValueError, RecursionError):
+        info = location(config).info()
+        if not info.is_file or info.size >= _MAX_CONFIG:
+            return False
+        value = json.loads(location(config).open().read(0, info.size))
+    except (CheckpointError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and not found.keys().isdisjoint(("model_type", "architectures", "_class_name"))
+    return isinstance(value, dict) and not value.keys().isdisjoint(("model_type", "architectures", "_class_name"))
 
 
 def _check_one_training(one: StoredAverage, other: StoredAverage) -> None:

@@ -15,6 +15,7 @@ class Kind(Enum):
     LINK = "a link"  # only where links are not followed
     OTHER = "neither a regular file nor a folder"
     MISSING = "nothing"
+    IMPOSSIBLE = "nothing, and nothing can have that name"  # too long, as a rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Info:
     @property
     def exists(self) -> bool:
         """Return whether anything is there."""
-        return self.kind is not Kind.MISSING
+        return self.kind not in (Kind.MISSING, Kind.IMPOSSIBLE)
 
     @property
     def is_file(self) -> bool:

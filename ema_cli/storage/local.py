@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from ema_cli.storage.staging import Staging
 
 _MAX_OPEN = 128
-_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_NOTHING_THERE = {
+    errno.ENOENT: Kind.MISSING,
+    errno.ENOTDIR: Kind.MISSING,
+    errno.ELOOP: Kind.MISSING,
+    errno.ENAMETOOLONG: Kind.IMPOSSIBLE,
+}
 _NOT_REGULAR = "is not a regular file"
 _HINT_REWRITTEN = "average a run that is not being rewritten"
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.LINK}
@@ -41,10 +46,10 @@ class LocalPath:
             status = os.stat(self.path, follow_symlinks=follow)
         except OSError as error:
             if error.errno in _NOTHING_THERE:
-                return Info(Kind.MISSING)
+                return Info(_NOTHING_THERE[error.errno])
             raise _unreadable("cannot be looked at", self.path, error) from error
-        except ValueError:  # a name with a zero byte, which nothing can have
-            return Info(Kind.MISSING)
+        except ValueError:  # a zero byte in the name
+            return Info(Kind.IMPOSSIBLE)
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), Kind.OTHER)
         return Info(kind, status.st_size if kind is Kind.FILE else 0, _identity(status))
 

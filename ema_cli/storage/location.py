@@ -7,10 +7,12 @@ case in `location`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ema_cli.errors import Unreadable
 from ema_cli.storage.info import Entry, Info
 from ema_cli.storage.local import LocalPath
 from ema_cli.storage.source import InputFile
@@ -83,6 +85,34 @@ class Location(Protocol):
             OutputError: where that is refused.
         """
         ...
+
+
+def walk(folder: Path, *, hidden: bool = True, skip_unreadable: bool = False) -> Iterator[Entry]:
+    """Yield all that a folder holds, at any depth, in no order. Links are not entered.
+
+    Args:
+        folder: where to begin.
+        hidden: whether to enter folders whose names begin with a dot, and to yield these themselves.
+        skip_unreadable: whether to pass over what cannot be listed.
+
+    Raises:
+        Unreadable: where a folder cannot be listed, unless that is to be skipped.
+    """
+    waiting = [folder]
+    while waiting:
+        try:
+            entries = location(waiting.pop()).entries()
+        except Unreadable:
+            if not skip_unreadable:
+                raise
+            continue
+        for entry in entries:
+            is_inner = entry.is_folder and not entry.is_link
+            if is_inner and not hidden and entry.name.startswith("."):
+                continue
+            if is_inner:
+                waiting.append(entry.path)
+            yield entry
 
 
 def location(path: str | Path) -> Location:

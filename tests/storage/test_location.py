@@ -24,7 +24,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, call: str, code: int) -> None:
 
 
 def test_each_kind_is_told_from_the_others(tmp_path: Path):
-    """A file has a size, a folder none, and a name at which nothing can be is like one at which nothing is."""
+    """A file has a size, a folder none, and a name that nothing can have is known."""
     (tmp_path / "file").write_bytes(bytes(7))
     os.mkfifo(tmp_path / "fifo")
     kinds = {
@@ -33,10 +33,11 @@ def test_each_kind_is_told_from_the_others(tmp_path: Path):
         "fifo": Kind.OTHER,
         "none": Kind.MISSING,
         "file/below": Kind.MISSING,
-        "x" * 300: Kind.MISSING,
-        "a\0b": Kind.MISSING,
+        "x" * 300: Kind.IMPOSSIBLE,
+        "a\0b": Kind.IMPOSSIBLE,
     }
     assert {name: location(tmp_path / name).info().kind for name in kinds} == kinds
+    assert [name for name in kinds if location(tmp_path / name).info().exists] == ["file", "", "fifo"]
     assert location(tmp_path / "file").info().size == 7
     assert location(tmp_path).info().size == 0
 

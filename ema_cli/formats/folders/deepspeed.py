@@ -79,9 +79,8 @@ def _ranks(opened: TorchFile) -> int:
 
 
 def _is_part(path: Path) -> bool:
-    return location(path).info().is_file and any(
-        pattern.search(path.name) for pattern in (_MODEL, _ZERO_3, _PIPELINE, _EXPERTS)
-    )
+    is_named = any(pattern.search(path.name) for pattern in (_MODEL, _ZERO_3, _PIPELINE, _EXPERTS))
+    return is_named and location(path).info().is_file
 
 
 def _find_folder(path: Path) -> Path | None:
