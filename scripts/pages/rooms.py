@@ -36,7 +36,8 @@ class Room:
     @property
     def imports(self) -> str:
         """Return what it may import, where its docstring says so."""
-        return next((text for text in self.paragraphs if text.startswith("May import ")), "")
+        allowed = re.search(r"May import ([^.]+)\.", " ".join(self.paragraphs))
+        return allowed[1] if allowed else ""
 
 
 def layers(root: Path) -> list[list[Room]]:
@@ -87,8 +88,7 @@ def _room(root: Path, name: str) -> Room:
 
 def _row(room: Room) -> str:
     target = room.name if room.is_package else f"{room.name}.py"
-    allowed = room.imports.removeprefix("May import ").rstrip(".")
-    return f"| [`{target}`](../../ema_cli/{target}) | {_cell(room.sentence)} | {_cell(allowed)} |"
+    return f"| [`{target}`](../../ema_cli/{target}) | {_cell(room.sentence)} | {_cell(room.imports)} |"
 
 
 def _cell(text: str) -> str:
