@@ -30,7 +30,7 @@ class InProcess:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # as main() does
-        code = app._run([str(each) for each in arguments])
+        code = app.run([str(each) for each in arguments])
         told = self.capsys.readouterr()
         self.err = told.err
         return code, told.out

@@ -1,4 +1,4 @@
-"""The command line: parse, call, render; the one boundary where errors become words and exit codes."""
+"""The command line: understand, run, and turn errors into words and exit codes; the one boundary where that happens."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import io
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import typer
 
-from ema_cli.cli.commands import average, compare, inspect, report, verify
-from ema_cli.cli.commands.shared import error_facts, print_json
-from ema_cli.cli.options import Version
+from ema_cli.cli.typer_commands import Call, Group, Invocation, Version
 from ema_cli.errors import EmaError, UsageError, option
 from ema_cli.system import signals
 
@@ -40,6 +38,7 @@ honoured, and nothing asks a question."""
 
 app = typer.Typer(
     name="ema-cli",
+    cls=Group,
     help="Average the checkpoints of a training run into release weights, with Composer's half-life law.",
     epilog=_EPILOG,
     pretty_exceptions_enable=False,
@@ -56,13 +55,6 @@ def ema_cli(context: typer.Context, version: Version = False) -> None:
         raise typer.Exit(2)
 
 
-app.command(epilog=average.EXAMPLES)(average.average)
-app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command(epilog=compare.EXAMPLES)(compare.compare)
-app.command(epilog=report.EXAMPLES)(report.report)
-app.command(epilog=verify.EXAMPLES)(verify.verify)
-
-
 def main() -> None:
     """Run the program and exit with its code."""
     signals.install()
@@ -71,54 +63,49 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no reason to fail
     if sys.stdout is None:  # closed by the caller
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end
-    sys.exit(_run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))
 
 
-# The base class of typer's usage errors has no public name; its subclass BadParameter does.
-_TyperError: type[Exception] = typer.BadParameter.__mro__[2]
-
-
-def _run(arguments: list[str]) -> int:
-    """Return the exit code of the command line, errors told."""
+def run(arguments: list[str]) -> int:
+    """Run a command line, print its result or what is wrong, and return the exit code."""
+    invocation = Invocation()
     try:
-        code = app(arguments, prog_name="ema-cli", standalone_mode=False)
+        code = _run(arguments, invocation)
         sys.stdout.flush()
     except EmaError as problem:
-        return _fail(problem, arguments)
-    except _TyperError as problem:
-        return _fail(_usage_error(problem), arguments)
+        return _fail(problem, invocation)
+    except typer.TyperException as problem:
+        return _fail(UsageError(problem.format_message(), hint=invocation.hint), invocation)
     except BrokenPipeError:
         # The reader has seen enough (| head). Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except MemoryError:
-        return _fail(EmaError("out of memory", hint=f"use fewer {option('threads')}"), arguments)
+        return _fail(EmaError("out of memory", hint=f"use fewer {option('threads')}"), invocation)
     except OSError as problem:
-        subject = f"{problem.filename}: " if problem.filename else ""
-        return _fail(EmaError(f"{subject}{problem.strerror or problem}"), arguments)
+        return _fail(EmaError(problem.strerror or str(problem), subject=problem.filename or None), invocation)
     except signals.Interrupted as problem:
         return 128 + problem.number
+    return code
+
+
+def _run(arguments: list[str], invocation: Invocation) -> int:
+    """Run a command line, and return the exit code."""
+    call = app(arguments, prog_name="ema-cli", standalone_mode=False, obj=invocation)
+    if not isinstance(call, Call):
+        return call if isinstance(call, int) else 0  # help, or the version
+    code = import_module(f"ema_cli.cli.commands.{call.command}").run(call.options)
     return code if isinstance(code, int) else 0
 
 
-def _usage_error(problem: Any) -> UsageError:
-    """Return typer's error as ours, with the help that lists what there is."""
-    return UsageError(
-        problem.format_message(), hint=f"see {problem.ctx.command_path if problem.ctx else 'ema-cli'} {option('help')}"
-    )
+def _fail(problem: EmaError, invocation: Invocation) -> int:
+    """Print an error: as JSON on stdout where JSON is wanted, else in words on stderr."""
+    if invocation.as_json:
+        from ema_cli.cli.commands.shared import error_facts, print_json
 
-
-def _fail(problem: EmaError, arguments: list[str]) -> int:
-    """Tell an error: as JSON on stdout where JSON was asked for, else in words on stderr."""
-    if "--json" in arguments:
-        command = next((each for each in arguments if each in _commands()), None)
-        print_json(command, {"error": error_facts(problem)})
+        print_json(invocation.command, {"error": error_facts(problem)})
     else:
         from ema_cli.cli import terminal
 
         terminal.error(problem)
     return problem.exit_code
-
-
-def _commands() -> set[str]:
-    return {command.callback.__name__ for command in app.registered_commands if command.callback}

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from ema_cli.cli.app import app
+from ema_cli.cli.command_line import COMMANDS
 from tests.conftest import Outcome, write_hf_run
 
 Cli = Callable[..., Outcome]
-COMMANDS = [each.name or each.callback.__name__ for each in app.registered_commands if each.callback]
 PAGES = [[], *([command] for command in COMMANDS)]
 
 

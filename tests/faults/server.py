@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.__main__ import main
-from ema_cli.cli.app import app
+from ema_cli.cli.app import run
 
 PATIENCE_SECONDS = 60
 
@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 60
 def serve() -> None:
     """Serve until stdin ends; return in each fork, which is to be the program."""
     with redirect_stdout(io.StringIO()):
-        app([*sys.argv[1:], "--dry-run"], standalone_mode=False)  # imports what it needs only now
+        run([*sys.argv[1:], "--dry-run"])  # imports what it needs only now
     gc.freeze()
     while line := sys.stdin.readline():
         request = json.loads(line)

@@ -32,7 +32,7 @@ def warm_up() -> None:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             for arguments in (["average", folder, "--half-life", "1ba", "-o", f"{folder}/out.safetensors"],
                               ["inspect", folder]):  # fmt: skip
-                assert app._run(arguments) == 0
+                assert app.run(arguments) == 0
     gc.freeze()
 
 

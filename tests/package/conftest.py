@@ -181,5 +181,5 @@ def use(work: Path, tmp_path: Path) -> Use:
 def expected(use: Use) -> Told:
     """What the tree's own code does in the environment of the tests."""
     return use(
-        sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom ema_cli.cli import main; main()"
+        sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom ema_cli.cli.app import main; main()"
     )

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli.cli.commands.verify import EXAMPLES
+from ema_cli.cli.command_line import VerifyOptions
 from ema_cli.errors import CheckpointError, NonFiniteError, UsageError
 from ema_cli.release.published import Published, find_averages
 from ema_cli.release.recompute import SAMPLE_ELEMENTS, verify_against
@@ -774,7 +774,7 @@ def test_the_examples_run(made: Path, cli: Callable[..., Outcome], tmp_path: Pat
     """The examples in the help do what they show."""
     shutil.copytree(made / "pt", tmp_path / "ckpts")
     assert cli("average", "ckpts", "--half-life", "50ba", "-o", "release.safetensors", "-q").code == 0
-    examples = re.findall(r"ema-cli (verify .+)", EXAMPLES)
+    examples = re.findall(r"ema-cli (verify .+)", VerifyOptions.EXAMPLES)
     assert len(examples) == 2
     for each in examples:
         done = cli(*each.split())

@@ -3,93 +3,74 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.cli import requests, terminal
+from ema_cli.cli.command_line import CompareOptions
 from ema_cli.cli.commands.shared import print_json
-from ema_cli.cli.options import (
-    AsJson,
-    Component,
-    KeepPrefix,
-    Key,
-    Threads,
-    Version,
-    WeightsChoice,
-    check_threads,
-    parse_read_options,
-)
+from ema_cli.comparing.comparison import compare, comparison_facts
 from ema_cli.errors import RunError, UsageError
-
-if TYPE_CHECKING:
-    from ema_cli.checkpoint import Checkpoint
-    from ema_cli.formats.options import ReadOptions
-
-EXAMPLES = """\
-Example: how far an average is from the newest checkpoint
-
-  ema-cli compare release.safetensors ckpts/checkpoint-3000
-
-Both are read once, and nothing is written."""
+from ema_cli.formats import is_checkpoint_folder, open_checkpoint
+from ema_cli.formats.options import ReadOptions
+from ema_cli.runs.run import open_run
+from ema_cli.system.processors import default_threads
 
 
-def compare(
-    a: Annotated[
-        Path, typer.Argument(readable=False, metavar="A", help="A checkpoint, or an average: a file or a folder.")
-    ],
-    b: Annotated[Path, typer.Argument(readable=False, metavar="B", help="What it is compared with.")],
-    key: Key = None,
-    weights: WeightsChoice = None,
-    component: Component = None,
-    keep_prefix: KeepPrefix = False,
-    threads: Threads = None,
-    as_json: AsJson = False,
-    version: Version = False,
-) -> None:
-    """Show how far apart two checkpoints are, by layer and in total: distance, cosine, what is equal to the byte."""
-    options = parse_read_options(key, weights, component, keep_prefix, None)
-    check_threads(threads)
-    from ema_cli.cli import terminal
+@dataclass(frozen=True, slots=True)
+class CompareRequest:
+    """The two checkpoints that `compare` reads, and how."""
 
-    one, other = _open(a, b, options)
-    from ema_cli.comparing.comparison import compare as compare_checkpoints
-    from ema_cli.comparing.comparison import comparison_facts
-    from ema_cli.system.processors import default_threads
+    a: Path
+    b: Path
+    options: ReadOptions
+    threads: int
 
-    with terminal.progress(quiet=as_json, doing="comparing") as report:
-        found = compare_checkpoints(one, other, threads=threads or default_threads(), report=report)
+    @classmethod
+    def resolve(cls, options: CompareOptions) -> CompareRequest:
+        """Read the options.
+
+        Raises:
+            UsageError: for a value that makes no sense.
+        """
+        read = requests.read_options(options.model)
+        requests.check_threads(options.threads)
+        return cls(options.a, options.b, read, options.threads or default_threads())
+
+
+def run(options: CompareOptions) -> None:
+    """Print how far apart two checkpoints are."""
+    request = CompareRequest.resolve(options)
+    one, other = _open(request)
+    with terminal.progress(quiet=options.as_json, doing="comparing") as report:
+        found = compare(one, other, threads=request.threads, report=report)
     told = comparison_facts(found)
-    if as_json:
+    if options.as_json:
         return print_json("compare", told)
     return terminal.comparison_report(told)
 
 
-def _open(a: Path, b: Path, options: ReadOptions) -> list[Checkpoint]:
+def _open(request: CompareRequest) -> list[Checkpoint]:
     """Open both. Of the two, only one need have something to choose from, as --weights does."""
     opened: list[Checkpoint] = []
     problems: list[RunError] = []
-    for path in (a, b):
+    for path in (request.a, request.b):
         try:
-            opened.append(_open_one(path, options))
+            opened.append(_open_one(path, request.options))
         except RunError as problem:
             problems.append(problem)
-            if options.weights is None or len(problems) > 1:
+            if request.options.weights is None or len(problems) > 1:
                 raise problems[0] from None
-            opened.append(_open_one(path, replace(options, weights=None)))
+            opened.append(_open_one(path, replace(request.options, weights=None)))
     return opened
 
 
 def _open_one(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a checkpoint, averages too: nothing is averaged here. A folder may hold just one."""
-    from ema_cli.formats import is_checkpoint_folder, open_checkpoint
-
     if not os.path.lexists(path):
         raise UsageError("does not exist", subject=path)
     if path.is_dir() and not is_checkpoint_folder(path):
-        from ema_cli.runs.run import open_run
-
         found = open_run([path], options=options).checkpoints
         if len(found) > 1:
             raise UsageError(

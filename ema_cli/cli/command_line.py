@@ -1,0 +1,251 @@
+"""The commands as the shell sees them: for each a dataclass of its arguments and options, with help and examples.
+
+Nothing here is more than words, so that a help page and a completion load nothing else. `requests` reads the words;
+the module of the same name in `commands` does the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from typer import Argument, Option
+
+from ema_cli.cli.options import (
+    READ,
+    RELEASE,
+    SELECT,
+    WRITE,
+    AsJson,
+    GateOptions,
+    ModelOptions,
+    RunOptions,
+    Threads,
+    offer,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AverageOptions:
+    """Write the average of a run's checkpoints, ready to load, and print where; of several half-lives in one pass."""
+
+    EXAMPLES: ClassVar[str] = """\
+Examples: the plan; the average; several in one pass; the same once more
+
+  ema-cli average ckpts/ --half-life 50ba --dry-run
+  ema-cli average ckpts/ --half-life 50ba -o release
+  ema-cli average ckpts/ --half-life 20ba --half-life 50ba -o averages
+  ema-cli average ckpts/ --recipe release/ema-manifest.json -o again
+
+One of --half-life, --smoothing, --profile and --recipe says what is averaged. The manifest (ema-manifest.json) and \
+the sums (SHA256SUMS) lie in a folder's average, or beside a file: release.safetensors.manifest.json, \
+release.safetensors.sha256."""
+
+    run: RunOptions = field(default_factory=RunOptions)
+    allow_approximate: Annotated[
+        bool,
+        Option(
+            "--allow-approximate",
+            help="With --from stored: take the nearest, even where it is more than 5 % off.",
+            rich_help_panel=SELECT,
+        ),
+    ] = False
+    allow_non_finite: Annotated[
+        bool,
+        Option(
+            "--allow-non-finite",
+            help="Let NaN and infinity pass, with a warning. Default: they are an error (exit 6).",
+            rich_help_panel=READ,
+        ),
+    ] = False
+    threads: Threads = None
+    max_memory: Annotated[
+        str | None,
+        Option(
+            metavar="SIZE",
+            help="Of the whole process, at most: 200MB, 1GiB. Default: 64 MiB for buffers, and what Python and "
+            "headers take.",
+            rich_help_panel=READ,
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="NAME.safetensors or NAME.pt for one file, a name without suffix for a folder. Of several half-lives: "
+            "a new folder for all, or a pattern as in averages/ema-{half_life}. Default: ema-HALF_LIFE.",
+            rich_help_panel=WRITE,
+        ),
+    ] = None
+    max_shard_size: Annotated[
+        str | None,
+        Option(
+            metavar="SIZE",
+            help="Most bytes in one file of a folder: 5GB. Default: the shards of the newest checkpoint.",
+            rich_help_panel=WRITE,
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        Option(
+            metavar="TYPE",
+            autocompletion=offer("float32", "bfloat16", "float16"),
+            help="Type of floating tensors: float32, bfloat16, float16. Default: as stored.",
+            rich_help_panel=WRITE,
+        ),
+    ] = None
+    force: Annotated[
+        bool,
+        Option(
+            "--force",
+            "-f",
+            help="Replace an output that is there. Default: that is an error (exit 5).",
+            rich_help_panel=WRITE,
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print the plan; read no tensor, write nothing.", rich_help_panel=WRITE)
+    ] = False
+    gates: GateOptions = field(default_factory=GateOptions)
+    recipe: Annotated[
+        Path | None,
+        Option(
+            metavar="MANIFEST",
+            help="Repeat the average that a manifest tells of, from the same inputs found below PATHS, to the byte.",
+            rich_help_panel=RELEASE,
+        ),
+    ] = None
+    checksum: Annotated[
+        bool,
+        Option(
+            "--checksum",
+            help="Put the sums of all that is read into the manifest, not only a fingerprint of each input.",
+            rich_help_panel=RELEASE,
+        ),
+    ] = False
+    no_manifest: Annotated[
+        bool, Option("--no-manifest", help="Write no manifest and no sums.", rich_help_panel=RELEASE)
+    ] = False
+    summary: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Append what was done as Markdown: $GITHUB_STEP_SUMMARY.", rich_help_panel=RELEASE),
+    ] = None
+    as_json: AsJson = False
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Print the output's path only.", rich_help_panel=WRITE)] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectOptions:
+    """Show a run, or one file: checkpoints, clocks, tensors, what is odd; with half-lives, every weight."""
+
+    EXAMPLES: ClassVar[str] = """\
+Examples: a run, and what would enter its average; several half-lives side by side; one file
+
+  ema-cli inspect ckpts/ --half-life 50ba
+  ema-cli inspect ckpts/ --half-life 20ba --half-life 50ba
+  ema-cli inspect release.safetensors
+
+Only headers are read, and nothing is written."""
+
+    run: RunOptions = field(default_factory=RunOptions)
+    gates: GateOptions = field(default_factory=GateOptions)
+    as_json: AsJson = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions:
+    """Show how far apart two checkpoints are, by layer and in total: distance, cosine, what is equal to the byte."""
+
+    EXAMPLES: ClassVar[str] = """\
+Example: how far an average is from the newest checkpoint
+
+  ema-cli compare release.safetensors ckpts/checkpoint-3000
+
+Both are read once, and nothing is written."""
+
+    a: Annotated[Path, Argument(metavar="A", help="A checkpoint, or an average: a file or a folder.")]
+    b: Annotated[Path, Argument(metavar="B", help="What it is compared with.")]
+    model: ModelOptions = field(default_factory=ModelOptions)
+    threads: Threads = None
+    as_json: AsJson = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """Write an HTML page about an average: weights over time, distances by layer, files; one file, no network."""
+
+    EXAMPLES: ClassVar[str] = """\
+Example: a page about an average, with its distance from each checkpoint
+
+  ema-cli report release.safetensors --against ckpts/ -o report.html
+
+Without --against no checkpoint is read: weights, files and their sums are those of the manifest."""
+
+    average: Annotated[Path, Argument(metavar="OUT", help="What ema-cli average wrote, with its manifest.")]
+    against: Annotated[
+        Path | None,
+        Option(
+            metavar="CKPTS",
+            help="The folder of the checkpoints that were averaged: measure how far the average is from each.",
+            rich_help_panel=READ,
+        ),
+    ] = None
+    threads: Threads = None
+    output: Annotated[
+        Path | None,
+        Option("--output", "-o", metavar="PATH", help="The page to write. Default: OUT.html.", rich_help_panel=WRITE),
+    ] = None
+    force: Annotated[bool, Option("--force", "-f", help="Replace a page that is there.", rich_help_panel=WRITE)] = False
+    as_json: AsJson = False
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Print the page's path only.", rich_help_panel=WRITE)] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """Check averages by their sums and manifests, or by their checkpoints, too. Exit 6 where one does not hold."""
+
+    EXAMPLES: ClassVar[str] = """\
+Examples: by sums and manifest; averaged once more, too
+
+  ema-cli verify release.safetensors
+  ema-cli verify release.safetensors --against ckpts/
+
+Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
+
+    outputs: Annotated[
+        tuple[Path, ...],
+        Argument(metavar="OUT...", help="What ema-cli average wrote: a file, a folder, or a folder of several."),
+    ] = ()
+    against: Annotated[
+        tuple[Path, ...],
+        Option(
+            metavar="CKPTS",
+            help="Average the checkpoints in this folder once more, as the manifest says, and compare all bytes. "
+            "Repeatable.",
+            rich_help_panel=READ,
+        ),
+    ] = ()
+    sample: Annotated[
+        bool,
+        Option(
+            "--sample",
+            help="With --against: only the first 65,536 elements of each tensor. Default: all of them.",
+            rich_help_panel=READ,
+        ),
+    ] = False
+    threads: Threads = None
+    as_json: AsJson = False
+
+
+Options = AverageOptions | InspectOptions | CompareOptions | ReportOptions | VerifyOptions
+
+COMMANDS: dict[str, type[Options]] = {
+    "average": AverageOptions,
+    "inspect": InspectOptions,
+    "compare": CompareOptions,
+    "report": ReportOptions,
+    "verify": VerifyOptions,
+}

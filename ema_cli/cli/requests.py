@@ -1,0 +1,100 @@
+"""Read the options that several commands share, and check what goes together: the parts that requests are made of.
+
+No checkpoint is opened here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from ema_cli.cli.options import ClockOptions, GateOptions, ModelOptions, RecipeOptions, RunOptions
+from ema_cli.cli.sources import RawSource, StoredSource
+from ema_cli.errors import UsageError
+from ema_cli.formats.options import ReadOptions
+from ema_cli.law.recipe import Recipe
+from ema_cli.planning.gates import Gates, read_keys
+
+
+def given(family: RecipeOptions | ModelOptions | ClockOptions) -> Iterator[str]:
+    """Yield the names of the options that are given, as a command line has them."""
+    for field in fields(family):
+        if is_given(getattr(family, field.name)):
+            yield "from" if field.name == "source" else field.name
+
+
+def is_given(value: Any) -> bool:
+    """Return whether a value is not the default of an option without one."""
+    return value is not None and value is not False and value != ()
+
+
+def recipes(law: RecipeOptions) -> tuple[Recipe, ...]:
+    """Return a recipe for each half-life, or one for the smoothing or the profile.
+
+    Raises:
+        UsageError: for a value that makes no sense, and a half-life that is given twice.
+    """
+    made: list[Recipe] = []
+    one_each: tuple[str | None, ...] = law.half_life or (None,)
+    for half_life in one_each:
+        recipe = Recipe(
+            half_life=half_life,
+            smoothing=law.smoothing,
+            profile=law.profile,
+            sigma_rel=law.sigma_rel,
+            update_interval=law.update_interval,
+            start=law.start,
+            stop=law.stop,
+            last=law.last,
+            bias_correction=law.bias_correction,
+        )
+        if recipe in made:
+            raise UsageError(f"'{half_life}' is given twice", option="half_life")
+        made.append(recipe)
+    return tuple(made)
+
+
+def source(options: RunOptions, *, allow_approximate: bool) -> RawSource | StoredSource:
+    """Return what is averaged: raw checkpoints or stored averages.
+
+    Raises:
+        UsageError: for a value that is unknown, and for options of raw checkpoints where averages are stored.
+    """
+    read = read_options(options.model, options.copy)
+    kind, clocks = options.law.source, options.clocks
+    if kind not in (None, "raw", "stored"):
+        raise UsageError(f"'{kind}' is neither raw nor stored", option="from")
+    if kind != "stored":
+        return RawSource(options.paths, read, clocks.epoch_length, clocks.spacing)
+    for name in (*given(options.model), *given(clocks)):
+        raise UsageError("is for raw checkpoints; stored averages say what they are", option=name)
+    return StoredSource(options.paths, allow_approximate)
+
+
+def read_options(model: ModelOptions, copy: tuple[str, ...] = ()) -> ReadOptions:
+    """Return how checkpoints are read.
+
+    Raises:
+        UsageError: for a value that is unknown.
+    """
+    match model.weights:
+        case None | "raw" | "ema":
+            return ReadOptions(model.key, model.weights, model.component, model.keep_prefix, copy)
+    raise UsageError(f"'{model.weights}' is neither raw nor ema", option="weights")
+
+
+def gates(options: GateOptions) -> Gates:
+    """Return what is demanded of an average.
+
+    Raises:
+        UsageError: for a value that makes no sense, and a list of names that cannot be read.
+    """
+    keys = read_keys(options.expect_keys) if options.expect_keys is not None else None
+    return Gates(options.min_count, options.max_share, options.strict, keys)
+
+
+def check_threads(number: int | None) -> None:
+    """Raise a UsageError for no thread."""
+    if number is not None and number < 1:
+        raise UsageError(f"{number} is not a number of threads", option="threads", hint="at least 1")

@@ -1,0 +1,87 @@
+"""What can be averaged, as a command line names it: raw checkpoints, or averages that a training stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ema_cli.errors import NoWeights, UsageError, option
+from ema_cli.formats.options import ReadOptions
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.runs.run import Run, open_run
+from ema_cli.runs.stored import StoredRun, find_stored, open_stored
+
+
+@dataclass(frozen=True, slots=True)
+class RawSource:
+    """The raw checkpoints at or below some paths, and how they are read."""
+
+    paths: tuple[Path, ...]
+    options: ReadOptions
+    epoch_length: str | None
+    spacing: str | None
+
+    def open(self) -> Run:
+        """Return the run.
+
+        Raises:
+            UsageError: without a path.
+            NoWeights: where there is none; the hint says so where averages are stored there instead.
+            EmaError: as `open_run`.
+        """
+        if not self.paths:
+            raise UsageError(
+                "which checkpoints?", hint="name the folder that holds the run: ema-cli average ckpts/ ..."
+            )
+        try:
+            return open_run(
+                self.paths,
+                options=self.options,
+                epoch_length=Time.parse(self.epoch_length, "epoch_length") if self.epoch_length is not None else None,
+                spacing=Time.parse(self.spacing, "spacing") if self.spacing is not None else None,
+            )
+        except NoWeights as problem:
+            if not find_stored(self.paths):
+                raise
+            raise NoWeights(
+                problem.fact,
+                subject=problem.subject,
+                hint=f"averages that the training stored are there: {option('from', 'stored')}",
+            ) from problem
+
+    def plans(self, recipes: Sequence[Recipe]) -> list[Plan]:
+        """Return a plan of the run for each recipe."""
+        run = self.open()
+        return [make_plan(run, recipe) for recipe in recipes]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSource:
+    """The averages that a training stored at or below some paths."""
+
+    paths: tuple[Path, ...]
+    allow_approximate: bool
+
+    def open(self) -> StoredRun:
+        """Return the averages.
+
+        Raises:
+            UsageError: without a path.
+            EmaError: as `open_stored`.
+        """
+        if not self.paths:
+            raise UsageError(
+                "which averages?",
+                hint=f"name the folder that holds them: ema-cli average run/ {option('from', 'stored')}",
+            )
+        return open_stored(self.paths)
+
+    def plans(self, recipes: Sequence[Recipe]) -> list[Plan]:
+        """Return the combination of the averages that comes nearest to each recipe."""
+        from ema_cli.planning.stored_plan import make_stored_plan  # which loads numpy
+
+        stored = self.open()
+        return [make_stored_plan(stored, recipe, allow_approximate=self.allow_approximate) for recipe in recipes]
