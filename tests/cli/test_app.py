@@ -386,7 +386,7 @@ FAULTS: list[tuple[Callable[[Path], None], list[str], int, str, str | None]] = [
     (spoil_nothing, ["ckpts", "--stop", "1ep"], 4, "ckpts/step-100.pt: records no clock in epochs, which --stop", None),
     (spoil_nothing, ["ckpts", "--spacing", "5ba"], 4, "--spacing 5ba: all checkpoints record a clock in batches", None),
     (spoil_nothing, ["ckpts", "--weights", "ema"], 4, "ckpts/step-100.pt: holds no averages", None),
-    (spoil_nothing, ["ckpts", "--key", "other"], 3, "ckpts/step-100.pt: has no tensors under --key 'other'", None),
+    (spoil_nothing, ["ckpts", "--key", "other"], 3, "ckpts/step-100.pt: has no tensors under --key other", None),
     (spoil_output, ["ckpts"], 5, "ema-200ba.safetensors: exists already", b"mine".decode()),
     (spoil_nothing, ["ckpts", "-o", "no/x.safetensors"], 5, "no/x.safetensors: the folder", None),
     (spoil_nan, ["ckpts"], 6, "ckpts/step-200.pt: 'layer.bias' is not finite at element 0", None),
