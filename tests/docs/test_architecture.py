@@ -33,9 +33,12 @@ def test_the_readme_leads_to_the_architecture() -> None:
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_question_leads_to_a_name_that_is_there(question: str) -> None:
-    """The room is a package, the module lies in it, and defines the name."""
-    _, room, place = QUESTIONS[question]
+    """The page links to the module, which lies in the room and defines the name."""
+    page, room, place = QUESTIONS[question]
     module, name = re.fullmatch(r"\[([\w/.]+)\]\([^)]+\): (\w+)", place).groups()
+    explained = (PAGE.parent / re.search(r"\(([^)#]+)", page)[1]).resolve()
+    assert any(link.endswith(f"ema_cli/{module}") for link in links(explained))
+    assert f"`{name}`" in explained.read_text("utf-8")
     assert (ROOT / "ema_cli" / room / "__init__.py").exists()
     assert module.startswith(f"{room}/")
     assert name in names_in((ROOT / "ema_cli" / module).read_text("utf-8"))
