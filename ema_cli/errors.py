@@ -74,7 +74,7 @@ class EmaError(Exception):
         The subject is left out where it is what the reader has before the eyes, `known`.
         """
         parts = [spelling(self.option, "")] if self.option is not None else []
-        parts += [printable(self.subject)] if self.subject not in (None, known) else []
+        parts += [printable(self.subject)] if self.subject is not None and str(self.subject) != str(known) else []
         return _shortened(": ".join([*parts, _spelled(self.fact, spelling)]))
 
     def advice(self, spelling: Spelling) -> str | None:

@@ -81,8 +81,9 @@ def check_unchanged(manifest: Manifest, checkpoints: Sequence[Checkpoint], threa
 
 
 def _is_same(entry: Mapping[str, Any], checkpoint: Checkpoint, fingerprint: str) -> bool:
-    unread = entry["weight"] == 0 and entry["fingerprint"] is None
-    return bool((unread or entry["fingerprint"] == fingerprint) and entry["bytes"] == checkpoint.nbytes)
+    if entry["weight"] == 0 and entry["fingerprint"] is None:  # it was not read: only its size is known
+        return bool(entry["bytes"] == checkpoint.nbytes)
+    return bool(entry["fingerprint"] == fingerprint)
 
 
 def _find(name: str, places: Sequence[Path]) -> Path | None:

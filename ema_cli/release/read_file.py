@@ -38,13 +38,16 @@ class FileSum:
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Bytes of a file in which tensors of one dtype lie one behind the other; `begins` are theirs, `names` too."""
+    """Bytes of a file from `begin` to `end` in which tensors of one dtype lie one behind the other.
+
+    `begins` and `names` are the first byte and the name of each tensor.
+    """
 
     begin: int
     end: int
     dtype: DType
-    begins: Sequence[int]
-    names: Sequence[str]
+    begins: tuple[int, ...]
+    names: tuple[str, ...]
 
 
 def read_file(
@@ -87,21 +90,26 @@ def read_file(
 
 
 def _stretches(tensors: Mapping[str, tuple[int, TensorSpec]]) -> list[_Stretch]:
-    """Return where floats lie, in order; a hundred thousand small neighbours are few stretches."""
-    found: list[_Stretch] = []
-    for name, (begin, spec) in sorted(tensors.items(), key=lambda item: item[1][0]):
-        if not spec.dtype.averaged or not spec.nbytes:
-            continue
-        last = found[-1] if found else None
-        if last is not None and last.end == begin and last.dtype == spec.dtype:
-            found[-1] = _Stretch(last.begin, begin + spec.nbytes, last.dtype, last.begins, last.names)
-            assert isinstance(last.begins, list)
-            assert isinstance(last.names, list)
-            last.begins.append(begin)
-            last.names.append(name)
-        else:
-            found.append(_Stretch(begin, begin + spec.nbytes, spec.dtype, [begin], [name]))
-    return found
+    """Return where averaged numbers lie, in order; a hundred thousand small neighbours are few stretches."""
+    numbers = [(begin, name, spec) for name, (begin, spec) in tensors.items() if spec.dtype.averaged and spec.nbytes]
+    stretches: list[_Stretch] = []
+    pending: list[tuple[int, str, TensorSpec]] = []  # neighbours of one dtype
+    for begin, name, spec in sorted(numbers, key=lambda number: number[0]):
+        if pending and (_end(pending[-1]) != begin or pending[-1][2].dtype != spec.dtype):
+            stretches.append(_stretch(pending))
+            pending = []
+        pending.append((begin, name, spec))
+    return [*stretches, _stretch(pending)] if pending else stretches
+
+
+def _end(tensor: tuple[int, str, TensorSpec]) -> int:
+    begin, _, spec = tensor
+    return begin + spec.nbytes
+
+
+def _stretch(tensors: Sequence[tuple[int, str, TensorSpec]]) -> _Stretch:
+    begins, names = tuple(begin for begin, _, _ in tensors), tuple(name for _, name, _ in tensors)
+    return _Stretch(begins[0], _end(tensors[-1]), tensors[0][2].dtype, begins, names)
 
 
 def _cuts(size: int, stretches: Sequence[_Stretch]) -> Iterator[int]:

@@ -1,6 +1,6 @@
-"""An average beside what its checkpoints give anew: made once more as its manifest says, and compared byte by byte.
+"""Average the checkpoints of a published average once more, as its manifest says, and compare every byte.
 
-Nothing is written. Memory is that of a fold, and as much again for what is compared.
+Writes nothing. Takes the memory of a fold, and as much again for the bytes that are compared.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
 from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
 from ema_cli.folding.sink import TensorRange
 from ema_cli.job import Work, lay_out
+from ema_cli.manifest.manifest import Manifest
 from ema_cli.release.metadata import (
     frame_differences,
     is_of_this_version,
@@ -25,6 +26,7 @@ from ema_cli.release.metadata import (
 )
 from ema_cli.release.published import Published
 from ema_cli.release.replay import Replay, open_replay
+from ema_cli.release.snapshot import Snapshot
 from ema_cli.release.verify import Against, Verified
 from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import ByteSource
@@ -38,59 +40,78 @@ SAMPLE_ELEMENTS = 1 << 16
 
 
 def verify_against(
-    found: Verified,
+    verified: Verified,
     paths: Sequence[Path],
     *,
     sample: bool = False,
     threads: int = 1,
     report: ProgressCallback = no_progress,
 ) -> Verified:
-    """Return what was found of an average, and in what it is not what the checkpoints at and below `paths` give.
+    """Average the checkpoints at and below `paths` once more, and add every difference to the problems of an average.
 
-    With `sample`, only the first 65,536 elements of each tensor are made and compared. Where the manifest is missing,
-    or a file that it lists, nothing is compared. `report(done, total)` is told the bytes that have been read.
+    Nothing is compared where the manifest, or a file that it lists, is missing.
+
+    Args:
+        verified: the average as `verify` returned it.
+        paths: where the inputs that the manifest names are looked for.
+        sample: make and compare only the first 65,536 elements of each tensor.
+        threads: for reading and averaging.
+        report: called with the bytes read and the bytes in all.
 
     Raises:
         CheckpointError: naming the checkpoint that is missing, has changed, or cannot be read.
         RunError: where the checkpoints do not fit together.
         NonFiniteError: where they hold NaN or infinity, and the manifest does not allow it.
     """
-    if found.manifest is None or not found.whole:
-        return found
+    snapshot = verified.snapshot
+    if snapshot.manifest is None or not snapshot.complete:
+        return verified
     try:
-        replay = open_replay(found.manifest, paths, threads=threads)
+        replay = open_replay(snapshot.manifest, paths, threads=threads)
     except (RunError, UsageError) as error:  # the manifest contradicts itself, or holds what can be no recipe
-        return _with(found, [f"{found.published.manifest}: {error.message(at_terminal)}"])
+        return _with(verified, [f"{snapshot.published.manifest}: {error.message(at_terminal)}"])
     except EmaError as error:
-        if not found.problems:
+        if not verified.problems:
             raise
-        return _with(found, [f"not compared with the checkpoints: {error.message(at_terminal)}"])
-    work = _work(replay, found.published)
-    comparison = _Comparison(_places(found))
+        return _with(verified, [f"not compared with the checkpoints: {error.message(at_terminal)}"])
+    return _compare(verified, snapshot.manifest, replay, sample=sample, threads=threads, report=report)
+
+
+def _compare(
+    verified: Verified, manifest: Manifest, replay: Replay, *, sample: bool, threads: int, report: ProgressCallback
+) -> Verified:
+    """Fold the inputs into a comparison with the average that is there."""
+    snapshot = verified.snapshot
+    work = _work(replay, snapshot.published)
+    comparison = _Comparison(_places(snapshot))
     problems = comparison.expect(work.outputs[0])
-    sizes = divide_memory(max(DEFAULT_BYTES, least_bytes()), threads)
     record = Record(
         work.checkpoints,
         work.options,
         work.copied,
         checksum=replay.checksum and not sample,
         threads=threads,
-        warnings=found.manifest["warnings"],
+        warnings=manifest["warnings"],
     )
     most_elements = SAMPLE_ELEMENTS if sample else None
     folded = work.fold(
-        [comparison], sizes=sizes, checksums=record.checksums, most_elements=most_elements, progress=report
+        [comparison],
+        sizes=divide_memory(max(DEFAULT_BYTES, least_bytes()), threads),
+        checksums=record.checksums,
+        most_elements=most_elements,
+        progress=report,
     )
     problems += comparison.problems()
-    problems += side_file_differences(found.manifest, work.outputs[0], found.published)
-    if is_of_this_version(found.manifest):
+    problems += side_file_differences(manifest, work.outputs[0], snapshot.published)
+    if is_of_this_version(manifest):
         if not problems:
-            files = {file.path: file for file in found.inputs}
-            problems += frame_differences(files, work.outputs[0], found.published.folder, sample=sample)
+            files = {file.path: file for file in snapshot.files.values()}
+            problems += frame_differences(files, work.outputs[0], snapshot.published.folder, sample=sample)
         again = record.manifest(work.outputs[0], replay.plan, {}, folded.non_finite[0])
         tensors = record.tensors(work.outputs[0], replay.plan, folded.non_finite[0])
-        problems += manifest_differences(found.manifest, found.published.manifest, again, tensors, sample=sample)
-    for file in (*(file for each in work.checkpoints for file in each.files), *found.inputs):
+        problems += manifest_differences(manifest, snapshot.published.manifest, again, tensors, sample=sample)
+    inputs = [file for checkpoint in work.checkpoints for file in checkpoint.files]
+    for file in (*inputs, *snapshot.files.values()):
         file.check_unchanged()
     different = comparison.different
     against = Against(
@@ -99,13 +120,13 @@ def verify_against(
         most_elements=most_elements,
         bytes_read=folded.bytes_read,
         tensors_different=len(different),
-        bytes_different=sum(each.nbytes for each in different.values()),
+        bytes_different=sum(difference.nbytes for difference in different.values()),
     )
-    return replace(_with(found, problems), against=against)
+    return replace(_with(verified, problems), against=against)
 
 
-def _with(found: Verified, problems: Sequence[str]) -> Verified:
-    return replace(found, problems=(*found.problems, *problems))
+def _with(verified: Verified, problems: Sequence[str]) -> Verified:
+    return replace(verified, problems=(*verified.problems, *problems))
 
 
 def _work(replay: Replay, published: Published) -> Work:
@@ -130,9 +151,9 @@ class _Difference:
     first: int
 
 
-def _places(found: Verified) -> dict[str, _Place]:
+def _places(snapshot: Snapshot) -> dict[str, _Place]:
     places: dict[str, _Place] = {}
-    for checkpoint in found.weights.values():
+    for checkpoint in snapshot.opened.values():
         for name, spec in checkpoint.tensors.specs.items():
             located = checkpoint.tensors.locate(name)
             if located is not None:  # else it is a view, which is a problem already

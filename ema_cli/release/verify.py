@@ -1,25 +1,30 @@
-"""Whether an average is what its manifest and its sums say: every file, every tensor, every number. Nothing is written.
+"""Whether an average is what its manifest and its sums say: every file, every tensor, every number. Writes nothing.
 
-What does not hold is told as problems, all of them; only what cannot be looked at is an error.
+Everything that does not hold is a problem, and all problems are returned; only what cannot be read is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ema_cli.checkpoint import Checkpoint
-from ema_cli.manifest.manifest import Manifest
-from ema_cli.release.checks import Checks
+from ema_cli.release.checks import all_problems
 from ema_cli.release.published import Published
-from ema_cli.storage.source import InputFile
+from ema_cli.release.snapshot import Snapshot, take_snapshot
 from ema_cli.system.progress import ProgressCallback, no_progress
 
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """What an average was compared with: all of what so many checkpoints give, or `most_elements` of each tensor."""
+    """What an average was compared with.
+
+    Attributes:
+        checkpoints: how many were averaged anew.
+        tensors: how many tensors were compared.
+        most_elements: how many elements of each tensor, at most; None for all of them.
+        bytes_read: the bytes of checkpoints that were read.
+        tensors_different, bytes_different: how many tensors, and how many bytes in all, are not as averaged anew.
+    """
 
     checkpoints: int
     tensors: int
@@ -31,62 +36,69 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was found of one average: how much of it was looked at, and what does not hold, in an order of its own.
+    """A snapshot of an average, everything that does not hold of it, and what it was compared with."""
 
-    `weights` are its files of tensors, opened; `whole`: all that are listed. `inputs` are all files that were read.
-    """
-
-    published: Published
-    files: int
-    tensors: int
-    nbytes: int
+    snapshot: Snapshot
     problems: tuple[str, ...]
-    manifest: Manifest | None
-    weights: Mapping[str, Checkpoint]
-    whole: bool
-    inputs: Sequence[InputFile]
     against: Against | None = None
+
+    @property
+    def published(self) -> Published:
+        """Return where the average lies."""
+        return self.snapshot.published
+
+    @property
+    def files(self) -> int:
+        """Return how many files were read."""
+        return len(self.snapshot.files)
+
+    @property
+    def tensors(self) -> int:
+        """Return how many tensors of the manifest were looked at."""
+        if self.snapshot.manifest is None:
+            return 0
+        return len({name for opened in self.snapshot.opened.values() for name in opened.tensors.specs})
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all files that were read."""
+        return sum(file.size for file in self.snapshot.files.values())
 
 
 def verify(published: Published, *, threads: int = 1, report: ProgressCallback = no_progress) -> Verified:
-    """Return how much there is of an average, and what does not hold of it.
+    """Read an average once and return everything that does not hold of it.
 
-    `report(done, total)` is told the bytes that have been read.
+    Args:
+        published: where the average, its manifest and its sums lie.
+        threads: how many files are read side by side.
+        report: called with the bytes read and the bytes in all.
 
     Raises:
-        CheckpointError: where a file, or a folder, cannot be read by this process, or changes meanwhile.
+        CheckpointError: where a file or a folder cannot be read by this process, or changes meanwhile.
     """
-    checks = Checks(published)
-    if published.vouched:
-        checks.run(threads, report)
-    else:
-        checks.say(
+    if not published.vouched:
+        snapshot = Snapshot(published)
+        problem = snapshot.problem(
             "" if published.is_folder else published.path.name,
             f"has neither a manifest ({published.manifest.name}) nor sums ({published.sums.name}), which say what it "
             "must be; average again, without --no-manifest",
         )
-    files = tuple(checks.files.values())
-    return Verified(
-        published,
-        len(files),
-        len(checks.tensors),
-        sum(file.size for file in files),
-        tuple(checks.problems),
-        checks.manifest,
-        checks.weights,
-        not checks.unopened,
-        files,
-    )
+        return Verified(snapshot, (problem,))
+    snapshot = take_snapshot(published, threads=threads, report=report)
+    problems = all_problems(snapshot)
+    for file in snapshot.files.values():
+        file.check_unchanged()
+    return Verified(snapshot, tuple(problems))
 
 
-def verified_facts(found: Verified) -> dict[str, Any]:
-    """Return what was found of an average as plain data."""
+def verified_facts(verified: Verified) -> dict[str, Any]:
+    """Return the outcome as plain data, as `--json` prints it."""
     return {
-        "path": found.published.path.as_posix(),
-        "ok": not found.problems,
-        "files": found.files,
-        "tensors": found.tensors,
-        "bytes": found.nbytes,
-        "problems": list(found.problems),
-        "against": asdict(found.against) if found.against is not None else None,
+        "path": verified.published.path.as_posix(),
+        "ok": not verified.problems,
+        "files": verified.files,
+        "tensors": verified.tensors,
+        "bytes": verified.nbytes,
+        "problems": list(verified.problems),
+        "against": asdict(verified.against) if verified.against is not None else None,
     }

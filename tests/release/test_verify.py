@@ -76,7 +76,7 @@ def flip(path: Path, at: int = -1) -> None:
 
 def begin_of(path: Path, tensor: str) -> int:
     """Return the byte at which a tensor of a single file begins."""
-    located = check(path).weights[path.name].tensors.locate(tensor)
+    located = check(path).snapshot.opened[path.name].tensors.locate(tensor)
     assert located is not None
     return located[1]
 
@@ -529,7 +529,7 @@ def test_averaged_anew_it_is_the_same(made: Path, name: str, run: str):
 def test_bytes_that_the_checkpoints_do_not_give(copy: Path, name: str):
     """Bytes that were changed, with all sums made anew, are named: tensor, how many, and the first."""
     weights = copy / name / "model.safetensors" if name == "folder" else copy / name
-    opened = check(copy / name).weights[weights.name].tensors
+    opened = check(copy / name).snapshot.opened[weights.name].tensors
     located, itemsize = opened.locate("layer.weight"), opened.specs["layer.weight"].dtype.itemsize
     assert located is not None
     flip(weights, located[1] + 3 * itemsize)

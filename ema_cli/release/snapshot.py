@@ -1,0 +1,274 @@
+"""All that can be read of a published average, each file once, before anything is compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.errors import CheckpointError, EmaError, Missing, Unreadable, at_terminal
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.manifest.manifest import Manifest, read_manifest
+from ema_cli.manifest.sums import parse_sums
+from ema_cli.release.published import Published
+from ema_cli.release.read_file import FileSum, read_file
+from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
+from ema_cli.system.progress import ProgressCallback
+from ema_cli.system.threads import thread_errors
+
+_TICK_SECONDS = 0.1
+_MAX_SUMS_BYTES = 256 << 20
+_SAFETENSORS = ".safetensors"
+
+Positions = Mapping[str, tuple[int, TensorSpec]]  # tensor -> its first byte in the file, and its spec
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A published average as it was read. Names of files are relative to its folder.
+
+    Attributes:
+        published: where the average, its manifest and its sums lie.
+        manifest: None where it is missing or cannot be read.
+        sums: sha256 by name, as the file of sums lists them.
+        present: the names of the files that exist, without the file of sums; hidden ones only where they are listed.
+        files: the files that exist and are listed, opened.
+        opened: those of them that hold tensors, by our own reader.
+        readings: the sha256 of each of `files`, and which tensors in it are not finite.
+        problems: each thing that could not be read, in words, with the path of its file.
+        complete: whether every listed file that may hold tensors could be opened.
+    """
+
+    published: Published
+    manifest: Manifest | None = None
+    sums: Mapping[str, str] = field(default_factory=dict)
+    present: frozenset[str] = frozenset()
+    files: Mapping[str, InputFile] = field(default_factory=dict)
+    opened: Mapping[str, Checkpoint] = field(default_factory=dict)
+    readings: Mapping[str, FileSum] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    complete: bool = True
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, str]]:
+        """Return the size in bytes and the sha256 of each file, as the manifest lists them."""
+        rows = self.manifest["outputs"] if self.manifest is not None else []
+        return {row["name"]: (row["bytes"], row["sha256"]) for row in rows}
+
+    def problem(self, name: str, fact: str) -> str:
+        """Return in words what is wrong with the file called `name`, or with the folder if the name is empty."""
+        return f"{self.published.folder / name}: {fact}"
+
+
+def take_snapshot(published: Published, *, threads: int, report: ProgressCallback) -> Snapshot:
+    """Read an average: its manifest, its sums, and once every file that exists and is listed.
+
+    Args:
+        threads: how many files are read side by side.
+        report: called with the bytes read and the bytes in all.
+
+    Raises:
+        CheckpointError: where a file or a folder cannot be read by this process, or changes meanwhile.
+    """
+    problems = _Problems(published)
+    manifest = _read_manifest(published, problems)
+    sums = _read_sums(published, problems)
+    outputs = {row["name"] for row in manifest["outputs"]} if manifest is not None else set()
+    listed = sums.keys() | outputs | {published.manifest.name}
+    present = _present(published, listed) - {published.sums.name}
+    files = _open_files(published, sorted(listed & present), problems)
+    opened: dict[str, Checkpoint] = {}
+    for name in _names_with_tensors(published, files):
+        checkpoint = _open_tensors(published.folder / name, name, problems)
+        if checkpoint is not None:
+            opened[name] = checkpoint
+    missing = listed - present - {published.manifest.name}
+    complete = not missing and len(opened) == len(_names_with_tensors(published, files))
+    positions = {name: _positions(name, checkpoint, problems) for name, checkpoint in opened.items()}
+    readings = _read_files(files, positions, threads, report)
+    return Snapshot(
+        published=published,
+        manifest=manifest,
+        sums=sums,
+        present=frozenset(present),
+        files=files,
+        opened=opened,
+        readings=readings,
+        problems=tuple(problems.found),
+        complete=complete,
+    )
+
+
+@dataclass(slots=True)
+class _Problems:
+    """What could not be read so far."""
+
+    published: Published
+    found: list[str] = field(default_factory=list)
+
+    def add(self, name: str, fact: str) -> None:
+        self.found.append(f"{self.published.folder / name}: {fact}")
+
+    def add_error(self, name: str, path: Path, error: EmaError) -> None:
+        """Note what is wrong with a file.
+
+        A file that only this process cannot read is no problem of the average: then the error is raised.
+        """
+        if isinstance(error, Unreadable) and not isinstance(error, Missing):
+            raise error
+        self.add(name, error.message(at_terminal, known=path))
+
+
+def _read_manifest(published: Published, problems: _Problems) -> Manifest | None:
+    path = published.manifest
+    if not location(path).info(follow=False).exists:
+        problems.add(path.name, "is missing")
+        return None
+    try:
+        return read_manifest(path)
+    except CheckpointError as error:
+        problems.add_error(path.name, path, error)
+        return None
+
+
+def _read_sums(published: Published, problems: _Problems) -> Mapping[str, str]:
+    path = published.sums
+    if not location(path).info(follow=False).exists:
+        problems.add(path.name, "is missing")
+        return {}
+    try:
+        file = location(path).open()
+        if file.size > _MAX_SUMS_BYTES:
+            raise CheckpointError(f"{file.size} bytes are too many for sums", subject=path)
+        sums = parse_sums(file.read(0, file.size), str(path))
+    except CheckpointError as error:
+        problems.add_error(path.name, path, error)
+        return {}
+    if not sums:
+        problems.add(path.name, "lists nothing")
+    return sums
+
+
+def _present(published: Published, listed: Collection[str]) -> set[str]:
+    """Return the names of the files that exist. Hidden ones are of git or of the Hub, unless they are listed."""
+    if not published.is_folder:
+        beside = (published.path, published.manifest, published.sums)
+        return {path.name for path in beside if os.path.lexists(path)}
+
+    def fail(error: OSError) -> None:
+        raise CheckpointError(f"cannot be looked into: {error.strerror}", subject=error.filename) from error
+
+    root, present = published.path, set[str]()
+    for where, folders, names in os.walk(root, onerror=fail):
+        inside = Path(where).relative_to(root)
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        links = [folder for folder in folders if (Path(where) / folder).is_symlink()]  # they are not entered
+        paths = [(inside / name).as_posix() for name in (*names, *links)]
+        present.update(path for path in paths if path in listed or not path.rpartition("/")[2].startswith("."))
+    return present
+
+
+def _open_files(published: Published, names: Sequence[str], problems: _Problems) -> dict[str, InputFile]:
+    files: dict[str, InputFile] = {}
+    for name in names:
+        path = published.folder / name
+        try:
+            files[name] = location(path).open()
+        except CheckpointError as error:
+            problems.add_error(name, path, error)
+    return files
+
+
+def _names_with_tensors(published: Published, files: Mapping[str, InputFile]) -> list[str]:
+    """Return the names of the files that hold tensors."""
+    if not published.is_folder:
+        return [published.path.name] if published.path.name in files else []
+    return [name for name in files if "/" not in name and name.lower().endswith(_SAFETENSORS)]
+
+
+def _open_tensors(path: Path, name: str, problems: _Problems) -> Checkpoint | None:
+    """Return the tensors of a file by our own reader; note where the official reader finds others."""
+    is_safetensors = name.lower().endswith(_SAFETENSORS)
+    reader = safetensors_file if is_safetensors else torch_file
+    try:
+        checkpoint: Checkpoint = reader.open_checkpoint(path, ReadOptions())
+    except EmaError as error:
+        problems.add_error(name, path, error)
+        return None
+    if is_safetensors:
+        fact = _official_difference(path, checkpoint.tensors.specs)
+        if fact is not None:
+            problems.add(name, fact)
+    return checkpoint
+
+
+def _official_difference(path: Path, specs: Mapping[str, TensorSpec]) -> str | None:
+    """Return in words what the official reader of safetensors finds otherwise in a file, None if nothing."""
+    try:
+        with safe_open(path, framework="np") as reader:
+            different = reader.keys() ^ specs.keys() if len(reader.keys()) != len(specs) else set()
+            for tensor in () if different else specs:
+                part, spec = reader.get_slice(tensor), specs[tensor]
+                if part.get_dtype() != spec.dtype.name or tuple(part.get_shape()) != spec.shape:
+                    different.add(tensor)
+    except SafetensorError as error:
+        return f"is not read by safetensors: {error}"
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", subject=path) from error
+    return f"reads otherwise with safetensors: '{min(different)}'" if different else None
+
+
+def _positions(name: str, checkpoint: Checkpoint, problems: _Problems) -> Positions:
+    """Return where the tensors of a file begin in it."""
+    tensors, end = checkpoint.tensors, 0
+    positions: dict[str, tuple[int, TensorSpec]] = {}
+    located = [(place[1] if place else -1, tensor) for tensor in tensors.specs for place in [tensors.locate(tensor)]]
+    for begin, tensor in sorted(located):
+        spec = tensors.specs[tensor]
+        # Only torch's files can do either; in those of ema-cli each tensor has bytes of its own, in order.
+        if begin < 0 or (begin < end and spec.nbytes):
+            problems.add(name, f"'{tensor}' {'is a view' if begin < 0 else 'shares its bytes with another'}")
+            continue
+        positions[tensor] = (begin, spec)
+        end = begin + spec.nbytes
+    return positions
+
+
+def _read_files(
+    files: Mapping[str, InputFile], positions: Mapping[str, Positions], threads: int, report: ProgressCallback
+) -> dict[str, FileSum]:
+    """Return the sum of each file, and which of its tensors are not finite. Each is read once, the largest first."""
+    total, done, stopped = sum(file.size for file in files.values()), 0, False
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes  # two at once may count as one: it is shown, and no more
+        if stopped:
+            raise InterruptedError
+
+    with ThreadPoolExecutor(threads, "sha256") as hasher, ThreadPoolExecutor(threads, "verify") as pool:
+        try:
+            with thread_errors():
+                tasks = {
+                    name: pool.submit(read_file, files[name], positions.get(name, {}), hasher, count)
+                    for name in sorted(files, key=lambda name: -files[name].size)
+                }
+                waiting = set(tasks.values())
+                while waiting:
+                    finished, waiting = wait(waiting, _TICK_SECONDS)
+                    for task in finished:
+                        task.result()
+                    report(done, total)
+        finally:
+            # However this ends, the other threads stop at their next block.
+            stopped = True
+            pool.shutdown(wait=False, cancel_futures=True)
+    return {name: tasks[name].result() for name in files}
