@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from transformers import TrainerCallback, TrainerState
 
 from ema_cli.errors import OutputError, RunError, UsageError
-from ema_cli.formats.trainers.layouts import TRAINER_STATE
+from ema_cli.formats.trainers.folders import TRAINER_STATE
 from ema_cli.integrations.arguments import EMAArguments
 from ema_cli.integrations.gathering import gather
 from ema_cli.law.time import Time, Unit

@@ -19,7 +19,7 @@ from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError, Usag
 from ema_cli.formats.mark import METADATA_KEY
 from ema_cli.formats.output_file import OutputFile
 from ema_cli.formats.safetensors.writer import lay_out_file
-from ema_cli.formats.trainers.layouts import EXTRA_STATE
+from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.law.live import Schedule, live_law_to_dict
 from ema_cli.law.time import Time, format_number
 from ema_cli.online.sharded import is_sharded, local, placed_like, whole

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError, UsageError, option
-from ema_cli.formats.trainers.layouts import WEIGHT_SUFFIXES
+from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES
 from ema_cli.manifest.manifest import Manifest, read_manifest
 from ema_cli.manifest.sums import FILE_SUFFIX, FOLDER_NAME, SUMS_SUFFIX, manifest_path, sums_path
 

@@ -15,14 +15,13 @@ from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, 
 from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import settle_averages
-from ema_cli.formats.trainers.layouts import AVERAGES_FILE, AVERAGES_FOLDER, COPIES
+from ema_cli.formats.trainers.names import COPIES, IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.clocks import order_units, settle_clocks, space
 from ema_cli.runs.search import PassedOver, Search, check_one_run
 from ema_cli.storage.location import location
 from ema_cli.text import natural_key
 
-_IN_AVERAGES = "it is in a folder of averages, by its name"
 _HF_NAME = re.compile(r"(?:^|/)checkpoint-[0-9]+$")
 
 
@@ -103,7 +102,7 @@ def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkp
     """
     opened: list[Checkpoint] = []
     for name, path in paths.items():
-        _add(opened, replace(_open_one(path, options, averages=_says_averages(path)), name=name))
+        _add(opened, replace(_open_one(path, options, averages=averages_by_name(path)), name=name))
     return opened
 
 
@@ -131,7 +130,7 @@ def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkp
     for path in search.paths:
         try:
             # A run may be called after its averages, as exp_ema; a folder that is just called so holds them.
-            averages = _IN_AVERAGES if folder.absolute().name.lower() == "ema" else None
+            averages = IN_AVERAGES if folder.absolute().name.lower() == "ema" else None
             checkpoint = _open_one(path, options, averages=averages)
         except IncompleteCheckpoint as error:
             incomplete.append(error)
@@ -172,7 +171,7 @@ def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list
                 subject=path,
                 hint="name one folder that holds a run, or checkpoints",
             )
-        checkpoint = _open_one(path, options, averages=_says_averages(path))
+        checkpoint = _open_one(path, options, averages=averages_by_name(path))
         _add(opened, replace(checkpoint, name=plain_path.relative_to(root).as_posix()))
     for unmarked in _drop_unmarked(opened)[1]:
         raise IncompleteCheckpoint(f"{root / unmarked.name}: {unmarked.reason}")
@@ -191,18 +190,6 @@ def _open_one(path: Path, options: ReadOptions, *, averages: str | None) -> Chec
         return open_checkpoint(path, options)
     checkpoint = open_checkpoint(path, replace(options, weights=None))
     return settle_averages(replace(checkpoint, averages=checkpoint.averages or Averages(averages)), options)
-
-
-def _says_averages(path: Path) -> str | None:
-    """Return why the name of a file or folder, or of the folder it is in, says averages; None if it does not."""
-    path = path.absolute()
-    if location(path).info().is_folder:
-        in_folder = AVERAGES_FOLDER.search(path.name) or path.parent.name.lower() == "ema"
-    else:
-        in_folder = AVERAGES_FOLDER.search(path.parent.name) or path.parent.parent.name.lower() == "ema"
-        if AVERAGES_FILE.search(path.name):
-            return "its name says averages"
-    return _IN_AVERAGES if in_folder else None
 
 
 def _drop_unmarked(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[PassedOver]]:

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import is_checkpoint_folder
-from ema_cli.formats.trainers.layouts import (
+from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, SHARD, TRAINER_STATE
+from ema_cli.formats.trainers.names import (
     AVERAGES_FILE,
     AVERAGES_FOLDER,
-    BASES,
     COPIES,
-    DEEPSPEED_TAG,
     RECOVERY,
-    SHARD,
-    TRAINER_STATE,
+    is_unfinished_name,
+    is_weights_name,
+    name_clocks,
 )
-from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks
 from ema_cli.storage.info import Entry, Identity
 from ema_cli.storage.location import location
 from ema_cli.text import natural_key

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError, option
-from ema_cli.formats.trainers.layouts import EXTRA_STATE
+from ema_cli.formats.trainers.names import EXTRA_STATE
 
 Specs = Mapping[str, TensorSpec]
 

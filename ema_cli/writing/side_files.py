@@ -10,7 +10,7 @@ from typing import Any
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.folders.huggingface import module_folders
-from ema_cli.formats.trainers.layouts import MODULES
+from ema_cli.formats.trainers.folders import MODULES
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 

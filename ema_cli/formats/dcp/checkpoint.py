@@ -1,4 +1,4 @@
-"""What a folder of torch.distributed.checkpoint holds: of torchtitan, FSDP, Lightning, Composer, NeMo, ...
+"""Open a folder of torch.distributed.checkpoint: the model in it, its clocks, and whether it holds averages.
 
 The folder holds all that was saved. Of that only the model's tensors are taken: those under a place for models in the
 nested dict that was saved, or, where the model stands at the top, all but what is known to be something else.
@@ -6,6 +6,7 @@ nested dict that was saved, or, where the model stands at the top, all but what 
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -14,14 +15,18 @@ from typing import Any
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, option
 from ema_cli.formats.dcp.metadata import Metadata, Record, StoredTensor, read_metadata
-from ema_cli.formats.dcp.model import FoundModel, find_model
+from ema_cli.formats.dcp.model import DcpModel, find_model
 from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.zip_container import open_zip
-from ema_cli.formats.trainers.choice import Found, choose, choose_bare, refuse_raw
-from ema_cli.formats.trainers.layouts import DCP_CLOCKS, DCP_META, DCP_METADATA, DCP_OTHERS, EXTRA_STATE, TRAINER_STATE
+from ema_cli.formats.trainers.choice import choose, choose_averages, choose_single
+from ema_cli.formats.trainers.dcp_layouts import DCP_BATCH_IN_EPOCH, DCP_CLOCKS, DCP_LAYOUTS, DcpLayout
+from ema_cli.formats.trainers.folders import DCP_FOLDERS, DCP_META, DCP_METADATA, TRAINER_STATE
+from ema_cli.formats.trainers.layout import Selection
+from ema_cli.formats.trainers.layouts import OTHERS
+from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.trainers.places import progress_of
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.law.time import Unit
@@ -32,67 +37,66 @@ from ema_cli.storage.source import FileRegion, InputFile
 def open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     """Read the `.metadata` of the checkpoint at `path`, whose shards lie in `folder`; raise as `open_checkpoint`."""
     metadata = read_metadata(location(folder / DCP_METADATA).open())
-    reader = _Reader(folder, metadata)
+    layout = _find_layout(folder, metadata)
+    reader = _ItemReader(folder, metadata)
     try:
         model = find_model(metadata, options)
-        found = Found(_trainer(path, folder, metadata), model.names, Progress())
-        _choose(found, model, reader, options)
+        selection = Selection(_trainer(path, folder, layout), model.names, Progress())
+        _choose(selection, model, options, model.averaged or reader.averages_reason(layout))
     except EmaError as error:
         error.about(path)
         raise
-    if len(found.tensors) > MAX_TENSORS:
-        raise CheckpointError(f"holds {len(found.tensors)} tensors; at most {MAX_TENSORS} are read", subject=path)
-    tensors = {name: metadata.tensor(str(stored)) for name, stored in found.tensors.items()}
+    if len(selection.tensors) > MAX_TENSORS:
+        raise CheckpointError(f"holds {len(selection.tensors)} tensors; at most {MAX_TENSORS} are read", subject=path)
+    tensors = {name: metadata.tensor(str(stored)) for name, stored in selection.tensors.items()}
     files = _open_files(folder, tensors)
     progress, sidecars = _sidecar_progress(path, folder)
     left_out = _left_out(path, metadata, options)
     if model.beside:
-        found.notes.append(f"tensors beside the model, at {', '.join(model.beside[:4])}, are not taken (--key)")
+        selection.notes.append(f"tensors beside the model, at {', '.join(model.beside[:4])}, are not taken (--key)")
     if left_out:
-        found.notes.append(f"not tensors, left out: {len(left_out)} such as '{left_out[0]}'")
+        selection.notes.append(f"not tensors, left out: {len(left_out)} such as '{left_out[0]}'")
     return Checkpoint(
         name=path.name,
         path=path,
         tensors=DcpTensors.of(tensors, files),
         files=(metadata.file, *files.values(), *sidecars),
         format="DCP",
-        trainer=found.trainer,
+        trainer=selection.trainer,
         progress=progress if progress and progress.clocks else reader.progress(),
-        averages=found.averages,
-        notes=tuple(found.notes),
+        averages=selection.averages,
+        notes=tuple(selection.notes),
         left_out=left_out,
     )
 
 
-def _choose(found: Found, model: FoundModel, reader: _Reader, options: ReadOptions) -> None:
-    """Settle which of the model's tensors to take: its own, or its averages."""
-    averaged = model.averaged or reader.composer_averages()
+def _choose(selection: Selection, model: DcpModel, options: ReadOptions, averaged: str | None) -> None:
+    """Take the model's tensors or its averages; `averaged` says why its tensors are averages themselves, if so."""
     if averaged is not None:
-        refuse_raw(found, averaged, options)
+        choose_averages(selection, averaged, options)
     elif model.averages:
-        choose(found, raw=model.names, averages=model.averages, options=options, where=model.averages_at)
+        choose(selection, raw=model.names, averages=model.averages, options=options, where=model.averages_at)
     else:
-        choose_bare(found, options)
+        choose_single(selection, options)
 
 
-def _trainer(path: Path, folder: Path, metadata: Metadata) -> str | None:
-    if "state.timestamp.Timestamp.batch" in metadata.items or any(
-        name.startswith("state.model.") for name in metadata.tensors
-    ):
-        return "Composer"
-    if location(folder / DCP_META).info().is_file:
-        return "Lightning"  # or its Fabric
-    if any(name.startswith("train_state.") or name == "train_state" for name in [*metadata.tensors, *metadata.items]):
-        return "torchtitan"
-    by_folder = {"model_and_optim": "OLMo-core", "weights": "NeMo"}
-    if folder != path:
-        return by_folder.get(folder.name, "accelerate")
-    return None
+def _find_layout(folder: Path, metadata: Metadata) -> DcpLayout | None:
+    """Return the row of the table by which the trainer is told."""
+    files = {entry.name for entry in location(folder).entries() if entry.is_file}
+    return next((row for row in DCP_LAYOUTS if row.matches(metadata.tensors, metadata.items, files)), None)
+
+
+def _trainer(path: Path, folder: Path, layout: DcpLayout | None) -> str | None:
+    """Return who saved the folder, by its layout, else by where the shards lie in the checkpoint."""
+    if layout is not None:
+        return layout.trainer
+    by_folder = (trainer for pattern, trainer in DCP_FOLDERS.items() if fnmatch.fnmatch(folder.name, pattern))
+    return next(by_folder, None) if folder != path else None
 
 
 def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> tuple[str, ...]:
     """Return what belongs to the model but is no tensor; raise an error unless the user lets it pass."""
-    extra = [name for name in metadata.items if EXTRA_STATE in name and not DCP_OTHERS.match(name)]
+    extra = [name for name in metadata.items if EXTRA_STATE in name and not OTHERS.match(name)]
     refused = next((name for name in extra if not options.copies(name)), None)
     if refused is not None:
         raise CheckpointError(
@@ -125,7 +129,7 @@ def _check_record(folder: Path, name: str, record: Record, files: dict[str, Inpu
         )
 
 
-class _Reader:
+class _ItemReader:
     """Reads the few items beside the model that say when it was saved, and whether it is an average."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
@@ -142,18 +146,16 @@ class _Reader:
                 value = self._number(name)
                 if value is not None and unit not in clocks and not (value == 0 and unit in (Unit.SAMPLE, Unit.TOKEN)):
                     clocks[unit] = Clock(Fraction(value), "file")
-        in_epoch = self._number("state.timestamp.Timestamp.batch_in_epoch")
+        in_epoch = self._number(DCP_BATCH_IN_EPOCH)
         # Composer's epochs are those that began; others may count from 0 or from 1.
         return Progress(clocks, epoch_origin_unknown=in_epoch is None and Unit.EPOCH in clocks, batch_in_epoch=in_epoch)
 
-    def composer_averages(self) -> str | None:
-        """Return why the model holds averages, if Composer's EMA was on."""
-        for name in self.metadata.items:
-            if name.startswith("state.algorithms"):
-                value = self._value(name)
-                if _mentions_active(value):
-                    return "Composer's EMA was on: 'state.model' holds averages"
-        return None
+    def averages_reason(self, layout: DcpLayout | None) -> str | None:
+        """Return why the model holds averages, if an item of the trainer's says so."""
+        if layout is None or layout.averages_item is None:
+            return None
+        names = [name for name in self.metadata.items if name.startswith(layout.averages_item)]
+        return layout.averages_reason if any(layout.is_averaged(self._value(name)) for name in names) else None
 
     def _number(self, name: str) -> int | None:
         value = self._value(name)
@@ -178,15 +180,6 @@ class _Reader:
         _check_record(self.folder, name, record, self.files)
         saved = open_zip(FileRegion(self.files[record.file], record.start, record.size))
         return saved.scalar(name, saved.root) if isinstance(saved.root, TensorRef) else saved.root
-
-
-def _mentions_active(value: Any) -> bool:
-    """Return whether the states of Composer's algorithms, pairs of name and state, say that averages are swapped in."""
-    for entry in value if isinstance(value, list) else [value]:
-        state = entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 else entry
-        if isinstance(state, dict) and state.get("ema_weights_active") is True:
-            return True
-    return False
 
 
 def _sidecar_progress(path: Path, folder: Path) -> tuple[Progress | None, tuple[InputFile, ...]]:

@@ -1,6 +1,6 @@
 """A checkpoint that is a folder of torch.distributed.checkpoint: find it where trainers put it, and see if it is whole.
 
-What is in it, `dcp_checkpoint.py` reads.
+What is in it, `checkpoint.py` reads.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import IncompleteCheckpoint
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
 from ema_cli.formats.reader import Reader
-from ema_cli.formats.trainers.latest import check_latest
-from ema_cli.formats.trainers.layouts import (
+from ema_cli.formats.trainers.folders import (
     DCP_FOLDERS,
     DCP_META,
     DCP_METADATA,
@@ -23,6 +22,7 @@ from ema_cli.formats.trainers.layouts import (
     OLMO_MARK,
     UNFINISHED_MARK,
 )
+from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.storage.location import location
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from ema_cli.errors import CheckpointError, NoWeights, option
 from ema_cli.formats.dcp.metadata import Metadata
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.trainers.layouts import DCP_AVERAGES, DCP_CLOCKS, DCP_FLAT_OTHERS, DCP_OTHERS, PLAIN
+from ema_cli.formats.trainers.dcp_layouts import DCP_AVERAGES, DCP_CLOCKS, DCP_FLAT_OTHERS, DCP_FLATTENED
+from ema_cli.formats.trainers.layouts import OTHERS, PLAIN
+from ema_cli.formats.trainers.nested import quoted
 
 Names = dict[str, str]  # name in the model -> name in the folder
 _CLOCKS = {name for names in DCP_CLOCKS.values() for name in names}
-_FLATTENED = ("state.model.", "app.model.", "model.")  # what names begin with where no record says how they were nested
 
 
 @dataclass(slots=True)
-class FoundModel:
+class DcpModel:
     """The model's tensors; its averages where there are some beside it; whether the model itself is averages."""
 
     names: Names
@@ -26,7 +27,7 @@ class FoundModel:
     beside: tuple[str, ...] = ()  # where other tensors stand that could be a model's, and are not taken
 
 
-def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
+def find_model(metadata: Metadata, options: ReadOptions) -> DcpModel:
     """Return the model's tensors, by the place in the nested dict that was saved.
 
     Raises:
@@ -37,8 +38,8 @@ def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
         prefix = options.key + "."
         chosen = {name.removeprefix(prefix): name for name in metadata.tensors if name.startswith(prefix)}
         if not chosen:
-            raise NoWeights(f"has no tensors under {option('key', options.key)}", hint=_listed(metadata))
-        return FoundModel(chosen)
+            raise NoWeights(f"has no tensors under {option('key', options.key)}", hint=_at_the_top(metadata))
+        return DcpModel(chosen)
     groups, flattened_others = _groups(metadata)
     beside = {place: groups.pop(place) for place in list(groups) if place and place[-1] in PLAIN.beside}
     averages = _torchtitan_averages(metadata)
@@ -53,7 +54,7 @@ def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
         )
     if not candidates:
         for place, names in beside.items():
-            return FoundModel(names, averaged=f"it holds nothing but averages, in '{'.'.join(map(str, place))}'")
+            return DcpModel(names, averaged=f"it holds nothing but averages, in '{'.'.join(map(str, place))}'")
         raise NoWeights("no tensors in a place we know for a model", hint=f"say where: {option('key', 'NAME')}")
     (place, names), *_ = candidates.items()
     others = tuple(".".join(map(str, other)) or "the top" for other in groups if other != place)
@@ -62,8 +63,8 @@ def find_model(metadata: Metadata, options: ReadOptions) -> FoundModel:
     for where, averaged in [("ema", averages), *((".".join(map(str, at)), each) for at, each in beside.items())]:
         if averaged and averaged.keys() <= names.keys():
             # Not always of buffers: what has no average is taken as it is.
-            return FoundModel(names, {**names, **averaged}, where, beside=others)
-    return FoundModel(names, beside=others)
+            return DcpModel(names, {**names, **averaged}, where, beside=others)
+    return DcpModel(names, beside=others)
 
 
 def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
@@ -83,7 +84,7 @@ def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
             is_other |= stored in _CLOCKS
         else:
             around = path[:-1] if at is None else path[:at]
-            is_other = any(DCP_OTHERS.match(str(part)) for part in around)
+            is_other = any(OTHERS.match(str(part)) for part in around)
         if is_other:
             continue
         length = min(1, len(path) - 1) if at is None else at + 1
@@ -98,7 +99,7 @@ def _torchtitan_averages(metadata: Metadata) -> Names:
 
 def _unflatten(names: Mapping[str, str], flattened_others: bool) -> Names:
     """Return the model's own names where all that was saved was flattened, without a record of how."""
-    for prefix in _FLATTENED:
+    for prefix in DCP_FLATTENED:
         inside = {name.removeprefix(prefix): stored for name, stored in names.items() if name.startswith(prefix)}
         # All of it: "model." may also be the first part of the names in a model that has others.
         if inside and (prefix != "model." or (flattened_others and len(inside) == len(names))):
@@ -106,7 +107,6 @@ def _unflatten(names: Mapping[str, str], flattened_others: bool) -> Names:
     return dict(names)
 
 
-def _listed(metadata: Metadata) -> str:
-    tops = dict.fromkeys(str(metadata.paths.get(name, (name,))[0])[:40] for name in metadata.tensors)
-    shown = ", ".join(f"'{top}'" for top in list(tops)[:8])
-    return f"at the top it holds {shown}"
+def _at_the_top(metadata: Metadata) -> str:
+    tops = dict.fromkeys(str(metadata.paths.get(name, (name,))[0]) for name in metadata.tensors)
+    return f"at the top it holds {quoted(tops)}"

@@ -11,7 +11,7 @@ from ema_cli.formats.folders import huggingface as hf_directory
 from ema_cli.formats.options import ReadOptions, several_models_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
-from ema_cli.formats.trainers.layouts import COMPONENTS
+from ema_cli.formats.trainers.folders import COMPONENTS
 from ema_cli.storage.location import location
 
 _EMA = "_ema"

@@ -17,7 +17,7 @@ from ema_cli.formats.shards import is_plain_name, open_index
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.adapters import adapter_settings
 from ema_cli.formats.trainers.choice import settle_averages
-from ema_cli.formats.trainers.layouts import ADAPTERS, BASES, MODULES, SHARD, TRAINER_STATE
+from ema_cli.formats.trainers.folders import ADAPTERS, BASES, MODULES, SHARD, TRAINER_STATE
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.formats.trainers.trainer_state import _MAX_STATE_BYTES, read_trainer_state
 from ema_cli.storage.location import location

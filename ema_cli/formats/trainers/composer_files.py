@@ -19,8 +19,10 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import Inert
 from ema_cli.formats.shards import is_plain_name
 from ema_cli.formats.trainers.adapters import config_settings
+from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.trainers.prefixes import bare_names
 
+_KEPT = "state/integrations/huggingface"  # where Composer keeps them
 MODEL, ADAPTER = "model", "adapter_model"  # what the weights are called then
 _WRAPPER = "model."
 _ADAPTER_NAME = re.compile(r"\.default(?=$|\.(?:weight|bias)$)")  # of the only adapter, which PEFT's files leave out
@@ -43,7 +45,7 @@ def find_base(root: Any, names: Iterable[object]) -> str | None:
 
     `names` are those of the tensors: all of a wrapped model's, or all of an adapter's.
     """
-    kept = _dig(root, "state", "integrations", "huggingface", "model")
+    kept = dig(root, f"{_KEPT}/model")
     base = next((base for base in (ADAPTER, MODEL) if _content(kept, base) is not None), None)
     texts = [name for name in names if isinstance(name, str)] if base else []
     if not texts or not all(name.startswith(_WRAPPER) for name in bare_names(texts)):
@@ -54,7 +56,7 @@ def find_base(root: Any, names: Iterable[object]) -> str | None:
 
 def adapter_settings(root: Any) -> dict[str, str]:
     """Return the settings of the adapter in Composer's checkpoint as text; none for a whole model."""
-    config = _content(_dig(root, "state", "integrations", "huggingface", "model"), ADAPTER)
+    config = _content(dig(root, f"{_KEPT}/model"), ADAPTER)
     return {} if config is None else config_settings(config)
 
 
@@ -85,15 +87,15 @@ class ComposerFiles:
 
 
 def _read_files(root: Any) -> dict[str, bytes]:
-    kept = _dig(root, "state", "integrations", "huggingface")
+    kept = dig(root, _KEPT)
     budget = _Budget()
     texts: dict[str, bytes] = {}
     for base, (key, name) in _CONFIGS.items():
-        content = _content(_dig(kept, "model"), base)
+        content = _content(dig(kept, "model"), base)
         if content is not None:
-            config = _with_class(content, _dig(kept, "model", key, "class")) if base == MODEL else content
+            config = _with_class(content, dig(kept, f"model/{key}/class")) if base == MODEL else content
             texts[name] = budget.json(name, config)
-    tokenizer = _dig(kept, "tokenizer")
+    tokenizer = dig(kept, "tokenizer")
     for name, part in tokenizer.items() if isinstance(tokenizer, dict) else ():
         file, text = _tokenizer_file(name, part, budget)
         if file in texts:
@@ -194,11 +196,5 @@ def _with_class(config: Mapping[str, Any], name: object) -> Mapping[str, Any]:
 
 
 def _content(kept: Any, base: str) -> dict[str, Any] | None:
-    content = _dig(kept, _CONFIGS[base][0], "content")
+    content = dig(kept, f"{_CONFIGS[base][0]}/content")
     return content if isinstance(content, dict) and content else None
-
-
-def _dig(value: Any, *keys: str) -> Any:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
-from ema_cli.formats.trainers.layouts import LATEST
+from ema_cli.formats.trainers.folders import LATEST
 from ema_cli.storage.location import location
 
 _MAX_BYTES = 4096

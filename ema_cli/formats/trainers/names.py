@@ -1,35 +1,71 @@
-"""What a name says of a file or folder: its clock, whether it may hold weights, whether it is done."""
+"""What a name says of a file or folder: its clock, whether it may hold weights, whether it is done.
+
+The tables first, to be read as a page; then the functions that apply them.
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import re
 from fractions import Fraction
 from pathlib import Path
 
 from ema_cli.checkpoint import Clock, Progress
 from ema_cli.errors import Unreadable
-from ema_cli.formats.trainers.layouts import (
-    COMPOSER_NAME,
-    COMPRESSED_SUFFIXES,
-    NAME_CLOCKS,
-    NOT_WEIGHTS,
-    UNFINISHED,
-    WEIGHT_SUFFIXES,
-)
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
+
+EXTRA_STATE = "_extra_state"  # the name under which a module keeps what only its own code can read
+IN_AVERAGES = "it is in a folder of averages, by its name"
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".tgz")
+_COMPRESSED_SUFFIXES = (".zst", ".gz", ".lz4", ".bz2", ".xz", ".lzma", ".lzo")
+_NOT_WEIGHTS = (
+    "optimizer*", "*optim_states*", "scheduler*", "rng_state*", "random_states*", "training_args*",
+    "scaler.pt", "sampler*", "dataloader*", "trainer_state*", "meta.pt", "common.pt",
+    "bad-model*",
+)  # fmt: skip
+_UNFINISHED = ("tmp-*", "*.tmp", "*-tmp", "*.part", "*.partial", "*.incomplete", "*.orbax-checkpoint-tmp*")
+# One part of a model: fairseq's names of shards, Accelerate's of FSDP's local state.
+PARTS = re.compile(r"-rank-\d+\.pt$|-shard\d+\.pt$|_fsdp_rank\d+\.bin$|\.distcp$")
+COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final)(?:[-_.]|$)|model_best", re.IGNORECASE)
+RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
+AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$", re.IGNORECASE)
+# Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them. Not a
+# metric (val_ema_loss=0.1), and not our own outputs, which say themselves what they are.
+_OWN = r"-(?:\d[\d.e]*|inf)(?:ba|ep|sp|tok)"
+AVERAGES_FILE = re.compile(
+    rf"(?:^|[-_.])(?:(?:ema|swa)(?![a-z]|[-_a-z]*=|{_OWN})"
+    r"|(?:ave|avg|averaged?)(?:[-_]?(?:\d+(?:best)?|model|weights))?(?:\.till\d+epoch)?(?:\.[a-z]+)*$)",
+    re.IGNORECASE,
+)
+_WORD = r"(?:^|[^a-z])"  # "step" in "step-100" and "global_step100", not in "footstep-100"
+_AFTER = r"(?![\d.]*[kmbt](?![a-z]))"  # not the 4 of "tokens4B", nor of "step4.5k"
+_COUNT = rf"[-_=]?(\d+){_AFTER}"
+_DECIMAL = rf"[-_=]?(\d+(?:\.\d+)?){_AFTER}"
+_COMPOSER_NAME = re.compile(r"ep\d+-ba\d+", re.IGNORECASE)
+_NAME_CLOCKS = tuple(
+    (unit, re.compile(pattern, re.IGNORECASE))
+    for unit, pattern in (
+        (Unit.EPOCH, rf"{_WORD}ep(?:och)?{_DECIMAL}"),
+        (Unit.EPOCH, r"^(\d+)epoch\."),  # espnet
+        (Unit.BATCH, rf"{_WORD}(?:ba(?:tch)?|steps?|iter(?:ation)?s?){_COUNT}"),
+        (Unit.BATCH, r"^checkpoint-(\d+)$"),  # a folder of the Hugging Face Trainer
+        (Unit.SAMPLE, rf"{_WORD}(?:sp|samples?){_COUNT}"),
+        (Unit.TOKEN, rf"{_WORD}(?:tok|tokens?){_COUNT}"),
+    )
+)
 
 
 def name_clocks(name: str) -> Progress:
     """Return the clocks in a checkpoint's name; the innermost folder or file that has any decides."""
     for part in reversed(name.split("/")):
         clocks: dict[Unit, Clock] = {}
-        for unit, pattern in NAME_CLOCKS:
+        for unit, pattern in _NAME_CLOCKS:
             matches = pattern.findall(part)
             if matches:
                 clocks[unit] = Clock(Fraction(matches[-1]), "name")
         if clocks:
-            from_zero = Unit.EPOCH in clocks and not COMPOSER_NAME.search(part)
+            from_zero = Unit.EPOCH in clocks and not _COMPOSER_NAME.search(part)
             return Progress(clocks, epoch_origin_unknown=from_zero)
     return Progress()
 
@@ -42,14 +78,26 @@ def names_in(folder: Path) -> set[str]:
         return set()
 
 
+def averages_by_name(path: Path) -> str | None:
+    """Return why the name of a file or folder, or of the folder around it, says averages; None if none says so."""
+    path = path.absolute()
+    if location(path).info().is_folder:
+        in_folder = AVERAGES_FOLDER.search(path.name) or path.parent.name.lower() == "ema"
+    else:
+        in_folder = AVERAGES_FOLDER.search(path.parent.name) or path.parent.parent.name.lower() == "ema"
+        if AVERAGES_FILE.search(path.name):
+            return "its name says averages"
+    return IN_AVERAGES if in_folder else None
+
+
 def is_weights_name(name: str) -> bool:
     """Return whether a file of this name may hold weights: known suffix, not optimizer state and the like."""
     lower = name.lower()
-    for suffix in COMPRESSED_SUFFIXES:
+    for suffix in _COMPRESSED_SUFFIXES:
         lower = lower.removesuffix(suffix)
-    return lower.endswith(WEIGHT_SUFFIXES) and not any(fnmatch.fnmatch(lower, pattern) for pattern in NOT_WEIGHTS)
+    return lower.endswith(WEIGHT_SUFFIXES) and not any(fnmatch.fnmatch(lower, pattern) for pattern in _NOT_WEIGHTS)
 
 
 def is_unfinished_name(name: str) -> bool:
     """Return whether the name is one that writers use until they are done; dot files are theirs, too."""
-    return name.startswith(".") or any(fnmatch.fnmatch(name.lower(), pattern) for pattern in UNFINISHED)
+    return name.startswith(".") or any(fnmatch.fnmatch(name.lower(), pattern) for pattern in _UNFINISHED)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec, shared
 from ema_cli.errors import CheckpointError, option
-from ema_cli.formats.trainers.layouts import OUTER_PREFIXES, PREFIXES
 from ema_cli.storage.source import ByteSource
 
+# What wrappers put into names: torch.compile, FSDP and activation checkpointing anywhere; DDP around the whole model.
+PREFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+OUTER_PREFIXES = ("module.",)
 _ANYWHERE = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, PREFIXES))})")
 
 

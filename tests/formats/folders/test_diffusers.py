@@ -16,7 +16,7 @@ from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.folders import diffusers as pipeline
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
-from ema_cli.formats.trainers.layouts import COMPONENTS
+from ema_cli.formats.trainers.folders import COMPONENTS
 from tests.formats.test_contract import read_all, stored_bytes
 
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from ema_cli.formats.trainers.layouts import AVERAGES_FILE, AVERAGES_FOLDER, COPIES, PARTS, RECOVERY
-from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks
+from ema_cli.formats.trainers.names import (
+    AVERAGES_FILE,
+    AVERAGES_FOLDER,
+    COPIES,
+    PARTS,
+    RECOVERY,
+    is_unfinished_name,
+    is_weights_name,
+    name_clocks,
+)
 from tests.formats.trainers.test_places import plain_clocks
 
 NAMES: dict[str, dict[str, float]] = {

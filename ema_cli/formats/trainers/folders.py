@@ -1,0 +1,45 @@
+"""Names in checkpoints that are folders: what the weights are called, where trainers put them, what is written last.
+
+Data only; read it as a page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+# What a folder calls its weights when `from_pretrained` loads it, as safetensors and as .bin: whole or with an index.
+BASES: Mapping[str, str] = {
+    "model": "pytorch_model",
+    "diffusion_pytorch_model": "diffusion_pytorch_model",
+    "adapter_model": "adapter_model",
+    "pytorch_lora_weights": "pytorch_lora_weights",
+}
+ADAPTERS = ("adapter_model", "pytorch_lora_weights")
+SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
+# Parts of a Diffusers pipeline, each in a folder of its name; its averages are in NAME_ema.
+COMPONENTS = (
+    "unet", "transformer", "transformer_2", "controlnet", "prior", "vae", "text_encoder", "text_encoder_2",
+    "text_encoder_3", "image_encoder", "decoder",
+)  # fmt: skip
+MODULES = "modules.json"  # of sentence-transformers: which folders hold the parts after the transformer
+TRAINER_STATE = "trainer_state.json"  # of the Hugging Face Trainer, written after the weights
+DEEPSPEED_TAG = re.compile(r"^global_step(\d+)$")
+
+# ---- Folders of torch.distributed.checkpoint ----
+
+DCP_METADATA = ".metadata"
+DCP_META = "meta.pt"  # in which Lightning keeps what is not a tensor
+# Where trainers put the folder with the shards inside a checkpoint, and which trainer does.
+DCP_FOLDERS: Mapping[str, str] = {
+    "pytorch_model_fsdp_*": "accelerate",
+    "model_and_optim": "OLMo-core",
+    "weights": "NeMo",
+}
+
+# ---- What says that a checkpoint is whole ----
+
+LATEST = ("latest", "latest_checkpointed_iteration.txt")  # beside it, name the newest one: DeepSpeed, Megatron
+UNFINISHED_MARK = "-unfinished"  # NeMo's, after the folder's name, while it is written
+OLMO_MARK = ".metadata.json"  # beside the folder with the shards
+MEGATRON_MARK, MEGATRON_COMMON = "metadata.json", "common.pt"

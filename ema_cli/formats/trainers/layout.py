@@ -1,0 +1,83 @@
+"""The shape of a row of `layouts.py`, and what reading a saved object by such a row gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ema_cli.checkpoint import Averages, Checkpoint, Progress
+from ema_cli.formats.options import ReadOptions
+from ema_cli.law.time import Unit
+from ema_cli.storage.source import InputFile
+
+StateDict = Mapping[str, object]
+"""What a saved object has under the names of tensors: descriptions of tensors, and whatever else stands there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where one trainer keeps weights, clocks and averages in the object that it pickles.
+
+    A place is a path of keys: a slash descends, -1 is the last of a list.
+
+    Attributes:
+        trainer: None for a training loop of one's own.
+        marks: places that are all there if the trainer saved the object.
+        weights: places of the weights, of which one is there.
+        clocks: places of each counter; the first that is there counts.
+        epochs: what the number of an epoch says. "completed": how many are done. "from 0": the number, from 0, of the
+            one that was just completed. "next": the number, from 1, of the one that comes next. "in progress": the
+            number, from 0, of the one that has begun. "unknown": from 0 or from 1, as only the whole run shows.
+        unfinished: a place that holds False where the epoch was not complete.
+        batch_in_epoch: a place of the number of batches into the current epoch.
+        beside: places of averages that are kept beside the raw weights.
+        raw: the place of the raw weights where averages took theirs.
+        raw_prefix: what the names of the raw weights begin with there.
+        joined: places of further parts of the model, with the prefix of their names in it.
+        averaged_if: a place that holds a number other than 0 where the trainer saved its averages as the model.
+        only_averages: whether the trainer saves no raw weights at all.
+        choose: decides between raw weights and averages where no place in the row can say it.
+        clocks_beside: reads the clocks from a file beside the checkpoint, where the object holds none.
+        complete: adds what else the object holds for the output; is given the object and a function that reads it
+            again.
+    """
+
+    trainer: str | None
+    marks: tuple[str, ...]
+    weights: tuple[str, ...]
+    clocks: Mapping[Unit, tuple[str, ...]]
+    epochs: Literal["completed", "from 0", "next", "in progress", "unknown"] = "completed"
+    unfinished: str | None = None
+    batch_in_epoch: str | None = None
+    beside: tuple[str, ...] = ()
+    raw: str | None = None
+    raw_prefix: str = ""
+    joined: Mapping[str, str] = field(default_factory=dict)
+    averaged_if: str | None = None
+    only_averages: bool = False
+    choose: Callable[[Selection, Mapping[Any, Any], ReadOptions], None] | None = None
+    clocks_beside: Callable[[Path], tuple[Progress, tuple[InputFile, ...]]] | None = None
+    complete: Callable[[Checkpoint, Any, Callable[[], Any]], Checkpoint] | None = None
+
+
+@dataclass(slots=True)
+class Selection:
+    """The tensors that are taken from one saved object, and what is known of them.
+
+    Attributes:
+        tensors: what is taken, by name.
+        averages: set where these are averages although nobody asked for them.
+        notes: what a user should know.
+        left_out: names of values among the tensors that are no tensors.
+        layout: the row of the table by which they were found, if it was one.
+    """
+
+    trainer: str | None
+    tensors: StateDict
+    progress: Progress
+    averages: Averages | None = None
+    notes: list[str] = field(default_factory=list)
+    left_out: tuple[str, ...] = ()
+    layout: Layout | None = None

@@ -1,0 +1,65 @@
+"""Find values in an unpickled object: nested dicts, lists and placeholders, in which anything may stand anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
+from ema_cli.formats.pickles.whole_module import is_module, module_tensors
+from ema_cli.formats.trainers.layout import StateDict
+
+_SHOWN_NAMES, _SHOWN_CHARS = 8, 40
+
+
+def dig(value: Any, place: str) -> Any:
+    """Return what `value` holds at a place such as `state/model` or `history/-1/step`; None where nothing is there."""
+    for key in place.split("/"):
+        if isinstance(value, list) and key == "-1":
+            value = value[-1] if value else None
+        else:
+            value = value.state if isinstance(value, Inert) else value  # an argparse.Namespace
+            value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def has(root: dict[Any, Any], place: str) -> bool:
+    """Return whether something is at the place, be it None."""
+    head, _, last = place.rpartition("/")
+    around = dig(root, head) if head else root
+    return isinstance(around, dict) and last in around
+
+
+def state_dict_at(root: dict[Any, Any], place: str) -> StateDict | None:
+    """Return the state dict at the place, None where there is none."""
+    return as_state_dict(dig(root, place))
+
+
+def as_state_dict(value: Any) -> StateDict | None:
+    """Return a state dict, or that of a whole module; None for anything else."""
+    if is_module(value):
+        return module_tensors(value)
+    return value if is_state_dict(value) else None
+
+
+def is_state_dict(value: Any) -> bool:
+    """Return whether the value is a dict with a tensor in it."""
+    return isinstance(value, dict) and any(isinstance(item, TensorRef | Refused) for item in value.values())
+
+
+def text_key(key: object) -> str:
+    """Return the key if it can be the name of a tensor.
+
+    Raises:
+        CheckpointError: where it is no text.
+    """
+    if not isinstance(key, str):
+        raise CheckpointError(f"a tensor has a key of type {type(key).__name__}, which is not a name")
+    return key
+
+
+def quoted(names: Iterable[Any]) -> str:
+    """Return the first few names for a message. A key may be anything, a number of thousands of digits too."""
+    texts = [name for name in names if isinstance(name, str)]
+    return ", ".join(f"'{name[:_SHOWN_CHARS]}'" for name in texts[:_SHOWN_NAMES]) or "no names"
