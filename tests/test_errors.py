@@ -8,7 +8,8 @@ from ema_cli import errors
 from ema_cli.errors import EmaError, UsageError, at_terminal, option, printable
 
 CODES = {
-    "UsageError": 2, "CheckpointError": 3, "IncompleteCheckpoint": 3, "NoWeights": 3, "Unreadable": 3, "Missing": 3, "RunError": 4, "OutputError": 5,
+    "Unreadable": 3, "Missing": 3,
+    "UsageError": 2, "CheckpointError": 3, "IncompleteCheckpoint": 3, "NoWeights": 3, "RunError": 4, "OutputError": 5,
     "NonFiniteError": 6, "VerificationError": 6, "GateError": 6,
 }  # fmt: skip
 
