@@ -1,15 +1,13 @@
-"""The instructions of a pickle, protocols 0 to 5: what each does to the stack machine in `unpickle.py`."""
+"""The instructions of a pickle, protocols 0 to 5: what each does to the stack machine."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ema_cli.formats.pickles.machine import Machine
 from ema_cli.formats.pickles.values import PickleError
-
-if TYPE_CHECKING:
-    from ema_cli.formats.pickles.unpickle import Machine
 
 STOP = ord(".")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from ema_cli.errors import CheckpointError, NoWeights
 from ema_cli.formats.mark import RECORD, parse_mark
-from ema_cli.formats.pickles.unpickle import MAX_PICKLE_BYTES, unpickle
+from ema_cli.formats.pickles.machine import MAX_PICKLE_BYTES
+from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import PickleError
 from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.formats.torch_save.zip_directory import ZipEntry, data_offset, read_directory

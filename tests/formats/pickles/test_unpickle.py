@@ -24,7 +24,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ema_cli.formats.pickles import unpickle as module
+from ema_cli.formats.pickles import machine
+from ema_cli.formats.pickles import unpickle as entry
 from ema_cli.formats.pickles.values import Inert, Name, PickleError, TensorRef
 
 
@@ -51,7 +52,7 @@ class Memory:
 
 def unpickle(data: bytes) -> Any:
     """Return what the reader makes of a whole pickle."""
-    return module.unpickle(Memory(data))[0]
+    return entry.unpickle(Memory(data))[0]
 
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -120,14 +121,14 @@ def test_plain_values_come_out_equal(value: Any, protocol: int) -> None:
 def test_where_a_block_ends_makes_no_difference(
     protocol: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Instructions that `run` has written out do what those in the table do, to which a short block leaves them."""
+    """Instructions that the loop has written out do what those in the table do, to which a short block leaves them."""
     state = {"model": {f"{n}.weight": torch.zeros(n, 3) for n in range(70)}, "step": 70_000, "epoch": 300, "loss": -1}
     torch.save(state, tmp_path / "a.pt", pickle_protocol=protocol)
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
         stored = archive.read("a/data.pkl")
     whole = plain(unpickle(stored))
     assert len(whole["model"]) == 70
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(machine, "_BLOCK_BYTES", block)
     assert plain(unpickle(stored)) == whole
     for cut in range(1, len(stored), 101):
         with pytest.raises(PickleError):
@@ -369,7 +370,7 @@ def test_deep_nesting_neither_crashes_nor_hangs() -> None:
 
 def test_a_small_pickle_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that copy one large container again and again are stopped at a bound."""
-    monkeypatch.setattr(module, "_MAX_COPIED", 10_000)
+    monkeypatch.setattr(machine, "_MAX_COPIED", 10_000)
     grown = b"(" + b"K\x01" * 1000 + b"lq\x000("
     calls = b"cbuiltins\nlist\n(h\x00tR" * 11
     assert len(unpickle(grown + calls[: len(calls) // 11] * 9 + b"l.")) == 9
