@@ -116,12 +116,12 @@ class NoWeights(CheckpointError):
     """A readable file without model weights in it. A directory search passes it over."""
 
 
+class Missing(CheckpointError):
+    """A file or a folder that is not there."""
+
+
 class Unreadable(CheckpointError):
     """Something that the storage does not give to this process, so that nobody knows whether it is damaged."""
-
-
-class Missing(Unreadable):
-    """A file that is not there."""
 
 
 class RunError(EmaError):

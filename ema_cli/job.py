@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from ema_cli.runs.run import averaged_error
 from ema_cli.runs.same_model import check_same_model
 from ema_cli.runs.tensor_rules import check_averageable, copied_names
 from ema_cli.storage.checksums import Checksums
+from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
@@ -60,9 +60,7 @@ class Work:
     @property
     def bytes_free(self) -> int:
         """Return how much room the disk has that the outputs go to."""
-        with output_errors(self.target.path):
-            space = os.statvfs(self.target.path.absolute().parent)
-        return space.f_bavail * space.f_frsize
+        return location(self.target.path.absolute().parent).free_bytes()
 
     @property
     def weights(self) -> list[list[float]]:

@@ -43,7 +43,7 @@ def is_own_sidecar(path: Path, name: str) -> bool:
     Raises:
         CheckpointError: where it cannot be read.
     """
-    if path.is_symlink() or not path.is_file():
+    if not location(path).info(follow=False).is_file:
         return False
     file = location(path).open()
     if path.name.endswith(SUMS_SUFFIX):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ema_cli.errors import EmaError, Missing, Unreadable, at_terminal
+from ema_cli.errors import EmaError, Unreadable, at_terminal
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import open_index
@@ -132,9 +132,9 @@ def compare_index(snapshot: Snapshot) -> Iterator[str]:
         path = snapshot.published.path / name
         try:
             _, shards = open_index(path, lambda shard: safetensors_file.open_checkpoint(shard, ReadOptions()))
+        except Unreadable:
+            raise
         except EmaError as error:
-            if isinstance(error, Unreadable) and not isinstance(error, Missing):
-                raise
             yield snapshot.problem(name, error.message(at_terminal, known=path))
             continue
         for missing in sorted(snapshot.opened.keys() - {shard.path.name for shard in shards}):

@@ -13,6 +13,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.manifest import Manifest
 from ema_cli.runs.run import open_by_name
+from ema_cli.storage.location import location
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +93,8 @@ def _find(name: str, places: Sequence[Path]) -> Path | None:
     if plain.is_absolute() or ".." in plain.parts or "\0" in name:
         raise CheckpointError(f"the manifest's input '{name}' lies outside any folder that could be given")
     for place in places:
-        try:
-            is_below = (place / plain).exists()
-        except OSError as error:
-            raise CheckpointError(f"cannot be looked at: {error.strerror}", subject=place / plain) from error
-        if is_below:
+        if location(place / plain).info().exists:
             return place / plain
-        if place.exists() and place.absolute().parts[-len(plain.parts) :] == plain.parts:
+        if location(place).info().exists and place.absolute().parts[-len(plain.parts) :] == plain.parts:
             return place
     return None

@@ -78,7 +78,7 @@ def side_file_differences(manifest: Manifest, output: Output, published: Publish
         problems += [f"{published.folder / name}: is nothing that the newest checkpoint gives" for name in more]
     for name, content in sorted(wanted.items()):
         path = published.folder / name
-        if not path.exists():
+        if not location(path).info().exists:
             problems.append(f"{path}: is missing, but the newest checkpoint gives it")
         elif not _same(location(path).open(), content):
             problems.append(f"{path}: is not what the newest checkpoint gives")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 from ema_cli.errors import CheckpointError, UsageError, option
 from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES
 from ema_cli.manifest.manifest import Manifest, read_manifest
-from ema_cli.manifest.sums import FILE_SUFFIX, FOLDER_NAME, SUMS_SUFFIX, manifest_path, sums_path
+from ema_cli.manifest.sums import FILE_SUFFIX, SUMS_SUFFIX, manifest_path, sums_path
+from ema_cli.storage.location import location
 
 _WEIGHTS = ".safetensors"  # in a folder
 
@@ -40,7 +40,7 @@ class Published:
     @property
     def vouched(self) -> bool:
         """Return whether there are a manifest, or sums."""
-        return os.path.lexists(self.manifest) or os.path.lexists(self.sums)
+        return any(location(path).info(follow=False).exists for path in (self.manifest, self.sums))
 
 
 def find_averages(paths: Iterable[Path]) -> list[Published]:
@@ -57,14 +57,14 @@ def find_averages(paths: Iterable[Path]) -> list[Published]:
 
 
 def _find(path: Path) -> list[Published]:
-    if path.is_dir():
+    if location(path).info().is_folder:
         whole = Published(path, is_folder=True)
         return [whole] if whole.vouched else _inside(path) or [whole]
     for suffix in (FILE_SUFFIX, SUMS_SUFFIX):
         if path.name.endswith(suffix) and path.name != suffix:
             path = path.with_name(path.name.removesuffix(suffix))
     single = Published(path, is_folder=False)
-    if not (os.path.lexists(path) or single.vouched):
+    if not (location(path).info(follow=False).exists or single.vouched):
         raise UsageError("does not exist", subject=path)
     whole = Published(path.parent, is_folder=True)  # a file of it stands for it, its manifest and sums too
     return [whole if whole.vouched and not single.vouched else single]
@@ -76,17 +76,11 @@ def _inside(folder: Path) -> list[Published]:
     None where none is: then it is a folder of something else.
     """
     found: dict[str, Published] = {}
-    try:
-        names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
-    except OSError as error:
-        raise CheckpointError(f"cannot be looked into: {error.strerror}", subject=folder) from error
-    for name in names:
-        is_folder = (folder / name).is_dir()
-        if not is_folder:
-            name = name.removesuffix(FILE_SUFFIX).removesuffix(SUMS_SUFFIX)
+    for entry in sorted(location(folder).entries(), key=lambda entry: entry.name):
+        name = entry.name if entry.is_folder else entry.name.removesuffix(FILE_SUFFIX).removesuffix(SUMS_SUFFIX)
         weights = name.lower().endswith(WEIGHT_SUFFIXES)
-        if not name.startswith(".") and (is_folder or weights):
-            found[name] = Published(folder / name, is_folder)
+        if not name.startswith(".") and (entry.is_folder or weights):
+            found[name] = Published(folder / name, entry.is_folder)
     vouched = {name for name, each in found.items() if each.vouched}
     if not vouched:
         return []
@@ -94,10 +88,7 @@ def _inside(folder: Path) -> list[Published]:
 
 
 def _holds_weights(folder: Path) -> bool:
-    try:
-        return any(name.lower().endswith(_WEIGHTS) for name in os.listdir(folder))  # noqa: PTH208
-    except OSError as error:
-        raise CheckpointError(f"cannot be looked into: {error.strerror}", subject=folder) from error
+    return any(entry.name.lower().endswith(_WEIGHTS) for entry in location(folder).entries())
 
 
 def read_output(output: Path) -> Manifest:
@@ -107,15 +98,15 @@ def read_output(output: Path) -> Manifest:
         UsageError: where nothing is there.
         CheckpointError: where it has no manifest, or one that cannot be read.
     """
-    if not output.exists():
+    info = location(output).info()
+    if not info.exists:
         raise UsageError("does not exist", subject=output)
-    path = manifest_path(output, is_folder=output.is_dir())
-    if path.exists():
+    path = manifest_path(output, is_folder=info.is_folder)
+    if location(path).info().exists:
         return read_manifest(path)
-    inside = sorted(output.glob(f"*/{FOLDER_NAME}")) + sorted(output.glob("*.manifest.json")) if output.is_dir() else []
+    inside = [published for published in _inside(output) if published.vouched] if info.is_folder else []
     if inside:
-        found = inside[0].parent if inside[0].name == FOLDER_NAME else inside[0].with_name(inside[0].name[:-14])
-        raise UsageError("holds several averages", subject=output, hint=f"name one of them: {found}")
+        raise UsageError("holds several averages", subject=output, hint=f"name one of them: {inside[0].path}")
     raise CheckpointError(
         f"has no manifest, {path.name}",
         subject=output,

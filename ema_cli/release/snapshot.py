@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.errors import CheckpointError, EmaError, Missing, Unreadable, at_terminal
+from ema_cli.errors import CheckpointError, EmaError, Unreadable, at_terminal
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
@@ -19,7 +18,7 @@ from ema_cli.manifest.manifest import Manifest, read_manifest
 from ema_cli.manifest.sums import parse_sums
 from ema_cli.release.published import Published
 from ema_cli.release.read_file import FileSum, read_file
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, walk
 from ema_cli.storage.source import InputFile
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.system.threads import thread_errors
@@ -122,7 +121,7 @@ class _Problems:
 
         A file that only this process cannot read is no problem of the average: then the error is raised.
         """
-        if isinstance(error, Unreadable) and not isinstance(error, Missing):
+        if isinstance(error, Unreadable):
             raise error
         self.add(name, error.message(at_terminal, known=path))
 
@@ -161,19 +160,11 @@ def _present(published: Published, listed: Collection[str]) -> set[str]:
     """Return the names of the files that exist. Hidden ones are of git or of the Hub, unless they are listed."""
     if not published.is_folder:
         beside = (published.path, published.manifest, published.sums)
-        return {path.name for path in beside if os.path.lexists(path)}
-
-    def fail(error: OSError) -> None:
-        raise CheckpointError(f"cannot be looked into: {error.strerror}", subject=error.filename) from error
-
-    root, present = published.path, set[str]()
-    for where, folders, names in os.walk(root, onerror=fail):
-        inside = Path(where).relative_to(root)
-        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-        links = [folder for folder in folders if (Path(where) / folder).is_symlink()]  # they are not entered
-        paths = [(inside / name).as_posix() for name in (*names, *links)]
-        present.update(path for path in paths if path in listed or not path.rpartition("/")[2].startswith("."))
-    return present
+        return {path.name for path in beside if location(path).info(follow=False).exists}
+    root = published.path
+    entries = [entry for entry in walk(root, hidden=False) if entry.is_link or not entry.is_folder]
+    names = {entry.path.relative_to(root).as_posix(): entry.name for entry in entries}
+    return {name for name, last_part in names.items() if name in listed or not last_part.startswith(".")}
 
 
 def _open_files(published: Published, names: Sequence[str], problems: _Problems) -> dict[str, InputFile]:

@@ -15,6 +15,7 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.manifest.manifest import Manifest
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
+from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.staging import Staging
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -88,7 +89,7 @@ def report_target(output: Path, path: Path | None) -> Target:
 
 def check_report_target(target: Target, output: Path, checkpoints: Sequence[Checkpoint], *, force: bool) -> None:
     """Raise an OutputError unless the page may be written there: never over what it tells of, nor into its folder."""
-    if output.is_dir() and output.resolve() in target.path.resolve().parents:
+    if location(output).info().is_folder and location(output).resolve() in location(target.path).resolve().parents:
         raise OutputError(
             f"is inside {output}, where verify would find a file that its sums do not list",
             subject=target.path,

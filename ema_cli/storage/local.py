@@ -47,7 +47,7 @@ class LocalPath:
         except OSError as error:
             if error.errno in _NOTHING_THERE:
                 return Info(_NOTHING_THERE[error.errno])
-            raise _unreadable("cannot be looked at", self.path, error) from error
+            raise _refusal("cannot be looked at", self.path, error) from error
         except ValueError:  # a zero byte in the name
             return Info(Kind.IMPOSSIBLE)
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), Kind.OTHER)
@@ -59,7 +59,7 @@ class LocalPath:
             with os.scandir(self.path) as found:
                 return [self._entry(entry) for entry in found]
         except OSError as error:
-            raise _unreadable("cannot be looked into", self.path, error) from error
+            raise _refusal("cannot be looked into", self.path, error) from error
 
     def open(self) -> LocalFile:
         """Return the file here, to be read by range."""
@@ -70,7 +70,7 @@ class LocalPath:
         try:
             return self.path.resolve()
         except OSError as error:
-            raise _unreadable("cannot be looked at", self.path, error) from error
+            raise _refusal("cannot be looked at", self.path, error) from error
 
     def free_bytes(self) -> int:
         """Return how many bytes can be written into the folder here."""
@@ -111,7 +111,7 @@ class LocalFile:
 
     Raises:
         CheckpointError: where no regular file is there, or it has changed since it was opened.
-        Unreadable: where the file system refuses to open it.
+        Missing, Unreadable: where it is gone, or the file system refuses to open it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -161,7 +161,7 @@ class LocalFile:
                 offset += count
                 out = out[count:]
         except OSError as error:
-            raise _unreadable(f"cannot be read at byte {offset}", self.path, error) from error
+            raise _refusal(f"cannot be read at byte {offset}", self.path, error) from error
         finally:
             self._give_back()
 
@@ -170,7 +170,7 @@ class LocalFile:
         try:
             status = os.stat(self.path)
         except OSError as error:
-            raise _unreadable("disappeared while it was used", self.path, error) from error
+            raise _refusal("disappeared while it was used", self.path, error) from error
         self._check_identity(status)
 
     def _check_identity(self, status: os.stat_result) -> None:
@@ -215,7 +215,7 @@ class LocalFile:
             if descriptor >= 0:
                 os.close(descriptor)
             if isinstance(error, OSError):
-                raise _unreadable("cannot be opened", self.path, error) from error
+                raise _refusal("cannot be opened", self.path, error) from error
             raise
         return descriptor, status
 
@@ -237,7 +237,7 @@ def _identity(status: os.stat_result) -> Identity:
     return Identity((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
 
 
-def _unreadable(what: str, path: Path, error: OSError) -> Unreadable:
-    """Return the error that says what the file system refuses, and why."""
+def _refusal(what: str, path: Path, error: OSError) -> Missing | Unreadable:
+    """Return the error that says what cannot be done, and why."""
     kind = Missing if error.errno == errno.ENOENT else Unreadable
     return kind(f"{what}: {error.strerror}", subject=path)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ema_cli.errors import Unreadable
+from ema_cli.errors import CheckpointError
 from ema_cli.storage.info import Entry, Info
 from ema_cli.storage.local import LocalPath
 from ema_cli.storage.source import InputFile
@@ -41,6 +41,7 @@ class Location(Protocol):
         """Return what the folder here holds, in no order.
 
         Raises:
+            Missing: where nothing is here.
             Unreadable: where it cannot be listed.
         """
         ...
@@ -49,7 +50,8 @@ class Location(Protocol):
         """Return the file here, to be read by range.
 
         Raises:
-            CheckpointError: where no regular file is here.
+            Missing: where nothing is here.
+            CheckpointError: where it is no regular file.
             Unreadable: where it cannot be opened.
         """
         ...
@@ -96,13 +98,13 @@ def walk(folder: Path, *, hidden: bool = True, skip_unreadable: bool = False) ->
         skip_unreadable: whether to pass over what cannot be listed.
 
     Raises:
-        Unreadable: where a folder cannot be listed, unless that is to be skipped.
+        CheckpointError: where a folder cannot be listed, unless that is to be skipped.
     """
     waiting = [folder]
     while waiting:
         try:
             entries = location(waiting.pop()).entries()
-        except Unreadable:
+        except CheckpointError:
             if not skip_unreadable:
                 raise
             continue

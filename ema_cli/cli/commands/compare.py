@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ema_cli.errors import RunError, UsageError
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.runs.run import open_run
+from ema_cli.storage.location import location
 from ema_cli.system.processors import default_threads
 
 
@@ -68,9 +68,9 @@ def _open(request: CompareRequest) -> list[Checkpoint]:
 
 def _open_one(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a checkpoint, averages too: nothing is averaged here. A folder may hold just one."""
-    if not os.path.lexists(path):
+    if not location(path).info(follow=False).exists:
         raise UsageError("does not exist", subject=path)
-    if path.is_dir() and not is_checkpoint_folder(path):
+    if location(path).info().is_folder and not is_checkpoint_folder(path):
         found = open_run([path], options=options).checkpoints
         if len(found) > 1:
             raise UsageError(

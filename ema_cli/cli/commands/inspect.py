@@ -17,6 +17,7 @@ from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import make_plan
 from ema_cli.runs import warnings
 from ema_cli.runs.stored import find_stored, open_stored
+from ema_cli.storage.location import location
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def run(options: InspectOptions) -> int:
 def _what_is_stored(paths: Sequence[Path], recipes: Sequence[Recipe]) -> dict[str, Any] | None:
     """Return what else could be averaged there: averages that the training stored, and how near they come."""
     try:
-        if not any(path.is_dir() for path in paths) or not find_stored(paths):
+        if not any(location(path).info().is_folder for path in paths) or not find_stored(paths):
             return None
         from ema_cli.planning.stored_plan import make_stored_plan
 

@@ -13,6 +13,7 @@ from ema_cli.cli.commands.shared import error_facts, print_json
 from ema_cli.errors import UsageError, VerificationError, option
 from ema_cli.release.published import Published, find_averages
 from ema_cli.release.verify import Verified, verified_facts, verify
+from ema_cli.storage.location import location
 from ema_cli.system.processors import default_threads
 
 _HINT = "what does not hold must not be used; bring back the files as they were written, or average anew"
@@ -41,7 +42,7 @@ class VerifyRequest:
                 option="sample",
                 hint=f"say where the checkpoints are: {option('against')} ckpts/ {option('sample')}",
             )
-        missing = next((path for path in options.against if not path.exists()), None)
+        missing = next((path for path in options.against if not location(path).info().exists), None)
         if missing is not None:
             raise UsageError(f"{missing} does not exist", option="against")
         if not options.outputs:

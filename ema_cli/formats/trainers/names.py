@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ema_cli.checkpoint import Clock, Progress
-from ema_cli.errors import Unreadable
+from ema_cli.errors import CheckpointError
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
 
@@ -74,7 +74,7 @@ def names_in(folder: Path) -> set[str]:
     """Return the names in a folder, none for what is no folder or cannot be listed: whoever searches it says why."""
     try:
         return {entry.name for entry in location(folder).entries()}
-    except Unreadable:
+    except CheckpointError:
         return set()
 
 
