@@ -307,23 +307,38 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_whole_benchmark_runs_and_its_report_can_be_made_again(tmp_path: Path):
-    """Every kind of row at the smallest scale: figures, reports that agree, nothing left of the data."""
+def test_one_row_is_measured_and_its_report_can_be_made_again(tmp_path: Path):
+    """The smallest set beside its reference: figures, outputs that agree, nothing left of the data."""
+    done = bench(tmp_path, "--scale", "micro", "--sets", "H", "--json", "bench.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert list(found["rows"]) == ["H"]
+    assert_measured(found["rows"])
+    assert done.stdout.strip() == (tmp_path / "bench.md").read_text().strip()
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == []
+    again = bench(tmp_path, "--from", "bench.json")
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_every_kind_of_row_is_measured(tmp_path: Path):
+    """With a peer and without, from a cold cache, through a slow disk, and the start of the program."""
     sets = "A,A cold,H,latency,start-up"
     done = bench(tmp_path, "--scale", "micro", "--peers", "naive,mergekit", "--sets", sets, "--json", "bench.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "bench.json").read_text())
     assert list(found["rows"]) == ["A", "A cold", "H", "latency", "start-up"]
-    assert all(row["rounds"] and not row["failed"] for row in found["rows"].values())
-    assert all(found["rows"][key]["same"]["reference"] == "bit-equal" for key in ("H", "latency"))
+    assert_measured(found["rows"])
     assert not found["rows"]["A"]["same"]["naive"].startswith(rounds.NOT_THE_SAME)
     assert found["rows"]["A"]["memory"]["ema-cli"]["together"] > 10 << 20
     assert "mergekit-yaml is not there: it is not installed" in done.stdout
-    assert done.stdout.strip() == (tmp_path / "bench.md").read_text().strip()
-    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == []
 
-    again = bench(tmp_path, "--from", "bench.json")
-    assert again.stdout == done.stdout
+
+def assert_measured(measured: dict[str, Any]) -> None:
+    """Check that nothing failed, and that what has a reference gave its bytes."""
+    assert all(row["rounds"] and not row["failed"] for row in measured.values())
+    assert all(measured[key]["same"]["reference"] == "bit-equal" for key in ("H", "latency") if key in measured)
 
 
 def test_a_report_without_a_measurement_says_what_it_needs(tmp_path: Path):
