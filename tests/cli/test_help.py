@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import shlex
 import subprocess
@@ -61,48 +61,62 @@ def test_every_option_is_explained_and_ends_its_sentence(command: str):
         assert re.fullmatch(r"[A-Z].+\.", parameter.help, re.DOTALL), parameter.name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: " ".join(page) or "main")
-def test_every_example_runs(page: list[str], tmp_path: Path):
+def test_every_example_runs(page: list[str], cli: Cli, tmp_path: Path):
     """What the page shows as a command works as it stands, on a run and an average of the names that it uses."""
     write_hf_run(tmp_path / "ckpts", [1000, 2000, 3000])
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def run(command: str) -> None:
-        done = subprocess.run(shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        words = shlex.split(command)
+        if words[0] == "ema-cli":
+            done = cli(*words[1:])
+            assert done.code == 0, done
+        else:
+            subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
 
     run("ema-cli average ckpts/ --half-life 50ba -o release.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-m", "ema_cli", *page, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    examples = re.findall(r"^\s*((?:ema-cli|sha256sum) .*?)\s*$", done.stdout, re.MULTILINE)
+    examples = re.findall(r"^\s*((?:ema-cli|sha256sum) .*?)\s*$", cli(*page, "--help").out, re.MULTILINE)
     assert examples
     assert {example.split()[1] for example in examples} >= set(page)
     for example in examples:
         run(example)
 
 
+ALL_IN_ONE = """
+import json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from ema_cli.cli import app
+results = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = app._run(arguments)
+    results.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(results))
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("flag", ["-O", "-OO"])
-def test_nothing_rests_on_assertions(flag: str, cli: Cli, tmp_path: Path):
+@pytest.mark.parametrize("flag", [pytest.param("-O", marks=pytest.mark.full), "-OO"])
+def test_nothing_rests_on_assertions(flag: str, tmp_path: Path):
     """With -O and -OO, which drop them, inspect, average and verify do the same, to the byte, and refuse the same."""
     write_hf_run(tmp_path / "ckpts", [1000, 2000, 3000])
-    plain = [[sys.executable, "-m", "ema_cli"], [sys.executable, flag, "-m", "ema_cli"]]
-    told = []
-    for number, command in enumerate(plain):
+    steps = [
+        ["inspect", "../ckpts", "--half-life", "50ba", "--json"],
+        ["average", "../ckpts", "--half-life", "50ba", "-o", "out", "-q"],
+        ["verify", "out", "--against", "../ckpts"],
+        ["average", "../ckpts", "--half-life", "50ba", "-o", "out"],
+        ["average", "../ckpts/checkpoint-1000/optimizer.pt", "--half-life", "50ba"],
+        ["average", "../ckpts", "--half-life", "50"],
+    ]
+    results = []
+    for number, flags in enumerate(([], [flag])):
         folder = tmp_path / str(number)
         folder.mkdir()
-        steps = [
-            ["inspect", "../ckpts", "--half-life", "50ba", "--json"],
-            ["average", "../ckpts", "--half-life", "50ba", "-o", "out", "-q"],
-            ["verify", "out", "--against", "../ckpts"],
-            ["average", "../ckpts", "--half-life", "50ba", "-o", "out"],
-            ["average", "../ckpts/checkpoint-1000/optimizer.pt", "--half-life", "50ba"],
-            ["average", "../ckpts", "--half-life", "50"],
-        ]
-        done = [subprocess.run([*command, *step], cwd=folder, capture_output=True, text=True) for step in steps]
-        assert [each.returncode for each in done[:4]] == [0, 0, 0, 5], done
-        files = {path.name: path.read_bytes() for path in sorted((folder / "out").iterdir())}
-        told.append((files, [(each.returncode, each.stdout, each.stderr) for each in done]))
-    assert told[0] == told[1]
+        command = [sys.executable, *flags, "-c", ALL_IN_ONE, json.dumps(steps)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        ended = json.loads(done.stdout)
+        assert [code for code, _, _ in ended[:4]] == [0, 0, 0, 5], ended
+        results.append(({path.name: path.read_bytes() for path in sorted((folder / "out").iterdir())}, ended))
+    assert results[0] == results[1]
