@@ -144,9 +144,18 @@ def test_time_and_processor_of_all_processes_count(tmp_path: Path):
 
 
 def test_memory_is_that_of_all_processes_together(tmp_path: Path):
-    """Two children of a shell, each with 64 MiB: together at least 128, the largest less."""
-    child = f"{sys.executable} -c \"import time; block = b'x' * (64 << 20); time.sleep(1)\""
-    command = measure.Command(("sh", "-c", f"{child} & {child} & wait"), {}, tmp_path / "out", tmp_path / "log")
+    """Two children of a shell hold 64 MiB each at one time: together at least 128, the largest less."""
+    holding = f"""
+import pathlib, sys, time
+block = b"x" * (64 << 20)
+pathlib.Path({str(tmp_path)!r}, sys.argv[1]).touch()
+while not (pathlib.Path({str(tmp_path)!r}, "a").exists() and pathlib.Path({str(tmp_path)!r}, "b").exists()):
+    time.sleep(0.01)
+time.sleep(1)
+"""
+    (tmp_path / "child.py").write_text(holding)
+    child = f"{sys.executable} {tmp_path / 'child.py'}"
+    command = measure.Command(("sh", "-c", f"{child} a & {child} b & wait"), {}, tmp_path / "out", tmp_path / "log")
     found = memory.peak_memory(command)
     assert found.together > 128 << 20
     assert 64 << 20 < found.largest < 128 << 20
