@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.law.laws import LAW_KEYS
+from ema_cli.law.recipe import law_to_dict
 from ema_cli.law.time import Time, Unit, interval_text
 from ema_cli.planning.plan import Approximation, Plan
 from ema_cli.runs.run import Run
@@ -82,9 +82,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     advice = plan.advice
     enough = advice.half_life_for_three
     return {
-        "law": recipe.law.name,
-        **dict.fromkeys(LAW_KEYS),
-        **recipe.law.to_dict(),
+        **law_to_dict(recipe.law),
         "from": "raw" if plan.approximation is None else "stored",
         "update_interval": interval_text(recipe.interval),
         "bias_correction": recipe.bias_correction,

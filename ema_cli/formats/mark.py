@@ -15,7 +15,7 @@ _ASKED = (*LAW_KEYS, "from", "update_interval", "start", "stop", "last", "bias_c
 
 
 def asked_for(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a mark says of the recipe in a manifest: what was asked for, less what nobody asked for."""
+    """Return what a mark says of the recipe in a manifest: the options of the average that were given, as texts."""
     told = {
         **recipe,
         "from": recipe["from"] if recipe["from"] == "stored" else None,

@@ -97,9 +97,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as a manifest has it, with the interval that the law has by default written out."""
         return {
-            "law": self.law.name,
-            **dict.fromkeys(LAW_KEYS),
-            **self.law.to_dict(),
+            **law_to_dict(self.law),
             "update_interval": interval_text(self.interval),
             "start": None if self.start is None else str(self.start),
             "stop": None if self.stop is None else str(self.stop),
@@ -131,8 +129,13 @@ class Recipe:
         )
 
 
+def law_to_dict(law: Law) -> dict[str, Any]:
+    """Return the law of a recipe as data: its name, and each option that chooses a law, null where it does not."""
+    return {"law": law.name, **dict.fromkeys(LAW_KEYS), **law.to_dict()}
+
+
 def law_from_dict(data: Mapping[str, Any], *, subject: str = "the manifest") -> Law:
-    """Return the law of a recipe as `Recipe.to_dict` returned it.
+    """Read what `law_to_dict` returned.
 
     Raises:
         UsageError: where the data are no law; it names the `subject` that holds them.

@@ -18,6 +18,7 @@ from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.json_text import read_json
 from ema_cli.manifest.fingerprint import CHECKSUM, FINGERPRINT
+from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.schema import mismatch, read_schema
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Plan
@@ -55,7 +56,7 @@ def make_manifest(
             "python": sys.version.partition(" ")[0],
             "safetensors": safetensors.__version__,
         },
-        "recipe": {**recipe_facts(plan), **options},
+        "recipe": {**RecipeRecord.of(plan).to_dict(), **options},
         "inputs": [_input(each, fingerprints, blocks) for each in plan.entries],
         "fingerprint": FINGERPRINT,
         "checksum": None if blocks is None else CHECKSUM,
@@ -68,25 +69,6 @@ def make_manifest(
         if plan.approximation
         else None,
         "warnings": list(warnings),
-    }
-
-
-def recipe_facts(plan: Plan) -> dict[str, Any]:
-    """Return everything that was asked for and decides which checkpoints enter, with which weight, resolved."""
-    recipe, run = plan.recipe, plan.run
-
-    def text(value: object) -> str | None:
-        return None if value is None else str(value)
-
-    return {
-        **recipe.to_dict(),
-        "from": "raw" if plan.approximation is None else "stored",
-        "epoch_length": text(run.epoch_length),
-        "spacing": text(run.spacing),
-        "key": run.options.key,
-        "weights": run.options.weights,
-        "component": run.options.component,
-        "keep_prefix": run.options.keep_prefix,
     }
 
 

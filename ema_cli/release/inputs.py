@@ -9,9 +9,9 @@ from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.options import ReadOptions
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.manifest import Manifest
+from ema_cli.manifest.recipe_record import read_options
 from ema_cli.runs.run import open_by_name
 from ema_cli.storage.location import location
 
@@ -48,15 +48,7 @@ def open_inputs(manifest: Manifest, paths: Mapping[str, Path]) -> list[Checkpoin
         CheckpointError: for one that cannot be read.
         RunError: for one that does not hold what was averaged: raw weights, or averages.
     """
-    return open_by_name(paths, read_options(manifest))
-
-
-def read_options(manifest: Manifest) -> ReadOptions:
-    """Return the options with which the inputs of a manifest were read."""
-    recipe = manifest["recipe"]
-    return ReadOptions(
-        recipe["key"], recipe["weights"], recipe["component"], recipe["keep_prefix"], copy=tuple(recipe["copy"])
-    )
+    return open_by_name(paths, read_options(manifest["recipe"]))
 
 
 def check_unchanged(manifest: Manifest, checkpoints: Sequence[Checkpoint], threads: int) -> None:

@@ -18,11 +18,12 @@ from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, RunError, VerificationError, option
 from ema_cli.law.recipe import Recipe
-from ema_cli.law.time import Time, Unit
+from ema_cli.law.time import Unit
 from ema_cli.manifest.manifest import Manifest
+from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
-from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs, read_options
+from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
 from ema_cli.runs.clocks import order_units
 from ema_cli.runs.run import Run
 from ema_cli.writing.outputs import OutputOptions
@@ -85,12 +86,7 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
         CheckpointError: naming the input that is missing, has changed, or cannot be read.
         RunError: where the weights of the manifest are not those of the law that it names, or an input is there twice.
     """
-    recipe = Recipe.from_dict(manifest["recipe"])
-    if recipe.law.name != manifest["recipe"]["law"]:
-        raise RunError(
-            f"the manifest's law is {manifest['recipe']['law'][:60]!r}, but what it says of it is {recipe.law.name}",
-            hint="it was changed by hand, or by another program",
-        )
+    record = RecipeRecord.from_dict(manifest["recipe"])
     found = find_inputs(manifest, paths)
     if found.missing:
         raise CheckpointError(
@@ -100,16 +96,15 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
         )
     if len(found.paths) < len(manifest["inputs"]):
         raise RunError("the manifest lists an input twice", hint="it was changed by hand, or by another program")
-    if manifest["recipe"]["from"] == "stored":
-        plan = _stored_plan(manifest, recipe, paths)
+    if record.is_stored:
+        plan = _stored_plan(manifest, record.recipe, paths)
     else:
-        plan = _raw_plan(manifest, recipe, found.paths)
+        plan = _raw_plan(manifest, record, found.paths)
     check_unchanged(manifest, [entry.checkpoint for entry in plan.read], threads)
     return Replay(manifest, plan, _options(manifest["recipe"]), found.paths)
 
 
-def _raw_plan(manifest: Manifest, recipe: Recipe, paths: Mapping[str, Path]) -> Plan:
-    told = manifest["recipe"]
+def _raw_plan(manifest: Manifest, record: RecipeRecord, paths: Mapping[str, Path]) -> Plan:
     opened = open_inputs(manifest, paths)
     _check_clocks(opened, manifest["inputs"])
     checkpoints = tuple(
@@ -120,11 +115,11 @@ def _raw_plan(manifest: Manifest, recipe: Recipe, paths: Mapping[str, Path]) -> 
         _root(paths),
         checkpoints,
         order_units(checkpoints),
-        options=read_options(manifest),
-        epoch_length=_time(told["epoch_length"]),
-        spacing=_time(told["spacing"]),
+        options=record.read,
+        epoch_length=record.epoch_length,
+        spacing=record.spacing,
     )
-    plan = make_plan(run, recipe)
+    plan = make_plan(run, record.recipe)
     same = len(plan.entries) == len(checkpoints) and all(
         entry.checkpoint is checkpoint
         and str(entry.clock) == each["clock"]
@@ -133,7 +128,7 @@ def _raw_plan(manifest: Manifest, recipe: Recipe, paths: Mapping[str, Path]) -> 
     )
     if not same:
         raise RunError(
-            f"the manifest's weights are not those that {recipe.law.name} gives checkpoints of these clocks",
+            f"the manifest's weights are not those that {record.recipe.law.name} gives checkpoints of these clocks",
             hint=f"it was changed by hand, or by another program; average anew, with {option('half_life')}",
         )
     return replace(plan, entries=_with_weights(plan.entries, manifest["inputs"]))
@@ -194,10 +189,6 @@ def _progress(told: Mapping[str, Any]) -> Progress:
     except (ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"the manifest's clocks of '{told['name']}' are none: {error}") from error
     return Progress(clocks)
-
-
-def _time(text: str | None) -> Time | None:
-    return None if text is None else Time.parse(text, subject="the manifest")
 
 
 def _root(paths: Mapping[str, Path]) -> Path:

@@ -16,7 +16,7 @@ from ema_cli.formats.mark import METADATA_KEY, asked_for
 from ema_cli.formats.output_file import OutputFile, Table
 from ema_cli.formats.safetensors.writer import lay_out_file, lay_out_shards, split_shards
 from ema_cli.formats.torch_save.writer import lay_out_torch_file
-from ema_cli.manifest.manifest import recipe_facts
+from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.sums import FOLDER_NAME
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.source import InputFile
@@ -220,7 +220,7 @@ def _shard_name(shard: str, base: str) -> str:
 
 def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:
     """Say compactly how the file was averaged: no times, hosts or absolute paths, so that equal runs are equal."""
-    asked = asked_for({**recipe_facts(plan), "dtype": dtype.name if dtype else None})
+    asked = asked_for({**RecipeRecord.of(plan).to_dict(), "dtype": dtype.name if dtype else None})
     record: dict[str, object] = {"version": __version__, **asked}
     record["checkpoints"] = [[each.checkpoint.name, str(each.clock), each.weight] for each in plan.read]
     if copied:
