@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import fsum
 from typing import Any
 
 import pytest
@@ -202,56 +201,6 @@ def test_a_run_of_which_nothing_is_left(clocks: list[Clocks], options: dict[str,
     assert str(raised.value) == f"run: {message}"
 
 
-def effective(run: Run, half_life: Fraction, **options: Any) -> float:
-    recipe = Recipe(half_life=Time(half_life, Unit.BATCH), **options)
-    return 1 / fsum(weight**2 for weight in make_plan(run, recipe).weights)
-
-
-@pytest.mark.parametrize("bias_correction", [False, True])
-@pytest.mark.parametrize("spread", [[1000] * 9, [1] * 30, [10, 500, 3, 80, 900, 40, 40, 7], [1, 1, 5000, 1, 1, 1]])
-def test_the_half_life_that_is_recommended_is_the_smallest(spread: list[int], bias_correction: bool):
-    """It gives three effective checkpoints, and none that is at least a tenth smaller does."""
-    run = batches(*(sum(spread[: n + 1]) for n in range(len(spread))))
-    found = plan_of(run, "1e9ba", bias_correction=bias_correction).advice.half_life_for_three
-    assert found is not None
-    value = Fraction(found.value)
-    assert effective(run, value, bias_correction=bias_correction) >= 3
-    smaller = [value * Fraction(n, 100) for n in range(90, 0, -1) if value * n >= 100]
-    assert all(effective(run, each, bias_correction=bias_correction) < 3 for each in smaller)
-
-
-def test_the_trap_is_shown():
-    """50ba over files 1000ba apart is the last file: warned of, with a half-life that is not."""
-    run = batches(*range(1000, 9000, 1000))
-    plan = plan_of(run, "50ba")
-    found = plan.advice.half_life_for_three
-    assert found is not None
-    assert 1000 <= found.value <= 1100
-    (short,) = plan.advice.warnings
-    assert short.startswith("8000ba holds 100.0% of the average: the half-life is short")
-    assert short.endswith(f"; {found} gives three effective checkpoints")
-    assert plan_of(run, str(found)).advice.warnings == []
-    (long,) = plan_of(run, "1e6ba").advice.warnings
-    assert long.startswith("1000ba holds 99.5% of the average: the half-life is long")
-    assert "--bias-correction" in long
-    assert plan_of(run, "1e6ba", bias_correction=True).advice.warnings == []
-    (smoothed,) = plan_of(run, smoothing=0.1).advice.warnings
-    assert smoothed.startswith("8000ba holds 90.0% of the average: the smoothing is low")
-
-
-@pytest.mark.parametrize(
-    ("clocks", "half_life", "warning"),
-    [
-        ([10, 20], "10ba", []),  # a half each
-        ([10, 20], "1ba", ["20ba holds 99.9% of the average: only 2 checkpoints enter"]),
-        ([10], "1ba", ["10ba holds 100.0% of the average: only 1 checkpoint enters"]),
-    ],
-)
-def test_few_checkpoints_are_no_matter_of_the_half_life(clocks: list[int], half_life: str, warning: list[str]):
-    """Where one or two enter, the warning says so; two halves are not more than half."""
-    assert plan_of(batches(*clocks), half_life).advice.warnings == warning
-
-
 def test_a_mean_age_that_is_no_time_is_zero():
     """A half-life a two-hundredth of the distance leaves an age of 1e-57 batches, which no time is written as."""
     assert plan_of(batches(10, 2000), "10ba").mean_age.value == 0
@@ -264,23 +213,3 @@ def test_effective_number_and_mean_age():
     assert plan.effective_count == pytest.approx(1 / (2 / 64 + 9 / 16))
     assert (float(plan.mean_age.value), plan.mean_age.unit) == (pytest.approx((30 + 20) / 8), Unit.BATCH)
     assert plan_of(batches(10, 20), "10ba", bias_correction=True).effective_count == pytest.approx(9 / 5)
-
-
-def test_there_may_be_no_half_life_to_recommend():
-    """Three checkpoints never weigh the same, and a smoothing has no half-life: no advice, and no crash."""
-    run = batches(10, 20, 30)
-    assert max(effective(run, Fraction(n)) for n in range(1, 200)) < 3
-    assert plan_of(run, "1ba").advice.half_life_for_three is None
-    (warning,) = plan_of(run, "1ba").advice.warnings
-    assert warning.startswith("30ba holds 99.9% of the average")
-    assert "three effective" not in warning
-    assert plan_of(run, smoothing=0.01).advice.half_life_for_three is None
-
-
-@pytest.mark.parametrize("spacing", [Fraction(9, 10), Fraction(13, 10)])
-def test_the_recommendation_holds_with_the_default_interval(spacing: Fraction):
-    """A half-life below one epoch takes each checkpoint; the one recommended instead is true when it is asked for."""
-    run = make_run(*({"ep": spacing * n} for n in range(1, 8)))
-    found = plan_of(run, "0.2ep").advice.half_life_for_three
-    assert found is not None
-    assert plan_of(run, str(found)).effective_count >= 3
