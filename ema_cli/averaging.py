@@ -14,8 +14,8 @@ from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
 from ema_cli.job import Work, _buffer_sizes, _check_target, prepare
-from ema_cli.manifest.manifest import Manifest
 from ema_cli.manifest.sums import sidecars
+from ema_cli.manifest.types import Manifest
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes

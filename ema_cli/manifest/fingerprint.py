@@ -9,21 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.manifest.types import ChecksumKind, FingerprintKind
 from ema_cli.storage.checksums import BLOCK_BYTES
 from ema_cli.system.threads import thread_errors
 
 SAMPLES = 16
 SAMPLE_BYTES = 4096
-FINGERPRINT: Mapping[str, Any] = {
+FINGERPRINT: FingerprintKind = {
     "what": "sha256 over names, dtypes and shapes of all tensors, by name, and over sample blocks of their bytes, "
     "at equal distances: not over all of them",
     "samples": SAMPLES,
     "sample_bytes": SAMPLE_BYTES,
 }
-CHECKSUM: Mapping[str, Any] = {
+CHECKSUM: ChecksumKind = {
     "what": "sha256 of each block of the bytes that were read of an input, tensor after tensor as the output has them: "
     "of the averaged ones, then, of the newest input, of the copied ones",
     "block_bytes": BLOCK_BYTES,

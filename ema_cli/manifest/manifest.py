@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import TensorSpec
@@ -20,6 +20,7 @@ from ema_cli.formats.json_text import read_json
 from ema_cli.manifest.fingerprint import CHECKSUM, FINGERPRINT
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.schema import mismatch, read_schema
+from ema_cli.manifest.types import InputRow, Manifest, RecipeRow, TensorRow
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
@@ -27,8 +28,6 @@ from ema_cli.storage.location import location
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 30
 _ROWS = 1024  # of a manifest, in one block
-
-Manifest = Mapping[str, Any]
 
 
 def make_manifest(
@@ -38,7 +37,7 @@ def make_manifest(
     blocks: Mapping[int, Sequence[str]] | None,
     outputs: Mapping[str, tuple[int, str]],
     warnings: Sequence[str],
-) -> dict[str, Any]:
+) -> Manifest:
     """Return the manifest of one average, less its tensors.
 
     `options` are those of the output. `fingerprints` and, where all was summed up, `blocks` are by the id of the
@@ -56,7 +55,7 @@ def make_manifest(
             "python": sys.version.partition(" ")[0],
             "safetensors": safetensors.__version__,
         },
-        "recipe": {**RecipeRecord.of(plan).to_dict(), **options},
+        "recipe": cast(RecipeRow, {**RecipeRecord.of(plan).to_dict(), **options}),  # each law knows its own keys
         "inputs": [_input(each, fingerprints, blocks) for each in plan.entries],
         "fingerprint": FINGERPRINT,
         "checksum": None if blocks is None else CHECKSUM,
@@ -72,9 +71,9 @@ def make_manifest(
     }
 
 
-def _input(entry: Entry, fingerprints: Mapping[int, str], blocks: Mapping[int, Sequence[str]] | None) -> dict[str, Any]:
+def _input(entry: Entry, fingerprints: Mapping[int, str], blocks: Mapping[int, Sequence[str]] | None) -> InputRow:
     checkpoint = entry.checkpoint
-    found = {
+    row: InputRow = {
         "name": checkpoint.name,
         "clock": str(entry.clock),
         "clocks": {
@@ -87,10 +86,10 @@ def _input(entry: Entry, fingerprints: Mapping[int, str], blocks: Mapping[int, S
         "weight": entry.weight,
         "fingerprint": fingerprints.get(id(checkpoint)),  # none where its weight is 0: it is not read
     }
-    return found if blocks is None else {**found, "blocks": list(blocks.get(id(checkpoint), ()))}
+    return row if blocks is None else {**row, "blocks": list(blocks.get(id(checkpoint), ()))}
 
 
-def tensor_row(name: str, spec: TensorSpec, newest: TensorSpec, why: str | None, *, non_finite: bool) -> dict[str, Any]:
+def tensor_row(name: str, spec: TensorSpec, newest: TensorSpec, why: str | None, *, non_finite: bool) -> TensorRow:
     """Return what is told of a tensor that is written, and is in the newest checkpoint as `newest`.
 
     `why`: why it is copied if it would else be averaged.
@@ -107,7 +106,7 @@ def tensor_row(name: str, spec: TensorSpec, newest: TensorSpec, why: str | None,
     }
 
 
-def manifest_text(manifest: Manifest, tensors: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+def manifest_text(manifest: Manifest, tensors: Iterator[TensorRow]) -> Iterator[bytes]:
     """Yield the text of a manifest: keys sorted, one line for each member of a list or of an inner object.
 
     In blocks: with many tensors it is long.

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError
 from ema_cli.manifest.fingerprint import fingerprints
-from ema_cli.manifest.manifest import Manifest
 from ema_cli.manifest.recipe_record import read_options
+from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.runs.run import open_by_name
 from ema_cli.storage.location import location
 
@@ -57,7 +56,7 @@ def check_unchanged(manifest: Manifest, checkpoints: Sequence[Checkpoint], threa
     Raises:
         CheckpointError: naming the first that has changed, and how many more have.
     """
-    recorded: dict[str, Mapping[str, Any]] = {entry["name"]: entry for entry in manifest["inputs"]}
+    recorded = {entry["name"]: entry for entry in manifest["inputs"]}
     prints = fingerprints(checkpoints, threads)
     changed = [
         checkpoint
@@ -73,7 +72,7 @@ def check_unchanged(manifest: Manifest, checkpoints: Sequence[Checkpoint], threa
         )
 
 
-def _is_same(entry: Mapping[str, Any], checkpoint: Checkpoint, fingerprint: str) -> bool:
+def _is_same(entry: InputRow, checkpoint: Checkpoint, fingerprint: str) -> bool:
     if entry["weight"] == 0 and entry["fingerprint"] is None:  # it was not read: only its size is known
         return bool(entry["bytes"] == checkpoint.nbytes)
     return bool(entry["fingerprint"] == fingerprint)

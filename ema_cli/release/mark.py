@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ema_cli.formats.mark import asked_for
-from ema_cli.manifest.manifest import Manifest
+from ema_cli.manifest.types import Manifest
 from ema_cli.runs.tensor_rules import copied_names
 
 _MISSING = object()

@@ -1,6 +1,7 @@
-"""All that an average holds besides its tensors, beside what its checkpoints give: headers, files, manifest. No numpy.
+"""Compare headers, side files and manifest of an average with what averaging its checkpoints again would write.
 
-What ema-cli writes itself may be another in another version of it: of such an average only what is copied is compared.
+Another version of ema-cli may write other text: of an average by another version only the copied files are compared.
+No numpy.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli._version import __version__
-from ema_cli.manifest.manifest import Manifest
+from ema_cli.manifest.types import Manifest, TensorRow
 from ema_cli.release.published import Published
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
@@ -21,7 +22,8 @@ from ema_cli.writing.outputs import Output
 
 _STEP = 1 << 20
 _MOST_TOLD = 80  # characters of a value
-_OF_THE_MACHINE = ("libraries", "tool", "outputs")  # or compared otherwise
+_OF_THE_MACHINE = ("libraries", "tool", "outputs")  # or compared in another way
+_NOT_SAMPLED = ("checksum", "warnings")
 
 
 def is_of_this_version(manifest: Manifest) -> bool:
@@ -95,32 +97,33 @@ def _same(file: InputFile, content: bytes | InputFile) -> bool:
 
 
 def manifest_differences(
-    manifest: Manifest, path: Path, again: Manifest, tensors: Iterable[Mapping[str, Any]], *, sample: bool
+    manifest: Manifest, path: Path, again: Manifest, tensors: Iterable[TensorRow], *, sample: bool
 ) -> list[str]:
     """Return what the manifest at `path` says otherwise than the one that is made `again`, with its `tensors`.
 
     With `sample` neither the sums of all that was read, nor all values that are not finite, are known again.
     """
-    told = {name: value for name, value in manifest.items() if name not in (*_OF_THE_MACHINE, "tensors")}
-    again = {name: value for name, value in again.items() if name not in _OF_THE_MACHINE}
+    left_out = (*_OF_THE_MACHINE, "tensors", *(_NOT_SAMPLED if sample else ()))
+    recorded = {name: value for name, value in manifest.items() if name not in left_out}
+    made = {name: value for name, value in again.items() if name not in left_out}
     if sample:
-        for name in ("checksum", "warnings"):
-            del told[name], again[name]
-        told["inputs"] = [{name: each[name] for name in each if name != "blocks"} for each in told["inputs"]]
-    pairs = ((told[name], again.get(name), name) for name in sorted(told))
+        recorded["inputs"] = [
+            {key: value for key, value in row.items() if key != "blocks"} for row in manifest["inputs"]
+        ]
+    pairs = ((recorded[name], made.get(name), name) for name in sorted(recorded))
     rows = {row["name"]: row for row in manifest["tensors"]}
-    by_name = ((rows.get(each["name"]), _as_sampled(each, rows) if sample else each) for each in tensors)
-    of_tensors = ((row, each, f"tensors '{each['name']}'") for row, each in by_name if row is not None)
+    by_name = ((rows.get(row["name"]), _as_sampled(row, rows) if sample else row) for row in tensors)
+    of_tensors = ((row, new, f"tensors '{new['name']}'") for row, new in by_name if row is not None)
     problems = []
     for ours, theirs, where in chain(pairs, of_tensors):
-        found = _first_difference(ours, theirs, where)
-        if found is not None:
-            where, ours, theirs = found
+        difference = _first_difference(ours, theirs, where)
+        if difference is not None:
+            where, ours, theirs = difference
             problems.append(f"{path}: says {where} {_text(ours)}, but the checkpoints give {_text(theirs)}")
     return problems
 
 
-def _as_sampled(row: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+def _as_sampled(row: TensorRow, rows: Mapping[str, TensorRow]) -> TensorRow:
     known = rows.get(row["name"])
     return {**row, "non_finite": row["non_finite"] or (known is not None and known["non_finite"])}
 

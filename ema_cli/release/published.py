@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError, UsageError, option
 from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES
-from ema_cli.manifest.manifest import Manifest, read_manifest
+from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import FILE_SUFFIX, SUMS_SUFFIX, manifest_path, sums_path
+from ema_cli.manifest.types import Manifest
 from ema_cli.storage.location import location
 
 _WEIGHTS = ".safetensors"  # in a folder

@@ -17,7 +17,7 @@ from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
 from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
 from ema_cli.folding.sink import TensorRange
 from ema_cli.job import Work, lay_out
-from ema_cli.manifest.manifest import Manifest
+from ema_cli.manifest.types import Manifest
 from ema_cli.release.metadata import (
     frame_differences,
     is_of_this_version,

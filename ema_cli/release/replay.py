@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
@@ -19,8 +18,8 @@ from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, RunError, VerificationError, option
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Unit
-from ema_cli.manifest.manifest import Manifest
 from ema_cli.manifest.recipe_record import RecipeRecord
+from ema_cli.manifest.types import InputRow, Manifest, RecipeRow
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
@@ -58,16 +57,16 @@ class Replay:
 
     def check(self, again: Manifest) -> None:
         """Raise a CheckpointError if the inputs, or else a VerificationError if the weights, are not as recorded."""
-        told = {each["name"]: each for each in again["inputs"]}
-        for each in self.manifest["inputs"]:
-            blocks, found = each.get("blocks"), told[each["name"]].get("blocks")
-            if blocks is not None and found is not None and blocks != found:
-                pairs = zip(blocks, found, strict=False)
-                first = next((number for number, (one, other) in enumerate(pairs) if one != other), len(found))
-                nbytes = self.manifest["checksum"]["block_bytes"]
+        kind, rows = self.manifest["checksum"], {row["name"]: row for row in again["inputs"]}
+        for row in self.manifest["inputs"]:
+            recorded, now = row.get("blocks"), rows[row["name"]].get("blocks")
+            if kind is not None and recorded is not None and now is not None and recorded != now:
+                pairs = zip(recorded, now, strict=False)
+                first = next((number for number, (one, other) in enumerate(pairs) if one != other), len(now))
                 raise CheckpointError(
-                    f"{self.paths[each['name']]}: has changed since it was averaged: block {first} (of {nbytes} bytes) "
+                    f"has changed since it was averaged: block {first} (of {kind['block_bytes']} bytes) "
                     "of its weights has another sum",
+                    subject=self.paths[row["name"]],
                     hint="bring back the checkpoint as it was",
                 )
         if _made_by(again) == _made_by(self.manifest) and _weights(again) != _weights(self.manifest):
@@ -134,7 +133,7 @@ def _raw_plan(manifest: Manifest, record: RecipeRecord, paths: Mapping[str, Path
     return replace(plan, entries=_with_weights(plan.entries, manifest["inputs"]))
 
 
-def _check_clocks(opened: Sequence[Checkpoint], inputs: Sequence[Mapping[str, Any]]) -> None:
+def _check_clocks(opened: Sequence[Checkpoint], inputs: Sequence[InputRow]) -> None:
     """Check that clocks that lie in or beside a checkpoint are as they were; where the run decides, it did."""
     for checkpoint, told in zip(opened, inputs, strict=True):
         found = checkpoint.progress
@@ -173,16 +172,16 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
     return Plan(stored.run, recipe, entries, (), approximation=Approximation(*errors, {}, (), (), ()))
 
 
-def _with_weights(entries: Sequence[Entry], inputs: Sequence[Mapping[str, Any]]) -> tuple[Entry, ...]:
+def _with_weights(entries: Sequence[Entry], inputs: Sequence[InputRow]) -> tuple[Entry, ...]:
     return tuple(replace(entry, weight=each["weight"]) for entry, each in zip(entries, inputs, strict=True))
 
 
-def _options(told: Mapping[str, Any]) -> OutputOptions:
+def _options(told: RecipeRow) -> OutputOptions:
     dtype = DTYPES[told["dtype"]] if told["dtype"] else None
     return OutputOptions(dtype, tuple(told["copy"]), told["max_shard_size"], told["allow_non_finite"])
 
 
-def _progress(told: Mapping[str, Any]) -> Progress:
+def _progress(told: InputRow) -> Progress:
     """Return the clocks as they were, whatever the run around the checkpoint is now."""
     try:
         clocks = {Unit(unit): Clock(Fraction(each["value"]), each["from"]) for unit, each in told["clocks"].items()}

@@ -14,8 +14,9 @@ from ema_cli.errors import CheckpointError, EmaError, Unreadable, at_terminal
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
-from ema_cli.manifest.manifest import Manifest, read_manifest
+from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import parse_sums
+from ema_cli.manifest.types import Manifest
 from ema_cli.release.published import Published
 from ema_cli.release.read_file import FileSum, read_file
 from ema_cli.storage.location import location, walk

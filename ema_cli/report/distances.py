@@ -13,7 +13,7 @@ from ema_cli.comparing.layers import group_layers
 from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
-from ema_cli.manifest.manifest import Manifest
+from ema_cli.manifest.types import Manifest
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream

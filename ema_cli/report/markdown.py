@@ -15,8 +15,8 @@ from ema_cli.errors import EmaError, OutputError, at_terminal, printable
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.law.wording import recipe_details
-from ema_cli.manifest.manifest import Manifest
 from ema_cli.manifest.sums import FOLDER_NAME, sidecars
+from ema_cli.manifest.types import Manifest
 from ema_cli.text import plural, size
 from ema_cli.writing.target import Target
 

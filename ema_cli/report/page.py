@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 from ema_cli.law.recipe import law_from_dict
 from ema_cli.law.time import Time
+from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.report import charts
 from ema_cli.report.charts import Mark, Row, text
 from ema_cli.report.distances import Distances
@@ -39,7 +39,7 @@ _RECIPE_WORDS = {
 _NOT_TOLD = ("law", "folder")
 
 
-def make_page(name: str, manifest: Mapping[str, Any], distances: Distances | None) -> str:
+def make_page(name: str, manifest: Manifest, distances: Distances | None) -> str:
     """Return the page about the average called `name`."""
     title = f"{name}: {_made_of(manifest)}"
     sections = [
@@ -65,11 +65,11 @@ def make_page(name: str, manifest: Mapping[str, Any], distances: Distances | Non
     )
 
 
-def _head(name: str, manifest: Mapping[str, Any]) -> str:
+def _head(name: str, manifest: Manifest) -> str:
     return f'<h1>{text(name)}</h1>\n<p class="lead">{text(_made_of(manifest))}</p>'
 
 
-def _made_of(manifest: Mapping[str, Any]) -> str:
+def _made_of(manifest: Manifest) -> str:
     count, law = len(manifest["inputs"]), law_from_dict(manifest["recipe"]).words().short
     if manifest["approximation"]:
         return f"{plural(count, 'stored average')} combined to an average of {law}"
@@ -81,7 +81,7 @@ def _warnings(warnings: Sequence[str]) -> str:
     return f'<div class="warn" role="note"><strong>Know before use</strong><ul>{rows}</ul></div>' if rows else ""
 
 
-def _tiles(manifest: Mapping[str, Any], distances: Distances | None) -> str:
+def _tiles(manifest: Manifest, distances: Distances | None) -> str:
     inputs, tensors = manifest["inputs"], manifest["tensors"]
     entered = sum(each["weight"] != 0 for each in inputs)
     tiles = [
@@ -112,7 +112,7 @@ def _of(total: int, some_of_them: int) -> str:
     return f"<small> of {total:,}</small>" if total != some_of_them else ""
 
 
-def _weights(manifest: Mapping[str, Any]) -> str:
+def _weights(manifest: Manifest) -> str:
     inputs = manifest["inputs"]
     times = _times(inputs)
     if not times:
@@ -155,7 +155,7 @@ def _weights(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _distances(manifest: Mapping[str, Any], found: Distances | None) -> str:
+def _distances(manifest: Manifest, found: Distances | None) -> str:
     head = "<section>\n<h2>Distance from the checkpoints</h2>\n"
     if found is None:
         return (
@@ -175,7 +175,7 @@ def _distances(manifest: Mapping[str, Any], found: Distances | None) -> str:
     return "\n".join([*parts, _heat_map(inputs, found), layers_table(inputs, found), "</section>"])
 
 
-def _distance_chart(inputs: Sequence[Mapping[str, Any]], found: Distances) -> str:
+def _distance_chart(inputs: Sequence[InputRow], found: Distances) -> str:
     times = _times(inputs)
     marks, told = [], {}
     for at, distance in enumerate(found.total):
@@ -190,7 +190,7 @@ def _distance_chart(inputs: Sequence[Mapping[str, Any]], found: Distances) -> st
     return f"<figure>{_both(drawn)}</figure>"
 
 
-def _heat_map(inputs: Sequence[Mapping[str, Any]], found: Distances) -> str:
+def _heat_map(inputs: Sequence[InputRow], found: Distances) -> str:
     rows = {"all layers": found.total, **found.layers}
     values = {name: [each.relative for each in distances] for name, distances in rows.items()}
     numbers = [value for row in values.values() for value in row if value is not None and math.isfinite(value)]
@@ -221,7 +221,7 @@ def _heat_map(inputs: Sequence[Mapping[str, Any]], found: Distances) -> str:
     )
 
 
-def _recipe(manifest: Mapping[str, Any]) -> str:
+def _recipe(manifest: Manifest) -> str:
     told = [
         (_RECIPE_WORDS.get(name, name.replace("_", " ")), _value(value))
         for name, value in sorted(manifest["recipe"].items())
@@ -255,11 +255,11 @@ def _spread(count: int, most: int) -> list[int]:
     return [number * (count - 1) // (most - 1) for number in range(most)]
 
 
-def _times(inputs: Sequence[Mapping[str, Any]]) -> list[Time]:
+def _times(inputs: Sequence[InputRow]) -> list[Time]:
     return [Time.parse(each["clock"]) for each in inputs]
 
 
-def _clock(checkpoint: Mapping[str, Any]) -> str:
+def _clock(checkpoint: InputRow) -> str:
     return _short(Time.parse(checkpoint["clock"]), digits=7)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from ema_cli.comparing.distance import Distance
+from ema_cli.manifest.types import InputRow, OutputRow, TensorRow
 from ema_cli.report.charts import text
 from ema_cli.report.distances import Distances
 from ema_cli.text import plural, relative, size, some
@@ -20,7 +20,7 @@ _FINGERPRINT_CHARS = 16
 Column = tuple[str, str]  # title, and class: number, bar, wide (not on a telephone)
 
 
-def layers_table(inputs: Sequence[Mapping[str, Any]], found: Distances) -> str:
+def layers_table(inputs: Sequence[InputRow], found: Distances) -> str:
     """Return the distance of each layer from the first, the nearest and the last checkpoint, folded."""
     chosen = {"first": 0, "nearest": nearest(found.total), "last": len(inputs) - 1}
     columns = [("layer", ""), *((f"{word}, {inputs[at]['clock']}", "number") for word, at in chosen.items())]
@@ -33,7 +33,7 @@ def layers_table(inputs: Sequence[Mapping[str, Any]], found: Distances) -> str:
     return f"<details>\n<summary>The numbers: first, nearest and last</summary>\n{table}\n</details>"
 
 
-def checkpoints_table(inputs: Sequence[Mapping[str, Any]], found: Distances | None) -> str:
+def checkpoints_table(inputs: Sequence[InputRow], found: Distances | None) -> str:
     """Return each checkpoint with its clock, its weight, and its distance where that is measured."""
     most = max(abs(each["weight"]) for each in inputs) or 1.0
     measured = dict(zip(found.inputs, found.total, strict=True)) if found else {}
@@ -56,7 +56,7 @@ def checkpoints_table(inputs: Sequence[Mapping[str, Any]], found: Distances | No
     return f"<section>\n<h2>Checkpoints</h2>\n{_cut(len(inputs), len(shown), 'checkpoint')}{table}\n</section>"
 
 
-def tensors_table(tensors: Sequence[Mapping[str, Any]]) -> str:
+def tensors_table(tensors: Sequence[TensorRow]) -> str:
     """Return how many tensors there are of each type, averaged or copied, and the names of those that stand out."""
     numbers: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
@@ -74,7 +74,7 @@ def tensors_table(tensors: Sequence[Mapping[str, Any]]) -> str:
     return f"<section>\n<h2>Tensors</h2>\n{_table('tensors', columns, rows)}\n{told}</section>"
 
 
-def files_table(files: Sequence[Mapping[str, Any]]) -> str:
+def files_table(files: Sequence[OutputRow]) -> str:
     """Return each file of the output with its sum."""
     shown = _ends(len(files))
     columns = [("file", ""), ("size", "number"), ("sha256", "")]

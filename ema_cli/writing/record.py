@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ema_cli.manifest.fingerprint import fingerprints
-from ema_cli.manifest.manifest import Manifest, make_manifest, manifest_text, tensor_row
+from ema_cli.manifest.manifest import make_manifest, manifest_text, tensor_row
 from ema_cli.manifest.sums import manifest_path, sums_path, sums_text
+from ema_cli.manifest.types import Manifest, TensorRow
 from ema_cli.planning import advice
 from ema_cli.runs import warnings
 from ema_cli.storage.checksums import Checksums
@@ -80,11 +81,11 @@ class Record:
         sums = {each["name"]: each["sha256"] for each in manifest["outputs"]}
         write_small(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
 
-    def tensors(self, output: Output, plan: Plan, non_finite: NonFinite) -> Iterator[dict[str, Any]]:
+    def tensors(self, output: Output, plan: Plan, non_finite: NonFinite) -> Iterator[TensorRow]:
         """Return what the manifest of one average tells of each tensor, by name."""
         newest, non_finite_names = plan.newest.tensors.specs, non_finite.names
 
-        def row(name: str, spec: TensorSpec) -> dict[str, Any]:
+        def row(name: str, spec: TensorSpec) -> TensorRow:
             original = output.original(name)
             why = self._why(original) if original in self._copied else None
             return tensor_row(name, spec, newest[original], why, non_finite=original in non_finite_names)

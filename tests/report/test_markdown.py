@@ -24,13 +24,17 @@ from tests.conftest import Outcome, write_hf_run, write_torch_run
 Cli = Callable[..., Outcome]
 MOST_BYTES = 64_000
 LAWS = {"half_life": "50ba", "smoothing": None, "profile": None, "sigma_rel": None}
+RECIPE = {
+    "update_interval": "1ba", "start": None, "stop": None, "last": None, "bias_correction": False, "dtype": None,
+    "folder": True,
+}  # fmt: skip
 
 
 def manifest(names: list[str], *, files: list[str] | None = None, warnings: list[str] | None = None) -> dict[str, Any]:
     """Return as much of a manifest as a summary tells, with equal weights."""
     return {
         "tool": {"name": "ema-cli", "version": "0.1.0"},
-        "recipe": {**LAWS, "update_interval": "1ba", "bias_correction": False, "dtype": None, "folder": True},
+        "recipe": {**LAWS, **RECIPE},
         "inputs": [
             {"name": name, "clock": f"{number}ba", "weight": 1 / len(names)} for number, name in enumerate(names, 1)
         ],

@@ -17,7 +17,8 @@ from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.dtypes import OUTPUT_DTYPES, DType
 from ema_cli.errors import UsageError, option
 from ema_cli.law.recipe import Recipe
-from ema_cli.manifest.manifest import Manifest, read_manifest
+from ema_cli.manifest.manifest import read_manifest
+from ema_cli.manifest.types import Manifest
 from ema_cli.planning import advice
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
@@ -51,7 +52,8 @@ class ManifestSource:
                 "which checkpoints?",
                 hint=f"name the folder that holds them: ema-cli average ckpts/ {option('recipe')} ...",
             )
-        manifest = {**read_manifest(self.manifest), "tensors": []}  # they are not needed here, and may be many
+        manifest = read_manifest(self.manifest)
+        manifest["tensors"] = []  # they are not needed here, and may be many
         return open_replay(manifest, self.paths, threads=self.threads)
 
 

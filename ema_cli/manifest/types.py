@@ -1,0 +1,115 @@
+"""What the keys of a manifest hold, for the type checker; the schema in schemas/ says the same of files."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+
+class Tool(TypedDict):
+    name: str
+    version: str
+
+
+ClockRow = TypedDict("ClockRow", {"value": str, "from": str})
+_Source = TypedDict("_Source", {"from": Literal["raw", "stored"]})
+
+
+class RecipeRow(_Source):
+    """What was asked for, resolved. Times are text, as `50ba`."""
+
+    law: str
+    half_life: str | None
+    smoothing: float | None
+    profile: str | None
+    sigma_rel: float | None
+    update_interval: str
+    start: str | None
+    stop: str | None
+    last: int | None
+    bias_correction: bool
+    epoch_length: str | None
+    spacing: str | None
+    key: str | None
+    weights: Literal["raw", "ema"] | None
+    component: str | None
+    keep_prefix: bool
+    copy: list[str]
+    dtype: str | None
+    format: Literal["safetensors", "pt"]
+    folder: bool
+    max_shard_size: int | None
+    allow_non_finite: bool
+
+
+class InputRow(TypedDict):
+    """A checkpoint that entered, oldest first. `fingerprint` is None where its weight is 0: it was not read."""
+
+    name: str
+    clock: str
+    clocks: dict[str, ClockRow]
+    format: str
+    trainer: str | None
+    bytes: int
+    weight: float
+    fingerprint: str | None
+    blocks: NotRequired[list[str]]
+
+
+class OutputRow(TypedDict):
+    """A file that was written."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class TensorRow(TypedDict):
+    """A tensor that was written; `why` it is a copy where it was not averaged."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    bytes: int
+    averaged: bool
+    why: str | None
+    non_finite: bool
+
+
+class FingerprintKind(TypedDict):
+    """How the fingerprints of inputs are made."""
+
+    what: str
+    samples: int
+    sample_bytes: int
+
+
+class ChecksumKind(TypedDict):
+    """How the sums of everything that was read are made."""
+
+    what: str
+    block_bytes: int
+
+
+class ErrorRow(TypedDict):
+    """How near stored averages come to the profile that was asked for, and how near they could, relative."""
+
+    relative_error: float
+    least_error: float
+
+
+class Manifest(TypedDict):
+    """What was done for one average. While it is made, `tensors` are not in it: they are written as they come."""
+
+    schema_version: int
+    tool: Tool
+    libraries: dict[str, str]
+    recipe: RecipeRow
+    inputs: list[InputRow]
+    fingerprint: FingerprintKind
+    checksum: ChecksumKind | None
+    outputs: list[OutputRow]
+    tensors: NotRequired[list[TensorRow]]
+    effective_checkpoints: float
+    mean_age: str
+    approximation: ErrorRow | None
+    warnings: list[str]
