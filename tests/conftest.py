@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tests.inprocess import InProcess
 
 # Examples take what they take on a busy machine; a test that hangs is stopped by whoever runs it.
-settings.register_profile("part", deadline=None, max_examples=30)
+settings.register_profile("part", deadline=None, max_examples=50)
 settings.register_profile("full", deadline=None, max_examples=1000)
 
 # One thread in each process, here and in those that tests start: several processes run at a time as it is, and where

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
@@ -168,7 +168,6 @@ def test_composers_own_results(tmp_path: Path, folder: str, half_life: str, inte
 FRACTIONS = st.builds(Fraction, st.integers(0, 600), st.sampled_from([1, 1, 1, 2, 3, 10]))
 
 
-@settings(deadline=None)
 @given(
     clocks=st.sets(FRACTIONS, min_size=1),
     half_life=st.builds(Fraction, st.integers(1, 2000), st.sampled_from([1, 10])),
@@ -194,7 +193,6 @@ def test_weights_are_the_recurrence_run_event_by_event(
     assert len(plan.entries) + len(plan.skipped) == len(ordered)
 
 
-@settings(deadline=None)
 @given(
     count=st.integers(1, 60),
     half_life=st.integers(1, 200),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -310,7 +310,6 @@ def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyP
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
 def test_several_averages_in_one_pass_are_those_of_one_each(data: st.DataObject):
     """Whichever checkpoints enter each, every average has the bytes that it has alone, and each input is read once."""
     count = data.draw(st.integers(1, 6))

@@ -7,7 +7,7 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.law.decay import admitted, kept
@@ -21,7 +21,6 @@ def exact_share(elapsed: Fraction, half_life: Fraction) -> Decimal:
         return (-Decimal(2).ln() * ratio).exp()
 
 
-@settings(deadline=None)
 @given(
     elapsed=st.fractions(Fraction(1, 1000), 10**6, max_denominator=1000),
     half_life=st.fractions(Fraction(1, 100), 10**7, max_denominator=100),

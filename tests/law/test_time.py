@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.errors import UsageError
@@ -110,7 +110,6 @@ def test_a_time_is_shown_in_its_shortest_form(text: str, shown: str):
     assert str(Time.parse(text)) == shown
 
 
-@settings(deadline=None)
 @given(
     digits=st.text("0123456789", min_size=1, max_size=20),
     point=st.integers(0, 20),
@@ -125,7 +124,6 @@ def test_a_time_survives_the_way_through_text(digits: str, point: int, exponent:
     assert Time.parse(str(time)) == time
 
 
-@settings(deadline=None)
 @given(numerator=st.integers(0, 10**6), denominator=st.integers(1, 10**4))
 def test_a_clock_that_has_no_end_in_decimals_is_shown_to_six_digits(numerator: int, denominator: int):
     """A third of an epoch is shown as 0.333333, all that fits exactly as it is."""

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.law.laws import Power
@@ -52,7 +52,6 @@ def after_first(gaps: Sequence[Fraction]) -> list[Fraction]:
     return [Fraction(12345), *gaps]
 
 
-@settings(deadline=None)
 @given(gaps=GAPS, half_life=HALF_LIVES)
 def test_weights_are_the_unrolled_recurrence(gaps: list[Fraction], half_life: Fraction):
     """Folding one checkpoint after the other gives each the weight that the plan gives it."""
@@ -61,7 +60,6 @@ def test_weights_are_the_unrolled_recurrence(gaps: list[Fraction], half_life: Fr
     assert math.fsum(weights) == pytest.approx(1, abs=1e-14)
 
 
-@settings(deadline=None)
 @given(gaps=GAPS, half_life=HALF_LIVES)
 def test_bias_correction_starts_from_zero_as_adam_does(gaps: list[Fraction], half_life: Fraction):
     """The first enters with 1 - s_0, s_0 of the median gap, and the weights are renormalised."""
@@ -74,7 +72,6 @@ def test_bias_correction_starts_from_zero_as_adam_does(gaps: list[Fraction], hal
     assert math.fsum(weights) == pytest.approx(1, abs=1e-14)
 
 
-@settings(deadline=None)
 @given(
     updates=st.lists(st.integers(1, 50).map(Fraction), min_size=1, max_size=12),
     smoothing=st.integers(0, 1000).map(lambda n: n / 1000),
@@ -103,7 +100,6 @@ def test_a_smoothing_is_kept_once_per_update(updates: list[Fraction], smoothing:
     assert weights == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
-@settings(deadline=None)
 @given(gaps=GAPS, half_life=HALF_LIVES, scale=st.fractions(Fraction(1, 1000), 1000), bias_correction=st.booleans())
 def test_only_the_ratio_of_gap_and_half_life_counts(
     gaps: list[Fraction], half_life: Fraction, scale: Fraction, bias_correction: bool
@@ -116,7 +112,6 @@ def test_only_the_ratio_of_gap_and_half_life_counts(
     assert scaled == weights
 
 
-@settings(deadline=None)
 @given(gaps=GAPS, half_life=HALF_LIVES, at=st.integers(0, 11))
 def test_a_checkpoint_that_is_missing_leaves_the_older_weights_as_they_are(
     gaps: list[Fraction], half_life: Fraction, at: int
@@ -177,7 +172,6 @@ def test_the_first_gap_is_the_median_of_the_others(gaps: list[int], median: Frac
     assert weights == pytest.approx([float(gap / (median + sum(gaps))) for gap in (Fraction(median), *gaps)], rel=1e-15)
 
 
-@settings(deadline=None)
 @given(gaps=GAPS)
 def test_the_limit_at_an_infinite_half_life_is_what_long_ones_approach(gaps: list[Fraction]):
     """With bias correction, weights go to the share of the gaps: a half-life of 1e30 cannot be told from it."""
@@ -208,7 +202,6 @@ CLOCKS = st.lists(st.integers(1, 1000), min_size=1, max_size=12, unique=True).ma
 )
 
 
-@settings(deadline=None)
 @given(clocks=CLOCKS, sigma_rel=st.sampled_from([0.03, 0.05, 0.1, 0.2, 0.28]))
 def test_power_weights_are_integrals_of_the_profile(clocks: list[Fraction], sigma_rel: float):
     """Each checkpoint has the integral of (g + 1) / T^(g + 1) t^g over the training that it stands for."""
@@ -246,7 +239,6 @@ def test_uniform_weights_follow_the_clocks():
     assert uniform_weights([Fraction(0)]) == [1.0]
 
 
-@settings(deadline=None)
 @given(clocks=CLOCKS.filter(lambda clocks: len(clocks) > 1), square_root=st.booleans())
 def test_decay_weights_emulate_a_falling_learning_rate(clocks: list[Fraction], square_root: bool):
     """An update has in the average the mean factor that the schedule gives it between the checkpoints around it."""

@@ -6,13 +6,12 @@ import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.storage.checksums import RunningSum
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 300), max_size=12), st.randoms(use_true_random=False))
 def test_the_sum_is_that_of_the_bytes_in_any_order(sizes: list[int], random):
     """However the parts of a file come, the sum is that of the whole."""

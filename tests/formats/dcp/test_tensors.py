@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.errors import CheckpointError
@@ -85,7 +85,6 @@ def splits(draw: st.DrawFn, shape: tuple[int, ...]) -> list[Box]:
     return draw(st.permutations(boxes))
 
 
-@settings(max_examples=150)
 @given(data=st.data())
 def test_any_range_of_any_partition(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever its shape, its dtype and its pieces, a range of a tensor is what numpy cuts from the whole."""

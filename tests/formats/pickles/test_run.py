@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ema_cli.formats.pickles import run
@@ -108,7 +108,6 @@ def test_an_instruction_does_the_same_in_the_loop_and_by_the_table(code: int, mo
     assert [outcome(run.execute, program) for program in PROGRAMS[code]] == expected
 
 
-@settings(deadline=None, max_examples=500)
 @given(program=st.lists(st.sampled_from(ANY), max_size=30).map(b"".join))
 @example(b"(K\1q\1N\x94h\0h\1t")
 def test_any_program_does_the_same_in_the_loop_and_by_the_table(program: bytes) -> None:

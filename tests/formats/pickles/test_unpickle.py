@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.formats.pickles import machine
@@ -109,7 +109,6 @@ def test_keys_that_could_be_chosen_to_collide_are_placeholders() -> None:
         unpickle(b"Np%d\n." % modulus)
 
 
-@settings(deadline=None, max_examples=100)
 @given(value=VALUES, protocol=st.sampled_from(PROTOCOLS))
 def test_plain_values_come_out_equal(value: Any, protocol: int) -> None:
     """Numbers, text and containers of them, in every protocol, are what was pickled."""
@@ -343,7 +342,6 @@ def test_damage_is_said_to_be_damage(label: str) -> None:
     assert len(str(caught.value)) > 10
 
 
-@settings(deadline=None, max_examples=300)
 @given(data=st.data())
 def test_damaged_pickles_give_nothing_but_pickle_errors(data: st.DataObject) -> None:
     """Any bytes, and any pickle with some bytes changed, are read or give a PickleError."""
