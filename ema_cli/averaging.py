@@ -17,13 +17,14 @@ from ema_cli.job import Work, _buffer_sizes, _check_target, prepare
 from ema_cli.manifest.sums import sidecars
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.plan import Plan
-from ema_cli.storage.staging import Staging
+from ema_cli.storage.location import location
+from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.writing.files import FileSink, allow_descriptors, make_folder, read_back, sum_up, write_texts
+from ema_cli.writing.files import FileSink, allow_descriptors, make_folder, read_back, sum_up, write_small_files
 from ema_cli.writing.outputs import Output, OutputOptions
-from ema_cli.writing.record import Record, Written
+from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target
 
 
@@ -107,14 +108,14 @@ def average(
         if manifest
         else None
     )
-    with Staging(work.target.path) as staging:
-        folders = [make_folder(staging.folder, work.target, output.target) for output in work.outputs]
+    with location(work.target.path).staging() as staging:
+        folders = [make_folder(staging, work.target, output.target) for output in work.outputs]
         folded, sums = _write_weights(work, folders, sizes, report, record)
         manifests = []
         for output, plan, folder, written, non_finite in zip(
             work.outputs, plans, folders, sums, folded.non_finite, strict=True
         ):
-            written.update(write_texts(output, folder))
+            written.update(write_small_files(output, folder))
             for file in output.files:
                 read_back(folder / file.name, file)
             if record is not None:
@@ -151,7 +152,7 @@ def average(
 
 def _write_weights(
     work: Work, folders: Sequence[Path], sizes: BufferSizes, report: ProgressCallback, record: Record | None
-) -> tuple[Folded, list[Written]]:
+) -> tuple[Folded, list[dict[str, WrittenFile]]]:
     """Fold into the files of all outputs; return what was done, and of each output the size and sum of its files.
 
     The tables for it are gone afterwards: reading back takes as much again.
@@ -171,5 +172,5 @@ def _write_weights(
         for stream in streams:
             stream.sync()
         sums = iter(sum_up(streams, sizes.threads) if record is not None else [""] * len(streams))
-        written = [{file.name: (file.size, next(sums)) for file in output.files} for output in work.outputs]
+        written = [{file.name: WrittenFile(file.size, next(sums)) for file in output.files} for output in work.outputs]
     return folded, written

@@ -24,6 +24,7 @@ from ema_cli.manifest.types import InputRow, Manifest, RecipeRow, TensorRow
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
+from ema_cli.storage.output_stream import WrittenFile
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 30
@@ -35,7 +36,7 @@ def make_manifest(
     options: Mapping[str, Any],
     fingerprints: Mapping[int, str],
     blocks: Mapping[int, Sequence[str]] | None,
-    outputs: Mapping[str, tuple[int, str]],
+    outputs: Mapping[str, WrittenFile],
     warnings: Sequence[str],
 ) -> Manifest:
     """Return the manifest of one average, less its tensors.
@@ -60,7 +61,7 @@ def make_manifest(
         "fingerprint": FINGERPRINT,
         "checksum": None if blocks is None else CHECKSUM,
         "outputs": [
-            {"name": name, "bytes": nbytes, "sha256": sha256} for name, (nbytes, sha256) in sorted(outputs.items())
+            {"name": name, "bytes": file.size, "sha256": file.sha256} for name, file in sorted(outputs.items())
         ],
         "effective_checkpoints": plan.effective_count,
         "mean_age": str(plan.mean_age),

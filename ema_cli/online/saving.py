@@ -24,8 +24,8 @@ from ema_cli.law.live import Schedule, live_law_to_dict
 from ema_cli.law.time import Time, format_number
 from ema_cli.online.sharded import is_sharded, local, placed_like, whole
 from ema_cli.online.tracked import AVERAGED_IN
-from ema_cli.storage.output_stream import OutputStream, output_errors
-from ema_cli.storage.staging import Staging
+from ema_cli.storage.output_stream import output_errors
+from ema_cli.storage.publishing import stage_file
 
 if TYPE_CHECKING:
     from ema_cli.online.averages import Averages
@@ -223,18 +223,12 @@ def _write(path: Path, named: Named, record: Mapping[str, Any], check: Callable[
 
 
 def _write_file(path: Path, file: OutputFile, tensors: Iterable[tuple[str, Tensor]], *, force: bool) -> None:
-    with Staging(path) as staging:
-        stream = OutputStream(staging.folder / path.name)
-        try:
-            stream.write(0, file.header)
-            for name, tensor in tensors:
-                if tensor.numel():
-                    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-                    stream.write(file.header_size + file.table.begins[name], data)
-            stream.sync()
-        finally:
-            stream.close()
-        staging.publish_file(path.name, force=force)
+    with stage_file(path, force=force) as stream:
+        stream.write(0, file.header)
+        for name, tensor in tensors:
+            if tensor.numel():
+                data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+                stream.write(file.header_size + file.table.begins[name], data)
 
 
 @contextmanager

@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError, EmaError, Unreadable, at_terminal
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.formats.safetensors.official import different_tensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import parse_sums
@@ -196,26 +195,21 @@ def _open_tensors(path: Path, name: str, problems: _Problems) -> Checkpoint | No
         problems.add_error(name, path, error)
         return None
     if is_safetensors:
-        fact = _official_difference(path, checkpoint.tensors.specs)
-        if fact is not None:
-            problems.add(name, fact)
+        _compare_with_official(path, name, checkpoint, problems)
     return checkpoint
 
 
-def _official_difference(path: Path, specs: Mapping[str, TensorSpec]) -> str | None:
-    """Return in words what the official reader of safetensors finds otherwise in a file, None if nothing."""
+def _compare_with_official(path: Path, name: str, checkpoint: Checkpoint, problems: _Problems) -> None:
+    """Note where the official reader of safetensors finds other tensors in a file than ours."""
     try:
-        with safe_open(path, framework="np") as reader:
-            different = reader.keys() ^ specs.keys() if len(reader.keys()) != len(specs) else set()
-            for tensor in () if different else specs:
-                part, spec = reader.get_slice(tensor), specs[tensor]
-                if part.get_dtype() != spec.dtype.name or tuple(part.get_shape()) != spec.shape:
-                    different.add(tensor)
-    except SafetensorError as error:
-        return f"is not read by safetensors: {error}"
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror or error}", subject=path) from error
-    return f"reads otherwise with safetensors: '{min(different)}'" if different else None
+        different = different_tensors(path, checkpoint.tensors.specs)
+    except Unreadable:
+        raise
+    except CheckpointError as error:
+        problems.add(name, f"is not read by safetensors: {error.fact}")
+        return
+    if different:
+        problems.add(name, f"reads otherwise with safetensors: '{min(different)}'")
 
 
 def _positions(name: str, checkpoint: Checkpoint, problems: _Problems) -> Positions:

@@ -16,8 +16,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.manifest.types import Manifest
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
 from ema_cli.storage.location import location
-from ema_cli.storage.output_stream import OutputStream
-from ema_cli.storage.staging import Staging
+from ema_cli.storage.publishing import stage_file
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.target import Target, check_target
 
@@ -105,12 +104,6 @@ def write_page(target: Target, page: str, *, force: bool) -> int:
         OutputError: where that is not possible.
     """
     content = page.encode()
-    with Staging(target.path) as staging:
-        stream = OutputStream(staging.folder / target.path.name)
-        try:
-            stream.write(0, content)
-            stream.sync()
-        finally:
-            stream.close()
-        staging.publish_file(target.path.name, force=force)
+    with stage_file(target.path, force=force) as stream:
+        stream.write(0, content)
     return len(content)

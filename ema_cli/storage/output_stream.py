@@ -1,30 +1,47 @@
-"""One output file: written by range, summed up as it is written."""
+"""A file that is written by range, and summed up while it is written."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.errors import OutputError, option
 from ema_cli.storage.checksums import RunningSum
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file that was written: its size in bytes, and its sha256 as hexadecimal text, empty where it was not summed."""
+
+    size: int
+    sha256: str
+
+
 class OutputStream:
-    """A new file that is written by range, from several threads; `summed` while it is written, for its sha256."""
+    """A new file that is written by range, from several threads.
+
+    Args:
+        path: where; nothing may be there yet.
+        summed: whether to keep its sha256 up to date while it is written. Then no byte may be written twice.
+
+    Raises:
+        OutputError: where the file system refuses; all methods raise it.
+    """
 
     def __init__(self, path: Path, *, summed: bool = True) -> None:
         self.path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with output_errors(path):
-            self._descriptor = os.open(path, flags, 0o666)  # less the umask, as any file
+            self._descriptor = os.open(path, flags, 0o666)  # the umask takes its bits off, as for any file
         self._sum = RunningSum(self.read)
         self._summed = summed
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write all of `data` at byte `offset`. Where it is summed, no byte is written twice."""
+        """Write all of `data` at byte `offset`."""
         rest, position = memoryview(data), offset
         with output_errors(self.path):
             while len(rest):
@@ -35,21 +52,21 @@ class OutputStream:
             self._sum.wrote(offset, memoryview(data))
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return what was written at byte `offset`: `size` bytes, or as many as come at once."""
+        """Return at most `size` bytes from byte `offset`: as many as the system gives in one call."""
         with output_errors(self.path):
             return os.pread(self._descriptor, size, offset)
 
     def sha256(self) -> str:
-        """Return the sum of all that was written, as hexadecimal text."""
+        """Return the sha256 of the whole file as hexadecimal text."""
         with output_errors(self.path):
             return self._sum.whole(os.fstat(self._descriptor).st_size)
 
     def give_up(self) -> None:
-        """Let a thread that waits for the sum end."""
+        """End a `sha256` that another thread waits for: nobody needs it any more."""
         self._sum.give_up()
 
     def sync(self) -> None:
-        """Wait until the disk has it: some disks say only now that they are full."""
+        """Wait until the disk has all of it. Some disks report only now that they are full."""
         with output_errors(self.path):
             os.fsync(self._descriptor)
 
@@ -57,6 +74,35 @@ class OutputStream:
         """Close the descriptor."""
         with output_errors(self.path):
             os.close(self._descriptor)
+
+
+@contextmanager
+def new_file(path: Path, *, summed: bool = True) -> Iterator[OutputStream]:
+    """Yield a new file to write into. It is on the disk when the block ends well, and closed in any case.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    stream = OutputStream(path, summed=summed)
+    try:
+        yield stream
+        stream.sync()
+    finally:
+        stream.close()
+
+
+def write_file(path: Path, blocks: Iterable[bytes]) -> WrittenFile:
+    """Write a file block by block.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    with new_file(path) as stream:
+        position = 0
+        for block in blocks:
+            stream.write(position, block)
+            position += len(block)
+        return WrittenFile(position, stream.sha256())
 
 
 @contextmanager

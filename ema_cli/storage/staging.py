@@ -76,6 +76,13 @@ class Staging:
         # interpreter must remove the folder.
         self._discard = weakref.finalize(self, _discard, self.folder, lock)
 
+    def make_folder(self, name: Path) -> Path:
+        """Make the folder `name` in this one, unless it is there already, and return its path."""
+        folder = self.folder / name
+        with output_errors(self.target):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold off other runs that publish into the same folder: a file's manifest and sums must not mix with theirs.

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import EmaError, OutputError, Unreadable, VerificationError
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.output_file import OutputFile
+from ema_cli.formats.safetensors.official import different_tensors
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.writer import TorchOutput
 from ema_cli.storage.location import location
-from ema_cli.storage.output_stream import OutputStream, output_errors
+from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file
 from ema_cli.storage.ranges import join_ranges
+from ema_cli.storage.staging import Staging
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.target import Target
 
 _INPUT_DESCRIPTORS = 256
+_COPY_BYTES = 1 << 20  # read and written at once
 
 
 def allow_descriptors(outputs: int) -> None:
@@ -35,13 +36,10 @@ def allow_descriptors(outputs: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
-def make_folder(staged: Path, whole: Target, part: Target) -> Path:
-    """Make the folder in which the files of one average are written, in the place of what is published."""
-    path = staged / part.path.relative_to(whole.path.parent)
-    folder = path if part.is_folder else path.parent
-    with output_errors(whole.path):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def make_folder(staging: Staging, whole: Target, part: Target) -> Path:
+    """Make the folder for the files of one average, where it will be in what is published, and return its path."""
+    path = part.path.relative_to(whole.path.parent)
+    return staging.make_folder(path if part.is_folder else path.parent)
 
 
 class FileSink:
@@ -102,70 +100,38 @@ def sum_up(streams: Sequence[OutputStream], threads: int) -> list[str]:
             raise
 
 
-def write_texts(output: Output, folder: Path) -> dict[str, tuple[int, str]]:
-    """Write what is no tensor: configuration, index, side files; return of each its size and sha256."""
-    written: dict[str, tuple[int, str]] = {}
+def write_small_files(output: Output, folder: Path) -> dict[str, WrittenFile]:
+    """Write the files without tensors: configuration, index, model card, side files; return them by name."""
+    written: dict[str, WrittenFile] = {}
     for name, text in output.texts.items():
-        with output_errors(folder / name):
-            (folder / name).parent.mkdir(exist_ok=True)
-        written[name] = write_small(folder / name, [text])
+        location((folder / name).parent).make_folder()
+        written[name] = write_file(folder / name, [text])
     for name, source in output.copies.items():
-        with output_errors(folder / name):
-            (folder / name).parent.mkdir(exist_ok=True)
-        step = 1 << 20
-        blocks = (source.read(at, min(step, source.size - at)) for at in range(0, source.size, step))
-        written[name] = write_small(folder / name, blocks)
+        location((folder / name).parent).make_folder()
+        blocks = (source.read(at, min(_COPY_BYTES, source.size - at)) for at in range(0, source.size, _COPY_BYTES))
+        written[name] = write_file(folder / name, blocks)
     return written
 
 
-def write_small(path: Path, blocks: Iterable[bytes]) -> tuple[int, str]:
-    """Write a file block by block; return its size and sha256."""
-    stream = OutputStream(path)
-    try:
-        position = 0
-        for block in blocks:
-            stream.write(position, block)
-            position += len(block)
-        stream.sync()
-        return position, stream.sha256()
-    finally:
-        stream.close()
-
-
 def read_back(path: Path, file: OutputFile) -> None:
-    """Check that the official reader, our own of a file of torch's, finds in the file what was meant."""
+    """Check that the official reader finds the tensors in the file that `file` says; for torch's files, our own reader.
+
+    Raises:
+        VerificationError: where the file is refused, or holds other tensors.
+        OutputError: where the file system does not give it.
+    """
     specs = file.table.specs
-    if isinstance(file, TorchOutput):
-        if _torch_specs(path) != specs:
-            raise _other_tensors(path)
-        return
     try:
-        with safe_open(path, framework="np") as reader:
-            names = reader.keys()
-            same = len(names) == len(specs) and all(
-                name in specs
-                and (found := reader.get_slice(name)).get_dtype() == specs[name].dtype.name
-                and tuple(found.get_shape()) == specs[name].shape
-                for name in names
-            )
-    except SafetensorError as error:
-        raise VerificationError(f"does not read back: {error}", subject=path.name) from error
-    except OSError as error:
-        raise OutputError(f"cannot be read back: {error.strerror or error}", subject=path.name) from error
+        same = _torch_specs(path) == specs if isinstance(file, TorchOutput) else not different_tensors(path, specs)
+    except Unreadable as error:
+        raise OutputError(f"does not read back: {error.fact}", subject=path.name) from error
+    except EmaError as error:
+        raise VerificationError(f"does not read back: {error.fact}", subject=path.name) from error
     if not same:
-        raise _other_tensors(path)
+        raise VerificationError("reads back with other tensors than were written", subject=path.name)
 
 
 def _torch_specs(path: Path) -> Mapping[str, TensorSpec]:
-    """Return the tensors that are in the file, which must be marked as ours."""
-    try:
-        found = open_torch(location(path).open())
-        return found.tensors(found.root).specs if found.mark else {}
-    except Unreadable as error:
-        raise OutputError(f"cannot be read back: {error}", subject=path.name) from error
-    except EmaError as error:
-        raise VerificationError(f"does not read back: {error}", subject=path.name) from error
-
-
-def _other_tensors(path: Path) -> VerificationError:
-    return VerificationError("reads back with other tensors than were written", subject=path.name)
+    """Return the tensors of a file that is marked as ours; none of any other."""
+    opened = open_torch(location(path).open())
+    return opened.tensors(opened.root).specs if opened.mark else {}

@@ -15,15 +15,13 @@ from ema_cli.manifest.types import Manifest, TensorRow
 from ema_cli.planning import advice
 from ema_cli.runs import warnings
 from ema_cli.storage.checksums import Checksums
-from ema_cli.writing.files import write_small
+from ema_cli.storage.output_stream import WrittenFile, write_file
 
 if TYPE_CHECKING:
     from ema_cli.checkpoint import Checkpoint, TensorSpec
     from ema_cli.folding.non_finite import NonFinite
     from ema_cli.planning.plan import Plan
     from ema_cli.writing.outputs import Output, OutputOptions
-
-Written = dict[str, tuple[int, str]]  # name of a file -> size in bytes, sha256
 
 
 class Record:
@@ -52,7 +50,7 @@ class Record:
         self.checksums = Checksums(len(checkpoints)) if checksum else None
 
     def manifest(
-        self, output: Output, plan: Plan, written: Mapping[str, tuple[int, str]], non_finite: NonFinite
+        self, output: Output, plan: Plan, written: Mapping[str, WrittenFile], non_finite: NonFinite
     ) -> Manifest:
         """Return the manifest of one average, less its tensors; `written` are its files."""
         found = warnings.run_warnings(plan.run, [each.checkpoint for each in plan.read])
@@ -77,9 +75,9 @@ class Record:
         is_folder = output.target.is_folder
         place = folder if is_folder else folder / output.target.path.name
         path = manifest_path(place, is_folder=is_folder)
-        _, sha256 = write_small(path, manifest_text(manifest, self.tensors(output, plan, non_finite)))
+        sha256 = write_file(path, manifest_text(manifest, self.tensors(output, plan, non_finite))).sha256
         sums = {each["name"]: each["sha256"] for each in manifest["outputs"]}
-        write_small(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
+        write_file(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
 
     def tensors(self, output: Output, plan: Plan, non_finite: NonFinite) -> Iterator[TensorRow]:
         """Return what the manifest of one average tells of each tensor, by name."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from ema_cli import EMA, Recipe, Time, average, make_plan, open_run, parse_target
 from ema_cli.errors import NonFiniteError, OutputError, RunError, UsageError
+from ema_cli.storage.output_stream import OutputStream
 from tests.conftest import Outcome
 from tests.online.models import assert_near, assert_same, dense, held, small_model, taken, walk
 
@@ -155,19 +156,17 @@ def test_an_existing_file_is_not_replaced_without_force(tmp_path: Path):
 
 def test_nothing_is_written_where_something_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A disk that is full in the middle leaves the old file, or none, and no litter."""
-    from ema_cli.online import saving
-
     ema, _ = averaged(small_model(), half_life=("3ba", "5ba"))
     ema.save(tmp_path / "old.safetensors", "3ba")
     old = (tmp_path / "old.safetensors").read_bytes()
-    write = saving.OutputStream.write
+    write = OutputStream.write
 
     def full(stream: Any, offset: int, data: Any) -> None:
         if offset:
             raise OutputError("No space left on device")
         write(stream, offset, data)
 
-    monkeypatch.setattr(saving.OutputStream, "write", full)
+    monkeypatch.setattr(OutputStream, "write", full)
     for name in ("old.safetensors", "new.safetensors"):
         with pytest.raises(OutputError, match="No space left"):
             ema.save(tmp_path / name, "5ba", force=True)
