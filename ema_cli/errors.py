@@ -10,6 +10,8 @@ Python `half_life='50ba'`.
 from __future__ import annotations
 
 import re
+import shlex
+from ast import literal_eval
 from collections.abc import Callable
 from typing import Self
 
@@ -25,7 +27,12 @@ def option(name: str, value: object = None) -> str:
     Whoever shows the error spells it: `option("half_life", "50ba")` is `--half-life 50ba` at a terminal and
     `half_life='50ba'` in Python; `option("force", True)` is `--force` and `force=True`.
     """
-    return f"\ufff9{name}\ufffa{'' if value is None else repr(value)}\ufffb"
+    return mentioned(name, "" if value is None else repr(value))
+
+
+def mentioned(name: str, value: str = "") -> str:
+    """Spell an option so that whoever shows the text spells it: for one error inside another."""
+    return f"\ufff9{name}\ufffa{value}\ufffb"
 
 
 _MENTION = re.compile("\ufff9([a-z_]+)\ufffa([^\ufffb]*)\ufffb")
@@ -38,7 +45,7 @@ def at_terminal(name: str, value: str = "") -> str:
     flag = _SHORT.get(name) or f"--{name.replace('_', '-')}"
     if value == "False":
         return flag.replace("--", "--no-")
-    return f"{flag} {value.strip(chr(39))}" if value not in ("", "True") else flag
+    return f"{flag} {shlex.quote(str(literal_eval(value)))}" if value not in ("", "True") else flag
 
 
 def in_python(name: str, value: str = "") -> str:

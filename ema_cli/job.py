@@ -19,7 +19,7 @@ from ema_cli.runs.same_model import check_same_model
 from ema_cli.runs.tensor_rules import check_averageable, copied_names
 from ema_cli.storage.checksums import Checksums
 from ema_cli.storage.location import location
-from ema_cli.storage.output_stream import output_errors
+from ema_cli.storage.output_stream import WRITE_ELSEWHERE, output_errors
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -118,7 +118,7 @@ def prepare(
         raise OutputError(
             f"needs {work.bytes_to_write} bytes, but {free} are free",
             subject=work.target.path,
-            hint="make room, or write elsewhere with -o",
+            hint=f"make room, or {WRITE_ELSEWHERE}",
         )
     return work
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ema_cli import errors
-from ema_cli.errors import EmaError, UsageError, at_terminal, option, printable
+from ema_cli.errors import EmaError, UsageError, at_terminal, mentioned, option, printable
 
 CODES = {
     "Unreadable": 3, "Missing": 3,
@@ -69,3 +69,17 @@ def test_a_subject_that_the_reader_has_before_the_eyes_is_left_out():
 def test_a_subject_once_known_is_kept():
     """`about` names the subject of an error that has none, and leaves one that has."""
     assert str(EmaError("is cut short").about("a").about("b")) == "a: is cut short"
+
+
+def test_a_value_is_quoted_for_a_shell_where_it_must_be():
+    """What a terminal shows can be copied: a pattern is quoted, a time is not."""
+    assert EmaError(option("copy", "*_extra_state*")).message(at_terminal) == "--copy '*_extra_state*'"
+    assert EmaError(option("half_life", "50ba")).message(at_terminal) == "--half-life 50ba"
+
+
+def test_an_error_inside_another_is_spelled_by_whoever_shows_it():
+    """The text of the inner one keeps its mentions of options until somebody reads it."""
+    inner = EmaError("holds two models", hint=f"say which: {option('key', 'model')}")
+    outer = EmaError(f"no checkpoint: {inner.message(mentioned)}", hint=inner.advice(mentioned))
+    assert outer.advice(at_terminal) == "say which: --key model"
+    assert outer.hint == "say which: key='model'"

@@ -11,7 +11,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from ema_cli.checkpoint import Averages, Checkpoint
-from ema_cli.errors import EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError, at_terminal, option
+from ema_cli.errors import (
+    EmaError,
+    IncompleteCheckpoint,
+    NoWeights,
+    RunError,
+    UsageError,
+    at_terminal,
+    mentioned,
+    option,
+)
 from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import settle_averages
@@ -148,9 +157,10 @@ def _open_found(search: Search, options: ReadOptions) -> tuple[Path, list[Checkp
     opened, unmarked = _drop_unmarked(opened)
     if not opened:
         if incomplete:
-            raise IncompleteCheckpoint(f"no complete checkpoint: {incomplete[0]}", subject=folder)
+            raise IncompleteCheckpoint(f"no complete checkpoint: {incomplete[0].message(mentioned)}", subject=folder)
         if without_weights:
-            raise NoWeights(f"no checkpoint: {without_weights[0]}", subject=folder, hint=without_weights[0].hint)
+            first = without_weights[0]
+            raise NoWeights(f"no checkpoint: {first.message(mentioned)}", subject=folder, hint=first.advice(mentioned))
         raise NoWeights(
             "no checkpoint in this folder",
             subject=folder,

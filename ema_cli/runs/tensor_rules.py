@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -79,7 +78,7 @@ def check_averageable(checkpoint: Checkpoint, copied: Collection[str]) -> None:
             f"'{name}' cannot be averaged: {reason}{more}",
             subject=checkpoint.path,
             hint="average the run's full-precision checkpoints and convert the result, or copy from the newest "
-            f"checkpoint, with everything that belongs together: {option('copy', f'{shlex.quote(name)}')}",
+            f"checkpoint, with everything that belongs together: {option('copy', name)}",
         )
 
 

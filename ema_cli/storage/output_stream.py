@@ -12,6 +12,8 @@ from pathlib import Path
 from ema_cli.errors import OutputError, option
 from ema_cli.storage.checksums import RunningSum
 
+WRITE_ELSEWHERE = f"write elsewhere with {option('o')}"
+
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
@@ -116,8 +118,8 @@ def output_errors(path: Path) -> Iterator[None]:
                 "exists already", subject=path, hint=f"replace it with {option('force', True)}"
             ) from error
         hint = {
-            errno.ENOSPC: "make room, or write elsewhere with -o",
-            errno.EDQUOT: "make room, or write elsewhere with -o",
+            errno.ENOSPC: f"make room, or {WRITE_ELSEWHERE}",
+            errno.EDQUOT: f"make room, or {WRITE_ELSEWHERE}",
             errno.ENOENT: f"make the folder first: mkdir -p {path.parent}",
         }.get(error.errno or 0)
         raise OutputError(f"cannot be written: {error.strerror or error}", subject=path, hint=hint) from error

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ema_cli.errors import OutputError, option
-from ema_cli.storage.output_stream import output_errors
+from ema_cli.storage.output_stream import WRITE_ELSEWHERE, output_errors
 from ema_cli.system.signals import deferred_signals
 
 _PREFIX = ".ema-cli-"
@@ -281,7 +281,7 @@ def _rename(source: Path, target: Path, *, replace: bool) -> None:
 def _exchange(source: Path, target: Path) -> None:
     """Swap two folders; where the system cannot in one step, set the old one aside first."""
     if not stat.S_ISDIR(target.lstat().st_mode):
-        raise OutputError("is not a folder", subject=target, hint="write elsewhere with -o")
+        raise OutputError("is not a folder", subject=target, hint=WRITE_ELSEWHERE)
     if not _rename_with(source, target, _EXCHANGE):
         target.rename(_aside(source.parent, target))
         source.rename(target)
@@ -290,7 +290,7 @@ def _exchange(source: Path, target: Path) -> None:
 def _refuse_irregular(target: Path) -> None:
     # A rename onto /dev/full would put a file in place of the device.
     if _is_there(target) and not stat.S_ISREG(target.lstat().st_mode):
-        raise OutputError("is not a regular file", subject=target, hint="write elsewhere with -o")
+        raise OutputError("is not a regular file", subject=target, hint=WRITE_ELSEWHERE)
 
 
 def _rename_with(source: Path, target: Path, flag: int) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.errors import EmaError, OutputError, Unreadable, UsageError, option
+from ema_cli.errors import EmaError, OutputError, Unreadable, UsageError, mentioned, option
 from ema_cli.formats.folders import huggingface as hf_directory
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
@@ -17,6 +17,7 @@ from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.law.laws import HalfLife
 from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, is_own_sidecar, sidecars
 from ema_cli.planning.plan import Plan
+from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.storage.source import InputFile
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
@@ -128,7 +129,7 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
     if mode is None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OutputError("is neither a regular file nor a folder", subject=path, hint="write elsewhere with -o")
+        raise OutputError("is neither a regular file nor a folder", subject=path, hint=WRITE_ELSEWHERE)
     if not force:
         raise OutputError(
             "exists already",
@@ -137,11 +138,11 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
         )
     if stat.S_ISDIR(mode) != target.is_folder:
         found, wanted = ("a folder", "a file") if stat.S_ISDIR(mode) else ("a file", "a folder")
-        raise OutputError(f"is {found}, and {wanted} would replace it", subject=path, hint="write elsewhere with -o")
+        raise OutputError(f"is {found}, and {wanted} would replace it", subject=path, hint=WRITE_ELSEWHERE)
     real = path.resolve()
     for file in inputs:
         if file.path.resolve() == real or real in file.path.resolve().parents:
-            raise OutputError(f"holds an input, {file.path.name}", subject=path, hint="write elsewhere with -o")
+            raise OutputError(f"holds an input, {file.path.name}", subject=path, hint=WRITE_ELSEWHERE)
     if target.is_folder:
         _check_own(path)
 
@@ -153,9 +154,7 @@ def _mode(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OutputError(
-            f"cannot be looked at: {error.strerror}", subject=path, hint="write elsewhere with -o"
-        ) from error
+        raise OutputError(f"cannot be looked at: {error.strerror}", subject=path, hint=WRITE_ELSEWHERE) from error
 
 
 def _is_own(beside: Path, name: str) -> bool:
@@ -163,7 +162,9 @@ def _is_own(beside: Path, name: str) -> bool:
     try:
         return is_own_sidecar(beside, name)
     except EmaError as error:
-        raise OutputError(f"cannot be looked into: {error}", subject=beside, hint="write elsewhere with -o") from error
+        raise OutputError(
+            f"cannot be looked into: {error.message(mentioned)}", subject=beside, hint=WRITE_ELSEWHERE
+        ) from error
 
 
 def _check_own(folder: Path) -> None:
@@ -209,7 +210,9 @@ def _listed(path: Path) -> set[str]:
     try:
         checkpoint = reader.open_checkpoint(path, ReadOptions())
     except Unreadable as error:  # nobody knows what is in it
-        raise OutputError(f"cannot be looked into: {error}", subject=path, hint="write elsewhere with -o") from error
+        raise OutputError(
+            f"cannot be looked into: {error.message(mentioned)}", subject=path, hint=WRITE_ELSEWHERE
+        ) from error
     except EmaError:
         return set()
     if not checkpoint.mark:

@@ -202,6 +202,6 @@ def test_the_error_names_file_tensor_reason_and_way_out() -> None:
     with pytest.raises(CheckpointError) as caught:
         check_averageable(checkpoint(tensors), frozenset())
     assert str(caught.value) == f"run/step-5: 'q.qweight' cannot be averaged: {PACKED} (and 2 more)"
-    assert "--copy q.qweight" in (caught.value.hint or "")
+    assert "copy='q.qweight'" in (caught.value.hint or "")
     check_averageable(checkpoint(tensors), copied_names(tensors, ["q.*"]))
     check_averageable(checkpoint(ORDINARY), frozenset())
