@@ -16,7 +16,7 @@ from ema_cli.comparing.distance import Sums, comparable, measure
 from ema_cli.comparing.layers import group_layers, layer_of, order_by_layer
 from ema_cli.errors import CheckpointError, RunError
 from tests.conftest import Outcome, write_hf_run, write_torch_run
-from tests.folding.test_fold import checkpoint
+from tests.folding.in_memory import checkpoint
 
 Cli = Callable[..., Outcome]
 Tensors = Mapping[str, torch.Tensor]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ema_cli.comparing.twins import compare_tensors
-from tests.folding.test_fold import checkpoint, model
+from tests.folding.in_memory import checkpoint, model
 
 
 def test_compare_finds_the_tensor_that_differs():

@@ -19,7 +19,7 @@ from ema_cli.errors import NonFiniteError
 from ema_cli.folding.blocks import Group, make_groups
 from ema_cli.folding.fold import Average
 from ema_cli.folding.fold import fold as run_fold
-from tests.folding.test_fold import WEIGHTS, MemorySink, checkpoint, fold, small
+from tests.folding.in_memory import WEIGHTS, MemorySink, checkpoint, fold, small
 
 FLOATS = (torch.bfloat16, torch.float32, torch.float64, torch.float16)
 

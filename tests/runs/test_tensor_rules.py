@@ -10,7 +10,7 @@ from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.runs.tensor_rules import ADAPTER_NOTE, check_averageable, copied_names, refusals, tensor_notes
-from tests.folding.test_fold import MemoryTensors
+from tests.folding.in_memory import MemoryTensors
 
 PACKED = "packed weights, which mean nothing without their scales"
 FEW_BITS = "has too few bits to be averaged"

@@ -14,7 +14,7 @@ from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.files import sum_up
-from tests.folding.test_fold import checkpoint
+from tests.folding.in_memory import checkpoint
 
 
 @pytest.fixture

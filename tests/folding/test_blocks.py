@@ -1,0 +1,60 @@
+"""How tensors are cut into blocks."""
+
+from __future__ import annotations
+
+import torch
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.folding.blocks import Block, bytes_to_read, make_blocks, make_groups
+from tests.folding.in_memory import checkpoint
+
+
+def blocks_of(checkpoints: list[Checkpoint], nbytes: int, most_elements: int | None = None) -> list[Block]:
+    """Return the blocks in which all tensors are folded in their own dtypes."""
+    targets = {name: spec.dtype for name, spec in checkpoints[-1].tensors.specs.items()}
+    return list(make_blocks(checkpoints, make_groups(checkpoints, targets, frozenset(), most_elements), nbytes))
+
+
+def pieces_of(block: Block) -> list[tuple[str, int, int]]:
+    """Return name, first element and number of elements of each piece."""
+    return [(piece.group.names[0], piece.start, piece.count) for piece in block.pieces]
+
+
+def test_small_tensors_of_one_dtype_share_a_block_and_large_ones_are_cut():
+    """A block holds as many elements as fit in the type of the sum; another dtype begins another block."""
+    tensors = {"a": torch.ones(3), "b": torch.ones(7), "c": torch.ones(4).bfloat16(), "d": torch.ones(2)}
+    blocks = blocks_of([checkpoint(tensors)] * 2, nbytes=8 * 4)
+    assert [pieces_of(block) for block in blocks] == [
+        [("a", 0, 3), ("b", 0, 5)], [("b", 5, 2)], [("c", 0, 4)], [("d", 0, 2)],
+    ]  # fmt: skip
+    assert [block.count for block in blocks] == [8, 2, 4, 2]
+
+
+def test_an_element_of_a_block_is_found_in_its_tensor():
+    """Positions in a block lead back to the tensor, and to the element there."""
+    tensors = {"a": torch.ones(3), "b": torch.ones(7)}
+    first, second = blocks_of([checkpoint(tensors)] * 2, nbytes=8 * 4)
+    assert [first.find(element) for element in (0, 2, 3, 7)] == [("a", 0), ("a", 2), ("b", 0), ("b", 4)]
+    assert second.find(0) == ("b", 5)
+    assert first.names_of(torch.tensor([1, 2]).numpy()) == {"a"}
+    assert first.names_of(torch.tensor([2, 3]).numpy()) == {"a", "b"}
+
+
+def test_averaged_tensors_are_read_from_all_checkpoints_and_others_from_the_newest():
+    """What will be read is known from specs: with several averages, others are read from the newest of each."""
+    checkpoints = [checkpoint({"w": torch.ones(5), "n": torch.tensor([1, 2])}) for _ in range(3)]
+    targets = {name: spec.dtype for name, spec in checkpoints[0].tensors.specs.items()}
+
+    def total(newest: list[int], most_elements: int | None = None) -> int:
+        return bytes_to_read(checkpoints, make_groups(checkpoints, targets, frozenset(), most_elements), newest)
+
+    assert total([2]) == 3 * 5 * 4 + 2 * 8
+    assert total([2, 0]) == 3 * 5 * 4 + 2 * 2 * 8
+    assert total([2], most_elements=0) == 0
+
+
+def test_only_the_first_elements_of_each_tensor_are_folded_on_request():
+    """A sample takes the beginning of each tensor."""
+    tensors = {"a": torch.ones(30), "b": torch.ones(3)}
+    (block,) = blocks_of([checkpoint(tensors)] * 2, nbytes=1024, most_elements=8)
+    assert pieces_of(block) == [("a", 0, 8), ("b", 0, 3)]
