@@ -1,9 +1,9 @@
 """Averaged weights from the checkpoints of a training run, with Composer's half-life law.
 
     from pathlib import Path
-    from ema_cli import Recipe, Time, average, make_plan, open_run, parse_target
+    from ema_cli import Recipe, average, make_plan, open_run, parse_target
 
-    plan = make_plan(open_run([Path("ckpts")]), Recipe(half_life=Time.parse("50ba")))
+    plan = make_plan(open_run([Path("ckpts")]), Recipe(half_life="50ba"))
     print(plan.weights)  # before a single tensor is read
     average(plan, parse_target(Path("release.safetensors")))
 

@@ -13,6 +13,7 @@ from ema_cli.cli.options import ClockOptions, GateOptions, ModelOptions, RecipeO
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.errors import UsageError
 from ema_cli.formats.options import ReadOptions
+from ema_cli.law.laws import LAW_KEYS
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.gates import Gates, read_keys
 
@@ -38,11 +39,9 @@ def recipes(law: RecipeOptions) -> tuple[Recipe, ...]:
     made: list[Recipe] = []
     one_each: tuple[str | None, ...] = law.half_life or (None,)
     for half_life in one_each:
+        options: dict[str, Any] = {**{name: getattr(law, name) for name in LAW_KEYS}, "half_life": half_life}
         recipe = Recipe(
-            half_life=half_life,
-            smoothing=law.smoothing,
-            profile=law.profile,
-            sigma_rel=law.sigma_rel,
+            **options,
             update_interval=law.update_interval,
             start=law.start,
             stop=law.stop,

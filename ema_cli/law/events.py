@@ -1,4 +1,4 @@
-"""Update events: which clocks are some, and what lies between them. No torch, no numpy.
+"""Update events: at which clocks an average is updated, and the gaps between them. No torch, no numpy.
 
 The same for checkpoints that are folded afterwards and for a model that is averaged while it trains.
 """
@@ -12,9 +12,10 @@ from math import floor
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What lies between an event and the one folded before it.
+    """The distance between an event and the one folded before it, in three measures.
 
-    `time` and `updates` count the update events that were due, `elapsed` is the difference of the clocks.
+    `time` and `updates` count the update events that were due, `elapsed` is the difference of the clocks. With an
+    interval of 5ba, from 1ba to 17ba, the events at 5, 10 and 15ba were due: 15ba, 3 updates, 16ba elapsed.
     """
 
     time: Fraction
@@ -24,7 +25,7 @@ class Gap:
 
 @dataclass(slots=True)
 class Events:
-    """Which clocks are update events, met one after another. With no `interval`, each later clock is one.
+    """Decide of one clock after another whether it is an update event. With no `interval`, each later clock is one.
 
     Event n happens when the clock reaches n x interval, so a clock t has passed floor(t / interval) of them; it is
     folded if and only if that is more than at the clock folded before. The first copy is as in Composer: never the
@@ -40,7 +41,7 @@ class Events:
         return Fraction(1) if self.interval is None else min(Fraction(1), self.interval)
 
     def meet(self, clock: Fraction) -> Gap | None:
-        """Return the gap to the event before, of no length for the first copy; None where `clock` is no event."""
+        """Return the gap to the event before, which is 0 for the first copy; None where `clock` is no event."""
         gap = self._gap(clock)
         if gap is not None:
             self.previous = clock

@@ -19,15 +19,16 @@ from ema_cli.law.weights import Gaps
 class Words:
     """How a law is written for people.
 
-    `noun` and `value` make its short form ("half-life 50ba"), `details` are facts for a list. `much` and `little` say
-    why its first or its newest checkpoint holds most of the average; None for a law that has nothing to turn.
+    `noun` and `value` make its short form ("half-life 50ba"), `details` are facts for a list.
+    `if_first_is_heavy` and `if_newest_is_heavy` say why that checkpoint holds most of the average; None for a law that
+    has nothing to turn.
     """
 
     noun: str
     value: str
     details: tuple[str, ...]
-    much: str | None = None
-    little: str | None = None
+    if_first_is_heavy: str | None = None
+    if_newest_is_heavy: str | None = None
 
     @property
     def short(self) -> str:
@@ -101,8 +102,8 @@ class LiveLaw(Law, Protocol):
     def course(self, time: float, updates: float) -> Steady | Growing:
         """Return how weights run over events, of which each comes `time` and `updates` after the one before."""
 
-    def held(self, clock: float, updates: float, end: float, end_updates: float) -> float:
-        """Return how much of an average at clock `end` the model had given it by an earlier `clock`.
+    def share_until(self, clock: float, updates: float, end: float, end_updates: float) -> float:
+        """Return the share of an average at clock `end` that comes from models up to an earlier `clock`.
 
-        `updates` and `end_updates` are the update events due by then.
+        `updates` and `end_updates` are the numbers of update events due by the two clocks.
         """

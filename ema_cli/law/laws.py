@@ -19,9 +19,6 @@ from ema_cli.law.law import Growing, Law, Steady, Words
 from ema_cli.law.time import Time, Unit
 from ema_cli.law.weights import Gaps
 
-LAW_KEYS = ("half_life", "smoothing", "profile", "sigma_rel")
-"""The options that choose a law, which are also its keys in manifests and marks."""
-
 
 class LawOptions(TypedDict, total=False):
     """The options that choose a law: exactly one of `half_life`, `smoothing` and `profile`; `sigma_rel` with "power".
@@ -36,6 +33,10 @@ class LawOptions(TypedDict, total=False):
     smoothing: float | None
     profile: str | None
     sigma_rel: float | None
+
+
+LAW_KEYS = tuple(LawOptions.__annotations__)
+"""The options that choose a law, which are also its keys in manifests and marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class HalfLife:
         value = float(self.half_life.value)
         return Steady(-math.log(2) * time / value if value else -math.inf)
 
-    def held(self, clock: float, updates: float, end: float, end_updates: float) -> float:
+    def share_until(self, clock: float, updates: float, end: float, end_updates: float) -> float:
         """Return 2 ** -(time since then / half_life)."""
         value = float(self.half_life.value)
         return math.pow(2.0, -((end - clock) / value)) if value else 0.0
@@ -153,7 +154,7 @@ class Smoothing:
         """Return the decay in the updates between two events."""
         return Steady(updates * math.log(self.value) if self.value else -math.inf)
 
-    def held(self, clock: float, updates: float, end: float, end_updates: float) -> float:
+    def share_until(self, clock: float, updates: float, end: float, end_updates: float) -> float:
         """Return value ** (updates since then)."""
         return math.pow(self.value, end_updates - updates)
 
@@ -241,7 +242,7 @@ class Power(_Profile):
         """Return the exponent of the sum of weights."""
         return Growing(self.gamma + 1)
 
-    def held(self, clock: float, updates: float, end: float, end_updates: float) -> float:
+    def share_until(self, clock: float, updates: float, end: float, end_updates: float) -> float:
         """Return (clock / end) ** (gamma + 1)."""
         return math.pow(clock / end, self.gamma + 1)
 

@@ -140,13 +140,10 @@ def law_from_dict(data: Mapping[str, Any], *, subject: str = "the manifest") -> 
     Raises:
         UsageError: where the data are no law; it names the `subject` that holds them.
     """
-    half_life = data.get("half_life")
-    return make_law(
-        half_life=None if half_life is None else Time.parse(half_life, subject=subject),
-        smoothing=data.get("smoothing"),
-        profile=data.get("profile"),
-        sigma_rel=data.get("sigma_rel"),
-    )
+    options: dict[str, Any] = {name: data.get(name) for name in LAW_KEYS}
+    if options["half_life"] is not None:
+        options["half_life"] = Time.parse(options["half_life"], subject=subject)
+    return make_law(**options)
 
 
 def _check_interval(interval: Time, law: Law) -> None:

@@ -10,11 +10,12 @@ For a half-life h and a gap g, with s = 2 ** -(g / h): share = s ** u, shape_j =
 For a smoothing, s is that of one event. For a power-function profile (Karras et al. 2024, equation 121) over clocks t:
 share = (t_0 / t_u) ** (gamma + 1), shape_j = (t_j ** (gamma + 1) - t_(j-1) ** (gamma + 1)) / t_u ** (gamma + 1).
 
-Wanted are weights c with sum 1 that bring sum c_k p_k, p_k the profile of stored average k, nearest to the profile q of
-the average asked for: least squares over events, |P c - q|^2 + (_RIDGE |q|)^2 |c|^2. The second term keeps the weights
-from growing where profiles are nearly alike, and with them the rounding of what was stored. Of the vectors, which may
-be millions of events long, only the inner products are needed, and those are sums over cells of (share of one) x
-(share of the other) x (inner product of two shapes), of which there are as many as laws.
+The solution is the vector of weights c with sum 1 that brings sum c_k p_k, p_k the profile of stored average k,
+nearest to the profile q of the target, the average that is wanted: least squares over events, |P c - q|^2 + (_RIDGE
+|q|)^2 |c|^2. The second term keeps the weights from growing where profiles are nearly alike, and with them the
+rounding of the stored tensors. The vectors may be millions of events long, but only their inner products are needed:
+sums over cells of (share of one) x (share of the other) x (inner product of two shapes), and there is one shape for
+each law.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ema_cli.law.law import Growing, LiveLaw, Steady
 Vector = NDArray[np.float64]
 
 _RIDGE = 1e-5
-_FORGOTTEN = 1e-12  # of an average: what it holds of the training before that
+_FORGOTTEN = 1e-12  # a share of an average that no longer counts
 _EXACT_EVENTS = 128  # at the end of a cell, where a profile may change from one to the next
 _NODES = 16  # in each stretch before, twice as long as the one after it
 _PRUNED = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)  # shares of the largest weight below which stored averages are left out
@@ -69,33 +70,30 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Synthesis:
-    """Weights of the stored averages, with sum 1, and how far the profile they make is from the one asked for.
-
-    `error` is |P c - q| / |q|, over events.
-    """
+    """Weights of the stored averages, with sum 1, and the relative error of their profile, |P c - q| / |q|."""
 
     weights: Vector
     error: float
 
 
 class Profiles:
-    """The inner products of the profiles of stored averages, and of those that may be asked for.
+    """The inner products of the profiles of stored averages, and of possible targets.
 
     Args:
-        moments: from the first copy (0 updates) on, in order of time; the last is that of the averages asked for.
-        stored: what there is.
-        laws: those of the averages that may be asked for.
+        moments: from the first copy (0 updates) on, in order of time; the last is that of the targets.
+        stored: the averages that are there.
+        laws: the laws of the targets.
     """
 
     def __init__(self, moments: Sequence[Moment], stored: Sequence[Stored], laws: Sequence[LiveLaw]) -> None:
         self.moments = moments
         self.stored = stored
-        self._asked = {law: len(stored) + number for number, law in enumerate(dict.fromkeys(laws))}
-        profiles = [*stored, *(Stored(law, len(moments) - 1) for law in self._asked)]
+        self._targets = {law: len(stored) + number for number, law in enumerate(dict.fromkeys(laws))}
+        profiles = [*stored, *(Stored(law, len(moments) - 1) for law in self._targets)]
         self.products = _inner_products(moments, profiles)
 
     def solve(self, law: LiveLaw) -> Synthesis:
-        """Return the weights that come nearest to an average of this law at the last moment, of few if that will do."""
+        """Return the weights of the fewest stored averages that come about as near to the target as all of them."""
         best = self._nearest(law, *self._every)
         for share in _PRUNED:
             kept = np.flatnonzero(np.abs(best.weights) >= share * np.abs(best.weights).max())
@@ -107,7 +105,7 @@ class Profiles:
         return best
 
     def error(self, law: LiveLaw) -> float:
-        """Return how near all stored averages together come to an average of this law at the last moment."""
+        """Return the relative error of the target of this law where all stored averages may be used."""
         return self._nearest(law, *self._every).error
 
     @cached_property
@@ -115,56 +113,56 @@ class Profiles:
         return self._factored(np.arange(len(self.stored)))
 
     def _factored(self, kept: NDArray[np.intp]) -> tuple[NDArray[np.intp], Vector, Vector]:
-        """Return numbers of stored averages, and the eigenvalues and eigenvectors of their inner products."""
+        """Return the numbers of stored averages, and the eigenvalues and eigenvectors of their inner products."""
         values, vectors = np.linalg.eigh(self.products[np.ix_(kept, kept)])
         return kept, np.maximum(values, 0.0), vectors
 
     def _nearest(self, law: LiveLaw, kept: NDArray[np.intp], values: Vector, vectors: Vector) -> Synthesis:
-        """Return the weights for an average of this law, of the stored averages with these numbers alone."""
-        asked = self._asked[law]
-        size = math.sqrt(self.products[asked, asked])
-        right = np.stack([self.products[kept, asked], np.ones(len(kept))], axis=1)
+        """Return the weights for the target of this law, of the stored averages with these numbers alone."""
+        target = self._targets[law]
+        size = math.sqrt(self.products[target, target])
+        right = np.stack([self.products[kept, target], np.ones(len(kept))], axis=1)
         both = vectors @ ((vectors.T @ right) / (values + (_RIDGE * size) ** 2)[:, None])
         # The multiplier of sum c = 1 follows from two solutions: c = x - y (sum x - 1) / sum y.
-        found = both[:, 0] - both[:, 1] * (both[:, 0].sum() - 1) / both[:, 1].sum()
+        solution = both[:, 0] - both[:, 1] * (both[:, 0].sum() - 1) / both[:, 1].sum()
         weights = np.zeros(len(self.stored))
-        weights[kept] = found
-        difference = np.append(found, -1.0)
-        numbers = np.append(kept, asked)
+        weights[kept] = solution
+        difference = np.append(solution, -1.0)
+        numbers = np.append(kept, target)
         squared = difference @ self.products[np.ix_(numbers, numbers)] @ difference
         return Synthesis(weights, math.sqrt(max(float(squared), 0.0)) / size)
 
 
 def _inner_products(moments: Sequence[Moment], profiles: Sequence[Stored]) -> Vector:
     """Return the inner products of all profiles over events, as a square matrix."""
-    laws: list[LiveLaw] = list(dict.fromkeys(each.law for each in profiles if each.law is not None))
-    number = np.array([laws.index(each.law) if each.law is not None else -1 for each in profiles])
-    end = np.array([each.moment for each in profiles])
-    weights = np.ones(len(profiles))  # of what there was at the beginning of the cell that is looked at
+    laws: list[LiveLaw] = list(dict.fromkeys(profile.law for profile in profiles if profile.law is not None))
+    law_of = np.array([-1 if profile.law is None else laws.index(profile.law) for profile in profiles])
+    end = np.array([profile.moment for profile in profiles])
+    weights = np.ones(len(profiles))  # of the average as it was at the end of the current cell
     products = np.zeros((len(profiles), len(profiles)))
-    for cell in range(len(moments) - 1, 0, -1):
-        found = _Cell.of(moments[cell - 1], moments[cell])
-        shapes = np.stack([found.shape(law) for law in laws], axis=1)
+    for number in range(len(moments) - 1, 0, -1):
+        cell = _Cell.of(moments[number - 1], moments[number])
+        shapes = np.stack([cell.shape(law) for law in laws], axis=1)
         within = shapes.T @ shapes
-        (there,) = np.nonzero((number >= 0) & (end >= cell) & (weights > _FORGOTTEN))
-        which, weight = number[there], weights[there]
-        products[np.ix_(there, there)] += within[np.ix_(which, which)] * np.outer(weight, weight)
-        weights[there] *= np.array([found.share(law) for law in laws])[which]
-    # What is left is the weight of the first event.
+        (active,) = np.nonzero((law_of >= 0) & (end >= number) & (weights > _FORGOTTEN))
+        active_laws, weight = law_of[active], weights[active]
+        products[np.ix_(active, active)] += within[np.ix_(active_laws, active_laws)] * np.outer(weight, weight)
+        weights[active] *= np.array([cell.share(law) for law in laws])[active_laws]
+    # The rest is the weight of the first event.
     products += np.outer(weights, weights)
     return products
 
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """The events between two moments, by nodes: an event each at the end, and before that such as stand for many.
+    """The events between two moments, as nodes: the last 128 events are one each, an earlier node stands for many.
 
-    A sum over events is a sum over nodes with `weights`: Gauss and Legendre's, on stretches that double in length.
+    A sum over events is a sum over nodes with `weights`: Gauss-Legendre quadrature on stretches that double in length.
     """
 
     before: Moment
     after: Moment
-    nodes: Vector  # numbers of events, from 1, in part between whole ones
+    nodes: Vector  # numbers of events, from 1; some lie between whole numbers
     weights: Vector
 
     @classmethod
@@ -191,24 +189,24 @@ class _Cell:
         return law.course(time, (self.after.due_updates - self.before.due_updates) / self._updates)
 
     def share(self, law: LiveLaw) -> float:
-        """Return how much of an average is left at the end of the cell of what it was at the beginning."""
+        """Return the share of the average at the beginning of the cell that is left at its end."""
         course = self._course(law)
         if isinstance(course, Growing):
             return math.pow(self.before.clock / self.after.clock, course.exponent)
         return math.exp(course.log_kept * self._updates)
 
     def shape(self, law: LiveLaw) -> Vector:
-        """Return the weights that an average has at its end for the nodes, times the roots of their own weights."""
+        """Return the weights of the nodes in an average at the end of the cell, times the roots of `self.weights`."""
         course = self._course(law)
         shape = self._growing(course.exponent) if isinstance(course, Growing) else self._steady(course.log_kept)
         return np.asarray(shape * np.sqrt(self.weights))
 
     def _growing(self, exponent: float) -> Vector:
-        # From the event before, which is due a little earlier than the first copy where the interval is long.
+        # Counted from the event before, which is due a little earlier than the first copy where the interval is long.
         step = (self.after.clock - self.before.due) / self._updates
         clocks = (self.before.due + step * self.nodes) / self.after.clock
         earlier = np.maximum(clocks - step / self.after.clock, 0.0)
-        # Before the first event was the first copy, where that is seen at all.
+        # Before the first event was the first copy; only single events are short enough to see it.
         alone = self.weights == 1
         earlier[alone] = np.maximum(earlier[alone], self.before.clock / self.after.clock)
         return np.asarray(clocks**exponent - earlier**exponent)
@@ -220,11 +218,11 @@ class _Cell:
 
 
 def share_before(law: LiveLaw | None, clock: float, moments: Sequence[Moment], moment: int) -> float:
-    """Return how much of an average, as it was at a moment, the model had given it by an earlier `clock`."""
+    """Return the share of an average, as it was at a moment, that comes from models up to an earlier `clock`."""
     end = moments[moment]
     if law is None or clock >= end.clock:
         return float(clock >= moments[0].clock)
     if clock < moments[0].clock:
         return 0.0
-    updates = np.interp(clock, [each.clock for each in moments], [each.due_updates for each in moments])
-    return law.held(clock, float(updates), end.clock, end.due_updates)
+    updates = np.interp(clock, [at.clock for at in moments], [at.due_updates for at in moments])
+    return law.share_until(clock, float(updates), end.clock, end.due_updates)

@@ -17,6 +17,7 @@ from ema_cli._version import __version__
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.json_text import read_json
+from ema_cli.law.laws import LAW_KEYS
 from ema_cli.manifest.fingerprint import CHECKSUM, FINGERPRINT
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.schema import mismatch, read_schema
@@ -151,9 +152,8 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"is no manifest that this version of ema-cli reads: {wrong}", subject=path)
     errors = manifest["approximation"] or {}
     numbers = [(each, "weight") for each in manifest["inputs"]] + [(errors, name) for name in errors]
-    numbers += [
-        (manifest["recipe"], name) for name in ("smoothing", "sigma_rel") if manifest["recipe"][name] is not None
-    ]
+    recipe = manifest["recipe"]
+    numbers += [(recipe, name) for name in LAW_KEYS if not isinstance(recipe[name], str | None)]
     for owner, name in (*numbers, (manifest, "effective_checkpoints")):
         try:
             owner[name] = float(owner[name])

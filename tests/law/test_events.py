@@ -1,4 +1,4 @@
-"""Update events: which clocks are some, and what lies between them."""
+"""Update events: which clocks are events, and the gaps between them."""
 
 from __future__ import annotations
 
