@@ -13,24 +13,7 @@ from hypothesis import strategies as st
 from ema_cli.checkpoint import Checkpoint, Tensors
 from ema_cli.formats import open_checkpoint
 from tests.formats.containers import CONTAINERS, DTYPE_NAMES
-
-
-def stored_bytes(tensor: torch.Tensor) -> bytes:
-    """Return the tensor's elements in C order, by way of torch."""
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return plain.view(torch.uint8).numpy().tobytes()
-
-
-def read_range(weights: Tensors, name: str, start: int, stop: int) -> bytes:
-    """Return bytes `start` to `stop` of a tensor as the reader gives them; the buffer starts out dirty."""
-    out = bytearray(b"\xa5" * (stop - start))
-    weights.read_into(name, start, memoryview(out))
-    return bytes(out)
-
-
-def read_all(weights: Tensors) -> dict[str, bytes]:
-    """Return every tensor's bytes as the reader gives them."""
-    return {name: read_range(weights, name, 0, spec.nbytes) for name, spec in weights.specs.items()}
+from tests.formats.reading import read_all, read_range, stored_bytes
 
 
 def described(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...]]]:

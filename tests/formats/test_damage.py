@@ -37,7 +37,7 @@ from ema_cli.formats.pickles.values import KNOWN_CALLS, Inert, Name, PickleError
 from ema_cli.formats.pickles.whole_module import module_tensors
 from ema_cli.storage.location import location
 from tests.formats.containers import DTYPE_NAMES
-from tests.formats.test_contract import read_range, stored_bytes
+from tests.formats.reading import read_range, stored_bytes
 
 EXAMPLES = int(os.environ.get("DAMAGE_EXAMPLES", 5 * settings.default.max_examples))
 MAX_COMPARED = 1 << 26  # bytes; a damaged shape can say more than we want to read here

@@ -14,7 +14,7 @@ from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunE
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.shards import is_plain_name
-from tests.formats.test_contract import read_all, stored_bytes
+from tests.formats.reading import read_all, stored_bytes
 
 BASES = {"safetensors": "model", "bin": "pytorch_model"}
 

@@ -15,7 +15,7 @@ from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWe
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from tests.formats.dcp_folders import Pieces, save_folder
-from tests.formats.test_contract import read_all, stored_bytes
+from tests.formats.reading import read_all, stored_bytes
 
 W = {"layers.0.weight": torch.arange(6.0).reshape(2, 3), "norm.count": torch.tensor(3)}
 OTHER = {name: tensor + 1 for name, tensor in W.items()}

@@ -17,7 +17,7 @@ from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.storage.location import location
 from tests.formats.dcp_folders import Box, Pieces
-from tests.formats.test_contract import read_range
+from tests.formats.reading import read_range
 
 DTYPES = (torch.float32, torch.bfloat16, torch.complex64, torch.complex128, torch.float64, torch.int16, torch.bool)
 

@@ -13,7 +13,7 @@ from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.folders import deepspeed
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.time import Unit
-from tests.formats.test_contract import read_all, stored_bytes
+from tests.formats.reading import read_all, stored_bytes
 
 MODEL = "mp_rank_00_model_states.pt"
 W = {"w": torch.randn(2, 3).bfloat16(), "n": torch.tensor(3)}

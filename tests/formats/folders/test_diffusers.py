@@ -17,7 +17,7 @@ from ema_cli.formats.folders import diffusers as pipeline
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
 from ema_cli.formats.trainers.folders import COMPONENTS
-from tests.formats.test_contract import read_all, stored_bytes
+from tests.formats.reading import read_all, stored_bytes
 
 
 def write(folder: Path, **components: float) -> Path:

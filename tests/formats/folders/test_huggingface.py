@@ -17,7 +17,7 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
 from ema_cli.law.time import Unit
-from tests.formats.test_contract import read_all, stored_bytes
+from tests.formats.reading import read_all, stored_bytes
 
 
 def write_model(folder: Path, state: object = None) -> Path:

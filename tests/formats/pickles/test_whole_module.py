@@ -15,7 +15,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles import whole_module
 from ema_cli.formats.pickles.values import Inert
 from ema_cli.formats.pickles.whole_module import is_module, module_tensors
-from tests.formats.test_contract import read_all, stored_bytes
+from tests.formats.reading import read_all, stored_bytes
 
 AS_THEY_ARE = ReadOptions(keep_prefix=True)
 

@@ -15,7 +15,7 @@ from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunE
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import header as safetensors
-from tests.formats.test_contract import read_all
+from tests.formats.reading import read_all
 
 W = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 ZERO = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}

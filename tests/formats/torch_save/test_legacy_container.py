@@ -17,7 +17,7 @@ from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWe
 from ema_cli.formats import open_checkpoint
 from ema_cli.law.time import Unit
 from tests.formats.pickles.test_unpickle import Call
-from tests.formats.test_contract import read_all, stored_bytes
+from tests.formats.reading import read_all, stored_bytes
 
 W = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2, dtype=torch.bfloat16)}
 READ_W = {name: stored_bytes(tensor) for name, tensor in W.items()}

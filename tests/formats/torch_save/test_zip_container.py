@@ -20,7 +20,7 @@ import torch
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats import open_checkpoint
 from tests.formats.pickles.test_unpickle import Call, Color, Config, some_function
-from tests.formats.test_contract import read_all, stored_bytes
+from tests.formats.reading import read_all, stored_bytes
 
 W = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2, dtype=torch.bfloat16)}
 READ_W = {name: stored_bytes(tensor) for name, tensor in W.items()}

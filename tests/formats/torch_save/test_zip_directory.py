@@ -14,7 +14,7 @@ from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWe
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.torch_save.zip_directory import data_offset, read_directory
 from ema_cli.storage.location import location
-from tests.formats.test_contract import read_all, read_range, stored_bytes
+from tests.formats.reading import read_all, read_range, stored_bytes
 
 SAVED = {"w": torch.arange(6.0), "v": torch.ones(3, dtype=torch.int64)}
 CENTRAL, LOCAL, END = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"

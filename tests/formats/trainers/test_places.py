@@ -19,7 +19,7 @@ from ema_cli.formats.options import Choice, ReadOptions
 from ema_cli.formats.trainers.layouts import PLAIN
 from ema_cli.law.time import Unit
 from tests.conftest import COMPOSER
-from tests.formats.test_contract import read_all, stored_bytes
+from tests.formats.reading import read_all, stored_bytes
 
 RAW = {"w": torch.full((2,), 1.0), "n": torch.tensor(1)}
 EMA = {"w": torch.full((2,), 2.0), "n": torch.tensor(2)}

@@ -12,7 +12,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
-from tests.formats.test_contract import read_all, stored_bytes
+from tests.formats.reading import read_all, stored_bytes
 
 
 def opened(folder: Path, names: list[str], *, keep: bool = False) -> Checkpoint:
