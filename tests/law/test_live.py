@@ -30,7 +30,7 @@ def test_a_live_law_is_text_and_read_again(law: LiveLaw, data: dict[str, str]):
 @pytest.mark.parametrize(
     "data", [{}, {"half_life": "1ba", "smoothing": "0.9"}, {"smoothing": "1.5"}, {"sigma_rel": "0"}]
 )
-def test_what_is_no_law_is_refused(data: dict[str, Any]):
+def test_data_without_one_valid_law_are_refused(data: dict[str, Any]):
     """None, two, and values out of range."""
     with pytest.raises(UsageError):
         live_law_from_dict(data)

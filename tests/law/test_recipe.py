@@ -57,7 +57,7 @@ from ema_cli.law.time import EVERY, Time, Unit
         ({"half_life": "5ba", "start": "infba"}, r"^start=: infinity leaves nothing", "1000ba"),
     ],
 )
-def test_what_makes_no_sense_is_a_usage_error(options: dict[str, Any], message: str, hint: str):
+def test_senseless_options_are_usage_errors(options: dict[str, Any], message: str, hint: str):
     """The option is named, with its value, and the hint says what would make sense."""
     with pytest.raises(UsageError, match=message) as raised:
         Recipe(**options)

@@ -88,7 +88,7 @@ def test_weights_are_those_of_least_squares_over_events(law: LiveLaw, interval: 
     assert every.weights.sum() == pytest.approx(1, abs=1e-12)
 
 
-def test_what_is_stored_is_found_again() -> None:
+def test_a_stored_average_is_made_of_itself_alone() -> None:
     """Asked for an average that is stored at the end, its weight is 1 and nothing else is read."""
     stores = [100, 200, 300]
     stored = [Stored(None, 0), *(Stored(a_half_life(h), at) for at in (1, 2, 3) for h in (25.0, 100.0))]

@@ -75,7 +75,7 @@ def test_a_long_text_is_cut_in_the_message():
     assert str(raised.value) == f"time: '{'x' * 60}' is not a time"
 
 
-def test_what_a_terminal_would_obey_is_escaped():
+def test_control_characters_are_escaped():
     """Control characters in a wrong time come back escaped."""
     with pytest.raises(UsageError) as raised:
         Time.parse("5\x1b[2Jba")
