@@ -12,7 +12,7 @@ from itertools import groupby, pairwise
 from math import prod
 from typing import Any, TypeGuard
 
-from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, TensorSpec
+from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, TensorSpec, check_tensor_name
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.unpickle import unpickle
@@ -32,10 +32,8 @@ _PIECE, _PROPERTIES, _INDEX = (
     f"{_MODULE}.MetadataIndex",
 )
 _STORAGE = "torch.distributed.checkpoint.filesystem._StorageInfo"
-_MAX_DIMENSIONS = 64
 _MAX_COMPARED = 4_000_000  # pairs of pieces, in all tensors whose pieces form no grid
 _MAX_SIDES = 4_000_000  # of all pieces of all tensors, however often one piece, or one list of them, is repeated
-_MAX_ELEMENTS = 1 << 62
 _MAX_PATH = 256
 
 Shape = tuple[int, ...]
@@ -111,7 +109,7 @@ class Metadata:
         if found is None or found.torch_group > 1:
             raise _Damaged(f"it has a dtype that is not read, {getattr(dtype, 'path', 'none')}")
         spec = TensorSpec(found, _shape(state.get("size")))
-        if spec.count > _MAX_ELEMENTS:
+        if spec.count > MAX_ELEMENTS:
             raise _Damaged(f"it is {spec}, more than any file holds")
         chunks = _list(state.get("chunks"))
         self._sides += len(chunks) * (len(spec.shape) + 1)
@@ -208,23 +206,18 @@ def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
     paths = state.get("planner_data")
     if isinstance(paths, dict):
         metadata.paths = {name: path for name, path in paths.items() if isinstance(name, str)}
-    # Where torch says of one tensor where it stood, it says so of all.
-    told = any(name in metadata.paths for name in metadata.tensors)
+    # Where torch records for one tensor where it stood, it records it for all.
+    has_paths = any(name in metadata.paths for name in metadata.tensors)
     for name in metadata.tensors:
-        _check_name(name, metadata.paths.get(name) if told else (name,))
+        check_tensor_name(name, file.path)
+        _check_path(name, metadata.paths.get(name) if has_paths else (name,))
     return metadata
 
 
-def _check_name(name: str, path: object) -> None:
-    """Check that a tensor's name is made of its path, as torch makes it, and can be a name in the output."""
-    if len(name) > MAX_NAME_CHARS:
-        raise _Damaged(f"the tensor {_shown(name[:40])}... has a name of {len(name)} characters")
+def _check_path(name: str, path: object) -> None:
+    """Check that a tensor's name is made of its path, as torch makes it."""
     if not _is_path(path) or _joined_length(path) != len(name) or ".".join(map(str, path)) != name:
         raise _Damaged(f"the tensor {_shown(name)} is said to have stood elsewhere in what was saved")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise _Damaged(f"the tensor name {_shown(name)} is not valid text") from None
 
 
 def _joined_length(path: tuple[str | int, ...]) -> int:
@@ -296,7 +289,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _shape(value: object) -> Shape:
-    if isinstance(value, tuple) and len(value) <= _MAX_DIMENSIONS and all(map(_is_count, value)):
+    if isinstance(value, tuple) and len(value) <= MAX_DIMENSIONS and all(map(_is_count, value)):
         return value
     raise _Damaged("a shape or an offset in it is no tuple of counts")
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ema_cli.checkpoint import MAX_DIMENSIONS
 from ema_cli.dtypes import DTYPES
 
-_MAX_DIMENSIONS = 64
 _MAX_KEY = (1 << 61) - 1  # an integer below is its own hash
 _STORAGE_DTYPES: Mapping[str, str | None] = {
     "UntypedStorage": None,
@@ -121,7 +121,7 @@ def _describe(storage: Any, dtype: str, offset: Any, shape: Any, strides: Any, b
     if not isinstance(storage, Storage):
         return Refused("its storage is not stored in the file")
     shape, strides = _sizes(shape), _sizes(strides)
-    if not (_sizes((offset,)) and len(shape) == len(strides) <= _MAX_DIMENSIONS):
+    if not (_sizes((offset,)) and len(shape) == len(strides) <= MAX_DIMENSIONS):
         raise PickleError("a tensor's shape and strides do not belong together")
     bits = bits or {}
     if not isinstance(bits, dict):

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec, shared
+from ema_cli.checkpoint import (
+    MAX_DIMENSIONS,
+    MAX_ELEMENTS,
+    MAX_TENSORS,
+    SpecTable,
+    Tensors,
+    TensorSpec,
+    check_tensor_name,
+    shared,
+)
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import parse_json, unique
@@ -21,8 +30,6 @@ from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
-_MAX_ELEMENTS = 1 << 62
-_MAX_DIMENSIONS = 64  # as in torch and numpy
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -120,7 +127,7 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
     spans: list[tuple[int, int, str]] = []
     for name in list(header):
         entry = header.pop(name)
-        _check_name(path, name)
+        check_tensor_name(name, path)
         name = sys.intern(name)  # one copy of each name, however many checkpoints have it
         try:
             specs[name], begin, end = entry if isinstance(entry, tuple) else _read_entry(entry, table)
@@ -142,15 +149,6 @@ def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:
     return metadata
 
 
-def _check_name(path: Path, name: str) -> None:
-    if len(name) > MAX_NAME_CHARS:
-        raise CheckpointError(f"'{name[:40]}...' is a name of {len(name)} characters", subject=path)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise CheckpointError(f"the tensor name '{name}' is not valid text", subject=path) from None
-
-
 class _WrongEntry(Exception):
     """What is wrong with a tensor's entry, said without its name."""
 
@@ -164,13 +162,13 @@ def _read_entry(entry: Any, table: SpecTable) -> tuple[TensorSpec, int, int]:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _WrongEntry("needs exactly dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _counts(shape) or len(shape) > _MAX_DIMENSIONS or not _counts(offsets) or len(offsets) != 2:
+    if not _counts(shape) or len(shape) > MAX_DIMENSIONS or not _counts(offsets) or len(offsets) != 2:
         raise _WrongEntry("has a shape or offsets that are not counts")
     spec = table.spec(_dtype(entry["dtype"]), tuple(shape))
     begin, end = offsets
     if spec.count * spec.dtype.bits % 8:
         raise _WrongEntry(f"is {spec}, which is no whole number of bytes")
-    if spec.count > _MAX_ELEMENTS or end - begin != spec.nbytes:
+    if spec.count > MAX_ELEMENTS or end - begin != spec.nbytes:
         raise _WrongEntry(f"is {spec}, {spec.nbytes} bytes, but has {end - begin}")
     return spec, begin, end
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec, shared
+from ema_cli.checkpoint import MAX_TENSORS, SpecTable, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.dtypes import TORCH_DTYPES, DType
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
@@ -48,8 +48,7 @@ class TorchFile:
         views: dict[str, _View] = {}
         expanded = 0
         for name, ref in refs.items():
-            if len(name) > MAX_NAME_CHARS:
-                raise CheckpointError(f"'{name[:40]}...' is a name of {len(name)} characters", subject=path)
+            check_tensor_name(name, path)
             if not isinstance(ref, TensorRef):
                 raise CheckpointError(f"'{name}' cannot be averaged: {_reason(ref)}", subject=path)
             dtype, count = self._dtype(name, ref), prod(ref.shape)

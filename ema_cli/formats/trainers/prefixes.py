@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec, shared
+from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.errors import CheckpointError, option
 from ema_cli.storage.source import ByteSource
 
@@ -67,6 +67,7 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
                 hint=f"keep the names as they are: {option('keep_prefix', True)}",
             )
         stored[bare] = name
+        check_tensor_name(bare, checkpoint.path)
     if not removed:
         return checkpoint
     renamed = Renamed({name: tensors.specs[old] for name, old in stored.items()}, stored, tensors)
