@@ -19,12 +19,13 @@ from ema_cli.runs.same_model import check_same_model
 from ema_cli.runs.tensor_rules import check_averageable, copied_names
 from ema_cli.storage.checksums import Checksums
 from ema_cli.storage.location import location
-from ema_cli.storage.output_stream import WRITE_ELSEWHERE, output_errors
+from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.outputs import Output, OutputOptions, lay_out_output, output_specs
-from ema_cli.writing.target import Target, check_target, place, published
+from ema_cli.writing.replacing import check_target
+from ema_cli.writing.target import Target, assign_targets, published_target
 
 _RESERVED_BYTES = 16 << 20  # of --max-memory, for all that is no buffer
 _RESERVED_BYTES_PER_TENSOR = 1 << 10  # for what the official reader takes when it reads the output back
@@ -44,7 +45,7 @@ class Work:
     @property
     def target(self) -> Target:
         """Return what is published."""
-        return published([output.target for output in self.outputs])
+        return published_target([output.target for output in self.outputs])
 
     @property
     def bytes_to_read(self) -> int:
@@ -102,7 +103,7 @@ def prepare(
         UsageError, CheckpointError, RunError, OutputError: as `average`.
     """
     options = options or OutputOptions()
-    placed = place(target, plans)
+    placed = assign_targets(target, plans)
     if options.max_shard_size is not None and not all(each.is_folder for each in placed):
         raise UsageError(
             "is for a folder, and this is one file",
@@ -189,9 +190,8 @@ def _kinds(plan: Plan, dtype: DType | None, copied: frozenset[str]) -> dict[str,
 
 
 def _check_target(plans: Sequence[Plan], target: Target, *, force: bool) -> None:
-    with output_errors(target.path):
-        inputs = [file for each in plans[0].run.checkpoints for file in each.files]
-        check_target(target, inputs, force=force)
+    inputs = [file for each in plans[0].run.checkpoints for file in each.files]
+    check_target(target, inputs, force=force)
 
 
 def refuse_averaged(plan: Plan) -> None:

@@ -18,7 +18,8 @@ from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
 from ema_cli.storage.location import location
 from ema_cli.storage.publishing import stage_file
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.writing.target import Target, check_target
+from ema_cli.writing.replacing import check_target
+from ema_cli.writing.target import Target
 
 MOST_LAYERS = 100  # rows that can be told apart
 _SUFFIXES = (".html", ".htm")

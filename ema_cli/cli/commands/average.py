@@ -29,7 +29,7 @@ from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
 from ema_cli.text import parse_size
 from ema_cli.writing.outputs import OutputOptions
-from ema_cli.writing.target import Target, default_target, parse_target, place, published
+from ema_cli.writing.target import Target, assign_targets, default_target, parse_target, published_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def _average(options: AverageOptions, request: AverageRequest) -> None:
     for plan in plans:
         job.refuse_averaged(plan)
     if options.summary is not None:
-        whole = published(place(asked.target, plans))
+        whole = published_target(assign_targets(asked.target, plans))
         markdown.check_summary(options.summary, whole, [each.path for each in run.checkpoints])
     told_plans = [json_facts.plan_facts(plan) for plan in plans]
     odd = warnings.run_warnings(run, job.checkpoints_read(plans))

@@ -1,0 +1,135 @@
+"""Check that an output may be written: nothing of the user's is replaced, and never an input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from ema_cli.errors import CheckpointError, EmaError, OutputError, Unreadable, option
+from ema_cli.formats.folders import huggingface as hf_directory
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, is_own_sidecar, sidecars
+from ema_cli.storage.info import Info, Kind
+from ema_cli.storage.location import location, walk
+from ema_cli.storage.output_stream import WRITE_ELSEWHERE
+from ema_cli.storage.source import InputFile
+from ema_cli.writing.target import Target
+
+
+def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) -> None:
+    """Check that the target is free, or may be replaced.
+
+    With `force` a file may be replaced, and a folder that holds only files that ema-cli wrote into it. A manifest or
+    sums beside a file are replaced if ema-cli wrote them: together with the file, or where a run that was killed left
+    them alone.
+
+    Raises:
+        OutputError: where it may not be replaced, or the file system does not say what is there.
+    """
+    try:
+        _check_surroundings(target)
+        info = _look(target.path)
+        if info.exists:
+            _check_replaceable(target, info, force=force)
+            _check_no_input(target, inputs)
+            if target.is_folder:
+                _check_own_folder(target.path)
+    except CheckpointError as error:
+        raise OutputError(error.fact, subject=error.subject, hint=WRITE_ELSEWHERE) from error
+
+
+def _check_surroundings(target: Target) -> None:
+    """Check that the folder around the target exists, and that files with the names of its sidecars are ours."""
+    path, parent = target.path, target.path.absolute().parent
+    if not location(parent).info().is_folder:
+        raise OutputError(f"the folder {parent} does not exist", subject=path, hint=f"make it first: mkdir -p {parent}")
+    for sidecar in () if target.is_folder else sidecars(path):
+        if _look(sidecar).exists and not is_own_sidecar(sidecar, path.name):
+            raise OutputError(
+                "exists already, and is not ema-cli's", subject=sidecar, hint="move it away, or write elsewhere"
+            )
+
+
+def _look(path: Path) -> Info:
+    """Return what is at `path`, which must be a name that an output can have."""
+    info = location(path).info(follow=False)
+    if info.kind is Kind.IMPOSSIBLE:
+        raise OutputError("cannot be looked at: File name too long", subject=path, hint=WRITE_ELSEWHERE)
+    return info
+
+
+def _check_replaceable(target: Target, info: Info, *, force: bool) -> None:
+    """Check that a file would replace a file, or a folder a folder, and that the user wants that."""
+    path = target.path
+    if not (info.is_file or info.is_folder):
+        raise OutputError("is neither a regular file nor a folder", subject=path, hint=WRITE_ELSEWHERE)
+    if not force:
+        raise OutputError(
+            "exists already",
+            subject=path,
+            hint=f"replace it with {option('force', True)}, or write elsewhere with {option('o')}",
+        )
+    if info.is_folder != target.is_folder:
+        present, wanted = ("a folder", "a file") if info.is_folder else ("a file", "a folder")
+        raise OutputError(f"is {present}, and {wanted} would replace it", subject=path, hint=WRITE_ELSEWHERE)
+
+
+def _check_no_input(target: Target, inputs: Sequence[InputFile]) -> None:
+    """Check that the target is none of the inputs, and no folder around one, by whatever links."""
+    real = location(target.path).resolve()
+    for file in inputs:
+        if location(file.path).resolve().is_relative_to(real):
+            raise OutputError(f"holds an input, {file.path.name}", subject=target.path, hint=WRITE_ELSEWHERE)
+
+
+def _check_own_folder(folder: Path) -> None:
+    """Check that the marks of the averages in the folder, or one level below, list all that it holds."""
+    present = {entry.path.relative_to(folder).as_posix() for entry in walk(folder)}
+    if not present:
+        return
+    own = _own_names(folder) or _own_names_inside(folder)
+    own |= {parent.as_posix() for name in own for parent in PurePath(name).parents}
+    foreign = sorted(present - own)
+    if foreign:
+        raise OutputError(
+            f"holds '{foreign[0]}', which ema-cli did not write there",
+            subject=folder,
+            hint=f"{WRITE_ELSEWHERE}, or move away what is yours",
+        )
+
+
+def _own_names_inside(folder: Path) -> set[str]:
+    """Return the names of our files in a folder of several averages, each one file or a folder; relative to it."""
+    own: set[str] = set()
+    for entry in location(folder).entries():
+        names = set() if entry.is_link else _own_names(entry.path)
+        own.update((PurePath(entry.name) / name).as_posix() for name in names)
+        if names and entry.is_file:
+            own.update(sidecar.name for sidecar in sidecars(entry.path) if is_own_sidecar(sidecar, entry.name))
+    return own
+
+
+def _own_names(path: Path) -> set[str]:
+    """Return the names of the files that the mark of an average lists, relative to its folder; empty if it has none.
+
+    For an average in one file, that is the file itself, "".
+    """
+    readers = (hf_directory,) if location(path).info().is_folder else (safetensors_file, torch_file)
+    reader = next((reader for reader in readers if reader.matches(path)), None)
+    if reader is None:
+        return set()
+    try:
+        checkpoint = reader.open_checkpoint(path, ReadOptions())
+    except Unreadable:
+        raise  # nobody knows whose it is
+    except EmaError:
+        return set()
+    if not checkpoint.mark:
+        return set()
+    if reader is not hf_directory:
+        return {""}
+    listed = checkpoint.mark.get("files")
+    names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+    return names | {file.path.name for file in checkpoint.files} | {FOLDER_NAME, SUMS_NAME}
