@@ -1,18 +1,18 @@
-"""How long reads take, and whether making more of them at once would pay."""
+"""Tell from the time that reads take whether more of them at once would help."""
 
 from __future__ import annotations
 
 import threading
 import time
 
-# A network file system answers later than this; a local disk, asked by as many threads as there are processors, does
-# not, and is only slowed down by more of them.
+# A network file system takes longer than this to answer. A local disk does not, if as many threads read as there are
+# processors; more threads only slow it down.
 _SLOW_READ_SECONDS = 4e-3
 _GAIN = 1.2
 
 
 class Pace:
-    """What the reads of a fold have taken since they were looked at last."""
+    """The reads of a fold since the last decision: how many, and how long they took."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,7 +28,7 @@ class Pace:
             self._seconds += reads * seconds
 
     def wants_more(self) -> bool:
-        """Return whether reads are slow, and more of them at once would help, as far as they did the last time."""
+        """Decide whether to read more at once: reads are slow, and the last increase made their rate a fifth higher."""
         with self._lock:
             reads, seconds, now = self._reads, self._seconds, time.monotonic()
             elapsed = now - self._since

@@ -1,4 +1,4 @@
-"""The sha256 of a file while it is written, by range and in any order."""
+"""SHA-256 checksums of files, made while their bytes are written or read by several threads."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ import hashlib
 import threading
 from collections.abc import Callable
 
+BLOCK_BYTES = 16 << 20
 _STEP = 1 << 20
 
 
-class RunningSum:
-    """The sum of the bytes 0, 1, ... of a file, as far as they are written without a gap. Safe from several threads.
+class RunningChecksum:
+    """The sha256 of a file that is written by range, in any order.
 
-    What comes right after them is summed up from memory, by the thread that has written it. What comes early, or
-    while another thread sums up, is noted, and read again with `read(offset, size)` when its turn has come: nobody
-    waits for anybody.
+    sha256 takes bytes in order only. A range that begins where the last one ended is added from memory, by the thread
+    that wrote it. A range that comes too early, or while another thread adds, is noted, and read back when its turn
+    has come: no thread waits for another. With ranges 0-9, 20-29, 10-19, written in that order: the first is added
+    at once, the second noted, the third added at once, and then the second is read back.
     """
 
     def __init__(self, read: Callable[[int, int], bytes]) -> None:
+        """`read(offset, size)` returns at most `size` written bytes from byte `offset`."""
         self._read = read
         self._sha256 = hashlib.sha256()
-        self._end = 0  # what is before it is summed up
-        self._early: dict[int, int] = {}  # begin -> end of a stretch that is written already, neighbours made one
-        self._begins: dict[int, int] = {}  # its end -> its begin
+        self._end = 0  # all bytes before this one are added
+        self._early: dict[int, int] = {}  # begin -> end of written ranges that are not added yet, neighbours joined
+        self._begins: dict[int, int] = {}  # end -> begin of the same
         self._lock = threading.Lock()
-        self._busy = False
+        self._busy = False  # a thread is adding
         self._given_up = False
 
-    def wrote(self, offset: int, data: memoryview) -> None:
-        """Take in what was just written."""
+    def add(self, offset: int, data: memoryview) -> None:
+        """Add the range that was just written at byte `offset`, or note it."""
         if not len(data):
             return
         with self._lock:
@@ -45,27 +48,28 @@ class RunningSum:
                     self._end, self._busy = end, False
                     return
                 del self._begins[end]
-            self._sum_up(begin, end)
+            self._read_back(begin, end)
 
-    def whole(self, size: int) -> str:
-        """Return the sum of the file of `size` bytes; what was not followed is read now."""
-        self._sum_up(self._end, size)
+    def hexdigest(self, size: int) -> str:
+        """Return the checksum of the file of `size` bytes; those that are not added yet are read back now."""
+        self._read_back(self._end, size)
         self._end = size
         return self._sha256.hexdigest()
 
     def give_up(self) -> None:
-        """Let a thread that is summing up end with an error: nobody wants the sum any more."""
+        """Let a thread that reads back end with an error: nobody needs the checksum any more."""
         self._given_up = True
 
     def _note(self, begin: int, end: int) -> None:
+        """Note a range as written, joined with its neighbours."""
         begin = self._begins.pop(begin, begin)
-        later = self._early.pop(end, None)
-        if later is not None:
-            del self._begins[later]
-            end = later
+        end_of_next = self._early.pop(end, None)
+        if end_of_next is not None:
+            del self._begins[end_of_next]
+            end = end_of_next
         self._early[begin], self._begins[end] = end, begin
 
-    def _sum_up(self, begin: int, end: int) -> None:
+    def _read_back(self, begin: int, end: int) -> None:
         while begin < end:
             data = self._read(begin, min(_STEP, end - begin))
             if not data or self._given_up:
@@ -74,18 +78,17 @@ class RunningSum:
             begin += len(data)
 
 
-BLOCK_BYTES = 16 << 20
-
-
 class Checksums:
-    """The sha256 of each 16 MiB of what is read of each checkpoint, made while it is read, by several threads.
+    """The sha256 of each 16 MiB of the bytes that are read of each checkpoint, made while several threads read.
 
-    What is read has numbers: 0, 1, ... for each checkpoint. A thread that is early waits for its turn, so that the
-    sums depend on no number of threads. Whoever takes a number must `add` or `skip` it, or `stop` all. What is copied
-    and what is averaged are streams of their own: which checkpoints are copied from, depends on what else is made.
+    The reads of a checkpoint are numbered 0, 1, ...; a thread that comes early waits for its turn, so that the
+    checksums do not depend on the number of threads. A thread that takes a number must `add` or `skip` it, or `stop`
+    all. Averaged and copied bytes are two streams, since other averages of the same pass decide from which
+    checkpoints bytes are copied.
     """
 
     def __init__(self, count: int) -> None:
+        """Begin the checksums of `count` checkpoints."""
         self._next = [0] * count
         self._averaged = [_Stream() for _ in range(count)]
         self._copied = [_Stream() for _ in range(count)]
@@ -93,35 +96,35 @@ class Checksums:
         self._stopped = False
 
     def add(self, checkpoint: int, number: int, data: memoryview, *, copied: bool = False) -> None:
-        """Take in what was read as the `number`-th of a checkpoint."""
+        """Add the bytes of read number `number` of a checkpoint."""
         with self._turn:
             self._turn.wait_for(lambda: self._stopped or self._next[checkpoint] == number)
             if self._stopped:
                 return
-        # Nobody else has its turn until the next is called.
+        # No other thread has its turn before the number is raised.
         (self._copied if copied else self._averaged)[checkpoint].update(data)
         with self._turn:
             self._next[checkpoint] += 1
             self._turn.notify_all()
 
     def skip(self, checkpoint: int, number: int) -> None:
-        """Say that of this checkpoint the `number`-th is not read."""
+        """Pass over a number: nothing is read of this checkpoint."""
         self.add(checkpoint, number, memoryview(b""))
 
     def stop(self) -> None:
-        """Let go all that wait: one of the others has failed."""
+        """Let all threads go that wait: one has failed."""
         with self._turn:
             self._stopped = True
             self._turn.notify_all()
 
     def blocks(self, checkpoint: int, *, newest: bool) -> list[str]:
-        """Return the sums when all is read: of what was averaged, then, of the `newest`, of what was copied."""
-        copied = self._copied[checkpoint].all() if newest else []
-        return [*self._averaged[checkpoint].all(), *copied]
+        """Return the checksums of a checkpoint: of its averaged bytes, then, of the newest, of its copied ones."""
+        copied = self._copied[checkpoint].checksums() if newest else []
+        return [*self._averaged[checkpoint].checksums(), *copied]
 
 
 class _Stream:
-    """The sums of the blocks of one stream of bytes."""
+    """The checksum of each block of a stream of bytes; the last block may be shorter."""
 
     def __init__(self) -> None:
         self._room = BLOCK_BYTES
@@ -138,6 +141,6 @@ class _Stream:
                 self._done.append(self._sha256.hexdigest())
                 self._sha256, self._room = hashlib.sha256(), BLOCK_BYTES
 
-    def all(self) -> list[str]:
-        rest = [self._sha256.hexdigest()] if self._room < BLOCK_BYTES else []
-        return [*self._done, *rest]
+    def checksums(self) -> list[str]:
+        last = [self._sha256.hexdigest()] if self._room < BLOCK_BYTES else []
+        return [*self._done, *last]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.errors import OutputError, option
-from ema_cli.storage.checksums import RunningSum
+from ema_cli.storage.checksums import RunningChecksum
 
 WRITE_ELSEWHERE = f"write elsewhere with {option('o')}"
 
@@ -39,7 +39,7 @@ class OutputStream:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with output_errors(path):
             self._descriptor = os.open(path, flags, 0o666)  # the umask takes its bits off, as for any file
-        self._sum = RunningSum(self.read)
+        self._sum = RunningChecksum(self.read)
         self._summed = summed
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
@@ -51,7 +51,7 @@ class OutputStream:
                 position += count
                 rest = rest[count:]
         if self._summed:
-            self._sum.wrote(offset, memoryview(data))
+            self._sum.add(offset, memoryview(data))
 
     def read(self, offset: int, size: int) -> bytes:
         """Return at most `size` bytes from byte `offset`: as many as the system gives in one call."""
@@ -61,7 +61,7 @@ class OutputStream:
     def sha256(self) -> str:
         """Return the sha256 of the whole file as hexadecimal text."""
         with output_errors(self.path):
-            return self._sum.whole(os.fstat(self._descriptor).st_size)
+            return self._sum.hexdigest(os.fstat(self._descriptor).st_size)
 
     def give_up(self) -> None:
         """End a `sha256` that another thread waits for: nobody needs it any more."""

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ema_cli.storage.checksums import RunningSum
+from ema_cli.storage.checksums import RunningChecksum
 
 
 @given(st.lists(st.integers(0, 300), max_size=12), st.randoms(use_true_random=False))
@@ -19,18 +19,18 @@ def test_the_sum_is_that_of_the_bytes_in_any_order(sizes: list[int], random):
     begins = [sum(sizes[:number]) for number in range(len(sizes))]
     parts = list(zip(begins, sizes, strict=True))
     random.shuffle(parts)
-    summed = RunningSum(lambda offset, size: data[offset : offset + size])
+    summed = RunningChecksum(lambda offset, size: data[offset : offset + size])
     for begin, size in parts:
-        summed.wrote(begin, memoryview(data)[begin : begin + size])
-    assert summed.whole(len(data)) == hashlib.sha256(data).hexdigest()
+        summed.add(begin, memoryview(data)[begin : begin + size])
+    assert summed.hexdigest(len(data)) == hashlib.sha256(data).hexdigest()
 
 
 def test_what_was_not_followed_is_read_at_the_end():
     """Without a word on what was written, the whole file is read."""
     data = bytes(range(256)) * 20_000
-    summed = RunningSum(lambda offset, size: data[offset : offset + size])
-    summed.wrote(100, memoryview(data)[100:200])
-    assert summed.whole(len(data)) == hashlib.sha256(data).hexdigest()
+    summed = RunningChecksum(lambda offset, size: data[offset : offset + size])
+    summed.add(100, memoryview(data)[100:200])
+    assert summed.hexdigest(len(data)) == hashlib.sha256(data).hexdigest()
 
 
 def test_threads_that_write_side_by_side_give_one_sum():
@@ -43,14 +43,14 @@ def test_threads_that_write_side_by_side_give_one_sum():
         with lock:
             return bytes(data[offset : offset + size])
 
-    summed = RunningSum(read)
+    summed = RunningChecksum(read)
 
     def write(begin: int) -> None:
         part = source[begin : begin + 10_000]
         with lock:
             data[begin : begin + len(part)] = part
-        summed.wrote(begin, memoryview(part))
+        summed.add(begin, memoryview(part))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(0, len(source), 10_000)))
-    assert summed.whole(len(source)) == hashlib.sha256(source).hexdigest()
+    assert summed.hexdigest(len(source)) == hashlib.sha256(source).hexdigest()
