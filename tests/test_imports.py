@@ -9,20 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_hf_run, write_torch_run
-
-
-def loaded_by(arguments: list[str], cwd: Path) -> set[str]:
-    """Run the command line in a fresh interpreter and return the modules it loaded."""
-    script = (
-        "import sys\nfrom ema_cli.cli import app as cli\n"
-        "sys.argv[1:] = sys.argv[1:]\n"
-        "try:\n    cli.main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
-        "print('LOADED', *sorted(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], cwd=cwd, capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.rpartition("LOADED ")[2].split())
+from tests.loaded import loaded_by
 
 
 @pytest.mark.parametrize(

@@ -138,3 +138,33 @@ def power_profile(clocks: Sequence[Fraction], gamma: float) -> list[float]:
         factors = [1, *([4, 2] * pieces)[:-1], 1]
         shares.append(math.fsum(f * h for f, h in zip(factors, heights, strict=True)) * width / 6)
     return shares
+
+
+class EveryKind(nn.Module):
+    """A model with every kind of tensor."""
+
+    mask: Tensor
+    steps: Tensor
+    cache: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(6, 4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embed.weight
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.empty = nn.Parameter(torch.zeros(0, 3))
+        self.wide = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.wave = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        self.narrow = nn.Parameter(torch.ones(5, dtype=torch.float16))
+        self.brain = nn.Parameter(torch.ones(5, dtype=torch.bfloat16))
+        self.turned = nn.Parameter(torch.randn(3, 4).t())
+        self.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        self.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("flags", torch.tensor([True, False]))
+        self.register_buffer("cache", torch.zeros(4), persistent=False)
+        self.register_buffer("shown", torch.ones(1).expand(5))
+        self.register_parameter("absent", None)
+        self.register_buffer("nothing", None)

@@ -10,8 +10,7 @@ from torch import nn
 
 from ema_cli import compute_ema
 from ema_cli.errors import RunError, UsageError
-from tests.online.models import assert_near, assert_same, small_model, taken, walk
-from tests.online.test_tracked import Odd
+from tests.online.models import EveryKind, assert_near, assert_same, small_model, taken, walk
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.5, 0.99, 1.0])
@@ -61,7 +60,7 @@ def test_a_narrow_average_is_rounded_once():
 
 def test_every_kind_of_tensor():
     """Tied, frozen, complex, strided and masked tensors, in a copy whose parameters need no gradient."""
-    model = Odd()
+    model = EveryKind()
     average = copy.deepcopy(model).requires_grad_(False)
     before = taken(average)
     with torch.no_grad():

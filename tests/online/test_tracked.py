@@ -13,37 +13,7 @@ from torch import Tensor, nn
 from ema_cli import EMA
 from ema_cli.errors import RunError
 from ema_cli.online.tracked import Tracked
-from tests.online.models import assert_near, assert_same, bits, dense, held, small_model, taken, walk
-
-
-class Odd(nn.Module):
-    """A model with every kind of tensor."""
-
-    mask: Tensor
-    steps: Tensor
-    cache: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(6, 4)
-        self.head = nn.Linear(4, 6, bias=False)
-        self.head.weight = self.embed.weight
-        self.frozen = nn.Linear(4, 4).requires_grad_(False)
-        self.scale = nn.Parameter(torch.tensor(1.5))
-        self.empty = nn.Parameter(torch.zeros(0, 3))
-        self.wide = nn.Parameter(torch.ones(3, dtype=torch.float64))
-        self.wave = nn.Parameter(torch.ones(2, dtype=torch.complex64))
-        self.narrow = nn.Parameter(torch.ones(5, dtype=torch.float16))
-        self.brain = nn.Parameter(torch.ones(5, dtype=torch.bfloat16))
-        self.turned = nn.Parameter(torch.randn(3, 4).t())
-        self.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        self.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
-        self.register_buffer("steps", torch.tensor(0))
-        self.register_buffer("flags", torch.tensor([True, False]))
-        self.register_buffer("cache", torch.zeros(4), persistent=False)
-        self.register_buffer("shown", torch.ones(1).expand(5))
-        self.register_parameter("absent", None)
-        self.register_buffer("nothing", None)
+from tests.online.models import EveryKind, assert_near, assert_same, bits, dense, held, small_model, taken, walk
 
 
 def trajectory(model: nn.Module, ema: EMA, steps: int = 8) -> list[dict[str, Tensor]]:
@@ -71,7 +41,7 @@ def trajectory(model: nn.Module, ema: EMA, steps: int = 8) -> list[dict[str, Ten
 def test_every_kind_of_tensor(offload: Any):
     """Tied ones once, scalars, empty, complex, double, half, masks, strided: each the average, in float32 at least."""
     torch.manual_seed(0)
-    model = Odd()
+    model = EveryKind()
     ema = EMA(model, "3ba", offload=offload)
     expected = dense(trajectory(model, ema), 3)
     found = held(ema)
@@ -89,7 +59,7 @@ def test_every_kind_of_tensor(offload: Any):
 def test_every_kind_of_tensor_is_applied_and_given_back():
     """applied() puts all of them in place, rounded to their own types, and gives all of them back."""
     torch.manual_seed(0)
-    model = Odd()
+    model = EveryKind()
     ema = EMA(model, "3ba")
     trajectory(model, ema)
     before, average = bits(model), held(ema)
@@ -214,7 +184,7 @@ def test_frozen_and_thawed():
 def test_untied_since():
     """A tied parameter that is replaced under one of its names is a new one."""
     torch.manual_seed(0)
-    model = Odd()
+    model = EveryKind()
     ema = EMA(model, "3ba")
     ema.update()
     model.head.weight = nn.Parameter(torch.zeros(6, 4))

@@ -24,7 +24,7 @@ from ema_cli.release.published import Published, find_averages
 from ema_cli.release.recompute import SAMPLE_ELEMENTS, verify_against
 from ema_cli.release.verify import Verified, verify
 from tests.conftest import Outcome, write_hf_run, write_torch_run
-from tests.test_imports import loaded_by
+from tests.loaded import loaded_by
 
 MANIFEST, SUMS = "ema-manifest.json", "SHA256SUMS"
 SINGLE, SINGLE_MANIFEST, SINGLE_SUMS = "one.safetensors", "one.safetensors.manifest.json", "one.safetensors.sha256"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.conftest import OWN_FILES, Outcome
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence, require
 from tests.trainers.ranks import launch
-from tests.trainers.test_transformers import load_clean
+from tests.trainers.transformers_run import load_clean
 from tests.trainers.write_composer_hf import BATCHES, make_llama
 
 Cli = Callable[..., Outcome]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.releases import ROOT, Job, github_release, gitlab_release, steps
 from tests.trainers.conftest import assert_rounds, recurrence
-from tests.trainers.test_transformers import STEPS, load_clean, saved, train
+from tests.trainers.transformers_run import STEPS, load_clean, saved, train
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 

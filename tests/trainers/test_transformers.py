@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,54 +16,16 @@ from safetensors.torch import load_file
 from ema_cli.writing.side_files import find_side_files
 from tests.conftest import OWN_FILES, Outcome
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence
+from tests.trainers.transformers_run import STEPS, load_clean, saved, train
 
 Cli = Callable[..., Outcome]
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 
-STEPS = [10, 20, 30, 35]
 EPOCHS = [step / 16 for step in STEPS]  # 64 examples in batches of 4
 TOKENS = [step * 4 * 8 for step in STEPS]  # 8 tokens each
 TRAINER_FILES = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json"}
 SIDE_FILES = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-
-
-def make_tokenizer() -> Any:
-    """Return a tokenizer of ten words, made from nothing."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<unk>", *"abcdefgh"]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>")
-    tokenizer.chat_template = "{{ messages }}"
-    return tokenizer
-
-
-def train(folder: Path, config: Any, dtype: torch.dtype) -> Path:
-    """Train for 35 steps, saving every 10 and at the end, then save model and state as scripts do."""
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    data = [{"input_ids": row, "labels": row} for row in torch.randint(2, 10, (64, 8))]
-    arguments = TrainingArguments(
-        str(folder),
-        max_steps=STEPS[-1],
-        save_steps=10,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        include_num_input_tokens_seen="all",
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=data, processing_class=make_tokenizer())
-    trainer.train()
-    trainer.save_model()
-    trainer.save_state()
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +57,6 @@ def run(request: pytest.FixtureRequest) -> Path:
 
 
 BOTH = pytest.mark.parametrize("run", ["gpt2", "llama"], indirect=True)
-
-
-def saved(folder: Path) -> list[Tensors]:
-    """Return the weights of a run's checkpoints, oldest first."""
-    return [load_file(folder / f"checkpoint-{step}" / "model.safetensors") for step in STEPS]
-
-
-def load_clean(folder: Path) -> Any:
-    """Load a model; check that no name is missing, unexpected or of another shape."""
-    from transformers import AutoModelForCausalLM
-
-    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(told.values()), told
-    return model
 
 
 def assert_loads(folder: Path, dtype: torch.dtype, exact: Tensors) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from tests.trainers.test_transformers import make_tokenizer
+from tests.trainers.transformers_run import make_tokenizer
 from tests.trainers.write_composer import let_composer_load
 
 BATCHES = 8

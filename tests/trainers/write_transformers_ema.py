@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from ema_cli.integrations.transformers import EMACallback, EMATrainerMixin
-from tests.trainers.test_transformers import make_tokenizer
+from tests.trainers.transformers_run import make_tokenizer
 
 STEPS, EVERY = 12, 6  # optimizer steps, and how often the Trainer saves
 HALF_LIVES = ("4ba", "9ba")  # in a training of two processes

@@ -8,19 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.folding.kernel import products
-from ema_cli.folding.kernel.products import is_within, keep_zeros, sum_products
-
-
-def average_of(rows: list[np.ndarray], weights: list[float]) -> np.ndarray:
-    """Return the average as the fold makes it: the newest and the weighted differences to it, the newest first."""
-    newest = rows[-1]
-    total = np.empty_like(newest)
-    with np.errstate(all="ignore"):
-        differences = np.array([row - newest for row in reversed(rows)])
-        sum_products(np.array(weights[::-1], dtype=newest.dtype), differences, total)
-        total += newest
-        keep_zeros(total, newest)
-    return total
+from ema_cli.folding.kernel.products import is_within, sum_products
+from tests.folding.kernel.products import average_of
 
 
 def test_equal_values_come_out_bit_equal():

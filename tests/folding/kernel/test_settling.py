@@ -8,7 +8,7 @@ import pytest
 from ema_cli.dtypes import DTYPES
 from ema_cli.folding.kernel import settling
 from ema_cli.folding.kernel.floats import overflow_limit
-from tests.folding.kernel.test_products import average_of
+from tests.folding.kernel.products import average_of
 
 
 def settle(rows: list[list[float]], weights: list[float], limit: float = np.inf) -> tuple[np.ndarray, object]:

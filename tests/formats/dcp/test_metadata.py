@@ -19,7 +19,7 @@ from ema_cli.formats.dcp.metadata import Metadata, Record, read_metadata
 from ema_cli.storage.location import location
 from tests.formats.containers import DTYPE_NAMES
 from tests.formats.dcp_folders import Pieces, save_folder
-from tests.formats.pickles.test_unpickle import Call
+from tests.formats.pickles.pickled import Call
 
 
 def read(folder: Path) -> Metadata:

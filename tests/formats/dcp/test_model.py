@@ -13,7 +13,7 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
 from ema_cli.formats.trainers.layouts import PLAIN
-from tests.formats.dcp.test_directory import OPTIMIZER, OTHER, TITAN, W, clocks, composer, holds, prefixed, refusal
+from tests.formats.dcp.folders import OPTIMIZER, OTHER, TITAN, W, clocks, composer, holds, prefixed, refusal
 from tests.formats.dcp_folders import Pieces, save_folder
 
 ACTIVE = [("EMA", {"ema_weights_active": True, "ema_model": {"named_parameters_dict": OTHER}})]

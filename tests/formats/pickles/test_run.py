@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ema_cli.formats.pickles import run
 from ema_cli.formats.pickles.machine import Machine
 from ema_cli.formats.pickles.values import PickleError
-from tests.formats.pickles.test_unpickle import Memory
+from tests.formats.pickles.pickled import Memory
 
 PROTOCOL = b"\x80\x02"  # the first instruction is always found in the table, since no block of the file is read yet
 PADDING = bytes(8)  # behind STOP: the loop leaves instructions at the end of a block to the table

@@ -7,14 +7,12 @@ import collections
 import contextlib
 import dataclasses
 import datetime
-import enum
 import functools
 import pathlib
 import pickle
 import struct
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,59 +23,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.formats.pickles import machine
-from ema_cli.formats.pickles import unpickle as entry
 from ema_cli.formats.pickles.values import Inert, Name, PickleError, TensorRef
-
-
-@dataclasses.dataclass
-class Memory:
-    """Bytes in memory, as a source."""
-
-    data: bytes
-    path: Path = Path("memory")
-
-    @property
-    def size(self) -> int:
-        """Return the number of bytes."""
-        return len(self.data)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return a range."""
-        return self.data[offset : offset + size]
-
-    def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill a buffer from a range."""
-        out[:] = self.read(offset, len(out))
-
-
-def unpickle(data: bytes) -> Any:
-    """Return what the reader makes of a whole pickle."""
-    return entry.unpickle(Memory(data))[0]
-
+from tests.formats.pickles.pickled import Call, Color, Config, some_function, unpickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
-class Color(enum.Enum):
-    """An enum, as a configuration may hold."""
-
-    RED = 1
-
-
-@dataclasses.dataclass
-class Config:
-    """A dataclass, as hyper-parameters often are."""
-
-    width: int
-    names: list[str]
-
-
 class Box(dict):
     """A dict with a class of its own."""
-
-
-def some_function() -> None:
-    """Stand for a function that is pickled by its name."""
 
 
 SCALARS = (
@@ -203,7 +156,7 @@ def test_unknown_classes_become_placeholders_that_keep_what_they_held(protocol: 
         assert isinstance(found, Inert)
         return found
 
-    here = __name__
+    here = Config.__module__
     namespace = read(argparse.Namespace(lr=0.1))
     assert (namespace.kind, namespace.state) == ("argparse.Namespace", {"lr": 0.1})
     config = read(Config(3, ["a"]))
@@ -225,7 +178,7 @@ def test_unknown_classes_become_placeholders_that_keep_what_they_held(protocol: 
 def test_functions_and_classes_are_names(protocol: int) -> None:
     """What a pickle names is a name to us, also where it is an attribute of a class."""
     found = unpickle(pickle.dumps([some_function, Config], protocol))
-    assert found == [Name(f"{__name__}.some_function"), Name(f"{__name__}.Config")]
+    assert found == [Name(f"{Config.__module__}.{name}") for name in ("some_function", "Config")]
 
 
 @pytest.mark.parametrize(
@@ -236,17 +189,6 @@ def test_a_key_of_any_kind_does_not_stand_in_the_way(key: Any) -> None:
     for protocol in (2, 4):
         found = unpickle(pickle.dumps({"beside": {key: "value"}, "model": 3}, protocol))
         assert found["model"] == 3
-
-
-class Call:
-    """Something whose pickle says: call this function with these arguments."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        self.recipe = (function, args)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Return what a naive reader calls."""
-        return self.recipe
 
 
 def dangerous_pickles(canary: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.torch_save import file as torch_file
-from tests.formats.trainers.test_places import plain_clocks
+from tests.formats.trainers.state import plain_clocks
 
 W = {"w": torch.ones(2)}
 YAML = "accum_grad: 4\ncv_loss: 1.25\nepoch: 2\nlr: 0.001\nstep: 3000\nsave_time: 01/01/2025\n"

@@ -16,7 +16,7 @@ import torch
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.law.time import Unit
-from tests.formats.pickles.test_unpickle import Call
+from tests.formats.pickles.pickled import Call
 from tests.formats.reading import read_all, stored_bytes
 
 W = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2, dtype=torch.bfloat16)}

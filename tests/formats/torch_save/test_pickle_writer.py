@@ -18,7 +18,7 @@ from ema_cli.checkpoint import TensorSpec
 from ema_cli.dtypes import DTYPES
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.pickle_writer import NoTorchType, pickle_state_dict
-from tests.formats.pickles.test_unpickle import unpickle
+from tests.formats.pickles.pickled import unpickle
 
 F32, F4 = DTYPES["F32"], DTYPES["F4"]
 WITHOUT_TYPE = ("F6_E3M2", "F6_E2M3")

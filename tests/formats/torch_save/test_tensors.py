@@ -16,7 +16,7 @@ from ema_cli.formats.torch_save import tensors
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.storage.location import location
-from tests.formats.pickles.test_unpickle import Memory
+from tests.formats.pickles.pickled import Memory
 from tests.formats.reading import read_range, stored_bytes
 
 DATA = bytes(range(240))

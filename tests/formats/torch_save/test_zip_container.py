@@ -19,7 +19,7 @@ import torch
 
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats import open_checkpoint
-from tests.formats.pickles.test_unpickle import Call, Color, Config, some_function
+from tests.formats.pickles.pickled import Call, Color, Config, some_function
 from tests.formats.reading import read_all, stored_bytes
 
 W = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2, dtype=torch.bfloat16)}
@@ -121,7 +121,7 @@ REFUSED_TENSORS: dict[str, tuple[Callable[[], object], str]] = {
     "meta": (lambda: torch.ones(2, device="meta"), "(meta tensor no storage)"),
     "list": (lambda: [torch.ones(2)], "it is not a tensor but a list"),
     "call": (lambda: Call(os.system, "touch canary"), "it is not a tensor but a posix.system"),
-    "object": (lambda: Color.RED, "it is not a tensor but a tests.formats.pickles.test_unpickle.Color"),
+    "object": (lambda: Color.RED, "it is not a tensor but a tests.formats.pickles.pickled.Color"),
 }
 
 

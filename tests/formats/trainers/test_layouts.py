@@ -18,7 +18,7 @@ from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
 from ema_cli.formats.trainers.layouts import LAYOUTS, PLAIN
 from ema_cli.formats.trainers.places import progress_of
 from ema_cli.law.time import Unit
-from tests.formats.trainers.test_places import EMA, OTHER, RAW, holds, lightning, opened, plain_clocks, refusal
+from tests.formats.trainers.state import EMA, OTHER, RAW, holds, lightning, opened, plain_clocks, refusal
 
 TIMESTAMP = {"Timestamp": {"epoch": 2, "batch": 50, "sample": 200, "token": 9000, "batch_in_epoch": 10, "iteration": 0}}
 GENERATOR = {"weight": torch.full((2,), 5.0)}

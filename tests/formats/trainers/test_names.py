@@ -14,7 +14,7 @@ from ema_cli.formats.trainers.names import (
     is_weights_name,
     name_clocks,
 )
-from tests.formats.trainers.test_places import plain_clocks
+from tests.formats.trainers.state import plain_clocks
 
 NAMES: dict[str, dict[str, float]] = {
     "ep1-ba50-rank0.pt": {"ep": 1, "ba": 50},

@@ -12,43 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ema_cli.checkpoint import Checkpoint, Progress
-from ema_cli.errors import CheckpointError, EmaError, NoWeights, RunError
+from ema_cli.errors import CheckpointError, NoWeights, RunError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import Choice, ReadOptions
 from ema_cli.formats.trainers.layouts import PLAIN
 from ema_cli.law.time import Unit
 from tests.conftest import COMPOSER
-from tests.formats.reading import read_all, stored_bytes
+from tests.formats.trainers.state import EMA, OTHER, RAW, holds, lightning, opened, plain_clocks, refusal
 
-RAW = {"w": torch.full((2,), 1.0), "n": torch.tensor(1)}
-EMA = {"w": torch.full((2,), 2.0), "n": torch.tensor(2)}
-OTHER = {"w": torch.full((2,), 3.0)}
 AVERAGES_AGAIN = "these are averages, which are averaged again"
-
-
-def opened(folder: Path, saved: object, *, key: str | None = None, weights: Choice = None) -> Checkpoint:
-    """Save something with torch and open it."""
-    torch.save(saved, folder / "a.pt")
-    return open_checkpoint(folder / "a.pt", ReadOptions(key, weights))
-
-
-def refusal(folder: Path, saved: object, **options: Any) -> EmaError:
-    """Return the error that opening it gives, which names the file."""
-    with pytest.raises(EmaError) as caught:
-        opened(folder, saved, **options)
-    assert str(caught.value).startswith(f"{folder / 'a.pt'}: ")
-    return caught.value
-
-
-def holds(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor]) -> bool:
-    """Return whether the checkpoint's weights are exactly these tensors."""
-    return read_all(checkpoint.tensors) == {name: stored_bytes(tensor) for name, tensor in tensors.items()}
-
-
-def plain_clocks(progress: Progress) -> dict[str, float]:
-    """Return the clocks by the short name of their unit."""
-    return {unit.value: float(clock.value) for unit, clock in progress.clocks.items()}
 
 
 @pytest.mark.parametrize("place", PLAIN.weights)
@@ -132,14 +104,6 @@ def test_weights_nowhere_we_look(tmp_path: Path) -> None:
     assert type(error) is NoWeights
     assert "it holds 'generator', 'step'" in str(error)
     assert error.hint == "say where: key='NAME'"
-
-
-def lightning(**changes: Any) -> dict[str, Any]:
-    """Return what Lightning pickles."""
-    progress = {"batch_progress": {"is_last_batch": changes.pop("last", True)}}
-    loops = {"fit_loop": {f"epoch_loop.{name}": value for name, value in progress.items()}}
-    base = {"pytorch-lightning_version": "2.6", "epoch": 2, "global_step": 30, "state_dict": RAW, "loops": loops}
-    return base | {"hyper_parameters": {"lr": 0.1}, "optimizer_states": []} | changes
 
 
 @pytest.mark.parametrize(("last", "epoch"), [(True, 3), (False, 2)])
