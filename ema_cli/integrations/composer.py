@@ -247,7 +247,7 @@ def _savers(event: Event, state: State) -> list[Any]:
     """Return what saves a checkpoint at this event."""
     if event not in _CHECKPOINTS:
         return []
-    savers = [each for each in state.callbacks if isinstance(each, CheckpointSaver)]
+    savers = [callback for callback in state.callbacks if isinstance(callback, CheckpointSaver)]
     return [saver for saver in savers if saver.save_interval(state, event)]
 
 

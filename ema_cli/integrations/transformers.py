@@ -243,7 +243,7 @@ class EMATrainerMixin:
 
     @property
     def _averages(self) -> EMACallback:
-        found = [each for each in self.callback_handler.callbacks if isinstance(each, EMACallback)]
+        found = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EMACallback)]
         if len(found) != 1:
             raise UsageError(
                 f"has {len(found)} EMACallbacks, but evaluates the average of one",

@@ -36,7 +36,7 @@ def fingerprints(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]:
     Raises:
         CheckpointError: where one cannot be read.
     """
-    tables = {id(each.tensors.specs): _Samples(each.tensors.specs) for each in checkpoints}
+    tables = {id(checkpoint.tensors.specs): _Samples(checkpoint.tensors.specs) for checkpoint in checkpoints}
 
     def fingerprint(checkpoint: Checkpoint) -> str:
         return tables[id(checkpoint.tensors.specs)].fingerprint(checkpoint)

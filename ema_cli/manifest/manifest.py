@@ -58,7 +58,7 @@ def make_manifest(
             "safetensors": safetensors.__version__,
         },
         "recipe": cast(RecipeRow, {**RecipeRecord.of(plan).to_dict(), **options}),  # each law knows its own keys
-        "inputs": [_input(each, fingerprints, blocks) for each in plan.entries],
+        "inputs": [_input(entry, fingerprints, blocks) for entry in plan.entries],
         "fingerprint": FINGERPRINT,
         "checksum": None if blocks is None else CHECKSUM,
         "outputs": [

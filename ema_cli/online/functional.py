@@ -40,10 +40,10 @@ def compute_ema(model: nn.Module, ema_model: nn.Module, smoothing: float = 0.99)
             write_into(local(slot.tensor), local(value))
     # Sums are in float32 at least: what is narrower is widened first, and rounded in the end. So is what shows the
     # same memory several times (`expand`), which has no sum in place.
-    in_place = [each.dtype is AVERAGED_IN[each.dtype] and 0 not in each.stride() for each in averages]
+    in_place = [average.dtype is AVERAGED_IN[average.dtype] and 0 not in average.stride() for average in averages]
     wide = [
-        each if stays else each.clone().to(AVERAGED_IN[each.dtype])
-        for each, stays in zip(averages, in_place, strict=True)
+        average if stays else average.clone().to(AVERAGED_IN[average.dtype])
+        for average, stays in zip(averages, in_place, strict=True)
     ]
     careful = {number for number, each in enumerate(wide) if not bool(torch.isfinite(each).all())}
     Mover(values, [wide], careful).move([1 - smoothing])

@@ -74,7 +74,10 @@ class Tracked:
         self.places = list(_find_places(self.model))
         self._modules = list(self.model.modules())
         holders = [each for module in self._modules for each in _holders(module)]
-        self._holders, self._empty = [each for each in holders if each], [each for each in holders if not each]
+        self._holders, self._empty = (
+            [holder for holder in holders if holder],
+            [holder for holder in holders if not holder],
+        )
         self._contents = self._find_contents()
         firsts: dict[int, Place] = {}
         for place in self.places:

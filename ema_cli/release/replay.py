@@ -156,7 +156,7 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
     from ema_cli.runs.stored import open_stored
 
     stored = open_stored(paths)
-    named = {each.checkpoint.name: each for each in stored.averages}
+    named = {average.checkpoint.name: average for average in stored.averages}
     missing = next((each["name"] for each in manifest["inputs"] if each["name"] not in named), None)
     if missing is not None:
         raise CheckpointError(f"'{missing}', which entered the average, is missing", subject=stored.root)
@@ -173,7 +173,7 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
 
 
 def _with_weights(entries: Sequence[Entry], inputs: Sequence[InputRow]) -> tuple[Entry, ...]:
-    return tuple(replace(entry, weight=each["weight"]) for entry, each in zip(entries, inputs, strict=True))
+    return tuple(replace(entry, weight=input["weight"]) for entry, input in zip(entries, inputs, strict=True))
 
 
 def _options(told: RecipeRow) -> OutputOptions:

@@ -114,7 +114,7 @@ def weights_chart(
 ) -> str:
     """Return the weight of each checkpoint at its clock, as a stem; gaps in the run are shaded."""
     plane = Plane(
-        width, 300 if width > 600 else 240, [each.clock for each in marks], [each.value for each in marks], unit
+        width, 300 if width > 600 else 240, [mark.clock for mark in marks], [mark.value for mark in marks], unit
     )
     bottom = plane.height - _BOTTOM
     for begin, end in gaps:
@@ -130,11 +130,11 @@ def weights_chart(
     distance = min((plane.x(b.clock) - plane.x(a.clock) for a, b in pairwise(marks) if b.clock > a.clock), default=99.0)
     thick, radius = max(min(distance * 0.4, 3.0), 0.6), min(distance * 0.42, 4.0)
     for sign in ("weight", "minus"):
-        chosen = [each for each in marks if (each.value < 0) == (sign == "minus")]
+        chosen = [mark for mark in marks if (mark.value < 0) == (sign == "minus")]
         stems = "".join(f"M{_n(plane.x(each.clock))} {zero}V{_n(plane.y(each.value))}" for each in chosen)
         if stems:
             plane.parts.append(f'<path class="{sign}" style="stroke-width:{_n(thick)}" d="{stems}"/>')
-    plane.parts += [_dot(plane, each, radius) for each in marks if len(marks) <= _MOST_TITLES]
+    plane.parts += [_dot(plane, mark, radius) for mark in marks if len(marks) <= _MOST_TITLES]
     return plane.svg("Weight of each checkpoint over training time")
 
 
@@ -152,14 +152,14 @@ def distance_chart(marks: Sequence[Mark], unit: str, width: int, note: tuple[int
     They are joined by a line, but where several have one clock, as averages that were stored have.
     """
     height = 280 if width > 600 else 230
-    plane = Plane(width, height, [each.clock for each in marks], [each.value for each in marks], unit)
+    plane = Plane(width, height, [mark.clock for mark in marks], [mark.value for mark in marks], unit)
     plane.frame("distance, relative to the checkpoint")
-    points = [(plane.x(each.clock), plane.y(each.value)) for each in marks]
+    points = [(plane.x(mark.clock), plane.y(mark.value)) for mark in marks]
     if all(older.clock < newer.clock for older, newer in pairwise(marks)):
         line = "L".join(f"{_n(x)} {_n(y)}" for x, y in points)
         plane.parts.append(f'<path class="line" d="M{line}"/>')
     radius = min((width - _LEFT - _RIGHT) / len(marks) * 0.3, 3.0)
-    plane.parts += [_dot(plane, each, radius) for each in marks if len(marks) <= _MOST_TITLES]
+    plane.parts += [_dot(plane, mark, radius) for mark in marks if len(marks) <= _MOST_TITLES]
     # Above the line, however it runs: the text is led to its point.
     (x, y), half = points[note[0]], len(note[1]) * 3.5 + 4
     middle = min(max(x, _LEFT + half), width - half)

@@ -95,7 +95,7 @@ def check_report_target(target: Target, output: Path, checkpoints: Sequence[Chec
             subject=target.path,
             hint=f"write it elsewhere: {option('o', f'{target.path.name}')}",
         )
-    check_target(target, [file for each in checkpoints for file in each.files], force=force)
+    check_target(target, [file for checkpoint in checkpoints for file in checkpoint.files], force=force)
 
 
 def write_page(target: Target, page: str, *, force: bool) -> int:

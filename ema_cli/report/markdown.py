@@ -64,7 +64,7 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
         own = target.path.resolve()
         if real == own or own in real.parents or real in {each.resolve() for each in sidecars(target.path)}:
             raise _NotAppended(f"is of the output, {target.path}", option="summary", subject=path, hint=_HINT)
-    for each in (each.resolve() for each in inputs):
+    for each in (input.resolve() for input in inputs):
         if real == each or each in real.parents:
             raise _NotAppended(f"is of an input, {each.name}", option="summary", subject=path, hint=_HINT)
 
@@ -151,7 +151,7 @@ def _average_text(path: Path, manifest: Manifest) -> str:
         "",
         *_fenced(_weight_lines(inputs)),
         "",
-        f"{plural(len(outputs), 'file')}, {size(sum(each['bytes'] for each in outputs))}. sha256:",
+        f"{plural(len(outputs), 'file')}, {size(sum(output['bytes'] for output in outputs))}. sha256:",
         "",
         *_fenced(_sum_lines(outputs)),
         "",
@@ -178,7 +178,7 @@ def _law_line(manifest: Manifest) -> str:
 
 def _weight_lines(inputs: Sequence[Mapping[str, object]]) -> list[str]:
     """Return a line for each input, its weight drawn; of very many the heaviest."""
-    weights = [float(str(each["weight"])) for each in inputs]
+    weights = [float(str(input["weight"])) for input in inputs]
     heaviest = sorted(range(len(inputs)), key=lambda number: -abs(weights[number]))[:_MOST_ROWS]
     chosen = sorted(heaviest)
     names = [_shortened(str(inputs[number]["name"])) for number in chosen]
@@ -197,7 +197,7 @@ def _weight_lines(inputs: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def _sum_lines(outputs: Sequence[Mapping[str, object]]) -> list[str]:
-    lines = [f"{each['sha256']}  {_shortened(str(each['name']))}" for each in outputs[:_MOST_ROWS]]
+    lines = [f"{output['sha256']}  {_shortened(str(output['name']))}" for output in outputs[:_MOST_ROWS]]
     return lines + ([f"and {len(outputs) - len(lines):,} more"] if len(outputs) > len(lines) else [])
 
 
@@ -205,7 +205,7 @@ def _warning_lines(warnings: Sequence[str]) -> list[str]:
     if not warnings:
         return []
     lines = [f"{plural(len(warnings), 'warning')}:", ""]
-    lines += [f"- {_code(each, _MOST_CHARS_OF_A_WARNING)}" for each in warnings[:_MOST_WARNINGS]]
+    lines += [f"- {_code(warning, _MOST_CHARS_OF_A_WARNING)}" for warning in warnings[:_MOST_WARNINGS]]
     more = len(warnings) - _MOST_WARNINGS
     return [*lines, *([f"- and {more:,} more"] if more > 0 else []), ""]
 

@@ -77,13 +77,13 @@ def _made_of(manifest: Manifest) -> str:
 
 
 def _warnings(warnings: Sequence[str]) -> str:
-    rows = "".join(f"<li>{text(each)}</li>" for each in warnings)
+    rows = "".join(f"<li>{text(warning)}</li>" for warning in warnings)
     return f'<div class="warn" role="note"><strong>Know before use</strong><ul>{rows}</ul></div>' if rows else ""
 
 
 def _tiles(manifest: Manifest, distances: Distances | None) -> str:
     inputs, tensors = manifest["inputs"], manifest["tensors"]
-    entered = sum(each["weight"] != 0 for each in inputs)
+    entered = sum(input["weight"] != 0 for input in inputs)
     tiles = [
         ("stored averages" if manifest["approximation"] else "checkpoints", f"{entered:,}" + _of(len(inputs), entered))
     ]
@@ -98,7 +98,7 @@ def _tiles(manifest: Manifest, distances: Distances | None) -> str:
         gaps = f", {plural(len(spacing.gaps), 'gap')}" if spacing.gaps else ""
         irregular = "" if spacing.regular else f"<small> usually{gaps}</small>"
         tiles.append(("between checkpoints", f"{text(_short(Time(spacing.usual, times[0].unit)))}{irregular}"))
-    averaged = sum(each["averaged"] for each in tensors)
+    averaged = sum(tensor["averaged"] for tensor in tensors)
     tiles.append(("tensors averaged", f"{averaged:,}" + _of(len(tensors), averaged)))
     tiles.append(("size", text(size(sum(each["bytes"] for each in manifest["outputs"])))))
     if distances is not None:
@@ -117,10 +117,10 @@ def _weights(manifest: Manifest) -> str:
     times = _times(inputs)
     if not times:
         return ""
-    clocks = [float(each.value) for each in times]
+    clocks = [float(time.value) for time in times]
     marks = [
-        Mark(clock, each["weight"], f"{each['name']}, {each['clock']}: {each['weight']:.2%}")
-        for clock, each in zip(clocks, inputs, strict=True)
+        Mark(clock, input["weight"], f"{input['name']}, {input['clock']}: {input['weight']:.2%}")
+        for clock, input in zip(clocks, inputs, strict=True)
     ]
     spacing = measure_spacing([time.value for time in times])
     gaps = [] if spacing is None else [(times[gap.older], times[gap.newer]) for gap in spacing.gaps]
@@ -134,7 +134,7 @@ def _weights(manifest: Manifest) -> str:
         width: charts.weights_chart(marks, unit.plural, width, gaps=shaded, mean=mean) for width in (_WIDE, _NARROW)
     }
     legend = [("dot", "weight of a checkpoint, at the clock it was saved")]
-    if any(each["weight"] < 0 for each in inputs):
+    if any(input["weight"] < 0 for input in inputs):
         legend.append(("dot minus", "negative weight"))
     if mean is not None:
         legend.append(("dash", "mean age, back from the newest"))
@@ -192,7 +192,7 @@ def _distance_chart(inputs: Sequence[InputRow], found: Distances) -> str:
 
 def _heat_map(inputs: Sequence[InputRow], found: Distances) -> str:
     rows = {"all layers": found.total, **found.layers}
-    values = {name: [each.relative for each in distances] for name, distances in rows.items()}
+    values = {name: [distance.relative for distance in distances] for name, distances in rows.items()}
     numbers = [value for row in values.values() for value in row if value is not None and math.isfinite(value)]
     edges = charts.shade_edges(numbers)
     drawn, told = {}, ""
@@ -256,7 +256,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _times(inputs: Sequence[InputRow]) -> list[Time]:
-    return [Time.parse(each["clock"]) for each in inputs]
+    return [Time.parse(input["clock"]) for input in inputs]
 
 
 def _clock(checkpoint: InputRow) -> str:

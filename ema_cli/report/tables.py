@@ -35,7 +35,7 @@ def layers_table(inputs: Sequence[InputRow], found: Distances) -> str:
 
 def checkpoints_table(inputs: Sequence[InputRow], found: Distances | None) -> str:
     """Return each checkpoint with its clock, its weight, and its distance where that is measured."""
-    most = max(abs(each["weight"]) for each in inputs) or 1.0
+    most = max(abs(input["weight"]) for input in inputs) or 1.0
     measured = dict(zip(found.inputs, found.total, strict=True)) if found else {}
     columns = [("checkpoint", ""), ("clock", "number"), ("weight", "number"), ("", "bar wide")]
     columns += [("distance", "number")] if found else []
@@ -60,15 +60,15 @@ def tensors_table(tensors: Sequence[TensorRow]) -> str:
     """Return how many tensors there are of each type, averaged or copied, and the names of those that stand out."""
     numbers: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
-    for each in tensors:
-        kind = each["dtype"], "averaged" if each["averaged"] else f"copied from the newest: {each['why']}"
+    for tensor in tensors:
+        kind = tensor["dtype"], "averaged" if tensor["averaged"] else f"copied from the newest: {tensor['why']}"
         numbers[kind] += 1
-        sizes[kind] += each["bytes"]
+        sizes[kind] += tensor["bytes"]
     columns = [("type", "word"), ("how", ""), ("tensors", "number"), ("size", "number")]
     rows = [[*map(text, kind), f"{numbers[kind]:,}", text(size(sizes[kind]))] for kind in sorted(numbers)]
     odd = {
-        "copied": [f"'{each['name']}'" for each in tensors if not each["averaged"]],
-        "with NaN or infinity": [f"'{each['name']}'" for each in tensors if each["non_finite"]],
+        "copied": [f"'{tensor['name']}'" for tensor in tensors if not tensor["averaged"]],
+        "with NaN or infinity": [f"'{tensor['name']}'" for tensor in tensors if tensor["non_finite"]],
     }
     told = pairs((word, some(names, _SHOWN_NAMES)) for word, names in odd.items() if names)
     return f"<section>\n<h2>Tensors</h2>\n{_table('tensors', columns, rows)}\n{told}</section>"

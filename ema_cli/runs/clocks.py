@@ -22,7 +22,7 @@ def settle_clocks(checkpoints: Sequence[Checkpoint], epoch_length: Time | None) 
     `epoch_length` between epochs and batches.
     """
     notes: list[str] = []
-    settled = [replace(each, progress=_add_name_clocks(each)) for each in checkpoints]
+    settled = [replace(checkpoint, progress=_add_name_clocks(checkpoint)) for checkpoint in checkpoints]
     settled = _complete_composer_epochs(settled)
     settled = _shift_epochs(settled, notes)
     if epoch_length is not None:
@@ -33,7 +33,9 @@ def settle_clocks(checkpoints: Sequence[Checkpoint], epoch_length: Time | None) 
 def order_units(checkpoints: Sequence[Checkpoint]) -> tuple[Unit, ...]:
     """Return the units in which every checkpoint has a clock, the one that orders best first."""
     return tuple(
-        unit for unit in _PREFERENCE if checkpoints and all(unit in each.progress.clocks for each in checkpoints)
+        unit
+        for unit in _PREFERENCE
+        if checkpoints and all(unit in checkpoint.progress.clocks for checkpoint in checkpoints)
     )
 
 
@@ -59,14 +61,18 @@ def _complete_composer_epochs(checkpoints: list[Checkpoint]) -> list[Checkpoint]
     The epoch's length follows from any later checkpoint, as (batch - batch_in_epoch) / epoch.
     """
     lengths = set()
-    for each in checkpoints:
-        epoch, batch, inside = each.clock(Unit.EPOCH), each.clock(Unit.BATCH), each.progress.batch_in_epoch
+    for checkpoint in checkpoints:
+        epoch, batch, inside = (
+            checkpoint.clock(Unit.EPOCH),
+            checkpoint.clock(Unit.BATCH),
+            checkpoint.progress.batch_in_epoch,
+        )
         if epoch and batch is not None and inside is not None:
             lengths.add((batch - inside) / epoch)
     if len(lengths) != 1:
         return checkpoints
     (length,) = lengths
-    return [_complete_epoch(each, length) for each in checkpoints]
+    return [_complete_epoch(checkpoint, length) for checkpoint in checkpoints]
 
 
 def _complete_epoch(checkpoint: Checkpoint, length: Fraction) -> Checkpoint:
@@ -78,12 +84,12 @@ def _complete_epoch(checkpoint: Checkpoint, length: Fraction) -> Checkpoint:
 
 def _shift_epochs(checkpoints: list[Checkpoint], notes: list[str]) -> list[Checkpoint]:
     """Turn epochs that were counted from 0 into completed ones, unless epoch 0 is the untrained model."""
-    unknown = [each for each in checkpoints if each.progress.epoch_origin_unknown]
+    unknown = [checkpoint for checkpoint in checkpoints if checkpoint.progress.epoch_origin_unknown]
     first = min(unknown, key=lambda each: each.clock(Unit.EPOCH) or Fraction(0), default=None)
     if first is None or first.clock(Unit.EPOCH) != 0 or first.clock(Unit.BATCH) == 0:
         return checkpoints
     notes.append(f"epochs are counted from 0 ({first.name}): each is taken as one more completed epoch")
-    return [_count_from_one(each) for each in checkpoints]
+    return [_count_from_one(checkpoint) for checkpoint in checkpoints]
 
 
 def _count_from_one(checkpoint: Checkpoint) -> Checkpoint:
@@ -99,7 +105,7 @@ def _convert_epochs(checkpoints: list[Checkpoint], epoch_length: Time) -> list[C
     length = Fraction(epoch_length.value)
     to_batches = _filler(Unit.BATCH, Unit.EPOCH, lambda epochs: epochs * length)
     to_epochs = _filler(Unit.EPOCH, Unit.BATCH, lambda batches: batches / length)
-    return [to_epochs(to_batches(each)) for each in checkpoints]
+    return [to_epochs(to_batches(checkpoint)) for checkpoint in checkpoints]
 
 
 def _filler(unit: Unit, known: Unit, convert: Callable[[Fraction], Fraction]) -> Callable[[Checkpoint], Checkpoint]:
@@ -124,9 +130,9 @@ def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
     if not 0 < spacing.value < float("inf"):
         raise UsageError(f"'{spacing}' is no distance between checkpoints", option="spacing", hint="as in 100ba")
     unit, step = spacing.unit, Fraction(spacing.value)
-    with_clock = [each for each in checkpoints if unit in each.progress.clocks]
+    with_clock = [checkpoint for checkpoint in checkpoints if unit in checkpoint.progress.clocks]
     if with_clock:
-        without = next((each for each in checkpoints if unit not in each.progress.clocks), None)
+        without = next((checkpoint for checkpoint in checkpoints if unit not in checkpoint.progress.clocks), None)
         if without is None:
             message, hint = "all checkpoints", "leave out --spacing"
         else:

@@ -56,10 +56,10 @@ class Run:
 
         Epochs that are counted in whole numbers do not tell batches apart, so batches count where there are any.
         """
-        units = {unit or self.units[0], *(each for each in self.units if each is Unit.BATCH)} if self.units else set()
+        units = {unit or self.units[0], *(unit for unit in self.units if unit is Unit.BATCH)} if self.units else set()
         groups: dict[tuple[object, ...], list[Checkpoint]] = {}
         for checkpoint in self.checkpoints if units else ():
-            key = tuple(checkpoint.clock(each) for each in units)
+            key = tuple(checkpoint.clock(unit) for unit in units)
             groups.setdefault(key, []).append(checkpoint)
         return [tuple(sorted(group, key=_preference)) for group in groups.values() if len(group) > 1]
 
@@ -117,7 +117,11 @@ def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkp
 
 def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:
     """Return a note for each pattern of names to copy that matches none: a slip, most likely."""
-    names = {name for each in checkpoints for name in (*each.tensors.specs, *each.left_out)} if options.copy else set()
+    names = (
+        {name for checkpoint in checkpoints for name in (*checkpoint.tensors.specs, *checkpoint.left_out)}
+        if options.copy
+        else set()
+    )
     unmatched = [pattern for pattern in options.copy if not fnmatch.filter(names, pattern)]
     return [f"--copy '{pattern}' matches no tensor" for pattern in unmatched]
 
@@ -249,24 +253,24 @@ def _drop_unclocked_copies(
 
     Nothing is dropped that the user `named`.
     """
-    clocked = [each for each in checkpoints if each.progress.clocks]
+    clocked = [checkpoint for checkpoint in checkpoints if checkpoint.progress.clocks]
     kept, dropped = [], []
-    for each in checkpoints:
-        last = each.name.rpartition("/")[2]
-        reason = "a copy, as its name says" if COPIES.search(each.name) else "its name has no number"
-        is_copy = not named and (bool(COPIES.search(each.name)) or not re.search(r"[0-9]", last))
-        if each.progress.clocks or not (clocked or (spaced and is_copy)):
-            kept.append(each)
-        elif each.averaged:
-            raise averaged_error(each)
+    for checkpoint in checkpoints:
+        last = checkpoint.name.rpartition("/")[2]
+        reason = "a copy, as its name says" if COPIES.search(checkpoint.name) else "its name has no number"
+        is_copy = not named and (bool(COPIES.search(checkpoint.name)) or not re.search(r"[0-9]", last))
+        if checkpoint.progress.clocks or not (clocked or (spaced and is_copy)):
+            kept.append(checkpoint)
+        elif checkpoint.averaged:
+            raise averaged_error(checkpoint)
         elif is_copy:
-            dropped.append(PassedOver(each.name, "records no clock" if clocked else reason, warn=True))
+            dropped.append(PassedOver(checkpoint.name, "records no clock" if clocked else reason, warn=True))
         elif spaced:
-            kept.append(each)  # `space` says that some record a clock and some do not
+            kept.append(checkpoint)  # `space` says that some record a clock and some do not
         else:
             raise RunError(
                 f"records no clock, but {clocked[0].name} does",
-                subject=each.path,
+                subject=checkpoint.path,
                 hint=f"name the checkpoints to average, or those without a clock together with {option('spacing')}",
             )
     return (kept, dropped) if kept else (checkpoints, [])

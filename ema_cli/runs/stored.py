@@ -152,7 +152,7 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
 
 def _check_one_folder(root: Path, averages: Sequence[StoredAverage]) -> None:
     """Check that one training stored all of them: into one folder, in folders by their clocks."""
-    paths = [each.checkpoint.path for each in averages]
+    paths = [average.checkpoint.path for average in averages]
     folders = dict.fromkeys(path.parent if path.stem == FIRST else path.parent.parent for path in paths)
     if len(folders) > 1:
         listed = ", ".join(os.path.relpath(folder, root) for folder in folders)

@@ -19,14 +19,14 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
     # One file of our own is shown with its recipe: nothing odd about that.
     told = len(checkpoints) == 1 and checkpoints[0].mark is not None
     averaged = [
-        (f"averaged already: {each.averaged} (--weights raw or ema)", each.name)
-        for each in checkpoints
-        if each.averaged and not told
+        (f"averaged already: {checkpoint.averaged} (--weights raw or ema)", checkpoint.name)
+        for checkpoint in checkpoints
+        if checkpoint.averaged and not told
     ]
-    noted = [(note, each.name) for each in checkpoints for note in each.notes]
+    noted = [(note, checkpoint.name) for checkpoint in checkpoints for note in checkpoint.notes]
     noted += [
-        (note, each.name)
-        for each, notes in zip(checkpoints, _by_specs(checkpoints, tensor_notes), strict=True)
+        (note, checkpoint.name)
+        for checkpoint, notes in zip(checkpoints, _by_specs(checkpoints, tensor_notes), strict=True)
         for note in notes
     ]
     found += [f"{names}: {text}" for text, names in grouped([*averaged, *noted])]
@@ -54,6 +54,6 @@ def grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _by_specs(checkpoints: Sequence[Checkpoint], function: Callable[[Mapping[str, TensorSpec]], _T]) -> list[_T]:
     """Return `function` of each checkpoint's specs, called once for those that share theirs, as most do."""
-    distinct = {id(each.tensors.specs): each.tensors.specs for each in checkpoints}
+    distinct = {id(checkpoint.tensors.specs): checkpoint.tensors.specs for checkpoint in checkpoints}
     found = {key: function(specs) for key, specs in distinct.items()}
-    return [found[id(each.tensors.specs)] for each in checkpoints]
+    return [found[id(checkpoint.tensors.specs)] for checkpoint in checkpoints]
