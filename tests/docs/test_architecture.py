@@ -55,3 +55,13 @@ def test_six_files_are_read_first() -> None:
     listed = re.findall(r"^\d\. \[`([\w/.]+)`\]", PAGE.read_text("utf-8"), re.MULTILINE)
     assert len(listed) == 6
     assert all((ROOT / "ema_cli" / module).exists() for module in listed)
+
+
+def test_the_checklists_name_files_that_are_there() -> None:
+    """Each path of CONTRIBUTING.md, in full or below the package, exists."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = re.findall(r"`((?:\w+/)*\w+(?:/|\.py|\.json))`", text)
+    assert len(named) >= 12
+    folders = (ROOT, ROOT / "ema_cli", ROOT / "ema_cli" / "law", ROOT / "ema_cli" / "formats" / "trainers")
+    for name in named:
+        assert any((folder / name).exists() for folder in folders), name
