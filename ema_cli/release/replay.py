@@ -173,7 +173,7 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
 
 
 def _with_weights(entries: Sequence[Entry], inputs: Sequence[InputRow]) -> tuple[Entry, ...]:
-    return tuple(replace(entry, weight=input["weight"]) for entry, input in zip(entries, inputs, strict=True))
+    return tuple(replace(entry, weight=row["weight"]) for entry, row in zip(entries, inputs, strict=True))
 
 
 def _options(told: RecipeRow) -> OutputOptions:

@@ -64,9 +64,9 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
         own = target.path.resolve()
         if real == own or own in real.parents or real in {each.resolve() for each in sidecars(target.path)}:
             raise _NotAppended(f"is of the output, {target.path}", option="summary", subject=path, hint=_HINT)
-    for each in (input.resolve() for input in inputs):
-        if real == each or each in real.parents:
-            raise _NotAppended(f"is of an input, {each.name}", option="summary", subject=path, hint=_HINT)
+    for source in (path.resolve() for path in inputs):
+        if real == source or source in real.parents:
+            raise _NotAppended(f"is of an input, {source.name}", option="summary", subject=path, hint=_HINT)
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def _law_line(manifest: Manifest) -> str:
 
 def _weight_lines(inputs: Sequence[Mapping[str, object]]) -> list[str]:
     """Return a line for each input, its weight drawn; of very many the heaviest."""
-    weights = [float(str(input["weight"])) for input in inputs]
+    weights = [float(str(row["weight"])) for row in inputs]
     heaviest = sorted(range(len(inputs)), key=lambda number: -abs(weights[number]))[:_MOST_ROWS]
     chosen = sorted(heaviest)
     names = [_shortened(str(inputs[number]["name"])) for number in chosen]

@@ -83,7 +83,7 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 def _tiles(manifest: Manifest, distances: Distances | None) -> str:
     inputs, tensors = manifest["inputs"], manifest["tensors"]
-    entered = sum(input["weight"] != 0 for input in inputs)
+    entered = sum(row["weight"] != 0 for row in inputs)
     tiles = [
         ("stored averages" if manifest["approximation"] else "checkpoints", f"{entered:,}" + _of(len(inputs), entered))
     ]
@@ -119,8 +119,8 @@ def _weights(manifest: Manifest) -> str:
         return ""
     clocks = [float(time.value) for time in times]
     marks = [
-        Mark(clock, input["weight"], f"{input['name']}, {input['clock']}: {input['weight']:.2%}")
-        for clock, input in zip(clocks, inputs, strict=True)
+        Mark(clock, row["weight"], f"{row['name']}, {row['clock']}: {row['weight']:.2%}")
+        for clock, row in zip(clocks, inputs, strict=True)
     ]
     spacing = measure_spacing([time.value for time in times])
     gaps = [] if spacing is None else [(times[gap.older], times[gap.newer]) for gap in spacing.gaps]
@@ -134,7 +134,7 @@ def _weights(manifest: Manifest) -> str:
         width: charts.weights_chart(marks, unit.plural, width, gaps=shaded, mean=mean) for width in (_WIDE, _NARROW)
     }
     legend = [("dot", "weight of a checkpoint, at the clock it was saved")]
-    if any(input["weight"] < 0 for input in inputs):
+    if any(row["weight"] < 0 for row in inputs):
         legend.append(("dot minus", "negative weight"))
     if mean is not None:
         legend.append(("dash", "mean age, back from the newest"))
@@ -256,7 +256,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _times(inputs: Sequence[InputRow]) -> list[Time]:
-    return [Time.parse(input["clock"]) for input in inputs]
+    return [Time.parse(row["clock"]) for row in inputs]
 
 
 def _clock(checkpoint: InputRow) -> str:

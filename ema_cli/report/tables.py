@@ -35,7 +35,7 @@ def layers_table(inputs: Sequence[InputRow], found: Distances) -> str:
 
 def checkpoints_table(inputs: Sequence[InputRow], found: Distances | None) -> str:
     """Return each checkpoint with its clock, its weight, and its distance where that is measured."""
-    most = max(abs(input["weight"]) for input in inputs) or 1.0
+    most = max(abs(row["weight"]) for row in inputs) or 1.0
     measured = dict(zip(found.inputs, found.total, strict=True)) if found else {}
     columns = [("checkpoint", ""), ("clock", "number"), ("weight", "number"), ("", "bar wide")]
     columns += [("distance", "number")] if found else []
