@@ -1,9 +1,9 @@
-"""The pipeline after the plans: check, lay out the outputs, fold, read back, publish. No torch here."""
+"""Averaging, on one page: check, fold, read back, publish. No torch here."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,15 @@ from ema_cli.dtypes import DType
 from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
-from ema_cli.job import Work, _buffer_sizes, _check_target, prepare
+from ema_cli.job import Job, buffer_sizes, prepare
 from ema_cli.manifest.sums import sidecars
 from ema_cli.manifest.types import Manifest
+from ema_cli.planning.advice import non_finite_warnings
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WrittenFile
+from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes
-from ema_cli.system.processors import default_threads
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.files import FileSink, allow_descriptors, make_folder, read_back, sum_up, write_small_files
 from ema_cli.writing.outputs import Output, OutputOptions
@@ -29,10 +30,30 @@ from ema_cli.writing.target import Target
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What was done. Sizes in bytes; the tensors are those of each output.
+class Recording:
+    """What a manifest tells besides the average, and who looks at it first.
 
-    `bytes_written` are those of weights and side files. `manifests`: that of each output, less its tensors.
+    Attributes:
+        checksum: put the sums of all that is read into it, too.
+        warnings: come before those that are found here.
+        check: is called with each manifest before anything is published, and may raise.
+    """
+
+    checksum: bool = False
+    warnings: Sequence[str] = ()
+    check: Callable[[Manifest], None] = lambda manifest: None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was done.
+
+    Attributes:
+        tensors_averaged, tensors_copied: how many of each output.
+        bytes_read, bytes_written: the latter of tensors and side files.
+        peak_memory: of the process, in bytes.
+        non_finite: names of the tensors with NaN or infinity that was let through.
+        manifests: that of each output, its tensors left out.
     """
 
     target: Target
@@ -45,6 +66,16 @@ class Result:
     peak_memory: int
     non_finite: tuple[str, ...]
     manifests: Sequence[Manifest] = ()
+
+    @property
+    def bytes_per_second(self) -> int:
+        """Return how fast the checkpoints were read."""
+        return round(self.bytes_read / max(self.seconds, 1e-3))
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what the averages should be warned of."""
+        return non_finite_warnings(self.non_finite)
 
 
 def average(
@@ -60,23 +91,24 @@ def average(
     force: bool = False,
     manifest: bool = True,
     checksum: bool = False,
-    warnings: Sequence[str] = (),
-    check: Callable[[Manifest], None] = lambda manifest: None,
-    report: ProgressCallback = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> Result:
     """Write the weighted average of each plan's checkpoints to `target`, all of it or nothing.
 
     Several plans of one run share one reading; what `target` names is then the folder that holds their averages, or
     a pattern with `{half_life}` for their names in it.
 
-    `dtype` replaces that of floating tensors, which may then differ between checkpoints. Tensors whose names match a
-    pattern in `copy` are copied from the newest. `max_shard_size`: bytes in one file of a folder, by default as the
-    newest checkpoint has it.
-
-    Beside or inside each average a `manifest` and sums are written, with `checksum` those of all that was read, too,
-    and with `warnings` before those that are found here. `check` is told each manifest before anything is published,
-    and may raise. `max_memory` bounds the process, in bytes; neither it nor `threads` shows in the output.
-    `report(done, total)` is told the bytes read, now and then.
+    Args:
+        dtype: the dtype of floating tensors, which may then differ between checkpoints. Default: as in the newest.
+        copy: patterns of names; tensors that match one are copied from the newest.
+        max_shard_size: most bytes in one file of a folder. Default: the shards of the newest.
+        allow_non_finite: let NaN and infinity pass.
+        threads: how many read and average at once. It does not show in the output.
+        max_memory: most bytes of memory of the process. It does not show in the output.
+        force: replace an output that is there.
+        manifest: write a manifest and sums next to a file, or into a folder.
+        checksum: put the sums of all that is read into the manifest, too.
+        progress: is called with the bytes read so far, and in all, now and then.
 
     Raises:
         UsageError: where `target` does not fit the number of plans, or `max_memory` is too little.
@@ -85,92 +117,126 @@ def average(
         CheckpointError: where one cannot be read, or changes meanwhile.
         OutputError: where the target exists without `force`, or cannot be written.
     """
-    began = time.monotonic()
     plans = [plans] if isinstance(plans, Plan) else plans
     if not plans or (threads is not None and threads < 1):
         raise UsageError(
             f"nothing to average, or no thread to do it: give a plan, and at least one of {option('threads')}"
         )
     options = OutputOptions(dtype, tuple(copy), max_shard_size, allow_non_finite)
-    work = prepare(plans, target, options, force=force, manifest=manifest)
-    sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
-    check_twins(plans)
-    check_alphas(work.checkpoints)
-    record = (
-        Record(
-            work.checkpoints,
-            options,
-            work.copied,
-            checksum=checksum,
-            threads=sizes.threads,
-            warnings=warnings,
-        )
-        if manifest
-        else None
-    )
-    with location(work.target.path).staging() as staging:
-        folders = [make_folder(staging, work.target, output.target) for output in work.outputs]
-        folded, sums = _write_weights(work, folders, sizes, report, record)
-        manifests = []
-        for output, plan, folder, written, non_finite in zip(
-            work.outputs, plans, folders, sums, folded.non_finite, strict=True
-        ):
-            written.update(write_small_files(output, folder))
+    job = prepare(plans, target, options, force=force, manifest=manifest)
+    return perform(job, threads=threads, max_memory=max_memory, recording=Recording(checksum), progress=progress)
+
+
+def perform(
+    job: Job,
+    *,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    recording: Recording | None = None,
+    progress: ProgressCallback = no_progress,
+) -> Result:
+    """Do what was prepared; see `average`. `recording` counts where the job has a manifest."""
+    began = time.monotonic()
+    recording = recording or Recording()
+    sizes = buffer_sizes(job, threads, max_memory)
+    check_twins(job.plans)
+    check_alphas(job.checkpoints)
+    record = _record(job, recording, sizes.threads) if job.manifest else None
+    with location(job.target.path).staging() as staging:
+        folders = [make_folder(staging, job.target, output.target) for output in job.outputs]
+        folded, written = _fold(job, folders, sizes, record, progress)
+        for output, folder, files in zip(job.outputs, folders, written, strict=True):
+            files.update(write_small_files(output, folder))
             for file in output.files:
                 read_back(folder / file.name, file)
-            if record is not None:
-                told = record.manifest(output, plan, written, non_finite)
-                check(told)
-                manifests.append(told)
-                record.write(told, output, plan, folder, non_finite)
-        inputs = [file for each in work.checkpoints for file in each.files]
-        for source in (*inputs, *(source for output in work.outputs for source in output.sources)):
-            source.check_unchanged()
-        path = work.target.path
-        with staging.alone():
-            # Once more: what somebody put there meanwhile must not be replaced.
-            _check_target(plans, work.target, force=force)
-            if work.target.is_folder:
-                staging.publish_folder(path.name, force=force)
-            else:
-                staging.publish_file(path.name, {each.name: each for each in sidecars(path)}, force=force)
-    specs = plans[0].newest.tensors.specs
-    averaged = sum(spec.dtype.averaged and name not in work.copied for name, spec in specs.items())
+        manifests = _write_manifests(job, record, folders, folded, written, recording.check) if record else []
+        _check_unchanged(job)
+        _publish(job, staging)
+    averaged = sum(spec.dtype.averaged and name not in job.copied for name, spec in job.tensors.items())
     return Result(
-        work.target,
-        work.outputs,
+        job.target,
+        job.outputs,
         averaged,
-        len(specs) - averaged,
+        len(job.tensors) - averaged,
         folded.bytes_read,
-        work.bytes_to_write,
+        job.bytes_to_write,
         time.monotonic() - began,
         peak_bytes(),
-        tuple(sorted(set().union(*(each.let_through for each in folded.non_finite)))),
+        tuple(sorted(set().union(*(non_finite.let_through for non_finite in folded.non_finite)))),
         manifests,
     )
 
 
-def _write_weights(
-    work: Work, folders: Sequence[Path], sizes: BufferSizes, report: ProgressCallback, record: Record | None
+def _record(job: Job, recording: Recording, threads: int) -> Record:
+    return Record(
+        job.checkpoints,
+        job.options,
+        job.copied,
+        checksum=recording.checksum,
+        threads=threads,
+        warnings=recording.warnings,
+    )
+
+
+def _fold(
+    job: Job, folders: Sequence[Path], sizes: BufferSizes, record: Record | None, progress: ProgressCallback
 ) -> tuple[Folded, list[dict[str, WrittenFile]]]:
     """Fold into the files of all outputs; return what was done, and of each output the size and sum of its files.
 
     The tables for it are gone afterwards: reading back takes as much again.
     """
     with ExitStack() as stack:
-        allow_descriptors(sum(len(output.files) for output in work.outputs))
+        allow_descriptors(sum(len(output.files) for output in job.outputs))
         sinks = []
-        for output, folder in zip(work.outputs, folders, strict=True):
+        for output, folder in zip(job.outputs, folders, strict=True):
             sinks.append(FileSink(output, folder, summed=record is not None))
             stack.callback(sinks[-1].close)
         checksums = record.checksums if record is not None else None
-        folded = work.fold(sinks, sizes=sizes, checksums=checksums, progress=report)
+        folded = job.fold(sinks, sizes=sizes, checksums=checksums, progress=progress)
         streams = [stream for sink in sinks for stream in sink.streams]
-        files = [file for output in work.outputs for file in output.files]
+        files = [file for output in job.outputs for file in output.files]
         for file, stream in zip(files, streams, strict=True):
             file.finish(stream)
         for stream in streams:
             stream.sync()
         sums = iter(sum_up(streams, sizes.threads) if record is not None else [""] * len(streams))
-        written = [{file.name: WrittenFile(file.size, next(sums)) for file in output.files} for output in work.outputs]
+        written = [{file.name: WrittenFile(file.size, next(sums)) for file in output.files} for output in job.outputs]
     return folded, written
+
+
+def _write_manifests(
+    job: Job,
+    record: Record,
+    folders: Sequence[Path],
+    folded: Folded,
+    written: Sequence[Mapping[str, WrittenFile]],
+    check: Callable[[Manifest], None],
+) -> list[Manifest]:
+    """Write the manifest and the sums of each output, and return the manifests."""
+    manifests = []
+    for output, plan, folder, files, non_finite in zip(
+        job.outputs, job.plans, folders, written, folded.non_finite, strict=True
+    ):
+        manifest = record.manifest(output, plan, files, non_finite)
+        check(manifest)
+        record.write(manifest, output, plan, folder, non_finite)
+        manifests.append(manifest)
+    return manifests
+
+
+def _check_unchanged(job: Job) -> None:
+    """Raise a CheckpointError if an input changed while it was read."""
+    inputs = [file for checkpoint in job.checkpoints for file in checkpoint.files]
+    for source in (*inputs, *(source for output in job.outputs for source in output.sources)):
+        source.check_unchanged()
+
+
+def _publish(job: Job, staging: Staging) -> None:
+    """Put the outputs where they belong, in one step."""
+    path = job.target.path
+    with staging.alone():
+        job.check_target()  # once more: what somebody put there meanwhile must not be replaced
+        if job.target.is_folder:
+            staging.publish_folder(path.name, force=job.force)
+        else:
+            staging.publish_file(path.name, {sidecar.name: sidecar for sidecar in sidecars(path)}, force=job.force)

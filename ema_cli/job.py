@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from ema_cli.checkpoint import Checkpoint
+from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DType
 from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.folding.blocks import bytes_to_read, make_groups
@@ -32,38 +33,66 @@ _RESERVED_BYTES_PER_TENSOR = 1 << 10  # for what the official reader takes when 
 _LEAST_BUFFER_BYTES = 2 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is to be done: each checkpoint that enters any of the plans is read once; each plan has its output."""
+@dataclass(frozen=True)
+class Job:
+    """One averaging, checked and laid out: each plan has its output, and each checkpoint of any plan is read once.
+
+    Attributes:
+        checkpoints: those that are read, oldest first.
+        copied: names of tensors that are copied from the newest, though they could be averaged.
+        manifest: whether a manifest and sums are written; the model card tells of them.
+        force: whether an output that is there is replaced.
+    """
 
     plans: Sequence[Plan]
     checkpoints: Sequence[Checkpoint]
     outputs: Sequence[Output]
     options: OutputOptions
-    copied: frozenset[str]  # names of tensors that are not averaged because the user said so
+    copied: frozenset[str]
+    manifest: bool = True
+    force: bool = False
 
-    @property
+    @cached_property
     def target(self) -> Target:
         """Return what is published."""
         return published_target([output.target for output in self.outputs])
 
-    @property
+    @cached_property
+    def newest(self) -> int:
+        """Return how many of the checkpoints are the newest of a plan."""
+        return len({plan.newest for plan in self.plans})
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Return the tensors of each output, by their names in the checkpoints."""
+        return self.plans[0].newest.tensors.specs
+
+    @cached_property
     def bytes_to_read(self) -> int:
         """Return how many bytes of tensors enter."""
         groups = make_groups(self.checkpoints, self.outputs[0].dtypes, self.copied)
         return bytes_to_read(self.checkpoints, groups, WeightTable.of(self.weights).bases)
 
-    @property
+    @cached_property
     def bytes_to_write(self) -> int:
         """Return the size of all outputs."""
         return sum(output.nbytes for output in self.outputs)
 
-    @property
+    @cached_property
     def bytes_free(self) -> int:
         """Return how much room the disk has that the outputs go to."""
         return location(self.target.path.absolute().parent).free_bytes()
 
-    @property
+    def check_target(self) -> None:
+        """Check that the outputs may be written where they go.
+
+        Raises:
+            OutputError: where something is there without `force`, or is an input.
+        """
+        inputs = [file for checkpoint in self.plans[0].run.checkpoints for file in checkpoint.files]
+        check_target(self.target, inputs, force=self.force)
+
+    @cached_property
     def weights(self) -> list[list[float]]:
         """Return the weights of each plan: one for each checkpoint."""
         tables = [{entry.checkpoint: entry.weight for entry in plan.read} for plan in self.plans]
@@ -94,17 +123,22 @@ class Work:
 
 def prepare(
     plans: Sequence[Plan], target: Target, options: OutputOptions | None = None, *, force: bool, manifest: bool = True
-) -> Work:
-    """Check everything that headers can tell, and return what would be done.
+) -> Job:
+    """Check everything that headers can tell, and return what there is to do.
 
-    `manifest`: whether a model card may tell of one.
+    Args:
+        plans: those of one run.
+        target: where their averages go; of several a folder, or a pattern.
+        options: the form of the outputs.
+        force: replace an output that is there.
+        manifest: write a manifest and sums, too.
 
     Raises:
-        UsageError, CheckpointError, RunError, OutputError: as `average`.
+        UsageError, CheckpointError, RunError, OutputError: as `averaging.average`.
     """
     options = options or OutputOptions()
     placed = assign_targets(target, plans)
-    if options.max_shard_size is not None and not all(each.is_folder for each in placed):
+    if options.max_shard_size is not None and not all(output.is_folder for output in placed):
         raise UsageError(
             "is for a folder, and this is one file",
             option="max_shard_size",
@@ -112,39 +146,39 @@ def prepare(
         )
     for plan in plans:
         refuse_averaged(plan)
-    work = lay_out(plans, placed, options, manifest=manifest)
-    _check_target(plans, work.target, force=force)
-    free = work.bytes_free
-    if work.bytes_to_write > free:
+    job = replace(lay_out(plans, placed, options, manifest=manifest), force=force)
+    job.check_target()
+    free = job.bytes_free
+    if job.bytes_to_write > free:
         raise OutputError(
-            f"needs {work.bytes_to_write} bytes, but {free} are free",
-            subject=work.target.path,
+            f"needs {job.bytes_to_write} bytes, but {free} are free",
+            subject=job.target.path,
             hint=f"make room, or {WRITE_ELSEWHERE}",
         )
-    return work
+    return job
 
 
-def lay_out(plans: Sequence[Plan], placed: Sequence[Target], options: OutputOptions, *, manifest: bool = True) -> Work:
+def lay_out(plans: Sequence[Plan], placed: Sequence[Target], options: OutputOptions, *, manifest: bool = True) -> Job:
     """Check that the checkpoints are of one model that can be averaged, and return what there is to do, each `placed`.
 
     Raises:
-        CheckpointError, RunError, OutputError: as `average`; but the targets are not looked at.
+        CheckpointError, RunError, OutputError: as `prepare`; but the targets are not looked at.
     """
     dtype, copy = options.dtype, options.copy
     entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
     newest = plans[0].newest
     copied = copied_names(newest.tensors.specs, copy)
     # What is copied may be missing in the newest, or have another shape in others.
-    unlike = copied.union(*(copied_names(each.tensors.specs, copy) for each in entered)) if copy else copied
+    unlike = copied.union(*(copied_names(checkpoint.tensors.specs, copy) for checkpoint in entered)) if copy else copied
     check_same_model(entered, mixed_floats=dtype is not None, copied=unlike)
     check_averageable(newest, copied)
     _check_alike(plans, dtype, copied)
     outputs: list[Output] = []
-    for plan, each in zip(plans, placed, strict=True):
+    for plan, target in zip(plans, placed, strict=True):
         tables = [file.table for file in outputs[0].files] if outputs else []
         most = options.max_shard_size
-        outputs.append(lay_out_output(plan, each, dtype, copied, tables, max_shard_bytes=most, manifest=manifest))
-    return Work(plans, checkpoints_read(plans), outputs, options, copied)
+        outputs.append(lay_out_output(plan, target, dtype, copied, tables, max_shard_bytes=most, manifest=manifest))
+    return Job(plans, checkpoints_read(plans), outputs, options, copied, manifest)
 
 
 def checkpoints_read(plans: Sequence[Plan]) -> list[Checkpoint]:
@@ -156,8 +190,8 @@ def _of_any(plans: Sequence[Plan], checkpoints: Sequence[Checkpoint]) -> list[Ch
     """Return each of the checkpoints once, in the order of the run."""
     if any(plan.run is not plans[0].run for plan in plans):
         raise RunError("the plans are of several runs", hint="average them one by one")
-    wanted = {id(each) for each in checkpoints}
-    return [each for each in plans[0].run.checkpoints if id(each) in wanted]
+    wanted = set(checkpoints)
+    return [checkpoint for checkpoint in plans[0].run.checkpoints if checkpoint in wanted]
 
 
 def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[str]) -> None:
@@ -189,11 +223,6 @@ def _kinds(plan: Plan, dtype: DType | None, copied: frozenset[str]) -> dict[str,
     }
 
 
-def _check_target(plans: Sequence[Plan], target: Target, *, force: bool) -> None:
-    inputs = [file for each in plans[0].run.checkpoints for file in each.files]
-    check_target(target, inputs, force=force)
-
-
 def refuse_averaged(plan: Plan) -> None:
     """Raise a RunError if a checkpoint of the plan holds averages already: a second average smooths twice."""
     for entry in plan.entries:
@@ -201,27 +230,27 @@ def refuse_averaged(plan: Plan) -> None:
             raise averaged_error(entry.checkpoint)
 
 
-def memory_needed(plans: Sequence[Plan], threads: int | None, max_memory: int | None) -> int:
-    """Return about how many bytes of memory the process will take; `max_memory` bounds it.
+def memory_needed(job: Job, threads: int | None, max_memory: int | None) -> int:
+    """Return about how many bytes of memory the process will take.
+
+    Args:
+        threads: how many; None for the default.
+        max_memory: the most, in bytes; None for the default.
 
     Raises:
-        UsageError: where that is too little.
+        UsageError: where `max_memory` is too little.
     """
-    sizes = _buffer_sizes(plans, threads or default_threads(), max_memory)
-    newest = len({id(plan.newest) for plan in plans})
-    buffers = sizes.threads * sizes.worker_bytes(len(plans), newest)
-    tensors = len(plans[0].newest.tensors.specs)
-    return peak_bytes() + buffers + tensors * _RESERVED_BYTES_PER_TENSOR
+    sizes = buffer_sizes(job, threads, max_memory)
+    buffers = sizes.threads * sizes.worker_bytes(len(job.plans), job.newest)
+    return peak_bytes() + buffers + len(job.tensors) * _RESERVED_BYTES_PER_TENSOR
 
 
-def _buffer_sizes(plans: Sequence[Plan], threads: int, max_memory: int | None) -> BufferSizes:
-    """Return buffers that keep the process within `max_memory`."""
-    newest = len({id(plan.newest) for plan in plans})
-    least = max(least_bytes(len(plans), newest), _LEAST_BUFFER_BYTES)
+def buffer_sizes(job: Job, threads: int | None, max_memory: int | None) -> BufferSizes:
+    """Return buffers that keep the process within `max_memory`; see `memory_needed`."""
+    least = max(least_bytes(len(job.plans), job.newest), _LEAST_BUFFER_BYTES)
     budget = max(DEFAULT_BYTES, least)
     if max_memory is not None:
-        tensors = len(plans[0].newest.tensors.specs)
-        taken = peak_bytes() + _RESERVED_BYTES + tensors * _RESERVED_BYTES_PER_TENSOR
+        taken = peak_bytes() + _RESERVED_BYTES + len(job.tensors) * _RESERVED_BYTES_PER_TENSOR
         budget = max_memory - taken
         if budget < least:
             needed = -(-(taken + least) // 10**6)
@@ -230,4 +259,4 @@ def _buffer_sizes(plans: Sequence[Plan], threads: int, max_memory: int | None) -
                 option="max_memory",
                 hint=f"{option('max_memory', f'{needed}MB')}",
             )
-    return divide_memory(budget, threads, len(plans), newest)
+    return divide_memory(budget, threads or default_threads(), len(job.plans), job.newest)

@@ -36,10 +36,11 @@ def relative(share: float | None) -> str:
     """Return a relative distance for people."""
     if share is not None and math.isnan(share):
         return "nan"
-    return _number(None if share is None else share * 100, "{:.3g}%")
+    return format_optional(None if share is None else share * 100, "{:.3g}%")
 
 
-def _number(value: float | None, form: str) -> str:
+def format_optional(value: float | None, form: str) -> str:
+    """Return a number in a format as "{:.4g}", or a dash where there is none."""
     return "-" if value is None else form.format(value)
 
 

@@ -240,7 +240,7 @@ def test_an_input_that_changes_meanwhile_is_an_error(tmp_path: Path):
         os.utime(tmp_path / "run" / "step-100.pt", (1, 1))
 
     with pytest.raises(CheckpointError, match=r"step-100.pt: changed while it was used"):
-        average(plan, tmp_path / "x.safetensors", report=touch)
+        average(plan, tmp_path / "x.safetensors", progress=touch)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -286,7 +286,7 @@ def test_what_is_put_into_the_target_meanwhile_is_kept(tmp_path: Path):
         (tmp_path / "out" / "notes.txt").write_text("mine")
 
     with pytest.raises(OutputError, match=r"notes\.txt"):
-        average(plan_of(tmp_path / "run", "50ba"), tmp_path / "out", force=True, report=report)
+        average(plan_of(tmp_path / "run", "50ba"), tmp_path / "out", force=True, progress=report)
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 

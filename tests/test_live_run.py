@@ -104,7 +104,7 @@ def test_a_change_names_the_file_and_nothing_is_written(
     if moment == "planned":
         report()
     with pytest.raises(CheckpointError) as raised:
-        averaging.average(plan, parse_target(tmp_path / "out.safetensors"), report=report)
+        averaging.average(plan, parse_target(tmp_path / "out.safetensors"), progress=report)
     assert done, "the change was made"
     assert str(changed) in str(raised.value)
     assert raised.value.exit_code == 3

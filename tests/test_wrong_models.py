@@ -168,7 +168,7 @@ def test_a_side_file_that_changes_stops_the_average(tmp_path: Path):
     write_hf_run(tmp_path / "run", [10, 20])
     config = tmp_path / "run" / "checkpoint-20" / "config.json"
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        average(tmp_path / "run", tmp_path / "out", report=lambda *_: config.write_text('{"another": 1}'))
+        average(tmp_path / "run", tmp_path / "out", progress=lambda *_: config.write_text('{"another": 1}'))
     assert not (tmp_path / "out").exists()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import typer
 
+from ema_cli.cli.output import fail
 from ema_cli.cli.typer_commands import Call, Group, Invocation, Version
 from ema_cli.errors import EmaError, UsageError, option
 from ema_cli.system import signals
@@ -99,13 +100,5 @@ def _run(arguments: list[str], invocation: Invocation) -> int:
 
 
 def _fail(problem: EmaError, invocation: Invocation) -> int:
-    """Print an error: as JSON on stdout where JSON is wanted, else in words on stderr."""
-    if invocation.as_json:
-        from ema_cli.cli.commands.shared import error_facts, print_json
-
-        print_json(invocation.command, {"error": error_facts(problem)})
-    else:
-        from ema_cli.cli import terminal
-
-        terminal.error(problem)
+    fail(problem, command=invocation.command, as_json=invocation.as_json)
     return problem.exit_code

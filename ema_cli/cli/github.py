@@ -1,16 +1,16 @@
-"""Errors and warnings where a job on GitHub Actions shows them: at the top of its page, and beside the change.
+"""Errors and warnings where a job on GitHub Actions shows them: at the top of its page, and next to the change.
 
-Such a job reads commands from the lines of stdout and stderr alike; ours go to stderr. Elsewhere nothing is told.
+Such a job reads commands from the lines of stdout and stderr alike; ours go to stderr. Elsewhere nothing is written.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
-from ema_cli.errors import printable
+from ema_cli.errors import EmaError, at_terminal, printable
 
 
 def annotate(level: Literal["error", "warning"], message: str, hint: str | None = None) -> None:
@@ -22,10 +22,12 @@ def annotate(level: Literal["error", "warning"], message: str, hint: str | None 
     sys.stderr.write(f"::{level} title=ema-cli::{escaped}\n")
 
 
-def annotate_all(content: Mapping[str, Any]) -> None:
-    """Write an annotation of each warning, and of the error, in what --json prints."""
-    told = [content, *(each for each in content.get("plans", ()) if "warnings" in each)]
-    for message in dict.fromkeys(message for each in told for message in each.get("warnings", ())):
+def annotate_warnings(messages: Iterable[str]) -> None:
+    """Write an annotation of each warning, of equal ones a single one."""
+    for message in dict.fromkeys(messages):
         annotate("warning", message)
-    if "error" in content:
-        annotate("error", content["error"]["message"], content["error"]["hint"])
+
+
+def annotate_error(problem: EmaError) -> None:
+    """Write an annotation of an error, with what to do."""
+    annotate("error", problem.message(at_terminal), problem.advice(at_terminal))

@@ -1,48 +1,83 @@
-"""Runs, plans and results as plain data: what `--json` prints, and what the tables are drawn from."""
+"""What --json prints: the one place where views become dictionaries."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
+from dataclasses import asdict
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from math import isfinite
+from typing import TYPE_CHECKING
 
-from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.cli.views import Averaged, DryRun, Inspection, Page, RunView, Sizes, StoredView, checkpoint_notes
+from ema_cli.errors import EmaError, at_terminal
 from ema_cli.law.recipe import law_to_dict
-from ema_cli.law.time import Time, Unit, interval_text
+from ema_cli.law.time import interval_text
 from ema_cli.planning.plan import Approximation, Plan
-from ema_cli.runs.run import Run
-from ema_cli.runs.same_model import first_differences
-from ema_cli.runs.spacing import measure_spacing
-from ema_cli.runs.warnings import _by_specs
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they load numpy: not for `inspect`
     from ema_cli.averaging import Result
-    from ema_cli.job import Work  # which import numpy: not for `inspect`
-    from ema_cli.runs.stored import StoredRun
+    from ema_cli.comparing.comparison import Comparison, Part
+    from ema_cli.comparing.distance import Distance
+    from ema_cli.release.verify import Verified
+
+Facts = dict[str, object]
+
+# The numbers of a distance, as JSON and as `Distance` call them.
+_NUMBERS = {
+    "distance": "distance",
+    "relative_distance": "relative",
+    "cosine": "cosine",
+    "norm_a": "norm_one",
+    "norm_b": "norm_other",
+    "largest_difference": "largest",
+}
 
 
-def run_facts(run: Run, *, stored: bool = False) -> dict[str, Any]:
-    """Return what is known of a run without a plan; of `stored` averages, several have one clock by nature."""
-    common = _common_specs(run.checkpoints)
+def inspection_facts(inspection: Inspection) -> Facts:
+    """Return what `inspect` shows, all but an error."""
+    single = inspection.single
     return {
-        "path": (run.checkpoints[0].path if len(run.checkpoints) == 1 else run.root).as_posix(),
+        "run": run_facts(inspection.view),
+        "plans": [plan_facts(plan) for plan in inspection.plans],
+        "stored": stored_facts(inspection.stored) if inspection.stored else None,
+        **({"tensors": tensor_facts(single), "recipe": single.mark} if single else {}),
+        "warnings": list(inspection.warnings),
+    }
+
+
+def run_facts(view: RunView) -> Facts:
+    """Return what is known of a run without a plan."""
+    run, spacing = view.run, view.spacing
+    return {
+        "path": view.path,
         "checkpoints": [
-            checkpoint_facts(each, sizes)
-            for each, sizes in zip(run.checkpoints, _by_specs(run.checkpoints, _sizes), strict=True)
+            checkpoint_facts(checkpoint, sizes) for checkpoint, sizes in zip(run.checkpoints, view.sizes, strict=True)
         ],
         "units": [str(unit) for unit in run.units],
-        "spacing": None if stored else _spacing_facts(run),
-        "tensors": tensor_totals(common),
-        "differences": first_differences(run.checkpoints) if run.checkpoints else [],
-        "same_clock": [] if stored else [[each.name for each in group] for group in run.twins()],
-        "passed_over": [{"name": each.name, "reason": each.reason} for each in run.passed_over],
+        "spacing": {
+            "usual": str(spacing.usual),
+            "regular": spacing.regular,
+            "gaps": [{"after": gap.after, "before": gap.before, "length": str(gap.length)} for gap in spacing.gaps],
+        }
+        if spacing
+        else None,
+        "tensors": {
+            "count": view.tensors.count,
+            "averaged": view.tensors.averaged,
+            "packed": view.tensors.packed,
+            "parameters": view.tensors.parameters,
+            "bytes": view.tensors.nbytes,
+        },
+        "differences": list(view.differences),
+        "same_clock": [list(group) for group in view.same_clock],
+        "passed_over": [{"name": passed.name, "reason": passed.reason} for passed in run.passed_over],
         "notes": list(run.notes),
     }
 
 
-def checkpoint_facts(checkpoint: Checkpoint, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of one checkpoint, with the `sizes` of its tensors."""
+def checkpoint_facts(checkpoint: Checkpoint, sizes: Sizes) -> Facts:
+    """Return what is known of one checkpoint."""
     return {
         "name": checkpoint.name,
         "format": checkpoint.format,
@@ -51,13 +86,14 @@ def checkpoint_facts(checkpoint: Checkpoint, sizes: Mapping[str, Any]) -> dict[s
             str(unit): {"value": number(clock.value), "from": clock.source}
             for unit, clock in sorted(checkpoint.progress.clocks.items())
         },
-        **sizes,
+        "bytes": sizes.nbytes,
+        "dtypes": dict(sizes.dtypes),
         "averaged_already": checkpoint.averaged,
         "notes": list(checkpoint.notes),
     }
 
 
-def tensor_facts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+def tensor_facts(checkpoint: Checkpoint) -> list[Facts]:
     """Return the tensors of one checkpoint."""
     return [
         {"name": name, "dtype": spec.dtype.name, "shape": list(spec.shape), "bytes": spec.nbytes}
@@ -65,21 +101,9 @@ def tensor_facts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     ]
 
 
-def tensor_totals(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
-    """Return how many tensors there are, how many floating and how many packed, their parameters and bytes."""
-    return {
-        "count": len(specs),
-        "averaged": sum(spec.dtype.averaged for spec in specs.values()),
-        "packed": sum(spec.dtype.kind == "packed" for spec in specs.values()),
-        "parameters": sum(spec.count for spec in specs.values()),
-        "bytes": sum(spec.nbytes for spec in specs.values()),
-    }
-
-
-def plan_facts(plan: Plan) -> dict[str, Any]:
+def plan_facts(plan: Plan) -> Facts:
     """Return the weights and what they come to."""
-    recipe = plan.recipe
-    advice = plan.advice
+    recipe, advice = plan.recipe, plan.advice
     enough = advice.half_life_for_three
     return {
         **law_to_dict(recipe.law),
@@ -87,20 +111,20 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "update_interval": interval_text(recipe.interval),
         "bias_correction": recipe.bias_correction,
         "entries": [
-            {"name": each.checkpoint.name, "clock": str(each.clock), "weight": each.weight} for each in plan.entries
+            {"name": entry.checkpoint.name, "clock": str(entry.clock), "weight": entry.weight} for entry in plan.entries
         ],
-        "skipped": [{"name": each.checkpoint.name, "reason": each.reason} for each in plan.skipped],
+        "skipped": [{"name": skipped.checkpoint.name, "reason": skipped.reason} for skipped in plan.skipped],
         "effective_checkpoints": plan.effective_count,
         "mean_age": {"value": number(plan.mean_age.value), "unit": str(plan.mean_age.unit)},
         "half_life_for_three": str(enough) if enough else None,
         "newest_is_heavy": advice.newest_is_heavy,
-        "half_lives_to_store": [str(each) for each in advice.half_lives_to_store],
+        "half_lives_to_store": [str(half_life) for half_life in advice.half_lives_to_store],
         "warnings": advice.warnings,
         "approximation": _approximation_facts(plan.approximation) if plan.approximation else None,
     }
 
 
-def _approximation_facts(approximation: Approximation) -> dict[str, Any]:
+def _approximation_facts(approximation: Approximation) -> Facts:
     return {
         "relative_error": approximation.error,
         "reach": [
@@ -116,85 +140,138 @@ def _approximation_facts(approximation: Approximation) -> dict[str, Any]:
     }
 
 
-def stored_facts(stored: StoredRun) -> dict[str, Any]:
-    """Return what averages a training stored."""
-    names = dict.fromkeys(each.checkpoint.path.stem for each in stored.averages if each.law is not None)
-    clocks = dict.fromkeys(str(each.clock) for each in stored.averages if each.law is not None)
+def stored_facts(view: StoredView) -> Facts:
+    """Return what averages a training stored, and what they would make."""
+    stored = view.run
+    if isinstance(stored, EmaError):
+        return {"problem": stored.message(at_terminal)}
     return {
         "path": stored.root.as_posix(),
-        "averages": list(names),
-        "clocks": list(clocks),
-        "first_copy": any(each.law is None for each in stored.averages),
+        "averages": stored.names,
+        "clocks": stored.clocks,
+        "first_copy": stored.has_first_copy,
+        "plans": [
+            {"law": recipe.law.name, "problem": plan.message(at_terminal)}
+            if isinstance(plan, EmaError)
+            else plan_facts(plan)
+            for recipe, plan in view.plans
+        ],
     }
 
 
-def work_facts(work: Work, memory: int) -> dict[str, Any]:
-    """Return what would be read and written, in about how much `memory`, and how much room the disk has; in bytes."""
-    return {
-        "path": work.target.path.as_posix(),
+def dry_run_facts(dry: DryRun) -> Facts:
+    """Return the plans, what would be read and written, and how much room there is; in bytes."""
+    job = dry.job
+    would_write = {
+        "path": job.target.path.as_posix(),
         "outputs": [
             {
                 "path": output.target.path.as_posix(),
                 "files": sorted([*(file.name for file in output.files), *output.texts, *output.copies]),
                 "bytes": output.nbytes,
             }
-            for output in work.outputs
+            for output in job.outputs
         ],
-        "bytes_to_read": work.bytes_to_read,
-        "bytes_to_write": work.bytes_to_write,
-        "bytes_free": work.bytes_free,
-        "memory_bytes": memory,
+        "bytes_to_read": job.bytes_to_read,
+        "bytes_to_write": job.bytes_to_write,
+        "bytes_free": job.bytes_free,
+        "memory_bytes": dry.memory,
     }
+    plans = [plan_facts(plan) for plan in job.plans]
+    return {"plans": plans, "would_write": would_write, "warnings": list(dry.warnings)}
 
 
-def result_facts(result: Result) -> dict[str, Any]:
-    """Return what was written."""
+def averaged_facts(averaged: Averaged, warnings: Iterable[str]) -> Facts:
+    """Return the plans, and what was written."""
+    plans = [plan_facts(plan) for plan in averaged.plans]
+    return {"plans": plans, "written": _result_facts(averaged.result), "warnings": list(warnings)}
+
+
+def _result_facts(result: Result) -> Facts:
     return {
         "path": result.target.path.as_posix(),
-        "outputs": [{"path": each.target.path.as_posix(), "bytes": each.nbytes} for each in result.outputs],
+        "outputs": [{"path": output.target.path.as_posix(), "bytes": output.nbytes} for output in result.outputs],
         "tensors_averaged": result.tensors_averaged,
         "tensors_copied": result.tensors_copied,
         "bytes_read": result.bytes_read,
         "bytes_written": result.bytes_written,
         "seconds": round(result.seconds, 3),
-        "bytes_per_second": round(result.bytes_read / max(result.seconds, 1e-3)),
+        "bytes_per_second": result.bytes_per_second,
         "peak_memory_bytes": result.peak_memory,
         "non_finite": list(result.non_finite),
     }
 
 
-def number(value: Fraction | float) -> int | float:
-    """Return an exact number as JSON has it."""
-    return int(value) if value == int(value) else float(value)
+def page_facts(page: Page) -> Facts:
+    """Return where a page is, and what it lacks."""
+    return {"written": {"path": page.path, "bytes": page.nbytes}, "missing": list(page.missing)}
 
 
-def _sizes(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+def verified_facts(verified: Verified) -> Facts:
+    """Return whether an average holds."""
     return {
-        "bytes": sum(spec.nbytes for spec in specs.values()),
-        "dtypes": dict(sorted(Counter(spec.dtype.name for spec in specs.values()).items())),
+        "path": verified.published.path.as_posix(),
+        "ok": not verified.problems,
+        "files": verified.files,
+        "tensors": verified.tensors,
+        "bytes": verified.nbytes,
+        "problems": list(verified.problems),
+        "against": asdict(verified.against) if verified.against is not None else None,
     }
 
 
-def _common_specs(checkpoints: Sequence[Checkpoint]) -> Mapping[str, TensorSpec]:
-    """Return the tensors that all checkpoints have with one spec."""
-    if not checkpoints:
-        return {}
-    newest = checkpoints[-1].tensors.specs
-    others = [each.tensors.specs for each in checkpoints if each.tensors.specs is not newest]
-    return {name: spec for name, spec in newest.items() if all(specs.get(name) == spec for specs in others)}
+def comparison_facts(comparison: Comparison) -> Facts:
+    """Return a comparison; numbers that are not finite are None."""
+    one, other = comparison.one.tensors.specs, comparison.other.tensors.specs
+    return {
+        "a": _side_facts(comparison.one),
+        "b": _side_facts(comparison.other),
+        "total": _part_facts(comparison.total),
+        "layers": [{"name": layer, **_part_facts(part)} for layer, part in comparison.layers.items()],
+        "tensors": [
+            {
+                "name": tensor.name,
+                "dtypes": [spec.dtype.name for spec in tensor.specs],
+                "shape": list(tensor.specs[0].shape),
+                "equal": tensor.equal,
+                **_distance_facts(tensor.distance, tensor.not_finite),
+            }
+            for tensor in comparison.tensors
+        ],
+        "only_in_a": list(comparison.only_one),
+        "only_in_b": list(comparison.only_other),
+        "different": [{"name": name, "a": str(one[name]), "b": str(other[name])} for name in comparison.different],
+        "warnings": comparison.warnings,
+    }
 
 
-def _spacing_facts(run: Run) -> dict[str, Any] | None:
-    """Return the usual distance between neighbours, and where it is half as much again or more."""
-    if not run.units:
-        return None
-    unit: Unit = run.units[0]
-    spacing = measure_spacing([checkpoint.clock(unit) or Fraction(0) for checkpoint in run.checkpoints])
-    if spacing is None:
-        return None
-    names = [checkpoint.name for checkpoint in run.checkpoints]
-    gaps = [
-        {"after": names[gap.older], "before": names[gap.newer], "length": str(Time(gap.length, unit))}
-        for gap in spacing.gaps
-    ]
-    return {"usual": str(Time(spacing.usual, unit)), "regular": spacing.regular, "gaps": gaps}
+def _side_facts(checkpoint: Checkpoint) -> Facts:
+    return {
+        "path": checkpoint.name,
+        "format": checkpoint.format,
+        "bytes": checkpoint.nbytes,
+        "tensors": len(checkpoint.tensors.specs),
+        "notes": checkpoint_notes(checkpoint),
+    }
+
+
+def _part_facts(part: Part) -> Facts:
+    return {
+        "tensors": part.tensors,
+        "equal": part.equal,
+        "parameters": part.parameters,
+        **_distance_facts(part.distance, part.not_finite),
+    }
+
+
+def _distance_facts(distance: Distance | None, not_finite: tuple[int, int]) -> Facts:
+    numbers: Facts = dict.fromkeys(_NUMBERS)
+    for name, attribute in _NUMBERS.items() if distance is not None else ():
+        value: float | None = getattr(distance, attribute)
+        numbers[name] = value if value is not None and isfinite(value) else None
+    return {**numbers, "non_finite": dict(zip("ab", not_finite, strict=True))}
+
+
+def number(value: Fraction | float) -> int | float:
+    """Return an exact number as JSON has it."""
+    return int(value) if value == int(value) else float(value)

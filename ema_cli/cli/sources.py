@@ -52,10 +52,10 @@ class RawSource:
                 hint=f"averages that the training stored are there: {option('from', 'stored')}",
             ) from problem
 
-    def plans(self, recipes: Sequence[Recipe]) -> list[Plan]:
-        """Return a plan of the run for each recipe."""
+    def open_with(self, recipes: Sequence[Recipe]) -> tuple[Run, tuple[Plan, ...]]:
+        """Return the run, and a plan of it for each recipe."""
         run = self.open()
-        return [make_plan(run, recipe) for recipe in recipes]
+        return run, tuple(make_plan(run, recipe) for recipe in recipes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,12 @@ class StoredSource:
             )
         return open_stored(self.paths)
 
-    def plans(self, recipes: Sequence[Recipe]) -> list[Plan]:
-        """Return the combination of the averages that comes nearest to each recipe."""
+    def open_with(self, recipes: Sequence[Recipe]) -> tuple[Run, tuple[Plan, ...]]:
+        """Return the averages as a run, and for each recipe the combination of them that comes nearest to it."""
+        stored = self.open()
+        if not recipes:
+            return stored.run, ()
         from ema_cli.planning.stored_plan import make_stored_plan  # which loads numpy
 
-        stored = self.open()
-        return [make_stored_plan(stored, recipe, allow_approximate=self.allow_approximate) for recipe in recipes]
+        plans = (make_stored_plan(stored, recipe, allow_approximate=self.allow_approximate) for recipe in recipes)
+        return stored.run, tuple(plans)

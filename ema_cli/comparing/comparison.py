@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
-from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.comparing.distance import Distance, Sums, comparable, measure
@@ -13,16 +11,6 @@ from ema_cli.comparing.layers import order_by_layer
 from ema_cli.errors import RunError
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import natural_key
-
-# As they are called in JSON, and here.
-_NUMBERS = {
-    "distance": "distance",
-    "relative_distance": "relative",
-    "cosine": "cosine",
-    "norm_a": "norm_one",
-    "norm_b": "norm_other",
-    "largest_difference": "largest",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +71,15 @@ class Comparison:
     only_one: Sequence[str]
     only_other: Sequence[str]
     different: Sequence[str]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return which tensors hold values that are not finite."""
+        return [
+            f"'{tensor.name}' holds NaN or infinity: {tensor.not_finite[0]} in A, {tensor.not_finite[1]} in B"
+            for tensor in self.tensors
+            if any(tensor.not_finite)
+        ]
 
 
 def compare(
@@ -153,64 +150,3 @@ def _natural(names: Iterable[str]) -> list[str]:
 
 def _not_finite(sums: Sums) -> tuple[int, int]:
     return int(sums.not_finite[0, 0]), int(sums.not_finite[1, 0])
-
-
-def comparison_facts(found: Comparison) -> dict[str, Any]:
-    """Return a comparison as plain data: numbers that are no numbers are None."""
-    return {
-        "a": _checkpoint_facts(found.one),
-        "b": _checkpoint_facts(found.other),
-        "total": _part_facts(found.total),
-        "layers": [{"name": layer, **_part_facts(part)} for layer, part in found.layers.items()],
-        "tensors": [
-            {
-                "name": each.name,
-                "dtypes": [spec.dtype.name for spec in each.specs],
-                "shape": list(each.specs[0].shape),
-                "equal": each.equal,
-                **_distance_facts(each.distance, each.not_finite),
-            }
-            for each in found.tensors
-        ],
-        "only_in_a": list(found.only_one),
-        "only_in_b": list(found.only_other),
-        "different": [
-            {"name": name, "a": str(found.one.tensors.specs[name]), "b": str(found.other.tensors.specs[name])}
-            for name in found.different
-        ],
-        "warnings": [
-            f"'{each.name}' holds NaN or infinity: {each.not_finite[0]} in A, {each.not_finite[1]} in B"
-            for each in found.tensors
-            if any(each.not_finite)
-        ],
-    }
-
-
-def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    # Of what ema-cli made, its user knows.
-    averages = [f"averages: {checkpoint.averaged}"] if checkpoint.averaged and checkpoint.mark is None else []
-    return {
-        "path": checkpoint.name,
-        "format": checkpoint.format,
-        "bytes": checkpoint.nbytes,
-        "tensors": len(checkpoint.tensors.specs),
-        "notes": [*averages, *checkpoint.notes],
-    }
-
-
-def _part_facts(part: Part) -> dict[str, Any]:
-    return {
-        "tensors": part.tensors,
-        "equal": part.equal,
-        "parameters": part.parameters,
-        **_distance_facts(part.distance, part.not_finite),
-    }
-
-
-def _distance_facts(distance: Distance | None, not_finite: tuple[int, int]) -> dict[str, Any]:
-    numbers: dict[str, float | None] = dict.fromkeys(_NUMBERS)
-    if distance is not None:
-        for name, attribute in _NUMBERS.items():
-            value = getattr(distance, attribute)
-            numbers[name] = value if value is not None and isfinite(value) else None
-    return {**numbers, "non_finite": dict(zip("ab", not_finite, strict=True))}

@@ -1,14 +1,15 @@
-"""What a job demands of an average before it is made: gates, each of which fails with exit code 6. No numpy."""
+"""Gates: demands on an average before it is made. One that is not met fails with exit code 6. No numpy."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ema_cli.errors import GateError, UsageError
+from ema_cli.errors import GateError, UsageError, option
+from ema_cli.planning.plan import Plan
+from ema_cli.text import some
 
 _MOST_NAMES = 5
 _MAX_KEYS_BYTES = 1 << 28
@@ -39,36 +40,36 @@ class Gates:
         """Return whether there is anything to check."""
         return self != Gates()
 
-    def problem(
-        self, plans: Sequence[Mapping[str, Any]], warnings: Sequence[str], names: Collection[str]
-    ) -> GateError | None:
-        """Return the error that says everything that does not hold; `plans` are facts, `names` those of the tensors.
+    def problem(self, plans: Sequence[Plan], warnings: Sequence[str], names: Collection[str]) -> GateError | None:
+        """Return the error that says everything that does not hold, None where all does.
 
-        `warnings` are those of the run; those of the plans come with them.
+        Args:
+            warnings: those of the run; those of the plans come with them.
+            names: those of the tensors in the average.
         """
-        found = [fact for plan in plans for fact in self._of_plan(plan)]
+        facts = [fact for plan in plans for fact in self._of_plan(plan)]
         if self.expect_keys is not None:
-            found += _differences(self.expect_keys, names)
+            facts += _differences(self.expect_keys, names)
         if self.strict:
-            told = dict.fromkeys([*warnings, *(each for plan in plans for each in plan["warnings"])])
-            found += [f"--strict: {each}" for each in told]
-        if not found:
+            every = dict.fromkeys([*warnings, *(warning for plan in plans for warning in plan.advice.warnings)])
+            facts += [f"{option('strict', True)}: {warning}" for warning in every]
+        if not facts:
             return None
-        return GateError("; ".join(found), hint="nothing was averaged; change the run, or what is demanded of it")
+        return GateError("; ".join(facts), hint="nothing was averaged; change the run, or what is demanded of it")
 
-    def _of_plan(self, plan: Mapping[str, Any]) -> list[str]:
-        weights = {each["name"]: each["weight"] for each in plan["entries"] if each["weight"]}
-        found = []
-        if self.min_count is not None and len(weights) < self.min_count:
-            enter = "checkpoint enters" if len(weights) == 1 else "checkpoints enter"
-            found.append(f"--min-count {self.min_count}: {len(weights)} {enter} the average of {plan['law']}")
+    def _of_plan(self, plan: Plan) -> list[str]:
+        facts = []
+        count, law = len(plan.read), plan.recipe.law.name
+        if self.min_count is not None and count < self.min_count:
+            enter = "checkpoint enters" if count == 1 else "checkpoints enter"
+            facts.append(f"{option('min_count', self.min_count)}: {count} {enter} the average of {law}")
         if self.max_share is not None:
-            name, weight = max(weights.items(), key=lambda each: each[1])
-            if weight > self.max_share:
-                found.append(
-                    f"--max-share {self.max_share:g}: {name} holds {weight:.2%} of the average of {plan['law']}"
-                )
-        return found
+            heaviest = max(plan.read, key=lambda entry: entry.weight)
+            if heaviest.weight > self.max_share:
+                demanded = option("max_share", float(f"{self.max_share:g}"))
+                holds = f"{heaviest.checkpoint.name} holds {heaviest.weight:.2%} of the average of {law}"
+                facts.append(f"{demanded}: {holds}")
+        return facts
 
 
 def read_keys(path: Path) -> frozenset[str]:
@@ -94,24 +95,24 @@ def read_keys(path: Path) -> frozenset[str]:
 
 
 def _in_json(text: str) -> list[str] | None:
+    """Return the names in a text of JSON, None where it is none, or holds something else."""
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if isinstance(found, dict):
-        rows = found.get("tensors")
-        if "recipe" in found and isinstance(rows, list):
+    if isinstance(content, dict):
+        rows = content.get("tensors")
+        if "recipe" in content and isinstance(rows, list):  # a manifest
             return [str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row]
-        inner = found.get("weight_map", found)
-        found = [name for name in inner if name != "__metadata__"] if isinstance(inner, dict) else None
-    return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else None
+        inner = content.get("weight_map", content)
+        content = [name for name in inner if name != "__metadata__"] if isinstance(inner, dict) else None
+    return content if isinstance(content, list) and all(isinstance(name, str) for name in content) else None
 
 
 def _differences(expected: frozenset[str], names: Collection[str]) -> list[str]:
-    missing, more = sorted(expected - set(names)), sorted(set(names) - expected)
+    missing, unexpected = sorted(expected - set(names)), sorted(set(names) - expected)
     return [
-        f"--expect-keys: {what} {', '.join(repr(each) for each in found[:_MOST_NAMES])}"
-        + (f" and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else "")
-        for what, found in (("missing", missing), ("unexpected", more))
-        if found
+        f"{option('expect_keys')}: {what} {some([repr(name) for name in different], _MOST_NAMES)}"
+        for what, different in (("missing", missing), ("unexpected", unexpected))
+        if different
     ]

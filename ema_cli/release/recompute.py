@@ -16,7 +16,7 @@ from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
 from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
 from ema_cli.folding.sink import TensorRange
-from ema_cli.job import Work, lay_out
+from ema_cli.job import Job, lay_out
 from ema_cli.manifest.types import Manifest
 from ema_cli.release.metadata import (
     frame_differences,
@@ -82,19 +82,19 @@ def _compare(
 ) -> Verified:
     """Fold the inputs into a comparison with the average that is there."""
     snapshot = verified.snapshot
-    work = _work(replay, snapshot.published)
+    job = _job(replay, snapshot.published)
     comparison = _Comparison(_places(snapshot))
-    problems = comparison.expect(work.outputs[0])
+    problems = comparison.expect(job.outputs[0])
     record = Record(
-        work.checkpoints,
-        work.options,
-        work.copied,
+        job.checkpoints,
+        job.options,
+        job.copied,
         checksum=replay.checksum and not sample,
         threads=threads,
         warnings=manifest["warnings"],
     )
     most_elements = SAMPLE_ELEMENTS if sample else None
-    folded = work.fold(
+    folded = job.fold(
         [comparison],
         sizes=divide_memory(max(DEFAULT_BYTES, least_bytes()), threads),
         checksums=record.checksums,
@@ -102,20 +102,20 @@ def _compare(
         progress=report,
     )
     problems += comparison.problems()
-    problems += side_file_differences(manifest, work.outputs[0], snapshot.published)
+    problems += side_file_differences(manifest, job.outputs[0], snapshot.published)
     if is_of_this_version(manifest):
         if not problems:
             files = {file.path: file for file in snapshot.files.values()}
-            problems += frame_differences(files, work.outputs[0], snapshot.published.folder, sample=sample)
-        again = record.manifest(work.outputs[0], replay.plan, {}, folded.non_finite[0])
-        tensors = record.tensors(work.outputs[0], replay.plan, folded.non_finite[0])
+            problems += frame_differences(files, job.outputs[0], snapshot.published.folder, sample=sample)
+        again = record.manifest(job.outputs[0], replay.plan, {}, folded.non_finite[0])
+        tensors = record.tensors(job.outputs[0], replay.plan, folded.non_finite[0])
         problems += manifest_differences(manifest, snapshot.published.manifest, again, tensors, sample=sample)
-    inputs = [file for checkpoint in work.checkpoints for file in checkpoint.files]
+    inputs = [file for checkpoint in job.checkpoints for file in checkpoint.files]
     for file in (*inputs, *snapshot.files.values()):
         file.check_unchanged()
     different = comparison.different
     against = Against(
-        checkpoints=len(work.checkpoints),
+        checkpoints=len(job.checkpoints),
         tensors=comparison.tensors,
         most_elements=most_elements,
         bytes_read=folded.bytes_read,
@@ -129,7 +129,7 @@ def _with(verified: Verified, problems: Sequence[str]) -> Verified:
     return replace(verified, problems=(*verified.problems, *problems))
 
 
-def _work(replay: Replay, published: Published) -> Work:
+def _job(replay: Replay, published: Published) -> Job:
     """Return what would be made once more, where it lies already."""
     return lay_out([replay.plan], [Target(published.path, published.is_folder)], replay.options)
 

@@ -5,8 +5,7 @@ Everything that does not hold is a problem, and all problems are returned; only 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ema_cli.release.checks import all_problems
 from ema_cli.release.published import Published
@@ -89,16 +88,3 @@ def verify(published: Published, *, threads: int = 1, report: ProgressCallback =
     for file in snapshot.files.values():
         file.check_unchanged()
     return Verified(snapshot, tuple(problems))
-
-
-def verified_facts(verified: Verified) -> dict[str, Any]:
-    """Return the outcome as plain data, as `--json` prints it."""
-    return {
-        "path": verified.published.path.as_posix(),
-        "ok": not verified.problems,
-        "files": verified.files,
-        "tensors": verified.tensors,
-        "bytes": verified.nbytes,
-        "problems": list(verified.problems),
-        "against": asdict(verified.against) if verified.against is not None else None,
-    }

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, Clock, Pretrained, Progress
 from ema_cli.dtypes import DTYPES
@@ -27,9 +27,6 @@ from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
 from ema_cli.storage.location import location, walk
 from ema_cli.text import natural_key
-
-if TYPE_CHECKING:
-    pass  # which import numpy: not for `inspect` of a run without any
 
 FIRST = "first"  # the name of the first copy among stored averages
 _MAX_UPDATES = 10**15
@@ -70,6 +67,21 @@ class StoredRun:
     def interval(self) -> Time | None:
         """Return the time between update events, None where each update was one."""
         return self.averages[0].schedule.interval
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the averages, the first copy left out."""
+        return list(dict.fromkeys(average.checkpoint.path.stem for average in self.averages if average.law is not None))
+
+    @property
+    def clocks(self) -> list[str]:
+        """Return when averages were stored, the first copy left out."""
+        return list(dict.fromkeys(str(average.clock) for average in self.averages if average.law is not None))
+
+    @property
+    def has_first_copy(self) -> bool:
+        """Return whether the first copy of the model is stored, too."""
+        return any(average.law is None for average in self.averages)
 
 
 def is_stored(path: Path) -> bool:

@@ -26,7 +26,7 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
     noted = [(note, checkpoint.name) for checkpoint in checkpoints for note in checkpoint.notes]
     noted += [
         (note, checkpoint.name)
-        for checkpoint, notes in zip(checkpoints, _by_specs(checkpoints, tensor_notes), strict=True)
+        for checkpoint, notes in zip(checkpoints, by_specs(checkpoints, tensor_notes), strict=True)
         for note in notes
     ]
     found += [f"{names}: {text}" for text, names in grouped([*averaged, *noted])]
@@ -52,7 +52,7 @@ def grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     ]
 
 
-def _by_specs(checkpoints: Sequence[Checkpoint], function: Callable[[Mapping[str, TensorSpec]], _T]) -> list[_T]:
+def by_specs(checkpoints: Sequence[Checkpoint], function: Callable[[Mapping[str, TensorSpec]], _T]) -> list[_T]:
     """Return `function` of each checkpoint's specs, called once for those that share theirs, as most do."""
     distinct = {id(checkpoint.tensors.specs): checkpoint.tensors.specs for checkpoint in checkpoints}
     found = {key: function(specs) for key, specs in distinct.items()}

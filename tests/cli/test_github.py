@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli.cli.github import annotate, annotate_all
+from ema_cli.cli.github import annotate, annotate_warnings
 from ema_cli.errors import EmaError, printable
 from tests.conftest import Outcome, write_hf_run, write_torch_run
 
@@ -46,7 +46,7 @@ def test_one_line_each_escaped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_warnings_are_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """What several plans warn of alike is one annotation."""
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    annotate_all({"warnings": ["a"], "plans": [{"warnings": ["b"]}, {"warnings": ["b", "c"]}, {"problem": "d"}]})
+    annotate_warnings(["a", "b", "b", "c"])
     told = [line.rpartition("::")[2] for line in capsys.readouterr().err.splitlines()]
     assert told == ["a", "b", "c"]
 

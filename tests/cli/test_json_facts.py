@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ema_cli.cli import json_facts
+from ema_cli.cli.views import RunView
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import make_plan
@@ -20,7 +21,7 @@ from tests.conftest import make_tensors, write_torch_run
 
 def spacing_of(folder: Path, steps: list[int]) -> dict[str, object]:
     write_torch_run(folder, steps)
-    found: dict[str, object] = json_facts.run_facts(open_run([folder]))["spacing"]
+    found: dict[str, object] = json_facts.run_facts(RunView.of(open_run([folder])))["spacing"]
     return found
 
 
@@ -40,7 +41,7 @@ def test_what_checkpoints_share_is_looked_at_once(tmp_path: Path):
     """A thousand checkpoints of one model cost no more than one: facts on specs are found once for each table."""
     write_torch_run(tmp_path, [1, 2, 3])
     seen: list[object] = []
-    found = warnings._by_specs(open_run([tmp_path]).checkpoints, lambda specs: seen.append(specs) or len(specs))
+    found = warnings.by_specs(open_run([tmp_path]).checkpoints, lambda specs: seen.append(specs) or len(specs))
     assert (len(set(found)), len(found), len(seen)) == (1, 3, 1)
 
 
@@ -48,7 +49,7 @@ def test_totals_are_of_the_tensors_in_common(tmp_path: Path):
     """What only some checkpoints have is a difference, not a total."""
     write_torch_run(tmp_path, [1, 2])
     torch.save({"model": {**make_tensors(3), "more": torch.zeros(5)}, "step": 3}, tmp_path / "step-3.pt")
-    told = json_facts.run_facts(open_run([tmp_path]))
+    told = json_facts.run_facts(RunView.of(open_run([tmp_path])))
     assert told["tensors"] == {"count": 3, "averaged": 2, "packed": 0, "parameters": 17, "bytes": 72}
     assert told["differences"] == [f"step-{step}.pt: 'more' is missing, but F32 [5] in step-3.pt" for step in (1, 2)]
 
@@ -65,7 +66,12 @@ def test_everything_is_json(tmp_path: Path):
     write_torch_run(tmp_path, [1, 2, 4])
     run = open_run([tmp_path])
     plan = make_plan(run, Recipe(half_life=Time.parse("2ba")))
-    for told in (json_facts.run_facts(run), json_facts.plan_facts(plan), json_facts.tensor_facts(run.checkpoints[0])):
+    facts = (
+        json_facts.run_facts(RunView.of(run)),
+        json_facts.plan_facts(plan),
+        json_facts.tensor_facts(run.checkpoints[0]),
+    )
+    for told in facts:
         assert json.loads(json.dumps(told)) == told
 
 

@@ -1,13 +1,27 @@
-"""Facts in words, piece by piece."""
+"""Views in words, piece by piece."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ema_cli.cli import sentences
+from ema_cli.cli.views import StoredView
+from ema_cli.errors import RunError
+from ema_cli.law.laws import HalfLife
+from ema_cli.law.live import Schedule
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.planning.plan import Approximation, Plan, make_plan
+from ema_cli.runs.stored import StoredAverage, StoredRun
 from ema_cli.text import size
+from tests.composer_recurrence import make_run
+
+STEADY = make_run(*({"ba": clock} for clock in (10, 20, 30)))
+SPARSE = make_run({"ba": 100}, {"ba": 1100}, {"ba": 2100})
 
 
 @pytest.mark.parametrize(
@@ -19,87 +33,104 @@ def test_sizes_are_short(nbytes: float, shown: str):
     assert size(nbytes) == shown
 
 
-def plan(**changed: Any) -> dict[str, Any]:
-    """Return facts of a small plan."""
-    law = str(changed.get("half_life", "50ba"))
-    return {
-        "law": law,
-        "half_life": law,
-        "smoothing": None,
-        "profile": None,
-        "from": "raw",
-        "approximation": None,
-        "update_interval": "1ba",
-        "bias_correction": False,
-        "entries": [{"name": "a", "clock": "10ba", "weight": 0.4}, {"name": "b", "clock": "20ba", "weight": 0.6}],
-        "skipped": [{}],
-        "effective_checkpoints": 1.96,
-        "mean_age": {"value": 12.345678, "unit": "ba"},
-        "half_life_for_three": "70ba",
-        "warnings": [],
-        **changed,
-    }
+def plan(half_life: str = "20ba", **recipe: Any) -> Plan:
+    """Return a plan of three checkpoints, ten batches apart."""
+    return make_plan(STEADY, Recipe(half_life=half_life, **recipe))
+
+
+def sparse(half_life: str = "50ba", **recipe: Any) -> Plan:
+    """Return a plan of three checkpoints, a thousand batches apart: the newest holds nearly all."""
+    return make_plan(SPARSE, Recipe(half_life=half_life, **recipe))
+
+
+def near(**changed: Any) -> Plan:
+    """Return a plan of stored averages."""
+    reach = {0.01: [(time("20ba"), time("90ba")), (time("200ba"), time("200ba"))], 0.05: []}
+    approximation = Approximation(0.0123, 0.01, reach, [], [], [])
+    return replace(plan(), approximation=replace(approximation, **changed))
+
+
+def time(text: str) -> Time:
+    return Time.parse(text)
 
 
 def test_a_plan_in_one_sentence():
     """Counts, effective number and mean age."""
-    assert sentences.plan_line(plan()) == "2 checkpoints averaged, 1 skipped: 2.0 effective, mean age 12.35ba"
+    line = sentences.plan_line(plan(start="20ba"))
+    assert line == "2 checkpoints averaged, 1 skipped: 1.7 effective, mean age 7.071ba"
 
 
 def test_several_plans_have_a_line_each():
     """Half-lives one below the other, with who holds more than half where that is a warning."""
-    plans = [plan(), plan(half_life="1e6ba", warnings=["b holds 60.0% of the average: ..."])]
+    plans = [plan(), plan("1e6ba")]
     assert sentences.plan_lines(plans) == [
-        " 50ba: 2.0 effective of 2, mean age 12.35ba",
-        "1e6ba: 2.0 effective of 2, mean age 12.35ba; warning: b holds 60.0%",
+        " 20ba: 2.6 effective of 3, mean age 12.07ba",
+        "1e6ba: 1.0 effective of 3, mean age 20ba; warning: 10ba holds 100.0%",
     ]
     assert sentences.plan_warnings(plans) == []
-    assert sentences.plan_notes(plans) == ["Smallest half-life with three effective checkpoints: 70ba"]
+
+
+def test_plans_have_notes_where_no_warning_says_it():
+    """A heavy first checkpoint, and the smallest half-life that would do for checkpoints this far apart."""
+    (note,) = sentences.plan_notes([plan(), plan("1e6ba")])
+    assert note.startswith("The first stands for all the training before it; --bias-correction")
+    dense = make_plan(make_run(*({"ba": clock} for clock in range(1, 100))), Recipe(half_life="30ba"))
+    *_, note = sentences.plan_notes([dense])
+    assert note.startswith("Smallest half-life with three effective checkpoints: ")
 
 
 def test_one_plan_has_its_warnings_in_full():
     """They say which half-life would do: no note says it again."""
-    told = [plan(warnings=["b holds 60.0% of the average: ..."])]
-    assert sentences.plan_warnings(told) == ["b holds 60.0% of the average: ..."]
-    assert sentences.plan_notes(told) == []
+    (warning,) = sentences.plan_warnings([sparse()])
+    assert warning.startswith("2100ba holds 100.0% of the average: the half-life is short")
+    assert sentences.plan_notes([sparse()]) == []
 
 
 def test_the_law_of_several_plans_is_one_line():
     """What they share is said once."""
-    assert sentences.law_line([plan()]) == "With half-life 50ba, update interval 1ba:"
-    told = sentences.law_line([plan(), plan(half_life="0.5ba", update_interval="every"), plan(half_life="2ba")])
-    assert told == "With half-lives 50ba, 0.5ba, 2ba, update interval 1ba or every:"
+    assert sentences.law_line([plan()]) == "With half-life 20ba, update interval 1ba:"
+    line = sentences.law_line([plan(), plan("0.5ba"), plan("2ba")])
+    assert line == "With half-lives 20ba, 0.5ba, 2ba, update interval 1ba or every:"
 
 
 def test_clocks_of_several_units_stand_together():
     """A checkpoint that enters two plans has the clock of each."""
-    other = plan(entries=[{"name": "b", "clock": "2ep", "weight": 1.0}])
-    assert sentences.plan_clocks([plan(), other, plan()], ["a", "b", "c"]) == ["10ba", "20ba 2ep", ""]
+    run = make_run({"ba": 10, "ep": 1}, {"ba": 20, "ep": 2})
+    plans = [make_plan(run, Recipe(half_life=half_life, last=last)) for half_life, last in (("9ba", 2), ("1ep", 1))]
+    names = [checkpoint.name for checkpoint in run.checkpoints]
+    assert sentences.plan_clocks([*plans, plans[0]], [*names, "c"]) == ["10ba", "20ba 2ep", ""]
 
 
-def test_stored_averages_are_told_by_how_near_they_come():
+def test_stored_averages_are_shown_by_how_near_they_come():
     """One plan in a sentence, several on a line each; ranges of half-lives within a share."""
-    told = {"relative_error": 0.0123, "reach": [{"within": 0.01, "half_lives": [["20ba", "90ba"], ["200ba", "200ba"]]}]}
-    near = plan(**{"from": "stored", "approximation": told})
-    assert sentences.plan_line(near) == "2 stored averages combined: 1.23% off from 50ba"
-    assert sentences.plan_lines([near, near])[1] == "50ba: 1.23% off, from 2 stored averages"
-    assert sentences.reach_lines(told) == ["Within 1%: 20ba to 90ba, 200ba"]
-    assert sentences.reach_lines({"reach": [{"within": 0.05, "half_lives": []}]}) == ["Within 5%: no half-life"]
+    assert sentences.plan_line(near()) == "3 stored averages combined: 1.23% off from 20ba"
+    assert sentences.plan_lines([near(), near()])[1] == "20ba: 1.23% off, from 3 stored averages"
+    approximation = near().approximation
+    assert approximation is not None
+    assert sentences.reach_lines(approximation) == ["Within 1%: 20ba to 90ba, 200ba", "Within 5%: no half-life"]
 
 
-def test_what_is_stored_or_should_be():
-    """What the training stored and what it would make, or, where checkpoints are too far apart, what to store."""
-    sparse = plan(newest_is_heavy=True, half_lives_to_store=["25ba", "100ba"])
-    assert 'half_life=("25ba", "100ba"))' in sentences.stored_lines(None, [sparse])[1]
-    often = {**sparse, "update_interval": "every"}
+def test_a_sparse_run_is_advised_to_store_averages():
+    """Where checkpoints are too far apart: which half-lives to store; nowhere else."""
+    assert 'half_life=("25ba", "100ba"))' in sentences.stored_lines(None, [sparse()])[1]
+    often = sparse(update_interval="every")
     assert 'half_life=("25ba", "100ba"), update_interval="every")' in sentences.stored_lines(None, [often])[1]
-    assert sentences.stored_lines(None, [plan(newest_is_heavy=False, half_lives_to_store=["25ba", "100ba"])]) == []
-    stored = {"averages": ["20ba", "80ba"], "clocks": ["100ba"], "first_copy": False}
-    far = {"law": "1ba", "approximation": {"relative_error": 0.5}}
-    plans = [{"law": "2ep", "problem": "counts in batches"}, far]
-    assert sentences.stored_lines({**stored, "plans": plans}, []) == [
+    assert sentences.stored_lines(None, [plan()]) == []
+
+
+def test_stored_averages_are_listed_with_what_they_would_make():
+    """Names and clocks, and for each half-life how near they come, or why they do not."""
+    checkpoint = replace(STEADY.checkpoints[-1], path=Path("100ba/20ba.safetensors"))
+    average = StoredAverage(checkpoint, HalfLife(time("20ba")), time("100ba"), time("1ba"), 100, Schedule(None, None))
+    other = replace(average, checkpoint=replace(checkpoint, path=Path("100ba/80ba.safetensors")))
+    stored = StoredRun(STEADY, (average, other))
+    plans = (
+        (Recipe(half_life="2ep"), RunError("counts in batches")),
+        (Recipe(half_life="1ba"), near(error=0.5)),
+    )
+    assert sentences.stored_lines(StoredView(stored, plans), []) == [
         "Stored averages: 20ba, 80ba, at 1 clock up to 100ba, without the first copy (--from stored)",
         "  2ep: counts in batches",
         "  1ba: 50.00% off; to have it, store averages nearer to it, or more often",
     ]
-    assert sentences.stored_lines({"problem": "two trainings"}, []) == ["Stored averages: two trainings"]
+    assert sentences.stored_lines(StoredView(RunError("two trainings")), []) == ["Stored averages: two trainings"]

@@ -231,7 +231,7 @@ def test_what_is_put_among_them_meanwhile_is_kept(tmp_path: Path):
         (tmp_path / "out" / "notes.txt").write_text("mine")
 
     with pytest.raises(OutputError, match=r"holds 'notes\.txt', which ema-cli did not write there"):
-        averaging.average(plans_of(tmp_path / "run", ["20ba", "30ba"]), target, force=True, report=report)
+        averaging.average(plans_of(tmp_path / "run", ["20ba", "30ba"]), target, force=True, progress=report)
     weights = ["ema-100ba.safetensors", "ema-50ba.safetensors"]
     beside = [name + suffix for name in weights for suffix in (".manifest.json", ".sha256")]
     assert sorted(contents(tmp_path / "out")) == sorted([*weights, *beside, "notes.txt"])

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ema_cli.cli.json_facts import comparison_facts
 from ema_cli.comparing import distance
-from ema_cli.comparing.comparison import Comparison, compare, comparison_facts, measure_layers
+from ema_cli.comparing.comparison import Comparison, compare, measure_layers
 from ema_cli.comparing.distance import Sums, comparable, measure
 from ema_cli.comparing.layers import group_layers, layer_of, order_by_layer
 from ema_cli.errors import CheckpointError, RunError

@@ -165,9 +165,7 @@ def test_files_that_list_nothing(tmp_path: Path, content: bytes | None):
 def test_many_names_are_cut():
     """The first five of each kind, and how many more."""
     problem = Gates(expect_keys=frozenset(f"a{number}" for number in range(9))).problem([], [], ["b"])
-    assert (
-        str(problem) == "--expect-keys: missing 'a0', 'a1', 'a2', 'a3', 'a4' and 4 more; --expect-keys: unexpected 'b'"
-    )
+    assert str(problem) == "expect_keys=: missing 'a0', 'a1', 'a2', 'a3', 'a4' and 4 more; expect_keys=: unexpected 'b'"
 
 
 @pytest.mark.parametrize("gates", [{"min_count": 0}, {"min_count": -1}, {"max_share": 0}, {"max_share": 1.1}])

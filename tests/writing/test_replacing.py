@@ -116,7 +116,7 @@ def test_an_average_leaves_what_is_not_ours_beside_it(tmp_path: Path, suffix: st
     if moment == "before":
         put()
     with pytest.raises(OutputError, match="is not ema-cli's") as raised:
-        averaging.average(plan, Target(out, False), force=True, manifest=manifest, report=put)
+        averaging.average(plan, Target(out, False), force=True, manifest=manifest, progress=put)
     assert raised.value.exit_code == 5
     assert (out.read_bytes(), mine.read_bytes()) == (b"old", b"mine")
     assert {path.name for path in tmp_path.iterdir()} == {"run", out.name, mine.name}

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
-from ema_cli import averaging, job
-from ema_cli.cli import json_facts, requests, sentences, terminal
+from ema_cli.averaging import Recording, perform
+from ema_cli.cli import requests
 from ema_cli.cli.command_line import AverageOptions
-from ema_cli.cli.commands.shared import print_json
-from ema_cli.cli.github import annotate_all
+from ema_cli.cli.output import make_sink
+from ema_cli.cli.sink import Sink
 from ema_cli.cli.sources import RawSource, StoredSource
+from ema_cli.cli.views import Averaged, DryRun
 from ema_cli.dtypes import OUTPUT_DTYPES, DType
 from ema_cli.errors import UsageError, option
+from ema_cli.job import memory_needed, prepare
 from ema_cli.law.recipe import Recipe
 from ema_cli.manifest.manifest import read_manifest
-from ema_cli.manifest.types import Manifest
-from ema_cli.planning import advice
+from ema_cli.planning.advice import twin_warnings
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
 from ema_cli.release.replay import Replay, open_replay
-from ema_cli.report import markdown
-from ema_cli.runs import warnings
+from ema_cli.runs.warnings import run_warnings
 from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
 from ema_cli.text import parse_size
 from ema_cli.writing.outputs import OutputOptions
-from ema_cli.writing.target import Target, assign_targets, default_target, parse_target, published_target
+from ema_cli.writing.target import Target, default_target, parse_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,95 +124,58 @@ class AverageRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is to be averaged, however it was said."""
+class _Opened:
+    """What is averaged, opened; the form of the output; where it goes, and what its manifest tells besides."""
 
     plans: Sequence[Plan]
-    options: OutputOptions
+    output: OutputOptions
     target: Target
-    checksum: bool = False
-    warnings: Sequence[str] = ()
-    check: Callable[[Manifest], None] = lambda manifest: None
+    recording: Recording
 
 
 def run(options: AverageOptions) -> None:
-    """Write the average, or print the plan of it; append why to the summary, too, where that fails."""
-    if options.summary is not None:
-        markdown.check_summary(options.summary)
-    with markdown.failure_told(options.summary):
-        _average(options, AverageRequest.resolve(options))
+    """Write the average, or show the plan of it."""
+    sink = make_sink("average", as_json=options.as_json, quiet=options.quiet, summary=options.summary)
+    with sink.summarized():
+        average(AverageRequest.resolve(options), sink)
 
 
-def _average(options: AverageOptions, request: AverageRequest) -> None:
-    asked = _open(request)
-    plans, run = asked.plans, asked.plans[0].run
-    for plan in plans:
-        job.refuse_averaged(plan)
-    if options.summary is not None:
-        whole = published_target(assign_targets(asked.target, plans))
-        markdown.check_summary(options.summary, whole, [each.path for each in run.checkpoints])
-    told_plans = [json_facts.plan_facts(plan) for plan in plans]
-    odd = warnings.run_warnings(run, job.checkpoints_read(plans))
-    if request.gates.demand_anything or request.dry_run:
-        work = job.prepare(plans, asked.target, asked.options, force=request.force, manifest=request.manifest)
-        odd_then = (
-            [*odd, *advice.twin_warnings([twins for plan in plans for twins in plan.twins])] if request.dry_run else odd
-        )
-        names = {name for file in work.outputs[0].files for name in file.table.specs}
-        failed = request.gates.problem(told_plans, odd_then, names)
-        if failed:
-            raise failed
+def average(request: AverageRequest, sink: Sink) -> None:
+    """Do what is requested."""
+    opened = _open(request)
+    plans, run = opened.plans, opened.plans[0].run
+    job = prepare(plans, opened.target, opened.output, force=request.force, manifest=request.manifest)
+    sink.check_summary(job)
+    warnings = tuple(run_warnings(run, job.checkpoints))
     if request.dry_run:
-        would = json_facts.work_facts(work, job.memory_needed(plans, request.threads, request.max_memory))
-        if options.as_json:
-            return print_json("average", {"plans": told_plans, "would_write": would, "warnings": odd_then})
-        terminal.plan_report(told_plans, [each.name for each in run.checkpoints])
-        terminal.warnings([] if options.quiet else odd_then)
-        terminal.lines([] if options.quiet else [sentences.room_line(would)])
-        return typer.echo(sentences.would_line(would))
-    silent = options.quiet or options.as_json
-    if not silent:
-        terminal.warnings([*odd, *sentences.plan_warnings(told_plans)])
-    with signals.unwinding(), terminal.progress(quiet=silent) as report:
-        result = averaging.average(
-            plans,
-            asked.target,
-            dtype=asked.options.dtype,
-            copy=asked.options.copy,
-            max_shard_size=asked.options.max_shard_size,
-            allow_non_finite=asked.options.allow_non_finite,
+        warnings += tuple(twin_warnings(twins for plan in plans for twins in plan.twins))
+    names = {name for file in job.outputs[0].files for name in file.table.specs}
+    failed = request.gates.problem(plans, warnings, names)
+    if failed:
+        raise failed
+    if request.dry_run:
+        sink.planned(DryRun(job, memory_needed(job, request.threads, request.max_memory), warnings))
+        return
+    sink.averaging(plans, warnings)
+    with signals.unwinding(), sink.progress("averaging") as progress:
+        result = perform(
+            job,
             threads=request.threads,
             max_memory=request.max_memory,
-            force=request.force,
-            manifest=request.manifest,
-            checksum=request.checksum or asked.checksum,
-            warnings=asked.warnings,
-            check=asked.check,
-            report=report,
+            recording=opened.recording,
+            progress=progress,
         )
-    if options.summary is not None:
-        paths_written = [output.target.path for output in result.outputs]
-        text = markdown.summary_text(list(zip(paths_written, result.manifests, strict=True)))
-        markdown.append(options.summary, text)
-    done = json_facts.result_facts(result)
-    passed = advice.non_finite_warnings(result.non_finite)
-    if options.as_json:
-        return print_json("average", {"plans": told_plans, "written": done, "warnings": [*odd, *passed]})
-    if not options.quiet:
-        terminal.warnings(passed)
-        more = sentences.advice(told_plans) if len(told_plans) > 1 else []
-        annotate_all({"plans": told_plans if len(told_plans) > 1 else []})  # whose warnings are on their lines
-        terminal.lines([*sentences.plan_lines(told_plans), *more, sentences.result_line(done)])
-    return typer.echo(done["path"])
+    sink.averaged(Averaged(plans, result, warnings))
 
 
-def _open(request: AverageRequest) -> _Asked:
+def _open(request: AverageRequest) -> _Opened:
     if isinstance(request.source, ManifestSource):
         replay = request.source.open()
-        target = request.target or replay.target
-        return _Asked([replay.plan], replay.options, target, replay.checksum, replay.manifest["warnings"], replay.check)
-    plans = request.source.plans(request.recipes)
-    return _Asked(plans, request.output, request.target or default_target(plans))
+        recording = Recording(request.checksum or replay.checksum, replay.manifest["warnings"], replay.check)
+        return _Opened([replay.plan], replay.options, request.target or replay.target, recording)
+    _, plans = request.source.open_with(request.recipes)
+    target = request.target or default_target(plans)
+    return _Opened(plans, request.output, target, Recording(request.checksum))
 
 
 def _check_exclusions(options: AverageOptions) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.cli import requests, terminal
+from ema_cli.cli import requests
 from ema_cli.cli.command_line import CompareOptions
-from ema_cli.cli.commands.shared import print_json
-from ema_cli.comparing.comparison import compare, comparison_facts
+from ema_cli.cli.output import make_sink
+from ema_cli.comparing.comparison import compare
 from ema_cli.errors import RunError, UsageError
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
@@ -40,15 +40,13 @@ class CompareRequest:
 
 
 def run(options: CompareOptions) -> None:
-    """Print how far apart two checkpoints are."""
+    """Show how far apart two checkpoints are."""
     request = CompareRequest.resolve(options)
+    sink = make_sink("compare", as_json=options.as_json)
     one, other = _open(request)
-    with terminal.progress(quiet=options.as_json, doing="comparing") as report:
-        found = compare(one, other, threads=request.threads, report=report)
-    told = comparison_facts(found)
-    if options.as_json:
-        return print_json("compare", told)
-    return terminal.comparison_report(told)
+    with sink.progress("comparing") as progress:
+        comparison = compare(one, other, threads=request.threads, report=progress)
+    sink.compared(comparison)
 
 
 def _open(request: CompareRequest) -> list[Checkpoint]:
@@ -71,10 +69,12 @@ def _open_one(path: Path, options: ReadOptions) -> Checkpoint:
     if not location(path).info(follow=False).exists:
         raise UsageError("does not exist", subject=path)
     if location(path).info().is_folder and not is_checkpoint_folder(path):
-        found = open_run([path], options=options).checkpoints
-        if len(found) > 1:
+        checkpoints = open_run([path], options=options).checkpoints
+        if len(checkpoints) > 1:
             raise UsageError(
-                f"holds {len(found)} checkpoints", subject=path, hint=f"name one of them: {found[-1].path}"
+                f"holds {len(checkpoints)} checkpoints",
+                subject=path,
+                hint=f"name one of them: {checkpoints[-1].path}",
             )
-        path = found[0].path
+        path = checkpoints[0].path
     return replace(open_checkpoint(path, options), name=path.as_posix())

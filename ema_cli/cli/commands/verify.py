@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
-from ema_cli.cli import requests, sentences, terminal
+from ema_cli.cli import requests
 from ema_cli.cli.command_line import VerifyOptions
-from ema_cli.cli.commands.shared import error_facts, print_json
+from ema_cli.cli.output import make_sink
+from ema_cli.cli.sentences import not_verified
+from ema_cli.cli.sink import Sink
 from ema_cli.errors import UsageError, VerificationError, option
 from ema_cli.release.published import Published, find_averages
-from ema_cli.release.verify import Verified, verified_facts, verify
+from ema_cli.release.verify import Verified, verify
 from ema_cli.storage.location import location
 from ema_cli.system.processors import default_threads
 
@@ -51,34 +51,25 @@ class VerifyRequest:
 
 
 def run(options: VerifyOptions) -> int:
-    """Print of each average whether it holds."""
+    """Show of each average whether it holds; return the exit code."""
     request = VerifyRequest.resolve(options)
-    told = [
-        verified_facts(_verify(request, published, quiet=options.as_json))
-        for published in find_averages(request.outputs)
-    ]
-    holds = all(each["ok"] for each in told)
-    problem = None if holds else VerificationError(sentences.not_verified(told), hint=_HINT)
-    if options.as_json:
-        print_json("verify", {"outputs": told, **({"error": error_facts(problem)} if problem else {})})
-        return problem.exit_code if problem else 0
-    for each in told:
-        typer.echo(sentences.verified_line(each))
-        if sentences.problem_count(told) > 1:  # a single one is the error
-            terminal.lines(sentences.problem_lines(each))
-    if problem is not None:
-        raise problem
-    return 0
+    sink = make_sink("verify", as_json=options.as_json)
+    averages = [_verify(published, request, sink) for published in find_averages(request.outputs)]
+    problem = None
+    if any(verified.problems for verified in averages):
+        problem = VerificationError(not_verified(averages), hint=_HINT)
+    sink.verified(averages, problem)
+    return problem.exit_code if problem else 0
 
 
-def _verify(request: VerifyRequest, published: Published, *, quiet: bool) -> Verified:
-    with terminal.progress(quiet=quiet, doing="verifying") as progress:
-        found = verify(published, threads=request.threads, report=progress)
-    if request.against:
-        from ema_cli.release.recompute import verify_against  # which loads numpy
+def _verify(published: Published, request: VerifyRequest, sink: Sink) -> Verified:
+    with sink.progress("verifying") as progress:
+        verified = verify(published, threads=request.threads, report=progress)
+    if not request.against:
+        return verified
+    from ema_cli.release.recompute import verify_against  # which loads numpy
 
-        with terminal.progress(quiet=quiet) as progress:
-            found = verify_against(
-                found, request.against, sample=request.sample, threads=request.threads, report=progress
-            )
-    return found
+    with sink.progress("averaging") as progress:
+        return verify_against(
+            verified, request.against, sample=request.sample, threads=request.threads, report=progress
+        )

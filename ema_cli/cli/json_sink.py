@@ -1,0 +1,65 @@
+"""The sink of --json: one object on stdout, and nothing else anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ema_cli.cli import json_facts
+from ema_cli.cli.sentences import all_warnings
+from ema_cli.cli.sink import Sink
+from ema_cli.cli.stdout import print_json
+from ema_cli.cli.views import Averaged, DryRun, Inspection, Page
+from ema_cli.errors import EmaError
+from ema_cli.planning.plan import Plan
+from ema_cli.system.progress import ProgressCallback, no_progress
+
+if TYPE_CHECKING:  # they load numpy: not for `inspect`
+    from ema_cli.comparing.comparison import Comparison
+    from ema_cli.release.verify import Verified
+
+
+class JsonSink(Sink):
+    """Print the outcome of a command as one JSON object."""
+
+    def __init__(self, command: str, summary: Path | None = None) -> None:
+        super().__init__(summary)
+        self.command = command
+
+    def progress(self, doing: str) -> AbstractContextManager[ProgressCallback]:
+        """Show no progress."""
+        return nullcontext(no_progress)
+
+    def inspected(self, inspection: Inspection) -> None:
+        """Print a run, its plans, and the error of a gate."""
+        warnings = [*inspection.warnings, *all_warnings(inspection.plans)]
+        print_json(self.command, json_facts.inspection_facts(inspection), warnings=warnings, problem=inspection.failed)
+
+    def planned(self, dry: DryRun) -> None:
+        """Print the plans, and what would be written."""
+        warnings = [*dry.warnings, *all_warnings(dry.job.plans)]
+        print_json(self.command, json_facts.dry_run_facts(dry), warnings=warnings)
+
+    def averaging(self, plans: Sequence[Plan], warnings: Sequence[str]) -> None:
+        """Print nothing yet."""
+
+    def show_average(self, averaged: Averaged) -> None:
+        """Print the plans, and what was written."""
+        warnings = [*averaged.warnings, *averaged.result.warnings]
+        annotated = [*warnings, *all_warnings(averaged.plans)]
+        print_json(self.command, json_facts.averaged_facts(averaged, warnings), warnings=annotated)
+
+    def compared(self, comparison: Comparison) -> None:
+        """Print the distance of each tensor and each layer."""
+        print_json(self.command, json_facts.comparison_facts(comparison), warnings=comparison.warnings)
+
+    def reported(self, page: Page) -> None:
+        """Print where the page is."""
+        print_json(self.command, json_facts.page_facts(page))
+
+    def verified(self, averages: Sequence[Verified], problem: EmaError | None) -> None:
+        """Print what was checked, and what does not hold."""
+        outputs = [json_facts.verified_facts(verified) for verified in averages]
+        print_json(self.command, {"outputs": outputs}, problem=problem)

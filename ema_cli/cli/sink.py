@@ -1,0 +1,92 @@
+"""Sinks: a command gives its sink all that there is to show, and the sink decides what is printed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ema_cli.errors import EmaError
+from ema_cli.system.progress import ProgressCallback
+
+if TYPE_CHECKING:  # they load what only some commands need
+    from ema_cli.cli.views import Averaged, DryRun, Inspection, Page
+    from ema_cli.comparing.comparison import Comparison
+    from ema_cli.job import Job
+    from ema_cli.planning.plan import Plan
+    from ema_cli.release.verify import Verified
+
+
+class Sink(ABC):
+    """Where the outcome of a command goes.
+
+    Args:
+        summary: the file that gets what was averaged, or why nothing was, as Markdown.
+    """
+
+    def __init__(self, summary: Path | None = None) -> None:
+        self.summary = summary
+
+    @contextmanager
+    def summarized(self) -> Iterator[None]:
+        """Check the file of the summary, and append to it why the work inside fails, if it does."""
+        if self.summary is None:
+            yield
+            return
+        from ema_cli.report.markdown import check_summary, failure_told
+
+        check_summary(self.summary)
+        with failure_told(self.summary):
+            yield
+
+    def check_summary(self, job: Job) -> None:
+        """Check that the file of the summary is none of the outputs, and no input."""
+        if self.summary is not None:
+            from ema_cli.report.markdown import check_summary
+
+            inputs = [checkpoint.path for checkpoint in job.plans[0].run.checkpoints]
+            check_summary(self.summary, job.target, inputs)
+
+    def averaged(self, averaged: Averaged) -> None:
+        """Show what was averaged, and append it to the summary."""
+        if self.summary is not None:
+            from ema_cli.report.markdown import append, summary_text
+
+            result = averaged.result
+            paths = [output.target.path for output in result.outputs]
+            append(self.summary, summary_text(list(zip(paths, result.manifests, strict=True))))
+        self.show_average(averaged)
+
+    @abstractmethod
+    def progress(self, doing: str) -> AbstractContextManager[ProgressCallback]:
+        """Return a context that gives the callback of a long task, which is `doing` something."""
+
+    @abstractmethod
+    def inspected(self, inspection: Inspection) -> None:
+        """Show a run or a checkpoint, and the error of a gate, if any."""
+
+    @abstractmethod
+    def planned(self, dry: DryRun) -> None:
+        """Show what an average would be."""
+
+    @abstractmethod
+    def averaging(self, plans: Sequence[Plan], warnings: Sequence[str]) -> None:
+        """Show what to know before the work begins; `warnings` are those of the run."""
+
+    @abstractmethod
+    def show_average(self, averaged: Averaged) -> None:
+        """Show what was averaged."""
+
+    @abstractmethod
+    def compared(self, comparison: Comparison) -> None:
+        """Show how far two checkpoints are apart."""
+
+    @abstractmethod
+    def reported(self, page: Page) -> None:
+        """Show where a page was written."""
+
+    @abstractmethod
+    def verified(self, averages: Sequence[Verified], problem: EmaError | None) -> None:
+        """Show whether averages hold, and the error if one does not."""

@@ -1,0 +1,91 @@
+"""The sink for people: the outcome on stdout, what else there is to know on stderr, unless --quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ema_cli.cli import sentences, stderr
+from ema_cli.cli.github import annotate_warnings
+from ema_cli.cli.sink import Sink
+from ema_cli.cli.stdout import print_line
+from ema_cli.cli.views import Averaged, DryRun, Inspection, Page
+from ema_cli.errors import EmaError
+from ema_cli.planning.plan import Plan
+from ema_cli.system.progress import ProgressCallback, no_progress
+from ema_cli.text import size, some
+
+if TYPE_CHECKING:  # they load numpy: not for `inspect`
+    from ema_cli.comparing.comparison import Comparison
+    from ema_cli.release.verify import Verified
+
+
+class TextSink(Sink):
+    """Print the outcome of a command for people. What needs tables loads rich, which takes as long as an average."""
+
+    def __init__(self, summary: Path | None = None, *, quiet: bool = False) -> None:
+        super().__init__(summary)
+        self.quiet = quiet
+
+    def progress(self, doing: str) -> AbstractContextManager[ProgressCallback]:
+        """Show a bar on a terminal, elsewhere a line now and then."""
+        return nullcontext(no_progress) if self.quiet else stderr.progress(doing)
+
+    def inspected(self, inspection: Inspection) -> None:
+        """Print tables of the run, or of its only checkpoint, and the error of a gate."""
+        from ema_cli.cli.terminal import print_inspection
+
+        print_inspection(inspection)
+        if inspection.failed is not None:
+            stderr.error(inspection.failed)
+
+    def planned(self, dry: DryRun) -> None:
+        """Print the plans as tables, and what would be written."""
+        from ema_cli.cli.terminal import print_plans
+
+        plans = dry.job.plans
+        print_plans(plans, [checkpoint.name for checkpoint in plans[0].run.checkpoints])
+        if not self.quiet:
+            stderr.warnings(dry.warnings)
+            stderr.lines([sentences.room_line(dry)])
+        print_line(sentences.would_line(dry))
+
+    def averaging(self, plans: Sequence[Plan], warnings: Sequence[str]) -> None:
+        """Print the warnings."""
+        if not self.quiet:
+            stderr.warnings([*warnings, *sentences.plan_warnings(plans)])
+
+    def show_average(self, averaged: Averaged) -> None:
+        """Print what was done, and where the average is."""
+        plans, result = averaged.plans, averaged.result
+        if not self.quiet:
+            stderr.warnings(result.warnings)
+            several = len(plans) > 1
+            annotate_warnings(sentences.all_warnings(plans) if several else [])  # they are on the lines of the plans
+            advice = sentences.advice(plans) if several else []
+            stderr.lines([*sentences.plan_lines(plans), *advice, sentences.result_line(result)])
+        print_line(result.target.path.as_posix())
+
+    def compared(self, comparison: Comparison) -> None:
+        """Print a table of distances."""
+        from ema_cli.cli.terminal import print_comparison
+
+        print_comparison(comparison)
+
+    def reported(self, page: Page) -> None:
+        """Print where the page is."""
+        if not self.quiet:
+            stderr.warnings([f"{page.against}: does not hold {some(page.missing)}"] if page.missing else [])
+            stderr.lines([f"wrote {size(page.nbytes)}"])
+        print_line(page.path)
+
+    def verified(self, averages: Sequence[Verified], problem: EmaError | None) -> None:
+        """Print a line for each average, its problems, and the error."""
+        several = sentences.problem_count(averages) > 1  # a single one is the error
+        for verified in averages:
+            print_line(sentences.verified_line(verified))
+            stderr.lines(sentences.problem_lines(verified) if several else [])
+        if problem is not None:
+            stderr.error(problem)
