@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _WRITTEN_AS = {
     getattr(torch, name): dtype
     for name, dtype in TORCH_DTYPES.items()
-    if dtype.in_safetensors and dtype.torch_group == 1
+    if dtype.in_safetensors and dtype.torch_group == 1 and hasattr(torch, name)  # of this torch
 }
 FIRST = "first"  # the name of the first copy among stored averages
 # A tensor by name, and the type in which it is written.
