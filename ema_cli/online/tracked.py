@@ -19,7 +19,7 @@ from ema_cli.online.sharded import is_sharded, locals_of, refuse_flattened, resh
 AVERAGED_IN = {
     getattr(torch, name): torch.float32 if dtype.is_narrow else getattr(torch, name)
     for name, dtype in TORCH_DTYPES.items()
-    if dtype.averaged
+    if dtype.averaged and hasattr(torch, name)  # of this torch
 } | {torch.complex32: torch.complex64}  # which no file has
 _HINT = "begin a new average, or keep the model as it was"
 _SHOWN = 4  # names in an error
