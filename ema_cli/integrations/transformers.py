@@ -293,8 +293,8 @@ def _save_model(model: nn.Module, tensors: dict[str, Tensor] | None, folder: Pat
 
 def _copy_side_files(source: Path, target: Path) -> None:
     """Copy what else the Trainer has saved for those who load the model, as the tokenizer of a data collator."""
-    for file in find_side_files(source):
-        copy = target / file.path.relative_to(source)
+    for name, file in find_side_files(source).items():
+        copy = target / name
         if not copy.exists():
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file.path, copy)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ema_cli._version import __version__
-from ema_cli.checkpoint import TensorSpec
+from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.json_text import read_json
 from ema_cli.law.laws import LAW_KEYS
@@ -34,16 +34,22 @@ _ROWS = 1024  # of a manifest, in one block
 
 def make_manifest(
     plan: Plan,
+    *,
     options: Mapping[str, Any],
-    fingerprints: Mapping[int, str],
-    blocks: Mapping[int, Sequence[str]] | None,
+    fingerprints: Mapping[Checkpoint, str],
+    blocks: Mapping[Checkpoint, Sequence[str]] | None,
     outputs: Mapping[str, WrittenFile],
     warnings: Sequence[str],
 ) -> Manifest:
-    """Return the manifest of one average, less its tensors.
+    """Return the manifest of one average, still without its tensors.
 
-    `options` are those of the output. `fingerprints` and, where all was summed up, `blocks` are by the id of the
-    checkpoint; `outputs`: name -> size in bytes and sha256.
+    Args:
+        plan: the plan that it follows.
+        options: the form of the output, as it stands in the recipe.
+        fingerprints: those of the checkpoints that were read.
+        blocks: the sums of all that was read of them; None if that was not summed up.
+        outputs: the files of the average by name.
+        warnings: what a user should know of it.
     """
     import numpy as np  # not for what only reads one
     import safetensors
@@ -73,7 +79,9 @@ def make_manifest(
     }
 
 
-def _input(entry: Entry, fingerprints: Mapping[int, str], blocks: Mapping[int, Sequence[str]] | None) -> InputRow:
+def _input(
+    entry: Entry, fingerprints: Mapping[Checkpoint, str], blocks: Mapping[Checkpoint, Sequence[str]] | None
+) -> InputRow:
     checkpoint = entry.checkpoint
     row: InputRow = {
         "name": checkpoint.name,
@@ -86,9 +94,9 @@ def _input(entry: Entry, fingerprints: Mapping[int, str], blocks: Mapping[int, S
         "trainer": checkpoint.trainer,
         "bytes": checkpoint.nbytes,
         "weight": entry.weight,
-        "fingerprint": fingerprints.get(id(checkpoint)),  # none where its weight is 0: it is not read
+        "fingerprint": fingerprints.get(checkpoint),  # none where its weight is 0: it is not read
     }
-    return row if blocks is None else {**row, "blocks": list(blocks.get(id(checkpoint), ()))}
+    return row if blocks is None else {**row, "blocks": list(blocks.get(checkpoint, ()))}
 
 
 def tensor_row(name: str, spec: TensorSpec, newest: TensorSpec, why: str | None, *, non_finite: bool) -> TensorRow:

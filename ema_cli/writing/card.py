@@ -1,4 +1,4 @@
-"""The model card of an average: README.md as the Hugging Face Hub reads it, where the model has none of its own."""
+"""The model card of an average: the README.md for the Hugging Face Hub, where the model has none of its own."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ema_cli.text import plural
 
 CARD_NAME = "README.md"
 _TAGS = ("ema", "weight-averaging")  # not "merge": the Hub takes that for a merge of different models
-_LIBRARIES = {  # by what the weights are called, and the configuration that the library needs
+_LIBRARIES = {  # by the name of the file of tensors: the library, and the configuration that it needs
     "model": ("transformers", "config.json"),
     "adapter_model": ("peft", "adapter_config.json"),
     "diffusion_pytorch_model": ("diffusers", "config.json"),
     "pytorch_lora_weights": ("diffusers", None),
 }
 _MODULES = "modules.json"  # of sentence-transformers
-CONFIGS = ("config.json", "adapter_config.json", _MODULES)  # that the card looks into
+CONFIGS = ("config.json", "adapter_config.json", _MODULES)  # the card takes facts from these
 _BASE_KEYS = (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path"))
-# A model on the Hub, and not a folder: no path of more parts, nor a checkpoint of a Trainer's, nor a name that the Hub
-# refuses, and with it the card.
+# The name of a model on the Hub, `owner/model`. Not a path of more parts, nor a checkpoint of a Trainer's in a folder,
+# nor a name that the Hub refuses: it would refuse the card, too.
 _ON_HUB = re.compile(
     r"(?!.{97}|.*(?:--|\.\.|\.git$))[A-Za-z0-9](?:[\w.-]*\w)?/(?!checkpoint-\d+$)[A-Za-z0-9](?:[\w.-]*\w)?", re.ASCII
 )
@@ -34,15 +34,17 @@ _MOST_ROWS = 100
 
 
 def model_card(plan: Plan, configs: Mapping[str, bytes], *, manifest: str | None) -> str:
-    """Return the card of the average of `plan`: no times, hosts or absolute paths, so that equal runs are equal.
+    """Return the text of the card. It holds no times, hosts or absolute paths, so that equal runs give equal cards.
 
-    `configs`: the text of the configurations in the folder, by name; those too large to be looked into are empty.
-    `manifest`: what the manifest beside it is called, None if there is none.
+    Args:
+        plan: that of the average.
+        configs: the text of the configurations in the folder, by name; empty where it is too long to be read.
+        manifest: the name of the manifest in the folder, None if there is none.
     """
     base = plan.newest.pretrained.base if plan.newest.pretrained else "model"
     front = {"base_model": _base_model(configs), "library_name": _library(base, configs)}
     lines = ["---", *(f"{key}: {value}" for key, value in front.items() if value), "tags:"]
-    lines += [*(f"- {tag}" for tag in _TAGS), "---", "", "# Averaged weights", "", _what(plan), ""]
+    lines += [*(f"- {tag}" for tag in _TAGS), "---", "", "# Averaged weights", "", _summary(plan), ""]
     lines += _table(plan)
     if manifest is not None:
         lines += ["", *_reproduce(manifest)]
@@ -50,7 +52,7 @@ def model_card(plan: Plan, configs: Mapping[str, bytes], *, manifest: str | None
 
 
 def _base_model(configs: Mapping[str, bytes]) -> str | None:
-    """Return the model that was trained on, where a configuration says which one of the Hub's it is."""
+    """Return the name of the model from which the training began, where a configuration names one on the Hub."""
     for name, key in _BASE_KEYS:
         value = _parsed(configs.get(name, b"")).get(key)
         if isinstance(value, str) and _ON_HUB.fullmatch(value):
@@ -59,7 +61,7 @@ def _base_model(configs: Mapping[str, bytes]) -> str | None:
 
 
 def _library(base: str, configs: Mapping[str, bytes]) -> str | None:
-    """Return the library that loads the folder, where that is known."""
+    """Return the name of the library that loads the folder, None if that is not known."""
     if _MODULES in configs:
         return "sentence-transformers"
     library, config = _LIBRARIES.get(base, (None, None))
@@ -68,8 +70,8 @@ def _library(base: str, configs: Mapping[str, bytes]) -> str | None:
     return library if config is None or config in configs else None
 
 
-def _what(plan: Plan) -> str:
-    """Say what the weights are."""
+def _summary(plan: Plan) -> str:
+    """Return a sentence that says how the average was made."""
     count = len(plan.read)
     if plan.approximation is not None:
         of = f"made of {plural(count, 'average')} that one training run stored"
@@ -79,7 +81,7 @@ def _what(plan: Plan) -> str:
 
 
 def _table(plan: Plan) -> list[str]:
-    """Return the checkpoints that enter, oldest first; of many the newest."""
+    """Return a table of the checkpoints that enter, oldest first; of many only the newest, and a row for the rest."""
     shown = plan.read[-_MOST_ROWS:]
     what = "average" if plan.approximation is not None else "checkpoint"
     lines = [f"| {what} | clock | weight |", "|---|---|---:|"]
@@ -92,7 +94,7 @@ def _table(plan: Plan) -> list[str]:
 
 
 def _name(name: str) -> str:
-    """Return a name as text that no Markdown is read from."""
+    """Return a name so that nothing in it is read as Markdown."""
     if _HARMLESS.fullmatch(name) and name == name.strip():
         return f"`{name}`"
     return "".join(char if char.isalnum() else f"&#{ord(char)};" for char in printable(name))

@@ -1,4 +1,4 @@
-"""Write the files of one output into a folder that nobody sees yet, and read them back."""
+"""Write the files of one average into a private folder, and read them back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.checkpoint import TensorSpec
@@ -28,7 +29,7 @@ _COPY_BYTES = 1 << 20  # read and written at once
 
 
 def allow_descriptors(outputs: int) -> None:
-    """Raise the soft limit on open files, as far as it may be, where several averages in many shards need it."""
+    """Raise this process's limit on open files, as far as the system allows, to fit so many outputs and the inputs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = outputs + _INPUT_DESCRIPTORS
     if resource.RLIM_INFINITY != soft < wanted:
@@ -42,43 +43,59 @@ def make_folder(staging: Staging, whole: Target, part: Target) -> Path:
     return staging.make_folder(path if part.is_folder else path.parent)
 
 
+@dataclass(frozen=True, slots=True)
+class _TensorFile:
+    """An open file of tensors: the byte at which its data begin, and where in them each tensor does."""
+
+    stream: OutputStream
+    data_begin: int
+    begins: Mapping[str, int]
+
+    def offset(self, part: TensorRange) -> int:
+        """Return the byte in the file at which a range of a tensor begins."""
+        return self.data_begin + self.begins[part.name] + part.start
+
+
 class FileSink:
-    """The files of one output, open for writing: takes what a fold makes."""
+    """Writes the tensors of one average into its files, in any order; a `Sink`."""
 
     def __init__(self, output: Output, folder: Path, *, summed: bool) -> None:
-        """Open the files in `folder` and write their headers; `summed`: sum them up while they are written.
+        """Make the files in `folder`, and write their headers.
+
+        Args:
+            output: the average.
+            folder: where its files are made.
+            summed: whether to keep their sha256 up to date while they are written.
 
         Raises:
             OutputError: where a file cannot be written.
         """
         self.streams: list[OutputStream] = []
-        self._places: dict[str, tuple[OutputStream, int, Mapping[str, int]]] = {}  # stream, first data byte, begins
+        self._files: dict[str, _TensorFile] = {}  # by the name of the tensor in the checkpoints
         try:
             for file in output.files:
                 stream = OutputStream(folder / file.name, summed=summed)
                 self.streams.append(stream)
                 stream.write(0, file.header)
                 begins = file.table.begins
-                if output.originals:  # by the names that the fold knows
+                if output.originals:
                     begins = {output.original(name): begin for name, begin in begins.items()}
-                self._places.update(dict.fromkeys(begins, (stream, file.header_size, begins)))
+                self._files.update(dict.fromkeys(begins, _TensorFile(stream, file.header_size, begins)))
         except BaseException:
             self.close()
             raise
 
     def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
-        """Write parts of tensors, which lie one after another in `data`."""
-        places = ((*self._places[part.name], part) for part in ranges)
-        stretches = (
-            (stream, first + begins[part.name] + part.start, part.size) for stream, first, begins, part in places
-        )
+        """Write ranges of tensors, whose bytes lie one after another in `data`."""
+        files = ((self._files[part.name], part) for part in ranges)
+        stretches = ((file.stream, file.offset(part), part.size) for file, part in files)
         position = 0
         for stream, offset, size in join_ranges(stretches):
             stream.write(offset, data[position : position + size])
             position += size
 
     def give_up(self) -> None:
-        """Let threads end that sum up what was written: nobody needs it any more."""
+        """End the threads that sum up the files: nobody needs the sums any more."""
         for stream in self.streams:
             stream.give_up()
 
@@ -90,7 +107,7 @@ class FileSink:
 
 
 def sum_up(streams: Sequence[OutputStream], threads: int) -> list[str]:
-    """Return the sha256 of each file; where the writing was faster, the rest is read now, file by file on threads."""
+    """Return the sha256 of each file, several at once: the end of a file that was written faster is read now."""
     with thread_errors(), ThreadPoolExecutor(threads, "sum") as pool:
         try:
             return list(pool.map(OutputStream.sha256, streams))

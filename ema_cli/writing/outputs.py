@@ -1,4 +1,4 @@
-"""What will be written, to the byte, from headers alone: weights, configuration, what travels with them."""
+"""Lay out outputs from headers alone: the files of tensors to the byte, configuration, side files, model card."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ _SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """What a user may say of the output.
+    """The form of an output, as a user may choose it.
 
-    `dtype` replaces that of floating tensors, which may then differ between checkpoints. Tensors whose names match a
-    pattern in `copy` are copied from the newest. `max_shard_size`: bytes in one file of a folder, None as the newest
-    checkpoint has it. `allow_non_finite`: NaN and infinity are let through.
+    Attributes:
+        dtype: that of the floating tensors, which may then differ between checkpoints; None: as in the newest.
+        copy: patterns of names; tensors that match one are copied from the newest checkpoint.
+        max_shard_size: most bytes of tensors in one file of a folder; None: the shards of the newest checkpoint.
+        allow_non_finite: whether NaN and infinity are written, too.
     """
 
     dtype: DType | None = None
@@ -45,18 +47,27 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one average comes to: weights by range, small files whole, copies of side files."""
+    """The files of one average, before anything is written.
+
+    Attributes:
+        target: the file or folder that they make up.
+        files: the files of tensors.
+        texts: small files by name, with their whole content.
+        copies: side files of the newest checkpoint that are copied, by name.
+        sources: the files from which `texts` and `copies` are made; they must not change meanwhile.
+        originals: the name in the checkpoint of each tensor that is written under another name.
+    """
 
     target: Target
     files: Sequence[OutputFile]
-    texts: Mapping[str, bytes]
-    copies: Mapping[str, InputFile]
-    sources: Sequence[InputFile] = ()  # of texts and copies
-    originals: Mapping[str, str] = field(default_factory=dict)  # what the checkpoint calls a tensor of another name
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+    copies: Mapping[str, InputFile] = field(default_factory=dict)
+    sources: Sequence[InputFile] = ()
+    originals: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        """Return the size of everything."""
+        """Return the size of all files in bytes."""
         copied = sum(file.size for file in self.copies.values())
         return sum(file.size for file in self.files) + sum(map(len, self.texts.values())) + copied
 
@@ -67,16 +78,22 @@ class Output:
         return {name: spec.dtype for name, spec in specs}
 
     def original(self, name: str) -> str:
-        """Return what the checkpoint calls the tensor that is written under `name`."""
+        """Return the name in the checkpoint of the tensor that is written under `name`."""
         return self.originals.get(name, name)
 
 
 def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:
-    """Return the specs that are written: averaged floating tensors in `dtype`, all others as the model has them."""
-    specs, types = checkpoint.tensors.specs, checkpoint.output_dtypes
+    """Return the specs of the tensors as they are written.
+
+    Args:
+        checkpoint: the newest.
+        dtype: that of floating tensors which are not `copied`; None: as the model has it.
+        copied: names of tensors that are copied because the user wants it.
+    """
+    specs, dtypes = checkpoint.tensors.specs, checkpoint.output_dtypes
     if dtype is None:
         return {
-            name: replace(spec, dtype=types.get(name, spec.dtype)) if types else spec for name, spec in specs.items()
+            name: replace(spec, dtype=dtypes.get(name, spec.dtype)) if dtypes else spec for name, spec in specs.items()
         }
     return {
         name: replace(spec, dtype=dtype) if spec.dtype.kind == "float" and name not in copied else spec
@@ -94,19 +111,24 @@ def lay_out_output(
     max_shard_bytes: int | None = None,
     manifest: bool = True,
 ) -> Output:
-    """Return what the average of `plan` will be at `target`; `tables` are those of another, to be used again.
+    """Return the files that the average of `plan` will have at `target`.
 
-    A folder has the shards of the newest checkpoint, or with `max_shard_bytes`, in bytes, as many as that takes; and a
-    model card, which tells of the manifest where there is one.
+    Args:
+        plan: says which checkpoints enter; the newest gives names, shards, header and side files.
+        target: the file or folder to write.
+        dtype: that of the floating tensors; None: as in the newest.
+        copied: names of tensors that are copied because the user wants it.
+        tables: headers of another average of the same run; equal ones are used again.
+        max_shard_bytes: most bytes of tensors in one file of a folder; None: the shards of the newest.
+        manifest: whether a manifest is written into the folder, so that the model card mentions it.
 
     Raises:
-        OutputError: for what the container cannot hold.
+        OutputError: for a tensor or a header that the format cannot hold.
         CheckpointError: where configuration or tokenizer of the newest checkpoint cannot be read.
     """
-    newest = plan.newest
-    specs = output_specs(newest, dtype, copied)
+    specs = output_specs(plan.newest, dtype, copied)
     if target.is_torch:
-        return Output(target, [_lay_out_torch(plan, target, specs, _metadata(plan, dtype, copied, []), tables)], {}, {})
+        return Output(target, [_lay_out_torch(plan, target, specs, _metadata(plan, dtype, copied, []), tables)])
     wide = next((name for name, spec in specs.items() if not spec.dtype.in_safetensors), None)
     if wide is not None:
         raise OutputError(
@@ -115,23 +137,35 @@ def lay_out_output(
             hint=f"write one file of torch's: {option('o', 'NAME.pt')}",
         )
     if not target.is_folder:
-        return Output(
-            target, [lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []), tables)], {}, {}
-        )
-    pretrained = newest.pretrained or Pretrained("model")
+        return Output(target, [lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []), tables)])
+    return _lay_out_folder(plan, target, specs, dtype, copied, tables, max_shard_bytes, manifest=manifest)
+
+
+def _lay_out_folder(
+    plan: Plan,
+    target: Target,
+    specs: dict[str, TensorSpec],
+    dtype: DType | None,
+    copied: frozenset[str],
+    tables: Sequence[Table],
+    max_shard_bytes: int | None,
+    *,
+    manifest: bool,
+) -> Output:
+    """Return the files of an average that is a folder; `specs` are those of its tensors, else as `lay_out_output`."""
+    pretrained = plan.newest.pretrained or Pretrained("model")
     texts, copies = _side_files(pretrained)
     sources = list(copies.values())
     originals: dict[str, str] = {}
     if pretrained.inner_files is not None:
-        originals = _loaded_names(newest, pretrained.inner_files)
+        originals = _loaded_names(plan.newest, pretrained.inner_files)
         specs = {name: specs[original] for name, original in originals.items()}
     _set_config_dtype(texts, copies, specs, converted=dtype is not None or bool(originals))
     if CARD_NAME not in copies:
-        texts[CARD_NAME] = model_card(
-            plan, _configs(texts, copies), manifest=FOLDER_NAME if manifest else None
-        ).encode()
+        card = model_card(plan, _configs(texts, copies), manifest=FOLDER_NAME if manifest else None)
+        texts[CARD_NAME] = card.encode()
     metadata = _metadata(plan, dtype, copied, sorted({*copies, *texts}))
-    shards = _shards(newest) if max_shard_bytes is None else split_shards(specs, max_shard_bytes, pretrained.base)
+    shards = _shards(plan.newest) if max_shard_bytes is None else split_shards(specs, max_shard_bytes, pretrained.base)
     if len(set(shards.values())) > 1:
         files, index = lay_out_shards(specs, shards, metadata, tables)
         texts[f"{pretrained.base}.safetensors.index.json"] = index
@@ -141,19 +175,20 @@ def lay_out_output(
 
 
 def _side_files(pretrained: Pretrained) -> tuple[dict[str, bytes], dict[str, InputFile]]:
-    """Return the texts that lie inside the checkpoint, and the files beside its tensors, to be copied; by name."""
+    """Return the small files that lie inside the checkpoint, and those beside its tensors; both by name."""
     texts = dict(pretrained.inner_files.read()) if pretrained.inner_files is not None else {}
     if pretrained.folder is None:
         return texts, {}
-    files = find_side_files(pretrained.folder)
-    return texts, {file.path.relative_to(pretrained.folder).as_posix(): file for file in files}
+    return texts, find_side_files(pretrained.folder)
 
 
 def _configs(texts: Mapping[str, bytes], copies: Mapping[str, InputFile]) -> dict[str, bytes]:
-    """Return the configurations that will be in the folder, by name."""
-    read = {name: file.read(0, file.size if file.size <= _MAX_CONFIG_BYTES else 0) for name, file in copies.items()
-            if name in CONFIGS}  # fmt: skip
-    return {**read, **{name: text for name, text in texts.items() if name in CONFIGS}}
+    """Return the text of each configuration that will be in the folder, by name; that of a huge one is empty."""
+    configs = {name: text for name, text in texts.items() if name in CONFIGS}
+    for name, file in copies.items():
+        if name in CONFIGS and name not in configs:
+            configs[name] = file.read(0, file.size if file.size <= _MAX_CONFIG_BYTES else 0)
+    return configs
 
 
 def _loaded_names(checkpoint: Checkpoint, inner_files: InnerFiles) -> dict[str, str]:
@@ -175,7 +210,7 @@ def _loaded_names(checkpoint: Checkpoint, inner_files: InnerFiles) -> dict[str, 
 def _set_config_dtype(
     texts: dict[str, bytes], copies: dict[str, InputFile], specs: Mapping[str, TensorSpec], *, converted: bool
 ) -> None:
-    """Let config.json say the dtype of the weights as written; copy it where it does already."""
+    """Make config.json name the dtype of the tensors as written: change its text where it names another."""
     name = "config.json"
     text = texts.get(name)
     if text is None and name in copies:
@@ -203,13 +238,13 @@ def _lay_out_torch(
 
 
 def _shards(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the file in which each tensor is written: as in the newest checkpoint, under the names for safetensors."""
+    """Return the name of the file for each tensor: as in the newest checkpoint, but with the suffix of safetensors."""
     if checkpoint.pretrained is None or checkpoint.pretrained.inner_files is not None:
         return {}
     base = checkpoint.pretrained.base
-    weights = checkpoint.tensors
+    tensors = checkpoint.tensors
     # pytorch_model-00001-of-00002.bin becomes model-00001-of-00002.safetensors.
-    shards = {name: weights.shard(name) for name in weights.specs}
+    shards = {name: tensors.shard(name) for name in tensors.specs}
     names = {shard: _shard_name(shard, base) for shard in set(shards.values())}
     return {name: names[shard] for name, shard in shards.items()}
 
@@ -220,12 +255,15 @@ def _shard_name(shard: str, base: str) -> str:
 
 
 def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:
-    """Say compactly how the file was averaged: no times, hosts or absolute paths, so that equal runs are equal."""
+    """Return the header's metadata, with the mark that says how the file was averaged.
+
+    It holds no times, hosts or absolute paths, so that equal runs give equal bytes.
+    """
     asked = asked_for({**RecipeRecord.of(plan).to_dict(), "dtype": dtype.name if dtype else None})
-    record: dict[str, object] = {"version": __version__, **asked}
-    record["checkpoints"] = [[each.checkpoint.name, str(each.clock), each.weight] for each in plan.read]
+    mark: dict[str, object] = {"version": __version__, **asked}
+    mark["checkpoints"] = [[entry.checkpoint.name, str(entry.clock), entry.weight] for entry in plan.read]
     if copied:
-        record["copied"] = sorted(copied)
+        mark["copied"] = sorted(copied)
     if side_files:
-        record["files"] = list(side_files)
-    return {"format": "pt", **plan.newest.adapter.header, METADATA_KEY: json.dumps(record, separators=(",", ":"))}
+        mark["files"] = list(side_files)
+    return {"format": "pt", **plan.newest.adapter.header, METADATA_KEY: json.dumps(mark, separators=(",", ":"))}

@@ -1,10 +1,9 @@
-"""Record what is done while it is done: the manifest and the sums of each average."""
+"""Write the manifest and the sums of each average."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +17,17 @@ from ema_cli.storage.checksums import Checksums
 from ema_cli.storage.output_stream import WrittenFile, write_file
 
 if TYPE_CHECKING:
-    from ema_cli.checkpoint import Checkpoint, TensorSpec
+    from ema_cli.checkpoint import Checkpoint
     from ema_cli.folding.non_finite import NonFinite
     from ema_cli.planning.plan import Plan
     from ema_cli.writing.outputs import Output, OutputOptions
 
 
 class Record:
-    """What is known of the inputs of some averages; with `checksum` the sums of all that is read, too.
+    """Makes the manifests of averages that are written in one pass.
 
-    Raises:
-        CheckpointError: where an input cannot be read.
+    Attributes:
+        checksums: where to report the bytes that are read of the checkpoints; None if their sums are not wanted.
     """
 
     def __init__(
@@ -41,56 +40,75 @@ class Record:
         threads: int,
         warnings: Sequence[str],
     ) -> None:
+        """Take the fingerprints of the inputs.
+
+        Args:
+            checkpoints: those that are read, oldest first.
+            options: the form of the outputs.
+            copied: names of tensors that are copied because the user wants it.
+            checksum: also record the sums of all that is read.
+            threads: how many fingerprints to take at once.
+            warnings: are put before those that the averaging itself gives.
+
+        Raises:
+            CheckpointError: where an input cannot be read.
+        """
         self._checkpoints = checkpoints
         self._options = options
         self._copied = copied
         self._warnings = warnings
-        found = fingerprints(checkpoints, threads)
-        self._fingerprints = {id(each): found for each, found in zip(checkpoints, found, strict=True)}
+        self._fingerprints = dict(zip(checkpoints, fingerprints(checkpoints, threads), strict=True))
         self.checksums = Checksums(len(checkpoints)) if checksum else None
 
     def manifest(
         self, output: Output, plan: Plan, written: Mapping[str, WrittenFile], non_finite: NonFinite
     ) -> Manifest:
-        """Return the manifest of one average, less its tensors; `written` are its files."""
-        found = warnings.run_warnings(plan.run, [each.checkpoint for each in plan.read])
-        odd = [
+        """Return the manifest of one average, still without its tensors.
+
+        Args:
+            output: the average.
+            plan: the plan that it follows.
+            written: its files by name.
+            non_finite: which of its tensors hold NaN or infinity.
+        """
+        read = [entry.checkpoint for entry in plan.read]
+        found = [
             *self._warnings,
-            *found,
+            *warnings.run_warnings(plan.run, read),
             *plan.advice.warnings,
             *advice.non_finite_warnings(sorted(non_finite.let_through)),
         ]
-        read = {id(each.checkpoint) for each in plan.read}
         return make_manifest(
             plan,
-            self._written_options(output),
-            {key: fingerprint for key, fingerprint in self._fingerprints.items() if key in read},
-            self._blocks(plan),
-            written,
-            list(dict.fromkeys(odd)),
+            options=self._recorded_options(output),
+            fingerprints={checkpoint: self._fingerprints[checkpoint] for checkpoint in read},
+            blocks=self._blocks(plan),
+            outputs=written,
+            warnings=list(dict.fromkeys(found)),
         )
 
     def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, non_finite: NonFinite) -> None:
-        """Write the manifest and the sums where the files of the average are."""
+        """Write the manifest and the sums into the `folder` that holds the files of the average.
+
+        Raises:
+            OutputError: where they cannot be written.
+        """
         is_folder = output.target.is_folder
-        place = folder if is_folder else folder / output.target.path.name
-        path = manifest_path(place, is_folder=is_folder)
+        average = folder if is_folder else folder / output.target.path.name
+        path = manifest_path(average, is_folder=is_folder)
         sha256 = write_file(path, manifest_text(manifest, self.tensors(output, plan, non_finite))).sha256
-        sums = {each["name"]: each["sha256"] for each in manifest["outputs"]}
-        write_file(sums_path(place, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
+        sums = {row["name"]: row["sha256"] for row in manifest["outputs"]}
+        write_file(sums_path(average, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
 
     def tensors(self, output: Output, plan: Plan, non_finite: NonFinite) -> Iterator[TensorRow]:
-        """Return what the manifest of one average tells of each tensor, by name."""
+        """Yield the rows of the manifest for the tensors of one average, by name."""
         newest, non_finite_names = plan.newest.tensors.specs, non_finite.names
-
-        def row(name: str, spec: TensorSpec) -> TensorRow:
+        for name, spec in sorted((name, spec) for file in output.files for name, spec in file.table.specs.items()):
             original = output.original(name)
-            why = self._why(original) if original in self._copied else None
-            return tensor_row(name, spec, newest[original], why, non_finite=original in non_finite_names)
+            why = self._pattern(original) if original in self._copied else None
+            yield tensor_row(name, spec, newest[original], why, non_finite=original in non_finite_names)
 
-        return starmap(row, sorted((name, spec) for file in output.files for name, spec in file.table.specs.items()))
-
-    def _written_options(self, output: Output) -> dict[str, Any]:
+    def _recorded_options(self, output: Output) -> dict[str, Any]:
         options = self._options
         return {
             "dtype": options.dtype.name if options.dtype else None,
@@ -101,16 +119,17 @@ class Record:
             "folder": output.target.is_folder,
         }
 
-    def _blocks(self, plan: Plan) -> dict[int, list[str]] | None:
+    def _blocks(self, plan: Plan) -> dict[Checkpoint, list[str]] | None:
+        """Return the sums of the blocks that were read of the checkpoints of one plan; None if nobody wants them."""
         if self.checksums is None:
             return None
-        read = {id(each.checkpoint) for each in plan.read}  # others are, for the other averages
+        read = {entry.checkpoint for entry in plan.read}  # the other averages may read more
         return {
-            id(each): self.checksums.blocks(number, newest=each is plan.newest)
-            for number, each in enumerate(self._checkpoints)
-            if id(each) in read
+            checkpoint: self.checksums.blocks(number, newest=checkpoint is plan.newest)
+            for number, checkpoint in enumerate(self._checkpoints)
+            if checkpoint in read
         }
 
-    def _why(self, name: str) -> str:
-        """Return which pattern says that a tensor is copied."""
-        return next(f"--copy '{each}'" for each in self._options.copy if fnmatch.fnmatchcase(name, each))
+    def _pattern(self, name: str) -> str:
+        """Return the option by which a tensor is copied."""
+        return next(f"--copy '{pattern}'" for pattern in self._options.copy if fnmatch.fnmatchcase(name, pattern))

@@ -1,4 +1,4 @@
-"""The files beside the weights that make a folder load: configuration, tokenizer, processor, remote code."""
+"""The side files that `from_pretrained` needs beside the tensors: configuration, tokenizer, processor, remote code."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ema_cli.formats.trainers.folders import MODULES
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
-# What `from_pretrained` of models, tokenizers and processors may look for. Never optimizer, RNG, trainer state
-# or training arguments: a list of what is wanted, so that a new kind of state cannot slip through.
+# Files that `from_pretrained` of models, tokenizers and processors may look for. Never optimizer, RNG, trainer state
+# or training arguments: this is a list of wanted files, so that no new kind of state can slip through.
 _WANTED = (
     "config.json", "*_config.json", "config_*.json", "config_*.py", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.spm", "chat_template*", "*.jinja",
     "modules.json", "*.py", "README.md", "LICENSE*", "NOTICE*",
-    # What single tokenizers of transformers call theirs: Mistral's, Whisper's, Marian's, LUKE's, PhoBERT's and so on.
+    # Files of single tokenizers of transformers: Mistral's, Whisper's, Marian's, LUKE's, PhoBERT's and so on.
     "tekken.json", "normalizer.json", "*_vocab.json", "bpe.codes", "dict.txt", "*.tokenizer", "byte_maps.json",
     "emoji.json", "word_pronunciation.json", "word_shape.json",
 )  # fmt: skip
@@ -37,25 +37,38 @@ _FOLDERS = ("additional_chat_templates",)
 _MAX_SIDE_BYTES = 1 << 30
 
 
-def find_side_files(folder: Path) -> list[InputFile]:
-    """Return the side files of the checkpoint in `folder`, by name."""
-    found = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_wanted(path.name)]
-    modules = module_folders(folder) if (folder / MODULES).is_file() else []
-    for name in (*_FOLDERS, *modules):
-        if (folder / name).is_dir():
-            found += [path for path in sorted((folder / name).iterdir()) if path.is_file()]
-    files = [location(path).open() for path in found]
-    for file in files:
+def find_side_files(folder: Path) -> dict[str, InputFile]:
+    """Return the side files of the checkpoint in `folder`, by their names relative to it.
+
+    Raises:
+        CheckpointError: where one is too large, or cannot be opened.
+    """
+    names = [name for name in _file_names(folder) if _is_wanted(name)]
+    modules = module_folders(folder) if location(folder / MODULES).info().is_file else []
+    for inner in (*_FOLDERS, *modules):
+        if location(folder / inner).info().is_folder:
+            names += [f"{inner}/{name}" for name in _file_names(folder / inner)]
+    files = {name: location(folder / name).open() for name in names}
+    for file in files.values():
         if file.size > _MAX_SIDE_BYTES:
             raise CheckpointError(f"{file.size} bytes are too many for a side file", subject=file.path)
     return files
 
 
-def set_config_dtype(text: bytes, dtypes: set[str], *, converted: bool) -> bytes:
-    """Return the text of a config.json that says the dtype of the weights (safetensors' names) as written.
+def _file_names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in location(folder).entries() if entry.is_file)
 
-    Left to the byte where it says so already, where the weights have several dtypes and none was converted, or
-    where it is not a JSON object.
+
+def set_config_dtype(text: bytes, dtypes: set[str], *, converted: bool) -> bytes:
+    """Return the text of a config.json with the dtype of the tensors as they are written.
+
+    The text stays the same to the byte where it names that dtype already, where the tensors have several dtypes, or
+    where it is no JSON object.
+
+    Args:
+        text: the config.json of the newest checkpoint.
+        dtypes: the dtypes of the floating tensors, as safetensors names them.
+        converted: whether they differ from the checkpoint's, so that a dtype is added where none is named.
     """
     if len(dtypes) != 1:
         return text
@@ -71,7 +84,10 @@ def set_config_dtype(text: bytes, dtypes: set[str], *, converted: bool) -> bytes
 
 
 def _set_dtype(config: dict[str, Any], dtype: str, *, add: bool) -> bool:
-    """Set `dtype` (`torch_dtype` before transformers 5) here and in sub-configurations; return whether it changed."""
+    """Set `dtype` (`torch_dtype` before transformers 5) in a configuration and those in it; return whether it changed.
+
+    With `add`, also where no dtype is named.
+    """
     keys = [key for key in ("dtype", "torch_dtype") if isinstance(config.get(key), str)]
     if not keys and add:
         keys = ["torch_dtype" if "torch_dtype" in config else "dtype"]
