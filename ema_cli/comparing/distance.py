@@ -1,84 +1,30 @@
-"""How far apart checkpoints are: one and any number of others, tensor by tensor, in one pass and constant memory.
+"""How far apart two checkpoints are: sums over the values of their tensors, and the numbers that follow from them.
 
-In float64, whatever the stored types. The same numbers for any number of threads: a tensor is cut into stretches and
-these into blocks of fixed sizes, whose sums are added in their order. Tied tensors are read once.
+In float64, whatever the stored dtypes. For one = [3, 0] and other = [0, 4]: the squares are 25, 9 and 16, so that the
+distance is 5, the norms are 3 and 4, and the relative distance is 5/4; the product is 0, so is the cosine; the largest
+difference is 4.
 """
 
 from __future__ import annotations
 
 import math
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.dtypes import DType
-from ema_cli.folding.blocks import Group, make_groups
-from ema_cli.folding.kernel.floats import Floats, decode
-from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.system.threads import thread_errors
-
-_BLOCK = 1 << 15  # numbers, which are read and added at once
-_STRETCH = 1 << 22  # numbers, which one thread reads
-_WAITING = 4  # stretches for each thread: of results that wait for their turn there are no more
-
-
-@dataclass(slots=True)
-class Sums:
-    """What distances are made of, of one tensor or of many; each is a row with a value for each of the others.
-
-    `squares` [3, N]: of |one - other|, |one| and |other|; `products` [N]: of one and other; `largest` [N]: difference
-    of two values; `equal` [N]: whether all bytes are. `not_finite` [2, N]: NaN, and infinities that the two do not
-    share, in one and in other; with any of them the sums are NaN or infinite. Shared infinities (an attention mask)
-    do not count.
-    """
-
-    squares: Floats
-    products: Floats
-    largest: Floats
-    equal: NDArray[np.bool_]
-    not_finite: NDArray[np.int64]
-
-    @classmethod
-    def zero(cls, others: int) -> Sums:
-        """Return the sums of nothing."""
-        return cls(
-            np.zeros((3, others)),
-            np.zeros(others),
-            np.zeros(others),
-            np.ones(others, dtype=bool),
-            np.zeros((2, others), dtype=np.int64),
-        )
-
-    def add(self, more: Sums) -> None:
-        """Add the sums of what comes next."""
-        with np.errstate(all="ignore"):
-            self.squares += more.squares
-            self.products += more.products
-            np.maximum(self.largest, more.largest, out=self.largest)
-        self.equal &= more.equal
-        self.not_finite += more.not_finite
-
-    def distances(self) -> list[Distance]:
-        """Return the distance to each of the others."""
-        return [
-            Distance.of(*map(float, (*self.squares[:, at], self.products[at], self.largest[at])))
-            for at in range(len(self.products))
-        ]
+from ema_cli.folding.kernel.floats import Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far `one` is from `other`: the norm of the difference, and that as a share of the norm of `other`.
+    """How far `one` is from `other`. Numbers are NaN where the values are.
 
-    None where there is no such number: relative to 0, or the direction of 0. NaN where the data are.
+    distance: the norm of the difference.
+    norm_one, norm_other: the norm of each.
+    relative: the distance divided by `norm_other`; None where that is 0, unless the distance is 0 too: then 0.
+    cosine: of the angle between the two; None where a norm is 0.
+    largest: the largest difference of two values.
     """
 
     distance: float
@@ -88,161 +34,122 @@ class Distance:
     cosine: float | None
     largest: float
 
+
+@dataclass(slots=True)
+class DistanceSums:
+    """Sums over the values of one tensor or of many, for one checkpoint and N others.
+
+    squares [3, N]: of |one - other|, |one| and |other|.
+    products [N]: of one and other.
+    largest [N]: difference of two values.
+    equal [N]: whether all bytes are equal.
+    non_finite [2, N]: how many elements are NaN or infinite, in one and in other. An infinity that both have at the
+        same place (an attention mask) does not count, and adds 0 to the sums; with any other they are NaN or infinite.
+    """
+
+    squares: Floats
+    products: Floats
+    largest: Floats
+    equal: NDArray[np.bool_]
+    non_finite: NDArray[np.int64]
+
     @classmethod
-    def of(cls, difference: float, one: float, other: float, product: float, largest: float) -> Distance:
-        """Return it from sums of squares and products."""
-        distance, norm, base = math.sqrt(difference), math.sqrt(one), math.sqrt(other)
-        relative = distance / base if base else (None if distance else 0.0)
-        cosine = None if norm == 0 or base == 0 else product / norm / base
-        if cosine is not None and not math.isnan(cosine):
-            cosine = 1.0 if distance == 0 else min(max(cosine, -1.0), 1.0)
-        return cls(distance, norm, base, relative, cosine, largest)
+    def zero(cls, others: int) -> DistanceSums:
+        """Return the sums of no tensor."""
+        return cls(
+            squares=np.zeros((3, others)),
+            products=np.zeros(others),
+            largest=np.zeros(others),
+            equal=np.ones(others, dtype=bool),
+            non_finite=np.zeros((2, others), dtype=np.int64),
+        )
+
+    def add(self, more: DistanceSums) -> None:
+        """Add the sums of further values."""
+        with np.errstate(all="ignore"):
+            self.squares += more.squares
+            self.products += more.products
+            np.maximum(self.largest, more.largest, out=self.largest)
+        self.equal &= more.equal
+        self.non_finite += more.non_finite
+
+    def add_block(self, index: int, block: ValueBlock, other: Floats) -> None:
+        """Add a block of `one`, and the values of the others' checkpoint number `index` at the same place."""
+        one = block.values
+        with np.errstate(all="ignore"):
+            sums = _block_sums(block, other)
+            if not all(map(math.isfinite, sums)):
+                shared = ~np.isfinite(one) & (one == other)
+                if shared.any():
+                    one, other = np.where(shared, 0.0, one), np.where(shared, 0.0, other)
+                    sums = _block_sums(ValueBlock.of(one, block.scratch, block.components), other)
+                for row, values in enumerate((one, other)):
+                    finite = np.isfinite(values).reshape(-1, block.components).all(axis=1)
+                    self.non_finite[row, index] += np.count_nonzero(~finite)
+            self.squares[:, index] += sums[:3]
+            self.products[index] += sums[3]
+            self.largest[index] = np.maximum(self.largest[index], sums[4])
+
+    def distances(self) -> list[Distance]:
+        """Return the distance to each of the others."""
+        return [self._distance(index) for index in range(len(self.products))]
+
+    def _distance(self, index: int) -> Distance:
+        distance, norm_one, norm_other = map(math.sqrt, self.squares[:, index])
+        relative = distance / norm_other if norm_other else (None if distance else 0.0)
+        cosine = None
+        if norm_one != 0 and norm_other != 0:
+            cosine = float(self.products[index]) / norm_one / norm_other
+            if not math.isnan(cosine):
+                cosine = 1.0 if distance == 0 else min(max(cosine, -1.0), 1.0)
+        return Distance(
+            distance=distance,
+            norm_one=norm_one,
+            norm_other=norm_other,
+            relative=relative,
+            cosine=cosine,
+            largest=float(self.largest[index]),
+        )
 
 
-def by_value(one: TensorSpec, other: TensorSpec) -> bool | None:
-    """Return whether two tensors are compared as numbers, or for equality only; None if they are of two kinds.
+@dataclass(frozen=True, slots=True)
+class ValueBlock:
+    """A block of values of one checkpoint, to be compared with those of others.
 
-    Integers and what is packed are compared for equality: their differences mean nothing.
+    values [n]: in float64; a complex element is two of them.
+    squares: the sum of their squares.
+    scratch [2, n]: memory for what is computed on the way.
+    components: how many values make one element.
     """
-    if one.shape != other.shape or one.dtype.kind != other.dtype.kind:
-        return None
-    if one.dtype.averaged:
-        return True
-    return False if one.dtype == other.dtype else None
+
+    values: Floats
+    squares: float
+    scratch: Floats
+    components: int
+
+    @classmethod
+    def of(cls, values: Floats, scratch: Floats, components: int) -> ValueBlock:
+        """Return a block of these values."""
+        return cls(values, _sum_products(values, values, scratch[1]), scratch, components)
 
 
-def comparable(one: Checkpoint, others: Iterable[Checkpoint]) -> list[str]:
-    """Return the names of the tensors that can be compared with each of the others."""
-    tables = {id(each.tensors.specs): each.tensors.specs for each in others}
-    return [
-        name
-        for name, spec in one.tensors.specs.items()
-        if all(name in specs and by_value(spec, specs[name]) is not None for specs in tables.values())
-    ]
-
-
-def measure(
-    one: Checkpoint,
-    others: Sequence[Checkpoint],
-    names: Sequence[str],
-    *,
-    threads: int = 1,
-    report: ProgressCallback = no_progress,
-) -> Iterator[tuple[tuple[str, ...], Sums]]:
-    """Yield the sums of each tensor in `names`, with the names that are tied to it in all checkpoints, in that order.
-
-    `report(done, total)` is told the bytes that have been read.
-
-    Raises:
-        CheckpointError: where one cannot be read, or changes meanwhile.
-    """
-    checkpoints = [*others, one]
-    specs = one.tensors.specs
-    groups = list(make_groups(checkpoints, {name: specs[name].dtype for name in names}, frozenset()))
-    total = sum(each.tensors.specs[group.names[0]].nbytes for group in groups for each in checkpoints)
-    done = 0
-    buffers = threading.local()
-    work = ((group, start) for group in groups for start in range(0, max(group.spec.count, 1), _STRETCH))
-    waiting: deque[tuple[Group, int, Future[Sums]]] = deque()
-    pool = ThreadPoolExecutor(threads, "distance")
-    try:
-        sums = Sums.zero(len(others))
-        while True:
-            for group, start in islice(work, threads * _WAITING - len(waiting)):
-                waiting.append((group, start, _submit(pool, partial(_stretch, one, others, group, start, buffers))))
-            if not waiting:
-                break
-            group, start, result = waiting.popleft()
-            sums.add(result.result())
-            count = min(_STRETCH, group.spec.count - start)
-            done += sum(each.tensors.specs[group.names[0]].dtype.nbytes(count) for each in checkpoints)
-            report(done, total)
-            if start + _STRETCH >= group.spec.count:
-                yield group.names, sums
-                sums = Sums.zero(len(others))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    for each in checkpoints:
-        for file in each.files:
-            file.check_unchanged()
-
-
-def _submit(pool: ThreadPoolExecutor, stretch: Callable[[], Sums]) -> Future[Sums]:
-    with thread_errors():
-        return pool.submit(stretch)
-
-
-class _Buffers:
-    """One thread's memory: for a block of two checkpoints as stored, as numbers, and what comes of them."""
-
-    def __init__(self) -> None:
-        self.stored = np.empty((2, _BLOCK * 16), dtype=np.uint8)
-        self.numbers = np.empty((4, _BLOCK * 2))
-
-
-def _stretch(one: Checkpoint, others: Sequence[Checkpoint], group: Group, start: int, local: threading.local) -> Sums:
-    """Return the sums of a stretch of a tensor, block by block in order."""
-    buffers: _Buffers | None = getattr(local, "buffers", None)
-    if buffers is None:
-        buffers = local.buffers = _Buffers()
-    name, sums = group.names[0], Sums.zero(len(others))
-    end = min(start + _STRETCH, group.spec.count)
-    for at in range(start, end, _BLOCK):
-        count = min(_BLOCK, end - at)
-        mine, dtype = _read(one, name, at, count, buffers.stored[0])
-        if group.averaged:
-            parts = count * dtype.components
-            number, theirs, *scratch = (row[:parts] for row in buffers.numbers)
-            decode(dtype, mine, number)
-            own = _total(number, number, scratch[1])
-        for index, other in enumerate(others):
-            stored, its = _read(other, name, at, count, buffers.stored[1])
-            if sums.equal[index]:
-                sums.equal[index] = its == dtype and np.array_equal(mine, stored)
-            if group.averaged:
-                decode(its, stored, theirs)
-                _add(sums, index, number, theirs, own, scratch, parts=dtype.components)
-    return sums
-
-
-def _read(
-    checkpoint: Checkpoint, name: str, start: int, count: int, out: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], DType]:
-    dtype = checkpoint.tensors.specs[name].dtype
-    stored = out[: dtype.nbytes(count)]
-    checkpoint.tensors.read_into(name, dtype.nbytes(start), stored.data)
-    return stored, dtype
-
-
-def _add(
-    sums: Sums, index: int, one: Floats, other: Floats, own: float, scratch: Sequence[Floats], *, parts: int
-) -> None:
-    """Add a block of two checkpoints to the sums at `index`; `own` is the sum of squares of `one`."""
-    with np.errstate(all="ignore"):
-        found = _block_sums(one, other, own, scratch, parts)
-        if not all(map(math.isfinite, found)):
-            shared = ~np.isfinite(one) & (one == other)
-            if shared.any():
-                one, other = np.where(shared, 0.0, one), np.where(shared, 0.0, other)
-                found = _block_sums(one, other, _total(one, one, scratch[1]), scratch, parts)
-            for row, values in enumerate((one, other)):
-                sums.not_finite[row, index] += np.count_nonzero(~np.isfinite(values).reshape(-1, parts).all(axis=1))
-        sums.squares[:, index] += found[:3]
-        sums.products[index] += found[3]
-        sums.largest[index] = np.maximum(sums.largest[index], found[4])
-
-
-def _block_sums(one: Floats, other: Floats, own: float, scratch: Sequence[Floats], parts: int) -> tuple[float, ...]:
+def _block_sums(block: ValueBlock, other: Floats) -> tuple[float, ...]:
     """Return the sums of squares of the difference and of both, of their products, and the largest difference."""
-    difference, product = scratch
+    one, (difference, product) = block.values, block.scratch
     np.subtract(one, other, out=difference)
-    found = (_total(difference, difference, product), own, _total(other, other, product), _total(one, other, product))
-    sizes = np.hypot(difference[0::2], difference[1::2]) if parts == 2 else np.abs(difference, out=difference)
-    return (*found, float(sizes.max()))
+    sums = (
+        _sum_products(difference, difference, product),
+        block.squares,
+        _sum_products(other, other, product),
+        _sum_products(one, other, product),
+    )
+    if block.components == 2:
+        return *sums, float(np.hypot(difference[0::2], difference[1::2]).max())
+    return *sums, float(np.abs(difference, out=difference).max())
 
 
-def _total(left: Floats, right: Floats, scratch: Floats) -> float:
-    """Return the sum of products. Not a dot product of BLAS: that adds in an order of its own on each processor."""
+def _sum_products(left: Floats, right: Floats, scratch: Floats) -> float:
+    """Return the sum of products. Not a dot product of BLAS: that adds in another order on each processor."""
     with np.errstate(all="ignore"):
         np.multiply(left, right, out=scratch)
         return float(np.add.reduce(scratch))

@@ -1,4 +1,7 @@
-"""Layers, as the names of tensors tell them: for tables that nobody could read tensor by tensor. No numpy."""
+"""Find the layers of a model by the names of its tensors. No numpy.
+
+A table by tensor would have thousands of rows, one by layer can be read.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +9,46 @@ from collections.abc import Callable, Iterable
 
 from ema_cli.text import natural_key
 
-_OUTER_PARTS = 2  # of a module's path without a number in it
+_OUTER_PARTS = 2  # of the path of a module without a number in it
 
 
 def layer_of(name: str) -> str:
-    """Return the layer of a tensor: the path of its module up to the last number in it, else its outer two parts."""
+    """Return the layer of a tensor: the path of its module up to the last number in it, else its outer two parts.
+
+    `model.layers.3.mlp.up_proj.weight` is in `model.layers.3`, `vision.tower.patch.proj.weight` in `vision.tower`.
+    """
     path = _module(name)
-    numbers = [at for at, part in enumerate(path) if _is_number(part)]
+    numbers = [position for position, part in enumerate(path) if _is_number(part)]
     return ".".join(path[: numbers[-1] + 1] if numbers else path[:_OUTER_PARTS])
 
 
 def order_by_layer(names: Iterable[str], layer: Callable[[str], str] = layer_of) -> dict[str, str]:
     """Return the layer of each tensor, in the natural order of the layers and of the names in them."""
-    found = [(layer(name), name) for name in names]
-    return {name: part for part, name in sorted(found, key=lambda each: tuple(map(natural_key, each)))}
+    pairs = [(layer(name), name) for name in names]
+    return {name: part for part, name in sorted(pairs, key=lambda pair: tuple(map(natural_key, pair)))}
 
 
 def group_layers(names: Iterable[str], most: int) -> tuple[dict[str, str], bool]:
-    """Return the same with so many layers at most, and whether any had to be put together for that.
+    """Return the layer of each tensor as `order_by_layer`, merged to at most `most` layers; and whether they were.
 
-    The parts of numbered blocks (experts) are put together first, then neighbours.
+    Parts of a numbered block, as experts, are merged first: `layers.3.experts.7` becomes `layers.3`. If that is not
+    enough, neighbours are: `layers.0 to 1`.
     """
     names = list(names)
     for layer in (layer_of, _outer_layer):
-        found = order_by_layer(names, layer)
-        if len(set(found.values())) <= most:
-            return found, layer is not layer_of
-    labels = list(dict.fromkeys(found.values()))
+        layers = order_by_layer(names, layer)
+        if len(set(layers.values())) <= most:
+            return layers, layer is not layer_of
+    labels = list(dict.fromkeys(layers.values()))
     ranges: dict[str, str] = {}
     for number in range(most):
         part = labels[number * len(labels) // most : (number + 1) * len(labels) // most]
         ranges.update(dict.fromkeys(part, _range(part[0], part[-1])))
-    return {name: ranges[label] for name, label in found.items()}, True
+    return {name: ranges[label] for name, label in layers.items()}, True
 
 
 def _range(first: str, last: str) -> str:
-    """Return the name of several layers, from the first to the last: what both begin with is said once."""
+    """Return the name of the layers from the first to the last, with their common beginning once."""
     if first == last:
         return first
     begin, end = first.split("."), last.split(".")
@@ -50,14 +57,14 @@ def _range(first: str, last: str) -> str:
 
 
 def _outer_layer(name: str) -> str:
-    """Return the layer up to the first number."""
+    """Return the layer of a tensor up to the first number."""
     path = _module(name)
-    number = next((at for at, part in enumerate(path) if _is_number(part)), None)
+    number = next((position for position, part in enumerate(path) if _is_number(part)), None)
     return ".".join(path[:_OUTER_PARTS] if number is None else path[: number + 1])
 
 
 def _module(name: str) -> list[str]:
-    """Return the parts of a tensor's name but the last, which is the tensor's own in its module."""
+    """Return the path of a tensor's module: all parts of its name but the last."""
     parts = name.split(".")
     return parts[:-1] or parts
 

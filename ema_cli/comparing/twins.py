@@ -1,4 +1,4 @@
-"""What must be equal between checkpoints and only their tensors tell: twins of one clock, the scales of an adapter."""
+"""Checks that need tensor data: checkpoints with the same clock are identical, alphas of LoRA adapters agree."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ _BLOCK_ELEMENTS = 1 << 17
 
 
 def check_twins(plans: Sequence[Plan]) -> None:
-    """Check that checkpoints with one clock are one state, saved twice."""
-    pairs = {(id(kept), id(other)): (kept, other) for plan in plans for kept, other in plan.twins}
-    for kept, other in pairs.values():
-        different = compare_tensors(kept, other)
+    """Check that checkpoints with the same clock are one state, saved twice.
+
+    Raises:
+        RunError: naming a tensor that differs.
+    """
+    for kept, other in dict.fromkeys(pair for plan in plans for pair in plan.twins):
+        different = first_different_tensor(kept, other)
         if different is not None:
             raise RunError(
                 f"has the same clock as {kept.name}, but '{different}' differs",
@@ -26,13 +29,17 @@ def check_twins(plans: Sequence[Plan]) -> None:
 
 
 def check_alphas(checkpoints: Sequence[Checkpoint]) -> None:
-    """Check that the scales of a LoRA, which some trainers store as tensors, are those of one adapter."""
+    """Check that all checkpoints of a LoRA adapter have the same scales, which some trainers store as tensors.
+
+    Raises:
+        RunError: naming a scale that differs.
+    """
     newest = checkpoints[-1]
     specs = newest.tensors.specs
     for name in specs if is_adapter(specs) else ():
         if name.endswith(".alpha") and specs[name].count == 1:
-            holders = [each for each in checkpoints if name in each.tensors.specs]
-            if len({_read_bytes(each, name) for each in holders}) > 1:
+            holders = [checkpoint for checkpoint in checkpoints if name in checkpoint.tensors.specs]
+            if len({_read_bytes(checkpoint, name) for checkpoint in holders}) > 1:
                 raise RunError(
                     f"'{name}' is not the same in all checkpoints",
                     subject=newest.path,
@@ -40,22 +47,27 @@ def check_alphas(checkpoints: Sequence[Checkpoint]) -> None:
                 )
 
 
-def compare_tensors(one: Checkpoint, other: Checkpoint) -> str | None:
-    """Return the name of the first tensor whose bytes differ, None if all are equal."""
-    if one.tensors.specs != other.tensors.specs:
-        return next(iter(one.tensors.specs.keys() ^ other.tensors.specs.keys()), "") or next(
-            name for name, spec in one.tensors.specs.items() if other.tensors.specs[name] != spec
-        )
-    for name, spec in one.tensors.specs.items():
-        step = _BLOCK_ELEMENTS * spec.dtype.itemsize
-        for start in range(0, spec.nbytes, step):
-            size = min(step, spec.nbytes - start)
-            mine, theirs = bytearray(size), bytearray(size)
-            one.tensors.read_into(name, start, memoryview(mine))
-            other.tensors.read_into(name, start, memoryview(theirs))
-            if mine != theirs:
-                return name
-    return None
+def first_different_tensor(one: Checkpoint, other: Checkpoint) -> str | None:
+    """Return the name of the first tensor whose spec or bytes differ, None if all are equal."""
+    specs, other_specs = one.tensors.specs, other.tensors.specs
+    for name in dict.fromkeys((*specs, *other_specs)):
+        if specs.get(name) != other_specs.get(name):
+            return name
+    return next((name for name in specs if not _have_equal_bytes(one, other, name)), None)
+
+
+def _have_equal_bytes(one: Checkpoint, other: Checkpoint, name: str) -> bool:
+    """Return whether a tensor that has one spec in both has the same bytes, block by block."""
+    spec = one.tensors.specs[name]
+    step = _BLOCK_ELEMENTS * spec.dtype.itemsize
+    for start in range(0, spec.nbytes, step):
+        size = min(step, spec.nbytes - start)
+        blocks = bytearray(size), bytearray(size)
+        for checkpoint, block in zip((one, other), blocks, strict=True):
+            checkpoint.tensors.read_into(name, start, memoryview(block))
+        if blocks[0] != blocks[1]:
+            return False
+    return True
 
 
 def _read_bytes(checkpoint: Checkpoint, name: str) -> bytes:

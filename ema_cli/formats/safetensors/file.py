@@ -1,4 +1,4 @@
-"""Checkpoints that are one safetensors file."""
+"""A checkpoint that is one safetensors file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part o
 
 
 def matches(path: Path) -> bool:
-    """Return whether this is a file whose name ends in .safetensors."""
+    """Return whether the name says safetensors."""
     return path.name.lower().endswith(".safetensors") and not location(path).info().is_folder
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
-    """Read the file's header; an average that ema-cli made is recognised.
+    """Read the file's header; what ema-cli itself averaged is recognised.
 
     Raises:
         CheckpointError: naming the file, the tensor and what is wrong.
