@@ -17,7 +17,7 @@ from ema_cli.planning.plan import Approximation, Plan
 
 if TYPE_CHECKING:  # they load numpy: not for `inspect`
     from ema_cli.averaging import Result
-    from ema_cli.comparing.comparison import Comparison, Part
+    from ema_cli.comparing.comparison import Comparison, TensorTotal
     from ema_cli.comparing.distance import Distance
     from ema_cli.release.verify import Verified
 
@@ -234,7 +234,7 @@ def comparison_facts(comparison: Comparison) -> Facts:
                 "dtypes": [spec.dtype.name for spec in tensor.specs],
                 "shape": list(tensor.specs[0].shape),
                 "equal": tensor.equal,
-                **_distance_facts(tensor.distance, tensor.not_finite),
+                **_distance_facts(tensor.distance, tensor.non_finite),
             }
             for tensor in comparison.tensors
         ],
@@ -255,21 +255,21 @@ def _side_facts(checkpoint: Checkpoint) -> Facts:
     }
 
 
-def _part_facts(part: Part) -> Facts:
+def _part_facts(part: TensorTotal) -> Facts:
     return {
         "tensors": part.tensors,
         "equal": part.equal,
         "parameters": part.parameters,
-        **_distance_facts(part.distance, part.not_finite),
+        **_distance_facts(part.distance, part.non_finite),
     }
 
 
-def _distance_facts(distance: Distance | None, not_finite: tuple[int, int]) -> Facts:
+def _distance_facts(distance: Distance | None, non_finite: tuple[int, int]) -> Facts:
     numbers: Facts = dict.fromkeys(_NUMBERS)
     for name, attribute in _NUMBERS.items() if distance is not None else ():
         value: float | None = getattr(distance, attribute)
         numbers[name] = value if value is not None and isfinite(value) else None
-    return {**numbers, "non_finite": dict(zip("ab", not_finite, strict=True))}
+    return {**numbers, "non_finite": dict(zip("ab", non_finite, strict=True))}
 
 
 def number(value: Fraction | float) -> int | float:

@@ -16,7 +16,7 @@ from ema_cli.text import format_optional, plural, relative, size, some
 
 if TYPE_CHECKING:  # they load numpy: not for `inspect`
     from ema_cli.averaging import Result
-    from ema_cli.comparing.comparison import Comparison, Part
+    from ema_cli.comparing.comparison import Comparison, TensorTotal
     from ema_cli.release.verify import Against, Verified
 
 _MOST_PROBLEMS = 20
@@ -263,10 +263,10 @@ def comparison_head(comparison: Comparison) -> list[str]:
     return [*lines, f"{plural(total.tensors, 'tensor')} compared, {total.equal:,} equal to the byte"]
 
 
-def distance_cells(part: Part) -> list[str]:
+def distance_cells(part: TensorTotal) -> list[str]:
     """Return a row of a comparison: how many tensors are equal, distance, relative, cosine, largest difference."""
     equal = f"{part.equal} of {part.tensors}"
-    if any(part.not_finite):
+    if any(part.non_finite):
         return [equal, "nan", "nan", "nan", "nan"]
     distance = part.distance
     if distance is None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.comparing.comparison import measure_layers
-from ema_cli.comparing.distance import Distance, comparable
+from ema_cli.comparing.distance import Distance
 from ema_cli.comparing.layers import group_layers
+from ema_cli.comparing.measure import comparable_names
 from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
@@ -66,11 +67,11 @@ def measure_distances(
     check_unchanged(manifest, checkpoints, threads)
     inputs = [number for number, entry in enumerate(manifest["inputs"]) if entry["name"] in found.paths]
     average = open_checkpoint(output, ReadOptions(keep_prefix=manifest["recipe"]["keep_prefix"]))
-    names = [name for name in comparable(average, checkpoints) if average.tensors.specs[name].dtype.averaged]
+    names = [name for name in comparable_names(average, checkpoints) if average.tensors.specs[name].dtype.averaged]
     if not names:
         raise RunError(f"has no tensor that can be compared with those in {against}", subject=output)
     layers, together = group_layers(names, MOST_LAYERS)
-    total, parts = measure_layers(average, checkpoints, layers, threads=threads, report=report)
+    total, parts = measure_layers(average, checkpoints, layers, threads=threads, progress=report)
     left_out = len(average.tensors.specs) - len(names)
     return Distances(inputs, total, parts, found.missing, together, left_out), [average, *checkpoints]
 

@@ -45,7 +45,7 @@ def run(options: CompareOptions) -> None:
     sink = make_sink("compare", as_json=options.as_json)
     one, other = _open(request)
     with sink.progress("comparing") as progress:
-        comparison = compare(one, other, threads=request.threads, report=progress)
+        comparison = compare(one, other, threads=request.threads, progress=progress)
     sink.compared(comparison)
 
 
