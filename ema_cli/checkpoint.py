@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ema_cli.dtypes import DType
+from ema_cli.errors import CheckpointError
 from ema_cli.law.time import Unit
 from ema_cli.storage.source import ByteSource, InputFile
 
 MAX_TENSORS = 1 << 19  # in one checkpoint; the largest models have a third of that
-MIN_CLOCK = Fraction(1, 10**30)  # above 0; a time has no smaller exponent either
+MAX_DIMENSIONS = 64  # of a tensor, as in torch and numpy
+MAX_ELEMENTS = 1 << 62  # of a tensor; more than any file holds
 MAX_NAME_CHARS = 1024  # of a tensor; ten times the longest that is met
+MIN_CLOCK = Fraction(1, 10**30)  # above 0; a time has no smaller exponent either
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,22 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.dtype.name} [{', '.join(map(str, self.shape))}]"
+
+
+def check_tensor_name(name: str, subject: object) -> None:
+    """Check that an output can hold a tensor of this name.
+
+    Raises:
+        CheckpointError: about `subject`, for a name that is too long, is no valid text, or is safetensors' own.
+    """
+    if len(name) > MAX_NAME_CHARS:
+        raise CheckpointError(f"'{name[:40]}...' is a name of {len(name)} characters", subject=subject)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"the tensor name '{name[:60]}' is not valid text", subject=subject) from None
+    if name == "__metadata__":
+        raise CheckpointError("a tensor is named '__metadata__', which safetensors keeps for itself", subject=subject)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The first bytes of a file, by which a format is known."""
+"""The first bytes of a file, by which its format is recognised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ema_cli.storage.location import location
 
 
 def first_bytes(path: Path, count: int) -> bytes:
-    """Return the beginning of a regular file, nothing for anything else."""
+    """Return the first `count` bytes of a regular file, or all of a shorter one; nothing for anything else."""
     try:
         if not location(path).info().is_file:
             return b""

@@ -1,4 +1,4 @@
-"""JSON from files nobody vouches for: no duplicate keys, no NaN, exact decimals, no endless nesting."""
+"""JSON from files that may be hostile: no duplicate keys, no NaN, exact decimals, no endless nesting."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ema_cli.storage.source import InputFile
 _MAX_VALUES = 8_000_000  # a tensor takes some ten in a header; a million steps of a log, as many
 
 
-def read_json(file: InputFile, max_bytes: int) -> Any:
-    """Return the value of a small JSON file.
+def read_json(file: InputFile, max_bytes: int, *, constants: bool = False) -> Any:
+    """Return the value of a JSON file of at most `max_bytes`; `constants` as in `parse_json`.
 
     Raises:
         IncompleteCheckpoint: where it looks half-written.
@@ -26,21 +26,26 @@ def read_json(file: InputFile, max_bytes: int) -> Any:
         )
     text = file.read(0, file.size)
     try:
-        return parse_json(text)
+        return parse_json(text, constants=constants)
     except ValueError as error:
-        kind = IncompleteCheckpoint if is_cut(text) else CheckpointError
+        kind = IncompleteCheckpoint if _is_cut(text) else CheckpointError
         raise kind(f"not valid JSON: {error}", subject=file.path) from error
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs as a dict; raise a ValueError for a key that stands twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Return the pairs as a dict.
+
+    Raises:
+        ValueError: for a key that stands twice.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen = set()
         for name, _ in pairs:
-            if name not in found:
+            if name in seen:
                 raise ValueError(f"the key {name[:200]!r} stands twice")
-            del found[name]
-    return found
+            seen.add(name)
+    return values
 
 
 def parse_json(
@@ -48,7 +53,10 @@ def parse_json(
 ) -> Any:
     """Return the value of UTF-8 JSON `text`; decimals come as exact `Fraction`s.
 
-    `objects` makes of an object's pairs what stands for it.
+    Args:
+        text: the JSON.
+        constants: whether NaN and infinities, which JSON does not have, are read, as None.
+        objects: makes the value of a JSON object from its pairs.
 
     Raises:
         ValueError: for what is not strict JSON, and for duplicate keys (parsers differ on which one wins).
@@ -66,7 +74,7 @@ def parse_json(
         raise ValueError("it is nested too deeply") from None
 
 
-def is_cut(text: bytes) -> bool:
+def _is_cut(text: bytes) -> bool:
     """Return whether a JSON object that does not parse looks half-written rather than damaged."""
     return text.count(b"{") > text.count(b"}") or not text.rstrip().endswith(b"}")
 

@@ -1,4 +1,4 @@
-"""The mark that ema-cli leaves in what it averaged: how it was made, as JSON, which it knows its own files by."""
+"""The mark that ema-cli leaves in every average: how it was made, as JSON. By it ema-cli recognises its own files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _ASKED = (*LAW_KEYS, "from", "update_interval", "start", "stop", "last", "bias_c
 
 
 def asked_for(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a mark says of the recipe in a manifest: the options of the average that were given, as texts."""
-    told = {
+    """Return the part of a manifest's recipe that a mark holds: the options that were given, as text."""
+    given = {
         **recipe,
         "from": recipe["from"] if recipe["from"] == "stored" else None,
         "bias_correction": recipe["bias_correction"] or None,
     }
-    return {name: str(told[name]) for name in _ASKED if told[name] is not None}
+    return {name: str(given[name]) for name in _ASKED if given[name] is not None}
 
 
 def parse_mark(text: str | bytes) -> Mapping[str, object]:
-    """Return what a mark says; nothing of one that is not as we write it: anybody can."""
+    """Return the content of a mark, empty where ema-cli cannot have written it: anybody can write one."""
     try:
         mark = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,8 @@
-"""What every file that is written has: its tensors, its size, its parts."""
+"""What the writers of all containers have in common: a file whose every byte has its place before a tensor is read.
+
+The steps: lay the file out (`lay_out_file`, `lay_out_torch_file`), write `header`, write the tensors by range, in any
+order and from several threads, and last call `finish`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,14 @@ from ema_cli.checkpoint import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The tensors of a file: their part of its header, and for each the byte after the header where it begins."""
+    """The tensors of a file. Files with equal tensors, as of several averages, share one table.
+
+    Attributes:
+        text: the part of the header that describes the tensors.
+        begins: where each tensor begins, in bytes after the header, in the order of the file.
+        specs: dtype and shape of each tensor, in the order of the file.
+        nbytes: the size of all tensors, with the gaps between them.
+    """
 
     text: bytes
     begins: Mapping[str, int]
@@ -21,7 +32,7 @@ class Table:
 
 
 class Stream(Protocol):
-    """A file that is written, and read again, by range."""
+    """The file on its way into storage: written by range, and read again."""
 
     path: Path
 
@@ -30,12 +41,12 @@ class Stream(Protocol):
         ...
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return what is at byte `offset`: `size` bytes, or as many as come at once."""
+        """Return `size` bytes from byte `offset`, or fewer where the file ends or the storage gives fewer at once."""
         ...
 
 
 class OutputFile(Protocol):
-    """One file to write: its header, the tensors by range in any order, and last what `finish` writes."""
+    """One file that will be written. It knows its bytes, except those of the tensors and what follows from these."""
 
     @property
     def name(self) -> str:
@@ -44,7 +55,7 @@ class OutputFile(Protocol):
 
     @property
     def table(self) -> Table:
-        """Return the tensors, and where they begin."""
+        """Return the tensors and their places."""
         ...
 
     @property
@@ -54,14 +65,14 @@ class OutputFile(Protocol):
 
     @property
     def header_size(self) -> int:
-        """Return the size of the header."""
+        """Return the size of the header in bytes."""
         ...
 
     @property
     def size(self) -> int:
-        """Return the size of the file."""
+        """Return the size of the whole file in bytes."""
         ...
 
     def finish(self, stream: Stream) -> None:
-        """Write into the file, of which header and tensors are written, what only now is known."""
+        """Write the bytes that depend on the tensors, such as checksums, once header and tensors are written."""
         ...

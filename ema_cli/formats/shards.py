@@ -1,4 +1,4 @@
-"""A model stored in several files: the index that says which tensor is in which, and the files beside it."""
+"""A model in several files: an index that maps each tensor to a shard, and the shards beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShardedTensors:
     """The tensors of several files as one model."""
 
     specs: Mapping[str, TensorSpec]
-    part_of: Mapping[str, int]  # name -> index in `parts`
+    part_of: Mapping[str, int]  # tensor name -> index in `parts`
     parts: Sequence[Tensors]
 
     def share(self, other: Tensors) -> None:
@@ -52,7 +52,7 @@ class ShardedTensors:
 
 
 def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[ShardedTensors, tuple[Checkpoint, ...]]:
-    """Read the index at `path` and, with `open_part`, the headers of the shards beside it; return both.
+    """Return the tensors of the model whose index is at `path`, and its shards; `open_part` opens one of these.
 
     Raises:
         IncompleteCheckpoint: where a shard is missing.
@@ -72,19 +72,20 @@ def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[Sha
         if not location(where).info().exists:
             raise IncompleteCheckpoint(f"shard '{shard}' is missing", subject=path.parent)
         part = open_part(where)
-        found = part.tensors.specs
-        for name in sorted(expected[shard].symmetric_difference(found)):
-            side = "is in the shard only" if name in found else "is in the index only"
+        stored = part.tensors.specs
+        for name in sorted(expected[shard].symmetric_difference(stored)):
+            side = "is in the shard only" if name in stored else "is in the index only"
             raise CheckpointError(
                 f"'{name[:200]}' {side}", subject=where, hint="index and shards are of different saves"
             )
-        specs.update(found)
-        part_of.update(dict.fromkeys(found, number))
+        specs.update(stored)
+        part_of.update(dict.fromkeys(stored, number))
         opened.append(part)
     return ShardedTensors(specs, part_of, [part.tensors for part in opened]), tuple(opened)
 
 
 def _read_index(path: Path) -> dict[str, str]:
+    """Return the file name of each tensor's shard."""
     index = read_json(location(path).open(), _MAX_INDEX_BYTES)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -93,8 +94,8 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"names {len(weight_map)} tensors; at most {MAX_TENSORS} are read", subject=path)
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not is_plain_name(shard):
-            said = repr(shard[:200]) if isinstance(shard, str) else f"a {type(shard).__name__}"
-            raise CheckpointError(f"'{name[:200]}' is said to be in {said}, which is not a file name", subject=path)
+            shown = repr(shard[:200]) if isinstance(shard, str) else f"a {type(shard).__name__}"
+            raise CheckpointError(f"'{name[:200]}' is said to be in {shown}, which is not a file name", subject=path)
         if shard.endswith(".json"):  # which could be this very index
             raise CheckpointError(f"'{name[:200]}' is said to be in '{shard}', which is no shard", subject=path)
     return weight_map

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ema_cli._version import __version__
-from ema_cli.checkpoint import Checkpoint, InnerFiles, Pretrained, TensorSpec
+from ema_cli.checkpoint import Checkpoint, InnerFiles, Pretrained, TensorSpec, check_tensor_name
 from ema_cli.dtypes import DType
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.mark import METADATA_KEY, asked_for
@@ -196,6 +196,7 @@ def _loaded_names(checkpoint: Checkpoint, inner_files: InnerFiles) -> dict[str, 
     names: dict[str, str] = {}
     for original in checkpoint.tensors.specs:
         name = inner_files.loaded_name(original)
+        check_tensor_name(name, checkpoint.path)
         if name in names:
             raise OutputError(
                 f"'{original}' and '{names[name]}' would have one name in a folder that loads",

@@ -81,7 +81,7 @@ def _choose(selection: Selection, model: DcpModel, options: ReadOptions, average
 
 
 def _find_layout(folder: Path, metadata: Metadata) -> DcpLayout | None:
-    """Return the row of the table by which the trainer is told."""
+    """Return the trainer's row of the table, None for an unknown trainer."""
     files = {entry.name for entry in location(folder).entries() if entry.is_file}
     return next((row for row in DCP_LAYOUTS if row.matches(metadata.tensors, metadata.items, files)), None)
 
@@ -95,7 +95,7 @@ def _trainer(path: Path, folder: Path, layout: DcpLayout | None) -> str | None:
 
 
 def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> tuple[str, ...]:
-    """Return what belongs to the model but is no tensor; raise an error unless the user lets it pass."""
+    """Return the names of the model's values that are no tensors; refuse them unless they are to be copied."""
     extra = [name for name in metadata.items if EXTRA_STATE in name and not OTHERS.match(name)]
     refused = next((name for name in extra if not options.copies(name)), None)
     if refused is not None:
@@ -123,23 +123,23 @@ def _check_record(folder: Path, name: str, record: Record, files: dict[str, Inpu
         files[record.file] = location(folder / record.file).open()
     if record.start + record.size > files[record.file].size:
         raise IncompleteCheckpoint(
-            f"{folder / record.file}: cut short: '{name}' reaches to byte {record.start + record.size} "
-            f"of {files[record.file].size}",
+            f"cut short: '{name}' reaches to byte {record.start + record.size} of {files[record.file].size}",
+            subject=folder / record.file,
             hint="its writer did not finish",
         )
 
 
 class _ItemReader:
-    """Reads the few items beside the model that say when it was saved, and whether it is an average."""
+    """Reads the few items beside the model that record when it was saved, and whether it is an average."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
-        self.folder = folder
-        self.metadata = metadata
-        self.files: dict[str, InputFile] = {}
-        self.values: dict[str, Any] = {}  # one item may hold several clocks
+        self._folder = folder
+        self._metadata = metadata
+        self._files: dict[str, InputFile] = {}
+        self._values: dict[str, Any] = {}  # one item may hold several clocks
 
     def progress(self) -> Progress:
-        """Return the clocks that are stored under the names we know."""
+        """Return the clocks that are stored under known names."""
         clocks: dict[Unit, Clock] = {}
         for unit, names in DCP_CLOCKS.items():
             for name in names:
@@ -154,7 +154,7 @@ class _ItemReader:
         """Return why the model holds averages, if an item of the trainer's says so."""
         if layout is None or layout.averages_item is None:
             return None
-        names = [name for name in self.metadata.items if name.startswith(layout.averages_item)]
+        names = [name for name in self._metadata.items if name.startswith(layout.averages_item)]
         return layout.averages_reason if any(layout.is_averaged(self._value(name)) for name in names) else None
 
     def _number(self, name: str) -> int | None:
@@ -162,23 +162,23 @@ class _ItemReader:
         return value if type(value) is int and 0 <= value < 1 << 63 else None
 
     def _value(self, name: str) -> Any:
-        if name not in self.values:
-            self.values[name] = self._read_value(name)
-        return self.values[name]
+        if name not in self._values:
+            self._values[name] = self._read_value(name)
+        return self._values[name]
 
     def _read_value(self, name: str) -> Any:
-        if name in self.metadata.tensors:
-            records = self.metadata.tensor(name).records
+        if name in self._metadata.tensors:
+            records = self._metadata.tensor(name).records
             record = records[0] if len(records) == 1 else None
         else:
-            record = self.metadata.items.get(name)
+            record = self._metadata.items.get(name)
         if record is None:
             # Older versions of torch store a dict without tensors as one item.
             around, _, last = name.rpartition(".")
             value = self._value(around) if around else None
             return value.get(last) if isinstance(value, dict) else None
-        _check_record(self.folder, name, record, self.files)
-        saved = open_zip(FileRegion(self.files[record.file], record.start, record.size))
+        _check_record(self._folder, name, record, self._files)
+        saved = open_zip(FileRegion(self._files[record.file], record.start, record.size))
         return saved.scalar(name, saved.root) if isinstance(saved.root, TensorRef) else saved.root
 
 

@@ -1,7 +1,7 @@
 """Read the `.metadata` of torch.distributed.checkpoint: which pieces of which tensor lie where. No torch here.
 
-It is a pickle of a few dataclasses. torch loads it with `pickle.load`, which runs what it names; here the classes
-below are known by their names alone, and everything else in it stays an inert placeholder that nobody looks at.
+It is a pickle of a few dataclasses. torch loads it with `pickle.load`, which runs whatever the file names. Here the
+classes below are known by their names alone, and everything else stays an inert placeholder that is never used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import groupby, pairwise
 from math import prod
 from typing import Any, TypeGuard
 
-from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, TensorSpec
+from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, TensorSpec, check_tensor_name
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.unpickle import unpickle
@@ -32,10 +32,8 @@ _PIECE, _PROPERTIES, _INDEX = (
     f"{_MODULE}.MetadataIndex",
 )
 _STORAGE = "torch.distributed.checkpoint.filesystem._StorageInfo"
-_MAX_DIMENSIONS = 64
 _MAX_COMPARED = 4_000_000  # pairs of pieces, in all tensors whose pieces form no grid
 _MAX_SIDES = 4_000_000  # of all pieces of all tensors, however often one piece, or one list of them, is repeated
-_MAX_ELEMENTS = 1 << 62
 _MAX_PATH = 256
 
 Shape = tuple[int, ...]
@@ -52,9 +50,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a tensor that was saved as a whole: a box of `shape` at `offsets`, counted in elements.
+    """A part of a tensor that one rank saved: a box of `shape` at `offsets`, in elements.
 
-    It lies between elements `begin` and `end` of the whole tensor in C order, not alone there.
+    In C order of the whole tensor, `begin` is its first element and `end` the one after its last. Elements of other
+    pieces may lie between: the left half of a matrix has elements in all rows.
     """
 
     offsets: Shape
@@ -74,10 +73,13 @@ class StoredTensor:
 
 @dataclass(slots=True)
 class Metadata:
-    """What `.metadata` says. `tensors` come as they stand there, and become `StoredTensor`s when they are asked for.
+    """The content of `.metadata`.
 
-    `items` are the records of what is not a tensor. `paths` says where in the nested dict that was saved each name
-    stood, for those names for which it is recorded.
+    Attributes:
+        file: the file itself.
+        tensors: the entry of each tensor, as unpickled; `tensor` makes a `StoredTensor` of it.
+        items: the record of each value that is no tensor.
+        paths: the keys that led to a value in the nested dict that was saved, by name, where they are recorded.
     """
 
     file: InputFile
@@ -107,21 +109,21 @@ class Metadata:
         # A tuple as torch writes it today, a dict in older versions.
         values = properties.state
         dtype = values[0] if isinstance(values, tuple) and values else _get(values, "dtype")
-        found = TORCH_DTYPES.get(dtype.path.removeprefix("torch.")) if isinstance(dtype, Name) else None
-        if found is None or found.torch_group > 1:
+        known = TORCH_DTYPES.get(dtype.path.removeprefix("torch.")) if isinstance(dtype, Name) else None
+        if known is None or known.torch_group > 1:
             raise _Damaged(f"it has a dtype that is not read, {getattr(dtype, 'path', 'none')}")
-        spec = TensorSpec(found, _shape(state.get("size")))
-        if spec.count > _MAX_ELEMENTS:
+        spec = TensorSpec(known, _shape(state.get("size")))
+        if spec.count > MAX_ELEMENTS:
             raise _Damaged(f"it is {spec}, more than any file holds")
         chunks = _list(state.get("chunks"))
         self._sides += len(chunks) * (len(spec.shape) + 1)
         if self._sides > _MAX_SIDES:
             raise _Damaged("it is cut into too many pieces, all tensors before it included")
         strides = [prod(spec.shape[dimension + 1 :]) for dimension in range(len(spec.shape))]
-        pieces = [_piece(strides, _state(each, _PIECE)) for each in chunks]
+        pieces = [_piece(strides, _state(chunk, _PIECE)) for chunk in chunks]
         # A rank whose share is empty may be listed all the same.
-        pieces = sorted((each for each in pieces if prod(each.shape)), key=lambda each: each.offsets)
-        records = tuple(self._record(name, each) for each in pieces)
+        pieces = sorted((piece for piece in pieces if prod(piece.shape)), key=lambda piece: piece.offsets)
+        records = tuple(self._record(name, piece) for piece in pieces)
         self._check_cover(spec.shape, pieces)
         for piece, record in zip(pieces, records, strict=True):
             if spec.dtype.nbytes(prod(piece.shape)) > record.size:
@@ -208,23 +210,18 @@ def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
     paths = state.get("planner_data")
     if isinstance(paths, dict):
         metadata.paths = {name: path for name, path in paths.items() if isinstance(name, str)}
-    # Where torch says of one tensor where it stood, it says so of all.
-    told = any(name in metadata.paths for name in metadata.tensors)
+    # Where torch records for one tensor where it stood, it records it for all.
+    has_paths = any(name in metadata.paths for name in metadata.tensors)
     for name in metadata.tensors:
-        _check_name(name, metadata.paths.get(name) if told else (name,))
+        check_tensor_name(name, file.path)
+        _check_path(name, metadata.paths.get(name) if has_paths else (name,))
     return metadata
 
 
-def _check_name(name: str, path: object) -> None:
-    """Check that a tensor's name is made of its path, as torch makes it, and can be a name in the output."""
-    if len(name) > MAX_NAME_CHARS:
-        raise _Damaged(f"the tensor {_shown(name[:40])}... has a name of {len(name)} characters")
+def _check_path(name: str, path: object) -> None:
+    """Check that a tensor's name is made of its path, as torch makes it."""
     if not _is_path(path) or _joined_length(path) != len(name) or ".".join(map(str, path)) != name:
         raise _Damaged(f"the tensor {_shown(name)} is said to have stood elsewhere in what was saved")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise _Damaged(f"the tensor name {_shown(name)} is not valid text") from None
 
 
 def _joined_length(path: tuple[str | int, ...]) -> int:
@@ -246,11 +243,11 @@ def _record(name: str, info: dict[str, Any]) -> Record:
 
 
 def find_clash(records: list[tuple[Record, str]]) -> tuple[str, str] | None:
-    """Return the file in which one of the records lies over another, and what to say; None where each lies apart.
+    """Return the file in which one of the records overlaps another, and words for it; None where none does.
 
-    A few bytes could stand for any number of large records otherwise.
+    Otherwise a few bytes could stand for any number of large records.
     """
-    records.sort(key=lambda each: (each[0].file, each[0].start, each[0].size))
+    records.sort(key=lambda named: (named[0].file, named[0].start, named[0].size))
     for (before, name), (after, other) in pairwise(records):
         if before.file == after.file and before.start + before.size > after.start:
             return after.file, f"{_shown(other)} lies over {_shown(name)} at byte {after.start}"
@@ -258,12 +255,12 @@ def find_clash(records: list[tuple[Record, str]]) -> tuple[str, str] | None:
 
 
 def _is_grid(shape: Shape, pieces: list[Piece]) -> bool:
-    """Return whether the pieces are all the boxes that cuts through each dimension make, each once."""
+    """Return whether the pieces are a grid: all boxes that cuts through each dimension make, and none twice."""
     boxes = 1
     for dimension, whole in enumerate(shape):
         # Sorted, not in a set: numbers can be chosen so that all their hashes are equal.
         sides = [
-            side for side, _ in groupby(sorted((each.offsets[dimension], each.shape[dimension]) for each in pieces))
+            side for side, _ in groupby(sorted((piece.offsets[dimension], piece.shape[dimension]) for piece in pieces))
         ]
         ends = [0, *(at + length for at, length in sides)]
         if [at for at, _ in sides] != ends[:-1] or ends[-1] != whole:
@@ -296,7 +293,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _shape(value: object) -> Shape:
-    if isinstance(value, tuple) and len(value) <= _MAX_DIMENSIONS and all(map(_is_count, value)):
+    if isinstance(value, tuple) and len(value) <= MAX_DIMENSIONS and all(map(_is_count, value)):
         return value
     raise _Damaged("a shape or an offset in it is no tuple of counts")
 
@@ -308,11 +305,11 @@ def _bytes_of(offsets: Shape) -> bytes:
 def _is_path(value: object) -> TypeGuard[tuple[str | int, ...]]:
     if not isinstance(value, tuple) or len(value) > _MAX_PATH:
         return False
-    return all(isinstance(each, str) or _is_count(each) for each in value)
+    return all(isinstance(part, str) or _is_count(part) for part in value)
 
 
 def _shown(value: object) -> str:
-    # Never what is no text: it may be endless, or a number of more digits than Python prints.
+    # Only text is shown: anything else may be endless, or a number of more digits than Python prints.
     return repr(value[:200]) if isinstance(value, str) else f"an object of type {type(value).__name__}"
 
 

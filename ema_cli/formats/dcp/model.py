@@ -1,4 +1,4 @@
-"""Which tensors of a torch.distributed.checkpoint folder are the model's, by where they stood in what was saved."""
+"""Find the model's tensors in a torch.distributed.checkpoint folder, by their places in the dict that was saved."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ _CLOCKS = {name for names in DCP_CLOCKS.values() for name in names}
 
 @dataclass(slots=True)
 class DcpModel:
-    """The model's tensors; its averages where there are some beside it; whether the model itself is averages."""
+    """The tensors of the model.
+
+    Attributes:
+        names: the model's tensors.
+        averages: the averages beside it; where a tensor has none, the tensor itself.
+        averages_at: the place of the averages.
+        averaged: how it is known that the model itself is averages, None where it is not.
+        beside: places of other tensors that could be a model's, and are not taken.
+    """
 
     names: Names
     averages: Names = field(default_factory=dict)
     averages_at: str = ""
     averaged: str | None = None
-    beside: tuple[str, ...] = ()  # where other tensors stand that could be a model's, and are not taken
+    beside: tuple[str, ...] = ()
 
 
 def find_model(metadata: Metadata, options: ReadOptions) -> DcpModel:
@@ -42,7 +50,6 @@ def find_model(metadata: Metadata, options: ReadOptions) -> DcpModel:
         return DcpModel(chosen)
     groups, flattened_others = _groups(metadata)
     beside = {place: groups.pop(place) for place in list(groups) if place and place[-1] in PLAIN.beside}
-    averages = _torchtitan_averages(metadata)
     models = {place: names for place, names in groups.items() if place and place[-1] in PLAIN.weights}
     # A model at the top may have other things beside it; of several dicts, any could be the model.
     candidates = models or ({(): groups[()]} if () in groups else groups)
@@ -53,24 +60,25 @@ def find_model(metadata: Metadata, options: ReadOptions) -> DcpModel:
             f"holds {what} at {', '.join(shown[:8])}", hint=f"say which to take: {option('key', f'{shown[0]}')}"
         )
     if not candidates:
-        for place, names in beside.items():
-            return DcpModel(names, averaged=f"it holds nothing but averages, in '{'.'.join(map(str, place))}'")
+        if beside:
+            averages_at, names = _joined(beside)[0]
+            return DcpModel(names, averaged=f"it holds nothing but averages, in '{averages_at}'")
         raise NoWeights("no tensors in a place we know for a model", hint=f"say where: {option('key', 'NAME')}")
     (place, names), *_ = candidates.items()
     others = tuple(".".join(map(str, other)) or "the top" for other in groups if other != place)
     if place == ():
         names = _unflatten(names, flattened_others)
-    for where, averaged in [("ema", averages), *((".".join(map(str, at)), each) for at, each in beside.items())]:
-        if averaged and averaged.keys() <= names.keys():
-            # Not always of buffers: what has no average is taken as it is.
-            return DcpModel(names, {**names, **averaged}, where, beside=others)
+    for averages_at, averages in [("ema", _torchtitan_averages(metadata)), *_joined(beside)]:
+        if averages and averages.keys() <= names.keys():
+            # Not always of buffers: a tensor without an average is taken as it is.
+            return DcpModel(names, {**names, **averages}, averages_at, beside=others)
     return DcpModel(names, beside=others)
 
 
 def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
-    """Return the tensors by the dict they stood in, without what is known to be no model's.
+    """Return the tensors by the dict they stood in, without those that are known to be no model's.
 
-    And whether anything of that kind was flattened before it was saved.
+    Also return whether any of those others was flattened before it was saved.
     """
     groups: dict[tuple[object, ...], Names] = {}
     flattened_others = False
@@ -93,12 +101,16 @@ def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
 
 
 def _torchtitan_averages(metadata: Metadata) -> Names:
-    found = ((DCP_AVERAGES.search(stored), stored) for stored in metadata.tensors)
-    return {match[1]: stored for match, stored in found if match is not None}
+    return {match[1]: stored for stored in metadata.tensors if (match := DCP_AVERAGES.search(stored))}
+
+
+def _joined(places: Mapping[tuple[object, ...], Names]) -> list[tuple[str, Names]]:
+    """Return the places as text, each with its tensors."""
+    return [(".".join(map(str, place)), names) for place, names in places.items()]
 
 
 def _unflatten(names: Mapping[str, str], flattened_others: bool) -> Names:
-    """Return the model's own names where all that was saved was flattened, without a record of how."""
+    """Return the model's own names where everything was flattened before it was saved, without a record of how."""
     for prefix in DCP_FLATTENED:
         inside = {name.removeprefix(prefix): stored for name, stored in names.items() if name.startswith(prefix)}
         # All of it: "model." may also be the first part of the names in a model that has others.

@@ -1,7 +1,7 @@
 """Open the records of a DCP shard: small archives of torch's, one for each piece of a tensor.
 
-A run of hundreds of gigabytes has tens of thousands of them, alike in all but the bytes of their tensors. So what
-stands around those bytes is understood once, and recognised after that.
+A run of hundreds of gigabytes has tens of thousands of them, alike in all but the bytes of their tensors. So the bytes
+around the tensor, its frame, are parsed once; a record with an equal frame is not parsed again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _CHECKSUM_BYTES = 4
 
 @dataclass(slots=True)
 class RecordReader:
-    """Opens records, by what it remembers of those before. Safe to use from several threads."""
+    """Opens records, and remembers the frames of records that it parsed. Safe to use from several threads."""
 
     _frames: dict[tuple[str, int], _Frame] = field(default_factory=dict)
 
     def open(self, name: str, region: FileRegion) -> TorchTensors | None:
-        """Return the tensor in a record, under `name`; None where what was saved is no tensor.
+        """Return the tensor in a record, under `name`; None where it holds something else.
 
         Raises:
             CheckpointError: as `open_zip` and `TorchFile.tensors`.
@@ -51,10 +51,17 @@ class RecordReader:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The bytes of a record from which its tensor's place, type and shape follow: all that opening it looked at.
+    """The bytes of a record that decide where its tensor lies, its dtype and its shape: all that was read to parse it.
 
-    They lie before byte `head` and from byte `tail` on, and are held as one number. `mask` leaves out what was not
-    looked at, and checksums, which nobody looks at. Records of equal size and frame are opened with one result.
+    Records of equal size and frame are parsed to equal results.
+
+    Attributes:
+        head: these bytes lie before this byte of the record,
+        tail: and from this byte on.
+        mask: over both parts as one number: all bits of the bytes that count. Bytes that were not read do not, nor do
+            checksums, which are not used.
+        value: both parts as one number, masked.
+        tensors: the result.
     """
 
     head: int
@@ -65,7 +72,7 @@ class _Frame:
 
     @classmethod
     def of(cls, watched: _Watched, tensors: TorchTensors) -> _Frame | None:
-        """Return the frame of a record that was watched while it was opened, None where it has none to speak of."""
+        """Return the frame of a record that was watched while it was parsed, None where it is too large to be kept."""
         (begin,) = tensors.offsets
         head = max((end for _, end in watched.spans if end <= begin), default=0)
         tail = min((start for start, _ in watched.spans if start >= begin), default=watched.size)
@@ -93,7 +100,7 @@ def _bytes_around(region: FileRegion, head: int, tail: int) -> int:
 
 @dataclass(slots=True)
 class _Watched:
-    """A region that notes what is read of it, and where in that checksums stand."""
+    """A region of a file that notes which bytes of it are read, and where checksums stand among them."""
 
     region: FileRegion
     spans: list[tuple[int, int]] = field(default_factory=list)
@@ -110,7 +117,7 @@ class _Watched:
     def read(self, offset: int, size: int) -> bytes:
         data = self.region.read(offset, size)
         self.spans.append((offset, offset + size))
-        self.checksums.extend(offset + each for each in checksum_offsets(data))
+        self.checksums.extend(offset + at for at in checksum_offsets(data))
         return data
 
     def read_into(self, offset: int, out: memoryview) -> None:

@@ -1,4 +1,4 @@
-"""Tensors in a folder of torch.distributed.checkpoint, put together by range from the pieces that ranks saved."""
+"""Read tensors of a torch.distributed.checkpoint folder by range, from the pieces that ranks saved."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ _MAX_OPENED = 64
 
 @dataclass(slots=True)
 class DcpTensors:
-    """The tensors of one model, each in one piece or in several."""
+    """The tensors of one model, in one piece or in several.
+
+    Attributes:
+        specs: dtype and shape of each tensor.
+        pieces: the pieces of each tensor.
+        first: the number of the record of each tensor's first piece; the records of its other pieces follow.
+        records: three numbers for each record: the number of its file, its first byte, its size.
+        files: the shards.
+    """
 
     specs: Mapping[str, TensorSpec]
     pieces: Mapping[str, tuple[Piece, ...]]
-    first: Mapping[str, int]  # name -> number of the record of its first piece; those of the others follow
-    records: array[int]  # of each record: number of the file, first byte, size
+    first: Mapping[str, int]
+    records: array[int]
     files: Sequence[InputFile]
     # Records are small archives of their own, opened when they are read; the last few stay open.
     _reader: RecordReader = field(default_factory=RecordReader)
@@ -32,9 +40,9 @@ class DcpTensors:
 
     @classmethod
     def of(cls, tensors: Mapping[str, StoredTensor], files: Mapping[str, InputFile]) -> DcpTensors:
-        """Return the weights that `tensors` describe, in tables that many checkpoints can share.
+        """Return the tensors that are described, in tables that many checkpoints can share.
 
-        `files` are the shards by the names under which records know them.
+        `files` are the shards, by the names that records have for them.
 
         Raises:
             CheckpointError: where one record lies over another.
@@ -63,7 +71,7 @@ class DcpTensors:
         return name
 
     def locate(self, name: str) -> None:
-        """Return None: where the bytes lie, the small archive around them has to tell first."""
+        """Return None: the small archive around the bytes must be read first to know where they lie."""
 
     def shard(self, name: str) -> str:
         """Return the name of the file that holds the first piece of tensor `name`."""
@@ -89,18 +97,27 @@ class DcpTensors:
     def _read_piece(
         self, name: str, piece: Piece, number: int, span: tuple[int, int], first: int, out: memoryview
     ) -> None:
-        """Copy the elements `span` of a piece, in its own C order, to where they belong in `out`."""
+        """Copy elements of a piece to their places in `out`.
+
+        Args:
+            name: the tensor.
+            piece: the piece, which is not one run of elements in the whole tensor.
+            number: the number of its record.
+            span: the elements to copy: the first and the one after the last, counted in the piece's own C order.
+            first: the element of the whole tensor with which `out` begins.
+            out: takes the bytes.
+        """
         spec = self.specs[name]
         size = spec.dtype.itemsize
         low, high = span
-        weights = self._open(name, piece, number)
+        stored = self._open(name, piece, number)
         run, outer = _runs(spec.shape, piece)
         if high - low <= run - low % run:
             begin = (_run_start(piece, outer, low // run) + low % run - first) * size
-            weights.read_into(name, low * size, out[begin : begin + (high - low) * size])
+            stored.read_into(name, low * size, out[begin : begin + (high - low) * size])
             return
         data = memoryview(bytearray((high - low) * size))
-        weights.read_into(name, low * size, data)
+        stored.read_into(name, low * size, data)
         position = low
         while position < high:
             count = min(run - position % run, high - position)
@@ -114,12 +131,13 @@ class DcpTensors:
         return self.files[file], start, size
 
     def _open(self, name: str, piece: Piece, number: int) -> TorchTensors:
-        weights = self._opened.get(number)
-        if weights is None:
+        """Return the tensor in the record of a piece."""
+        stored = self._opened.get(number)
+        if stored is None:
             spec = self.specs[name]
             file, start, size = self._record(number)
-            weights = self._reader.open(name, FileRegion(file, start, size))
-            if weights is None or weights.specs[name] != TensorSpec(spec.dtype, piece.shape):
+            stored = self._reader.open(name, FileRegion(file, start, size))
+            if stored is None or stored.specs[name] != TensorSpec(spec.dtype, piece.shape):
                 raise CheckpointError(
                     f"'{name}' is stored as something else than its folder's .metadata says",
                     subject=file.path,
@@ -127,31 +145,32 @@ class DcpTensors:
                 )
             if len(self._opened) >= _MAX_OPENED:
                 self._opened.clear()
-            self._opened[number] = weights
-        return weights
+            self._opened[number] = stored
+        return stored
 
 
 def _before(shape: tuple[int, ...], piece: Piece, element: int) -> int:
     """Return how many elements of the piece come before `element` of the whole tensor, in C order."""
     if element >= prod(shape):
         return prod(piece.shape)
-    found, block, rest = 0, prod(piece.shape), prod(shape)
+    before, block, rest = 0, prod(piece.shape), prod(shape)
     for whole, at, length in zip(shape, piece.offsets, piece.shape, strict=True):
         rest //= whole
         block //= length
         index, element = divmod(element, rest)
         if index < at:
-            return found
+            return before
         if index >= at + length:
-            return found + length * block
-        found += (index - at) * block
-    return found
+            return before + length * block
+        before += (index - at) * block
+    return before
 
 
 def _runs(shape: tuple[int, ...], piece: Piece) -> tuple[int, list[tuple[int, int]]]:
     """Return how many elements of the piece lie in one run in the whole tensor, and the dimensions outside a run.
 
-    Of each of those, from the outermost: its length in the piece and its stride in the whole tensor.
+    The dimensions come from the outermost, as pairs: length in the piece, stride in the whole tensor. A piece of shape
+    [2, 3] at the left of a tensor [4, 5] has runs of 3 elements, and outside of them [(2, 5)].
     """
     inner = len(shape)
     while inner > 0 and piece.shape[inner - 1] == shape[inner - 1]:

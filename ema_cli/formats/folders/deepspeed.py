@@ -1,4 +1,4 @@
-"""A checkpoint of DeepSpeed's, a folder or a file of it: the model of one rank is read, one in parts is refused."""
+"""Checkpoints of DeepSpeed: a folder, or a file in it. A model in one file is read, one cut into parts is refused."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ _EXPERTS = re.compile(r"^(?:layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt$
 _MASTERS = re.compile(r"optim_states\.pt$")
 _CONVERT = "put it together first, with the script that DeepSpeed left there: python zero_to_fp32.py . OUTPUT"
 _UNIVERSAL = "put it together first with your trainer's converter, as Megatron-DeepSpeed's tools/convert_checkpoint"
+_REFUSED = (
+    (_ZERO_3, "cut into parts by ZeRO stage 3", _CONVERT),
+    (_PIPELINE, "cut into the stages of a pipeline", _UNIVERSAL),
+    (_EXPERTS, "cut into experts", _UNIVERSAL),
+)
 _INNER = "checkpoint"  # in which Lightning puts it
 
 
 def matches(path: Path) -> bool:
-    """Return whether the folder holds model states as DeepSpeed writes them, or the file is one of them."""
+    """Return whether this is a folder with model states of DeepSpeed, or one file of them."""
     return _is_part(path) or _find_folder(path) is not None
 
 
@@ -40,23 +45,17 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     Raises:
         CheckpointError: where the model is cut into parts: ZeRO-3, tensor or pipeline parallel, experts.
     """
-    # A file alone does not tell whether it holds the whole model: its neighbours do.
-    folder = path.parent if _is_part(path) else _find_folder(path)
-    assert folder is not None, "matches() was asked"
+    # Only the files beside it show whether a file holds the whole model.
+    folder = path.parent if _is_part(path) else _find_folder(path) or path
     check_latest(folder if _is_part(path) else path)
     names = sorted(entry.name for entry in location(folder).entries())
-    models = [name for name in names if _MODEL.search(name)]
-    for pattern, what, hint in (
-        (_ZERO_3, "cut into parts by ZeRO stage 3", _CONVERT),
-        (_PIPELINE, "cut into the stages of a pipeline", _UNIVERSAL),
-        (_EXPERTS, "cut into experts", _UNIVERSAL),
-    ):
+    for pattern, reason, hint in _REFUSED:
         if any(pattern.search(name) for name in names):
-            raise CheckpointError(f"a DeepSpeed checkpoint, {what}", subject=path, hint=hint)
-    files = [location(folder / name).open() for name in models]
+            raise CheckpointError(f"a DeepSpeed checkpoint, {reason}", subject=path, hint=hint)
+    files = [location(folder / name).open() for name in names if _MODEL.search(name)]
     opened = [torch_file.open_torch(file) for file in files]
     # The other ranks' files may lie on other machines.
-    ranks = max([len(models), *map(_ranks, opened)])
+    ranks = max([len(files), *map(_ranks, opened)])
     if ranks != 1:
         raise CheckpointError(
             f"a DeepSpeed checkpoint, cut into {ranks} parts of tensors (tensor parallel)",
@@ -73,7 +72,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 
 
 def _ranks(opened: TorchFile) -> int:
-    """Return into how many parts each tensor is cut, as the file says."""
+    """Return the number of parts into which tensors are cut, as the file records it."""
     ranks = opened.root.get("mp_world_size") if isinstance(opened.root, dict) else None
     return ranks if type(ranks) is int and 0 < ranks < 1 << 31 else 1
 

@@ -1,4 +1,4 @@
-"""A checkpoint that is a folder as Hugging Face's Trainer, Accelerate and `save_pretrained` write it."""
+"""Checkpoints that are folders as Hugging Face's Trainer, Accelerate and `save_pretrained` write them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from ema_cli.formats.trainers.adapters import adapter_settings
 from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.folders import ADAPTERS, BASES, MODULES, SHARD, TRAINER_STATE
 from ema_cli.formats.trainers.names import names_in
-from ema_cli.formats.trainers.trainer_state import _MAX_STATE_BYTES, read_trainer_state
+from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.storage.location import location
 
 _CONFIG = "config.json"
+_MAX_CONFIG_BYTES = 128 << 20
 _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
 
 
@@ -33,18 +34,18 @@ def matches(path: Path) -> bool:
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
-    """Read the headers of the model in the folder, and its clock from `trainer_state.json`.
+    """Read the headers of the model in the folder, and its clocks from `trainer_state.json`.
 
     Raises:
         IncompleteCheckpoint: where its writer is not done.
         UsageError: where it holds several models, and `options.component` does not say which.
     """
     names = names_in(path)
-    base, name = _choose(path, names, options)
+    base, file_name = _choose(path, names, options)
     if base == "diffusion_pytorch_model" and _is_ema_model(path):
-        return _open_averages(path, name, options)
+        return _open_averages(path, file_name, options)
     _check_modules(path, names)
-    checkpoint = _open_weights(path / name, options)
+    checkpoint = _open_weights(path / file_name, options)
     progress, files = checkpoint.progress, checkpoint.files
     if TRAINER_STATE in names:
         state = location(path / TRAINER_STATE).open()
@@ -75,31 +76,32 @@ def _check_modules(path: Path, names: set[str]) -> None:
 
 def module_folders(path: Path) -> list[str]:
     """Return the folders of a model's modules below its own, as its modules.json lists them."""
-    listed = read_json(location(path / MODULES).open(), _MAX_STATE_BYTES)
-    found = [each.get("path") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-    return [name for name in found if isinstance(name, str) and is_plain_name(name)]
+    modules = read_json(location(path / MODULES).open(), _MAX_CONFIG_BYTES)
+    entries = [entry for entry in modules if isinstance(entry, dict)] if isinstance(modules, list) else []
+    names = [entry.get("path") for entry in entries]
+    return [name for name in names if isinstance(name, str) and is_plain_name(name)]
 
 
 def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
-    """Open a file of weights, or the files that an index names."""
+    """Open a file of tensors, or the shards that an index names."""
     if refused.matches(path):
         refused.open_checkpoint(path, options)
     if path.name.endswith(".safetensors"):
         return safetensors_file.open_checkpoint(path, options)
     if not path.name.endswith(".index.json"):
         return torch_file.open_checkpoint(path, options)
-    # Which of the parts says that it is averages, if any does, only all of them tell.
-    each = dataclasses.replace(options, weights=None)
-    tensors, parts = open_index(path, lambda part: _open_weights(part, each))
+    # Any of the shards may say that it holds averages, so `weights` is applied to all of them together.
+    shard_options = dataclasses.replace(options, weights=None)
+    tensors, parts = open_index(path, lambda shard: _open_weights(shard, shard_options))
     files = (location(path).open(), *(file for part in parts for file in part.files))
     averages = next((part.averages for part in parts if part.averages), None)
     whole = dataclasses.replace(parts[0], path=path.parent, tensors=tensors, files=files, averages=averages)
     return settle_averages(whole, options)
 
 
-def _open_averages(path: Path, name: str, options: ReadOptions) -> Checkpoint:
-    """Open what Diffusers' EMAModel saved."""
-    checkpoint = _open_weights(path / name, dataclasses.replace(options, weights=None))
+def _open_averages(path: Path, file_name: str, options: ReadOptions) -> Checkpoint:
+    """Open the averages that Diffusers' EMAModel saved."""
+    checkpoint = _open_weights(path / file_name, dataclasses.replace(options, weights=None))
     averages = dataclasses.replace(
         checkpoint,
         name=path.name,
@@ -112,15 +114,15 @@ def _open_averages(path: Path, name: str, options: ReadOptions) -> Checkpoint:
 
 
 def _is_ema_model(path: Path) -> bool:
-    """Return whether the configuration is one that Diffusers' EMAModel wrote, with averages as the weights."""
+    """Return whether Diffusers' EMAModel wrote the configuration: then the weights are averages."""
     if not location(path / _CONFIG).info().is_file:
         return False
-    config = read_json(location(path / _CONFIG).open(), _MAX_STATE_BYTES)
+    config = read_json(location(path / _CONFIG).open(), _MAX_CONFIG_BYTES)
     return isinstance(config, dict) and "optimization_step" in config
 
 
 def _weights_file(base: str, names: set[str]) -> str | None:
-    """Return which file of the folder to open for the model called `base`."""
+    """Return the name of the file, or of the index, of the model called `base`; None where there is no such model."""
     pickled = BASES.get(base, base)
     candidates = (
         f"{base}.safetensors", f"{base}.safetensors.index.json", f"{pickled}.bin", f"{pickled}.bin.index.json"
@@ -129,23 +131,23 @@ def _weights_file(base: str, names: set[str]) -> str | None:
 
 
 def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str]:
-    """Return the base name of the model in the folder, and which file to open."""
-    found = {base: name for base in BASES if (name := _weights_file(base, names))}
-    several = {match[0].rpartition(".")[0]: match[0] for name in sorted(names) if (match := _NUMBERED.search(name))}
-    if several:
-        models = {**{base: found[base] for base in ("model",) if base in found}, **several}
+    """Return the base name of the model in the folder, and the name of its file or index."""
+    files = {base: name for base in BASES if (name := _weights_file(base, names))}
+    numbered = {match[0].rpartition(".")[0]: match[0] for name in sorted(names) if (match := _NUMBERED.search(name))}
+    if numbered:
+        models = {**{base: files[base] for base in ("model",) if base in files}, **numbered}
         if options.component in models:
             return "model", models[options.component]
         raise several_models_error(path, list(models), "model_1")
     if options.component is not None:
         raise one_model_error(path)
-    if not found:
+    if not files:
         shard = min(filter(_is_shard, names), default=None)
         if shard is None:
             raise CheckpointError("holds no model", subject=path)
         index = f"{SHARD.sub('', shard)}.{shard.rpartition('.')[2]}.index.json"
         raise IncompleteCheckpoint(f"holds shards, but no {index}", subject=path, hint="its writer did not finish")
-    return next(iter(found.items()))
+    return next(iter(files.items()))
 
 
 def _is_shard(name: str) -> bool:

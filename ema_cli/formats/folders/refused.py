@@ -1,4 +1,4 @@
-"""What is recognised and not read, each with the reason and the way out."""
+"""Formats that are recognised and not read: for each the reason, and a way to a format that is read."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ _BEGINNINGS = {
 
 
 def matches(path: Path) -> bool:
-    """Return whether we know what this is, and that it is not read."""
+    """Return whether this is of a known format that is not read."""
     return _reason(path) is not None
 
 
 def open_checkpoint(path: Path, _options: ReadOptions) -> NoReturn:
-    """Raise the CheckpointError that says why."""
-    reason = _reason(path)
-    assert reason is not None
-    raise CheckpointError(f"{reason[0]}", subject=path, hint=reason[1].replace("FILE", shlex.quote(str(path))))
+    """Raise the CheckpointError that says why, and what to do instead."""
+    reason, hint = _reason(path) or ("changed while it was looked at", "try again")
+    raise CheckpointError(reason, subject=path, hint=hint.replace("FILE", shlex.quote(str(path))))
 
 
 def _reason(path: Path) -> tuple[str, str] | None:
+    """Return why the file or folder is not read, and the hint; None where it is of no such format."""
     if location(path).info().is_folder:
         names = names_in(path)
         return next((why for pattern, why in _FOLDERS.items() if fnmatch.filter(names, pattern)), None)

@@ -1,7 +1,7 @@
-"""What a pickle is read into: plain containers, inert placeholders, and descriptions of tensors.
+"""The values that a pickle is read into: plain containers, inert placeholders, and descriptions of tensors.
 
-The second half is the table of the few calls we know the meaning of: torch's recipes for a tensor and plain
-containers. Each describes what the call would build; none of them makes a tensor.
+The second half is a table of the few calls whose meaning is known: torch's recipes for a tensor, and plain containers.
+Each function there describes the object that the call would build; none makes a tensor.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ema_cli.checkpoint import MAX_DIMENSIONS
 from ema_cli.dtypes import DTYPES
 
-_MAX_DIMENSIONS = 64
 _MAX_KEY = (1 << 61) - 1  # an integer below is its own hash
 _STORAGE_DTYPES: Mapping[str, str | None] = {
     "UntypedStorage": None,
@@ -21,7 +21,7 @@ _STORAGE_DTYPES: Mapping[str, str | None] = {
 
 
 class PickleError(Exception):
-    """What makes a pickle unreadable for us, in words."""
+    """A pickle that cannot be read, and why."""
 
 
 class PickleEnds(PickleError):
@@ -37,7 +37,15 @@ class Name:
 
 @dataclass(eq=False, slots=True, repr=False)
 class Inert:
-    """What stands for an object of a class we do not know. `items` and `values`: what was set or appended, if any."""
+    """A placeholder for an object of an unknown class.
+
+    Attributes:
+        kind: the class, as 'module.name'.
+        args: the arguments with which it would be called.
+        items: the items that would be set, if any.
+        values: the values that would be appended, if any.
+        state: the state that it would be given.
+    """
 
     kind: str
     args: tuple[Any, ...] = ()
@@ -46,12 +54,12 @@ class Inert:
     state: Any = None
 
     def __repr__(self) -> str:
-        return f"<{self.kind}>"  # never what is in it, which may be endless
+        return f"<{self.kind}>"  # never its content, which may be endless
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A block of bytes outside the pickle. `dtype` is torch's name, None where it is untyped (then in bytes)."""
+    """A block of bytes outside the pickle: `count` elements of `dtype` (torch's name), or bytes where that is None."""
 
     dtype: str | None
     key: str
@@ -60,7 +68,7 @@ class Storage:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TensorRef:
-    """A tensor's description: `offset` and `strides` count elements of `dtype` (torch's name) in its storage."""
+    """The description of a tensor. `offset` and `strides` count elements of `dtype` (torch's name) in its storage."""
 
     storage: Storage
     dtype: str
@@ -73,15 +81,17 @@ class TensorRef:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Refused:
-    """A tensor that cannot be read truly, and why. An error only where it is among the weights."""
+    """A tensor that cannot be read faithfully, and why. An error only where it is among the weights."""
 
     reason: str
 
 
 def checked_key(key: Any) -> Any:
-    """Return `key` if it may be the key of a dict, else something that stands for it."""
-    # Only what nobody can choose so that all hashes are equal, which would take for ever; nor anything nested, whose
-    # hash can overflow the C stack.
+    """Return `key` if it may be the key of a dict, else a placeholder for it.
+
+    A hostile file could choose other keys so that all their hashes are equal, which makes a dict slow without end, or
+    nest them so that hashing overflows the C stack.
+    """
     if isinstance(key, str | bytes | None) or (isinstance(key, int) and abs(key) < _MAX_KEY):
         return key
     if isinstance(key, Name | Inert | Storage | TensorRef):
@@ -121,7 +131,7 @@ def _describe(storage: Any, dtype: str, offset: Any, shape: Any, strides: Any, b
     if not isinstance(storage, Storage):
         return Refused("its storage is not stored in the file")
     shape, strides = _sizes(shape), _sizes(strides)
-    if not (_sizes((offset,)) and len(shape) == len(strides) <= _MAX_DIMENSIONS):
+    if not (_sizes((offset,)) and len(shape) == len(strides) <= MAX_DIMENSIONS):
         raise PickleError("a tensor's shape and strides do not belong together")
     bits = bits or {}
     if not isinstance(bits, dict):
@@ -146,13 +156,13 @@ def _parameter(data: Any, grad: Any, hooks: Any, _state: Any = None) -> Any:
 
 
 def _check_autograd(grad: Any, hooks: Any) -> None:
-    # They do not matter to us, but something else in their places stands for arguments that were shifted.
+    # Their values do not matter. But other types in their places would mean that all arguments are shifted.
     if not isinstance(grad, bool) or not isinstance(hooks, dict | None):
         raise PickleError("a tensor's arguments are not those that torch gives")
 
 
 def _with_type(function: Any, kind: Any, args: Any, *_: Any) -> Any:
-    """Describe torch._tensor._rebuild_from_type_v2(function, type, args, state): attributes do not matter."""
+    """Describe torch._tensor._rebuild_from_type_v2(function, type, args, state), without the attributes in `state`."""
     plain = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
     known = KNOWN_CALLS.get(getattr(function, "path", ""))
     if getattr(kind, "path", "") in plain and known in (_tensor, _tensor_v3, _parameter):

@@ -1,8 +1,8 @@
-"""The tensors of a whole pickled `nn.Module`, found in the placeholder that stands for it. No class is called.
+"""The state dict of a whole pickled `nn.Module`, taken from its placeholder. No class is called.
 
-A module keeps its tensors in three dicts of its state, `_parameters`, `_buffers` and `_modules`; `state_dict()` walks
-them, and so do we, with the same names. What a module's own code adds to its state dict, only that code knows: where
-hooks are registered to do so, the module is refused.
+A module keeps its tensors in dicts of its state: `_parameters`, `_buffers`, and `_modules` with the modules inside it.
+`state_dict()` walks them, and so does this module, with the same names. Only a module's own code knows what that code
+adds to its state dict: a module with hooks that could do so is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ema_cli.formats.pickles.values import Inert
 
 _MAX_DEPTH = 200
 _MAX_TEXT = 1 << 28  # characters in all names; a small file can repeat a module with long ones, or with nothing in it
-_ENTRY_TEXT = 100  # for which an entry counts at least
+_ENTRY_TEXT = 100  # minimum cost charged per entry, in characters
 _LISTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks")
 _SAVE_INSTEAD = "save model.state_dict() and average those files"
@@ -32,7 +32,7 @@ def module_tensors(module: Inert) -> dict[str, object]:
     Raises:
         CheckpointError: for a module with hooks that change its state dict, or one that is endless.
     """
-    found: dict[str, object] = {}
+    tensors: dict[str, object] = {}
     todo: list[tuple[str, Any]] = [("", module)]
     visited = text = 0
     while todo:
@@ -42,8 +42,8 @@ def module_tensors(module: Inert) -> dict[str, object]:
             raise CheckpointError(f"its module {where} is of no kind we know", hint=_SAVE_INSTEAD)
         visited += 1
         text += _text_in(child, prefix)
-        # One that contains itself, or a few nested so that there are paths without end.
-        endless = visited > MAX_TENSORS or len(found) > MAX_TENSORS or text > _MAX_TEXT
+        # A module that contains itself, or modules nested so that there are paths without end.
+        endless = visited > MAX_TENSORS or len(tensors) > MAX_TENSORS or text > _MAX_TEXT
         if endless or prefix.count(".") > _MAX_DEPTH:
             raise CheckpointError(f"its module {where} is nested without end", hint=_SAVE_INSTEAD)
         if any(child.state.get(hooks) for hooks in _HOOKS):
@@ -56,20 +56,21 @@ def module_tensors(module: Inert) -> dict[str, object]:
         left_out = set(transient)
         buffers = [(name, value) for name, value in _entries(child, "_buffers", where) if name not in left_out]
         for name, value in [*_entries(child, "_parameters", where), *buffers]:
-            if prefix + name in found:
+            if prefix + name in tensors:
                 raise CheckpointError(f"its module has two tensors of the name '{prefix}{name}'")
-            found[prefix + name] = value
+            tensors[prefix + name] = value
         todo += reversed([(f"{prefix}{name}.", value) for name, value in _entries(child, "_modules", where)])
-    return found
+    return tensors
 
 
 def _text_in(module: Inert, prefix: str) -> int:
-    """Return how many characters of names the module's own entries take, or would."""
+    """Return the cost of the module's own entries: the characters of their names, and a minimum for each."""
     lists = [entries for key in _LISTS if isinstance(entries := module.state.get(key), dict | list)]
     return sum(_ENTRY_TEXT + len(prefix) + len(name) for names in lists for name in names if isinstance(name, str))
 
 
 def _entries(module: Inert, key: str, where: str) -> list[tuple[str, object]]:
+    """Return the entries of one of the module's dicts, without those that are None."""
     entries = module.state.get(key)
     if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
         raise CheckpointError(f"its module {where} has no names in '{key}'", hint=_SAVE_INSTEAD)

@@ -1,4 +1,4 @@
-"""A checkpoint that is one safetensors file."""
+"""Checkpoints that are one safetensors file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part o
 
 
 def matches(path: Path) -> bool:
-    """Return whether the name says safetensors."""
+    """Return whether this is a file whose name ends in .safetensors."""
     return path.name.lower().endswith(".safetensors") and not location(path).info().is_folder
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
-    """Read the file's header; what ema-cli itself averaged is recognised.
+    """Read the file's header; an average that ema-cli made is recognised.
 
     Raises:
         CheckpointError: naming the file, the tensor and what is wrong.

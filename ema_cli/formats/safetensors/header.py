@@ -1,6 +1,6 @@
-"""Read a safetensors file. Only the header is parsed; tensors are read by range.
+"""Read safetensors files. Only the header is parsed; tensors are read by range.
 
-Stricter than the official reader where that one is lenient: no duplicate keys, no space before the header.
+Stricter than the official reader: no duplicate keys, no space before the header.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec, shared
+from ema_cli.checkpoint import (
+    MAX_DIMENSIONS,
+    MAX_ELEMENTS,
+    MAX_TENSORS,
+    SpecTable,
+    Tensors,
+    TensorSpec,
+    check_tensor_name,
+    shared,
+)
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import parse_json, unique
@@ -21,16 +30,22 @@ from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
-_MAX_ELEMENTS = 1 << 62
-_MAX_DIMENSIONS = 64  # as in torch and numpy
 
 
 @dataclass(slots=True, weakref_slot=True)
 class SafetensorsTensors:
-    """The tensors of one safetensors file."""
+    """The tensors of one safetensors file.
+
+    Attributes:
+        specs: dtype and shape of each tensor.
+        offsets: where each tensor begins, in bytes after the header.
+        data_start: the size of the header in bytes.
+        file: the file.
+        metadata: the header's `__metadata__`.
+    """
 
     specs: Mapping[str, TensorSpec]
-    offsets: Mapping[str, int]  # name -> byte in the file's data
+    offsets: Mapping[str, int]
     data_start: int
     file: InputFile
     metadata: Mapping[str, str]
@@ -42,7 +57,7 @@ class SafetensorsTensors:
             self.offsets = shared(self.offsets, other.offsets)
 
     def place(self, name: str) -> int | str:
-        """Return the offset, but of tensors without bytes, which may share it, the name."""
+        """Return the offset; for a tensor without elements the name, since others may have the same offset."""
         return self.offsets[name] if self.specs[name].count else name
 
     def locate(self, name: str) -> tuple[InputFile, int]:
@@ -68,7 +83,7 @@ def open_file(path: Path) -> SafetensorsTensors:
     return _read_header(file)
 
 
-# What was read last with a header of that digest, while anybody uses it: in a run most headers are equal.
+# By digest of a header: the tensors last read with it, while anything uses them. In a run most headers are equal.
 _in_use: WeakValueDictionary[bytes, SafetensorsTensors] = WeakValueDictionary()
 
 
@@ -84,13 +99,13 @@ def _read_header(file: InputFile) -> SafetensorsTensors:
     text = file.read(8, length)
     digest = blake2b(text).digest()
     known = _in_use.get(digest)
-    # A header says how long its file is, so that an equal one is good in a file of the same size and in no other.
+    # The size of a file follows from its header: an equal header is right in a file of the same size, and in no other.
     if known is not None and known.file.size == file.size:
-        weights = replace(known, file=file)
+        tensors = replace(known, file=file)
     else:
-        weights = _parse_header(file, text)
-    _in_use[digest] = weights
-    return weights
+        tensors = _parse_header(file, text)
+    _in_use[digest] = tensors
+    return tensors
 
 
 def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
@@ -100,12 +115,12 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
     table = SpecTable()
 
     def compact(pairs: list[tuple[str, Any]]) -> Any:
-        # While it is parsed: the dicts and lists of a hundred thousand entries would take ten times what is kept.
+        # Done while the text is parsed: dicts and lists of a hundred thousand entries would take ten times the memory.
         entry = unique(pairs)
         try:
             return _read_entry(entry, table)
         except _WrongEntry:
-            return entry  # the metadata, or the header itself; else it is said below, with its name
+            return entry  # the metadata or the header itself; anything else is refused below, by its name
 
     try:
         header = parse_json(text, objects=compact)
@@ -120,7 +135,7 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
     spans: list[tuple[int, int, str]] = []
     for name in list(header):
         entry = header.pop(name)
-        _check_name(path, name)
+        check_tensor_name(name, path)
         name = sys.intern(name)  # one copy of each name, however many checkpoints have it
         try:
             specs[name], begin, end = entry if isinstance(entry, tuple) else _read_entry(entry, table)
@@ -142,17 +157,8 @@ def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:
     return metadata
 
 
-def _check_name(path: Path, name: str) -> None:
-    if len(name) > MAX_NAME_CHARS:
-        raise CheckpointError(f"'{name[:40]}...' is a name of {len(name)} characters", subject=path)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise CheckpointError(f"the tensor name '{name}' is not valid text", subject=path) from None
-
-
 class _WrongEntry(Exception):
-    """What is wrong with a tensor's entry, said without its name."""
+    """What is wrong with a tensor's entry. The message lacks the tensor's name, which comes before it."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -160,17 +166,17 @@ class _WrongEntry(Exception):
 
 
 def _read_entry(entry: Any, table: SpecTable) -> tuple[TensorSpec, int, int]:
-    """Return the spec, and where the bytes begin and end."""
+    """Return the spec of a tensor, and where its bytes begin and end."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _WrongEntry("needs exactly dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _counts(shape) or len(shape) > _MAX_DIMENSIONS or not _counts(offsets) or len(offsets) != 2:
+    if not _counts(shape) or len(shape) > MAX_DIMENSIONS or not _counts(offsets) or len(offsets) != 2:
         raise _WrongEntry("has a shape or offsets that are not counts")
     spec = table.spec(_dtype(entry["dtype"]), tuple(shape))
     begin, end = offsets
     if spec.count * spec.dtype.bits % 8:
         raise _WrongEntry(f"is {spec}, which is no whole number of bytes")
-    if spec.count > _MAX_ELEMENTS or end - begin != spec.nbytes:
+    if spec.count > MAX_ELEMENTS or end - begin != spec.nbytes:
         raise _WrongEntry(f"is {spec}, {spec.nbytes} bytes, but has {end - begin}")
     return spec, begin, end
 
@@ -180,15 +186,16 @@ def _counts(values: Any) -> bool:
 
 
 def _dtype(dtype: Any) -> DType:
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else None
-    if found is None or not found.in_safetensors:
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else None
+    if known is None or not known.in_safetensors:
         raise _WrongEntry(
             f"has dtype {str(dtype)[:40]}, which is unknown", hint="average the run's full-precision checkpoints"
         )
-    return found
+    return known
 
 
 def _check_contiguous(file: InputFile, data_start: int, spans: list[tuple[int, int, str]]) -> None:
+    """Check that the tensors lie one behind the other from the end of the header to the end of the file."""
     spans.sort()
     position = 0
     for begin, end, name in spans:

@@ -1,8 +1,7 @@
-"""What the output will be, to the byte, before a tensor is read: which file holds which tensor, and where.
+"""Lay out safetensors files: which file holds which tensor, and at which byte, before any tensor is read.
 
-The container here is safetensors, in the order, escaping and padding of the official writer (0.8): the same tensors
-with the same metadata give the same bytes. It is written here because the official writer needs all tensors in
-memory, and orders several metadata keys at random.
+Order, escaping and padding are those of the official writer (0.8): the same tensors with the same metadata give the
+same bytes. The official writer itself needs all tensors in memory, and orders several metadata keys at random.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ _RANK = {name: rank for rank, name in enumerate(DTYPES)}
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsOutput:
-    """One safetensors file to write; those of several averages share their table."""
+    """One safetensors file to write; an `OutputFile`. `metadata` is the part of the header with the metadata."""
 
     name: str
     table: Table
-    metadata: bytes  # its part of the header
+    metadata: bytes
 
     @property
     def header(self) -> bytes:
@@ -35,7 +34,7 @@ class SafetensorsOutput:
 
     @property
     def header_size(self) -> int:
-        """Return the size of the header: eight bytes that say how long it is, and text up to the next eight."""
+        """Return the size of the header: eight bytes with its length, and text filled up to a multiple of eight."""
         comma = bool(self.metadata and self.table.text)
         length = len(self.metadata) + len(self.table.text) + len("{}") + comma
         return 8 + length + -length % 8
@@ -46,22 +45,29 @@ class SafetensorsOutput:
         return self.header_size + self.table.nbytes
 
     def finish(self, stream: Stream) -> None:
-        """Write nothing: all of it is known beforehand."""
+        """Write nothing: all bytes but the tensors' are in the header."""
 
 
 def lay_out_file(
     name: str, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], tables: Sequence[Table] = ()
 ) -> SafetensorsOutput:
-    """Return the layout of a safetensors file; of the `tables`, one of these tensors is used again."""
+    """Return the layout of a safetensors file.
+
+    Args:
+        name: the name of the file.
+        specs: its tensors, in any order.
+        metadata: the header's `__metadata__`.
+        tables: tables of other files; one of equal tensors is used again.
+    """
     table = next((table for table in tables if table.specs == specs), None) or _make_table(specs)
     text = f'"__metadata__":{_json(dict(sorted(metadata.items())))}' if metadata else ""
     return SafetensorsOutput(name, table, text.encode())
 
 
 def _make_table(specs: Mapping[str, TensorSpec]) -> Table:
-    """Put the widest dtypes first, then go by name, without gaps."""
+    """Place the tensors one behind the other: the widest dtypes first, tensors of one dtype by name."""
     ordered = sorted(specs, key=lambda tensor: (_RANK[specs[tensor].dtype.name], tensor))
-    # Piece by piece: a hundred thousand tensors need no hundred thousand dicts.
+    # The JSON is made entry by entry: a hundred thousand tensors need no hundred thousand dicts.
     pieces = []
     begins: dict[str, int] = {}
     position = 0
@@ -80,10 +86,12 @@ def _json(value: object) -> str:
 
 
 def split_shards(specs: Mapping[str, TensorSpec], most_bytes: int, base: str) -> dict[str, str]:
-    """Return the file in which each tensor is written: one after another, up to `most_bytes` in each.
+    """Return the name of the file in which each tensor is written, up to `most_bytes` of tensors in each file.
 
-    As huggingface_hub splits, given the tensors in this order: a tensor of more bytes has a file of its own, and a
-    single file has no number.
+    Tensors are taken in order, as huggingface_hub does it (`split_state_dict_into_shards_factory`). A tensor of more
+    than `most_bytes` has a file of its own; a single file has no number. With base "model", at most 10 bytes, and
+    tensors a, b and c of 6, 4 and 8 bytes: a and b are in model-00001-of-00002.safetensors, c in
+    model-00002-of-00002.safetensors.
     """
     shards: list[list[str]] = []
     current: list[str] = []
@@ -112,7 +120,14 @@ def lay_out_shards(
     metadata: Mapping[str, str],
     tables: Sequence[Table] = (),
 ) -> tuple[list[SafetensorsOutput], bytes]:
-    """Return the layouts of the shards (`shard_of`: tensor name -> file name) and the text of their index."""
+    """Return the layouts of the shards, and the text of their index.
+
+    Args:
+        specs: all tensors.
+        shard_of: the name of each tensor's file.
+        metadata: the `__metadata__` of each shard.
+        tables: tables of other files; one of equal tensors is used again.
+    """
     names = sorted(set(shard_of.values()))
     parts: dict[str, dict[str, TensorSpec]] = {name: {} for name in names}
     for tensor, spec in specs.items():

@@ -1,6 +1,6 @@
-"""A checkpoint that is one file of torch.save, in either of its containers and under any suffix.
+"""Checkpoints that are one file of torch.save, in either of its containers and under any suffix.
 
-What reads pickles is imported when there is one to read.
+The modules that read pickles are imported when there is a pickle to read.
 """
 
 from __future__ import annotations
@@ -45,13 +45,19 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 
 
 def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Checkpoint:
-    """Return the checkpoint in a file that is open already; an average that ema-cli made is recognised."""
+    """Return the checkpoint in a file that is open already. An average that ema-cli made is recognised.
+
+    Args:
+        file: the file.
+        opened: its content.
+        options: how it is read.
+    """
     from ema_cli.formats.trainers.parts import refuse_megatron_part
     from ema_cli.formats.trainers.places import find_weights
 
     path, made_here = file.path, opened.mark is not None
     refuse_megatron_part(path, opened.root)
-    # In an average of ours there is nothing to choose from, nor to find under a key that is meant for others.
+    # An average of ours holds one set of weights, and no key: options that are meant for other files do not apply.
     reading = replace(options, key=None, weights=None) if made_here else options
     try:
         selection = find_weights(opened.root, reading, opened.scalar)

@@ -1,7 +1,7 @@
-"""Read the files that `torch.save` wrote before torch 1.6, and still does on request, without torch.
+"""Read the files that `torch.save` wrote before torch 1.6, and still writes on request, without torch.
 
-One after the other: a pickled magic number, a protocol number, facts of the system, the pickle of what was saved,
-a pickled list of storage keys, and for each key the number of its elements and their bytes.
+They hold, one after the other: a pickled magic number, a protocol number, facts about the system, the pickle of the
+object that was saved, a pickled list of storage keys, and for each key the number of its elements and their bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ema_cli.storage.source import ByteSource
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _COUNT_BYTES = 8
-# Element sizes of storages whose tensors are never read, but which lie between those that are.
+# Element sizes of storages whose tensors are never read, but which lie between storages that are.
 _OTHER_SIZES = {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1, "complex32": 4}
 
 
@@ -33,12 +33,10 @@ def open_legacy(source: ByteSource) -> TorchFile:
     storages: dict[str, Storage] = {}
 
     def persistent(identifier: Any) -> object:
-        found = describe_storage(identifier)
-        if isinstance(found, Storage):
-            known = storages.setdefault(found.key, found)
-            if known != found:
-                raise PickleError(f"it describes the storage '{found.key[:40]}' in two ways")
-        return found
+        described = describe_storage(identifier)
+        if isinstance(described, Storage) and storages.setdefault(described.key, described) != described:
+            raise PickleError(f"it describes the storage '{described.key[:40]}' in two ways")
+        return described
 
     try:
         magic, position = unpickle(source)
@@ -66,7 +64,7 @@ def open_legacy(source: ByteSource) -> TorchFile:
 def _find_spans(
     source: ByteSource, keys: Any, storages: dict[str, Storage], position: int
 ) -> dict[str, tuple[int, int]]:
-    """Return byte offset and size of each storage; they follow each other from `position` on."""
+    """Return byte offset and size of each storage. They follow each other from byte `position` on, as `keys` do."""
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
         raise CheckpointError("its list of storages does not fit its tensors", subject=source.path)
     if len(set(keys)) != len(keys):

@@ -1,7 +1,7 @@
-"""Write the pickle that describes a state dict, as `torch.save` does: names, and for each where its bytes lie.
+"""Write the pickle that describes a state dict, as `torch.save` does: names, and where each tensor's bytes lie.
 
-Only what torch itself writes there is used, so that `torch.load(weights_only=True)` reads it in any version since
-1.6 that has the dtypes. No torch here.
+It uses only what torch itself writes, so that `torch.load(weights_only=True)` reads it in any version since 1.6 that
+has the dtypes. No torch here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 
 from ema_cli.checkpoint import TensorSpec
 
-_BATCH = 1000  # items that are set at once, as Python's own pickler does: what reads it keeps them on a stack
+_BATCH = 1000  # items that are set at once, as by Python's own pickler: a reader keeps them on its stack
 _ORDERED_DICT = b"ccollections\nOrderedDict\n"
 _TYPED, _UNTYPED = b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_tensor_v3\n"
 
 
 class NoTorchType(Exception):
-    """What torch has no type for, in words."""
+    """A tensor that torch has no type for."""
 
 
 def pickle_state_dict(specs: Mapping[str, TensorSpec]) -> bytes:
@@ -42,7 +42,7 @@ def pickle_state_dict(specs: Mapping[str, TensorSpec]) -> bytes:
 
 
 class _Writer:
-    """The pickle so far; what is written again and again is remembered, and then referred to."""
+    """The pickle so far. Instructions that come again and again are remembered in its memo, and referred to."""
 
     def __init__(self) -> None:
         self.out = bytearray(b"\x80\x02")

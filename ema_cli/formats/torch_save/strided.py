@@ -15,9 +15,15 @@ _GAP_BYTES = 256  # neighbours closer than this are read together: cheaper than 
 def gather(
     file: ByteSource, base: int, spec: TensorSpec, strides: tuple[int, ...], start: int, out: memoryview
 ) -> None:
-    """Fill `out` with the elements from byte `start` of the tensor in C order.
+    """Fill `out` with a range of a tensor in C order.
 
-    `base` is the byte offset of its first element in the file; `strides` count elements.
+    Args:
+        file: holds the tensor.
+        base: the byte of the file at which the tensor's first element lies.
+        spec: its dtype and shape.
+        strides: its strides in elements.
+        start: the first byte of the range, in C order.
+        out: takes the bytes; its size is that of the range.
     """
     size = spec.dtype.itemsize
     first, count = start // size, len(out) // size
@@ -42,7 +48,7 @@ def apply_lazy_bits(dtype: DType, out: memoryview, *, conjugate: bool, negative:
 def _element_offsets(
     shape: tuple[int, ...], strides: tuple[int, ...], first: int, count: int
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return, for `count` elements from number `first` in C order, where each lies (in elements)."""
+    """Return the offsets, in elements, of `count` elements of the tensor from number `first` on in C order."""
     index = np.arange(first, first + count, dtype=np.int64)
     offsets = np.zeros(count, dtype=np.int64)
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
@@ -57,6 +63,7 @@ def _read_elements(
     offsets: np.ndarray[tuple[int], np.dtype[np.int64]],
     elements: np.ndarray[tuple[int], np.dtype[np.void]],
 ) -> None:
+    """Fill `elements` with the elements at `offsets`; neighbours are read together."""
     size = elements.itemsize
     order = np.argsort(offsets, kind="stable")
     ascending = offsets[order]

@@ -1,4 +1,4 @@
-"""Tensors that a pickle of torch's describes, read by range from the storages in the same file. No torch here."""
+"""Read tensors by range from the storages of a file of torch's, as the pickle in it describes them. No torch here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ema_cli.checkpoint import MAX_NAME_CHARS, MAX_TENSORS, SpecTable, Tensors, TensorSpec, shared
+from ema_cli.checkpoint import MAX_TENSORS, SpecTable, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.dtypes import TORCH_DTYPES, DType
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
@@ -22,10 +22,13 @@ _FLOATS = {"<f4": struct.Struct("<f"), "<f8": struct.Struct("<d")}
 
 @dataclass(frozen=True, slots=True)
 class TorchFile:
-    """What `torch.save` wrote, in either of its containers.
+    """The content of a file, or of a record, that `torch.save` wrote, in either of its containers.
 
-    `root` is what was saved, with a `TensorRef` for each tensor. `locate` gives byte offset and size of a storage in
-    `source` by its key, None where it is missing. `mark` is what ema-cli's mark in an average says, None without one.
+    Attributes:
+        source: the bytes.
+        root: the object that was saved, with a `TensorRef` for each tensor.
+        locate: returns byte offset and size in `source` of the storage with a key, None where it is missing.
+        mark: the content of ema-cli's mark in an average that it made, None in other files.
     """
 
     source: ByteSource
@@ -48,13 +51,10 @@ class TorchFile:
         views: dict[str, _View] = {}
         expanded = 0
         for name, ref in refs.items():
-            if len(name) > MAX_NAME_CHARS:
-                raise CheckpointError(f"'{name[:40]}...' is a name of {len(name)} characters", subject=path)
+            check_tensor_name(name, path)
             if not isinstance(ref, TensorRef):
                 raise CheckpointError(f"'{name}' cannot be averaged: {_reason(ref)}", subject=path)
             dtype, count = self._dtype(name, ref), prod(ref.shape)
-            if (ref.negative and not dtype.averaged) or (ref.conjugate and dtype.kind != "complex"):
-                raise CheckpointError(f"'{name}' is {dtype.name} with a bit that only others have", subject=path)
             offset, stored = self._offset(name, ref, dtype, count)
             if count * dtype.itemsize > stored:
                 expanded += count * dtype.itemsize
@@ -63,16 +63,11 @@ class TorchFile:
                     f"'{name}' is expanded, as others are, to gigabytes from a few bytes", subject=path
                 )
             name = sys.intern(name)  # one copy of each name, however many checkpoints have it
-            strides = None if _is_contiguous(ref.shape, ref.strides) else ref.strides
-            shape = ref.shape
-            if dtype.torch_group > 1:
-                if strides or not shape:
-                    raise CheckpointError(f"'{name}' is {dtype.name} that does not lie in order", subject=path)
-                shape = (*shape[:-1], dtype.torch_group * shape[-1])  # torch counts pairs, safetensors elements
-            specs[name] = table.spec(dtype, shape)
+            view = _View.of(ref)
+            specs[name] = table.spec(dtype, self._shape(name, ref, dtype, view))
             offsets.append(offset)
-            if strides or ref.conjugate or ref.negative:
-                views[name] = _View(strides, ref.conjugate, ref.negative)
+            if view != _IN_ORDER:
+                views[name] = view
         return TorchTensors(specs, {name: number for number, name in enumerate(specs)}, offsets, views, self.source)
 
     def scalar(self, name: str, ref: TensorRef) -> int | float | None:
@@ -89,6 +84,7 @@ class TorchFile:
         return int.from_bytes(stored, "little", signed=dtype.name[0] == "I")
 
     def _dtype(self, name: str, ref: TensorRef) -> DType:
+        """Return the element type of a tensor, whose lazy bits are checked to be those that it can have."""
         dtype = TORCH_DTYPES.get(ref.dtype)
         if dtype is None:
             raise CheckpointError(
@@ -96,15 +92,27 @@ class TorchFile:
                 subject=self.source.path,
                 hint="average the run's full-precision checkpoints and convert the result",
             )
+        if (ref.negative and not dtype.averaged) or (ref.conjugate and dtype.kind != "complex"):
+            raise CheckpointError(
+                f"'{name}' is {dtype.name} with a bit that only others have", subject=self.source.path
+            )
         return dtype
+
+    def _shape(self, name: str, ref: TensorRef, dtype: DType, view: _View) -> tuple[int, ...]:
+        """Return the shape in elements, of which torch may count several as one."""
+        if dtype.torch_group == 1:
+            return ref.shape
+        if view.strides is not None or not ref.shape:
+            raise CheckpointError(f"'{name}' is {dtype.name} that does not lie in order", subject=self.source.path)
+        return (*ref.shape[:-1], dtype.torch_group * ref.shape[-1])
 
     def _offset(self, name: str, ref: TensorRef, dtype: DType, count: int) -> tuple[int, int]:
         """Return the byte of the first element and the size of the storage, in which all `count` elements must lie."""
         path, itemsize = self.source.path, dtype.itemsize
-        found = self.locate(ref.storage.key)
-        if found is None:
+        span = self.locate(ref.storage.key)
+        if span is None:
             raise CheckpointError(f"'{name}' has its bytes in a storage that is missing", subject=path)
-        start, stored = found
+        start, stored = span
         size = ref.storage.count * (itemsize if ref.storage.dtype else 1)
         if stored != size:
             raise CheckpointError(f"'{name}' has a storage of {size} bytes, but {stored} are in the file", subject=path)
@@ -120,11 +128,17 @@ class TorchFile:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What sets a tensor apart from its bytes in order: strides in elements (None: in order), torch's lazy bits."""
+    """How a tensor differs from its bytes in C order: strides in elements (None: not), torch's lazy bits."""
 
     strides: tuple[int, ...] | None
     conjugate: bool
     negative: bool
+
+    @classmethod
+    def of(cls, ref: TensorRef) -> _View:
+        """Return the view that a description gives."""
+        strides = None if _is_contiguous(ref.shape, ref.strides) else ref.strides
+        return cls(strides, ref.conjugate, ref.negative)
 
 
 _IN_ORDER = _View(None, conjugate=False, negative=False)
@@ -132,12 +146,20 @@ _IN_ORDER = _View(None, conjugate=False, negative=False)
 
 @dataclass(slots=True)
 class TorchTensors:
-    """Tensors in a file of torch's, contiguous or not."""
+    """Tensors in a file of torch's, contiguous or not.
+
+    Attributes:
+        specs: dtype and shape of each tensor.
+        numbers: the index in `offsets` of each tensor.
+        offsets: the byte of the file at which a tensor's first element lies.
+        views: the views of tensors that do not simply lie in order.
+        source: the file.
+    """
 
     specs: Mapping[str, TensorSpec]
-    numbers: Mapping[str, int]  # name -> index in `offsets`
-    offsets: array[int]  # byte of the file at which each tensor's first element lies
-    views: Mapping[str, _View]  # of those that do not lie in order
+    numbers: Mapping[str, int]
+    offsets: array[int]
+    views: Mapping[str, _View]
     source: ByteSource
 
     def share(self, other: Tensors) -> None:

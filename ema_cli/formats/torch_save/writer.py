@@ -1,7 +1,7 @@
-"""What an output as `torch.save` writes it will be, before a tensor is read: all but the checksums of the tensors.
+"""Lay out files as `torch.save` writes them, before any tensor is read: all bytes but the tensors' and their checksums.
 
-A zip archive: the pickle that describes a state dict, a record for each tensor, and one of our own that says how they
-were averaged, which torch passes over. The archive's folder has one name, whatever the file's.
+Such a file is a zip archive: the pickle that describes a state dict, a record for each tensor, and the record with our
+mark, which torch passes over. The folder in the archive has one name, whatever the file is called.
 """
 
 from __future__ import annotations
@@ -30,15 +30,20 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TorchTable(Table):
-    """The tensors of a file of torch's: the records before them, and those records' entries in the directory."""
+    """The tensors of a file of torch's; `text` holds the records before them.
+
+    Attributes:
+        entries: the entries of those records in the archive's directory.
+        entries_size: the size of those entries and of the tensors' own.
+    """
 
     entries: bytes
-    entries_size: int  # with those of the tensors
+    entries_size: int
 
 
 @dataclass(frozen=True, slots=True)
 class TorchOutput:
-    """One file to write as `torch.save` does; those of several averages share their table."""
+    """One file to write as `torch.save` does; an `OutputFile`. `mark` is the content of our record."""
 
     name: str
     table: TorchTable
@@ -61,7 +66,7 @@ class TorchOutput:
         return last[-1][0].end + self.table.entries_size + sum(record.entry_size for record, _ in last) + END_SIZE
 
     def finish(self, stream: Stream) -> None:
-        """Write what stands between and behind the tensors, which are all written: their checksums, the directory."""
+        """Write the checksums between the tensors, which are all written, and the directory behind them."""
         entries = [self.table.entries]
         gap, at = b"", self.header_size
         for record in _tensor_records(self.table.specs, self.header_size):
@@ -76,7 +81,7 @@ class TorchOutput:
         stream.write(at, gap + whole + directory + directory_end(last[-1][0].end, len(directory), count))
 
     def _last_records(self) -> list[tuple[ZipRecord, bytes]]:
-        """Return the records behind the tensors, with what is in them."""
+        """Return the records behind the tensors, with their content."""
         contents = {f"{_FOLDER}/version": b"3\n", f"{_FOLDER}/{RECORD}": self.mark}
         return _place(contents, self.header_size + self.table.nbytes)
 
@@ -84,9 +89,13 @@ class TorchOutput:
 def lay_out_torch_file(
     name: str, specs: Mapping[str, TensorSpec], mark: str, tables: Sequence[Table] = ()
 ) -> TorchOutput:
-    """Return the layout of a file of torch's, the tensors in the order of `specs`, marked with `mark`.
+    """Return the layout of a file of torch's.
 
-    Of the `tables`, one of these tensors in this order is used again.
+    Args:
+        name: the name of the file.
+        specs: its tensors, in the order in which they are stored.
+        mark: the content of our record in it.
+        tables: tables of other files; one of the same tensors in the same order is used again.
 
     Raises:
         OutputError: for a tensor that torch has no type for.
@@ -115,7 +124,7 @@ def _make_table(file: str, specs: Mapping[str, TensorSpec]) -> TorchTable:
 
 
 def _checksum(stream: Stream, at: int, size: int) -> int:
-    """Return the checksum of `size` bytes that were written at byte `at`."""
+    """Return the CRC-32 of `size` bytes that were written at byte `at`."""
     checksum, end = 0, at + size
     while at < end:
         block = stream.read(at, min(_BLOCK_BYTES, end - at))
@@ -127,7 +136,7 @@ def _checksum(stream: Stream, at: int, size: int) -> int:
 
 
 def _first_contents(pickle: bytes) -> dict[str, bytes]:
-    """Return what is in the records before the tensors: those that torch needs to find them."""
+    """Return the content of the records before the tensors, which torch needs to find them."""
     return {
         f"{_FOLDER}/data.pkl": pickle,
         f"{_FOLDER}/.format_version": b"1",
@@ -146,6 +155,6 @@ def _place(contents: Mapping[str, bytes], at: int) -> list[tuple[ZipRecord, byte
 
 
 def _whole_records(placed: Iterable[tuple[ZipRecord, bytes]]) -> tuple[bytes, bytes]:
-    """Return records with what is in them, and their entries in the directory."""
+    """Return the bytes of records with their content, and the bytes of their entries in the directory."""
     parts = [whole_record(record, content) for record, content in placed]
     return b"".join(whole for whole, _ in parts), b"".join(entry for _, entry in parts)

@@ -1,4 +1,4 @@
-"""Read torch's zip files (`torch.save` since 1.6) without torch: a pickle that describes, entries that hold bytes."""
+"""Read the zip archives that `torch.save` writes since 1.6, without torch: a pickle, and an entry for each storage."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _MAX_MARK_BYTES = 64 << 20
 
 
 def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> TorchFile:
-    """Read the directory and the pickle of a torch zip file, or of a record of a shard that is one.
+    """Read the directory and the pickle of an archive of torch's, which is a file or a record of a shard.
 
     Raises:
-        CheckpointError: for what is not one, is damaged, or holds something that must not be read as weights.
+        CheckpointError: for another kind of archive, a damaged one, or one that must not be read as weights.
     """
     entries = read_directory(source)
     prefix = _find_prefix(source, entries)
@@ -73,7 +73,7 @@ def _check_byte_order(source: ByteSource, entries: Entries, prefix: str) -> None
 
 
 def _mark(source: ByteSource, entry: ZipEntry | None) -> Mapping[str, object] | None:
-    """Return what the record that marks an average of ours says, None where there is no such record."""
+    """Return the content of our mark, None where there is no such record."""
     if entry is None:
         return None
     if entry.size > _MAX_MARK_BYTES:

@@ -1,7 +1,7 @@
-"""The directory of a zip archive, read strictly: where each stored entry's bytes lie in the file.
+"""Read the directory of a zip archive strictly: where the bytes of each entry lie in the file.
 
-Only what torch writes is accepted: each name once, no entry outside the file, none over another. Compressed ones
-are marked, and never inflated: a small one can hide gigabytes, and torch writes none for tensors.
+Only archives such as torch writes are accepted: each name once, no entry outside the file, none over another.
+Compressed entries are marked, and never inflated: a small one can hide gigabytes, and torch writes none for tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ END64 = struct.Struct("<4sQ2H2L4Q")
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL_CHECKSUM, _LOCAL_CHECKSUM = 16, 14  # the byte at which it stands in each
-IN_64 = 0xFFFFFFFF  # in a field of 32 bits: the number stands in a record of its own, which has 64
+IN_64 = 0xFFFFFFFF  # in a field of 32 bits: the number is in a zip64 record, which has fields of 64 bits
 _MAX_DIRECTORY_BYTES = 256 << 20
 _MAX_COMMENT_BYTES = 65535
 _MAX_ENTRIES = 4 * MAX_TENSORS  # the optimizer has some for each of the model's
@@ -28,9 +28,14 @@ _MAX_ENTRIES = 4 * MAX_TENSORS  # the optimizer has some for each of the model's
 
 @dataclass(slots=True)
 class ZipEntry:
-    """An entry that takes `size` bytes; its local header stands at byte `header_offset` of the file.
+    """One entry of the archive.
 
-    What comes next in the file begins at byte `end`.
+    Attributes:
+        name: its name.
+        size: the size of its bytes in the file.
+        header_offset: the byte of the file at which its local header begins.
+        compressed: whether its bytes are compressed.
+        end: the byte at which the next entry, or the directory, begins.
     """
 
     name: str
@@ -70,22 +75,23 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
 
 
 def data_offset(file: ByteSource, entry: ZipEntry) -> int:
-    """Return the byte at which the entry's data begin, past its local header."""
+    """Return the byte at which the entry's data begin, behind its local header."""
     name = entry.name.encode()
-    header = file.read(entry.header_offset, LOCAL.size + len(name))  # at once: the name stands in the directory, too
+    header = file.read(entry.header_offset, LOCAL.size + len(name))  # in one read: the name is known from the directory
     signature, _, _, method, *_, name_length, extra_length = LOCAL.unpack_from(header)
     if signature != b"PK\x03\x04" or method != 0 or name_length != len(name) or not header.endswith(name):
         raise CheckpointError(f"the zip entry '{entry.name}' is damaged", subject=file.path)
     start = entry.header_offset + LOCAL.size + name_length + extra_length
-    if start + entry.size > entry.end:  # the local header, which only now is read, is longer than it should be
+    if start + entry.size > entry.end:  # the local header, read only now, is longer than it should be
         raise CheckpointError(f"the zip entry '{entry.name}' overlaps another", subject=file.path)
     return int(start)
 
 
 def checksum_offsets(data: bytes) -> Iterator[int]:
-    """Yield where checksums stand in a directory or in a local header, which begin with signatures of their own.
+    """Yield the bytes at which checksums stand in `data`, which is a directory, a local header or something else.
 
-    In anything else that `read_directory` and `data_offset` read, none stand.
+    The first two are recognised by their signatures. Nothing else that `read_directory` and `data_offset` read holds
+    checksums.
     """
     if data.startswith(b"PK\x03\x04"):
         yield _LOCAL_CHECKSUM
@@ -151,7 +157,7 @@ def _read_central(file: ByteSource, directory: bytes, position: int) -> tuple[Zi
 
 
 def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tuple[int, int, int]:
-    """Replace the fields that did not fit 32 bits by those of the zip64 extra record."""
+    """Return the three numbers, those that do not fit into 32 bits from the entry's zip64 record."""
     values = [size, stored, header_offset]
     position = 0
     while IN_64 in values and position + 4 <= len(extra):
@@ -169,7 +175,7 @@ def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tup
 
 
 def _check_spans(file: ByteSource, entries: dict[str, ZipEntry], start: int) -> None:
-    """Check that no entry lies over another, nor over the directory, which begins at byte `start`."""
+    """Check that no entry overlaps another, nor the directory, which begins at byte `start`; set their `end`."""
     end = start
     for entry in sorted(entries.values(), key=lambda entry: entry.header_offset, reverse=True):
         taken = entry.header_offset + LOCAL.size + entry.size

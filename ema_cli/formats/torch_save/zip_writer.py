@@ -1,7 +1,7 @@
-"""The records of a zip archive as torch's own writer lays them out, known before their bytes are.
+"""Lay out the records of a zip archive as torch's own writer does, before their bytes are known.
 
-Nothing is compressed; each record's bytes begin at a multiple of 64, and are followed by their checksum. The places
-are torch's to the byte, which computes them where it is told to (`calculate_storage_offsets`).
+Nothing is compressed. The bytes of each record begin at a multiple of 64, and their checksum follows them. All places
+are torch's to the byte, which can compute them too (`torch.serialization.config`: `calculate_storage_offsets`).
 """
 
 from __future__ import annotations
@@ -16,21 +16,29 @@ from ema_cli.formats.torch_save.zip_directory import CENTRAL, END, END64, END64_
 ALIGNMENT = 64
 _DESCRIPTOR, _DESCRIPTOR64 = struct.Struct("<4s3L"), struct.Struct("<4sL2Q")
 _UTF8, _CHECKSUM_FOLLOWS = 1 << 11, 1 << 3
-_VERSION, _VERSION64 = 20, 45  # of the zip format, for those who read it
-_DATE = 1 << 5 | 1  # the first that there is: equal archives have equal bytes
-_PADDING = struct.Struct("<2sH")  # what torch calls FB, and how long it is
+_VERSION, _VERSION64 = 20, 45  # of the zip format, which a reader must know
+_DATE = 1 << 5 | 1  # the first date of the format: equal archives have equal bytes
+_PADDING = struct.Struct("<2sH")  # the name of an extra field, FB as in torch's files, and its length
 
 
 @dataclass(slots=True)
 class ZipRecord:
-    """A record of `size` bytes, whose local header stands at byte `at` of the file; the name is ASCII."""
+    """One record of the archive.
+
+    Attributes:
+        name: its name, in ASCII.
+        size: the size of its bytes.
+        at: the byte of the file at which its local header begins.
+        begin: the byte at which its bytes begin.
+        end: the byte at which the next record's local header begins.
+    """
 
     name: str
     size: int
     at: int
-    begin: int = field(init=False)  # where its bytes do
-    end: int = field(init=False)  # where the next record's header stands
-    _numbers: bytes = field(init=False)  # the zip64 record: those that do not fit into the fields for them
+    begin: int = field(init=False)
+    end: int = field(init=False)
+    _numbers: bytes = field(init=False)  # the zip64 record: numbers that do not fit into 32 bits
 
     def __post_init__(self) -> None:
         numbers = [self.size] * 2 * (self.size >= IN_64) + [self.at] * (self.at >= IN_64)
@@ -43,7 +51,7 @@ class ZipRecord:
 
     @property
     def header(self) -> bytes:
-        """Return the local header, up to the record's bytes. It says neither size nor checksum: they follow."""
+        """Return the local header, up to the record's bytes. Size and checksum are not in it: they follow the bytes."""
         name = self.name.encode()
         extra = self.begin - self.at - LOCAL.size - len(name)
         fixed = LOCAL.pack(b"PK\x03\x04", self._version, self._flags, 0, 0, _DATE, 0, 0, 0, len(name), extra)
@@ -51,7 +59,7 @@ class ZipRecord:
         return (fixed + name + self._numbers + padding).ljust(self.begin - self.at, b"Z")
 
     def descriptor(self, checksum: int) -> bytes:
-        """Return what follows the record's bytes; nothing follows none."""
+        """Return the checksum and sizes that follow the record's bytes; nothing follows an empty record."""
         if not self.size:
             return b""
         layout = _DESCRIPTOR64 if self._numbers else _DESCRIPTOR
@@ -81,7 +89,7 @@ class ZipRecord:
 
 
 def place_records(sizes: Iterable[tuple[str, int]], at: int) -> Iterator[ZipRecord]:
-    """Yield the records of these names and sizes, one behind the other from byte `at`."""
+    """Yield records of the names and sizes, one behind the other from byte `at` on."""
     for name, size in sizes:
         record = ZipRecord(name, size, at)
         yield record
@@ -89,7 +97,7 @@ def place_records(sizes: Iterable[tuple[str, int]], at: int) -> Iterator[ZipReco
 
 
 def whole_record(record: ZipRecord, content: bytes) -> tuple[bytes, bytes]:
-    """Return a record with its bytes, and its entry in the directory."""
+    """Return the bytes of a record with its content, and of its entry in the directory."""
     checksum = zlib.crc32(content)
     return record.header + content + record.descriptor(checksum), record.entry(checksum)
 
@@ -98,7 +106,13 @@ END_SIZE = END64.size + END64_LOCATOR.size + END.size
 
 
 def directory_end(start: int, size: int, count: int) -> bytes:
-    """Return what follows a directory of `count` entries that begins at byte `start`; 64 bits wide, as torch's is."""
+    """Return the records behind the directory, which say where it is: in zip64 form too, as torch writes them.
+
+    Args:
+        start: the byte at which the directory begins.
+        size: the size of the directory in bytes.
+        count: the number of its entries.
+    """
     wide = END64.pack(b"PK\x06\x06", END64.size - 12, _VERSION64, _VERSION64, 0, 0, count, count, size, start)
     locator = END64_LOCATOR.pack(b"PK\x06\x07", 0, start + size, 1)
     few = min(count, 0xFFFF)

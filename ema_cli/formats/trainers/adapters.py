@@ -1,4 +1,4 @@
-"""What must be equal in all checkpoints of an adapter, beside its tensors: how A and B become a change of weights."""
+"""Settings of an adapter, which must be equal in all its checkpoints: how A and B become a change of the weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FIELDS = (
     "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "fan_in_fan_out", "target_parameters",
     "exclude_modules", "layer_replication", "lora_bias", "trainable_token_indices", "base_model_name_or_path",
     "revision",
-    "init_lora_weights",  # some ways change the base model, to which A and B then belong
+    "init_lora_weights",  # some ways change the base model, and A and B fit only that
 )  # fmt: skip
 
 
 def adapter_settings(folder: Path) -> tuple[dict[str, str], tuple[InputFile, ...]]:
-    """Return the settings of the adapter in `folder` as text, and the file that holds them, if there is one."""
+    """Return the settings of the adapter in `folder` as text, and the file that holds them; nothing without one."""
     path = folder / _CONFIG
     if not location(path).info().exists:
         return {}, ()
@@ -47,7 +47,7 @@ def header_settings(text: str) -> dict[str, str]:
 
 
 def _as_text(values: Mapping[str, object]) -> dict[str, str]:
-    # Which modules are adapted is a set, which PEFT writes in any order.
+    # The modules that are adapted are a set, which PEFT writes in any order.
     return {
         name: json.dumps(sorted(value, key=str) if isinstance(value, list) else value, sort_keys=True, default=str)
         for name, value in values.items()

@@ -1,8 +1,8 @@
-"""What Composer keeps in a checkpoint for Hugging Face: the configuration and the tokenizer, file by file.
+"""The files for `from_pretrained` that Composer keeps inside a checkpoint: configuration and tokenizer.
 
-It is data as everything in a checkpoint: here it becomes the text of files, and nothing of it is run. Composer's
-wrapper puts `model.` before the names of its model's tensors; without it they are those that transformers, or PEFT,
-knows.
+They are data like all of a checkpoint: here they become the text of files, and nothing in them is run. Composer's
+wrapper puts `model.` before the names of its model's tensors; without it they are the names that transformers, or PEFT,
+has.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from ema_cli.formats.trainers.adapters import config_settings
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.trainers.prefixes import bare_names
 
-_KEPT = "state/integrations/huggingface"  # where Composer keeps them
-MODEL, ADAPTER = "model", "adapter_model"  # what the weights are called then
+_KEPT = "state/integrations/huggingface"  # the place of these files
+MODEL, ADAPTER = "model", "adapter_model"  # the file of tensors in a folder that loads
 _WRAPPER = "model."
 _ADAPTER_NAME = re.compile(r"\.default(?=$|\.(?:weight|bias)$)")  # of the only adapter, which PEFT's files leave out
 _CONFIGS = {MODEL: ("config", "config.json"), ADAPTER: ("peft_config", "adapter_config.json")}
-_SUFFIXES = (".json", ".txt", ".py", ".model", ".jinja")  # those that Composer keeps
-# What a tokenizer writes under no name of its own.
+_SUFFIXES = (".json", ".txt", ".py", ".model", ".jinja")  # of the files that Composer keeps
+# Names of files that are no tokenizer's.
 _TAKEN = re.compile(r"^(?:config|adapter_config|generation_config|ema-manifest)\.json$|\.index\.json$")
 _MAX_VALUES = 8_000_000  # in all files; the largest vocabularies, with their merges, have a third of that
 _MAX_CHARACTERS = 128 << 20
 _MAX_DEPTH = 100
-_MAX_BITS = 1024  # of an integer; what stands for "no limit" has a hundred
-_FEW_VALUES = 10_000  # up to there a file is written for people
+_MAX_BITS = 1024  # of an integer; a number that means "no limit" has a hundred
+_FEW_VALUES = 10_000  # a file of no more is indented, for people to read
 _END = object()
 _CLASS = re.compile(r"^transformers\.models\.\w+\.\w+\.((?!FSDP)\w+)$")
 _HINT = "write the weights alone, to one file: -o release.safetensors"
 
 
 def find_base(root: Any, names: Iterable[object]) -> str | None:
-    """Return what the weights of Composer's checkpoint are called in a folder that loads; None where it holds none.
+    """Return the name of the file of tensors in a folder that loads; None where the checkpoint cannot become one.
 
-    `names` are those of the tensors: all of a wrapped model's, or all of an adapter's.
+    It can if it holds a configuration, and all `names` of its tensors are a wrapped model's, or all an adapter's.
     """
     kept = dig(root, f"{_KEPT}/model")
     base = next((base for base in (ADAPTER, MODEL) if _content(kept, base) is not None), None)
     texts = [name for name in names if isinstance(name, str)] if base else []
     if not texts or not all(name.startswith(_WRAPPER) for name in bare_names(texts)):
         return None
-    # With the weights that it adapts beside it, an adapter would load with names that PEFT does not expect.
+    # An adapter together with the weights that it adapts would have names that PEFT does not expect.
     return base if base == MODEL or all("lora_" in name or name.endswith("bias") for name in texts) else None
 
 
@@ -126,7 +126,7 @@ def _tokenizer_file(name: object, part: object, budget: _Budget) -> tuple[str, b
 
 
 def _as_bytes(file: str, content: object) -> bytes:
-    """Return bytes, which pickles of protocol 2 hold as a call that encodes text."""
+    """Return the content of a binary file. Pickles of protocol 2 hold bytes as a call that encodes text."""
     match content:
         case bytes():
             return content
@@ -137,7 +137,7 @@ def _as_bytes(file: str, content: object) -> bytes:
 
 
 class _Budget:
-    """Turns content into bytes, and counts before it does: what is small in a pickle can be gigabytes of text."""
+    """Turns content into bytes, counting first: a small pickle can describe gigabytes of text."""
 
     def __init__(self) -> None:
         self.values = 0
@@ -156,14 +156,14 @@ class _Budget:
         return _encoded(file, "\n".join(lines))
 
     def count(self, file: str, values: int, characters: int) -> None:
-        """Count what a file is about to take."""
+        """Count the values and characters of a file before it is made; refuse too many."""
         self.values += values
         self.characters += characters
         if self.values > _MAX_VALUES or self.characters > _MAX_CHARACTERS:
             raise CheckpointError(f"its '{file}' is too large", hint=_HINT)
 
     def _count_json(self, file: str, content: object) -> None:
-        """Check that the content is what JSON knows, and not endless."""
+        """Count the content of a JSON file; refuse what JSON does not have, and endless nesting."""
         levels: list[Iterator[object]] = [iter([content])]
         while levels:
             value = next(levels[-1], _END)

@@ -14,7 +14,10 @@ _NUMBER = re.compile(r"(\d{1,18})$")
 
 
 def check_latest(path: Path) -> None:
-    """Raise an IncompleteCheckpoint if the folder at `path` is newer than the one that is known to be whole."""
+    """Raise an IncompleteCheckpoint if the folder at `path` is newer than the one that is known to be whole.
+
+    Folders are compared by the numbers at the end of their names.
+    """
     mine = _NUMBER.search(path.name)
     if mine is None:
         return
@@ -33,5 +36,5 @@ def _read(path: Path) -> str | None:
     try:
         file = location(path).open()
     except CheckpointError:
-        return None  # it vanished, or is no file: then it marks nothing
+        return None  # it vanished: then it marks nothing
     return file.read(0, file.size).decode("utf-8", "replace").strip() if file.size <= _MAX_BYTES else None

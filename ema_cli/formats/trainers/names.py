@@ -1,6 +1,6 @@
-"""What a name says of a file or folder: its clock, whether it may hold weights, whether it is done.
+"""Facts in the name of a file or folder: its clocks, whether it may hold weights, whether it is finished.
 
-The tables first, to be read as a page; then the functions that apply them.
+First the tables, to be read as a page, then the functions that apply them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
 
-EXTRA_STATE = "_extra_state"  # the name under which a module keeps what only its own code can read
+EXTRA_STATE = "_extra_state"  # the end of the name of a module's value that only its own code can read
 IN_AVERAGES = "it is in a folder of averages, by its name"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".tgz")
 _COMPRESSED_SUFFIXES = (".zst", ".gz", ".lz4", ".bz2", ".xz", ".lzma", ".lzo")
@@ -31,7 +31,7 @@ COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final)(?:[-_.]|$)|model_bes
 RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
 AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$", re.IGNORECASE)
 # Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them. Not a
-# metric (val_ema_loss=0.1), and not our own outputs, which say themselves what they are.
+# metric (val_ema_loss=0.1), and not our own outputs, which have a mark.
 _OWN = r"-(?:\d[\d.e]*|inf)(?:ba|ep|sp|tok)"
 AVERAGES_FILE = re.compile(
     rf"(?:^|[-_.])(?:(?:ema|swa)(?![a-z]|[-_a-z]*=|{_OWN})"
@@ -71,7 +71,7 @@ def name_clocks(name: str) -> Progress:
 
 
 def names_in(folder: Path) -> set[str]:
-    """Return the names in a folder, none for what is no folder or cannot be listed: whoever searches it says why."""
+    """Return the names in a folder; none where there is no folder or it cannot be listed, which a search reports."""
     try:
         return {entry.name for entry in location(folder).entries()}
     except CheckpointError:
@@ -79,7 +79,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def averages_by_name(path: Path) -> str | None:
-    """Return why the name of a file or folder, or of the folder around it, says averages; None if none says so."""
+    """Return how the name of a file or folder, or of the folder around it, shows averages; None if none does."""
     path = path.absolute()
     if location(path).info().is_folder:
         in_folder = AVERAGES_FOLDER.search(path.name) or path.parent.name.lower() == "ema"
@@ -91,7 +91,7 @@ def averages_by_name(path: Path) -> str | None:
 
 
 def is_weights_name(name: str) -> bool:
-    """Return whether a file of this name may hold weights: known suffix, not optimizer state and the like."""
+    """Return whether a file of this name may hold weights: by its suffix, and not optimizer state or the like."""
     lower = name.lower()
     for suffix in _COMPRESSED_SUFFIXES:
         lower = lower.removesuffix(suffix)
@@ -99,5 +99,5 @@ def is_weights_name(name: str) -> bool:
 
 
 def is_unfinished_name(name: str) -> bool:
-    """Return whether the name is one that writers use until they are done; dot files are theirs, too."""
+    """Return whether writers use such a name until they are done, as they use names that begin with a dot."""
     return name.startswith(".") or any(fnmatch.fnmatch(name.lower(), pattern) for pattern in _UNFINISHED)

@@ -1,4 +1,4 @@
-"""Names without the prefixes of wrappers (torch.compile, FSDP, DDP), so that all runs of a model have the same."""
+"""Remove the prefixes of wrappers (torch.compile, FSDP, DDP) from names: all runs of a model have equal names then."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec, shared
+from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.errors import CheckpointError, option
 from ema_cli.storage.source import ByteSource
 
@@ -18,10 +18,10 @@ _ANYWHERE = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, PREFIXES))})"
 
 @dataclass(slots=True)
 class Renamed:
-    """Tensors under other names."""
+    """Tensors under other names; `stored` has the name of each in `tensors`."""
 
     specs: Mapping[str, TensorSpec]
-    stored: Mapping[str, str]  # name -> name in `tensors`
+    stored: Mapping[str, str]
     tensors: Tensors
 
     def share(self, other: Tensors) -> None:
@@ -52,7 +52,7 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint under the names that the bare model has, with a note where that changes any.
 
     Raises:
-        CheckpointError: where two names become one.
+        CheckpointError: where two names become one, or one that no output can hold.
     """
     tensors = checkpoint.tensors
     if not _may_have_prefix(tensors.specs):
@@ -67,6 +67,7 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
                 hint=f"keep the names as they are: {option('keep_prefix', True)}",
             )
         stored[bare] = name
+        check_tensor_name(bare, checkpoint.path)
     if not removed:
         return checkpoint
     renamed = Renamed({name: tensors.specs[old] for name, old in stored.items()}, stored, tensors)
@@ -75,19 +76,21 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _may_have_prefix(names: Iterable[str]) -> bool:
-    """Return False where no name can have a prefix: quick, as most models are bare."""
+    """Return whether any name may have a prefix. Fast, as most models have none."""
     text = "\n".join(names)
     return text.startswith(OUTER_PREFIXES) or any(prefix in text for prefix in PREFIXES)
 
 
 def _bare_names(names: Iterable[str], removed: dict[str, None]) -> list[str]:
+    """Return the names without prefixes; add each prefix that was there to `removed`."""
+
     def note(match: re.Match[str]) -> str:
         removed[match[0]] = None
         return ""
 
     bare = [_ANYWHERE.sub(note, name) for name in names]
     for prefix in OUTER_PREFIXES:
-        # A model may have a part of this name: only where all of it is in there, it is a wrapper's.
+        # A model may have a part of this name. It is a wrapper's only where all tensors are in there.
         while bare and all(name.startswith(prefix) and name != prefix for name in bare):
             bare = [name.removeprefix(prefix) for name in bare]
             removed[prefix] = None
@@ -100,5 +103,5 @@ def bare_names(names: Sequence[str]) -> Sequence[str]:
 
 
 def bare_name(name: str) -> str:
-    """Return a tensor's name without the prefixes that wrappers put anywhere in it."""
+    """Return a tensor's name without the prefixes that wrappers put in any place of it."""
     return _ANYWHERE.sub("", name)

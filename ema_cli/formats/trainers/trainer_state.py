@@ -6,8 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from ema_cli.checkpoint import MIN_CLOCK, Clock, Progress
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
-from ema_cli.formats.json_text import is_cut, parse_json
+from ema_cli.formats.json_text import read_json
 from ema_cli.law.time import Unit
 from ema_cli.storage.source import InputFile
 
@@ -16,15 +15,8 @@ _MAX_STATE_BYTES = 128 << 20  # it holds the whole log history
 
 def read_trainer_state(file: InputFile) -> Progress:
     """Return the clocks in the Trainer's `trainer_state.json`."""
-    if file.size > _MAX_STATE_BYTES:
-        raise CheckpointError(f"{file.size} bytes are too many for a trainer's state", subject=file.path)
-    text = file.read(0, file.size)
-    try:
-        # The Trainer logs a diverged loss as NaN, which is not JSON; the clocks beside it are good.
-        state = parse_json(text, constants=True)
-    except ValueError as error:
-        kind = IncompleteCheckpoint if is_cut(text) else CheckpointError
-        raise kind(f"not valid JSON: {error}", subject=file.path) from error
+    # The Trainer logs a diverged loss as NaN, which is not JSON; the clocks beside it are good.
+    state = read_json(file, _MAX_STATE_BYTES, constants=True)
     clocks: dict[Unit, Clock] = {}
     fields = (("global_step", Unit.BATCH), ("epoch", Unit.EPOCH), ("num_input_tokens_seen", Unit.TOKEN))
     for name, unit in fields:

@@ -146,6 +146,17 @@ def test_parts_beside_the_wrapped_model_keep_all_names(tmp_path: Path):
     assert checkpoint.pretrained is None
 
 
+def test_a_name_that_safetensors_keeps_for_itself_is_refused_without_the_wrapper(cli: Cli, tmp_path: Path):
+    """In a folder that loads it would stand in the header where the metadata stand; in one file it may stay."""
+    for batch in (1, 2):
+        tensors = {**wrapped(batch), "model.__metadata__": torch.ones(1)}
+        write(tmp_path / "run" / f"ep0-ba{batch}-rank0.pt", tensors, integrations(), batch)
+    done = cli("average", "run", "--half-life", "1ba", "-o", "out")
+    assert done.code == 3, done
+    assert "'__metadata__', which safetensors keeps for itself" in done.err
+    assert cli("average", "run", "--half-life", "1ba", "-o", "out.safetensors").code == 0
+
+
 def test_the_class_is_named_as_transformers_names_it(tmp_path: Path):
     """A configuration that has not been saved with its model lacks its class, which Composer keeps beside it."""
     for kind, expected in (

@@ -87,6 +87,14 @@ def test_two_names_that_become_one_are_refused(tmp_path: Path) -> None:
     assert list(opened(tmp_path, ["a", "_orig_mod.a"], keep=True).tensors.specs) == ["a", "_orig_mod.a"]
 
 
+def test_a_name_that_safetensors_keeps_for_itself_is_refused_behind_a_prefix_too(tmp_path: Path) -> None:
+    """Without its prefix it would stand in an output's header where the metadata stand."""
+    with pytest.raises(CheckpointError, match="'__metadata__', which safetensors keeps for itself"):
+        opened(tmp_path, ["module.__metadata__", "module.a"])
+    names = list(opened(tmp_path, ["module.__metadata__", "module.a"], keep=True).tensors.specs)
+    assert names == ["module.__metadata__", "module.a"]
+
+
 def test_ties_and_tables_are_kept(tmp_path: Path) -> None:
     """Renamed tensors share places, files and tables as they did before."""
     base = torch.ones(3)
