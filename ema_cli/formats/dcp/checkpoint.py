@@ -14,8 +14,9 @@ from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, option
-from ema_cli.formats.dcp.metadata import Metadata, Record, StoredTensor, read_metadata
+from ema_cli.formats.dcp.metadata import Metadata, read_metadata
 from ema_cli.formats.dcp.model import DcpModel, find_model
+from ema_cli.formats.dcp.pieces import Record, StoredTensor
 from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import TensorRef

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
 from math import prod
 from typing import Any, TypeGuard
 
 from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, TensorSpec, check_tensor_name
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError
+from ema_cli.formats.dcp.pieces import (
+    CoverCheck,
+    Damaged,
+    Piece,
+    Record,
+    Shape,
+    StoredTensor,
+    find_clash,
+    make_piece,
+    shown,
+)
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import Inert, Name, PickleError
 from ema_cli.formats.shards import is_plain_name
@@ -32,43 +42,8 @@ _PIECE, _PROPERTIES, _INDEX = (
     f"{_MODULE}.MetadataIndex",
 )
 _STORAGE = "torch.distributed.checkpoint.filesystem._StorageInfo"
-_MAX_COMPARED = 4_000_000  # pairs of pieces, in all tensors whose pieces form no grid
 _MAX_SIDES = 4_000_000  # of all pieces of all tensors, however often one piece, or one list of them, is repeated
 _MAX_PATH = 256
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Where one item lies: `size` bytes from byte `start` of a file in the folder."""
-
-    file: str
-    start: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a tensor that one rank saved: a box of `shape` at `offsets`, in elements.
-
-    In C order of the whole tensor, `begin` is its first element and `end` the one after its last. Elements of other
-    pieces may lie between: the left half of a matrix has elements in all rows.
-    """
-
-    offsets: Shape
-    shape: Shape
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor, whole: its spec, the pieces that cover it exactly once, and the record of each piece."""
-
-    spec: TensorSpec
-    pieces: tuple[Piece, ...]
-    records: tuple[Record, ...]
 
 
 @dataclass(slots=True)
@@ -89,7 +64,7 @@ class Metadata:
     # Offsets as bytes: tuples of numbers can be chosen so that all their hashes are equal.
     _records: dict[tuple[str, bytes], Record] = field(default_factory=dict)
     _sides: int = 0
-    _compared: int = 0
+    _cover: CoverCheck = field(default_factory=CoverCheck)
 
     def tensor(self, name: str) -> StoredTensor:
         """Return spec and pieces of tensor `name`.
@@ -99,73 +74,43 @@ class Metadata:
         """
         try:
             return self._tensor(name, _state(self.tensors[name], _TENSOR))
-        except _Damaged as error:
+        except Damaged as error:
             raise CheckpointError(f"'{name}': {error}", subject=self.file.path) from None
 
     def _tensor(self, name: str, state: dict[str, Any]) -> StoredTensor:
         properties = state.get("properties")
         if not isinstance(properties, Inert) or properties.kind != _PROPERTIES:
-            raise _Damaged("it has no properties")
+            raise Damaged("it has no properties")
         # A tuple as torch writes it today, a dict in older versions.
         values = properties.state
         dtype = values[0] if isinstance(values, tuple) and values else _get(values, "dtype")
         known = TORCH_DTYPES.get(dtype.path.removeprefix("torch.")) if isinstance(dtype, Name) else None
         if known is None or known.torch_group > 1:
-            raise _Damaged(f"it has a dtype that is not read, {getattr(dtype, 'path', 'none')}")
+            raise Damaged(f"it has a dtype that is not read, {getattr(dtype, 'path', 'none')}")
         spec = TensorSpec(known, _shape(state.get("size")))
         if spec.count > MAX_ELEMENTS:
-            raise _Damaged(f"it is {spec}, more than any file holds")
+            raise Damaged(f"it is {spec}, more than any file holds")
         chunks = _list(state.get("chunks"))
         self._sides += len(chunks) * (len(spec.shape) + 1)
         if self._sides > _MAX_SIDES:
-            raise _Damaged("it is cut into too many pieces, all tensors before it included")
+            raise Damaged("it is cut into too many pieces, all tensors before it included")
         strides = [prod(spec.shape[dimension + 1 :]) for dimension in range(len(spec.shape))]
-        pieces = [_piece(strides, _state(chunk, _PIECE)) for chunk in chunks]
+        states = [_state(chunk, _PIECE) for chunk in chunks]
+        pieces = [make_piece(_shape(state.get("offsets")), _shape(state.get("sizes")), strides) for state in states]
         # A rank whose share is empty may be listed all the same.
         pieces = sorted((piece for piece in pieces if prod(piece.shape)), key=lambda piece: piece.offsets)
         records = tuple(self._record(name, piece) for piece in pieces)
-        self._check_cover(spec.shape, pieces)
+        self._cover.check(spec.shape, pieces)
         for piece, record in zip(pieces, records, strict=True):
             if spec.dtype.nbytes(prod(piece.shape)) > record.size:
-                raise _Damaged(f"its piece at {list(piece.offsets)} is larger than what is stored of it")
+                raise Damaged(f"its piece at {list(piece.offsets)} is larger than what is stored of it")
         return StoredTensor(spec, tuple(pieces), records)
 
     def _record(self, name: str, piece: Piece) -> Record:
         record = self._records.get((name, _bytes_of(piece.offsets)))
         if record is None:
-            raise _Damaged(f"its piece at {list(piece.offsets)} is nowhere stored")
+            raise Damaged(f"its piece at {list(piece.offsets)} is nowhere stored")
         return record
-
-    def _check_cover(self, shape: Shape, pieces: list[Piece]) -> None:
-        """Check that the pieces lie in the tensor, do not overlap, and leave nothing out."""
-        for piece in pieces:
-            if any(at + length > whole for at, length, whole in zip(piece.offsets, piece.shape, shape, strict=True)):
-                raise _Damaged(f"its piece at {list(piece.offsets)} reaches out of it")
-        if sum(prod(piece.shape) for piece in pieces) != prod(shape):
-            raise _Damaged("its pieces do not cover it exactly once")
-        if _is_grid(shape, pieces):
-            return
-        self._compared += len(pieces) * (len(pieces) - 1) // 2
-        if self._compared > _MAX_COMPARED:
-            raise _Damaged(f"it is cut into {len(pieces)} pieces that form no grid")
-        for number, one in enumerate(pieces):
-            for other in pieces[:number]:
-                sides = zip(one.offsets, one.shape, other.offsets, other.shape, strict=True)
-                if all(a < c + d and c < a + b for a, b, c, d in sides):
-                    raise _Damaged(f"its pieces at {list(one.offsets)} and at {list(other.offsets)} overlap")
-
-
-def _piece(strides: list[int], state: dict[str, Any]) -> Piece:
-    offsets, shape = _shape(state.get("offsets")), _shape(state.get("sizes"))
-    if not len(offsets) == len(shape) == len(strides):
-        raise _Damaged("one of its pieces has another number of dimensions")
-    begin = sum(at * stride for at, stride in zip(offsets, strides, strict=True))
-    reach = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-    return Piece(offsets, shape, begin, begin + reach + 1)
-
-
-class _Damaged(Exception):
-    """What is wrong with one entry, in words."""
 
 
 def read_metadata(file: InputFile) -> Metadata:
@@ -177,7 +122,7 @@ def read_metadata(file: InputFile) -> Metadata:
     try:
         root, _ = unpickle(file)
         return _parse(file, _state(root, _METADATA))
-    except (PickleError, _Damaged) as error:
+    except (PickleError, Damaged) as error:
         raise CheckpointError(f"cannot be read: {error}", subject=file.path) from error
 
 
@@ -187,18 +132,18 @@ def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
     for name, entry in _dict(state.get("state_dict_metadata")).items():
         kind = entry.kind if isinstance(entry, Inert) else type(entry).__name__
         if not isinstance(name, str) or kind not in (_TENSOR, _BYTES):
-            raise _Damaged(f"{_shown(name)} is described by a {kind}, which is unknown")
+            raise Damaged(f"{shown(name)} is described by a {kind}, which is unknown")
         if kind == _TENSOR:
             metadata.tensors[name] = entry
         else:
             blobs.add(name)
     if len(metadata.tensors) > 4 * MAX_TENSORS:  # the optimizer has some for each of the model's
-        raise _Damaged(f"it names {len(metadata.tensors)} tensors; at most {4 * MAX_TENSORS} are read")
+        raise Damaged(f"it names {len(metadata.tensors)} tensors; at most {4 * MAX_TENSORS} are read")
     for key, info in _dict(state.get("storage_data")).items():
         index = _state(key, _INDEX)
         name = index.get("fqn")
         if not isinstance(name, str):
-            raise _Damaged("it stores something without a name")
+            raise Damaged("it stores something without a name")
         record = _record(name, _state(info, _STORAGE))
         if name in blobs:
             metadata.items[name] = record
@@ -206,7 +151,7 @@ def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
             metadata._records[(name, _bytes_of(_shape(index.get("offset") or ())))] = record
     clash = find_clash([(record, name) for name, record in metadata.items.items()])
     if clash is not None:
-        raise _Damaged(clash[1])
+        raise Damaged(clash[1])
     paths = state.get("planner_data")
     if isinstance(paths, dict):
         metadata.paths = {name: path for name, path in paths.items() if isinstance(name, str)}
@@ -221,7 +166,7 @@ def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
 def _check_path(name: str, path: object) -> None:
     """Check that a tensor's name is made of its path, as torch makes it."""
     if not _is_path(path) or _joined_length(path) != len(name) or ".".join(map(str, path)) != name:
-        raise _Damaged(f"the tensor {_shown(name)} is said to have stood elsewhere in what was saved")
+        raise Damaged(f"the tensor {shown(name)} is said to have stood elsewhere in what was saved")
 
 
 def _joined_length(path: tuple[str | int, ...]) -> int:
@@ -234,45 +179,18 @@ def _record(name: str, info: dict[str, Any]) -> Record:
     start: Any = info.get("offset")
     size: Any = info.get("length")
     if not isinstance(file, str) or not is_plain_name(file):
-        raise _Damaged(f"'{name}' is said to be in {_shown(file)}, which is not a file name")
+        raise Damaged(f"'{name}' is said to be in {shown(file)}, which is not a file name")
     if not (_is_count(start) and _is_count(size)):
-        raise _Damaged(f"'{name}' lies at no place in its file")
+        raise Damaged(f"'{name}' lies at no place in its file")
     if info.get("transform_descriptors"):
-        raise _Damaged(f"'{name}' is stored compressed or encrypted, which is not read")
+        raise Damaged(f"'{name}' is stored compressed or encrypted, which is not read")
     return Record(file, start, size)
-
-
-def find_clash(records: list[tuple[Record, str]]) -> tuple[str, str] | None:
-    """Return the file in which one of the records overlaps another, and words for it; None where none does.
-
-    Otherwise a few bytes could stand for any number of large records.
-    """
-    records.sort(key=lambda named: (named[0].file, named[0].start, named[0].size))
-    for (before, name), (after, other) in pairwise(records):
-        if before.file == after.file and before.start + before.size > after.start:
-            return after.file, f"{_shown(other)} lies over {_shown(name)} at byte {after.start}"
-    return None
-
-
-def _is_grid(shape: Shape, pieces: list[Piece]) -> bool:
-    """Return whether the pieces are a grid: all boxes that cuts through each dimension make, and none twice."""
-    boxes = 1
-    for dimension, whole in enumerate(shape):
-        # Sorted, not in a set: numbers can be chosen so that all their hashes are equal.
-        sides = [
-            side for side, _ in groupby(sorted((piece.offsets[dimension], piece.shape[dimension]) for piece in pieces))
-        ]
-        ends = [0, *(at + length for at, length in sides)]
-        if [at for at, _ in sides] != ends[:-1] or ends[-1] != whole:
-            return False
-        boxes *= len(sides)
-    return boxes == len(pieces) and all(one.offsets != other.offsets for one, other in pairwise(pieces))
 
 
 def _state(value: object, kind: str) -> dict[str, Any]:
     if not isinstance(value, Inert) or value.kind != kind or not isinstance(value.state, dict):
         name = kind.rpartition(".")[2]
-        raise _Damaged(f"a {getattr(value, 'kind', type(value).__name__)} stands where a {name} belongs")
+        raise Damaged(f"a {getattr(value, 'kind', type(value).__name__)} stands where a {name} belongs")
     return value.state
 
 
@@ -282,20 +200,20 @@ def _get(value: object, key: str) -> Any:
 
 def _dict(value: object) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise _Damaged("it lists no tensors")
+        raise Damaged("it lists no tensors")
     return value
 
 
 def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise _Damaged("it has no list of pieces")
+        raise Damaged("it has no list of pieces")
     return value
 
 
 def _shape(value: object) -> Shape:
     if isinstance(value, tuple) and len(value) <= MAX_DIMENSIONS and all(map(_is_count, value)):
         return value
-    raise _Damaged("a shape or an offset in it is no tuple of counts")
+    raise Damaged("a shape or an offset in it is no tuple of counts")
 
 
 def _bytes_of(offsets: Shape) -> bytes:
@@ -306,11 +224,6 @@ def _is_path(value: object) -> TypeGuard[tuple[str | int, ...]]:
     if not isinstance(value, tuple) or len(value) > _MAX_PATH:
         return False
     return all(isinstance(part, str) or _is_count(part) for part in value)
-
-
-def _shown(value: object) -> str:
-    # Only text is shown: anything else may be endless, or a number of more digits than Python prints.
-    return repr(value[:200]) if isinstance(value, str) else f"an object of type {type(value).__name__}"
 
 
 def _is_count(value: object) -> bool:

@@ -9,7 +9,7 @@ from math import prod
 
 from ema_cli.checkpoint import Tensors, TensorSpec, shared
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.dcp.metadata import Piece, StoredTensor, find_clash
+from ema_cli.formats.dcp.pieces import Piece, StoredTensor, find_clash
 from ema_cli.formats.dcp.records import RecordReader
 from ema_cli.formats.torch_save.tensors import TorchTensors
 from ema_cli.storage.source import FileRegion, InputFile

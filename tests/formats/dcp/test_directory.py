@@ -167,7 +167,7 @@ def test_a_dict_stored_as_one_item_has_the_clock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, True, "8", 8.0, None, torch.ones(2), 1 << 70])
-def test_what_is_no_counter_is_no_clock(value: Any, tmp_path: Path) -> None:
+def test_only_a_whole_number_is_a_clock(value: Any, tmp_path: Path) -> None:
     """Only a whole number that is not negative is a clock."""
     assert clocks(open_checkpoint(save_folder(tmp_path / "a", {"model": W, "step": value}))) == {}
 

@@ -33,7 +33,7 @@ def test_composers_averages_on_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("others", [{"critic": OTHER}, {"ema_net": OTHER}, {"discriminator": OTHER}])
-def test_what_stands_beside_a_model_of_an_unknown_name_is_no_part_of_it(others: Any, tmp_path: Path) -> None:
+def test_two_dicts_of_unknown_names_are_not_one_model(others: Any, tmp_path: Path) -> None:
     """Two dicts of tensors under names that we do not know are not one model: say which."""
     error = refusal(save_folder(tmp_path / "step-8", {"net": W, **others, "step": 8}))
     assert isinstance(error, CheckpointError)

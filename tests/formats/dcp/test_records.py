@@ -94,7 +94,7 @@ def test_no_byte_outside_the_tensor_can_be_changed_unseen(tmp_path: Path) -> Non
     assert errors > 100
 
 
-def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
+def test_few_frames_are_remembered(tmp_path: Path) -> None:
     """A thousand kinds of records leave few frames, and one that is hardly smaller than a file leaves none."""
     reader = RecordReader()
     for number in range(200):

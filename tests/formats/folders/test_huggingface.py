@@ -61,7 +61,7 @@ def test_tokens_that_were_not_counted_are_no_clock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, True, "3", None, [3]])
-def test_what_is_no_counter_is_no_clock(value: Any, tmp_path: Path) -> None:
+def test_a_negative_step_a_boolean_or_text_is_no_clock(value: Any, tmp_path: Path) -> None:
     """A step that is negative, a boolean or text is not taken for one."""
     assert clocks(write_model(tmp_path / "m", {"global_step": value, "epoch": 2})) == {Unit.EPOCH: 2}
 
@@ -112,7 +112,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     assert (type(error), str(error)) == (CheckpointError, f"{tmp_path}: a folder without a checkpoint")
 
 
-def test_of_a_folders_files_the_models_is_taken(tmp_path: Path) -> None:
+def test_safetensors_come_before_a_pickle_of_the_same_model(tmp_path: Path) -> None:
     """Safetensors come before a pickle of the same model; optimizers and arguments are never weights."""
     write_model(tmp_path)
     torch.save({"w": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
@@ -130,7 +130,7 @@ def test_accelerates_folder_says_so(tmp_path: Path) -> None:
     assert open_checkpoint(folder).trainer == "transformers"
 
 
-def test_of_several_models_one_is_named(tmp_path: Path) -> None:
+def test_a_component_names_one_of_several_models(tmp_path: Path) -> None:
     """Accelerate numbers the models that it prepared: the user says which; the error lists them."""
     folder = write_model(tmp_path / "checkpoint_3")
     save_file({"v": torch.zeros(3)}, folder / "model_1.safetensors")
@@ -144,7 +144,7 @@ def test_of_several_models_one_is_named(tmp_path: Path) -> None:
     assert type(refusal(folder, component="model_9")) is UsageError
 
 
-def test_what_diffusers_averaged_is_known_by_its_configuration(tmp_path: Path) -> None:
+def test_averages_of_diffusers_are_recognised_by_their_configuration(tmp_path: Path) -> None:
     """EMAModel writes its counter into the model's configuration: averages, refused unless asked for."""
     save_file({"w": torch.ones(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text('{"_class_name": "UNet", "optimization_step": 5, "decay": 0.999}')

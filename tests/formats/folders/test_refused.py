@@ -112,7 +112,7 @@ def test_a_folder_that_holds_weights_beside_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data", [b"hello, this is text", b"\x00" * 600, b"PK\x05\x06" + bytes(18), bytes(range(256)) * 4]
 )
-def test_what_nobody_knows_holds_no_weights(data: bytes, tmp_path: Path) -> None:
+def test_a_file_of_an_unknown_format_holds_no_weights(data: bytes, tmp_path: Path) -> None:
     """Other bytes are no checkpoint, and not taken for any of these."""
     (tmp_path / "a.pt").write_bytes(data)
     assert not refused.matches(tmp_path / "a.pt")

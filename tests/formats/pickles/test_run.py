@@ -87,7 +87,7 @@ def written_out() -> set[int]:
     return {pattern.value for pattern in patterns if isinstance(pattern, ast.Constant)}
 
 
-def test_each_instruction_that_is_written_out_has_a_program() -> None:
+def test_the_programs_use_all_instructions_that_are_written_out() -> None:
     """A case that is added to the loop is compared with the table, too."""
     assert written_out() == set(PROGRAMS)
 

@@ -94,7 +94,7 @@ def plain(value: Any) -> Any:
     return dataclasses.astuple(value) if isinstance(value, TensorRef) else value
 
 
-def test_what_is_remembered_out_of_order() -> None:
+def test_numbers_of_the_memo_may_come_in_any_order() -> None:
     """Numbers of the memo may come in any order, leave gaps, and be given again; MEMOIZE takes their count."""
 
     def put(value: int, how: bytes) -> bytes:

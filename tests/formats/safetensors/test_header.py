@@ -107,7 +107,7 @@ BAD_HEADERS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("label", BAD_HEADERS)
-def test_each_rule_of_the_header_is_kept(label: str, tmp_path: Path) -> None:
+def test_a_header_that_breaks_a_rule_is_refused(label: str, tmp_path: Path) -> None:
     """A header that breaks one rule is refused with the file, and what is wrong, in one printable line."""
     header, message = BAD_HEADERS[label]
     error = refusal(raw(tmp_path / "bad.safetensors", header))

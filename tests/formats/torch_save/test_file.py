@@ -71,7 +71,7 @@ def test_composers_rank_is_no_part(tmp_path: Path) -> None:
         assert list(save(tmp_path / name).tensors.specs) == ["w"]
 
 
-def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_fifo_or_a_folder_is_not_waited_for(tmp_path: Path) -> None:
     """A FIFO has no first bytes for us, and a folder neither; nobody waits for a writer."""
     os.mkfifo(tmp_path / "a.pt")
     assert torch_file.first_bytes(tmp_path / "a.pt", 4) == b""

@@ -190,7 +190,7 @@ FORGED: dict[str, tuple[dict[str, Any], type[EmaError], str]] = {
 
 
 @pytest.mark.parametrize("label", FORGED)
-def test_what_does_not_fit_is_refused(label: str, tmp_path: Path) -> None:
+def test_parts_that_do_not_belong_together_are_refused(label: str, tmp_path: Path) -> None:
     """Parts that do not belong together are an error; no byte is taken for another tensor's."""
     changes, kind, message = FORGED[label]
     error = refusal(forge(tmp_path, **changes))

@@ -65,7 +65,7 @@ def test_names_and_shapes_come_back(wanted: dict[str, tuple[int, ...]]):
 
 
 @pytest.mark.parametrize("dtype", [name for name in DTYPES if name not in WITHOUT_TYPE])
-def test_each_dtype_is_described_as_torch_does(dtype: str):
+def test_a_dtype_is_described_as_torch_does(dtype: str):
     """Class of the storage, count, and the function that is called are those in a file of torch's."""
     spec = TensorSpec(DTYPES[dtype], (2, 6))
     kind = getattr(torch, spec.dtype.torch or "")
@@ -95,7 +95,7 @@ def test_a_state_dict_may_be_empty():
 @pytest.mark.parametrize(
     "spec", [*(TensorSpec(DTYPES[name], (2,)) for name in WITHOUT_TYPE), TensorSpec(F4, (2, 3)), TensorSpec(F4, ())]
 )
-def test_what_torch_has_no_type_for_is_named(spec: TensorSpec):
+def test_a_tensor_that_torch_has_no_type_for_is_named(spec: TensorSpec):
     """Floats of six bits, and an odd number of floats of four, which torch counts in pairs."""
     with pytest.raises(NoTorchType, match=r"^'b' is F[46].*, which torch has no type for$"):
         pickle_state_dict({"a": TensorSpec(F32, ()), "b": spec})

@@ -114,7 +114,7 @@ def test_scalars_are_read(tensor: torch.Tensor, legacy: bool, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "tensor", [torch.tensor(7.0).half(), torch.tensor(True), torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)]
 )
-def test_what_is_no_counter_is_no_scalar(tensor: torch.Tensor, tmp_path: Path) -> None:
+def test_a_scalar_is_one_integer_or_wide_float(tensor: torch.Tensor, tmp_path: Path) -> None:
     """Half-precision floats, which cannot count far, booleans, and none or several elements are no counters."""
     file = opened(tmp_path, {"step": tensor})
     assert file.scalar("step", file.root["step"]) is None
@@ -144,7 +144,7 @@ def test_a_view_of_a_counter_is_its_own_element(tmp_path: Path) -> None:
         ([1], "'w' cannot be averaged: it is not a tensor but a list"),
     ],
 )
-def test_what_cannot_be_read_truly_is_refused(tensor: object, message: str) -> None:
+def test_a_tensor_outside_its_storage_is_refused(tensor: object, message: str) -> None:
     """A tensor that does not lie in its storage, or is none, is an error with its name; never other bytes."""
     with pytest.raises(CheckpointError) as caught:
         file_of(a=24).tensors({"w": tensor})

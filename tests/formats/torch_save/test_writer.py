@@ -150,7 +150,7 @@ def test_bytes_depend_on_the_average_alone(tmp_path: Path):
     assert all(equal(other[name], expected[name]) for name in expected)
 
 
-def test_what_is_written_is_what_was_told(tmp_path: Path):
+def test_the_size_of_the_file_is_known_beforehand(tmp_path: Path):
     """The size of the file is known beforehand."""
     write_every_kind(tmp_path / "run")
     result = average(plan_of(tmp_path / "run"), tmp_path / "x.pt", copy=["packed.*"])
@@ -218,7 +218,7 @@ def test_force_replaces_it(tmp_path: Path):
         averaging.average(plans, target, force=True)
 
 
-def test_what_the_header_alone_tells_is_not_lost(tmp_path: Path):
+def test_a_lora_whose_rank_is_in_its_header_is_not_written(tmp_path: Path):
     """A LoRA of Diffusers' has its rank in the header of safetensors, for which there is no place here."""
     tensors = {"unet.a.lora_A.weight": torch.ones(2, 3), "unet.a.lora_B.weight": torch.ones(3, 2)}
     for step in (1, 2):
@@ -232,7 +232,7 @@ def test_what_the_header_alone_tells_is_not_lost(tmp_path: Path):
 
 
 @pytest.mark.parametrize("dtype", ["F6_E3M2", "F6_E2M3"])
-def test_what_torch_has_no_type_for_is_refused(dtype: str):
+def test_a_dtype_that_torch_lacks_is_refused(dtype: str):
     """The error names file, tensor and type, and the container that can."""
     specs = {"a": TensorSpec(DTYPES["F32"], ()), "b": TensorSpec(DTYPES[dtype], (4,))}
     with pytest.raises(OutputError, match=f"^x.pt: 'b' is {dtype} .4., which torch has no type for$") as refused:
@@ -322,7 +322,7 @@ OTHERS = "reads back with other tensors than were written"
 @pytest.mark.parametrize(
     ("finish", "message"), [(unfinished, "does not read back"), (unmarked, OTHERS), (of_others, OTHERS)]
 )
-def test_what_reads_back_otherwise_is_not_published(
+def test_a_file_that_reads_back_otherwise_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish: Callable[..., None], message: str
 ):
     """Before it is published, our own strict reader must find the tensors in it, and the mark."""

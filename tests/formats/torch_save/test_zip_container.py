@@ -87,7 +87,7 @@ BESIDE: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("label", BESIDE)
-def test_what_stands_beside_the_weights_is_not_in_the_way(
+def test_objects_beside_the_weights_are_not_in_the_way(
     label: str, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any object elsewhere in the file leaves the weights as they are; none of it runs, not even where it could."""

@@ -26,7 +26,7 @@ def archive(contents: dict[str, bytes]) -> bytes:
 
 
 @given(st.dictionaries(st.text("abc/.0", min_size=1, max_size=90), st.binary(max_size=300), max_size=8))
-def test_what_is_written_reads_back(contents: dict[str, bytes]):
+def test_records_read_back_with_pythons_reader(contents: dict[str, bytes]):
     """Any records, empty ones too, come back from Python's reader, with checksums that are right."""
     with zipfile.ZipFile(io.BytesIO(archive(contents))) as found:
         assert {name: found.read(name) for name in found.namelist()} == contents

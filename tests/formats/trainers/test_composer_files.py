@@ -260,7 +260,7 @@ def file(extension: Any, content: Any) -> dict[str, Any]:
         ({"x.model": file(".model", CheckpointError)}, "holds no bytes"),
     ],
 )
-def test_what_composer_does_not_keep_is_refused(tmp_path: Path, tokenizer: Any, says: str):
+def test_files_that_composer_never_keeps_are_refused(tmp_path: Path, tokenizer: Any, says: str):
     """Names that lead elsewhere or belong to others, endless and wrong content: an error that names the checkpoint."""
     path = write(tmp_path / "ep0-ba1-rank0.pt", wrapped(1), integrations(tokenizer=tokenizer))
     files = inner_files(path)

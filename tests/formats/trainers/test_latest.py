@@ -37,13 +37,17 @@ def mark(folder: Path, name: str, text: str, checkpoint: str) -> Path:
 
 
 @pytest.mark.parametrize(("name", "text", "checkpoint"), DONE)
-def test_what_is_not_newer_is_whole(name: str, text: str, checkpoint: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_newer_than_the_mark_is_whole(
+    name: str, text: str, checkpoint: str, tmp_path: Path
+) -> None:
     """The newest, older ones, and whatever has no number to compare pass."""
     check_latest(mark(tmp_path, name, text, checkpoint))
 
 
 @pytest.mark.parametrize(("name", "text", "checkpoint"), NOT_DONE)
-def test_what_is_newer_is_incomplete(name: str, text: str, checkpoint: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_newer_than_the_mark_is_incomplete(
+    name: str, text: str, checkpoint: str, tmp_path: Path
+) -> None:
     """Numbers are compared as numbers; the error names folder, text and file."""
     path = mark(tmp_path, name, text, checkpoint)
     with pytest.raises(IncompleteCheckpoint) as caught:
@@ -52,7 +56,7 @@ def test_what_is_newer_is_incomplete(name: str, text: str, checkpoint: str, tmp_
     assert str(caught.value) == message
 
 
-def test_what_is_no_file_marks_nothing(tmp_path: Path) -> None:
+def test_a_mark_that_is_no_file_is_passed_over(tmp_path: Path) -> None:
     """A folder, a FIFO or a link that leads nowhere under that name is no mark; nobody waits for it."""
     (tmp_path / "global_step9").mkdir()
     (tmp_path / "latest").mkdir()

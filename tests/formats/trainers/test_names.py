@@ -61,7 +61,7 @@ NAMES |= {name: {} for name in NO_CLOCKS.split()}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_name_tells(name: str) -> None:
+def test_clocks_come_from_the_innermost_part_of_a_name(name: str) -> None:
     """The innermost part of a name that counts gives the clocks; sizes of models and of data are no clocks."""
     progress = name_clocks(name)
     assert plain_clocks(progress) == NAMES[name]

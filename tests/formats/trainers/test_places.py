@@ -41,7 +41,7 @@ def test_a_bare_state_dict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", [*PLAIN.clocks[Unit.BATCH], *PLAIN.clocks[Unit.EPOCH]])
 @pytest.mark.parametrize("value", [7, 7.0, torch.tensor(7), torch.tensor([7], dtype=torch.int16)])
-def test_each_clock_key(key: str, value: Any, tmp_path: Path) -> None:
+def test_a_clock_is_read_under_any_of_its_keys(key: str, value: Any, tmp_path: Path) -> None:
     """Every key under which trainers count is read, as a number or as a tensor of one integer."""
     progress = opened(tmp_path, {"model": RAW, key: value}).progress
     assert plain_clocks(progress) == {"ep" if key == "epoch" else "ba": 7}
@@ -52,7 +52,7 @@ def test_each_clock_key(key: str, value: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value", [-1, True, "7", None, float("nan"), float("inf"), [7], 10.0**30, torch.tensor(-7), torch.ones(2).long()]
 )
-def test_what_is_no_counter_is_no_clock(value: Any, tmp_path: Path) -> None:
+def test_a_negative_or_endless_number_is_no_clock(value: Any, tmp_path: Path) -> None:
     """A negative, boolean, textual or endless number under a clock's key is not taken for a clock."""
     assert plain_clocks(opened(tmp_path, {"model": RAW, "step": value, "epoch": 2}).progress) == {"ep": 2}
 
