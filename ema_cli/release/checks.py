@@ -1,4 +1,4 @@
-"""The checks of a published average: each takes a snapshot of it and yields in words what does not hold."""
+"""The checks of a published average: each takes a snapshot of it and yields its problems, in words."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Check = Callable[[Snapshot], Iterator[str]]
 
 
 def all_problems(snapshot: Snapshot) -> list[str]:
-    """Return everything that does not hold of an average, what could not be read included.
+    """Return all problems of an average, those met while reading included.
 
-    A manifest or sums of another file come first: they explain the rest.
+    A manifest or checksums of another file come first, because they explain the rest.
     """
     problems = [problem for check in CHECKS for problem in check(snapshot)]
     return [*name_stale(snapshot), *snapshot.problems, *problems]
 
 
 def compare_names(snapshot: Snapshot) -> Iterator[str]:
-    """Compare the names of files in manifest, sums and folder."""
+    """Compare the file names in the manifest, the checksums and the folder."""
     own, sums_name = snapshot.published.manifest.name, snapshot.published.sums.name
     outputs = snapshot.outputs
     listed = snapshot.sums.keys() | outputs.keys()
@@ -58,7 +58,7 @@ def compare_rows(snapshot: Snapshot) -> Iterator[str]:
 
 
 def compare_sums(snapshot: Snapshot) -> Iterator[str]:
-    """Compare the sizes and sums of the files with those that are listed."""
+    """Compare the sizes and checksums of the files with the listed ones."""
     sums_name, own = snapshot.published.sums.name, snapshot.published.manifest.name
     outputs = snapshot.outputs
     for name, reading in snapshot.readings.items():
@@ -72,7 +72,7 @@ def compare_sums(snapshot: Snapshot) -> Iterator[str]:
 
 
 def compare_tensors(snapshot: Snapshot) -> Iterator[str]:
-    """Compare names, dtypes, shapes and sizes of all tensors with those of the manifest."""
+    """Compare the names, dtypes, shapes and sizes of all tensors with the manifest."""
     if snapshot.manifest is None:
         return
     rows, own = {row["name"]: row for row in snapshot.manifest["tensors"]}, snapshot.published.manifest.name
@@ -106,7 +106,7 @@ def compare_marks(snapshot: Snapshot) -> Iterator[str]:
 
 
 def compare_values(snapshot: Snapshot) -> Iterator[str]:
-    """Check that averaged tensors hold neither NaN nor infinity, unless the manifest says that they do."""
+    """Check that averaged tensors hold neither NaN nor infinity, unless the manifest says so."""
     if snapshot.manifest is None:
         return
     finite = {row["name"] for row in snapshot.manifest["tensors"] if row["averaged"] and not row["non_finite"]}
@@ -118,10 +118,10 @@ def compare_values(snapshot: Snapshot) -> Iterator[str]:
 
 
 def compare_index(snapshot: Snapshot) -> Iterator[str]:
-    """Check that the index of a folder in shards says which tensor is in which shard.
+    """Check that the index of a sharded folder names the right shard for each tensor.
 
     Raises:
-        CheckpointError: where this process cannot read the index.
+        CheckpointError: if this process cannot read the index.
     """
     if not snapshot.published.is_folder or not snapshot.complete:
         return
@@ -153,11 +153,11 @@ CHECKS: tuple[Check, ...] = (
 
 
 def name_stale(snapshot: Snapshot) -> Iterator[str]:
-    """Say where a manifest and sums lie beside a single file that is whole, but not theirs.
+    """Yield a problem if the manifest or the checksums next to a single file belong to another file.
 
-    A run that was killed leaves new ones beside the old file; and files are replaced by hand. Where the file has other
-    tensors or metadata than the manifest says, both may be stale. Else only one that alone does not fit is stale: if
-    neither fits, the file may be damaged as well.
+    This happens when a killed run leaves new ones next to the old file, or when a file is replaced by hand. If the
+    tensors or the metadata of the file differ from the manifest, both may be stale. Otherwise one is stale only if the
+    other one fits: if neither fits, the file itself may be damaged.
     """
     published = snapshot.published
     name, outputs = published.path.name, snapshot.outputs

@@ -1,4 +1,4 @@
-"""The checkpoints that entered an average, found again by its manifest, and whether they are the same."""
+"""Find the checkpoints that entered an average by its manifest, open them, and check that they are unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ema_cli.storage.location import location
 
 @dataclass(frozen=True, slots=True)
 class FoundInputs:
-    """Where the inputs of a manifest lie, by name, in the order of the manifest; and the names of those not found."""
+    """The paths of the inputs of a manifest, by name and in its order, and the names of the missing ones."""
 
     paths: Mapping[str, Path]
     missing: tuple[str, ...]
@@ -27,12 +27,12 @@ def find_inputs(manifest: Manifest, places: Sequence[Path]) -> FoundInputs:
     """Find each input of an average at or below one of `places`.
 
     Raises:
-        CheckpointError: for a name that leads out of any folder, or where a place cannot be looked at.
+        CheckpointError: for a name that leads out of any folder, or if a place cannot be read.
     """
     paths, missing = {}, []
     for entry in manifest["inputs"]:
         name = str(entry["name"])
-        path = _find(name, places)
+        path = _path_of(name, places)
         if path is None:
             missing.append(name)
         else:
@@ -41,20 +41,22 @@ def find_inputs(manifest: Manifest, places: Sequence[Path]) -> FoundInputs:
 
 
 def open_inputs(manifest: Manifest, paths: Mapping[str, Path]) -> list[Checkpoint]:
-    """Open inputs as they were opened when they were averaged, under the names that they have in the manifest.
+    """Open inputs with the options that they were averaged with, under their names in the manifest.
 
     Raises:
         CheckpointError: for one that cannot be read.
-        RunError: for one that does not hold what was averaged: raw weights, or averages.
+        RunError: for one that holds raw weights where averages were averaged, or the other way round.
     """
     return open_by_name(paths, read_options(manifest["recipe"]))
 
 
 def check_unchanged(manifest: Manifest, checkpoints: Sequence[Checkpoint], threads: int) -> None:
-    """Check that checkpoints are those of the manifest, by name: by their size and by a sampled fingerprint.
+    """Check that checkpoints have the sampled fingerprints that the manifest lists under their names.
+
+    An input of weight 0 was not read: it has no fingerprint, and its size is compared instead.
 
     Raises:
-        CheckpointError: naming the first that has changed, and how many more have.
+        CheckpointError: naming the first changed checkpoint and the number of other ones.
     """
     recorded = {entry["name"]: entry for entry in manifest["inputs"]}
     prints = fingerprints(checkpoints, threads)
@@ -73,13 +75,13 @@ def check_unchanged(manifest: Manifest, checkpoints: Sequence[Checkpoint], threa
 
 
 def _is_same(entry: InputRow, checkpoint: Checkpoint, fingerprint: str) -> bool:
-    if entry["weight"] == 0 and entry["fingerprint"] is None:  # it was not read: only its size is known
+    if entry["weight"] == 0 and entry["fingerprint"] is None:  # not read: only its size is known
         return bool(entry["bytes"] == checkpoint.nbytes)
     return bool(entry["fingerprint"] == fingerprint)
 
 
-def _find(name: str, places: Sequence[Path]) -> Path | None:
-    """Return where the input called `name` lies: below one of the places, or it is one of them."""
+def _path_of(name: str, places: Sequence[Path]) -> Path | None:
+    """Return the path of the input called `name`: below one of the places, or one of them."""
     plain = PurePosixPath(name)
     if plain.is_absolute() or ".." in plain.parts or "\0" in name:
         raise CheckpointError(f"the manifest's input '{name}' lies outside any folder that could be given")

@@ -1,4 +1,4 @@
-"""What an average says of itself, in its metadata, beside what its manifest says. No numpy."""
+"""Compare the metadata inside an average with its manifest. No numpy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MISSING = object()
 
 
 def mark_differences(mark: Mapping[str, object] | None, manifest: Manifest, manifest_name: str) -> Iterator[str]:
-    """Yield in words what the mark of an average says otherwise than its manifest."""
+    """Yield in words each difference between the mark of an average, which is its own metadata, and its manifest."""
     if not mark:
         yield "has no metadata that say how it was averaged"
         return
@@ -21,27 +21,27 @@ def mark_differences(mark: Mapping[str, object] | None, manifest: Manifest, mani
     for name in sorted({*expected, *mark} - {"checkpoints", "copied"}):
         ours, theirs = mark.get(name, _MISSING), expected.get(name, _MISSING)
         if ours != theirs:
-            yield f"its metadata say {_said(name, ours)}, but {manifest_name} {_said(name, theirs)}"
+            yield f"its metadata say {_setting_text(name, ours)}, but {manifest_name} {_setting_text(name, theirs)}"
     yield from _checkpoint_differences(mark["checkpoints"], expected["checkpoints"], manifest_name)
     if not _same_copied(mark.get("copied", []), manifest):
         yield f"its metadata say that other tensors were copied than {manifest_name}"
 
 
 def _expected_mark(manifest: Manifest) -> dict[str, Any]:
-    """Return the mark that an average with this manifest has, less what was copied."""
+    """Return the mark that an average with this manifest has, without the list of copied tensors."""
     recipe = manifest["recipe"]
     mark: dict[str, Any] = dict(asked_for(recipe))
     mark["version"] = manifest["tool"]["version"]
     mark["checkpoints"] = [
-        [each["name"], each["clock"], each["weight"]] for each in manifest["inputs"] if each["weight"] != 0
+        [row["name"], row["clock"], row["weight"]] for row in manifest["inputs"] if row["weight"] != 0
     ]
-    side_files = sorted(each["name"] for each in manifest["outputs"] if not _is_of_weights(each["name"]))
+    side_files = sorted(row["name"] for row in manifest["outputs"] if not _holds_tensors(row["name"]))
     if recipe["folder"] and side_files:
         mark["files"] = side_files
     return mark
 
 
-def _is_of_weights(name: str) -> bool:
+def _holds_tensors(name: str) -> bool:
     return "/" not in name and name.lower().endswith((".safetensors", ".safetensors.index.json"))
 
 
@@ -63,7 +63,7 @@ def _checkpoint_differences(ours: Any, theirs: Any, manifest_name: str) -> Itera
 
 
 def _same_copied(names: object, manifest: Manifest) -> bool:
-    """Return whether these are the tensors that were copied, as far as the manifest tells: some were renamed."""
+    """Return whether these are the copied tensors, as far as the manifest shows it: some may have been renamed."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return False
     patterns = manifest["recipe"]["copy"]
@@ -73,7 +73,7 @@ def _same_copied(names: object, manifest: Manifest) -> bool:
     return copied_names(names, patterns) == frozenset(names)
 
 
-def _said(name: str, value: object) -> str:
+def _setting_text(name: str, value: object) -> str:
     if value is _MISSING:
         return f"no {name}"
     return f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"[:200]

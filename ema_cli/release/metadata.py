@@ -1,7 +1,7 @@
 """Compare headers, side files and manifest of an average with what averaging its checkpoints again would write.
 
-Another version of ema-cli may write other text: of an average by another version only the copied files are compared.
-No numpy.
+Another version of ema-cli may write other text: if another version made the average, only the copied files are
+compared. No numpy.
 """
 
 from __future__ import annotations
@@ -21,38 +21,44 @@ from ema_cli.storage.source import InputFile
 from ema_cli.writing.outputs import Output
 
 _STEP = 1 << 20
-_MOST_TOLD = 80  # characters of a value
-_OF_THE_MACHINE = ("libraries", "tool", "outputs")  # or compared in another way
+_MOST_CHARS = 80  # of a value in a problem
+_NOT_COMPARED = ("libraries", "tool", "outputs")  # they depend on the machine, or are compared in another way
 _NOT_SAMPLED = ("checksum", "warnings")
 
 
 def is_of_this_version(manifest: Manifest) -> bool:
-    """Return whether this version of ema-cli made the average, and so would write the very same."""
+    """Return whether this version of ema-cli made the average, so that it would write the same text."""
     version: object = manifest["tool"]["version"]
     return version == __version__
 
 
 def frame_differences(files: Mapping[Path, InputFile], output: Output, folder: Path, *, sample: bool) -> list[str]:
-    """Return which files of weights in a folder, all with the right tensors, have something else around these.
+    """Return a problem for each tensor file whose bytes around the tensors differ from the expected ones.
 
-    With `sample` only what is before them is looked at: a file of torch's has checksums of all of them.
+    The tensors themselves must have been compared before.
+
+    Args:
+        files: the published files, opened, by path.
+        output: the output that averaging again would write.
+        folder: the folder of the published files.
+        sample: compare only the bytes before the tensors: a torch file ends with checksums of all tensors.
     """
     problems = []
     for file in output.files:
-        held = _Held(files[folder / file.name])
-        held.write(0, file.header)
-        if not sample and not held.different:
-            file.finish(held)
-        if held.different or file.size != held.file.size:
-            where = f"from byte {held.different[0]} on" if held.different else "at its end"
+        sink = _ComparingSink(files[folder / file.name])
+        sink.write(0, file.header)
+        if not sample and not sink.different:
+            file.finish(sink)
+        if sink.different or file.size != sink.file.size:
+            where = f"from byte {sink.different[0]} on" if sink.different else "at its end"
             fact = "holds the tensors that the checkpoints give, but something else around them"
-            problems.append(f"{held.path}: {fact}, {where}")
+            problems.append(f"{sink.path}: {fact}, {where}")
     return problems
 
 
 @dataclass(slots=True)
-class _Held:
-    """A file that is there, as one that is written: where it holds something `different`, that is noted."""
+class _ComparingSink:
+    """An output that compares instead of writing: `different` lists the offsets at which the file has other bytes."""
 
     file: InputFile
     path: Path = field(init=False)
@@ -70,13 +76,13 @@ class _Held:
 
 
 def side_file_differences(manifest: Manifest, output: Output, published: Published) -> list[str]:
-    """Return which files beside the weights are not those that the newest checkpoint gives."""
+    """Return a problem for each side file that is not the one that the newest checkpoint gives."""
     wanted: dict[str, bytes | InputFile] = dict(output.copies)
     problems = []
     if is_of_this_version(manifest):
         wanted.update(output.texts)
         known = {*wanted, *(file.name for file in output.files)}
-        more = sorted(each["name"] for each in manifest["outputs"] if each["name"] not in known)
+        more = sorted(row["name"] for row in manifest["outputs"] if row["name"] not in known)
         problems += [f"{published.folder / name}: is nothing that the newest checkpoint gives" for name in more]
     for name, content in sorted(wanted.items()):
         path = published.folder / name
@@ -99,11 +105,17 @@ def _same(file: InputFile, content: bytes | InputFile) -> bool:
 def manifest_differences(
     manifest: Manifest, path: Path, again: Manifest, tensors: Iterable[TensorRow], *, sample: bool
 ) -> list[str]:
-    """Return what the manifest at `path` says otherwise than the one that is made `again`, with its `tensors`.
+    """Return a problem for each difference between a manifest and the one that averaging again gives.
 
-    With `sample` neither the sums of all that was read, nor all values that are not finite, are known again.
+    Args:
+        manifest: the manifest of the published average.
+        path: its path, for the problems.
+        again: the manifest of the repeated average, without its tensors.
+        tensors: the tensors of the repeated average.
+        sample: whether only a part of each tensor was averaged again. Then neither the checksums of all bytes read nor
+            all non-finite values are known, and these are not compared.
     """
-    left_out = (*_OF_THE_MACHINE, "tensors", *(_NOT_SAMPLED if sample else ()))
+    left_out = (*_NOT_COMPARED, "tensors", *(_NOT_SAMPLED if sample else ()))
     recorded = {name: value for name, value in manifest.items() if name not in left_out}
     made = {name: value for name, value in again.items() if name not in left_out}
     if sample:
@@ -129,7 +141,7 @@ def _as_sampled(row: TensorRow, rows: Mapping[str, TensorRow]) -> TensorRow:
 
 
 def _first_difference(ours: Any, theirs: Any, where: str) -> tuple[str, Any, Any] | None:
-    """Return the innermost place at which two values differ first, with what is there; None if they are equal."""
+    """Return the innermost first place at which two values differ, and its two values; None if they are equal."""
     if ours == theirs:
         return None
     inner: Iterable[tuple[Any, Any, str]] = ()
@@ -139,10 +151,10 @@ def _first_difference(ours: Any, theirs: Any, where: str) -> tuple[str, Any, Any
         inner = (
             (one, other, f"{where}[{number}]") for number, (one, other) in enumerate(zip(ours, theirs, strict=True))
         )
-    found = (_first_difference(*each) for each in inner)
-    return next((each for each in found if each is not None), (where, ours, theirs))
+    differences = (_first_difference(*pair) for pair in inner)
+    return next((difference for difference in differences if difference is not None), (where, ours, theirs))
 
 
 def _text(value: object) -> str:
     text = json.dumps(value, default=str)
-    return text if len(text) <= _MOST_TOLD else f"{text[: _MOST_TOLD - 3]}..."
+    return text if len(text) <= _MOST_CHARS else f"{text[: _MOST_CHARS - 3]}..."

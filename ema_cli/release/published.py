@@ -1,4 +1,4 @@
-"""An average as it was published: where its files, its manifest and its sums lie; and which there are. No numpy."""
+"""Find published averages: the paths of their files, manifests and checksums. No numpy."""
 
 from __future__ import annotations
 
@@ -13,91 +13,97 @@ from ema_cli.manifest.sums import FILE_SUFFIX, SUMS_SUFFIX, manifest_path, sums_
 from ema_cli.manifest.types import Manifest
 from ema_cli.storage.location import location
 
-_WEIGHTS = ".safetensors"  # in a folder
+_TENSOR_SUFFIX = ".safetensors"  # of the files with tensors in a folder
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One average: a folder, or one file with its manifest and its sums beside it."""
+    """One average: a folder, or one file with its manifest and its checksums next to it."""
 
     path: Path
     is_folder: bool
 
     @property
     def manifest(self) -> Path:
-        """Return where its manifest lies."""
+        """Return the path of its manifest."""
         return manifest_path(self.path, is_folder=self.is_folder)
 
     @property
     def sums(self) -> Path:
-        """Return where its sums lie."""
+        """Return the path of its checksums."""
         return sums_path(self.path, is_folder=self.is_folder)
 
     @property
     def folder(self) -> Path:
-        """Return the folder that its files are in."""
+        """Return the folder of its files."""
         return self.path if self.is_folder else self.path.parent
 
     @property
     def vouched(self) -> bool:
-        """Return whether there are a manifest, or sums."""
+        """Return whether a manifest or checksums exist."""
         return any(location(path).info(follow=False).exists for path in (self.manifest, self.sums))
 
 
 def find_averages(paths: Iterable[Path]) -> list[Published]:
-    """Return the averages that are named: each a file, a folder, or one of several in a folder.
+    """Return the averages at `paths`, each once: a file, a folder, or each of several in a folder.
 
     Raises:
-        UsageError: for a path at which there is nothing.
+        UsageError: for a path that does not exist.
     """
-    found: dict[Path, Published] = {}
+    averages: dict[Path, Published] = {}
     for path in paths:
-        for each in _find(path):
-            found.setdefault(each.path, each)
-    return list(found.values())
+        for average in _averages_at(path):
+            averages.setdefault(average.path, average)
+    return list(averages.values())
 
 
-def _find(path: Path) -> list[Published]:
+def _averages_at(path: Path) -> list[Published]:
     if location(path).info().is_folder:
         whole = Published(path, is_folder=True)
-        return [whole] if whole.vouched else _inside(path) or [whole]
+        return [whole] if whole.vouched else _averages_inside(path) or [whole]
     for suffix in (FILE_SUFFIX, SUMS_SUFFIX):
         if path.name.endswith(suffix) and path.name != suffix:
             path = path.with_name(path.name.removesuffix(suffix))
     single = Published(path, is_folder=False)
     if not (location(path).info(follow=False).exists or single.vouched):
         raise UsageError("does not exist", subject=path)
-    whole = Published(path.parent, is_folder=True)  # a file of it stands for it, its manifest and sums too
+    # A file of a folder, its manifest or checksums too, stands for the folder.
+    whole = Published(path.parent, is_folder=True)
     return [whole if whole.vouched and not single.vouched else single]
 
 
-def _inside(folder: Path) -> list[Published]:
-    """Return the averages in a folder of several; with one that is vouched for, others of weights are taken for such.
+def _averages_inside(folder: Path) -> list[Published]:
+    """Return the averages in a folder.
 
-    None where none is: then it is a folder of something else.
+    If at least one has a manifest or checksums, tensor files and folders of them without any are returned too;
+    otherwise return nothing: then it is a folder of something else.
     """
-    found: dict[str, Published] = {}
+    averages: dict[str, Published] = {}
     for entry in sorted(location(folder).entries(), key=lambda entry: entry.name):
         name = entry.name if entry.is_folder else entry.name.removesuffix(FILE_SUFFIX).removesuffix(SUMS_SUFFIX)
-        weights = name.lower().endswith(WEIGHT_SUFFIXES)
-        if not name.startswith(".") and (entry.is_folder or weights):
-            found[name] = Published(folder / name, entry.is_folder)
-    vouched = {name for name, each in found.items() if each.vouched}
+        is_tensor_file = name.lower().endswith(WEIGHT_SUFFIXES)
+        if not name.startswith(".") and (entry.is_folder or is_tensor_file):
+            averages[name] = Published(folder / name, entry.is_folder)
+    vouched = {name for name, average in averages.items() if average.vouched}
     if not vouched:
         return []
-    return [each for name, each in found.items() if name in vouched or not each.is_folder or _holds_weights(each.path)]
+    return [
+        average
+        for name, average in averages.items()
+        if name in vouched or not average.is_folder or _holds_tensors(average.path)
+    ]
 
 
-def _holds_weights(folder: Path) -> bool:
-    return any(entry.name.lower().endswith(_WEIGHTS) for entry in location(folder).entries())
+def _holds_tensors(folder: Path) -> bool:
+    return any(entry.name.lower().endswith(_TENSOR_SUFFIX) for entry in location(folder).entries())
 
 
 def read_output(output: Path) -> Manifest:
     """Return the manifest of the average at `output`.
 
     Raises:
-        UsageError: where nothing is there.
-        CheckpointError: where it has no manifest, or one that cannot be read.
+        UsageError: if nothing exists there, or the folder holds several averages.
+        CheckpointError: if it has no manifest, or one that cannot be read.
     """
     info = location(output).info()
     if not info.exists:
@@ -105,7 +111,7 @@ def read_output(output: Path) -> Manifest:
     path = manifest_path(output, is_folder=info.is_folder)
     if location(path).info().exists:
         return read_manifest(path)
-    inside = [published for published in _inside(output) if published.vouched] if info.is_folder else []
+    inside = [published for published in _averages_inside(output) if published.vouched] if info.is_folder else []
     if inside:
         raise UsageError("holds several averages", subject=output, hint=f"name one of them: {inside[0].path}")
     raise CheckpointError(

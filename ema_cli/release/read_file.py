@@ -1,4 +1,4 @@
-"""Read a file once, in constant memory: its sha256, and which of its tensors hold NaN or infinity."""
+"""Read a file once, in constant memory, for its sha256 and for the tensors that hold NaN or infinity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class NotFinite:
-    """How many elements of a tensor are NaN or infinity, and the first of them."""
+    """The number of elements of a tensor that are NaN or infinity, and the index of the first."""
 
     count: int
     first: int
@@ -30,7 +30,7 @@ class NotFinite:
 
 @dataclass(frozen=True, slots=True)
 class FileSum:
-    """What reading a file tells."""
+    """The sha256 of a file, and the non-finite elements of its tensors, by tensor name."""
 
     sha256: str
     not_finite: Mapping[str, NotFinite]
@@ -38,9 +38,9 @@ class FileSum:
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Bytes of a file from `begin` to `end` in which tensors of one dtype lie one behind the other.
+    """The bytes of a file from `begin` to `end`, in which tensors of one dtype follow one another without a gap.
 
-    `begins` and `names` are the first byte and the name of each tensor.
+    `begins` and `names`: the first byte and the name of each tensor.
     """
 
     begin: int
@@ -56,21 +56,26 @@ def read_file(
     hasher: Executor,
     count: Callable[[int], None] = lambda _: None,
 ) -> FileSum:
-    """Return the sum of a file, and which of the `tensors` (their first bytes and specs) are not finite.
+    """Return the sha256 of a file, and the non-finite elements of its tensors.
 
-    While one block is summed up by the `hasher`, the next is read and looked at. `count` is told of the bytes of each
-    block; what it raises ends the reading.
+    While the hasher works on one block, the next one is read and searched.
+
+    Args:
+        file: the opened file.
+        tensors: tensor name -> its first byte in the file, and its spec.
+        hasher: runs the hashing.
+        count: called with the number of bytes of each block; an exception that it raises ends the reading.
 
     Raises:
-        CheckpointError: where the file cannot be read, or is cut short meanwhile.
+        CheckpointError: if the file cannot be read, or is cut short meanwhile.
     """
     sha256 = hashlib.sha256()
     stretches = _stretches(tensors)
     buffers = [bytearray(min(_BLOCK_BYTES, file.size)) for _ in range(2)]
     scratch = np.empty(_BLOCK_BYTES, dtype=np.uint8)
-    found: dict[str, NotFinite] = {}
+    not_finite: dict[str, NotFinite] = {}
     pending: Future[None] | None = None
-    first = 0  # of the stretches that are not behind us
+    first = 0  # index of the first stretch that does not end before this block
     try:
         for number, (begin, end) in enumerate(pairwise(_cuts(file.size, stretches))):
             block = memoryview(buffers[number % 2])[: end - begin]
@@ -81,16 +86,18 @@ def read_file(
             while first < len(stretches) and stretches[first].end <= begin:
                 first += 1
             for stretch in _overlapping(stretches, first, end):
-                _look(stretch, max(begin, stretch.begin), min(end, stretch.end), begin, block, scratch, found)
+                _count_not_finite(
+                    stretch, max(begin, stretch.begin), min(end, stretch.end), begin, block, scratch, not_finite
+                )
             count(end - begin)
     finally:
         if pending is not None:
             pending.result()
-    return FileSum(sha256.hexdigest(), found)
+    return FileSum(sha256.hexdigest(), not_finite)
 
 
 def _stretches(tensors: Mapping[str, tuple[int, TensorSpec]]) -> list[_Stretch]:
-    """Return where averaged numbers lie, in order; a hundred thousand small neighbours are few stretches."""
+    """Return the stretches of averaged tensors, in order; a hundred thousand small neighbours give few stretches."""
     numbers = [(begin, name, spec) for name, (begin, spec) in tensors.items() if spec.dtype.averaged and spec.nbytes]
     stretches: list[_Stretch] = []
     pending: list[tuple[int, str, TensorSpec]] = []  # neighbours of one dtype
@@ -113,7 +120,7 @@ def _stretch(tensors: Sequence[tuple[int, str, TensorSpec]]) -> _Stretch:
 
 
 def _cuts(size: int, stretches: Sequence[_Stretch]) -> Iterator[int]:
-    """Yield the bytes at which blocks begin, and the last one's end: no element lies in two of them."""
+    """Yield the first byte of each block, and the end of the last: no element lies in two blocks."""
     begins = [stretch.begin for stretch in stretches]
     at = 0
     yield at
@@ -132,29 +139,38 @@ def _overlapping(stretches: Sequence[_Stretch], first: int, end: int) -> Iterato
         first += 1
 
 
-def _look(
+def _count_not_finite(
     stretch: _Stretch,
     begin: int,
     end: int,
     block_begin: int,
     block: memoryview,
     scratch: NDArray[np.uint8],
-    found: dict[str, NotFinite],
+    not_finite: dict[str, NotFinite],
 ) -> None:
-    """Note what is not finite from byte `begin` to `end` of the file, which lie in the stretch and in the block."""
-    # All bits of the exponent are set in NaN and infinity. As bits: they are compared faster than numbers are.
+    """Add the non-finite elements in a part of a block to `not_finite`.
+
+    Args:
+        stretch: the tensors that the part belongs to.
+        begin, end: the part, in bytes from the start of the file; inside the stretch and the block.
+        block_begin: the first byte of the block in the file.
+        block: the bytes of the block.
+        scratch: memory of the size of a block.
+        not_finite: tensor name -> its non-finite elements so far.
+    """
+    # In NaN and infinity all bits of the exponent are set. Comparing bits is faster than comparing numbers.
     kind, exponent = f"<u{stretch.dtype.component_bits // 8}", stretch.dtype.exponent_mask
     bits: NDArray[Any] = np.frombuffer(block[begin - block_begin : end - block_begin], dtype=kind)
     masked = scratch.view(kind)[: len(bits)]
     np.bitwise_and(bits, bits.dtype.type(exponent), out=masked)
     if masked.max() != exponent:
         return
-    # An element of two parts is one, however many of them are wrong.
+    # A complex element counts once, whether one of its parts is not finite or both.
     elements = np.unique(np.flatnonzero(masked == exponent) // stretch.dtype.components)
     places = begin + elements * stretch.dtype.itemsize
     owners = np.searchsorted(np.array(stretch.begins), places, side="right") - 1
     for owner in np.unique(owners):
         name, mine = stretch.names[owner], places[owners == owner]
         at = (int(mine[0]) - stretch.begins[owner]) // stretch.dtype.itemsize
-        known = found.setdefault(name, NotFinite(0, at))
+        known = not_finite.setdefault(name, NotFinite(0, at))
         known.count += len(mine)

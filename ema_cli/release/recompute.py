@@ -1,6 +1,6 @@
-"""Average the checkpoints of a published average once more, as its manifest says, and compare every byte.
+"""Average the checkpoints of a published average again, by its manifest, and compare every byte.
 
-Writes nothing. Takes the memory of a fold, and as much again for the bytes that are compared.
+Writes nothing. Takes the memory of a fold, and the same amount again for the bytes to compare.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ def verify_against(
     threads: int = 1,
     report: ProgressCallback = no_progress,
 ) -> Verified:
-    """Average the checkpoints at and below `paths` once more, and add every difference to the problems of an average.
+    """Average the checkpoints at and below `paths` again, and add each difference to the problems of an average.
 
-    Nothing is compared where the manifest, or a file that it lists, is missing.
+    Nothing is compared if the manifest, or a file that it lists, is missing.
 
     Args:
         verified: the average as `verify` returned it.
-        paths: where the inputs that the manifest names are looked for.
-        sample: make and compare only the first 65,536 elements of each tensor.
-        threads: for reading and averaging.
-        report: called with the bytes read and the bytes in all.
+        paths: the places at and below which the inputs are searched.
+        sample: average and compare only the first 65,536 elements of each tensor.
+        threads: the number of threads for reading and averaging.
+        report: called with the bytes read so far and the total.
 
     Raises:
-        CheckpointError: naming the checkpoint that is missing, has changed, or cannot be read.
-        RunError: where the checkpoints do not fit together.
-        NonFiniteError: where they hold NaN or infinity, and the manifest does not allow it.
+        CheckpointError: naming a checkpoint that is missing, has changed, or cannot be read.
+        RunError: if the checkpoints do not fit together.
+        NonFiniteError: if they hold NaN or infinity, and the manifest does not allow it.
     """
     snapshot = verified.snapshot
     if snapshot.manifest is None or not snapshot.complete:
         return verified
     try:
         replay = open_replay(snapshot.manifest, paths, threads=threads)
-    except (RunError, UsageError) as error:  # the manifest contradicts itself, or holds what can be no recipe
+    except (RunError, UsageError) as error:  # the manifest contradicts itself, or its recipe is impossible
         return _with(verified, [f"{snapshot.published.manifest}: {error.message(at_terminal)}"])
     except EmaError as error:
         if not verified.problems:
@@ -80,7 +80,7 @@ def verify_against(
 def _compare(
     verified: Verified, manifest: Manifest, replay: Replay, *, sample: bool, threads: int, report: ProgressCallback
 ) -> Verified:
-    """Fold the inputs into a comparison with the average that is there."""
+    """Fold the inputs, and compare the result with the published average."""
     snapshot = verified.snapshot
     job = _job(replay, snapshot.published)
     comparison = _Comparison(_places(snapshot))
@@ -130,13 +130,13 @@ def _with(verified: Verified, problems: Sequence[str]) -> Verified:
 
 
 def _job(replay: Replay, published: Published) -> Job:
-    """Return what would be made once more, where it lies already."""
+    """Return the job of making the average again, with the published paths as its target."""
     return lay_out([replay.plan], [Target(published.path, published.is_folder)], replay.options)
 
 
 @dataclass(slots=True)
 class _Place:
-    """Where a tensor lies."""
+    """The place of a tensor: its source, its first byte there, and its spec."""
 
     source: ByteSource
     begin: int
@@ -145,7 +145,7 @@ class _Place:
 
 @dataclass(slots=True)
 class _Difference:
-    """How much of a tensor is not as it should be: how many bytes, and from which on."""
+    """The number of bytes of a tensor that differ, and the offset of the first, counted from the tensor's start."""
 
     nbytes: int
     first: int
@@ -156,23 +156,23 @@ def _places(snapshot: Snapshot) -> dict[str, _Place]:
     for checkpoint in snapshot.opened.values():
         for name, spec in checkpoint.tensors.specs.items():
             located = checkpoint.tensors.locate(name)
-            if located is not None:  # else it is a view, which is a problem already
+            if located is not None:  # None: a view, which is a problem already
                 places[name] = _Place(*located, spec)
     return places
 
 
 @dataclass(slots=True)
 class _Comparison:
-    """A sink that compares what a fold makes with what is `there`."""
+    """A sink that compares the bytes of a fold with the published ones; `there`: the published tensors, by name."""
 
     there: Mapping[str, _Place]
     tensors: int = 0
     different: dict[str, _Difference] = field(default_factory=dict)
-    _expected: dict[str, str] = field(default_factory=dict)  # the fold's name of a tensor -> the one it is written with
+    _expected: dict[str, str] = field(default_factory=dict)  # tensor name in the fold -> in the output
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def expect(self, output: Output) -> list[str]:
-        """Take the tensors of an output as those to compare; return where there are others."""
+        """Compare the names and specs with those of an output; return the differences, and keep the rest to compare."""
         problems = []
         for file in output.files:
             for name, spec in file.table.specs.items():
@@ -186,7 +186,7 @@ class _Comparison:
         return problems
 
     def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
-        """Compare parts of tensors as they should be with what is there."""
+        """Compare averaged ranges of tensors with the published ones."""
         known = [(self.there[self._expected[part.name]], part) for part in ranges if part.name in self._expected]
         if len(known) < len(ranges):
             self._compare_ranges(ranges, data)
@@ -204,7 +204,7 @@ class _Comparison:
         """Do nothing: no comparison takes long."""
 
     def _compare_ranges(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
-        """Compare range by range, and note what differs."""
+        """Compare range by range, and note the bytes that differ."""
         position = 0
         for part in ranges:
             name = self._expected.get(part.name)
@@ -224,13 +224,13 @@ class _Comparison:
             known.first = min(known.first, first)
 
     def problems(self) -> list[str]:
-        """Return of each tensor what is not as it should be."""
-        found = []
-        for name, each in sorted(self.different.items()):
+        """Return a problem for each tensor that differs."""
+        problems = []
+        for name, difference in sorted(self.different.items()):
             place = self.there[name]
-            element = each.first * 8 // place.spec.dtype.bits
-            found.append(
-                f"{place.source.path}: '{name}' is not what the checkpoints give: {plural(each.nbytes, 'byte')} "
-                f"differ{'s' * (each.nbytes == 1)}, the first in element {element}"
+            element = difference.first * 8 // place.spec.dtype.bits
+            problems.append(
+                f"{place.source.path}: '{name}' is not what the checkpoints give: {plural(difference.nbytes, 'byte')} "
+                f"differ{'s' * (difference.nbytes == 1)}, the first in element {element}"
             )
-        return found
+        return problems

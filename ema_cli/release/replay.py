@@ -1,7 +1,7 @@
-"""Repeat an average as its manifest says: the same inputs, found below a path that is given, with the same weights.
+"""Repeat an average from its manifest: the same inputs, found below a given path, with the same weights.
 
-What decides the bytes comes from the manifest: names, clocks and weights too, so that neither later checkpoints nor
-files that were moved change anything. The clocks must give the weights by the law that the manifest names.
+Everything that decides the bytes comes from the manifest, including names, clocks and weights, so that later
+checkpoints and moved files change nothing. The clocks must give the weights by the law that the manifest names.
 """
 
 from __future__ import annotations
@@ -28,35 +28,39 @@ from ema_cli.runs.run import Run
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target
 
-_RECORDED = ("file", "sidecar")  # where clocks come from that are the checkpoint's own
-_ROUNDING = 1e-12  # of a weight that another processor's logarithm gives
-_MOST_TOLD = 3
-_WEIGHTS = (".safetensors", ".pt", ".pth")
+_RECORDED = ("file", "sidecar")  # the sources of clocks that the checkpoint itself records
+_ROUNDING = 1e-12  # tolerance for a weight: the logarithm of another processor may round differently
+_TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What an average was made of, found again: its plan, and what was said of the output."""
+    """The plan of an average, rebuilt from its manifest, and the options of its output."""
 
     manifest: Manifest
     plan: Plan
     options: OutputOptions
-    paths: Mapping[str, Path]  # of each input, by its name
+    paths: Mapping[str, Path]  # input name -> path
 
     @property
     def target(self) -> Target:
-        """Return where the average goes if nobody says: as it was written, under the name of its law."""
+        """Return the default target: a file or folder as the original was, named after the law."""
         recipe = self.manifest["recipe"]
         suffix = "" if recipe["folder"] else f".{recipe['format']}"
         return Target(Path(f"ema-{self.plan.recipe.law.name}{suffix}"), is_folder=recipe["folder"])
 
     @property
     def checksum(self) -> bool:
-        """Return whether all that was read was summed up."""
+        """Return whether the original average recorded checksums of all bytes read."""
         return self.manifest["checksum"] is not None
 
     def check(self, again: Manifest) -> None:
-        """Raise a CheckpointError if the inputs, or else a VerificationError if the weights, are not as recorded."""
+        """Compare the manifest of the repeated average with the original one.
+
+        Raises:
+            CheckpointError: if an input has other checksums than were recorded.
+            VerificationError: if the output files have other checksums than were recorded.
+        """
         kind, rows = self.manifest["checksum"], {row["name"]: row for row in again["inputs"]}
         for row in self.manifest["inputs"]:
             recorded, now = row.get("blocks"), rows[row["name"]].get("blocks")
@@ -69,7 +73,7 @@ class Replay:
                     subject=self.paths[row["name"]],
                     hint="bring back the checkpoint as it was",
                 )
-        if _made_by(again) == _made_by(self.manifest) and _weights(again) != _weights(self.manifest):
+        if _byte_key(again) == _byte_key(self.manifest) and _tensor_sums(again) != _tensor_sums(self.manifest):
             raise VerificationError(
                 "the inputs are found again, but their average has other bytes than the manifest says: one has changed "
                 "where its fingerprint does not look",
@@ -79,36 +83,35 @@ class Replay:
 
 
 def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) -> Replay:
-    """Find the inputs of an average at and below `paths`, and check that they are the same.
+    """Find the inputs of an average at and below `paths`, and check that they are unchanged.
 
     Raises:
         CheckpointError: naming the input that is missing, has changed, or cannot be read.
-        RunError: where the weights of the manifest are not those of the law that it names, or an input is there twice.
+        RunError: if the weights of the manifest do not follow from the law that it names, or it lists an input twice.
     """
     record = RecipeRecord.from_dict(manifest["recipe"])
-    found = find_inputs(manifest, paths)
-    if found.missing:
+    inputs = find_inputs(manifest, paths)
+    if inputs.missing:
         raise CheckpointError(
-            f"'{found.missing[0]}', which entered the average, is missing",
+            f"'{inputs.missing[0]}', which entered the average, is missing",
             subject=", ".join(map(str, paths)),
             hint="give the folder that the inputs lie in",
         )
-    if len(found.paths) < len(manifest["inputs"]):
+    if len(inputs.paths) < len(manifest["inputs"]):
         raise RunError("the manifest lists an input twice", hint="it was changed by hand, or by another program")
     if record.is_stored:
         plan = _stored_plan(manifest, record.recipe, paths)
     else:
-        plan = _raw_plan(manifest, record, found.paths)
+        plan = _raw_plan(manifest, record, inputs.paths)
     check_unchanged(manifest, [entry.checkpoint for entry in plan.read], threads)
-    return Replay(manifest, plan, _options(manifest["recipe"]), found.paths)
+    return Replay(manifest, plan, _options(manifest["recipe"]), inputs.paths)
 
 
 def _raw_plan(manifest: Manifest, record: RecipeRecord, paths: Mapping[str, Path]) -> Plan:
     opened = open_inputs(manifest, paths)
     _check_clocks(opened, manifest["inputs"])
     checkpoints = tuple(
-        replace(checkpoint, progress=_progress(each))
-        for checkpoint, each in zip(opened, manifest["inputs"], strict=True)
+        replace(checkpoint, progress=_progress(row)) for checkpoint, row in zip(opened, manifest["inputs"], strict=True)
     )
     run = Run(
         _root(paths),
@@ -121,9 +124,9 @@ def _raw_plan(manifest: Manifest, record: RecipeRecord, paths: Mapping[str, Path
     plan = make_plan(run, record.recipe)
     same = len(plan.entries) == len(checkpoints) and all(
         entry.checkpoint is checkpoint
-        and str(entry.clock) == each["clock"]
-        and abs(entry.weight - each["weight"]) <= _ROUNDING
-        for entry, checkpoint, each in zip(plan.entries, checkpoints, manifest["inputs"], strict=False)
+        and str(entry.clock) == row["clock"]
+        and abs(entry.weight - row["weight"]) <= _ROUNDING
+        for entry, checkpoint, row in zip(plan.entries, checkpoints, manifest["inputs"], strict=False)
     )
     if not same:
         raise RunError(
@@ -134,41 +137,41 @@ def _raw_plan(manifest: Manifest, record: RecipeRecord, paths: Mapping[str, Path
 
 
 def _check_clocks(opened: Sequence[Checkpoint], inputs: Sequence[InputRow]) -> None:
-    """Check that clocks that lie in or beside a checkpoint are as they were; where the run decides, it did."""
-    for checkpoint, told in zip(opened, inputs, strict=True):
-        found = checkpoint.progress
-        for unit, clock in _progress(told).clocks.items():
-            settled = unit is Unit.EPOCH and found.epoch_origin_unknown
+    """Check that the clocks recorded in a checkpoint or its sidecar are unchanged; inferred ones are not compared."""
+    for checkpoint, row in zip(opened, inputs, strict=True):
+        progress = checkpoint.progress
+        for unit, clock in _progress(row).clocks.items():
+            settled = unit is Unit.EPOCH and progress.epoch_origin_unknown
             if clock.source not in _RECORDED or settled:
                 continue
-            now = found.clocks.get(unit)
+            now = progress.clocks.get(unit)
             if now is None or now.value != clock.value:
-                told_now = f"{now.value}{unit}" if now else "none"
+                clock_now = f"{now.value}{unit}" if now else "none"
                 raise CheckpointError(
-                    f"its clock is {told_now}, but was {clock.value}{unit} when it was averaged",
+                    f"its clock is {clock_now}, but was {clock.value}{unit} when it was averaged",
                     subject=checkpoint.path,
                     hint="bring back the checkpoint as it was",
                 )
 
 
 def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> Plan:
-    """Return the plan over stored averages: their weights were found by a fit, which is not made again."""
+    """Return the plan over stored averages, with the recorded weights: the fit that found them is not repeated."""
     from ema_cli.runs.stored import open_stored
 
     stored = open_stored(paths)
     named = {average.checkpoint.name: average for average in stored.averages}
-    missing = next((each["name"] for each in manifest["inputs"] if each["name"] not in named), None)
+    missing = next((row["name"] for row in manifest["inputs"] if row["name"] not in named), None)
     if missing is not None:
         raise CheckpointError(f"'{missing}', which entered the average, is missing", subject=stored.root)
-    chosen = [named[each["name"]] for each in manifest["inputs"]]
-    clocks = [Fraction(each.clock.value) for each in chosen]
+    chosen = [named[row["name"]] for row in manifest["inputs"]]
+    clocks = [Fraction(average.clock.value) for average in chosen]
     gaps = [Fraction(0), *(newer - older for older, newer in pairwise(clocks))]
     entries = tuple(
-        Entry(each.checkpoint, each.clock, gap, told["weight"])
-        for each, gap, told in zip(chosen, gaps, manifest["inputs"], strict=True)
+        Entry(average.checkpoint, average.clock, gap, row["weight"])
+        for average, gap, row in zip(chosen, gaps, manifest["inputs"], strict=True)
     )
-    told = manifest["approximation"] or {"relative_error": 0, "least_error": 0}
-    errors = float(told["relative_error"]), float(told["least_error"])
+    approximation = manifest["approximation"] or {"relative_error": 0, "least_error": 0}
+    errors = float(approximation["relative_error"]), float(approximation["least_error"])
     return Plan(stored.run, recipe, entries, (), approximation=Approximation(*errors, {}, (), (), ()))
 
 
@@ -176,17 +179,17 @@ def _with_weights(entries: Sequence[Entry], inputs: Sequence[InputRow]) -> tuple
     return tuple(replace(entry, weight=row["weight"]) for entry, row in zip(entries, inputs, strict=True))
 
 
-def _options(told: RecipeRow) -> OutputOptions:
-    dtype = DTYPES[told["dtype"]] if told["dtype"] else None
-    return OutputOptions(dtype, tuple(told["copy"]), told["max_shard_size"], told["allow_non_finite"])
+def _options(recipe: RecipeRow) -> OutputOptions:
+    dtype = DTYPES[recipe["dtype"]] if recipe["dtype"] else None
+    return OutputOptions(dtype, tuple(recipe["copy"]), recipe["max_shard_size"], recipe["allow_non_finite"])
 
 
-def _progress(told: InputRow) -> Progress:
-    """Return the clocks as they were, whatever the run around the checkpoint is now."""
+def _progress(row: InputRow) -> Progress:
+    """Return the clocks that the manifest recorded, whatever the run around the checkpoint is now."""
     try:
-        clocks = {Unit(unit): Clock(Fraction(each["value"]), each["from"]) for unit, each in told["clocks"].items()}
+        clocks = {Unit(unit): Clock(Fraction(clock["value"]), clock["from"]) for unit, clock in row["clocks"].items()}
     except (ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"the manifest's clocks of '{told['name']}' are none: {error}") from error
+        raise CheckpointError(f"the manifest's clocks of '{row['name']}' are none: {error}") from error
     return Progress(clocks)
 
 
@@ -196,11 +199,11 @@ def _root(paths: Mapping[str, Path]) -> Path:
     return path.absolute().parents[depth - 1]
 
 
-def _made_by(manifest: Manifest) -> tuple[object, ...]:
-    """Return what decides whether equal inputs give equal bytes."""
+def _byte_key(manifest: Manifest) -> tuple[object, ...]:
+    """Return the facts that must agree before equal inputs have to give equal bytes: versions, format, folder."""
     return __version__, manifest["tool"]["version"], manifest["recipe"]["format"], manifest["recipe"]["folder"]
 
 
-def _weights(manifest: Manifest) -> list[str]:
-    """Return the sums of the files of weights, which may have other names."""
-    return [each["sha256"] for each in manifest["outputs"] if each["name"].endswith(_WEIGHTS)]
+def _tensor_sums(manifest: Manifest) -> list[str]:
+    """Return the checksums of the files that hold tensors, without their names, which may differ."""
+    return [row["sha256"] for row in manifest["outputs"] if row["name"].endswith(_TENSOR_SUFFIXES)]

@@ -1,4 +1,4 @@
-"""All that can be read of a published average, each file once, before anything is compared."""
+"""Read all files of a published average, each once, before anything is compared."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ Positions = Mapping[str, tuple[int, TensorSpec]]  # tensor -> its first byte in 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A published average as it was read. Names of files are relative to its folder.
+    """A published average as it was read. File names are relative to its folder.
 
     Attributes:
-        published: where the average, its manifest and its sums lie.
-        manifest: None where it is missing or cannot be read.
-        sums: sha256 by name, as the file of sums lists them.
-        present: the names of the files that exist, without the file of sums; hidden ones only where they are listed.
+        published: the paths of the average, its manifest and its checksums.
+        manifest: the manifest; None if it is missing or cannot be read.
+        sums: file name -> sha256, as the checksum file lists them.
+        present: the names of the files that exist, without the checksum file; hidden files only if they are listed.
         files: the files that exist and are listed, opened.
-        opened: those of them that hold tensors, by our own reader.
-        readings: the sha256 of each of `files`, and which tensors in it are not finite.
-        problems: each thing that could not be read, in words, with the path of its file.
+        opened: the files among them that hold tensors, opened by our own reader.
+        readings: the sha256 and the non-finite elements of each of `files`.
+        problems: a sentence for each thing that could not be read, with the path of its file.
         complete: whether every listed file that may hold tensors could be opened.
     """
 
@@ -63,19 +63,20 @@ class Snapshot:
         return {row["name"]: (row["bytes"], row["sha256"]) for row in rows}
 
     def problem(self, name: str, fact: str) -> str:
-        """Return in words what is wrong with the file called `name`, or with the folder if the name is empty."""
+        """Return a problem of the file called `name`, or of the folder if the name is empty, with its path."""
         return f"{self.published.folder / name}: {fact}"
 
 
 def take_snapshot(published: Published, *, threads: int, report: ProgressCallback) -> Snapshot:
-    """Read an average: its manifest, its sums, and once every file that exists and is listed.
+    """Read an average: its manifest, its checksums, and each listed file once.
 
     Args:
-        threads: how many files are read side by side.
-        report: called with the bytes read and the bytes in all.
+        published: the paths of the average.
+        threads: the number of files that are read at the same time.
+        report: called with the bytes read so far and the total.
 
     Raises:
-        CheckpointError: where a file or a folder cannot be read by this process, or changes meanwhile.
+        CheckpointError: if this process cannot read a file or a folder, or one changes meanwhile.
     """
     problems = _Problems(published)
     manifest = _read_manifest(published, problems)
@@ -101,25 +102,25 @@ def take_snapshot(published: Published, *, threads: int, report: ProgressCallbac
         files=files,
         opened=opened,
         readings=readings,
-        problems=tuple(problems.found),
+        problems=tuple(problems.sentences),
         complete=complete,
     )
 
 
 @dataclass(slots=True)
 class _Problems:
-    """What could not be read so far."""
+    """The problems met while reading."""
 
     published: Published
-    found: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
 
     def add(self, name: str, fact: str) -> None:
-        self.found.append(f"{self.published.folder / name}: {fact}")
+        self.sentences.append(f"{self.published.folder / name}: {fact}")
 
     def add_error(self, name: str, path: Path, error: EmaError) -> None:
-        """Note what is wrong with a file.
+        """Turn an error into a problem of the file `name`.
 
-        A file that only this process cannot read is no problem of the average: then the error is raised.
+        A file that only this process cannot read is no problem of the average: that error is raised.
         """
         if isinstance(error, Unreadable):
             raise error
@@ -157,7 +158,7 @@ def _read_sums(published: Published, problems: _Problems) -> Mapping[str, str]:
 
 
 def _present(published: Published, listed: Collection[str]) -> set[str]:
-    """Return the names of the files that exist. Hidden ones are of git or of the Hub, unless they are listed."""
+    """Return the names of the existing files, without hidden ones (of git or the Hub) that are not listed."""
     if not published.is_folder:
         beside = (published.path, published.manifest, published.sums)
         return {path.name for path in beside if location(path).info(follow=False).exists}
@@ -186,7 +187,7 @@ def _names_with_tensors(published: Published, files: Mapping[str, InputFile]) ->
 
 
 def _open_tensors(path: Path, name: str, problems: _Problems) -> Checkpoint | None:
-    """Return the tensors of a file by our own reader; note where the official reader finds others."""
+    """Open a file of tensors with our own reader; add a problem if the official reader sees other tensors."""
     is_safetensors = name.lower().endswith(_SAFETENSORS)
     reader = safetensors_file if is_safetensors else torch_file
     try:
@@ -200,7 +201,7 @@ def _open_tensors(path: Path, name: str, problems: _Problems) -> Checkpoint | No
 
 
 def _compare_with_official(path: Path, name: str, checkpoint: Checkpoint, problems: _Problems) -> None:
-    """Note where the official reader of safetensors finds other tensors in a file than ours."""
+    """Add a problem if the official reader of safetensors sees other tensors in a file than ours."""
     try:
         different = different_tensors(path, checkpoint.tensors.specs)
     except Unreadable:
@@ -213,13 +214,13 @@ def _compare_with_official(path: Path, name: str, checkpoint: Checkpoint, proble
 
 
 def _positions(name: str, checkpoint: Checkpoint, problems: _Problems) -> Positions:
-    """Return where the tensors of a file begin in it."""
+    """Return the first byte and the spec of each tensor in a file; add a problem for a view or shared bytes."""
     tensors, end = checkpoint.tensors, 0
     positions: dict[str, tuple[int, TensorSpec]] = {}
     located = [(place[1] if place else -1, tensor) for tensor in tensors.specs for place in [tensors.locate(tensor)]]
     for begin, tensor in sorted(located):
         spec = tensors.specs[tensor]
-        # Only torch's files can do either; in those of ema-cli each tensor has bytes of its own, in order.
+        # Only torch files allow views and shared bytes; ema-cli gives each tensor its own bytes, in order.
         if begin < 0 or (begin < end and spec.nbytes):
             problems.add(name, f"'{tensor}' {'is a view' if begin < 0 else 'shares its bytes with another'}")
             continue
@@ -231,12 +232,12 @@ def _positions(name: str, checkpoint: Checkpoint, problems: _Problems) -> Positi
 def _read_files(
     files: Mapping[str, InputFile], positions: Mapping[str, Positions], threads: int, report: ProgressCallback
 ) -> dict[str, FileSum]:
-    """Return the sum of each file, and which of its tensors are not finite. Each is read once, the largest first."""
+    """Return the sha256 and the non-finite elements of each file. Each file is read once, the largest first."""
     total, done, stopped = sum(file.size for file in files.values()), 0, False
 
     def count(nbytes: int) -> None:
         nonlocal done
-        done += nbytes  # two at once may count as one: it is shown, and no more
+        done += nbytes  # not locked: two threads may count as one, which only the display shows
         if stopped:
             raise InterruptedError
 

@@ -1,6 +1,6 @@
-"""Whether an average is what its manifest and its sums say: every file, every tensor, every number. Writes nothing.
+"""Check an average against its manifest and its checksums: every file, every tensor, every number. Writes nothing.
 
-Everything that does not hold is a problem, and all problems are returned; only what cannot be read is an error.
+Each statement that does not hold is a problem, and all problems are returned; only an unreadable file is an error.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from ema_cli.system.progress import ProgressCallback, no_progress
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """What an average was compared with.
+    """The extent and the result of a comparison with the checkpoints.
 
     Attributes:
-        checkpoints: how many were averaged anew.
-        tensors: how many tensors were compared.
-        most_elements: how many elements of each tensor, at most; None for all of them.
+        checkpoints: the number of checkpoints that were averaged again.
+        tensors: the number of tensors that were compared.
+        most_elements: the number of elements compared of each tensor, at most; None for all of them.
         bytes_read: the bytes of checkpoints that were read.
-        tensors_different, bytes_different: how many tensors, and how many bytes in all, are not as averaged anew.
+        tensors_different, bytes_different: the number of tensors, and of bytes in all, that differ from the repeated
+            average.
     """
 
     checkpoints: int
@@ -35,7 +36,7 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A snapshot of an average, everything that does not hold of it, and what it was compared with."""
+    """A snapshot of an average, its problems, and its comparison with the checkpoints if one was made."""
 
     snapshot: Snapshot
     problems: tuple[str, ...]
@@ -43,37 +44,37 @@ class Verified:
 
     @property
     def published(self) -> Published:
-        """Return where the average lies."""
+        """Return the paths of the average."""
         return self.snapshot.published
 
     @property
     def files(self) -> int:
-        """Return how many files were read."""
+        """Return the number of files that were read."""
         return len(self.snapshot.files)
 
     @property
     def tensors(self) -> int:
-        """Return how many tensors of the manifest were looked at."""
+        """Return the number of tensors that were checked; 0 without a manifest."""
         if self.snapshot.manifest is None:
             return 0
         return len({name for opened in self.snapshot.opened.values() for name in opened.tensors.specs})
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of all files that were read."""
+        """Return the total size of the files that were read, in bytes."""
         return sum(file.size for file in self.snapshot.files.values())
 
 
 def verify(published: Published, *, threads: int = 1, report: ProgressCallback = no_progress) -> Verified:
-    """Read an average once and return everything that does not hold of it.
+    """Read an average once and return its problems.
 
     Args:
-        published: where the average, its manifest and its sums lie.
-        threads: how many files are read side by side.
-        report: called with the bytes read and the bytes in all.
+        published: the paths of the average, its manifest and its checksums.
+        threads: the number of files that are read at the same time.
+        report: called with the bytes read so far and the total.
 
     Raises:
-        CheckpointError: where a file or a folder cannot be read by this process, or changes meanwhile.
+        CheckpointError: if this process cannot read a file or a folder, or one changes meanwhile.
     """
     if not published.vouched:
         snapshot = Snapshot(published)
