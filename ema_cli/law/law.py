@@ -19,16 +19,15 @@ from ema_cli.law.weights import Gaps
 class Words:
     """How a law is written for people.
 
-    `noun` and `value` make its short form ("half-life 50ba"), `details` are facts for a list.
-    `if_first_is_heavy` and `if_newest_is_heavy` say why that checkpoint holds most of the average; None for a law that
-    has nothing to turn.
+    `noun` and `value` make its short form ("half-life 50ba"), `details` are facts for a list. A law with a value
+    to turn calls it `high` where the first checkpoint holds most of the average, and `low` where the newest does.
     """
 
     noun: str
     value: str
     details: tuple[str, ...]
-    if_first_is_heavy: str | None = None
-    if_newest_is_heavy: str | None = None
+    high: str | None = None
+    low: str | None = None
 
     @property
     def short(self) -> str:

@@ -87,13 +87,7 @@ class HalfLife:
 
     def words(self) -> Words:
         """Return the half-life as people read it."""
-        return Words(
-            "half-life",
-            self.name,
-            (f"half-life {self.name}",),
-            "the half-life is long",
-            "the half-life is short",
-        )
+        return Words("half-life", self.name, (f"half-life {self.name}",), high="long", low="short")
 
     def phrase(self, interval: Time | None) -> str:
         """Return the half-life for a sentence."""
@@ -160,13 +154,7 @@ class Smoothing:
 
     def words(self) -> Words:
         """Return the smoothing as people read it."""
-        return Words(
-            "smoothing",
-            f"{self.value:g}",
-            (f"smoothing {self.value}",),
-            "the smoothing is high",
-            "the smoothing is low",
-        )
+        return Words("smoothing", f"{self.value:g}", (f"smoothing {self.value}",), high="high", low="low")
 
     def phrase(self, interval: Time | None) -> str:
         """Return the smoothing for a sentence."""

@@ -70,14 +70,14 @@ class Advice:
         if len(self.entries) < _ENOUGH:
             return f"only {len(self.entries)} checkpoint{'s enter' if len(self.entries) > 1 else ' enters'}"
         words = self.recipe.law.words()
-        if words.if_first_is_heavy is None:
+        if words.high is None:
             return f"the {words.noun} gives it that much, for the training that it stands for"
         enough = self.half_life_for_three
         better = f"; {enough} gives three effective checkpoints" if enough else ""
         if heaviest is self.entries[0]:
             better += "; --bias-correction removes the first checkpoint's excess"
-            return f"{words.if_first_is_heavy} for this run{better}"
-        return f"{words.if_newest_is_heavy} for checkpoints this far apart{better}"
+            return f"the {words.noun} is {words.high} for this run{better}"
+        return f"the {words.noun} is {words.low} for checkpoints this far apart{better}"
 
 
 def half_life_for(count: float, recipe: Recipe, entries: Sequence[Entry]) -> Time | None:
