@@ -10,7 +10,8 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli.views import DryRun, RunView, StoredView, TensorTotals, checkpoint_notes
 from ema_cli.errors import EmaError, at_terminal, printable
 from ema_cli.law.laws import HalfLife
-from ema_cli.law.time import Unit, interval_text
+from ema_cli.law.live import NEAR_ENOUGH
+from ema_cli.law.time import Unit
 from ema_cli.planning.plan import Approximation, Plan
 from ema_cli.text import format_optional, plural, relative, size, some
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # they load numpy: not for `inspect`
     from ema_cli.release.verify import Against, Verified
 
 _MOST_PROBLEMS = 20
-_FAR = 0.05  # relative error of a profile above which it is refused
 UNIT_NAMES = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.SAMPLE: "sample", Unit.TOKEN: "token"}
 
 
@@ -51,14 +51,6 @@ def tensors_line(totals: TensorTotals) -> str:
 def law(plan: Plan) -> str:
     """Return the half-life of a plan, its smoothing, or its profile."""
     return plan.recipe.law.words().value
-
-
-def law_line(plans: Sequence[Plan]) -> str:
-    """Return the law of all plans: they differ in the half-life."""
-    name = plans[0].recipe.law.words().noun if len(plans) == 1 else "half-lives"
-    intervals = dict.fromkeys(interval_text(plan.recipe.interval) for plan in plans)
-    correction = ", bias correction" if plans[0].recipe.bias_correction else ""
-    return f"With {name} {', '.join(map(law, plans))}, update interval {' or '.join(intervals)}{correction}:"
 
 
 def plan_line(plan: Plan) -> str:
@@ -117,7 +109,7 @@ def _how_near(plan: Plan | EmaError) -> str:
         return plan.message(at_terminal)
     if plan.approximation is None:
         return ""
-    far = plan.approximation.error > _FAR
+    far = plan.approximation.error > NEAR_ENOUGH
     return _error(plan.approximation) + ("; to have it, store averages nearer to it, or more often" if far else "")
 
 

@@ -15,6 +15,7 @@ from ema_cli.cli.rich_console import console
 from ema_cli.cli.tables import Weights, print_distances, print_profile, print_tensors, print_weights
 from ema_cli.cli.views import Inspection, RunView, StoredView
 from ema_cli.errors import EmaError, printable
+from ema_cli.law.wording import recipes_line
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.search import PassedOver
 from ema_cli.text import some
@@ -144,7 +145,7 @@ def _print_plans(
     out: Console, names: Sequence[str], columns: Mapping[str, Sequence[str]], plans: Sequence[Plan]
 ) -> None:
     """Print the law, the weights of all plans side by side, as many as there is room for, and what they come to."""
-    out.print(Text(sentences.law_line(plans), "bold"), soft_wrap=True)
+    out.print(Text(recipes_line([plan.recipe for plan in plans]), "bold"), soft_wrap=True)
     print_weights(out, names, columns, list(map(Weights.of, plans)))
     out.print()
     for text in sentences.plan_lines(plans):

@@ -10,6 +10,9 @@ from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import Power, make_law
 from ema_cli.law.time import EVERY, Time, interval_text, parse_interval
 
+NEAR, NEAR_ENOUGH = 0.01, 0.05
+"""Relative errors of a profile that is made of stored averages; one above the second is not taken unasked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.law.law import Growing, LiveLaw, Steady
+from ema_cli.law.live import NEAR, NEAR_ENOUGH
 
 Vector = NDArray[np.float64]
 
@@ -37,7 +38,6 @@ _FORGOTTEN = 1e-12  # a share of an average that no longer counts
 _EXACT_EVENTS = 128  # at the end of a cell, where a profile may change from one to the next
 _NODES = 16  # in each stretch before, twice as long as the one after it
 _PRUNED = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)  # shares of the largest weight below which stored averages are left out
-WITHIN = (0.01, 0.05)  # relative errors: what is near, and what is near enough
 _PRUNED_ERROR = 1e-3  # relative; or a tenth more than without
 
 
@@ -99,7 +99,7 @@ class Profiles:
             kept = np.flatnonzero(np.abs(best.weights) >= share * np.abs(best.weights).max())
             pruned = self._nearest(law, *self._factored(kept))
             allowed = max(1.1 * best.error, _PRUNED_ERROR)
-            allowed = min([allowed, *(within for within in WITHIN if best.error <= within)])
+            allowed = min([allowed, *(within for within in (NEAR, NEAR_ENOUGH) if best.error <= within)])
             if pruned.error <= allowed:
                 return pruned
         return best

@@ -12,8 +12,9 @@ from math import floor
 from ema_cli.errors import RunError, UsageError, option
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import HalfLife
+from ema_cli.law.live import NEAR, NEAR_ENOUGH
 from ema_cli.law.recipe import Recipe
-from ema_cli.law.synthesis import WITHIN, Moment, Profiles, Stored, Synthesis, share_before
+from ema_cli.law.synthesis import Moment, Profiles, Stored, Synthesis, share_before
 from ema_cli.law.time import EVERY, Time, Unit
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan
@@ -45,9 +46,9 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
     )
     nearest = profiles.solve(law)
     errors = [profiles.error(half_life) for half_life in grid]
-    reach = {within: _ranges_within(within, grid, errors) for within in WITHIN}
-    if nearest.error > WITHIN[1] and not allow_approximate:
-        raise _out_of_reach(stored, law, nearest.error, reach[WITHIN[1]])
+    reach = {within: _ranges_within(within, grid, errors) for within in (NEAR, NEAR_ENOUGH)}
+    if nearest.error > NEAR_ENOUGH and not allow_approximate:
+        raise _out_of_reach(stored, law, nearest.error, reach[NEAR_ENOUGH])
     stretches = _stretches(moments)
     ends = [end for _, end in stretches]
     approximation = Approximation(
@@ -101,7 +102,7 @@ def _out_of_reach(stored: StoredRun, law: LiveLaw, error: float, reached: Sequen
     ranges = ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in reached) or "none"
     return RunError(
         f"{law.name} is out of reach: the nearest that the stored averages make differs by "
-        f"{error:.1%}; within {WITHIN[1]:.0%} are {ranges}",
+        f"{error:.1%}; within {NEAR_ENOUGH:.0%} are {ranges}",
         subject=stored.root,
         hint="ask for one of these, take the nearest with "
         f"{option('allow_approximate', True)}, or store next time what is nearer: "

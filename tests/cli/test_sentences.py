@@ -86,13 +86,6 @@ def test_one_plan_has_its_warnings_in_full():
     assert sentences.plan_notes([sparse()]) == []
 
 
-def test_the_law_of_several_plans_is_one_line():
-    """What they share is said once."""
-    assert sentences.law_line([plan()]) == "With half-life 20ba, update interval 1ba:"
-    line = sentences.law_line([plan(), plan("0.5ba"), plan("2ba")])
-    assert line == "With half-lives 20ba, 0.5ba, 2ba, update interval 1ba or every:"
-
-
 def test_clocks_of_several_units_stand_together():
     """A checkpoint that enters two plans has the clock of each."""
     run = make_run({"ba": 10, "ep": 1}, {"ba": 20, "ep": 2})
