@@ -137,7 +137,7 @@ class _ItemReader:
         self._folder = folder
         self._metadata = metadata
         self._files: dict[str, InputFile] = {}
-        self._values: dict[str, Any] = {}  # one item may hold several clocks
+        self._values: dict[str, object] = {}  # one item may hold several clocks
 
     def progress(self) -> Progress:
         """Return the clocks that are stored under known names."""

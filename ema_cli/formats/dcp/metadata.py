@@ -7,6 +7,7 @@ classes below are known by their names alone, and everything else stays an inert
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, TypeGuard
@@ -45,6 +46,9 @@ _STORAGE = "torch.distributed.checkpoint.filesystem._StorageInfo"
 _MAX_SIDES = 4_000_000  # of all pieces of all tensors, however often one piece, or one list of them, is repeated
 _MAX_PATH = 256
 
+State = Mapping[object, object]
+"""The attributes of an object in `.metadata`, as unpickled: names to anything."""
+
 
 @dataclass(slots=True)
 class Metadata:
@@ -77,7 +81,7 @@ class Metadata:
         except Damaged as error:
             raise CheckpointError(f"'{name}': {error}", subject=self.file.path) from None
 
-    def _tensor(self, name: str, state: dict[str, Any]) -> StoredTensor:
+    def _tensor(self, name: str, state: State) -> StoredTensor:
         properties = state.get("properties")
         if not isinstance(properties, Inert) or properties.kind != _PROPERTIES:
             raise Damaged("it has no properties")
@@ -126,7 +130,7 @@ def read_metadata(file: InputFile) -> Metadata:
         raise CheckpointError(f"cannot be read: {error}", subject=file.path) from error
 
 
-def _parse(file: InputFile, state: dict[str, Any]) -> Metadata:
+def _parse(file: InputFile, state: State) -> Metadata:
     metadata = Metadata(file)
     blobs = set()
     for name, entry in _dict(state.get("state_dict_metadata")).items():
@@ -174,10 +178,8 @@ def _joined_length(path: tuple[str | int, ...]) -> int:
     return sum(len(part) if isinstance(part, str) else len(str(part)) for part in path) + len(path) - 1
 
 
-def _record(name: str, info: dict[str, Any]) -> Record:
-    file: Any = info.get("relative_path")
-    start: Any = info.get("offset")
-    size: Any = info.get("length")
+def _record(name: str, info: State) -> Record:
+    file, start, size = info.get("relative_path"), info.get("offset"), info.get("length")
     if not isinstance(file, str) or not is_plain_name(file):
         raise Damaged(f"'{name}' is said to be in {shown(file)}, which is not a file name")
     if not (_is_count(start) and _is_count(size)):
@@ -187,7 +189,8 @@ def _record(name: str, info: dict[str, Any]) -> Record:
     return Record(file, start, size)
 
 
-def _state(value: object, kind: str) -> dict[str, Any]:
+def _state(value: object, kind: str) -> State:
+    """Return the state of a placeholder for an object of class `kind`."""
     if not isinstance(value, Inert) or value.kind != kind or not isinstance(value.state, dict):
         name = kind.rpartition(".")[2]
         raise Damaged(f"a {getattr(value, 'kind', type(value).__name__)} stands where a {name} belongs")
@@ -226,5 +229,5 @@ def _is_path(value: object) -> TypeGuard[tuple[str | int, ...]]:
     return all(isinstance(part, str) or _is_count(part) for part in value)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 62

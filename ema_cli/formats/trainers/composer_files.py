@@ -189,12 +189,12 @@ def _encoded(file: str, text: str) -> bytes:
         raise CheckpointError(f"its '{file}' is not valid text", hint=_HINT) from None
 
 
-def _with_class(config: Mapping[str, Any], name: object) -> Mapping[str, Any]:
+def _with_class(config: Mapping[str, object], name: object) -> Mapping[str, object]:
     """Return the configuration with the name of the model's class, which transformers adds when it saves a model."""
     match = _CLASS.match(name) if isinstance(name, str) else None
     return {"architectures": [match[1]], **config} if match and not config.get("architectures") else config
 
 
-def _content(kept: Any, base: str) -> dict[str, Any] | None:
+def _content(kept: Any, base: str) -> dict[str, object] | None:
     content = dig(kept, f"{_CONFIGS[base][0]}/content")
     return content if isinstance(content, dict) and content else None
