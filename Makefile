@@ -6,6 +6,9 @@ PIP_OPTIONS := install --quiet --disable-pip-version-check --constraint constrai
 PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
 
+# Where this is set, every interpreter that a test starts would compile the program anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: test test-full test-quick test-trainers test-package lint types format docs demo fuzz bench bench-full bench-online clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries

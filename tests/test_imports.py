@@ -59,6 +59,7 @@ def test_a_format_is_loaded_where_there_is_one_to_read(tmp_path: Path):
     assert not loaded & (folders | others)
 
 
+@pytest.mark.slow
 def test_average_loads_no_torch(tmp_path: Path):
     """Averaging needs numpy and the safetensors reader, never torch."""
     write_hf_run(tmp_path / "hf", [100, 200])

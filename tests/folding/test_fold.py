@@ -205,6 +205,7 @@ def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyP
     assert raised.value.advice(at_terminal) == "use fewer --threads"
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_several_averages_in_one_pass_are_those_of_one_each(data: st.DataObject):
     """Whichever checkpoints enter each, every average has the bytes that it has alone, and each input is read once."""

@@ -238,10 +238,10 @@ def in_turn(*places: Iterable[Case]) -> list[Case]:
 
 
 def parameters(cases: list[Case]) -> list[Any]:
-    """Return the cases as parameters of a test; those that take long, and those for `make test-full`, are marked."""
+    """Return the cases as parameters of a test; those for `make test-full` are marked."""
     PARAMETERS.extend(cases)
     found = []
     for case in cases:
-        marks = [*[pytest.mark.slow] * (case.seconds > SECONDS), *[pytest.mark.full] * case.full]
+        marks = [pytest.mark.slow, *[pytest.mark.full] * case.full]
         found.append(pytest.param(case, id=case.name, marks=marks))
     return found

@@ -118,6 +118,7 @@ def test_the_model_is_not_touched_by_an_update():
     assert not any(tensor.requires_grad for tensor in held(ema).values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Guards may run slower")  # torch, of Python 3.13.0
 def test_torch_compile_is_looked_through():
     """A compiled model is averaged under its own names, however much of it is compiled."""

@@ -37,6 +37,7 @@ def test_the_default_is_composers():
     torch.testing.assert_close(average.weight.detach().double(), expected, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_float32_average_of_a_bfloat16_model_moves():
     """5,000 steps of 1e-3 from 1.0 toward bfloat16's 1.05 come to 1.0466, where the average is kept in float32."""
     model = nn.Linear(1, 1, bias=False).bfloat16()

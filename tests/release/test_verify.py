@@ -781,6 +781,7 @@ def test_the_examples_run(made: Path, cli: Callable[..., Outcome], tmp_path: Pat
         assert done.code == 0, done
 
 
+@pytest.mark.slow
 def test_what_is_loaded(made: Path):
     """Help loads no numpy, and to verify takes no torch."""
     assert not loaded_by(["verify", "--help"], made) & {"torch", "numpy", "safetensors", "json"}

@@ -249,6 +249,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20)), min_size=1, max_size=6).map("".join))
 def test_names_are_never_markup(name: str):
     """Of a summary, whatever names are in it, Markdown makes a heading, paragraphs, a list and code; names are code."""

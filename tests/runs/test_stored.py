@@ -533,6 +533,7 @@ def test_a_power_profile_may_be_named(tmp_path: Path) -> None:
             EMA(model, **wrong)
 
 
+@pytest.mark.slow
 def test_a_real_training_gives_any_half_life(tmp_path: Path) -> None:
     """A small network, trained by Adam on noisy data, stored at irregular moments: within 1 % of the dense average."""
     random = torch.Generator().manual_seed(4)

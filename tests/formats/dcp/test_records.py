@@ -78,6 +78,7 @@ def test_a_record_that_says_something_else_is_opened_itself(other: object, tmp_p
     assert outcome(reader, record) == outcome(RecordReader(), record)
 
 
+@pytest.mark.slow
 def test_no_byte_outside_the_tensor_can_be_changed_unseen(tmp_path: Path) -> None:
     """With any one byte of a record changed, a reader that knows the record as it was finds what a new one finds."""
     data = record_of(torch.arange(6, dtype=torch.float32))

@@ -85,6 +85,7 @@ def splits(draw: st.DrawFn, shape: tuple[int, ...]) -> list[Box]:
     return draw(st.permutations(boxes))
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_any_range_of_any_partition(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever its shape, its dtype and its pieces, a range of a tensor is what numpy cuts from the whole."""

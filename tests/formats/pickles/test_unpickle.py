@@ -62,6 +62,7 @@ def test_keys_that_could_be_chosen_to_collide_are_placeholders() -> None:
         unpickle(b"Np%d\n." % modulus)
 
 
+@pytest.mark.slow
 @given(value=VALUES, protocol=st.sampled_from(PROTOCOLS))
 def test_plain_values_come_out_equal(value: Any, protocol: int) -> None:
     """Numbers, text and containers of them, in every protocol, are what was pickled."""
