@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import NonFiniteError, option
 from ema_cli.folding.blocks import Block
-from ema_cli.folding.kernel import NonFiniteElements
+from ema_cli.folding.kernel import NOBODY, NonFiniteElements
 
 
 class NonFinite:
@@ -35,35 +35,35 @@ class NonFinite:
         """Return all these tensors."""
         return self.let_through | self.infinite
 
-    def note(self, block: Block, found: NonFiniteElements) -> None:
+    def note(self, block: Block, elements: NonFiniteElements) -> None:
         """Note the tensors that hold these elements of a block.
 
         Raises:
             NonFiniteError: for the first element that is not allowed.
         """
-        if len(found.infinite):
+        if len(elements.infinite):
             with self._lock:
-                self.infinite.update(block.names_of(found.infinite))
-        if not len(found.elements):
+                self.infinite.update(block.names_of(elements.infinite))
+        if not len(elements.wrong):
             return
         if not self._allowed:
-            raise self._error(block, found)
+            raise self._error(block, elements)
         with self._lock:
-            self.let_through.update(block.names_of(found.elements))
+            self.let_through.update(block.names_of(elements.wrong))
 
-    def _error(self, block: Block, found: NonFiniteElements) -> NonFiniteError:
+    def _error(self, block: Block, elements: NonFiniteElements) -> NonFiniteError:
         """Return the error for the first of the elements."""
-        first = int(found.elements.argmin())
-        name, element = block.find(int(found.elements[first]))
-        checkpoint = int(found.checkpoints[first])
-        if checkpoint < 0:
+        first = int(elements.wrong.argmin())
+        name, element = block.find(int(elements.wrong[first]))
+        culprit = int(elements.culprits[first])
+        if culprit == NOBODY:
             return NonFiniteError(
                 f"'{name}' is too large for {block.target.name} at element {element} of the average",
                 hint=f"write a wider type: {option('dtype', 'float32')} or bfloat16",
             )
         return NonFiniteError(
             f"'{name}' is not finite at element {element}",
-            subject=self._checkpoints[checkpoint].path,
+            subject=self._checkpoints[culprit].path,
             hint=f"leave that checkpoint out ({option('start')}, {option('stop')}), or let "
             f"it pass with {option('allow_non_finite', True)}",
         )

@@ -1,4 +1,4 @@
-"""The memory of this process: how much it has taken, and how much it is told to take. No numpy."""
+"""How much memory this process has used. No numpy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has had so far."""
+    """Return the most memory that this process has used so far."""
     try:
-        # First, because on Linux the peak that getrusage tells begins with that of the process that started this one.
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        # Not getrusage: on Linux its peak includes that of the process that started this one.
+        peak = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
+        peak = None
+    if peak:
+        return int(peak[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -8,6 +8,6 @@ _MANY_THREADS = 16
 
 
 def default_threads() -> int:
-    """Return the number of processors that this process may use, up to where more threads gain nothing."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(found, _MANY_THREADS)
+    """Return the number of processors that this process may use, at most 16: more threads gain nothing."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, _MANY_THREADS)

@@ -25,8 +25,8 @@ def block() -> Block:
 def elements(wrong: dict[int, int], infinite: tuple[int, ...] = ()) -> NonFiniteElements:
     """Return elements of a block that are wrong, by the checkpoint to blame, and others that are infinite."""
     return NonFiniteElements(
-        elements=np.array([*wrong], dtype=np.intp),
-        checkpoints=np.array([*wrong.values()], dtype=np.intp),
+        wrong=np.array([*wrong], dtype=np.intp),
+        culprits=np.array([*wrong.values()], dtype=np.intp),
         infinite=np.array(infinite, dtype=np.intp),
     )
 

@@ -22,7 +22,8 @@ that enters:
 2. average = x_n + sum of w_k (x_k - x_n), from the newest checkpoint to the oldest. Each difference, product and sum
    is rounded for itself: a fused multiply-add would round otherwise. Where all x_k are equal, the average is exactly
    that value; for neighbours, which checkpoints are, the differences are exact, so that little is lost.
-3. From BF16 to BF16 it is the plain sum of w_k x_k in float32, whose error of some 1e-7 does not show after rounding.
+3. Where all checkpoints store the block as BF16, and so does the output, it is the plain sum of w_k x_k in float32,
+   whose error of some 1e-7 does not show after rounding.
 4. A zero has the sign that it has in x_n, where that is zero too.
 5. What is not finite is settled as `settling.settle` says.
 6. The average is rounded once to the target: to nearest, ties to even.
@@ -39,8 +40,11 @@ from numpy.typing import NDArray
 
 from ema_cli.dtypes import DType
 
+NOBODY = -1
+"""In place of a checkpoint to blame, where only the average is too large for the target."""
+
 Load = Callable[[int, memoryview], None]
-"""Fills the memory with the stored bytes of the block in checkpoint number so-and-so."""
+"""Takes the number of a checkpoint and memory, and fills it with the stored bytes of the block in that checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +89,13 @@ class SumSpec:
 class NonFiniteElements:
     """Which elements of a block of an average are not finite, by their position in the block, from 0.
 
-    elements [n]: NaN, infinite in some checkpoints only, or too large for the target; each once for a complex part.
-    checkpoints [n]: the number of the oldest checkpoint to blame for each; -1 where only the average is too large.
+    wrong [n]: NaN, infinite in some checkpoints only, or too large for the target. A complex element can come twice.
+    culprits [n]: for each the number of the oldest checkpoint in which it is not finite; NOBODY where all are finite.
     infinite [m]: those with an infinity that is equal in all checkpoints, as in an attention mask, and is kept.
     """
 
-    elements: NDArray[np.intp]
-    checkpoints: NDArray[np.intp]
+    wrong: NDArray[np.intp]
+    culprits: NDArray[np.intp]
     infinite: NDArray[np.intp]
 
 

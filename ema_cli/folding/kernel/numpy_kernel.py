@@ -62,7 +62,7 @@ class NumpyWorkspace:
         values = self._decoded(dtype, stored)
         wrong = np.flatnonzero(np.isnan(values)) // dtype.components
         infinite = np.flatnonzero(np.isinf(values)) // dtype.components
-        return NonFiniteElements(elements=wrong, checkpoints=np.zeros_like(wrong), infinite=infinite)
+        return NonFiniteElements(wrong=wrong, culprits=np.zeros_like(wrong), infinite=infinite)
 
     def _decoded(self, dtype: DType, stored: memoryview) -> Floats:
         count = len(stored) // dtype.itemsize * dtype.components
@@ -175,8 +175,8 @@ class NumpySums:
         infinite = np.isinf(total)
         infinite[wrong] = False
         return NonFiniteElements(
-            elements=self._elements(wrong),
-            checkpoints=culprits,
+            wrong=self._elements(wrong),
+            culprits=culprits,
             infinite=self._elements(np.flatnonzero(infinite)),
         )
 

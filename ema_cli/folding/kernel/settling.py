@@ -23,10 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ema_cli.folding.kernel import NOBODY
 from ema_cli.folding.kernel.floats import Floats
 from ema_cli.folding.kernel.products import keep_zeros
-
-NOBODY = -1  # in place of a checkpoint to blame, where all are finite
 
 
 def settle(

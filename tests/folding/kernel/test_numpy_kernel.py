@@ -136,4 +136,4 @@ def test_what_is_not_finite_in_a_lone_checkpoint_is_found():
     assert not workspace.is_finite(DTYPES["C64"], stored)
     assert workspace.is_finite(DTYPES["C64"], stored[:8])
     found = workspace.find_non_finite(DTYPES["C64"], stored)
-    assert (found.elements.tolist(), found.checkpoints.tolist(), found.infinite.tolist()) == ([1], [0], [2])
+    assert (found.wrong.tolist(), found.culprits.tolist(), found.infinite.tolist()) == ([1], [0], [2])
