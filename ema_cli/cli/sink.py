@@ -35,10 +35,10 @@ class Sink(ABC):
         if self.summary is None:
             yield
             return
-        from ema_cli.report.markdown import check_summary, failure_told
+        from ema_cli.report.markdown import check_summary, failures_appended
 
         check_summary(self.summary)
-        with failure_told(self.summary):
+        with failures_appended(self.summary):
             yield
 
     def check_summary(self, job: Job) -> None:

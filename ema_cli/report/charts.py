@@ -1,6 +1,6 @@
-"""Charts as SVG that needs nothing else: no script, no font, no file. Colours are the page's, by class.
+"""Draw charts as SVG without scripts, fonts or files. The page's style gives the colours, by class.
 
-Every chart is drawn for a width in pixels, so that its text stays readable on a telephone.
+Each chart is drawn for a width in pixels, so that its text stays readable on a telephone.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from itertools import pairwise
 
 from ema_cli.errors import printable
 
-SHADES = 9  # classes of colours, from near to far, which the page's style defines
+SHADES = 9  # classes of colours, from near to far; the page's style defines them
 _FAR = "\u2026"
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 44
-_MOST_TITLES = 300  # marks with a text of their own
+_MOST_TITLES = 300  # with more marks, none has a dot and a title of its own
 _NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A value at a clock, and what is told of it."""
+    """A value at a clock, and its title."""
 
     clock: float
     value: float
@@ -31,14 +31,14 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a heat map: a name, and values, None where there is none."""
+    """A row of a heat map: a name and its values; None where a value is missing."""
 
     name: str
     values: Sequence[float | None]
 
 
 def text(value: object) -> str:
-    """Return what came from a file as text of a page, whatever is in it."""
+    """Return a value from an untrusted file as text of a page, with markup and control characters escaped."""
     return escape(printable(value), quote=True)
 
 
@@ -48,7 +48,7 @@ def percent(share: float) -> str:
 
 
 def amount(number: float) -> str:
-    """Return a number of batches, samples, tokens for an axis."""
+    """Return a number of batches, samples or tokens for an axis: `2.5M` for 2,500,000."""
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(number) >= limit:
             return f"{number / (1e3 if letter == 'k' else limit):.5g}{letter}"
@@ -56,7 +56,7 @@ def amount(number: float) -> str:
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Return round numbers from `low` to `high`, at most so many and one."""
+    """Return round numbers from `low` to `high`, at most `most` + 1: ticks(0, 10, 5) is [0, 2, 4, 6, 8, 10]."""
     if not high > low:
         return [low]
     rough = (high - low) / most
@@ -79,11 +79,11 @@ class Plane:
         self.parts: list[str] = []
 
     def x(self, clock: float) -> float:
-        """Return where a clock is."""
+        """Return the horizontal place of a clock, in pixels from the left."""
         return _LEFT + (clock - self.first) / (self.last - self.first) * (self.width - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
-        """Return where a value is."""
+        """Return the vertical place of a value, in pixels from the top."""
         return self.height - _BOTTOM - (value - self.low) / (self.high - self.low) * (self.height - _TOP - _BOTTOM)
 
     def frame(self, title: str) -> None:
@@ -112,7 +112,15 @@ class Plane:
 def weights_chart(
     marks: Sequence[Mark], unit: str, width: int, *, gaps: Sequence[tuple[float, float]], mean: tuple[float, str] | None
 ) -> str:
-    """Return the weight of each checkpoint at its clock, as a stem; gaps in the run are shaded."""
+    """Draw the weight of each checkpoint as a stem at its clock.
+
+    Args:
+        marks: the weights.
+        unit: the unit of the clocks, in words.
+        width: of the chart, in pixels.
+        gaps: the clocks at both ends of each gap in the run, which is shaded.
+        mean: the clock of the mean age, and a text for it.
+    """
     plane = Plane(
         width, 300 if width > 600 else 240, [mark.clock for mark in marks], [mark.value for mark in marks], unit
     )
@@ -127,11 +135,14 @@ def weights_chart(
         plane.parts.append(f'<path class="mean" d="M{_n(x)} {_TOP}V{bottom}"/>')
         plane.parts.append(f'<text class="{side} name" x="{_n(at)}" y="{_TOP + 10}">{text(mean[1])}</text>')
     zero = _n(plane.y(0))
-    distance = min((plane.x(b.clock) - plane.x(a.clock) for a, b in pairwise(marks) if b.clock > a.clock), default=99.0)
+    distance = min(
+        (plane.x(newer.clock) - plane.x(older.clock) for older, newer in pairwise(marks) if newer.clock > older.clock),
+        default=99.0,
+    )
     thick, radius = max(min(distance * 0.4, 3.0), 0.6), min(distance * 0.42, 4.0)
     for sign in ("weight", "minus"):
         chosen = [mark for mark in marks if (mark.value < 0) == (sign == "minus")]
-        stems = "".join(f"M{_n(plane.x(each.clock))} {zero}V{_n(plane.y(each.value))}" for each in chosen)
+        stems = "".join(f"M{_n(plane.x(mark.clock))} {zero}V{_n(plane.y(mark.value))}" for mark in chosen)
         if stems:
             plane.parts.append(f'<path class="{sign}" style="stroke-width:{_n(thick)}" d="{stems}"/>')
     plane.parts += [_dot(plane, mark, radius) for mark in marks if len(marks) <= _MOST_TITLES]
@@ -147,9 +158,15 @@ def _dot(plane: Plane, mark: Mark, radius: float) -> str:
 
 
 def distance_chart(marks: Sequence[Mark], unit: str, width: int, note: tuple[int, str]) -> str:
-    """Return a value for each checkpoint at its clock; `note` is a text for one of them.
+    """Draw the distance from each checkpoint at its clock.
 
-    They are joined by a line, but where several have one clock, as averages that were stored have.
+    A line joins the values, unless several have the same clock, as stored averages may.
+
+    Args:
+        marks: the distances.
+        unit: the unit of the clocks, in words.
+        width: of the chart, in pixels.
+        note: the position of one mark, and a text for it.
     """
     height = 280 if width > 600 else 230
     plane = Plane(width, height, [mark.clock for mark in marks], [mark.value for mark in marks], unit)
@@ -160,11 +177,11 @@ def distance_chart(marks: Sequence[Mark], unit: str, width: int, note: tuple[int
         plane.parts.append(f'<path class="line" d="M{line}"/>')
     radius = min((width - _LEFT - _RIGHT) / len(marks) * 0.3, 3.0)
     plane.parts += [_dot(plane, mark, radius) for mark in marks if len(marks) <= _MOST_TITLES]
-    # Above the line, however it runs: the text is led to its point.
+    # The text of the note stands above the line, however it runs; a second line leads from it to its point.
     (x, y), half = points[note[0]], len(note[1]) * 3.5 + 4
     middle = min(max(x, _LEFT + half), width - half)
     across = [middle + step * half / 8 for step in range(-8, 9)]
-    top = max(min(_height_at(points, each) for each in across) - 12, _TOP + 12)
+    top = max(min(_height_at(points, x_at) for x_at in across) - 12, _TOP + 12)
     if y - top > 24:
         plane.parts.append(f'<path class="lead-line" d="M{_n(x)} {_n(y - 6)}V{_n(top + 5)}"/>')
     plane.parts.append(f'<circle class="noted" cx="{_n(x)}" cy="{_n(y)}" r="4.5"/>')
@@ -173,7 +190,7 @@ def distance_chart(marks: Sequence[Mark], unit: str, width: int, note: tuple[int
 
 
 def _height_at(points: Sequence[tuple[float, float]], x: float) -> float:
-    """Return where a line through the points is above `x`; beyond its ends, where they are."""
+    """Return the height of a line through the points at `x`; beyond its ends, the height of the nearer end."""
     for (left, start), (right, end) in pairwise(points):
         if left <= x <= right:
             return start + (end - start) * (x - left) / ((right - left) or 1.0)
@@ -181,9 +198,14 @@ def _height_at(points: Sequence[tuple[float, float]], x: float) -> float:
 
 
 def heat_map(rows: Sequence[Row], columns: Sequence[str], edges: Sequence[float], width: int, label: str) -> str:
-    """Return a cell for each value, shaded by the class that `edges` put it in; `columns` are clocks.
+    """Draw a heat map: a cell for each value. Cells of one shade are one path, which keeps thousands of them small.
 
-    The first row is of all, and stands apart. Cells of one shade are one path: thousands of them stay small.
+    Args:
+        rows: the values by layer; the first row, of all layers, stands apart.
+        columns: the clocks of the checkpoints.
+        edges: the values at which one shade ends and the next begins.
+        width: of the chart, in pixels.
+        label: a description for readers who do not see the chart.
     """
     top = gap = 6.0
     longest = max(len(printable(row.name)) for row in rows)
@@ -206,7 +228,7 @@ def heat_map(rows: Sequence[Row], columns: Sequence[str], edges: Sequence[float]
             shades.setdefault(shade(value, edges), []).append(cell)
     parts += [f'<path class="{name}" d="{"".join(cells)}"/>' for name, cells in sorted(shades.items())]
     shown = ticks(0, len(columns) - 1, 6 if width > 600 else 2) if len(columns) > 1 else [0]
-    for column in dict.fromkeys(round(each) for each in shown):
+    for column in dict.fromkeys(round(tick) for tick in shown):
         x = left + (column + 0.5) * across
         parts.append(f'<path class="axis" d="M{_n(x)} {_n(bottom)}v5"/>')
         parts.append(f'<text class="mid" x="{_n(x)}" y="{_n(bottom + 19)}">{text(columns[column])}</text>')
@@ -216,7 +238,7 @@ def heat_map(rows: Sequence[Row], columns: Sequence[str], edges: Sequence[float]
 
 
 def _row_name(name: str, room: int, x: float, y: float, *, first: bool) -> str:
-    """Return the name of a row; of a long one the end, which tells layers apart."""
+    """Draw the name of a row; of a long name the end, in which layers differ."""
     shown = printable(name)
     title = f"<title>{text(name)}</title>" if len(shown) > room else ""
     shown = f"{_FAR}{shown[len(shown) - room + 1 :]}" if title else shown
@@ -224,23 +246,26 @@ def _row_name(name: str, room: int, x: float, y: float, *, first: bool) -> str:
 
 
 def shade_edges(values: Sequence[float]) -> list[float]:
-    """Return where one shade ends and the next begins: round numbers, at most one fewer than there are shades."""
-    found = sorted(value for value in values if 0 < value < math.inf)
-    if not found or found[0] == found[-1]:
+    """Return the values at which one shade ends and the next begins: round numbers, at most `SHADES` - 1.
+
+    Values within a factor of four get equal steps; others get steps of 1, 2, 5, or coarser, in each power of ten.
+    """
+    positive = sorted(value for value in values if 0 < value < math.inf)
+    if not positive or positive[0] == positive[-1]:
         return []
-    if found[0] * 4 >= found[-1]:
-        return ticks(found[0], found[-1], SHADES - 2)
-    low, high = math.floor(math.log10(found[0])), math.ceil(math.log10(found[-1]))
+    if positive[0] * 4 >= positive[-1]:
+        return ticks(positive[0], positive[-1], SHADES - 2)
+    low, high = math.floor(math.log10(positive[0])), math.ceil(math.log10(positive[-1]))
     for mantissas in ((1, 2, 5), (1, 3), (1,)):
         every = [mantissa * 10.0**power for power in range(low, high + 1) for mantissa in mantissas]
-        edges = [edge for edge in every if found[0] < edge < found[-1]]
+        edges = [edge for edge in every if positive[0] < edge < positive[-1]]
         if len(edges) < SHADES + 2:
             break
-    return edges[1 - SHADES :]  # what is nearer than the first of them is near enough
+    return edges[1 - SHADES :]  # the farthest edges: all smaller distances share the lightest shade
 
 
 def shade_words(edges: Sequence[float]) -> list[str]:
-    """Return what each shade stands for."""
+    """Return the range of values of each shade, in words."""
     if not edges:
         return ["all"]
     between = (f"{_number(low)}\u2013{percent(high)}" for low, high in pairwise(edges))
@@ -252,14 +277,14 @@ def _number(share: float) -> str:
 
 
 def shade(value: float | None, edges: Sequence[float]) -> str:
-    """Return the class of a value: of the lightest shade below the first edge."""
+    """Return the class of a value: below the first edge the lightest shade, `none` if it is missing or not finite."""
     if value is None or not math.isfinite(value):
         return "none"
     return shade_name(sum(value >= edge for edge in edges), len(edges) + 1)
 
 
 def shade_name(number: int, count: int) -> str:
-    """Return the class of one of so many shades, spread over all there are."""
+    """Return the class of shade `number` of `count`, spread over all: of two shades `s0` and `s8`."""
     return f"s{round(number * (SHADES - 1) / max(count - 1, 1))}"
 
 

@@ -1,4 +1,4 @@
-"""A report on an average: its manifest, and how far it is from the checkpoints it was made of, as one HTML page."""
+"""Measure the distances of an average from its checkpoints, and write the page of its report."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.replacing import check_target
 from ema_cli.writing.target import Target
 
-MOST_LAYERS = 100  # rows that can be told apart
+MOST_LAYERS = 100  # the most rows that a reader can distinguish
 _SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True, slots=True)
 class Distances:
-    """How far an average is from checkpoints: a value for each, in all and by layer.
+    """The distances of an average from its checkpoints.
 
-    `inputs`: which of the manifest's inputs they are; `missing`: those that are not there. `together`: whether layers
-    were put together. `left_out`: tensors that cannot be compared with every checkpoint, or not as numbers.
+    Attributes:
+        inputs: the positions of the measured checkpoints among the inputs of the manifest.
+        total: the distance from each measured checkpoint, over all tensors.
+        layers: the same by layer.
+        missing: the names of the inputs that are missing.
+        together: whether layers were merged.
+        left_out: the number of tensors that cannot be compared with every checkpoint, or not as numbers.
     """
 
     inputs: Sequence[int]
@@ -50,22 +55,32 @@ def measure_distances(
     threads: int = 1,
     report: ProgressCallback = no_progress,
 ) -> tuple[Distances, list[Checkpoint]]:
-    """Return how far the average is from each of its inputs in the folder `against`, all in one pass; and the inputs.
+    """Measure the distances of an average from its inputs, all in one pass.
+
+    Args:
+        output: the path of the average.
+        manifest: its manifest.
+        against: the folder of its inputs; missing ones are left out.
+        threads: the number of threads that read and compare.
+        report: called with the bytes read so far and the total.
+
+    Returns:
+        The distances, and the opened checkpoints: the average first, then its inputs.
 
     Raises:
-        RunError: where none of them is there.
-        CheckpointError: where one cannot be read, has changed since it was averaged, or changes meanwhile.
+        RunError: if all inputs are missing, or no tensor can be compared.
+        CheckpointError: if one cannot be read, has changed since it was averaged, or changes meanwhile.
     """
-    found = find_inputs(manifest, [against])
-    if not found.paths:
+    found_inputs = find_inputs(manifest, [against])
+    if not found_inputs.paths:
         raise RunError(
-            f"holds none of the checkpoints that were averaged, as '{found.missing[0]}'",
+            f"holds none of the checkpoints that were averaged, as '{found_inputs.missing[0]}'",
             subject=against,
             hint="name the folder that their names in the manifest are relative to",
         )
-    checkpoints = open_inputs(manifest, found.paths)
+    checkpoints = open_inputs(manifest, found_inputs.paths)
     check_unchanged(manifest, checkpoints, threads)
-    inputs = [number for number, entry in enumerate(manifest["inputs"]) if entry["name"] in found.paths]
+    inputs = [number for number, entry in enumerate(manifest["inputs"]) if entry["name"] in found_inputs.paths]
     average = open_checkpoint(output, ReadOptions(keep_prefix=manifest["recipe"]["keep_prefix"]))
     names = [name for name in comparable_names(average, checkpoints) if average.tensors.specs[name].dtype.averaged]
     if not names:
@@ -73,7 +88,7 @@ def measure_distances(
     layers, together = group_layers(names, MOST_LAYERS)
     total, parts = measure_layers(average, checkpoints, layers, threads=threads, progress=report)
     left_out = len(average.tensors.specs) - len(names)
-    return Distances(inputs, total, parts, found.missing, together, left_out), [average, *checkpoints]
+    return Distances(inputs, total, parts, found_inputs.missing, together, left_out), [average, *checkpoints]
 
 
 def report_target(output: Path, path: Path | None) -> Target:
@@ -89,7 +104,11 @@ def report_target(output: Path, path: Path | None) -> Target:
 
 
 def check_report_target(target: Target, output: Path, checkpoints: Sequence[Checkpoint], *, force: bool) -> None:
-    """Raise an OutputError unless the page may be written there: never over what it tells of, nor into its folder."""
+    """Check that the page can be written: never over the average or its inputs, nor into the folder of the average.
+
+    Raises:
+        OutputError: if it cannot.
+    """
     if location(output).info().is_folder and location(output).resolve() in location(target.path).resolve().parents:
         raise OutputError(
             f"is inside {output}, where verify would find a file that its sums do not list",
@@ -100,10 +119,10 @@ def check_report_target(target: Target, output: Path, checkpoints: Sequence[Chec
 
 
 def write_page(target: Target, page: str, *, force: bool) -> int:
-    """Write the page, all of it or nothing; return its size in bytes.
+    """Write the page, completely or not at all; return its size in bytes.
 
     Raises:
-        OutputError: where that is not possible.
+        OutputError: if it cannot be written.
     """
     content = page.encode()
     with stage_file(target.path, force=force) as stream:

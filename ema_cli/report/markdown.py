@@ -1,6 +1,7 @@
-"""What was averaged, as Markdown for the page of a job: weights drawn in text, sums, warnings; below 64 kB, always.
+"""Write a summary of averages as Markdown for the page of a CI job: weights drawn in text, checksums, warnings.
 
-Names come from files nobody vouches for: they stand in code only, where nothing is markup. No numpy.
+It is always shorter than 64 kB. Names come from untrusted files: they stand in code only, where nothing is markup.
+No numpy.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ema_cli.manifest.types import Manifest
 from ema_cli.text import plural, size
 from ema_cli.writing.target import Target
 
-_MOST_BYTES = 60_000  # less than the 64 KB that a job may append; what is left is for the note on what is left out
+_MOST_BYTES = 60_000  # of the 64 KB that a job may append; the rest is for the note on omitted averages
 _MOST_ROWS = 40
 _MOST_WARNINGS = 20
 _MOST_CHARS = 80  # of a name
@@ -32,13 +33,14 @@ Averages = Sequence[tuple[Path, Manifest]]
 
 
 class _NotAppended(OutputError):
-    """A file that nothing can be appended to, not even that."""
+    """The summary file cannot be appended to, so the failure cannot be reported there either."""
 
 
 def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Path] = ()) -> None:
-    """Raise an OutputError unless a summary can be appended to the file, which is not of the output or an input.
+    """Check that a summary can be appended to a file. The file need not exist, but its folder must.
 
-    It need not exist, but its folder must.
+    Raises:
+        OutputError: if it cannot, or if the file belongs to the output or to an input.
     """
     parent = path.absolute().parent
     try:
@@ -62,7 +64,7 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
         ) from error
     if target is not None:
         own = target.path.resolve()
-        if real == own or own in real.parents or real in {each.resolve() for each in sidecars(target.path)}:
+        if real == own or own in real.parents or real in {sidecar.resolve() for sidecar in sidecars(target.path)}:
             raise _NotAppended(f"is of the output, {target.path}", option="summary", subject=path, hint=_HINT)
     for source in (path.resolve() for path in inputs):
         if real == source or source in real.parents:
@@ -70,8 +72,8 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
 
 
 @contextmanager
-def failure_told(path: Path | None) -> Iterator[None]:
-    """Append why, where what is done inside fails; to a file that was checked."""
+def failures_appended(path: Path | None) -> Iterator[None]:
+    """Append the reason to `path`, which was checked before, if the block raises an EmaError."""
     try:
         yield
     except _NotAppended:
@@ -83,10 +85,10 @@ def failure_told(path: Path | None) -> Iterator[None]:
 
 
 def append(path: Path, text: str) -> None:
-    """Append to a file in one write: several jobs may share it. What begins with a heading begins a line.
+    """Append to a file in one write, as several jobs may share it, and on a line of its own.
 
     Raises:
-        OutputError: where that is not possible.
+        OutputError: if it cannot be appended to.
     """
     content = (b"" if _ends_a_line(path) else b"\n\n") + text.encode()
     try:
@@ -106,7 +108,7 @@ def append(path: Path, text: str) -> None:
 
 
 def _ends_a_line(path: Path) -> bool:
-    """Return whether what is in the file, if anything, ends a line; as far as it can be read."""
+    """Return whether the file is empty or ends with a newline; True if it cannot be read."""
     try:
         if not path.is_file():  # a device may never end
             return True
@@ -118,7 +120,7 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def failure_text(problem: EmaError) -> str:
-    """Return why nothing was averaged, as Markdown."""
+    """Return the reason why nothing was averaged, as Markdown."""
     advice = problem.advice(at_terminal)
     hint = f"\n\n{_code(advice, _MOST_CHARS * 5)}" if advice else ""
     message = _code(problem.message(at_terminal), 4000)
@@ -126,7 +128,7 @@ def failure_text(problem: EmaError) -> str:
 
 
 def summary_text(averages: Averages) -> str:
-    """Return what was averaged to each path, as Markdown of less than 64 kB."""
+    """Return the summary of averages, each with its path, as Markdown of less than 64 kB."""
     parts: list[str] = []
     nbytes = 0
     for number, (path, manifest) in enumerate(averages):
@@ -140,7 +142,7 @@ def summary_text(averages: Averages) -> str:
 
 
 def _average_text(path: Path, manifest: Manifest) -> str:
-    """Return what is told of one average; at most some 55 kB, whatever its names are."""
+    """Return the summary of one average: at most some 55 kB, however long its names are."""
     inputs, outputs = manifest["inputs"], manifest["outputs"]
     tool = manifest["tool"]
     where = FOLDER_NAME if manifest["recipe"]["folder"] else sidecars(path)[0].name
@@ -165,7 +167,7 @@ def _average_text(path: Path, manifest: Manifest) -> str:
 
 def _law_line(manifest: Manifest) -> str:
     recipe = manifest["recipe"]
-    entered = sum(bool(each["weight"]) for each in manifest["inputs"])
+    entered = sum(bool(row["weight"]) for row in manifest["inputs"])
     if manifest["approximation"] is not None:
         what = f"{plural(entered, 'stored average')} combined, {manifest['approximation']['relative_error']:.2%} off"
     else:
@@ -177,7 +179,7 @@ def _law_line(manifest: Manifest) -> str:
 
 
 def _weight_lines(inputs: Sequence[Mapping[str, object]]) -> list[str]:
-    """Return a line for each input, its weight drawn; of very many the heaviest."""
+    """Return a line for each input, with its weight as a bar; if there are too many, for the heaviest."""
     weights = [float(str(row["weight"])) for row in inputs]
     heaviest = sorted(range(len(inputs)), key=lambda number: -abs(weights[number]))[:_MOST_ROWS]
     chosen = sorted(heaviest)
@@ -216,10 +218,10 @@ def _shortened(text: str, most: int = _MOST_CHARS) -> str:
 
 
 def _code(text: str, most: int = _MOST_CHARS) -> str:
-    """Return `text` as code within a line: between more backticks than it has in a row."""
+    """Return `text` as inline code: between more backticks than it has in a row."""
     shown = _shortened(text, most)
     ticks = "`" * (_longest_run(shown) + 1)
-    # A space at each end, which is not shown, keeps what is a backtick there apart.
+    # A space at each end, which Markdown does not show, keeps backticks of the text apart from ours.
     inside = f" {shown} " if shown[:1] in ("`", " ", "") or shown[-1:] in ("`", " ") else shown
     return f"{ticks}{inside}{ticks}"
 

@@ -1,6 +1,6 @@
-"""The page of a report: everything in one HTML file that loads nothing, runs nothing, and works without a network.
+"""The page of a report: one HTML file that loads nothing, runs nothing, and works without a network.
 
-Names come from files nobody vouches for: all of them pass through `text`. Equal reports have equal bytes.
+Names come from untrusted files: all of them pass through `text`. Equal reports have equal bytes.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from ema_cli.runs.spacing import measure_spacing
 from ema_cli.text import plural, size, some
 
 _WIDE, _NARROW = 1040, 350  # of charts, in pixels
-_COLUMNS = {_WIDE: 150, _NARROW: 56}  # cells that can be told apart in a row of a heat map
+_COLUMNS = {_WIDE: 150, _NARROW: 56}  # the most cells that a reader can distinguish in a row of a heat map
 _RECIPE_WORDS = {
     "half_life": "half-life", "sigma_rel": "width of the profile", "update_interval": "update interval",
     "bias_correction": "bias correction", "from": "averaged from", "epoch_length": "epoch length",
     "spacing": "spacing given", "keep_prefix": "prefixes kept", "max_shard_size": "largest shard",
     "allow_non_finite": "NaN allowed", "allow_approximate": "approximation allowed", "last": "newest only",
 }  # fmt: skip
-_NOT_TOLD = ("law", "folder")
+_NOT_SHOWN = ("law", "folder")
 
 
 def make_page(name: str, manifest: Manifest, distances: Distances | None) -> str:
@@ -55,7 +55,7 @@ def make_page(name: str, manifest: Manifest, distances: Distances | None) -> str
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        # A name that got through as markup could still load and run nothing.
+        # Second defence: even if a name got through as markup, it could load and run nothing.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
@@ -100,7 +100,7 @@ def _tiles(manifest: Manifest, distances: Distances | None) -> str:
         tiles.append(("between checkpoints", f"{text(_short(Time(spacing.usual, times[0].unit)))}{irregular}"))
     averaged = sum(tensor["averaged"] for tensor in tensors)
     tiles.append(("tensors averaged", f"{averaged:,}" + _of(len(tensors), averaged)))
-    tiles.append(("size", text(size(sum(each["bytes"] for each in manifest["outputs"])))))
+    tiles.append(("size", text(size(sum(row["bytes"] for row in manifest["outputs"])))))
     if distances is not None:
         last = f"distance from {_clock(inputs[distances.inputs[-1]])}"
         tiles.append((last, text(relative_distance(distances.total[-1]))))
@@ -155,47 +155,47 @@ def _weights(manifest: Manifest) -> str:
     )
 
 
-def _distances(manifest: Manifest, found: Distances | None) -> str:
+def _distances(manifest: Manifest, distances: Distances | None) -> str:
     head = "<section>\n<h2>Distance from the checkpoints</h2>\n"
-    if found is None:
+    if distances is None:
         return (
             f'{head}<p class="soft">Not measured. With <code>--against ckpts/</code>, the folder that holds the '
             "checkpoints, this page shows how far the average is from each of them, by layer.</p>\n</section>"
         )
-    inputs = [manifest["inputs"][number] for number in found.inputs]
+    inputs = [manifest["inputs"][number] for number in distances.inputs]
     about = [
         "The norm of the difference between the average and a checkpoint, relative to the norm of the checkpoint: "
         f"0% is the same weights. {plural(len(inputs), 'checkpoint')} measured"
     ]
-    if found.missing:
-        about.append(f"not there: {some(list(found.missing))}")
-    if found.left_out:
-        about.append(f"{plural(found.left_out, 'tensor')} without comparable numbers left out")
-    parts = [f'{head}<p class="soft">{text("; ".join(about))}.</p>', _distance_chart(inputs, found)]
-    return "\n".join([*parts, _heat_map(inputs, found), layers_table(inputs, found), "</section>"])
+    if distances.missing:
+        about.append(f"not there: {some(list(distances.missing))}")
+    if distances.left_out:
+        about.append(f"{plural(distances.left_out, 'tensor')} without comparable numbers left out")
+    parts = [f'{head}<p class="soft">{text("; ".join(about))}.</p>', _distance_chart(inputs, distances)]
+    return "\n".join([*parts, _heat_map(inputs, distances), layers_table(inputs, distances), "</section>"])
 
 
-def _distance_chart(inputs: Sequence[InputRow], found: Distances) -> str:
+def _distance_chart(inputs: Sequence[InputRow], distances: Distances) -> str:
     times = _times(inputs)
-    marks, told = [], {}
-    for at, distance in enumerate(found.total):
+    marks, labels = [], {}
+    for at, distance in enumerate(distances.total):
         if distance.relative is not None and math.isfinite(distance.relative):
-            told[at] = f"{_clock(inputs[at])}, {relative_distance(distance)}"
-            marks.append(Mark(float(times[at].value), distance.relative, f"{inputs[at]['name']}, {told[at]}"))
+            labels[at] = f"{_clock(inputs[at])}, {relative_distance(distance)}"
+            marks.append(Mark(float(times[at].value), distance.relative, f"{inputs[at]['name']}, {labels[at]}"))
     if len(marks) < 2:
         return ""
-    least = nearest(found.total)
-    note = list(told).index(least), f"nearest: {told[least]}"
+    least = nearest(distances.total)
+    note = list(labels).index(least), f"nearest: {labels[least]}"
     drawn = {width: charts.distance_chart(marks, times[0].unit.plural, width, note) for width in (_WIDE, _NARROW)}
     return f"<figure>{_both(drawn)}</figure>"
 
 
-def _heat_map(inputs: Sequence[InputRow], found: Distances) -> str:
-    rows = {"all layers": found.total, **found.layers}
-    values = {name: [distance.relative for distance in distances] for name, distances in rows.items()}
+def _heat_map(inputs: Sequence[InputRow], distances: Distances) -> str:
+    rows = {"all layers": distances.total, **distances.layers}
+    values = {name: [distance.relative for distance in row] for name, row in rows.items()}
     numbers = [value for row in values.values() for value in row if value is not None and math.isfinite(value)]
     edges = charts.shade_edges(numbers)
-    drawn, told = {}, ""
+    drawn, notes = {}, ""
     for width, most in _COLUMNS.items():
         shown = _spread(len(inputs), most)
         table = [Row(name, [row[at] for at in shown]) for name, row in values.items()]
@@ -206,8 +206,8 @@ def _heat_map(inputs: Sequence[InputRow], found: Distances) -> str:
             width,
             "Distance of the average from each checkpoint, by layer",
         )
-        less = f"; {len(shown)} of {len(inputs)} are shown, evenly chosen" if len(shown) < len(inputs) else ""
-        told += f'<figcaption class="{_side(width)}">A row is a layer, a column a checkpoint{less}.</figcaption>'
+        note = f"; {len(shown)} of {len(inputs)} are shown, evenly chosen" if len(shown) < len(inputs) else ""
+        notes += f'<figcaption class="{_side(width)}">A row is a layer, a column a checkpoint{note}.</figcaption>'
     scale = "".join(
         f'<li><i class="{charts.shade_name(number, len(edges) + 1)}"></i>{words}</li>'
         for number, words in enumerate(charts.shade_words(edges))
@@ -216,21 +216,23 @@ def _heat_map(inputs: Sequence[InputRow], found: Distances) -> str:
         scale += '<li><i class="none"></i>no number</li>'
     together = '<p class="soft">There are more layers than can be told apart: they are put together.</p>\n'
     return (
-        f"<h3>By layer</h3>\n{together if found.together else ''}"
-        f'<ul class="legend scale" aria-label="Relative distance">{scale}</ul>\n<figure>{_both(drawn)}{told}</figure>'
+        f"<h3>By layer</h3>\n{together if distances.together else ''}"
+        f'<ul class="legend scale" aria-label="Relative distance">{scale}</ul>\n<figure>{_both(drawn)}{notes}</figure>'
     )
 
 
 def _recipe(manifest: Manifest) -> str:
-    told = [
+    settings = [
         (_RECIPE_WORDS.get(name, name.replace("_", " ")), _value(value))
         for name, value in sorted(manifest["recipe"].items())
-        if name not in _NOT_TOLD and value not in (None, False, [], {})
+        if name not in _NOT_SHOWN and value not in (None, False, [], {})
     ]
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(manifest["libraries"].items()))
-    told += [("made by", f"ema-cli {manifest['tool']['version']}, with {libraries}")]
+    settings += [("made by", f"ema-cli {manifest['tool']['version']}, with {libraries}")]
     fingerprint = f"Fingerprint of an input: {manifest['fingerprint']['what']}."
-    return f'<section>\n<h2>How it was made</h2>\n{pairs(told)}\n<p class="soft">{text(fingerprint)}</p>\n</section>'
+    return (
+        f'<section>\n<h2>How it was made</h2>\n{pairs(settings)}\n<p class="soft">{text(fingerprint)}</p>\n</section>'
+    )
 
 
 def _value(value: object) -> str:
@@ -240,7 +242,7 @@ def _value(value: object) -> str:
 
 
 def _both(drawn: Mapping[int, str]) -> str:
-    """Return a chart for wide screens and one for narrow ones, of which one is shown."""
+    """Return a chart for wide screens and one for narrow ones; the page shows one of them."""
     return "".join(f'<div class="{_side(width)}">{chart}</div>' for width, chart in drawn.items())
 
 
@@ -249,7 +251,7 @@ def _side(width: int) -> str:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """Return so many of the numbers below `count` at most, evenly, the first and the last among them."""
+    """Return at most `most` numbers below `count`, evenly spread; `_spread(5, 3)` is [0, 2, 4]."""
     if count <= most:
         return list(range(count))
     return [number * (count - 1) // (most - 1) for number in range(most)]
@@ -264,6 +266,6 @@ def _clock(checkpoint: InputRow) -> str:
 
 
 def _short(time: Time, digits: int = 4) -> str:
-    """Return a time for a chart or a tile; millions and more in the letters of its axis."""
+    """Return a time for a chart or a tile; from a million on with the letter of the axis, as 2.5M."""
     value = float(f"{float(time.value):.{digits}g}")
     return f"{charts.amount(value) if value >= 1e6 else f'{value:.{digits}g}'}{time.unit}"

@@ -1,4 +1,4 @@
-"""How a report looks: light and dark, on wide screens, telephones and paper. No file, no font, no script."""
+"""The style of a report: light and dark, for wide screens, telephones and paper. No file, no font, no script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DARK = {
     "accent": "#79b0ff", "minus": "#ff9c66", "gap": "#2a2617", "warn": "#2b2410", "warn-ink": "#f3d88f",
     "warn-rule": "#8c6f22", "none": "#3a424d",
 }  # fmt: skip
-# From near to far: what is far stands out from the page.
+# From near to far: a far value stands out from the page.
 _LIGHT_SHADES = (
     "#eaf2fb", "#d3e3f3", "#b3d1e9", "#8abfdd", "#5fa6d1", "#3d8dc3", "#2171b5", "#0b539c", "#082f6a",
 )  # fmt: skip

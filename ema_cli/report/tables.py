@@ -1,4 +1,4 @@
-"""The tables of a report: checkpoints, layers, tensors, files. Long ones are folded, and cut with a note."""
+"""The tables of a report: checkpoints, layers, tensors, files. Long tables are folded, and cut with a note."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ _FINGERPRINT_CHARS = 16
 Column = tuple[str, str]  # title, and class: number, bar, wide (not on a telephone)
 
 
-def layers_table(inputs: Sequence[InputRow], found: Distances) -> str:
-    """Return the distance of each layer from the first, the nearest and the last checkpoint, folded."""
-    chosen = {"first": 0, "nearest": nearest(found.total), "last": len(inputs) - 1}
+def layers_table(inputs: Sequence[InputRow], distances: Distances) -> str:
+    """Return the table of distances of each layer from the first, the nearest and the last checkpoint, folded."""
+    chosen = {"first": 0, "nearest": nearest(distances.total), "last": len(inputs) - 1}
     columns = [("layer", ""), *((f"{word}, {inputs[at]['clock']}", "number") for word, at in chosen.items())]
     rows = []
-    for name, distances in {"all layers": found.total, **found.layers}.items():
-        cosine = distances[-1].cosine
-        shown = (relative_distance(distances[at]) for at in chosen.values())
+    for name, row in {"all layers": distances.total, **distances.layers}.items():
+        cosine = row[-1].cosine
+        shown = (relative_distance(row[at]) for at in chosen.values())
         rows.append([text(name), *shown, "-" if cosine is None else f"{cosine:.6f}"])
     table = _table("layers", [*columns, ("cosine with the last", "number wide")], rows)
     return f"<details>\n<summary>The numbers: first, nearest and last</summary>\n{table}\n</details>"
 
 
-def checkpoints_table(inputs: Sequence[InputRow], found: Distances | None) -> str:
-    """Return each checkpoint with its clock, its weight, and its distance where that is measured."""
+def checkpoints_table(inputs: Sequence[InputRow], distances: Distances | None) -> str:
+    """Return the table of checkpoints: clock, weight, size, fingerprint, and the distance if it was measured."""
     most = max(abs(row["weight"]) for row in inputs) or 1.0
-    measured = dict(zip(found.inputs, found.total, strict=True)) if found else {}
+    measured = dict(zip(distances.inputs, distances.total, strict=True)) if distances else {}
     columns = [("checkpoint", ""), ("clock", "number"), ("weight", "number"), ("", "bar wide")]
-    columns += [("distance", "number")] if found else []
+    columns += [("distance", "number")] if distances else []
     columns += [("size", "number wide"), ("fingerprint (its beginning)", "wide")]
     shown = _ends(len(inputs))
     rows = []
     for number in shown:
-        each = inputs[number]
-        sign = ' class="minus"' if each["weight"] < 0 else ""
-        bar = f'<span{sign} style="width:{abs(each["weight"]) / most * 100:.1f}%"></span>'
-        row = [text(each["name"]), text(each["clock"]), f"{each['weight']:.2%}", bar]
-        row += [relative_distance(measured[number]) if number in measured else "-"] if found else []
-        fingerprint = str(each["fingerprint"] or "not read")[:_FINGERPRINT_CHARS]
-        rows.append([*row, text(size(each["bytes"])), f"<code>{text(fingerprint)}</code>"])
+        entry = inputs[number]
+        sign = ' class="minus"' if entry["weight"] < 0 else ""
+        bar = f'<span{sign} style="width:{abs(entry["weight"]) / most * 100:.1f}%"></span>'
+        row = [text(entry["name"]), text(entry["clock"]), f"{entry['weight']:.2%}", bar]
+        row += [relative_distance(measured[number]) if number in measured else "-"] if distances else []
+        fingerprint = str(entry["fingerprint"] or "not read")[:_FINGERPRINT_CHARS]
+        rows.append([*row, text(size(entry["bytes"])), f"<code>{text(fingerprint)}</code>"])
     table = _table("checkpoints", columns, rows)
     if len(shown) > _FOLDED_ROWS:
         table = f"<details>\n<summary>All {plural(len(shown), 'checkpoint')}</summary>\n{table}\n</details>"
@@ -57,7 +57,7 @@ def checkpoints_table(inputs: Sequence[InputRow], found: Distances | None) -> st
 
 
 def tensors_table(tensors: Sequence[TensorRow]) -> str:
-    """Return how many tensors there are of each type, averaged or copied, and the names of those that stand out."""
+    """Return the number of tensors of each type, averaged or copied, and the names of copied and non-finite ones."""
     numbers: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     for tensor in tensors:
@@ -66,30 +66,30 @@ def tensors_table(tensors: Sequence[TensorRow]) -> str:
         sizes[kind] += tensor["bytes"]
     columns = [("type", "word"), ("how", ""), ("tensors", "number"), ("size", "number")]
     rows = [[*map(text, kind), f"{numbers[kind]:,}", text(size(sizes[kind]))] for kind in sorted(numbers)]
-    odd = {
+    named = {
         "copied": [f"'{tensor['name']}'" for tensor in tensors if not tensor["averaged"]],
         "with NaN or infinity": [f"'{tensor['name']}'" for tensor in tensors if tensor["non_finite"]],
     }
-    told = pairs((word, some(names, _SHOWN_NAMES)) for word, names in odd.items() if names)
-    return f"<section>\n<h2>Tensors</h2>\n{_table('tensors', columns, rows)}\n{told}</section>"
+    lists = pairs((word, some(names, _SHOWN_NAMES)) for word, names in named.items() if names)
+    return f"<section>\n<h2>Tensors</h2>\n{_table('tensors', columns, rows)}\n{lists}</section>"
 
 
 def files_table(files: Sequence[OutputRow]) -> str:
-    """Return each file of the output with its sum."""
+    """Return the table of the files of the output, with their checksums."""
     shown = _ends(len(files))
     columns = [("file", ""), ("size", "number"), ("sha256", "")]
     rows = [
-        [text(each["name"]), text(size(each["bytes"])), f"<code>{text(each['sha256'])}</code>"]
-        for each in (files[at] for at in shown)
+        [text(row["name"]), text(size(row["bytes"])), f"<code>{text(row['sha256'])}</code>"]
+        for row in (files[at] for at in shown)
     ]
     cut = _cut(len(files), len(shown), "file")
     return f"<section>\n<h2>Files</h2>\n{cut}{_table('files', columns, rows)}\n</section>"
 
 
-def pairs(told: Iterable[tuple[str, str]]) -> str:
-    """Return a list of words and what they are."""
-    rows = "".join(f"<dt>{text(word)}</dt><dd>{text(value)}</dd>" for word, value in told)
-    return f'<dl class="pairs">{rows}</dl>' if rows else ""
+def pairs(rows: Iterable[tuple[str, str]]) -> str:
+    """Return a list of pairs: a word and its value."""
+    content = "".join(f"<dt>{text(word)}</dt><dd>{text(value)}</dd>" for word, value in rows)
+    return f'<dl class="pairs">{content}</dl>' if content else ""
 
 
 def relative_distance(distance: Distance) -> str:
@@ -98,7 +98,7 @@ def relative_distance(distance: Distance) -> str:
 
 
 def nearest(distances: Sequence[Distance]) -> int:
-    """Return which distance is the smallest."""
+    """Return the position of the smallest distance."""
 
     def far(at: int) -> float:
         value = distances[at].relative
@@ -108,7 +108,7 @@ def nearest(distances: Sequence[Distance]) -> int:
 
 
 def _table(name: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table, of cells that are HTML already."""
+    """Return a table; its cells must be HTML already."""
 
     def line(cells: Iterable[str], tag: str) -> str:
         kinds = (f' class="{kind}"' if kind else "" for _, kind in columns)
@@ -121,13 +121,13 @@ def _table(name: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) 
 
 
 def _cut(total: int, shown: int, word: str) -> str:
-    """Return a note where not all are shown."""
+    """Return a note if not all rows are shown."""
     note = f"The first and the last of {plural(total, word)} are shown; the manifest lists all of them."
     return f'<p class="soft">{text(note)}</p>\n' if shown < total else ""
 
 
 def _ends(count: int) -> list[int]:
-    """Return the numbers below `count`; the first and the last of many."""
+    """Return the numbers below `count`; if there are too many, the first and the last."""
     if count <= _MOST_ROWS:
         return list(range(count))
     return [*range(_MOST_ROWS // 2), *range(count - _MOST_ROWS // 2, count)]

@@ -168,14 +168,17 @@ def test_an_append_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     """A full disk after the average: exit 5, which says that the rest is done, and is not told as a failure of it."""
     path = tmp_path / "summary.md"
     monkeypatch.setattr(os, "write", lambda descriptor, content: 3)
-    with pytest.raises(OutputError, match="took only 3 of 5 bytes; the rest is done"), markdown.failure_told(path):
+    with pytest.raises(OutputError, match="took only 3 of 5 bytes; the rest is done"), markdown.failures_appended(path):
         append(path, "hello")
 
     def fail(descriptor: int, content: bytes) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", fail)
-    with pytest.raises(OutputError, match="No space left on device; the rest is done"), markdown.failure_told(path):
+    with (
+        pytest.raises(OutputError, match="No space left on device; the rest is done"),
+        markdown.failures_appended(path),
+    ):
         append(path, "hello")
     monkeypatch.undo()
     append(path, "more")
