@@ -1,4 +1,4 @@
-"""What was done, as data that equal runs give equal bytes of: manifest, fingerprints, sums, schemas.
+"""The record of an averaging as data, with equal bytes for equal runs: manifest, fingerprints, checksums, schemas.
 
 May import planning and what is below it.
 """

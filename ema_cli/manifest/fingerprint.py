@@ -1,7 +1,7 @@
-"""What tells an input again: a cheap fingerprint of each, and on request the sha256 of all that is read of it.
+"""Identify inputs: a sampled fingerprint, and optionally SHA-256 sums of all bytes read.
 
 No numpy. A fingerprint is the sha256 of the names, dtypes and shapes of all tensors, by name, and of sample blocks of
-their bytes. It tells another checkpoint, another run and most damage; it does not prove that every byte is the same.
+their bytes. It detects another checkpoint, another run and most damage; it does not prove that every byte is the same.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ CHECKSUM: ChecksumKind = {
 
 
 def fingerprints(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]:
-    """Return the fingerprint of each checkpoint; `threads` read side by side, for disks that let one wait.
+    """Return the fingerprint of each checkpoint. Several `threads` read at the same time, as a disk makes each wait.
 
     Raises:
-        CheckpointError: where one cannot be read.
+        CheckpointError: if one cannot be read.
     """
     tables = {id(checkpoint.tensors.specs): _Samples(checkpoint.tensors.specs) for checkpoint in checkpoints}
 
@@ -46,7 +46,7 @@ def fingerprints(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]:
 
 
 class _Samples:
-    """Where the sample blocks lie in checkpoints with these specs."""
+    """The places of the sample blocks in checkpoints with these specs."""
 
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
         self.head = hashlib.sha256()
@@ -57,7 +57,7 @@ class _Samples:
         for name in sorted(specs):
             spec = specs[name]
             self.head.update(f"{name}\0{spec}\n".encode())
-            end = 0  # of what is sampled of this tensor: small ones are read once, whole
+            end = 0  # of the last block in this tensor: a small tensor is read once, whole
             while wanted and wanted[0] < position + spec.nbytes:
                 start = max((wanted.pop(0) - position) // spec.dtype.itemsize * spec.dtype.itemsize, end)
                 end = max(end, min(start + SAMPLE_BYTES, spec.nbytes))

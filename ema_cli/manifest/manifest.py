@@ -1,7 +1,8 @@
-"""The manifest of an average: what was done, as data that equal runs give equal bytes of; and the sums of its files.
+"""The manifest of an average: the record of its making, with equal bytes for equal runs, and checksums of its files.
 
-In a folder `ema-manifest.json` and `SHA256SUMS`; beside a single file its name with `.manifest.json` and `.sha256`. No
-times, hosts or absolute paths. Sums are in the form that `sha256sum -c` reads. No numpy.
+In a folder it is `ema-manifest.json`, with `SHA256SUMS`; for a single file it stands next to it, under its name with
+`.manifest.json`, with `.sha256`. It holds no times, hosts or absolute paths. Checksums are in the form that
+`sha256sum -c` reads. No numpy.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ema_cli.storage.output_stream import WrittenFile
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 30
-_ROWS = 1024  # of a manifest, in one block
+_ROWS = 1024  # rows of a manifest in one block of its text
 
 
 def make_manifest(
@@ -44,20 +45,20 @@ def make_manifest(
     """Return the manifest of one average, still without its tensors.
 
     Args:
-        plan: the plan that it follows.
-        options: the form of the output, as it stands in the recipe.
-        fingerprints: those of the checkpoints that were read.
-        blocks: the sums of all that was read of them; None if that was not summed up.
-        outputs: the files of the average by name.
-        warnings: what a user should know of it.
+        plan: the plan that was carried out.
+        options: the options of the output, as they stand in the recipe.
+        fingerprints: checkpoint -> its fingerprint, for the checkpoints that were read.
+        blocks: checkpoint -> the checksums of its blocks; None if no checksums were made.
+        outputs: file name -> its size in bytes and its sha256.
+        warnings: the warnings for the user.
     """
-    import numpy as np  # not for what only reads one
+    import numpy as np  # here, so that reading a manifest does not import it
     import safetensors
 
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "ema-cli", "version": __version__},
-        # Not by importlib.metadata: what it looks up may have been changed since the averaging began.
+        # Not by importlib.metadata: it reads files, which may have changed since the averaging began.
         "libraries": {
             "numpy": np.__version__,
             "python": sys.version.partition(" ")[0],
@@ -94,15 +95,20 @@ def _input(
         "trainer": checkpoint.trainer,
         "bytes": checkpoint.nbytes,
         "weight": entry.weight,
-        "fingerprint": fingerprints.get(checkpoint),  # none where its weight is 0: it is not read
+        "fingerprint": fingerprints.get(checkpoint),  # None if its weight is 0: it is not read
     }
     return row if blocks is None else {**row, "blocks": list(blocks.get(checkpoint, ()))}
 
 
 def tensor_row(name: str, spec: TensorSpec, newest: TensorSpec, why: str | None, *, non_finite: bool) -> TensorRow:
-    """Return what is told of a tensor that is written, and is in the newest checkpoint as `newest`.
+    """Return the row of a tensor of the output.
 
-    `why`: why it is copied if it would else be averaged.
+    Args:
+        name: of the tensor in the output.
+        spec: its dtype and shape in the output.
+        newest: its spec in the newest checkpoint.
+        why: the reason to copy a tensor that would otherwise be averaged, None for any other.
+        non_finite: whether it holds NaN or infinity.
     """
     copied = why or (None if newest.dtype.averaged else newest.dtype.kind)
     return {
@@ -117,9 +123,9 @@ def tensor_row(name: str, spec: TensorSpec, newest: TensorSpec, why: str | None,
 
 
 def manifest_text(manifest: Manifest, tensors: Iterator[TensorRow]) -> Iterator[bytes]:
-    """Yield the text of a manifest: keys sorted, one line for each member of a list or of an inner object.
+    """Yield the text of a manifest in blocks, as with many tensors it is long.
 
-    In blocks: with many tensors it is long.
+    Keys are sorted; each member of a list or of an inner object has a line of its own.
     """
     begin = b"{"
     for name, value in sorted({**manifest, "tensors": tensors}.items()):
@@ -128,7 +134,7 @@ def manifest_text(manifest: Manifest, tensors: Iterator[TensorRow]) -> Iterator[
         if isinstance(value, list | Iterator):
             yield from _rows(map(_json, value), b"[]")
         elif isinstance(value, Mapping):
-            yield from _rows((f"{_json(key)}: {_json(each)}" for key, each in sorted(value.items())), b"{}")
+            yield from _rows((f"{_json(key)}: {_json(member)}" for key, member in sorted(value.items())), b"{}")
         else:
             yield _json(value).encode()
     yield b"\n}\n"
@@ -149,17 +155,17 @@ def _json(value: object) -> str:
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest at `path`, checked as far as it is used.
 
-    Numbers that are no integers come as the floats that they were.
+    Numbers that are not integers are returned as the floats that they were when they were written.
 
     Raises:
-        CheckpointError: where it cannot be read, or is not as ema-cli writes it.
+        CheckpointError: if it cannot be read, or is not of the form that ema-cli writes.
     """
     manifest = read_json(location(path).open(), _MAX_BYTES)
     wrong = mismatch(manifest, read_schema("manifest"))
     if wrong:
         raise CheckpointError(f"is no manifest that this version of ema-cli reads: {wrong}", subject=path)
     errors = manifest["approximation"] or {}
-    numbers = [(each, "weight") for each in manifest["inputs"]] + [(errors, name) for name in errors]
+    numbers = [(row, "weight") for row in manifest["inputs"]] + [(errors, name) for name in errors]
     recipe = manifest["recipe"]
     numbers += [(recipe, name) for name in LAW_KEYS if not isinstance(recipe[name], str | None)]
     for owner, name in (*numbers, (manifest, "effective_checkpoints")):
@@ -167,5 +173,5 @@ def read_manifest(path: Path) -> Manifest:
             owner[name] = float(owner[name])
         except OverflowError as error:
             raise CheckpointError(f"its {name} is too large for a number", subject=path) from error
-    found: Manifest = manifest
-    return found
+    checked: Manifest = manifest
+    return checked

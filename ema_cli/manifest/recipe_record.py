@@ -1,4 +1,4 @@
-"""The recipe of a manifest: what decides which checkpoints enter an average, with which weight, as data and back."""
+"""The recipe of a manifest: everything that decides the checkpoints and weights of an average, as data and back."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class RecipeRecord:
 
     Attributes:
         recipe: the law, and the selection of checkpoints.
-        is_stored: whether averages entered that the training stored, instead of raw checkpoints.
-        epoch_length, spacing: the clocks that were given, where checkpoints do not record them.
-        read: how the checkpoints were read.
+        is_stored: whether the inputs are averages that the training stored, instead of raw checkpoints.
+        epoch_length, spacing: the clocks that the user gave for checkpoints that do not record them.
+        read: the options that the checkpoints were read with.
     """
 
     recipe: Recipe
@@ -37,7 +37,7 @@ class RecipeRecord:
         return cls(plan.recipe, plan.approximation is not None, run.epoch_length, run.spacing, run.options)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as a manifest has it; which tensors were copied stands with the options of the output."""
+        """Return the record as in a manifest. The patterns of copied tensors are with the options of the output."""
         return {
             **self.recipe.to_dict(),
             "from": "stored" if self.is_stored else "raw",
@@ -54,8 +54,8 @@ class RecipeRecord:
         """Read the recipe of a manifest.
 
         Raises:
-            UsageError: where the data are no recipe.
-            RunError: where the name of the law is not that of the law.
+            UsageError: if the data are no recipe.
+            RunError: if the recorded name of the law does not belong to the law.
         """
         recipe = Recipe.from_dict(data)
         if recipe.law.name != data["law"]:
@@ -69,7 +69,7 @@ class RecipeRecord:
 
 
 def read_options(data: Mapping[str, Any]) -> ReadOptions:
-    """Return how the checkpoints of a manifest were read, by its recipe."""
+    """Return the options that the checkpoints were read with, from the recipe of their manifest."""
     return ReadOptions(data["key"], data["weights"], data["component"], data["keep_prefix"], copy=tuple(data["copy"]))
 
 

@@ -1,4 +1,4 @@
-"""The schemas that come with the package, and whether a value is as one says: as much of JSON Schema as they use."""
+"""Check values against the schemas of the package, by the part of JSON Schema that these use."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 def read_schema(name: str) -> Mapping[str, Any]:
     """Return the schema called `name`."""
     path = Path(__file__).parent / "schemas" / f"{name}.schema.json"
-    found: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
-    return found
+    schema: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
+    return schema
 
 
 def mismatch(value: Any, schema: Mapping[str, Any]) -> str | None:
-    """Return in words the first thing in which `value` is not as `schema` says, None where all is."""
-    found = _mismatch(value, schema)
-    if found is None:
+    """Return in words the first mismatch between a value and a schema, with its place; None if the value fits."""
+    first = _mismatch(value, schema)
+    if first is None:
         return None
-    parts, fact = found
+    parts, fact = first
     where = "".join(part if part.startswith("[") else f".{part}" for part in reversed(parts)).removeprefix(".")
     return f"{where[:200] or 'it'} {fact}"
 
 
 def _mismatch(value: Any, schema: Mapping[str, Any]) -> tuple[list[str], str] | None:
-    """Return where the first thing is that does not fit, the innermost part first, and what."""
+    """Return the place of the first mismatch, the innermost part first, and the fact in words; None if none."""
     if "const" in schema and (value != schema["const"] or isinstance(value, bool)):  # True is 1 to Python
         return [], f"is not {schema['const']!r}"
     if "enum" in schema and value not in schema["enum"]:
         return [], f"is none of {', '.join(map(repr, schema['enum']))}"
     types = schema.get("type", [])
-    if types and not _is_one(value, [types] if isinstance(types, str) else types):
+    if types and not _has_type(value, [types] if isinstance(types, str) else types):
         return [], f"is no {types if isinstance(types, str) else ' or '.join(types)}"
     if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
         return [], "is not as it is written"
@@ -55,11 +55,11 @@ def _mismatch(value: Any, schema: Mapping[str, Any]) -> tuple[list[str], str] | 
     if isinstance(value, list):
         if len(value) < schema.get("minItems", 0):
             return [], "is empty"
-        for number, each in enumerate(value):
-            found = _mismatch(each, schema["items"])
-            if found:
-                found[0].append(f"[{number}]")
-                return found
+        for number, item in enumerate(value):
+            first = _mismatch(item, schema["items"])
+            if first:
+                first[0].append(f"[{number}]")
+                return first
     return None
 
 
@@ -68,18 +68,18 @@ def _object_mismatch(value: Mapping[str, Any], schema: Mapping[str, Any]) -> tup
     missing = [name for name in schema.get("required", ()) if name not in value]
     if missing:
         return [], f"has no '{missing[0]}'"
-    for name, each in value.items():
+    for name, member in value.items():
         known = properties.get(name, others)
         if known is False:
             return [], f"has '{name[:60]}', which is unknown"
-        found = _mismatch(each, known)
-        if found:
-            found[0].append(name)
-            return found
+        first = _mismatch(member, known)
+        if first:
+            first[0].append(name)
+            return first
     return None
 
 
-def _is_one(value: object, names: list[str]) -> bool:
+def _has_type(value: object, names: list[str]) -> bool:
     if isinstance(value, bool):
         return "boolean" in names
     return any(isinstance(value, _TYPES[name]) for name in names)

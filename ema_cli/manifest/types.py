@@ -1,4 +1,4 @@
-"""What the keys of a manifest hold, for the type checker; the schema in schemas/ says the same of files."""
+"""The types of a manifest, for the type checker; the schema in schemas/ describes the same for files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Source = TypedDict("_Source", {"from": Literal["raw", "stored"]})
 
 
 class RecipeRow(_Source):
-    """What was asked for, resolved. Times are text, as `50ba`."""
+    """The recipe, resolved. Times are text, as `50ba`."""
 
     law: str
     half_life: str | None
@@ -42,7 +42,7 @@ class RecipeRow(_Source):
 
 
 class InputRow(TypedDict):
-    """A checkpoint that entered, oldest first. `fingerprint` is None where its weight is 0: it was not read."""
+    """A checkpoint that entered, oldest first. `fingerprint` is None if its weight is 0: it was not read."""
 
     name: str
     clock: str
@@ -64,7 +64,7 @@ class OutputRow(TypedDict):
 
 
 class TensorRow(TypedDict):
-    """A tensor that was written; `why` it is a copy where it was not averaged."""
+    """A tensor that was written; `why`: the reason for a copy, None if it was averaged."""
 
     name: str
     dtype: str
@@ -76,7 +76,7 @@ class TensorRow(TypedDict):
 
 
 class FingerprintKind(TypedDict):
-    """How the fingerprints of inputs are made."""
+    """The method of the fingerprints of inputs."""
 
     what: str
     samples: int
@@ -84,21 +84,21 @@ class FingerprintKind(TypedDict):
 
 
 class ChecksumKind(TypedDict):
-    """How the sums of everything that was read are made."""
+    """The method of the checksums of all bytes read."""
 
     what: str
     block_bytes: int
 
 
 class ErrorRow(TypedDict):
-    """How near stored averages come to the profile that was asked for, and how near they could, relative."""
+    """The distance of combined stored averages from the wanted profile, and the least possible one, both relative."""
 
     relative_error: float
     least_error: float
 
 
 class Manifest(TypedDict):
-    """What was done for one average. While it is made, `tensors` are not in it: they are written as they come."""
+    """The record of one average. While it is made it has no `tensors`: they are written one after another."""
 
     schema_version: int
     tool: Tool
