@@ -276,7 +276,7 @@ def test_two_hundred_checkpoints_need_few_descriptors(tmp_path: Path):
     assert sum(str(tmp_path) in str(each.readlink()) for each in links) <= 128
 
 
-def test_what_is_put_into_the_target_meanwhile_is_kept(tmp_path: Path):
+def test_a_file_put_into_the_target_meanwhile_is_kept(tmp_path: Path):
     """A file of the user's that appears in the folder while the average runs is not replaced with it."""
     write_hf_run(tmp_path / "run", [100, 200])
     average(plan_of(tmp_path / "run"), tmp_path / "out")

@@ -34,7 +34,7 @@ def test_each_class_has_its_exit_code():
         ("層 é [red]", "層 é [red]"),
     ],
 )
-def test_what_could_steer_a_terminal_is_escaped(text: str, shown: str):
+def test_characters_that_could_steer_a_terminal_are_escaped(text: str, shown: str):
     """Controls, newlines, bidi marks and surrogates come escaped, letters and brackets as they are."""
     assert (printable(text), str(EmaError(text)), EmaError("x", hint=text).hint) == (shown, shown, shown)
 

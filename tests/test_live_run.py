@@ -121,7 +121,7 @@ def test_a_folder_that_is_deleted_names_it(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
-def test_what_appears_meanwhile_does_not_matter(tmp_path: Path):
+def test_a_checkpoint_that_appears_after_planning_changes_nothing(tmp_path: Path):
     """A checkpoint that is saved after the plan was made changes nothing."""
     saved = write_torch_run(tmp_path / "run", STEPS)
     plan = planned(tmp_path / "run")

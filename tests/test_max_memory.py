@@ -23,7 +23,7 @@ def test_sizes_are_decimal_and_binary(text: str, nbytes: int):
 
 
 @pytest.mark.parametrize("text", ["", "200", "MB", "-1MB", "1e3MB", "1PB", "1 M B", "infMB", "1MBps", "\u0661MB"])
-def test_what_is_no_size_is_refused(text: str):
+def test_a_number_without_a_unit_is_no_size(text: str):
     """A bare number, too: bytes or megabytes?"""
     with pytest.raises(UsageError, match=r"max_memory=: .* is not a size") as raised:
         parse_size(text, "max_memory")

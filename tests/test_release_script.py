@@ -60,7 +60,7 @@ def test_several_averages_in_a_folder(job: Job):
     ("arguments", "code"), [("--help", 0), ("", 2), ("a", 2), ("a b", 2), ("a --half-life 1ba", 2), ("a b --dtype", 2),
      ("a b --half-life 1ba --json", 2)],
 )  # fmt: skip
-def test_usage(job: Job, arguments: str, code: int):
+def test_too_few_arguments_end_with_usage_and_exit_2(job: Job, arguments: str, code: int):
     """Help goes to stdout; what is too little to work with is told on stderr, with exit code 2."""
     done = job.run(f"scripts/release.sh {arguments}", {})
     assert done.returncode == code

@@ -37,7 +37,7 @@ def test_gaps_are_listed(tmp_path: Path):
     assert spacing_of(tmp_path, [10, 20, 50, 60]) == {"usual": "10ba", "regular": False, "gaps": [gap]}
 
 
-def test_what_checkpoints_share_is_looked_at_once(tmp_path: Path):
+def test_facts_that_checkpoints_share_are_found_once(tmp_path: Path):
     """A thousand checkpoints of one model cost no more than one: facts on specs are found once for each table."""
     write_torch_run(tmp_path, [1, 2, 3])
     seen: list[object] = []

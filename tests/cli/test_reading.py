@@ -133,7 +133,7 @@ def test_keep_prefix(cli: Cli, tmp_path: Path):
     assert set(load_file(tmp_path / "kept.safetensors")) == {f"_orig_mod.{name}" for name in make_tensors(1)}
 
 
-def test_copy(cli: Cli, tmp_path: Path):
+def test_copied_tensors_are_the_newest_checkpoint_s_to_the_bit(cli: Cli, tmp_path: Path):
     """Tensors that match a pattern are the newest checkpoint's, to the bit; the others are averaged; it is told."""
     saved = write_torch_run(tmp_path / "run", STEPS)
     done = average(cli, "--copy", "layer.b*", "--json")
@@ -209,7 +209,7 @@ def test_bin_shards_become_safetensors_shards(cli: Cli, tmp_path: Path):
         torch.testing.assert_close((parts[0] | parts[1])[name], tensor, rtol=0, atol=2e-7)
 
 
-def test_adapters(cli: Cli, tmp_path: Path):
+def test_an_adapter_comes_out_as_one_with_its_configuration_and_a_warning(cli: Cli, tmp_path: Path):
     """An adapter comes out as one, with its configuration and a warning of what averaging A and B means."""
     made.peft(tmp_path / "run")
     done = cli("average", "run", *LAW)

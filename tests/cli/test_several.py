@@ -113,7 +113,7 @@ def test_options_hold_for_every_average(tmp_path: Path, options: dict[str, Any])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_what_is_not_finite_passes_as_it_does_alone(tmp_path: Path, dtype: torch.dtype):
+def test_several_averages_let_nan_and_infinity_through_with_the_same_bits(tmp_path: Path, dtype: torch.dtype):
     """NaN and infinity that are let through come out with the same bits."""
     write_odd_run(tmp_path / "run", dtype, steps=4)
     for step, value in ((1, torch.nan), (3, torch.inf), (4, -torch.nan)):
@@ -170,7 +170,7 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {name for name, _ in read} == {f"step-{step}.safetensors" for step in range(2, 7)}
 
 
-def test_what_a_dry_run_says_is_what_is_read(tmp_path: Path):
+def test_a_dry_run_of_several_tells_the_bytes_that_are_read(tmp_path: Path):
     """Tied tensors count once, counters as often as checkpoints end an average."""
     write_odd_run(tmp_path / "run", torch.float32)
     for number, half_lives in enumerate((["3ba"], ["0ba"], MANY)):
@@ -221,7 +221,7 @@ def test_force_exchanges_the_whole_folder(tmp_path: Path):
     assert "model.safetensors" in contents(tmp_path / "out")
 
 
-def test_what_is_put_among_them_meanwhile_is_kept(tmp_path: Path):
+def test_a_file_put_among_several_averages_meanwhile_is_kept(tmp_path: Path):
     """A file of the user's that appears in the folder while the averages are made is not replaced with them."""
     write_torch_run(tmp_path / "run", [100, 200])
     target = parse_target(tmp_path / "out")
@@ -353,7 +353,7 @@ def test_too_little_memory_says_how_much_is_needed(tmp_path: Path):
     averaging.average(plans, parse_target(tmp_path / "out"), max_memory=(needed + 2) * 10**6)
 
 
-def test_what_is_not_finite_is_told_of_the_average_that_holds_it(tmp_path: Path):
+def test_a_nan_is_in_the_manifest_of_the_average_that_has_it_alone(tmp_path: Path):
     """A NaN that only one of the averages has is in the manifest of that one alone, as if it were made alone."""
     run = tmp_path / "run"
     run.mkdir()

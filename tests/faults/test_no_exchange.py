@@ -80,7 +80,9 @@ def test_an_error_or_a_kill_at_each_call(bench: Bench, tmp_path: Path, full: boo
 
 # Of each of two that lie beside the file: the old one aside, the new one in its place. Then the file.
 @pytest.mark.parametrize(("scenario", "renames"), [(FILE, 3), (FILE_FORCE, 5), (FILE_BARE, 3)], ids=str)
-def test_what_lies_beside_a_file(bench: Bench, tmp_path: Path, scenario: Scenario, renames: int, full: bool):
+def test_files_beside_a_killed_output_come_back_with_the_next_run(
+    bench: Bench, tmp_path: Path, scenario: Scenario, renames: int, full: bool
+):
     """After a kill it may be missing beside the old file, until the next run in that folder; it is never lost."""
     points = record(bench, tmp_path / "record", scenario, renames)
     old, new = bench.old(scenario) or {}, bench.new(scenario) or {}

@@ -39,7 +39,7 @@ def test_the_first_wrong_element_is_an_error(block: Block):
         NonFinite(CHECKPOINTS, allowed=False).note(block, elements({1: -1}))
 
 
-def test_what_is_let_through_is_noted_by_tensor(block: Block):
+def test_tensors_that_are_let_through_are_noted(block: Block):
     """With leave, the tensors are noted, apart from those whose infinities are equal everywhere."""
     ledger = NonFinite(CHECKPOINTS, allowed=True)
     ledger.note(block, elements({5: 1}, infinite=(0,)))

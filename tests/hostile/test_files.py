@@ -119,7 +119,7 @@ def good_folder(path: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize("case", parameters(FILES))
-def test_what_is_no_file(case: Case, harness: Harness) -> None:
+def test_no_fifo_device_or_loop_is_opened(case: Case, harness: Harness) -> None:
     """What is no regular file is never opened; what is something else is named for what it is."""
     harness.check(KIND, case)
 

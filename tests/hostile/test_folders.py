@@ -226,18 +226,18 @@ def test_folders_of_the_trainer(case: Case, harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("case", parameters(ADAPTERS))
-def test_adapters(case: Case, harness: Harness) -> None:
+def test_hostile_adapter_configurations(case: Case, harness: Harness) -> None:
     """A configuration of an adapter is read strictly, and shown without steering the terminal."""
     harness.check(PEFT, case)
 
 
 @pytest.mark.parametrize("case", parameters(DEEPSPEED_CASES))
-def test_deepspeed(case: Case, harness: Harness) -> None:
+def test_hostile_deepspeed_files(case: Case, harness: Harness) -> None:
     """No program in DeepSpeed's files runs; the file that names the newest is read in bounds."""
     harness.check(DEEPSPEED, case)
 
 
 @pytest.mark.parametrize("case", parameters(PIPELINES))
-def test_pipelines(case: Case, harness: Harness) -> None:
+def test_hostile_components_of_pipelines(case: Case, harness: Harness) -> None:
     """A component of a pipeline is read as strictly as any folder."""
     harness.check(PIPELINE, case)

@@ -233,13 +233,13 @@ INDEXES = [
 
 
 @pytest.mark.parametrize("case", parameters(HEADERS))
-def test_headers(case: Case, harness: Harness) -> None:
+def test_hostile_headers(case: Case, harness: Harness) -> None:
     """A header that lies, repeats itself or never ends is one clear error."""
     harness.check(KIND, case)
 
 
 @pytest.mark.parametrize("case", parameters(INDEXES))
-def test_indexes(case: Case, harness: Harness) -> None:
+def test_hostile_indexes(case: Case, harness: Harness) -> None:
     """No index leads out of its folder, or to itself; what it names is read as strictly as any file."""
     harness.check(SHARDED, case)
 

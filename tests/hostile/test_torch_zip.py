@@ -290,12 +290,12 @@ def test_archives_tensors_and_names(case: Case, harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("case", parameters(PLANTED))
-def test_programs(case: Case, harness: Harness) -> None:
+def test_planted_programs_never_run(case: Case, harness: Harness) -> None:
     """Code at any place of the pickle never runs; beside the weights it is not even in the way."""
     harness.check(KIND, case)
 
 
 @pytest.mark.parametrize("case", parameters(PICKLES))
-def test_pickles(case: Case, harness: Harness) -> None:
+def test_endless_damaged_and_exploding_pickles(case: Case, harness: Harness) -> None:
     """What is endless, damaged or a bomb is read in bounded time and memory, or is one clear error."""
     harness.check(KIND, case)

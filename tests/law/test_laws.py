@@ -16,7 +16,7 @@ from ema_cli.law.laws import LAW_KEYS, PROFILES, HalfLife, Linear, Power, Smooth
 from ema_cli.law.time import Time, Unit
 
 
-def test_half_life():
+def test_after_one_half_life_the_old_average_counts_half():
     """After one half-life the old average counts half, after two a quarter; 0 keeps nothing, infinity all."""
     gap = Gap(Fraction(10), 2, Fraction(11))
     assert HalfLife(Time.parse("10ba")).share(gap, Fraction(50)) == pytest.approx(0.5)

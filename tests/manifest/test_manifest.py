@@ -73,7 +73,7 @@ def test_sums_read_back(sums: dict[str, str]):
 @pytest.mark.parametrize(
     "line", [b"", b"x", b"0" * 63 + b"  a", b"0" * 64 + b" a", b"0" * 64 + b"  ", b"G" * 64 + b"  a"]
 )
-def test_what_is_no_sum_is_refused(line: bytes):
+def test_a_line_that_is_no_sum_is_refused_with_its_number(line: bytes):
     """With the number of its line; and so is a name that stands twice, however it is written."""
     good = b"0" * 64 + b"  a\n"
     with pytest.raises(CheckpointError, match="sums: line 2 is no sum of a file of its own"):
@@ -169,7 +169,7 @@ def test_keys_and_lists_are_in_order(run: InProcess):
     assert len(manifest["outputs"]) > 4
 
 
-def test_it_reads_back(run: InProcess):
+def test_a_manifest_reads_back_as_it_was_written(run: InProcess):
     """As it was written: numbers that are weights are the same floats."""
     written = average(run, "ckpts", "--half-life", "700ba", "-o", "out", "--checksum", "--dtype", "bfloat16")
     plain = json.loads((written / "ema-manifest.json").read_text())
@@ -181,7 +181,7 @@ def test_it_reads_back(run: InProcess):
     assert float(read["effective_checkpoints"]) == plain["effective_checkpoints"]
 
 
-def test_what_it_tells_is_true(run: InProcess):
+def test_sizes_sums_dtypes_and_weights_of_a_manifest_are_true(run: InProcess):
     """Sizes and sums of the outputs, dtypes and shapes of the tensors, why one was copied, weights that sum to 1."""
     written = average(run, "ckpts", "--half-life", "1000ba", "-o", "out", "--dtype", "float16", "--copy", "*.bias")
     manifest = read_manifest(written / "ema-manifest.json")
@@ -200,7 +200,7 @@ def test_what_it_tells_is_true(run: InProcess):
     ]
 
 
-def test_what_is_not_read_has_no_fingerprint(run: InProcess):
+def test_a_checkpoint_without_weight_has_no_fingerprint(run: InProcess):
     """A checkpoint of weight 0 enters the manifest, with neither a fingerprint nor sums."""
     written = average(run, "files", "--half-life", "0ba", "--checksum", "-o", "out.pt")
     manifest = read_manifest(written.with_name("out.pt.manifest.json"))
@@ -215,7 +215,7 @@ def test_what_is_not_read_has_no_fingerprint(run: InProcess):
     ("text", "fact"),
     [("{}", "has no 'schema_version'"), ("[]", "it is no object"), ("{", "not valid JSON"), ('{"a":1,"a":1}', "twice")],
 )
-def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str, fact: str):
+def test_a_file_that_is_no_manifest_is_refused_with_its_path(tmp_path: Path, text: str, fact: str):
     """With the path, and what is wrong."""
     path = tmp_path / "x.manifest.json"
     path.write_text(text)

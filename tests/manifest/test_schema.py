@@ -94,7 +94,7 @@ def test_average_of_stored_ones(run: InProcess):
     assert manifest["approximation"] is not None
 
 
-def test_inspect(run: InProcess):
+def test_every_json_of_inspect_fits_the_schema(run: InProcess):
     """Of a run with all that is odd, of one file, of an average, of stored averages, with a gate that fails."""
     write_hf_run(run.folder / "ckpts", [500, 1000, 1500, 4000])
     (run.folder / "ckpts/checkpoint-1500/model.safetensors").write_bytes(b"")
@@ -121,7 +121,7 @@ def test_inspect(run: InProcess):
         assert ("error" in told) == (code != 0)
 
 
-def test_verify(run: InProcess):
+def test_every_json_of_verify_fits_the_schema(run: InProcess):
     """One that holds, several, one that was made again, one that is damaged, one without a manifest."""
     write_torch_run(run.folder / "files", [10, 20])
     assert run("average", "files", "--half-life", "10ba", "-o", "a.pt")[0] == 0
@@ -162,7 +162,7 @@ def test_compare_and_report(run: InProcess):
 
 
 @pytest.mark.parametrize("command", ["average", "inspect", "verify", "compare", "report"])
-def test_errors(run: InProcess, command: str):
+def test_every_json_of_an_error_fits_the_schema(run: InProcess, command: str):
     """Usage errors, what is missing and what is damaged: an object with the error, and its exit code."""
     (run.folder / "damaged.safetensors").write_bytes(b"\x08" * 100)
     pair = ["damaged.safetensors"] * (2 if command == "compare" else 1)
@@ -253,7 +253,7 @@ def test_our_check_agrees_with_jsonschema(manifest: Any, data: st.DataObject):
     assert (ours is None) == MANIFEST.is_valid(changed), ours
 
 
-def test_what_differs_is_said(manifest: Any, tmp_path: Path):
+def test_a_misfit_names_the_place_and_the_file(manifest: Any, tmp_path: Path):
     """The message names the place, and the error the file."""
     changed = copy.deepcopy(manifest)
     changed["inputs"][1]["blocks"][0] = "x"

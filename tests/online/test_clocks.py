@@ -42,7 +42,7 @@ def test_any_number_is_a_count(three: Any):
 
 
 @pytest.mark.parametrize("wrong", [-1, -0.5, float("nan"), float("inf"), "3", Decimal(3), [3], np.float64("nan")])
-def test_what_is_no_count_is_refused(wrong: Any):
+def test_a_clock_that_is_no_count_is_refused_with_the_argument(wrong: Any):
     """Negative, endless and undefined numbers, and what is no number, are errors that show the argument."""
     with pytest.raises(UsageError, match=r"update\(epoch=.*\): is no count of epochs"):
         told(Clocks(), epoch=wrong)

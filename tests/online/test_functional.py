@@ -14,7 +14,7 @@ from tests.online.models import EveryKind, assert_near, assert_same, small_model
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.5, 0.99, 1.0])
-def test_one_step(smoothing: float):
+def test_one_update_is_the_recurrence_and_counters_are_the_model_s(smoothing: float):
     """ema = smoothing * ema + (1 - smoothing) * model, for parameters and buffers; counters are the model's."""
     model, average = small_model(1), small_model(2)
     walk(model)()
@@ -85,7 +85,7 @@ def test_an_untied_average_of_a_tied_model():
     assert torch.equal(average[1].weight, model[0].weight)
 
 
-def test_what_does_not_fit_is_refused():
+def test_another_shape_and_a_smoothing_outside_0_to_1_are_refused():
     """Another shape, and a smoothing outside of [0, 1], are errors, and nothing has moved."""
     average = small_model(2)
     before = taken(average)

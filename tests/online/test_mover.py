@@ -73,7 +73,7 @@ def test_the_size_of_a_batch_does_not_show(batch: int, monkeypatch: pytest.Monke
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 50))
-def test_what_is_equal_stays(share: float, seed: int):
+def test_an_average_that_is_bit_equal_to_the_model_keeps_its_bits(share: float, seed: int):
     """Where model and average are bit-equal, the average keeps its bits, at any share: frozen layers do not drift."""
     random = torch.Generator().manual_seed(seed)
     values = [torch.randn(9, generator=random) * 10**seed for seed in range(-3, 3)]

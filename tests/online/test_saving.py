@@ -194,7 +194,7 @@ def test_places_that_cannot_be_written(tmp_path: Path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_refused(tmp_path: Path, value: float):
+def test_a_nan_in_a_saved_average_names_the_tensor_and_can_be_allowed(tmp_path: Path, value: float):
     """A NaN, and an infinity that the model does not have, is an error that names the tensor, and can be allowed."""
     model = small_model()
     ema, _ = averaged(model)

@@ -83,7 +83,7 @@ def test_other_models_are_filled_whole():
     assert_same(taken(other), taken(model))
 
 
-def test_what_is_put_elsewhere_in_mid_run_is_averaged_on():
+def test_parameters_whose_memory_is_exchanged_are_averaged_on():
     """Parameters whose memory is exchanged, or laid out otherwise, are averaged as what they are now."""
     model = nn.Conv2d(4, 8, 3, bias=True)
     ema = EMA(model, half_life="1ba")

@@ -233,7 +233,7 @@ def test_a_module_that_is_replaced_by_its_like():
     assert_near(held(ema), dense(models, 3))
 
 
-def test_what_has_no_mean_is_refused():
+def test_8_bit_floats_and_sparse_tensors_are_refused_unless_frozen():
     """8-bit floats and sparse tensors are refused by name, unless they are frozen parameters."""
     model = small_model()
     model.register_buffer("scaled", torch.zeros(3).to(torch.float8_e4m3fn))
@@ -278,7 +278,7 @@ def test_a_copy_of_the_model_is_another_model():
 
 
 @pytest.mark.parametrize("size", [3, 70])
-def test_what_is_turned_in_place_is_noticed(size: int):
+def test_a_weight_that_is_transposed_in_place_is_noticed(size: int):
     """A square weight that is transposed begins where it began, and has its shape; its average is the new one's."""
     model = nn.Linear(size, size, bias=False)
     ema = EMA(model, half_life="0ba")
@@ -291,7 +291,7 @@ def test_what_is_turned_in_place_is_noticed(size: int):
     assert torch.equal(found, model.weight)
 
 
-def test_what_is_cut_in_place_is_an_error():
+def test_a_weight_that_is_cut_in_place_is_an_error():
     """So is what begins where it began and has become shorter; the error names it."""
     model = nn.Linear(3, 4)
     ema = EMA(model, half_life="5ba")

@@ -92,7 +92,7 @@ def test_composers_calls(asked: dict[str, Any], smoothing: float | None):
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_refused(asked: dict[str, Any], message: str):
+def test_arguments_that_make_no_sense_are_usage_errors(asked: dict[str, Any], message: str):
     """Values and combinations that make no sense are usage errors when the EMA is made, and speak of arguments."""
     with pytest.raises(UsageError, match=message) as raised:
         tracks(**asked)

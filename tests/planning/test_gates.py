@@ -41,7 +41,7 @@ def demand(run: InProcess, command: list[str], *gates: object, law: str = "1000b
 
 
 @COMMANDS
-def test_each_gate(run: InProcess, command: list[str]):
+def test_a_gate_holds_at_its_bound_and_fails_beyond_it(run: InProcess, command: list[str]):
     """The bound itself holds; one more, or a share less, does not, and all that does not hold is told."""
     held = ["--min-count", "3", "--max-share", "0.5", "--strict", "--expect-keys", "keys"]
     assert demand(run, command, *held) == []
@@ -68,7 +68,7 @@ def test_strict_is_for_no_warning(run: InProcess, command: list[str]):
 
 
 @COMMANDS
-def test_what_has_no_weight_does_not_enter(run: InProcess, command: list[str]):
+def test_a_checkpoint_without_weight_does_not_count_for_a_gate(run: InProcess, command: list[str]):
     """A half-life of 0ba has one checkpoint in its average, whatever its plan lists."""
     assert demand(run, command, "--min-count", 2, law="0ba") == [
         "--min-count 2: 1 checkpoint enters the average of 0ba"
@@ -85,7 +85,7 @@ def test_each_of_several_averages_must_hold(run: InProcess):
     assert not list(run.folder.glob("ema-*"))
 
 
-def test_they_come_before_any_tensor_is_read(run: InProcess):
+def test_gates_come_before_any_tensor_is_read(run: InProcess):
     """A run with NaN in it fails at the gate, and without one at the NaN."""
     write_torch_run(run.folder / "files", [1, 2])
     torch.save({"model": {**make_tensors(3), "layer.bias": torch.full((4,), math.nan)}, "step": 3}, "files/step-3.pt")

@@ -378,7 +378,7 @@ def test_gates_hold_for_it_too(run: InProcess, big: Mapping[str, Path]):
     assert (code, "--min-count 4" in told["error"]["message"]) == (6, True)
 
 
-def test_what_was_demanded_of_sums_stays(run: InProcess, big: Mapping[str, Path]):
+def test_a_release_with_sums_is_repeated_with_sums(run: InProcess, big: Mapping[str, Path]):
     """A manifest with sums gives one with sums; without a manifest nothing would be compared, so there must be one."""
     assert_repeats(run, big["sums"], ["ckpts"])
     code, told = run.json("average", "ckpts", "--recipe", manifest_of(big["sums"]), "-o", "bare.pt", "--no-manifest")

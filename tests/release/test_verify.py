@@ -123,7 +123,7 @@ def edit_mark(path: Path, edit: Edit) -> None:
     ("name", "files", "tensors"),
     [("folder", 5, 3), ("shards", 7, 3), (SINGLE, 2, 3), ("one.pt", 2, 3)],
 )
-def test_what_was_written_holds(made: Path, name: str, files: int, tensors: int):
+def test_an_average_is_verified_as_it_was_written(made: Path, name: str, files: int, tensors: int):
     """An average is verified as it was written: a folder, shards, a single file of either container."""
     found = check(made / name)
     assert found.problems == ()
@@ -246,7 +246,7 @@ def test_a_link_that_is_not_listed(copy: Path):
     assert problems(copy / "folder") == [f"folder/linked: is not listed in {SUMS}"]
 
 
-def test_what_is_hidden_is_left_alone(copy: Path):
+def test_hidden_files_are_left_alone(copy: Path):
     """Git and the Hub keep hidden files of their own in a folder."""
     for name in (".gitattributes", ".git/config", ".cache/huggingface/x.lock"):
         (copy / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -753,7 +753,7 @@ def test_json_has_outputs_and_the_error(copy: Path, cli: Callable[..., Outcome])
         (["hf"], 6, "hf: has neither a manifest"),
     ],
 )
-def test_what_is_no_matter_of_verification(
+def test_a_missing_file_has_the_exit_code_that_it_has_elsewhere(
     made: Path, cli: Callable[..., Outcome], arguments: list[str], code: int, fact: str
 ):
     """What is missing on the way has the exit code that it has elsewhere."""
@@ -782,7 +782,7 @@ def test_the_examples_run(made: Path, cli: Callable[..., Outcome], tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_what_is_loaded(made: Path):
+def test_help_loads_no_numpy_and_verify_no_torch(made: Path):
     """Help loads no numpy, and to verify takes no torch."""
     assert not loaded_by(["verify", "--help"], made) & {"torch", "numpy", "safetensors", "json"}
     for arguments in (["folder"], ["one.pt"], [SINGLE, "--against", "pt"]):

@@ -56,7 +56,7 @@ PLAIN = {"heading_open", "heading_close", "paragraph_open", "paragraph_close", "
 LISTS = {"bullet_list_open", "bullet_list_close", "list_item_open", "list_item_close"}
 
 
-def test_what_it_says(cli: Cli, tmp_path: Path):
+def test_a_summary_has_path_law_weights_and_sums(cli: Cli, tmp_path: Path):
     """Path, law, weights drawn in the order of the run, sums as in SHA256SUMS, and where the rest is."""
     write_hf_run(tmp_path / "ckpts", [500, 1000, 1500])
     done = cli("average", "ckpts", "--half-life", "500ba", "-o", "release", "--summary", "summary.md")
@@ -90,7 +90,7 @@ Made by ema-cli `0.1.0`; `ema-manifest.json` tells the rest, and repeats it (`--
     )
 
 
-def test_it_is_appended(cli: Cli, tmp_path: Path):
+def test_a_summary_comes_after_what_is_in_the_file(cli: Cli, tmp_path: Path):
     """What is in the file stays; each average comes after it, of several half-lives one after the other."""
     write_torch_run(tmp_path / "ckpts", [10, 20])
     (tmp_path / "summary.md").write_text("# Before\n")

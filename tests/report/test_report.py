@@ -192,7 +192,7 @@ def test_a_page_does_not_lie_in_what_it_tells_of(cli: Cli, run: Path):
     assert cli("verify", "out").code == 0
 
 
-def test_what_is_no_average_has_no_report(cli: Cli, run: Path):
+def test_a_report_of_no_average_is_an_error_that_says_what_to_do(cli: Cli, run: Path):
     """No manifest, several averages, nothing there: each is an error that says what to do."""
     done = cli("report", "ckpts/checkpoint-100")
     assert (done.code, "has no manifest" in done.err, "hint:" in done.err) == (3, True, True)

@@ -176,7 +176,7 @@ def test_some_with_and_some_without_a_clock_is_an_error(tmp_path: Path):
     assert "--spacing" in (raised.value.hint or "")
 
 
-def test_what_the_user_names_is_not_left_out(tmp_path: Path):
+def test_a_file_that_is_named_enters_or_is_an_error(tmp_path: Path):
     """A file that is named enters or is an error, though its name has no number: only a search passes things over."""
     alpha, beta = save(tmp_path / "alpha.pt"), save(tmp_path / "beta-2.pt")
     run = open_run([alpha, beta], spacing=Time.parse("100ba"))

@@ -63,7 +63,7 @@ def test_natural_order_counts():
     assert sorted(texts, key=natural_key) == ordered
 
 
-def test_what_trainers_leave_beside_weights_is_no_checkpoint(tmp_path: Path):
+def test_training_state_beside_weights_is_no_checkpoint(tmp_path: Path):
     """Optimizer, scheduler, RNG and argument files are never taken for weights, sub-folders included."""
     write_torch_run(tmp_path / "run", [100, 200])
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "scaler.pt"):

@@ -137,7 +137,7 @@ def test_the_model_s_own_types_are_written(tmp_path: Path) -> None:
     assert load_file(tmp_path / "ema/first.safetensors")["weight"].dtype == np.float32
 
 
-def test_what_is_out_of_reach_is_refused_with_what_is_not(
+def test_a_half_life_out_of_reach_is_refused_with_those_within(
     cli: Cli, trained: tuple[Path, list[np.ndarray]], tmp_path: Path
 ) -> None:
     """A half-life far below those that were stored is exit 4, says what is within reach, and can be insisted on."""
@@ -307,7 +307,9 @@ def test_updates_that_contradict_clocks_are_refused(stored: Path) -> None:
     ],
     ids=str,
 )
-def test_what_the_training_has_settled_cannot_be_asked_for(recipe: Recipe, error: type[EmaError], stored: Path) -> None:
+def test_unit_interval_and_start_of_stored_averages_are_settled(
+    recipe: Recipe, error: type[EmaError], stored: Path
+) -> None:
     """Unit, interval and beginning are those of the averages; the error says so."""
     with pytest.raises(error):
         make_stored_plan(open_stored([stored]), recipe, allow_approximate=True)
@@ -426,7 +428,7 @@ def test_the_error_that_is_told_is_the_true_one(kept: dict[str, Any], asked: dic
     assert plan.recipe.update_interval == Time.parse(interval["update_interval"])
 
 
-def test_what_is_within_reach_is_not_refused(tmp_path: Path) -> None:
+def test_leaving_out_small_weights_refuses_no_half_life_within_reach(tmp_path: Path) -> None:
     """Leaving out small weights never lifts the error over what is refused, nor over what is called near."""
     train(tmp_path / "ema", at=[53, 107, 264, 361])
     stored = open_stored([tmp_path])

@@ -112,7 +112,7 @@ LIBRARIES: dict[str, tuple[dict[str, TensorSpec], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("label", LIBRARIES)
-def test_what_must_not_be_averaged_is_refused(label: str) -> None:
+def test_packed_weights_and_their_scales_are_refused_with_the_reason(label: str) -> None:
     """Packed weights, floating scales beside them, and what cannot be averaged apart are refused, with the reason."""
     tensors, expected = LIBRARIES[label]
     found = refusals(tensors)
@@ -125,7 +125,7 @@ def test_what_must_not_be_averaged_is_refused(label: str) -> None:
 
 
 @pytest.mark.parametrize("label", LIBRARIES)
-def test_what_the_user_wants_copied_is_not_refused(label: str) -> None:
+def test_packed_weights_that_are_copied_whole_are_not_refused(label: str) -> None:
     """With everything that belongs together copied, nothing is left to refuse; without a part of it, that part is."""
     tensors, _ = LIBRARIES[label]
     found = refusals(tensors)

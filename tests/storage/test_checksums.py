@@ -25,7 +25,7 @@ def test_the_sum_is_that_of_the_bytes_in_any_order(sizes: list[int], random):
     assert summed.hexdigest(len(data)) == hashlib.sha256(data).hexdigest()
 
 
-def test_what_was_not_followed_is_read_at_the_end():
+def test_bytes_that_were_not_followed_are_read_at_the_end():
     """Without a word on what was written, the whole file is read."""
     data = bytes(range(256)) * 20_000
     summed = RunningChecksum(lambda offset, size: data[offset : offset + size])

@@ -93,7 +93,7 @@ def test_the_entries_of_a_folder_say_what_they_are(tmp_path: Path):
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
-def test_what_the_file_system_refuses_is_unreadable_not_damaged(
+def test_a_file_that_the_system_refuses_is_unreadable_not_damaged(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The error names the path and the reason, and its class says that nobody knows what is in it."""

@@ -115,6 +115,6 @@ def test_a_call_of_the_file_system_is_noticed(line: str):
         "text.replace('a', 'b')",
     ],
 )
-def test_what_only_looks_like_one_is_let_through(line: str):
+def test_calls_that_only_look_like_file_access_are_let_through(line: str):
     """What storage offers, text, and methods of other things that have such names."""
     assert not disk_calls(line)

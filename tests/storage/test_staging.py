@@ -332,7 +332,7 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.mark.usefixtures("system")
-def test_what_lies_beside_a_file_comes_and_goes_with_it(tmp_path: Path):
+def test_files_beside_a_file_come_and_go_with_it(tmp_path: Path):
     """New ones, over older ones, and older ones that nothing new is staged for."""
     target = tmp_path / "x.safetensors"
     stage_beside(target, b"1", force=False)
@@ -420,7 +420,7 @@ def test_a_disk_on_which_nothing_can_be_put_back_keeps_the_file(
 
 
 @pytest.mark.parametrize("committed", [False, True])
-def test_what_lay_beside_a_file_comes_back_unless_the_file_was_replaced(tmp_path: Path, committed: bool):
+def test_files_beside_a_file_come_back_unless_it_was_replaced(tmp_path: Path, committed: bool):
     """A run that was killed while it took away an older manifest: it is put back if the file is the older one, too."""
     hidden = tmp_path / ".ema-cli-0123456789abcdef"
     hidden.mkdir()
@@ -433,7 +433,7 @@ def test_what_lay_beside_a_file_comes_back_unless_the_file_was_replaced(tmp_path
     assert contents(tmp_path) == ({FILES[0]: b"new"} if committed else dict.fromkeys(FILES[:2], b"old"))
 
 
-def test_what_is_no_file_beside_the_target_is_not_replaced(tmp_path: Path):
+def test_a_folder_in_the_place_of_the_sums_is_not_replaced(tmp_path: Path):
     """A folder in the place of the sums: nothing is published, and what was put in place before is taken back."""
     (tmp_path / BESIDE[1]).mkdir()
     with pytest.raises(OutputError, match=r"x\.safetensors\.sha256: is not a regular file"):

@@ -96,7 +96,7 @@ def test_average_of_shards(cli: Cli, written: Path, tmp_path: Path, law: list[st
 
 
 @pytest.mark.parametrize("kind", ["averages", "sharded"])
-def test_clocks(cli: Cli, written: Path, kind: str):
+def test_composer_s_batches_samples_and_epochs_are_clocks(cli: Cli, written: Path, kind: str):
     """Batches, samples and completed epochs come from the file or from the shards; the link counts for nothing."""
     told = cli("inspect", written / kind, "--json").json["run"]
     suffix = "" if kind == "sharded" else "-rank0.pt"

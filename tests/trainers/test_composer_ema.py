@@ -191,7 +191,9 @@ def test_files_are_as_composer_s(tmp_path: Path, law: dict[str, Any], save_inter
         ({"half_life": "infba"}, STEPS, 1e99, 1),
     ],
 )
-def test_average(law: dict[str, Any], clocks: list[float], half_life: float, interval: float):
+def test_composer_s_average_is_the_recurrence_over_all_batches(
+    law: dict[str, Any], clocks: list[float], half_life: float, interval: float
+):
     """The average is the recurrence over all batches, at half-lives 0 and infinity as well, and in samples."""
     algorithm, recorder = make_ours(**law), make_recorder()
     train(algorithm, recorder, eval_interval="3ba")
@@ -289,7 +291,9 @@ def test_get_models():
         (11, {"half_life": "1ep"}, torch.float32),
     ],
 )
-def test_resume(tmp_path: Path, stop: int, law: dict[str, Any], dtype: torch.dtype):
+def test_a_resumed_composer_training_gives_the_same_bits(
+    tmp_path: Path, stop: int, law: dict[str, Any], dtype: torch.dtype
+):
     """A training that is resumed from a checkpoint gives the same bits as one without a stop."""
     whole, resumed = make_ours(**law), make_ours(**law)
     first = train(whole, dtype=dtype)
@@ -386,7 +390,7 @@ def test_train_with_ema_weights():
     assert_same(copied(trainer.state.model), averaged(algorithm))
 
 
-def test_what_composer_s_constructor_lets_through():
+def test_arguments_that_make_no_sense_are_refused_when_composer_s_ema_is_made():
     """What makes no sense is an error at once; smoothing alone is enough."""
     for arguments in (
         {"half_life": None},
@@ -424,7 +428,7 @@ def test_two_processes(cli: Cli, tmp_path: Path, strategy: str):
     assert_rounds(load_file(tmp_path / "ema-0ba.safetensors"), at_stop)
 
 
-def test_import():
+def test_importing_the_package_imports_no_composer():
     """`import ema_cli` loads no Composer."""
     code = "import sys, ema_cli; ema_cli.EMA; sys.exit('composer' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -52,7 +52,7 @@ def test_files_are_what_the_training_held(written: Path, kind: str):
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_average(cli: Cli, written: Path, tmp_path: Path, kind: str):
+def test_a_deepspeed_run_averages_to_one_file_without_masters(cli: Cli, written: Path, tmp_path: Path, kind: str):
     """The run averages to one file, in the model's dtype and with its names; masters are not weights.
 
     That half-precision weights have masters is said, and said of no others.
@@ -65,7 +65,7 @@ def test_average(cli: Cli, written: Path, tmp_path: Path, kind: str):
     assert_rounds(averaged, recurrence(load_truth(written / kind), STEPS, 6))
 
 
-def test_clocks(cli: Cli, written: Path):
+def test_deepspeed_s_steps_and_samples_are_clocks(cli: Cli, written: Path):
     """Steps and samples come from the file."""
     told = cli("inspect", written / "1-bfloat16" / "out", "--json").json["run"]
     assert [each["name"] for each in told["checkpoints"]] == [f"global_step{step}" for step in STEPS]

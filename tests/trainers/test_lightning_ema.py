@@ -273,7 +273,7 @@ def test_weights_alone_are_the_average(cli: Cli, tmp_path: Path):
     assert_same(copied(model), recorder.steps[12])
 
 
-def test_what_the_module_leaves_out_stays_out(tmp_path: Path):
+def test_tensors_that_a_module_s_hook_leaves_out_stay_out(tmp_path: Path):
     """A module whose own hook saves a part of its tensors has that part averaged, and no more."""
     model = make_model(keep=lambda name: name.startswith("net.0"))
     fit(tmp_path, make_ema("8ba"), make_saver(tmp_path, save_weights_only=True), model=model, epochs=1)
@@ -303,7 +303,7 @@ def test_saved_while_validating(tmp_path: Path):
 
 @pytest.mark.parametrize("step", [5, 12, 17, 24])
 @pytest.mark.parametrize("law", [("8ba", "3ba"), (("4ba", "20ba"), "1ba"), ("2ep", "1ep")])
-def test_resume(tmp_path: Path, step: int, law: tuple[Any, str]):
+def test_a_resumed_lightning_training_gives_the_same_bits(tmp_path: Path, step: int, law: tuple[Any, str]):
     """A training that is stopped in an epoch, or at its end, and resumed gives the same bits as one without a stop."""
     half_life, interval = law
     whole, whole_model = make_ema(half_life, update_interval=interval), make_model()
@@ -432,7 +432,7 @@ def test_bf16_moves(tmp_path: Path):
     assert not torch.equal(averaged(callback)["net.0.weight"].bfloat16(), recorder.steps[1]["net.0.weight"])
 
 
-def test_what_lightning_does_not_count():
+def test_samples_and_tokens_are_refused_since_lightning_counts_neither():
     """Times in samples and tokens are an error at once."""
     for arguments in ({"half_life": "50sp"}, {"half_life": "5ba", "ema_start": "100tok"}):
         with pytest.raises(UsageError, match="neither samples nor tokens"):
@@ -454,7 +454,7 @@ def test_strategies_that_flatten(tmp_path: Path, strategy: str):
         make_ema("8ba").setup(trainer, make_model(), "fit")
 
 
-def test_import():
+def test_importing_the_package_imports_no_lightning():
     """`import ema_cli` loads no Lightning."""
     code = "import sys, ema_cli; ema_cli.EMA; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -50,7 +50,7 @@ def test_folders_are_what_the_training_held(written: Path, whole: list[Tensors])
     ("law", "clocks", "half_life"),
     [(["--half-life", "6ba"], STEPS, 6), (["--half-life", "1ep"], [0, 1, 1, 2], 1)],
 )
-def test_average(
+def test_a_sharded_lightning_run_averages_to_one_file(
     cli: Cli, written: Path, whole: list[Tensors], tmp_path: Path, law: list[str], clocks: list[int], half_life: int
 ):
     """The run's folder averages to one file, in steps and in completed epochs."""
@@ -59,7 +59,7 @@ def test_average(
     assert_rounds(load_file(tmp_path / f"ema-{law[1]}.safetensors"), recurrence(whole, clocks, half_life))
 
 
-def test_clocks(cli: Cli, written: Path):
+def test_steps_and_epochs_of_sharded_lightning_come_from_meta_pt(cli: Cli, written: Path):
     """Steps and epochs come from meta.pt; the step that ends an epoch counts it."""
     told = cli("inspect", written / "run", "--json").json["run"]["checkpoints"]
     assert [each["name"] for each in told] == NAMES

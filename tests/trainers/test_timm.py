@@ -99,7 +99,9 @@ def test_folder_is_timm_s(run: Path):
 
 
 @pytest.mark.parametrize(("half_life", "interval"), [(2, 1), (1, 2)])
-def test_average(cli: Cli, run: Path, tmp_path: Path, half_life: int, interval: int):
+def test_a_timm_run_averages_without_links_and_recovery_files(
+    cli: Cli, run: Path, tmp_path: Path, half_life: int, interval: int
+):
     """checkpoint-0 is one completed epoch; links, and recovery files of the middle of an epoch, do not enter."""
     done = cli("average", run, "--half-life", f"{half_life}ep", "--update-interval", f"{interval}ep", "--json")
     assert done.code == 0, done
@@ -110,7 +112,7 @@ def test_average(cli: Cli, run: Path, tmp_path: Path, half_life: int, interval: 
     assert entered == [f"checkpoint-{epoch}.pth.tar" for epoch in expected]
 
 
-def test_clocks(cli: Cli, run: Path):
+def test_timm_s_completed_epochs_are_clocks(cli: Cli, run: Path):
     """Completed epochs come from the file; the links are passed over as what they are."""
     told = cli("inspect", run, "--json").json["run"]
     numbered = [each for each in told["checkpoints"] if each["name"].startswith("checkpoint-")]

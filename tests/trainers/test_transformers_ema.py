@@ -418,7 +418,7 @@ def test_saving_the_model_only_saves_the_average_only(tmp_path: Path):
         ({"half_life": "-1ba"}, "half_life"),
     ],
 )
-def test_what_makes_no_sense_is_refused_at_once(asked: dict[str, Any], message: str):
+def test_arguments_that_make_no_sense_are_refused_before_training(asked: dict[str, Any], message: str):
     """Before any training, an error says what is wrong."""
     with pytest.raises(UsageError, match=message):
         EMACallback(**asked)

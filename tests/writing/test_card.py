@@ -92,7 +92,7 @@ def test_the_whole_card(plan: Plan):
     )
 
 
-def test_what_the_card_says_works_as_it_says_it(cli: Cli, tmp_path: Path):
+def test_the_commands_of_a_card_work_one_after_the_other(cli: Cli, tmp_path: Path):
     """Its commands, one after the other in the folder: what is made again does not lie in what is checked."""
     write_hf_run(tmp_path / "run", [100, 200, 300])
     assert cli("average", "run", "--half-life", "100ba", "-o", "release").code == 0

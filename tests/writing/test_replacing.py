@@ -91,7 +91,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("force", [True, False])
 @pytest.mark.parametrize("label", FOREIGN)
-def test_what_is_not_ours_beside_a_file_is_never_replaced(tmp_path: Path, label: str, force: bool):
+def test_foreign_files_of_our_names_are_never_replaced(tmp_path: Path, label: str, force: bool):
     """Whatever has the name of our manifest or sums and is neither stays, force or not."""
     number, content = FOREIGN[label]
     path = tmp_path / "x.safetensors"
@@ -152,7 +152,7 @@ def test_a_long_manifest_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.M
     assert 0 < sum(sizes) < 2 << 20 < sidecars(path)[0].stat().st_size
 
 
-def test_what_lies_beside_and_cannot_be_read_is_not_called_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreadable_file_beside_is_not_called_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A failing disk is told as such."""
     path = tmp_path / "x.safetensors"
     own_sidecars(path)
@@ -164,7 +164,7 @@ def test_what_lies_beside_and_cannot_be_read_is_not_called_foreign(tmp_path: Pat
     refuse(Target(path, False), "x.safetensors.manifest.json: cannot be read at byte 0: Input/output error")
 
 
-def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path):
+def test_a_fifo_a_link_and_a_device_are_never_replaced(tmp_path: Path):
     """A FIFO, a link and a device stay what they are, force or not."""
     fifo, link = tmp_path / "f.safetensors", tmp_path / "l.safetensors"
     os.mkfifo(fifo)

@@ -10,7 +10,7 @@ import pytest
 from ema_cli.writing.side_files import find_side_files, set_config_dtype
 
 
-def test_what_loads_a_model_is_taken_and_state_is_not(tmp_path: Path):
+def test_files_that_load_a_model_travel_and_training_state_does_not(tmp_path: Path):
     """Configuration, tokenizer, processor, templates and remote code travel; training state never does."""
     wanted = {
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
@@ -54,7 +54,7 @@ def test_a_config_without_a_dtype_gains_one_when_converted():
 
 
 @pytest.mark.parametrize("text", [b"[1]", b"not json", b"\xff"])
-def test_what_is_no_config_is_left_alone(text: bytes):
+def test_a_config_that_cannot_be_read_is_copied_as_it_is(text: bytes):
     """Whatever the file holds, it is copied rather than guessed at."""
     assert set_config_dtype(text, {"F16"}, converted=True) == text
 

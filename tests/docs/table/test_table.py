@@ -33,7 +33,7 @@ def test_the_table_of_what_is_read_is_tested_whole() -> None:
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(("row", "number"), [(row, number) for row in READ for number in range(len(READ[row]))])
-def test_what_is_read_is_averaged(row: str, number: int, cli: Cli, tmp_path: Path) -> None:
+def test_a_checkpoint_that_the_table_calls_read_is_averaged(row: str, number: int, cli: Cli, tmp_path: Path) -> None:
     """The untouched run gives the average that float64 arithmetic gives, rounded once."""
     case = READ[row][number](tmp_path / "run")
     law = () if "--half-life" in case.arguments else LAW
@@ -162,7 +162,7 @@ def test_the_table_of_what_is_refused_is_tested_whole() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("row", REFUSED)
-def test_what_is_refused_is_refused(row: str, cli: Cli, tmp_path: Path) -> None:
+def test_a_checkpoint_that_the_table_calls_refused_is_one_error(row: str, cli: Cli, tmp_path: Path) -> None:
     """One error with its code, the reason and the way out; nothing is written."""
     build, code, message = REFUSED[row]
     run = build(tmp_path / "run")

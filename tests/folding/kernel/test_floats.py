@@ -62,7 +62,7 @@ def test_every_type_decodes_as_torch_converts_it(name: str, work: type):
     assert bytes(encoded(DTYPES[name], out)) == stored.view(torch.uint8).numpy().tobytes()
 
 
-def test_what_is_accumulated_in_float64():
+def test_one_wide_type_makes_the_sum_wide():
     """One float64 or complex128 among the types makes the sum wide; all others are added in float32."""
     assert sum_dtype([DTYPES["BF16"], DTYPES["F16"], DTYPES["F32"], DTYPES["C64"]]) == np.float32
     for wide in ("F64", "C128"):

@@ -128,7 +128,7 @@ def test_the_newest_checkpoint_that_enters_has_a_weight():
     assert table.bases == [1, 0]
 
 
-def test_what_is_not_finite_in_a_lone_checkpoint_is_found():
+def test_nan_in_a_lone_checkpoint_is_found_and_its_infinity_is_not():
     """NaN is wrong; an infinity is equal in all of one checkpoint. A complex element counts as one."""
     workspace = NUMPY.workspace(WorkspaceSize(2, 1 << 10, 1, 1))
     values = torch.tensor([1, complex(0, torch.nan), complex(torch.inf, 0), 2], dtype=torch.complex64)

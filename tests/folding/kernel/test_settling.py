@@ -44,7 +44,9 @@ def test_a_difference_that_overflows_does_not_spoil_the_average():
         ([[np.nan, 1], [np.nan, 1], [np.nan, 1]], (0, 0)),
     ],
 )
-def test_what_is_not_finite_is_found(rows: list[list[float]], expected: tuple[int, int]):
+def test_the_first_checkpoint_and_element_that_are_not_finite_are_named(
+    rows: list[list[float]], expected: tuple[int, int]
+):
     """The first checkpoint and element that hold NaN, or an infinity the others do not share, are named."""
     assert settle(rows, [0.25, 0.25, 0.5])[1] == expected
 

@@ -129,7 +129,7 @@ def test_other_plain_containers(protocol: int) -> None:
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_bytes(protocol: int) -> None:
+def test_bytes_of_every_length_come_out_equal(protocol: int) -> None:
     """Bytes of every length, and a bytearray, come out equal."""
     value = [b"", b"ab", bytes(70_000)]
     assert unpickle(pickle.dumps(value, protocol)) == value
