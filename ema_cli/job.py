@@ -15,7 +15,7 @@ from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.kernel import WeightTable
 from ema_cli.folding.sink import Sink
 from ema_cli.planning.plan import Plan
-from ema_cli.runs.run import averaged_error
+from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.same_model import check_same_model
 from ema_cli.runs.tensor_rules import check_averageable, copied_names
 from ema_cli.storage.checksums import Checksums

@@ -18,7 +18,8 @@ from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit, format_number
 from ema_cli.planning.advice import Advice, effective_count
 from ema_cli.planning.entry import Entry, Skipped
-from ema_cli.runs.run import Run, averaged_error
+from ema_cli.runs.entering import averaged_error
+from ema_cli.runs.run import Run
 
 
 @dataclass(frozen=True, slots=True)

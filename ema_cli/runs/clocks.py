@@ -1,4 +1,4 @@
-"""Settle the clocks of a run: what one checkpoint cannot tell, such as where its epochs begin, all of them can."""
+"""Settle the clocks of a run: facts such as the number of its first epoch show only in all checkpoints together."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ema_cli.formats.trainers.names import name_clocks
 from ema_cli.law.time import Time, Unit
 from ema_cli.text import natural_key
 
-_PREFERENCE = (Unit.BATCH, Unit.TOKEN, Unit.SAMPLE, Unit.EPOCH)  # what orders a run best comes first
+_PREFERENCE = (Unit.BATCH, Unit.TOKEN, Unit.SAMPLE, Unit.EPOCH)  # the unit that orders a run best comes first
 
 
 def settle_clocks(checkpoints: Sequence[Checkpoint], epoch_length: Time | None) -> tuple[list[Checkpoint], list[str]]:
-    """Return the checkpoints with their clocks completed, and notes on what was inferred.
+    """Return the checkpoints with their clocks completed, and notes on the inferences.
 
-    In this order: clocks from names, Composer's completed epochs, epochs that were counted from 0,
-    `epoch_length` between epochs and batches.
+    The steps, in this order: take clocks from names, complete Composer's epochs, shift epochs that were counted from
+    0, convert between epochs and batches by `epoch_length`.
     """
     notes: list[str] = []
     settled = [replace(checkpoint, progress=_add_name_clocks(checkpoint)) for checkpoint in checkpoints]
@@ -45,7 +45,7 @@ def _with_clock(checkpoint: Checkpoint, unit: Unit, value: Fraction, source: str
 
 
 def _add_name_clocks(checkpoint: Checkpoint) -> Progress:
-    """Take from the name what neither the file nor a sidecar says."""
+    """Add the clocks of the name, in units that neither the file nor a sidecar records."""
     progress, named = checkpoint.progress, name_clocks(checkpoint.name)
     of_epoch = progress if Unit.EPOCH in progress.clocks else named
     return replace(
@@ -56,9 +56,10 @@ def _add_name_clocks(checkpoint: Checkpoint) -> Progress:
 
 
 def _complete_composer_epochs(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """Count the epoch whose last batch is done: Composer saves that batch under the epoch's own number.
+    """Count the epoch of a checkpoint after its last batch: Composer saves that batch under the epoch's own number.
 
-    The epoch's length follows from any later checkpoint, as (batch - batch_in_epoch) / epoch.
+    The length of an epoch follows from any later checkpoint: (batch - batch_in_epoch) / epoch. For instance batch 25
+    in epoch 2, its 5th there, means (25 - 5) / 2 = 10 batches; then batch 10, the 10th of epoch 0, completes epoch 1.
     """
     lengths = set()
     for checkpoint in checkpoints:
@@ -85,7 +86,7 @@ def _complete_epoch(checkpoint: Checkpoint, length: Fraction) -> Checkpoint:
 def _shift_epochs(checkpoints: list[Checkpoint], notes: list[str]) -> list[Checkpoint]:
     """Turn epochs that were counted from 0 into completed ones, unless epoch 0 is the untrained model."""
     unknown = [checkpoint for checkpoint in checkpoints if checkpoint.progress.epoch_origin_unknown]
-    first = min(unknown, key=lambda each: each.clock(Unit.EPOCH) or Fraction(0), default=None)
+    first = min(unknown, key=lambda checkpoint: checkpoint.clock(Unit.EPOCH) or Fraction(0), default=None)
     if first is None or first.clock(Unit.EPOCH) != 0 or first.clock(Unit.BATCH) == 0:
         return checkpoints
     notes.append(f"epochs are counted from 0 ({first.name}): each is taken as one more completed epoch")
@@ -109,7 +110,7 @@ def _convert_epochs(checkpoints: list[Checkpoint], epoch_length: Time) -> list[C
 
 
 def _filler(unit: Unit, known: Unit, convert: Callable[[Fraction], Fraction]) -> Callable[[Checkpoint], Checkpoint]:
-    """Return a function that fills in the clock in `unit` from the one in `known`, where only that is there."""
+    """Return a function that adds a missing clock in `unit`, converted from the clock in `known` if there is one."""
 
     def fill(checkpoint: Checkpoint) -> Checkpoint:
         clocks: Mapping[Unit, Clock] = checkpoint.progress.clocks
@@ -125,7 +126,7 @@ def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
 
     Raises:
         UsageError: for a spacing of 0 or infinity.
-        RunError: where checkpoints record a clock in that unit themselves.
+        RunError: if checkpoints record a clock in that unit themselves.
     """
     if not 0 < spacing.value < float("inf"):
         raise UsageError(f"'{spacing}' is no distance between checkpoints", option="spacing", hint="as in 100ba")
@@ -138,5 +139,5 @@ def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
         else:
             message, hint = f"{with_clock[0].name} does, {without.name} does not", "name those that do not"
         raise RunError(f"{option('spacing', f'{spacing}')}: {message} record a clock in {unit.plural}", hint=hint)
-    ordered = sorted(checkpoints, key=lambda each: natural_key(each.name))
-    return [_with_clock(each, unit, step * number, "spacing") for number, each in enumerate(ordered, 1)]
+    ordered = sorted(checkpoints, key=lambda checkpoint: natural_key(checkpoint.name))
+    return [_with_clock(checkpoint, unit, step * number, "spacing") for number, checkpoint in enumerate(ordered, 1)]

@@ -1,4 +1,4 @@
-"""Whether checkpoints are of one model: the same names, shapes and dtypes."""
+"""Check that checkpoints are of one model: the same tensor names, shapes and dtypes, and the same settings."""
 
 from __future__ import annotations
 
@@ -15,29 +15,34 @@ def first_differences(
     copied: Collection[str] = (),
     limit: int = 4,
 ) -> list[str]:
-    """Return sentences on how the tensors of the checkpoints differ from those of the newest, the first few.
+    """Return the first differences between the checkpoints and the newest one, in sentences.
 
-    Each names both checkpoints, the tensor and both specs. With `mixed_floats`, float dtypes may differ; tensors in
-    `copied` may differ in every way, as only the newest's are used.
+    A sentence names both checkpoints, the tensor or setting, and both values.
+
+    Args:
+        checkpoints: the checkpoints, the newest last.
+        mixed_floats: whether float dtypes may differ.
+        copied: the names of tensors that may differ in every way, as only those of the newest are used.
+        limit: the most sentences.
     """
-    found: list[str] = []
+    differences: list[str] = []
     newest = checkpoints[-1]
     theirs = newest.tensors.specs
     for checkpoint in checkpoints[:-1]:
         for setting in sorted({*checkpoint.adapter.values, *newest.adapter.values}):
             one, other = checkpoint.adapter.values.get(setting), newest.adapter.values.get(setting)
             if one != other:
-                found.append(f"{checkpoint.name}: its {setting} is {one}, but {other} in {newest.name}")
+                differences.append(f"{checkpoint.name}: its {setting} is {one}, but {other} in {newest.name}")
         ours = checkpoint.tensors.specs
         if ours is not theirs:
             for name in [*ours, *(name for name in theirs if name not in ours)]:
                 if name not in copied and not _same_spec(ours.get(name), theirs.get(name), mixed_floats):
-                    found.append(_difference(name, checkpoint, newest))
-                    if len(found) >= limit:
+                    differences.append(_difference(name, checkpoint, newest))
+                    if len(differences) >= limit:
                         break
-        if len(found) >= limit:
-            return found[:limit]
-    return found
+        if len(differences) >= limit:
+            return differences[:limit]
+    return differences
 
 
 def _same_spec(one: TensorSpec | None, other: TensorSpec | None, mixed_floats: bool) -> bool:
@@ -49,7 +54,11 @@ def _same_spec(one: TensorSpec | None, other: TensorSpec | None, mixed_floats: b
 def check_same_model(
     checkpoints: Sequence[Checkpoint], *, mixed_floats: bool = False, copied: Collection[str] = ()
 ) -> None:
-    """Raise a RunError if not all checkpoints have the same tensor names, shapes and dtypes, and the same settings."""
+    """Check that all checkpoints have the same tensor names, shapes and dtypes, and the same settings.
+
+    Raises:
+        RunError: naming the first differences, with the exceptions of `first_differences`.
+    """
     differences = first_differences(checkpoints, mixed_floats=mixed_floats, copied=copied)
     if differences:
         only_floats = not mixed_floats and not first_differences(checkpoints, mixed_floats=True, copied=copied, limit=1)

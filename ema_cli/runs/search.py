@@ -1,4 +1,4 @@
-"""Search a folder for checkpoints the way trainers fill it; say what was passed over, and why. No tensors here."""
+"""Search a folder for checkpoints as trainers fill it; list what is passed over, with reasons. Reads no tensors."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ema_cli.storage.location import location
 from ema_cli.text import natural_key
 
 _MAX_DEPTH = 16
-_PARTS = tuple({*BASES, *BASES.values()})  # what the weights of a folder's own model are called
+_PARTS = tuple({*BASES, *BASES.values()})  # the first parts of the file names of a folder's own model
 _POINTER_BYTES = 4096
 _MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """Something in the folder that does not enter. `warn`: the user may have wanted it."""
+    """A path in the folder that does not enter, with the reason. `warn`: the user may have wanted it."""
 
     name: str
     reason: str
@@ -40,23 +40,23 @@ class PassedOver:
 
 @dataclass(slots=True)
 class Search:
-    """What a folder holds: paths that look like checkpoints, in natural order, and what was passed over."""
+    """The contents of a folder: paths that look like checkpoints, in natural order, and paths that are passed over."""
 
     root: Path
     paths: list[Path] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
-    _seen: set[Identity | None] = field(default_factory=set)
+    _visited: set[Identity | None] = field(default_factory=set)
 
     def visit(self, folder: Path, depth: int = 0, *, folders_only: bool = False) -> None:
         """Collect the checkpoints in `folder` and below it.
 
         Args:
             folder: the root, or a folder below it.
-            depth: how many folders it lies below the root.
+            depth: the number of folders from the root to it.
             folders_only: pass over single files, which are parts of the model in a folder around this one.
 
         Raises:
-            CheckpointError: where a folder cannot be looked into.
+            CheckpointError: if a folder cannot be listed.
         """
         if not self._is_entered(folder, depth):
             return
@@ -66,7 +66,7 @@ class Search:
         folders = [
             entry
             for entry in entries
-            # DeepSpeed's files in a folder of the Hugging Face Trainer are what it resumes from.
+            # In a folder of the Hugging Face Trainer, DeepSpeed's folder only serves to resume.
             if self._is_searched(entry) and not (is_checkpoint and DEEPSPEED_TAG.search(entry.name))
         ]
         if not folders_only:
@@ -76,13 +76,13 @@ class Search:
         if is_checkpoint and any(map(_has_clock, self.paths[first:])):
             self.pass_over(folder, "a model beside its own checkpoints")
         elif is_checkpoint:
-            # What lies in it is a part of it, as the modules of a sentence-transformers model are.
+            # Checkpoints inside it are its parts, as the modules of a sentence-transformers model.
             self.paths[first:] = [folder]
         elif not folders_only and folder != self.root and name_clocks(folder.name).clocks and len(self.paths) == first:
             self.pass_over(folder, "holds no weights", warn=True)
 
     def pass_over(self, path: Path, reason: str, *, warn: bool = False) -> None:
-        """Note that `path` does not enter."""
+        """Add `path` to the paths that do not enter."""
         self.passed_over.append(PassedOver(self.name(path), reason, warn))
 
     def name(self, path: Path) -> str:
@@ -90,21 +90,21 @@ class Search:
         return path.relative_to(self.root).as_posix() if path != self.root else "(this folder)"
 
     def _is_entered(self, folder: Path, depth: int) -> bool:
-        """Return whether the folder is there, was not searched before, and is not too deep."""
+        """Return whether the folder exists, was not searched before, and is not too deep; if not, note the reason."""
         info = location(folder).info()
         if not info.exists:
             self.pass_over(folder, "disappeared while it was searched", warn=True)
-        elif info.identity in self._seen:
+        elif info.identity in self._visited:
             self.pass_over(folder, "a link to a folder that is read already")
         elif depth > _MAX_DEPTH:
             self.pass_over(folder, "too deep in the folder that is searched", warn=True)
         else:
-            self._seen.add(info.identity)
+            self._visited.add(info.identity)
             return True
         return False
 
     def _add_files(self, files: list[Entry], *, beside_model: bool) -> None:
-        """Add checkpoints of one file each; beside a model only those with a clock in their names: others are parts."""
+        """Add single-file checkpoints; next to a model only names with a clock, since other files are its parts."""
         for file in files:
             if not beside_model or name_clocks(file.name).clocks:
                 self.paths.append(file.path)
@@ -112,7 +112,7 @@ class Search:
                 self.pass_over(file.path, "beside a model, and its name has no clock", warn=True)
 
     def _is_searched(self, entry: Entry) -> bool:
-        """Return whether the entry is a folder to search; note why a folder is not."""
+        """Return whether the entry is a folder to search; note the reason if a folder is not."""
         if not entry.is_folder or entry.name.startswith("."):
             return False
         if entry.is_link and not self._is_within(entry.path) and not is_checkpoint_folder(entry.path):
@@ -130,7 +130,7 @@ class Search:
         return location(path).resolve().is_relative_to(location(self.root).resolve())
 
     def _is_checkpoint_file(self, entry: Entry) -> bool:
-        """Return whether the entry is a file of weights; note why a file that could be one is not."""
+        """Return whether the entry is a checkpoint file; note the reason if a likely file is not."""
         name, path = entry.name, entry.path
         if name.startswith(".") or entry.is_folder or SHARD.search(name):
             return False
@@ -156,18 +156,22 @@ class Search:
 
 
 def check_one_run(root: Path, paths: list[Path]) -> None:
-    """Raise a RunError that lists them if the paths belong to several runs.
+    """Check that the paths belong to one run.
 
-    A run is the folder above the first part of a path that carries a clock; without a clock, the parent.
+    The run of a path is the folder above its first part with a clock; without a clock, its parent. For instance
+    `a/step-10/model.pt` is of run `a`.
+
+    Raises:
+        RunError: listing the runs, if there are several.
     """
     runs: dict[str, list[Path]] = {}
     for path in paths:
         parts = path.relative_to(root).parts
         at = next((i for i, part in enumerate(parts) if name_clocks(part).clocks), len(parts) - 1)
         if at == len(parts) - 1 and COPIES.search(parts[at - 1] if at else ""):
-            continue  # best/model.pt is a copy, beside step-10/model.pt
+            continue  # best/model.pt is a copy of a checkpoint such as step-10/model.pt
         runs.setdefault("/".join(parts[:at]), []).append(path)
-    # a/model.pt, b/model.pt: one folder for each checkpoint, under names that say nothing.
+    # a/model.pt, b/model.pt: a folder for each checkpoint, without a clock in any name.
     containers = all(len(group) == 1 for group in runs.values()) and len({path.name for path in paths}) == 1
     if len(runs) > 1 and not containers:
         listed = ", ".join(f"{run or '.'} ({len(group)})" for run, group in sorted(runs.items())[:8])
@@ -183,14 +187,14 @@ def _has_clock(path: Path) -> bool:
 
 
 def _pointer(path: Path) -> str | None:
-    """Return the sibling that a small text file names: Composer links so where the file system has no links."""
+    """Return the sibling that a small text file names: so Composer replaces links on file systems without them."""
     try:
         if not 0 < location(path).info().size <= _POINTER_BYTES:
             return None
         file = location(path).open()
         text = file.read(0, file.size).strip()
     except CheckpointError:
-        return None  # whoever opens it says why
+        return None  # opening it as a checkpoint gives the reason
     if not text or b"\0" in text or b"/" in text:
         return None
     name = os.fsdecode(text)

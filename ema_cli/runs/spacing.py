@@ -1,4 +1,4 @@
-"""How far apart the checkpoints of a run are, and whether evenly."""
+"""Measure the distances between the checkpoints of a run: the usual one, and gaps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Spacing:
 
 
 def measure_spacing(clocks: Sequence[Fraction | float]) -> Spacing | None:
-    """Return how far apart checkpoints with these clocks are, None where no two clocks differ.
+    """Return the spacing of checkpoints with these clocks, None if no two clocks differ.
 
     Args:
         clocks: one for each checkpoint, in one unit, never falling. Checkpoints of equal clocks count as one.

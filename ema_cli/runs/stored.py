@@ -1,6 +1,6 @@
-"""Averages that a run stored while it trained (`EMA.store`), and plans that make others of them.
+"""Find and open the averages that a run stored while it trained (`EMA.store`).
 
-What each file is, its metadata say. Nothing here knows how the weights are found: that is `synthesis.py`.
+The metadata of a file describe its average. Plans that combine stored averages are made in `planning/stored_plan.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MAX_CONFIG = 1 << 24  # bytes
 
 @dataclass(frozen=True, slots=True)
 class StoredAverage:
-    """One stored average: its law (None: the first copy of the model), and when it was stored."""
+    """One stored average: its law (None: the first copy of the model), and the clock at which it was stored."""
 
     checkpoint: Checkpoint
     law: LiveLaw | None
@@ -48,7 +48,7 @@ class StoredAverage:
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """All that one training stored, oldest first; at one clock the first copy, then as named."""
+    """The stored averages of one training, oldest first; at the same clock the first copy, then in order of names."""
 
     run: Run
     averages: tuple[StoredAverage, ...]
@@ -60,12 +60,12 @@ class StoredRun:
 
     @property
     def unit(self) -> Unit:
-        """Return the unit in which the averages count."""
+        """Return the unit of the averages' clocks."""
         return self.averages[0].clock.unit
 
     @property
     def interval(self) -> Time | None:
-        """Return the time between update events, None where each update was one."""
+        """Return the time between update events, None if each update was one."""
         return self.averages[0].schedule.interval
 
     @property
@@ -85,7 +85,7 @@ class StoredRun:
 
 
 def is_stored(path: Path) -> bool:
-    """Return whether a file's name and folder are such as `EMA.store` gives."""
+    """Return whether `EMA.store` gives such names to a file and its folder."""
     if path.suffix != ".safetensors":
         return False
     if path.stem == FIRST:
@@ -98,7 +98,7 @@ def is_stored(path: Path) -> bool:
 
 
 def find_stored(paths: Sequence[Path]) -> list[Path]:
-    """Return the files at and below `paths` that look stored by their names, in natural order."""
+    """Return the files at and below `paths` with names of stored averages, in natural order."""
     stored = [path for path in paths if is_stored(path) and location(path).info().is_file]
     for path in paths:
         inside = walk(path, hidden=False, skip_unreadable=True)
@@ -107,11 +107,11 @@ def find_stored(paths: Sequence[Path]) -> list[Path]:
 
 
 def open_stored(paths: Sequence[Path]) -> StoredRun:
-    """Read the headers of what a training stored at or below `paths`.
+    """Read the headers of the stored averages at and below `paths`.
 
     Raises:
-        NoWeights: where nothing is stored there.
-        CheckpointError: for a file that cannot be read, or does not say what it is.
+        NoWeights: if there is none.
+        CheckpointError: for a file that cannot be read, or whose metadata do not describe its average.
         RunError: for averages of several trainings.
     """
     for path in paths:
@@ -152,18 +152,20 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
             subject=root,
             hint='store some while the model trains: EMA(model, half_life=("25ba", "100ba")) and ema.store(folder)',
         )
-    ordered = sorted(averages.values(), key=lambda each: (each.clock.value, each.law is not None))
+    ordered = sorted(averages.values(), key=lambda average: (average.clock.value, average.law is not None))
     folder = _find_model_folder(ordered[-1].checkpoint.path)
     if folder is not None:
         pretrained = Pretrained("model", folder)
-        ordered = [replace(each, checkpoint=replace(each.checkpoint, pretrained=pretrained)) for each in ordered]
+        ordered = [
+            replace(average, checkpoint=replace(average.checkpoint, pretrained=pretrained)) for average in ordered
+        ]
     _check_one_folder(root, ordered)
-    run = Run(root, tuple(each.checkpoint for each in ordered), (ordered[0].clock.unit,), tuple(unfinished))
+    run = Run(root, tuple(average.checkpoint for average in ordered), (ordered[0].clock.unit,), tuple(unfinished))
     return StoredRun(run, tuple(ordered))
 
 
 def _check_one_folder(root: Path, averages: Sequence[StoredAverage]) -> None:
-    """Check that one training stored all of them: into one folder, in folders by their clocks."""
+    """Check that all averages lie in one folder, in folders by their clocks, as one training stores them."""
     paths = [average.checkpoint.path for average in averages]
     folders = dict.fromkeys(path.parent if path.stem == FIRST else path.parent.parent for path in paths)
     if len(folders) > 1:
@@ -176,21 +178,21 @@ def _check_one_folder(root: Path, averages: Sequence[StoredAverage]) -> None:
 
 
 def _find_model_folder(path: Path) -> Path | None:
-    """Return the folder of a Hugging Face model to which a stored average belongs: around it, or the newest beside it.
+    """Return the folder of the Hugging Face model that a stored average belongs to.
 
-    The average gets its configuration, its tokenizer and the like.
+    It is around the average, or the newest next to it. The average gets its configuration, tokenizer and other files.
     """
     for parent in list(path.absolute().parents)[1:3]:
         entries = location(parent).entries()
         numbered = [entry.path for entry in entries if re.fullmatch(r"checkpoint-\d+", entry.name)]
         for folder in (parent, *sorted(numbered, key=lambda path: natural_key(path.name), reverse=True)):
-            if _is_of_a_model(folder / _CONFIG):
+            if _is_model_config(folder / _CONFIG):
                 return folder
     return None
 
 
-def _is_of_a_model(config: Path) -> bool:
-    """Return whether it is a configuration as Hugging Face's libraries write it, not anything called so."""
+def _is_model_config(config: Path) -> bool:
+    """Return whether a file is a configuration by Hugging Face's libraries, not just any file of that name."""
     try:
         info = location(config).info()
         if not info.is_file or info.size >= _MAX_CONFIG:
@@ -217,20 +219,20 @@ def _training(average: StoredAverage) -> str:
 
 
 def _open_one(path: Path, root: Path) -> StoredAverage | None:
-    """Return the stored average in a file, None where it is something else."""
+    """Return the stored average in a file, None if the file is something else."""
     checkpoint = safetensors_file.open_checkpoint(path, ReadOptions())
-    told = checkpoint.mark.get("stored") if checkpoint.mark else None
-    if not isinstance(told, Mapping):
+    record = checkpoint.mark.get("stored") if checkpoint.mark else None
+    if not isinstance(record, Mapping):
         return None
     try:
-        return _parse(checkpoint, told, root)
+        return _parse(checkpoint, record, root)
     except (EmaError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"does not say rightly what is stored in it: {error}", subject=path) from error
 
 
-def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> StoredAverage:
-    clock, began, updates = Time.parse(told["clock"]), Time.parse(told["began"]), told["updates"]
-    schedule = Schedule.from_dict(told)
+def _parse(checkpoint: Checkpoint, record: Mapping[str, Any], root: Path) -> StoredAverage:
+    clock, began, updates = Time.parse(record["clock"]), Time.parse(record["began"]), record["updates"]
+    schedule = Schedule.from_dict(record)
     interval = schedule.interval
     if interval is not None and (interval.unit is not clock.unit or not 0 < interval.value < math.inf):
         raise ValueError("its update interval is none of its clock's")
@@ -241,7 +243,7 @@ def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> Store
         or not 0 < began.value <= clock.value < math.inf
     ):
         raise ValueError("its clock and its updates do not fit together")
-    times = [Time.parse(f"{value}{Unit(unit)}") for unit, value in told["clocks"].items()]
+    times = [Time.parse(f"{value}{Unit(unit)}") for unit, value in record["clocks"].items()]
     clocks = {time.unit: Clock(Fraction(time.value), "file") for time in times}
     clocks[clock.unit] = Clock(Fraction(clock.value), "file")
     opened = replace(
@@ -251,28 +253,28 @@ def _parse(checkpoint: Checkpoint, told: Mapping[str, Any], root: Path) -> Store
         averages=None,  # it is an average, as expected here: do not flag it
         mark=None,
         progress=Progress(clocks),
-        output_dtypes=_types(told["types"], checkpoint),
+        output_dtypes=_types(record["types"], checkpoint),
     )
-    law = _law(told, clock.unit)
+    law = _law(record, clock.unit)
     if law is None and (updates or clock != began):
         raise ValueError("the first copy is not where the average began")
     return StoredAverage(opened, law, clock, began, updates, schedule)
 
 
-def _law(told: Mapping[str, Any], unit: Unit) -> LiveLaw | None:
-    if told["average"] == FIRST:
+def _law(record: Mapping[str, Any], unit: Unit) -> LiveLaw | None:
+    if record["average"] == FIRST:
         return None
-    law = live_law_from_dict(told)
+    law = live_law_from_dict(record)
     if law.unit not in (None, unit):
         raise ValueError("its half-life is in another unit than its clock")
     return law
 
 
-def _types(told: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the model's types of the tensors that are stored in wider ones, by name."""
+def _types(record: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the model's dtypes of the tensors that are stored in a wider dtype, by name."""
     specs = checkpoint.tensors.specs
     types = {}
-    for dtype, names in told.items():
+    for dtype, names in record.items():
         if dtype not in DTYPES or not DTYPES[dtype].is_narrow:
             raise ValueError(f"{dtype} is not stored in a wider type")
         averaged = [name for name, spec in specs.items() if spec.dtype.averaged] if names == "all" else names

@@ -1,6 +1,6 @@
-"""Which tensors are averaged, which are copied from the newest checkpoint, and which must not be averaged, and why.
+"""Decide which tensors are averaged, copied from the newest checkpoint, or refused, with the reason.
 
-Decided from names, dtypes and shapes alone. No tensor is read, no numpy.
+Names, dtypes and shapes alone decide. No tensor is read, no numpy.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ema_cli.formats.trainers.names import EXTRA_STATE
 
 Specs = Mapping[str, TensorSpec]
 
-# Integers that are weights in disguise, by the last part of their name: GPTQ, AWQ, compressed-tensors, EETQ, HQQ, AQLM,
+# Integer tensors that encode weights, by the last part of their name: GPTQ, AWQ, compressed-tensors, EETQ, HQQ, AQLM,
 # quanto, torchao.
 _PACKED_NAMES = (
     "qweight", "qzeros", "weight_packed", "weights", "compressed", "W_q", "codes", "_data", "_qdata",
     "weight:_data", "weight:_qdata",
 )  # fmt: skip
-_BITSANDBYTES = ".quant_state.bitsandbytes__"  # beside its packed weights, which may be stored as floats
-# What stands beside packed weights and scales them: GPTQ, AWQ, LLM.int8, compressed-tensors, fp8 and MXFP4 models.
+_BITSANDBYTES = ".quant_state.bitsandbytes__"  # next to its packed weights, which may be stored as floats
+# Tensors next to packed weights that scale them: GPTQ, AWQ, LLM.int8, compressed-tensors, fp8 and MXFP4 models.
 _SCALES = re.compile(
     r"^(?:scales?|absmax|quant_map|SCB|codebooks|.*[_:]_?scales?(?:_inv|_\d+)?|.*_zero_points?"
     r"|nested_absmax|nested_quant_map)$"
 )
-_BLOCKS = "_blocks"  # of MXFP4, beside ..._scales
+_BLOCKS = "_blocks"  # of MXFP4, next to ..._scales
 _NEVER = (
     (re.compile(rf"{EXTRA_STATE}$"), "what is in it, only the module's own code can read"),
     (
@@ -42,20 +42,20 @@ ADAPTER_NOTE = "an adapter: A and B are averaged each, which is not the average 
 
 
 def copied_names(names: Iterable[str], patterns: Sequence[str]) -> frozenset[str]:
-    """Return those of the names that the user wants copied from the newest checkpoint."""
+    """Return the names that match a pattern of tensors to copy from the newest checkpoint."""
     return frozenset(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def refusals(specs: Specs, copied: Collection[str] = ()) -> dict[str, str]:
-    """Return the tensors that must not be averaged, nor copied without a word, each with the reason."""
+    """Return the tensors that must neither be averaged nor copied silently, by name, with the reason."""
     by_bitsandbytes = {name.partition(_BITSANDBYTES)[0] for name in specs if _BITSANDBYTES in name}
-    found: dict[str, str] = {}
-    packed: dict[str, str] = {}  # what scales may stand beside, or below -> the packed tensor
+    reasons: dict[str, str] = {}
+    packed: dict[str, str] = {}  # a prefix or name that scales may follow -> the packed tensor
     for name, spec in specs.items():
         if spec.dtype.kind == "packed":
-            found[name] = f"{spec.dtype.name} has too few bits to be averaged"
+            reasons[name] = f"{spec.dtype.name} has too few bits to be averaged"
         elif name in by_bitsandbytes or _is_packed(name, spec, specs):
-            found[name] = "packed weights, which mean nothing without their scales"
+            reasons[name] = "packed weights, which mean nothing without their scales"
         else:
             continue
         packed[name.rpartition(".")[0]] = packed[name] = name
@@ -64,16 +64,20 @@ def refusals(specs: Specs, copied: Collection[str] = ()) -> dict[str, str]:
         if reason is None and packed and spec.dtype.averaged and (owner := _owner(name, packed)) is not None:
             reason = f"scales '{owner}', which is not averaged"
         if reason is not None:
-            found.setdefault(name, reason)
-    return {name: reason for name, reason in found.items() if name not in copied}
+            reasons.setdefault(name, reason)
+    return {name: reason for name, reason in reasons.items() if name not in copied}
 
 
 def check_averageable(checkpoint: Checkpoint, copied: Collection[str]) -> None:
-    """Raise a CheckpointError for tensors that must not be averaged, and that the user does not want copied."""
-    found = refusals(checkpoint.tensors.specs, copied)
-    if found:
-        name, reason = next(iter(found.items()))
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    """Check that a checkpoint has no tensor that must not be averaged, apart from the `copied` ones.
+
+    Raises:
+        CheckpointError: naming the first such tensor.
+    """
+    reasons = refusals(checkpoint.tensors.specs, copied)
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise CheckpointError(
             f"'{name}' cannot be averaged: {reason}{more}",
             subject=checkpoint.path,
@@ -83,7 +87,7 @@ def check_averageable(checkpoint: Checkpoint, copied: Collection[str]) -> None:
 
 
 def tensor_notes(specs: Specs) -> list[str]:
-    """Return what a user should know of the tensors."""
+    """Return notes on the tensors for the user: an adapter, averages that the model keeps itself."""
     notes = [ADAPTER_NOTE] if is_adapter(specs) else []
     inside = next((name for name in specs if _AVERAGES_INSIDE.search(name)), None)
     if inside is not None:
@@ -92,12 +96,12 @@ def tensor_notes(specs: Specs) -> list[str]:
 
 
 def is_adapter(specs: Specs) -> bool:
-    """Return whether there are the A and B of a LoRA among the tensors."""
+    """Return whether the tensors include the A and B of a LoRA."""
     return any(map(_LORA.search, specs))
 
 
 def _is_packed(name: str, spec: TensorSpec, specs: Specs) -> bool:
-    """Return whether an integer tensor holds weights: no counter or mask is called so, or has two dimensions."""
+    """Return whether an integer tensor encodes weights: no counter or mask has such a name, or two dimensions."""
     if spec.dtype.kind != "integer" or spec.dtype.name == "BOOL":
         return False
     last = name.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""What a run should be warned of."""
+"""The warnings about a run and about its tensors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _T = TypeVar("_T")
 
 
 def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Return what is odd: what was passed over against expectation, averages, inferred clocks."""
-    found = [f"{each.name} is passed over: {each.reason}" for each in run.passed_over if each.warn]
-    found += run.notes
-    # One file of our own is shown with its recipe: nothing odd about that.
-    told = len(checkpoints) == 1 and checkpoints[0].mark is not None
+    """Return the warnings about a run: unexpectedly passed-over files, averages, inferred clocks, notes on tensors."""
+    warnings = [f"{passed.name} is passed over: {passed.reason}" for passed in run.passed_over if passed.warn]
+    warnings += run.notes
+    # A single average of our own is shown with its recipe: no warning needed.
+    is_shown = len(checkpoints) == 1 and checkpoints[0].mark is not None
     averaged = [
         (f"averaged already: {checkpoint.averaged} (--weights raw or ema)", checkpoint.name)
         for checkpoint in checkpoints
-        if checkpoint.averaged and not told
+        if checkpoint.averaged and not is_shown
     ]
     noted = [(note, checkpoint.name) for checkpoint in checkpoints for note in checkpoint.notes]
     noted += [
@@ -29,20 +29,20 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
         for checkpoint, notes in zip(checkpoints, by_specs(checkpoints, tensor_notes), strict=True)
         for note in notes
     ]
-    found += [f"{names}: {text}" for text, names in grouped([*averaged, *noted])]
-    return found
+    warnings += [f"{names}: {text}" for text, names in grouped([*averaged, *noted])]
+    return warnings
 
 
 def refusal_warnings(checkpoint: Checkpoint, patterns: Sequence[str]) -> list[str]:
-    """Return which tensors would stop an average, by the reason."""
+    """Return the warnings about tensors that would stop an average, grouped by the reason."""
     specs = checkpoint.tensors.specs
-    found = refusals(specs, copied_names(specs, patterns))
-    pairs = [(f"{reason} (--copy)", f"'{name}'") for name, reason in found.items()]
+    reasons = refusals(specs, copied_names(specs, patterns))
+    pairs = [(f"{reason} (--copy)", f"'{name}'") for name, reason in reasons.items()]
     return [f"{names} cannot be averaged: {text}" for text, names in grouped(pairs)]
 
 
 def grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return each text once, with the names it is about."""
+    """Return each text once, with its names: `step-10 and 2 more` for three."""
     names: dict[str, list[str]] = {}
     for text, name in pairs:
         names.setdefault(text, []).append(name)
@@ -53,7 +53,7 @@ def grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def by_specs(checkpoints: Sequence[Checkpoint], function: Callable[[Mapping[str, TensorSpec]], _T]) -> list[_T]:
-    """Return `function` of each checkpoint's specs, called once for those that share theirs, as most do."""
+    """Return `function(specs)` for each checkpoint, called once for all that share their specs, as most do."""
     distinct = {id(checkpoint.tensors.specs): checkpoint.tensors.specs for checkpoint in checkpoints}
-    found = {key: function(specs) for key, specs in distinct.items()}
-    return [found[id(checkpoint.tensors.specs)] for checkpoint in checkpoints]
+    results = {key: function(specs) for key, specs in distinct.items()}
+    return [results[id(checkpoint.tensors.specs)] for checkpoint in checkpoints]
