@@ -110,7 +110,7 @@ class Job:
         """Make all averages in one pass, the bytes of each plan into its sink; see `folding.fold.fold`."""
         return fold(
             self.checkpoints,
-            list(map(Average, self.weights, sinks)),
+            [Average(weights, sink) for weights, sink in zip(self.weights, sinks, strict=True)],
             self.outputs[0].dtypes,
             copied=self.copied,
             allow_non_finite=self.options.allow_non_finite,

@@ -74,7 +74,7 @@ class DistanceSums:
         self.non_finite += more.non_finite
 
     def add_block(self, index: int, block: ValueBlock, other: Floats) -> None:
-        """Add a block of `one`, and the values of the others' checkpoint number `index` at the same place."""
+        """Add a block of `one`, and the values of other number `index` at the same place."""
         one = block.values
         with np.errstate(all="ignore"):
             sums = _block_sums(block, other)

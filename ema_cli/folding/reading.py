@@ -59,7 +59,7 @@ class FoldReader(CheckpointReader):
             self._checksums.add(number, task.number, row, copied=not task.block.averaged)
 
     def skip_unread(self, task: BlockTask) -> None:
-        """Tell the checksums from which checkpoints a block is not read that is copied."""
+        """Pass over the checkpoints from which a copied block is not read, in the checksums."""
         if self._checksums is not None:
             for number in range(len(self._checkpoints)):
                 if number not in task.weights.bases:

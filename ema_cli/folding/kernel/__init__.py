@@ -1,6 +1,6 @@
 """The arithmetic on blocks of tensors, behind one interface, `Kernel`. `numpy_kernel` is its one kind.
 
-May import dtypes and errors.
+May import dtypes: it knows of no file, tensor or thread.
 
 A thread sums up one block of all checkpoints, for one or several averages, in its workspace:
 
