@@ -181,7 +181,9 @@ def test_weights_are_the_recurrence_run_event_by_event(
     ordered = sorted(clocks)
     expected = event_by_event(ordered, half_life, interval, start)
     run = make_run(*({"ba": t} for t in ordered))
-    recipe = Recipe(Time(half_life, Unit.BATCH), Time(interval, Unit.BATCH), start=Time(start, Unit.BATCH))
+    recipe = Recipe(
+        half_life=Time(half_life, Unit.BATCH), update_interval=Time(interval, Unit.BATCH), start=Time(start, Unit.BATCH)
+    )
     if not expected:
         with pytest.raises(RunError, match="no checkpoint is left to average"):
             make_plan(run, recipe)
@@ -209,7 +211,7 @@ def test_every_batch_saved_gives_composers_recurrence(
     events = [BatchEnd(n, {"w": symbols[n]}, n // epoch if n % epoch == 0 else None) for n in range(1, count + 1)]
     run = make_run(*({"ba": n, "ep": n // epoch} for n in range(count + 1)))
     last = count if unit == "ba" else count // epoch
-    recipe = Recipe(*(Time.parse(f"{n}{unit}") for n in (half_life, interval)), start=Time.parse(f"{start}{unit}"))
+    recipe = Recipe(half_life=f"{half_life}{unit}", update_interval=f"{interval}{unit}", start=f"{start}{unit}")
     if start > last or last == 0:
         with pytest.raises(RunError, match="no checkpoint is left"):
             make_plan(run, recipe)

@@ -91,7 +91,7 @@ results = []
 for arguments in json.loads(sys.argv[1]):
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = app._run(arguments)
+        code = app.run(arguments)
     results.append([code, out.getvalue(), err.getvalue()])
 print(json.dumps(results))
 """

@@ -207,7 +207,7 @@ def test_epochs_from_0_are_shifted_before_they_are_converted(tmp_path: Path):
 def test_an_epoch_length_is_a_number_of_batches(tmp_path: Path, text: str):
     """Anything else is a usage error."""
     write_torch_run(tmp_path, [100])
-    with pytest.raises(UsageError, match=rf"^--epoch-length: '{text}' is not a number of batches$"):
+    with pytest.raises(UsageError, match=rf"^epoch_length=: '{text}' is not a number of batches$"):
         open_run([tmp_path], epoch_length=Time.parse(text))
 
 
@@ -236,7 +236,7 @@ def test_spacing_where_only_some_record_a_clock_is_an_error(tmp_path: Path):
     """Some with and some without cannot be put on one line: exit 4, one of each is named."""
     write_torch_run(tmp_path, [100])
     save(tmp_path / "part-2.pt", {"model": make_tensors(2)})
-    message = r"--spacing 100ba: step-100\.pt does, part-2\.pt does not record a clock in batches"
+    message = r"spacing='100ba': step-100\.pt does, part-2\.pt does not record a clock in batches"
     with pytest.raises(RunError, match=message) as raised:
         open_run([tmp_path], spacing=Time.parse("100ba"))
     assert raised.value.exit_code == 4
@@ -247,13 +247,13 @@ def test_spacing_where_every_checkpoint_has_its_clock_is_an_error(tmp_path: Path
     write_torch_run(tmp_path, [100, 200])
     with pytest.raises(RunError, match="all checkpoints record a clock in batches") as raised:
         open_run([tmp_path], spacing=Time.parse("100ba"))
-    assert raised.value.hint == "leave out --spacing"
+    assert raised.value.hint == "leave out spacing="
 
 
 @pytest.mark.parametrize("text", ["0ba", "infep"])
 def test_a_spacing_is_a_distance(tmp_path: Path, text: str):
     """0 and infinity are usage errors."""
     save(tmp_path / "part-1.pt", {"model": make_tensors(1)})
-    with pytest.raises(EmaError, match=rf"^--spacing: '{text}' is no distance between checkpoints$") as raised:
+    with pytest.raises(EmaError, match=rf"^spacing=: '{text}' is no distance between checkpoints$") as raised:
         open_run([tmp_path], spacing=Time.parse(text))
     assert raised.value.exit_code == 2

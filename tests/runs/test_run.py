@@ -173,7 +173,7 @@ def test_some_with_and_some_without_a_clock_is_an_error(tmp_path: Path):
     with pytest.raises(RunError, match=r"shape-3\.pt: records no clock, but step-100\.pt does$") as raised:
         open_run([tmp_path])
     assert raised.value.exit_code == 4
-    assert "--spacing" in (raised.value.hint or "")
+    assert "spacing=" in (raised.value.hint or "")
 
 
 def test_a_file_that_is_named_enters_or_is_an_error(tmp_path: Path):
@@ -282,7 +282,7 @@ def test_a_difference_names_both_checkpoints(tmp_path: Path, change: Mapping[str
     with pytest.raises(RunError) as raised:
         check_same_model(run.checkpoints)
     assert message in str(raised.value)
-    assert ("--dtype float32" if "F64" in message else "--start") in (raised.value.hint or "")
+    assert ("dtype='float32'" if "F64" in message else "start=") in (raised.value.hint or "")
 
 
 def test_only_the_first_differences_are_listed(tmp_path: Path):
