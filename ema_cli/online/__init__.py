@@ -1,4 +1,4 @@
-"""The averages of a live model. The only room that imports torch, integrations aside.
+"""Averages of a live model. Apart from integrations, only this package imports torch.
 
 May import runs and what is below it.
 """

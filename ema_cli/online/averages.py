@@ -1,4 +1,4 @@
-"""The averages of one model: their laws, their clocks, where they lie. What EMA, saving and resuming share."""
+"""The averages of one model with their laws, clocks and tensors: the state that EMA, saving and resuming share."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ema_cli.online.tracks import Tracks
 
 @dataclass(slots=True, eq=False)
 class Averages:
-    """The averages of `model`, one for each law of `tracks`, and how far the training had come at each step of them.
+    """The averages of `model`, one for each law of `tracks`, and the training time at their first copy and last update.
 
     Attributes:
         model: the bare model that trains.
-        tracks: the laws by name, and when updates are due.
+        tracks: the laws by name, and the schedule of updates.
         offload: "cpu" keeps the averages in the host's memory.
-        keeps_first: whether a copy of the model as it was when the averages began is kept until it is stored.
+        keeps_first: whether the first copy is kept until it is stored: the model at the moment the averages began.
         clocks: the training time that has passed.
         events: the update events, and the clock of the last one.
-        updates: how many there were since the first copy.
+        updates: the number of updates since the first copy.
         began: the clock of the first copy, None before it.
-        first: the first copy by name, in the host's memory, until it is stored.
-        mixed: whether the averages were of another law before a state was loaded.
-        training: what the model held before an average was put into it, None where it holds that itself.
+        first: the tensors of the first copy by name, in the host's memory, until it is stored.
+        mixed: whether the averages had another law before a state was loaded.
+        training: the training weights while an average is in the model, None while the model holds them itself.
     """
 
     model: nn.Module
@@ -68,10 +68,10 @@ class Averages:
         return self.events.previous is not None
 
     def number(self, name: str | None) -> int:
-        """Return the number of the average called `name`, which only one average can do without.
+        """Return the number of the average called `name`; None will do if there is only one.
 
         Raises:
-            UsageError: for an unknown name, where a name is needed, and before the first copy.
+            UsageError: for an unknown name, for None if there are several averages, and before the first copy.
         """
         if name is None and len(self.names) > 1:
             raise UsageError("there are several averages", hint=f"say which: {', '.join(self.names)}")
@@ -84,13 +84,14 @@ class Averages:
         return 0 if name is None else self.names.index(name)
 
     def advance(self, passed: Mapping[Unit, Count | None]) -> bool:
-        """Set the clocks to what has `passed`, by default to one batch more; return whether that was an update event.
+        """Set the clocks to the training time that has `passed`; return whether that was an update event.
 
-        At the first event each average becomes a copy of the model, at later ones it moves toward the model.
+        Without any time given, one more batch has passed. At the first event each average becomes a copy of the model,
+        at later ones it moves toward the model.
 
         Raises:
             UsageError: for a clock that goes back, or is missing in the unit that counts.
-            RunError: where the model has other tensors than when the averages began.
+            RunError: if the model has other tensors than when the averages began.
         """
         clocks = self.clocks.advanced(passed)
         now = clocks.read(self.tracks.unit)
@@ -109,16 +110,16 @@ class Averages:
         return gap is not None
 
     def store(self) -> Store:
-        """Return where the averages lie, made where there are none yet.
+        """Return the store of the averages' tensors; allocate it on the first call.
 
         Raises:
-            RunError: where the model has other tensors than when the averages began.
+            RunError: if the model has other tensors than when the averages began.
         """
         if self._store is None:
             self._store = Store(Tracked(self.model), len(self.names), self.offload)
         elif not self._store.tracked.is_current:
             newer = Tracked(self.model)
-            if not self.started:  # made for `state_dict`: nothing is lost
+            if not self.started:  # allocated for `state_dict` only: nothing is lost
                 self._store = Store(newer, len(self.names), self.offload)
                 return self._store
             self._store.tracked.check_same(newer)
@@ -127,7 +128,7 @@ class Averages:
         return self._store
 
     def settled_store(self) -> Store:
-        """Return where the averages lie, once the update that is under way is done.
+        """Return the store of the averages' tensors, after the update that is under way.
 
         Raises:
             RunError: as `store`.
@@ -137,6 +138,6 @@ class Averages:
         return store
 
     def forget(self, clocks: Clocks) -> None:
-        """Begin anew at `clocks`, before the first copy: the model may be another by then."""
+        """Go back to before the first copy, at `clocks`: the next event copies the model anew."""
         self._store, self.first, self.began, self.clocks = None, None, None, clocks
         self.events.previous, self.updates, self.mixed = None, 0, False

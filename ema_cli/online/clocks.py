@@ -1,4 +1,4 @@
-"""How long a model has trained, counted by the averages or told by the training loop."""
+"""The clocks of a live training: counted by the averages, or given by the training loop."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _KEYWORDS = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.SAMPLE: "sample", Un
 
 @dataclass(slots=True)
 class Clocks:
-    """The training time that has passed, in each unit that is known, exactly."""
+    """The exact training time that has passed, by unit, in all known units."""
 
     passed: dict[Unit, Fraction] = field(default_factory=dict)
 
-    def advanced(self, told: Mapping[Unit, Count | None]) -> Clocks:
-        """Return the clocks as they are told; where nothing is told, one batch later.
+    def advanced(self, counts: Mapping[Unit, Count | None]) -> Clocks:
+        """Return the clocks after an update: with the given `counts`, or one batch later if no count is given.
 
         Raises:
             UsageError: for a clock that is no count, or goes back.
         """
-        given = {unit: _exact(unit, value) for unit, value in told.items() if value is not None}
+        given = {unit: _exact(unit, value) for unit, value in counts.items() if value is not None}
         for unit, value in given.items():
             if value < self.passed.get(unit, Fraction(0)):
                 raise UsageError(
@@ -40,7 +40,7 @@ class Clocks:
         """Return the clock in `unit`.
 
         Raises:
-            UsageError: where it is not known.
+            UsageError: if it is not known.
         """
         if unit not in self.passed:
             raise UsageError(
@@ -50,19 +50,19 @@ class Clocks:
         return self.passed[unit]
 
     def reached(self, start: Time) -> bool:
-        """Return whether `start` has come."""
+        """Return whether the clock is at `start` or later."""
         return start.value == 0 or self.read(start.unit) >= start.value
 
 
 def _exact(unit: Unit, value: object) -> Fraction:
-    """Return a count as what it says; those of numpy are numbers too, and so is a tensor or an array of one."""
+    """Return a count as an exact fraction: a Python or numpy number, or a tensor or array without dimensions."""
     exact = None
     if getattr(value, "ndim", None) == 0:
         value = value.item()  # type: ignore[attr-defined]
     if isinstance(value, Rational):
         exact = Fraction(int(value.numerator), int(value.denominator))
     elif isinstance(value, Real) and math.isfinite(value):
-        # A decimal number means itself, not the nearest binary one: 0.3 epochs are three times 0.1.
+        # A float means its decimal text, not the binary number: 0.3 epochs are exactly three times 0.1.
         exact = Fraction(repr(float(value)))
     if exact is None or exact < 0:
         raise UsageError(f"update({_KEYWORDS[unit]}={value}): is no count of {unit.plural}")

@@ -1,4 +1,4 @@
-"""Averages of a model while it trains, by the law that `ema-cli average` applies to checkpoints."""
+"""Average a model while it trains, by the law that `ema-cli average` applies to checkpoints."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ class EMA:
     or after `ema_start`.
 
     Args:
-        model: what is trained, bare or in DDP, FSDP2 (`fully_shard`) or torch.compile.
-        half_life: training time after which the model as it was counts half: "50ba", "2ep". Several make several
-            averages at once. "0ba" gives the newest, "infba" the first. Default: "1000ba". Above some 500,000 updates
-            float32 rounds the steps away, of which a warning tells: then a longer `update_interval` is needed.
+        model: the model that trains, bare or in DDP, FSDP2 (`fully_shard`) or torch.compile.
+        half_life: the training time after which a state of the model counts half: "50ba", "2ep". A sequence makes
+            several averages at once. "0ba" gives the newest state, "infba" the first. Default: "1000ba". Above some
+            500,000 updates float32 rounds the steps away: then a warning asks for a longer `update_interval`.
         smoothing: instead, the share of the old average that each update keeps, in [0, 1]; also called decay.
-        ema_start: when the average begins.
-        update_interval: training time between two update events, or "every". Default: 1 in the unit of the half-life.
+        ema_start: the clock at which the average begins.
+        update_interval: the training time between two updates, or "every". Default: 1 in the unit of the half-life.
         train_with_ema_weights: whether the averages become the model's weights at each update. Experimental.
         profile, sigma_rel: instead, "power" for the power-function profile of Karras et al. 2024, and its relative
-            width, in (0, 0.2886]; the width alone will do.
+            width, in (0, 0.2886]; the width alone is enough.
         offload: "cpu" keeps the averages in the host's memory.
-        keep_first: whether a copy of the model as it was when the average began is kept in the host's memory, in the
-            model's own types, until `store` has written it: what any other half-life is made of afterwards. Default:
-            if there are several averages.
+        keep_first: whether to keep a copy of the model from the beginning of the average, in the host's memory and in
+            the model's dtypes, until `store` has written it: other half-lives are made from it afterwards. Default: if
+            there are several averages.
 
-    Trained parameters and all buffers are averaged, in at least float32 whatever the model's type; counters and other
-    integers are those at the last event; frozen parameters are not stored. Not safe to use from several threads.
+    Trained parameters and all buffers are averaged, in at least float32 whatever the model's dtype; counters and other
+    integers are copied at each event; frozen parameters are not stored. Not safe to use from several threads.
 
     Raises:
         UsageError: for values or combinations that make no sense.
@@ -101,12 +101,12 @@ class EMA:
 
     @property
     def clock(self) -> Time | None:
-        """Return when the averages were updated last, None before the first copy."""
+        """Return the clock of the last update, None before the first copy."""
         return self.averages.clock
 
     @property
     def updates(self) -> int:
-        """Return how many updates there were since the first copy."""
+        """Return the number of updates since the first copy."""
         return self.averages.updates
 
     @property
@@ -123,14 +123,20 @@ class EMA:
         sample: Count | None = None,
         token: Count | None = None,
     ) -> bool:
-        """Take note that one more batch has passed, after its optimizer step; return whether that was an update event.
+        """Count one more batch, after its optimizer step; return whether this was an update event.
 
-        Where the caller keeps the clocks: what has passed since the training began, in batches (optimizer steps),
-        epochs (completed), samples or tokens; those that are not given stay what they were.
+        A caller that keeps the clocks gives the training time since the beginning instead. Clocks that are not given
+        stay as they were.
+
+        Args:
+            batch: the optimizer steps.
+            epoch: the completed epochs.
+            sample: the samples.
+            token: the tokens.
 
         Raises:
-            UsageError: for a clock that goes back, is missing in the unit that counts, or inside `applied`.
-            RunError: where the model has other tensors than when the average began.
+            UsageError: for a clock that goes back, for a missing clock in the unit of the average, or inside `applied`.
+            RunError: if the model has other tensors than when the average began.
         """
         if self.averages.training is not None:
             raise UsageError("update: the averages are applied", hint="leave the `with ema.applied()` block first")
@@ -142,14 +148,14 @@ class EMA:
 
     @contextmanager
     def applied(self, average: str | None = None) -> Iterator[nn.Module]:
-        """Hold an average in the model while the block runs, and what the model held before afterwards, always.
+        """Hold an average in the model while the block runs, and always restore the training weights afterwards.
 
-        `average` names one of several. Takes the memory of the model once more, where the averages are.
+        `average` names one of several. This takes the memory of the model once more, on the averages' device.
 
         Raises:
             UsageError: for a name that is unknown, inside another `applied`, and before the first copy.
-            RunError: where the model has other tensors than when the average began; so do `save`, `store`,
-                `state_dict` and `load_state_dict`.
+            RunError: if the model has other tensors than when the average began; `save`, `store`, `state_dict` and
+                `load_state_dict` raise it too.
         """
         number = self.averages.number(average)
         if self.averages.training is not None:
@@ -166,20 +172,22 @@ class EMA:
             yield self.model
         finally:
             try:
-                self._give_back(places, live, kept)
-            except BaseException:  # KeyboardInterrupt, in the middle of it: from the beginning, which does no harm
-                self._give_back(places, live, kept)
+                self._restore(places, live, kept)
+            except (
+                BaseException
+            ):  # such as a KeyboardInterrupt in the middle: repeat it from the start, which does no harm
+                self._restore(places, live, kept)
                 raise
             finally:
                 self.averages.training = None
 
     @no_gradients()
     def get_ema_model(self, model: nn.Module | None = None, average: str | None = None) -> nn.Module:
-        """Replace the parameters and buffers of `model` (default: the one that is trained) by the averages; return it.
+        """Replace the parameters and buffers of `model` (default: the one that trains) by the averages; return it.
 
         Raises:
             UsageError: inside `applied`, for an unknown name, and before the first copy.
-            RunError: where `model` has other tensors.
+            RunError: if `model` has other tensors.
         """
         if self.averages.training is not None and (model is None or unwrap(model) is self.model):
             raise UsageError("get_ema_model: the averages are applied already")
@@ -189,11 +197,11 @@ class EMA:
 
     @no_gradients()
     def get_training_model(self, model: nn.Module | None = None) -> nn.Module:
-        """Inside `applied`: replace the parameters and buffers of `model` by those that are trained; return it.
+        """Replace the parameters and buffers of `model` by the training weights; return it. Only inside `applied`.
 
         Raises:
-            UsageError: outside of `applied`, where the model holds them anyway.
-            RunError: where `model` has other tensors.
+            UsageError: outside of `applied`, as the model holds the training weights anyway.
+            RunError: if `model` has other tensors.
         """
         if self.averages.training is None:
             raise UsageError("get_training_model: no averages are applied; the model holds the training weights")
@@ -203,12 +211,18 @@ class EMA:
     def save(
         self, path: str | Path, average: str | None = None, *, force: bool = False, allow_non_finite: bool = False
     ) -> None:
-        """Write an average as one safetensors file: the names, shapes and dtypes of the model, as `ema-cli average`.
+        """Write an average as one safetensors file, with the model's names, shapes and dtypes, as `ema-cli average`.
 
-        Every process of a distributed training calls it; the first writes. All of it is written or nothing.
+        Every process of a distributed training must call it; the first writes. The file is complete or does not exist.
+
+        Args:
+            path: of the file, with the suffix `.safetensors`.
+            average: the name of one of several averages.
+            force: replace an existing file.
+            allow_non_finite: write NaN and infinities.
 
         Raises:
-            OutputError: where `path` exists, unless `force`, or cannot be written.
+            OutputError: if `path` exists, unless `force`, or cannot be written.
             NonFiniteError: for a NaN or infinity in it, unless `allow_non_finite`.
             UsageError: before the first copy, and for an unknown name.
         """
@@ -217,43 +231,43 @@ class EMA:
 
     @no_gradients()
     def store(self, folder: str | Path) -> Path:
-        """Write all averages as they are now, in full precision, into a folder of their own in `folder`; return it.
+        """Write all averages in full precision into a new folder inside `folder`, named by the clock; return its path.
 
-        From those that a run has stored, `ema-cli average --from stored` makes any half-life. The first copy is
-        written once. What a training that was given up stored there, later than now or before this one stored
-        anything, is renamed to `NAME.given-up`. Every process of a distributed training calls it; the first writes.
+        From stored averages, `ema-cli average --from stored` makes any half-life. The first copy is written once.
+        Folders of an abandoned training, with later clocks or from before this one stored anything, are renamed to
+        `NAME.given-up`. Every process of a distributed training must call it; the first writes.
 
         Raises:
-            OutputError: where they cannot be written.
+            OutputError: if they cannot be written.
             UsageError: before the first copy.
         """
         return store_averages(self.averages, Path(folder))
 
     @no_gradients()
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs to go on with the same bits. Save it before training on: no copies.
+        """Return the state that `load_state_dict` needs to continue with equal bits.
 
-        Sharded tensors come as DTensors: `torch.distributed.checkpoint` saves and reshards it. A first copy that is not
-        stored yet is part of it; that library loads one only into the state of a run that has one, after its first
-        update.
+        Its tensors are not copies: save it before the training continues. Sharded tensors are DTensors, which
+        `torch.distributed.checkpoint` saves and reshards. The state includes a first copy that is not stored yet; that
+        library loads it only into the state of a run that has a first copy, so after the run's first update.
         """
         return take_state(self.averages)
 
     @no_gradients()
     def load_state_dict(self, state: Mapping[str, Any], *, change_half_life: bool = False) -> None:
-        """Go on where `state_dict` was called: the continued run gives the bits of one without a stop.
+        """Continue from a state of `state_dict`: the run gives the same bits as one without a stop.
 
         Raises:
-            RunError: where the model has other tensors, or the state is of another half-life, interval or start,
-                unless `change_half_life` says that this is meant.
+            RunError: if the model has other tensors, or the state is of another half-life, interval or start, unless
+                `change_half_life` is true.
         """
         if self.averages.training is not None:
             raise UsageError("load_state_dict: the averages are applied")
         put_state(self.averages, state, change_half_life=change_half_life)
 
     @no_gradients()
-    def _give_back(self, places: Sequence[Place], live: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
-        """Put `kept` into the tensors that were there: whatever a block put in their place."""
+    def _restore(self, places: Sequence[Place], live: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
+        """Write `kept` into the tensors of the model, after putting these back wherever a block replaced them."""
         reshard(self.model)
         put_back(places)
         for tensor, before in zip(live, kept, strict=True):

@@ -1,4 +1,4 @@
-"""One step of the law for those who keep the averaged model themselves."""
+"""One step of the law, for callers who keep the averaged model themselves."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ema_cli.online.tracked import AVERAGED_IN, Tracked, write_into
 def compute_ema(model: nn.Module, ema_model: nn.Module, smoothing: float = 0.99) -> None:
     """Move `ema_model` toward `model`, in place: ema = smoothing * ema + (1 - smoothing) * model.
 
-    As Composer's function of this name, for all parameters and buffers that the two share; but integers are copied,
-    and the sum is rounded once. An `ema_model` in float32 keeps the small steps that a bfloat16 one rounds away.
+    It works like Composer's function of this name, on all parameters and buffers that both models have; but integers
+    are copied, and the sum is rounded once. An `ema_model` in float32 keeps small steps that bfloat16 rounds away.
 
     Raises:
         UsageError: for a smoothing outside of [0, 1].
-        RunError: where a tensor has another shape in the other model.
+        RunError: if a tensor has another shape in the other model.
     """
     if not 0 <= smoothing <= 1:
         raise UsageError(f"smoothing: {smoothing:g} is not in [0, 1]")
@@ -38,14 +38,14 @@ def compute_ema(model: nn.Module, ema_model: nn.Module, smoothing: float = 0.99)
             values.append(local(value))
         else:
             write_into(local(slot.tensor), local(value))
-    # Sums are in float32 at least: what is narrower is widened first, and rounded in the end. So is what shows the
-    # same memory several times (`expand`), which has no sum in place.
+    # Sums are in float32 at least: narrower averages are widened first, and rounded at the end. Averages that show the
+    # same memory several times (`expand`) are copied in the same way, as a sum in place is impossible.
     in_place = [average.dtype is AVERAGED_IN[average.dtype] and 0 not in average.stride() for average in averages]
     wide = [
         average if stays else average.clone().to(AVERAGED_IN[average.dtype])
         for average, stays in zip(averages, in_place, strict=True)
     ]
-    careful = {number for number, each in enumerate(wide) if not bool(torch.isfinite(each).all())}
+    careful = {number for number, average in enumerate(wide) if not bool(torch.isfinite(average).all())}
     Mover(values, [wide], careful).move([1 - smoothing])
     for average, moved in zip(averages, wide, strict=True):
         if moved is not average:

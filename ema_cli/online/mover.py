@@ -9,35 +9,40 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-# Elements that are moved in one call: many small tensors together, a large one in parts. Fewer, and the calls take the
-# time; more, and what was widened to the averages' type is no longer in the cache when it is used.
+# The elements moved in one call: many small tensors together, or a part of a large one. With fewer, the calls take
+# most of the time; with more, widened values have left the cache before they are used.
 _BATCH = 1 << 21
-# Elements of a small tensor: many of them are sooner copied side by side than moved by as many calls.
+# The most elements of a small tensor: copying many side by side takes less time than a call for each.
 SMALL = 1 << 14
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Tensors, or parts of large ones, on one device and of one type; `parts` are their places in the lists.
+    """Tensors, or parts of large ones, on one device and of one dtype.
 
-    Where all averages lie side by side, each is one tensor here, and the values are `gathered` in one.
+    If the tensors of each average lie side by side in memory, they are one tensor here, and the values are copied into
+    one tensor, `gathered`. `parts`: for each tensor its number in the lists, and its slice if it is a part.
     """
 
     parts: list[tuple[int, slice | None]] = field(default_factory=list)
     count: int = 0  # elements
-    flat: bool = False  # whether all are taken in one dimension
+    flat: bool = False  # whether all tensors are viewed in one dimension
     values: list[Tensor] = field(default_factory=list)
-    averages: list[list[Tensor]] = field(default_factory=list)  # of each average
-    gathered: Tensor | None = None  # scratch of the values' type
-    widened: list[Tensor] = field(default_factory=list)  # scratch of the averages' type, where the values' is narrower
+    averages: list[list[Tensor]] = field(default_factory=list)  # a list for each average
+    gathered: Tensor | None = None  # scratch in the values' dtype
+    widened: list[Tensor] = field(default_factory=list)  # scratch in the averages' dtype, if the values' is narrower
 
 
 class Mover:
-    """Moves averages toward `values`: average += share * (value - average), for several averages in one pass.
+    """Move averages toward `values`: average += share * (value - average), for several averages in one pass.
 
-    `averages` holds, for each average, a list of tensors as long as `values`, of their shapes, and at least as wide.
-    Scratch is allocated once, here. Where value and average are bit-equal they stay so; those in `careful` may hold
-    infinities, which stay what they are where both are equal.
+    Scratch memory is allocated once, in the constructor. Equal bits of value and average stay as they are.
+
+    Args:
+        values: the tensors to move toward.
+        averages: for each average a list as long as `values`, of tensors with the same shapes and dtypes at least as
+            wide.
+        careful: the numbers of tensors that may hold infinities, which stay as they are if both are equal.
     """
 
     def __init__(self, values: Sequence[Tensor], averages: Sequence[Sequence[Tensor]], careful: set[int]) -> None:
@@ -54,18 +59,18 @@ class Mover:
         for numbers in groups.values():
             batches = list(self._cut(numbers))
             for batch in batches:
-                self._place(batch)
+                self._add_views(batch)
             if values[numbers[0]].dtype != averages[0][numbers[0]].dtype:
                 _add_scratch(batches)
             self._batches += batches
 
     def take(self, values: Sequence[Tensor]) -> bool:
-        """Go on with `values` that lie elsewhere; return False where they are laid out in another way."""
+        """Continue with `values` elsewhere in memory; return False, and change nothing, if their layout differs."""
         if _layouts(values) != self._layouts:
             return False
         self._values = values
         for batch in self._batches:
-            batch.values = _taken(values, batch.parts, flat=batch.flat)
+            batch.values = _views(values, batch.parts, flat=batch.flat)
         return True
 
     def move(self, shares: Sequence[float]) -> None:
@@ -79,7 +84,7 @@ class Mover:
                 torch._foreach_copy_(batch.widened, values)
                 values = batch.widened
             for parts, share in zip(batch.averages, shares, strict=True):
-                if share == 1:  # which a sum of differences gives only where nothing overflows
+                if share == 1:  # by copy: value - average could overflow
                     torch._foreach_copy_(parts, values)
                 elif share:
                     torch._foreach_lerp_(parts, values, share)
@@ -89,11 +94,11 @@ class Mover:
                 _lerp_careful(averages[number], value, share)
 
     def _cut(self, numbers: Sequence[int]) -> Iterator[_Batch]:
-        """Yield batches of tensors of one kind."""
+        """Cut tensors of one device, dtype and size class into batches."""
         batch = _Batch()
         for number in numbers:
             count, parts = self._values[number].numel(), list[tuple[int, slice | None]]([(number, None)])
-            if count > _BATCH and self._is_in_order(number):
+            if count > _BATCH and self._is_contiguous(number):
                 parts = [(number, slice(start, start + _BATCH)) for start in range(0, count, _BATCH)]
                 count = _BATCH
             for part in parts:
@@ -105,22 +110,22 @@ class Mover:
         if batch.parts:
             yield batch
 
-    def _is_in_order(self, number: int) -> bool:
-        return all(each[number].is_contiguous() for each in (self._values, *self._averages))
+    def _is_contiguous(self, number: int) -> bool:
+        return all(tensors[number].is_contiguous() for tensors in (self._values, *self._averages))
 
-    def _place(self, batch: _Batch) -> None:
-        """Find the tensors of a batch, and whether it can be moved as one."""
-        batch.flat = len(batch.parts) > 1 and all(self._is_in_order(number) for number, _ in batch.parts)
-        batch.averages = [_taken(averages, batch.parts, flat=batch.flat) for averages in self._averages]
+    def _add_views(self, batch: _Batch) -> None:
+        """Fill a batch with views of its tensors, as one tensor for each average if they lie side by side."""
+        batch.flat = len(batch.parts) > 1 and all(self._is_contiguous(number) for number, _ in batch.parts)
+        batch.averages = [_views(averages, batch.parts, flat=batch.flat) for averages in self._averages]
         batch.count = sum(part.numel() for part in batch.averages[0])
         if batch.flat and all(_lie_side_by_side(parts) for parts in batch.averages):
             batch.averages = [[parts[0].as_strided((batch.count,), (1,))] for parts in batch.averages]
             batch.gathered = self._values[batch.parts[0][0]].new_empty(batch.count)
-        batch.values = _taken(self._values, batch.parts, flat=batch.flat)
+        batch.values = _views(self._values, batch.parts, flat=batch.flat)
 
 
-def _taken(tensors: Sequence[Tensor], parts: Sequence[tuple[int, slice | None]], *, flat: bool) -> list[Tensor]:
-    """Return tensors, or parts of them, in one dimension if `flat`: as views."""
+def _views(tensors: Sequence[Tensor], parts: Sequence[tuple[int, slice | None]], *, flat: bool) -> list[Tensor]:
+    """Return views of tensors, or of parts of them; in one dimension if `flat`."""
     if flat:
         return [tensors[number].detach().view(-1)[part or slice(None)] for number, part in parts]
     return [tensors[number] if part is None else tensors[number].detach().view(-1)[part] for number, part in parts]
@@ -131,7 +136,7 @@ def _layouts(values: Sequence[Tensor]) -> list[bool]:
 
 
 def _lie_side_by_side(parts: Sequence[Tensor]) -> bool:
-    """Return whether each begins in memory where the one before ends."""
+    """Return whether each tensor begins in memory at the end of the one before."""
     return all(
         one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
         and one.storage_offset() + one.numel() == other.storage_offset()
@@ -140,7 +145,7 @@ def _lie_side_by_side(parts: Sequence[Tensor]) -> bool:
 
 
 def _add_scratch(batches: Sequence[_Batch]) -> None:
-    """Give all batches one piece of memory for what they widen, cut as each needs it."""
+    """Give the batches scratch for widened values: one piece of memory, which all of them share."""
     memory = batches[0].averages[0][0].new_empty(max(batch.count for batch in batches))
     for batch in batches:
         start = 0
@@ -150,7 +155,7 @@ def _add_scratch(batches: Sequence[_Batch]) -> None:
 
 
 def _lerp_careful(average: Tensor, value: Tensor, share: float) -> None:
-    """Move `average` but for what is equal already: the difference of two infinities is none."""
+    """Move `average`, but not its elements that equal `value`: the difference of two infinities is NaN."""
     if share == 1:
         average.copy_(value)
     elif share:

@@ -1,4 +1,4 @@
-"""Write averages of a live model into safetensors files: to load, or to make other averages of afterwards."""
+"""Write averages of a live model into safetensors files, to load them or to combine them to other averages later."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _WRITTEN_AS = {
     if dtype.in_safetensors and dtype.torch_group == 1 and hasattr(torch, name)  # of this torch
 }
 FIRST = "first"  # the name of the first copy among stored averages
-# A tensor by name, and the type in which it is written.
+# Name, tensor, and the dtype to write it in.
 Named = Iterator[tuple[str, Tensor, torch.dtype]]
 
 
 def save_average(averages: Averages, number: int, path: Path, *, force: bool, allow_non_finite: bool) -> None:
-    """Write an average as `EMA.save` says."""
+    """Write an average; for `EMA.save`, which describes the arguments and errors."""
     if path.suffix.lower() != ".safetensors":
         raise OutputError("does not end in .safetensors", subject=path, hint="save('ema.safetensors')")
     store = averages.settled_store()
@@ -60,7 +60,7 @@ def save_average(averages: Averages, number: int, path: Path, *, force: bool, al
 
 
 def store_averages(averages: Averages, folder: Path) -> Path:
-    """Write all averages as `EMA.store` says."""
+    """Write all averages; for `EMA.store`, which describes the errors."""
     averages.number(averages.names[0])
     now = averages.clock
     assert now is not None
@@ -111,9 +111,10 @@ def _stored(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _move_aside(folder: Path, clock: Time | None) -> None:
-    """Rename what another training stored there: later than `clock`, or at any time where that is None.
+    """Rename the folders that an abandoned training stored in `folder`.
 
-    Such a training was given up: this one went back before it, or has stored nothing yet.
+    These are folders of later clocks than `clock`, which this training has gone back before; or, if `clock` is None,
+    all of them, as this training has stored nothing yet.
     """
     for child in sorted(folder.iterdir()):
         try:
@@ -127,12 +128,12 @@ def _move_aside(folder: Path, clock: Time | None) -> None:
 
 
 def _law(averages: Averages, number: int) -> dict[str, str]:
-    """Return how an average was made, under the names that `ema-cli average` uses."""
+    """Return the law and the schedule of an average, under the names that `ema-cli average` uses."""
     return {**_schedule(averages).to_dict(), **live_law_to_dict(list(averages.tracks.laws.values())[number])}
 
 
 def _schedule(averages: Averages) -> Schedule:
-    """Return which updates counted."""
+    """Return the schedule of updates."""
     tracks = averages.tracks
     return Schedule(tracks.interval, tracks.start if tracks.start.value else None)
 
@@ -143,9 +144,14 @@ def _by_name(store: Store, parts: list[Tensor], copies: list[Tensor]) -> dict[st
 
 
 def _state(store: Store, parts: Mapping[str, Tensor], *, widened: bool) -> Named:
-    """Yield what the model's state holds with `parts` in it, put together from all processes.
+    """Yield the tensors of the model's state, with averaged `parts` in place of its own.
 
-    In the model's types or, `widened`, in those in which averages are kept. Frozen parameters are the model's.
+    Frozen parameters are those of the model. Sharded tensors stay sharded.
+
+    Args:
+        store: the store of the averages.
+        parts: tensor name -> this process's part of the average.
+        widened: write averaged tensors in the dtype of the average, instead of the model's.
     """
     tracked = store.tracked
     slots = {id(slot.tensor): slot for slot in (*tracked.averaged, *tracked.copied, *tracked.frozen)}
@@ -153,7 +159,7 @@ def _state(store: Store, parts: Mapping[str, Tensor], *, widened: bool) -> Named
     for name, value in tracked.named_state():
         slot = slots.get(id(value))
         if slot is None and name.rpartition(".")[2] == EXTRA_STATE:
-            yield name, value, value.dtype  # which only the module's own code can read
+            yield name, value, value.dtype  # only the module's own code can read it
             continue
         if slot is None:
             raise RunError(
@@ -167,7 +173,7 @@ def _state(store: Store, parts: Mapping[str, Tensor], *, widened: bool) -> Named
 
 
 def _types(store: Store) -> dict[str, Any]:
-    """Return the model's types of those tensors that are stored in a wider one: of all, or by name."""
+    """Return the model's dtypes of the tensors that are stored in a wider one: `{"BF16": "all"}`, or names by dtype."""
     narrow = {slot.name: slot for slot in store.tracked.averaged if AVERAGED_IN[slot.tensor.dtype] != slot.tensor.dtype}
     types = {_WRITTEN_AS[slot.tensor.dtype].name for slot in narrow.values()}
     if len(types) == 1 and len(narrow) == len(store.tracked.averaged):
@@ -181,9 +187,12 @@ def _types(store: Store) -> dict[str, Any]:
 
 
 def _check_finite(averages: Averages, number: int, path: Path) -> None:
-    """Raise for a NaN or infinity in this process's part of what is written, but for infinities that the model has.
+    """Check this process's part of an average for NaN and infinities.
 
-    Those are masks, which hold them from the beginning to the end.
+    Infinities that the model has in the same places are allowed: masks hold them all the time.
+
+    Raises:
+        NonFiniteError: naming the first tensor with others.
     """
     store = averages.store()
     frozen = [(slot, local(slot.tensor), local(slot.tensor)) for slot in store.tracked.frozen]
@@ -193,13 +202,21 @@ def _check_finite(averages: Averages, number: int, path: Path) -> None:
         if slot.dtype not in AVERAGED_IN:
             continue
         written = part.to(slot.dtype)
-        odd = ~written.isfinite()
-        if bool(odd.any()) and bool((odd & (written != value.to(written.device))).any()):
+        not_finite = ~written.isfinite()
+        if bool(not_finite.any()) and bool((not_finite & (written != value.to(written.device))).any()):
             raise NonFiniteError(f"'{slot.name}' is not finite", subject=path, hint="allow_non_finite=True writes it")
 
 
 def _write(path: Path, named: Named, record: Mapping[str, Any], check: Callable[[], None], *, force: bool) -> None:
-    """Write tensors into one file, each put together when its turn comes, in the process that writes."""
+    """Write tensors into one file, from the first process; each sharded tensor is gathered when its turn comes.
+
+    Args:
+        path: of the file.
+        named: the tensors.
+        record: the metadata, as JSON in the header.
+        check: called in every process before anything is written; raises an EmaError to stop all of them.
+        force: replace an existing file.
+    """
     tensors = {name: (tensor, dtype) for name, tensor, dtype in named}
     specs = {}
     for name, (tensor, dtype) in tensors.items():
@@ -218,7 +235,7 @@ def _write(path: Path, named: Named, record: Mapping[str, Any], check: Callable[
                 _write_file(path, file, gathered, force=force)
         finally:
             if together:
-                for _ in gathered:  # the other processes need this one for what is left, even if it cannot write
+                for _ in gathered:  # the other processes wait for this one to gather the rest, even if it cannot write
                     pass
 
 
@@ -233,7 +250,7 @@ def _write_file(path: Path, file: OutputFile, tensors: Iterable[tuple[str, Tenso
 
 @contextmanager
 def _same_outcome(together: bool) -> Iterator[None]:
-    """Make an error in one process, of those that work `together`, one in all: the others would wait without end."""
+    """Raise an error of one process in all that work `together`: otherwise the others would wait for ever."""
     error: EmaError | None = None
     try:
         yield
@@ -245,9 +262,9 @@ def _same_outcome(together: bool) -> Iterator[None]:
 
         errors = [None] * distributed.get_world_size()
         distributed.all_gather_object(errors, error)
-    for each in (error, *errors):
-        if each is not None:
-            raise each
+    for raised_anywhere in (error, *errors):
+        if raised_anywhere is not None:
+            raise raised_anywhere
 
 
 def _is_writer() -> bool:

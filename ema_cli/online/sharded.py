@@ -1,4 +1,4 @@
-"""Tensors that are cut over several processes (DTensors, as of FSDP2), and this process's part of them."""
+"""Handle tensors that are cut over several processes (DTensors, as of FSDP2): parts, whole tensors, placement."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ class _HasTensor(Protocol):
 
 
 def reshard(model: nn.Module) -> None:
-    """Free the gathered copies that FSDP2 may have left after a forward pass: what is averaged are the shards."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # which takes half a second to import: only who uses it has
+    """Free the gathered copies that FSDP2 may have left after a forward pass: the shards are averaged."""
+    fsdp = sys.modules.get(
+        "torch.distributed.fsdp"
+    )  # not imported here, as that takes half a second: a model with FSDP has imported it
     if fsdp is None:
         return
     for module in model.modules():
@@ -29,7 +31,11 @@ def reshard(model: nn.Module) -> None:
 
 
 def refuse_flattened(model: nn.Module) -> None:
-    """Raise a RunError for what FSDP1 and DeepSpeed's ZeRO-3 have flattened: no tensor in it is one of the model's."""
+    """Check that neither FSDP1 nor DeepSpeed's ZeRO-3 has flattened the model, which hides its tensors.
+
+    Raises:
+        RunError: naming the first flattened module or parameter.
+    """
     fsdp = sys.modules.get("torch.distributed.fsdp")
     for name, module in model.named_modules():
         if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel):
@@ -41,12 +47,12 @@ def refuse_flattened(model: nn.Module) -> None:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether it is a DTensor, whose class is in a module that takes half a second to import."""
+    """Return whether a tensor is a DTensor; without its class, as importing that takes half a second."""
     return hasattr(tensor, "to_local")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this process's part of a DTensor, any other tensor as it is. Shares its memory."""
+    """Return this process's part of a DTensor, which shares its memory; return any other tensor unchanged."""
     part: Tensor = _sharded(tensor).to_local() if is_sharded(tensor) else tensor
     return part
 
@@ -57,18 +63,18 @@ def locals_of(slots: Iterable[_HasTensor]) -> list[Tensor]:
 
 
 def placed_like(part: Tensor, like: Tensor) -> Tensor:
-    """Return this process's part of something as a DTensor that is cut as `like`; as it is where that is none."""
+    """Return this process's `part` as a DTensor cut like `like`; unchanged if `like` is no DTensor."""
     if not is_sharded(like):
         return part
     from torch.distributed.tensor import DTensor
 
     mesh, placements = _sharded(like).device_mesh, _sharded(like).placements
-    # With the shape of the whole: to ask the other processes would hang where shares are uneven.
+    # With the shape of the whole tensor: inferring it from all processes would hang if shards are uneven.
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor, whole or sharded in its own way, cut as `like`. All processes must call this."""
+    """Return a tensor, whole or sharded in another way, cut like `like`. All processes must call this."""
     if not is_sharded(like):
         return whole(tensor)
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -80,9 +86,9 @@ def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a DTensor put together from all processes, all of which must call this; any other tensor as it is."""
-    found: Tensor = _sharded(tensor).full_tensor() if is_sharded(tensor) else tensor
-    return found
+    """Return the whole of a DTensor, gathered from all processes, which must all call this; others unchanged."""
+    full: Tensor = _sharded(tensor).full_tensor() if is_sharded(tensor) else tensor
+    return full
 
 
 def _sharded(tensor: Any) -> Any:

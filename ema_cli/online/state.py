@@ -1,4 +1,4 @@
-"""Save and load the state that a resumed run needs to continue with the same bits: averages, clocks, laws."""
+"""Save and load the state that a resumed run needs to continue with equal bits: averages, clocks, laws."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _VERSION = 1
 
 
 def take_state(averages: Averages) -> dict[str, Any]:
-    """Return the state as `EMA.state_dict` says.
+    """Return the state of the averages; for `EMA.state_dict`, which describes it.
 
-    Everything but tensors is text, under names that are always present: torch.distributed.checkpoint loads only the
+    Everything but tensors is text, and all names are always present: torch.distributed.checkpoint loads only the
     names that the state of the new run has.
     """
     store = averages.settled_store()
@@ -45,7 +45,7 @@ def take_state(averages: Averages) -> dict[str, Any]:
 
 
 def put_state(averages: Averages, state: Mapping[str, Any], *, change_half_life: bool) -> None:
-    """Put a state in place as `EMA.load_state_dict` says; where it does not fit, nothing is changed."""
+    """Load a state; if it does not fit, change nothing. For `EMA.load_state_dict`, which describes the errors."""
     if state.get("version") != _VERSION:
         raise RunError(f"this is no state of an EMA, or one of a newer version: {state.get('version')!r}")
     saved: Mapping[str, Mapping[str, Tensor]] = state["averages"]
@@ -63,7 +63,7 @@ def put_state(averages: Averages, state: Mapping[str, Any], *, change_half_life:
         raise RunError(f"the state holds {len(saved)} averages, but {len(averages.names)} are asked for")
     passed = [entry.partition("=") for entry in state["clocks"].split()]
     clocks = Clocks({Unit(unit): Fraction(value) for unit, _, value in passed})
-    if state["previous"] is None:  # saved before the first copy: the model may be another by now
+    if state["previous"] is None:  # saved before the first copy: no averages to load
         averages.forget(clocks)
         return
     store = averages.store()
@@ -90,7 +90,7 @@ def put_state(averages: Averages, state: Mapping[str, Any], *, change_half_life:
 
 
 def _by_law(saved: Mapping[str, Mapping[str, Tensor]], names: Sequence[str]) -> list[Mapping[str, Tensor]]:
-    """Return the saved averages in the order of `names`: those of the same name, and in place of others the rest."""
+    """Return the saved averages in the order of `names`: by name where one fits, and the rest in their own order."""
     others = iter([tensors for name, tensors in saved.items() if name not in names])
     return [saved[name] if name in saved else next(others) for name in names]
 
@@ -106,17 +106,21 @@ def _laws(averages: Averages) -> dict[str, str]:
 
 
 def _described(laws: Mapping[str, str]) -> str:
-    """Return what `_laws` gives as words."""
+    """Return the laws, the interval and the start in words."""
     return f"{laws.get('averages')} every {laws.get('update_interval')} from {laws.get('start')}"
 
 
 def _named(slots: Sequence[Slot], parts: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return tensors by name, sharded as those of the model are."""
+    """Return tensors by name, sharded like the tensors of the model."""
     return {slot.name: placed_like(part, slot.tensor) for slot, part in zip(slots, parts, strict=True)}
 
 
 def _check_fits(what: str, tensors: Mapping[str, Tensor], slots: Sequence[Slot]) -> None:
-    """Raise a RunError where saved tensors are not those of the model."""
+    """Check that saved tensors have the names and shapes of the model's.
+
+    Raises:
+        RunError: naming the first tensor that does not fit; `what` names the saved tensors.
+    """
     names = {slot.name for slot in slots}
     different = sorted(names ^ tensors.keys())
     if different:

@@ -1,4 +1,4 @@
-"""Where the averages of a live model lie, when they are moved, and how they get into a model."""
+"""Keep the tensors of the averages of a live model: allocate and move them, and write them into a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Offload = Literal["cpu"] | None
 
 @contextmanager
 def no_gradients() -> Iterator[None]:
-    """Work on tensors as under `no_grad`, also inside `inference_mode`, whose tensors no update could write to."""
+    """Run the block under `no_grad`, also inside `inference_mode`, where tensors could not be updated later."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 
@@ -27,11 +27,14 @@ def no_gradients() -> Iterator[None]:
 class Store:
     """The tensors of `count` averages of a model, on its device or, with `offload`, on the host.
 
-    `averages` holds for each average one tensor for each of `tracked.averaged`, in its type of `AVERAGED_IN`; of
-    sharded tensors, this rank's part. `copies` are those of `tracked.copied` at the last event.
+    With `offload`, an update only starts the copy of the model to the host. The averages are moved at the next update,
+    or when they are needed (`settle`); the device need not wait.
 
-    With `offload`, an update only begins to copy the model to the host; the averages are moved at the next one, or
-    when they are needed (`settle`), while the device goes on.
+    Attributes:
+        tracked: the tensors of the model.
+        averages: for each average a tensor for each of `tracked.averaged`, in the dtype that `AVERAGED_IN` gives; of a
+            sharded tensor, this process's part.
+        copies: the tensors of `tracked.copied` as they were at the last event.
     """
 
     def __init__(self, tracked: Tracked, count: int, offload: Offload) -> None:
@@ -42,24 +45,24 @@ class Store:
         self.averages = [self._allocate(values) for _ in range(count)]
         self.copies = [self.like(local(slot.tensor)) for slot in tracked.copied]
         self._staged = [self.like(value) for value in values] if offload else []
-        self._due: Sequence[float] | None = None  # shares of an update whose values are staged
-        self._copied: list[torch.cuda.Event] = []  # one for each device that the model is on
+        self._due: Sequence[float] | None = None  # shares of an update whose values are staged, not yet applied
+        self._copied: list[torch.cuda.Event] = []  # the end of the copy from each device of the model
         self._mover: Mover | None = None
         self.copy()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickle keeps no views of one memory together: the mover would go on with tensors of its own.
+        # A pickle does not keep views of the same memory together: the mover would update tensors of its own.
         self.settle()
         return {**self.__dict__, "_mover": None}
 
     def like(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return memory for a tensor of that shape, where the averages are; `dtype` None is the tensor's own."""
+        """Allocate a tensor of that shape on the averages' device; `dtype` None: the dtype of the tensor."""
         if self._offload is None:
             return torch.empty_like(tensor, dtype=dtype, requires_grad=False)
         return torch.empty_like(tensor, dtype=dtype, device=self._offload, pin_memory=self._pinned, requires_grad=False)
 
     def _allocate(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Return memory for one average. Small tensors lie side by side, so that all of them can be moved as one."""
+        """Allocate the tensors of one average. Small ones lie side by side, so that one call can move all of them."""
         sizes: dict[tuple[torch.device, torch.dtype], int] = {}
         for value in filter(_is_small, values):
             sizes[value.device, value.dtype] = sizes.get((value.device, value.dtype), 0) + value.numel()
@@ -93,8 +96,8 @@ class Store:
         values = self.tracked.values
         if not self._offload:
             if self.tracked.is_sharded:
-                self.take_values()  # their parts may lie elsewhere each time
-            self._moved_by(values).move(shares)
+                self.take_values()  # the parts of sharded tensors may have moved in memory
+            self._mover_for(values).move(shares)
             self._copy_others(wait=True)
             return
         for staged, value in zip(self._staged, values, strict=True):
@@ -105,34 +108,39 @@ class Store:
         self._due = shares
 
     def settle(self) -> None:
-        """Finish the update that is under way, if there is one."""
+        """Finish an update that has only been staged, if there is one."""
         if self._due is None:
             return
         for event in self._copied:
             event.synchronize()
         shares, self._due = self._due, None
-        self._moved_by(self._staged).move(shares)
+        self._mover_for(self._staged).move(shares)
 
     def live(self) -> list[Tensor]:
-        """Return this process's part of what is averaged and copied, as the model has it now."""
+        """Return this process's part of the model's averaged and copied tensors, with their present values."""
         return locals_of((*self.tracked.averaged, *self.tracked.copied))
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return copies of these by name, in the host's memory and in the model's own types."""
+        """Return copies of the `live` tensors by name, in the host's memory and in the model's dtypes."""
         slots = (*self.tracked.averaged, *self.tracked.copied)
         return {slot.name: local(slot.tensor).to("cpu", copy=True) for slot in slots}
 
     def write_into_model(self, track: int) -> None:
-        """Put an average into the model that is averaged."""
+        """Write the average number `track` into the model that trains."""
         self.settle()
         reshard(self.tracked.model)
         for tensor, average in zip(self.live(), (*self.averages[track], *self.copies), strict=True):
             write_into(tensor, average)
 
     def fill(self, model: nn.Module | None, parts: Sequence[Tensor]) -> nn.Module:
-        """Put `parts`, which are as `live`, into `model` (None: the one that is averaged), and return that.
+        """Write `parts` into a model, and return it.
 
-        Another model gets the frozen parameters, too.
+        Args:
+            model: the model to fill, which gets the frozen parameters too; None: the model that trains.
+            parts: tensors in the order of `live`.
+
+        Raises:
+            RunError: if the other model has other tensors, or ties other ones.
         """
         ours = self.tracked
         theirs = ours if model is None else Tracked(model)
@@ -141,16 +149,16 @@ class Store:
         slots = {id(slot.tensor): (slot, part) for slot, part in ours_by_part}
         if model is not None:
             slots |= {id(slot.tensor): (slot, local(slot.tensor)) for slot in ours.frozen}
-        # Under each of its names: the other model may keep apart what is tied here.
+        # Under each of its names: the other model may have separate tensors for parameters that are tied here.
         filled = [(place.name, *slots[id(place.tensor)]) for place in ours.places if id(place.tensor) in slots]
         into: dict[int, Slot] = {}
         for name, slot, _ in filled:
-            found = there.get(name)
-            if found is None or found.shape != slot.shape:
-                what = "missing" if found is None else f"{list(found.shape)}"
+            target = there.get(name)
+            if target is None or target.shape != slot.shape:
+                what = "missing" if target is None else f"{list(target.shape)}"
                 raise RunError(f"'{name}' is {list(slot.shape)}, but {what} in the model that is to hold it")
-            if into.setdefault(id(found), slot) is not slot:
-                other = into[id(found)].name
+            if into.setdefault(id(target), slot) is not slot:
+                other = into[id(target)].name
                 raise RunError(f"'{name}' is tied to '{other}' in the model that is to hold it, but not here")
         if model is not None:
             names = {place.name for place in ours.places}
@@ -163,7 +171,7 @@ class Store:
         return ours.model if model is None else model
 
     def take_values(self) -> None:
-        """Go on with the tensors that the model has now in place of equal ones, on whatever devices they are."""
+        """Continue with the tensors that have replaced equal ones in the model, on whatever devices they are."""
         if self._offload:
             return
         values, others = self.tracked.values, locals_of(self.tracked.copied)
@@ -178,15 +186,15 @@ class Store:
             self._mover = None
 
     def forget_shapes(self) -> None:
-        """Look at the tensors anew at the next update: others have been put in their place."""
+        """Prepare the movement anew at the next update, since the averages were replaced."""
         self.settle()
         self._mover = None
 
-    def _moved_by(self, values: Sequence[Tensor]) -> Mover:
+    def _mover_for(self, values: Sequence[Tensor]) -> Mover:
         if self._mover is None:
-            # Masks hold infinities, and no others need that looked at in every update.
+            # Only averages that hold infinities, as masks do, need the careful movement in every update.
             finite = [bool(torch.isfinite(average).all()) for average in self.averages[0]]
-            careful = {number for number, each in enumerate(finite) if not each}
+            careful = {number for number, is_finite in enumerate(finite) if not is_finite}
             self._mover = Mover(values, self.averages, careful)
         return self._mover
 

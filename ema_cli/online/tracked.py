@@ -1,4 +1,4 @@
-"""The tensors of a live model: which are averaged, which are copied, and whether they are still the same."""
+"""Track the tensors of a live model: averaged, copied and frozen ones, and whether they are still the same."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ema_cli.errors import RunError
 from ema_cli.formats.trainers.prefixes import bare_name
 from ema_cli.online.sharded import is_sharded, locals_of, refuse_flattened, reshard
 
-# The type in which a tensor is averaged: at least float32, so that small steps are not rounded away.
+# dtype of a tensor -> dtype of its average: at least float32, so that small steps are not rounded away.
 AVERAGED_IN = {
     getattr(torch, name): torch.float32 if dtype.is_narrow else getattr(torch, name)
     for name, dtype in TORCH_DTYPES.items()
     if dtype.averaged and hasattr(torch, name)  # of this torch
-} | {torch.complex32: torch.complex64}  # which no file has
+} | {torch.complex32: torch.complex64}  # in no file format
 _HINT = "begin a new average, or keep the model as it was"
 _SHOWN = 4  # names in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A parameter or buffer, once however many names it has.
+    """A parameter or buffer; a tied one has one slot for all its names.
 
-    Type and shape (of the whole tensor, where it is sharded) are those that it had when the average began.
+    `dtype` and `shape` (of the whole tensor, if it is sharded) are from the time when the average began.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Slot:
 
     @property
     def is_averaged(self) -> bool:
-        """Return whether it is averaged: a buffer, or a parameter that is trained, of numbers that have a mean."""
+        """Return whether it is averaged: a buffer or trained parameter of floating or complex numbers."""
         return self.dtype in AVERAGED_IN and (not self.is_parameter or self.tensor.requires_grad)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a module keeps a parameter or buffer; a tied one has several."""
+    """The place of a parameter or buffer in a module: `holder[key]`. A tied tensor has several places."""
 
     name: str
     holder: dict[str, Any]
@@ -55,13 +55,17 @@ class Place:
 
 
 class Tracked:
-    """The tensors of `model`, without what DDP, FSDP and torch.compile put around it.
+    """The tensors of a model, without the wrappers of DDP, FSDP and torch.compile.
 
-    `averaged` are trained parameters and all buffers of floating or complex numbers; `copied` are other buffers, as
-    counters; `frozen` are all other parameters. `places` are those of all three, under each of their names.
+    Attributes:
+        model: the bare model.
+        averaged: trained parameters, and all buffers of floating or complex numbers.
+        copied: other buffers, such as counters.
+        frozen: all other parameters.
+        places: the places of all these tensors, under each of their names.
 
     Raises:
-        RunError: for a lazy module that has not seen an input, and for what has no mean.
+        RunError: for a lazy module that has not seen an input, for flattened models, and for tensors without a mean.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -73,7 +77,7 @@ class Tracked:
         reshard(self.model)
         self.places = list(_find_places(self.model))
         self._modules = list(self.model.modules())
-        holders = [each for module in self._modules for each in _holders(module)]
+        holders = [holder for module in self._modules for holder in _holders(module)]
         self._holders, self._empty = (
             [holder for holder in holders if holder],
             [holder for holder in holders if not holder],
@@ -88,10 +92,10 @@ class Tracked:
                 self.averaged.append(slot)
             else:
                 (self.frozen if slot.is_parameter else self.copied).append(slot)
-        self._watch()
+        self._record_layout()
 
-    def _watch(self) -> None:
-        """Take note of the tensors as they are, to see whether they still are."""
+    def _record_layout(self) -> None:
+        """Record the memory and shapes of the tensors, for `is_current` to compare."""
         slots = (*self.averaged, *self.copied)
         self._sharded = [slot for slot in slots if is_sharded(slot.tensor)]
         self._whole = [slot.tensor for slot in slots if not is_sharded(slot.tensor)]
@@ -103,23 +107,23 @@ class Tracked:
 
     @property
     def is_sharded(self) -> bool:
-        """Return whether some of it is cut over several processes."""
+        """Return whether some tensors are cut over several processes."""
         return bool(self._sharded)
 
     @property
     def values(self) -> list[Tensor]:
-        """Return this process's part of what is averaged, as the model has it now."""
+        """Return this process's part of the averaged tensors, with their present values."""
         return locals_of(self.averaged) if self._sharded else self._values
 
     @property
     def is_current(self) -> bool:
-        """Return whether the model still consists of these very tensors; quick, as it is asked at every update."""
+        """Return whether the model still consists of these very tensors. Quick, as every update calls it."""
         if any(self._empty) or self._find_contents() != self._contents:
             return False
-        # A module that is cast, or resized, may keep its parameter and change what is in it.
+        # A cast or resized module may keep its parameter object and change the memory in it.
         if list(map(Tensor.data_ptr, self._whole)) != self._pointers:
             return False
-        # `p.data = p.data[:2]`, `p.data = p.data.t()`, `buffer.resize_(3)` begin where they began before.
+        # `p.data = p.data[:2]`, `p.data = p.data.t()`, `buffer.resize_(3)` keep the address of the memory.
         if list(map(Tensor.numel, self._whole)) != self._counts:
             return False
         if list(map(Tensor.stride, self._deep)) != self._strides:
@@ -129,13 +133,14 @@ class Tracked:
         return not any(slot.tensor.requires_grad for slot in self.frozen)
 
     def _find_contents(self) -> list[int]:
-        """Return the identities of all that the modules hold, which stay theirs as long as they are kept here."""
+        """Return the ids of all objects in the modules, which nothing else can get while they are kept here."""
         return list(map(id, chain.from_iterable(map(dict.values, self._holders))))
 
     def check_same(self, newer: Tracked) -> None:
-        """Raise a RunError if the model has come to have other tensors to average, naming them.
+        """Check that the model has the same tensors to average as before. A newly frozen parameter is still averaged.
 
-        A parameter that is frozen now goes on to be averaged.
+        Raises:
+            RunError: naming the tensors that are gone, changed or new.
         """
         there = {slot.name: slot for slot in (*newer.averaged, *newer.copied, *newer.frozen)}
         known = {slot.name: slot for slot in (*self.averaged, *self.copied)}
@@ -155,7 +160,7 @@ class Tracked:
             raise RunError(_changed(added, "is new, or trained only now", "are new, or trained only now"), hint=_HINT)
 
     def adopt(self, newer: Tracked) -> None:
-        """Go on with the tensors of `newer`, which has the same ones under other identities."""
+        """Continue with the tensors of `newer`: equal ones, as other objects."""
         there = {slot.name: slot for slot in (*newer.averaged, *newer.frozen, *newer.copied)}
         self.averaged = [there[slot.name] for slot in self.averaged]
         self.copied = [there[slot.name] for slot in self.copied]
@@ -163,10 +168,10 @@ class Tracked:
         self.frozen = [slot for slot in newer.frozen if slot.name not in names]
         self.places, self._modules = newer.places, newer._modules
         self._holders, self._empty, self._contents = newer._holders, newer._empty, newer._contents
-        self._watch()
+        self._record_layout()
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield what the model's `state_dict` holds, under bare names: tied tensors under each of theirs."""
+        """Yield the tensors of the model's `state_dict` under bare names; a tied tensor under each of its names."""
         reshard(self.model)
         for name, value in self.model.state_dict(keep_vars=True).items():
             if isinstance(value, Tensor):
@@ -182,7 +187,7 @@ def _find_places(model: nn.Module) -> Iterator[Place]:
 
 
 def _holders(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return where a module keeps its parameters, buffers and modules."""
+    """Return the dictionaries of a module that hold its parameters, buffers and modules."""
     return module._parameters, module._buffers, module._modules
 
 
@@ -195,7 +200,7 @@ def _make_slot(place: Place) -> Slot:
         )
     slot = Slot(place.name, tensor, tensor.dtype, tensor.shape, is_parameter)
     if is_parameter and not tensor.requires_grad:
-        return slot  # is not averaged, and so needs no mean
+        return slot  # frozen: not averaged, so it needs no mean
     if tensor.is_floating_point() and tensor.dtype not in AVERAGED_IN:
         raise RunError(f"'{place.name}' is {tensor.dtype}, which has no mean without its scale")
     if tensor.layout is not torch.strided:
@@ -204,17 +209,17 @@ def _make_slot(place: Place) -> Slot:
 
 
 def put_back(places: Sequence[Place]) -> None:
-    """Give a model the very tensors that it had, wherever others have taken their place."""
+    """Put the original tensors back into a model, wherever others have replaced them."""
     for place in places:
         held = place.holder.get(place.key)
         if held is not place.tensor:
             if isinstance(held, Tensor) and held.device != place.tensor.device:
-                place.tensor.data = held.data  # the model was moved meanwhile, which makes its buffers anew
+                place.tensor.data = held.data  # the model was moved meanwhile, which creates new buffers
             place.holder[place.key] = place.tensor
 
 
 def write_into(tensor: Tensor, value: Tensor) -> None:
-    """Copy `value` into a tensor of the model, also one that shows the same memory several times (`expand`)."""
+    """Copy `value` into a tensor, also into one that shows the same memory several times (`expand`)."""
     for dimension, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor, value = tensor.narrow(dimension, 0, 1), value.narrow(dimension, 0, 1)
@@ -222,7 +227,7 @@ def write_into(tensor: Tensor, value: Tensor) -> None:
 
 
 def write_back(tensor: Tensor, before: Tensor) -> None:
-    """Make a tensor of the model what it was before, also where it was cast meanwhile."""
+    """Restore a tensor of the model to `before`, also if it was cast meanwhile."""
     if tensor.dtype is before.dtype and tensor.shape == before.shape:
         write_into(tensor, before)
     else:

@@ -1,4 +1,4 @@
-"""Which averages are kept of a live model: the laws that a caller gives, each under a name, and their update events."""
+"""The averages that are kept of a live model: the laws that a caller gives, by name, and their update events."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ema_cli.law.laws import HalfLife, Power, Smoothing
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import EVERY, Time, Unit
 
-_LEAST_SHARE = 2.0**-20  # of a difference, at an update
+_LEAST_SHARE = 2.0**-20  # of a difference at one update; float32 rounds smaller shares away
 _DEFAULT_HALF_LIFE = "1000ba"  # Composer's
-_DEFAULT_INTERVAL = "1ba"  # of laws without a unit
+_DEFAULT_INTERVAL = "1ba"  # for laws without a unit
 
 Times = str | Time | Sequence[str | Time]
 Numbers = float | Sequence[float]
@@ -25,9 +25,9 @@ Numbers = float | Sequence[float]
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """The averages of one model: their laws by name (`25ba`, `smoothing-0.99`, `power-0.1`), and when they are updated.
+    """The laws of the averages of one model, by name (`25ba`, `smoothing-0.99`, `power-0.1`), and their schedule.
 
-    `interval` None means that every update is an event. `unit` is that of the clock that counts.
+    `interval`: the time between update events; None: every update is one. `unit`: the unit of the clock that counts.
     """
 
     laws: dict[str, LiveLaw]
@@ -43,11 +43,11 @@ def parse_tracks(
     update_interval: str | Time | None,
     sigma_rel: Numbers | None,
 ) -> Tracks:
-    """Return the averages that the arguments of `EMA` ask for; without any, one of Composer's half-life.
+    """Parse the arguments of `EMA`; without any, return one average with Composer's half-life.
 
     Args:
-        half_life, smoothing, sigma_rel: at most one of them; each may be a sequence, for several averages.
-        start: the clock from which on the model is averaged.
+        half_life, smoothing, sigma_rel: at most one of the three; a sequence makes several averages.
+        start: the clock at which the averages begin.
         update_interval: the time between update events, or `every`.
 
     Raises:
@@ -75,7 +75,7 @@ def parse_tracks(
             hint='say which for all of them: update_interval="1ba", or "every"',
         )
     tracks = Tracks(dict(zip(names, laws, strict=True)), intervals.pop(), first, units.pop())
-    _warn_of_rest(tracks)
+    _warn_of_tiny_shares(tracks)
     return tracks
 
 
@@ -89,10 +89,10 @@ def _laws(half_life: Times | None, smoothing: Numbers | None, sigma_rel: Numbers
     return [HalfLife(_time(value, "half_life")) for value in several]
 
 
-def _warn_of_rest(tracks: Tracks) -> None:
-    """Warn of averages that hardly move: so small a part of a difference is rounded away in float32."""
+def _warn_of_tiny_shares(tracks: Tracks) -> None:
+    """Warn of averages that hardly move, because float32 rounds so small a share of a difference away."""
     if tracks.interval is None or tracks.unit is not Unit.BATCH:
-        return  # of samples and tokens many pass from one update to the next
+        return  # many samples or tokens pass between two updates, so the share is not known here
     interval = Fraction(tracks.interval.value)
     for name, law in tracks.laws.items():
         share = law.share(Gap(interval, 1, interval), interval)
