@@ -45,7 +45,7 @@ def verify_against(
     *,
     sample: bool = False,
     threads: int = 1,
-    report: ProgressCallback = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> Verified:
     """Average the checkpoints at and below `paths` again, and add each difference to the problems of an average.
 
@@ -56,7 +56,7 @@ def verify_against(
         paths: the places at and below which the inputs are searched.
         sample: average and compare only the first 65,536 elements of each tensor.
         threads: the number of threads for reading and averaging.
-        report: called with the bytes read so far and the total.
+        progress: called with the bytes read so far and the total.
 
     Raises:
         CheckpointError: naming a checkpoint that is missing, has changed, or cannot be read.
@@ -74,11 +74,11 @@ def verify_against(
         if not verified.problems:
             raise
         return _with(verified, [f"not compared with the checkpoints: {error.message(at_terminal)}"])
-    return _compare(verified, snapshot.manifest, replay, sample=sample, threads=threads, report=report)
+    return _compare(verified, snapshot.manifest, replay, sample=sample, threads=threads, progress=progress)
 
 
 def _compare(
-    verified: Verified, manifest: Manifest, replay: Replay, *, sample: bool, threads: int, report: ProgressCallback
+    verified: Verified, manifest: Manifest, replay: Replay, *, sample: bool, threads: int, progress: ProgressCallback
 ) -> Verified:
     """Fold the inputs, and compare the result with the published average."""
     snapshot = verified.snapshot
@@ -99,7 +99,7 @@ def _compare(
         sizes=divide_memory(max(DEFAULT_BYTES, least_bytes()), threads),
         checksums=record.checksums,
         most_elements=most_elements,
-        progress=report,
+        progress=progress,
     )
     problems += comparison.problems()
     problems += side_file_differences(manifest, job.outputs[0], snapshot.published)

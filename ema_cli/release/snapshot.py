@@ -67,13 +67,13 @@ class Snapshot:
         return f"{self.published.folder / name}: {fact}"
 
 
-def take_snapshot(published: Published, *, threads: int, report: ProgressCallback) -> Snapshot:
+def take_snapshot(published: Published, *, threads: int, progress: ProgressCallback) -> Snapshot:
     """Read an average: its manifest, its checksums, and each listed file once.
 
     Args:
         published: the paths of the average.
         threads: the number of files that are read at the same time.
-        report: called with the bytes read so far and the total.
+        progress: called with the bytes read so far and the total.
 
     Raises:
         CheckpointError: if this process cannot read a file or a folder, or one changes meanwhile.
@@ -93,7 +93,7 @@ def take_snapshot(published: Published, *, threads: int, report: ProgressCallbac
     missing = listed - present - {published.manifest.name}
     complete = not missing and len(opened) == len(_names_with_tensors(published, files))
     positions = {name: _positions(name, checkpoint, problems) for name, checkpoint in opened.items()}
-    readings = _read_files(files, positions, threads, report)
+    readings = _read_files(files, positions, threads, progress)
     return Snapshot(
         published=published,
         manifest=manifest,
@@ -230,7 +230,7 @@ def _positions(name: str, checkpoint: Checkpoint, problems: _Problems) -> Positi
 
 
 def _read_files(
-    files: Mapping[str, InputFile], positions: Mapping[str, Positions], threads: int, report: ProgressCallback
+    files: Mapping[str, InputFile], positions: Mapping[str, Positions], threads: int, progress: ProgressCallback
 ) -> dict[str, FileSum]:
     """Return the sha256 and the non-finite elements of each file. Each file is read once, the largest first."""
     total, done, stopped = sum(file.size for file in files.values()), 0, False
@@ -253,7 +253,7 @@ def _read_files(
                     finished, waiting = wait(waiting, _TICK_SECONDS)
                     for task in finished:
                         task.result()
-                    report(done, total)
+                    progress(done, total)
         finally:
             # However this ends, the other threads stop at their next block.
             stopped = True

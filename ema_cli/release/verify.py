@@ -65,13 +65,13 @@ class Verified:
         return sum(file.size for file in self.snapshot.files.values())
 
 
-def verify(published: Published, *, threads: int = 1, report: ProgressCallback = no_progress) -> Verified:
+def verify(published: Published, *, threads: int = 1, progress: ProgressCallback = no_progress) -> Verified:
     """Read an average once and return its problems.
 
     Args:
         published: the paths of the average, its manifest and its checksums.
         threads: the number of files that are read at the same time.
-        report: called with the bytes read so far and the total.
+        progress: called with the bytes read so far and the total.
 
     Raises:
         CheckpointError: if this process cannot read a file or a folder, or one changes meanwhile.
@@ -84,7 +84,7 @@ def verify(published: Published, *, threads: int = 1, report: ProgressCallback =
             "must be; average again, without --no-manifest",
         )
         return Verified(snapshot, (problem,))
-    snapshot = take_snapshot(published, threads=threads, report=report)
+    snapshot = take_snapshot(published, threads=threads, progress=progress)
     problems = all_problems(snapshot)
     for file in snapshot.files.values():
         file.check_unchanged()

@@ -53,7 +53,7 @@ def measure_distances(
     against: Path,
     *,
     threads: int = 1,
-    report: ProgressCallback = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> tuple[Distances, list[Checkpoint]]:
     """Measure the distances of an average from its inputs, all in one pass.
 
@@ -62,7 +62,7 @@ def measure_distances(
         manifest: its manifest.
         against: the folder of its inputs; missing ones are left out.
         threads: the number of threads that read and compare.
-        report: called with the bytes read so far and the total.
+        progress: called with the bytes read so far and the total.
 
     Returns:
         The distances, and the opened checkpoints: the average first, then its inputs.
@@ -86,7 +86,7 @@ def measure_distances(
     if not names:
         raise RunError(f"has no tensor that can be compared with those in {against}", subject=output)
     layers, together = group_layers(names, MOST_LAYERS)
-    total, parts = measure_layers(average, checkpoints, layers, threads=threads, progress=report)
+    total, parts = measure_layers(average, checkpoints, layers, threads=threads, progress=progress)
     left_out = len(average.tensors.specs) - len(names)
     return Distances(inputs, total, parts, found_inputs.missing, together, left_out), [average, *checkpoints]
 

@@ -504,7 +504,7 @@ def test_each_byte_is_read_once(made: Path):
     """What is told as progress comes to the size of all files."""
     told: list[tuple[int, int]] = []
     (published,) = find_averages([made / "shards"])
-    found = verify(published, report=lambda done, total: told.append((done, total)))
+    found = verify(published, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (found.nbytes, found.nbytes)
 
 

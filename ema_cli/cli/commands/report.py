@@ -56,7 +56,7 @@ def report(request: ReportRequest, sink: Sink) -> Page:
     with signals.unwinding(), sink.progress("measuring") as progress:
         if request.against is not None:
             distances, checkpoints = measure_distances(
-                request.average, manifest, request.against, threads=request.threads, report=progress
+                request.average, manifest, request.against, threads=request.threads, progress=progress
             )
         page = make_page(request.average.absolute().name, manifest, distances)
         check_report_target(target, request.average, checkpoints, force=request.force)

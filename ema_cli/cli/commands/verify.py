@@ -64,12 +64,12 @@ def run(options: VerifyOptions) -> int:
 
 def _verify(published: Published, request: VerifyRequest, sink: Sink) -> Verified:
     with sink.progress("verifying") as progress:
-        verified = verify(published, threads=request.threads, report=progress)
+        verified = verify(published, threads=request.threads, progress=progress)
     if not request.against:
         return verified
     from ema_cli.release.recompute import verify_against  # which loads numpy
 
     with sink.progress("averaging") as progress:
         return verify_against(
-            verified, request.against, sample=request.sample, threads=request.threads, report=progress
+            verified, request.against, sample=request.sample, threads=request.threads, progress=progress
         )
