@@ -1,4 +1,4 @@
-"""Errors a user can act on: which option, which subject, what is the matter, what to do. Each class has an exit code.
+"""Errors that a user can act on: an option, a subject, a fact and a hint. Each class has an exit code.
 
 Exit codes: 0 done, 1 unexpected, 2 usage, 3 a bad or incomplete checkpoint, 4 checkpoints that do not fit
 together or are averaged already, 5 output, 6 verification, a gate or non-finite values, 130 and 143 signals.
@@ -24,14 +24,14 @@ Spelling = Callable[[str, str], str]
 def option(name: str, value: object = None) -> str:
     """Return a mention of an option for the text of an error: `name` as in Python, and a `value` to give it.
 
-    Whoever shows the error spells it: `option("half_life", "50ba")` is `--half-life 50ba` at a terminal and
+    The place that shows the error spells it: `option("half_life", "50ba")` is `--half-life 50ba` at a terminal and
     `half_life='50ba'` in Python; `option("force", True)` is `--force` and `force=True`.
     """
     return mentioned(name, "" if value is None else repr(value))
 
 
 def mentioned(name: str, value: str = "") -> str:
-    """Spell an option so that whoever shows the text spells it: for one error inside another."""
+    """Return a mention whose spelling is still open, as `option` does: for the text of one error inside another."""
     return f"\ufff9{name}\ufffa{value}\ufffb"
 
 
@@ -41,7 +41,7 @@ _OTHER_IN_PYTHON = {"o": "target", "output": "target", "from": "source"}
 
 
 def at_terminal(name: str, value: str = "") -> str:
-    """Spell an option as the command line has it."""
+    """Spell an option for the command line."""
     flag = _SHORT.get(name) or f"--{name.replace('_', '-')}"
     if value == "False":
         return flag.replace("--", "--no-")
@@ -49,19 +49,20 @@ def at_terminal(name: str, value: str = "") -> str:
 
 
 def in_python(name: str, value: str = "") -> str:
-    """Spell an option as the keyword argument that it is in Python."""
+    """Spell an option as a keyword argument of Python."""
     return f"{_OTHER_IN_PYTHON.get(name, name)}={value}"
 
 
 class EmaError(Exception):
-    """Something a user can act on, as data. `str()` of it is for callers from Python.
+    """An error that a user can act on, as data. `str()` of it is for callers from Python.
 
-    `message(at_terminal)` is for those at a command line.
+    `message(at_terminal)` is for users of the command line.
 
     Attributes:
-        fact: what is the matter. May mention options, as `option` returns them.
-        subject: the file, checkpoint or thing that it is the matter with.
+        fact: the problem, in words. May mention options, as `option` returns them.
+        subject: the file, checkpoint or other thing that has the problem.
         option: the name of the option whose value is refused, as in Python: `half_life`.
+        hint: the advice, for a caller from Python; None if there is none.
     """
 
     exit_code = 1
@@ -76,25 +77,25 @@ class EmaError(Exception):
         self._hint = hint
 
     def message(self, spelling: Spelling, *, known: object = None) -> str:
-        """Return option, subject and fact in one line that nothing in it can escape from.
+        """Return option, subject and fact in one line, with control characters escaped.
 
-        The subject is left out where it is what the reader has before the eyes, `known`.
+        The subject is left out if it is `known`: the reader sees it already.
         """
         parts = [spelling(self.option, "")] if self.option is not None else []
         parts += [printable(self.subject)] if self.subject is not None and str(self.subject) != str(known) else []
         return _shortened(": ".join([*parts, _spelled(self.fact, spelling)]))
 
     def advice(self, spelling: Spelling) -> str | None:
-        """Return what to do about it, where anything is known."""
+        """Return the hint, None if there is none."""
         return None if self._hint is None else _shortened(_spelled(self._hint, spelling))
 
     @property
     def hint(self) -> str | None:
-        """Return what to do about it, for a caller from Python."""
+        """Return the hint for a caller from Python, None if there is none."""
         return self.advice(in_python)
 
     def about(self, subject: object) -> Self:
-        """Return this error, with a `subject` where it has none yet."""
+        """Set the subject, if the error has none yet, and return the error."""
         if self.subject is None:
             self.subject = subject
         return self
@@ -116,7 +117,7 @@ class CheckpointError(EmaError):
 
 
 class IncompleteCheckpoint(CheckpointError):
-    """A checkpoint that somebody is still writing, or whose writer died. A directory search passes it over."""
+    """A half-written checkpoint: its writer is still at work, or died. A directory search passes it over."""
 
 
 class NoWeights(CheckpointError):
@@ -128,7 +129,7 @@ class Missing(CheckpointError):
 
 
 class Unreadable(CheckpointError):
-    """Something that the storage does not give to this process, so that nobody knows whether it is damaged."""
+    """A file or folder that this process may not or cannot read, so that it may be damaged or not."""
 
 
 class RunError(EmaError):
@@ -138,7 +139,7 @@ class RunError(EmaError):
 
 
 class OutputError(EmaError):
-    """The output cannot be written, or must not be."""
+    """An output that cannot be written, or must not be."""
 
     exit_code = 5
 
@@ -150,19 +151,19 @@ class NonFiniteError(EmaError):
 
 
 class VerificationError(EmaError):
-    """An output that does not read back as it was meant."""
+    """An output that does not read back as intended."""
 
     exit_code = 6
 
 
 class GateError(EmaError):
-    """An average that is not what was demanded of it, by `Gates`."""
+    """An average that does not meet the demands of `Gates`."""
 
     exit_code = 6
 
 
 def _spelled(text: str, spelling: Spelling) -> str:
-    """Return a text in which options are mentioned as its reader knows them."""
+    """Return a text with its mentions of options spelled for the reader."""
     pieces = _MENTION.split(text)  # text, name, value, text, name, value, ... text
     shown = printable(pieces[0])
     for name, value, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
@@ -176,9 +177,9 @@ def _shortened(text: str) -> str:
 
 
 def printable(text: object) -> str:
-    """Return `text` with what could steer a terminal escaped: controls, bidi marks, surrogates.
+    """Return `text` with characters escaped that could control a terminal: controls, bidi marks, surrogates.
 
-    And what could steer a job of GitHub Actions, which takes commands from lines that start with `::`, or hold `##[`.
+    The commands of GitHub Actions are escaped too: lines that start with `::`, or contain `##[`.
     """
     shown = "".join(ch if ch.isprintable() else _escape(ch) for ch in str(text)).replace("##[", r"#\x23[")
     return shown.replace("::", r":\x3a", 1) if shown.lstrip().startswith("::") else shown

@@ -1,4 +1,4 @@
-"""Small things about text: natural order, plurals, sizes. No import of ours but errors."""
+"""Format and parse short texts: natural order, plurals, sizes. Imports only errors from this package."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?) ?(?:([kmgt])(i?))?b", re.IGNORECA
 
 
 def natural_key(text: str) -> tuple[tuple[int, str], ...]:
-    """Return a sort key by which step-9 comes before step-10."""
+    """Return a sort key that puts step-9 before step-10."""
     parts = re.split(r"([0-9]+)", text)
     return tuple((int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts))
 
 
 def size(nbytes: float) -> str:
-    """Return a number of bytes for people, in powers of 1000."""
+    """Return a number of bytes for people, in powers of 1000: `1.23 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(nbytes) < 999.5:
             return f"{nbytes:.3g} {unit}" if unit != "B" else f"{nbytes:.0f} B"
@@ -28,12 +28,12 @@ def size(nbytes: float) -> str:
 
 
 def plural(count: int, word: str) -> str:
-    """Return a number of things."""
+    """Return a count with its noun: `1 tensor`, `1,200 tensors`."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def relative(share: float | None) -> str:
-    """Return a relative distance for people."""
+    """Return a relative distance for people, as a percentage; `-` if there is none."""
     if share is not None and math.isnan(share):
         return "nan"
     return format_optional(None if share is None else share * 100, "{:.3g}%")
@@ -45,7 +45,7 @@ def format_optional(value: float | None, form: str) -> str:
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
-    """Return the first few of them, and how many more there are."""
+    """Return the first `most` names, and the number of others: `a, b, c, d and 3 more`."""
     rest = f" and {len(names) - most:,} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{rest}"
 

@@ -1,4 +1,4 @@
-"""One adapter for each trainer, over the averages of a live model.
+"""Adapters of the averages of a live model, one for each trainer.
 
 May import online, writing and what is below them.
 """

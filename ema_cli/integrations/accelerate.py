@@ -1,7 +1,7 @@
-"""The averages of a sharded model (FSDP2) in a training with Accelerate; any other needs nothing from here.
+"""Save the averages of a sharded model (FSDP2) in a training with Accelerate.
 
-In one process and in DDP, `accelerator.register_for_checkpointing(ema)` is all. But Accelerate saves what is registered
-from the main process alone, and of a sharded model that is one part.
+In one process and in DDP, `accelerator.register_for_checkpointing(ema)` is enough. But Accelerate saves registered
+objects from the main process alone, which has only one part of a sharded model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ema_cli.online.ema import EMA
 
 
 class Gathered:
-    """An EMA as Accelerate can save it: the tensors that are sharded are put together, and cut again when it loads.
+    """An EMA in a form that Accelerate can save: sharded tensors are gathered for saving, and cut again when loaded.
 
     accelerator.register_for_checkpointing(Gathered(ema))
     """
@@ -25,9 +25,9 @@ class Gathered:
         self.ema = ema
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state in the processes that save it. Every process calls this, as `save_state` does."""
+        """Return the whole state in the processes that save it. Every process must call this, as `save_state` does."""
         return gather(self.ema.state_dict(), keep=PartialState().is_local_main_process)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was called, with any number of processes."""
+        """Continue from a state of `state_dict`, with any number of processes."""
         self.ema.load_state_dict(state)

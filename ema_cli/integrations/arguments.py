@@ -14,7 +14,7 @@ from ema_cli.online.tracks import Numbers, Times, Tracks, parse_tracks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EMAArguments:
-    """The arguments of an `EMA`, but for its model. `keep_first` as there; `tracks` are the averages that they name.
+    """The arguments of an `EMA` without its model. `tracks`: the averages that they describe.
 
     Raises:
         UsageError: for values or combinations that make no sense.
@@ -41,7 +41,7 @@ class EMAArguments:
 
     @property
     def units(self) -> set[Unit]:
-        """Return the units of the clocks that are needed."""
+        """Return the units of the clocks that the averages need."""
         return {self.tracks.unit, self.tracks.start.unit} if self.tracks.start.value else {self.tracks.unit}
 
     def make(self, model: nn.Module) -> EMA:

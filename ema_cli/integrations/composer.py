@@ -1,7 +1,7 @@
-"""Composer's EMA algorithm with the averages of ema-cli. Imports composer, and is imported by nothing else in ema_cli.
+"""Composer's EMA algorithm with the averages of ema-cli. Imports composer; nothing else in ema_cli imports it.
 
-Composer keeps half of it in its files: `state.model` holds the averages and `state.algorithms` the training weights,
-so that what loads is averaged. The same is done here, and marked in the same way.
+In checkpoints by Composer's EMA, `state.model` holds the averages and `state.algorithms` the training weights, so that
+loading the model gives the average. This algorithm does the same, and marks it in the same way.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ema_cli.online.sharded import cut_like, local, placed_like
 from ema_cli.online.store import Offload
 from ema_cli.online.tracks import Numbers, Times
 
-FOLDER = "ema"  # beside the checkpoints: what EMA.store writes
+FOLDER = "ema"  # next to the checkpoints: the folder for EMA.store
 _CHECKPOINTS = (Event.BATCH_CHECKPOINT, Event.EPOCH_CHECKPOINT, Event.ITERATION_CHECKPOINT)
-_STATE = "ema_cli"  # in the algorithm's state: what Composer's own has no place for
+_STATE = "ema_cli"  # key in the algorithm's state for the data that Composer's own EMA does not have
 
 
 class _Default(str):
-    """A half-life that nobody has asked for."""
+    """The default half-life, which differs from the same value given by a caller."""
 
     __slots__ = ()
 
@@ -46,19 +46,19 @@ class EMA(Algorithm):
 
         trainer = Trainer(model=model, algorithms=[EMA(half_life="50ba")], save_folder="ckpts", ...)
 
-    As there, evaluation and the checkpoints of `save_folder` are those of the average, and the training weights lie
-    beside it. They are back in the model at the next event, whatever that is, and so for predictions and at the end of
-    `fit`. Of several averages the first is the one that is evaluated and saved; all of them resume.
+    As with Composer's, the average is evaluated and saved into the checkpoints of `save_folder`, with the training
+    weights in addition. These are back in the model at the next event of any kind, so also for predictions and at the
+    end of `fit`. Of several averages the first is evaluated and saved; all of them resume.
 
-    `ema` is the EMA of the training that runs, or ran last.
+    `ema` is the EMA of the current training, or of the last one.
 
     Args:
-        half_life, smoothing, update_interval: as of `ema_cli.EMA`.
-        ema_start: when the average begins; also in `dur`, the share of the training that is done.
-        train_with_ema_weights, offload: as of `ema_cli.EMA`.
+        half_life, smoothing, update_interval: as for `ema_cli.EMA`.
+        ema_start: the clock at which the average begins; also in `dur`, as a share of the whole training.
+        train_with_ema_weights, offload: as for `ema_cli.EMA`.
         store: a folder in which each checkpoint stores all averages, for `ema-cli average --from stored`. Default: if
-            there are several, `ema` in the folder of the checkpoints.
-        change_half_life: whether a training may be resumed with another half-life, interval or start.
+            there are several averages, `ema` in the folder of the checkpoints.
+        change_half_life: allow resuming a training with another half-life, interval or start.
 
     Raises:
         UsageError: for values or combinations that make no sense.
@@ -94,14 +94,14 @@ class EMA(Algorithm):
         self._update_event = Event.EPOCH_END if self._arguments.tracks.unit is Unit.EPOCH else Event.BATCH_END
         self._folder = None if store is None else Path(store)
         self._change_half_life = change_half_life
-        self._saved: Mapping[str, Any] | None = None  # a state that is loaded once the model is
+        self._saved: Mapping[str, Any] | None = None  # a state to load after the model
         self._applied = ExitStack()
         self._applied_at: Event | None = None
         self.ema: online.EMA | None = None
 
     @property
     def ema_weights_active(self) -> bool:
-        """Return whether the model holds the average now."""
+        """Return whether the model holds the average at present."""
         return self._applied_at is not None
 
     @property
@@ -110,7 +110,7 @@ class EMA(Algorithm):
         return self.ema is not None and self.ema.started
 
     def match(self, event: Event, state: State) -> bool:
-        """Return whether there is something to do."""
+        """Return whether `apply` has something to do at this event."""
         if event is Event.INIT or self._saved is not None or self._is_over(event):
             return True
         if event is self._update_event:
@@ -123,12 +123,12 @@ class EMA(Algorithm):
             self.ema = self._arguments.make(state.model)
         self._load()
         if self._is_over(event):
-            # Before anything else: an update at the end of an epoch may follow the checkpoint of its last batch.
+            # First: an update at the end of an epoch may follow the checkpoint of its last batch.
             self._applied_at = None
             self._applied.close()
         if event is self._update_event and self._may_begin(state):
             now = state.timestamp
-            # Samples and tokens stay at 0 where the loader does not count them.
+            # Samples and tokens stay at 0 if the loader does not count them.
             sample, token = now.sample.value or None, now.token.value or None
             self._live.update(batch=now.batch.value, epoch=now.epoch.value, sample=sample, token=token)
         elif event is Event.EVAL_START:
@@ -138,23 +138,23 @@ class EMA(Algorithm):
             self._show(event)
 
     def get_ema_model(self, model: nn.Module | None = None) -> nn.Module:
-        """Replace the parameters and buffers of `model` (default: the one that is trained) by the average; return it.
+        """Replace the parameters and buffers of `model` (default: the one that trains) by the average; return it.
 
         Raises:
-            UsageError: while the model that is trained holds the average anyway, and before the average has begun.
+            UsageError: while the model that trains holds the average anyway, and before the average has begun.
         """
         return self._live.get_ema_model(model, self._live.names[0])
 
     def get_training_model(self, model: nn.Module | None = None) -> nn.Module:
-        """While averages are in the model: replace parameters and buffers of `model` by those that are trained.
+        """Replace the parameters and buffers of `model` by the training weights, while the average is in the model.
 
         Raises:
-            UsageError: while the model holds them anyway.
+            UsageError: while the model holds the training weights anyway.
         """
         return self._live.get_training_model(model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state in the form of Composer's own, with all averages in full precision and the clocks."""
+        """Return the state in the form of Composer's own EMA, plus all averages in full precision and the clocks."""
         state: dict[str, Any] = super().state_dict()
         state |= {"ema_weights_active": self.ema_weights_active, "ema_started": self.ema_started}
         ema = self.ema
@@ -169,7 +169,9 @@ class EMA(Algorithm):
             for slot in store.tracked.averaged:
                 averages = saved["averages"][ema.names[0]]
                 if averages[slot.name].dtype is slot.dtype:
-                    averages[slot.name] = slot.tensor.detach()  # the very tensor of the model: a file holds it once
+                    averages[slot.name] = (
+                        slot.tensor.detach()
+                    )  # the same tensor as in the model, so that a file holds it once
         else:
             others = [*store.averages[0], *store.copies]
         named: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
@@ -177,11 +179,11 @@ class EMA(Algorithm):
             named[slot.is_parameter][slot.name] = placed_like(part.to(slot.dtype), slot.tensor)
         state["ema_model"] = {"named_parameters_dict": named[True], "named_buffers_dict": named[False]}
         state[_STATE] = saved
-        # Composer keeps what algorithms give as one object, of the first process alone: sharded tensors go in whole.
+        # Composer saves the state of algorithms as one object, from the first process alone: so tensors must be whole.
         return gather(state, keep=dist.get_global_rank() == 0)
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
-        """Go on where the state was taken, at the next event: the model may not be loaded yet.
+        """Continue from a state, at the next event: the model may not be loaded yet.
 
         Raises:
             RunError: for a state of Composer's own EMA, which has neither clocks nor a half-life.
@@ -200,14 +202,14 @@ class EMA(Algorithm):
         return self.ema
 
     def _is_over(self, event: Event) -> bool:
-        """Return whether the averages are in the model, and were to be there until now."""
+        """Return whether the average is in the model, but must leave it at this event."""
         if self._applied_at is None:
             return False
         evaluates = self._applied_at is Event.EVAL_START
         return not (evaluates and event.is_eval and event is not Event.EVAL_END)
 
     def _may_begin(self, state: State) -> bool:
-        """Return whether a start that is a share of the training has come; of others the averages know themselves."""
+        """Return whether a start given in `dur` has come; True for other starts, which the EMA itself checks."""
         if self._starts_at is None or self.ema_started:
             return True
         elapsed = state.get_elapsed_duration()
@@ -219,7 +221,7 @@ class EMA(Algorithm):
             self._applied_at = event
 
     def _store(self, saver: Any, state: State) -> None:
-        """Store all averages beside a checkpoint."""
+        """Store all averages next to a checkpoint."""
         folder = self._folder
         if folder is None and self._arguments.several:
             folder = Path(format_name_with_dist(saver.folder, state.run_name), FOLDER)
@@ -228,7 +230,7 @@ class EMA(Algorithm):
 
     @torch.no_grad()
     def _load(self) -> None:
-        """Put a saved state in place, and the training weights into the model if it was saved without them."""
+        """Load a saved state; also load the training weights into the model, if it was saved with the average."""
         if self._saved is None:
             return
         saved, self._saved = self._saved, None
@@ -244,7 +246,7 @@ class EMA(Algorithm):
 
 
 def _savers(event: Event, state: State) -> list[Any]:
-    """Return what saves a checkpoint at this event."""
+    """Return the callbacks that save a checkpoint at this event."""
     if event not in _CHECKPOINTS:
         return []
     savers = [callback for callback in state.callbacks if isinstance(callback, CheckpointSaver)]

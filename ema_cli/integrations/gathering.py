@@ -1,4 +1,4 @@
-"""States whose tensors are sharded, put together, for trainers that save them from one process. No trainer here."""
+"""Gather the sharded tensors of a state, for trainers that save from one process. Imports no trainer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ema_cli.online.sharded import is_sharded, whole
 
 
 def gather(state: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
-    """Return a state with its sharded tensors put together, in the host's memory; all others as they are.
+    """Return a state with its sharded tensors gathered in the host's memory; all other values are unchanged.
 
-    Every process must call it. Those that do not `keep` the tensors get None in their places.
+    Every process must call it. Processes that do not `keep` the tensors get None in their place.
     """
     return {name: _gather(value, keep) for name, value in state.items()}
 

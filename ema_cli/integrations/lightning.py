@@ -1,4 +1,4 @@
-"""Averages in a training with Lightning's Trainer. Imports lightning, and is imported by nothing else in ema_cli."""
+"""Averages in a training with Lightning's Trainer. Imports lightning; nothing else in ema_cli imports it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ema_cli.online.store import Offload
 from ema_cli.online.tracked import unwrap
 from ema_cli.online.tracks import Numbers, Times
 
-FOLDER = "ema"  # beside the checkpoints: what EMA.store writes
+FOLDER = "ema"  # next to the checkpoints: the folder for EMA.store
 
 
 class EMACallback(Callback):
@@ -33,20 +33,20 @@ class EMACallback(Callback):
         trainer.fit(module)
 
     Validation, test and prediction run on the average. A checkpoint's `state_dict` holds the training weights, and the
-    callback's own state the averages; `fit(ckpt_path=...)` goes on with the same bits. With `save_weights_only=True`
-    it holds the average, which is what a monitored metric was of, and says so under `ema_cli`. Of several averages the
-    first is the one that is evaluated and saved there; all of them resume.
+    callback's own state the averages; `fit(ckpt_path=...)` continues with equal bits. With `save_weights_only=True` the
+    `state_dict` holds the average, since a monitored metric belongs to it, and the key `ema_cli` says so. Of several
+    averages the first is evaluated and saved there; all of them resume.
 
-    `ema` is the EMA of the training that runs, or ran last.
+    `ema` is the EMA of the current training, or of the last one.
 
     Args:
-        half_life, smoothing, ema_start, update_interval, train_with_ema_weights, sigma_rel, offload: as of `EMA`, in
+        half_life, smoothing, ema_start, update_interval, train_with_ema_weights, sigma_rel, offload: as for `EMA`, in
             batches (optimizer steps, as `trainer.global_step`) or in epochs; Lightning counts neither samples nor
             tokens.
         store: a folder in which each checkpoint stores all averages, for `ema-cli average --from stored`. Default: if
-            there are several, `ema` in the folder of the checkpoints.
+            there are several averages, `ema` in the folder of the checkpoints.
         end_with_ema_weights: whether the module holds the average after `fit`, and not the training weights.
-        change_half_life: whether a training may be resumed with another half-life, interval or start.
+        change_half_life: allow resuming a training with another half-life, interval or start.
 
     Raises:
         UsageError: for values or combinations that make no sense.
@@ -83,8 +83,8 @@ class EMACallback(Callback):
         self._folder = None if store is None else Path(store)
         self._end_with_ema_weights = end_with_ema_weights
         self._change_half_life = change_half_life
-        self._saved: Mapping[str, Any] | None = None  # a state that is loaded once the module is where it will train
-        self._is_foreign = False  # whether the module holds weights that the averages are not of
+        self._saved: Mapping[str, Any] | None = None  # a state to load once the module is on its device
+        self._is_foreign = False  # whether the module holds other weights than the averaged ones
         self._is_writer = True
         self._has_ended = False  # whether the module holds the average for good
         self._applied = ExitStack()
@@ -92,7 +92,7 @@ class EMACallback(Callback):
         self.ema: EMA | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take note of the module, and begin anew where it is another.
+        """Set up the averages of the module; begin anew if it is another one than before.
 
         Raises:
             UsageError: with a strategy that flattens tensors, or saves them in a way of its own.
@@ -107,12 +107,12 @@ class EMACallback(Callback):
         if self.ema is None or self.ema.model is not unwrap(pl_module):
             self.ema = self._arguments.make(pl_module)
             self._saved = None
-        # Of weights alone, saved or loaded, Lightning tells no callback. All of them pass here.
+        # Lightning calls no callback when it saves or loads weights only, but all pass through these two methods.
         _hook(trainer.strategy, "save_checkpoint", partial(self._on_save, trainer))
         _hook(trainer.strategy, "load_model_state_dict", self._on_load)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on in a training that is resumed, else begin anew."""
+        """Continue the averages of a resumed training; otherwise begin anew."""
         self._hide()
         self._load()
         if trainer.global_step == 0 and self._live.started:
@@ -126,13 +126,13 @@ class EMACallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the averages: where batches accumulate, the clock stands still until the optimizer steps."""
-        # The last batch of an epoch completes it, as in what `ema-cli average` reads in the checkpoints: before
-        # validation and before they are saved, which both come before `on_train_epoch_end`.
+        """Update the averages. While gradients accumulate, the clock stands still until the optimizer steps."""
+        # The last batch of an epoch completes it, as in the clocks that `ema-cli average` reads from checkpoints. It
+        # must count here: validation and saving come before `on_train_epoch_end`.
         self._update(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Update the averages of epochs, where the last batch of this one was left out."""
+        """Update averages that count in epochs, in case the last batch of this epoch was skipped."""
         self._update(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -164,21 +164,21 @@ class EMACallback(Callback):
         self._hide()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the average into the module where that is asked for, now that all is saved."""
-        self._load()  # where nothing was left to train, nobody has
+        """Put the average into the module if `end_with_ema_weights`, now that everything is saved."""
+        self._load()  # not loaded yet if nothing was left to train
         if self._end_with_ema_weights and self._live.started:
             self._live.get_ema_model(average=self._live.names[0])
             self._has_ended = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what resuming needs: sharded tensors whole, as Lightning keeps the first process's state alone."""
+        """Return the state for resuming, with whole tensors: Lightning saves the first process's state alone."""
         self._load()
         if self.ema is None or not self.ema.started:
             return {}
         return gather(self.ema.state_dict(), keep=self._is_writer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the state was taken, once the module is where it will train."""
+        """Continue from a state, once the module is on its device."""
         self._saved = state_dict
         self._is_foreign = False
 
@@ -193,7 +193,7 @@ class EMACallback(Callback):
         self._live.update(batch=trainer.global_step, epoch=done)
 
     def _show(self) -> None:
-        """Hold the average in the module until `_hide`, if it has begun."""
+        """Put the average into the module until `_hide`, if it has begun."""
         self._load()
         if self._live.started and not self._is_foreign and not self._is_applied:
             self._applied.enter_context(self._live.applied(self._live.names[0]))
@@ -204,20 +204,20 @@ class EMACallback(Callback):
         self._applied.close()
 
     def _is_to_come(self, trainer: Trainer) -> bool:
-        """Return whether the average has yet to begin in a training that is resumed."""
+        """Return whether the average of a resumed training has still to begin."""
         done = {Unit.BATCH: trainer.global_step, Unit.EPOCH: trainer.current_epoch}
         tracks = self._live.averages.tracks
         first = 1 if tracks.interval is None else min(1, tracks.interval.value)
         return bool(tracks.start.value > done[tracks.start.unit] or first > done[tracks.unit])
 
     def _load(self) -> None:
-        """Put a saved state in place."""
+        """Load a saved state, if there is one."""
         if self._saved is not None:
             saved, self._saved = self._saved, None
             self._live.load_state_dict(saved, change_half_life=self._change_half_life)
 
     def _on_save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-        """See that a checkpoint holds the training weights or, where they are all that it holds, the average."""
+        """Make a checkpoint hold the training weights; a checkpoint of weights only, the average."""
         self._load()
         ema = self._live
         if not ema.started or self._is_foreign:
@@ -225,14 +225,14 @@ class EMACallback(Callback):
         wanted = "callbacks" not in checkpoint
         if wanted != self._is_applied and not self._has_ended:
             with self._exchanged():
-                # They lie in the module's own memory, in which there is something else in a moment.
+                # Copies: the memory of the module holds other weights again after the block.
                 tensors = {
-                    name: each.detach().clone() if isinstance(each, Tensor) else each
-                    for name, each in trainer.strategy.lightning_module_state_dict().items()
+                    name: value.detach().clone() if isinstance(value, Tensor) else value
+                    for name, value in trainer.strategy.lightning_module_state_dict().items()
                 }
-            # What the module's own hook has left out stays out.
+            # Tensors that the module's own hook left out stay out.
             checkpoint["state_dict"] = {
-                name: tensors.get(name, each) for name, each in checkpoint["state_dict"].items()
+                name: tensors.get(name, value) for name, value in checkpoint["state_dict"].items()
             }
         if wanted or self._has_ended:
             average = {"average": ema.names[0], "clock": str(ema.clock)}
@@ -245,14 +245,14 @@ class EMACallback(Callback):
             ema.store(folder)
 
     def _on_load(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take note that the module holds other weights than those that were averaged, until their state is loaded."""
+        """Mark the module as holding other weights than the averaged ones, until their state is loaded."""
         self._hide()
         self._saved = None
         self._is_foreign, self._has_ended = True, False
 
     @contextmanager
     def _exchanged(self) -> Iterator[None]:
-        """Show what is not shown, and the other way round, while the block runs."""
+        """Exchange the training weights and the average in the module while the block runs."""
         before, after = (self._hide, self._show) if self._is_applied else (self._show, self._hide)
         before()
         try:
@@ -262,7 +262,7 @@ class EMACallback(Callback):
 
 
 class _Hook:
-    """A method of the trainer's strategy, and before it something of ours."""
+    """A method of the trainer's strategy, preceded by a call of ours."""
 
     def __init__(self, ours: Callable[[dict[str, Any]], None], theirs: Callable[..., Any]) -> None:
         self.ours, self.theirs = ours, theirs

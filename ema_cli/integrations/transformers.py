@@ -1,11 +1,10 @@
 """Averages in a training with transformers' Trainer: a callback, and a mixin for evaluation on the averages.
 
-Imports transformers, and is imported by nothing else in ema_cli.
+Imports transformers; nothing else in ema_cli imports it.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, distributed, nn
+from torch import distributed
 from transformers import TrainerCallback, TrainerState
 
 from ema_cli.errors import OutputError, RunError, UsageError
 from ema_cli.formats.trainers.folders import TRAINER_STATE
 from ema_cli.integrations.arguments import EMAArguments
 from ema_cli.integrations.gathering import gather
+from ema_cli.integrations.model_folder import copy_side_files, save_model
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.clocks import Count
 from ema_cli.online.ema import EMA
@@ -28,10 +27,9 @@ from ema_cli.online.sharded import is_sharded
 from ema_cli.online.store import Offload
 from ema_cli.online.tracks import Numbers, Times
 from ema_cli.storage.staging import Staging
-from ema_cli.writing.side_files import find_side_files
 
-FOLDER = "ema"  # in checkpoint-N: what from_pretrained loads; beside the checkpoints: what EMA.store writes
-STATE = "ema_state.pt"  # in checkpoint-N, beside the Trainer's own state
+FOLDER = "ema"  # in checkpoint-N: for from_pretrained; next to the checkpoints: for EMA.store
+STATE = "ema_state.pt"  # in checkpoint-N, next to the Trainer's own state
 _KEYWORDS = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.TOKEN: "token"}
 
 
@@ -42,18 +40,18 @@ class EMACallback(TrainerCallback):
         trainer.train()
         AutoModel.from_pretrained("out/checkpoint-1000/ema")
 
-    Each save writes the average into `checkpoint-N/ema`, as `save_pretrained` would, and what resuming needs into
-    `checkpoint-N/ema_state.pt`; `train(resume_from_checkpoint=...)` goes on with the same bits. Of several averages
-    the first is the one that is written there and evaluated; all of them are stored in `ema/` of the output folder,
-    which `save_total_limit` does not clear, for `ema-cli average --from stored`.
+    Each save writes the average into `checkpoint-N/ema`, as `save_pretrained` would, and the state for resuming into
+    `checkpoint-N/ema_state.pt`; `train(resume_from_checkpoint=...)` continues with equal bits. Of several averages the
+    first is written there and evaluated; all of them are stored in `ema/` of the output folder, which
+    `save_total_limit` does not clear, for `ema-cli average --from stored`.
 
-    `ema` is the EMA of the training that runs, or ran last.
+    `ema` is the EMA of the current training, or of the last one.
 
     Args:
-        half_life, smoothing, ema_start, update_interval, train_with_ema_weights, sigma_rel, offload: as of `EMA`.
+        half_life, smoothing, ema_start, update_interval, train_with_ema_weights, sigma_rel, offload: as for `EMA`.
             Times in tokens need `TrainingArguments(include_num_input_tokens_seen=...)`; the Trainer counts no samples.
-        store: whether each save stores all averages. Default: if there are several.
-        change_half_life: whether a training may be resumed with another half-life, interval or start.
+        store: store all averages at each save. Default: if there are several.
+        change_half_life: allow resuming a training with another half-life, interval or start.
 
     Raises:
         UsageError: for values or combinations that make no sense.
@@ -91,17 +89,17 @@ class EMACallback(TrainerCallback):
         self._is_applied = False
         self._adapters: set[str] = set()
         self.ema: EMA | None = None
-        self.evaluates = False  # whether the Trainer evaluates the averages, and chooses its best model by that
+        self.evaluates = False  # whether the Trainer evaluates the average, and so chooses its best model by it
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take note of the adapters that a PEFT model has."""
+        """Remember the adapters of a PEFT model."""
         self._adapters = set(getattr(kwargs.get("model"), "peft_config", ()))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin anew or, in a training that is resumed, go on."""
+        """Begin the averages; continue those of a resumed training."""
         model = kwargs["model"]
         if FOLDER in set(getattr(model, "peft_config", ())) - self._adapters:
-            # The Trainer takes the folder of averages for another adapter, and has loaded it when it resumed.
+            # On resuming, the Trainer mistakes the folder of averages for another adapter and loads it.
             model.delete_adapter(FOLDER)
         if Unit.TOKEN in self._arguments.units and args.include_num_input_tokens_seen == "no":
             raise UsageError(
@@ -122,7 +120,7 @@ class EMACallback(TrainerCallback):
         self.ema.update(**{_KEYWORDS[unit]: count for unit, count in clocks.items()})
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the average, and what resuming needs, into the checkpoint that the Trainer has just written."""
+        """Write the average and the state for resuming into the checkpoint that the Trainer has just written."""
         assert self.ema is not None
         folder = _checkpoint(args, state)
         if args.should_save and not folder.is_dir():
@@ -133,7 +131,7 @@ class EMACallback(TrainerCallback):
             self._export(self.ema, folder, kwargs.get("processing_class"), writes=args.should_save)
             if self._stores and not self.ema.averages.mixed:
                 self.ema.store(Path(args.output_dir, FOLDER))
-        # A best model is loaded from it, too.
+        # The state also serves to load a best model.
         if not args.save_only_model or args.load_best_model_at_end:
             saved = gather(self.ema.state_dict(), keep=args.should_save)
             if args.should_save:
@@ -142,21 +140,21 @@ class EMACallback(TrainerCallback):
                     staging.publish_file(STATE, force=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the averages of the best checkpoint where the Trainer has put its model, if they were what was best."""
+        """Load the average of the best checkpoint into the model, if the Trainer chose the best one by averages."""
         if not (self.evaluates and args.load_best_model_at_end):
             return
         assert self.ema is not None
         best = state.best_model_checkpoint
         if args.world_size > 1:
-            # As the main process has it, which by then has written it, too.
-            told = [best]
-            distributed.broadcast_object_list(told)
-            best = told[0]
+            # From the main process, which has written that checkpoint by then.
+            best_path = [best]
+            distributed.broadcast_object_list(best_path)
+            best = best_path[0]
         if best is None:
             return
         path = Path(best, STATE)
         if not path.is_file():
-            # There were no averages yet, so that the model itself was evaluated, and is what the Trainer has loaded.
+            # There was no average yet: the model itself was evaluated, and the Trainer has loaded it.
             self.ema = None
             return
         self._load(self.ema, path)
@@ -177,28 +175,35 @@ class EMACallback(TrainerCallback):
             self._is_applied = False
 
     def _resume(self, ema: EMA, args: Any, state: Any) -> None:
-        """Load the averages from the folder from which the Trainer has loaded its state."""
+        """Load the averages from the folder that the Trainer resumed from."""
         usual = _checkpoint(args, state)
         places = [Path(place) for place in (args.resume_from_checkpoint, usual) if place]
-        found = next((place for place in places if _is_of(place, state)), None)
-        if found is not None and (found / STATE).is_file():
-            return self._load(ema, found / STATE)
+        folder = next((place for place in places if _is_of(place, state)), None)
+        if folder is not None and (folder / STATE).is_file():
+            return self._load(ema, folder / STATE)
         if not ema.averages.clocks.advanced(_clocks(ema, args, state)).reached(ema.averages.tracks.start):
             return None  # nothing is lost
-        if found is None:
+        if folder is None:
             raise RunError(
                 "is not what the Trainer resumed from, and it does not tell its callbacks what is",
                 subject=usual,
                 hint="say it in its arguments, too: TrainingArguments(resume_from_checkpoint=...)",
             )
-        raise RunError("has no averages to go on with", subject=found, hint="begin them later, as ema_start='5000ba'")
+        raise RunError("has no averages to go on with", subject=folder, hint="begin them later, as ema_start='5000ba'")
 
     def _load(self, ema: EMA, path: Path) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         ema.load_state_dict(saved, change_half_life=self._change_half_life)
 
     def _export(self, ema: EMA, folder: Path, processing_class: Any, *, writes: bool) -> None:
-        """Write the first average as a folder that `from_pretrained` loads."""
+        """Write the first average as a folder for `from_pretrained`. Every process of a sharded model must call it.
+
+        Args:
+            ema: the averages.
+            folder: of the checkpoint.
+            processing_class: the tokenizer or processor to save with it, None for no such thing.
+            writes: whether this process writes.
+        """
         sharded = any(map(is_sharded, ema.model.parameters()))
         if not (writes or sharded):
             return
@@ -208,15 +213,15 @@ class EMACallback(TrainerCallback):
                 return
             with Staging(folder / FOLDER) as staging:
                 written = staging.folder / FOLDER
-                _save_model(ema.model, tensors, written)
+                save_model(ema.model, tensors, written)
                 if processing_class is not None:
                     processing_class.save_pretrained(written)
-                _copy_side_files(folder, written)
+                copy_side_files(folder, written)
                 staging.publish_folder(FOLDER, force=True)
 
 
 class EMATrainerMixin:
-    """Evaluate and predict on the average of the trainer's EMACallback; as ever, until it begins.
+    """Evaluate and predict on the average of the trainer's EMACallback; on the model itself until the average begins.
 
         class AveragingTrainer(EMATrainerMixin, Trainer):
             pass
@@ -243,23 +248,23 @@ class EMATrainerMixin:
 
     @property
     def _averages(self) -> EMACallback:
-        found = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EMACallback)]
-        if len(found) != 1:
+        callbacks = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EMACallback)]
+        if len(callbacks) != 1:
             raise UsageError(
-                f"has {len(found)} EMACallbacks, but evaluates the average of one",
+                f"has {len(callbacks)} EMACallbacks, but evaluates the average of one",
                 subject=type(self).__name__,
                 hint="callbacks=[EMACallback(half_life='50ba')]; of several half-lives the first is evaluated",
             )
-        return found[0]
+        return callbacks[0]
 
 
 def _checkpoint(args: Any, state: Any) -> Path:
-    """Return where the Trainer saves now, or has saved what it resumes from by itself."""
+    """Return the Trainer's usual checkpoint folder for its present step: to save into, or to resume from."""
     return Path(args.output_dir, f"checkpoint-{state.global_step}")
 
 
 def _is_of(folder: Path, state: Any) -> bool:
-    """Return whether the state was saved there: by its step, and by its log, as several runs have the same steps."""
+    """Return whether a state was saved in a folder: its step and its log agree, as several runs have equal steps."""
     path = folder / TRAINER_STATE
     if not path.is_file():
         return False
@@ -269,9 +274,9 @@ def _is_of(folder: Path, state: Any) -> bool:
 
 
 def _clocks(ema: EMA, args: Any, state: Any) -> dict[Unit, Count]:
-    """Return how long the model has trained, as the Trainer counts."""
+    """Return the Trainer's clocks by unit."""
     epoch = Fraction(repr(float(state.epoch)))
-    # With ignore_data_skip, a training that is resumed repeats a part of its epoch: the clock stands still meanwhile.
+    # With ignore_data_skip, a resumed training repeats a part of its epoch: the clock stands still meanwhile.
     clocks: dict[Unit, Count] = {
         Unit.BATCH: state.global_step,
         Unit.EPOCH: max(epoch, ema.averages.clocks.passed.get(Unit.EPOCH, epoch)),
@@ -279,22 +284,3 @@ def _clocks(ema: EMA, args: Any, state: Any) -> dict[Unit, Count]:
     if args.include_num_input_tokens_seen != "no":
         clocks[Unit.TOKEN] = state.num_input_tokens_seen
     return clocks
-
-
-def _save_model(model: nn.Module, tensors: dict[str, Tensor] | None, folder: Path) -> None:
-    """Write a model as the Trainer does; `tensors` in place of its own."""
-    save = getattr(model, "save_pretrained", None)
-    if save is not None:
-        save(folder, state_dict=tensors)
-        return
-    folder.mkdir()
-    save_file(model.state_dict() if tensors is None else tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def _copy_side_files(source: Path, target: Path) -> None:
-    """Copy what else the Trainer has saved for those who load the model, as the tokenizer of a data collator."""
-    for name, file in find_side_files(source).items():
-        copy = target / name
-        if not copy.exists():
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file.path, copy)

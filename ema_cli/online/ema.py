@@ -173,9 +173,7 @@ class EMA:
         finally:
             try:
                 self._restore(places, live, kept)
-            except (
-                BaseException
-            ):  # such as a KeyboardInterrupt in the middle: repeat it from the start, which does no harm
+            except BaseException:  # such as a KeyboardInterrupt in the middle: repeating it does no harm
                 self._restore(places, live, kept)
                 raise
             finally:

@@ -1,4 +1,4 @@
-"""How much memory this process has used. No numpy."""
+"""The memory that this process has used. No numpy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has used so far."""
+    """Return the peak of the resident memory of this process so far, in bytes."""
     try:
         # Not getrusage: on Linux its peak includes that of the process that started this one.
         peak = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)

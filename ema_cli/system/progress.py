@@ -1,4 +1,4 @@
-"""How a long task says how far it is."""
+"""The callback by which a long task reports its progress."""
 
 from __future__ import annotations
 

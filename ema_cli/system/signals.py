@@ -1,4 +1,4 @@
-"""Signals that end the program: they unwind it, but never in the middle of a step that must be whole."""
+"""Handle signals that end the program: they unwind it, but never in the middle of an indivisible step."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Interrupted(BaseException):
 def install() -> None:
     """Make the ending signals end the program at once, with the exit code that a shell would give.
 
-    At once, and not by an exception: Python prints and swallows what is raised in a finalizer, and imports are full
-    of them. Signals that are ignored, as under nohup, stay so.
+    Not by an exception: Python prints and swallows an exception in a finalizer, and imports run many finalizers.
+    Signals that are ignored, as under nohup, stay ignored.
     """
     _handle(_end)
 
 
 @contextmanager
 def unwinding() -> Iterator[None]:
-    """Make the ending signals raise `Interrupted` in the block: there is something to tidy up."""
+    """Make the ending signals raise `Interrupted` in the block, so that it can clean up."""
     try:
         _handle(_interrupt)
         yield
     finally:
         for number in _ENDING:
-            # Not after an interrupt: what it left to the interpreter's exit must not be interrupted.
+            # Not after an interrupt: the rest of the clean-up, at the exit of the interpreter, must not be interrupted.
             if signal.getsignal(number) is _interrupt:
                 signal.signal(number, _end)
 
@@ -53,21 +53,21 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    # One is enough: a second signal must not interrupt the clean-up.
+    # A second signal must not interrupt the clean-up.
     _handle(_ignore)
     raise Interrupted(number)
 
 
 def _ignore(number: int, _frame: FrameType | None) -> None:
-    """Not SIG_IGN, for which Python prints a traceback if a signal came just before."""
+    """Do nothing. SIG_IGN will not do: Python prints a traceback if a signal came just before it was set."""
 
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Hold back the ending signals until the block is done.
+    """Delay the ending signals until the end of the block.
 
-    By handlers of our own: a mask holds for one thread only, and libraries have threads that would take the signal
-    and let Python run its handler in the main one all the same.
+    Own handlers do it, because a signal mask holds for one thread only: a thread of a library would take the signal,
+    and Python would still run its handler in the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

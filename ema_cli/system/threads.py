@@ -1,4 +1,4 @@
-"""Start threads, or say that the system has no more of them."""
+"""Turn the failure to start a thread into an error with a hint."""
 
 from __future__ import annotations
 
