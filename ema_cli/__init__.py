@@ -1,13 +1,12 @@
 """Averaged weights from the checkpoints of a training run, with Composer's half-life law.
 
-    from pathlib import Path
-    from ema_cli import Recipe, average, make_plan, open_run, parse_target
+    from ema_cli import Recipe, average, make_plan, open_run
 
-    plan = make_plan(open_run([Path("ckpts")]), Recipe(half_life="50ba"))
+    plan = make_plan(open_run("ckpts"), Recipe(half_life="50ba"))
     print(plan.weights)  # before a single tensor is read
-    average(plan, parse_target(Path("release.safetensors")))
+    average(plan, "release.safetensors", dtype="bfloat16")
 
-A list of plans of one run is averaged in one pass, into one folder: `parse_target(Path("sweep/ema-{half_life}"))`.
+A list of plans of one run is averaged in one pass, into one folder: `average(plans, "sweep/ema-{half_life}")`.
 Names are resolved when they are first used: importing ema_cli loads neither torch nor numpy.
 """
 

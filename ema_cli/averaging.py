@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.comparing.twins import check_alphas, check_twins
-from ema_cli.dtypes import DType
+from ema_cli.dtypes import DType, output_dtype
 from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
@@ -23,10 +23,11 @@ from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
+from ema_cli.text import parse_size
 from ema_cli.writing.files import FileSink, allow_descriptors, make_folder, read_back, sum_up, write_small_files
 from ema_cli.writing.outputs import Output, OutputOptions
 from ema_cli.writing.record import Record
-from ema_cli.writing.target import Target
+from ema_cli.writing.target import Target, parse_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +81,14 @@ class Result:
 
 def average(
     plans: Plan | Sequence[Plan],
-    target: Target,
+    target: str | Path | Target,
     *,
-    dtype: DType | None = None,
-    copy: Sequence[str] = (),
-    max_shard_size: int | None = None,
+    dtype: str | DType | None = None,
+    copy: Sequence[str] | None = None,
+    max_shard_size: int | str | None = None,
     allow_non_finite: bool = False,
     threads: int | None = None,
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     force: bool = False,
     manifest: bool = True,
     checksum: bool = False,
@@ -95,23 +96,25 @@ def average(
 ) -> Result:
     """Write the weighted average of each plan's checkpoints to `target`, all of it or nothing.
 
-    Several plans of one run share one reading; what `target` names is then the folder that holds their averages, or
-    a pattern with `{half_life}` for their names in it.
+    Several plans of one run share one reading.
 
     Args:
-        dtype: the dtype of floating tensors, which may then differ between checkpoints. Default: as in the newest.
-        copy: patterns of names; tensors that match one are copied from the newest.
-        max_shard_size: most bytes in one file of a folder. Default: the shards of the newest.
+        target: a name that ends in .safetensors or .pt for one file, any other name for a folder; of several plans a
+            new folder for all, or a pattern with `{half_life}` for their names in it.
+        dtype: the dtype of floating tensors, as "bfloat16"; they may then differ between checkpoints. Default: as in
+            the newest.
+        copy: patterns of names; tensors that match one are copied from the newest. Default: those of `open_run`.
+        max_shard_size: most bytes in one file of a folder, as "5GB". Default: the shards of the newest.
         allow_non_finite: let NaN and infinity pass.
         threads: how many read and average at once. It does not show in the output.
-        max_memory: most bytes of memory of the process. It does not show in the output.
+        max_memory: most bytes of memory of the process, as "200MB". It does not show in the output.
         force: replace an output that is there.
         manifest: write a manifest and sums next to a file, or into a folder.
         checksum: put the sums of all that is read into the manifest, too.
         progress: is called with the bytes read so far, and in all, now and then.
 
     Raises:
-        UsageError: where `target` does not fit the number of plans, or `max_memory` is too little.
+        UsageError: where `target` does not fit the number of plans, `max_memory` is too little, or a value is unknown.
         RunError: where the checkpoints are not of one model, are averages already, or contradict each other.
         NonFiniteError: for a NaN or infinity, unless `allow_non_finite`.
         CheckpointError: where one cannot be read, or changes meanwhile.
@@ -122,9 +125,20 @@ def average(
         raise UsageError(
             f"nothing to average, or no thread to do it: give a plan, and at least one of {option('threads')}"
         )
-    options = OutputOptions(dtype, tuple(copy), max_shard_size, allow_non_finite)
+    options = OutputOptions(
+        output_dtype(dtype) if isinstance(dtype, str) else dtype,
+        plans[0].run.options.copy if copy is None else tuple(copy),
+        _nbytes(max_shard_size, "max_shard_size"),
+        allow_non_finite,
+    )
+    target = target if isinstance(target, Target) else parse_target(target)
     job = prepare(plans, target, options, force=force, manifest=manifest)
-    return perform(job, threads=threads, max_memory=max_memory, recording=Recording(checksum), progress=progress)
+    most_memory = _nbytes(max_memory, "max_memory")
+    return perform(job, threads=threads, max_memory=most_memory, recording=Recording(checksum), progress=progress)
+
+
+def _nbytes(value: int | str | None, name: str) -> int | None:
+    return parse_size(value, name) if isinstance(value, str) else value
 
 
 def perform(

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ema_cli.errors import UsageError
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DType:
@@ -129,6 +131,17 @@ TORCH_DTYPES: Mapping[str, DType] = {dtype.torch: dtype for dtype in DTYPES.valu
 
 # The types that the averaged floats of an output can be converted to, by the names under which users know them.
 OUTPUT_DTYPES: Mapping[str, DType] = {name: TORCH_DTYPES[name] for name in ("float32", "bfloat16", "float16")}
+
+
+def output_dtype(name: str) -> DType:
+    """Return the dtype that users know as `name`, to write floating tensors in.
+
+    Raises:
+        UsageError: for a type that cannot be written.
+    """
+    if name not in OUTPUT_DTYPES:
+        raise UsageError(f"'{name}' cannot be written", option="dtype", hint=f"one of {', '.join(OUTPUT_DTYPES)}")
+    return OUTPUT_DTYPES[name]
 
 
 def _row(name: str) -> DType:

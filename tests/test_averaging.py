@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from ema_cli import __version__, averaging
 from ema_cli.dtypes import DTYPES
-from ema_cli.errors import CheckpointError, OutputError, RunError
+from ema_cli.errors import CheckpointError, OutputError, RunError, UsageError
+from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import official
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.planning.plan import Plan, make_plan
-from ema_cli.runs.run import open_run
+from ema_cli.runs.run import open_run, read_run
 from ema_cli.writing.target import Target, default_target, parse_target
 from tests.conftest import make_tensors, oracle, write_hf_run, write_torch_run
 
@@ -302,3 +303,28 @@ def test_an_output_that_cannot_be_read_back_is_not_published(tmp_path: Path, mon
     with pytest.raises(OutputError, match="does not read back: cannot be read: Input/output error"):
         average(plan_of(tmp_path / "run"), tmp_path / "x.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_plain_strings_say_the_same_as_types(tmp_path: Path):
+    """A caller from Python needs no class of ours: paths, times, dtypes and sizes are text as on the command line."""
+    write_hf_run(tmp_path / "run", [100, 200, 300])
+    run = open_run(str(tmp_path / "run"), copy=["*.bias"], epoch_length="100ba")
+    plan = make_plan(run, Recipe(half_life="1ep", start="100ba"))
+    averaging.average(plan, str(tmp_path / "text"), dtype="bfloat16", max_shard_size="1GB", max_memory="1GB")
+    typed = read_run([tmp_path / "run"], ReadOptions(copy=("*.bias",)), Time.parse("100ba"))
+    recipe = Recipe(half_life=Time.parse("1ep"), start=Time.parse("100ba"))
+    target = parse_target(tmp_path / "types")
+    averaging.average(make_plan(typed, recipe), target, dtype=DTYPES["BF16"], copy=["*.bias"], max_shard_size=10**9)
+    text, types = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("text", "types"))
+    assert text == types
+    assert open_run(tmp_path / "text").checkpoints[0].tensors.specs["layer.weight"].dtype.name == "BF16"
+
+
+def test_an_unknown_word_is_named_with_what_there_is(tmp_path: Path):
+    """A dtype that cannot be written, and weights that are neither: as on the command line."""
+    write_hf_run(tmp_path / "run", [100, 200])
+    plan = make_plan(open_run(tmp_path / "run"), Recipe(half_life="100ba"))
+    with pytest.raises(UsageError, match="dtype=: 'int8' cannot be written"):
+        averaging.average(plan, tmp_path / "out", dtype="int8")
+    with pytest.raises(UsageError, match="weights=: 'both' is neither raw nor ema"):
+        open_run(tmp_path / "run", weights="both")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,15 @@ def test_the_public_names_resolve():
         assert getattr(ema_cli, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         ema_cli.nothing  # noqa: B018
+
+
+def test_the_public_names_are_listed_alike():
+    """The names for the type checker, for `__getattr__` and for `*` are the same."""
+    import ema_cli
+
+    tree = ast.parse(Path(ema_cli.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imported = {alias.name: node.module for node in block.body for alias in getattr(node, "names", ())}
+    homes = {name: getattr(ema_cli, name).__module__ for name in imported}
+    assert sorted([*imported, "__version__"]) == sorted(ema_cli.__all__)
+    assert homes == imported

@@ -11,7 +11,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan, make_plan
-from ema_cli.runs.run import Run, open_run
+from ema_cli.runs.run import Run, read_run
 from ema_cli.runs.stored import StoredRun, find_stored, open_stored
 
 
@@ -30,16 +30,16 @@ class RawSource:
         Raises:
             UsageError: without a path.
             NoWeights: where there is none; the hint says so where averages are stored there instead.
-            EmaError: as `open_run`.
+            EmaError: as `read_run`.
         """
         if not self.paths:
             raise UsageError(
                 "which checkpoints?", hint="name the folder that holds the run: ema-cli average ckpts/ ..."
             )
         try:
-            return open_run(
+            return read_run(
                 self.paths,
-                options=self.options,
+                self.options,
                 epoch_length=Time.parse(self.epoch_length, "epoch_length") if self.epoch_length is not None else None,
                 spacing=Time.parse(self.spacing, "spacing") if self.spacing is not None else None,
             )

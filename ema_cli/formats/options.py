@@ -23,6 +23,9 @@ class ReadOptions:
         component: the name of one model, where a checkpoint holds several.
         keep_prefix: whether names stay as wrappers made them.
         copy: patterns of the names of tensors that are copied from the newest checkpoint instead of averaged.
+
+    Raises:
+        UsageError: for `weights` that are neither.
     """
 
     key: str | None = None
@@ -30,6 +33,10 @@ class ReadOptions:
     component: str | None = None
     keep_prefix: bool = False
     copy: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.weights not in (None, "raw", "ema"):
+            raise UsageError(f"'{self.weights}' is neither raw nor ema", option="weights")
 
     def copies(self, name: str) -> bool:
         """Return whether tensor `name` is to be copied."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from ema_cli.checkpoint import Averages, Checkpoint
 from ema_cli.errors import (
@@ -67,24 +68,53 @@ class Run:
 
 
 def open_run(
-    paths: Sequence[Path],
+    paths: str | Path | Sequence[str | Path],
     *,
-    options: ReadOptions | None = None,
-    epoch_length: Time | None = None,
-    spacing: Time | None = None,
+    key: str | None = None,
+    weights: Literal["raw", "ema"] | None = None,
+    component: str | None = None,
+    keep_prefix: bool = False,
+    copy: Sequence[str] = (),
+    epoch_length: str | Time | None = None,
+    spacing: str | Time | None = None,
 ) -> Run:
     """Read the headers of one run.
 
     Args:
         paths: the folder of the run, or its checkpoints in any order.
-        options: the options to read checkpoints with.
-        epoch_length: the batches of an epoch, to convert between epochs and batches.
-        spacing: the distance between checkpoints that record no clock: in natural order of the names, the k-th gets
-            the clock k x `spacing`.
+        key: where in a pickled file the model is, as "state.model".
+        weights: "raw" or "ema", where checkpoints hold averages, too.
+        component: which model, in checkpoints that hold several.
+        keep_prefix: leave the prefixes of wrappers in the names of tensors.
+        copy: patterns of names; tensors that match one are copied from the newest checkpoint, not averaged.
+        epoch_length: the batches of an epoch, as "1000ba", to convert between epochs and batches.
+        spacing: the distance between checkpoints that record no clock, as "100ba": in natural order of the names, the
+            k-th gets the clock k x `spacing`.
 
     Raises:
+        UsageError: for a value that is unknown, or a path at which there is nothing.
         CheckpointError: for a checkpoint that cannot be read, or if none is complete.
         RunError: for several runs in one folder, and for clocks that contradict each other.
+    """
+    several = [paths] if isinstance(paths, str | Path) else paths
+    options = ReadOptions(key, weights, component, keep_prefix, tuple(copy))
+    times = [
+        Time.parse(time, name) if isinstance(time, str) else time
+        for name, time in (("epoch_length", epoch_length), ("spacing", spacing))
+    ]
+    return read_run([Path(path) for path in several], options, *times)
+
+
+def read_run(
+    paths: Sequence[Path],
+    options: ReadOptions | None = None,
+    epoch_length: Time | None = None,
+    spacing: Time | None = None,
+) -> Run:
+    """Do what `open_run` does, with its arguments as data.
+
+    Raises:
+        UsageError, CheckpointError, RunError: as `open_run`.
     """
     options = options or ReadOptions()
     for path in paths:

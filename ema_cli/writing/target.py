@@ -30,12 +30,13 @@ class Target:
         return not self.is_folder and self.path.suffix.lower() in _TORCH_SUFFIXES
 
 
-def parse_target(path: Path) -> Target:
+def parse_target(path: str | Path) -> Target:
     """Return what `-o` names: one file if it ends in .safetensors, .pt or .pth, a folder if it has no suffix.
 
     Raises:
         UsageError: for any other suffix, and for placeholders that are unknown or not in the last part.
     """
+    path = Path(path)
     if path.name in ("", ".."):
         raise UsageError(
             f"'{path}' is no name for something new",

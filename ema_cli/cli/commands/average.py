@@ -13,7 +13,7 @@ from ema_cli.cli.output import make_sink
 from ema_cli.cli.sink import Sink
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.views import Averaged, DryRun
-from ema_cli.dtypes import OUTPUT_DTYPES, DType
+from ema_cli.dtypes import output_dtype
 from ema_cli.errors import UsageError, option
 from ema_cli.job import memory_needed, prepare
 from ema_cli.law.recipe import Recipe
@@ -210,15 +210,8 @@ def _check_recipe_alone(options: AverageOptions) -> None:
 
 def _output_options(options: AverageOptions) -> OutputOptions:
     max_shard_size = _size(options.max_shard_size, "max_shard_size")
-    return OutputOptions(_dtype(options.dtype), options.run.copy, max_shard_size, options.allow_non_finite)
-
-
-def _dtype(name: str | None) -> DType | None:
-    if name is None:
-        return None
-    if name not in OUTPUT_DTYPES:
-        raise UsageError(f"'{name}' cannot be written", option="dtype", hint=f"one of {', '.join(OUTPUT_DTYPES)}")
-    return OUTPUT_DTYPES[name]
+    dtype = output_dtype(options.dtype) if options.dtype is not None else None
+    return OutputOptions(dtype, options.run.copy, max_shard_size, options.allow_non_finite)
 
 
 def _size(text: str | None, name: str) -> int | None:

@@ -24,7 +24,6 @@ from ema_cli.dtypes import DTYPES
 from ema_cli.errors import OutputError, RunError, VerificationError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.mark import RECORD
-from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.torch_save import writer as torch_layout
 from ema_cli.formats.torch_save.writer import TorchOutput, lay_out_torch_file
 from ema_cli.law.recipe import Recipe
@@ -184,7 +183,7 @@ def test_an_average_is_passed_over_in_a_search(tmp_path: Path, options: dict[str
     """Among the checkpoints it is passed over and listed, whatever is said about how those are read."""
     write_torch_run(tmp_path, [1, 2, 3])
     average(plan_of(tmp_path), tmp_path / "step-9.pt")
-    run = open_run([tmp_path], options=ReadOptions(**options))
+    run = open_run(tmp_path, **options)
     assert [each.name for each in run.checkpoints] == ["step-1.pt", "step-2.pt", "step-3.pt"]
     assert [(each.name, each.reason) for each in run.passed_over] == [("step-9.pt", "averaged by ema-cli")]
 
