@@ -125,7 +125,7 @@ class NoWeights(CheckpointError):
 
 
 class Missing(CheckpointError):
-    """A file or a folder that is not there."""
+    """A file or a folder that does not exist."""
 
 
 class Unreadable(CheckpointError):

@@ -138,6 +138,6 @@ class Averages:
         return store
 
     def forget(self, clocks: Clocks) -> None:
-        """Go back to before the first copy, at `clocks`: the next event copies the model anew."""
+        """Go back to before the first copy, at `clocks`: the next event copies the model again."""
         self._store, self.first, self.began, self.clocks = None, None, None, clocks
         self.events.previous, self.updates, self.mixed = None, 0, False

@@ -31,7 +31,7 @@ class Clocks:
         for unit, value in given.items():
             if value < self.passed.get(unit, Fraction(0)):
                 raise UsageError(
-                    f"update({_KEYWORDS[unit]}={_shown(value)}): the clock goes back, from {_shown(self.passed[unit])}",
+                    f"update({_KEYWORDS[unit]}={_text(value)}): the clock goes back, from {_text(self.passed[unit])}",
                     hint="give what has passed since the training began; load_state_dict sets clocks back",
                 )
         return Clocks({**self.passed, **(given or {Unit.BATCH: self.passed.get(Unit.BATCH, Fraction(0)) + 1})})
@@ -69,5 +69,5 @@ def _exact(unit: Unit, value: object) -> Fraction:
     return exact
 
 
-def _shown(value: Fraction) -> str:
+def _text(value: Fraction) -> str:
     return str(value.numerator) if value.denominator == 1 else str(float(value))

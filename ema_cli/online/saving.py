@@ -48,7 +48,7 @@ def save_average(averages: Averages, number: int, path: Path, *, force: bool, al
     store = averages.settled_store()
     parts = _by_name(store, store.averages[number], store.copies)
     moment = {"clock": str(averages.clock), "updates": averages.updates}
-    record = {"version": __version__, **_law(averages, number), **moment, "checkpoints": []}
+    record = {"version": __version__, **_law_record(averages, number), **moment, "checkpoints": []}
 
     def check() -> None:
         if not allow_non_finite:
@@ -93,19 +93,25 @@ def store_averages(averages: Averages, folder: Path) -> Path:
             "clock": moment["began"],
             "clocks": {},
             "updates": 0,
-            "types": _types(store),
+            "types": _narrow_dtypes(store),
         }
         path = folder / f"{FIRST}.safetensors"
-        _write(path, _state(store, averages.first, widened=True), _stored(stored), check, force=True)
+        _write(path, _state(store, averages.first, widened=True), _stored_record(stored), check, force=True)
         averages.first = None
     for number, name in enumerate(averages.names):
         parts = _by_name(store, store.averages[number], store.copies)
-        stored = {"average": name, **_law(averages, number), **moment, "types": _types(store)}
-        _write(inside / f"{name}.safetensors", _state(store, parts, widened=True), _stored(stored), check, force=True)
+        stored = {"average": name, **_law_record(averages, number), **moment, "types": _narrow_dtypes(store)}
+        _write(
+            inside / f"{name}.safetensors",
+            _state(store, parts, widened=True),
+            _stored_record(stored),
+            check,
+            force=True,
+        )
     return inside
 
 
-def _stored(content: Mapping[str, Any]) -> dict[str, Any]:
+def _stored_record(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record of a stored average for its header."""
     return {"version": __version__, "stored": content, "checkpoints": []}
 
@@ -127,7 +133,7 @@ def _move_aside(folder: Path, clock: Time | None) -> None:
             child.rename(next(name for name in names if not name.exists()))
 
 
-def _law(averages: Averages, number: int) -> dict[str, str]:
+def _law_record(averages: Averages, number: int) -> dict[str, str]:
     """Return the law and the schedule of an average, under the names that `ema-cli average` uses."""
     return {**_schedule(averages).to_dict(), **live_law_to_dict(list(averages.tracks.laws.values())[number])}
 
@@ -172,7 +178,7 @@ def _state(store: Store, parts: Mapping[str, Tensor], *, widened: bool) -> Named
         yield name, tensor, dtype
 
 
-def _types(store: Store) -> dict[str, Any]:
+def _narrow_dtypes(store: Store) -> dict[str, Any]:
     """Return the model's dtypes of the tensors that are stored in a wider one: `{"BF16": "all"}`, or names by dtype."""
     narrow = {slot.name: slot for slot in store.tracked.averaged if AVERAGED_IN[slot.tensor.dtype] != slot.tensor.dtype}
     types = {_WRITTEN_AS[slot.tensor.dtype].name for slot in narrow.values()}

@@ -31,9 +31,13 @@ def take_state(averages: Averages) -> dict[str, Any]:
     previous = averages.events.previous
     return {
         "version": _VERSION,
-        "averages": {name: _named(averaged, parts) for name, parts in zip(averages.names, store.averages, strict=True)},
-        "copied": _named(copied, store.copies),
-        "first": None if averages.first is None else _named([*averaged, *copied], list(averages.first.values())),
+        "averages": {
+            name: _tensors_by_name(averaged, parts) for name, parts in zip(averages.names, store.averages, strict=True)
+        },
+        "copied": _tensors_by_name(copied, store.copies),
+        "first": None
+        if averages.first is None
+        else _tensors_by_name([*averaged, *copied], list(averages.first.values())),
         "laws": _laws(averages),
         "unit": str(averages.tracks.unit),
         "clocks": " ".join(f"{unit}={value}" for unit, value in averages.clocks.passed.items()),
@@ -56,7 +60,7 @@ def put_state(averages: Averages, state: Mapping[str, Any], *, change_half_life:
         )
     if not change_half_life and (state["laws"] != _laws(averages) or list(saved) != averages.names):
         raise RunError(
-            f"the state is of {_described(state['laws'])}, but this average is of {_described(_laws(averages))}",
+            f"the state is of {_laws_text(state['laws'])}, but this average is of {_laws_text(_laws(averages))}",
             hint="ask for the same, or say load_state_dict(state, change_half_life=True)",
         )
     if len(saved) != len(averages.names):
@@ -105,12 +109,12 @@ def _laws(averages: Averages) -> dict[str, str]:
     }
 
 
-def _described(laws: Mapping[str, str]) -> str:
+def _laws_text(laws: Mapping[str, str]) -> str:
     """Return the laws, the interval and the start in words."""
     return f"{laws.get('averages')} every {laws.get('update_interval')} from {laws.get('start')}"
 
 
-def _named(slots: Sequence[Slot], parts: Sequence[Tensor]) -> dict[str, Tensor]:
+def _tensors_by_name(slots: Sequence[Slot], parts: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return tensors by name, sharded like the tensors of the model."""
     return {slot.name: placed_like(part, slot.tensor) for slot, part in zip(slots, parts, strict=True)}
 

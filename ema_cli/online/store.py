@@ -186,7 +186,7 @@ class Store:
             self._mover = None
 
     def forget_shapes(self) -> None:
-        """Prepare the movement anew at the next update, since the averages were replaced."""
+        """Forget the prepared movement, since the averages were replaced; the next update prepares a new one."""
         self.settle()
         self._mover = None
 

@@ -146,7 +146,7 @@ class Tracked:
         known = {slot.name: slot for slot in (*self.averaged, *self.copied)}
         gone = [name for name in known if name not in there]
         if gone:
-            raise RunError(_changed(gone, "is gone", "are gone"), hint=_HINT)
+            raise RunError(_change_text(gone, "is gone", "are gone"), hint=_HINT)
         for name, slot in known.items():
             now = there[name]
             if (now.dtype, now.shape) != (slot.dtype, slot.shape):
@@ -157,7 +157,9 @@ class Tracked:
                 )
         added = [slot.name for slot in (*newer.averaged, *newer.copied) if slot.name not in known]
         if added:
-            raise RunError(_changed(added, "is new, or trained only now", "are new, or trained only now"), hint=_HINT)
+            raise RunError(
+                _change_text(added, "is new, or trained only now", "are new, or trained only now"), hint=_HINT
+            )
 
     def adopt(self, newer: Tracked) -> None:
         """Continue with the tensors of `newer`: equal ones, as other objects."""
@@ -234,7 +236,7 @@ def write_back(tensor: Tensor, before: Tensor) -> None:
         tensor.data = before.to(tensor.device, copy=True)
 
 
-def _changed(names: list[str], one: str, several: str) -> str:
+def _change_text(names: list[str], one: str, several: str) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{shown}{more} {one if len(names) == 1 else several} since the average began"

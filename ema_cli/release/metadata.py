@@ -1,4 +1,4 @@
-"""Compare headers, side files and manifest of an average with what averaging its checkpoints again would write.
+"""Compare headers, side files and manifest of an average with those that averaging again would write.
 
 Another version of ema-cli may write other text: if another version made the average, only the copied files are
 compared. No numpy.
@@ -88,12 +88,12 @@ def side_file_differences(manifest: Manifest, output: Output, published: Publish
         path = published.folder / name
         if not location(path).info().exists:
             problems.append(f"{path}: is missing, but the newest checkpoint gives it")
-        elif not _same(location(path).open(), content):
+        elif not _has_content(location(path).open(), content):
             problems.append(f"{path}: is not what the newest checkpoint gives")
     return problems
 
 
-def _same(file: InputFile, content: bytes | InputFile) -> bool:
+def _has_content(file: InputFile, content: bytes | InputFile) -> bool:
     if isinstance(content, bytes):
         return file.size == len(content) and file.read(0, file.size) == content
     steps = range(0, file.size, _STEP)

@@ -69,11 +69,11 @@ def verify_against(
     try:
         replay = open_replay(snapshot.manifest, paths, threads=threads)
     except (RunError, UsageError) as error:  # the manifest contradicts itself, or its recipe is impossible
-        return _with(verified, [f"{snapshot.published.manifest}: {error.message(at_terminal)}"])
+        return _with_problems(verified, [f"{snapshot.published.manifest}: {error.message(at_terminal)}"])
     except EmaError as error:
         if not verified.problems:
             raise
-        return _with(verified, [f"not compared with the checkpoints: {error.message(at_terminal)}"])
+        return _with_problems(verified, [f"not compared with the checkpoints: {error.message(at_terminal)}"])
     return _compare(verified, snapshot.manifest, replay, sample=sample, threads=threads, progress=progress)
 
 
@@ -122,10 +122,10 @@ def _compare(
         tensors_different=len(different),
         bytes_different=sum(difference.nbytes for difference in different.values()),
     )
-    return replace(_with(verified, problems), against=against)
+    return replace(_with_problems(verified, problems), against=against)
 
 
-def _with(verified: Verified, problems: Sequence[str]) -> Verified:
+def _with_problems(verified: Verified, problems: Sequence[str]) -> Verified:
     return replace(verified, problems=(*verified.problems, *problems))
 
 

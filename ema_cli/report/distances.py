@@ -106,6 +106,12 @@ def report_target(output: Path, path: Path | None) -> Target:
 def check_report_target(target: Target, output: Path, checkpoints: Sequence[Checkpoint], *, force: bool) -> None:
     """Check that the page can be written: never over the average or its inputs, nor into the folder of the average.
 
+    Args:
+        target: the path of the page.
+        output: the path of the average.
+        checkpoints: the opened average and inputs.
+        force: allow replacing an existing file.
+
     Raises:
         OutputError: if it cannot.
     """

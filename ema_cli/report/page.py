@@ -41,7 +41,7 @@ _NOT_SHOWN = ("law", "folder")
 
 def make_page(name: str, manifest: Manifest, distances: Distances | None) -> str:
     """Return the page about the average called `name`."""
-    title = f"{name}: {_made_of(manifest)}"
+    title = f"{name}: {_description(manifest)}"
     sections = [
         _head(name, manifest),
         _warnings(manifest["warnings"]),
@@ -66,10 +66,10 @@ def make_page(name: str, manifest: Manifest, distances: Distances | None) -> str
 
 
 def _head(name: str, manifest: Manifest) -> str:
-    return f'<h1>{text(name)}</h1>\n<p class="lead">{text(_made_of(manifest))}</p>'
+    return f'<h1>{text(name)}</h1>\n<p class="lead">{text(_description(manifest))}</p>'
 
 
-def _made_of(manifest: Manifest) -> str:
+def _description(manifest: Manifest) -> str:
     count, law = len(manifest["inputs"]), law_from_dict(manifest["recipe"]).words().short
     if manifest["approximation"]:
         return f"{plural(count, 'stored average')} combined to an average of {law}"
@@ -85,7 +85,10 @@ def _tiles(manifest: Manifest, distances: Distances | None) -> str:
     inputs, tensors = manifest["inputs"], manifest["tensors"]
     entered = sum(row["weight"] != 0 for row in inputs)
     tiles = [
-        ("stored averages" if manifest["approximation"] else "checkpoints", f"{entered:,}" + _of(len(inputs), entered))
+        (
+            "stored averages" if manifest["approximation"] else "checkpoints",
+            f"{entered:,}" + _of_total(len(inputs), entered),
+        )
     ]
     if manifest["approximation"]:
         tiles.append(("off the profile asked for", f"{float(manifest['approximation']['relative_error']):.2%}"))
@@ -99,7 +102,7 @@ def _tiles(manifest: Manifest, distances: Distances | None) -> str:
         irregular = "" if spacing.regular else f"<small> usually{gaps}</small>"
         tiles.append(("between checkpoints", f"{text(_short(Time(spacing.usual, times[0].unit)))}{irregular}"))
     averaged = sum(tensor["averaged"] for tensor in tensors)
-    tiles.append(("tensors averaged", f"{averaged:,}" + _of(len(tensors), averaged)))
+    tiles.append(("tensors averaged", f"{averaged:,}" + _of_total(len(tensors), averaged)))
     tiles.append(("size", text(size(sum(row["bytes"] for row in manifest["outputs"])))))
     if distances is not None:
         last = f"distance from {_clock(inputs[distances.inputs[-1]])}"
@@ -108,7 +111,7 @@ def _tiles(manifest: Manifest, distances: Distances | None) -> str:
     return f'<dl class="tiles">{shown}</dl>'
 
 
-def _of(total: int, some_of_them: int) -> str:
+def _of_total(total: int, some_of_them: int) -> str:
     return f"<small> of {total:,}</small>" if total != some_of_them else ""
 
 
@@ -151,7 +154,7 @@ def _weights(manifest: Manifest) -> str:
         about += f"; gaps: {listed}." if gaps else "."
     return (
         f'<section>\n<h2>Weights over training time</h2>\n<p class="soft">{text(about)}</p>\n'
-        f'<figure>{_both(drawn)}<ul class="legend">{rows}</ul></figure>\n</section>'
+        f'<figure>{_both_widths(drawn)}<ul class="legend">{rows}</ul></figure>\n</section>'
     )
 
 
@@ -187,7 +190,7 @@ def _distance_chart(inputs: Sequence[InputRow], distances: Distances) -> str:
     least = nearest(distances.total)
     note = list(labels).index(least), f"nearest: {labels[least]}"
     drawn = {width: charts.distance_chart(marks, times[0].unit.plural, width, note) for width in (_WIDE, _NARROW)}
-    return f"<figure>{_both(drawn)}</figure>"
+    return f"<figure>{_both_widths(drawn)}</figure>"
 
 
 def _heat_map(inputs: Sequence[InputRow], distances: Distances) -> str:
@@ -217,7 +220,8 @@ def _heat_map(inputs: Sequence[InputRow], distances: Distances) -> str:
     together = '<p class="soft">There are more layers than can be told apart: they are put together.</p>\n'
     return (
         f"<h3>By layer</h3>\n{together if distances.together else ''}"
-        f'<ul class="legend scale" aria-label="Relative distance">{scale}</ul>\n<figure>{_both(drawn)}{notes}</figure>'
+        f'<ul class="legend scale" aria-label="Relative distance">{scale}</ul>\n'
+        f"<figure>{_both_widths(drawn)}{notes}</figure>"
     )
 
 
@@ -241,7 +245,7 @@ def _value(value: object) -> str:
     return "yes" if value is True else str(float(value)) if isinstance(value, Fraction) else str(value)
 
 
-def _both(drawn: Mapping[int, str]) -> str:
+def _both_widths(drawn: Mapping[int, str]) -> str:
     """Return a chart for wide screens and one for narrow ones; the page shows one of them."""
     return "".join(f'<div class="{_side(width)}">{chart}</div>' for width, chart in drawn.items())
 

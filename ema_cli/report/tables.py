@@ -40,7 +40,7 @@ def checkpoints_table(inputs: Sequence[InputRow], distances: Distances | None) -
     columns = [("checkpoint", ""), ("clock", "number"), ("weight", "number"), ("", "bar wide")]
     columns += [("distance", "number")] if distances else []
     columns += [("size", "number wide"), ("fingerprint (its beginning)", "wide")]
-    shown = _ends(len(inputs))
+    shown = _shown_rows(len(inputs))
     rows = []
     for number in shown:
         entry = inputs[number]
@@ -53,7 +53,7 @@ def checkpoints_table(inputs: Sequence[InputRow], distances: Distances | None) -
     table = _table("checkpoints", columns, rows)
     if len(shown) > _FOLDED_ROWS:
         table = f"<details>\n<summary>All {plural(len(shown), 'checkpoint')}</summary>\n{table}\n</details>"
-    return f"<section>\n<h2>Checkpoints</h2>\n{_cut(len(inputs), len(shown), 'checkpoint')}{table}\n</section>"
+    return f"<section>\n<h2>Checkpoints</h2>\n{_cut_note(len(inputs), len(shown), 'checkpoint')}{table}\n</section>"
 
 
 def tensors_table(tensors: Sequence[TensorRow]) -> str:
@@ -76,13 +76,13 @@ def tensors_table(tensors: Sequence[TensorRow]) -> str:
 
 def files_table(files: Sequence[OutputRow]) -> str:
     """Return the table of the files of the output, with their checksums."""
-    shown = _ends(len(files))
+    shown = _shown_rows(len(files))
     columns = [("file", ""), ("size", "number"), ("sha256", "")]
     rows = [
         [text(row["name"]), text(size(row["bytes"])), f"<code>{text(row['sha256'])}</code>"]
         for row in (files[at] for at in shown)
     ]
-    cut = _cut(len(files), len(shown), "file")
+    cut = _cut_note(len(files), len(shown), "file")
     return f"<section>\n<h2>Files</h2>\n{cut}{_table('files', columns, rows)}\n</section>"
 
 
@@ -120,13 +120,13 @@ def _table(name: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) 
     return f'<div class="scroll"><table id="{name}">\n{inner}\n</table></div>'
 
 
-def _cut(total: int, shown: int, word: str) -> str:
+def _cut_note(total: int, shown: int, word: str) -> str:
     """Return a note if not all rows are shown."""
     note = f"The first and the last of {plural(total, word)} are shown; the manifest lists all of them."
     return f'<p class="soft">{text(note)}</p>\n' if shown < total else ""
 
 
-def _ends(count: int) -> list[int]:
+def _shown_rows(count: int) -> list[int]:
     """Return the numbers below `count`; if there are too many, the first and the last."""
     if count <= _MOST_ROWS:
         return list(range(count))

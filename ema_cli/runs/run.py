@@ -172,7 +172,7 @@ def _search(paths: Sequence[Path]) -> Search | None:
 
 
 def _open_searched(search: Search, options: ReadOptions) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
-    """Open the checkpoints that a search collected; return the folder, the checkpoints and what was passed over."""
+    """Open the checkpoints that a search collected; return the folder, the checkpoints and the passed-over paths."""
     folder = search.root
     opened: list[Checkpoint] = []
     incomplete: list[EmaError] = []

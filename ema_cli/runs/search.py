@@ -1,4 +1,4 @@
-"""Search a folder for checkpoints as trainers fill it; list what is passed over, with reasons. Reads no tensors."""
+"""Search a folder for checkpoints as trainers fill it; list passed-over paths, with reasons. Reads no tensors."""
 
 from __future__ import annotations
 

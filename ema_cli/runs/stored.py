@@ -253,7 +253,7 @@ def _parse(checkpoint: Checkpoint, record: Mapping[str, Any], root: Path) -> Sto
         averages=None,  # it is an average, as expected here: do not flag it
         mark=None,
         progress=Progress(clocks),
-        output_dtypes=_types(record["types"], checkpoint),
+        output_dtypes=_output_dtypes(record["types"], checkpoint),
     )
     law = _law(record, clock.unit)
     if law is None and (updates or clock != began):
@@ -270,7 +270,7 @@ def _law(record: Mapping[str, Any], unit: Unit) -> LiveLaw | None:
     return law
 
 
-def _types(record: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+def _output_dtypes(record: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the model's dtypes of the tensors that are stored in a wider dtype, by name."""
     specs = checkpoint.tensors.specs
     types = {}
