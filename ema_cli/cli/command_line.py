@@ -26,7 +26,7 @@ from ema_cli.cli.options import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class AverageOptions:
     """Write the average of a run's checkpoints, ready to load, and print where; of several half-lives in one pass."""
 
@@ -137,7 +137,7 @@ release.safetensors.sha256."""
     quiet: Annotated[bool, Option("--quiet", "-q", help="Print the output's path only.", rich_help_panel=WRITE)] = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class InspectOptions:
     """Show a run, or one file: checkpoints, clocks, tensors, what is odd; with half-lives, every weight."""
 
@@ -155,7 +155,7 @@ Only headers are read, and nothing is written."""
     as_json: AsJson = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class CompareOptions:
     """Show how far apart two checkpoints are, by layer and in total: distance, cosine, what is equal to the byte."""
 
@@ -173,7 +173,7 @@ Both are read once, and nothing is written."""
     as_json: AsJson = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ReportOptions:
     """Write an HTML page about an average: weights over time, distances by layer, files; one file, no network."""
 
@@ -203,7 +203,7 @@ Without --against no checkpoint is read: weights, files and their sums are those
     quiet: Annotated[bool, Option("--quiet", "-q", help="Print the page's path only.", rich_help_panel=WRITE)] = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VerifyOptions:
     """Check averages by their sums and manifests, or by their checkpoints, too. Exit 6 where one does not hold."""
 

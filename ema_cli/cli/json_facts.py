@@ -8,17 +8,19 @@ from fractions import Fraction
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from ema_cli.checkpoint import Checkpoint
-from ema_cli.cli.views import Averaged, DryRun, Inspection, Page, RunView, Sizes, StoredView, checkpoint_notes
+from ema_cli.cli.sentences import checkpoint_notes
 from ema_cli.errors import EmaError, at_terminal
 from ema_cli.law.recipe import law_to_dict
 from ema_cli.law.time import interval_text
-from ema_cli.planning.plan import Approximation, Plan
 
-if TYPE_CHECKING:  # they load numpy: not for `inspect`
+if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.averaging import Result
+    from ema_cli.checkpoint import Checkpoint
+    from ema_cli.cli.outcomes import Averaged, DryRun, Page
+    from ema_cli.cli.views import Inspection, RunView, Sizes, StoredView
     from ema_cli.comparing.comparison import Comparison, TensorTotal
     from ema_cli.comparing.distance import Distance
+    from ema_cli.planning.plan import Approximation, Plan
     from ema_cli.release.verify import Verified
 
 Facts = dict[str, object]

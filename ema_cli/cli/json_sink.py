@@ -11,13 +11,14 @@ from ema_cli.cli import json_facts
 from ema_cli.cli.sentences import all_warnings
 from ema_cli.cli.sink import Sink
 from ema_cli.cli.stdout import print_json
-from ema_cli.cli.views import Averaged, DryRun, Inspection, Page
 from ema_cli.errors import EmaError
-from ema_cli.planning.plan import Plan
 from ema_cli.system.progress import ProgressCallback, no_progress
 
-if TYPE_CHECKING:  # they load numpy: not for `inspect`
+if TYPE_CHECKING:  # each command loads what it shows
+    from ema_cli.cli.outcomes import Averaged, DryRun, Page
+    from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
+    from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
 
 

@@ -35,7 +35,7 @@ Threads = Annotated[
 AsJson = Annotated[bool, Option("--json", help="Print one JSON object, errors too.", rich_help_panel=WRITE)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class RecipeOptions:
     """What is averaged: the law, and the checkpoints that it is applied to."""
 
@@ -111,7 +111,7 @@ class RecipeOptions:
     ] = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ClockOptions:
     """Where clocks come from that the checkpoints do not record."""
 
@@ -133,7 +133,7 @@ class ClockOptions:
     ] = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ModelOptions:
     """Which model of a checkpoint is read, and under which names."""
 
@@ -171,7 +171,7 @@ class ModelOptions:
     ] = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class GateOptions:
     """What is demanded of an average before it is made."""
 
@@ -201,7 +201,7 @@ class GateOptions:
     ] = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class RunOptions:
     """A run, what is averaged of it, and how it is read."""
 

@@ -1,4 +1,4 @@
-"""Rich, as we use it: a console for stdout or stderr, a line with a coloured label, a bar of progress."""
+"""Rich, as we use it: a console for stdout or stderr, and a bar of progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.text import Text
 
 from ema_cli.system.progress import ProgressCallback
 
@@ -27,11 +26,6 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
     return _Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
-
-
-def print_labelled(label: str, style: str, text: str) -> None:
-    """Print a line on stderr, with a label before it in a style."""
-    console(stderr=True).print(Text.assemble((label, style), text), soft_wrap=True)
 
 
 @contextmanager

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from ema_cli.checkpoint import Checkpoint
-from ema_cli.cli.views import DryRun, RunView, StoredView, TensorTotals, checkpoint_notes
 from ema_cli.errors import EmaError, at_terminal, printable
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR_ENOUGH
 from ema_cli.law.time import Unit
-from ema_cli.planning.plan import Approximation, Plan
 from ema_cli.text import format_optional, plural, relative, size, some
 
-if TYPE_CHECKING:  # they load numpy: not for `inspect`
+if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.averaging import Result
+    from ema_cli.checkpoint import Checkpoint
+    from ema_cli.cli.outcomes import DryRun
+    from ema_cli.cli.views import RunView, StoredView, TensorTotals
     from ema_cli.comparing.comparison import Comparison, TensorTotal
+    from ema_cli.planning.plan import Approximation, Plan
     from ema_cli.release.verify import Against, Verified
 
 _MOST_PROBLEMS = 20
@@ -290,6 +291,12 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     for side, checkpoint in zip("AB", (comparison.one, comparison.other), strict=True):
         lines += [f"{side}: {note}" for note in dict.fromkeys(checkpoint_notes(checkpoint))]
     return lines
+
+
+def checkpoint_notes(checkpoint: Checkpoint) -> list[str]:
+    """Return what to know of a checkpoint that is compared; of what ema-cli made, its user knows."""
+    averages = [f"averages: {checkpoint.averaged}"] if checkpoint.averaged and checkpoint.mark is None else []
+    return [*averages, *checkpoint.notes]
 
 
 def verified_line(verified: Verified) -> str:

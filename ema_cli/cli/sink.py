@@ -12,7 +12,8 @@ from ema_cli.errors import EmaError
 from ema_cli.system.progress import ProgressCallback
 
 if TYPE_CHECKING:  # they load what only some commands need
-    from ema_cli.cli.views import Averaged, DryRun, Inspection, Page
+    from ema_cli.cli.outcomes import Averaged, DryRun, Page
+    from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
     from ema_cli.job import Job
     from ema_cli.planning.plan import Plan

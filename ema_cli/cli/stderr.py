@@ -1,6 +1,6 @@
-"""Lines for people on stderr: errors, warnings, progress. Rich is loaded only where a terminal can show more than text.
+"""Lines for people on stderr: errors, warnings, progress. Only a bar, for what takes a while, needs rich.
 
-Names come from files nobody vouches for: they are shown through `printable`, never as markup.
+Names come from files nobody vouches for: they are shown through `printable`, so that none steers a terminal.
 """
 
 from __future__ import annotations
@@ -9,31 +9,32 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from ema_cli.cli.github import annotate
+from ema_cli.cli.github import annotate_error, annotate_warnings
 from ema_cli.errors import EmaError, at_terminal, printable
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.text import size
 
 _PLAIN_SECONDS = 30
-_FORCED = ("FORCE_COLOR", "TTY_COMPATIBLE")  # rich takes a pipe for a terminal where these say so
+_SHORT_SECONDS = 0.5  # what takes no longer needs no bar
+_RED, _YELLOW, _BOLD = "31", "33", "1"  # of a terminal's codes
 
 
 def error(problem: EmaError) -> None:
     """Print what is wrong, and what to do."""
-    message, hint = problem.message(at_terminal), problem.advice(at_terminal)
-    _print(message, label="error: ", style="bold red")
+    _print(problem.message(at_terminal), label="error: ", codes=(_BOLD, _RED))
+    hint = problem.advice(at_terminal)
     if hint:
-        _print(hint, label="hint:  ", style="bold")
-    annotate("error", message, hint)
+        _print(hint, label="hint:  ", codes=(_BOLD,))
+    annotate_error(problem)
 
 
 def warnings(messages: Sequence[str]) -> None:
     """Print what a user should know."""
     for message in messages:
-        _print(printable(message), label="warning: ", style="yellow")
-        annotate("warning", message)
+        _print(printable(message), label="warning: ", codes=(_YELLOW,))
+        annotate_warnings([message])
 
 
 def lines(texts: Sequence[str]) -> None:
@@ -42,28 +43,44 @@ def lines(texts: Sequence[str]) -> None:
         _print(printable(text))
 
 
-def _print(text: str, *, label: str = "", style: str = "") -> None:
-    """Print a line on stderr, with a label before it in a style."""
+def _print(text: str, *, label: str = "", codes: Sequence[str] = ()) -> None:
+    """Print a line, with a label before it that a terminal shows with these codes."""
     if sys.stderr is None:  # closed by the caller
         return
-    if sys.stderr.isatty() or any(name in os.environ for name in _FORCED):
-        from ema_cli.cli.rich_console import print_labelled
+    codes = _shown(codes)
+    styled = f"\x1b[{';'.join(codes)}m{label}\x1b[0m" if codes else label
+    sys.stderr.write(f"{styled}{text}\n")
+    sys.stderr.flush()
 
-        print_labelled(label, style, text)
-    else:
-        sys.stderr.write(f"{label}{text}\n")
-        sys.stderr.flush()
+
+def _shown(codes: Sequence[str]) -> Sequence[str]:
+    """Return the codes that stderr can show: none in a pipe, no colour under NO_COLOR. As rich decides it."""
+    forced = os.environ.get("FORCE_COLOR")
+    is_terminal = sys.stderr.isatty() if forced is None else forced != ""
+    if not is_terminal or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
+        return ()
+    return [code for code in codes if code == _BOLD] if os.environ.get("NO_COLOR") else codes
 
 
 @contextmanager
 def progress(doing: str) -> Iterator[ProgressCallback]:
     """Yield a function of (bytes done, bytes in all): a bar on a terminal, elsewhere a line now and then."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield _plain_progress(doing)
         return
-    from ema_cli.cli.rich_console import progress_bar
+    began = time.monotonic()
+    with ExitStack() as stack:
+        bar: ProgressCallback | None = None
 
-    with progress_bar(doing) as report:
+        def report(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None and time.monotonic() - began >= _SHORT_SECONDS:
+                from ema_cli.cli.rich_console import progress_bar
+
+                bar = stack.enter_context(progress_bar(doing))
+            if bar is not None:
+                bar(done, total)
+
         yield report
 
 

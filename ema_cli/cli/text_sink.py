@@ -11,14 +11,15 @@ from ema_cli.cli import sentences, stderr
 from ema_cli.cli.github import annotate_warnings
 from ema_cli.cli.sink import Sink
 from ema_cli.cli.stdout import print_line
-from ema_cli.cli.views import Averaged, DryRun, Inspection, Page
 from ema_cli.errors import EmaError
-from ema_cli.planning.plan import Plan
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import size, some
 
-if TYPE_CHECKING:  # they load numpy: not for `inspect`
+if TYPE_CHECKING:  # each command loads what it shows
+    from ema_cli.cli.outcomes import Averaged, DryRun, Page
+    from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
+    from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
 
 

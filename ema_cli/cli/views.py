@@ -1,4 +1,4 @@
-"""What the commands show, as data: looked up and added up once, whether people read it or a program does."""
+"""What `inspect` shows, as data: looked up and added up once, whether people read it or a program does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import EmaError, GateError
@@ -18,10 +17,6 @@ from ema_cli.runs.same_model import first_differences
 from ema_cli.runs.spacing import measure_spacing
 from ema_cli.runs.stored import StoredRun
 from ema_cli.runs.warnings import by_specs
-
-if TYPE_CHECKING:  # they load numpy: not for `inspect`
-    from ema_cli.averaging import Result
-    from ema_cli.job import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,40 +146,6 @@ class Inspection:
     stored: StoredView | None
     warnings: tuple[str, ...]
     failed: GateError | None
-
-
-@dataclass(frozen=True, slots=True)
-class DryRun:
-    """What `average --dry-run` shows: the job, about how many bytes of memory it takes, and the warnings of the run."""
-
-    job: Job
-    memory: int
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Averaged:
-    """What `average` shows: the plans, what was done, and the warnings of the run."""
-
-    plans: Sequence[Plan]
-    result: Result
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What `report` shows: where the page is, its size, and which checkpoints are not in the folder `against`."""
-
-    path: str
-    nbytes: int
-    against: str
-    missing: tuple[str, ...]
-
-
-def checkpoint_notes(checkpoint: Checkpoint) -> list[str]:
-    """Return what to know of a checkpoint that is compared; of what ema-cli made, its user knows."""
-    averages = [f"averages: {checkpoint.averaged}"] if checkpoint.averaged and checkpoint.mark is None else []
-    return [*averages, *checkpoint.notes]
 
 
 def _common_specs(checkpoints: Sequence[Checkpoint]) -> Mapping[str, TensorSpec]:

@@ -5,29 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ema_cli.averaging import Recording, perform
 from ema_cli.cli import requests
 from ema_cli.cli.command_line import AverageOptions
+from ema_cli.cli.outcomes import Averaged, DryRun
 from ema_cli.cli.output import make_sink
 from ema_cli.cli.sink import Sink
 from ema_cli.cli.sources import RawSource, StoredSource
-from ema_cli.cli.views import Averaged, DryRun
 from ema_cli.dtypes import output_dtype
 from ema_cli.errors import UsageError, option
 from ema_cli.job import memory_needed, prepare
 from ema_cli.law.recipe import Recipe
-from ema_cli.manifest.manifest import read_manifest
 from ema_cli.planning.advice import twin_warnings
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
-from ema_cli.release.replay import Replay, open_replay
 from ema_cli.runs.warnings import run_warnings
 from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
 from ema_cli.text import parse_size
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
+
+if TYPE_CHECKING:
+    from ema_cli.release.replay import Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,9 @@ class ManifestSource:
                 "which checkpoints?",
                 hint=f"name the folder that holds them: ema-cli average ckpts/ {option('recipe')} ...",
             )
+        from ema_cli.manifest.manifest import read_manifest
+        from ema_cli.release.replay import open_replay  # which few averages need
+
         manifest = read_manifest(self.manifest)
         manifest["tensors"] = []  # they are not needed here, and may be many
         return open_replay(manifest, self.paths, threads=self.threads)

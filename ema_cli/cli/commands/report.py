@@ -8,9 +8,9 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli import requests
 from ema_cli.cli.command_line import ReportOptions
+from ema_cli.cli.outcomes import Page
 from ema_cli.cli.output import make_sink
 from ema_cli.cli.sink import Sink
-from ema_cli.cli.views import Page
 from ema_cli.release.published import read_output
 from ema_cli.report.distances import check_report_target, measure_distances, report_target, write_page
 from ema_cli.report.page import make_page

@@ -1,0 +1,40 @@
+"""What `average` and `report` show, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ema_cli.averaging import Result
+    from ema_cli.job import Job
+    from ema_cli.planning.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What `average --dry-run` shows: the job, about how many bytes of memory it takes, and the warnings of the run."""
+
+    job: Job
+    memory: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """What `average` shows: the plans, what was done, and the warnings of the run."""
+
+    plans: Sequence[Plan]
+    result: Result
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What `report` shows: where the page is, its size, and which checkpoints are not in the folder `against`."""
+
+    path: str
+    nbytes: int
+    against: str
+    missing: tuple[str, ...]
