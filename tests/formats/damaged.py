@@ -1,0 +1,390 @@
+"""Checkpoints of every format, damage to them, and what their own libraries read of it without running any code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path, PosixPath
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+from ema_cli.checkpoint import Checkpoint
+from tests.formats.containers import DTYPE_NAMES
+from tests.formats.reading import read_range, stored_bytes
+
+MAX_COMPARED = 1 << 26  # bytes; a damaged shape can say more than we want to read here
+
+
+Tensors = Mapping[str, torch.Tensor]
+Content = dict[str, tuple[str, tuple[int, ...], bytes]]  # name -> dtype, shape, bytes in C order
+
+
+def small_tensors() -> dict[str, torch.Tensor]:
+    """Return a few tensors, of three dtypes."""
+    weight = torch.arange(6.0).reshape(2, 3)
+    return {"layer.weight": weight, "layer.bias": torch.ones(2, dtype=torch.bfloat16), "counter": torch.tensor(3)}
+
+
+def torch_tensors() -> dict[str, torch.Tensor]:
+    """Return those and some that do not lie in order."""
+    views = {"turned": torch.ones(2, 3).t(), "wave": torch.ones(2, dtype=torch.complex64).conj()}
+    return small_tensors() | views
+
+
+MODULES = (nn.Module, nn.Linear, nn.BatchNorm1d, nn.Sequential)
+
+
+class CarefulUnpickler(pickle.Unpickler):
+    """Calls what the files here are made of, and nothing else."""
+
+    KNOWN = {
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
+            "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+        )
+    } | {
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout"),
+        ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"),
+        ("torch", "Size"), ("collections", "OrderedDict"), ("__builtin__", "set"),
+        (PosixPath.__module__, "PosixPath"),  # pathlib._local in Python 3.13
+    } | {(kind.__module__, kind.__name__) for kind in MODULES}  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.KNOWN or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+class CarefulPickle:
+    """Takes the place of the module `pickle`."""
+
+    Unpickler = CarefulUnpickler
+
+    @staticmethod
+    def load(file: Any, **keywords: Any) -> Any:
+        """Read one pickle."""
+        return CarefulUnpickler(file, **keywords).load()
+
+
+def torch_load(path: Path) -> Any:
+    """Return what torch reads: by its own safe unpickler, or else by the full language of pickles."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the source of a module's class
+        try:
+            return torch.load(path, weights_only=True)
+        except Exception:  # noqa: BLE001 - a library may raise anything for a damaged file
+            return torch.load(path, weights_only=False, pickle_module=CarefulPickle)
+
+
+class Format:
+    """A checkpoint on disk, and how its library reads it."""
+
+    def write(self, folder: Path) -> Path:
+        """Write the checkpoint into the folder; return the path to open."""
+        raise NotImplementedError
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files that may be damaged."""
+        return sorted(path for path in folder.iterdir() if path.is_file())
+
+    def load(self, path: Path) -> Tensors:
+        """Return the weights that the library reads, or raise whatever it raises."""
+        raise NotImplementedError
+
+    def check(self, path: Path, checkpoint: Checkpoint, original: Checkpoint) -> None:
+        """Check what was read beside the weights."""
+
+
+class Safetensors(Format):
+    """One file of safetensors."""
+
+    def write(self, folder: Path) -> Path:
+        save_file(small_tensors(), folder / "a.safetensors", metadata={"format": "pt"})
+        return folder / "a.safetensors"
+
+    def load(self, path: Path) -> Tensors:
+        return load_file(path)
+
+
+@dataclass
+class TorchSave(Format):
+    """One file of torch.save: a state dict alone, or with a clock beside it."""
+
+    zipped: bool
+    nested: bool
+
+    def write(self, folder: Path) -> Path:
+        saved = {"model": torch_tensors(), "step": 7, "epoch": torch.tensor(1)} if self.nested else torch_tensors()
+        torch.save(saved, folder / "a.pt", _use_new_zipfile_serialization=self.zipped)
+        return folder / "a.pt"
+
+    def load(self, path: Path) -> Tensors:
+        root = torch_load(path)
+        return root.get("model", root)
+
+
+@dataclass
+class WholeModule(Format):
+    """A pickled module with tied weights, batch statistics, and a buffer that is not part of its state dict."""
+
+    zipped: bool
+
+    def write(self, folder: Path) -> Path:
+        tied = nn.Linear(2, 2)
+        model = nn.Sequential(tied, nn.BatchNorm1d(2), nn.Sequential(tied))
+        model.register_buffer("kept", torch.ones(2))
+        model.register_buffer("passing", torch.ones(3), persistent=False)
+        torch.save(model, folder / "a.pt", _use_new_zipfile_serialization=self.zipped)
+        return folder / "a.pt"
+
+    def load(self, path: Path) -> Tensors:
+        return torch_load(path).state_dict()
+
+
+@dataclass
+class Shards(Format):
+    """A folder with an index over two shards."""
+
+    base: str
+    suffix: str
+
+    def write(self, folder: Path) -> Path:
+        tensors, weight_map = small_tensors(), {}
+        for number, names in enumerate((["layer.weight"], ["layer.bias", "counter"]), 1):
+            shard = f"{self.base}-{number:05}-of-00002.{self.suffix}"
+            part = {name: tensors[name] for name in names}
+            if self.suffix == "bin":
+                torch.save(part, folder / shard)
+            else:
+                save_file(part, folder / shard, metadata={"format": "pt"})
+            weight_map.update(dict.fromkeys(names, shard))
+        index = {"metadata": {"total_size": 36}, "weight_map": weight_map}
+        (folder / f"{self.base}.{self.suffix}.index.json").write_text(json.dumps(index))
+        return folder
+
+    def load(self, path: Path) -> Tensors:
+        index = json.loads((path / f"{self.base}.{self.suffix}.index.json").read_text("utf-8"))
+        found: dict[str, torch.Tensor] = {}
+        for shard in set(index["weight_map"].values()):
+            part = torch_load(path / shard) if self.suffix == "bin" else load_file(path / shard)
+            found.update(part)
+        return {name: found[name] for name in index["weight_map"]}
+
+
+class Cut(torch.Tensor):
+    """A matrix that is saved in two pieces, as two ranks save it."""
+
+    def __create_chunk_list__(self) -> list[dcp_metadata.ChunkStorageMetadata]:
+        rows, columns = self.shape
+        sides = [(0, rows // 2), (rows // 2, rows)]
+        return [
+            dcp_metadata.ChunkStorageMetadata(torch.Size((low, 0)), torch.Size((high - low, columns)))
+            for low, high in sides
+        ]
+
+    def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
+        properties = dcp_metadata.TensorProperties.create_from_tensor(self.as_subclass(torch.Tensor))
+        return [
+            WriteItem(
+                dcp_metadata.MetadataIndex(name, chunk.offsets),
+                WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk, properties, self.size()),
+            )
+            for chunk in self.__create_chunk_list__()
+        ]
+
+    def __get_tensor_shard__(self, index: dcp_metadata.MetadataIndex) -> torch.Tensor:
+        half, whole = self.shape[0] // 2, self.as_subclass(torch.Tensor)
+        return (whole[half:] if index.offset == torch.Size((half, 0)) else whole[:half]).clone()
+
+
+class CarefulReader(dcp.FileSystemReader):
+    """torch's reader, but for how it unpickles `.metadata`."""
+
+    def read_metadata(self, *args: Any, **keywords: Any) -> dcp_metadata.Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            return CarefulUnpickler(file).load()
+
+
+class TensorsOnly(_EmptyStateDictLoadPlanner):
+    """torch's planner for whole folders, without what is no tensor, which it would unpickle freely."""
+
+    def create_local_plan(self) -> LoadPlan:
+        self.flat = dict(self.state_dict)
+        plan = super().create_local_plan()
+        plan.items = [item for item in plan.items if isinstance(self.flat[item.dest_index.fqn], torch.Tensor)]
+        return plan
+
+    def load_bytes(self, read_item: ReadItem, value: Any) -> None:
+        raise AssertionError("planned away")
+
+
+class DcpFolder(Format):
+    """A folder of torch.distributed.checkpoint, a file for each piece, with a tensor in two of them."""
+
+    def write(self, folder: Path) -> Path:
+        model = small_tensors() | {"cut": torch.arange(15.0).reshape(5, 3).as_subclass(Cut)}
+        saved = {"model": model, "step": 3, "optim": {"state": {"a": torch.ones(1)}}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it is one process which saves
+            writer = dcp.FileSystemWriter(folder, single_file_per_rank=False, sync_files=False)
+            dcp.save(saved, storage_writer=writer, no_dist=True)
+        return folder
+
+    def load(self, path: Path) -> Tensors:
+        planner, reader = TensorsOnly(), CarefulReader(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of how it reads
+            _load_state_dict({}, storage_reader=reader, planner=planner, no_dist=True)
+        paths = reader.read_metadata().planner_data
+        model = {name: paths[name][1:] for name in planner.flat if paths[name][0] == "model"}
+        return {".".join(map(str, rest)): planner.flat[name] for name, rest in model.items()}
+
+
+class TrainerState(Format):
+    """A folder of the Hugging Face Trainer, whose state is damaged."""
+
+    def write(self, folder: Path) -> Path:
+        save_file(small_tensors(), folder / "model.safetensors", metadata={"format": "pt"})
+        state = {"epoch": 1.25, "global_step": 300, "log_history": [{"loss": float("nan"), "step": 300}],
+                 "num_input_tokens_seen": 4096}  # fmt: skip
+        (folder / "trainer_state.json").write_text(json.dumps(state, indent=2))
+        return folder
+
+    def files(self, folder: Path) -> list[Path]:
+        return [folder / "trainer_state.json"]
+
+    def load(self, path: Path) -> Tensors:
+        return load_file(path / "model.safetensors")
+
+    def check(self, path: Path, checkpoint: Checkpoint, original: Checkpoint) -> None:
+        """The clocks are the numbers that stand there, exactly."""
+        clocks = {unit.value: clock.value for unit, clock in checkpoint.progress.clocks.items()}
+        if clocks == {unit.value: clock.value for unit, clock in original.progress.clocks.items()}:
+            return
+        text = (path / "trainer_state.json").read_text("utf-8")
+        state = json.loads(text, parse_float=Fraction)
+        names = {"global_step": "ba", "epoch": "ep", "num_input_tokens_seen": "tok"}
+        expected = {unit: state[name] for name, unit in names.items() if name in state}
+        assert clocks == {
+            unit: value
+            for unit, value in expected.items()
+            if type(value) in (int, Fraction) and 0 <= value < 1 << 63 and (unit, value) != ("tok", 0)
+        }
+
+
+class Adapter(Format):
+    """A folder of PEFT, whose configuration is damaged."""
+
+    FIELDS = {"peft_type": "LORA", "r": 8, "lora_alpha": 16.5, "target_modules": ["q", "v"], "use_dora": False,
+              "rank_pattern": {"q": 4}, "bias": None}  # fmt: skip
+
+    def write(self, folder: Path) -> Path:
+        save_file(small_tensors(), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps(self.FIELDS, indent=2))
+        return folder
+
+    def files(self, folder: Path) -> list[Path]:
+        return [folder / "adapter_config.json"]
+
+    def load(self, path: Path) -> Tensors:
+        return load_file(path / "adapter_model.safetensors")
+
+    def check(self, path: Path, checkpoint: Checkpoint, original: Checkpoint) -> None:
+        """A setting that reads otherwise now differs from the original's, and no other does."""
+        config = json.loads((path / "adapter_config.json").read_text("utf-8"))
+        changed = {name for name, value in self.FIELDS.items() if config.get(name) != value}
+        one, other = checkpoint.adapter.values, original.adapter.values
+        assert changed == {name for name in self.FIELDS if one.get(name) != other.get(name)}
+
+
+FORMATS: dict[str, Format] = {
+    "safetensors": Safetensors(),
+    "torch zip": TorchSave(zipped=True, nested=False),
+    "torch zip, nested": TorchSave(zipped=True, nested=True),
+    "torch legacy": TorchSave(zipped=False, nested=True),
+    "whole module": WholeModule(zipped=True),
+    "whole module, legacy": WholeModule(zipped=False),
+    "safetensors shards": Shards("model", "safetensors"),
+    "bin shards": Shards("pytorch_model", "bin"),
+    "DCP": DcpFolder(),
+    "trainer_state.json": TrainerState(),
+    "adapter_config.json": Adapter(),
+}
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that goes wrong with one of some files, in numbers that fit any."""
+
+    file: int
+    at: int
+    in_padding: bool  # much of a file of torch's is zeros, in which little can go wrong
+    kind: str
+    value: bytes
+
+    def do(self, whole: bytes) -> bytes:
+        """Return the bytes with the damage done to them."""
+        places = range(len(whole)) if self.in_padding else [place for place, byte in enumerate(whole) if byte]
+        at = places[self.at % len(places)]
+        match self.kind:
+            case "change":
+                return whole[:at] + self.value[:1] + whole[at + 1 :]
+            case "flip":
+                return whole[:at] + bytes([whole[at] ^ 1 << self.value[0] % 8]) + whole[at + 1 :]
+            case "insert":
+                return whole[:at] + self.value + whole[at:]
+            case "remove":
+                return whole[:at] + whole[at + 1 :]
+        return whole[:at]
+
+
+def content(checkpoint: Checkpoint) -> Content:
+    """Return what we read; no bytes where there are too many."""
+    weights = checkpoint.tensors
+    return {
+        name: (
+            spec.dtype.name,
+            spec.shape,
+            read_range(weights, name, 0, spec.nbytes) if checkpoint.nbytes < MAX_COMPARED else b"",
+        )
+        for name, spec in weights.specs.items()
+    }
+
+
+def library_content(tensors: Tensors, *, with_bytes: bool) -> Content:
+    """Return what the library reads, in the same form."""
+    names = DTYPE_NAMES | {torch.complex128: "C128", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+    return {
+        name: (
+            names.get(tensor.dtype, str(tensor.dtype)),
+            tuple(tensor.shape),
+            stored_bytes(tensor) if with_bytes else b"",
+        )
+        for name, tensor in tensors.items()
+        if isinstance(tensor, torch.Tensor)
+    }
+
+
+@dataclass(frozen=True)
+class Good:
+    """A checkpoint before the damage."""
+
+    format: Format
+    path: Path
+    files: Mapping[Path, bytes]
+    checkpoint: Checkpoint
+    content: Content
