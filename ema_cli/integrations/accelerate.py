@@ -6,13 +6,11 @@ objects from the main process alone, which has only one part of a sharded model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from accelerate import PartialState
 
 from ema_cli.integrations.gathering import gather
 from ema_cli.online.ema import EMA
+from ema_cli.online.state import StateDict
 
 
 class Gathered:
@@ -24,10 +22,10 @@ class Gathered:
     def __init__(self, ema: EMA) -> None:
         self.ema = ema
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the whole state in the processes that save it. Every process must call this, as `save_state` does."""
         return gather(self.ema.state_dict(), keep=PartialState().is_local_main_process)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from a state of `state_dict`, with any number of processes."""
         self.ema.load_state_dict(state)

@@ -6,7 +6,6 @@ loading the model gives the average. This algorithm does the same, and marks it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ema_cli.integrations.gathering import gather
 from ema_cli.law.time import Unit
 from ema_cli.online import ema as online
 from ema_cli.online.sharded import cut_like, local, placed_like
+from ema_cli.online.state import StateDict
 from ema_cli.online.store import Offload
 from ema_cli.online.tracks import Numbers, Times
 
@@ -94,7 +94,7 @@ class EMA(Algorithm):
         self._update_event = Event.EPOCH_END if self._arguments.tracks.unit is Unit.EPOCH else Event.BATCH_END
         self._folder = None if store is None else Path(store)
         self._change_half_life = change_half_life
-        self._saved: Mapping[str, Any] | None = None  # a state to load after the model
+        self._saved: StateDict | None = None  # a state to load after the model
         self._applied = ExitStack()
         self._applied_at: Event | None = None
         self.ema: online.EMA | None = None
@@ -153,9 +153,9 @@ class EMA(Algorithm):
         """
         return self._live.get_training_model(model)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state in the form of Composer's own EMA, plus all averages in full precision and the clocks."""
-        state: dict[str, Any] = super().state_dict()
+        state: StateDict = super().state_dict()
         state |= {"ema_weights_active": self.ema_weights_active, "ema_started": self.ema_started}
         ema = self.ema
         if ema is None:
@@ -182,7 +182,7 @@ class EMA(Algorithm):
         # Composer saves the state of algorithms as one object, from the first process alone: so tensors must be whole.
         return gather(state, keep=dist.get_global_rank() == 0)
 
-    def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
+    def load_state_dict(self, state: StateDict, strict: bool = False) -> None:
         """Continue from a state, at the next event: the model may not be loaded yet.
 
         Raises:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ema_cli.online.sharded import is_sharded, whole
+from ema_cli.online.state import StateDict
 
 
-def gather(state: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
+def gather(state: StateDict, *, keep: bool) -> StateDict:
     """Return a state with its sharded tensors gathered in the host's memory; all other values are unchanged.
 
     Every process must call it. Processes that do not `keep` the tensors get None in their place.
@@ -20,7 +21,7 @@ def gather(state: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
 
 def _gather(value: Any, keep: bool) -> Any:
     if isinstance(value, Mapping):
-        return gather(value, keep=keep)
+        return gather(dict(value), keep=keep)
     if not isinstance(value, Tensor) or not is_sharded(value):
         return value
     tensor = whole(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from ema_cli.integrations.arguments import EMAArguments
 from ema_cli.integrations.gathering import gather
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.ema import EMA
+from ema_cli.online.state import StateDict
 from ema_cli.online.store import Offload
 from ema_cli.online.tracked import unwrap
 from ema_cli.online.tracks import Numbers, Times
@@ -83,7 +84,7 @@ class EMACallback(Callback):
         self._folder = None if store is None else Path(store)
         self._end_with_ema_weights = end_with_ema_weights
         self._change_half_life = change_half_life
-        self._saved: Mapping[str, Any] | None = None  # a state to load once the module is on its device
+        self._saved: StateDict | None = None  # a state to load once the module is on its device
         self._is_foreign = False  # whether the module holds other weights than the averaged ones
         self._is_writer = True
         self._has_ended = False  # whether the module holds the average for good
@@ -170,14 +171,14 @@ class EMACallback(Callback):
             self._live.get_ema_model(average=self._live.names[0])
             self._has_ended = True
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state for resuming, with whole tensors: Lightning saves the first process's state alone."""
         self._load()
         if self.ema is None or not self.ema.started:
             return {}
         return gather(self.ema.state_dict(), keep=self._is_writer)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Continue from a state, once the module is on its device."""
         self._saved = state_dict
         self._is_foreign = False
@@ -216,7 +217,7 @@ class EMACallback(Callback):
             saved, self._saved = self._saved, None
             self._live.load_state_dict(saved, change_half_life=self._change_half_life)
 
-    def _on_save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    def _on_save(self, trainer: Trainer, checkpoint: StateDict) -> None:
         """Make a checkpoint hold the training weights; a checkpoint of weights only, the average."""
         self._load()
         ema = self._live
@@ -244,7 +245,7 @@ class EMACallback(Callback):
         if folder is not None and not ema.averages.mixed:
             ema.store(folder)
 
-    def _on_load(self, checkpoint: Mapping[str, Any]) -> None:
+    def _on_load(self, checkpoint: StateDict) -> None:
         """Mark the module as holding other weights than the averaged ones, until their state is loaded."""
         self._hide()
         self._saved = None
@@ -264,14 +265,14 @@ class EMACallback(Callback):
 class _Hook:
     """A method of the trainer's strategy, preceded by a call of ours."""
 
-    def __init__(self, ours: Callable[[dict[str, Any]], None], theirs: Callable[..., Any]) -> None:
+    def __init__(self, ours: Callable[[StateDict], None], theirs: Callable[..., Any]) -> None:
         self.ours, self.theirs = ours, theirs
 
-    def __call__(self, checkpoint: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+    def __call__(self, checkpoint: StateDict, *arguments: Any, **options: Any) -> Any:
         self.ours(checkpoint)
         return self.theirs(checkpoint, *arguments, **options)
 
 
-def _hook(strategy: Strategy, name: str, ours: Callable[[dict[str, Any]], None]) -> None:
+def _hook(strategy: Strategy, name: str, ours: Callable[[StateDict], None]) -> None:
     theirs = getattr(strategy, name)
     setattr(strategy, name, _Hook(ours, theirs.theirs if isinstance(theirs, _Hook) else theirs))

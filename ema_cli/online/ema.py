@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from ema_cli.online.averages import Averages
 from ema_cli.online.clocks import Count
 from ema_cli.online.saving import save_average, store_averages
 from ema_cli.online.sharded import reshard
-from ema_cli.online.state import put_state, take_state
+from ema_cli.online.state import StateDict, put_state, take_state
 from ema_cli.online.store import Offload, no_gradients
 from ema_cli.online.tracked import Place, put_back, unwrap, write_back
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
@@ -242,7 +241,7 @@ class EMA:
         return store_averages(self.averages, Path(folder))
 
     @no_gradients()
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state that `load_state_dict` needs to continue with equal bits.
 
         Its tensors are not copies: save it before the training continues. Sharded tensors are DTensors, which
@@ -252,7 +251,7 @@ class EMA:
         return take_state(self.averages)
 
     @no_gradients()
-    def load_state_dict(self, state: Mapping[str, Any], *, change_half_life: bool = False) -> None:
+    def load_state_dict(self, state: StateDict, *, change_half_life: bool = False) -> None:
         """Continue from a state of `state_dict`: the run gives the same bits as one without a stop.
 
         Raises:

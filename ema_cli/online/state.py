@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 
+StateDict = dict[str, Any]
+"""A state as torch and the trainers pass it: names to tensors, text, numbers and inner states."""
 
-def take_state(averages: Averages) -> dict[str, Any]:
+
+def take_state(averages: Averages) -> StateDict:
     """Return the state of the averages; for `EMA.state_dict`, which describes it.
 
     Everything but tensors is text, and all names are always present: torch.distributed.checkpoint loads only the
@@ -48,7 +51,7 @@ def take_state(averages: Averages) -> dict[str, Any]:
     }
 
 
-def put_state(averages: Averages, state: Mapping[str, Any], *, change_half_life: bool) -> None:
+def put_state(averages: Averages, state: StateDict, *, change_half_life: bool) -> None:
     """Load a state; if it does not fit, change nothing. For `EMA.load_state_dict`, which describes the errors."""
     if state.get("version") != _VERSION:
         raise RunError(f"this is no state of an EMA, or one of a newer version: {state.get('version')!r}")
