@@ -135,7 +135,7 @@ def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
     if with_clock:
         without = next((checkpoint for checkpoint in checkpoints if unit not in checkpoint.progress.clocks), None)
         if without is None:
-            message, hint = "all checkpoints", "leave out --spacing"
+            message, hint = "all checkpoints", f"leave out {option('spacing')}"
         else:
             message, hint = f"{with_clock[0].name} does, {without.name} does not", "name those that do not"
         raise RunError(f"{option('spacing', f'{spacing}')}: {message} record a clock in {unit.plural}", hint=hint)
