@@ -17,18 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from ema_cli._version import __version__
 
-if TYPE_CHECKING:
-    from ema_cli.averaging import average
-    from ema_cli.errors import EmaError
-    from ema_cli.law.recipe import Recipe
-    from ema_cli.law.time import Time, Unit
-    from ema_cli.online.ema import EMA
-    from ema_cli.online.functional import compute_ema
-    from ema_cli.planning.plan import Plan, make_plan
-    from ema_cli.runs.run import Run, open_run
-    from ema_cli.writing.target import parse_target
+if TYPE_CHECKING:  # the same names, for type checkers
+    from ema_cli.averaging import average as average
+    from ema_cli.errors import EmaError as EmaError
+    from ema_cli.law.recipe import Recipe as Recipe
+    from ema_cli.law.time import Time as Time
+    from ema_cli.law.time import Unit as Unit
+    from ema_cli.online.ema import EMA as EMA
+    from ema_cli.online.functional import compute_ema as compute_ema
+    from ema_cli.planning.plan import Plan as Plan
+    from ema_cli.planning.plan import make_plan as make_plan
+    from ema_cli.runs.run import Run as Run
+    from ema_cli.runs.run import open_run as open_run
+    from ema_cli.writing.target import parse_target as parse_target
 
-_HOMES = {
+_MODULES = {
     "EMA": "online.ema",
     "EmaError": "errors",
     "Plan": "planning.plan",
@@ -43,27 +46,13 @@ _HOMES = {
     "parse_target": "writing.target",
 }
 
-__all__ = [
-    "EMA",
-    "EmaError",
-    "Plan",
-    "Recipe",
-    "Run",
-    "Time",
-    "Unit",
-    "__version__",
-    "average",
-    "compute_ema",
-    "make_plan",
-    "open_run",
-    "parse_target",
-]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    if name in _MODULES:
         try:
-            return getattr(import_module(f"ema_cli.{_HOMES[name]}"), name)
+            return getattr(import_module(f"ema_cli.{_MODULES[name]}"), name)
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise

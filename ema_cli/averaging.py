@@ -84,7 +84,6 @@ def average(
     target: str | Path | Target,
     *,
     dtype: str | DType | None = None,
-    copy: Sequence[str] | None = None,
     max_shard_size: int | str | None = None,
     allow_non_finite: bool = False,
     threads: int | None = None,
@@ -96,14 +95,13 @@ def average(
 ) -> Result:
     """Write the weighted average of each plan's checkpoints to `target`, all of it or nothing.
 
-    Several plans of one run share one reading.
+    Several plans of one run share one reading. Tensors to be copied are named when the run is opened.
 
     Args:
         target: a name that ends in .safetensors or .pt for one file, any other name for a folder; of several plans a
             new folder for all, or a pattern with `{half_life}` for their names in it.
         dtype: the dtype of floating tensors, as "bfloat16"; they may then differ between checkpoints. Default: as in
             the newest.
-        copy: patterns of names; tensors that match one are copied from the newest. Default: those of `open_run`.
         max_shard_size: most bytes in one file of a folder, as "5GB". Default: the shards of the newest.
         allow_non_finite: let NaN and infinity pass.
         threads: how many read and average at once. It does not show in the output.
@@ -127,7 +125,6 @@ def average(
         )
     options = OutputOptions(
         output_dtype(dtype) if isinstance(dtype, str) else dtype,
-        plans[0].run.options.copy if copy is None else tuple(copy),
         _nbytes(max_shard_size, "max_shard_size"),
         allow_non_finite,
     )

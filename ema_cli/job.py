@@ -164,7 +164,7 @@ def lay_out(plans: Sequence[Plan], placed: Sequence[Target], options: OutputOpti
     Raises:
         CheckpointError, RunError, OutputError: as `prepare`; but the targets are not looked at.
     """
-    dtype, copy = options.dtype, options.copy
+    dtype, copy = options.dtype, plans[0].run.options.copy
     entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
     newest = plans[0].newest
     copied = copied_names(newest.tensors.specs, copy)

@@ -314,7 +314,7 @@ def test_plain_strings_say_the_same_as_types(tmp_path: Path):
     typed = read_run([tmp_path / "run"], ReadOptions(copy=("*.bias",)), Time.parse("100ba"))
     recipe = Recipe(half_life=Time.parse("1ep"), start=Time.parse("100ba"))
     target = parse_target(tmp_path / "types")
-    averaging.average(make_plan(typed, recipe), target, dtype=DTYPES["BF16"], copy=["*.bias"], max_shard_size=10**9)
+    averaging.average(make_plan(typed, recipe), target, dtype=DTYPES["BF16"], max_shard_size=10**9)
     text, types = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("text", "types"))
     assert text == types
     assert open_run(tmp_path / "text").checkpoints[0].tensors.specs["layer.weight"].dtype.name == "BF16"

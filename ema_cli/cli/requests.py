@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 from ema_cli.cli.options import ClockOptions, GateOptions, ModelOptions, RecipeOptions, RunOptions
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.errors import UsageError
-from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.options import Choice, ReadOptions
 from ema_cli.law.laws import LAW_KEYS
 from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
 from ema_cli.planning.gates import Gates, read_keys
 
 
@@ -65,10 +66,11 @@ def source(options: RunOptions, *, allow_approximate: bool) -> RawSource | Store
     if kind not in (None, "raw", "stored"):
         raise UsageError(f"'{kind}' is neither raw nor stored", option="from")
     if kind != "stored":
-        return RawSource(options.paths, read, clocks.epoch_length, clocks.spacing)
+        epoch_length, spacing = _time(clocks.epoch_length, "epoch_length"), _time(clocks.spacing, "spacing")
+        return RawSource(options.paths, read, epoch_length, spacing)
     for name in (*given(options.model), *given(clocks)):
         raise UsageError("is for raw checkpoints; stored averages say what they are", option=name)
-    return StoredSource(options.paths, allow_approximate)
+    return StoredSource(options.paths, options.copy, allow_approximate)
 
 
 def read_options(model: ModelOptions, copy: tuple[str, ...] = ()) -> ReadOptions:
@@ -77,10 +79,8 @@ def read_options(model: ModelOptions, copy: tuple[str, ...] = ()) -> ReadOptions
     Raises:
         UsageError: for a value that is unknown.
     """
-    match model.weights:
-        case None | "raw" | "ema":
-            return ReadOptions(model.key, model.weights, model.component, model.keep_prefix, copy)
-    raise UsageError(f"'{model.weights}' is neither raw nor ema", option="weights")
+    weights = cast("Choice", model.weights)  # which is checked there
+    return ReadOptions(model.key, weights, model.component, model.keep_prefix, copy)
 
 
 def gates(options: GateOptions) -> Gates:
@@ -91,6 +91,10 @@ def gates(options: GateOptions) -> Gates:
     """
     keys = read_keys(options.expect_keys) if options.expect_keys is not None else None
     return Gates(options.min_count, options.max_share, options.strict, keys)
+
+
+def _time(text: str | None, name: str) -> Time | None:
+    return None if text is None else Time.parse(text, name)
 
 
 def check_threads(number: int | None) -> None:

@@ -21,8 +21,8 @@ class RawSource:
 
     paths: tuple[Path, ...]
     options: ReadOptions
-    epoch_length: str | None
-    spacing: str | None
+    epoch_length: Time | None
+    spacing: Time | None
 
     def open(self) -> Run:
         """Return the run.
@@ -37,12 +37,7 @@ class RawSource:
                 "which checkpoints?", hint="name the folder that holds the run: ema-cli average ckpts/ ..."
             )
         try:
-            return read_run(
-                self.paths,
-                self.options,
-                epoch_length=Time.parse(self.epoch_length, "epoch_length") if self.epoch_length is not None else None,
-                spacing=Time.parse(self.spacing, "spacing") if self.spacing is not None else None,
-            )
+            return read_run(self.paths, self.options, epoch_length=self.epoch_length, spacing=self.spacing)
         except NoWeights as problem:
             if not find_stored(self.paths):
                 raise
@@ -63,6 +58,7 @@ class StoredSource:
     """The averages that a training stored at or below some paths."""
 
     paths: tuple[Path, ...]
+    copy: tuple[str, ...]
     allow_approximate: bool
 
     def open(self) -> StoredRun:
@@ -77,7 +73,7 @@ class StoredSource:
                 "which averages?",
                 hint=f"name the folder that holds them: ema-cli average run/ {option('from', 'stored')}",
             )
-        return open_stored(self.paths)
+        return open_stored(self.paths, copy=self.copy)
 
     def open_with(self, recipes: Sequence[Recipe]) -> tuple[Run, tuple[Plan, ...]]:
         """Return the averages as a run, and for each recipe the combination of them that comes nearest to it."""

@@ -158,7 +158,7 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
     """Return the plan over stored averages, with the recorded weights: the fit that found them is not repeated."""
     from ema_cli.runs.stored import open_stored
 
-    stored = open_stored(paths)
+    stored = open_stored(paths, copy=manifest["recipe"]["copy"])
     named = {average.checkpoint.name: average for average in stored.averages}
     missing = next((row["name"] for row in manifest["inputs"] if row["name"] not in named), None)
     if missing is not None:
@@ -181,7 +181,7 @@ def _with_weights(entries: Sequence[Entry], inputs: Sequence[InputRow]) -> tuple
 
 def _options(recipe: RecipeRow) -> OutputOptions:
     dtype = DTYPES[recipe["dtype"]] if recipe["dtype"] else None
-    return OutputOptions(dtype, tuple(recipe["copy"]), recipe["max_shard_size"], recipe["allow_non_finite"])
+    return OutputOptions(dtype, recipe["max_shard_size"], recipe["allow_non_finite"])
 
 
 def _progress(row: InputRow) -> Progress:

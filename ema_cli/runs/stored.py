@@ -106,8 +106,11 @@ def find_stored(paths: Sequence[Path]) -> list[Path]:
     return sorted(dict.fromkeys(stored), key=lambda path: natural_key(path.as_posix()))
 
 
-def open_stored(paths: Sequence[Path]) -> StoredRun:
+def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = ()) -> StoredRun:
     """Read the headers of the stored averages at and below `paths`.
+
+    Args:
+        copy: patterns of names; tensors that match one are copied from the newest average.
 
     Raises:
         NoWeights: if there is none.
@@ -160,7 +163,13 @@ def open_stored(paths: Sequence[Path]) -> StoredRun:
             replace(average, checkpoint=replace(average.checkpoint, pretrained=pretrained)) for average in ordered
         ]
     _check_one_folder(root, ordered)
-    run = Run(root, tuple(average.checkpoint for average in ordered), (ordered[0].clock.unit,), tuple(unfinished))
+    run = Run(
+        root,
+        tuple(average.checkpoint for average in ordered),
+        (ordered[0].clock.unit,),
+        tuple(unfinished),
+        options=ReadOptions(copy=tuple(copy)),
+    )
     return StoredRun(run, tuple(ordered))
 
 

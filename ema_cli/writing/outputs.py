@@ -34,13 +34,11 @@ class OutputOptions:
 
     Attributes:
         dtype: that of the floating tensors, which may then differ between checkpoints; None: as in the newest.
-        copy: patterns of names; tensors that match one are copied from the newest checkpoint.
         max_shard_size: most bytes of tensors in one file of a folder; None: the shards of the newest checkpoint.
         allow_non_finite: whether NaN and infinity are written, too.
     """
 
     dtype: DType | None = None
-    copy: tuple[str, ...] = ()
     max_shard_size: int | None = None
     allow_non_finite: bool = False
 

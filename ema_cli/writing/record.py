@@ -80,7 +80,7 @@ class Record:
         ]
         return make_manifest(
             plan,
-            options=self._recorded_options(output),
+            options=self._recorded_options(output, plan),
             fingerprints={checkpoint: self._fingerprints[checkpoint] for checkpoint in read},
             blocks=self._blocks(plan),
             outputs=written,
@@ -105,14 +105,14 @@ class Record:
         newest, non_finite_names = plan.newest.tensors.specs, non_finite.names
         for name, spec in sorted((name, spec) for file in output.files for name, spec in file.table.specs.items()):
             original = output.original(name)
-            why = self._pattern(original) if original in self._copied else None
+            why = _pattern(original, plan.run.options.copy) if original in self._copied else None
             yield tensor_row(name, spec, newest[original], why, non_finite=original in non_finite_names)
 
-    def _recorded_options(self, output: Output) -> dict[str, Any]:
+    def _recorded_options(self, output: Output, plan: Plan) -> dict[str, Any]:
         options = self._options
         return {
             "dtype": options.dtype.name if options.dtype else None,
-            "copy": list(options.copy),
+            "copy": list(plan.run.options.copy),
             "max_shard_size": options.max_shard_size,
             "allow_non_finite": options.allow_non_finite,
             "format": "pt" if output.target.is_torch else "safetensors",
@@ -130,6 +130,7 @@ class Record:
             if checkpoint in read
         }
 
-    def _pattern(self, name: str) -> str:
-        """Return the option by which a tensor is copied."""
-        return next(f"--copy '{pattern}'" for pattern in self._options.copy if fnmatch.fnmatchcase(name, pattern))
+
+def _pattern(name: str, patterns: Sequence[str]) -> str:
+    """Return the option by which a tensor is copied."""
+    return next(f"--copy '{pattern}'" for pattern in patterns if fnmatch.fnmatchcase(name, pattern))

@@ -29,9 +29,9 @@ from tests.conftest import make_tensors, write_hf_run, write_torch_run
 MANY = ("0ba", "0.02ba", "0.5ba", "1ba", "3ba", "20ba", "1000ba", "infba")
 
 
-def plans_of(folder: Path, half_lives: Sequence[str], **options: Any) -> list[Plan]:
+def plans_of(folder: Path, half_lives: Sequence[str], copy: Sequence[str] = (), **options: Any) -> list[Plan]:
     """Return a plan for each half-life, all of one run."""
-    run = open_run([folder])
+    run = open_run([folder], copy=copy)
     return [make_plan(run, Recipe(half_life=Time.parse(each), **options)) for each in half_lives]
 
 
@@ -44,7 +44,8 @@ def check_each_alone(
     run: Path, place: Path, half_lives: Sequence[str], target: str, **options: Any
 ) -> averaging.Result:
     """Average in one pass and one by one, and check that every file has the same bytes."""
-    recipe = {name: options.pop(name) for name in ("start", "stop", "last", "bias_correction") if name in options}
+    kept = ("start", "stop", "last", "bias_correction", "copy")
+    recipe = {name: options.pop(name) for name in kept if name in options}
     plans = plans_of(run, half_lives, **recipe)
     done = averaging.average(plans, parse_target(place / "together" / target), **options)
     (place / "alone").mkdir()
@@ -267,11 +268,11 @@ def test_newest_checkpoints_of_different_tensors_are_refused(tmp_path: Path):
     """What --copy lets differ between checkpoints cannot differ between the ends of two averages."""
     write_torch_run(tmp_path / "run", [100, 200, 300])
     torch.save({"model": {**make_tensors(300), "extra": torch.zeros(2)}, "step": 300}, tmp_path / "run" / "step-300.pt")
-    plans = plans_of(tmp_path / "run", ["100ba", "0ba"])
-    averaging.average(plans, parse_target(tmp_path / "out"), copy=("extra",))
-    plans = plans_of(tmp_path / "run", ["100ba", "infba"])
+    plans = plans_of(tmp_path / "run", ["100ba", "0ba"], copy=("extra",))
+    averaging.average(plans, parse_target(tmp_path / "out"))
+    plans = plans_of(tmp_path / "run", ["100ba", "infba"], copy=("extra",))
     with pytest.raises(RunError, match=r"step-100\.pt: 'extra' has not the types, or the shape") as raised:
-        averaging.average(plans, parse_target(tmp_path / "no"), copy=("extra",))
+        averaging.average(plans, parse_target(tmp_path / "no"))
     assert raised.value.hint == "average them one by one"
 
 

@@ -67,8 +67,8 @@ def test_a_copied_tensor_may_be_missing_in_the_newest(tmp_path: Path) -> None:
     """What only older checkpoints have, and the user wants copied, is not in the output, and no difference."""
     for step, more in ((1, {"x._extra_state": torch.zeros(3, dtype=torch.uint8)}), (2, {})):
         save_file({"w": torch.ones(2), **more}, tmp_path / f"step-{step}.safetensors")
-    plan = make_plan(open_run([tmp_path]), Recipe(half_life=Time.parse("1ba")))
+    plan = make_plan(open_run([tmp_path], copy=("*_extra_state",)), Recipe(half_life=Time.parse("1ba")))
     output = tmp_path / "out.safetensors"
-    averaging.average(plan, parse_target(output), copy=("*_extra_state",))
+    averaging.average(plan, parse_target(output))
     with safe_open(output, framework="np") as reader:
         assert list(reader.keys()) == ["w"]

@@ -79,9 +79,9 @@ def blocks_of(manifest: Path) -> list[list[str]]:
     return [each["blocks"] for each in told]
 
 
-def plans(folder: Path, *half_lives: str) -> list[Any]:
+def plans(folder: Path, *half_lives: str, copy: Sequence[str] = ()) -> list[Any]:
     """Return a plan of a run for each half-life."""
-    run = open_run([folder])
+    run = open_run([folder], copy=copy)
     return [make_plan(run, Recipe(half_life=Time.parse(each))) for each in half_lives]
 
 
@@ -136,8 +136,8 @@ def test_sums_are_the_same_alone_and_among_several(tmp_path: Path):
 def test_copied_tensors_are_a_stream_of_their_own(tmp_path: Path):
     """Of the newest all that is copied, of the others nothing of it."""
     saved = write_run(tmp_path / "ckpts")
-    (plan,) = plans(tmp_path / "ckpts", "10ba")
-    average(plan, parse_target(tmp_path / "x.safetensors"), checksum=True, copy=["b", "half"])
+    (plan,) = plans(tmp_path / "ckpts", "10ba", copy=["b", "half"])
+    average(plan, parse_target(tmp_path / "x.safetensors"), checksum=True)
     order = order_in(tmp_path / "x.safetensors")
     raw = {name: raw_bytes(tensor) for name, tensor in saved[30].items()}
     copied = [name for name in order if name in ("b", "half", "counter", "counters")]

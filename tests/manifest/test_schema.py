@@ -201,8 +201,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.mktemp("manifest")
     write_torch_run(folder / "files", [10, 2000])
-    plan = make_plan(open_run([folder / "files"]), Recipe(half_life=Time.parse("1ba")))
-    average(plan, parse_target(folder / "x.pt"), copy=["*.bias"], checksum=True)
+    plan = make_plan(open_run([folder / "files"], copy=["*.bias"]), Recipe(half_life=Time.parse("1ba")))
+    average(plan, parse_target(folder / "x.pt"), checksum=True)
     return json.loads((folder / "x.pt.manifest.json").read_text())
 
 

@@ -216,7 +216,7 @@ def _check_recipe_alone(options: AverageOptions) -> None:
 def _output_options(options: AverageOptions) -> OutputOptions:
     max_shard_size = _size(options.max_shard_size, "max_shard_size")
     dtype = output_dtype(options.dtype) if options.dtype is not None else None
-    return OutputOptions(dtype, options.run.copy, max_shard_size, options.allow_non_finite)
+    return OutputOptions(dtype, max_shard_size, options.allow_non_finite)
 
 
 def _size(text: str | None, name: str) -> int | None:

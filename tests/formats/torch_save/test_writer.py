@@ -8,7 +8,7 @@ import json
 import os
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ PACKED = (
 )  # fmt: skip
 
 
-def plan_of(folder: Path, half_life: str = "2ba", **options: Any) -> Plan:
-    return make_plan(open_run([folder]), Recipe(half_life=Time.parse(half_life), **options))
+def plan_of(folder: Path, half_life: str = "2ba", copy: Sequence[str] = (), **options: Any) -> Plan:
+    return make_plan(open_run([folder], copy=copy), Recipe(half_life=Time.parse(half_life), **options))
 
 
 def average(plan: Plan, path: Path, **options: Any) -> averaging.Result:
@@ -86,7 +86,7 @@ def test_torch_reads_what_safetensors_hold(tmp_path: Path, offsets: None, mmap: 
     """Every dtype and edge shape, any name: strictly loaded, in the model's order, bit for bit as in safetensors."""
     saved = write_every_kind(tmp_path / "run")
     for name in ("x.pt", "x.safetensors"):
-        average(plan_of(tmp_path / "run"), tmp_path / name, copy=["packed.*"])
+        average(plan_of(tmp_path / "run", copy=["packed.*"]), tmp_path / name)
     found = torch.load(tmp_path / "x.pt", weights_only=True, mmap=mmap)
     expected = load_file(tmp_path / "x.safetensors")
     assert type(found) is OrderedDict
@@ -119,7 +119,7 @@ def test_complex128_has_a_place(tmp_path: Path):
 def test_the_archive_is_whole(tmp_path: Path):
     """Python's own reader finds every checksum right, and the records that torch writes, and one of ours."""
     write_every_kind(tmp_path / "run")
-    average(plan_of(tmp_path / "run"), tmp_path / "x.pt", copy=["packed.*"])
+    average(plan_of(tmp_path / "run", copy=["packed.*"]), tmp_path / "x.pt")
     with zipfile.ZipFile(tmp_path / "x.pt") as archive:
         assert archive.testzip() is None
         names = [name.removeprefix("archive/") for name in archive.namelist()]
@@ -135,16 +135,16 @@ def test_the_archive_is_whole(tmp_path: Path):
 def test_bytes_depend_on_the_average_alone(tmp_path: Path):
     """Threads, memory, the file's name and the other averages of one pass do not show."""
     write_every_kind(tmp_path / "run")
-    plans = [plan_of(tmp_path / "run"), plan_of(tmp_path / "run", "5ba")]
+    plans = [plan_of(tmp_path / "run", law, copy=["packed.*"]) for law in ("2ba", "5ba")]
     plans[1] = make_plan(plans[0].run, plans[1].recipe)
-    average(plans[0], tmp_path / "one.pt", copy=["packed.*"], threads=1)
-    average(plans[0], tmp_path / "four.pth", copy=["packed.*"], threads=4)
-    averaging.average(plans, parse_target(tmp_path / "all" / "{half_life}.pt"), copy=["packed.*"], threads=3)
+    average(plans[0], tmp_path / "one.pt", threads=1)
+    average(plans[0], tmp_path / "four.pth", threads=4)
+    averaging.average(plans, parse_target(tmp_path / "all" / "{half_life}.pt"), threads=3)
     one = (tmp_path / "one.pt").read_bytes()
     assert (tmp_path / "four.pth").read_bytes() == one
     assert (tmp_path / "all" / "2ba.pt").read_bytes() == one
     other = torch.load(tmp_path / "all" / "5ba.pt", weights_only=True)
-    average(plans[1], tmp_path / "x.safetensors", copy=["packed.*"])
+    average(plans[1], tmp_path / "x.safetensors")
     expected = load_file(tmp_path / "x.safetensors")
     assert all(equal(other[name], expected[name]) for name in expected)
 
@@ -152,7 +152,7 @@ def test_bytes_depend_on_the_average_alone(tmp_path: Path):
 def test_the_size_of_the_file_is_known_beforehand(tmp_path: Path):
     """The size of the file is known beforehand."""
     write_every_kind(tmp_path / "run")
-    result = average(plan_of(tmp_path / "run"), tmp_path / "x.pt", copy=["packed.*"])
+    result = average(plan_of(tmp_path / "run", copy=["packed.*"]), tmp_path / "x.pt")
     (file,) = result.outputs[0].files
     assert file.size == (tmp_path / "x.pt").stat().st_size
 
