@@ -95,7 +95,7 @@ def _averages_inside(folder: Path) -> list[Published]:
 
 
 def _holds_tensors(folder: Path) -> bool:
-    return any(entry.name.lower().endswith(_TENSOR_SUFFIX) for entry in location(folder).entries())
+    return any(name.lower().endswith(_TENSOR_SUFFIX) for name in location(folder).names())
 
 
 def read_output(output: Path) -> Manifest:

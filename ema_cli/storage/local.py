@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ _NOTHING_THERE = {
     errno.ENAMETOOLONG: Kind.IMPOSSIBLE,
 }
 _NOT_REGULAR = "is not a regular file"
+_NOT_LISTED = "cannot be looked into"
 _HINT_REWRITTEN = "average a run that is not being rewritten"
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.LINK}
 
@@ -53,13 +55,20 @@ class LocalPath:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), Kind.OTHER)
         return Info(kind, status.st_size if kind is Kind.FILE else 0, _identity(status))
 
+    def names(self) -> list[str]:
+        """Return the names in the folder here, in no order."""
+        try:
+            return os.listdir(self.path)
+        except OSError as error:
+            raise _refusal(_NOT_LISTED, self.path, error) from error
+
     def entries(self) -> list[Entry]:
         """Return what the folder here holds, in no order."""
         try:
             with os.scandir(self.path) as found:
                 return [self._entry(entry) for entry in found]
         except OSError as error:
-            raise _refusal("cannot be looked into", self.path, error) from error
+            raise _refusal(_NOT_LISTED, self.path, error) from error
 
     def open(self) -> LocalFile:
         """Return the file here, to be read by range."""
@@ -226,8 +235,8 @@ _open_files: OrderedDict[LocalFile, int] = OrderedDict()
 
 def _close_idle() -> None:
     """Close the descriptors that were used longest ago, until few enough are open."""
-    idle = [file for file in _open_files if file._users == 0]
-    for file in idle[: len(_open_files) - _MAX_OPEN]:
+    idle = (file for file in _open_files if file._users == 0)
+    for file in list(islice(idle, len(_open_files) - _MAX_OPEN)):
         os.close(_open_files.pop(file))
 
 

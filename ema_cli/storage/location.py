@@ -37,6 +37,15 @@ class Location(Protocol):
         """
         ...
 
+    def names(self) -> list[str]:
+        """Return the names in the folder here, in no order: faster than `entries`.
+
+        Raises:
+            Missing: where nothing is here.
+            Unreadable: where it cannot be listed.
+        """
+        ...
+
     def entries(self) -> list[Entry]:
         """Return what the folder here holds, in no order.
 
@@ -119,4 +128,4 @@ def walk(folder: Path, *, hidden: bool = True, skip_unreadable: bool = False) ->
 
 def location(path: str | Path) -> Location:
     """Return the place that a path names."""
-    return LocalPath(Path(path))
+    return LocalPath(path if isinstance(path, Path) else Path(path))

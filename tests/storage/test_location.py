@@ -90,6 +90,7 @@ def test_the_entries_of_a_folder_say_what_they_are(tmp_path: Path):
         "dangling": (Kind.MISSING, True),
         "fifo": (Kind.OTHER, False),
     }
+    assert set(location(tmp_path).names()) == found.keys()
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
@@ -102,16 +103,26 @@ def test_a_file_that_the_system_refuses_is_unreadable_not_damaged(
     looks = {
         "stat": lambda: location(path).info(),
         "scandir": lambda: location(path).entries(),
+        "listdir": lambda: location(path).names(),
         "open": lambda: location(path).open(),
         "preadv": lambda: location(path).open().read(0, 1),
     }
-    facts = {"stat": "looked at", "scandir": "looked into", "open": "opened", "preadv": "read at byte 0"}
+    facts = {
+        "stat": "looked at",
+        "scandir": "looked into",
+        "listdir": "looked into",
+        "open": "opened",
+        "preadv": "read at byte 0",
+    }
     for call, look in looks.items():
         with monkeypatch.context() as patch:
             refuse(patch, call, code)
             with pytest.raises(Unreadable) as caught:
                 look()
-        assert (caught.value.subject, caught.value.fact) == (path, f"cannot be {facts[call]}: {os.strerror(code)}")
+        assert (caught.value.subject, caught.value.fact) == (
+            path,
+            f"cannot be {facts.get(call, 'looked into')}: {os.strerror(code)}",
+        )
 
 
 def test_a_file_that_is_not_there_is_missing(tmp_path: Path):
@@ -120,6 +131,8 @@ def test_a_file_that_is_not_there_is_missing(tmp_path: Path):
         location(tmp_path / "none").open()
     with pytest.raises(Missing):
         location(tmp_path / "none").entries()
+    with pytest.raises(Missing):
+        location(tmp_path / "none").names()
     with pytest.raises(CheckpointError) as caught:
         location(tmp_path).open()
     assert type(caught.value) is CheckpointError

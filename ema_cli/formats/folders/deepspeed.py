@@ -48,7 +48,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     # Only the files beside it show whether a file holds the whole model.
     folder = path.parent if _is_part(path) else _find_folder(path) or path
     check_latest(folder if _is_part(path) else path)
-    names = sorted(entry.name for entry in location(folder).entries())
+    names = sorted(location(folder).names())
     for pattern, reason, hint in _REFUSED:
         if any(pattern.search(name) for name in names):
             raise CheckpointError(f"a DeepSpeed checkpoint, {reason}", subject=path, hint=hint)

@@ -73,7 +73,7 @@ def name_clocks(name: str) -> Progress:
 def names_in(folder: Path) -> set[str]:
     """Return the names in a folder; none where there is no folder or it cannot be listed, which a search reports."""
     try:
-        return {entry.name for entry in location(folder).entries()}
+        return set(location(folder).names())
     except CheckpointError:
         return set()
 
