@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint.
+"""Folders of torch.distributed.checkpoint: their metadata, the model in them, tensors from pieces.
 
-May import formats' own modules, pickles and torch_save.
+May import torch_save, trainers, pickles and formats' own modules.
 """

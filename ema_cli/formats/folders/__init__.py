@@ -1,4 +1,4 @@
-"""Checkpoints that are folders: Hugging Face, Diffusers, DeepSpeed, and those that are recognised and not read.
+"""Checkpoints that are folders: of Hugging Face, Diffusers and DeepSpeed, and of formats that are not read.
 
-May import every other package of formats.
+May import all other packages of formats.
 """

@@ -1,4 +1,4 @@
-"""Safetensors files: strict headers, reading, writing.
+"""Safetensors files: strict headers, tensors by range, layout of outputs.
 
-May import formats' own modules and trainers.
+May import trainers and formats' own modules.
 """

@@ -1,4 +1,4 @@
-"""Files of torch.save: both containers, tensors by range, writing.
+"""Files of torch.save: both containers, tensors by range, layout of outputs.
 
-May import formats' own modules, pickles and trainers.
+May import trainers, pickles and formats' own modules.
 """

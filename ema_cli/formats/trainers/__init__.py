@@ -1,4 +1,4 @@
-"""Where each trainer keeps weights, averages and clocks.
+"""Where each trainer keeps weights, averages and clocks: tables to be read as pages, and what applies them.
 
-May import formats' own modules and pickles.
+May import pickles and formats' own modules.
 """
