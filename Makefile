@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 FUZZ_SECONDS ?= 60
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := --numprocesses auto --dist worksteal
 PIP_OPTIONS := install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
@@ -12,19 +14,19 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: test test-full test-quick test-trainers test-package lint types format docs demo fuzz bench bench-full bench-online clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
-	$(BIN)/python -m pytest --numprocesses auto
+	$(PYTEST) $(PARALLEL)
 
 test-full: lint types  ## the same with every exhaustive loop whole: an hour or so
-	$(BIN)/python -m pytest --numprocesses auto --full
+	$(PYTEST) $(PARALLEL) --full
 
 test-quick: .venv/dev  ## the tests that run in seconds, in less than a minute
-	$(BIN)/python -m pytest --numprocesses auto -m "not slow and not trainers and not package"
+	$(PYTEST) $(PARALLEL) -m "not slow and not trainers and not package"
 
 test-trainers: .venv/trainers  ## tests on files that trainers write here and now
-	$(BIN)/python -m pytest -m trainers tests/trainers tests/docs
+	$(PYTEST) --numprocesses auto --dist loadfile -m trainers tests/trainers tests/docs
 
 test-package: .venv/package  ## build the package; install it with each Python that is here, and run it
-	$(BIN)/python -m pytest -m package tests/package
+	$(PYTEST) -m package tests/package
 
 lint: .venv/dev
 	$(BIN)/ruff check
