@@ -184,9 +184,9 @@ def replaced(path: Path, data: bytes) -> Path:
 def read_torch(file: Any) -> None:
     """Find the weights in what `torch.save` wrote, and read them."""
     from ema_cli.formats.options import ReadOptions
-    from ema_cli.formats.trainers.places import find_weights
+    from ema_cli.formats.trainers.places import select_tensors
 
-    read_through(file.tensors(find_weights(file.root, ReadOptions(), file.scalar).tensors))
+    read_through(file.tensors(select_tensors(file.root, ReadOptions(), file.scalar).tensors))
 
 
 def read_through(weights: Any) -> None:

@@ -50,7 +50,7 @@ def find_model(metadata: Metadata, options: ReadOptions) -> DcpModel:
         return DcpModel(chosen)
     groups, flattened_others = _groups(metadata)
     beside = {place: groups.pop(place) for place in list(groups) if place and place[-1] in PLAIN.beside}
-    models = {place: names for place, names in groups.items() if place and place[-1] in PLAIN.weights}
+    models = {place: names for place, names in groups.items() if place and place[-1] in PLAIN.model}
     # A model at the top may have other things beside it; of several dicts, any could be the model.
     candidates = models or ({(): groups[()]} if () in groups else groups)
     if len(candidates) > 1:
@@ -84,7 +84,7 @@ def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
     flattened_others = False
     for stored in metadata.tensors:
         path = metadata.paths.get(stored, (stored,))
-        known = (*PLAIN.weights, *PLAIN.beside)
+        known = (*PLAIN.model, *PLAIN.beside)
         at = next((number for number, part in enumerate(path[:-1]) if part in known), None)
         if len(path) == 1:
             is_other = bool(DCP_FLAT_OTHERS.match(stored) or DCP_AVERAGES.search(stored))

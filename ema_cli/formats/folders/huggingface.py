@@ -30,7 +30,7 @@ _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  #
 def matches(path: Path) -> bool:
     """Return whether the folder holds a model, or shards of one."""
     names = names_in(path)
-    return any(_weights_file(base, names) for base in BASES) or any(map(_is_shard, names))
+    return any(_model_file(base, names) for base in BASES) or any(map(_is_shard, names))
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
@@ -45,7 +45,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     if base == "diffusion_pytorch_model" and _is_ema_model(path):
         return _open_averages(path, file_name, options)
     _check_modules(path, names)
-    checkpoint = _open_weights(path / file_name, options)
+    checkpoint = _open_tensors(path / file_name, options)
     progress, files = checkpoint.progress, checkpoint.files
     if TRAINER_STATE in names:
         state = location(path / TRAINER_STATE).open()
@@ -82,7 +82,7 @@ def module_folders(path: Path) -> list[str]:
     return [name for name in names if isinstance(name, str) and is_plain_name(name)]
 
 
-def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
+def _open_tensors(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a file of tensors, or the shards that an index names."""
     if refused.matches(path):
         refused.open_checkpoint(path, options)
@@ -92,7 +92,7 @@ def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
         return torch_file.open_checkpoint(path, options)
     # Any of the shards may say that it holds averages, so `weights` is applied to all of them together.
     shard_options = dataclasses.replace(options, weights=None)
-    tensors, parts = open_index(path, lambda shard: _open_weights(shard, shard_options))
+    tensors, parts = open_index(path, lambda shard: _open_tensors(shard, shard_options))
     files = (location(path).open(), *(file for part in parts for file in part.files))
     averages = next((part.averages for part in parts if part.averages), None)
     whole = dataclasses.replace(parts[0], path=path.parent, tensors=tensors, files=files, averages=averages)
@@ -101,7 +101,7 @@ def _open_weights(path: Path, options: ReadOptions) -> Checkpoint:
 
 def _open_averages(path: Path, file_name: str, options: ReadOptions) -> Checkpoint:
     """Open the averages that Diffusers' EMAModel saved."""
-    checkpoint = _open_weights(path / file_name, dataclasses.replace(options, weights=None))
+    checkpoint = _open_tensors(path / file_name, dataclasses.replace(options, weights=None))
     averages = dataclasses.replace(
         checkpoint,
         name=path.name,
@@ -121,7 +121,7 @@ def _is_ema_model(path: Path) -> bool:
     return isinstance(config, dict) and "optimization_step" in config
 
 
-def _weights_file(base: str, names: set[str]) -> str | None:
+def _model_file(base: str, names: set[str]) -> str | None:
     """Return the name of the file, or of the index, of the model called `base`; None where there is no such model."""
     pickled = BASES.get(base, base)
     candidates = (
@@ -132,7 +132,7 @@ def _weights_file(base: str, names: set[str]) -> str | None:
 
 def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str]:
     """Return the base name of the model in the folder, and the name of its file or index."""
-    files = {base: name for base in BASES if (name := _weights_file(base, names))}
+    files = {base: name for base in BASES if (name := _model_file(base, names))}
     numbered = {match[0].rpartition(".")[0]: match[0] for name in sorted(names) if (match := _NUMBERED.search(name))}
     if numbered:
         models = {**{base: files[base] for base in ("model",) if base in files}, **numbered}

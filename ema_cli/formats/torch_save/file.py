@@ -53,14 +53,14 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
         options: how it is read.
     """
     from ema_cli.formats.trainers.parts import refuse_megatron_part
-    from ema_cli.formats.trainers.places import find_weights
+    from ema_cli.formats.trainers.places import select_tensors
 
     path, made_here = file.path, opened.mark is not None
     refuse_megatron_part(path, opened.root)
     # An average of ours holds one set of weights, and no key: options that are meant for other files do not apply.
     reading = replace(options, key=None, weights=None) if made_here else options
     try:
-        selection = find_weights(opened.root, reading, opened.scalar)
+        selection = select_tensors(opened.root, reading, opened.scalar)
     except EmaError as error:
         error.about(path)
         raise

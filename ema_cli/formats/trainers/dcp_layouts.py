@@ -1,7 +1,7 @@
-"""How each trainer's folders of torch.distributed.checkpoint are told, and where they keep clocks and averages.
+"""How each trainer's folders of torch.distributed.checkpoint are recognised, and where they keep clocks and averages.
 
-Read it as a page; `formats/dcp` applies it. Names are those of the nested dict that was saved, joined with dots. The
-weights are in the places that `layouts.PLAIN` has, or stand at the top, beside what is known to be something else.
+Read it as a page; `formats/dcp` applies it. Names are the keys of the nested dict that was saved, joined with dots. The
+model is at one of the places of `layouts.PLAIN`, or stands at the top, beside things that are known to be no model's.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ema_cli.law.time import Unit
 
 @dataclass(frozen=True, slots=True)
 class DcpLayout:
-    """How one trainer's folder is told.
+    """How one trainer's folder is recognised: by any of `tensors`, `items` and `file`.
 
     Attributes:
-        tensors: what the name of a tensor begins with, or is.
-        items: what the name of anything that is saved begins with, or is.
+        tensors: the first keys in the name of some tensor.
+        items: the first keys in the name of anything that is saved.
         file: a file beside the shards.
-        averages_item: what the name of the item begins with that says whether averages took the model's place.
-        is_averaged: reads that from the value of such an item.
+        averages_item: the beginning of the name of an item that records whether averages took the model's place.
+        is_averaged: whether the value of such an item says so.
         averages_reason: how it is then known that these are averages.
     """
 

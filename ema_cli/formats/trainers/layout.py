@@ -1,4 +1,4 @@
-"""The shape of a row of `layouts.py`, and what reading a saved object by such a row gives."""
+"""A row of `layouts.py`, and the tensors that are selected from a saved object by such a row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Layout:
     Attributes:
         trainer: None for a training loop of one's own.
         marks: places that are all there if the trainer saved the object.
-        weights: places of the weights, of which one is there.
+        model: places of the model's state dict, of which one is there.
         clocks: places of each counter; the first that is there counts.
         epochs: what the number of an epoch says. "completed": how many are done. "from 0": the number, from 0, of the
             one that was just completed. "next": the number, from 1, of the one that comes next. "in progress": the
@@ -46,7 +46,7 @@ class Layout:
 
     trainer: str | None
     marks: tuple[str, ...]
-    weights: tuple[str, ...]
+    model: tuple[str, ...]
     clocks: Mapping[Unit, tuple[str, ...]]
     epochs: Literal["completed", "from 0", "next", "in progress", "unknown"] = "completed"
     unfinished: str | None = None

@@ -24,7 +24,7 @@ _TIMESTAMP = "state/timestamp/Timestamp"
 COMPOSER = Layout(
     "Composer",
     marks=("state/model",),
-    weights=("state/model",),
+    model=("state/model",),
     # All four, zeros where the loader does not count.
     clocks={EP: (f"{_TIMESTAMP}/epoch",), BA: (f"{_TIMESTAMP}/batch",), SP: (f"{_TIMESTAMP}/sample",),
             TOK: (f"{_TIMESTAMP}/token",)},
@@ -36,7 +36,7 @@ COMPOSER = Layout(
 PLAIN = Layout(
     None,  # a training loop of one's own, and whatever is not below
     marks=(),
-    weights=("model", "state_dict", "model_state_dict", "module"),  # or the dict itself
+    model=("model", "state_dict", "model_state_dict", "module"),  # or the dict itself
     clocks={
         BA: ("global_step", "num_updates", "global_steps", "iter_num", "iteration", "batch_idx_train", "step"),
         EP: ("epoch",),
@@ -50,7 +50,7 @@ LAYOUTS = (
     Layout(
         "Lightning",
         marks=("state_dict", "pytorch-lightning_version"),
-        weights=("state_dict",),
+        model=("state_dict",),
         clocks={BA: ("global_step",), EP: ("epoch",)},
         epochs="from 0",
         unfinished="loops/fit_loop/epoch_loop.batch_progress/is_last_batch",
@@ -59,7 +59,7 @@ LAYOUTS = (
     Layout(
         "Lightning",  # with DeepSpeed, which has the weights under a name of its own
         marks=("module", "pytorch-lightning_version"),
-        weights=("module",),
+        model=("module",),
         clocks={BA: ("global_step",), EP: ("epoch",)},
         epochs="from 0",
         unfinished="loops/fit_loop/epoch_loop.batch_progress/is_last_batch",
@@ -67,7 +67,7 @@ LAYOUTS = (
     Layout(
         "MMEngine",
         marks=("state_dict", "meta", "message_hub"),
-        weights=("state_dict",),
+        model=("state_dict",),
         clocks={BA: ("meta/iter",), EP: ("meta/epoch",)},
         raw="ema_state_dict",  # its EMAHook swaps the two when it saves
         raw_prefix="module.",
@@ -75,7 +75,7 @@ LAYOUTS = (
     Layout(
         "timm",
         marks=("state_dict", "arch", "version"),
-        weights=("state_dict",),
+        model=("state_dict",),
         clocks={EP: ("epoch",)},
         epochs="from 0",
         beside=("state_dict_ema",),
@@ -83,7 +83,7 @@ LAYOUTS = (
     Layout(
         "fairseq",
         marks=("model", "optimizer_history"),
-        weights=("model",),
+        model=("model",),
         clocks={BA: ("optimizer_history/-1/num_updates",), EP: ("extra_state/train_iterator/epoch",)},
         epochs="next",
         beside=("extra_state/ema",),
@@ -91,25 +91,25 @@ LAYOUTS = (
     Layout(
         "litgpt",
         marks=("model", "step_count"),
-        weights=("model",),
+        model=("model",),
         clocks={BA: ("step_count",)},  # its iter_num counts micro-batches
     ),
     Layout(
         "nanoGPT",
         marks=("model", "model_args", "iter_num"),
-        weights=("model",),
+        model=("model",),
         clocks={BA: ("iter_num",)},
     ),
     Layout(
         "DeepSpeed",
         marks=("module", "global_steps"),
-        weights=("module",),
+        model=("module",),
         clocks={BA: ("global_steps",), SP: ("global_samples",)},
     ),
     Layout(
         "OpenNMT-py",
         marks=("model", "generator", "opt"),
-        weights=("model",),
+        model=("model",),
         clocks={},  # its training_step is of the step that comes next; the name has the one that is done
         joined={"generator": "generator."},
         averaged_if="opt/average_decay",
@@ -117,14 +117,14 @@ LAYOUTS = (
     Layout(
         "icefall",
         marks=("model", "batch_idx_train"),
-        weights=("model",),
+        model=("model",),
         clocks={BA: ("batch_idx_train",)},  # the epoch is in the name, from 1
         beside=("model_avg", "model_ema"),
     ),
     Layout(
         "Ultralytics",
         marks=("model", "ema", "train_args"),
-        weights=("ema", "model"),  # the model is None until the end, and the average then
+        model=("ema", "model"),  # the model is None until the end, and the average then
         clocks={EP: ("epoch",)},
         epochs="from 0",
         only_averages=True,

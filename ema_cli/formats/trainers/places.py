@@ -1,4 +1,4 @@
-"""Find the weights and the clocks in what a trainer pickled, by the table in `layouts.py`."""
+"""Select the model's tensors and the clocks from an object that a trainer pickled, by the table in `layouts.py`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ Scalar = Callable[[str, TensorRef], int | float | None]
 """Reads a tensor of one element, given its name for errors; returns None for any other tensor."""
 
 
-def find_weights(root: Any, options: ReadOptions, scalar: Scalar) -> Selection:
-    """Return which tensors of the unpickled `root` are the weights, and its clocks.
+def select_tensors(root: Any, options: ReadOptions, scalar: Scalar) -> Selection:
+    """Return the model's tensors in the unpickled `root`, and its clocks.
+
+    Args:
+        root: the object that was saved.
+        options: what the user asked for.
+        scalar: reads a tensor of one element.
 
     Raises:
         NoWeights: where no known place holds tensors.
@@ -67,7 +72,7 @@ def _select(layout: Layout, root: dict[Any, Any], options: ReadOptions, progress
     """Return the tensors that the layout, and the user's options, say."""
     if layout is PLAIN and options.key is not None:
         return Selection(None, _at_key(root, options.key), progress)
-    places = _state_dicts(root, layout.weights)
+    places = _state_dicts(root, layout.model)
     beside = _state_dicts(root, layout.beside)
     if layout is PLAIN and not places and is_state_dict(root):
         selection = Selection(None, root, progress)
@@ -164,7 +169,7 @@ def _only_averages(
         selection = Selection(layout.trainer, tensors, progress)
         choose_averages(selection, f"it holds nothing but averages, in '{place}'", options)
         return selection
-    for place in layout.weights:
+    for place in layout.model:
         value = dig(root, place)
         if isinstance(value, Inert):
             raise CheckpointError(

@@ -23,7 +23,7 @@ from tests.formats.trainers.state import EMA, OTHER, RAW, holds, lightning, open
 AVERAGES_AGAIN = "these are averages, which are averaged again"
 
 
-@pytest.mark.parametrize("place", PLAIN.weights)
+@pytest.mark.parametrize("place", PLAIN.model)
 def test_plain_dicts(place: str, tmp_path: Path) -> None:
     """Tensors are found under each of the usual names; what stands beside them is left alone."""
     checkpoint = opened(tmp_path, {"optimizer": {"state": {0: {"m": torch.ones(2)}}}, place: RAW, "lr": 0.1})
