@@ -87,8 +87,11 @@ class Outcome:
         return f"exit {self.code}\n--- out\n{self.out}\n--- err\n{self.err}"
 
 
+Cli = Callable[..., Outcome]
+
+
 @pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run `ema-cli` with arguments in `tmp_path`, or in `cwd`: in this process, which saves an interpreter's start."""
 
     def run(*arguments: object, cwd: Path = tmp_path, env: Mapping[str, str] | None = None) -> Outcome:
@@ -104,7 +107,7 @@ def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Callable[..., Outcome]:
+def program(tmp_path: Path) -> Cli:
     """Run `ema-cli` as `cli` does, in a process of its own: for what only a process has, such as its memory."""
 
     def run(*arguments: object, cwd: Path = tmp_path, env: Mapping[str, str] | None = None) -> Outcome:

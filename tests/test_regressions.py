@@ -6,16 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import COMPOSER, Outcome, make_tensors, write_hf_run, write_torch_run
-
-Cli = Callable[..., Outcome]
+from tests.conftest import COMPOSER, Cli, make_tensors, write_hf_run, write_torch_run
 
 
 def save_dicts(folder: Path, **files: dict[str, object]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.comparing.models import flat
-from tests.conftest import Outcome, write_hf_run, write_torch_run
-
-Cli = Callable[..., Outcome]
+from tests.conftest import Cli, write_hf_run, write_torch_run
 
 
 def test_compare_on_the_command_line(cli: Cli, tmp_path: Path):

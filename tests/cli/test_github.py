@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ema_cli.cli.github import annotate, annotate_warnings
 from ema_cli.errors import EmaError, printable
-from tests.conftest import Outcome, write_hf_run, write_torch_run
+from tests.conftest import Cli, write_hf_run, write_torch_run
 
-Cli = Callable[..., Outcome]
 ON = {"GITHUB_ACTIONS": "true"}
 
 

@@ -7,16 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ema_cli.cli.app import app
 from ema_cli.cli.command_line import COMMANDS
-from tests.conftest import Outcome, write_hf_run
+from tests.conftest import Cli, write_hf_run
 
-Cli = Callable[..., Outcome]
 PAGES = [[], *([command] for command in COMMANDS)]
 
 

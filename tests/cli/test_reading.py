@@ -5,17 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import OWN_FILES, Outcome, make_tensors, oracle, write_torch_run
+from tests.conftest import OWN_FILES, Cli, Outcome, make_tensors, oracle, write_torch_run
 from tests.docs.table import builders as made
 
-Cli = Callable[..., Outcome]
 Tensors = dict[str, torch.Tensor]
 
 STEPS = (1, 2, 3)

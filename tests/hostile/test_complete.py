@@ -7,11 +7,10 @@ import importlib
 import pkgutil
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from tests import hostile
-from tests.conftest import Outcome
+from tests.conftest import Cli
 from tests.hostile import conftest
 from tests.hostile.conftest import Case, Harness, Kind
 from tests.hostile.make import good_zip
@@ -49,7 +48,7 @@ def test_every_case_is_run() -> None:
     assert len(conftest.PARAMETERS) > LEAST
 
 
-def test_the_server_does_as_the_program_does(harness: Harness, program: Callable[..., Outcome]) -> None:
+def test_the_server_does_as_the_program_does(harness: Harness, program: Cli) -> None:
     """Exit code and both streams are those of `python -m ema_cli` in a process of its own."""
     work = harness.run_of(Kind("step-{}.pt", good_zip), lambda path, _: path.write_bytes(b"\x80\x02Pa\n."), "both")
     for arguments in (["inspect", "run"], ["inspect", "run/step-1.pt"], ["average", "run"], ["average", "nowhere"]):

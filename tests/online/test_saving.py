@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import nn
 from ema_cli import EMA, Recipe, Time, average, make_plan, open_run, parse_target
 from ema_cli.errors import NonFiniteError, OutputError, RunError, UsageError
 from ema_cli.storage.output_stream import OutputStream
-from tests.conftest import Outcome
+from tests.conftest import Cli
 from tests.online.models import assert_near, assert_same, dense, held, small_model, taken, walk
 
 
@@ -113,7 +112,7 @@ def test_the_official_reader_reads_it(tmp_path: Path):
     ],
     ids=str,
 )
-def test_inspect_says_how_it_was_made(cli: Callable[..., Outcome], tmp_path: Path, asked: dict[str, Any], words: str):
+def test_inspect_says_how_it_was_made(cli: Cli, tmp_path: Path, asked: dict[str, Any], words: str):
     """`ema-cli inspect FILE` shows what was asked for."""
     ema, _ = averaged(small_model(), **asked)
     ema.save(tmp_path / "release.safetensors")

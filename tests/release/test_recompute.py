@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from ema_cli.errors import CheckpointError, NonFiniteError
 from ema_cli.release.published import find_averages
 from ema_cli.release.recompute import SAMPLE_ELEMENTS, verify_against
 from ema_cli.release.verify import verify
-from tests.conftest import Outcome, write_torch_run
+from tests.conftest import Cli, write_torch_run
 from tests.release.verified import (
     SINGLE,
     SINGLE_MANIFEST,
@@ -121,7 +120,7 @@ def test_a_manifest_that_the_checkpoints_do_not_give(copy: Path, edit: Edit, fac
     assert fact in found
 
 
-def test_sums_of_inputs_that_the_checkpoints_do_not_give(copy: Path, cli: Callable[..., Outcome], tmp_path: Path):
+def test_sums_of_inputs_that_the_checkpoints_do_not_give(copy: Path, cli: Cli, tmp_path: Path):
     """The sums that --checksum left in a manifest are made anew; a sample, which reads less, passes over them."""
     out = tmp_path / "summed.safetensors"
     assert cli("average", copy / "pt", "--half-life", "50ba", "--checksum", "-o", out, "-q").code == 0
@@ -167,7 +166,7 @@ def test_weights_that_the_law_does_not_give(copy: Path):
     assert found.startswith(f"{copy / SINGLE_MANIFEST}: the manifest's weights are not those that 50ba gives")
 
 
-def test_a_sample_reads_little(tmp_path: Path, cli: Callable[..., Outcome]):
+def test_a_sample_reads_little(tmp_path: Path, cli: Cli):
     """A sample is the beginning of each tensor, and finds what differs there only."""
     for step in (1, 2, 3):
         tensors = {"big": torch.full((SAMPLE_ELEMENTS * 4,), float(step)), "small": torch.ones(7) * step}
@@ -191,7 +190,7 @@ def test_a_sample_reads_little(tmp_path: Path, cli: Callable[..., Outcome]):
     assert "1 byte differs, the first in element 65535" in against(out, run, sample=True).problems[0]
 
 
-def test_non_finite_checkpoints_are_an_error(tmp_path: Path, cli: Callable[..., Outcome]):
+def test_non_finite_checkpoints_are_an_error(tmp_path: Path, cli: Cli):
     """NaN that was let through once is, the same again; a manifest that does not say so makes it an error."""
     write_torch_run(tmp_path / "run", [1, 2])
     saved = torch.load(tmp_path / "run/step-2.pt")

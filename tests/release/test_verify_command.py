@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,12 @@ import pytest
 from ema_cli.cli.command_line import VerifyOptions
 from ema_cli.errors import CheckpointError
 from ema_cli.release.recompute import SAMPLE_ELEMENTS
-from tests.conftest import Outcome
+from tests.conftest import Cli
 from tests.loaded import loaded_by
 from tests.release.verified import SINGLE, SINGLE_SUMS, SUMS, check, flip
 
 
-def test_the_command_says_what_holds(made: Path, cli: Callable[..., Outcome]):
+def test_the_command_says_what_holds(made: Path, cli: Cli):
     """One line for each average on stdout, nothing else."""
     done = cli("verify", "folder", "several", cwd=made)
     assert (done.code, done.err) == (0, "")
@@ -30,7 +29,7 @@ def test_the_command_says_what_holds(made: Path, cli: Callable[..., Outcome]):
     ]
 
 
-def test_the_command_says_what_does_not_hold(copy: Path, cli: Callable[..., Outcome]):
+def test_the_command_says_what_does_not_hold(copy: Path, cli: Cli):
     """Problems on stderr, then the error with exit code 6; what holds is still said."""
     flip(copy / "folder" / "config.json")
     done = cli("verify", SINGLE, "folder", cwd=copy)
@@ -40,7 +39,7 @@ def test_the_command_says_what_does_not_hold(copy: Path, cli: Callable[..., Outc
     assert "error: folder: does not hold: 2 problems" in done.err
 
 
-def test_only_the_first_problems_are_told(copy: Path, cli: Callable[..., Outcome]):
+def test_only_the_first_problems_are_told(copy: Path, cli: Cli):
     """People see twenty problems and how many more there are; JSON has all of them."""
     for number in range(30):
         (copy / "folder" / f"extra-{number:02}").write_text("x")
@@ -51,7 +50,7 @@ def test_only_the_first_problems_are_told(copy: Path, cli: Callable[..., Outcome
     assert len(told["outputs"][0]["problems"]) == 30
 
 
-def test_json_has_outputs_and_the_error(copy: Path, cli: Callable[..., Outcome]):
+def test_json_has_outputs_and_the_error(copy: Path, cli: Cli):
     """One envelope: every average with its problems, and the error where one does not hold."""
     (copy / "folder" / "extra").write_text("x")
     done = cli("verify", SINGLE, "folder", "--json", "--against", "pt", "--against", "hf", "--sample", cwd=copy)
@@ -81,7 +80,7 @@ def test_json_has_outputs_and_the_error(copy: Path, cli: Callable[..., Outcome])
     ],
 )
 def test_a_missing_file_has_the_exit_code_that_it_has_elsewhere(
-    made: Path, cli: Callable[..., Outcome], arguments: list[str], code: int, fact: str
+    made: Path, cli: Cli, arguments: list[str], code: int, fact: str
 ):
     """What is missing on the way has the exit code that it has elsewhere."""
     done = cli("verify", *arguments, cwd=made)
@@ -97,7 +96,7 @@ def test_a_file_that_cannot_be_read(copy: Path):
         check(copy / "folder")
 
 
-def test_the_examples_run(made: Path, cli: Callable[..., Outcome], tmp_path: Path):
+def test_the_examples_run(made: Path, cli: Cli, tmp_path: Path):
     """The examples in the help do what they show."""
     shutil.copytree(made / "pt", tmp_path / "ckpts")
     assert cli("average", "ckpts", "--half-life", "50ba", "-o", "release.safetensors", "-q").code == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from ema_cli.errors import EmaError, OutputError
 from ema_cli.report import markdown
 from ema_cli.report.markdown import append, check_summary, failure_text, summary_text
 from ema_cli.writing.target import Target
-from tests.conftest import Outcome, write_hf_run, write_torch_run
+from tests.conftest import Cli, write_hf_run, write_torch_run
 
-Cli = Callable[..., Outcome]
 MOST_BYTES = 64_000
 LAWS = {"half_life": "50ba", "smoothing": None, "profile": None, "sigma_rel": None}
 RECIPE = {

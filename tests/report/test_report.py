@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ from ema_cli.comparing.layers import group_layers
 from ema_cli.report import charts
 from ema_cli.report.distances import MOST_LAYERS, Distances
 from ema_cli.report.page import make_page
-from tests.conftest import Outcome, write_hf_run, write_torch_run
+from tests.conftest import Cli, write_hf_run, write_torch_run
 
-Cli = Callable[..., Outcome]
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 SECTIONS = [
     "Weights over training time", "Distance from the checkpoints", "How it was made", "Checkpoints", "Tensors", "Files",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,6 @@ import numpy as np
 import torch
 
 from ema_cli import EMA
-from tests.conftest import Outcome
-
-Cli = Callable[..., Outcome]
-
 
 STEPS = 400
 

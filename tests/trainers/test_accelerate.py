@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.conftest import Outcome
+from tests.conftest import Cli
 from tests.trainers.conftest import Tensors, assert_rounds, load_dcp, names, recurrence, require
 from tests.trainers.ranks import launch
 from tests.trainers.write_accelerate import SAVES
-
-Cli = Callable[..., Outcome]
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import Outcome
+from tests.conftest import Cli
 from tests.trainers.conftest import Tensors, assert_rounds, load_dcp, names, recurrence, require
 from tests.trainers.ranks import launch
 from tests.trainers.write_composer import BATCH, EPOCH_LENGTH, EPOCHS, HALF_LIFE, INTERVAL
-
-Cli = Callable[..., Outcome]
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from ema_cli.errors import RunError, UsageError
-from tests.conftest import Outcome
+from tests.conftest import Cli
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence, require
 from tests.trainers.ranks import launch
 from tests.trainers.write_composer import BATCH, EPOCH_LENGTH, make_model
-
-Cli = Callable[..., Outcome]
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 

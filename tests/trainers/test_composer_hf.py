@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import OWN_FILES, Outcome
+from tests.conftest import OWN_FILES, Cli
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence, require
 from tests.trainers.ranks import launch
 from tests.trainers.transformers_run import load_clean
 from tests.trainers.write_composer_hf import BATCHES, make_llama
-
-Cli = Callable[..., Outcome]
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import COMPOSER, Outcome
+from tests.conftest import COMPOSER, Cli
 from tests.trainers.conftest import names
-
-Cli = Callable[..., Outcome]
 
 pytestmark = pytest.mark.trainers
 

@@ -6,19 +6,16 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import OWN_FILES, Outcome
+from tests.conftest import OWN_FILES, Cli
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence, require
 from tests.trainers.ranks import launch
 from tests.trainers.write_deepspeed import BATCH, KINDS, STEPS
-
-Cli = Callable[..., Outcome]
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 

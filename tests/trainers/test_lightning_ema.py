@@ -15,11 +15,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ema_cli.errors import RunError, UsageError
-from tests.conftest import Outcome
+from tests.conftest import Cli
 from tests.trainers.conftest import Tensors, assert_rounds, load_dcp, names, recurrence, require
 from tests.trainers.ranks import launch
-
-Cli = Callable[..., Outcome]
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 

@@ -13,11 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.conftest import Outcome
+from tests.conftest import Cli
 from tests.trainers.conftest import Tensors, assert_rounds, recurrence
 from tests.trainers.ranks import launch
-
-Cli = Callable[..., Outcome]
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ema_cli.writing.side_files import find_side_files
-from tests.conftest import OWN_FILES, Outcome
+from tests.conftest import OWN_FILES, Cli
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence
 from tests.trainers.transformers_run import STEPS, load_clean, saved, train
-
-Cli = Callable[..., Outcome]
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +16,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ema_cli.errors import RunError, UsageError
-from tests.conftest import Outcome
+from tests.conftest import Cli
 from tests.trainers.conftest import Tensors, assert_rounds, names, recurrence, require
 from tests.trainers.ranks import launch
 
 if TYPE_CHECKING:
     from tests.trainers import write_transformers_ema as writer
 
-Cli = Callable[..., Outcome]
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,7 @@ from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import open_run
 from ema_cli.writing.card import model_card
 from ema_cli.writing.target import parse_target
-from tests.conftest import Outcome, write_hf_run, write_torch_run
-
-Cli = Callable[..., Outcome]
+from tests.conftest import Cli, write_hf_run, write_torch_run
 
 TRANSFORMERS = b'{"model_type": "llama"}'
 

@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import COMPOSER, Outcome
+from tests.conftest import COMPOSER, Cli
 from tests.docs.pages import DOCS, table
 from tests.docs.table.builders import LAW, STEPS, Net, save, state_dict
 from tests.docs.table.runs import READ, composer
 
-Cli = Callable[..., Outcome]
 FORMATS = DOCS / "reference" / "formats.md"
 
 

@@ -33,7 +33,7 @@ from ema_cli.runs.run import open_run
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.writing import files
 from ema_cli.writing.target import parse_target
-from tests.conftest import Outcome, oracle, write_torch_run
+from tests.conftest import Cli, oracle, write_torch_run
 from tests.formats.containers import plain_tensors, strided_tensors
 
 PACKED = (
@@ -332,7 +332,7 @@ def test_a_file_that_reads_back_otherwise_is_not_published(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_the_command_line_writes_it(tmp_path: Path, cli: Callable[..., Outcome]):
+def test_the_command_line_writes_it(tmp_path: Path, cli: Cli):
     """`-o release.pt` writes a state dict that a model loads, and tells its path; `inspect` says how it was made."""
     saved = write_torch_run(tmp_path / "run", [100, 200, 300])
     done = cli("average", "run", "--half-life", "200ba", "-o", "release.pt")

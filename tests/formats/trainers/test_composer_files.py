@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,7 @@ from safetensors.torch import load_file
 from ema_cli.checkpoint import InnerFiles
 from ema_cli.errors import CheckpointError
 from ema_cli.formats import open_checkpoint
-from tests.conftest import Outcome, make_tensors, oracle
-
-Cli = Callable[..., Outcome]
+from tests.conftest import Cli, make_tensors, oracle
 
 CONFIG = {"model_type": "tiny", "id2label": {"0": "été"}, "eps": 1e-05, "limit": [0.0, float("inf")], "none": None}
 TOKENIZER = {
