@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from ema_cli.comparing.twins import check_alphas, check_twins
-from ema_cli.dtypes import DType, output_dtype
 from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
@@ -25,7 +25,7 @@ from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import parse_size
 from ema_cli.writing.files import FileSink, allow_descriptors, make_folder, read_back, sum_up, write_small_files
-from ema_cli.writing.outputs import Output, OutputOptions
+from ema_cli.writing.outputs import Output, OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target, parse_target
 
@@ -83,15 +83,13 @@ def average(
     plans: Plan | Sequence[Plan],
     target: str | Path | Target,
     *,
-    dtype: str | DType | None = None,
-    max_shard_size: int | str | None = None,
-    allow_non_finite: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
     force: bool = False,
     manifest: bool = True,
     checksum: bool = False,
     progress: ProgressCallback = no_progress,
+    **form: Unpack[OutputKeywords],
 ) -> Result:
     """Write the weighted average of each plan's checkpoints to `target`, all of it or nothing.
 
@@ -100,16 +98,13 @@ def average(
     Args:
         target: a name that ends in .safetensors or .pt for one file, any other name for a folder; of several plans a
             new folder for all, or a pattern with `{half_life}` for their names in it.
-        dtype: the dtype of floating tensors, as "bfloat16"; they may then differ between checkpoints. Default: as in
-            the newest.
-        max_shard_size: most bytes in one file of a folder, as "5GB". Default: the shards of the newest.
-        allow_non_finite: let NaN and infinity pass.
         threads: how many read and average at once. It does not show in the output.
         max_memory: most bytes of memory of the process, as "200MB". It does not show in the output.
         force: replace an output that is there.
         manifest: write a manifest and sums next to a file, or into a folder.
         checksum: put the sums of all that is read into the manifest, too.
         progress: is called with the bytes read so far, and in all, now and then.
+        form: `dtype`, `max_shard_size` and `allow_non_finite`; see `OutputKeywords`.
 
     Raises:
         UsageError: where `target` does not fit the number of plans, `max_memory` is too little, or a value is unknown.
@@ -123,19 +118,10 @@ def average(
         raise UsageError(
             f"nothing to average, or no thread to do it: give a plan, and at least one of {option('threads')}"
         )
-    options = OutputOptions(
-        output_dtype(dtype) if isinstance(dtype, str) else dtype,
-        _nbytes(max_shard_size, "max_shard_size"),
-        allow_non_finite,
-    )
     target = target if isinstance(target, Target) else parse_target(target)
-    job = prepare(plans, target, options, force=force, manifest=manifest)
-    most_memory = _nbytes(max_memory, "max_memory")
+    job = prepare(plans, target, OutputOptions.parse(**form), force=force, manifest=manifest)
+    most_memory = parse_size(max_memory, "max_memory") if isinstance(max_memory, str) else max_memory
     return perform(job, threads=threads, max_memory=most_memory, recording=Recording(checksum), progress=progress)
-
-
-def _nbytes(value: int | str | None, name: str) -> int | None:
-    return parse_size(value, name) if isinstance(value, str) else value
 
 
 def perform(

@@ -137,8 +137,8 @@ def prepare(
         UsageError, CheckpointError, RunError, OutputError: as `averaging.average`.
     """
     options = options or OutputOptions()
-    placed = assign_targets(target, plans)
-    if options.max_shard_size is not None and not all(output.is_folder for output in placed):
+    targets = assign_targets(target, plans)
+    if options.max_shard_size is not None and not all(assigned.is_folder for assigned in targets):
         raise UsageError(
             "is for a folder, and this is one file",
             option="max_shard_size",
@@ -146,7 +146,7 @@ def prepare(
         )
     for plan in plans:
         refuse_averaged(plan)
-    job = replace(lay_out(plans, placed, options, manifest=manifest), force=force)
+    job = replace(lay_out(plans, targets, options, manifest=manifest), force=force)
     job.check_target()
     free = job.bytes_free
     if job.bytes_to_write > free:
@@ -158,11 +158,14 @@ def prepare(
     return job
 
 
-def lay_out(plans: Sequence[Plan], placed: Sequence[Target], options: OutputOptions, *, manifest: bool = True) -> Job:
-    """Check that the checkpoints are of one model that can be averaged, and return what there is to do, each `placed`.
+def lay_out(plans: Sequence[Plan], targets: Sequence[Target], options: OutputOptions, *, manifest: bool = True) -> Job:
+    """Check that the checkpoints are of one model that can be averaged, and lay out its outputs.
+
+    Args:
+        targets: where the average of each plan goes. Nothing there is looked at.
 
     Raises:
-        CheckpointError, RunError, OutputError: as `prepare`; but the targets are not looked at.
+        CheckpointError, RunError, OutputError: as `prepare`.
     """
     dtype, copy = options.dtype, plans[0].run.options.copy
     entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
@@ -174,10 +177,9 @@ def lay_out(plans: Sequence[Plan], placed: Sequence[Target], options: OutputOpti
     check_averageable(newest, copied)
     _check_alike(plans, dtype, copied)
     outputs: list[Output] = []
-    for plan, target in zip(plans, placed, strict=True):
+    for plan, target in zip(plans, targets, strict=True):
         tables = [file.table for file in outputs[0].files] if outputs else []
-        most = options.max_shard_size
-        outputs.append(lay_out_output(plan, target, dtype, copied, tables, max_shard_bytes=most, manifest=manifest))
+        outputs.append(lay_out_output(plan, target, options, copied, tables, manifest=manifest))
     return Job(plans, checkpoints_read(plans), outputs, options, copied, manifest)
 
 
@@ -187,7 +189,7 @@ def checkpoints_read(plans: Sequence[Plan]) -> list[Checkpoint]:
 
 
 def _of_any(plans: Sequence[Plan], checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Return each of the checkpoints once, in the order of the run."""
+    """Return the checkpoints without repetition, in the order of the run."""
     if any(plan.run is not plans[0].run for plan in plans):
         raise RunError("the plans are of several runs", hint="average them one by one")
     wanted = set(checkpoints)
@@ -202,7 +204,7 @@ def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[s
     if len({id(entry.checkpoint.tensors.specs) for plan in plans for entry in plan.read}) == 1:
         return
     for plan in plans[1:]:
-        kinds = [_kinds(each, dtype, copied) for each in (plans[0], plan)]
+        kinds = [_kinds(one, dtype, copied) for one in (plans[0], plan)]
         different = [name for name in {**kinds[0], **kinds[1]} if kinds[0].get(name) != kinds[1].get(name)]
         if different:
             raise RunError(
@@ -214,11 +216,12 @@ def _check_alike(plans: Sequence[Plan], dtype: DType | None, copied: frozenset[s
 
 
 def _kinds(plan: Plan, dtype: DType | None, copied: frozenset[str]) -> dict[str, object]:
-    """Return of each tensor what is written, and of which types what enters is."""
+    """Return for each tensor its spec in the output, and the dtypes in which it enters unless it is copied."""
     written = output_specs(plan.newest, dtype, copied)
-    tables = list({id(each.checkpoint.tensors.specs): each.checkpoint.tensors.specs for each in plan.read}.values())
+    tables = [entry.checkpoint.tensors.specs for entry in plan.read]
+    distinct = list({id(specs): specs for specs in tables}.values())  # most checkpoints share one
     return {
-        name: (spec, {specs[name].dtype.name for specs in tables} if name not in copied else None)
+        name: (spec, {specs[name].dtype.name for specs in distinct} if name not in copied else None)
         for name, spec in written.items()
     }
 

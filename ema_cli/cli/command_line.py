@@ -27,6 +27,37 @@ from ema_cli.cli.options import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class FormOptions:
+    """The form of an output; see `writing.outputs.OutputOptions`."""
+
+    allow_non_finite: Annotated[
+        bool,
+        Option(
+            "--allow-non-finite",
+            help="Let NaN and infinity pass, with a warning. Default: they are an error (exit 6).",
+            rich_help_panel=READ,
+        ),
+    ] = False
+    max_shard_size: Annotated[
+        str | None,
+        Option(
+            metavar="SIZE",
+            help="Most bytes in one file of a folder: 5GB. Default: the shards of the newest checkpoint.",
+            rich_help_panel=WRITE,
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        Option(
+            metavar="TYPE",
+            autocompletion=offer("float32", "bfloat16", "float16"),
+            help="Type of floating tensors: float32, bfloat16, float16. Default: as stored.",
+            rich_help_panel=WRITE,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class AverageOptions:
     """Write the average of a run's checkpoints, ready to load, and print where; of several half-lives in one pass."""
 
@@ -51,24 +82,6 @@ release.safetensors.sha256."""
             rich_help_panel=SELECT,
         ),
     ] = False
-    allow_non_finite: Annotated[
-        bool,
-        Option(
-            "--allow-non-finite",
-            help="Let NaN and infinity pass, with a warning. Default: they are an error (exit 6).",
-            rich_help_panel=READ,
-        ),
-    ] = False
-    threads: Threads = None
-    max_memory: Annotated[
-        str | None,
-        Option(
-            metavar="SIZE",
-            help="Of the whole process, at most: 200MB, 1GiB. Default: 64 MiB for buffers, and what Python and "
-            "headers take.",
-            rich_help_panel=READ,
-        ),
-    ] = None
     output: Annotated[
         Path | None,
         Option(
@@ -80,21 +93,15 @@ release.safetensors.sha256."""
             rich_help_panel=WRITE,
         ),
     ] = None
-    max_shard_size: Annotated[
+    form: FormOptions = field(default_factory=FormOptions)
+    threads: Threads = None
+    max_memory: Annotated[
         str | None,
         Option(
             metavar="SIZE",
-            help="Most bytes in one file of a folder: 5GB. Default: the shards of the newest checkpoint.",
-            rich_help_panel=WRITE,
-        ),
-    ] = None
-    dtype: Annotated[
-        str | None,
-        Option(
-            metavar="TYPE",
-            autocompletion=offer("float32", "bfloat16", "float16"),
-            help="Type of floating tensors: float32, bfloat16, float16. Default: as stored.",
-            rich_help_panel=WRITE,
+            help="Of the whole process, at most: 200MB, 1GiB. Default: 64 MiB for buffers, and what Python and "
+            "headers take.",
+            rich_help_panel=READ,
         ),
     ] = None
     force: Annotated[

@@ -10,18 +10,18 @@ from ema_cli.cli.stdout import print_json
 from ema_cli.errors import EmaError
 
 if TYPE_CHECKING:  # an error that comes before the command needs none
-    from ema_cli.cli.sink import Sink
+    from ema_cli.cli.printer import Printer
 
 
-def make_sink(command: str, *, as_json: bool, quiet: bool = False, summary: Path | None = None) -> Sink:
-    """Return the sink that the options of a command choose."""
+def make_printer(command: str, *, as_json: bool, quiet: bool = False, summary: Path | None = None) -> Printer:
+    """Return the printer that the options of a command choose."""
     if as_json:
-        from ema_cli.cli.json_sink import JsonSink
+        from ema_cli.cli.json_printer import JsonPrinter
 
-        return JsonSink(command, summary)
-    from ema_cli.cli.text_sink import TextSink
+        return JsonPrinter(command, summary)
+    from ema_cli.cli.text_printer import TextPrinter
 
-    return TextSink(summary, quiet=quiet)
+    return TextPrinter(summary, quiet=quiet)
 
 
 def fail(problem: EmaError, *, command: str | None, as_json: bool) -> None:

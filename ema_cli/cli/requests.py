@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, cast
 
+from ema_cli.cli.command_line import FormOptions
 from ema_cli.cli.options import ClockOptions, GateOptions, ModelOptions, RecipeOptions, RunOptions
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.errors import UsageError
@@ -19,16 +20,12 @@ from ema_cli.law.time import Time
 from ema_cli.planning.gates import Gates, read_keys
 
 
-def given(family: RecipeOptions | ModelOptions | ClockOptions) -> Iterator[str]:
+def given(family: RecipeOptions | ModelOptions | ClockOptions | FormOptions) -> Iterator[str]:
     """Yield the names of the options that are given, as a command line has them."""
     for field in fields(family):
-        if is_given(getattr(family, field.name)):
+        value = getattr(family, field.name)
+        if value is not None and value is not False and value != ():  # 0 is given
             yield "from" if field.name == "source" else field.name
-
-
-def is_given(value: Any) -> bool:
-    """Return whether a value is not the default of an option without one."""
-    return value is not None and value is not False and value != ()
 
 
 def recipes(law: RecipeOptions) -> tuple[Recipe, ...]:

@@ -14,12 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
-from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, RunError, VerificationError, option
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Unit
 from ema_cli.manifest.recipe_record import RecipeRecord
-from ema_cli.manifest.types import InputRow, Manifest, RecipeRow
+from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
@@ -104,7 +103,7 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
     else:
         plan = _raw_plan(manifest, record, inputs.paths)
     check_unchanged(manifest, [entry.checkpoint for entry in plan.read], threads)
-    return Replay(manifest, plan, _options(manifest["recipe"]), inputs.paths)
+    return Replay(manifest, plan, OutputOptions.from_dict(manifest["recipe"]), inputs.paths)
 
 
 def _raw_plan(manifest: Manifest, record: RecipeRecord, paths: Mapping[str, Path]) -> Plan:
@@ -177,11 +176,6 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
 
 def _with_weights(entries: Sequence[Entry], inputs: Sequence[InputRow]) -> tuple[Entry, ...]:
     return tuple(replace(entry, weight=row["weight"]) for entry, row in zip(entries, inputs, strict=True))
-
-
-def _options(recipe: RecipeRow) -> OutputOptions:
-    dtype = DTYPES[recipe["dtype"]] if recipe["dtype"] else None
-    return OutputOptions(dtype, recipe["max_shard_size"], recipe["allow_non_finite"])
 
 
 def _progress(row: InputRow) -> Progress:

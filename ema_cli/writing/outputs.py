@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, InnerFiles, Pretrained, TensorSpec, check_tensor_name
-from ema_cli.dtypes import DType
+from ema_cli.dtypes import DTYPES, DType, output_dtype
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.mark import METADATA_KEY, asked_for
 from ema_cli.formats.output_file import OutputFile, Table
@@ -18,14 +19,30 @@ from ema_cli.formats.safetensors.writer import lay_out_file, lay_out_shards, spl
 from ema_cli.formats.torch_save.writer import lay_out_torch_file
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.sums import FOLDER_NAME
+from ema_cli.manifest.types import RecipeRow
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.source import InputFile
+from ema_cli.text import parse_size
 from ema_cli.writing.card import CARD_NAME, CONFIGS, model_card
 from ema_cli.writing.side_files import find_side_files, set_config_dtype
 from ema_cli.writing.target import Target
 
 _MAX_CONFIG_BYTES = 16 << 20
 _SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
+
+
+class OutputKeywords(TypedDict, total=False):
+    """The form of an output, in words.
+
+    dtype: the dtype of floating tensors, as "bfloat16"; they may then differ between checkpoints. Default: as in the
+        newest.
+    max_shard_size: most bytes of tensors in one file of a folder, as "5GB". Default: the shards of the newest.
+    allow_non_finite: let NaN and infinity pass.
+    """
+
+    dtype: str | DType | None
+    max_shard_size: int | str | None
+    allow_non_finite: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,34 @@ class OutputOptions:
     dtype: DType | None = None
     max_shard_size: int | None = None
     allow_non_finite: bool = False
+
+    @classmethod
+    def parse(cls, **keywords: Unpack[OutputKeywords]) -> OutputOptions:
+        """Read what a user gives.
+
+        Raises:
+            UsageError: for a dtype that cannot be written, or a text that is no size.
+        """
+        dtype, size = keywords.get("dtype"), keywords.get("max_shard_size")
+        return cls(
+            output_dtype(dtype) if isinstance(dtype, str) else dtype,
+            parse_size(size, "max_shard_size") if isinstance(size, str) else size,
+            keywords.get("allow_non_finite", False),
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the options as a manifest has them."""
+        return {
+            "dtype": self.dtype.name if self.dtype else None,
+            "max_shard_size": self.max_shard_size,
+            "allow_non_finite": self.allow_non_finite,
+        }
+
+    @classmethod
+    def from_dict(cls, data: RecipeRow) -> OutputOptions:
+        """Read what `to_dict` returned, in the recipe of a manifest."""
+        dtype = DTYPES[data["dtype"]] if data["dtype"] else None
+        return cls(dtype, data["max_shard_size"], data["allow_non_finite"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +147,10 @@ def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[
 def lay_out_output(
     plan: Plan,
     target: Target,
-    dtype: DType | None,
+    options: OutputOptions,
     copied: frozenset[str],
     tables: Sequence[Table] = (),
     *,
-    max_shard_bytes: int | None = None,
     manifest: bool = True,
 ) -> Output:
     """Return the files that the average of `plan` will have at `target`.
@@ -114,19 +158,19 @@ def lay_out_output(
     Args:
         plan: says which checkpoints enter; the newest gives names, shards, header and side files.
         target: the file or folder to write.
-        dtype: that of the floating tensors; None: as in the newest.
+        options: the form of the output.
         copied: names of tensors that are copied because the user wants it.
         tables: headers of another average of the same run; equal ones are used again.
-        max_shard_bytes: most bytes of tensors in one file of a folder; None: the shards of the newest.
         manifest: whether a manifest is written into the folder, so that the model card mentions it.
 
     Raises:
         OutputError: for a tensor or a header that the format cannot hold.
         CheckpointError: where configuration or tokenizer of the newest checkpoint cannot be read.
     """
-    specs = output_specs(plan.newest, dtype, copied)
+    specs = output_specs(plan.newest, options.dtype, copied)
+    metadata = _metadata(plan, options.dtype, copied, [])
     if target.is_torch:
-        return Output(target, [_lay_out_torch(plan, target, specs, _metadata(plan, dtype, copied, []), tables)])
+        return Output(target, [_lay_out_torch(plan, target, specs, metadata, tables)])
     wide = next((name for name, spec in specs.items() if not spec.dtype.in_safetensors), None)
     if wide is not None:
         raise OutputError(
@@ -135,18 +179,17 @@ def lay_out_output(
             hint=f"write one file of torch's: {option('o', 'NAME.pt')}",
         )
     if not target.is_folder:
-        return Output(target, [lay_out_file(target.path.name, specs, _metadata(plan, dtype, copied, []), tables)])
-    return _lay_out_folder(plan, target, specs, dtype, copied, tables, max_shard_bytes, manifest=manifest)
+        return Output(target, [lay_out_file(target.path.name, specs, metadata, tables)])
+    return _lay_out_folder(plan, target, specs, options, copied, tables, manifest=manifest)
 
 
 def _lay_out_folder(
     plan: Plan,
     target: Target,
     specs: dict[str, TensorSpec],
-    dtype: DType | None,
+    options: OutputOptions,
     copied: frozenset[str],
     tables: Sequence[Table],
-    max_shard_bytes: int | None,
     *,
     manifest: bool,
 ) -> Output:
@@ -158,12 +201,13 @@ def _lay_out_folder(
     if pretrained.inner_files is not None:
         originals = _loaded_names(plan.newest, pretrained.inner_files)
         specs = {name: specs[original] for name, original in originals.items()}
-    _set_config_dtype(texts, copies, specs, converted=dtype is not None or bool(originals))
+    _set_config_dtype(texts, copies, specs, converted=options.dtype is not None or bool(originals))
     if CARD_NAME not in copies:
         card = model_card(plan, _configs(texts, copies), manifest=FOLDER_NAME if manifest else None)
         texts[CARD_NAME] = card.encode()
-    metadata = _metadata(plan, dtype, copied, sorted({*copies, *texts}))
-    shards = _shards(plan.newest) if max_shard_bytes is None else split_shards(specs, max_shard_bytes, pretrained.base)
+    metadata = _metadata(plan, options.dtype, copied, sorted({*copies, *texts}))
+    most_bytes = options.max_shard_size
+    shards = _shards(plan.newest) if most_bytes is None else split_shards(specs, most_bytes, pretrained.base)
     if len(set(shards.values())) > 1:
         files, index = lay_out_shards(specs, shards, metadata, tables)
         texts[f"{pretrained.base}.safetensors.index.json"] = index

@@ -109,12 +109,9 @@ class Record:
             yield tensor_row(name, spec, newest[original], why, non_finite=original in non_finite_names)
 
     def _recorded_options(self, output: Output, plan: Plan) -> dict[str, Any]:
-        options = self._options
         return {
-            "dtype": options.dtype.name if options.dtype else None,
+            **self._options.to_dict(),
             "copy": list(plan.run.options.copy),
-            "max_shard_size": options.max_shard_size,
-            "allow_non_finite": options.allow_non_finite,
             "format": "pt" if output.target.is_torch else "safetensors",
             "folder": output.target.is_folder,
         }

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ema_cli.cli import stderr
-from ema_cli.cli.text_sink import TextSink
+from ema_cli.cli.text_printer import TextPrinter
 from ema_cli.errors import CheckpointError
 
 
@@ -18,7 +18,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
     """In a log: one line every half minute, with bytes, rate and time left; nothing in between."""
     now = iter([0.0, 10.0, 31.0, 40.0, 62.0])
     monkeypatch.setattr(stderr.time, "monotonic", lambda: next(now))
-    with TextSink().progress("averaging") as report:
+    with TextPrinter().progress("averaging") as report:
         for done in (1, 31, 40, 62):
             report(done * 10**6, 124 * 10**6)
     assert capsys.readouterr().err.splitlines() == [
@@ -29,7 +29,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
 
 def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]):
     """With --quiet and --json there is no progress at all."""
-    with TextSink(quiet=True).progress("averaging") as report:
+    with TextPrinter(quiet=True).progress("averaging") as report:
         report(1, 2)
     assert capsys.readouterr().err == ""
 

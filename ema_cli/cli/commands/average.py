@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,9 @@ from ema_cli.averaging import Recording, perform
 from ema_cli.cli import requests
 from ema_cli.cli.command_line import AverageOptions
 from ema_cli.cli.outcomes import Averaged, DryRun
-from ema_cli.cli.output import make_sink
-from ema_cli.cli.sink import Sink
+from ema_cli.cli.output import make_printer
+from ema_cli.cli.printer import Printer
 from ema_cli.cli.sources import RawSource, StoredSource
-from ema_cli.dtypes import output_dtype
 from ema_cli.errors import UsageError, option
 from ema_cli.job import memory_needed, prepare
 from ema_cli.law.recipe import Recipe
@@ -111,7 +110,7 @@ class AverageRequest:
                     option="allow_approximate",
                     hint="leave it out",
                 )
-            output = _output_options(options)
+            output = OutputOptions.parse(**asdict(options.form))
             source = requests.source(options.run, allow_approximate=options.allow_approximate)
         return cls(
             source,
@@ -140,17 +139,17 @@ class _Opened:
 
 def run(options: AverageOptions) -> None:
     """Write the average, or show the plan of it."""
-    sink = make_sink("average", as_json=options.as_json, quiet=options.quiet, summary=options.summary)
-    with sink.summarized():
-        average(AverageRequest.resolve(options), sink)
+    printer = make_printer("average", as_json=options.as_json, quiet=options.quiet, summary=options.summary)
+    with printer.summarized():
+        average(AverageRequest.resolve(options), printer)
 
 
-def average(request: AverageRequest, sink: Sink) -> None:
+def average(request: AverageRequest, printer: Printer) -> None:
     """Do what is requested."""
     opened = _open(request)
     plans, run = opened.plans, opened.plans[0].run
     job = prepare(plans, opened.target, opened.output, force=request.force, manifest=request.manifest)
-    sink.check_summary(job)
+    printer.check_summary(job)
     warnings = tuple(run_warnings(run, job.checkpoints))
     if request.dry_run:
         warnings += tuple(twin_warnings(twins for plan in plans for twins in plan.twins))
@@ -159,10 +158,10 @@ def average(request: AverageRequest, sink: Sink) -> None:
     if failed:
         raise failed
     if request.dry_run:
-        sink.planned(DryRun(job, memory_needed(job, request.threads, request.max_memory), warnings))
+        printer.planned(DryRun(job, memory_needed(job, request.threads, request.max_memory), warnings))
         return
-    sink.averaging(plans, warnings)
-    with signals.unwinding(), sink.progress("averaging") as progress:
+    printer.averaging(plans, warnings)
+    with signals.unwinding(), printer.progress("averaging") as progress:
         result = perform(
             job,
             threads=request.threads,
@@ -170,7 +169,7 @@ def average(request: AverageRequest, sink: Sink) -> None:
             recording=opened.recording,
             progress=progress,
         )
-    sink.averaged(Averaged(plans, result, warnings))
+    printer.averaged(Averaged(plans, result, warnings))
 
 
 def _open(request: AverageRequest) -> _Opened:
@@ -194,7 +193,7 @@ def _check_exclusions(options: AverageOptions) -> None:
     for name, given, fact in exclusions:
         if options.no_manifest and given:
             raise UsageError(fact, option=name, hint="leave out one")
-    if options.gates.strict and options.allow_non_finite:
+    if options.gates.strict and options.form.allow_non_finite:
         raise UsageError(
             f"is for nothing to warn of, {option('allow_non_finite', True)} for what is",
             option="strict",
@@ -204,19 +203,14 @@ def _check_exclusions(options: AverageOptions) -> None:
 
 def _check_recipe_alone(options: AverageOptions) -> None:
     """Raise a UsageError for options that say what the manifest given by --recipe says already."""
-    own = ("allow_approximate", "allow_non_finite", "dtype", "max_shard_size")
-    given = [*requests.given(options.run.law), *requests.given(options.run.model), *requests.given(options.run.clocks)]
-    given += ["copy"] if options.run.copy else []
-    given += [name for name in own if requests.is_given(getattr(options, name))]
+    run = options.run
+    given = [*requests.given(run.law), *requests.given(run.model), *requests.given(run.clocks)]
+    given += ["copy"] if run.copy else []
+    given += ["allow_approximate"] if options.allow_approximate else []
+    given += requests.given(options.form)
     if given:
         rest = " ".join(option(name) for name in given)
         raise UsageError(f"{option('recipe')} says it", option=given[0], hint=f"leave out {rest}")
-
-
-def _output_options(options: AverageOptions) -> OutputOptions:
-    max_shard_size = _size(options.max_shard_size, "max_shard_size")
-    dtype = output_dtype(options.dtype) if options.dtype is not None else None
-    return OutputOptions(dtype, max_shard_size, options.allow_non_finite)
 
 
 def _size(text: str | None, name: str) -> int | None:

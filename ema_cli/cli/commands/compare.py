@@ -8,7 +8,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli import requests
 from ema_cli.cli.command_line import CompareOptions
-from ema_cli.cli.output import make_sink
+from ema_cli.cli.output import make_printer
 from ema_cli.comparing.comparison import compare
 from ema_cli.errors import RunError, UsageError
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint
@@ -42,11 +42,11 @@ class CompareRequest:
 def run(options: CompareOptions) -> None:
     """Show how far apart two checkpoints are."""
     request = CompareRequest.resolve(options)
-    sink = make_sink("compare", as_json=options.as_json)
+    printer = make_printer("compare", as_json=options.as_json)
     one, other = _open(request)
-    with sink.progress("comparing") as progress:
+    with printer.progress("comparing") as progress:
         comparison = compare(one, other, threads=request.threads, progress=progress)
-    sink.compared(comparison)
+    printer.compared(comparison)
 
 
 def _open(request: CompareRequest) -> list[Checkpoint]:

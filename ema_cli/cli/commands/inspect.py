@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ema_cli.cli import requests
 from ema_cli.cli.command_line import InspectOptions
-from ema_cli.cli.output import make_sink
+from ema_cli.cli.output import make_printer
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.views import Inspection, RunView, StoredView
 from ema_cli.errors import EmaError, UsageError, option
@@ -59,7 +59,7 @@ def run(options: InspectOptions) -> int:
     """Show a run, or one checkpoint, and the weights of each recipe; return the exit code."""
     request = InspectRequest.resolve(options)
     inspection = inspect(request)
-    make_sink("inspect", as_json=options.as_json).inspected(inspection)
+    make_printer("inspect", as_json=options.as_json).inspected(inspection)
     return inspection.failed.exit_code if inspection.failed else 0
 
 

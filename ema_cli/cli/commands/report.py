@@ -9,8 +9,8 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli import requests
 from ema_cli.cli.command_line import ReportOptions
 from ema_cli.cli.outcomes import Page
-from ema_cli.cli.output import make_sink
-from ema_cli.cli.sink import Sink
+from ema_cli.cli.output import make_printer
+from ema_cli.cli.printer import Printer
 from ema_cli.release.published import read_output
 from ema_cli.report.distances import check_report_target, measure_distances, report_target, write_page
 from ema_cli.report.page import make_page
@@ -42,18 +42,18 @@ class ReportRequest:
 
 def run(options: ReportOptions) -> None:
     """Write a page about an average, and show where."""
-    sink = make_sink("report", as_json=options.as_json, quiet=options.quiet)
-    sink.reported(report(ReportRequest.resolve(options), sink))
+    printer = make_printer("report", as_json=options.as_json, quiet=options.quiet)
+    printer.reported(report(ReportRequest.resolve(options), printer))
 
 
-def report(request: ReportRequest, sink: Sink) -> Page:
+def report(request: ReportRequest, printer: Printer) -> Page:
     """Write the page that is requested."""
     target = report_target(request.average, request.output)
     manifest = read_output(request.average)
     check_report_target(target, request.average, [], force=request.force)
     distances = None
     checkpoints: list[Checkpoint] = []
-    with signals.unwinding(), sink.progress("measuring") as progress:
+    with signals.unwinding(), printer.progress("measuring") as progress:
         if request.against is not None:
             distances, checkpoints = measure_distances(
                 request.average, manifest, request.against, threads=request.threads, progress=progress

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ema_cli.cli import requests
 from ema_cli.cli.command_line import VerifyOptions
-from ema_cli.cli.output import make_sink
+from ema_cli.cli.output import make_printer
+from ema_cli.cli.printer import Printer
 from ema_cli.cli.sentences import not_verified
-from ema_cli.cli.sink import Sink
 from ema_cli.errors import UsageError, VerificationError, option
 from ema_cli.release.published import Published, find_averages
 from ema_cli.release.verify import Verified, verify
@@ -53,23 +53,23 @@ class VerifyRequest:
 def run(options: VerifyOptions) -> int:
     """Show of each average whether it holds; return the exit code."""
     request = VerifyRequest.resolve(options)
-    sink = make_sink("verify", as_json=options.as_json)
-    averages = [_verify(published, request, sink) for published in find_averages(request.outputs)]
+    printer = make_printer("verify", as_json=options.as_json)
+    averages = [_verify(published, request, printer) for published in find_averages(request.outputs)]
     problem = None
     if any(verified.problems for verified in averages):
         problem = VerificationError(not_verified(averages), hint=_HINT)
-    sink.verified(averages, problem)
+    printer.verified(averages, problem)
     return problem.exit_code if problem else 0
 
 
-def _verify(published: Published, request: VerifyRequest, sink: Sink) -> Verified:
-    with sink.progress("verifying") as progress:
+def _verify(published: Published, request: VerifyRequest, printer: Printer) -> Verified:
+    with printer.progress("verifying") as progress:
         verified = verify(published, threads=request.threads, progress=progress)
     if not request.against:
         return verified
     from ema_cli.release.recompute import verify_against  # which loads numpy
 
-    with sink.progress("averaging") as progress:
+    with printer.progress("averaging") as progress:
         return verify_against(
             verified, request.against, sample=request.sample, threads=request.threads, progress=progress
         )

@@ -1,4 +1,4 @@
-"""Sinks: a command gives its sink all that there is to show, and the sink decides what is printed."""
+"""Printers: a command gives its printer all that there is to show, and the printer decides what is printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # they load what only some commands need
     from ema_cli.release.verify import Verified
 
 
-class Sink(ABC):
+class Printer(ABC):
     """Where the outcome of a command goes.
 
     Args:

@@ -1,4 +1,4 @@
-"""The sink of --json: one object on stdout, and nothing else anywhere."""
+"""The printer of --json: one object on stdout, and nothing else anywhere."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ema_cli.cli import json_facts
+from ema_cli.cli.printer import Printer
 from ema_cli.cli.sentences import all_warnings
-from ema_cli.cli.sink import Sink
 from ema_cli.cli.stdout import print_json
 from ema_cli.errors import EmaError
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.release.verify import Verified
 
 
-class JsonSink(Sink):
+class JsonPrinter(Printer):
     """Print the outcome of a command as one JSON object."""
 
     def __init__(self, command: str, summary: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The sink for people: the outcome on stdout, what else there is to know on stderr, unless --quiet."""
+"""The printer for people: the outcome on stdout, what else there is to know on stderr, unless --quiet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ema_cli.cli import sentences, stderr
 from ema_cli.cli.github import annotate_warnings
-from ema_cli.cli.sink import Sink
+from ema_cli.cli.printer import Printer
 from ema_cli.cli.stdout import print_line
 from ema_cli.errors import EmaError
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.release.verify import Verified
 
 
-class TextSink(Sink):
+class TextPrinter(Printer):
     """Print the outcome of a command for people. What needs tables loads rich, which takes as long as an average."""
 
     def __init__(self, summary: Path | None = None, *, quiet: bool = False) -> None:
