@@ -44,17 +44,17 @@ _TYPES = _Separators()
 def print_page(command: Any, context: Any) -> None:
     """Print the page of a command, or of the program, which lists its commands."""
     out = Console(theme=_THEME, highlighter=_Highlighter())
-    parameters = [each for each in command.get_params(context) if not each.hidden]
-    arguments = [each for each in parameters if each.param_type_name == "argument"]
-    options = [each for each in parameters if each.param_type_name == "option"]
+    parameters = [parameter for parameter in command.get_params(context) if not parameter.hidden]
+    arguments = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
+    options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
     names = list(command.list_commands(context)) if hasattr(command, "list_commands") else []
     usage = ["[OPTIONS]", *map(_usage, arguments), *(["COMMAND [ARGS]..."] if names else [])]
     out.print(Padding(out.highlighter(f"Usage: {context.command_path} {' '.join(usage)}"), 1), style="bold")
     out.print(Padding(Align(_text(out, command.help), pad=False), (0, 1, 1, 1)))
     _print_panel(out, "Arguments", arguments)
     panels: dict[str, list[Any]] = {"Options": []}
-    for each in options:
-        panels.setdefault(each.rich_help_panel or "Options", []).append(each)
+    for option in options:
+        panels.setdefault(option.rich_help_panel or "Options", []).append(option)
     for title, shown in panels.items():
         _print_panel(out, title, shown)
     if names:
