@@ -1,19 +1,14 @@
-"""All or nothing: what is written stays in a hidden folder beside the target until one rename publishes it.
+"""Publish a file or a folder as a whole, or not at all: one rename takes it out of a hidden folder beside the target.
 
-The folder is locked while its process lives. After a SIGKILL or a power cut it is left behind; the next run in
+The hidden folder is locked while its process lives. After a SIGKILL or a power cut it is left behind; the next run in
 that place finds it unlocked and removes it.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import os
 import secrets
 import shutil
-import stat
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -22,17 +17,22 @@ from pathlib import Path
 from types import TracebackType
 
 from ema_cli.errors import OutputError, option
-from ema_cli.storage.output_stream import WRITE_ELSEWHERE, output_errors
+from ema_cli.storage import renames
+from ema_cli.storage.folder_locks import close_folder, is_held_by_another, lock_folder, open_folder, sync_folder
+from ema_cli.storage.output_stream import output_errors
 from ema_cli.system.signals import deferred_signals
 
 _PREFIX = ".ema-cli-"
-_NO_REPLACE, _EXCHANGE = 1, 2  # flags of renameat2(2)
 _PATIENCE_SECONDS = 5  # a run publishes in less
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # what file systems without them say
 
 
 class Staging:
-    """A private folder beside `target`, as a context manager; whatever is in it at the end is removed.
+    """A private folder beside `target`, as a context manager; it is removed at the end with all that is still in it.
+
+    Attributes:
+        target: the path that is published.
+        parent: the folder around it.
+        folder: the private folder.
 
     Raises:
         OutputError: where the file system refuses.
@@ -67,7 +67,7 @@ class Staging:
             self.folder = self.parent / f"{_PREFIX}{secrets.token_hex(8)}"
             self.folder.mkdir(mode=0o700)
             try:
-                lock = _lock_folder(self.folder, required=False)
+                lock = lock_folder(self.folder, required=False)
             except OSError:
                 with suppress(OSError):
                     self.folder.rmdir()
@@ -87,35 +87,43 @@ class Staging:
     def alone(self) -> Iterator[None]:
         """Hold off other runs that publish into the same folder: a file's manifest and sums must not mix with theirs.
 
-        Who holds that lock for longer than any run, as `flock FOLDER ema-cli ...` does, is not waited for.
+        If another process holds the lock for longer than any run does, as `flock FOLDER ema-cli ...`, go on without it.
         """
         with output_errors(self.parent):
-            lock = os.open(self.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            lock = open_folder(self.parent)
         try:
             deadline = time.monotonic() + _PATIENCE_SECONDS
-            while _is_locked(lock) and time.monotonic() < deadline:
+            while is_held_by_another(lock) and time.monotonic() < deadline:
                 time.sleep(0.01)
             yield
         finally:
-            _close(lock)
+            close_folder(lock)
 
-    def publish_file(self, name: str, beside: Mapping[str, Path] | None = None, *, force: bool) -> None:
+    def publish_file(self, name: str, sidecars: Mapping[str, Path] | None = None, *, force: bool) -> None:
         """Rename the staged file `name` to the target: the commit point.
 
-        Before it, what lies `beside` it: staged name -> path. What those replace is kept until the file is in place,
-        and put back if it cannot be; a path that nothing is staged for is removed with the file that it told of.
+        Its sidecars get their places first. Older ones there are kept until the file is in place, and put back if it
+        cannot be; where no new one is staged, the older one goes with the older file.
+
+        Args:
+            name: that of the staged file.
+            sidecars: the path of each sidecar, by the name under which it is staged, if it is.
+            force: whether the target may be there already.
+
+        Raises:
+            OutputError: where the file system refuses; all is as it was then.
         """
         undo: list[Callable[[], object]] = []
         with output_errors(self.target):
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             with deferred_signals():
                 try:
-                    for staged, path in (beside or {}).items():
+                    for staged, path in (sidecars or {}).items():
                         with output_errors(path):
-                            self._put_beside(self.folder / staged, path, undo)
-                    if beside:
-                        _sync_folder(self.parent)  # the disk, too, is to have them first
-                    _rename(self.folder / name, self.target, replace=force)
+                            self._put_sidecar(self.folder / staged, path, undo)
+                    if sidecars:
+                        sync_folder(self.parent)  # the disk, too, must have them first
+                    renames.rename(self.folder / name, self.target, replace=force)
                 except BaseException:
                     for step in reversed(undo):
                         with suppress(OSError):
@@ -123,39 +131,46 @@ class Staging:
                     raise
                 self._confirm()
 
-    def _put_beside(self, staged: Path, path: Path, undo: list[Callable[[], object]]) -> None:
-        """Put a staged file, if there is one, in the place of what is at `path`; add what takes back each step."""
-        is_new, is_old = _is_there(staged), _is_there(path)
+    def _put_sidecar(self, staged: Path, path: Path, undo: list[Callable[[], object]]) -> None:
+        """Replace the file at `path`, if there is one, by the staged file, if there is one.
+
+        Each step adds to `undo` the call that takes it back.
+        """
+        is_new, is_old = renames.is_there(staged), renames.is_there(path)
         if is_old:
-            _refuse_irregular(path)
-            if is_new and _rename_with(staged, path, _EXCHANGE):
-                undo.append(lambda: _rename_with(staged, path, _EXCHANGE))
+            renames.refuse_irregular(path)
+            if is_new and renames.rename_with(staged, path, renames.EXCHANGE):
+                undo.append(lambda: renames.rename_with(staged, path, renames.EXCHANGE))
                 return
             kept = _aside(self.folder, path)
             path.rename(kept)
             undo.append(lambda: kept.rename(path))
         if is_new:
-            _rename(staged, path, replace=False)
+            renames.rename(staged, path, replace=False)
             undo.append(lambda: path.rename(staged))
 
     def publish_folder(self, name: str, *, force: bool) -> None:
-        """Rename the staged folder `name` to the target; with `force`, exchange it with what is there."""
+        """Rename the staged folder `name` to the target; with `force`, exchange it with the folder there.
+
+        Raises:
+            OutputError: where the file system refuses; the older folder is in its place then.
+        """
         source = self.folder / name
         with output_errors(self.target):
             for folder, _, _ in os.walk(source):
-                _sync_folder(Path(folder))
+                sync_folder(Path(folder))
             with deferred_signals():
                 try:
-                    _rename(source, self.target, replace=False)
+                    renames.rename(source, self.target, replace=False)
                 except FileExistsError:
                     if not force:
                         raise
-                    _exchange(source, self.target)
+                    renames.exchange_folders(source, self.target, _aside(self.folder, self.target))
                 self._confirm()
 
     def _confirm(self) -> None:
         try:
-            _sync_folder(self.parent)
+            sync_folder(self.parent)
         except OSError as error:
             raise OutputError(
                 f"is in place, but the disk does not confirm it: {error.strerror}",
@@ -170,7 +185,7 @@ def remove_abandoned(parent: Path) -> None:
         if not folder.is_dir() or folder.is_symlink():
             continue
         try:
-            lock = _lock_folder(folder, required=True)
+            lock = lock_folder(folder, required=True)
         except OSError:
             continue
         if lock >= 0:
@@ -180,130 +195,23 @@ def remove_abandoned(parent: Path) -> None:
 def _discard(folder: Path, lock: int) -> None:
     """Remove a staging folder, as far as the file system lets us, and give back its lock.
 
-    What was set aside in it goes back first, if the output that was to replace it, or the file that it lay beside, is
-    still there, too: it was not published. Where it cannot, the folder stays.
+    If the output in it was not published, files and folders that were set aside for it go back to their places first.
+    If one of them cannot, the staging folder stays.
     """
     with suppress(OSError):
         names = [entry.name for entry in folder.iterdir()]
         for name in names:
             place = folder.parent / name.removeprefix(f"{folder.name}-")
             unpublished = place.name != name and any(map(place.name.startswith, names))
-            if unpublished and not _is_there(place):
+            if unpublished and not renames.is_there(place):
                 (folder / name).rename(place)
         shutil.rmtree(folder, ignore_errors=True)
-    _close(lock)
+    close_folder(lock)
 
 
 def _aside(folder: Path, path: Path) -> Path:
-    """Return where in a staging folder `path` is set aside.
+    """Return where in a staging folder the file or folder at `path` is set aside.
 
-    The name says where it belongs, and cannot be that of an output: whoever discards the folder puts it back, should
-    nothing have taken its place.
+    The name says where it belongs, and no output has such a name: whoever removes the staging folder can put it back.
     """
     return folder / f"{folder.name}-{path.name}"
-
-
-def _lock_folder(folder: Path, *, required: bool) -> int:
-    """Return a descriptor that holds the folder's lock; -1 if another holds it, or it was removed meanwhile.
-
-    Some network file systems have no locks. There, unless the lock is `required`, the descriptor comes without:
-    no other run can lock the folder either, so that none takes it for abandoned.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return -1
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between our open and our lock another run may have taken it for abandoned.
-        if os.path.samestat(os.fstat(descriptor), folder.lstat()):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except OSError as error:
-        if error.errno in _NO_LOCKS and not required:
-            return descriptor
-        _close(descriptor)
-        raise
-    _close(descriptor)
-    return -1
-
-
-def _is_locked(descriptor: int) -> bool:
-    """Take the lock of an open folder; say whether another has it. Without locks nobody has."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _close(descriptor: int) -> None:
-    """Close a folder's descriptor: an error then says nothing about what was written."""
-    with suppress(OSError):
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot sync a folder, which is no reason to refuse them.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        _close(descriptor)
-
-
-def _is_there(path: Path) -> bool:
-    """Say whether something has that name. os.path.lexists takes an unreadable disk for an empty one."""
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _rename(source: Path, target: Path, *, replace: bool) -> None:
-    if replace:
-        _refuse_irregular(target)
-        source.replace(target)
-    elif not _rename_with(source, target, _NO_REPLACE):
-        # No such call on this system or file system: a check and a rename, with a moment between them.
-        if _is_there(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-        source.rename(target)
-
-
-def _exchange(source: Path, target: Path) -> None:
-    """Swap two folders; where the system cannot in one step, set the old one aside first."""
-    if not stat.S_ISDIR(target.lstat().st_mode):
-        raise OutputError("is not a folder", subject=target, hint=WRITE_ELSEWHERE)
-    if not _rename_with(source, target, _EXCHANGE):
-        target.rename(_aside(source.parent, target))
-        source.rename(target)
-
-
-def _refuse_irregular(target: Path) -> None:
-    # A rename onto /dev/full would put a file in place of the device.
-    if _is_there(target) and not stat.S_ISREG(target.lstat().st_mode):
-        raise OutputError("is not a regular file", subject=target, hint=WRITE_ELSEWHERE)
-
-
-def _rename_with(source: Path, target: Path, flag: int) -> bool:
-    """Call Linux's renameat2; return False where it is not supported."""
-    if not sys.platform.startswith("linux"):
-        return False
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if call is None:
-        return False
-    at_cwd = -100
-    if call(at_cwd, os.fsencode(source), at_cwd, os.fsencode(target), flag) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code), str(target))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from ema_cli.errors import OutputError
-from ema_cli.storage import staging
+from ema_cli.storage import renames, staging
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.staging import Staging
 
@@ -86,7 +88,7 @@ def test_a_target_that_appeared_meanwhile_is_kept(tmp_path: Path):
 
 def test_without_renameat2_the_check_is_made_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where the system has no such call, an existing target is still refused, and a folder still replaced."""
-    monkeypatch.setattr(staging, "_rename_with", lambda *_: False)
+    monkeypatch.setattr(renames, "rename_with", lambda *_: False)
     target = tmp_path / "out"
     stage_folder(target, ["a"])
     with pytest.raises(OutputError, match="exists already"):
@@ -144,7 +146,7 @@ def test_each_failing_call_is_an_output_error(tmp_path: Path, monkeypatch: pytes
 
 def test_a_folder_that_cannot_be_exchanged_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """When the second of two renames fails, the first is taken back."""
-    monkeypatch.setattr(staging, "_rename_with", lambda *_: False)
+    monkeypatch.setattr(renames, "rename_with", lambda *_: False)
     target = tmp_path / "out"
     stage_folder(target, ["old"])
     real = Path.rename
@@ -193,7 +195,7 @@ def test_a_planted_link_is_not_followed(tmp_path: Path):
 def test_files_are_synced_before_the_rename_and_the_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The order that survives a power cut: file, its folder, rename, the folder above."""
     events: list[str] = []
-    real_fsync, real_rename = os.fsync, staging._rename_with
+    real_fsync, real_rename = os.fsync, renames.rename_with
 
     def fsync(descriptor: int) -> None:
         events.append("sync " + ("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"))
@@ -204,7 +206,7 @@ def test_files_are_synced_before_the_rename_and_the_folder_after(tmp_path: Path,
         return real_rename(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(staging, "_rename_with", rename)
+    monkeypatch.setattr(renames, "rename_with", rename)
     stage_file(tmp_path / "x.safetensors", b"1")
     assert events == ["sync file", "sync folder", "rename", "sync folder"]
 
@@ -215,7 +217,7 @@ def test_a_file_system_without_locks_is_written_all_the_same(tmp_path: Path, mon
     def no_lock(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(staging.fcntl, "flock", no_lock)
+    monkeypatch.setattr(fcntl, "flock", no_lock)
     other = tmp_path / ".ema-cli-0123456789abcdef"
     other.mkdir()
     stage_file(tmp_path / "x.safetensors", b"1")
@@ -229,7 +231,7 @@ def test_a_folder_that_cannot_be_locked_is_not_left(tmp_path: Path, monkeypatch:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(staging.fcntl if call == "flock" else staging.os, call, fail)
+    monkeypatch.setattr(fcntl if call == "flock" else os, call, fail)
     with pytest.raises(OutputError, match="Input/output error"):
         Staging(tmp_path / "x.safetensors").__enter__()
     monkeypatch.undo()
@@ -251,7 +253,7 @@ def test_an_output_that_was_set_aside_comes_back(tmp_path: Path):
 
 def test_an_output_that_cannot_be_put_back_stays_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where every rename fails from the second on, the old output used to be removed; the next run puts it back."""
-    monkeypatch.setattr(staging, "_rename_with", lambda *_: False)
+    monkeypatch.setattr(renames, "rename_with", lambda *_: False)
     target = tmp_path / "out"
     stage_folder(target, ["old"])
     real, calls = Path.rename, []
@@ -274,7 +276,7 @@ def test_an_output_that_cannot_be_put_back_stays_aside(tmp_path: Path, monkeypat
 
 def test_force_finds_a_folder_that_appeared_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Of two runs with force the later used to fail with "exists already" if the earlier had just published."""
-    monkeypatch.setattr(staging.os.path, "lexists", lambda _: False)
+    monkeypatch.setattr(os.path, "lexists", lambda _: False)
     for names in (["a"], ["b"]):
         stage_folder(tmp_path / "out", names, force=True)
     assert listing(tmp_path) == ["out", "out/b"]
@@ -327,7 +329,7 @@ def test_an_error_of_the_last_close_is_nothing_to_tell(tmp_path: Path, monkeypat
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A file system that swaps two files in one step, and one that does not."""
     if request.param == "set aside":
-        monkeypatch.setattr(staging, "_rename_with", lambda *_: False)
+        monkeypatch.setattr(renames, "rename_with", lambda *_: False)
     return str(request.param)
 
 
@@ -359,7 +361,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, which: Collection[int]) -> Iterator
         return rename
 
     with monkeypatch.context() as patched:
-        for owner, name in ((Path, "rename"), (Path, "replace"), (staging, "_rename_with")):
+        for owner, name in ((Path, "rename"), (Path, "replace"), (renames, "rename_with")):
             patched.setattr(owner, name, wrapped(getattr(owner, name)))
         yield
 
@@ -444,7 +446,7 @@ def test_a_folder_in_the_place_of_the_sums_is_not_replaced(tmp_path: Path):
 def test_two_runs_publish_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Else the manifest of the one would come to lie beside the file of the other."""
     waited = threading.Event()
-    real = staging.time.sleep
+    real = time.sleep
 
     def sleep(seconds: float) -> None:
         waited.set()
@@ -464,7 +466,7 @@ def test_who_holds_a_folder_s_lock_for_long_is_not_waited_for(tmp_path: Path, mo
     """`flock FOLDER ema-cli ...` holds it for as long as we run."""
     monkeypatch.setattr(staging, "_PATIENCE_SECONDS", 0.05)
     held = os.open(tmp_path, os.O_RDONLY)
-    staging.fcntl.flock(held, staging.fcntl.LOCK_EX)
+    fcntl.flock(held, fcntl.LOCK_EX)
     stage_beside(tmp_path / FILES[0], b"1")
     os.close(held)
     assert contents(tmp_path) == dict.fromkeys(FILES, b"1")

@@ -119,7 +119,7 @@ def test_in_another_thread_nothing_is_deferred():
     assert ran == [True]
 
 
-@pytest.mark.parametrize("moment", ["ema_cli.storage.staging._lock_folder", "ema_cli.storage.staging.remove_abandoned"])
+@pytest.mark.parametrize("moment", ["ema_cli.storage.staging.lock_folder", "ema_cli.storage.staging.remove_abandoned"])
 def test_a_signal_while_staging_begins_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str):
     """A signal that is held back while the hidden folder is made surfaces with the folder gone."""
     module, _, name = moment.rpartition(".")
@@ -137,16 +137,16 @@ def test_a_signal_while_staging_begins_leaves_nothing(tmp_path: Path, monkeypatc
 
 def test_a_signal_while_publishing_leaves_the_new_state_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A signal between the rename and the sync: the output is there, whole, and nothing else."""
-    import ema_cli.storage.staging as staging
+    from ema_cli.storage import renames
 
-    real = staging._rename_with
+    real = renames.rename_with
 
     def interrupted(*arguments: object) -> bool:
         done = real(*arguments)  # type: ignore[arg-type]
         kill_self(signal.SIGTERM)
         return done
 
-    monkeypatch.setattr(staging, "_rename_with", interrupted)
+    monkeypatch.setattr(renames, "rename_with", interrupted)
 
     def publish() -> None:
         with Staging(tmp_path / "x.safetensors") as area:
