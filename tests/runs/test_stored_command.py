@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from ema_cli.errors import NoWeights
 from ema_cli.runs.stored import find_stored, open_stored
-from tests.runs.stored_run import Cli
+from tests.conftest import Cli
 
 
 def test_inspect_suggests_what_is_stored(cli: Cli, trained: tuple[Path, list[np.ndarray]], tmp_path: Path) -> None:

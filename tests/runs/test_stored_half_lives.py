@@ -17,7 +17,8 @@ from ema_cli.law.time import Unit
 from ema_cli.planning import stored_plan
 from ema_cli.planning.stored_plan import make_stored_plan
 from ema_cli.runs.stored import open_stored
-from tests.runs.stored_run import STEPS, Cli, train
+from tests.conftest import Cli
+from tests.runs.stored_run import STEPS, train
 
 
 def dense(seen: Sequence[np.ndarray], half_life: float) -> np.ndarray:
