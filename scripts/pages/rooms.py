@@ -43,7 +43,7 @@ class Room:
 def layers(root: Path) -> list[list[Room]]:
     """Return the rooms by layer, the highest first, as the import check has them."""
     contracts = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
-    (lines,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    (lines,) = [contract["layers"] for contract in contracts if contract.get("containers") == ["ema_cli"]]
     return [[_room(root, name) for name in re.split(r"\s*[:|]\s*", line)] for line in lines]
 
 
