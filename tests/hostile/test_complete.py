@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests import hostile
 from tests.conftest import Cli
 from tests.hostile import conftest
@@ -21,6 +23,7 @@ MODULES = [each.name for each in pkgutil.iter_modules([str(FOLDER)]) if each.nam
 LEAST = 800
 
 
+@pytest.mark.slow
 def test_every_builder_is_used() -> None:
     """Each function of the builders' modules is used somewhere in the package, apart from where it is defined."""
     sources = {name: (FOLDER / f"{name}.py").read_text() for name in MODULES}
@@ -48,6 +51,7 @@ def test_every_case_is_run() -> None:
     assert len(conftest.PARAMETERS) > LEAST
 
 
+@pytest.mark.slow
 def test_the_server_does_as_the_program_does(harness: Harness, program: Cli) -> None:
     """Exit code and both streams are those of `python -m ema_cli` in a process of its own."""
     work = harness.run_of(Kind("step-{}.pt", good_zip), lambda path, _: path.write_bytes(b"\x80\x02Pa\n."), "both")

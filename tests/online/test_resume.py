@@ -36,6 +36,7 @@ RESUMED: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", RESUMED, ids=str)
 @pytest.mark.parametrize("stop", [0, 1, 6, 7, 11])
 def test_resume_bit_for_bit(tmp_path: Path, asked: dict[str, Any], stop: int):

@@ -26,6 +26,7 @@ from tests.release.verified import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "run"), [("folder", "hf"), ("shards", "hf"), (SINGLE, "pt"), ("one.pt", "pt"), ("several", "pt")]
 )

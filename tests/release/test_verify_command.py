@@ -96,6 +96,7 @@ def test_a_file_that_cannot_be_read(copy: Path):
         check(copy / "folder")
 
 
+@pytest.mark.slow
 def test_the_examples_run(made: Path, cli: Cli, tmp_path: Path):
     """The examples in the help do what they show."""
     shutil.copytree(made / "pt", tmp_path / "ckpts")

@@ -232,6 +232,7 @@ def test_ten_thousand_checkpoints_are_cut():
     assert shown[-1] == "and 9,960 more, each lighter, with 99.60% together"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["`" * 5000, "\U0001f600" * 5000, "\x1b[31m" * 900, "\n# x\n" * 500, "a" * 100_000])
 def test_the_largest_is_below_64_kb(name: str):
     """However long and odd names, files and warnings are, and however many, averages included."""

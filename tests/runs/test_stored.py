@@ -34,6 +34,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -77,6 +77,7 @@ def test_nobody_but_storage_calls_the_file_system():
     assert {name: calls for name, calls in found.items() if calls} == {}
 
 
+@pytest.mark.slow
 def test_every_exception_is_needed():
     """A room or a module that reaches no disk any more loses its exception."""
     needed = {room(path) for path in PACKAGE.rglob("*.py") if disk_calls(path.read_text("utf-8"))}

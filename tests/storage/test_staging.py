@@ -401,6 +401,7 @@ def test_a_rename_that_fails_changes_nothing(
     assert contents(target.parent) == dict.fromkeys([FILES[0], *beside], b"new")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("system")
 @each_before
 @pytest.mark.parametrize("beside", [BESIDE, ()], ids=len)

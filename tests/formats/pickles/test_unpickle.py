@@ -69,6 +69,7 @@ def test_plain_values_come_out_equal(value: Any, protocol: int) -> None:
     assert unpickle(pickle.dumps(value, protocol)) == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS[1:])  # torch's own cannot be of protocol 0
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 64])
 def test_where_a_block_ends_makes_no_difference(

@@ -81,6 +81,7 @@ def write_every_kind(folder: Path) -> list[dict[str, torch.Tensor]]:
     return saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mmap", [False, True], ids=["read", "mapped"])
 def test_torch_reads_what_safetensors_hold(tmp_path: Path, offsets: None, mmap: bool):
     """Every dtype and edge shape, any name: strictly loaded, in the model's order, bit for bit as in safetensors."""

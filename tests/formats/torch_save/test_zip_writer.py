@@ -74,6 +74,7 @@ def test_a_descriptor_tells_checksum_and_size():
     assert ZipRecord("a", 0, 0).descriptor(zlib.crc32(b"")) == b""
 
 
+@pytest.mark.slow
 def test_more_entries_than_sixteen_bits_count():
     """An archive of seventy thousand records is whole, by Python's reader."""
     names = [f"a/{number}" for number in range(70_000)]
