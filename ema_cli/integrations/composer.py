@@ -82,7 +82,7 @@ class EMA(Algorithm):
             half_life = None
         self._starts_at = _parse_duration(ema_start)
         start = ema_start if self._starts_at is None else "0ba"
-        self._arguments = EMAArguments(
+        self.arguments = EMAArguments(
             half_life=half_life,
             smoothing=smoothing,
             ema_start=start,
@@ -91,7 +91,7 @@ class EMA(Algorithm):
             offload=offload,
             keep_first=None if store is None else True,
         )
-        self._update_event = Event.EPOCH_END if self._arguments.tracks.unit is Unit.EPOCH else Event.BATCH_END
+        self._update_event = Event.EPOCH_END if self.arguments.tracks.unit is Unit.EPOCH else Event.BATCH_END
         self._folder = None if store is None else Path(store)
         self._change_half_life = change_half_life
         self._saved: StateDict | None = None  # a state to load after the model
@@ -120,7 +120,7 @@ class EMA(Algorithm):
     def apply(self, event: Event, state: State, logger: Any) -> None:
         """Update the averages, or exchange them for the training weights."""
         if event is Event.INIT:
-            self.ema = self._arguments.make(state.model)
+            self.ema = self.arguments.make(state.model)
         self._load()
         if self._is_over(event):
             # First: an update at the end of an epoch may follow the checkpoint of its last batch.
@@ -223,7 +223,7 @@ class EMA(Algorithm):
     def _store(self, saver: Any, state: State) -> None:
         """Store all averages next to a checkpoint."""
         folder = self._folder
-        if folder is None and self._arguments.several:
+        if folder is None and self.arguments.several:
             folder = Path(format_name_with_dist(saver.folder, state.run_name), FOLDER)
         if folder is not None and self.ema_started and not self._live.averages.mixed:
             self._live.store(folder)

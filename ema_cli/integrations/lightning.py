@@ -67,7 +67,7 @@ class EMACallback(Callback):
         end_with_ema_weights: bool = False,
         change_half_life: bool = False,
     ) -> None:
-        self._arguments = EMAArguments(
+        self.arguments = EMAArguments(
             half_life=half_life,
             smoothing=smoothing,
             ema_start=ema_start,
@@ -77,7 +77,7 @@ class EMACallback(Callback):
             offload=offload,
             keep_first=None if store is None else True,
         )
-        if not self._arguments.units <= {Unit.BATCH, Unit.EPOCH}:
+        if not self.arguments.units <= {Unit.BATCH, Unit.EPOCH}:
             raise UsageError(
                 "Lightning counts neither samples nor tokens", hint="give the time in ba or ep, as half_life='50ba'"
             )
@@ -106,7 +106,7 @@ class EMACallback(Callback):
             )
         self._is_writer = trainer.is_global_zero
         if self.ema is None or self.ema.model is not unwrap(pl_module):
-            self.ema = self._arguments.make(pl_module)
+            self.ema = self.arguments.make(pl_module)
             self._saved = None
         # Lightning calls no callback when it saves or loads weights only, but all pass through these two methods.
         _hook(trainer.strategy, "save_checkpoint", partial(self._on_save, trainer))
@@ -117,7 +117,7 @@ class EMACallback(Callback):
         self._hide()
         self._load()
         if trainer.global_step == 0 and self._live.started:
-            self.ema = self._arguments.make(pl_module)
+            self.ema = self.arguments.make(pl_module)
         elif trainer.global_step and not self._live.started and not self._is_to_come(trainer):
             raise RunError(
                 "the checkpoint has no averages to go on with", hint="begin them later, as ema_start='5000ba'"
@@ -239,7 +239,7 @@ class EMACallback(Callback):
             average = {"average": ema.names[0], "clock": str(ema.clock)}
             checkpoint[OWN_MARK] = {"version": __version__, "weights": "averages", **average}
         folder = self._folder
-        if folder is None and self._arguments.several:
+        if folder is None and self.arguments.several:
             saver = trainer.checkpoint_callback
             folder = Path(getattr(saver, "dirpath", None) or trainer.default_root_dir, FOLDER)
         if folder is not None and not ema.averages.mixed:

@@ -70,7 +70,7 @@ class EMACallback(TrainerCallback):
         store: bool | None = None,
         change_half_life: bool = False,
     ) -> None:
-        self._arguments = EMAArguments(
+        self.arguments = EMAArguments(
             half_life=half_life,
             smoothing=smoothing,
             ema_start=ema_start,
@@ -80,11 +80,11 @@ class EMACallback(TrainerCallback):
             offload=offload,
             keep_first=store,
         )
-        if Unit.SAMPLE in self._arguments.units:
+        if Unit.SAMPLE in self.arguments.units:
             raise UsageError(
                 "the Trainer counts no samples", hint="give the time in ba, ep or tok, as half_life='50ba'"
             )
-        self._stores = self._arguments.several if store is None else store
+        self._stores = self.arguments.several if store is None else store
         self._change_half_life = change_half_life
         self._is_applied = False
         self._adapters: set[str] = set()
@@ -101,11 +101,11 @@ class EMACallback(TrainerCallback):
         if FOLDER in set(getattr(model, "peft_config", ())) - self._adapters:
             # On resuming, the Trainer mistakes the folder of averages for another adapter and loads it.
             model.delete_adapter(FOLDER)
-        if Unit.TOKEN in self._arguments.units and args.include_num_input_tokens_seen == "no":
+        if Unit.TOKEN in self.arguments.units and args.include_num_input_tokens_seen == "no":
             raise UsageError(
                 "the Trainer does not count tokens", hint="TrainingArguments(include_num_input_tokens_seen='all')"
             )
-        self.ema = self._arguments.make(model)
+        self.ema = self.arguments.make(model)
         if state.global_step:
             self._resume(self.ema, args, state)
 

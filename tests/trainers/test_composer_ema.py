@@ -403,8 +403,8 @@ def test_arguments_that_make_no_sense_are_refused_when_composer_s_ema_is_made():
     ):
         with pytest.raises(UsageError):
             make_ours(**arguments)
-    assert list(make_ours(smoothing=0.9)._tracks.laws) == ["smoothing-0.9"]
-    assert list(make_ours()._tracks.laws) == ["1000ba"]
+    assert list(make_ours(smoothing=0.9).arguments.tracks.laws) == ["smoothing-0.9"]
+    assert list(make_ours().arguments.tracks.laws) == ["1000ba"]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2, saved whole"])
