@@ -310,7 +310,7 @@ def test_plain_strings_say_the_same_as_types(tmp_path: Path):
     write_hf_run(tmp_path / "run", [100, 200, 300])
     run = open_run(str(tmp_path / "run"), copy=["*.bias"], epoch_length="100ba")
     plan = make_plan(run, Recipe(half_life="1ep", start="100ba"))
-    averaging.average(plan, str(tmp_path / "text"), dtype="bfloat16", max_shard_size="1GB", max_memory="1GB")
+    averaging.average(plan, str(tmp_path / "text"), dtype="bfloat16", max_shard_size="1GB", max_memory="64GB")
     typed = read_run([tmp_path / "run"], ReadOptions(copy=("*.bias",)), Time.parse("100ba"))
     recipe = Recipe(half_life=Time.parse("1ep"), start=Time.parse("100ba"))
     target = parse_target(tmp_path / "types")

@@ -18,7 +18,7 @@ def test_average_prints_where_and_nothing_else_on_stdout(cli: Cli, run: Path):
     assert (done.code, done.out) == (0, "ema-200ba.safetensors\n")
     assert "3 checkpoints averaged: 2.6 effective, mean age 120.7ba" in done.err
     assert "2 tensors averaged, 1 copied; read 200 B in " in done.err
-    assert re.search(r" s \([\d.]+ k?B/s\), wrote \d+ B, peak memory [\d.]+ MB$", done.err.strip())
+    assert re.search(r" s \([\d.]+ k?B/s\), wrote \d+ B, peak memory [\d.]+ [MG]B$", done.err.strip())
     quiet = cli("average", "ckpts", "--half-life", "200ba", "-f", "-q")
     assert (quiet.code, quiet.out, quiet.err) == (0, "ema-200ba.safetensors\n", "")
 
