@@ -140,7 +140,7 @@ def _check_clocks(opened: Sequence[Checkpoint], inputs: Sequence[InputRow]) -> N
     for checkpoint, row in zip(opened, inputs, strict=True):
         progress = checkpoint.progress
         for unit, clock in _progress(row).clocks.items():
-            settled = unit is Unit.EPOCH and progress.epoch_origin_unknown
+            settled = unit is Unit.EPOCH and (progress.epoch_origin_unknown or progress.batch_in_epoch is not None)
             if clock.source not in _RECORDED or settled:
                 continue
             now = progress.clocks.get(unit)

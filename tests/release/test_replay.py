@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import make_tensors, write_hf_run, write_torch_run
+from tests.conftest import COMPOSER, make_tensors, write_hf_run, write_torch_run
 from tests.inprocess import InProcess, write_stored_run
 
 BIG = 300_000  # values: many more bytes than a fingerprint samples
@@ -383,3 +383,13 @@ def test_a_release_with_sums_is_repeated_with_sums(run: InProcess, big: Mapping[
     assert_repeats(run, big["sums"], ["ckpts"])
     code, told = run.json("average", "ckpts", "--recipe", manifest_of(big["sums"]), "-o", "bare.pt", "--no-manifest")
     assert (code, told["error"]["message"].split(":")[0]) == (2, "--recipe")
+
+
+def test_an_epoch_that_only_the_run_completes_is_not_a_changed_clock(cli: InProcess):
+    """Composer's last checkpoint of an epoch says that it is batch 12 of epoch 0: the run makes that one epoch."""
+    run = str(COMPOSER / "every-batch")
+    assert cli("average", run, "--half-life", "8ba", "-o", "x.safetensors").code == 0
+    done = cli("verify", "x.safetensors", "--against", run)
+    assert (done.code, "all bytes are those of" in done.out + done.err) == (0, True), done
+    done = cli("average", run, "--recipe", "x.safetensors.manifest.json", "-o", "y.safetensors")
+    assert done.code == 0, done
