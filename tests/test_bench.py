@@ -143,6 +143,7 @@ def test_time_and_processor_of_all_processes_count(tmp_path: Path):
     assert run.wall > 0.2
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_all_processes_together(tmp_path: Path):
     """Two children of a shell hold 64 MiB each at one time: together at least 128, the largest less."""
     holding = f"""
@@ -174,6 +175,7 @@ def test_eviction_empties_the_page_cache_and_warming_fills_it(tmp_path: Path):
     assert measure.cached_share([path]) == 1
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_bytes(tmp_path: Path):
     """And another seed, or another step, gives others."""
     data = MICRO["A"]
@@ -212,6 +214,7 @@ def test_values_look_like_weights():
     assert 0 < abs(moved).mean() < 0.005
 
 
+@pytest.mark.slow
 def test_the_full_sets_have_the_sizes_of_the_table():
     """A 0.43 GB, B 0.86, D 17 MB, F 4.6 GB, G1 5 MB, G3 3 GB; and C, E and I are A in other formats."""
     full = datasets.sets_at("full")
@@ -284,6 +287,7 @@ def test_reads_wait_side_by_side_and_share_the_bandwidth():
     assert SlowDisk(0.0, 1000).arrival(0.0, 500) == 0.5
 
 
+@pytest.mark.slow
 def test_ema_cli_reads_through_the_slow_disk(tmp_path: Path):
     """At 30 ms a read, the seconds it reports hold at least one read after the other of a file; the bytes are equal."""
     run = datasets.make(MICRO["D"], tmp_path)
@@ -350,6 +354,7 @@ def assert_measured(measured: dict[str, Any]) -> None:
     assert all(measured[key]["same"]["reference"] == "bit-equal" for key in ("H", "latency") if key in measured)
 
 
+@pytest.mark.slow
 def test_a_report_without_a_measurement_says_what_it_needs(tmp_path: Path):
     """A file that is not there, and one that is something else."""
     assert "error: missing.json: " in bench(tmp_path, "--from", "missing.json").stderr

@@ -144,6 +144,7 @@ def test_running_statistics_are_averaged(trained: tuple[Path, list[BatchEnd]], t
     assert all(not torch.equal(averaged["1.running_var"], event.model["1.running_var"]) for event in events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "half_life", "interval", "start"),
     [
@@ -168,6 +169,7 @@ def test_composers_own_results(tmp_path: Path, folder: str, half_life: str, inte
 FRACTIONS = st.builds(Fraction, st.integers(0, 600), st.sampled_from([1, 1, 1, 2, 3, 10]))
 
 
+@pytest.mark.slow
 @given(
     clocks=st.sets(FRACTIONS, min_size=1),
     half_life=st.builds(Fraction, st.integers(1, 2000), st.sampled_from([1, 10])),

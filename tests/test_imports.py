@@ -13,6 +13,7 @@ from tests.conftest import write_hf_run, write_torch_run
 from tests.loaded import loaded_by
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -31,6 +32,7 @@ def test_help_loads_neither_torch_nor_numpy(arguments: list[str], tmp_path: Path
     assert not [name for name in loaded if name.startswith("ema_cli.formats")]
 
 
+@pytest.mark.slow
 def test_inspect_loads_neither_torch_nor_numpy(tmp_path: Path):
     """Headers and clocks need no arithmetic library, for safetensors and for pickled checkpoints."""
     write_hf_run(tmp_path / "hf", [100, 200])
@@ -39,6 +41,7 @@ def test_inspect_loads_neither_torch_nor_numpy(tmp_path: Path):
         assert not loaded_by(["inspect", folder, "--half-life", "50ba"], tmp_path) & {"torch", "numpy"}
 
 
+@pytest.mark.slow
 def test_a_format_is_loaded_where_there_is_one_to_read(tmp_path: Path):
     """Safetensors need nothing that reads pickles, and files of torch.save nothing of torch.distributed.checkpoint."""
     write_hf_run(tmp_path / "hf", [100, 200])
@@ -78,6 +81,7 @@ def test_the_law_loads_no_numpy():
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.slow
 def test_the_library_loads_no_torch(tmp_path: Path):
     """Opening, planning and averaging by `import ema_cli` load no torch; the word EMA alone does."""
     write_hf_run(tmp_path / "run", [100, 200])

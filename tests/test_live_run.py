@@ -80,6 +80,7 @@ def dcp_run(run: Path) -> list[Path]:
 RUNS = [(torch_run, 0), (torch_run, 2), (hf_run, 0), (hf_run, 1), (dcp_run, 0), (dcp_run, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("moment", ["planned", "reading"])
 @pytest.mark.parametrize("change", CHANGES)

@@ -118,6 +118,7 @@ def test_the_spelling_of_a_path_changed_the_bytes(cli: Cli, tmp_path: Path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_ends_it_with_141(tmp_path: Path):
     """A closed pipe is neither an error of ours nor a success."""
     write_torch_run(tmp_path / "run", list(range(1, 400)))
@@ -128,6 +129,7 @@ def test_a_reader_that_leaves_early_ends_it_with_141(tmp_path: Path):
     assert (done.stdout.strip(), done.stderr) == ("141", "")
 
 
+@pytest.mark.slow
 def test_streams_that_cannot_show_everything(program: Cli, tmp_path: Path):
     """A closed stdout and an encoding without the name's letters are no reason to fail."""
     write_torch_run(tmp_path / "s\u00e9", [1, 2])

@@ -289,6 +289,7 @@ def test_lora_settings_in_any_order_agree(tmp_path: Path):
     average(tmp_path / "run", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_endless_keys_and_counts_in_files_are_errors(tmp_path: Path):
     """A key that is nested without end, and a number of ranks of thousands of digits, are errors of ours."""
     key: Any = ("k",)

@@ -31,6 +31,7 @@ def test_average_of_named_files_in_any_order(cli: Cli, run: Path, tmp_path: Path
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_average_in_json(program: Cli, run: Path):
     """One object carries plan, output and warnings; stderr stays empty."""
     done = program("average", "ckpts", "--half-life", "200ba", "--json")
@@ -108,6 +109,7 @@ def test_several_half_lives_in_json(cli: Cli, run: Path, tmp_path: Path):
     assert cli("inspect", "ckpts", "--json").json["plans"] == []
 
 
+@pytest.mark.slow
 def test_a_default_name_that_is_too_long_says_so(cli: Cli, run: Path):
     """Too many half-lives for one name: an error with the way out."""
     many = [word for number in range(1, 60) for word in ("--half-life", f"{number}00ba")]
@@ -117,6 +119,7 @@ def test_a_default_name_that_is_too_long_says_so(cli: Cli, run: Path):
     assert cli("average", "ckpts", *many, "-o", "many").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--threads", "1"], ["--threads", "3"], ["--threads", "8"]], ids=" ".join)
 def test_neither_threads_nor_memory_show_in_the_output(cli: Cli, run: Path, tmp_path: Path, options: list[str]):
     """Few threads or many, little memory or much: the same bytes."""

@@ -72,6 +72,7 @@ def test_options_complete(complete: Complete):
     assert complete("inspect", "--update") == ["--update-interval"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "values"),
     [

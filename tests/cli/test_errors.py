@@ -80,6 +80,7 @@ USAGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"), USAGE, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
@@ -161,6 +162,7 @@ FAULTS: list[tuple[Callable[[Path], None], list[str], int, str, str | None]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "paths", "code", "message", "kept"), FAULTS)
 def test_faults_have_a_code_a_line_and_a_hint(
     cli: Cli,

@@ -33,6 +33,7 @@ def test_the_main_page_says_what_scripts_need(cli: Cli):
     assert set(map(int, re.findall(r"\b\d+\b", codes[1]))) == {0, 1, 2, 3, 4, 5, 6, 129, 130, 141, 143}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: " ".join(page) or "main")
 def test_every_width_says_the_same(page: list[str], cli: Cli):
     """At 80, 100 and 200 columns no line is longer, nothing is cut off, and no option is missing."""
@@ -59,6 +60,7 @@ def test_every_option_is_explained_and_ends_its_sentence(command: str):
         assert re.fullmatch(r"[A-Z].+\.", parameter.help, re.DOTALL), parameter.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: " ".join(page) or "main")
 def test_every_example_runs(page: list[str], cli: Cli, tmp_path: Path):
     """What the page shows as a command works as it stands, on a run and an average of the names that it uses."""

@@ -81,6 +81,7 @@ def write_odd_run(folder: Path, dtype: torch.dtype, steps: int = 9) -> None:
         torch.save({"model": tensors, "step": step}, folder / f"step-{step}.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64])
 def test_each_average_is_byte_for_byte_what_it_is_alone(tmp_path: Path, dtype: torch.dtype):
     """Half-lives of nothing, below one unit, of weights that vanish, and infinite, over every kind of value."""
@@ -94,6 +95,7 @@ def test_each_average_is_byte_for_byte_what_it_is_alone(tmp_path: Path, dtype: t
     check_each_alone(tmp_path / "run", tmp_path, MANY, "ema-{half_life}.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -113,6 +115,7 @@ def test_options_hold_for_every_average(tmp_path: Path, options: dict[str, Any])
     check_each_alone(tmp_path / "run", tmp_path, MANY, "ema-{half_life}.safetensors", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_several_averages_let_nan_and_infinity_through_with_the_same_bits(tmp_path: Path, dtype: torch.dtype):
     """NaN and infinity that are let through come out with the same bits."""
@@ -324,6 +327,7 @@ def test_many_shards_of_many_averages_need_few_descriptors_beforehand(tmp_path: 
     assert set_to == [(1256, 4096), (4096, 4096)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3, 8])
 def test_threads_and_memory_do_not_show(tmp_path: Path, threads: int):
     """Large tensors, cut into blocks in many ways: equal bytes."""

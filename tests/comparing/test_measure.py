@@ -20,6 +20,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_module, "_STRETCH", 640)
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_bit(small_blocks: None):
     """One thread and seven give the same float64 numbers, in the same order."""
     one, others = checkpoint(model(1)), [checkpoint(model(seed)) for seed in (2, 3, 4)]

@@ -130,6 +130,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Pa
     return prepare
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if RUN & {block.language for block in blocks(page)}], ids=name_of

@@ -28,6 +28,7 @@ def options_of_all_commands() -> set[str]:
     return {"--help"} | {spelling for parameter in parameters for spelling in parameter.opts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_option_on_a_page_exists(page: Path) -> None:
     """Options that a page names are those of a command, or of the benchmark."""

@@ -280,6 +280,7 @@ class Counted:
         self.file.read_into(offset, out)
 
 
+@pytest.mark.slow
 def test_reads_of_a_slow_disk_are_made_side_by_side():
     """Where each read takes long, more threads wait at once than there are processors; the bytes are the same."""
     saved = [{"w": torch.full((20_000,), float(seed))} for seed in range(12)]

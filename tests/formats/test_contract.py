@@ -48,6 +48,7 @@ def test_whole_tensors_are_equal(case: tuple[Checkpoint, Tensors]) -> None:
     assert [name for name in tensors if found[name] != stored_bytes(tensors[name])] == []
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_any_range_is_equal(case: tuple[Checkpoint, Tensors], data: st.DataObject) -> None:
     """Any run of elements, the empty one too, reads as the same part of the whole."""
@@ -73,6 +74,7 @@ def test_tensors_share_a_place_where_they_share_their_bytes(case: tuple[Checkpoi
         assert (weights.place(one) == weights.place(other)) == same(tensors[one], tensors[other]), (one, other)
 
 
+@pytest.mark.slow
 def test_threads_read_at_once(case: tuple[Checkpoint, Tensors]) -> None:
     """Eight threads that read all tensors piece by piece at the same time each get the right bytes."""
     checkpoint, tensors = case

@@ -58,6 +58,7 @@ def test_only_buffers_are_not_persistent() -> None:
     assert module_tensors(Inert("Module", state=state)) == {"weight": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("leaf", "names"),
     [

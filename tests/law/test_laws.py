@@ -30,6 +30,7 @@ def test_smoothing_is_per_update():
     assert Smoothing(0.9).share(Gap(Fraction(10), 2, Fraction(11)), Fraction(50)) == pytest.approx(1 - 0.81)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.1, 0.2, 0.28, UNIFORM_SIGMA_REL])
 def test_the_exponent_has_the_width_that_is_asked_for(sigma_rel: float):
     """The standard deviation of (gamma + 1) t^gamma on [0, 1], integrated, is sigma_rel."""

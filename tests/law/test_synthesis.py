@@ -53,6 +53,7 @@ def a_half_life(batches: float) -> HalfLife:
 LAWS = [a_half_life(3.0), a_half_life(40.0), a_half_life(900.0), Smoothing(0.97), Power(0.1), Power(0.05)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stores", [[10, 20, 30], [7, 8, 300, 1400], [1000], [90, 91, 92, 700, 2000]])
 def test_inner_products_are_those_of_the_profiles_over_events(stores: list[int]) -> None:
     """Two profiles have the inner product that they have written out, in cells short and long."""

@@ -52,6 +52,7 @@ def after_first(gaps: Sequence[Fraction]) -> list[Fraction]:
     return [Fraction(12345), *gaps]
 
 
+@pytest.mark.slow
 @given(gaps=GAPS, half_life=HALF_LIVES)
 def test_weights_are_the_unrolled_recurrence(gaps: list[Fraction], half_life: Fraction):
     """Folding one checkpoint after the other gives each the weight that the plan gives it."""
@@ -60,6 +61,7 @@ def test_weights_are_the_unrolled_recurrence(gaps: list[Fraction], half_life: Fr
     assert math.fsum(weights) == pytest.approx(1, abs=1e-14)
 
 
+@pytest.mark.slow
 @given(gaps=GAPS, half_life=HALF_LIVES)
 def test_bias_correction_starts_from_zero_as_adam_does(gaps: list[Fraction], half_life: Fraction):
     """The first enters with 1 - s_0, s_0 of the median gap, and the weights are renormalised."""
@@ -100,6 +102,7 @@ def test_a_smoothing_is_kept_once_per_update(updates: list[Fraction], smoothing:
     assert weights == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
+@pytest.mark.slow
 @given(gaps=GAPS, half_life=HALF_LIVES, scale=st.fractions(Fraction(1, 1000), 1000), bias_correction=st.booleans())
 def test_only_the_ratio_of_gap_and_half_life_counts(
     gaps: list[Fraction], half_life: Fraction, scale: Fraction, bias_correction: bool
@@ -112,6 +115,7 @@ def test_only_the_ratio_of_gap_and_half_life_counts(
     assert scaled == weights
 
 
+@pytest.mark.slow
 @given(gaps=GAPS, half_life=HALF_LIVES, at=st.integers(0, 11))
 def test_a_checkpoint_that_is_missing_leaves_the_older_weights_as_they_are(
     gaps: list[Fraction], half_life: Fraction, at: int
@@ -172,6 +176,7 @@ def test_the_first_gap_is_the_median_of_the_others(gaps: list[int], median: Frac
     assert weights == pytest.approx([float(gap / (median + sum(gaps))) for gap in (Fraction(median), *gaps)], rel=1e-15)
 
 
+@pytest.mark.slow
 @given(gaps=GAPS)
 def test_the_limit_at_an_infinite_half_life_is_what_long_ones_approach(gaps: list[Fraction]):
     """With bias correction, weights go to the share of the gaps: a half-life of 1e30 cannot be told from it."""

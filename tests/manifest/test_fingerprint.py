@@ -98,6 +98,7 @@ def test_sums_are_those_of_the_bytes_in_order(tmp_path: Path, monkeypatch: pytes
     ]
 
 
+@pytest.mark.slow
 def test_sums_depend_on_no_memory(tmp_path: Path):
     """With the least memory that will do, and with all: a tensor of 20 MB is read in many blocks, or in few."""
     saved = write_run(tmp_path / "ckpts", [10, 20], scale=16)

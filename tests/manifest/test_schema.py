@@ -54,6 +54,7 @@ def test_schemas_are_schemas(name: str):
     assert {each.rpartition("/")[2] for each in references} == set(schema.get("$defs", {}))
 
 
+@pytest.mark.slow
 def test_average_and_its_manifest(run: InProcess):
     """Of one, of several, as .pt, with NaN, copied tensors and all sums; and what would be done."""
     write_hf_run(run.folder / "ckpts", [500, 1000, 1500])

@@ -54,6 +54,7 @@ def feed(ema: EMA, models: list[Tensors], *, since: int = 0) -> None:
         ema.update(batch=step, epoch=step / EPOCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked",
     [
@@ -166,6 +167,7 @@ class Bare(nn.Module):
                 module.register_parameter(last, nn.Parameter(tensor.clone()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("half_life", "interval", "start"),
     [("10ba", "1ba", None), ("10ba", None, None), ("8ba", "4ba", None), ("6ba", "1ba", "12ba"), ("1ep", None, None)],
@@ -190,6 +192,7 @@ def test_composers_own_results(half_life: str, interval: str | None, start: str 
     assert found["norm.num_batches_tracked"].item() == 24
 
 
+@pytest.mark.slow
 def test_bfloat16_moves():
     """5,000 updates at 1e-3 from 1.0 toward 1.05 come to 1.0466; in the model's own type nothing would move."""
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)

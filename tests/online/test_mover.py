@@ -55,6 +55,7 @@ def wide(tensor: Tensor) -> torch.dtype:
     return torch.complex128 if tensor.is_complex() else torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 7, 1000, 1 << 16])
 def test_the_size_of_a_batch_does_not_show(batch: int, monkeypatch: pytest.MonkeyPatch):
     """Cut into parts of any size, or put together, tensors of any strides come to the same bits."""
@@ -72,6 +73,7 @@ def test_the_size_of_a_batch_does_not_show(batch: int, monkeypatch: pytest.Monke
         assert torch.equal(one, other[:64] if one.dim() == 1 else other)
 
 
+@pytest.mark.slow
 @given(share=st.floats(0, 1), seed=st.integers(0, 50))
 def test_an_average_that_is_bit_equal_to_the_model_keeps_its_bits(share: float, seed: int):
     """Where model and average are bit-equal, the average keeps its bits, at any share: frozen layers do not drift."""

@@ -97,6 +97,7 @@ def test_an_archive_that_the_checkpoints_do_not_give(copy: Path, text: bytes):
     assert found.problems or "something else around them" in again.problems[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "fact"),
     [

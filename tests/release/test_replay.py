@@ -75,6 +75,7 @@ LAWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS, ids=" ".join)
 def test_every_law_is_repeated(run: InProcess, law: Sequence[str]):
     """With all sums and without, to each kind of output in turn, though the training went on, and was moved, since."""
@@ -178,6 +179,7 @@ def test_twins_are_repeated(run: InProcess):
     assert_repeats(run, first, ["files"])
 
 
+@pytest.mark.slow
 def test_stored_averages_are_repeated(run: InProcess):
     """The weights are those of the fit, though the training stored more since, which would give others."""
     write_stored_run(run.folder / "run/ema", steps=200)
@@ -315,6 +317,7 @@ def changed(run: InProcess, first: Path, change: Callable[[Any], None]) -> Path:
     return run.folder / "changed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "code"),
     [

@@ -319,6 +319,7 @@ def at_distances(*shares: float) -> Distances:
     return Distances(range(len(row)), row, {"layer": row}, [], False, 0)
 
 
+@pytest.mark.slow
 def test_a_large_run_stays_small_and_says_what_is_left_out(cli: Cli, tmp_path: Path):
     """Two thousand checkpoints of four hundred layers come to less than 2 MB, with a note for each cut."""
     manifest = manifest_of(cli, tmp_path)

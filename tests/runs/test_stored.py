@@ -79,6 +79,7 @@ def test_updates_that_contradict_clocks_are_refused(stored: Path) -> None:
         make_stored_plan(open_stored([stored]), Recipe(half_life=Time.parse("20ba")), allow_approximate=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "error"),
     [

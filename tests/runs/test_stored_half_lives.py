@@ -39,6 +39,7 @@ def rebuild(folder: Path, half_life: str, output: Path, **options: Any) -> np.nd
     return load_file(output)["weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half_life", [20, 25, 30, 50, 70, 100, 150, 400, 1000, 100_000])
 def test_any_half_life_comes_near_the_dense_average(
     half_life: int, trained: tuple[Path, list[np.ndarray]], tmp_path: Path
@@ -163,6 +164,7 @@ def profile_model() -> torch.nn.Module:
     return torch.nn.Linear(STEPS, 1, bias=False, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kept", "asked"),
     [

@@ -69,6 +69,7 @@ def room(path: Path) -> str:
     return name if name in MAY else name.partition("/")[0]
 
 
+@pytest.mark.slow
 def test_nobody_but_storage_calls_the_file_system():
     """Other modules say `location(path)`; the few that may do otherwise are listed, each with the reason."""
     modules = [path for path in PACKAGE.rglob("*.py") if room(path) not in MAY]

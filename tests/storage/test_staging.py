@@ -379,6 +379,7 @@ def written(place: Path, names: Sequence[str]) -> Path:
     return place / FILES[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("system")
 @each_before
 @pytest.mark.parametrize("beside", [BESIDE, BESIDE[1:], ()], ids=len)

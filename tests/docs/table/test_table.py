@@ -30,6 +30,7 @@ def test_the_table_of_what_is_read_is_tested_whole() -> None:
     assert rows("read") == list(READ)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(("row", "number"), [(row, number) for row in READ for number in range(len(READ[row]))])
 def test_a_checkpoint_that_the_table_calls_read_is_averaged(row: str, number: int, cli: Cli, tmp_path: Path) -> None:

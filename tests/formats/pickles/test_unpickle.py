@@ -301,6 +301,7 @@ def test_damaged_pickles_give_nothing_but_pickle_errors(data: st.DataObject) -> 
             unpickle(text)
 
 
+@pytest.mark.slow
 def test_deep_nesting_neither_crashes_nor_hangs() -> None:
     """Fifty thousand nested containers are no reason to overflow the stack, as keys neither."""
     depth = 50_000

@@ -105,6 +105,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("label", MODULES)

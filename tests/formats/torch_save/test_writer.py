@@ -133,6 +133,7 @@ def test_the_archive_is_whole(tmp_path: Path):
     assert {*theirs} - {*names} == {".data/serialization_id"}  # which only logs tell
 
 
+@pytest.mark.slow
 def test_bytes_depend_on_the_average_alone(tmp_path: Path):
     """Threads, memory, the file's name and the other averages of one pass do not show."""
     write_every_kind(tmp_path / "run")

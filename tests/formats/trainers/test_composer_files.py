@@ -223,6 +223,7 @@ def file(extension: Any, content: Any) -> dict[str, Any]:
     return {"file_extension": extension, "content": content}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tokenizer", "says"),
     [
