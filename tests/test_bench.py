@@ -135,6 +135,7 @@ def test_a_failed_command_takes_part_no_longer(tmp_path: Path):
     assert all(each["runs"].keys() == {"good"} for each in found)
 
 
+@pytest.mark.slow
 def test_time_and_processor_of_all_processes_count(tmp_path: Path):
     """A shell that waits for a child which computes: the child's time is in it, and major faults and load are told."""
     script = f"{sys.executable} -c 'sum(range(4_000_000))'; sleep 0.2"

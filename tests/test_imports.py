@@ -97,6 +97,7 @@ def test_the_library_loads_no_torch(tmp_path: Path):
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
 
 
+@pytest.mark.slow
 def test_without_torch_the_online_half_says_what_to_install(tmp_path: Path):
     """Where torch is missing, files are averaged, and EMA and compute_ema are ImportErrors that name the extra."""
     write_hf_run(tmp_path / "run", [100, 200])

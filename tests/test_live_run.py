@@ -184,6 +184,7 @@ MARKS: dict[str, tuple[str, Callable[[Path], object], str]] = {
 LATEST = "latest_checkpointed_iteration.txt"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("label", MARKS)
 def test_the_marks_of_a_whole_checkpoint_are_minded(tmp_path: Path, label: str):

@@ -30,6 +30,7 @@ def test_a_number_without_a_unit_is_no_size(text: str):
     assert raised.value.hint
 
 
+@pytest.mark.slow
 def test_the_peak_is_this_process_s_own():
     """Not what the process had that started it, which getrusage tells on Linux."""
     ballast = bytearray(300 << 20)

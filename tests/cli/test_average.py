@@ -157,6 +157,7 @@ EIGHT = [word for each in ("0ba", "50ba", "100ba", "200ba", "500ba", "1000ba", "
          for word in ("--half-life", each)]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", ["40", "60", "80", "200"])
 def test_eight_half_lives_are_readable_at_every_width(cli: Cli, run: Path, columns: str):
     """Each has a column with every weight, in as many tables as the width asks for; bars where there is room."""

@@ -59,12 +59,14 @@ def complete(script: Path, tmp_path: Path) -> Complete:
     return run
 
 
+@pytest.mark.slow
 def test_commands_complete(complete: Complete):
     """Every command is offered, and those that begin so."""
     assert complete("") == list(COMMANDS)
     assert complete("av") == ["average"]
 
 
+@pytest.mark.slow
 def test_options_complete(complete: Complete):
     """By their beginning, in each command."""
     assert complete("average", "--half") == ["--half-life"]
@@ -88,6 +90,7 @@ def test_values_complete(option: str, values: list[str], complete: Complete):
     assert complete("average", "ckpts", option, "") == values
 
 
+@pytest.mark.slow
 def test_values_complete_by_their_beginning(complete: Complete):
     """What is typed of a value is taken into account."""
     assert complete("average", "ckpts", "--dtype", "b") == ["bfloat16"]
@@ -114,6 +117,7 @@ def test_files_complete_as_bash_completes_files(script: Path, tmp_path: Path):
     ]
 
 
+@pytest.mark.slow
 def test_completion_loads_what_help_loads(tmp_path: Path):
     """A Tab waits for no arithmetic library, and for no drawing of tables."""
     script = (

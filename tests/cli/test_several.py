@@ -211,6 +211,7 @@ def test_an_error_in_the_middle_leaves_nothing_of_any(tmp_path: Path, force: boo
     assert sorted(path.name for path in tmp_path.iterdir()) == (["out", "run"] if force else ["run"])
 
 
+@pytest.mark.slow
 def test_force_exchanges_the_whole_folder(tmp_path: Path):
     """The averages that are asked for now are all that is in it afterwards."""
     write_hf_run(tmp_path / "run", [100, 200])

@@ -35,6 +35,7 @@ def test_the_number_of_threads_changes_no_bit(small_blocks: None):
     assert told(1) == told(7) == told(2)
 
 
+@pytest.mark.slow
 def test_every_byte_is_read_once(small_blocks: None):
     """One pass over all checkpoints, however many there are; tied tensors are read once, and told under each name."""
     ties = {"layers.2.tied": "layers.2.weight"}
@@ -54,6 +55,7 @@ def test_every_byte_is_read_once(small_blocks: None):
     )
 
 
+@pytest.mark.slow
 def test_many_are_measured_as_each_alone(small_blocks: None):
     """The distances of one from several, by layer and in total, are to the bit those of the comparisons one by one."""
     one, others = checkpoint(model(1)), [checkpoint(model(seed), f"step-{seed}") for seed in (2, 3)]

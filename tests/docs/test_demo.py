@@ -42,6 +42,7 @@ def test_the_demo_runs_end_to_end(tmp_path: Path):
     assert (tmp_path / "demo" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_timed_demo_trains_its_fewest_batches_however_slow_the_machine_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

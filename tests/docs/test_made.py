@@ -20,6 +20,7 @@ def files() -> dict[Path, str]:
     return made(ROOT)
 
 
+@pytest.mark.slow
 def test_every_made_file_is_what_make_docs_writes_now(files: dict[Path, str]) -> None:
     """Where this fails, `make docs` mends it."""
     assert [path.name for path, text in files.items() if path.read_text("utf-8") != text] == []

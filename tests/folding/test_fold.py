@@ -306,6 +306,7 @@ def test_reads_of_a_slow_disk_are_made_side_by_side():
     assert most > 8
 
 
+@pytest.mark.slow
 def test_threads_that_cannot_be_added_are_done_without(monkeypatch: pytest.MonkeyPatch):
     """On a slow disk more threads would help; where the system has none, those that run finish the work."""
     saved = [{"w": torch.full((20_000,), float(seed))} for seed in range(8)]
@@ -330,6 +331,7 @@ def test_threads_that_cannot_be_added_are_done_without(monkeypatch: pytest.Monke
     assert len(started) == 2
 
 
+@pytest.mark.slow
 def test_a_fast_disk_needs_no_more_threads(monkeypatch: pytest.MonkeyPatch):
     """Where reads are quick, no thread is started beyond those asked for."""
     more: list[int] = []

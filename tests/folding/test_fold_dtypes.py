@@ -59,6 +59,7 @@ def test_a_nan_in_complex128_is_named_by_its_element():
         fold(both, [0.5, 0.5], sizes=small(64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["F32", "BF16", "F16", "F64"])
 @pytest.mark.parametrize("order", list(permutations(range(4)))[::5])
 def test_float_types_may_differ_between_checkpoints(target: str, order: tuple[int, ...]):

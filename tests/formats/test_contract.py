@@ -32,6 +32,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return open_checkpoint(path), tensors
 
 
+@pytest.mark.slow
 def test_specs_are_those_of_the_library(case: tuple[Checkpoint, Tensors]) -> None:
     """Names, dtypes, shapes and sizes are known from the headers, and equal the library's."""
     checkpoint, tensors = case

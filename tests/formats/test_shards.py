@@ -103,6 +103,7 @@ def test_a_shard_that_is_cut_short_is_incomplete(suffix: str, tmp_path: Path) ->
     assert f"{shards(suffix)[1]}: cut short" in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shard",
     ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", ".hidden", "..", ".", "a/", "nul\0", "", 3, None, ["a"]],

@@ -68,6 +68,7 @@ def test_inner_products_are_those_of_the_profiles_over_events(stores: list[int])
     assert np.abs((found.products - written.T @ written) / np.outer(sizes, sizes)).max() < 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [1, 5])
 @pytest.mark.parametrize("law", [a_half_life(60.0), a_half_life(150.0), a_half_life(700.0), Power(0.12)])
 def test_weights_are_those_of_least_squares_over_events(law: LiveLaw, interval: int) -> None:

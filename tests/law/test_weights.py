@@ -207,6 +207,7 @@ CLOCKS = st.lists(st.integers(1, 1000), min_size=1, max_size=12, unique=True).ma
 )
 
 
+@pytest.mark.slow
 @given(clocks=CLOCKS, sigma_rel=st.sampled_from([0.03, 0.05, 0.1, 0.2, 0.28]))
 def test_power_weights_are_integrals_of_the_profile(clocks: list[Fraction], sigma_rel: float):
     """Each checkpoint has the integral of (g + 1) / T^(g + 1) t^g over the training that it stands for."""

@@ -85,6 +85,7 @@ def plans(folder: Path, *half_lives: str, copy: Sequence[str] = ()) -> list[Any]
     return [make_plan(run, Recipe(half_life=Time.parse(each))) for each in half_lives]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 8])
 @pytest.mark.parametrize("size", [977, 4096, BLOCK_BYTES])
 def test_sums_are_those_of_the_bytes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, size: int):
@@ -148,6 +149,7 @@ def test_copied_tensors_are_a_stream_of_their_own(tmp_path: Path):
     assert told[2][:1] == sums([raw[name] for name in order if name not in copied], BLOCK_BYTES)
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=300), max_size=20), st.integers(1, 200), st.randoms())
 def test_whoever_is_early_waits(parts: list[bytes], size: int, random: Any):
     """However the threads come, the sums are those of the parts in the order of their numbers, less what is skipped."""

@@ -46,6 +46,7 @@ def average(run: InProcess, *arguments: object) -> Path:
     return run.folder / out.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_sha256sum_checks_odd_names(tmp_path: Path, name: str):
     """It finds the file, and finds that it has changed; and what it writes itself, we read."""
@@ -84,6 +85,7 @@ def test_a_line_that_is_no_sum_is_refused_with_its_number(line: bytes):
         parse_sums(good + good.replace(b"  ", b" *"), "sums")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -116,6 +118,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {file.relative_to(path.parent).as_posix(): file.read_bytes() for file in files if file.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["out", "out.safetensors", "out.pt"])
 def test_equal_runs_give_equal_bytes(run: InProcess, monkeypatch: pytest.MonkeyPatch, output: str):
     """In another folder, on more threads, with the files listed otherwise: all bytes, the manifest's too."""

@@ -45,6 +45,7 @@ def manifests(folder: Path) -> list[Any]:
     return [json.loads(path.read_text()) for path in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["output", "manifest"])
 def test_schemas_are_schemas(name: str):
     """They are of JSON Schema's draft 2020-12, and nothing that they refer to is missing."""
@@ -95,6 +96,7 @@ def test_average_of_stored_ones(run: InProcess):
     assert manifest["approximation"] is not None
 
 
+@pytest.mark.slow
 def test_every_json_of_inspect_fits_the_schema(run: InProcess):
     """Of a run with all that is odd, of one file, of an average, of stored averages, with a gate that fails."""
     write_hf_run(run.folder / "ckpts", [500, 1000, 1500, 4000])
@@ -225,6 +227,7 @@ LEAVES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_our_check_agrees_with_jsonschema(manifest: Any, data: st.DataObject):
     """On manifests in which anything was replaced, left out or added, both find something wrong, or neither does.

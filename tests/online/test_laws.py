@@ -129,6 +129,7 @@ def test_an_infinite_half_life_is_the_first(trained: tuple[Path, list[Tensors]])
     assert_same(held(ema), {**models[2], COUNTER: models[-1][COUNTER]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("half_life", "interval", "unit", "start"),
     [(50, 1, "ba", 0), (20, 5, "ba", 0), (2, 1, "ep", 0), (20, 5, "ba", 22), (50, 1, "ba", 30), (2, 1, "ep", 2)],

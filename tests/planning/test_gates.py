@@ -40,6 +40,7 @@ def demand(run: InProcess, command: list[str], *gates: object, law: str = "1000b
     return told["error"]["message"].split("; ") if failed else []
 
 
+@pytest.mark.slow
 @COMMANDS
 def test_a_gate_holds_at_its_bound_and_fails_beyond_it(run: InProcess, command: list[str]):
     """The bound itself holds; one more, or a share less, does not, and all that does not hold is told."""

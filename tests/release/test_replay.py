@@ -91,6 +91,7 @@ def test_every_law_is_repeated(run: InProcess, law: Sequence[str]):
     assert_repeats(run, first, ["elsewhere/moved"], "--threads", "3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "output"),
     [
@@ -116,6 +117,7 @@ def test_non_finite_values_are_let_through_again(run: InProcess):
     assert_repeats(run, first, ["files"])
 
 
+@pytest.mark.slow
 def test_clocks_are_those_that_were_settled(run: InProcess):
     """Spacing, epoch lengths and epochs that counted from 0 give what they gave, whatever lies there now."""
     for step, name in enumerate(["a", "b", "c"], 1):
@@ -141,6 +143,7 @@ def test_clocks_are_those_that_were_settled(run: InProcess):
         assert_repeats(run, first, [folder])
 
 
+@pytest.mark.slow
 def test_a_choice_of_weights_is_repeated(run: InProcess):
     """--key, --weights ema, and names that keep their prefix."""
     (run.folder / "files").mkdir()
@@ -194,6 +197,7 @@ def test_stored_averages_are_repeated(run: InProcess):
     assert_repeats(run, first, ["run"])
 
 
+@pytest.mark.slow
 def test_one_of_several_is_repeated(run: InProcess):
     """Each has a manifest that says what it is alone, also where it reads less than the others did."""
     write_hf_run(run.folder / "ckpts", [500, 1000, 1500])
@@ -203,6 +207,7 @@ def test_one_of_several_is_repeated(run: InProcess):
         assert_repeats(run, folder / f"ema-{law}", ["ckpts"])
 
 
+@pytest.mark.slow
 def test_where_it_goes_if_nobody_says(run: InProcess):
     """Under the name of its law, as what it was; an output that is there is not replaced."""
     write_hf_run(run.folder / "ckpts", [500, 1000])
@@ -356,6 +361,7 @@ def test_a_manifest_that_was_changed_is_refused(
     assert fails(run, changed(run, big["none"], change))[0] == code
 
 
+@pytest.mark.slow
 def test_options_beside_it_are_refused(run: InProcess, big: Mapping[str, Path]):
     """What the manifest says, nobody else may; threads, memory and the place may be said."""
     manifest = manifest_of(big["none"])

@@ -73,6 +73,7 @@ def test_no_metadata_at_all(copy: Path):
     assert problems(copy / SINGLE) == [f"{SINGLE}: has no metadata that say how it was averaged"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_values_that_are_not_finite(copy: Path, dtype: torch.dtype, value: float):

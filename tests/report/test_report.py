@@ -226,6 +226,7 @@ def test_distances_are_from_what_was_averaged(cli: Cli, run: Path):
     assert not (run / "b.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../b"])
 def test_a_manifest_leads_out_of_no_folder(cli: Cli, run: Path, name: str):
     """A manifest may come from anywhere: names in it that leave the folder are refused."""

@@ -112,6 +112,7 @@ def test_other_files_of_ours_are_not_taken(stored: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["", "checkpoint-200"])
 def test_the_model_s_configuration_comes_along(where: str, stored: Path) -> None:
     """Beside, or above, a Hugging Face model the result is a folder that from_pretrained loads."""

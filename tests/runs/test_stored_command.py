@@ -13,6 +13,7 @@ from ema_cli.runs.stored import find_stored, open_stored
 from tests.conftest import Cli
 
 
+@pytest.mark.slow
 def test_inspect_suggests_what_is_stored(cli: Cli, trained: tuple[Path, list[np.ndarray]], tmp_path: Path) -> None:
     """Beside raw checkpoints, `inspect` tells of stored averages, how near they come, and draws both profiles."""
     folder, seen = trained

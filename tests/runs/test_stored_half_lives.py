@@ -147,6 +147,7 @@ def test_several_half_lives_from_what_is_stored(
         assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(seen[-1] - expected)
 
 
+@pytest.mark.slow
 def test_more_than_can_be_solved_for_is_thinned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of very many stored averages the newest are all kept, and of the older ones fewer the older they are."""
     seen = train(tmp_path / "ema", at=range(10, STEPS + 1, 10))
@@ -206,6 +207,7 @@ def test_the_error_that_is_told_is_the_true_one(kept: dict[str, Any], asked: dic
     assert plan.recipe.update_interval == Time.parse(interval["update_interval"])
 
 
+@pytest.mark.slow
 def test_leaving_out_small_weights_refuses_no_half_life_within_reach(tmp_path: Path) -> None:
     """Leaving out small weights never lifts the error over what is refused, nor over what is called near."""
     train(tmp_path / "ema", at=[53, 107, 264, 361])

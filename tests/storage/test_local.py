@@ -49,6 +49,7 @@ def test_few_descriptors_stay_open(tmp_path: Path) -> None:
     assert open_descriptors() - before <= 130
 
 
+@pytest.mark.slow
 def test_many_threads_read_many_files(tmp_path: Path) -> None:
     """Threads that fight for descriptors each get their own file's bytes."""
     files = [LocalFile(path) for path in write_many(tmp_path)]

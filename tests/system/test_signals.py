@@ -62,6 +62,7 @@ def test_a_signal_waits_for_the_end_of_the_block():
     assert done == ["first", "second"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_around_the_work_a_signal_ends_the_program_without_a_word(number: int, moment: str):

@@ -135,6 +135,7 @@ def test_a_link_or_a_folder_beside_a_file_is_not_ours(tmp_path: Path, number: in
             beside.unlink()
 
 
+@pytest.mark.slow
 def test_a_long_manifest_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """That of a hundred thousand tensors takes more memory than averaging them does: its end tells whose it is."""
     path = tmp_path / "x.safetensors"

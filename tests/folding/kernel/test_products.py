@@ -41,6 +41,7 @@ def test_within_refuses_nan_infinity_and_what_is_too_large():
         assert not is_within(np.array([0.0, bad, 0.5], dtype=np.float32), 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("plain", [True, False])
 def test_products_are_summed_one_after_another_each_rounded(

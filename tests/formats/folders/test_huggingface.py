@@ -77,6 +77,7 @@ def test_a_model_without_a_state_has_no_clock(tmp_path: Path) -> None:
     assert clocks(write_model(tmp_path / "checkpoint-5")) == {}
 
 
+@pytest.mark.slow
 def test_a_state_that_is_cut_anywhere_is_incomplete(tmp_path: Path) -> None:
     """Whatever the length it was cut to, the state is said to be incomplete, and named."""
     whole = json.dumps({"global_step": 7, "log_history": [{"loss": 1.5}, {"loss": 0.5}], "x": {}}, indent=2)

@@ -106,6 +106,7 @@ BAD_HEADERS: dict[str, tuple[bytes, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", BAD_HEADERS)
 def test_a_header_that_breaks_a_rule_is_refused(label: str, tmp_path: Path) -> None:
     """A header that breaks one rule is refused with the file, and what is wrong, in one printable line."""
@@ -185,6 +186,7 @@ def test_an_equal_header_in_a_file_of_another_size_is_no_excuse(tmp_path: Path) 
     assert good.tensors.specs
 
 
+@pytest.mark.slow
 def test_headers_are_forgotten_with_their_checkpoints(tmp_path: Path) -> None:
     """Nothing grows with the number of files that were read: tables are shared while they are in use."""
     before = len(safetensors._in_use)

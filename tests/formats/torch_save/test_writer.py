@@ -117,6 +117,7 @@ def test_complex128_has_a_place(tmp_path: Path):
     assert refused.value.hint == "write one file of torch's: target='NAME.pt'"
 
 
+@pytest.mark.slow
 def test_the_archive_is_whole(tmp_path: Path):
     """Python's own reader finds every checksum right, and the records that torch writes, and one of ours."""
     write_every_kind(tmp_path / "run")
@@ -151,6 +152,7 @@ def test_bytes_depend_on_the_average_alone(tmp_path: Path):
     assert all(equal(other[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_the_size_of_the_file_is_known_beforehand(tmp_path: Path):
     """The size of the file is known beforehand."""
     write_every_kind(tmp_path / "run")

@@ -85,6 +85,7 @@ BESIDE: dict[str, Callable[[], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("label", BESIDE)
 def test_objects_beside_the_weights_are_not_in_the_way(

@@ -60,6 +60,7 @@ asr_bpe5000 prestep100 sepoch7 valid.acc.ave_10best.pth 3epochs.pth stepx5 epoch
 NAMES |= {name: {} for name in NO_CLOCKS.split()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_clocks_come_from_the_innermost_part_of_a_name(name: str) -> None:
     """The innermost part of a name that counts gives the clocks; sizes of models and of data are no clocks."""

@@ -39,6 +39,7 @@ def test_a_bare_state_dict(tmp_path: Path) -> None:
     assert plain_clocks(checkpoint.progress) == {"ba": 40, "ep": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [*PLAIN.clocks[Unit.BATCH], *PLAIN.clocks[Unit.EPOCH]])
 @pytest.mark.parametrize("value", [7, 7.0, torch.tensor(7), torch.tensor([7], dtype=torch.int16)])
 def test_a_clock_is_read_under_any_of_its_keys(key: str, value: Any, tmp_path: Path) -> None:
@@ -148,6 +149,7 @@ AVERAGES: dict[str, tuple[Any, Expected]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [None, "raw", "ema"])
 @pytest.mark.parametrize("label", AVERAGES)
 def test_averages_and_raw_weights(label: str, choice: Choice, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ class Block(nn.Module):
         self.lin = nn.Linear(2, 2)
 
 
+@pytest.mark.slow
 def test_torchs_own_wrappers(tmp_path: Path) -> None:
     """What DataParallel and torch.compile make of a state dict has the bare model's names again."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
