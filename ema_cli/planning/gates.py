@@ -35,11 +35,6 @@ class Gates:
         if self.max_share is not None and not 0 < self.max_share <= 1:
             raise UsageError(f"{self.max_share:g} is not above 0 and at most 1", option="max_share", hint="as 0.5")
 
-    @property
-    def demand_anything(self) -> bool:
-        """Return whether there is anything to check."""
-        return self != Gates()
-
     def problem(self, plans: Sequence[Plan], warnings: Sequence[str], names: Collection[str]) -> GateError | None:
         """Return the error that says everything that does not hold, None where all does.
 
