@@ -165,9 +165,11 @@ def name_stale(snapshot: Snapshot) -> Iterator[str]:
         return
     if name not in snapshot.sums or name not in outputs:
         return
-    is_other = any(compare_tensors(snapshot)) or any(compare_marks(snapshot))
     sha256 = snapshot.readings[name].sha256
     unlike = {published.manifest.name: outputs[name][1] != sha256, published.sums.name: snapshot.sums[name] != sha256}
+    if not any(unlike.values()):
+        return  # as nearly always: the tensors need not be compared once more
+    is_other = any(compare_tensors(snapshot)) or any(compare_marks(snapshot))
     stale = [sidecar for sidecar, differs in unlike.items() if differs and (is_other or not all(unlike.values()))]
     if stale:
         fact = f"{' and '.join(stale)} {'is' if len(stale) == 1 else 'are'} of another {name}"
