@@ -167,7 +167,7 @@ def lay_out(plans: Sequence[Plan], targets: Sequence[Target], options: OutputOpt
     Raises:
         CheckpointError, RunError, OutputError: as `prepare`.
     """
-    dtype, copy = options.dtype, plans[0].run.options.copy
+    dtype, copy = options.dtype, plans[0].run.options.read.copy
     entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
     newest = plans[0].newest
     copied = copied_names(newest.tensors.specs, copy)

@@ -22,6 +22,7 @@ from ema_cli.formats.safetensors import official
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import open_run, read_run
 from ema_cli.writing.target import Target, default_target, parse_target
 from tests.conftest import make_tensors, oracle, write_hf_run, write_torch_run
@@ -311,7 +312,7 @@ def test_plain_strings_say_the_same_as_types(tmp_path: Path):
     run = open_run(str(tmp_path / "run"), copy=["*.bias"], epoch_length="100ba")
     plan = make_plan(run, Recipe(half_life="1ep", start="100ba"))
     averaging.average(plan, str(tmp_path / "text"), dtype="bfloat16", max_shard_size="1GB", max_memory="64GB")
-    typed = read_run([tmp_path / "run"], ReadOptions(copy=("*.bias",)), Time.parse("100ba"))
+    typed = read_run([tmp_path / "run"], OpenOptions(ReadOptions(copy=("*.bias",)), Time.parse("100ba")))
     recipe = Recipe(half_life=Time.parse("1ep"), start=Time.parse("100ba"))
     target = parse_target(tmp_path / "types")
     averaging.average(make_plan(typed, recipe), target, dtype=DTYPES["BF16"], max_shard_size=10**9)

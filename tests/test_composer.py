@@ -21,6 +21,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.planning.plan import make_plan
+from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import read_run
 from ema_cli.writing.target import parse_target
 from tests.composer_recurrence import BatchEnd, Tensors, composer_ema, event_by_event, make_run
@@ -45,7 +46,7 @@ def average(
         update_interval=Time.parse(interval) if interval else None,
         **{name: Time.parse(text) for name, text in times.items()},  # type: ignore[arg-type]
     )
-    plan = make_plan(read_run([folder], options), recipe)
+    plan = make_plan(read_run([folder], OpenOptions(options or ReadOptions())), recipe)
     averaging.average(plan, parse_target(target))
     return load_file(target)
 

@@ -112,8 +112,30 @@ class RecipeOptions:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
+class EnteringOptions:
+    """Which checkpoints are left out before any law applies."""
+
+    exclude: Annotated[
+        tuple[str, ...],
+        Option(
+            metavar="PATTERN",
+            help="Leave out checkpoints of these names ('*-best.pt'), as inspect shows them. Repeatable.",
+            rich_help_panel=SELECT,
+        ),
+    ] = ()
+    skip_damaged: Annotated[
+        bool,
+        Option(
+            "--skip-damaged",
+            help="Leave out checkpoints that are damaged, each with a warning. Default: a damaged one is an error.",
+            rich_help_panel=SELECT,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ClockOptions:
-    """Where clocks come from that the checkpoints do not record."""
+    """Where clocks come from, where checkpoints record none or wrong ones."""
 
     epoch_length: Annotated[
         str | None,
@@ -131,6 +153,32 @@ class ClockOptions:
             rich_help_panel=READ,
         ),
     ] = None
+    name_clock: Annotated[
+        str | None,
+        Option(
+            metavar="UNIT|PATTERN",
+            autocompletion=offer("ba", "ep", "sp", "tok"),
+            help="What the number in the names counts: ba, ep, sp, tok; or 'run7-{ep}-{ba}.pt'. Overrules what is "
+            "recorded in that unit.",
+            rich_help_panel=READ,
+        ),
+    ] = None
+    clock_key: Annotated[
+        tuple[str, ...],
+        Option(
+            metavar="NAME=UNIT",
+            help="Where in a pickled file a counter is: trainer.step=ba. Repeatable.",
+            rich_help_panel=READ,
+        ),
+    ] = ()
+    ignore_clocks: Annotated[
+        bool,
+        Option(
+            "--ignore-clocks",
+            help="Let --spacing take the place of recorded clocks.",
+            rich_help_panel=READ,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -210,6 +258,7 @@ class RunOptions:
         Argument(metavar="PATHS...", help="One folder that holds a run, or its checkpoints in any order."),
     ] = ()
     law: RecipeOptions = field(default_factory=RecipeOptions)
+    entering: EnteringOptions = field(default_factory=EnteringOptions)
     clocks: ClockOptions = field(default_factory=ClockOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     copy: Annotated[

@@ -6,11 +6,11 @@ No checkpoint is opened here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, cast
 
 from ema_cli.cli.command_line import FormOptions
-from ema_cli.cli.options import ClockOptions, GateOptions, ModelOptions, RecipeOptions, RunOptions
+from ema_cli.cli.options import ClockOptions, EnteringOptions, GateOptions, ModelOptions, RecipeOptions, RunOptions
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.errors import UsageError
 from ema_cli.formats.options import Choice, ReadOptions
@@ -18,9 +18,10 @@ from ema_cli.law.laws import LAW_KEYS
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.gates import Gates, read_keys
+from ema_cli.runs.options import OpenOptions
 
 
-def given(family: RecipeOptions | ModelOptions | ClockOptions | FormOptions) -> Iterator[str]:
+def given(family: RecipeOptions | EnteringOptions | ModelOptions | ClockOptions | FormOptions) -> Iterator[str]:
     """Yield the names of the options that are given, as a command line has them."""
     for field in fields(family):
         value = getattr(family, field.name)
@@ -58,14 +59,22 @@ def source(options: RunOptions, *, allow_approximate: bool) -> RawSource | Store
     Raises:
         UsageError: for a value that is unknown, and for options of raw checkpoints where averages are stored.
     """
-    read = read_options(options.model, options.copy)
+    read = replace(read_options(options.model, options.copy), clock_key=options.clocks.clock_key)
     kind, clocks = options.law.source, options.clocks
     if kind not in (None, "raw", "stored"):
         raise UsageError(f"'{kind}' is neither raw nor stored", option="from")
     if kind != "stored":
-        epoch_length, spacing = _time(clocks.epoch_length, "epoch_length"), _time(clocks.spacing, "spacing")
-        return RawSource(options.paths, read, epoch_length, spacing)
-    for name in (*given(options.model), *given(clocks)):
+        opened = OpenOptions(
+            read,
+            _time(clocks.epoch_length, "epoch_length"),
+            _time(clocks.spacing, "spacing"),
+            clocks.name_clock,
+            clocks.ignore_clocks,
+            options.entering.exclude,
+            options.entering.skip_damaged,
+        )
+        return RawSource(options.paths, opened)
+    for name in (*given(options.model), *given(clocks), *given(options.entering)):
         raise UsageError("is for raw checkpoints; stored averages say what they are", option=name)
     return StoredSource(options.paths, options.copy, allow_approximate)
 

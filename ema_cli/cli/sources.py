@@ -7,22 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.errors import NoWeights, UsageError, option
-from ema_cli.formats.options import ReadOptions
 from ema_cli.law.recipe import Recipe
-from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import Run, read_run
 from ema_cli.runs.stored import StoredRun, find_stored, open_stored
 
 
 @dataclass(frozen=True, slots=True)
 class RawSource:
-    """The raw checkpoints at or below some paths, and how they are read."""
+    """The raw checkpoints at or below some paths, and how their run is opened."""
 
     paths: tuple[Path, ...]
-    options: ReadOptions
-    epoch_length: Time | None
-    spacing: Time | None
+    options: OpenOptions
 
     def open(self) -> Run:
         """Return the run.
@@ -37,7 +34,7 @@ class RawSource:
                 "which checkpoints?", hint="name the folder that holds the run: ema-cli average ckpts/ ..."
             )
         try:
-            return read_run(self.paths, self.options, epoch_length=self.epoch_length, spacing=self.spacing)
+            return read_run(self.paths, self.options)
         except NoWeights as problem:
             if not find_stored(self.paths):
                 raise

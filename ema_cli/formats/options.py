@@ -23,6 +23,7 @@ class ReadOptions:
         component: the name of one model, where a checkpoint holds several.
         keep_prefix: whether names stay as wrappers made them.
         copy: patterns of the names of tensors that are copied from the newest checkpoint instead of averaged.
+        clock_key: places of counters in a pickled file, each with its unit: `trainer.step=ba`.
 
     Raises:
         UsageError: for `weights` that are neither.
@@ -33,6 +34,7 @@ class ReadOptions:
     component: str | None = None
     keep_prefix: bool = False
     copy: tuple[str, ...] = ()
+    clock_key: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.weights not in (None, "raw", "ema"):

@@ -11,6 +11,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan
+from ema_cli.runs.options import OpenOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,33 +21,36 @@ class RecipeRecord:
     Attributes:
         recipe: the law, and the selection of checkpoints.
         is_stored: whether the inputs are averages that the training stored, instead of raw checkpoints.
-        epoch_length, spacing: the clocks that the user gave for checkpoints that do not record them.
-        read: the options that the checkpoints were read with.
+        opened: how the run was opened.
     """
 
     recipe: Recipe
     is_stored: bool
-    epoch_length: Time | None
-    spacing: Time | None
-    read: ReadOptions
+    opened: OpenOptions
 
     @classmethod
     def of(cls, plan: Plan) -> RecipeRecord:
         """Return the record of a plan."""
         run = plan.run
-        return cls(plan.recipe, plan.approximation is not None, run.epoch_length, run.spacing, run.options)
+        return cls(plan.recipe, plan.approximation is not None, run.options)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as in a manifest. The patterns of copied tensors are with the options of the output."""
+        opened, read = self.opened, self.opened.read
         return {
             **self.recipe.to_dict(),
             "from": "stored" if self.is_stored else "raw",
-            "epoch_length": None if self.epoch_length is None else str(self.epoch_length),
-            "spacing": None if self.spacing is None else str(self.spacing),
-            "key": self.read.key,
-            "weights": self.read.weights,
-            "component": self.read.component,
-            "keep_prefix": self.read.keep_prefix,
+            "exclude": list(opened.exclude),
+            "skip_damaged": opened.skip_damaged,
+            "epoch_length": None if opened.epoch_length is None else str(opened.epoch_length),
+            "spacing": None if opened.spacing is None else str(opened.spacing),
+            "name_clock": opened.name_clock,
+            "clock_key": list(read.clock_key),
+            "ignore_clocks": opened.ignore_clocks,
+            "key": read.key,
+            "weights": read.weights,
+            "component": read.component,
+            "keep_prefix": read.keep_prefix,
         }
 
     @classmethod
@@ -63,14 +67,29 @@ class RecipeRecord:
                 f"the manifest's law is {data['law'][:60]!r}, but what it says of it is {recipe.law.name}",
                 hint="it was changed by hand, or by another program",
             )
-        return cls(
-            recipe, data["from"] == "stored", _time(data["epoch_length"]), _time(data["spacing"]), read_options(data)
+        opened = OpenOptions(
+            read_options(data),
+            _time(data["epoch_length"]),
+            _time(data["spacing"]),
+            # Manifests of older versions do not have these.
+            data.get("name_clock"),
+            data.get("ignore_clocks", False),
+            tuple(data.get("exclude", ())),
+            data.get("skip_damaged", False),
         )
+        return cls(recipe, data["from"] == "stored", opened)
 
 
 def read_options(data: Mapping[str, Any]) -> ReadOptions:
     """Return the options that the checkpoints were read with, from the recipe of their manifest."""
-    return ReadOptions(data["key"], data["weights"], data["component"], data["keep_prefix"], copy=tuple(data["copy"]))
+    return ReadOptions(
+        data["key"],
+        data["weights"],
+        data["component"],
+        data["keep_prefix"],
+        copy=tuple(data["copy"]),
+        clock_key=tuple(data.get("clock_key", ())),
+    )
 
 
 def _time(text: str | None) -> Time | None:

@@ -27,8 +27,13 @@ class RecipeRow(_Source):
     stop: str | None
     last: int | None
     bias_correction: bool
+    exclude: NotRequired[list[str]]
+    skip_damaged: NotRequired[bool]
     epoch_length: str | None
     spacing: str | None
+    name_clock: NotRequired[str | None]
+    clock_key: NotRequired[list[str]]
+    ignore_clocks: NotRequired[bool]
     key: str | None
     weights: Literal["raw", "ema"] | None
     component: str | None

@@ -112,14 +112,7 @@ def _raw_plan(manifest: Manifest, record: RecipeRecord, paths: Mapping[str, Path
     checkpoints = tuple(
         replace(checkpoint, progress=_progress(row)) for checkpoint, row in zip(opened, manifest["inputs"], strict=True)
     )
-    run = Run(
-        _root(paths),
-        checkpoints,
-        order_units(checkpoints),
-        options=record.read,
-        epoch_length=record.epoch_length,
-        spacing=record.spacing,
-    )
+    run = Run(_root(paths), checkpoints, order_units(checkpoints), options=record.opened)
     plan = make_plan(run, record.recipe)
     same = len(plan.entries) == len(checkpoints) and all(
         entry.checkpoint is checkpoint

@@ -33,7 +33,9 @@ _COLUMNS = {_WIDE: 150, _NARROW: 56}  # the most cells that a reader can disting
 _RECIPE_WORDS = {
     "half_life": "half-life", "sigma_rel": "width of the profile", "update_interval": "update interval",
     "bias_correction": "bias correction", "from": "averaged from", "epoch_length": "epoch length",
-    "spacing": "spacing given", "keep_prefix": "prefixes kept", "max_shard_size": "largest shard",
+    "spacing": "spacing given", "name_clock": "clock in the names", "clock_key": "clock in the files",
+    "keep_prefix": "prefixes kept", "max_shard_size": "largest shard",
+    "ignore_clocks": "recorded clocks ignored", "exclude": "left out by name", "skip_damaged": "damaged ones skipped",
     "allow_non_finite": "NaN allowed", "allow_approximate": "approximation allowed", "last": "newest only",
 }  # fmt: skip
 _NOT_SHOWN = ("law", "folder")

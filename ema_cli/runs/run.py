@@ -27,6 +27,7 @@ from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.clocks import order_units, settle_clocks, space
 from ema_cli.runs.entering import drop_aliases, drop_unclocked_copies, drop_unmarked, preference
+from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.search import PassedOver, Search, check_one_run
 from ema_cli.storage.location import location
 from ema_cli.text import natural_key
@@ -42,7 +43,7 @@ class Run:
         units: the units in which every checkpoint has a clock; empty if only the names give an order.
         passed_over: the paths that do not enter, with the reasons.
         notes: the inferences that a user should know.
-        options, epoch_length, spacing: the arguments of `open_run`.
+        options: how it was opened.
     """
 
     root: Path
@@ -50,9 +51,7 @@ class Run:
     units: tuple[Unit, ...]
     passed_over: tuple[PassedOver, ...] = ()
     notes: tuple[str, ...] = ()
-    options: ReadOptions = field(default_factory=ReadOptions)
-    epoch_length: Time | None = None
-    spacing: Time | None = None
+    options: OpenOptions = field(default_factory=OpenOptions)
 
     def twins(self, unit: Unit | None = None) -> list[tuple[Checkpoint, ...]]:
         """Return the groups of checkpoints with the same clock in `unit`, in each group the one to keep first.
@@ -77,6 +76,11 @@ def open_run(
     copy: Sequence[str] = (),
     epoch_length: str | Time | None = None,
     spacing: str | Time | None = None,
+    name_clock: str | None = None,
+    clock_key: Sequence[str] = (),
+    ignore_clocks: bool = False,
+    exclude: Sequence[str] = (),
+    skip_damaged: bool = False,
 ) -> Run:
     """Read the headers of one run.
 
@@ -90,6 +94,12 @@ def open_run(
         epoch_length: the batches of an epoch, as "1000ba", to convert between epochs and batches.
         spacing: the distance between checkpoints that record no clock, as "100ba": in natural order of the names, the
             k-th gets the clock k x `spacing`.
+        name_clock: what the number in the names of the checkpoints counts: "ba", "ep", "sp" or "tok"; or a pattern of
+            the names, as "run7-{ep}-{ba}.pt". It takes the place of recorded clocks in that unit.
+        clock_key: where in a pickled file a counter is, with its unit, as "trainer.step=ba".
+        ignore_clocks: let `spacing` take the place of recorded clocks.
+        exclude: patterns of the names of checkpoints; what matches one does not enter.
+        skip_damaged: pass over damaged checkpoints, with a warning, instead of refusing the run.
 
     Raises:
         UsageError: for a value that is unknown, or a path at which there is nothing.
@@ -97,26 +107,30 @@ def open_run(
         RunError: for several runs in one folder, and for clocks that contradict each other.
     """
     several = [paths] if isinstance(paths, str | Path) else paths
-    options = ReadOptions(key, weights, component, keep_prefix, tuple(copy))
-    times = [
-        Time.parse(time, name) if isinstance(time, str) else time
-        for name, time in (("epoch_length", epoch_length), ("spacing", spacing))
-    ]
-    return read_run([Path(path) for path in several], options, *times)
+    options = OpenOptions(
+        ReadOptions(key, weights, component, keep_prefix, tuple(copy), tuple(clock_key)),
+        _time(epoch_length, "epoch_length"),
+        _time(spacing, "spacing"),
+        name_clock,
+        ignore_clocks,
+        tuple(exclude),
+        skip_damaged,
+    )
+    return read_run([Path(path) for path in several], options)
 
 
-def read_run(
-    paths: Sequence[Path],
-    options: ReadOptions | None = None,
-    epoch_length: Time | None = None,
-    spacing: Time | None = None,
-) -> Run:
+def _time(value: str | Time | None, name: str) -> Time | None:
+    return Time.parse(value, name) if isinstance(value, str) else value
+
+
+def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     """Do what `open_run` does, with its arguments as data.
 
     Raises:
         UsageError, CheckpointError, RunError: as `open_run`.
     """
-    options = options or ReadOptions()
+    options = options or OpenOptions()
+    read = options.read
     for path in paths:
         if not location(path).info(follow=False).exists:
             raise UsageError("does not exist", subject=path)
@@ -124,19 +138,19 @@ def read_run(
     # A folder that is itself its only checkpoint counts as named by the user.
     named = search is None or search.paths == [search.root]
     if search is not None and not named:
-        root, opened, passed_over = _open_searched(search, options)
+        root, opened, passed_over = _open_searched(search, read)
     else:
-        root, opened = _open_named(paths, options)
+        root, opened = _open_named(paths, read)
         passed_over = [passed for passed in search.passed_over if passed.warn] if search else []
     opened, aliases = drop_aliases(opened)
-    checkpoints, notes = settle_clocks(opened, epoch_length)
-    checkpoints, unclocked = drop_unclocked_copies(checkpoints, named=named, spaced=spacing is not None)
-    if spacing is not None:
-        checkpoints = space(checkpoints, spacing)
-    notes += _unmatched_patterns(checkpoints, options)
+    checkpoints, notes = settle_clocks(opened, options.epoch_length)
+    checkpoints, unclocked = drop_unclocked_copies(checkpoints, named=named, spaced=options.spacing is not None)
+    if options.spacing is not None:
+        checkpoints = space(checkpoints, options.spacing)
+    notes += _unmatched_patterns(checkpoints, read)
     units = order_units(checkpoints)
     all_passed_over = (*passed_over, *aliases, *unclocked)
-    return Run(root, _order(checkpoints, units), units, all_passed_over, tuple(notes), options, epoch_length, spacing)
+    return Run(root, _order(checkpoints, units), units, all_passed_over, tuple(notes), options)
 
 
 def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:

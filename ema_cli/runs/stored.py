@@ -23,6 +23,7 @@ from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.live import Schedule, live_law_from_dict
 from ema_cli.law.time import Time, Unit, interval_text
+from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
 from ema_cli.storage.location import location, walk
@@ -168,7 +169,7 @@ def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = ()) -> StoredRun
         tuple(average.checkpoint for average in ordered),
         (ordered[0].clock.unit,),
         tuple(unfinished),
-        options=ReadOptions(copy=tuple(copy)),
+        options=OpenOptions(ReadOptions(copy=tuple(copy))),
     )
     return StoredRun(run, tuple(ordered))
 

@@ -105,13 +105,13 @@ class Record:
         newest, non_finite_names = plan.newest.tensors.specs, non_finite.names
         for name, spec in sorted((name, spec) for file in output.files for name, spec in file.table.specs.items()):
             original = output.original(name)
-            why = _pattern(original, plan.run.options.copy) if original in self._copied else None
+            why = _pattern(original, plan.run.options.read.copy) if original in self._copied else None
             yield tensor_row(name, spec, newest[original], why, non_finite=original in non_finite_names)
 
     def _recorded_options(self, output: Output, plan: Plan) -> dict[str, Any]:
         return {
             **self._options.to_dict(),
-            "copy": list(plan.run.options.copy),
+            "copy": list(plan.run.options.read.copy),
             "format": "pt" if output.target.is_torch else "safetensors",
             "folder": output.target.is_folder,
         }

@@ -14,6 +14,7 @@ from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.planning.plan import make_plan
+from ema_cli.runs.options import OpenOptions
 from tests.composer_recurrence import make_run
 
 
@@ -21,9 +22,15 @@ def record(**recipe: Any) -> RecipeRecord:
     """Return the record of a plan over three checkpoints, read in a way of its own."""
     run = replace(
         make_run({"ba": 10}, {"ba": 20}, {"ba": 30}),
-        options=ReadOptions("state.model", "raw", "unet", keep_prefix=True),
-        epoch_length=Time.parse("1000ba"),
-        spacing=Time.parse("10ba"),
+        options=OpenOptions(
+            ReadOptions("state.model", "raw", "unet", keep_prefix=True, clock_key=("trainer.step=ba",)),
+            epoch_length=Time.parse("1000ba"),
+            spacing=Time.parse("10ba"),
+            name_clock="step-{ba}",
+            ignore_clocks=True,
+            exclude=("*-best",),
+            skip_damaged=True,
+        ),
     )
     return RecipeRecord.of(make_plan(run, Recipe(**recipe)))
 
@@ -69,3 +76,12 @@ def test_data_that_are_no_recipe_are_refused(changes: dict[str, Any], message: s
     """By the rules that hold for a recipe from anywhere."""
     with pytest.raises(UsageError, match=message):
         RecipeRecord.from_dict(data_of(record(half_life="50ba"), **changes))
+
+
+def test_a_manifest_of_an_older_version_has_no_word_of_newer_options():
+    """What was not there to be asked for was not asked for."""
+    newer = ("exclude", "skip_damaged", "name_clock", "clock_key", "ignore_clocks")
+    data = {name: value for name, value in data_of(record(smoothing=0.9)).items() if name not in newer}
+    opened = RecipeRecord.from_dict(data).opened
+    assert (opened.exclude, opened.skip_damaged, opened.name_clock, opened.ignore_clocks) == ((), False, None, False)
+    assert opened.read.clock_key == ()

@@ -204,7 +204,12 @@ def _check_exclusions(options: AverageOptions) -> None:
 def _check_recipe_alone(options: AverageOptions) -> None:
     """Raise a UsageError for options that say what the manifest given by --recipe says already."""
     run = options.run
-    given = [*requests.given(run.law), *requests.given(run.model), *requests.given(run.clocks)]
+    given = [
+        *requests.given(run.law),
+        *requests.given(run.model),
+        *requests.given(run.clocks),
+        *requests.given(run.entering),
+    ]
     given += ["copy"] if run.copy else []
     given += ["allow_approximate"] if options.allow_approximate else []
     given += requests.given(options.form)

@@ -13,6 +13,7 @@ from ema_cli.comparing.comparison import compare
 from ema_cli.errors import RunError, UsageError
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
+from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import read_run
 from ema_cli.storage.location import location
 from ema_cli.system.processors import default_threads
@@ -69,7 +70,7 @@ def _open_one(path: Path, options: ReadOptions) -> Checkpoint:
     if not location(path).info(follow=False).exists:
         raise UsageError("does not exist", subject=path)
     if location(path).info().is_folder and not is_checkpoint_folder(path):
-        checkpoints = read_run([path], options).checkpoints
+        checkpoints = read_run([path], OpenOptions(options)).checkpoints
         if len(checkpoints) > 1:
             raise UsageError(
                 f"holds {len(checkpoints)} checkpoints",

@@ -1,0 +1,36 @@
+"""How a run is opened, where a user has a choice."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, field
+
+from ema_cli.formats.options import ReadOptions
+from ema_cli.law.time import Time
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How a run is opened.
+
+    Attributes:
+        read: how each checkpoint is read.
+        epoch_length: the batches of an epoch, to convert between epochs and batches.
+        spacing: the distance between checkpoints that record no clock.
+        name_clock: the unit of the number in the names, or a pattern that says where in a name which unit is.
+        ignore_clocks: whether recorded clocks give way to `spacing`.
+        exclude: patterns of the names of checkpoints that do not enter.
+        skip_damaged: whether damaged checkpoints are passed over instead of refused.
+    """
+
+    read: ReadOptions = field(default_factory=ReadOptions)
+    epoch_length: Time | None = None
+    spacing: Time | None = None
+    name_clock: str | None = None
+    ignore_clocks: bool = False
+    exclude: tuple[str, ...] = ()
+    skip_damaged: bool = False
+
+    def excludes(self, name: str) -> bool:
+        """Return whether the checkpoint called `name` is left out by the user's word."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude)
