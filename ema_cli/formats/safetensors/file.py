@@ -12,6 +12,7 @@ from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
 from ema_cli.formats.trainers.adapters import header_settings
 from ema_cli.formats.trainers.choice import AVERAGED_MODEL, settle_averages
+from ema_cli.formats.trainers.headers import header_progress
 from ema_cli.storage.location import location
 
 _LORA_KEY = "lora_adapter_metadata"
@@ -46,12 +47,15 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         )
     # Diffusers keeps rank and alpha of a LoRA here, and nowhere else.
     kept = {name: tensors.metadata[name] for name in (_LORA_KEY,) if name in tensors.metadata}
+    trainer, progress = header_progress(tensors.metadata)
     checkpoint = Checkpoint(
         name=path.name,
         path=path,
         tensors=tensors,
         files=(tensors.file,),
         format="safetensors",
+        trainer=trainer,
+        progress=progress,
         averages=averages,
         mark=parse_mark(tensors.metadata[METADATA_KEY]) if METADATA_KEY in tensors.metadata else None,
         adapter=AdapterSettings(header_settings(kept[_LORA_KEY]), kept) if kept else AdapterSettings(),

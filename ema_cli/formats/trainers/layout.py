@@ -16,22 +16,35 @@ StateDict = Mapping[str, object]
 """What a saved object has under the names of tensors: descriptions of tensors, and whatever else stands there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where one trainer keeps weights, clocks and averages in the object that it pickles.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockPlaces:
+    """Where one trainer keeps clocks in an object or a file.
 
     A place is a path of keys: a slash descends, -1 is the last of a list.
 
     Attributes:
-        trainer: None for a training loop of one's own.
-        marks: places that are all there if the trainer saved the object.
-        model: places of the model's state dict, of which one is there.
         clocks: places of each counter; the first that is there counts.
         epochs: what the number of an epoch says. "completed": how many are done. "from 0": the number, from 0, of the
             one that was just completed. "next": the number, from 1, of the one that comes next. "in progress": the
             number, from 0, of the one that has begun. "unknown": from 0 or from 1, as only the whole run shows.
         unfinished: a place that holds False where the epoch was not complete.
         batch_in_epoch: a place of the number of batches into the current epoch.
+    """
+
+    clocks: Mapping[Unit, tuple[str, ...]]
+    epochs: Literal["completed", "from 0", "next", "in progress", "unknown"] = "completed"
+    unfinished: str | None = None
+    batch_in_epoch: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout(ClockPlaces):
+    """Where one trainer keeps weights, clocks and averages in the object that it pickles.
+
+    Attributes:
+        trainer: None for a training loop of one's own.
+        marks: places that are all there if the trainer saved the object.
+        model: places of the model's state dict, of which one is there.
         beside: places of averages that are kept beside the raw weights.
         raw: the place of the raw weights where averages took theirs.
         raw_prefix: what the names of the raw weights begin with there.
@@ -47,10 +60,6 @@ class Layout:
     trainer: str | None
     marks: tuple[str, ...]
     model: tuple[str, ...]
-    clocks: Mapping[Unit, tuple[str, ...]]
-    epochs: Literal["completed", "from 0", "next", "in progress", "unknown"] = "completed"
-    unfinished: str | None = None
-    batch_in_epoch: str | None = None
     beside: tuple[str, ...] = ()
     raw: str | None = None
     raw_prefix: str = ""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from fractions import Fraction
+from collections.abc import Mapping
 from typing import Any
 
-from ema_cli.checkpoint import MIN_CLOCK, Clock, Progress
+from ema_cli.checkpoint import Progress
 from ema_cli.errors import CheckpointError, NoWeights, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import Inert, TensorRef
@@ -17,13 +15,10 @@ from ema_cli.formats.trainers.layout import Layout, Selection, StateDict
 from ema_cli.formats.trainers.layouts import LAYOUTS, OTHERS, OWN_MARK, PLAIN
 from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.trainers.nested import as_state_dict, dig, has, is_state_dict, quoted, state_dict_at, text_key
-from ema_cli.law.time import Unit
+from ema_cli.formats.trainers.progress import Scalar, read_progress
 
 _CLOCK_KEYS = {key for keys in PLAIN.clocks.values() for key in keys}
 _PLAIN_VALUES = (str, int, float, bool, bytes, complex)
-
-Scalar = Callable[[str, TensorRef], int | float | None]
-"""Reads a tensor of one element, given its name for errors; returns None for any other tensor."""
 
 
 def select_tensors(root: Any, options: ReadOptions, scalar: Scalar) -> Selection:
@@ -50,7 +45,7 @@ def select_tensors(root: Any, options: ReadOptions, scalar: Scalar) -> Selection
         raise NoWeights("holds no dict of tensors")
     else:
         layout = next(layout for layout in LAYOUTS if all(has(root, mark) for mark in layout.marks))
-        selection = _select(layout, root, options, _progress(layout, root, scalar))
+        selection = _select(layout, root, options, read_progress(layout, root, scalar))
         if options.key is not None:
             chosen = _at_key(root, options.key)
             if chosen is not selection.tensors:
@@ -65,7 +60,7 @@ def progress_of(root: dict[Any, Any]) -> Progress:
     """Return the clocks in what Lightning, or its Fabric in a loop of one's own, keeps beside the weights."""
     trainer = "Lightning" if "pytorch-lightning_version" in root else None
     layout = next(layout for layout in LAYOUTS if layout.trainer == trainer)
-    return _progress(layout, root, lambda name, ref: None)
+    return read_progress(layout, root)
 
 
 def _select(layout: Layout, root: dict[Any, Any], options: ReadOptions, progress: Progress) -> Selection:
@@ -181,31 +176,6 @@ def _only_averages(
     )
 
 
-def _progress(layout: Layout, root: dict[Any, Any], scalar: Scalar) -> Progress:
-    """Return the clocks at the places of the layout, epochs as completed ones."""
-    clocks: dict[Unit, Clock] = {}
-    for unit, places in layout.clocks.items():
-        for place in places:
-            value = dig(root, place)
-            count = _count(scalar(place, value) if isinstance(value, TensorRef) else value)
-            # Composer leaves samples and tokens at 0 where the loader does not count them.
-            if count is not None and not (count == 0 and unit in (Unit.SAMPLE, Unit.TOKEN)):
-                clocks.setdefault(unit, Clock(count, "file"))
-    epoch = clocks.get(Unit.EPOCH)
-    if epoch is None:
-        return Progress(clocks)
-    if layout.epochs == "from 0" and not (layout.unfinished and dig(root, layout.unfinished) is False):
-        clocks[Unit.EPOCH] = replace(epoch, value=epoch.value + 1)
-    elif layout.epochs == "next":
-        clocks[Unit.EPOCH] = replace(epoch, value=max(epoch.value - 1, Fraction(0)))
-    in_epoch = _count(dig(root, layout.batch_in_epoch)) if layout.batch_in_epoch else None
-    return Progress(
-        clocks,
-        epoch_origin_unknown=layout.epochs == "unknown" and epoch.value.denominator == 1,
-        batch_in_epoch=None if in_epoch is None else int(in_epoch),
-    )
-
-
 def _join(layout: Layout, root: dict[Any, Any], tensors: StateDict) -> StateDict:
     """Return the weights with the further state dicts that belong to the model."""
     joined = dict(tensors) if layout.joined else tensors
@@ -261,13 +231,3 @@ def _at_key(root: dict[Any, Any], key: str) -> StateDict:
     if tensors is None:
         raise CheckpointError(f"has no tensors under {option('key', key)}", hint=f"at the top it holds {quoted(root)}")
     return tensors
-
-
-def _count(value: Any) -> Fraction | None:
-    """Return a counter as an exact number, None for anything that is not one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if value < 0 or value != value or value > 1 << 63 or 0 < value < MIN_CLOCK:
-        return None
-    # repr: 0.3 is meant as 3/10, not as the nearest binary number.
-    return Fraction(repr(value))

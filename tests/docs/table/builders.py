@@ -235,6 +235,25 @@ def diffusers(run: Path) -> Case:
     return Case("--component", "unet")
 
 
+def lora(names: Sequence[str], metadata: Callable[[int], dict[str, str]]) -> Callable[[Path], Case]:
+    """Return a builder of LoRAs, one file for each step under a name of its own, with clocks in the header."""
+
+    def build(run: Path) -> Case:
+        run.mkdir()
+        for step, name in zip(STEPS, names, strict=True):
+            save_file(state_dict(step), run / f"{name}.safetensors", metadata=metadata(step))
+        return Case()
+
+    return build
+
+
+kohya = lora(("style-000001", "style-000002", "style"), lambda step: {"ss_steps": str(step), "ss_epoch": str(step)})
+ai_toolkit = lora(
+    ("style_000000001", "style_000000002", "style"),
+    lambda step: {"training_info": json.dumps({"step": step, "epoch": 0})},
+)
+
+
 def peft(run: Path) -> Case:
     """Write adapters as PEFT and the Trainer do; which modules are adapted comes in any order."""
     for step in STEPS:

@@ -90,5 +90,6 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "OpenNMT-py": [made.opennmt_run],
     "espnet, wenet, icefall": [made.espnet, made.wenet, each("checkpoint-{}.pt", icefall)],
     "Diffusers": [made.diffusers],
+    "kohya's sd-scripts, musubi-tuner, ai-toolkit": [made.kohya, made.ai_toolkit],
     "PEFT adapters": [made.peft],
 }
