@@ -26,6 +26,7 @@ from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.clocks import order_units, settle_clocks, space
+from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unclocked_copies, drop_unmarked, preference
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.search import PassedOver, Search, check_one_run
@@ -245,9 +246,15 @@ def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list
 
 
 def _add(opened: list[Checkpoint], checkpoint: Checkpoint) -> None:
-    """Append a checkpoint, and let it share equal tables of tensors with the first, to save memory."""
+    """Append a checkpoint, and let it share equal tables of tensors with the first, to save memory.
+
+    Raises:
+        CheckpointError: where its tensors are there, and their elements are not.
+    """
     if opened:
         checkpoint.tensors.share(opened[0].tensors)
+    if not opened or checkpoint.tensors.specs is not opened[0].tensors.specs:
+        check_has_elements(checkpoint)
     opened.append(checkpoint)
 
 
