@@ -131,17 +131,19 @@ TORCH_DTYPES: Mapping[str, DType] = {dtype.torch: dtype for dtype in DTYPES.valu
 
 # The types that the averaged floats of an output can be converted to, by the names under which users know them.
 OUTPUT_DTYPES: Mapping[str, DType] = {name: TORCH_DTYPES[name] for name in ("float32", "bfloat16", "float16")}
+_SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float": "float32", "half": "float16"}
 
 
 def output_dtype(name: str) -> DType:
-    """Return the dtype that users know as `name`, to write floating tensors in.
+    """Return the dtype that users know as `name`, as bfloat16 or bf16, to write floating tensors in.
 
     Raises:
         UsageError: for a type that cannot be written.
     """
-    if name not in OUTPUT_DTYPES:
+    dtype = OUTPUT_DTYPES.get(_SHORT_NAMES.get(name.lower(), name.lower()))
+    if dtype is None:
         raise UsageError(f"'{name}' cannot be written", option="dtype", hint=f"one of {', '.join(OUTPUT_DTYPES)}")
-    return OUTPUT_DTYPES[name]
+    return dtype
 
 
 def _row(name: str) -> DType:

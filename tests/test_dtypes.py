@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ema_cli.dtypes import DTYPES, OUTPUT_DTYPES, TORCH_DTYPES
+from ema_cli.dtypes import DTYPES, OUTPUT_DTYPES, TORCH_DTYPES, output_dtype
 
 AVERAGED = [dtype for dtype in DTYPES.values() if dtype.averaged]
 
@@ -68,3 +68,9 @@ def test_an_output_can_be_converted_to_three_floats() -> None:
     assert {name: dtype.name for name, dtype in OUTPUT_DTYPES.items()} == {
         "float32": "F32", "bfloat16": "BF16", "float16": "F16"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("short", "full"), [("bf16", "BF16"), ("fp16", "F16"), ("fp32", "F32"), ("BFloat16", "BF16")])
+def test_short_names_of_dtypes_are_known(short: str, full: str):
+    """People write bf16; torch's own name is not the only one."""
+    assert output_dtype(short) is DTYPES[full]

@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
     except EmaError as problem:
         return _fail(problem, invocation)
     except typer.TyperException as problem:
-        return _fail(UsageError(problem.format_message(), hint=invocation.hint), invocation)
+        return _fail(_misunderstood(problem, invocation), invocation)
     except BrokenPipeError:
         # The reader has seen enough (| head). Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,6 +97,19 @@ def _run(arguments: list[str], invocation: Invocation) -> int:
         return call if isinstance(call, int) else 0  # help, or the version
     code = import_module(f"ema_cli.cli.commands.{call.command}").run(call.options)
     return code if isinstance(code, int) else 0
+
+
+def _misunderstood(problem: typer.TyperException, invocation: Invocation) -> UsageError:
+    """Return the error for a command line that typer does not understand."""
+    typed, context = getattr(problem, "option_name", None), getattr(problem, "ctx", None)
+    if typed is not None and context is not None:
+        from ema_cli.cli.other_words import known_elsewhere
+
+        options = {spelling for parameter in context.command.params for spelling in parameter.opts}
+        known = known_elsewhere(typed, options, invocation.hint)
+        if known is not None:
+            return known
+    return UsageError(problem.format_message(), hint=invocation.hint)
 
 
 def _fail(problem: EmaError, invocation: Invocation) -> int:

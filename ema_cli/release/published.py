@@ -11,7 +11,7 @@ from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import FILE_SUFFIX, SUMS_SUFFIX, manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
-from ema_cli.storage.location import location
+from ema_cli.storage.location import check_exists, location
 
 _TENSOR_SUFFIX = ".safetensors"  # of the files with tensors in a folder
 
@@ -65,8 +65,8 @@ def _averages_at(path: Path) -> list[Published]:
         if path.name.endswith(suffix) and path.name != suffix:
             path = path.with_name(path.name.removesuffix(suffix))
     single = Published(path, is_folder=False)
-    if not (location(path).info(follow=False).exists or single.vouched):
-        raise UsageError("does not exist", subject=path)
+    if not single.vouched:
+        check_exists(path, follow=False)
     # A file of a folder, its manifest or checksums too, stands for the folder.
     whole = Published(path.parent, is_folder=True)
     return [whole if whole.vouched and not single.vouched else single]
@@ -105,9 +105,8 @@ def read_output(output: Path) -> Manifest:
         UsageError: if nothing exists there, or the folder holds several averages.
         CheckpointError: if it has no manifest, or one that cannot be read.
     """
+    check_exists(output)
     info = location(output).info()
-    if not info.exists:
-        raise UsageError("does not exist", subject=output)
     path = manifest_path(output, is_folder=info.is_folder)
     if location(path).info().exists:
         return read_manifest(path)

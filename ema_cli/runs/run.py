@@ -30,7 +30,7 @@ from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unclocked_copies, drop_unmarked, preference
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.search import PassedOver, Search, check_one_run
-from ema_cli.storage.location import location
+from ema_cli.storage.location import check_exists, location
 from ema_cli.text import natural_key
 
 
@@ -133,8 +133,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     options = options or OpenOptions()
     read = options.read
     for path in paths:
-        if not location(path).info(follow=False).exists:
-            raise UsageError("does not exist", subject=path)
+        check_exists(path, follow=False)
     search = _search(paths)
     # A folder that is itself its only checkpoint counts as named by the user.
     named = search is None or search.paths == [search.root]

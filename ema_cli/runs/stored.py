@@ -26,7 +26,7 @@ from ema_cli.law.time import Time, Unit, interval_text
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
-from ema_cli.storage.location import location, walk
+from ema_cli.storage.location import check_exists, location, walk
 from ema_cli.text import natural_key
 
 FIRST = "first"  # the name of the first copy among stored averages
@@ -119,8 +119,7 @@ def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = ()) -> StoredRun
         RunError: for averages of several trainings.
     """
     for path in paths:
-        if not location(path).info(follow=False).exists:
-            raise UsageError("does not exist", subject=path)
+        check_exists(path, follow=False)
     if len(paths) > 1:
         paths = [path.absolute() for path in paths]
     root = Path(os.path.commonpath([path.parent for path in paths]))

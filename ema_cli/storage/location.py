@@ -7,18 +7,23 @@ case in `location`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import CheckpointError, UsageError
 from ema_cli.storage.info import Entry, Info
 from ema_cli.storage.local import LocalPath
 from ema_cli.storage.source import InputFile
 
 if TYPE_CHECKING:
     from ema_cli.storage.staging import Staging
+
+
+# As a path has it: pathlib makes one slash of two.
+_ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]+:/")
 
 
 class Location(Protocol):
@@ -129,3 +134,32 @@ def walk(folder: Path, *, hidden: bool = True, skip_unreadable: bool = False) ->
 def location(path: str | Path) -> Location:
     """Return the place that a path names."""
     return LocalPath(path if isinstance(path, Path) else Path(path))
+
+
+def check_no_address(path: Path) -> None:
+    """Check that a path that a user names is none of a bucket, a hub or a server: only paths are read and written.
+
+    Raises:
+        UsageError: for an address, as s3://bucket/run.
+    """
+    if _ADDRESS.search(str(path)):
+        raise UsageError(
+            "is the address of a store or server, and only files and folders are read and written",
+            subject=str(path).replace(":/", "://", 1),
+            hint="copy what is there to a disk, or mount it, and name the path",
+        )
+
+
+def check_exists(path: Path, *, follow: bool = True) -> None:
+    """Check that something lies at a path that a user names.
+
+    Args:
+        path: the path.
+        follow: whether a link that leads nowhere counts as nothing.
+
+    Raises:
+        UsageError: where nothing does.
+    """
+    if not location(path).info(follow=follow).exists:
+        check_no_address(path)
+        raise UsageError("does not exist", subject=path)

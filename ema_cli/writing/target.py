@@ -10,6 +10,7 @@ from pathlib import Path
 from ema_cli.errors import UsageError, option
 from ema_cli.law.laws import HalfLife
 from ema_cli.planning.plan import Plan
+from ema_cli.storage.location import check_no_address
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
 _TORCH_SUFFIXES = (".pt", ".pth")
@@ -34,9 +35,10 @@ def parse_target(path: str | Path) -> Target:
     """Return what `-o` names: one file if it ends in .safetensors, .pt or .pth, a folder if it has no suffix.
 
     Raises:
-        UsageError: for any other suffix, and for placeholders that are unknown or not in the last part.
+        UsageError: for any other suffix, an address, and placeholders that are unknown or not in the last part.
     """
     path = Path(path)
+    check_no_address(path)
     if path.name in ("", ".."):
         raise UsageError(
             f"'{path}' is no name for something new",

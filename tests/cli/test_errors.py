@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ema_cli.cli import other_words
+from ema_cli.cli.command_line import COMMANDS
+from ema_cli.cli.typer_commands import make_command
 from tests.conftest import COMPOSER, Cli, make_tensors, oracle, write_torch_run
 
 USAGE = [
@@ -76,6 +79,12 @@ USAGE = [
     (["average", "ckpts", "--half-life", "5ba", "--max-memory", "-1GB"], "--max-memory: '-1GB' is not a size"),
     (["inspect", "ckpts", "--last", "3"], "which law?"),
     (["average", "ckpts", "--no-such-option"], "No such option: --no-such-option"),
+    (["average", "ckpts", "--device", "cuda"], "No such option: --device\nhint:  nothing runs on a device"),
+    (["average", "s3://bucket/run", "--half-life", "5ba"], "s3://bucket/run: is the address of a store or server"),
+    (["average", "ckpts", "--half-life", "5ba", "-o", "gs://b/x"], "gs://b/x: is the address of a store or server"),
+    (["inspect", "hf://models/x"], "hf://models/x: is the address of a store or server"),
+    (["verify", "https://host/x.safetensors"], "https://host/x.safetensors: is the address of a store or server"),
+    (["compare", "memory://a", "memory://b"], "memory://a: is the address of a store or server"),
     (["no-such-command"], "No such command 'no-such-command'"),
 ]
 
@@ -91,6 +100,38 @@ def test_usage_errors(cli: Cli, run: Path, tmp_path: Path, arguments: list[str],
     assert done.err.startswith(f"error: {message}"), done.err
     assert len(done.err.splitlines()) <= 2
     assert [path.name for path in tmp_path.iterdir()] == ["ckpts"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("--decay=0.9", "say --smoothing"),
+        ("--ema-decay=0.9", "say --smoothing"),
+        ("--beta=0.9", "say --smoothing"),
+        ("--half_life=5ba", "say --half-life"),
+        ("--overwrite", "say --force"),
+        ("--out-dir=x", "say --output"),
+        ("--num-workers=4", "say --threads"),
+    ],
+)
+def test_an_option_of_another_tool_is_answered_with_ours(cli: Cli, typed: str, hint: str):
+    """Those who know the thing by another name are told the name that it has here."""
+    done = cli("average", "ckpts", typed)
+    assert done.code == 2
+    assert done.err == f"error: No such option: {typed.partition('=')[0]}\nhint:  {hint}; see ema-cli average --help\n"
+
+
+def test_the_words_of_other_tools_lead_to_options_that_there_are():
+    """Each word of the table is answered by some command, and none is an option of ours."""
+    commands = [set(options_of(name)) for name in COMMANDS]
+    assert not other_words.OPTIONS.keys() & set.union(*commands)
+    for typed, name in other_words.OPTIONS.items():
+        assert any(other_words.known_elsewhere(typed, options, "") for options in commands), (typed, name)
+
+
+def options_of(command: str) -> list[str]:
+    """Return the spellings of a command's options."""
+    return [spelling for parameter in make_command(command).params for spelling in parameter.opts]
 
 
 def test_a_usage_error_names_the_help_that_lists_what_there_is(cli: Cli):

@@ -74,7 +74,7 @@ def test_json_has_outputs_and_the_error(copy: Path, cli: Cli):
         ([], 2, "which average?"),
         (["nothing"], 2, "nothing: does not exist"),
         ([SINGLE, "--sample"], 2, "--sample: of what?"),
-        ([SINGLE, "--against", "nowhere"], 2, "--against: nowhere does not exist"),
+        ([SINGLE, "--against", "nowhere"], 2, "nowhere: does not exist"),
         ([SINGLE, "--against", "hf"], 3, "'step-100.pt', which entered the average, is missing"),
         (["hf"], 6, "hf: has neither a manifest"),
     ],

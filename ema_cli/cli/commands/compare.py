@@ -15,7 +15,7 @@ from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import read_run
-from ema_cli.storage.location import location
+from ema_cli.storage.location import check_exists, location
 from ema_cli.system.processors import default_threads
 
 
@@ -67,8 +67,7 @@ def _open(request: CompareRequest) -> list[Checkpoint]:
 
 def _open_one(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a checkpoint, averages too: nothing is averaged here. A folder may hold just one."""
-    if not location(path).info(follow=False).exists:
-        raise UsageError("does not exist", subject=path)
+    check_exists(path, follow=False)
     if location(path).info().is_folder and not is_checkpoint_folder(path):
         checkpoints = read_run([path], OpenOptions(options)).checkpoints
         if len(checkpoints) > 1:

@@ -13,7 +13,7 @@ from ema_cli.cli.sentences import not_verified
 from ema_cli.errors import UsageError, VerificationError, option
 from ema_cli.release.published import Published, find_averages
 from ema_cli.release.verify import Verified, verify
-from ema_cli.storage.location import location
+from ema_cli.storage.location import check_exists
 from ema_cli.system.processors import default_threads
 
 _HINT = "what does not hold must not be used; bring back the files as they were written, or average anew"
@@ -42,9 +42,8 @@ class VerifyRequest:
                 option="sample",
                 hint=f"say where the checkpoints are: {option('against')} ckpts/ {option('sample')}",
             )
-        missing = next((path for path in options.against if not location(path).info().exists), None)
-        if missing is not None:
-            raise UsageError(f"{missing} does not exist", option="against")
+        for path in options.against:
+            check_exists(path)
         if not options.outputs:
             raise UsageError("which average?", hint="name it: ema-cli verify release.safetensors")
         return cls(options.outputs, options.against, options.sample, options.threads or default_threads())

@@ -1,0 +1,47 @@
+"""What people type who know other tools, and the option that says it here. A table, to be read as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ema_cli.errors import UsageError, option
+
+_DEVICE = "nothing runs on a device: files are averaged on the CPU, a block at a time"
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "smoothing": ("decay", "ema-decay", "ema-beta", "beta", "momentum", "rate"),
+    "half_life": ("halflife", "half-time", "tau", "horizon"),
+    "update_interval": ("interval", "update-every", "every"),
+    "last": ("num", "num-last", "last-n", "n-last", "top-k", "num-checkpoints", "num-epoch-checkpoints"),
+    "start": ("since", "begin", "min-step", "start-step"),
+    "stop": ("until", "end", "max-step", "stop-step", "checkpoint-upper-bound"),
+    "output": ("out", "out-dir", "output-dir", "output-path", "save", "save-path", "dest"),
+    "force": ("overwrite", "yes", "clobber", "exist-ok"),
+    "dtype": ("precision", "torch-dtype", "out-dtype"),
+    "threads": ("workers", "num-workers", "jobs", "num-threads", "num-proc"),
+    "max_memory": ("memory", "lazy-unpickle", "low-memory", "low-cpu-memory"),
+    "exclude": ("ignore", "skip", "without"),
+    "weights": ("ema", "use-ema", "ema-weights"),
+    "profile": ("uniform", "mean", "swa", "merge-method", "average-method"),
+    "epoch_length": ("steps-per-epoch", "batches-per-epoch"),
+    "spacing": ("save-steps", "save-every", "save-interval"),
+    "against": ("source", "sources", "inputs", "checkpoints"),
+}
+OPTIONS = {f"--{word}": name for name, words in _WORDS.items() for word in words}
+
+
+def known_elsewhere(typed: str, options: set[str], hint: str) -> UsageError | None:
+    """Return the error for an option that another tool, or another spelling, calls differently; None for any other.
+
+    Args:
+        typed: the option as it was typed: `--decay`, `--half_life`.
+        options: the options that the command has, as they are typed.
+        hint: where the options are listed.
+    """
+    fact = f"No such option: {typed}"
+    dashed = typed.lower().replace("_", "-")
+    if dashed in ("--device", "--cuda", "--gpu"):
+        return UsageError(fact, hint=_DEVICE)
+    name = dashed.removeprefix("--").replace("-", "_") if dashed in options else OPTIONS.get(dashed)
+    if name is None or f"--{name.replace('_', '-')}" not in options:
+        return None
+    return UsageError(fact, hint=f"say {option(name)}; {hint}")
