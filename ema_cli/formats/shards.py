@@ -84,6 +84,15 @@ def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[Sha
     return ShardedTensors(specs, part_of, [part.tensors for part in opened]), tuple(opened)
 
 
+def join_parts(parts: Sequence[Checkpoint]) -> ShardedTensors | None:
+    """Return the tensors of several files as one model; None where two of them hold one name."""
+    specs = {name: spec for part in parts for name, spec in part.tensors.specs.items()}
+    if len(specs) < sum(len(part.tensors.specs) for part in parts):
+        return None
+    part_of = {name: number for number, part in enumerate(parts) for name in part.tensors.specs}
+    return ShardedTensors(specs, part_of, [part.tensors for part in parts])
+
+
 def _read_index(path: Path) -> dict[str, str]:
     """Return the file name of each tensor's shard."""
     index = read_json(location(path).open(), _MAX_INDEX_BYTES)

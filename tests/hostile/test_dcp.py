@@ -198,6 +198,7 @@ def fifo(file: str) -> Callable[[Path, Path], None]:
 OUT = "which is not a file name"
 WRONG = "is stored as something else than its folder's .metadata says"
 AT = index("w", (0, 0))
+NO_METADATA = "stands where an object with state_dict_metadata and storage_data belongs"
 PATHS = {
     "..": text("../step-1/" + SHARD), "absolute": text("/etc/passwd"), "a folder": text("a/" + SHARD),
     "the folder itself": text("."), "the folder above": text(".."), "nothing": text(""), "hidden": text(".hidden"),
@@ -212,7 +213,7 @@ CASES = [
         (item(label, "train_state", PROGRAMS[label]) for label in PROGRAMS),
         (item(label, "state.algorithms", PROGRAMS[label]) for label in PROGRAMS),
         (Case(lightning(PROGRAMS[label]), code=0, label=f"{label}, meta.pt") for label in PROGRAMS),
-        (raw(label, lambda canary, v=label: whole(PROGRAMS[v](canary)), "stands where a Metadata belongs")
+        (raw(label, lambda canary, v=label: whole(PROGRAMS[v](canary)), NO_METADATA)
          for label in PROGRAMS if label not in ("a default factory", "a key", "nested pickle")),
     ),
     *(beside(label, "planner_data", PROGRAMS[label]) for label in ("os.system", "BUILD", "a key")),
@@ -284,7 +285,7 @@ CASES = [
       )),
     raw("nothing", lambda _: b"", "ends too early"),
     raw("text", lambda _: b"version https://git-lfs.github.com/spec/v1\n", ""),
-    raw("a list", lambda _: pickle.dumps([1]), "a list stands where a Metadata belongs"),
+    raw("a list", lambda _: pickle.dumps([1]), f"a list {NO_METADATA}"),
     Case(missing_shard, "missing", passed=True),
     Case(fifo(".metadata"), "not a regular file", file=".metadata", label="a FIFO for .metadata"),
     Case(fifo(SHARD), "not a regular file", file=SHARD, label="a FIFO for a shard"),

@@ -24,7 +24,16 @@ from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.zip_container import open_zip
 from ema_cli.formats.trainers.choice import choose, choose_averages, choose_single
 from ema_cli.formats.trainers.dcp_layouts import DCP_BATCH_IN_EPOCH, DCP_CLOCKS, DCP_LAYOUTS, DcpLayout
-from ema_cli.formats.trainers.folders import DCP_FOLDERS, DCP_META, DCP_METADATA, TRAINER_STATE
+from ema_cli.formats.trainers.folders import (
+    DCP_FOLDERS,
+    DCP_META,
+    DCP_METADATA,
+    OLMO_CLOCKS,
+    OLMO_FOLDER,
+    OLMO_STATE,
+    OLMO_TRAIN,
+    TRAINER_STATE,
+)
 from ema_cli.formats.trainers.layout import Selection
 from ema_cli.formats.trainers.layouts import OTHERS
 from ema_cli.formats.trainers.names import EXTRA_STATE
@@ -35,15 +44,22 @@ from ema_cli.storage.location import location
 from ema_cli.storage.source import FileRegion, InputFile
 
 
-def open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
-    """Read the `.metadata` of the checkpoint at `path`, whose shards lie in `folder`; raise as `open_checkpoint`."""
+def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | None = None) -> Checkpoint:
+    """Read the `.metadata` of a checkpoint, and find the model in it; raise as `open_checkpoint`.
+
+    Args:
+        path: the checkpoint.
+        folder: where its shards lie.
+        options: what the user chose.
+        averaged: how it is known from outside that the model is averages, None where it is not.
+    """
     metadata = read_metadata(location(folder / DCP_METADATA).open())
     layout = _find_layout(folder, metadata)
     reader = _ItemReader(folder, metadata)
     try:
         model = find_model(metadata, options)
         selection = Selection(_trainer(path, folder, layout), model.names, Progress())
-        _choose(selection, model, options, model.averaged or reader.averages_reason(layout))
+        _choose(selection, model, options, averaged or model.averaged or reader.averages_reason(layout))
     except EmaError as error:
         error.about(path)
         raise
@@ -189,7 +205,19 @@ def _sidecar_progress(path: Path, folder: Path) -> tuple[Progress | None, tuple[
         meta = location(folder / DCP_META).open()
         root = open_torch(meta).root
         return progress_of(root) if isinstance(root, dict) else None, (meta,)
+    if folder.name == OLMO_FOLDER and location(path / OLMO_TRAIN / OLMO_STATE).info().is_file:
+        train = location(path / OLMO_TRAIN / OLMO_STATE).open()
+        return _olmo_progress(open_torch(train).root), (train,)
     if location(path / TRAINER_STATE).info().is_file:
         state = location(path / TRAINER_STATE).open()
         return read_trainer_state(state), (state,)
     return None, ()
+
+
+def _olmo_progress(state: object) -> Progress:
+    clocks: dict[Unit, Clock] = {}
+    for unit, name in OLMO_CLOCKS.items():
+        value = state.get(name) if isinstance(state, dict) else None
+        if type(value) is int and 0 <= value < 1 << 63 and (value or unit is Unit.BATCH):
+            clocks[unit] = Clock(Fraction(value), "sidecar")
+    return Progress(clocks)

@@ -19,12 +19,17 @@ from ema_cli.formats.trainers.folders import (
     DCP_METADATA,
     MEGATRON_COMMON,
     MEGATRON_MARK,
+    OLMO_FOLDER,
     OLMO_MARK,
+    OLMO_MERGED,
+    OLMO_TRAIN,
     UNFINISHED_MARK,
 )
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.storage.location import location
+
+_OLMO_AVERAGES = "OLMo-core's ModelMergeCallback saved it: a model without a trainer's state, called {name}"
 
 
 def matches(path: Path) -> bool:
@@ -44,7 +49,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     _check_complete(path, folder)
     from ema_cli.formats.dcp.checkpoint import open_folder  # which no other format needs
 
-    return open_folder(path, folder, options)
+    averages = _OLMO_AVERAGES.format(name=path.name) if _is_olmo_merged(path, folder, names_in(path)) else None
+    return open_folder(path, folder, options, averages)
 
 
 def _choose_folder(path: Path, options: ReadOptions) -> Path:
@@ -74,15 +80,25 @@ def _has_shards(names: Collection[str]) -> bool:
     return DCP_METADATA in names or any(name.endswith(".distcp") for name in names)
 
 
+def _is_olmo_merged(path: Path, folder: Path, beside: Collection[str]) -> bool:
+    """Return whether OLMo-core's ModelMergeCallback saved a model alone: stepN-merged, or what the user calls it.
+
+    The state of the trainer, which a checkpoint has first, is not there, nor is what it has last.
+    """
+    is_alone = folder != path and folder.name == OLMO_FOLDER and OLMO_MARK not in beside and OLMO_TRAIN not in beside
+    return is_alone and OLMO_MERGED.search(path.name) is not None
+
+
 def _check_complete(path: Path, folder: Path) -> None:
     """Raise an IncompleteCheckpoint where what the trainer writes last is not there yet."""
     beside, names = names_in(path), names_in(folder)
+    is_merged = _is_olmo_merged(path, folder, beside)
     missing = None
     if DCP_METADATA not in names:
         missing = f"has no {DCP_METADATA}"
     elif path.name.endswith(".ckpt") and DCP_META not in names:
         missing = f"has no {DCP_META}"
-    elif folder.name == "model_and_optim" and folder != path and OLMO_MARK not in beside:
+    elif folder.name == OLMO_FOLDER and folder != path and OLMO_MARK not in beside and not is_merged:
         missing = f"has no {OLMO_MARK}"
     elif MEGATRON_COMMON in names and MEGATRON_MARK not in names:
         missing = f"has no {MEGATRON_MARK}"

@@ -1,7 +1,8 @@
 """Read the `.metadata` of torch.distributed.checkpoint: which pieces of which tensor lie where. No torch here.
 
-It is a pickle of a few dataclasses. torch loads it with `pickle.load`, which runs whatever the file names. Here the
-classes below are known by their names alone, and everything else stays an inert placeholder that is never used.
+It is a pickle of a few dataclasses. torch loads it with `pickle.load`, which runs whatever the file names. Here each
+stays an inert placeholder, which is known by the fields that it carries: trainers write classes of their own modules
+where torch has the same.
 """
 
 from __future__ import annotations
@@ -31,18 +32,12 @@ from ema_cli.formats.pickles.values import Inert, Name, PickleError
 from ema_cli.formats.shards import is_plain_name
 from ema_cli.storage.source import InputFile
 
-_MODULE = "torch.distributed.checkpoint.metadata"
-_METADATA, _TENSOR, _BYTES = (
-    f"{_MODULE}.Metadata",
-    f"{_MODULE}.TensorStorageMetadata",
-    f"{_MODULE}.BytesStorageMetadata",
-)
-_PIECE, _PROPERTIES, _INDEX = (
-    f"{_MODULE}.ChunkStorageMetadata",
-    f"{_MODULE}.TensorProperties",
-    f"{_MODULE}.MetadataIndex",
-)
-_STORAGE = "torch.distributed.checkpoint.filesystem._StorageInfo"
+# The fields by which each class is known, torch's or a trainer's own.
+_METADATA = ("state_dict_metadata", "storage_data")
+_TENSOR = ("properties", "size", "chunks")
+_PIECE = ("offsets", "sizes")
+_INDEX = ("fqn",)
+_STORAGE = ("relative_path", "offset", "length")
 _MAX_SIDES = 4_000_000  # of all pieces of all tensors, however often one piece, or one list of them, is repeated
 _MAX_PATH = 256
 
@@ -83,7 +78,7 @@ class Metadata:
 
     def _tensor(self, name: str, state: State) -> StoredTensor:
         properties = state.get("properties")
-        if not isinstance(properties, Inert) or properties.kind != _PROPERTIES:
+        if not isinstance(properties, Inert):
             raise Damaged("it has no properties")
         # A tuple as torch writes it today, a dict in older versions.
         values = properties.state
@@ -134,13 +129,12 @@ def _parse(file: InputFile, state: State) -> Metadata:
     metadata = Metadata(file)
     blobs = set()
     for name, entry in _dict(state.get("state_dict_metadata")).items():
-        kind = entry.kind if isinstance(entry, Inert) else type(entry).__name__
-        if not isinstance(name, str) or kind not in (_TENSOR, _BYTES):
-            raise Damaged(f"{shown(name)} is described by a {kind}, which is unknown")
-        if kind == _TENSOR:
+        if isinstance(name, str) and _has(entry, _TENSOR):
             metadata.tensors[name] = entry
+        elif isinstance(name, str) and _is_empty(entry):
+            blobs.add(name)  # of a value that is no tensor nothing is said
         else:
-            blobs.add(name)
+            raise Damaged(f"{shown(name)} is described by a {_kind(entry)}, which is unknown")
     if len(metadata.tensors) > 4 * MAX_TENSORS:  # the optimizer has some for each of the model's
         raise Damaged(f"it names {len(metadata.tensors)} tensors; at most {4 * MAX_TENSORS} are read")
     for key, info in _dict(state.get("storage_data")).items():
@@ -189,12 +183,24 @@ def _record(name: str, info: State) -> Record:
     return Record(file, start, size)
 
 
-def _state(value: object, kind: str) -> State:
-    """Return the state of a placeholder for an object of class `kind`."""
-    if not isinstance(value, Inert) or value.kind != kind or not isinstance(value.state, dict):
-        name = kind.rpartition(".")[2]
-        raise Damaged(f"a {getattr(value, 'kind', type(value).__name__)} stands where a {name} belongs")
-    return value.state
+def _state(value: object, fields: tuple[str, ...]) -> State:
+    """Return the state of a placeholder for an object that carries at least these fields."""
+    if not _has(value, fields):
+        raise Damaged(f"a {_kind(value)} stands where an object with {' and '.join(fields)} belongs")
+    state: State = value.state
+    return state
+
+
+def _has(value: object, fields: tuple[str, ...]) -> TypeGuard[Inert]:
+    return isinstance(value, Inert) and isinstance(value.state, dict) and all(name in value.state for name in fields)
+
+
+def _is_empty(value: object) -> bool:
+    return isinstance(value, Inert) and not (value.args or value.items or value.values or value.state)
+
+
+def _kind(value: object) -> str:
+    return value.kind if isinstance(value, Inert) else type(value).__name__
 
 
 def _get(value: object, key: str) -> Any:

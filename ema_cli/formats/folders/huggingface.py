@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from ema_cli.checkpoint import Averages, Checkpoint, Pretrained
@@ -13,11 +14,19 @@ from ema_cli.formats.json_text import read_json
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
-from ema_cli.formats.shards import is_plain_name, open_index
+from ema_cli.formats.shards import is_plain_name, join_parts, open_index
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.adapters import adapter_settings
 from ema_cli.formats.trainers.choice import settle_averages
-from ema_cli.formats.trainers.folders import ADAPTERS, BASES, MODULES, SHARD, TRAINER_STATE
+from ema_cli.formats.trainers.folders import (
+    ADAPTERS,
+    BASES,
+    CONSOLIDATED,
+    MODULES,
+    RANK_SHARD,
+    SHARD,
+    TRAINER_STATE,
+)
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.storage.location import location
@@ -41,6 +50,9 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         UsageError: where it holds several models, and `options.component` does not say which.
     """
     names = names_in(path)
+    if CONSOLIDATED in names and _has_shards_alone(names) and matches(path / CONSOLIDATED):
+        whole = open_checkpoint(path / CONSOLIDATED, options)
+        return dataclasses.replace(whole, name=path.name, path=path)
     base, file_name = _choose(path, names, options)
     if base == "diffusion_pytorch_model" and _is_ema_model(path):
         return _open_averages(path, file_name, options)
@@ -83,7 +95,9 @@ def module_folders(path: Path) -> list[str]:
 
 
 def _open_tensors(path: Path, options: ReadOptions) -> Checkpoint:
-    """Open a file of tensors, or the shards that an index names."""
+    """Open a file of tensors, the shards that an index names, or, where it is a folder, the shards of all ranks."""
+    if location(path).info().is_folder:
+        return _open_ranks(path, names_in(path), options)
     if refused.matches(path):
         refused.open_checkpoint(path, options)
     if path.name.endswith(".safetensors"):
@@ -97,6 +111,22 @@ def _open_tensors(path: Path, options: ReadOptions) -> Checkpoint:
     averages = next((part.averages for part in parts if part.averages), None)
     whole = dataclasses.replace(parts[0], path=path.parent, tensors=tensors, files=files, averages=averages)
     return settle_averages(whole, options)
+
+
+def _open_ranks(path: Path, names: Collection[str], options: ReadOptions) -> Checkpoint:
+    """Open the shards of all ranks, which have no index, as one model: where each tensor is whole in one of them."""
+    shards = {name: match for name in sorted(names) if (match := RANK_SHARD.search(name))}
+    numbers = {int(match[2]) for match in shards.values()}
+    count = max(int(match[3]) for match in shards.values())
+    missing = min(set(range(1, count + 1)) - numbers, default=None)
+    if missing is not None:
+        raise IncompleteCheckpoint(f"holds no shard {missing} of {count}", subject=path)
+    parts = [safetensors_file.open_checkpoint(path / name, options) for name in shards]
+    tensors = join_parts(parts)
+    if tensors is None:
+        raise safetensors_file.pieces_error(path)
+    files = tuple(file for part in parts for file in part.files)
+    return dataclasses.replace(parts[0], path=path, tensors=tensors, files=files)
 
 
 def _open_averages(path: Path, file_name: str, options: ReadOptions) -> Checkpoint:
@@ -142,6 +172,8 @@ def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str
     if options.component is not None:
         raise one_model_error(path)
     if not files:
+        if any(map(RANK_SHARD.search, names)):
+            return "model", ""  # the folder itself: there is no index of them
         shard = min(filter(_is_shard, names), default=None)
         if shard is None:
             raise CheckpointError("holds no model", subject=path)
@@ -152,6 +184,10 @@ def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str
 
 def _is_shard(name: str) -> bool:
     return SHARD.search(name) is not None
+
+
+def _has_shards_alone(names: set[str]) -> bool:
+    return any(map(_is_shard, names)) and not any(_model_file(base, names) for base in BASES)
 
 
 def _trainer(names: set[str]) -> str:

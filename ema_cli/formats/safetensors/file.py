@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint
@@ -32,12 +33,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         UsageError, RunError: where an option does not fit a file that holds one set of weights and nothing else.
     """
     tensors = open_file(path)
-    if _PIECE_KEY in tensors.metadata:
-        raise CheckpointError(
-            "holds pieces of tensors, as torch.distributed.checkpoint saves them in safetensors",
-            subject=path,
-            hint="put them together first: torch.distributed.checkpoint's consolidate_safetensors_files",
-        )
+    if _PIECE_KEY in tensors.metadata and not _are_whole(tensors.metadata[_PIECE_KEY]):
+        raise pieces_error(path)
     averages = _averages(tensors)
     if averages is None and options.key is not None:
         raise UsageError(
@@ -61,6 +58,27 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         adapter=AdapterSettings(header_settings(kept[_LORA_KEY]), kept) if kept else AdapterSettings(),
     )
     return settle_averages(checkpoint, options)
+
+
+def pieces_error(path: Path) -> CheckpointError:
+    """Return the error for a file with pieces of tensors, whose rest is in other files."""
+    return CheckpointError(
+        "holds pieces of tensors, as torch.distributed.checkpoint saves them in safetensors",
+        subject=path,
+        hint="put them together first: torch.distributed.checkpoint's consolidate_safetensors_files",
+    )
+
+
+def _are_whole(text: str) -> bool:
+    """Return whether each tensor of a file begins where the saved one did, by what torch's writer says in its header.
+
+    The rest of a tensor that is cut begins elsewhere, in another file of the same folder.
+    """
+    try:
+        pieces = json.loads(text)
+        return all(not any(piece["saved_offsets"]) for piece in pieces.values())
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return False
 
 
 def _averages(tensors: SafetensorsTensors) -> Averages | None:

@@ -128,7 +128,7 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
         raise CheckpointError(f"the header is not valid: {error}", subject=path) from error
     if not isinstance(header, dict):
         raise CheckpointError("the header is the entry of one tensor, without its name", subject=path)
-    metadata = _metadata(path, header.pop("__metadata__", {}))
+    metadata = _metadata(path, header.pop("__metadata__", None))
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"holds {len(header)} tensors; at most {MAX_TENSORS} are read", subject=path)
     specs: dict[str, TensorSpec] = {}
@@ -148,6 +148,8 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
 
 
 def _metadata(path: Path, metadata: Any) -> Mapping[str, str]:
+    if metadata is None:  # none there, or null: so MLX writes, and the official reader reads
+        return {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError("the header's '__metadata__' does not map text to text", subject=path)
     try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ema_cli.law.time import Unit
+
 # What a folder calls its weights when `from_pretrained` loads it, as safetensors and as .bin: whole or with an index.
 BASES: Mapping[str, str] = {
     "model": "pytorch_model",
@@ -17,6 +19,10 @@ BASES: Mapping[str, str] = {
 }
 ADAPTERS = ("adapter_model", "pytorch_lora_weights")
 SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
+# A shard of one rank's, as torch's HuggingFaceStorageWriter names it when each rank writes its own: what comes after
+# the rank, the shard's number, their count. They have no index; who puts them together writes into CONSOLIDATED.
+RANK_SHARD = re.compile(r"^shard-\d{5,}-(\w+)-(\d{5,})-of-(\d{5,})\.safetensors$")
+CONSOLIDATED = "consolidated"
 # Parts of a Diffusers pipeline, each in a folder of its name; its averages are in NAME_ema.
 COMPONENTS = (
     "unet", "transformer", "transformer_2", "controlnet", "prior", "vae", "text_encoder", "text_encoder_2",
@@ -31,9 +37,10 @@ DEEPSPEED_TAG = re.compile(r"^global_step(\d+)$")
 DCP_METADATA = ".metadata"
 DCP_META = "meta.pt"  # in which Lightning keeps what is not a tensor
 # Where trainers put the folder with the shards inside a checkpoint, and which trainer does.
+OLMO_FOLDER = "model_and_optim"
 DCP_FOLDERS: Mapping[str, str] = {
     "pytorch_model_fsdp_*": "accelerate",
-    "model_and_optim": "OLMo-core",
+    OLMO_FOLDER: "OLMo-core",
     "weights": "NeMo",
 }
 
@@ -42,4 +49,8 @@ DCP_FOLDERS: Mapping[str, str] = {
 LATEST = ("latest", "latest_checkpointed_iteration.txt")  # beside it, name the newest one: DeepSpeed, Megatron
 UNFINISHED_MARK = "-unfinished"  # NeMo's, after the folder's name, while it is written
 OLMO_MARK = ".metadata.json"  # beside the folder with the shards
+OLMO_TRAIN = "train"  # the trainer's state, which is written first
+OLMO_STATE = "rank0.pt"  # in it, with these clocks; the epoch there is the one that runs
+OLMO_CLOCKS = {Unit.BATCH: "global_step", Unit.TOKEN: "global_train_tokens_seen"}
+OLMO_MERGED = re.compile(r"^step\d+-")  # averages of OLMo-core's ModelMergeCallback, with neither of the two
 MEGATRON_MARK, MEGATRON_COMMON = "metadata.json", "common.pt"

@@ -49,6 +49,7 @@ _NAME_CLOCKS = tuple(
         (Unit.EPOCH, rf"{_WORD}ep(?:och)?{_DECIMAL}"),
         (Unit.EPOCH, r"^(\d+)epoch\."),  # espnet
         (Unit.BATCH, rf"{_WORD}(?:ba(?:tch)?|steps?|iter(?:ation)?s?){_COUNT}"),
+        (Unit.BATCH, r"^(\d{7})_adapters\.safetensors$"),  # mlx-lm
         (Unit.BATCH, r"^checkpoint-(\d+)$"),  # a folder of the Hugging Face Trainer
         (Unit.SAMPLE, rf"{_WORD}(?:sp|samples?){_COUNT}"),
         (Unit.TOKEN, rf"{_WORD}(?:tok|tokens?){_COUNT}"),

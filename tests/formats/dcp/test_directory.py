@@ -98,6 +98,22 @@ def test_olmos_folder_within(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path / "step8")
     assert holds(checkpoint, W)
     assert checkpoint.trainer == "OLMo-core"
+    (tmp_path / "step8" / "train").mkdir()
+    torch.save({"global_step": 8, "epoch": 1, "global_train_tokens_seen": 4096}, tmp_path / "step8/train/rank0.pt")
+    assert clocks(open_checkpoint(tmp_path / "step8")) == {"ba": 8, "tok": 4096}
+
+
+@pytest.mark.parametrize("name", ["step8-merged", "step8-soup"])
+def test_what_olmo_merges_is_an_average_and_not_half_written(name: str, tmp_path: Path) -> None:
+    """Its callback saves the model alone, without the state that a checkpoint begins with."""
+    folder = tmp_path / name
+    save_folder(folder / "model_and_optim", {"model": W})
+    checkpoint = open_checkpoint(folder)
+    assert "ModelMergeCallback saved it" in str(checkpoint.averaged)
+    assert name in str(checkpoint.averaged)
+    assert holds(open_checkpoint(folder, ReadOptions(weights="ema")), W)
+    (folder / "train").mkdir()
+    assert type(refusal(folder)) is IncompleteCheckpoint
 
 
 def nemo(folder: Path, extra: str = "module.layer._extra_state/shard_0_1") -> Path:

@@ -113,6 +113,17 @@ def test_properties_of_older_versions(tmp_path: Path, monkeypatch: pytest.Monkey
     assert read(pieces.write()).tensor("w").spec.dtype.name == "F32"
 
 
+def test_classes_are_known_by_their_fields(tmp_path: Path) -> None:
+    """OLMo-core writes a `_StorageInfo` of its own module: whatever the module, the fields say what it is."""
+    path = two_pieces(tmp_path).write() / ".metadata"
+    tensor, items = read(tmp_path).tensor("w"), read(tmp_path).items
+    text = path.read_bytes()
+    assert text.count(b"torch.distributed.checkpoint") >= 2
+    path.write_bytes(text.replace(b"torch.distributed.checkpoint", b"other.distributed.checkpoint"))
+    metadata = read(tmp_path)
+    assert (metadata.tensor("w"), metadata.items) == (tensor, items)
+
+
 def change_chunks(*boxes: tuple[tuple[int, ...], tuple[int, ...]]) -> Callable[[Pieces], None]:
     """Return a change of the list of the pieces of 'w'."""
 
@@ -150,8 +161,9 @@ DAMAGED: dict[str, tuple[Callable[[Pieces], None], str]] = {
     "other dimensions": (change_chunks(((0,), (12,))), "another number of dimensions"),
     "a piece is nowhere stored": (drop_record, "its piece at [2, 0] is nowhere stored"),
     "no list of pieces": (change_entry(chunks=None), "it has no list of pieces"),
-    "pieces of another kind": (change_entry(chunks=[(0, 2)]), "a tuple stands where a ChunkStorageMetadata belongs"),
+    "pieces of another kind": (change_entry(chunks=[(0, 2)]), "a tuple stands where an object with offsets and"),
     "no properties": (change_entry(properties=None), "it has no properties"),
+    "properties that are a number": (change_entry(properties=3), "it has no properties"),
     "a size that is no tuple": (change_entry(size=[4, 3]), "is no tuple of counts"),
     "a negative size": (change_entry(size=(-4, -3)), "is no tuple of counts"),
     "a size beyond all files": (change_entry(size=(1 << 62, 3)), "is no tuple of counts"),
@@ -213,11 +225,11 @@ BROKEN: dict[str, tuple[Callable[[Pieces], None], str]] = {
     "a name that is a number": (lambda pieces: pieces.metadata.state_dict_metadata.update({7: 3}), "is unknown"),
     "a record of another kind": (
         lambda pieces: pieces.metadata.storage_data.update({MetadataIndex("w", (0, 0)): 3}),
-        "a int stands where a _StorageInfo belongs",
+        "a int stands where an object with relative_path and offset and length belongs",
     ),
     "a record without an index": (
         lambda pieces: pieces.metadata.storage_data.update({"w": _StorageInfo("a", 0, 1)}),
-        "a str stands where a MetadataIndex belongs",
+        "a str stands where an object with fqn belongs",
     ),
     "a record without a name": (
         lambda pieces: pieces.metadata.storage_data.update({MetadataIndex(None): _StorageInfo("a", 0, 1)}),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError, UsageError
@@ -41,6 +42,17 @@ def test_a_handmade_header_is_read(tmp_path: Path) -> None:
     weights = open_checkpoint(raw(tmp_path / "a.safetensors", header)).tensors
     assert read_all(weights) == {"b": b"", "w": bytes(8)}
     assert weights.place("b") != weights.place("w")
+
+
+def test_metadata_that_is_null_is_none(tmp_path: Path) -> None:
+    """MLX writes so; its header may have any length, and its tensors lie in another order than the header's."""
+    late = {"dtype": "F32", "shape": [3], "data_offsets": [8, 20]}
+    header = b'{"__metadata__":null,"a":%b,"w":%b} ' % (json.dumps(late).encode(), json.dumps(W).encode())
+    assert (8 + len(header)) % 4
+    weights = open_checkpoint(raw(tmp_path / "a.safetensors", header, bytes(range(20)))).tensors
+    assert read_all(weights) == {"a": bytes(range(8, 20)), "w": bytes(range(8))}
+    with safe_open(tmp_path / "a.safetensors", "pt") as official:
+        assert official.get_tensor("a").numpy().tobytes() == bytes(range(8, 20))
 
 
 def entry(**changes: Any) -> bytes:
