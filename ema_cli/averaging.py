@@ -23,7 +23,7 @@ from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.text import parse_size
+from ema_cli.text import parse_size, plural, size
 from ema_cli.writing.files import FileSink, allow_descriptors, make_folder, read_back, sum_up, write_small_files
 from ema_cli.writing.outputs import Output, OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
@@ -67,6 +67,13 @@ class Result:
     peak_memory: int
     non_finite: tuple[str, ...]
     manifests: Sequence[Manifest] = ()
+
+    def __repr__(self) -> str:
+        """Return the result in one line: what was written, of how much, how fast."""
+        return (
+            f"<Result {self.target.path}: {plural(len(self.outputs), 'average')}, "
+            f"read {size(self.bytes_read)} in {self.seconds:.2f} s, wrote {size(self.bytes_written)}>"
+        )
 
     @property
     def bytes_per_second(self) -> int:

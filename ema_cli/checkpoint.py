@@ -13,6 +13,7 @@ from ema_cli.dtypes import DType
 from ema_cli.errors import CheckpointError
 from ema_cli.law.time import Unit
 from ema_cli.storage.source import ByteSource, InputFile
+from ema_cli.text import plural
 
 MAX_TENSORS = 1 << 19  # in one checkpoint; the largest models have a third of that
 MAX_DIMENSIONS = 64  # of a tensor, as in torch and numpy
@@ -207,6 +208,10 @@ class Checkpoint:
     pretrained: Pretrained | None = None
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     output_dtypes: Mapping[str, DType] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        clocks = ", ".join(f"{clock.value}{unit}" for unit, clock in self.progress.clocks.items()) or "no clock"
+        return f"<Checkpoint {self.name}: {clocks}, {plural(len(self.tensors.specs), 'tensor')}>"
 
     @property
     def averaged(self) -> str | None:

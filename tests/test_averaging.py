@@ -329,3 +329,22 @@ def test_an_unknown_word_is_named_with_what_there_is(tmp_path: Path):
         averaging.average(plan, tmp_path / "out", dtype="int8")
     with pytest.raises(UsageError, match="weights=: 'both' is neither raw nor ema"):
         open_run(tmp_path / "run", weights="both")  # type: ignore[arg-type]
+
+
+def test_what_functions_return_is_shown_in_one_line(tmp_path: Path):
+    """At a prompt: a run of a thousand checkpoints is no page of nested objects."""
+    write_hf_run(tmp_path / "run", [100, 200, 300])
+    run = open_run(tmp_path / "run")
+    plan = make_plan(run, Recipe(half_life="50ba", start="200ba"))
+    result = averaging.average(plan, tmp_path / "out")
+    assert repr(run) == f"<Run {tmp_path / 'run'}: 3 checkpoints, 100ba to 300ba>"
+    assert repr(run.checkpoints[0]).startswith("<Checkpoint checkpoint-100: 100ba")
+    assert repr(plan) == f"<Plan 50ba: 2 of 3 checkpoints, {plan.effective_count:.4g} effective>"
+    assert repr(plan.recipe) == "Recipe(half_life='50ba', start='200ba')"
+    assert repr(result).startswith(f"<Result {tmp_path / 'out'}: 1 average, read ")
+
+
+def test_a_recipe_is_shown_as_the_call_that_makes_it():
+    """What is shown can be typed."""
+    for recipe in (Recipe(half_life="5ba", update_interval="every"), Recipe(profile="power", sigma_rel=0.1, last=3)):
+        assert eval(repr(recipe), {"Recipe": Recipe}) == recipe

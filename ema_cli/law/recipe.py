@@ -94,6 +94,14 @@ class Recipe:
         """Return the unit of the clocks that are needed, None where any will do."""
         return self.law.unit or (self.interval.unit if self.interval else None)
 
+    def __repr__(self) -> str:
+        """Return the call that makes the recipe, with texts for times."""
+        options = {**self.to_dict(), "law": None}
+        if self.update_interval is None:
+            options["update_interval"] = None
+        given = (f"{name}={value!r}" for name, value in options.items() if value not in (None, False))
+        return f"Recipe({', '.join(given)})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as a manifest has it, with the interval that the law has by default written out."""
         return {

@@ -73,6 +73,9 @@ class Time:
     def __str__(self) -> str:
         return f"{format_number(self.value)}{self.unit}"
 
+    def __repr__(self) -> str:
+        return f"Time.parse('{self}')"
+
 
 class Every(StrEnum):
     """The update interval with which each checkpoint is an update event; while a model trains, each update."""

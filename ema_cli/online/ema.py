@@ -19,6 +19,7 @@ from ema_cli.online.state import StateDict, put_state, take_state
 from ema_cli.online.store import Offload, no_gradients
 from ema_cli.online.tracked import Place, put_back, unwrap, write_back
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
+from ema_cli.text import plural
 
 
 class EMA:
@@ -87,6 +88,12 @@ class EMA:
         keeps_first = len(tracks.laws) > 1 if keep_first is None else keep_first
         self.averages = Averages(unwrap(model), tracks, offload, keeps_first)
         self.train_with_ema_weights = train_with_ema_weights
+
+    def __repr__(self) -> str:
+        """Return the averages in one line: their names, and how far they are."""
+        done = plural(self.updates, "update") if self.started else "not begun"
+        clock = f", at {self.clock}" if self.clock else ""
+        return f"<EMA {', '.join(self.names)}: {done}{clock}>"
 
     @property
     def model(self) -> nn.Module:

@@ -20,6 +20,7 @@ from ema_cli.planning.advice import Advice, effective_count
 from ema_cli.planning.entry import Entry, Skipped
 from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.run import Run
+from ema_cli.text import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,14 @@ class Plan:
     skipped: tuple[Skipped, ...]
     twins: tuple[tuple[Checkpoint, Checkpoint], ...] = ()
     approximation: Approximation | None = None
+
+    def __repr__(self) -> str:
+        """Return the plan in one line: the law, and how many checkpoints enter."""
+        of = len(self.entries) + len(self.skipped)
+        return (
+            f"<Plan {self.recipe.law.name}: {len(self.entries)} of {plural(of, 'checkpoint')}, "
+            f"{self.effective_count:.4g} effective>"
+        )
 
     @cached_property
     def weights(self) -> list[float]:

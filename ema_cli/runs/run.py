@@ -31,7 +31,7 @@ from ema_cli.runs.entering import drop_aliases, drop_unclocked_copies, drop_unma
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.search import PassedOver, Search, check_one_run
 from ema_cli.storage.location import check_exists, location
-from ema_cli.text import natural_key
+from ema_cli.text import natural_key, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,12 @@ class Run:
     passed_over: tuple[PassedOver, ...] = ()
     notes: tuple[str, ...] = ()
     options: OpenOptions = field(default_factory=OpenOptions)
+
+    def __repr__(self) -> str:
+        """Return the run in one line: how many checkpoints, from which clock to which."""
+        ends = [self.checkpoints[0], self.checkpoints[-1]] if self.checkpoints and self.units else []
+        clocks = ", " + " to ".join(str(Time(end.progress.clocks[self.units[0]].value, self.units[0])) for end in ends)
+        return f"<Run {self.root}: {plural(len(self.checkpoints), 'checkpoint')}{clocks if ends else ''}>"
 
     def twins(self, unit: Unit | None = None) -> list[tuple[Checkpoint, ...]]:
         """Return the groups of checkpoints with the same clock in `unit`, in each group the one to keep first.
