@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.console import Console
 
 from ema_cli.cli import tables
 
@@ -20,3 +21,19 @@ def test_bars_without_unicode(monkeypatch: pytest.MonkeyPatch):
     """Where the terminal has no blocks, a bar is made of number signs."""
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert tables.draw_bar(0.5) == "#" * 12
+
+
+@pytest.mark.parametrize("averages", [1, 2])
+def test_long_names_leave_room_for_bars_at_80_columns(averages: int, monkeypatch: pytest.MonkeyPatch):
+    """Lightning puts metrics into its names: these fold, and each weight is drawn all the same."""
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    names = [f"epoch={n:02d}-step={n}2345-val_loss=0.1234567-val_accuracy=0.7654321.ckpt" for n in range(4)]
+    columns = {"batch": ["12345"] * 4, "epoch": ["1"] * 4}
+    weights = [tables.Weights(f"{n}0000ba", dict.fromkeys(names, 0.25), {}) for n in range(averages)]
+    printed = io.StringIO()
+    tables.print_weights(Console(file=printed, width=80), names, columns, weights)
+    lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.count("\u2588" * 4) > 0 for line in lines].count(True) == 4
+    assert all("25.0" in line and line.count("%") == averages for line in lines if "\u2588" in line)
+    assert "".join(line[:24].strip() for line in lines[1:] if line.strip()).startswith(names[0][:24])
