@@ -18,6 +18,7 @@ from ema_cli.errors import EmaError, printable
 from ema_cli.law.wording import recipes_line
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.search import PassedOver
+from ema_cli.runs.warnings import and_more, passed_over_kinds
 from ema_cli.text import some
 
 if TYPE_CHECKING:  # it loads numpy: not for `inspect`
@@ -171,9 +172,9 @@ def _print_notes(out: Console, notes: Sequence[str], passed_over: Sequence[Passe
         for note in notes:
             out.print(Text(f"  {printable(note)}"), soft_wrap=True)
             annotate("warning", note)
-    quiet = [passed for passed in passed_over if not any(passed.name in note for note in notes)]
+    quiet = passed_over_kinds([passed for passed in passed_over if not passed.warn])  # the others are odd
     if quiet:
         out.print()
         out.print(Text("Passed over:", "bold"))
-        for passed in quiet:
-            out.print(Text(f"  {printable(passed.name)}: {printable(passed.reason)}"), soft_wrap=True)
+        for reason, names in quiet:
+            out.print(Text(f"  {printable(and_more(names))}: {printable(reason)}"), soft_wrap=True)

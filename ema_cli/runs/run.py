@@ -140,7 +140,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     read = options.read
     for path in paths:
         check_exists(path, follow=False)
-    search = _search(paths)
+    search = _search(paths, read)
     # A folder that is itself its only checkpoint counts as named by the user.
     named = search is None or search.paths == [search.root]
     if search is not None and not named:
@@ -182,12 +182,14 @@ def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions)
     return [f"--copy '{pattern}' matches no tensor" for pattern in unmatched]
 
 
-def _search(paths: Sequence[Path]) -> Search | None:
+def _search(paths: Sequence[Path], options: ReadOptions) -> Search | None:
     """Search the folder of a run; return None if the paths are checkpoints."""
     if len(paths) > 1 or not location(paths[0]).info().is_folder:
         return None
-    search = Search(paths[0])
+    search = Search(paths[0], options)
     search.visit(paths[0])
+    for folder in search.weightless:
+        search.pass_over(folder, "holds no weights", warn=True)
     return search
 
 

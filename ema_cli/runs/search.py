@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import is_checkpoint_folder
+from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, SHARD, TRAINER_STATE
 from ema_cli.formats.trainers.names import (
     AVERAGES_FILE,
@@ -19,6 +20,7 @@ from ema_cli.formats.trainers.names import (
     is_weights_name,
     name_clocks,
 )
+from ema_cli.runs.beside import Beside, by_kind
 from ema_cli.storage.info import Entry, Identity
 from ema_cli.storage.location import location
 from ema_cli.text import natural_key
@@ -40,11 +42,21 @@ class PassedOver:
 
 @dataclass(slots=True)
 class Search:
-    """The contents of a folder: paths that look like checkpoints, in natural order, and paths that are passed over."""
+    """The contents of a folder: paths that look like checkpoints, in natural order, and paths that are passed over.
+
+    Attributes:
+        root: the folder.
+        options: how files beside a model are read, where only their tensors tell what they are.
+        paths: what looks like a checkpoint.
+        passed_over: what does not enter.
+        weightless: folders that have a clock in their name, as checkpoints have, and hold no weights.
+    """
 
     root: Path
+    options: ReadOptions = field(default_factory=ReadOptions)
     paths: list[Path] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
+    weightless: list[Path] = field(default_factory=list)
     _visited: set[Identity | None] = field(default_factory=set)
 
     def visit(self, folder: Path, depth: int = 0, *, folders_only: bool = False) -> None:
@@ -62,24 +74,31 @@ class Search:
             return
         # Links last, so that the real folder gives the name.
         entries = sorted(location(folder).entries(), key=lambda entry: (entry.is_link, natural_key(entry.name)))
-        is_checkpoint, first = is_checkpoint_folder(folder), len(self.paths)
+        is_checkpoint, first, first_weightless = is_checkpoint_folder(folder), len(self.paths), len(self.weightless)
         folders = [
             entry
             for entry in entries
             # In a folder of the Hugging Face Trainer, DeepSpeed's folder only serves to resume.
             if self._is_searched(entry) and not (is_checkpoint and DEEPSPEED_TAG.search(entry.name))
         ]
-        if not folders_only:
-            self._add_files([entry for entry in entries if self._is_checkpoint_file(entry)], beside_model=is_checkpoint)
+        files = [] if folders_only else [entry.path for entry in entries if self._is_checkpoint_file(entry)]
+        beside = Beside(folder, self.options) if is_checkpoint else None
+        side_files = self._add_files(files, beside)
         for entry in folders:
             self.visit(entry.path, depth + 1, folders_only=is_checkpoint or folders_only)
-        if is_checkpoint and any(map(_has_clock, self.paths[first:])):
+        inside = self.paths[first:]
+        if beside is not None:
+            self._pass_over_side_files(side_files, beside, is_asked=folder == self.root and not inside)
+        if beside is not None and _are_checkpoints(inside, beside):
             self.pass_over(folder, "a model beside its own checkpoints")
         elif is_checkpoint:
             # Checkpoints inside it are its parts, as the modules of a sentence-transformers model.
             self.paths[first:] = [folder]
-        elif not folders_only and folder != self.root and name_clocks(folder.name).clocks and len(self.paths) == first:
-            self.pass_over(folder, "holds no weights", warn=True)
+            del self.weightless[first_weightless:]
+            for path in filter(_has_clock, inside):
+                self.pass_over(path, "inside the folder of a checkpoint", warn=True)
+        elif folder != self.root and name_clocks(folder.name).clocks and not inside:
+            self.weightless.append(folder)
 
     def pass_over(self, path: Path, reason: str, *, warn: bool = False) -> None:
         """Add `path` to the paths that do not enter."""
@@ -103,13 +122,41 @@ class Search:
             return True
         return False
 
-    def _add_files(self, files: list[Entry], *, beside_model: bool) -> None:
-        """Add single-file checkpoints; next to a model only names with a clock, since other files are its parts."""
-        for file in files:
-            if not beside_model or name_clocks(file.name).clocks:
-                self.paths.append(file.path)
-            elif file.folder == self.root and re.search("[0-9]", file.name) and not file.name.startswith(_PARTS):
-                self.pass_over(file.path, "beside a model, and its name has no clock", warn=True)
+    def _add_files(self, files: list[Path], beside: Beside | None) -> list[Path]:
+        """Add single-file checkpoints; return those that are side files of the folder's model instead."""
+        if beside is None:
+            self.paths += files
+            return []
+        side_files = []
+        has_known_name = any(file.name.startswith(_PARTS) for file in files)
+        for kind in by_kind(
+            [file for file in files if not file.name.startswith(_PARTS) or name_clocks(file.name).clocks]
+        ):
+            has_clock = bool(name_clocks(kind[0].name).clocks)
+            if has_clock and beside.are_checkpoints(kind):
+                self.paths += kind
+            elif has_clock or has_known_name:  # else it may be the model itself, under a name of its trainer's
+                side_files += kind
+        return side_files
+
+    def _pass_over_side_files(self, side_files: list[Path], beside: Beside, *, is_asked: bool) -> None:
+        """Pass over the files beside a model that are no checkpoints of it.
+
+        Raises:
+            RunError: where `is_asked`, if some have growing clocks: then either they or the model may be meant.
+        """
+        for kind in by_kind(side_files):
+            has_clock = bool(name_clocks(kind[0].name).clocks)
+            if is_asked and has_clock and len(kind) > 1 and not beside.is_one_state:
+                raise RunError(
+                    f"holds a model, and {len(kind)} files with clocks in their names and other tensors than it: "
+                    f"{kind[0].name}, ...",
+                    subject=self.root,
+                    hint="name the files of one of the two",
+                )
+            for file in kind:
+                warn = has_clock or bool(re.search("[0-9]", file.name))
+                self.pass_over(file, "beside the folder's own model", warn=warn)
 
     def _is_searched(self, entry: Entry) -> bool:
         """Return whether the entry is a folder to search; note the reason if a folder is not."""
@@ -180,6 +227,12 @@ def check_one_run(root: Path, paths: list[Path]) -> None:
             subject=root,
             hint="name the folder of one run, or the checkpoints themselves",
         )
+
+
+def _are_checkpoints(paths: list[Path], beside: Beside) -> bool:
+    """Return whether a folder's model is one beside its own checkpoints, which are at these paths in the folder."""
+    clocked = [path for path in paths if _has_clock(path)]
+    return bool(clocked) and (not beside.is_one_state or beside.are_checkpoints(clocked))
 
 
 def _has_clock(path: Path) -> bool:

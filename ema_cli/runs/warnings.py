@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.runs.beside import kind_of
 from ema_cli.runs.run import Run
+from ema_cli.runs.search import PassedOver
 from ema_cli.runs.tensor_rules import copied_names, refusals, tensor_notes
 
 _T = TypeVar("_T")
@@ -14,7 +16,10 @@ _T = TypeVar("_T")
 
 def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Return the warnings about a run: unexpectedly passed-over files, averages, inferred clocks, notes on tensors."""
-    warnings = [f"{passed.name} is passed over: {passed.reason}" for passed in run.passed_over if passed.warn]
+    kinds = passed_over_kinds([passed for passed in run.passed_over if passed.warn])
+    warnings = [
+        f"{and_more(names)} {'is' if len(names) == 1 else 'are'} passed over: {reason}" for reason, names in kinds
+    ]
     warnings += run.notes
     # A single average of our own is shown with its recipe: no warning needed.
     is_shown = len(checkpoints) == 1 and checkpoints[0].mark is not None
@@ -41,15 +46,25 @@ def refusal_warnings(checkpoint: Checkpoint, patterns: Sequence[str]) -> list[st
     return [f"{names} cannot be averaged: {text}" for text, names in grouped(pairs)]
 
 
+def passed_over_kinds(passed_over: Sequence[PassedOver]) -> list[tuple[str, list[str]]]:
+    """Return the reasons, each with the names of one kind that it is about."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for passed in passed_over:
+        kinds.setdefault((passed.reason, kind_of(passed.name)), []).append(passed.name)
+    return [(reason, names) for (reason, _), names in kinds.items()]
+
+
 def grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return each text once, with its names: `step-10 and 2 more` for three."""
     names: dict[str, list[str]] = {}
     for text, name in pairs:
         names.setdefault(text, []).append(name)
-    return [
-        (text, group[0] if len(group) == 1 else f"{group[0]} and {len(group) - 1} more")
-        for text, group in names.items()
-    ]
+    return [(text, and_more(group)) for text, group in names.items()]
+
+
+def and_more(names: Sequence[str]) -> str:
+    """Return the first name and the number of others: `step-10 and 2 more` for three."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def by_specs(checkpoints: Sequence[Checkpoint], function: Callable[[Mapping[str, TensorSpec]], _T]) -> list[_T]:

@@ -1,0 +1,129 @@
+"""What lies beside a folder's own model: side files never displace it, earlier states of it do."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ema_cli import averaging
+from ema_cli.errors import RunError
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.planning.plan import make_plan
+from ema_cli.runs.run import Run, open_run
+from ema_cli.runs.warnings import run_warnings
+from tests.conftest import make_tensors, write_hf_run, write_torch_run
+
+HUNDRED = Recipe(half_life=Time.parse("100ba"))
+
+
+def names(run: Run) -> list[str]:
+    return [checkpoint.name for checkpoint in run.checkpoints]
+
+
+@pytest.mark.parametrize(
+    "side_file",
+    [
+        "codebook_step{step}.safetensors",
+        "policy_preprocessor_step_3_normalizer_processor.safetensors",
+        "eval-epoch-{step}.pt",
+        "model_step{step}_fp16.safetensors",
+    ],
+)
+def test_the_model_of_a_folder_is_its_model_whatever_lies_beside_it(tmp_path: Path, side_file: str):
+    """A file with a number in its name never takes the place of the folder's model, and is said, once for its kind."""
+    models = write_hf_run(tmp_path / "run", [100, 200, 300])
+    for step in (100, 200, 300):
+        path = tmp_path / "run" / f"checkpoint-{step}" / side_file.format(step=step)
+        tensors = {name: -tensor for name, tensor in make_tensors(step).items()}
+        save_file(tensors, path) if path.suffix == ".safetensors" else torch.save({"predictions": torch.ones(3)}, path)
+    run = open_run(tmp_path / "run")
+    assert names(run) == ["checkpoint-100", "checkpoint-200", "checkpoint-300"]
+    (warning,) = [text for text in run_warnings(run, run.checkpoints) if "passed over" in text]
+    assert warning.startswith(f"checkpoint-100/{side_file.format(step=100)} and 2 more are passed over")
+    averaging.average(make_plan(run, HUNDRED), tmp_path / "average")
+    averaged = load_file(tmp_path / "average" / "model.safetensors")
+    weights = (0.25, 0.25, 0.5)
+    for name, tensor in averaged.items():
+        parts = [weight * model[name].double() for weight, model in zip(weights, models, strict=True)]
+        if tensor.is_floating_point():
+            assert torch.allclose(tensor.double(), sum(parts, torch.zeros_like(parts[0])), atol=1e-6)
+
+
+def test_one_state_named_by_itself_is_its_own_model(tmp_path: Path):
+    """Also where the folder is named as such, not found below a run."""
+    write_hf_run(tmp_path, [100])
+    folder = tmp_path / "checkpoint-100"
+    save_file({"codes": torch.ones(2)}, folder / "codes_step100.safetensors")
+    save_file({"codes": torch.ones(2)}, folder / "codes_step200.safetensors")
+    assert names(open_run(folder)) == ["checkpoint-100"]
+
+
+def test_a_folder_without_a_clock_in_its_name_tells_side_files_by_their_tensors(tmp_path: Path):
+    """LeRobot's `000010/pretrained_model` has processors with a step in their names beside the model."""
+    for number in ("000010", "000020"):
+        folder = tmp_path / number / "pretrained_model"
+        folder.mkdir(parents=True)
+        save_file(make_tensors(int(number)), folder / "model.safetensors")
+        save_file({"mean": torch.ones(2)}, folder / "preprocessor_step_3_normalizer.safetensors")
+    assert names(open_run(tmp_path)) == ["000010/pretrained_model", "000020/pretrained_model"]
+
+
+def test_states_of_a_final_model_are_a_run_under_any_prefix(tmp_path: Path):
+    """A final model beside its own numbered states does not hide them, though its trainer put a prefix there."""
+    save_file(make_tensors(9), tmp_path / "model.safetensors")
+    for step in (100, 200):
+        state = {f"net.{name}": tensor for name, tensor in make_tensors(step).items()}
+        torch.save({"state_dict": state, "global_step": step}, tmp_path / f"step-{step}.ckpt")
+    run = open_run(tmp_path)
+    assert names(run) == ["step-100.ckpt", "step-200.ckpt"]
+    assert [passed.reason for passed in run.passed_over] == ["a model beside its own checkpoints"]
+
+
+def test_a_model_and_a_series_of_other_tensors_is_a_question(tmp_path: Path):
+    """Either may be meant: the error names both, and naming the files of one is the way on."""
+    save_file(make_tensors(1), tmp_path / "model.safetensors")
+    for step in (100, 200):
+        save_file({"other": torch.ones(step)}, tmp_path / f"step-{step}.safetensors")
+    with pytest.raises(RunError, match=r"holds a model, and 2 files with clocks .* step-100\.safetensors"):
+        open_run(tmp_path)
+    assert names(open_run([tmp_path / "step-100.safetensors", tmp_path / "step-200.safetensors"]))
+    assert names(open_run(tmp_path / "model.safetensors")) == ["model.safetensors"]
+
+
+def test_a_run_in_a_folder_with_a_number_in_its_name_is_a_run(tmp_path: Path):
+    """`sft-step2/` with its final model is no state of another run: its own states are what is averaged."""
+    write_hf_run(tmp_path / "sft-step2", [100, 200])
+    shutil.copy(tmp_path / "sft-step2" / "checkpoint-200" / "model.safetensors", tmp_path / "sft-step2")
+    assert names(open_run(tmp_path / "sft-step2")) == ["checkpoint-100", "checkpoint-200"]
+    write_torch_run(tmp_path / "lora-epoch3", [100, 200])
+    save_file(make_tensors(200), tmp_path / "lora-epoch3" / "model.safetensors")
+    assert names(open_run(tmp_path / "lora-epoch3")) == ["step-100.pt", "step-200.pt"]
+
+
+def test_an_evaluation_inside_a_checkpoint_does_not_displace_it(tmp_path: Path):
+    """A folder with weights and a step in its name, inside the folder of a checkpoint, is passed over with a word."""
+    write_hf_run(tmp_path, [100, 200])
+    for step in (100, 200):
+        inner = tmp_path / f"checkpoint-{step}" / f"probe_step{step}"
+        inner.mkdir()
+        save_file({"probe": torch.ones(2)}, inner / "model.safetensors")
+    run = open_run(tmp_path)
+    assert names(run) == ["checkpoint-100", "checkpoint-200"]
+    assert {passed.reason for passed in run.passed_over if passed.warn} == {"inside the folder of a checkpoint"}
+
+
+def test_a_checkpoint_without_weights_is_said_though_a_final_model_lies_beside_it(tmp_path: Path):
+    """The folder above being a model itself hides nothing."""
+    write_hf_run(tmp_path, [100, 200, 300])
+    shutil.copy(tmp_path / "checkpoint-300" / "model.safetensors", tmp_path / "model.safetensors")
+    (tmp_path / "checkpoint-200" / "model.safetensors").unlink()
+    run = open_run(tmp_path)
+    assert names(run) == ["checkpoint-100", "checkpoint-300"]
+    assert [(passed.name, passed.reason) for passed in run.passed_over if passed.warn] == [
+        ("checkpoint-200", "holds no weights")
+    ]
