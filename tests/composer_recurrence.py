@@ -21,7 +21,7 @@ import torch
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.law.time import Unit
-from ema_cli.runs.clocks import order_units
+from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
 
 Tensors = Mapping[str, torch.Tensor]

@@ -17,8 +17,8 @@ from ema_cli.law.events import Events
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit, format_number
 from ema_cli.planning.advice import Advice, effective_count
+from ema_cli.planning.clock_checks import check_order, check_units, unit_needed_by
 from ema_cli.planning.entry import Entry, Skipped
-from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.run import Run
 from ema_cli.text import plural
 
@@ -108,11 +108,13 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     """
     if not run.checkpoints:
         raise RunError("no checkpoint to average", subject=run.root)
-    _check_units(run, recipe)
+    check_units(run, recipe)
     unit = recipe.unit or (run.units[0] if recipe.law.over_clocks else None)
     skipped: list[Skipped] = []
-    checkpoints, twins = _keep_one_each(run, unit, skipped)
-    checkpoints = _select(checkpoints, recipe, skipped)
+    checkpoints = _select(run, recipe, skipped)
+    if unit is not None:
+        check_order(run, checkpoints, unit, unit_needed_by(recipe))
+    checkpoints, twins = _keep_one_each(run, checkpoints, unit, skipped)
     folded = _fold_events(checkpoints, recipe, unit, skipped)
     if recipe.last is not None and len(folded) > recipe.last:
         older = folded[: -recipe.last]
@@ -131,63 +133,30 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     return Plan(run, recipe, entries, tuple(skipped), tuple(pair for pair in twins if pair[0] in entered))
 
 
-def _check_units(run: Run, recipe: Recipe) -> None:
-    """Check that all checkpoints have clocks in the units that the recipe needs."""
-    for needed, what in (
-        (recipe.unit, "the half-life" if recipe.law.unit else "the update interval"),
-        (recipe.start.unit if recipe.start else None, option("start")),
-        (recipe.stop.unit if recipe.stop else None, option("stop")),
-    ):
-        if needed is not None:
-            _check_clocks(run, needed, what)
-    if not run.units:
-        raise RunError(
-            "the checkpoints record no clock, and names alone give no order that is safe",
-            subject=run.root,
-            hint=f"say how far apart they are: {option('spacing', '100ba')}",
-        )
-
-
-def _check_clocks(run: Run, unit: Unit, what: str) -> None:
-    missing = next((checkpoint for checkpoint in run.checkpoints if unit not in checkpoint.progress.clocks), None)
-    if missing is None:
-        return
-    if missing.averaged:
-        raise averaged_error(missing)
-    known = ", ".join(f"{unit.plural} ({unit})" for unit in missing.progress.clocks) or "none"
-    ways = ["give " + what + " in a unit that is known"] if missing.progress.clocks else []
-    other = {Unit.EPOCH: Unit.BATCH, Unit.BATCH: Unit.EPOCH}.get(unit)
-    if other in missing.progress.clocks:
-        ways.append(f"convert with {option('epoch_length', '1000ba')}")
-    ways.append(f"say how far apart the checkpoints are with {option('spacing', f'100{unit}')}")
-    raise RunError(
-        f"records no clock in {unit.plural}, which {what} needs; known: {known}",
-        subject=missing.path,
-        hint=", or ".join(ways),
-    )
+def _select(run: Run, recipe: Recipe, skipped: list[Skipped]) -> list[Checkpoint]:
+    """Apply `start`, then `stop`, both inclusive."""
+    kept = list(run.checkpoints)
+    if recipe.start is not None:
+        check_order(run, kept, recipe.start.unit, option("start"))
+        earlier = [checkpoint for checkpoint in kept if _clock(checkpoint, recipe.start.unit) < recipe.start.value]
+        skipped += [Skipped(checkpoint, f"before --start {recipe.start}") for checkpoint in earlier]
+        kept = kept[len(earlier) :]
+    if recipe.stop is not None:
+        check_order(run, kept, recipe.stop.unit, option("stop"))
+        later = [checkpoint for checkpoint in kept if _clock(checkpoint, recipe.stop.unit) > recipe.stop.value]
+        skipped += [Skipped(checkpoint, f"after --stop {recipe.stop}") for checkpoint in later]
+        kept = kept[: len(kept) - len(later)]
+    return kept
 
 
 def _keep_one_each(
-    run: Run, unit: Unit | None, skipped: list[Skipped]
+    run: Run, checkpoints: Sequence[Checkpoint], unit: Unit | None, skipped: list[Skipped]
 ) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
     """Keep one checkpoint of those with one clock; `average` will compare the tensors of the others with it."""
-    pairs = [(group[0], other) for group in run.twins(unit) for other in group[1:]]
+    pairs = [(group[0], other) for group in run.twins(unit, checkpoints) for other in group[1:]]
     dropped = {other for _, other in pairs}
     skipped += [Skipped(other, f"same clock as {kept.name}") for kept, other in pairs]
-    return [checkpoint for checkpoint in run.checkpoints if checkpoint not in dropped], pairs
-
-
-def _select(checkpoints: Sequence[Checkpoint], recipe: Recipe, skipped: list[Skipped]) -> list[Checkpoint]:
-    """Apply `start` and `stop`, both inclusive."""
-    kept = []
-    for checkpoint in checkpoints:
-        if recipe.start is not None and _clock(checkpoint, recipe.start.unit) < recipe.start.value:
-            skipped.append(Skipped(checkpoint, f"before --start {recipe.start}"))
-        elif recipe.stop is not None and _clock(checkpoint, recipe.stop.unit) > recipe.stop.value:
-            skipped.append(Skipped(checkpoint, f"after --stop {recipe.stop}"))
-        else:
-            kept.append(checkpoint)
-    return kept
+    return [checkpoint for checkpoint in checkpoints if checkpoint not in dropped], pairs
 
 
 def _fold_events(

@@ -22,7 +22,7 @@ from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
-from ema_cli.runs.clocks import order_units
+from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target
@@ -112,7 +112,10 @@ def _raw_plan(manifest: Manifest, record: RecipeRecord, paths: Mapping[str, Path
     checkpoints = tuple(
         replace(checkpoint, progress=_progress(row)) for checkpoint, row in zip(opened, manifest["inputs"], strict=True)
     )
-    run = Run(_root(paths), checkpoints, order_units(checkpoints), options=record.opened)
+    # The clocks in the plan are in the unit that the run was ordered by, which these checkpoints alone need not show.
+    shown = manifest["inputs"][-1]["clock"] if manifest["inputs"] else ""
+    units = sorted(order_units(checkpoints), key=lambda unit: not shown.endswith(unit))
+    run = Run(_root(paths), checkpoints, tuple(units), options=record.opened)
     plan = make_plan(run, record.recipe)
     same = len(plan.entries) == len(checkpoints) and all(
         entry.checkpoint is checkpoint

@@ -12,8 +12,6 @@ from ema_cli.formats.trainers.names import name_clocks
 from ema_cli.law.time import Time, Unit
 from ema_cli.text import natural_key
 
-_PREFERENCE = (Unit.BATCH, Unit.TOKEN, Unit.SAMPLE, Unit.EPOCH)  # the unit that orders a run best comes first
-
 
 def settle_clocks(checkpoints: Sequence[Checkpoint], epoch_length: Time | None) -> tuple[list[Checkpoint], list[str]]:
     """Return the checkpoints with their clocks completed, and notes on the inferences.
@@ -28,15 +26,6 @@ def settle_clocks(checkpoints: Sequence[Checkpoint], epoch_length: Time | None) 
     if epoch_length is not None:
         settled = _convert_epochs(settled, epoch_length)
     return settled, notes
-
-
-def order_units(checkpoints: Sequence[Checkpoint]) -> tuple[Unit, ...]:
-    """Return the units in which every checkpoint has a clock, the one that orders best first."""
-    return tuple(
-        unit
-        for unit in _PREFERENCE
-        if checkpoints and all(unit in checkpoint.progress.clocks for checkpoint in checkpoints)
-    )
 
 
 def _with_clock(checkpoint: Checkpoint, unit: Unit, value: Fraction, source: str) -> Checkpoint:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,6 @@ from ema_cli.errors import (
     EmaError,
     IncompleteCheckpoint,
     NoWeights,
-    RunError,
     UsageError,
     at_terminal,
     mentioned,
@@ -25,13 +23,14 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit
-from ema_cli.runs.clocks import order_units, settle_clocks, space
+from ema_cli.runs.clocks import settle_clocks, space
 from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unclocked_copies, drop_unmarked, preference
 from ema_cli.runs.options import OpenOptions
+from ema_cli.runs.order import order_checkpoints
 from ema_cli.runs.search import PassedOver, Search, check_one_run
 from ema_cli.storage.location import check_exists, location
-from ema_cli.text import natural_key, plural
+from ema_cli.text import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,8 @@ class Run:
     Attributes:
         root: the folder that their names are relative to.
         checkpoints: the checkpoints, oldest first.
-        units: the units in which every checkpoint has a clock; empty if only the names give an order.
+        units: the units in which every checkpoint has a clock, first the one that the order is by; empty if only the
+            names give an order.
         passed_over: the paths that do not enter, with the reasons.
         notes: the inferences that a user should know.
         options: how it was opened.
@@ -60,14 +60,17 @@ class Run:
         clocks = ", " + " to ".join(str(Time(end.progress.clocks[self.units[0]].value, self.units[0])) for end in ends)
         return f"<Run {self.root}: {plural(len(self.checkpoints), 'checkpoint')}{clocks if ends else ''}>"
 
-    def twins(self, unit: Unit | None = None) -> list[tuple[Checkpoint, ...]]:
+    def twins(
+        self, unit: Unit | None = None, among: Sequence[Checkpoint] | None = None
+    ) -> list[tuple[Checkpoint, ...]]:
         """Return the groups of checkpoints with the same clock in `unit`, in each group the one to keep first.
 
-        Checkpoints of one epoch may be of different batches, so clocks in batches must agree too, if there are any.
+        Without `among`, all checkpoints are looked at. Checkpoints of one epoch may be of different batches, so clocks
+        in batches must agree too, if there are any.
         """
         units = {unit or self.units[0], *(unit for unit in self.units if unit is Unit.BATCH)} if self.units else set()
         groups: dict[tuple[object, ...], list[Checkpoint]] = {}
-        for checkpoint in self.checkpoints if units else ():
+        for checkpoint in (self.checkpoints if among is None else among) if units else ():
             key = tuple(checkpoint.clock(unit) for unit in units)
             groups.setdefault(key, []).append(checkpoint)
         return [tuple(sorted(group, key=preference)) for group in groups.values() if len(group) > 1]
@@ -154,9 +157,9 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     if options.spacing is not None:
         checkpoints = space(checkpoints, options.spacing)
     notes += _unmatched_patterns(checkpoints, read)
-    units = order_units(checkpoints)
+    ordered, units, falls = order_checkpoints(checkpoints)
     all_passed_over = (*passed_over, *aliases, *unclocked)
-    return Run(root, _order(checkpoints, units), units, all_passed_over, tuple(notes), options)
+    return Run(root, ordered, units, all_passed_over, (*notes, *falls), options)
 
 
 def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:
@@ -271,22 +274,3 @@ def _open_one(path: Path, options: ReadOptions, *, averages: str | None) -> Chec
         return open_checkpoint(path, options)
     checkpoint = open_checkpoint(path, replace(options, weights=None))
     return settle_averages(replace(checkpoint, averages=checkpoint.averages or Averages(averages)), options)
-
-
-def _order(checkpoints: Iterable[Checkpoint], units: tuple[Unit, ...]) -> tuple[Checkpoint, ...]:
-    """Sort checkpoints by their clocks, and check that no two units contradict each other."""
-    if not units:
-        return tuple(sorted(checkpoints, key=lambda checkpoint: natural_key(checkpoint.name)))
-    ordered = sorted(
-        checkpoints, key=lambda checkpoint: ([checkpoint.clock(unit) for unit in units], preference(checkpoint))
-    )
-    for older, newer in pairwise(ordered):
-        for unit in units[1:]:
-            before, after = older.clock(unit), newer.clock(unit)
-            if before is not None and after is not None and before > after:
-                raise RunError(
-                    f"is later than {older.name} in {units[0].plural}, but earlier in {unit.plural}",
-                    subject=newer.path,
-                    hint="these are not checkpoints of one run; name those that are",
-                )
-    return tuple(ordered)

@@ -230,15 +230,6 @@ def test_an_absurd_counter_is_no_clock(tmp_path: Path):
     assert [each.progress.clocks[Unit.BATCH].source for each in run.checkpoints] == ["sidecar", "name"]
 
 
-def test_clocks_that_contradict_each_other_are_an_error(tmp_path: Path):
-    """Later in batches and earlier in epochs: not one run; both checkpoints and both units are named."""
-    save(tmp_path / "a-1.pt", step=100, epoch=5)
-    save(tmp_path / "a-2.pt", step=200, epoch=3)
-    with pytest.raises(RunError, match=r"a-2\.pt: is later than a-1\.pt in batches, but earlier in epochs$") as raised:
-        open_run([tmp_path])
-    assert raised.value.exit_code == 4
-
-
 def test_names_alone_order_a_run_naturally(tmp_path: Path):
     """Without a clock anywhere the run is shown in natural order, and has no unit."""
     for number in (10, 9, 100):

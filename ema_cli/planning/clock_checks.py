@@ -1,0 +1,129 @@
+"""Check that a run has the clocks that a recipe needs, and that they do not go back; say what helps where they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import RunError, option
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time, Unit
+from ema_cli.runs.entering import averaged_error
+from ema_cli.runs.order import Fall, falls
+from ema_cli.runs.run import Run
+from ema_cli.runs.spacing import measure_spacing
+from ema_cli.text import natural_key, plural
+
+_MOST_PARTS = 4  # of a run, in one message
+
+
+def unit_needed_by(recipe: Recipe) -> str:
+    """Return what in a recipe needs clocks in its unit."""
+    return "the half-life" if recipe.law.unit else "the update interval" if recipe.interval else "the profile"
+
+
+def check_units(run: Run, recipe: Recipe) -> None:
+    """Check that all checkpoints have clocks in the units that the recipe needs.
+
+    Raises:
+        RunError: naming one that has none, and the ways on.
+    """
+    for needed, what in (
+        (recipe.unit, unit_needed_by(recipe)),
+        (recipe.start.unit if recipe.start else None, option("start")),
+        (recipe.stop.unit if recipe.stop else None, option("stop")),
+    ):
+        if needed is not None:
+            _check_clocks(run, needed, what)
+    if not run.units:
+        raise RunError(
+            "the checkpoints record no clock, and names alone give no order that is safe",
+            subject=run.root,
+            hint=f"say how far apart they are: {option('spacing', '100ba')}",
+        )
+
+
+def _check_clocks(run: Run, unit: Unit, what: str) -> None:
+    missing = next((checkpoint for checkpoint in run.checkpoints if unit not in checkpoint.progress.clocks), None)
+    if missing is None:
+        return
+    if missing.averaged:
+        raise averaged_error(missing)
+    known = ", ".join(f"{unit.plural} ({unit})" for unit in missing.progress.clocks) or "none"
+    ways = ["give " + what + " in a unit that is known"] if missing.progress.clocks else []
+    other = {Unit.EPOCH: Unit.BATCH, Unit.BATCH: Unit.EPOCH}.get(unit)
+    if other in missing.progress.clocks:
+        ways.append(f"convert with {option('epoch_length', '1000ba')}")
+    ways.append(f"say how far apart the checkpoints are with {option('spacing', f'100{unit}')}")
+    raise RunError(
+        f"records no clock in {unit.plural}, which {what} needs; known: {known}",
+        subject=missing.path,
+        hint=", or ".join(ways),
+    )
+
+
+def check_order(run: Run, checkpoints: Sequence[Checkpoint], unit: Unit, what: str) -> None:
+    """Check that the clock in a unit does not go back from one of these checkpoints to the next.
+
+    Args:
+        run: the run that they are of.
+        checkpoints: those that are asked for, in the order of the run.
+        unit: the unit of the clock.
+        what: what in the recipe needs it.
+
+    Raises:
+        RunError: naming the place where it does, and what can be averaged all the same.
+    """
+    found = falls(checkpoints, unit)
+    if not found:
+        return
+    last = found[-1]
+    raise RunError(
+        f"{last.words(run.units[0])}, and {what} counts {unit.plural}",
+        subject=last.newer.path,
+        hint=_begins_again(run, checkpoints, found) or _last_part(run, checkpoints, found, what),
+    )
+
+
+def _last_part(run: Run, checkpoints: Sequence[Checkpoint], found: Sequence[Fall], what: str) -> str:
+    """Return the hint for a run that was resumed with another count: its parts, and how to average the last."""
+    leading, last = run.units[0], found[-1]
+    begins = [0, *(checkpoints.index(fall.newer) for fall in found), len(checkpoints)]
+    parts = [f"{checkpoints[begin].name} to {checkpoints[end - 1].name}" for begin, end in pairwise(begins)]
+    shown = "; ".join([*(["..."] if len(parts) > _MOST_PARTS else []), *parts[-_MOST_PARTS:]])
+    ways = []
+    if _clock(last.newer, leading) > _clock(last.older, leading):
+        start = option("start", str(Time(_clock(last.newer, leading), leading)))
+        count = plural(len(checkpoints) - begins[-2], "checkpoint")
+        ways.append(f"average the last part, of {count}: {start}")
+    spacing = measure_spacing([_clock(checkpoint, leading) for checkpoint in checkpoints])
+    if what in (option("start"), option("stop")):
+        ways.append(f"give {what} in {leading.plural}")
+    elif spacing is not None:
+        example = option("half_life", str(Time(2 * spacing.usual, leading)))
+        ways.append(f"count in {leading.plural}: {example} is twice the usual distance of checkpoints")
+    return f"the parts of this run are {shown}; " + ", or ".join(ways)
+
+
+def _begins_again(run: Run, checkpoints: Sequence[Checkpoint], found: Sequence[Fall]) -> str | None:
+    """Return the hint for counters that begin again in each epoch; None where these do not."""
+    unit, leading = found[0].unit, run.units[0]
+    ends = [pair for pair in pairwise(checkpoints) if _clock(pair[0], leading) != _clock(pair[1], leading)]
+    by_name = sorted(checkpoints, key=lambda checkpoint: natural_key(checkpoint.name))
+    if leading is not Unit.EPOCH or [(fall.older, fall.newer) for fall in found] != ends or by_name != [*checkpoints]:
+        return None
+    steps = [
+        newer.progress.clocks[unit].value - older.progress.clocks[unit].value
+        for older, newer in pairwise(checkpoints)
+        if _clock(older, leading) == _clock(newer, leading)
+    ]
+    if not steps or len(set(steps)) > 1:
+        return None
+    spaced = f"{option('spacing', str(Time(steps[0], unit)))} {option('ignore_clocks', True)}"
+    return f"they seem to begin again in each epoch; where no checkpoint is missing, count anew: {spaced}"
+
+
+def _clock(checkpoint: Checkpoint, unit: Unit) -> Fraction:
+    return checkpoint.progress.clocks[unit].value
