@@ -63,7 +63,7 @@ def find_model(metadata: Metadata, options: ReadOptions) -> DcpModel:
         if beside:
             averages_at, names = _joined(beside)[0]
             return DcpModel(names, averaged=f"it holds nothing but averages, in '{averages_at}'")
-        raise NoWeights("no tensors in a place we know for a model", hint=f"say where: {option('key', 'NAME')}")
+        raise NoWeights(f"no tensors in a place we know for a model; {_at_the_top(metadata)}")
     (place, names), *_ = candidates.items()
     others = tuple(".".join(map(str, other)) or "the top" for other in groups if other != place)
     if place == ():

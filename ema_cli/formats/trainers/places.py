@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ema_cli.checkpoint import Progress
-from ema_cli.errors import CheckpointError, NoWeights, option
+from ema_cli.errors import CheckpointError, NoWeights, mentioned, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.pickles.whole_module import is_module, module_tensors
 from ema_cli.formats.trainers.choice import choose, choose_averages, choose_single
+from ema_cli.formats.trainers.elsewhere import joined_below, no_weights
 from ema_cli.formats.trainers.layout import Layout, Selection, StateDict
 from ema_cli.formats.trainers.layouts import LAYOUTS, OTHERS, OWN_MARK, PLAIN
 from ema_cli.formats.trainers.names import EXTRA_STATE
@@ -171,9 +172,7 @@ def _only_averages(
                 f"holds a pickled object of class {value.kind} where weights are usual",
                 hint="save model.state_dict() and average those files",
             )
-    raise NoWeights(
-        f"no weights in a place we know; it holds {quoted(root)}", hint=f"say where: {option('key', 'NAME')}"
-    )
+    raise no_weights(root)
 
 
 def _join(layout: Layout, root: dict[Any, Any], tensors: StateDict) -> StateDict:
@@ -217,7 +216,7 @@ def _is_extra_state(name: object) -> bool:
 
 def _at_key(root: dict[Any, Any], key: str) -> StateDict:
     """Return the state dict under a key of the user's, in which dots descend unless they are part of a name."""
-    value: Any = root
+    value: Any = root if key else None
     rest = key
     while rest:
         if not isinstance(value, dict):
@@ -227,7 +226,10 @@ def _at_key(root: dict[Any, Any], key: str) -> StateDict:
         else:
             head, _, rest = rest.partition(".")
             value = value.get(head)
-    tensors = as_state_dict(value)
-    if tensors is None:
-        raise CheckpointError(f"has no tensors under {option('key', key)}", hint=f"at the top it holds {quoted(root)}")
+    tensors = as_state_dict(value) or joined_below(value)
+    if not tensors:
+        elsewhere = no_weights(root).advice(mentioned)
+        raise CheckpointError(
+            f"has no tensors under {option('key', key)}", hint=elsewhere or f"at the top it holds {quoted(root)}"
+        )
     return tensors

@@ -1,0 +1,63 @@
+"""Tensors in a place that no layout knows: where they are, for the hint that names it and for `--key`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from ema_cli.errors import NoWeights, option
+from ema_cli.formats.pickles.values import Inert
+from ema_cli.formats.trainers.layout import StateDict
+from ema_cli.formats.trainers.layouts import OTHERS
+from ema_cli.formats.trainers.nested import as_state_dict, quoted
+
+_MAX_DEPTH = 6
+_MAX_PLACES = 64
+_ARRAYS = ("numpy.", "jax.", "jaxlib.")  # the modules of arrays that are no tensors of torch's
+
+
+def state_dicts_below(value: Any, depth: int = _MAX_DEPTH) -> Iterator[tuple[str, StateDict]]:
+    """Yield each state dict in nested dicts with its place, as `app.model`; not those of optimizers and the like."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if not isinstance(key, str) or OTHERS.match(key):
+            continue
+        tensors = as_state_dict(inner)
+        if tensors is not None:
+            yield key, tensors
+        elif depth > 1:
+            yield from ((f"{key}.{place}", below) for place, below in state_dicts_below(inner, depth - 1))
+
+
+def joined_below(value: Any) -> StateDict:
+    """Return the tensors of all state dicts in nested dicts, under one name each: `decoder.weight`."""
+    return {
+        f"{place}.{name}": tensor for place, tensors in state_dicts_below(value) for name, tensor in tensors.items()
+    }
+
+
+def no_weights(root: dict[Any, Any]) -> NoWeights:
+    """Return the error for a file whose weights are in no place that is known; it says where there are tensors."""
+    places = [place for place, _ in islice(state_dicts_below(root), _MAX_PLACES)]
+    if places:
+        around, *others = {place.rpartition(".")[0] for place in places}
+        are_one = around and not others and len(places) > 1
+        joined = f", or {option('key', around)} for all of them" if are_one else ""
+        return NoWeights(
+            f"no weights in a place we know; there are tensors at {quoted(places)}",
+            hint=f"say which are the model's: {option('key', places[0])}{joined}",
+        )
+    arrays = next((name for name, value in root.items() if isinstance(name, str) and _holds_arrays(value)), None)
+    if arrays is not None or _holds_arrays(root):
+        where = "it" if arrays is None else f"'{arrays}'"
+        return NoWeights(
+            f"{where} holds arrays of another library, not tensors of torch's",
+            hint="save them as tensors: torch.from_numpy(array)",
+        )
+    return NoWeights(f"no weights in a place we know, and no tensors in any other; it holds {quoted(root)}")
+
+
+def _holds_arrays(value: Any) -> bool:
+    return isinstance(value, dict) and any(
+        isinstance(item, Inert) and item.kind.startswith(_ARRAYS) for item in value.values()
+    )
