@@ -117,11 +117,15 @@ class CheckpointError(EmaError):
 
 
 class IncompleteCheckpoint(CheckpointError):
-    """A half-written checkpoint: its writer is still at work, or died. A directory search passes it over."""
+    """A checkpoint that is not whole: still being written, or cut short. A search passes over the newest of a run."""
+
+
+class Unfinished(IncompleteCheckpoint):
+    """A checkpoint that its trainer itself marks as unfinished. A search passes it over."""
 
 
 class NoWeights(CheckpointError):
-    """A readable file without model weights in it. A directory search passes it over."""
+    """A readable file without model weights in it. A search passes it over, unless its name is a checkpoint's."""
 
 
 class Missing(CheckpointError):

@@ -115,7 +115,10 @@ def plan_facts(plan: Plan) -> Facts:
         "entries": [
             {"name": entry.checkpoint.name, "clock": str(entry.clock), "weight": entry.weight} for entry in plan.entries
         ],
-        "skipped": [{"name": skipped.checkpoint.name, "reason": skipped.reason} for skipped in plan.skipped],
+        "skipped": [
+            *({"name": passed.name, "reason": passed.reason} for passed in plan.run.passed_over if passed.excluded),
+            *({"name": skipped.checkpoint.name, "reason": skipped.reason} for skipped in plan.skipped),
+        ],
         "effective_checkpoints": plan.effective_count,
         "mean_age": {"value": number(plan.mean_age.value), "unit": str(plan.mean_age.unit)},
         "half_life_for_three": str(enough) if enough else None,

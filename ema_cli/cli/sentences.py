@@ -56,7 +56,8 @@ def law(plan: Plan) -> str:
 
 def plan_line(plan: Plan) -> str:
     """Return in one sentence what a plan comes to."""
-    entries, skipped = len(plan.entries), len(plan.skipped)
+    entries = len(plan.entries)
+    skipped = len(plan.skipped) + sum(passed.excluded for passed in plan.run.passed_over)
     if plan.approximation:
         return f"{plural(entries, 'stored average')} combined: {_error(plan.approximation)} from {law(plan)}"
     left_out = f", {skipped} skipped" if skipped else ""

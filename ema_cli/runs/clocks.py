@@ -110,8 +110,10 @@ def _filler(unit: Unit, known: Unit, convert: Callable[[Fraction], Fraction]) ->
     return fill
 
 
-def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
+def space(checkpoints: Sequence[Checkpoint], spacing: Time, absent: Sequence[str] = ()) -> list[Checkpoint]:
     """Give the k-th checkpoint, in natural order of the names and from 1, the clock k x `spacing`.
+
+    Those that are `absent`, by name, are counted: they were saved, and do not enter.
 
     Raises:
         UsageError: for a spacing of 0 or infinity.
@@ -128,5 +130,7 @@ def space(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[Checkpoint]:
         else:
             message, hint = f"{with_clock[0].name} does, {without.name} does not", "name those that do not"
         raise RunError(f"{option('spacing', f'{spacing}')}: {message} record a clock in {unit.plural}", hint=hint)
+    names = sorted({*absent, *(checkpoint.name for checkpoint in checkpoints)}, key=natural_key)
+    clocks = {name: step * number for number, name in enumerate(names, 1)}
     ordered = sorted(checkpoints, key=lambda checkpoint: natural_key(checkpoint.name))
-    return [_with_clock(checkpoint, unit, step * number, "spacing") for number, checkpoint in enumerate(ordered, 1)]
+    return [_with_clock(checkpoint, unit, clocks[checkpoint.name], "spacing") for checkpoint in ordered]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import RunError, option
+from ema_cli.errors import IncompleteCheckpoint, RunError, option
 from ema_cli.formats.trainers.names import COPIES
 from ema_cli.runs.search import PassedOver
 from ema_cli.storage.location import location
@@ -14,10 +14,10 @@ from ema_cli.text import natural_key
 _HF_NAME = re.compile(r"(?:^|/)checkpoint-[0-9]+$")
 
 
-def drop_unmarked(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[PassedOver]]:
-    """Drop half-written folders of the Hugging Face Trainer, if other checkpoints are complete.
+def drop_unmarked(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[Checkpoint]]:
+    """Return the checkpoints that are whole, and folders of the Hugging Face Trainer without their last file.
 
-    The Trainer writes trainer_state.json last: a folder without it is half-written.
+    The Trainer writes trainer_state.json last. Where no checkpoint has it, none is unmarked.
     """
 
     def has_state(checkpoint: Checkpoint) -> bool:
@@ -25,15 +25,13 @@ def drop_unmarked(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[Pass
 
     if not any(map(has_state, opened)):
         return opened, []
-    kept: list[Checkpoint] = []
-    dropped: list[PassedOver] = []
-    reason = "half-written: its trainer_state.json, which is written last, is missing"
-    for checkpoint in opened:
-        if has_state(checkpoint) or not _HF_NAME.search(checkpoint.name):
-            kept.append(checkpoint)
-        else:
-            dropped.append(PassedOver(checkpoint.name, reason, warn=True))
-    return kept, dropped
+    unmarked = [each for each in opened if not has_state(each) and _HF_NAME.search(each.name)]
+    return [each for each in opened if each not in unmarked], unmarked
+
+
+def unmarked_error(checkpoint: Checkpoint) -> IncompleteCheckpoint:
+    """Return the error of a folder that `drop_unmarked` drops."""
+    return IncompleteCheckpoint("its trainer_state.json, which is written last, is missing", subject=checkpoint.path)
 
 
 def drop_aliases(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[PassedOver]]:

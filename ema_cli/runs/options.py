@@ -31,6 +31,6 @@ class OpenOptions:
     exclude: tuple[str, ...] = ()
     skip_damaged: bool = False
 
-    def excludes(self, name: str) -> bool:
-        """Return whether the checkpoint called `name` is left out by the user's word."""
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude)
+    def excluded_by(self, name: str) -> str | None:
+        """Return the pattern by which the user leaves out the checkpoint called `name`, None where it may enter."""
+        return next((pattern for pattern in self.exclude if fnmatch.fnmatchcase(name, pattern)), None)

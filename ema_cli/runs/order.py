@@ -16,7 +16,7 @@ from ema_cli.law.time import Time, Unit
 from ema_cli.runs.entering import preference
 from ema_cli.text import natural_key
 
-_PREFERENCE = (Unit.BATCH, Unit.TOKEN, Unit.SAMPLE, Unit.EPOCH)  # the unit that orders a run best comes first
+PREFERENCE = (Unit.BATCH, Unit.TOKEN, Unit.SAMPLE, Unit.EPOCH)  # the unit that orders a run best comes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def order_units(checkpoints: Sequence[Checkpoint]) -> tuple[Unit, ...]:
     """Return the units in which every checkpoint has a clock, the one that orders best first."""
     return tuple(
         unit
-        for unit in _PREFERENCE
+        for unit in PREFERENCE
         if checkpoints and all(unit in checkpoint.progress.clocks for checkpoint in checkpoints)
     )
 

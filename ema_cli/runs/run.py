@@ -15,8 +15,6 @@ from ema_cli.errors import (
     IncompleteCheckpoint,
     NoWeights,
     UsageError,
-    at_terminal,
-    mentioned,
 )
 from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
@@ -25,10 +23,11 @@ from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.clocks import settle_clocks, space
 from ema_cli.runs.empty_models import check_has_elements
-from ema_cli.runs.entering import drop_aliases, drop_unclocked_copies, drop_unmarked, preference
+from ema_cli.runs.entering import drop_aliases, drop_unclocked_copies, drop_unmarked, preference, unmarked_error
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
 from ema_cli.runs.search import PassedOver, Search, check_one_run
+from ema_cli.runs.unread import Damaged, Sorted, Unread, exclude, no_checkpoint, sort_unread
 from ema_cli.storage.location import check_exists, location
 from ema_cli.text import plural
 
@@ -45,6 +44,7 @@ class Run:
         passed_over: the paths that do not enter, with the reasons.
         notes: the inferences that a user should know.
         options: how it was opened.
+        damaged: checkpoints that cannot be read, though they should enter: an average stops at the first.
     """
 
     root: Path
@@ -53,6 +53,7 @@ class Run:
     passed_over: tuple[PassedOver, ...] = ()
     notes: tuple[str, ...] = ()
     options: OpenOptions = field(default_factory=OpenOptions)
+    damaged: tuple[Damaged, ...] = ()
 
     def __repr__(self) -> str:
         """Return the run in one line: how many checkpoints, from which clock to which."""
@@ -147,19 +148,21 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     # A folder that is itself its only checkpoint counts as named by the user.
     named = search is None or search.paths == [search.root]
     if search is not None and not named:
-        root, opened, passed_over = _open_searched(search, read)
+        root = search.root
+        opened, rest = _open_searched(search, options)
     else:
-        root, opened = _open_named(paths, read)
-        passed_over = [passed for passed in search.passed_over if passed.warn] if search else []
+        root, opened, rest = _open_named(paths, options)
+        rest.passed_over += [passed for passed in search.passed_over if passed.warn] if search else []
     opened, aliases = drop_aliases(opened)
     checkpoints, notes = settle_clocks(opened, options.epoch_length)
     checkpoints, unclocked = drop_unclocked_copies(checkpoints, named=named, spaced=options.spacing is not None)
     if options.spacing is not None:
-        checkpoints = space(checkpoints, options.spacing)
+        checkpoints = space(checkpoints, options.spacing, rest.absent)
+    notes += _unmatched_exclusions(options, rest.passed_over)
     notes += _unmatched_patterns(checkpoints, read)
     ordered, units, falls = order_checkpoints(checkpoints)
-    all_passed_over = (*passed_over, *aliases, *unclocked)
-    return Run(root, ordered, units, all_passed_over, (*notes, *falls), options)
+    all_passed_over = (*rest.passed_over, *aliases, *unclocked)
+    return Run(root, ordered, units, all_passed_over, (*notes, *falls), options, tuple(rest.damaged))
 
 
 def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:
@@ -185,74 +188,87 @@ def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions)
     return [f"--copy '{pattern}' matches no tensor" for pattern in unmatched]
 
 
+def _unmatched_exclusions(options: OpenOptions, passed_over: Sequence[PassedOver]) -> list[str]:
+    """Return a note for each pattern of checkpoints to leave out that matches none: probably a mistake."""
+    names = [passed.name for passed in passed_over if passed.excluded]
+    unmatched = [pattern for pattern in options.exclude if not fnmatch.filter(names, pattern)]
+    return [f"--exclude '{pattern}' matches no checkpoint" for pattern in unmatched]
+
+
 def _search(paths: Sequence[Path], options: ReadOptions) -> Search | None:
     """Search the folder of a run; return None if the paths are checkpoints."""
     if len(paths) > 1 or not location(paths[0]).info().is_folder:
         return None
     search = Search(paths[0], options)
     search.visit(paths[0])
-    for folder in search.weightless:
-        search.pass_over(folder, "holds no weights", warn=True)
     return search
 
 
-def _open_searched(search: Search, options: ReadOptions) -> tuple[Path, list[Checkpoint], list[PassedOver]]:
-    """Open the checkpoints that a search collected; return the folder, the checkpoints and the passed-over paths."""
+def _open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoint], Sorted]:
+    """Open the checkpoints that a search collected; return them, and what becomes of the other paths.
+
+    Raises:
+        RunError: where they are of several runs.
+        EmaError: where none is complete; the first problem, then.
+    """
     folder = search.root
     opened: list[Checkpoint] = []
-    incomplete: list[EmaError] = []
-    without_weights: list[EmaError] = []
-    for path in search.paths:
+    unread: list[Unread] = []
+    excluded: list[PassedOver] = []
+    # The folder of a run may be called exp_ema for any reason; one called just ema holds averages.
+    averages = IN_AVERAGES if folder.absolute().name.lower() == "ema" else None
+    for path in (*search.weightless, *search.paths):
+        name = search.name(path)
+        if (pattern := options.excluded_by(name)) is not None:
+            excluded.append(exclude(name, pattern))
+            continue
         try:
-            # The folder of a run may be called exp_ema for any reason; one called just ema holds averages.
-            averages = IN_AVERAGES if folder.absolute().name.lower() == "ema" else None
-            checkpoint = _open_one(path, options, averages=averages)
-        except IncompleteCheckpoint as error:
-            incomplete.append(error)
-            search.pass_over(path, f"half-written: {error.message(at_terminal, known=path)}", warn=True)
-            continue
-        except NoWeights as error:
-            without_weights.append(error)
-            search.pass_over(path, f"no weights: {error.message(at_terminal, known=path)}", warn=True)
-            continue
-        if checkpoint.mark is not None:
-            search.pass_over(path, "averaged by ema-cli")
-            continue
-        _add(opened, replace(checkpoint, name=search.name(path)))
+            if path in search.weightless:
+                raise IncompleteCheckpoint("holds no weights", subject=path)
+            checkpoint = _open_one(path, options.read, averages=averages)
+            if checkpoint.mark is not None:
+                search.pass_over(path, "averaged by ema-cli")
+                continue
+            _add(opened, replace(checkpoint, name=name))
+        except EmaError as error:
+            unread.append(Unread(name, path, error))
     check_one_run(folder, [checkpoint.path for checkpoint in opened])
     opened, unmarked = drop_unmarked(opened)
+    unread += [Unread(checkpoint.name, checkpoint.path, unmarked_error(checkpoint)) for checkpoint in unmarked]
     if not opened:
-        if incomplete:
-            raise IncompleteCheckpoint(f"no complete checkpoint: {incomplete[0].message(mentioned)}", subject=folder)
-        if without_weights:
-            first = without_weights[0]
-            raise NoWeights(f"no checkpoint: {first.message(mentioned)}", subject=folder, hint=first.advice(mentioned))
-        raise NoWeights(
-            "no checkpoint in this folder",
-            subject=folder,
-            hint=WHAT_IS_READ,
+        raise no_checkpoint(folder, unread, excluded) or NoWeights(
+            "no checkpoint in this folder", subject=folder, hint=WHAT_IS_READ
         )
-    return folder, opened, [*search.passed_over, *unmarked]
+    for passed in search.passed_over:
+        pattern = options.excluded_by(passed.name) if passed.warn else None
+        excluded.append(passed if pattern is None else exclude(passed.name, pattern))
+    return opened, sort_unread(unread, opened, excluded, skip_damaged=options.skip_damaged)
 
 
-def _open_named(paths: Sequence[Path], options: ReadOptions) -> tuple[Path, list[Checkpoint]]:
-    """Open the checkpoints at `paths`; return the folder that their names are relative to, and the checkpoints."""
+def _open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list[Checkpoint], Sorted]:
+    """Open the checkpoints at `paths`; return the folder that their names are relative to, and as `_open_searched`."""
     # Equal inputs give equal names, however the paths to them are spelled.
     plain = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
     root = Path(os.path.commonpath([path.parent for path in plain]))
     opened: list[Checkpoint] = []
+    excluded: list[PassedOver] = []
     for path, plain_path in zip(paths, plain, strict=True):
+        name = plain_path.relative_to(root).as_posix()
+        if (pattern := options.excluded_by(name)) is not None:
+            excluded.append(exclude(name, pattern))
+            continue
         if len(paths) > 1 and location(path).info().is_folder and not is_checkpoint_folder(path):
             raise UsageError(
                 "is a folder, but not a checkpoint",
                 subject=path,
                 hint="name one folder that holds a run, or checkpoints",
             )
-        checkpoint = _open_one(path, options, averages=averages_by_name(path))
-        _add(opened, replace(checkpoint, name=plain_path.relative_to(root).as_posix()))
+        _add(opened, replace(_open_one(path, options.read, averages=averages_by_name(path)), name=name))
     for unmarked in drop_unmarked(opened)[1]:
-        raise IncompleteCheckpoint(f"{root / unmarked.name}: {unmarked.reason}")
-    return root, opened
+        raise unmarked_error(unmarked)
+    if not opened:
+        raise no_checkpoint(root, [], excluded) or NoWeights("no checkpoint is named", subject=root)
+    return root, opened, sort_unread([], opened, excluded, skip_damaged=options.skip_damaged)
 
 
 def _add(opened: list[Checkpoint], checkpoint: Checkpoint) -> None:

@@ -125,5 +125,5 @@ def test_a_checkpoint_without_weights_is_said_though_a_final_model_lies_beside_i
     run = open_run(tmp_path)
     assert names(run) == ["checkpoint-100", "checkpoint-300"]
     assert [(passed.name, passed.reason) for passed in run.passed_over if passed.warn] == [
-        ("checkpoint-200", "holds no weights")
+        ("checkpoint-200", "damaged (200ba; an average needs --skip-damaged): holds no weights")
     ]

@@ -165,7 +165,7 @@ def test_our_own_output_is_passed_over_in_a_search_and_refused_when_named(tmp_pa
 
 
 def test_half_written_files_are_passed_over_in_a_search_and_refused_when_named(tmp_path: Path):
-    """A search warns and goes on; a file that the user names is an error with exit 3."""
+    """Of the newest a search warns and goes on, of others an average stops; one that is named is exit 3."""
     write_torch_run(tmp_path, [100, 200])
     half_write(tmp_path / "step-300.pt")
     (tmp_path / "step-400.pt").write_bytes(b"")
@@ -175,7 +175,9 @@ def test_half_written_files_are_passed_over_in_a_search_and_refused_when_named(t
     run = open_run([tmp_path])
     assert names(run) == ["step-100.pt", "step-200.pt"]
     bad = {"step-300.pt", "step-400.pt", "step-500.safetensors", "step-600.safetensors"}
-    assert {each.name for each in run.passed_over if each.warn and each.reason.startswith("half-written: ")} == bad
+    assert {each.name for each in run.passed_over if each.warn} == bad
+    assert passed_over(run)["step-600.safetensors"].startswith("half-written: ")
+    assert {each.name for each in run.damaged} == bad - {"step-600.safetensors"}
     for name in bad:
         with pytest.raises(IncompleteCheckpoint, match=name) as raised:
             open_run([tmp_path / "step-100.pt", tmp_path / name])
@@ -273,12 +275,14 @@ def test_a_pipe_does_not_hang_us(tmp_path: Path, name: str):
         pytest.param(b"\xff\xfe garbage", id="no text"),
     ],
 )
-def test_a_text_file_with_a_checkpoints_name_is_passed_over(tmp_path: Path, text: bytes):
+def test_a_text_file_with_a_checkpoints_name_is_damaged(tmp_path: Path, text: bytes):
     """What neither is a checkpoint nor points to one is said, however long or odd; named, it is exit 3."""
     write_torch_run(tmp_path, [100])
     (tmp_path / "step-200.pt").write_bytes(text)
-    reason = "no weights: not a checkpoint of a format that is read"
-    assert passed_over(open_run([tmp_path])) == {"step-200.pt": reason}
+    run = open_run([tmp_path])
+    reason = "damaged (200ba; an average needs --skip-damaged): not a checkpoint of a format that is read"
+    assert passed_over(run) == {"step-200.pt": reason}
+    assert [each.error.exit_code for each in run.damaged] == [3]
     with pytest.raises(CheckpointError, match=r"step-200\.pt: not a checkpoint of a format that is read"):
         open_run([tmp_path / "step-200.pt"])
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import IncompleteCheckpoint
+from ema_cli.errors import IncompleteCheckpoint, Unfinished
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.folders import (
@@ -103,7 +103,7 @@ def _check_complete(path: Path, folder: Path) -> None:
     elif MEGATRON_COMMON in names and MEGATRON_MARK not in names:
         missing = f"has no {MEGATRON_MARK}"
     elif location(f"{path}{UNFINISHED_MARK}").info().exists:
-        raise IncompleteCheckpoint(f"is marked as unfinished, by {path.name}{UNFINISHED_MARK} beside it", subject=path)
+        raise Unfinished(f"is marked as unfinished, by {path.name}{UNFINISHED_MARK} beside it", subject=path)
     if missing:
         raise IncompleteCheckpoint(f"{missing}, which is written last", subject=path)
     check_latest(path)

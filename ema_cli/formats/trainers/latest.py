@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import CheckpointError, Unfinished
 from ema_cli.formats.trainers.folders import LATEST
 from ema_cli.storage.location import location
 
@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"(\d{1,18})$")
 
 
 def check_latest(path: Path) -> None:
-    """Raise an IncompleteCheckpoint if the folder at `path` is newer than the one that is known to be whole.
+    """Raise an `Unfinished` error if the folder at `path` is newer than the one that is known to be whole.
 
     Folders are compared by the numbers at the end of their names.
     """
@@ -25,7 +25,7 @@ def check_latest(path: Path) -> None:
         text = _read(path.parent / name)
         newest = _NUMBER.search(text) if text else None
         if text and newest and int(newest[1]) < int(mine[1]):
-            raise IncompleteCheckpoint(
+            raise Unfinished(
                 f"is newer than '{text[:60]}', which '{name}' beside it names as the newest that is whole", subject=path
             )
 

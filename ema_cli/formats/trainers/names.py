@@ -99,6 +99,16 @@ def is_weights_name(name: str) -> bool:
     return lower.endswith(WEIGHT_SUFFIXES) and not any(fnmatch.fnmatch(lower, pattern) for pattern in _NOT_WEIGHTS)
 
 
+def stem(name: str) -> str:
+    """Return a name without the suffixes of weights and of compression: `step-10` for step-10.pth.tar."""
+    while True:
+        lower = name.lower()
+        suffix = next((suffix for suffix in (*WEIGHT_SUFFIXES, *_COMPRESSED_SUFFIXES) if lower.endswith(suffix)), "")
+        if not suffix or name == suffix:
+            return name
+        name = name[: -len(suffix)]
+
+
 def is_unfinished_name(name: str) -> bool:
     """Return whether writers use such a name until they are done, as they use names that begin with a dot."""
     return name.startswith(".") or any(fnmatch.fnmatch(name.lower(), pattern) for pattern in _UNFINISHED)

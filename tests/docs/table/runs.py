@@ -91,10 +91,5 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "espnet, wenet, icefall": [made.espnet, made.wenet, each("checkpoint-{}.pt", icefall)],
     "Diffusers": [made.diffusers],
     "kohya's sd-scripts, musubi-tuner, ai-toolkit": [made.kohya, made.ai_toolkit],
-    "files of ranks": [
-        made.ranks("step{}-rank{}.pt"),
-        made.ranks("step-{}/consolidated.0{}.pth"),
-        made.ranks("s-{}/{}.pt"),
-    ],
     "PEFT adapters": [made.peft],
 }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, RunError
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, RunError, Unfinished
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from tests.formats.dcp.folders import (
@@ -215,4 +215,4 @@ def test_a_folder_newer_than_the_latest_is_incomplete(tmp_path: Path) -> None:
         save_folder(tmp_path / f"iter_{step:07}", {"model": W})
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
     assert holds(open_checkpoint(tmp_path / "iter_0000007"), W)
-    assert type(refusal(tmp_path / "iter_0000008")) is IncompleteCheckpoint
+    assert type(refusal(tmp_path / "iter_0000008")) is Unfinished

@@ -1,0 +1,209 @@
+"""Decide what becomes of paths in a run's folder that could not be opened: passed over with a word, or an error.
+
+What a name is worth is decided here, once. A path fits the run if its name is that of a checkpoint but for the numbers:
+`step-30.pt.gz` fits `step-10.pt`, `jit_script.pt` does not. In a run without any number or clock, every name fits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint, Progress
+from ema_cli.errors import (
+    CheckpointError,
+    EmaError,
+    IncompleteCheckpoint,
+    NoWeights,
+    RunError,
+    Unfinished,
+    at_terminal,
+    mentioned,
+    option,
+)
+from ema_cli.formats.trainers.names import name_clocks, stem
+from ema_cli.law.time import Time, Unit
+from ema_cli.runs.beside import kind_of
+from ema_cli.runs.order import PREFERENCE
+from ema_cli.runs.search import PassedOver
+from ema_cli.text import natural_key, plural
+
+_DIGITS = re.compile(r"[0-9]")
+_DECIMAL = re.compile(r"#(?:[.,]#)+")
+_VERSION = re.compile(r"-v[0-9]+$")  # Lightning's, where a file of that name was there
+
+
+_Age = tuple[list[Fraction], tuple[tuple[int, str], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A path that could not be opened, by the name that is shown, and why."""
+
+    name: str
+    path: Path
+    error: EmaError
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A checkpoint of the run that cannot be read: the clocks in its name, and the error that refuses it."""
+
+    name: str
+    progress: Progress
+    error: CheckpointError
+
+
+@dataclass(slots=True)
+class Sorted:
+    """What does not enter a run.
+
+    Attributes:
+        passed_over: all of it.
+        damaged: the checkpoints of it at which an average stops.
+        absent: the names of those that were saved in the run, and count where clocks are spaced.
+    """
+
+    passed_over: list[PassedOver] = field(default_factory=list)
+    damaged: list[Damaged] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+
+def exclude(name: str, pattern: str) -> PassedOver:
+    """Return what is said of a path that the user leaves out by a pattern."""
+    return PassedOver(name, f"--exclude '{pattern}'", excluded=True)
+
+
+def sort_unread(
+    unread: Sequence[Unread], opened: Sequence[Checkpoint], excluded: Sequence[PassedOver] = (), *, skip_damaged: bool
+) -> Sorted:
+    """Sort the paths of a run's folder that were not opened.
+
+    A damaged checkpoint is one whose name fits the run, unless it is still being written: the newest one that is not
+    whole, or what its trainer calls unfinished.
+
+    Args:
+        unread: the paths that could not be opened.
+        opened: the checkpoints of the run.
+        excluded: the paths that the user leaves out.
+        skip_damaged: whether damaged checkpoints are left out, too.
+
+    Raises:
+        EmaError: where a checkpoint of the run does not fit the options.
+    """
+    names = _Names(opened)
+    fitting = [*(each.name for each in opened), *(each.name for each in unread if names.fit(each.name))]
+    ages = {name: names.age(name) for name in fitting}
+    sorted_ = Sorted(list(excluded), absent=[each.name for each in excluded if names.fit(each.name)])
+    for each in unread:
+        beside, newer = names.beside(each.name), _newer(each, opened, ages)
+        if each.name not in ages:
+            sorted_.passed_over.append(PassedOver(each.name, _reason(each), warn=True))
+        elif beside is not None:
+            sorted_.passed_over.append(PassedOver(each.name, f"beside {beside}; {_reason(each)}"))
+        elif isinstance(each.error, Unfinished) or (isinstance(each.error, IncompleteCheckpoint) and newer is None):
+            sorted_.passed_over.append(PassedOver(each.name, f"half-written: {_reason(each)}", warn=True))
+        elif isinstance(each.error, CheckpointError):
+            damaged = _damaged(each, newer)
+            sorted_.passed_over.append(
+                PassedOver(each.name, _damaged_reason(damaged, each, skip=skip_damaged), warn=True)
+            )
+            sorted_.damaged += [] if skip_damaged else [damaged]
+            sorted_.absent.append(each.name)
+        else:
+            raise each.error
+    return sorted_
+
+
+def family(name: str) -> str:
+    """Return a name without suffixes, with `#` in place of its numbers: that of all checkpoints of a run."""
+    return _DECIMAL.sub("#", kind_of(_VERSION.sub("", stem(name))))
+
+
+def no_checkpoint(folder: Path, unread: Sequence[Unread], excluded: Sequence[PassedOver]) -> EmaError | None:
+    """Return the error for a folder in which no path could be opened; None if there was none to open."""
+    errors = [each.error for each in unread]
+    other = next((error for error in errors if not isinstance(error, IncompleteCheckpoint | NoWeights)), None)
+    if other is not None:
+        return other
+    incomplete = next((error for error in errors if isinstance(error, IncompleteCheckpoint)), None)
+    if incomplete is not None:
+        return IncompleteCheckpoint(f"no complete checkpoint: {incomplete.message(mentioned)}", subject=folder)
+    if errors:
+        fact = f"no checkpoint: {errors[0].message(mentioned)}"
+        return NoWeights(fact, subject=folder, hint=errors[0].advice(mentioned))
+    if excluded:
+        fact = f"no checkpoint is left: {option('exclude')} leaves out {plural(len(excluded), 'checkpoint')}"
+        return RunError(fact, subject=folder, hint=f"leave out fewer; it left out {excluded[0].name}")
+    return None
+
+
+def _reason(unread: Unread) -> str:
+    """Return why a path does not enter that may be no checkpoint at all."""
+    message = unread.error.message(at_terminal, known=unread.path)
+    return f"no weights: {message}" if isinstance(unread.error, NoWeights) else message
+
+
+class _Names:
+    """The names of a run's checkpoints."""
+
+    def __init__(self, opened: Sequence[Checkpoint]) -> None:
+        self._stems = {stem(checkpoint.name): checkpoint.name for checkpoint in opened}
+        self._families = {family(checkpoint.name) for checkpoint in opened}
+        has_clocks = any(checkpoint.progress.clocks for checkpoint in opened)
+        self._all_fit = not has_clocks and not any(map(_DIGITS.search, self._stems))
+
+    def fit(self, name: str) -> bool:
+        """Return whether a name is one of the run's but for its numbers."""
+        own = family(name)
+        return self._all_fit or ("#" in own and own in self._families)
+
+    def beside(self, name: str) -> str | None:
+        """Return the checkpoint that has this name with another suffix."""
+        return self._stems.get(stem(name))
+
+    def age(self, name: str) -> tuple[str, _Age]:
+        """Return the family of a name, and a sort key in it: by the clocks in the name, then by its numbers."""
+        clocks = name_clocks(name).clocks
+        values = [clocks[unit].value for unit in PREFERENCE if unit in clocks]
+        return "" if self._all_fit else family(name), (values, natural_key(stem(name)))
+
+
+def _newer(unread: Unread, opened: Sequence[Checkpoint], ages: Mapping[str, tuple[str, _Age]]) -> str | None:
+    """Return the name of a checkpoint that is newer, by its name or by the batches it records; None if none is."""
+    if unread.name not in ages:
+        return None
+    own, age = ages[unread.name]
+    batch = name_clocks(unread.name).clocks.get(Unit.BATCH)
+    names = [name for name, (other, others_age) in ages.items() if other == own and others_age > age]
+    if batch is not None:
+        names += [each.name for each in opened if (each.clock(Unit.BATCH) or 0) > batch.value]
+    return names[0] if names else None
+
+
+def _damaged(unread: Unread, newer: str | None) -> Damaged:
+    clocks = _clocks(unread.name)
+    where = [f"at {clocks} by its name"] if clocks else []
+    where += [f"not the newest: {newer} is newer" if newer else "a checkpoint of this run, by its name"]
+    advice = unread.error.advice(mentioned)
+    leave = f"leave it out: {option('skip_damaged', True)}"
+    error = CheckpointError(
+        f"{unread.error.message(mentioned, known=unread.path)} ({'; '.join(where)})",
+        subject=unread.path,
+        hint=f"{advice}; or {leave}" if advice else f"bring it back as it was written, or {leave}",
+    )
+    return Damaged(unread.name, name_clocks(unread.name), error)
+
+
+def _damaged_reason(damaged: Damaged, unread: Unread, *, skip: bool) -> str:
+    """Return the words for a list. Each checkpoint has its own: damage is not summed up."""
+    way = "left out by --skip-damaged" if skip else "an average needs --skip-damaged"
+    which = _clocks(damaged.name) or damaged.name
+    return f"damaged ({which}; {way}): {unread.error.message(at_terminal, known=unread.path)}"
+
+
+def _clocks(name: str) -> str:
+    return ", ".join(str(Time(clock.value, unit)) for unit, clock in name_clocks(name).clocks.items())
