@@ -90,7 +90,7 @@ def open_run(
     name_clock: str | None = None,
     clock_key: Sequence[str] = (),
     ignore_clocks: bool = False,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     skip_damaged: bool = False,
 ) -> Run:
     """Read the headers of one run.
@@ -124,7 +124,7 @@ def open_run(
         _time(spacing, "spacing"),
         name_clock,
         ignore_clocks,
-        tuple(exclude),
+        (exclude,) if isinstance(exclude, str) else tuple(exclude),
         skip_damaged,
     )
     return read_run([Path(path) for path in several], options)

@@ -1,54 +1,43 @@
-"""Check that checkpoints are of one model: the same tensor names, shapes and dtypes, and the same settings."""
+"""Check that checkpoints are of one model: the same tensor names, shapes and dtypes, and the same settings.
+
+Those that are not like most of the others are named, each with its first difference.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import fnmatch
+import glob
+from collections.abc import Collection, Iterator, Sequence
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import RunError, option
+from ema_cli.runs.beside import kind_of
+from ema_cli.text import plural
+
+_MAX_LINES = 3
 
 
 def first_differences(
-    checkpoints: Sequence[Checkpoint],
-    *,
-    mixed_floats: bool = False,
-    copied: Collection[str] = (),
-    limit: int = 4,
+    checkpoints: Sequence[Checkpoint], *, mixed_floats: bool = False, copied: Collection[str] = ()
 ) -> list[str]:
-    """Return the first differences between the checkpoints and the newest one, in sentences.
+    """Return one sentence for each checkpoint that is not of the model of most others, three at most.
 
-    A sentence names both checkpoints, the tensor or setting, and both values.
+    A sentence names both checkpoints, the first tensor or setting that differs, and both values. Of two models with as
+    many checkpoints, that of the newest counts.
 
     Args:
         checkpoints: the checkpoints, the newest last.
         mixed_floats: whether float dtypes may differ.
         copied: the names of tensors that may differ in every way, as only those of the newest are used.
-        limit: the most sentences.
     """
-    differences: list[str] = []
-    newest = checkpoints[-1]
-    theirs = newest.tensors.specs
-    for checkpoint in checkpoints[:-1]:
-        for setting in sorted({*checkpoint.adapter.values, *newest.adapter.values}):
-            one, other = checkpoint.adapter.values.get(setting), newest.adapter.values.get(setting)
-            if one != other:
-                differences.append(f"{checkpoint.name}: its {setting} is {one}, but {other} in {newest.name}")
-        ours = checkpoint.tensors.specs
-        if ours is not theirs:
-            for name in [*ours, *(name for name in theirs if name not in ours)]:
-                if name not in copied and not _same_spec(ours.get(name), theirs.get(name), mixed_floats):
-                    differences.append(_difference(name, checkpoint, newest))
-                    if len(differences) >= limit:
-                        break
-        if len(differences) >= limit:
-            return differences[:limit]
-    return differences
-
-
-def _same_spec(one: TensorSpec | None, other: TensorSpec | None, mixed_floats: bool) -> bool:
-    if one == other or one is None or other is None:
-        return one == other
-    return mixed_floats and one.shape == other.shape and one.dtype.kind == other.dtype.kind == "float"
+    most, others = _split(checkpoints, mixed_floats, copied)
+    lines = []
+    for checkpoint in others[:_MAX_LINES]:
+        first, *more = _differences(checkpoint, most[0], mixed_floats, copied)
+        lines.append(f"{first} (and {plural(len(more), 'more difference')})" if more else first)
+    if len(others) > _MAX_LINES:
+        lines[-1] += f"; {plural(len(others) - _MAX_LINES, 'more checkpoint')} of another model than {most[0].name}"
+    return lines
 
 
 def check_same_model(
@@ -57,23 +46,73 @@ def check_same_model(
     """Check that all checkpoints have the same tensor names, shapes and dtypes, and the same settings.
 
     Raises:
-        RunError: naming the first differences, with the exceptions of `first_differences`.
+        RunError: with the sentences of `first_differences`, and a way to leave out the checkpoints that they name.
     """
-    differences = first_differences(checkpoints, mixed_floats=mixed_floats, copied=copied)
-    if differences:
-        only_floats = not mixed_floats and not first_differences(checkpoints, mixed_floats=True, copied=copied, limit=1)
-        raise RunError(
-            "; ".join(differences),
-            hint=f"average them in one float type: {option('dtype', 'float32')}"
-            if only_floats
-            else f"average checkpoints of one model; {option('start')} and {option('stop')} leave out others",
-        )
+    most, others = _split(checkpoints, mixed_floats, copied)
+    if not others:
+        return
+    if not mixed_floats and not _split(checkpoints, True, copied)[1]:
+        hint = f"average them in one float type: {option('dtype', 'float32')}"
+    else:
+        patterns = _patterns([each.name for each in others], [each.name for each in most])
+        hint = f"average checkpoints of one model; leave out others: {' '.join(option('exclude', p) for p in patterns)}"
+    raise RunError("; ".join(first_differences(checkpoints, mixed_floats=mixed_floats, copied=copied)), hint=hint)
 
 
-def _difference(name: str, one: Checkpoint, other: Checkpoint) -> str:
+def _split(
+    checkpoints: Sequence[Checkpoint], mixed_floats: bool, copied: Collection[str]
+) -> tuple[list[Checkpoint], list[Checkpoint]]:
+    """Return the checkpoints of the model that most have, newest first, and all others, oldest first."""
+    models: list[list[Checkpoint]] = []
+    for checkpoint in reversed(checkpoints):
+        for model in models:
+            if next(_differences(checkpoint, model[0], mixed_floats, copied), None) is None:
+                model.append(checkpoint)
+                break
+        else:
+            models.append([checkpoint])
+    most = max(models, key=len, default=[])
+    alike = set(most)
+    return most, [checkpoint for checkpoint in checkpoints if checkpoint not in alike]
+
+
+def _differences(one: Checkpoint, other: Checkpoint, mixed_floats: bool, copied: Collection[str]) -> Iterator[str]:
+    """Yield the differences between two checkpoints, in sentences about the one."""
+    settings, others_settings = one.adapter.values, other.adapter.values
+    for setting in sorted({*settings, *others_settings} if settings != others_settings else ()):
+        value, others_value = settings.get(setting), others_settings.get(setting)
+        if value != others_value:
+            yield f"{one.name}: its {setting} is {value}, but {others_value} in {other.name}"
+    ours, theirs = one.tensors.specs, other.tensors.specs
+    if ours is theirs:
+        return
+    for name in (*ours, *(name for name in theirs if name not in ours)):
+        spec, others_spec = ours.get(name), theirs.get(name)
+        if name not in copied and not _same_spec(spec, others_spec, mixed_floats):
+            yield _sentence(name, one, other)
+
+
+def _same_spec(one: TensorSpec | None, other: TensorSpec | None, mixed_floats: bool) -> bool:
+    if one == other or one is None or other is None:
+        return one == other
+    return mixed_floats and one.shape == other.shape and one.dtype.kind == other.dtype.kind == "float"
+
+
+def _sentence(name: str, one: Checkpoint, other: Checkpoint) -> str:
     first, second = one.tensors.specs.get(name), other.tensors.specs.get(name)
     if second is None:
         return f"{one.name}: '{name}' is {first}, but {other.name} does not have it"
     if first is None:
         return f"{one.name}: '{name}' is missing, but {second} in {other.name}"
     return f"{one.name}: '{name}' is {first}, but {second} in {other.name}"
+
+
+def _patterns(names: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """Return patterns that match all of `names` and none of those that are kept: as few as their kinds allow."""
+    patterns: dict[str, None] = {}
+    for name in names:
+        kind = glob.escape(kind_of(name)).replace("#", "*")
+        alone = sum(kind_of(other) == kind_of(name) for other in names) == 1
+        is_kept = any(fnmatch.fnmatchcase(other, kind) for other in kept)
+        patterns[glob.escape(name) if alone or is_kept else kind] = None
+    return list(patterns)
