@@ -100,7 +100,7 @@ class Tensors(Protocol):
         """Return the file that holds tensor `name` in C order, and its first byte there; None if no file does."""
 
     def shard(self, name: str) -> str:
-        """Return the name of the file that holds tensor `name`."""
+        """Return the name of the file that holds tensor `name`, relative to the checkpoint's folder."""
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes of tensor `name` from byte `start`, in C order.
@@ -155,11 +155,14 @@ class Pretrained:
         base: the name of the file of tensors in such a folder, without its suffix: model, adapter_model, ...
         folder: where configuration and tokenizer lie, None where there is no such folder.
         inner_files: the same, where they lie inside the checkpoint.
+        bases: the same as `base` of further models, by the folders in that folder in which they lie. The name of a
+            tensor there begins with the folder.
     """
 
     base: str
     folder: Path | None = None
     inner_files: InnerFiles | None = None
+    bases: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

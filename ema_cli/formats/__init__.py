@@ -11,7 +11,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.dcp import directory as dcp_directory
-from ema_cli.formats.folders import deepspeed, diffusers, huggingface, refused
+from ema_cli.formats.folders import deepspeed, refused, several
 from ema_cli.formats.options import ReadOptions, one_model_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
@@ -26,9 +26,8 @@ WHAT_IS_READ = (
 
 # Most specific first; the first that matches opens the checkpoint.
 READERS: tuple[Reader, ...] = (
-    huggingface.READER,
+    several.READER,
     dcp_directory.READER,
-    diffusers.READER,
     deepspeed.READER,
     refused.READER,
     safetensors_file.READER,

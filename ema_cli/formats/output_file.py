@@ -31,6 +31,12 @@ class Table:
     nbytes: int
 
 
+def whole_name(file: str, tensor: str) -> str:
+    """Return the name in the whole output of a tensor that a file holds: the file's folder stands before it."""
+    folder, slash, _ = file.rpartition("/")
+    return f"{folder}{slash}{tensor}"
+
+
 class Stream(Protocol):
     """The file on its way into storage: written by range, and read again."""
 

@@ -51,6 +51,45 @@ class ShardedTensors:
         self.parts[self.part_of[name]].read_into(name, start, out)
 
 
+@dataclass(slots=True)
+class PlacedTensors:
+    """The tensors of a model in a folder of its own within a checkpoint: their names begin with the folder."""
+
+    folder: str
+    specs: Mapping[str, TensorSpec]
+    tensors: Tensors
+
+    @classmethod
+    def of(cls, folder: str, tensors: Tensors) -> PlacedTensors:
+        """Return the tensors of the model in `folder`, which is relative to the checkpoint's."""
+        return cls(folder, {f"{folder}/{name}": spec for name, spec in tensors.specs.items()}, tensors)
+
+    def share(self, other: Tensors) -> None:
+        """Use the other's tables where they are equal."""
+        self.specs = shared(self.specs, other.specs)
+        if isinstance(other, PlacedTensors):
+            self.tensors.share(other.tensors)
+
+    def place(self, name: str) -> Hashable:
+        """Return where the bytes lie."""
+        return self.tensors.place(self._inner(name))
+
+    def locate(self, name: str) -> tuple[ByteSource, int] | None:
+        """Return the file and the byte in it where tensor `name` begins."""
+        return self.tensors.locate(self._inner(name))
+
+    def shard(self, name: str) -> str:
+        """Return the name of the file that holds tensor `name`, with its folder."""
+        return f"{self.folder}/{self.tensors.shard(self._inner(name))}"
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fill `out` from byte `start` of tensor `name`."""
+        self.tensors.read_into(self._inner(name), start, out)
+
+    def _inner(self, name: str) -> str:
+        return name[len(self.folder) + 1 :]
+
+
 def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[ShardedTensors, tuple[Checkpoint, ...]]:
     """Return the tensors of the model whose index is at `path`, and its shards; `open_part` opens one of these.
 
@@ -84,12 +123,20 @@ def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[Sha
     return ShardedTensors(specs, part_of, [part.tensors for part in opened]), tuple(opened)
 
 
-def join_parts(parts: Sequence[Checkpoint]) -> ShardedTensors | None:
-    """Return the tensors of several files as one model; None where two of them hold one name."""
-    specs = {name: spec for part in parts for name, spec in part.tensors.specs.items()}
-    if len(specs) < sum(len(part.tensors.specs) for part in parts):
-        return None
-    part_of = {name: number for number, part in enumerate(parts) for name in part.tensors.specs}
+def join_parts(path: Path, parts: Sequence[Checkpoint]) -> ShardedTensors:
+    """Return the tensors of several files or models of the checkpoint at `path` as one model.
+
+    Raises:
+        CheckpointError: where two of them hold one name.
+    """
+    specs: dict[str, TensorSpec] = {}
+    part_of: dict[str, int] = {}
+    for number, part in enumerate(parts):
+        for name, spec in part.tensors.specs.items():
+            if name in specs:
+                first = parts[part_of[name]].path
+                raise CheckpointError(f"'{name[:200]}' is in {first.name} and in {part.path.name}", subject=path)
+            specs[name], part_of[name] = spec, number
     return ShardedTensors(specs, part_of, [part.tensors for part in parts])
 
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 
 from ema_cli.errors import EmaError, Unreadable, at_terminal
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.output_file import whole_name
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import open_index
+from ema_cli.formats.trainers.folders import SHARD
 from ema_cli.release.mark import mark_differences
 from ema_cli.release.snapshot import Snapshot
 
-_INDEX = ".safetensors.index.json"
+_INDEX = ".safetensors.index.json"  # after the base of the names of the shards
 
 Check = Callable[[Snapshot], Iterator[str]]
 
@@ -78,7 +80,8 @@ def compare_tensors(snapshot: Snapshot) -> Iterator[str]:
     rows, own = {row["name"]: row for row in snapshot.manifest["tensors"]}, snapshot.published.manifest.name
     holders: dict[str, str] = {}
     for name, checkpoint in snapshot.opened.items():
-        for tensor, spec in checkpoint.tensors.specs.items():
+        for inner, spec in checkpoint.tensors.specs.items():
+            tensor = whole_name(name, inner)
             if tensor in holders:
                 yield snapshot.problem(name, f"'{tensor}' is in {holders[tensor]}, too")
             holders[tensor] = name
@@ -111,7 +114,8 @@ def compare_values(snapshot: Snapshot) -> Iterator[str]:
         return
     finite = {row["name"] for row in snapshot.manifest["tensors"] if row["averaged"] and not row["non_finite"]}
     for name, reading in snapshot.readings.items():
-        for tensor, elements in sorted(reading.not_finite.items()):
+        for inner, elements in sorted(reading.not_finite.items()):
+            tensor = whole_name(name, inner)
             if tensor in finite:
                 more = f" and {elements.count - 1:,} more" if elements.count > 1 else ""
                 yield snapshot.problem(name, f"'{tensor}' is not finite at element {elements.first}{more}")
@@ -125,9 +129,13 @@ def compare_index(snapshot: Snapshot) -> Iterator[str]:
     """
     if not snapshot.published.is_folder or not snapshot.complete:
         return
-    indexes = [name for name in snapshot.files if "/" not in name and name.endswith(_INDEX)]
-    if len(snapshot.opened) > 1 and not indexes:
-        yield snapshot.problem("", f"holds {len(snapshot.opened)} files of weights, but no index of them")
+    indexes = [name for name in snapshot.files if name.endswith(_INDEX)]
+    numbered: dict[str, set[str]] = {}  # the shards of each model, by the name of its index
+    for name in snapshot.opened:
+        if SHARD.search(name):
+            numbered.setdefault(f"{SHARD.sub('', name)}{_INDEX}", set()).add(name)
+    for name in sorted(numbered.keys() - {*indexes}):
+        yield snapshot.problem("", f"holds {len(numbered[name])} shards, but no {name}")
     for name in indexes:
         path = snapshot.published.path / name
         try:
@@ -137,7 +145,8 @@ def compare_index(snapshot: Snapshot) -> Iterator[str]:
         except EmaError as error:
             yield snapshot.problem(name, error.message(at_terminal, known=path))
             continue
-        for missing in sorted(snapshot.opened.keys() - {shard.path.name for shard in shards}):
+        known = {whole_name(name, shard.path.name) for shard in shards}
+        for missing in sorted(numbered.get(name, set()) - known):
             yield snapshot.problem(name, f"does not name {missing}")
 
 

@@ -42,7 +42,7 @@ def _expected_mark(manifest: Manifest) -> dict[str, Any]:
 
 
 def _holds_tensors(name: str) -> bool:
-    return "/" not in name and name.lower().endswith((".safetensors", ".safetensors.index.json"))
+    return name.lower().endswith((".safetensors", ".safetensors.index.json", ".bin"))
 
 
 def _checkpoint_differences(ours: Any, theirs: Any, manifest_name: str) -> Iterator[str]:

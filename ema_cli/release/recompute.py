@@ -16,6 +16,7 @@ from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
 from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
 from ema_cli.folding.sink import TensorRange
+from ema_cli.formats.output_file import whole_name
 from ema_cli.job import Job, lay_out
 from ema_cli.manifest.types import Manifest
 from ema_cli.release.metadata import (
@@ -153,11 +154,11 @@ class _Difference:
 
 def _places(snapshot: Snapshot) -> dict[str, _Place]:
     places: dict[str, _Place] = {}
-    for checkpoint in snapshot.opened.values():
+    for file, checkpoint in snapshot.opened.items():
         for name, spec in checkpoint.tensors.specs.items():
             located = checkpoint.tensors.locate(name)
             if located is not None:  # None: a view, which is a problem already
-                places[name] = _Place(*located, spec)
+                places[whole_name(file, name)] = _Place(*located, spec)
     return places
 
 
@@ -176,12 +177,13 @@ class _Comparison:
         problems = []
         for file in output.files:
             for name, spec in file.table.specs.items():
-                place = self.there.get(name)
+                whole = whole_name(file.name, name)
+                place = self.there.get(whole)
                 if place is None or place.spec != spec:
                     has = f"is {place.spec}" if place is not None else "is not there"
-                    problems.append(f"{output.target.path}: '{name}' {has}, but the checkpoints give {spec}")
+                    problems.append(f"{output.target.path}: '{whole}' {has}, but the checkpoints give {spec}")
                 else:
-                    self._expected[output.original(name)] = name
+                    self._expected[output.original(file, name)] = whole
         self.tensors = len(self._expected)
         return problems
 

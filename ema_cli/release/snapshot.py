@@ -26,6 +26,7 @@ from ema_cli.system.threads import thread_errors
 _TICK_SECONDS = 0.1
 _MAX_SUMS_BYTES = 256 << 20
 _SAFETENSORS = ".safetensors"
+_TORCH = ".bin"  # in a folder: no side file has this suffix
 
 Positions = Mapping[str, tuple[int, TensorSpec]]  # tensor -> its first byte in the file, and its spec
 
@@ -183,7 +184,7 @@ def _names_with_tensors(published: Published, files: Mapping[str, InputFile]) ->
     """Return the names of the files that hold tensors."""
     if not published.is_folder:
         return [published.path.name] if published.path.name in files else []
-    return [name for name in files if "/" not in name and name.lower().endswith(_SAFETENSORS)]
+    return [name for name in files if name.lower().endswith((_SAFETENSORS, _TORCH))]
 
 
 def _open_tensors(path: Path, name: str, problems: _Problems) -> Checkpoint | None:

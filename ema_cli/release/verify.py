@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ema_cli.formats.output_file import whole_name
 from ema_cli.release.checks import all_problems
 from ema_cli.release.published import Published
 from ema_cli.release.snapshot import Snapshot, take_snapshot
@@ -57,7 +58,8 @@ class Verified:
         """Return the number of tensors that were checked; 0 without a manifest."""
         if self.snapshot.manifest is None:
             return 0
-        return len({name for opened in self.snapshot.opened.values() for name in opened.tensors.specs})
+        opened = self.snapshot.opened.items()
+        return len({whole_name(file, name) for file, checkpoint in opened for name in checkpoint.tensors.specs})
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, SHARD, TRAINER_STATE
+from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, EXTRAS, SHARD, TRAINER_STATE
 from ema_cli.formats.trainers.names import (
     AVERAGES_FILE,
     AVERAGES_FOLDER,
@@ -26,7 +26,7 @@ from ema_cli.storage.location import location
 from ema_cli.text import natural_key
 
 _MAX_DEPTH = 16
-_PARTS = tuple({*BASES, *BASES.values()})  # the first parts of the file names of a folder's own model
+_PARTS = tuple({*BASES, *BASES.values(), *EXTRAS})  # the first parts of the file names of a folder's own model
 _POINTER_BYTES = 4096
 _MAX_NAME_BYTES = 255
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.errors import printable
+from ema_cli.formats.trainers.folders import MODULES, PIPELINE
 from ema_cli.law.wording import recipe_phrase
 from ema_cli.planning.plan import Plan
 from ema_cli.text import plural
@@ -21,8 +22,7 @@ _LIBRARIES = {  # by the name of the file of tensors: the library, and the confi
     "diffusion_pytorch_model": ("diffusers", "config.json"),
     "pytorch_lora_weights": ("diffusers", None),
 }
-_MODULES = "modules.json"  # of sentence-transformers
-CONFIGS = ("config.json", "adapter_config.json", _MODULES)  # the card takes facts from these
+CONFIGS = ("config.json", "adapter_config.json", MODULES, PIPELINE)  # the card takes facts from these
 _BASE_KEYS = (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path"))
 # The name of a model on the Hub, `owner/model`. Not a path of more parts, nor a checkpoint of a Trainer's in a folder,
 # nor a name that the Hub refuses: it would refuse the card, too.
@@ -62,8 +62,10 @@ def _base_model(configs: Mapping[str, bytes]) -> str | None:
 
 def _library(base: str, configs: Mapping[str, bytes]) -> str | None:
     """Return the name of the library that loads the folder, None if that is not known."""
-    if _MODULES in configs:
+    if MODULES in configs:
         return "sentence-transformers"
+    if PIPELINE in configs:
+        return "diffusers"
     library, config = _LIBRARIES.get(base, (None, None))
     if config == "config.json" and library == "transformers" and "model_type" not in _parsed(configs.get(config, b"")):
         return None  # a model of somebody's own, as Accelerate saves any

@@ -74,12 +74,13 @@ class FileSink:
         self._files: dict[str, _TensorFile] = {}  # by the name of the tensor in the checkpoints
         try:
             for file in output.files:
+                location((folder / file.name).parent).make_folder()
                 stream = OutputStream(folder / file.name, summed=summed)
                 self.streams.append(stream)
                 stream.write(0, file.header)
                 begins = file.table.begins
-                if output.originals:
-                    begins = {output.original(name): begin for name, begin in begins.items()}
+                if output.originals or "/" in file.name:
+                    begins = {output.original(file, name): begin for name, begin in begins.items()}
                 self._files.update(dict.fromkeys(begins, _TensorFile(stream, file.header_size, begins)))
         except BaseException:
             self.close()

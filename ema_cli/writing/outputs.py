@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypedDict, Unpack
 
 from ema_cli._version import __version__
@@ -14,8 +12,8 @@ from ema_cli.checkpoint import Checkpoint, InnerFiles, Pretrained, TensorSpec, c
 from ema_cli.dtypes import DTYPES, DType, output_dtype
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.mark import METADATA_KEY, asked_for
-from ema_cli.formats.output_file import OutputFile, Table
-from ema_cli.formats.safetensors.writer import lay_out_file, lay_out_shards, split_shards
+from ema_cli.formats.output_file import OutputFile, Table, whole_name
+from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.formats.torch_save.writer import lay_out_torch_file
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.sums import FOLDER_NAME
@@ -24,11 +22,11 @@ from ema_cli.planning.plan import Plan
 from ema_cli.storage.source import InputFile
 from ema_cli.text import parse_size
 from ema_cli.writing.card import CARD_NAME, CONFIGS, model_card
+from ema_cli.writing.folder_layout import divide, lay_out_models
 from ema_cli.writing.side_files import find_side_files, set_config_dtype
 from ema_cli.writing.target import Target
 
 _MAX_CONFIG_BYTES = 16 << 20
-_SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
 
 
 class OutputKeywords(TypedDict, total=False):
@@ -117,12 +115,13 @@ class Output:
     @property
     def dtypes(self) -> dict[str, DType]:
         """Return the dtype of each tensor by its name in the checkpoint, in the order in which the files hold them."""
-        specs = ((self.original(name), spec) for file in self.files for name, spec in file.table.specs.items())
+        specs = ((self.original(file, name), spec) for file in self.files for name, spec in file.table.specs.items())
         return {name: spec.dtype for name, spec in specs}
 
-    def original(self, name: str) -> str:
-        """Return the name in the checkpoint of the tensor that is written under `name`."""
-        return self.originals.get(name, name)
+    def original(self, file: OutputFile, name: str) -> str:
+        """Return the name in the checkpoint of the tensor that is written into `file` under `name`."""
+        whole = whole_name(file.name, name)
+        return self.originals.get(whole, whole)
 
 
 def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:
@@ -169,6 +168,14 @@ def lay_out_output(
     """
     specs = output_specs(plan.newest, options.dtype, copied)
     metadata = _metadata(plan, options.dtype, copied, [])
+    inner = next(iter(plan.newest.pretrained.bases), None) if plan.newest.pretrained else None
+    if inner is not None and not target.is_folder:
+        raise OutputError(
+            f"{plan.newest.name} has a model of its own in '{inner}', which one file has no place for",
+            subject=target.path,
+            hint=f"write a folder: {option('o', target.path.stem)}; or take one of the models with "
+            f"{option('component', inner)}",
+        )
     if target.is_torch:
         return Output(target, [_lay_out_torch(plan, target, specs, metadata, tables)])
     wide = next((name for name, spec in specs.items() if not spec.dtype.in_safetensors), None)
@@ -201,18 +208,16 @@ def _lay_out_folder(
     if pretrained.inner_files is not None:
         originals = _loaded_names(plan.newest, pretrained.inner_files)
         specs = {name: specs[original] for name, original in originals.items()}
-    _set_config_dtype(texts, copies, specs, converted=options.dtype is not None or bool(originals))
+    models = divide(plan.newest, pretrained, specs)
+    for model in models:
+        converted = options.dtype is not None or bool(originals)
+        _set_config_dtype(f"{model.prefix}config.json", texts, copies, model.own_specs(specs), converted=converted)
     if CARD_NAME not in copies:
         card = model_card(plan, _configs(texts, copies), manifest=FOLDER_NAME if manifest else None)
         texts[CARD_NAME] = card.encode()
     metadata = _metadata(plan, options.dtype, copied, sorted({*copies, *texts}))
-    most_bytes = options.max_shard_size
-    shards = _shards(plan.newest) if most_bytes is None else split_shards(specs, most_bytes, pretrained.base)
-    if len(set(shards.values())) > 1:
-        files, index = lay_out_shards(specs, shards, metadata, tables)
-        texts[f"{pretrained.base}.safetensors.index.json"] = index
-    else:
-        files = [lay_out_file(f"{pretrained.base}.safetensors", specs, metadata, tables)]
+    files, indexes = lay_out_models(models, specs, options.max_shard_size, metadata, tables)
+    texts.update(indexes)
     return Output(target, files, texts, copies, sources, originals)
 
 
@@ -221,7 +226,7 @@ def _side_files(pretrained: Pretrained) -> tuple[dict[str, bytes], dict[str, Inp
     texts = dict(pretrained.inner_files.read()) if pretrained.inner_files is not None else {}
     if pretrained.folder is None:
         return texts, {}
-    return texts, find_side_files(pretrained.folder)
+    return texts, find_side_files(pretrained.folder, pretrained.bases)
 
 
 def _configs(texts: Mapping[str, bytes], copies: Mapping[str, InputFile]) -> dict[str, bytes]:
@@ -250,10 +255,14 @@ def _loaded_names(checkpoint: Checkpoint, inner_files: InnerFiles) -> dict[str, 
 
 
 def _set_config_dtype(
-    texts: dict[str, bytes], copies: dict[str, InputFile], specs: Mapping[str, TensorSpec], *, converted: bool
+    name: str,
+    texts: dict[str, bytes],
+    copies: dict[str, InputFile],
+    specs: Mapping[str, TensorSpec],
+    *,
+    converted: bool,
 ) -> None:
-    """Make config.json name the dtype of the tensors as written: change its text where it names another."""
-    name = "config.json"
+    """Make the config.json at `name` name the dtype of the tensors as written: change its text where it has another."""
     text = texts.get(name)
     if text is None and name in copies:
         text = copies[name].read(0, copies[name].size)
@@ -277,23 +286,6 @@ def _lay_out_torch(
             hint=f"write it as safetensors: {option('o', 'NAME.safetensors')}",
         )
     return lay_out_torch_file(target.path.name, specs, metadata[METADATA_KEY], tables)
-
-
-def _shards(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the name of the file for each tensor: as in the newest checkpoint, but with the suffix of safetensors."""
-    if checkpoint.pretrained is None or checkpoint.pretrained.inner_files is not None:
-        return {}
-    base = checkpoint.pretrained.base
-    tensors = checkpoint.tensors
-    # pytorch_model-00001-of-00002.bin becomes model-00001-of-00002.safetensors.
-    shards = {name: tensors.shard(name) for name in tensors.specs}
-    names = {shard: _shard_name(shard, base) for shard in set(shards.values())}
-    return {name: names[shard] for name, shard in shards.items()}
-
-
-def _shard_name(shard: str, base: str) -> str:
-    number = _SHARD_NUMBER.search(shard)
-    return f"{base}{number[0]}.safetensors" if number else f"{Path(shard).stem}.safetensors"
 
 
 def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ema_cli.formats.output_file import whole_name
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.manifest import make_manifest, manifest_text, tensor_row
 from ema_cli.manifest.sums import manifest_path, sums_path, sums_text
@@ -103,10 +104,11 @@ class Record:
     def tensors(self, output: Output, plan: Plan, non_finite: NonFinite) -> Iterator[TensorRow]:
         """Yield the rows of the manifest for the tensors of one average, by name."""
         newest, non_finite_names = plan.newest.tensors.specs, non_finite.names
-        for name, spec in sorted((name, spec) for file in output.files for name, spec in file.table.specs.items()):
-            original = output.original(name)
+        written = [(whole_name(file.name, name), name, file) for file in output.files for name in file.table.specs]
+        for whole, name, file in sorted(written, key=lambda row: row[0]):
+            spec, original = file.table.specs[name], output.original(file, name)
             why = _pattern(original, plan.run.options.read.copy) if original in self._copied else None
-            yield tensor_row(name, spec, newest[original], why, non_finite=original in non_finite_names)
+            yield tensor_row(whole, spec, newest[original], why, non_finite=original in non_finite_names)
 
     def _recorded_options(self, output: Output, plan: Plan) -> dict[str, Any]:
         return {

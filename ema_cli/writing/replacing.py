@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from ema_cli.errors import CheckpointError, EmaError, OutputError, Unreadable, option
-from ema_cli.formats.folders import huggingface as hf_directory
+from ema_cli.formats.folders import several
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
@@ -116,7 +116,7 @@ def _own_names(path: Path) -> set[str]:
 
     For an average in one file, that is the file itself, "".
     """
-    readers = (hf_directory,) if location(path).info().is_folder else (safetensors_file, torch_file)
+    readers = (several,) if location(path).info().is_folder else (safetensors_file, torch_file)
     reader = next((reader for reader in readers if reader.matches(path)), None)
     if reader is None:
         return set()
@@ -128,8 +128,8 @@ def _own_names(path: Path) -> set[str]:
         return set()
     if not checkpoint.mark:
         return set()
-    if reader is not hf_directory:
+    if reader is not several:
         return {""}
     listed = checkpoint.mark.get("files")
     names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
-    return names | {file.path.name for file in checkpoint.files} | {FOLDER_NAME, SUMS_NAME}
+    return names | {file.path.relative_to(path).as_posix() for file in checkpoint.files} | {FOLDER_NAME, SUMS_NAME}

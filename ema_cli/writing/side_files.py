@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.folders.huggingface import module_folders
-from ema_cli.formats.trainers.folders import MODULES
+from ema_cli.formats.folders.places import named_folders
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
@@ -19,7 +19,7 @@ from ema_cli.storage.source import InputFile
 _WANTED = (
     "config.json", "*_config.json", "config_*.json", "config_*.py", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.spm", "chat_template*", "*.jinja",
-    "modules.json", "*.py", "README.md", "LICENSE*", "NOTICE*",
+    "modules.json", "model_index.json", "*.py", "README.md", "LICENSE*", "NOTICE*",
     # Files of single tokenizers of transformers: Mistral's, Whisper's, Marian's, LUKE's, PhoBERT's and so on.
     "tekken.json", "normalizer.json", "*_vocab.json", "bpe.codes", "dict.txt", "*.tokenizer", "byte_maps.json",
     "emoji.json", "word_pronunciation.json", "word_shape.json",
@@ -32,22 +32,28 @@ _UNWANTED = (
     "trainer_*",
     "*.safetensors",
     "*.bin",
+    "*.index.json",
 )
 _FOLDERS = ("additional_chat_templates",)
 _MAX_SIDE_BYTES = 1 << 30
 
 
-def find_side_files(folder: Path) -> dict[str, InputFile]:
+def find_side_files(folder: Path, models: Iterable[str] = ()) -> dict[str, InputFile]:
     """Return the side files of the checkpoint in `folder`, by their names relative to it.
+
+    Of the folders in it, those that its own files name come with all that is in them but weights.
+
+    Args:
+        folder: the checkpoint's own folder.
+        models: folders in it with further models of the checkpoint.
 
     Raises:
         CheckpointError: where one is too large, or cannot be opened.
     """
     names = [name for name in _file_names(folder) if _is_wanted(name)]
-    modules = module_folders(folder) if location(folder / MODULES).info().is_file else []
-    for inner in (*_FOLDERS, *modules):
+    for inner in dict.fromkeys((*_FOLDERS, *named_folders(folder), *models)):
         if location(folder / inner).info().is_folder:
-            names += [f"{inner}/{name}" for name in _file_names(folder / inner)]
+            names += [f"{inner}/{name}" for name in _file_names(folder / inner) if not _is_unwanted(name)]
     files = {name: location(folder / name).open() for name in names}
     for file in files.values():
         if file.size > _MAX_SIDE_BYTES:
@@ -100,7 +106,8 @@ def _set_dtype(config: dict[str, Any], dtype: str, *, add: bool) -> bool:
 
 
 def _is_wanted(name: str) -> bool:
-    def matches(patterns: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _WANTED) and not _is_unwanted(name)
 
-    return matches(_WANTED) and not matches(_UNWANTED) and not name.startswith(".")
+
+def _is_unwanted(name: str) -> bool:
+    return name.startswith(".") or any(fnmatch.fnmatchcase(name, pattern) for pattern in _UNWANTED)

@@ -176,7 +176,7 @@ def test_shards_without_an_index(copy: Path):
     vouch(copy / "shards", lambda manifest: manifest.update(
         outputs=[each for each in manifest["outputs"] if each["name"] != name]
     ))  # fmt: skip
-    assert problems(copy / "shards") == ["shards: holds 2 files of weights, but no index of them"]
+    assert problems(copy / "shards") == ["shards: holds 2 shards, but no model.safetensors.index.json"]
 
 
 def test_an_index_that_says_otherwise(copy: Path):

@@ -1,4 +1,4 @@
-"""Checkpoints that are folders as Hugging Face's Trainer, Accelerate and `save_pretrained` write them."""
+"""The model in a folder as Hugging Face's Trainer, Accelerate and `save_pretrained` write it. `several` asks for it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ema_cli.checkpoint import Averages, Checkpoint, Pretrained
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, option
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.folders import refused
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
-from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
-from ema_cli.formats.shards import is_plain_name, join_parts, open_index
+from ema_cli.formats.shards import join_parts, open_index
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.adapters import adapter_settings
 from ema_cli.formats.trainers.choice import settle_averages
@@ -22,12 +21,12 @@ from ema_cli.formats.trainers.folders import (
     ADAPTERS,
     BASES,
     CONSOLIDATED,
-    MODULES,
+    EXTRAS,
     RANK_SHARD,
     SHARD,
     TRAINER_STATE,
 )
-from ema_cli.formats.trainers.names import names_in
+from ema_cli.formats.trainers.names import is_weights_name, names_in
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.storage.location import location
 
@@ -56,13 +55,13 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     base, file_name = _choose(path, names, options)
     if base == "diffusion_pytorch_model" and _is_ema_model(path):
         return _open_averages(path, file_name, options)
-    _check_modules(path, names)
-    checkpoint = _open_tensors(path / file_name, options)
+    checkpoint = _open_own(path, file_name, names, options)
     progress, files = checkpoint.progress, checkpoint.files
     if TRAINER_STATE in names:
         state = location(path / TRAINER_STATE).open()
         progress, files = read_trainer_state(state), (*files, state)
-    settings, more = adapter_settings(path) if base in ADAPTERS else ({}, ())
+    is_adapter = base in ADAPTERS or any(_model_file(adapter, names) for adapter in ADAPTERS)
+    settings, more = adapter_settings(path) if is_adapter else ({}, ())
     return dataclasses.replace(
         checkpoint,
         name=path.name,
@@ -75,23 +74,47 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     )
 
 
-def _check_modules(path: Path, names: set[str]) -> None:
-    """Refuse a model whose other modules have weights of their own, as sentence-transformers' may."""
-    for module in module_folders(path) if MODULES in names else ():
-        if matches(path / module):
-            raise CheckpointError(
-                f"has weights in '{module}', too, by its {MODULES}; only one set can be averaged",
-                subject=path,
-                hint=f"average the modules' folders one by one, each with {option('component')} or by its path",
-            )
+def _open_own(path: Path, file_name: str, names: Collection[str], options: ReadOptions) -> Checkpoint:
+    """Open the model in a folder: its file or index, and the files beside it that are parts of it."""
+    whole = _open_tensors(path / file_name, options)
+    notes = list(whole.notes)
+    parts = [whole]
+    more = [name for name in _own_files(names) if name != file_name] if not _NUMBERED.search(file_name) else []
+    for name in more:
+        try:
+            parts.append(_open_tensors(path / name, dataclasses.replace(options, weights=None)))
+        except NoWeights:
+            notes.append(f"{name} holds no weights, and is left out")
+    beside = [name for name in sorted(names) if _is_beside(name)]
+    if beside:
+        notes.append(left_out_note(beside))
+    if len(parts) == 1:
+        return dataclasses.replace(whole, notes=tuple(notes))
+    tensors = join_parts(path, parts)
+    files = tuple(file for part in parts for file in part.files)
+    return dataclasses.replace(whole, tensors=tensors, files=files, notes=tuple(notes))
 
 
-def module_folders(path: Path) -> list[str]:
-    """Return the folders of a model's modules below its own, as its modules.json lists them."""
-    modules = read_json(location(path / MODULES).open(), _MAX_CONFIG_BYTES)
-    entries = [entry for entry in modules if isinstance(entry, dict)] if isinstance(modules, list) else []
-    names = [entry.get("path") for entry in entries]
-    return [name for name in names if isinstance(name, str) and is_plain_name(name)]
+def left_out_note(names: Collection[str]) -> str:
+    """Return the note that says which files or folders with weights are left out of the average."""
+    shown = ", ".join(list(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"not averaged, and not in the output: the weights in {shown}"
+
+
+def _own_files(names: Collection[str]) -> list[str]:
+    """Return the files, or indexes, of all models and parts of one that a folder holds under known names."""
+    models = [name for base in BASES if (name := _model_file(base, names))]
+    extras = [
+        next((f"{stem}{suffix}" for suffix in (".safetensors", ".bin") if f"{stem}{suffix}" in names), None)
+        for stem in EXTRAS
+    ]
+    return [*models, *filter(None, extras)]
+
+
+def _is_beside(name: str) -> bool:
+    """Return whether a file of this name holds weights that are not known. A search names those with numbers."""
+    known = (*BASES, *BASES.values(), *EXTRAS)
+    return is_weights_name(name) and not name.startswith((*known, ".")) and not re.search("[0-9]", name)
 
 
 def _open_tensors(path: Path, options: ReadOptions) -> Checkpoint:
@@ -122,9 +145,10 @@ def _open_ranks(path: Path, names: Collection[str], options: ReadOptions) -> Che
     if missing is not None:
         raise IncompleteCheckpoint(f"holds no shard {missing} of {count}", subject=path)
     parts = [safetensors_file.open_checkpoint(path / name, options) for name in shards]
-    tensors = join_parts(parts)
-    if tensors is None:
-        raise safetensors_file.pieces_error(path)
+    try:
+        tensors = join_parts(path, parts)
+    except CheckpointError as error:  # one name in two: each has a piece
+        raise safetensors_file.pieces_error(path) from error
     files = tuple(file for part in parts for file in part.files)
     return dataclasses.replace(parts[0], path=path, tensors=tensors, files=files)
 
@@ -151,7 +175,7 @@ def _is_ema_model(path: Path) -> bool:
     return isinstance(config, dict) and "optimization_step" in config
 
 
-def _model_file(base: str, names: set[str]) -> str | None:
+def _model_file(base: str, names: Collection[str]) -> str | None:
     """Return the name of the file, or of the index, of the model called `base`; None where there is no such model."""
     pickled = BASES.get(base, base)
     candidates = (
@@ -193,6 +217,3 @@ def _has_shards_alone(names: set[str]) -> bool:
 def _trainer(names: set[str]) -> str:
     by_accelerate = any(name.startswith("random_states_") for name in names) and TRAINER_STATE not in names
     return "accelerate" if by_accelerate else "transformers"
-
-
-READER = Reader(matches, open_checkpoint, takes_component=True)

@@ -18,17 +18,26 @@ BASES: Mapping[str, str] = {
     "pytorch_lora_weights": "pytorch_lora_weights",
 }
 ADAPTERS = ("adapter_model", "pytorch_lora_weights")
+ADAPTER_FILES = frozenset({"adapter_model.safetensors", "adapter_model.bin"})
+ADAPTER_CONFIG = "adapter_config.json"
+# Files of tensors beside these that are parts of the model, each the only one of its kind: the value head of
+# LLaMA-Factory, the projector and the trained remainder of LLaVA. Written as they were: their loaders ask for the name.
+EXTRAS = ("value_head", "mm_projector", "non_lora_trainables")
 SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
 # A shard of one rank's, as torch's HuggingFaceStorageWriter names it when each rank writes its own: what comes after
 # the rank, the shard's number, their count. They have no index; who puts them together writes into CONSOLIDATED.
 RANK_SHARD = re.compile(r"^shard-\d{5,}-(\w+)-(\d{5,})-of-(\d{5,})\.safetensors$")
 CONSOLIDATED = "consolidated"
-# Parts of a Diffusers pipeline, each in a folder of its name; its averages are in NAME_ema.
+SAME_MODEL = (CONSOLIDATED, "sharded")  # folders in a checkpoint's with its model once more
+# Parts of a Diffusers pipeline, each in a folder of its name.
 COMPONENTS = (
     "unet", "transformer", "transformer_2", "controlnet", "prior", "vae", "text_encoder", "text_encoder_2",
     "text_encoder_3", "image_encoder", "decoder",
 )  # fmt: skip
+AVERAGES_BESIDE = "_ema"  # what Diffusers' scripts put after the name of a component, in the name of its averages
+PIPELINE = "model_index.json"  # of Diffusers: which folders hold the parts of a pipeline
 MODULES = "modules.json"  # of sentence-transformers: which folders hold the parts after the transformer
+ROUTER = "router_config.json"  # of one such part: which folders in its own hold the modules that it leads to
 TRAINER_STATE = "trainer_state.json"  # of the Hugging Face Trainer, written after the weights
 DEEPSPEED_TAG = re.compile(r"^global_step(\d+)$")
 

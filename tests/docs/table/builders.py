@@ -32,11 +32,16 @@ def state_dict(step: int) -> Tensors:
 
 
 class Case:
-    """A run on disk: what to pass to the program beside it, and under which names and dtype the average comes out."""
+    """A run on disk: what to pass to the program beside it, and under which names and dtype the average comes out.
 
-    def __init__(self, *arguments: str, prefix: str = "", dtype: torch.dtype | None = None) -> None:
+    Of several `folders`, each has a model; "" is the checkpoint's own.
+    """
+
+    def __init__(
+        self, *arguments: str, prefix: str = "", dtype: torch.dtype | None = None, folders: Sequence[str] = ("",)
+    ) -> None:
         self.arguments = arguments
-        self.prefix = prefix
+        self.prefixes = [f"{folder}/" if folder else prefix for folder in folders]
         self.dtype = dtype
 
     def expected(self, weights: Sequence[float] = (0.25, 0.25, 0.5)) -> Tensors:
@@ -45,7 +50,8 @@ class Case:
         average = {}
         for name, newest in stored[-1].items():
             total = sum(w * tensors[name].double() for w, tensors in zip(weights, stored, strict=True))
-            average[self.prefix + name] = total.to(newest.dtype) if newest.is_floating_point() else newest
+            mean = total.to(newest.dtype) if newest.is_floating_point() else newest
+            average.update({prefix + name: mean for prefix in self.prefixes})
         return average
 
     def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -233,6 +239,34 @@ def diffusers(run: Path) -> Case:
             config = {"optimization_step": step} if component == "unet_ema" else {}
             (folder / "config.json").write_text(json.dumps(config))
     return Case("--component", "unet")
+
+
+def sentence_transformers(run: Path) -> Case:
+    """Write a model with modules of which two have weights, in folders of their own."""
+    folders = ["", "1_Pooling", "2_Dense", "3_Dense"]
+    for step in STEPS:
+        folder = run / f"checkpoint-{step}"
+        for name in folders:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / "config.json").write_text("{}")
+            if name != "1_Pooling":
+                save_file(state_dict(step), folder / name / "model.safetensors")
+        (folder / "modules.json").write_text(json.dumps([{"idx": i, "path": name} for i, name in enumerate(folders)]))
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": 1}))
+    return Case(folders=["", "2_Dense", "3_Dense"])
+
+
+def value_head(run: Path) -> Case:
+    """Write a model with a value head in a file of its own, as LLaMA-Factory does."""
+    for step in STEPS:
+        folder = run / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        tensors = state_dict(step)
+        head = {name: tensors.pop(name) for name in list(tensors)[:2]}
+        save_file(tensors, folder / "model.safetensors")
+        save_file(head, folder / "value_head.safetensors")
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": 1}))
+    return Case()
 
 
 def lora(names: Sequence[str], metadata: Callable[[int], dict[str, str]]) -> Callable[[Path], Case]:

@@ -90,6 +90,8 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "OpenNMT-py": [made.opennmt_run],
     "espnet, wenet, icefall": [made.espnet, made.wenet, each("checkpoint-{}.pt", icefall)],
     "Diffusers": [made.diffusers],
+    "sentence-transformers": [made.sentence_transformers],
     "kohya's sd-scripts, musubi-tuner, ai-toolkit": [made.kohya, made.ai_toolkit],
     "PEFT adapters": [made.peft],
+    "value heads, projectors": [made.value_head],
 }
