@@ -11,7 +11,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.dcp import directory as dcp_directory
-from ema_cli.formats.folders import deepspeed, refused, several
+from ema_cli.formats.folders import deepspeed, parts, refused, several
 from ema_cli.formats.options import ReadOptions, one_model_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
@@ -29,6 +29,7 @@ READERS: tuple[Reader, ...] = (
     several.READER,
     dcp_directory.READER,
     deepspeed.READER,
+    parts.READER,
     refused.READER,
     safetensors_file.READER,
     torch_file.READER,

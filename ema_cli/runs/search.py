@@ -20,6 +20,7 @@ from ema_cli.formats.trainers.names import (
     is_weights_name,
     name_clocks,
 )
+from ema_cli.formats.trainers.part_names import parts_of
 from ema_cli.runs.beside import Beside, by_kind
 from ema_cli.storage.info import Entry, Identity
 from ema_cli.storage.location import location
@@ -87,7 +88,7 @@ class Search:
             # In a folder of the Hugging Face Trainer, DeepSpeed's folder only serves to resume.
             if self._is_searched(entry) and not (is_checkpoint and DEEPSPEED_TAG.search(entry.name))
         ]
-        files = [] if folders_only else [entry.path for entry in entries if self._is_checkpoint_file(entry)]
+        files = [] if folders_only else self._checkpoint_files(entries)
         beside = Beside(folder, self.options) if is_checkpoint else None
         side_files = self._add_files(files, beside)
         for entry in folders:
@@ -127,6 +128,17 @@ class Search:
             self._visited.add(info.identity)
             return True
         return False
+
+    def _checkpoint_files(self, entries: list[Entry]) -> list[Path]:
+        """Return the files that look like checkpoints: of the parts of one model the first."""
+        names = {entry.name for entry in entries if not entry.is_folder}
+        files = []
+        for entry in entries:
+            if self._is_checkpoint_file(entry):
+                parts = parts_of(entry.name, names.__contains__)
+                if entry.name == next(filter(names.__contains__, parts), entry.name):
+                    files.append(entry.path)
+        return files
 
     def _add_files(self, files: list[Path], beside: Beside | None) -> list[Path]:
         """Add single-file checkpoints; return those that are side files of the folder's model instead."""

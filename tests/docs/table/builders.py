@@ -75,6 +75,19 @@ def each(name: str, wrap: Callable[[int], object], case: Case | None = None, *, 
     return build
 
 
+def ranks(name: str) -> Callable[[Path], Case]:
+    """Return a builder of two files for each step, each with half of the tensors; `name` has the step and the rank."""
+
+    def build(run: Path) -> Case:
+        for step in STEPS:
+            tensors = list(state_dict(step).items())
+            for rank, part in enumerate((tensors[:3], tensors[3:])):
+                save(run / name.format(step, rank), {"model": dict(part), "step": step})
+        return Case()
+
+    return build
+
+
 def safetensors_files(run: Path) -> Case:
     """Write one safetensors file for each step."""
     run.mkdir()

@@ -1,0 +1,138 @@
+"""A model in several files that differ in one small number: put together where each tensor is whole in one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
+from ema_cli.formats.folders import refused
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.reader import Reader
+from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.formats.shards import ShardedTensors
+from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks, names_in
+from ema_cli.formats.trainers.part_names import converter, parts_of
+from ema_cli.storage.location import location
+
+_NUMBER = re.compile(r"[0-9]+")
+_SAMPLE_BYTES = 4096
+_READERS = (refused.READER, safetensors_file.READER, torch_file.READER)
+
+
+def matches(path: Path) -> bool:
+    """Return whether a file is a part by its name, or a folder holds nothing but files with different tensors."""
+    return bool(_parts(path) or _parts_inside(path))
+
+
+def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
+    """Read the headers of all parts, and put them together.
+
+    Raises:
+        IncompleteCheckpoint: where a part is missing.
+        CheckpointError: where tensors are cut, and so are in several parts.
+    """
+    paths = _parts(path) or _parts_inside(path)
+    missing = next((part for part in paths if not location(part).info().exists), None)
+    if missing is not None:
+        raise IncompleteCheckpoint(f"'{missing.name}', another part of the model by its name, is missing", subject=path)
+    parts = [_open_part(part, options) for part in paths]
+    first, names = parts[0], f"{paths[0].name} to {paths[-1].name}"
+    part_of: dict[str, int] = {}
+    for number, part in enumerate(parts):
+        twice = next((name for name in part.tensors.specs if name in part_of), None)
+        if twice is not None:
+            _check_copies(parts, twice)
+            note = f"{len(parts)} files, {names}, hold the same as far as samples show; {paths[0].name} is taken"
+            return dataclasses.replace(first, name=path.name, path=path, notes=(*first.notes, note))
+        part_of.update(dict.fromkeys(part.tensors.specs, number))
+    specs = {name: spec for part in parts for name, spec in part.tensors.specs.items()}
+    return dataclasses.replace(
+        next((part for part in parts if part.progress.clocks), first),
+        name=path.name,
+        path=path,
+        tensors=ShardedTensors(specs, part_of, [part.tensors for part in parts]),
+        files=tuple(file for part in parts for file in part.files),
+        averages=next((part.averages for part in parts if part.averages), None),
+        notes=(
+            *dict.fromkeys(note for part in parts for note in part.notes),
+            f"put together of {len(parts)} files, {names}",
+        ),
+        left_out=tuple(name for part in parts for name in part.left_out),
+    )
+
+
+def _open_part(path: Path, options: ReadOptions) -> Checkpoint:
+    reader = next((reader for reader in _READERS if reader.matches(path)), None)
+    if reader is None:
+        raise NoWeights("a part of a model by its name, but not of a format that is read", subject=path)
+    return reader.open(path, options)
+
+
+def _check_copies(parts: Sequence[Checkpoint], twice: str) -> None:
+    """Check that parts which share a tensor are copies of one model, as far as the beginnings of the tensors show.
+
+    Raises:
+        CheckpointError: for the first tensor of which they hold something else each.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        specs, others = first.tensors.specs, part.tensors.specs
+        different = next((name for name in (*specs, *others) if not _begin_alike(first, part, name)), None)
+        if different is not None:
+            shared = different if different in specs and different in others else twice
+            raise CheckpointError(
+                f"is one of {len(parts)} files that differ in a number, and '{shared}' is in {first.path.name} and in "
+                f"{part.path.name}: tensors are cut into parts, or these are several models",
+                subject=first.path,
+                hint=f"put parts together first, with {converter(first.path.name)}; "
+                "give each of several models a folder of its own",
+            )
+
+
+def _begin_alike(one: Checkpoint, other: Checkpoint, name: str) -> bool:
+    spec = one.tensors.specs.get(name)
+    if spec is None or spec != other.tensors.specs.get(name):
+        return False
+    size = min(spec.nbytes, _SAMPLE_BYTES // spec.dtype.itemsize * spec.dtype.itemsize)
+    samples = bytearray(size), bytearray(size)
+    for checkpoint, sample in zip((one, other), samples, strict=True):
+        checkpoint.tensors.read_into(name, 0, memoryview(sample))
+    return samples[0] == samples[1]
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the files of the model of which the file at `path` is a part by its name."""
+    names = (
+        parts_of(path.name, lambda name: location(path.parent / name).info().is_file)
+        if is_weights_name(path.name)
+        else ()
+    )
+    return [path.parent / name for name in names] if names and location(path).info().is_file else []
+
+
+def _parts_inside(folder: Path) -> list[Path]:
+    """Return the files in a folder if they are the parts of one model: numbered, and with different tensors.
+
+    Files with equal tensors are checkpoints, or folds of a cross-validation.
+    """
+    names = [name for name in names_in(folder) if is_weights_name(name) and not is_unfinished_name(name)]
+    if len(names) < 2 or len({_NUMBER.sub("#", name) for name in names}) > 1 or name_clocks(names[0]).clocks:
+        return []
+    numbers = [tuple(map(int, _NUMBER.findall(name))) for name in names]
+    counted = [column for column in zip(*numbers, strict=True) if len(set(column)) > 1]
+    if len(counted) != 1 or sorted(counted[0]) not in (list(range(len(names))), list(range(1, len(names) + 1))):
+        return []
+    paths = [folder / name for _, name in sorted(zip(counted[0], names, strict=True))]
+    try:
+        one, other = (_open_part(path, ReadOptions()).tensors.specs.keys() for path in paths[:2])
+    except EmaError:
+        return []  # opening them one by one gives the reason
+    return paths if one.isdisjoint(other) else []
+
+
+READER = Reader(matches, open_checkpoint)

@@ -1,0 +1,86 @@
+"""Names of files that are parts of one model, as trainers give them: each differs in the number of a rank or part.
+
+First the tables, to be read as a page, then the function that applies them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import product
+from math import prod
+
+from ema_cli.formats.trainers.folders import SHARD
+
+# After these words the number is that of a part. tp, pp, mp, sdp: kinds of parallel training.
+_WORDS = r"(?:[a-z]+[-_])*rank|(?:model[-_]?)?shard|model[-_]?part|mp|tp|pp|sdp|consolidated"
+_NUMBERED = re.compile(rf"(?:^|[-_.])(?:{_WORDS})[-_.]?(\d{{1,5}})(?=[-_.]|$)", re.IGNORECASE)
+_OF = re.compile(r"(?:^|[-_.])(?:([a-z_]*)[-_.]?)(\d{1,4})[-_]?of[-_]?(\d{1,4})(?=[-_.]|$)", re.IGNORECASE)
+# Before "1-of-5" they say that it is no part: a moment of the training, or a model trained on other data.
+_NO_PARTS = re.compile(
+    r"(?:ep|epoch|ba|batch|step|iter|iteration|fold|split|cv|seed|trial|run|phase|stage)s?$", re.IGNORECASE
+)
+# The trainers' own programs that put such parts together, by the names of the parts.
+CONVERTERS = (
+    (re.compile(r"^consolidated\.\d+\."), "transformers' convert_llama_weights_to_hf.py (Llama), or the model's own"),
+    (re.compile(r"tp-rank-\d+-of-\d+"), "nanotron's examples/llama/convert_nanotron_to_hf.py"),
+    (re.compile(r"^rank\d+\.pt$"), "OLMo's scripts/unshard.py"),
+    (re.compile(r"model_part-\d+"), "metaseq's python -m metaseq.scripts.convert_to_singleton"),
+    (re.compile(r"(?:tp|mp)_rank_\d+"), "Megatron's tools/checkpoint, or NeMo's megatron_change_num_partitions.py"),
+)
+_MAX_PARTS = 1 << 14  # of one model
+_OWN_CONVERTER = "the trainer's own converter"
+
+
+def converter(name: str) -> str:
+    """Return what puts the parts together of which one has this name."""
+    return next((program for pattern, program in CONVERTERS if pattern.search(name)), _OWN_CONVERTER)
+
+
+def parts_of(name: str, is_there: Callable[[str], bool]) -> tuple[str, ...]:
+    """Return the names of all parts of the model of which `name` is one, in order; none if it is a model by itself.
+
+    Parts are numbered from 0 or 1 without a gap. Where a name says of how many it is one, parts may be missing.
+
+    Args:
+        name: the name of a file.
+        is_there: whether a file of a name is in its folder.
+    """
+    if SHARD.search(name):
+        return ()  # an index tells more
+    places = {match.span(2): int(match[3]) for match in _OF.finditer(name) if not _NO_PARTS.search(match[1])}
+    places |= {match.span(1): 0 for match in _NUMBERED.finditer(name) if not _overlaps(match.span(1), places)}
+    texts = [_numbers(name, place, total, is_there) for place, total in sorted(places.items())]
+    if prod(map(len, texts)) > _MAX_PARTS:
+        return ()
+    cuts = [0, *(edge for place in sorted(places) for edge in place), len(name)]
+    between = [name[start:end] for start, end in zip(cuts[::2], cuts[1::2], strict=True)]
+    names = tuple("".join(_zipped(between, numbers)) for numbers in product(*texts))
+    return names if len(names) > 1 else ()
+
+
+def _overlaps(span: tuple[int, int], others: dict[tuple[int, int], int]) -> bool:
+    return any(span[0] < end and start < span[1] for start, end in others)
+
+
+def _zipped(between: list[str], numbers: tuple[str, ...]) -> list[str]:
+    return [text for pair in zip(between, (*numbers, ""), strict=True) for text in pair]
+
+
+def _numbers(name: str, place: tuple[int, int], total: int, is_there: Callable[[str], bool]) -> list[str]:
+    """Return the numbers that parts have at one place of the name, as text; just its own if it has no neighbours."""
+    start, end = place
+    own = name[start:end]
+
+    def at(number: int) -> str:
+        padded = str(number).zfill(end - start)
+        return padded if own[0] == "0" or is_there(name[:start] + padded + name[end:]) else str(number)
+
+    def exists(number: int) -> bool:
+        return is_there(name[:start] + at(number) + name[end:])
+
+    first = 0 if int(own) == 0 or exists(0) else 1
+    last = total - 1 + first
+    while not total and exists(last + 1 if last >= first else first):
+        last = max(last + 1, first)
+    return [at(number) for number in range(first, last + 1)] if first <= int(own) <= last else [own]

@@ -1,0 +1,140 @@
+"""Models in several files that differ in a number: put together, taken for copies, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ema_cli import averaging
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.formats import is_checkpoint_folder, open_checkpoint
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.trainers.part_names import parts_of
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.planning.plan import make_plan
+from ema_cli.runs.run import open_by_name, open_run
+from tests.conftest import make_tensors
+
+HUNDRED = Recipe(half_life=Time.parse("100ba"))
+NAMES = [
+    ("consolidated.00.pth", "consolidated.01.pth"),
+    ("rank0.pt", "rank1.pt"),
+    ("tp_rank_00_pp_rank_000.pt", "tp_rank_00_pp_rank_001.pt"),
+    ("reshard-model_part-0.pt", "reshard-model_part-1.pt"),
+    ("weights-mp0.safetensors", "weights-mp1.safetensors"),
+    ("part-0-of-2.pt", "part-1-of-2.pt"),
+    ("model-1-of-2.safetensors", "model-2-of-2.safetensors"),
+    ("model.00.pt", "model.01.pt"),
+    ("1.safetensors", "2.safetensors"),
+]
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+
+
+def halves(seed: int) -> list[dict[str, torch.Tensor]]:
+    """Return two parts of a model, each tensor whole in one of them."""
+    items = sorted(make_tensors(seed).items())
+    return [dict(items[::2]), dict(items[1::2])]
+
+
+@pytest.mark.parametrize("names", NAMES, ids=lambda names: names[0])
+def test_parts_with_different_tensors_are_one_model(tmp_path: Path, names: tuple[str, str]):
+    """Each tensor is whole in one of the files: the average has all, as float64 computes them."""
+    for step in (100, 200):
+        for name, tensors in zip(names, halves(step), strict=True):
+            write(tmp_path / f"step-{step}" / name, tensors)
+    run = open_run(tmp_path)
+    assert [len(checkpoint.tensors.specs) for checkpoint in run.checkpoints] == [len(make_tensors(1))] * 2
+    averaging.average(make_plan(run, HUNDRED), tmp_path / "out.safetensors")
+    averaged, one, other = load_file(tmp_path / "out.safetensors"), make_tensors(100), make_tensors(200)
+    for name, tensor in averaged.items():
+        if tensor.is_floating_point():
+            assert torch.allclose(tensor.double(), (one[name].double() + other[name].double()) / 2, atol=1e-6)
+    again = open_by_name({checkpoint.name: checkpoint.path for checkpoint in run.checkpoints}, ReadOptions())
+    assert [checkpoint.tensors.specs for checkpoint in again] == [each.tensors.specs for each in run.checkpoints]
+
+
+def test_one_part_that_is_named_brings_the_others(tmp_path: Path):
+    """Half a model is never published: a part that is named is the whole, however many of its parts are named."""
+    for step in (100, 200):
+        for number, tensors in enumerate(halves(step)):
+            write(tmp_path / f"step-{step}" / f"consolidated.{number:02d}.pth", tensors)
+    firsts = [tmp_path / f"step-{step}" / "consolidated.00.pth" for step in (100, 200)]
+    others = [path.with_name("consolidated.01.pth") for path in firsts]
+    for paths in (firsts, others, [*firsts, *others]):
+        run = open_run(paths)
+        assert [len(each.tensors.specs) for each in run.checkpoints] == [len(make_tensors(1))] * 2
+
+
+def test_parts_of_many_moments_lie_in_one_folder(tmp_path: Path):
+    """The number of the step tells the moments apart, the number of the rank the parts."""
+    for step in (100, 200, 300):
+        for number, tensors in enumerate(halves(step)):
+            write(tmp_path / f"step{step}-rank{number}.pt", tensors)
+    run = open_run(tmp_path)
+    assert [checkpoint.name for checkpoint in run.checkpoints] == [f"step{step}-rank0.pt" for step in (100, 200, 300)]
+    assert {len(checkpoint.tensors.specs) for checkpoint in run.checkpoints} == {len(make_tensors(1))}
+
+
+@pytest.mark.parametrize("names", NAMES[:7], ids=lambda names: names[0])
+@pytest.mark.parametrize("shapes", [((2, 4), (2, 4)), ((2, 4), (3, 4))])
+def test_tensors_that_are_cut_are_refused_with_the_converter(
+    tmp_path: Path, names: tuple[str, str], shapes: tuple[tuple[int, int], tuple[int, int]]
+):
+    """Halves of one tensor are never averaged with each other, and no half is published."""
+    for number, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+        write(tmp_path / "step-100" / name, {"norm": torch.ones(4), "wq.weight": torch.full(shape, float(number))})
+    for path in (tmp_path / "step-100", tmp_path, tmp_path / "step-100" / names[0], tmp_path / "step-100" / names[1]):
+        with pytest.raises(CheckpointError, match=r"'(wq\.weight|norm)' is in .* and in ") as raised:
+            open_run(path)
+        assert "put parts together first, with" in (raised.value.hint or "")
+
+
+def test_copies_by_rank_are_one_model(tmp_path: Path):
+    """Data-parallel ranks may each save the whole model: the first is taken, and that is said."""
+    for number in (0, 1, 2):
+        write(tmp_path / f"rank{number}.pt", make_tensors(1))
+    checkpoint = open_checkpoint(tmp_path / "rank1.pt")
+    assert set(checkpoint.tensors.specs) == set(make_tensors(1))
+    assert (
+        checkpoint.notes[-1] == "3 files, rank0.pt to rank2.pt, hold the same as far as samples show; rank0.pt is taken"
+    )
+
+
+def test_a_part_that_is_missing_makes_the_model_incomplete(tmp_path: Path):
+    """Where a name says of how many parts it is one, all must be there."""
+    write(tmp_path / "part-0-of-2.pt", halves(1)[0])
+    with pytest.raises(
+        IncompleteCheckpoint, match=r"'part-1-of-2\.pt', another part of the model by its name, is miss"
+    ):
+        open_checkpoint(tmp_path / "part-0-of-2.pt")
+
+
+@pytest.mark.parametrize(
+    ("names", "tensors"),
+    [
+        (("model_0.pth", "model_1.pth"), {"w": torch.ones(2)}),  # fastai's, and folds of a cross-validation
+        (("lora_rank4.safetensors", "lora_rank8.safetensors"), {"w": torch.ones(2)}),
+        (("epoch-1-of-2.pt", "epoch-2-of-2.pt"), {"w": torch.ones(2)}),
+        (("fold1of2.pt", "fold2of2.pt"), {"w": torch.ones(2)}),
+        (("part-1.pt", "part-2.pt"), {"w": torch.ones(2)}),
+    ],
+)
+def test_other_numbers_are_no_parts(tmp_path: Path, names: tuple[str, str], tensors: dict[str, torch.Tensor]):
+    """Files with equal tensors under other numbers are checkpoints by themselves."""
+    for name in names:
+        write(tmp_path / name, tensors)
+    assert not is_checkpoint_folder(tmp_path)
+    assert [each.name for each in open_run(tmp_path).checkpoints] == list(names)
+
+
+def test_names_cannot_ask_for_endless_parts():
+    """A name that says of how many parts it is one is not believed without a limit."""
+    assert parts_of("rank-0-of-9999_part-0-of-9999.pt", lambda name: True) == ()
