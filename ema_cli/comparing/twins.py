@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError
 from ema_cli.planning.plan import Plan
+from ema_cli.runs.members import same_clock_error
 from ema_cli.runs.tensor_rules import is_adapter
 
 _BLOCK_ELEMENTS = 1 << 17
@@ -21,11 +22,8 @@ def check_twins(plans: Sequence[Plan]) -> None:
     for kept, other in dict.fromkeys(pair for plan in plans for pair in plan.twins):
         different = first_different_tensor(kept, other)
         if different is not None:
-            raise RunError(
-                f"has the same clock as {kept.name}, but '{different}' differs",
-                subject=other.path,
-                hint="these are two runs, or two branches of one: name the checkpoints of one",
-            )
+            run = plans[0].run
+            raise same_clock_error(run.root, run.checkpoints, kept, other, different)
 
 
 def check_alphas(checkpoints: Sequence[Checkpoint]) -> None:

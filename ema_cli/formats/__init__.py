@@ -6,6 +6,7 @@ No reader imports torch. May import checkpoint and what is below it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
@@ -16,6 +17,7 @@ from ema_cli.formats.options import ReadOptions, one_model_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.formats.trainers.names import stem
 from ema_cli.formats.trainers.prefixes import strip_prefixes
 from ema_cli.storage.location import location
 
@@ -52,6 +54,8 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         UsageError: where another option does not fit what is there.
     """
     options = options or ReadOptions()
+    if options.component is not None and stem(path.as_posix()).endswith(f"/{options.component}"):
+        options = replace(options, component=None)  # chosen by the path: one of several files of a moment
     for reader in READERS:
         if reader.matches(path):
             if options.component is not None and not reader.takes_component:

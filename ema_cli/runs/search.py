@@ -14,7 +14,6 @@ from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, EXTRAS, SHARD
 from ema_cli.formats.trainers.names import (
     AVERAGES_FILE,
     AVERAGES_FOLDER,
-    COPIES,
     RECOVERY,
     is_unfinished_name,
     is_weights_name,
@@ -218,33 +217,6 @@ class Search:
             self.pass_over(path, f"points to {target}")
             return False
         return True
-
-
-def check_one_run(root: Path, paths: list[Path]) -> None:
-    """Check that the paths belong to one run.
-
-    The run of a path is the folder above its first part with a clock; without a clock, its parent. For instance
-    `a/step-10/model.pt` is of run `a`.
-
-    Raises:
-        RunError: listing the runs, if there are several.
-    """
-    runs: dict[str, list[Path]] = {}
-    for path in paths:
-        parts = path.relative_to(root).parts
-        at = next((i for i, part in enumerate(parts) if name_clocks(part).clocks), len(parts) - 1)
-        if at == len(parts) - 1 and COPIES.search(parts[at - 1] if at else ""):
-            continue  # best/model.pt is a copy of a checkpoint such as step-10/model.pt
-        runs.setdefault("/".join(parts[:at]), []).append(path)
-    # a/model.pt, b/model.pt: a folder for each checkpoint, without a clock in any name.
-    containers = all(len(group) == 1 for group in runs.values()) and len({path.name for path in paths}) == 1
-    if len(runs) > 1 and not containers:
-        listed = ", ".join(f"{run or '.'} ({len(group)})" for run, group in sorted(runs.items())[:8])
-        raise RunError(
-            f"holds the checkpoints of {len(runs)} runs: {listed}",
-            subject=root,
-            hint="name the folder of one run, or the checkpoints themselves",
-        )
 
 
 def _are_checkpoints(paths: list[Path], beside: Beside) -> bool:

@@ -73,7 +73,7 @@ def test_paths_that_cannot_be_a_run_are_usage_errors(tmp_path: Path):
     write_torch_run(tmp_path / "run", [100])
     with pytest.raises(UsageError, match=r"nowhere: does not exist$"):
         open_run([tmp_path / "nowhere"])
-    with pytest.raises(UsageError, match=r"run: is a folder, but not a checkpoint$"):
+    with pytest.raises(UsageError, match=r"run: is the folder of a run \(1 checkpoint\)$"):
         open_run([tmp_path / "run", save(tmp_path / "step-5.pt", step=5)])
 
 

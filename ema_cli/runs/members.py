@@ -1,0 +1,143 @@
+"""What the checkpoints in one folder are to each other: moments of a run, networks of one moment, or several runs."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import RunError, UsageError, option
+from ema_cli.formats.options import several_models_error
+from ema_cli.formats.trainers.names import COPIES, name_clocks, stem
+from ema_cli.formats.trainers.part_names import converter
+from ema_cli.runs.beside import kind_of
+from ema_cli.text import plural
+
+_MOST_RUNS = 8  # that an error lists
+
+
+def component_of(root: Path, path: Path) -> str | None:
+    """Return what a checkpoint is called in the folder of its moment; None if it has no such folder.
+
+    The folder of a moment is the first on the way whose name has a clock, or the checkpoint's own if none has:
+    `policy` for `step-10/policy`, `model` for `CKPT+2026-01-01/model.ckpt`.
+    """
+    parts = path.relative_to(root).parts
+    clocked = next((number for number, part in enumerate(parts) if name_clocks(part).clocks), None)
+    if not parts or clocked == len(parts) - 1:
+        return None
+    inner = parts[-1:] if clocked is None else parts[clocked + 1 :]
+    return stem("/".join(inner))
+
+
+def check_one_run(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
+    """Check that checkpoints that were found in a folder are the moments of one run.
+
+    The run of a checkpoint is the folder above the first part of its path with a clock; without a clock, its parent.
+    For instance `a/step-10/model.pt` is of run `a`.
+
+    Raises:
+        UsageError: where each moment has several models, listing them.
+        RunError: where there are several runs, listing them.
+    """
+    runs: dict[str, list[Checkpoint]] = {}
+    for checkpoint in checkpoints:
+        parts = checkpoint.path.relative_to(root).parts
+        at = next((i for i, part in enumerate(parts) if name_clocks(part).clocks), len(parts) - 1)
+        if at == len(parts) - 1 and COPIES.search(parts[at - 1] if at else ""):
+            continue  # best/model.pt is a copy of a checkpoint such as step-10/model.pt
+        runs.setdefault("/".join(parts[:at]), []).append(checkpoint)
+    # a/model.pt, b/model.pt: a folder for each checkpoint, without a clock in any name.
+    containers = all(len(group) == 1 for group in runs.values()) and len({each.path.name for each in checkpoints}) == 1
+    if containers:
+        return
+    if len(runs) == 1 or (len({kind_of(run) for run in runs}) == 1 and all(map(_is_one_moment, runs.values()))):
+        _check_one_model(root, checkpoints)
+    if len(runs) > 1:
+        listed = ", ".join(f"{run or '.'} ({len(group)})" for run, group in sorted(runs.items())[:_MOST_RUNS])
+        raise RunError(
+            f"holds the checkpoints of {len(runs)} runs: {listed}",
+            subject=root,
+            hint="name the folder of one run, or the checkpoints themselves",
+        )
+
+
+def _is_one_moment(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Return whether checkpoints in one folder, none with a clock in its name, are of one moment."""
+    clocks = {
+        tuple(sorted((str(unit), clock.value) for unit, clock in each.progress.clocks.items())) for each in checkpoints
+    }
+    kinds = {kind_of(checkpoint.path.name) for checkpoint in checkpoints}
+    return len(kinds) == len(checkpoints) and len(clocks - {()}) <= 1
+
+
+def _check_one_model(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise a UsageError if most folders of moments hold several models, which are told by their tensors."""
+    moments: dict[str, dict[str, Checkpoint]] = {}
+    for checkpoint in checkpoints:
+        component = component_of(root, checkpoint.path)
+        if component is not None:
+            moment = stem(checkpoint.path.as_posix()).removesuffix(component)
+            moments.setdefault(moment, {})[component] = checkpoint
+    several = [each for each in moments.values() if len({frozenset(one.tensors.specs) for one in each.values()}) > 1]
+    if 2 * len(several) > len(moments):
+        names = list(dict.fromkeys(name for each in several for name in each))
+        largest = max(several[-1], key=lambda name: several[-1][name].nbytes)
+        raise several_models_error(root, names, "model" if "model" in names else largest)
+
+
+def several_runs_error(runs: Mapping[Path, int]) -> UsageError:
+    """Return the error for folders that hold runs, where checkpoints are named; with the lengths of the runs."""
+    lengths = [plural(count, "checkpoint") for count in runs.values()]
+    listed = ", ".join(f"{path} ({length})" for path, length in list(zip(runs, lengths, strict=True))[:_MOST_RUNS])
+    return UsageError(
+        f"is the folder of a run ({lengths[0]})" if len(runs) == 1 else f"are folders of runs: {listed}",
+        subject=next(iter(runs)) if len(runs) == 1 else None,
+        hint="name the folder of one run alone; a final model beside a run's checkpoints is named by its file",
+    )
+
+
+def same_clock_error(
+    root: Path, checkpoints: Sequence[Checkpoint], kept: Checkpoint, other: Checkpoint, name: str
+) -> RunError:
+    """Return the error for two checkpoints of one clock that are not one state.
+
+    Args:
+        root: the folder of the run.
+        checkpoints: those of the run.
+        kept: the one of the two that would enter.
+        other: the other.
+        name: the first tensor that differs.
+    """
+    has_name = [checkpoint.name for checkpoint in (kept, other) if name in checkpoint.tensors.specs]
+    what = f"'{name}' differs" if len(has_name) == 2 else f"other tensors: only {has_name[0]} has '{name}'"
+    fact = f"has the same clock as {kept.name}, but {what}"
+    ways = []
+    if kind_of(kept.name) == kind_of(other.name):
+        ways.append(f"parts of one model: put them together first, with {converter(other.path.name)}")
+    component = component_of(root, kept.path)
+    pattern = _pattern(checkpoints, kept, other) or _pattern(checkpoints, other, kept)
+    if component is not None and component_of(root, other.path) not in (None, component):
+        ways.append(f"average one of the two kinds: {option('component', component)}")
+    elif pattern is not None:
+        ways.append(f"average one of the two kinds: {option('exclude', pattern)}")
+    else:
+        ways.append("name the checkpoints of one kind, or of one run")
+    return RunError(fact, subject=other.path, hint="; ".join(ways))
+
+
+def _pattern(checkpoints: Sequence[Checkpoint], kept: Checkpoint, other: Checkpoint) -> str | None:
+    """Return a pattern for the names of the other's kind that leaves `kept` and its kind; None if there is none."""
+    numbers = re.compile(r"([0-9]+)")
+    mine, theirs = numbers.split(kept.name), numbers.split(other.name)
+    same_kind = mine[::2] == theirs[::2]
+    parts = [
+        "*" if place % 2 and not (same_kind and mine[place] != text) else text.replace("[", "[[]")
+        for place, text in enumerate(theirs)
+    ]
+    pattern = "".join(parts)
+    matched = [checkpoint for checkpoint in checkpoints if fnmatch.fnmatchcase(checkpoint.name, pattern)]
+    kinds = {kind_of(checkpoint.name) for checkpoint in matched}
+    return None if kept in matched or kinds != {kind_of(other.name)} else pattern

@@ -1,0 +1,155 @@
+"""Several files of one moment: networks, forms or parts of one state; and folders that are runs."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ema_cli import averaging
+from ema_cli.comparing.twins import check_twins
+from ema_cli.errors import RunError, UsageError
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.planning.plan import make_plan
+from ema_cli.release.inputs import find_inputs, open_inputs
+from ema_cli.runs.run import Run, open_run
+from tests.conftest import make_tensors, write_hf_run, write_torch_run
+
+HUNDRED = Recipe(half_life=Time.parse("100ba"))
+
+
+def names(run: Run) -> list[str]:
+    return [checkpoint.name for checkpoint in run.checkpoints]
+
+
+def save(path: Path, tensors: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, path)
+
+
+@pytest.mark.parametrize("folder", ["CKPT+2026-01-0{}+10-00-00+00", "step-{}", "checkpoints/{}00"])
+@pytest.mark.parametrize("others", [("normalizer",), ("wav2vec2", "ctc_lin"), ("discriminator",)])
+def test_several_models_of_each_moment_are_one_run_and_a_choice(tmp_path: Path, folder: str, others: tuple[str, ...]):
+    """A folder for each moment with several files is no run for each folder: the component is chosen."""
+    for number in (1, 2, 3):
+        save(tmp_path / folder.format(number) / "model.ckpt", make_tensors(number))
+        for other in others:
+            save(tmp_path / folder.format(number) / f"{other}.ckpt", {other: torch.ones(3)})
+    with pytest.raises(UsageError, match=r"holds several models: ") as raised:
+        open_run(tmp_path)
+    assert set(re.findall(r"\w+", str(raised.value).rpartition("models: ")[2])) == {"model", *others}
+    assert raised.value.hint == "say which: component='model'"
+    spacing = None if folder.startswith("step") else Time.parse("1ba")
+    for component in ("model", *others):
+        run = open_run(tmp_path, component=component, spacing=spacing)
+        assert names(run) == [f"{folder.format(number)}/{component}.ckpt" for number in (1, 2, 3)]
+        assert {each.reason for each in run.passed_over} == {f"not '{component}'"}
+
+
+def test_a_chosen_component_is_averaged_and_opened_again(tmp_path: Path):
+    """The average is that of the one network, and its inputs are found by the manifest with the same choice."""
+    for step in (100, 200):
+        save(tmp_path / "run" / f"step-{step}" / "generator.pt", {"w": torch.full((2,), float(step))})
+        save(tmp_path / "run" / f"step-{step}" / "discriminator.pt", {"v": torch.full((2,), -float(step))})
+    run = open_run(tmp_path / "run", component="generator")
+    result = averaging.average(make_plan(run, HUNDRED), tmp_path / "out.safetensors")
+    assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [150.0, 150.0]
+    found = find_inputs(result.manifests[0], [tmp_path / "run"])
+    assert [set(each.tensors.specs) for each in open_inputs(result.manifests[0], found.paths)] == [{"w"}, {"w"}]
+
+
+def test_files_without_weights_are_no_choice(tmp_path: Path):
+    """Where one file of each moment holds weights, that is the model, and nothing is asked."""
+    for day in (1, 2):
+        folder = tmp_path / f"CKPT+2026-01-0{day}+10-00-00+00"
+        save(folder / "model.ckpt", make_tensors(day))
+        save(folder / "optimizer.ckpt", {"state": {0: {"exp_avg": torch.ones(2)}}})
+        save(folder / "lr_scheduler.ckpt", {"last_epoch": 3})
+    assert [name.rpartition("/")[2] for name in names(open_run(tmp_path))] == ["model.ckpt"] * 2
+
+
+def test_seeds_with_several_files_are_runs(tmp_path: Path):
+    """A folder for each seed, with checkpoints of different moments in it, is a run for each."""
+    for seed in (1, 2):
+        for epoch, name in ((5, "best.pt"), (9, "end.pt")):
+            save(tmp_path / f"seed{seed}" / name, {"model": make_tensors(epoch), "epoch": epoch})
+    with pytest.raises(RunError, match=r"holds the checkpoints of 2 runs: seed1 \(2\), seed2 \(2\)"):
+        open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "pattern"),
+    [
+        (("step_{}.pth", "step_{}_D.pth"), "step_*_D.pth"),
+        (("D_{:06}_step{}.pth", "G_{:06}_step{}.pth"), "G_*_step*.pth"),
+        (("net-G-step{}.pth", "net-D-step{}.pth"), "net-G-step*.pth"),
+    ],
+)
+def test_two_networks_of_one_step_are_told_by_their_tensors(tmp_path: Path, kinds: tuple[str, str], pattern: str):
+    """The error says which tensor only one has, and its pattern leaves out one kind and nothing of the other."""
+    for step in (100, 200):
+        for number, kind in enumerate(kinds):
+            save(tmp_path / kind.format(step, step), {f"w{number}": torch.full((2,), float(step))})
+    run = open_run(tmp_path)
+    with pytest.raises(RunError, match=r"has the same clock as .*, but other tensors: only .* has 'w[01]'$") as raised:
+        check_twins([make_plan(run, HUNDRED)])
+    assert raised.value.hint == f"average one of the two kinds: exclude='{pattern}'"
+    left = [name for name in names(run) if not fnmatch.fnmatchcase(name, pattern)]
+    averaging.average(make_plan(open_run([tmp_path / name for name in left]), HUNDRED), tmp_path / "out.safetensors")
+    assert len(load_file(tmp_path / "out.safetensors")) == 1
+
+
+def test_two_forms_of_one_state_are_a_choice_of_components(tmp_path: Path):
+    """`policy/` and `reference/` have equal tensors with other values: which is meant is asked."""
+    for step in (100, 200):
+        for name in ("policy", "reference"):
+            folder = tmp_path / f"step-{step}" / name
+            folder.mkdir(parents=True)
+            save_file({"w": torch.full((2,), float(step + len(name)))}, folder / "adapter_model.safetensors")
+    with pytest.raises(RunError, match=r"reference: has the same clock as step-100/policy, but 'w' differs$") as raised:
+        check_twins([make_plan(open_run(tmp_path), HUNDRED)])
+    assert raised.value.hint == "average one of the two kinds: component='policy'"
+    run = open_run(tmp_path, component="policy")
+    check_twins([make_plan(run, HUNDRED)])
+    assert names(run) == ["step-100/policy", "step-200/policy"]
+
+
+def test_files_of_one_moment_that_differ_in_a_number_may_be_parts(tmp_path: Path):
+    """Equal names and shapes at one clock: parts that are cut, or models; both are said, and both ways on."""
+    for step in (100, 200):
+        for number in (0, 1):
+            save(tmp_path / f"step-{step}" / f"model.0{number}.pt", {"w": torch.full((2, 4), float(step + number))})
+    with pytest.raises(RunError, match=r"model\.01\.pt: has the same clock as .*, but 'w' differs$") as raised:
+        check_twins([make_plan(open_run(tmp_path), HUNDRED)])
+    hint = raised.value.hint or ""
+    assert hint.startswith("parts of one model: put them together first, with the trainer's own converter; ")
+    assert open_run(tmp_path, component="model.00").checkpoints[0].name == "step-100/model.00.pt"
+
+
+def test_folders_of_runs_that_are_named_together_are_told_as_such(tmp_path: Path):
+    """Each has a final model: never are the two final models averaged with each other."""
+    for run in ("a", "b"):
+        write_hf_run(tmp_path / run, [100, 200])
+        shutil.copy(tmp_path / run / "checkpoint-200" / "model.safetensors", tmp_path / run)
+    both = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(UsageError, match=r"are folders of runs: .*/a \(2 checkpoints\), .*/b \(2 checkpoints\)$"):
+        open_run(both, spacing="100ba")
+    with pytest.raises(UsageError, match=r"/a: is the folder of a run \(2 checkpoints\)$"):
+        open_run([tmp_path / "a", tmp_path / "b" / "checkpoint-100"])
+    assert len(open_run(tmp_path / "a").checkpoints) == 2
+    assert len(open_run([path / "model.safetensors" for path in both]).checkpoints) == 2
+
+
+def test_folders_of_runs_of_files_are_told_as_such(tmp_path: Path):
+    """The same where a run's checkpoints are files, with and without a model of its own."""
+    for run in ("a", "b"):
+        write_torch_run(tmp_path / run, [100, 200])
+    save_file(make_tensors(200), tmp_path / "a" / "model.safetensors")
+    with pytest.raises(UsageError, match=r"are folders of runs: "):
+        open_run([tmp_path / "a", tmp_path / "b"])
