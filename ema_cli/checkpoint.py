@@ -127,10 +127,12 @@ class Averages:
     Attributes:
         reason: how that is known, in words.
         has_raw: whether the raw weights lie beside them, so that `weights="raw"` takes those.
+        sure: whether the contents show it; else the user's `weights="raw"` is believed.
     """
 
     reason: str
     has_raw: bool = False
+    sure: bool = True
 
 
 class InnerFiles(Protocol):

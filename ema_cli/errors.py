@@ -142,6 +142,10 @@ class RunError(EmaError):
     exit_code = 4
 
 
+class NoSuchWeights(RunError):
+    """A checkpoint without the weights that were asked for: raw ones or averages."""
+
+
 class OutputError(EmaError):
     """An output that cannot be written, or must not be."""
 

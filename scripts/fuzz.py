@@ -186,7 +186,7 @@ def read_torch(file: Any) -> None:
     from ema_cli.formats.options import ReadOptions
     from ema_cli.formats.trainers.places import select_tensors
 
-    read_through(file.tensors(select_tensors(file.root, ReadOptions(), file.scalar).tensors))
+    read_through(file.tensors(select_tensors(file.root, ReadOptions(), file).tensors))
 
 
 def read_through(weights: Any) -> None:

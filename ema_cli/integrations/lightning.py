@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ema_cli._version import __version__
 from ema_cli.errors import RunError, UsageError
-from ema_cli.formats.trainers.layouts import OWN_MARK
+from ema_cli.formats.trainers.averages import OWN_MARK
 from ema_cli.integrations.arguments import EMAArguments
 from ema_cli.integrations.gathering import gather
 from ema_cli.law.time import Time, Unit

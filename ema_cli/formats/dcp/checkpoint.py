@@ -22,7 +22,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.zip_container import open_zip
-from ema_cli.formats.trainers.choice import choose, choose_averages, choose_single
+from ema_cli.formats.trainers.choice import AVERAGED_MODEL, choose
 from ema_cli.formats.trainers.dcp_layouts import DCP_BATCH_IN_EPOCH, DCP_CLOCKS, DCP_LAYOUTS, DcpLayout
 from ema_cli.formats.trainers.folders import (
     DCP_FOLDERS,
@@ -34,9 +34,9 @@ from ema_cli.formats.trainers.folders import (
     OLMO_TRAIN,
     TRAINER_STATE,
 )
-from ema_cli.formats.trainers.layout import Selection
+from ema_cli.formats.trainers.layout import Selection, Sets
 from ema_cli.formats.trainers.layouts import OTHERS
-from ema_cli.formats.trainers.names import EXTRA_STATE
+from ema_cli.formats.trainers.names import AVERAGED_COUNT, EXTRA_STATE
 from ema_cli.formats.trainers.places import progress_of
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.law.time import Unit
@@ -59,7 +59,7 @@ def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | 
     try:
         model = find_model(metadata, options)
         selection = Selection(_trainer(path, folder, layout), model.names, Progress())
-        _choose(selection, model, options, averaged or model.averaged or reader.averages_reason(layout))
+        choose(selection, _sets(model, reader, averaged or model.averaged or reader.averages_reason(layout)), options)
     except EmaError as error:
         error.about(path)
         raise
@@ -87,14 +87,16 @@ def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | 
     )
 
 
-def _choose(selection: Selection, model: DcpModel, options: ReadOptions, averaged: str | None) -> None:
-    """Take the model's tensors or its averages; `averaged` says why its tensors are averages themselves, if so."""
+def _sets(model: DcpModel, reader: _ItemReader, averaged: str | None) -> Sets:
+    """Return the model's tensors and its averages; `averaged` says why its tensors are averages themselves, if so."""
     if averaged is not None:
-        choose_averages(selection, averaged, options)
-    elif model.averages:
-        choose(selection, raw=model.names, averages=model.averages, options=options, where=model.averages_at)
-    else:
-        choose_single(selection, options)
+        return Sets(averages=model.names, why=averaged)
+    if model.averages:
+        return Sets(model.names, model.averages, where=model.averages_at)
+    if AVERAGED_COUNT in model.names:
+        begun = reader.number(model.names[AVERAGED_COUNT]) != 0
+        return Sets(averages=model.names, why=AVERAGED_MODEL, begun=begun)
+    return Sets(model.names)
 
 
 def _find_layout(folder: Path, metadata: Metadata) -> DcpLayout | None:
@@ -160,10 +162,10 @@ class _ItemReader:
         clocks: dict[Unit, Clock] = {}
         for unit, names in DCP_CLOCKS.items():
             for name in names:
-                value = self._number(name)
+                value = self.number(name)
                 if value is not None and unit not in clocks and not (value == 0 and unit in (Unit.SAMPLE, Unit.TOKEN)):
                     clocks[unit] = Clock(Fraction(value), "file")
-        in_epoch = self._number(DCP_BATCH_IN_EPOCH)
+        in_epoch = self.number(DCP_BATCH_IN_EPOCH)
         # Composer's epochs are those that began; others may count from 0 or from 1.
         return Progress(clocks, epoch_origin_unknown=in_epoch is None and Unit.EPOCH in clocks, batch_in_epoch=in_epoch)
 
@@ -174,7 +176,8 @@ class _ItemReader:
         names = [name for name in self._metadata.items if name.startswith(layout.averages_item)]
         return layout.averages_reason if any(layout.is_averaged(self._value(name)) for name in names) else None
 
-    def _number(self, name: str) -> int | None:
+    def number(self, name: str) -> int | None:
+        """Return the count that is stored under a name, None where there is none."""
         value = self._value(name)
         return value if type(value) is int and 0 <= value < 1 << 63 else None
 

@@ -14,6 +14,7 @@ from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
 from ema_cli.formats.trainers.adapters import header_settings
 from ema_cli.formats.trainers.choice import AVERAGED_MODEL, settle_averages
 from ema_cli.formats.trainers.headers import header_progress
+from ema_cli.formats.trainers.names import AVERAGED_COUNT
 from ema_cli.storage.location import location
 
 _LORA_KEY = "lora_adapter_metadata"
@@ -85,7 +86,7 @@ def _averages(tensors: SafetensorsTensors) -> Averages | None:
     """Return how it is known that these are averages already, None if they are not."""
     if METADATA_KEY in tensors.metadata:
         return Averages(MADE_HERE)
-    return Averages(AVERAGED_MODEL) if "n_averaged" in tensors.specs else None
+    return Averages(AVERAGED_MODEL) if AVERAGED_COUNT in tensors.specs else None
 
 
 READER = Reader(matches, open_checkpoint)

@@ -60,7 +60,7 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
     # An average of ours holds one set of weights, and no key: options that are meant for other files do not apply.
     reading = replace(options, key=None, weights=None) if made_here else options
     try:
-        selection = select_tensors(opened.root, reading, opened.scalar)
+        selection = select_tensors(opened.root, reading, opened)
     except EmaError as error:
         error.about(path)
         raise

@@ -83,6 +83,13 @@ class TorchFile:
             return float(number.unpack(stored)[0])
         return int.from_bytes(stored, "little", signed=dtype.name[0] == "I")
 
+    def beginning(self, name: str, ref: TensorRef, size: int) -> bytes:
+        """Return the first bytes of a tensor, at most `size`; fewer of one that does not lie in order."""
+        dtype = self._dtype(name, ref)
+        count = prod(ref.shape) if _is_contiguous(ref.shape, ref.strides) else 1
+        offset, _ = self._offset(name, ref, dtype, count)
+        return self.source.read(offset, min(size, count * dtype.itemsize))
+
     def _dtype(self, name: str, ref: TensorRef) -> DType:
         """Return the element type of a tensor, whose lazy bits are checked to be those that it can have."""
         dtype = TORCH_DTYPES.get(ref.dtype)

@@ -5,62 +5,56 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ema_cli.checkpoint import Averages, Checkpoint
-from ema_cli.errors import RunError, option
+from ema_cli.errors import NoSuchWeights, option
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.trainers.layout import Selection, StateDict
+from ema_cli.formats.trainers.layout import Selection, Sets
+from ema_cli.formats.trainers.names import AVERAGED_COUNT
 
 AVERAGED_AGAIN = "these are averages, which are averaged again"
 AVERAGED_MODEL = "an AveragedModel: 'n_averaged' stands beside its weights"
+NOT_BEGUN = "holds no averages yet: they have not been updated once"
 
 
-def choose(
-    selection: Selection,
-    *,
-    raw: StateDict,
-    averages: StateDict,
-    options: ReadOptions,
-    why: str | None = None,
-    where: str = "",
-) -> None:
-    """Take the raw weights, or the averages where the user asked for them; note it where there is a choice.
+def choose(selection: Selection, sets: Sets, options: ReadOptions) -> None:
+    """Take one set of weights: the raw ones, or what the user asked for; note it where there is a choice.
 
     Args:
         selection: what is taken so far; changed in place.
-        raw: the raw weights.
-        averages: the averages.
+        sets: what is there.
         options: `weights` says what the user asked for.
-        why: how it is known that averages are in the place of the model; None where they lie beside the raw weights.
-        where: the place of the averages beside the raw weights.
+
+    Raises:
+        NoSuchWeights: where that is not there.
     """
+    if sets.note:
+        selection.notes.append(sets.note)
     if options.weights == "ema":
-        selection.tensors = averages
+        if sets.averages is None or not sets.begun:
+            raise NoSuchWeights("holds no averages" if sets.averages is None else NOT_BEGUN, hint=_without("ema"))
+        selection.tensors = sets.averages
         selection.notes.append(AVERAGED_AGAIN)
     elif options.weights == "raw":
-        selection.tensors = raw
-        if why:
+        _take_raw(selection, sets)
+    elif sets.why and sets.averages is not None:
+        selection.tensors = sets.averages
+        selection.averages = Averages(sets.why, has_raw=sets.raw is not None, sure=sets.sure)
+    elif sets.raw is not None:
+        selection.tensors = sets.raw
+        if sets.averages is not None and sets.begun:
+            selection.notes.append(f"raw weights taken; averages lie beside them, in '{sets.where}' (--weights ema)")
+
+
+def _take_raw(selection: Selection, sets: Sets) -> None:
+    """Take the raw weights, or those of which only the user knows that they are."""
+    if sets.raw is not None:
+        selection.tensors = sets.raw
+        if sets.why:
             selection.notes.append("raw weights taken from beside the averages")
-    elif why:
-        selection.averages = Averages(why, has_raw=True)
+    elif sets.sure or sets.averages is None:
+        raise NoSuchWeights(f"holds no raw weights: {sets.why}", hint=_without("raw"))
     else:
-        selection.notes.append(f"raw weights taken; averages lie beside them, in '{where}' (--weights ema)")
-
-
-def choose_single(selection: Selection, options: ReadOptions) -> None:
-    """Apply `options.weights` where there is one set of weights: averages only if torch's AveragedModel saved them."""
-    if "n_averaged" in selection.tensors:
-        choose_averages(selection, AVERAGED_MODEL, options)
-    elif options.weights == "ema":
-        raise RunError("holds no averages", hint=f"leave out {option('weights', 'ema')}")
-
-
-def choose_averages(selection: Selection, why: str, options: ReadOptions) -> None:
-    """Apply `options.weights` where there is nothing but averages; `why` says how that is known."""
-    if options.weights == "raw":
-        raise RunError(f"holds no raw weights: {why}", hint=f"leave out {option('weights', 'raw')}")
-    if options.weights == "ema":
-        selection.notes.append(AVERAGED_AGAIN)
-    else:
-        selection.averages = Averages(why)
+        selection.tensors = sets.averages
+        selection.notes.append(_believed(sets.why))
 
 
 def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
@@ -69,17 +63,38 @@ def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
     Averages that ema-cli made are not refused here: a search passes them over first.
 
     Raises:
-        RunError: where the other set is asked for.
+        NoSuchWeights: where the other set is asked for.
     """
-    if checkpoint.averages is None:
+    averages = checkpoint.averages
+    if averages is None:
         if options.weights == "ema":
-            raise RunError("holds no averages", subject=checkpoint.path, hint=f"leave out {option('weights', 'ema')}")
+            raise NoSuchWeights("holds no averages", subject=checkpoint.path, hint=_without("ema"))
     elif options.weights == "raw" and checkpoint.mark is None:
-        raise RunError(
-            f"holds no raw weights: {checkpoint.averages.reason}",
-            subject=checkpoint.path,
-            hint=f"leave out {option('weights', 'raw')}",
-        )
+        if averages.sure:
+            raise NoSuchWeights(
+                f"holds no raw weights: {averages.reason}", subject=checkpoint.path, hint=_without("raw")
+            )
+        return replace(checkpoint, averages=None, notes=(*checkpoint.notes, _believed(averages.reason)))
     elif options.weights == "ema":
+        if _count(checkpoint) == 0:
+            raise NoSuchWeights(NOT_BEGUN, subject=checkpoint.path, hint=_without("ema"))
         return replace(checkpoint, averages=None, notes=(*checkpoint.notes, AVERAGED_AGAIN))
     return checkpoint
+
+
+def _count(checkpoint: Checkpoint) -> int | None:
+    """Return how many models an AveragedModel has averaged, None where it does not say."""
+    spec = checkpoint.tensors.specs.get(AVERAGED_COUNT)
+    if spec is None or spec.count != 1 or spec.dtype.kind != "integer":
+        return None
+    stored = bytearray(spec.nbytes)
+    checkpoint.tensors.read_into(AVERAGED_COUNT, 0, memoryview(stored))
+    return int.from_bytes(stored, "little")
+
+
+def _without(weights: str) -> str:
+    return f"leave out {option('weights', weights)}"
+
+
+def _believed(why: str | None) -> str:
+    return f"taken for raw weights, as --weights raw says, although {why}"

@@ -8,22 +8,20 @@ from typing import Any
 
 from ema_cli.checkpoint import AdapterSettings, Checkpoint, Pretrained
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.trainers.choice import choose, choose_single
 from ema_cli.formats.trainers.composer_files import ComposerFiles, adapter_settings, find_base
-from ema_cli.formats.trainers.layout import Selection
+from ema_cli.formats.trainers.layout import Sets, StateDict
 from ema_cli.formats.trainers.nested import dig, text_key
 
 EMA_WAS_ON = "Composer's EMA was on: 'state.model' holds averages"
 
 
-def choose_weights(selection: Selection, root: Mapping[Any, Any], options: ReadOptions) -> None:
-    """Take the model's weights, or those that its EMA keeps in its own state, as `options.weights` says."""
+def both_sets(tensors: StateDict, root: Mapping[Any, Any]) -> Sets | None:
+    """Return the model's weights and those that Composer's EMA keeps in its own state; None where it was not there."""
     ema = next((state for name, state in _pairs(dig(root, "state/algorithms")) if name == "EMA"), None)
     store = ema.get("ema_model") if isinstance(ema, dict) else None
     if not isinstance(ema, dict) or not isinstance(store, dict):
-        return choose_single(selection, options)
-    other = dict(selection.tensors)
+        return None
+    other = dict(tensors)
     for part in ("named_parameters_dict", "named_buffers_dict"):
         values = store.get(part)
         for name, value in values.items() if isinstance(values, dict) else ():
@@ -33,8 +31,8 @@ def choose_weights(selection: Selection, root: Mapping[Any, Any], options: ReadO
                 raise CheckpointError(f"Composer's EMA has '{bare}', which 'state.model' does not have")
             other[bare] = value
     if ema.get("ema_weights_active") is True:
-        return choose(selection, raw=other, averages=selection.tensors, options=options, why=EMA_WAS_ON)
-    return choose(selection, raw=selection.tensors, averages=other, options=options, where="state.algorithms")
+        return Sets(other, tensors, why=EMA_WAS_ON)
+    return Sets(tensors, other, where="state.algorithms")
 
 
 def is_ema_on(algorithms: object) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ema_cli.checkpoint import Averages, Checkpoint, Progress
-from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.law.time import Unit
-from ema_cli.storage.source import InputFile
+from ema_cli.storage.source import ByteSource, InputFile
 
 StateDict = Mapping[str, object]
 """What a saved object has under the names of tensors: descriptions of tensors, and whatever else stands there."""
@@ -38,6 +38,43 @@ class ClockPlaces:
 
 
 @dataclass(frozen=True, slots=True)
+class Sets:
+    """The sets of weights in one checkpoint, of which one is there at least.
+
+    Attributes:
+        raw: the raw weights, None where there are none.
+        averages: the averages, None where there are none.
+        why: how it is known that averages are in the place of the model; None where the raw weights are.
+        where: the place of the averages beside the raw weights.
+        sure: whether `why` is certain; else the user's `weights="raw"` is believed.
+        begun: whether the averages have been updated once, so that they are not the untrained model.
+        note: what else a user should know.
+    """
+
+    raw: StateDict | None = None
+    averages: StateDict | None = None
+    why: str | None = None
+    where: str = ""
+    sure: bool = True
+    begun: bool = True
+    note: str | None = None
+
+
+class Unpickled(Protocol):
+    """A file from which an object was unpickled: what is needed of its bytes."""
+
+    @property
+    def source(self) -> ByteSource:
+        """Return the bytes."""
+
+    def scalar(self, name: str, ref: TensorRef) -> int | float | None:
+        """Return the value of a tensor of one number, None for any other tensor."""
+
+    def beginning(self, name: str, ref: TensorRef, size: int) -> bytes:
+        """Return the first bytes of a tensor, at most `size`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layout(ClockPlaces):
     """Where one trainer keeps weights, clocks and averages in the object that it pickles.
 
@@ -48,10 +85,13 @@ class Layout(ClockPlaces):
         beside: places of averages that are kept beside the raw weights.
         raw: the place of the raw weights where averages took theirs.
         raw_prefix: what the names of the raw weights begin with there.
+        averages_counter: the place of a dict that counts the updates of averages which took the model's place.
         joined: places of further parts of the model, with the prefix of their names in it.
-        averaged_if: a place that holds a number other than 0 where the trainer saved its averages as the model.
+        averaged_if: returns how it is known that the trainer saved its averages as the model, None where it did not.
+        surely_averaged: whether that is certain.
         only_averages: whether the trainer saves no raw weights at all.
-        choose: decides between raw weights and averages where no place in the row can say it.
+        note: what a user of the average should know.
+        sets: returns raw weights and averages where no place in the row can say it, from the model's tensors.
         clocks_beside: reads the clocks from a file beside the checkpoint, where the object holds none.
         complete: adds what else the object holds for the output; is given the object and a function that reads it
             again.
@@ -64,9 +104,12 @@ class Layout(ClockPlaces):
     raw: str | None = None
     raw_prefix: str = ""
     joined: Mapping[str, str] = field(default_factory=dict)
-    averaged_if: str | None = None
+    averages_counter: str | None = None
+    averaged_if: Callable[[Mapping[Any, Any]], str | None] | None = None
+    surely_averaged: bool = True
     only_averages: bool = False
-    choose: Callable[[Selection, Mapping[Any, Any], ReadOptions], None] | None = None
+    note: str | None = None
+    sets: Callable[[StateDict, Mapping[Any, Any]], Sets | None] | None = None
     clocks_beside: Callable[[Path], tuple[Progress, tuple[InputFile, ...]]] | None = None
     complete: Callable[[Checkpoint, Any, Callable[[], Any]], Checkpoint] | None = None
 

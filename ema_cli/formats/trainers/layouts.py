@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ema_cli.formats.trainers import composer, wenet
+from ema_cli.formats.trainers import averages, composer, wenet
 from ema_cli.formats.trainers.layout import Layout
 from ema_cli.law.time import Unit
 
@@ -18,7 +18,6 @@ OTHERS = re.compile(
     r"(?:optim\w*|opt|chained_\d+|lr_scheduler|scheduler|opt_param_scheduler|dataloader|train_state"
     r"|trainer_state|rng|rng_state|rerun_state_machine|(?:grad_)?scaler|ema|ema_optimizer)(?:[./]|$)"
 )
-OWN_MARK = "ema_cli"  # at the top of what our callback for Lightning saved with its average as the model
 
 _TIMESTAMP = "state/timestamp/Timestamp"
 COMPOSER = Layout(
@@ -30,7 +29,7 @@ COMPOSER = Layout(
             TOK: (f"{_TIMESTAMP}/token",)},
     epochs="in progress",
     batch_in_epoch=f"{_TIMESTAMP}/batch_in_epoch",
-    choose=composer.choose_weights,
+    sets=composer.both_sets,
     complete=composer.add_inner_files,
 )  # fmt: skip
 PLAIN = Layout(
@@ -55,6 +54,7 @@ LAYOUTS = (
         epochs="from 0",
         unfinished="loops/fit_loop/epoch_loop.batch_progress/is_last_batch",
         raw="current_model_state",  # there where its WeightAveraging put the averages into state_dict
+        averages_counter="averaging_state",
     ),
     Layout(
         "Lightning",  # with DeepSpeed, which has the weights under a name of its own
@@ -112,7 +112,7 @@ LAYOUTS = (
         model=("model",),
         clocks={},  # its training_step is of the step that comes next; the name has the one that is done
         joined={"generator": "generator."},
-        averaged_if="opt/average_decay",
+        averaged_if=averages.opennmt_average,
     ),
     Layout(
         "icefall",
@@ -128,6 +128,24 @@ LAYOUTS = (
         clocks={EP: ("epoch",)},
         epochs="from 0",
         only_averages=True,
+        note="the average is a state dict for model.load_state_dict(), which YOLO() does not load",
+    ),
+    Layout(
+        "YOLO",  # YOLOv5 and its like, 6, 7 and 9; ended trainings have None for the last two and the epoch -1
+        marks=("model", "ema", "updates"),
+        model=("model",),
+        clocks={EP: ("epoch",)},
+        epochs="from 0",
+        beside=("ema",),
+        averaged_if=averages.stripped_yolo,
+    ),
+    Layout(
+        "YOLOX",
+        marks=("model", "start_epoch", "best_ap"),
+        model=("model",),
+        clocks={EP: ("start_epoch",)},
+        averaged_if=averages.yolox_average,
+        surely_averaged=False,
     ),
     PLAIN,
 )

@@ -15,6 +15,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
 
+AVERAGED_COUNT = "n_averaged"  # beside the weights in torch's AveragedModel
 EXTRA_STATE = "_extra_state"  # the end of the name of a module's value that only its own code can read
 IN_AVERAGES = "it is in a folder of averages, by its name"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".tgz")
@@ -32,6 +33,9 @@ RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epo
 AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$", re.IGNORECASE)
 # Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them. Not a
 # metric (val_ema_loss=0.1), and not our own outputs, which have a mark.
+# What averages are called inside an object: params_ema, ema_model, g_ema, swa_state_dict, model_avg.
+AVERAGES_KEY = re.compile(r"(?:^|[._-])(?:ema|swa|avg|averaged?|shadow|polyak)(?:[._-]|$)", re.IGNORECASE)
+FROM_ITERATIONS = re.compile(r"^iter_\d+\.pth$")  # what mmcv saves in the middle of an epoch, or without epochs
 _OWN = r"-(?:\d[\d.e]*|inf)(?:ba|ep|sp|tok)"
 AVERAGES_FILE = re.compile(
     rf"(?:^|[-_.])(?:(?:ema|swa)(?![a-z]|[-_a-z]*=|{_OWN})"

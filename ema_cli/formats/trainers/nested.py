@@ -48,6 +48,18 @@ def is_state_dict(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(item, TensorRef | Refused) for item in value.values())
 
 
+def holds_tensors(value: object) -> bool:
+    """Return whether a tensor, or what may hold one, stands anywhere in a dict or a list."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict | list | tuple):
+            todo += item.values() if isinstance(item, dict) else item
+        elif isinstance(item, TensorRef | Refused | Inert):
+            return True
+    return False
+
+
 def text_key(key: object) -> str:
     """Return the key if it can be the name of a tensor.
 

@@ -10,33 +10,44 @@ from ema_cli.errors import CheckpointError, NoWeights, mentioned, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.pickles.whole_module import is_module, module_tensors
-from ema_cli.formats.trainers.choice import choose, choose_averages, choose_single
+from ema_cli.formats.trainers.averages import TEACHER, averages_at_top, model_of_averages, sets_in, sets_within
+from ema_cli.formats.trainers.choice import choose
 from ema_cli.formats.trainers.elsewhere import joined_below, no_weights
-from ema_cli.formats.trainers.layout import Layout, Selection, StateDict
-from ema_cli.formats.trainers.layouts import LAYOUTS, OTHERS, OWN_MARK, PLAIN
+from ema_cli.formats.trainers.layout import Layout, Selection, Sets, StateDict, Unpickled
+from ema_cli.formats.trainers.layouts import LAYOUTS, OTHERS, PLAIN
 from ema_cli.formats.trainers.names import EXTRA_STATE
-from ema_cli.formats.trainers.nested import as_state_dict, dig, has, is_state_dict, quoted, state_dict_at, text_key
-from ema_cli.formats.trainers.progress import Scalar, read_progress
+from ema_cli.formats.trainers.nested import (
+    as_state_dict,
+    dig,
+    has,
+    holds_tensors,
+    is_state_dict,
+    quoted,
+    state_dict_at,
+    text_key,
+)
+from ema_cli.formats.trainers.progress import read_progress
 
 _CLOCK_KEYS = {key for keys in PLAIN.clocks.values() for key in keys}
 _PLAIN_VALUES = (str, int, float, bool, bytes, complex)
 
 
-def select_tensors(root: Any, options: ReadOptions, scalar: Scalar) -> Selection:
+def select_tensors(root: Any, options: ReadOptions, file: Unpickled) -> Selection:
     """Return the model's tensors in the unpickled `root`, and its clocks.
 
     Args:
         root: the object that was saved.
         options: what the user asked for.
-        scalar: reads a tensor of one element.
+        file: reads numbers and the beginnings of tensors.
 
     Raises:
         NoWeights: where no known place holds tensors.
         CheckpointError, RunError: where the place is ambiguous, or the weights asked for are not there.
     """
     if is_module(root):
-        selection = Selection(None, module_tensors(root), Progress(), layout=PLAIN)
-        choose_single(selection, options)
+        tensors = module_tensors(root)
+        selection = Selection(None, tensors, Progress(), layout=PLAIN)
+        choose(selection, sets_within(tensors, file) or Sets(tensors), options)
     elif isinstance(root, Inert):
         raise CheckpointError(
             f"a pickled object of class {root.kind}, which is no module of torch's",
@@ -46,7 +57,7 @@ def select_tensors(root: Any, options: ReadOptions, scalar: Scalar) -> Selection
         raise NoWeights("holds no dict of tensors")
     else:
         layout = next(layout for layout in LAYOUTS if all(has(root, mark) for mark in layout.marks))
-        selection = _select(layout, root, options, read_progress(layout, root, scalar))
+        selection = _select(layout, root, options, file)
         if options.key is not None:
             chosen = _at_key(root, options.key)
             if chosen is not selection.tensors:
@@ -64,70 +75,40 @@ def progress_of(root: dict[Any, Any]) -> Progress:
     return read_progress(layout, root)
 
 
-def _select(layout: Layout, root: dict[Any, Any], options: ReadOptions, progress: Progress) -> Selection:
+def _select(layout: Layout, root: dict[Any, Any], options: ReadOptions, file: Unpickled) -> Selection:
     """Return the tensors that the layout, and the user's options, say."""
+    progress = read_progress(layout, root, file.scalar)
     if layout is PLAIN and options.key is not None:
         return Selection(None, _at_key(root, options.key), progress)
     places = _state_dicts(root, layout.model)
-    beside = _state_dicts(root, layout.beside)
+    selection = Selection(layout.trainer, {}, progress)
+    if layout.note:
+        selection.notes.append(layout.note)
     if layout is PLAIN and not places and is_state_dict(root):
-        selection = Selection(None, root, progress)
-        choose_single(selection, options)
+        choose(selection, sets_within(root, file) or Sets(root), options)
         return selection
     if layout.only_averages:
-        return _only_averages(layout, root, places, progress, options)
+        choose(selection, _only_averages(layout, root, places), options)
+        return selection
     if len(places) > 1:
         first, second, *_ = places
         raise CheckpointError(
             f"holds weights under '{first}' and under '{second}'", hint=f"say which: {option('key', f'{first}')}"
         )
-    if not places:
-        return _only_averages(layout, root, beside, progress, options)
-    ((place, tensors),) = places.items()
-    selection = Selection(layout.trainer, _join(layout, root, tensors), progress)
-    _note_others(selection, layout, root, {place, *beside})
-    _choose(selection, layout, root, place, beside, options)
+    place, tensors = next(iter(places.items()), None) or model_of_averages(root) or ("", {})
+    if not place:
+        choose(selection, _only_averages(layout, root, averages_at_top(layout, root)), options)
+        return selection
+    tensors = _join(layout, root, tensors)
+    sets = sets_in(layout, root, place, tensors, file)
+    _note_others(selection, layout, root, {place, sets.where})
+    choose(selection, sets, options)
     return selection
 
 
 def _state_dicts(root: dict[Any, Any], places: tuple[str, ...]) -> dict[str, StateDict]:
     """Return the state dicts that are at any of the places."""
     return {place: tensors for place in places if (tensors := state_dict_at(root, place)) is not None}
-
-
-def _choose(
-    selection: Selection,
-    layout: Layout,
-    root: dict[Any, Any],
-    place: str,
-    beside: Mapping[str, StateDict],
-    options: ReadOptions,
-) -> None:
-    """Decide between the model's tensors and its averages.
-
-    Args:
-        selection: holds the model's tensors, which are at `place`; changed in place.
-        layout: the trainer's row of the table.
-        root: what was unpickled.
-        place: the place of the model.
-        beside: averages that lie beside it, by their places.
-        options: what the user asked for.
-    """
-    if layout.choose is not None:
-        layout.choose(selection, root, options)
-    elif layout.raw and isinstance(root.get(layout.raw), dict):
-        why = f"{layout.trainer}'s weight averaging was on: '{place}' holds averages"
-        raw = _without_prefix(root[layout.raw], layout.raw_prefix)
-        choose(selection, raw=raw, averages=selection.tensors, options=options, why=why)
-    elif layout.averaged_if and dig(root, layout.averaged_if):
-        choose_averages(selection, f"{layout.trainer} saved its moving average as the model", options)
-    elif isinstance(root.get(OWN_MARK), dict):
-        choose_averages(selection, "ema-cli's callback saved its average as the model", options)
-    elif beside:
-        name = next(iter(beside))
-        choose(selection, raw=selection.tensors, averages=beside[name], options=options, where=name)
-    else:
-        choose_single(selection, options)
 
 
 def _note_others(selection: Selection, layout: Layout, root: dict[Any, Any], known: set[str]) -> None:
@@ -142,29 +123,17 @@ def _note_others(selection: Selection, layout: Layout, root: dict[Any, Any], kno
         selection.notes.append(f"tensors beside the model, at {quoted(others)}, are not taken (--key)")
 
 
-def _without_prefix(tensors: dict[Any, Any], prefix: str) -> StateDict:
-    """Return the entries whose names begin with the prefix, under the rest of their names; all without a prefix."""
-    named = {name: value for name, value in tensors.items() if isinstance(name, str) and name.startswith(prefix)}
-    return {name.removeprefix(prefix): value for name, value in named.items()} if prefix else tensors
-
-
-def _only_averages(
-    layout: Layout, root: dict[Any, Any], averages: Mapping[str, StateDict], progress: Progress, options: ReadOptions
-) -> Selection:
+def _only_averages(layout: Layout, root: dict[Any, Any], averages: Mapping[str, StateDict]) -> Sets:
     """Return the averages of a file that holds nothing else, as Ultralytics writes; raise where there are none either.
 
     Args:
         layout: the trainer's row of the table.
         root: what was unpickled.
         averages: the state dicts that hold averages, by their places.
-        progress: the clocks.
-        options: what the user asked for.
     """
     if averages:
         place, tensors = next(iter(averages.items()))
-        selection = Selection(layout.trainer, tensors, progress)
-        choose_averages(selection, f"it holds nothing but averages, in '{place}'", options)
-        return selection
+        return Sets(averages=tensors, why=f"it holds nothing but averages, in '{place}'", sure=place != TEACHER)
     for place in layout.model:
         value = dig(root, place)
         if isinstance(value, Inert):
@@ -201,6 +170,8 @@ def _keep_tensors(selection: Selection, options: ReadOptions) -> None:
             dropped.append(name)
         elif is_plain:
             dropped += [] if name in _CLOCK_KEYS else [name]
+        elif isinstance(value, dict | list | tuple) and not holds_tensors(value):
+            dropped.append(name)  # the state of what stands beside the model, as ignite's include_self adds it
         else:
             kept[text_key(name)] = value
     if not kept:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.errors import CheckpointError, option
+from ema_cli.formats.trainers.names import AVERAGED_COUNT
 from ema_cli.storage.source import ByteSource
 
 # What wrappers put into names: torch.compile, FSDP and activation checkpointing anywhere; DDP around the whole model.
@@ -51,15 +52,19 @@ class Renamed:
 def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint under the names that the bare model has, with a note where that changes any.
 
+    Of torch's AveragedModel its count is left out, too.
+
     Raises:
         CheckpointError: where two names become one, or one that no output can hold.
     """
     tensors = checkpoint.tensors
-    if not _may_have_prefix(tensors.specs):
+    is_counted = AVERAGED_COUNT in tensors.specs and len(tensors.specs) > 1
+    if not _may_have_prefix(tensors.specs) and not is_counted:
         return checkpoint
     stored: dict[str, str] = {}
     removed: dict[str, None] = {}
-    for name, bare in zip(tensors.specs, _bare_names(tensors.specs, removed), strict=True):
+    names = [name for name in tensors.specs if not (is_counted and name == AVERAGED_COUNT)]
+    for name, bare in zip(names, _bare_names(names, removed), strict=True):
         if bare in stored:
             raise CheckpointError(
                 f"'{name}' and '{stored[bare]}' are one name without their prefixes",
@@ -68,9 +73,11 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
             )
         stored[bare] = name
         check_tensor_name(bare, checkpoint.path)
-    if not removed:
+    if not removed and not is_counted:
         return checkpoint
     renamed = Renamed({name: tensors.specs[old] for name, old in stored.items()}, stored, tensors)
+    if not removed:
+        return replace(checkpoint, tensors=renamed)
     note = f"prefixes removed from names: {', '.join(removed)} (--keep-prefix keeps them)"
     return replace(checkpoint, tensors=renamed, notes=(*checkpoint.notes, note))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, RunError, Unfinished
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoSuchWeights, NoWeights, Unfinished
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from tests.formats.dcp.folders import (
@@ -165,7 +165,7 @@ def test_composers_averages_are_seen(tmp_path: Path) -> None:
 def test_averages_that_are_not_there(tmp_path: Path) -> None:
     """Asking for averages where there are none is an error of the run."""
     error = refusal(save_folder(tmp_path / "step-8", TITAN), weights="ema")
-    assert (type(error), error.hint) == (RunError, "leave out weights='ema'")
+    assert (type(error), error.hint) == (NoSuchWeights, "leave out weights='ema'")
 
 
 def test_no_model_is_an_error(tmp_path: Path) -> None:

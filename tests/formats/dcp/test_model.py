@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ema_cli.errors import CheckpointError, NoWeights, RunError
+from ema_cli.errors import CheckpointError, NoSuchWeights, NoWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
@@ -22,7 +22,7 @@ ACTIVE = [("EMA", {"ema_weights_active": True, "ema_model": {"named_parameters_d
 def test_composers_averages_are_never_taken_for_raw_weights(tmp_path: Path) -> None:
     """`--weights raw` of a sharded Composer run with its EMA on is an error: what it gave were the averages."""
     folder = save_folder(tmp_path / "ep1-ba8", composer(ACTIVE))
-    assert type(refusal(folder, weights="raw")) is RunError
+    assert type(refusal(folder, weights="raw")) is NoSuchWeights
 
 
 def test_composers_averages_on_request(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_an_averaged_model_in_pieces(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "a", state)
     assert "n_averaged" in (open_checkpoint(folder).averaged or "")
     assert open_checkpoint(folder, ReadOptions(weights="ema")).averaged is None
-    assert type(refusal(folder, weights="raw")) is RunError
+    assert type(refusal(folder, weights="raw")) is NoSuchWeights
 
 
 @pytest.mark.parametrize("place", PLAIN.beside)
@@ -77,7 +77,7 @@ def test_nothing_but_averages(place: str, tmp_path: Path) -> None:
     """Averages alone are averages: refused later, and no raw weights on request."""
     folder = save_folder(tmp_path / "a", {place: OTHER, "step": 3})
     assert open_checkpoint(folder).averaged
-    assert type(refusal(folder, weights="raw")) is RunError
+    assert type(refusal(folder, weights="raw")) is NoSuchWeights
 
 
 def test_torchtitans_averages_lie_beside(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ema_cli.checkpoint import Pretrained
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError, UsageError
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoSuchWeights, UsageError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
@@ -152,6 +152,6 @@ def test_averages_of_diffusers_are_recognised_by_their_configuration(tmp_path: P
     assert "EMAModel" in (open_checkpoint(tmp_path).averaged or "")
     asked = open_checkpoint(tmp_path, ReadOptions(weights="ema"))
     assert (asked.averaged, asked.notes) == (None, (AVERAGED_AGAIN,))
-    assert type(refusal(tmp_path, weights="raw")) is RunError
+    assert type(refusal(tmp_path, weights="raw")) is NoSuchWeights
     (tmp_path / "config.json").write_text('{"_class_name": "UNet"}')
     assert open_checkpoint(tmp_path).averaged is None

@@ -101,7 +101,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "complex": lambda: nn.Linear(2, 2, dtype=torch.complex64),
     "weight norm": weight_norm,
     "nothing above": lambda: nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(1, 1))),
-    "averages beside": lambda: nn.ModuleDict({"model": nn.Linear(1, 1), "ema": nn.Linear(1, 1)}),
+    "other sizes beside": lambda: nn.ModuleDict({"model": nn.Linear(1, 1), "ema": nn.Linear(1, 2)}),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, RunError, UsageError
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoSuchWeights, UsageError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import header as safetensors
@@ -236,7 +236,7 @@ def test_own_averages_are_recognised(tmp_path: Path) -> None:
     assert (again.averaged, again.notes) == (None, ("these are averages, which are averaged again",))
     plain = raw(tmp_path / "a.safetensors", entry())
     error = refusal(plain, ReadOptions(weights="ema"))
-    assert (type(error), str(error)) == (RunError, f"{plain}: holds no averages")
+    assert (type(error), str(error)) == (NoSuchWeights, f"{plain}: holds no averages")
 
 
 @pytest.mark.parametrize("recipe", ["", "[1]", "{", "[" * 100_000, "3"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ema_cli.errors import CheckpointError, RunError
+from ema_cli.errors import CheckpointError, NoSuchWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
@@ -97,6 +97,13 @@ ROWS: dict[str, Row] = {
     "Ultralytics": Row(
         {"epoch": 7, "model": RAW, "ema": None, "train_args": {}, "updates": 3}, "model", {"ep": 8}, "Ultralytics"
     ),
+    "YOLO": Row(
+        {"epoch": 7, "best_fitness": 0.5, "model": RAW, "ema": None, "updates": 3, "optimizer": {}},
+        "model",
+        {"ep": 8},
+        "YOLO",
+    ),
+    "YOLOX": Row({"start_epoch": 8, "model": RAW, "best_ap": 0.5, "curr_ap": 0.5}, "model", {"ep": 8}, "YOLOX"),
     "MMEngine": Row(
         {"meta": {"epoch": 3, "iter": 300}, "state_dict": RAW, "message_hub": {}, "optimizer": {}},
         "state_dict",
@@ -186,7 +193,7 @@ def test_nothing_but_averages(place: str, tmp_path: Path) -> None:
     assert holds(found, EMA)
     assert found.averaged == f"it holds nothing but averages, in '{place}'"
     assert holds(opened(tmp_path, saved, weights="ema"), EMA)
-    assert type(refusal(tmp_path, saved, weights="raw")) is RunError
+    assert type(refusal(tmp_path, saved, weights="raw")) is NoSuchWeights
 
 
 class Detector(nn.Module):
@@ -204,8 +211,12 @@ def test_ultralytics_saves_averages_alone(tmp_path: Path) -> None:
     assert (found.trainer, plain_clocks(found.progress)) == ("Ultralytics", {"ep": 8})
     assert found.averaged == "it holds nothing but averages, in 'ema'"
     assert list(found.tensors.specs) == ["w"]
-    assert opened(tmp_path, saved, weights="ema").notes == (AVERAGED_AGAIN,)
-    assert type(refusal(tmp_path, saved, weights="raw")) is RunError
+    notes = opened(tmp_path, saved, weights="ema").notes
+    assert notes == (
+        "the average is a state dict for model.load_state_dict(), which YOLO() does not load",
+        AVERAGED_AGAIN,
+    )
+    assert type(refusal(tmp_path, saved, weights="raw")) is NoSuchWeights
 
 
 def test_opennmts_generator_belongs_to_the_model(tmp_path: Path) -> None:
@@ -223,7 +234,7 @@ def test_opennmts_moving_average(tmp_path: Path) -> None:
     saved = {**ROWS["OpenNMT-py"].saved, "opt": argparse.Namespace(average_decay=1e-4)}
     assert opened(tmp_path, saved).averaged == "OpenNMT-py saved its moving average as the model"
     assert opened(tmp_path, saved, weights="ema").averaged is None
-    assert type(refusal(tmp_path, saved, weights="raw")) is RunError
+    assert type(refusal(tmp_path, saved, weights="raw")) is NoSuchWeights
 
 
 def test_extra_state_is_refused_in_each_place(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ema_cli.errors import CheckpointError, NoWeights, RunError
+from ema_cli.errors import CheckpointError, NoSuchWeights, NoWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import Choice, ReadOptions
 from ema_cli.formats.trainers.layouts import PLAIN
@@ -144,7 +144,7 @@ AVERAGES: dict[str, tuple[Any, Expected]] = {
     "Composer, EMA on": (composer(True, EMA, RAW), INSTEAD),
     "Composer, EMA off": (composer(False, RAW, EMA), beside("state.algorithms")),
     "Lightning": (lightning(state_dict=EMA, current_model_state=RAW), INSTEAD),
-    "AveragedModel": (COUNTED, {None: (COUNTED, True, None), "ema": (COUNTED, False, AVERAGES_AGAIN)}),
+    "AveragedModel": (COUNTED, {None: (EMA, True, None), "ema": (EMA, False, AVERAGES_AGAIN)}),
     **{place: ({"state_dict": RAW, place: EMA}, beside(place)) for place in PLAIN.beside},
 }
 
@@ -157,7 +157,7 @@ def test_averages_and_raw_weights(label: str, choice: Choice, tmp_path: Path) ->
     saved, expected = AVERAGES[label]
     if choice not in expected:
         error = refusal(tmp_path, saved, weights=choice)
-        assert (type(error), error.hint) == (RunError, f"leave out weights={choice!r}")
+        assert (type(error), error.hint) == (NoSuchWeights, f"leave out weights={choice!r}")
         return
     tensors, averaged, note = expected[choice]
     checkpoint = opened(tmp_path, saved, weights=choice)
@@ -170,7 +170,7 @@ def test_averages_and_raw_weights(label: str, choice: Choice, tmp_path: Path) ->
 def test_averages_that_are_not_there(saved: Any, tmp_path: Path) -> None:
     """Where a file holds raw weights only, asking for averages is an error, and asking for raw ones is not."""
     error = refusal(tmp_path, saved, weights="ema")
-    assert (type(error), error.hint) == (RunError, "leave out weights='ema'")
+    assert (type(error), error.hint) == (NoSuchWeights, "leave out weights='ema'")
     assert holds(opened(tmp_path, saved, weights="raw"), RAW)
 
 

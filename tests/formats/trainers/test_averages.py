@@ -1,0 +1,301 @@
+"""Where averages lie: in the model's place, beside it, in its state dict, in callbacks; and which set is then taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import NoSuchWeights
+from ema_cli.formats import open_checkpoint
+from ema_cli.formats.options import Choice, ReadOptions
+from tests.formats.trainers.state import holds, lightning, opened, refusal
+
+State = dict[str, torch.Tensor]
+
+
+def model(value: float) -> State:
+    """Return a small model with a BatchNorm, each tensor of another shape or value."""
+    return {
+        "conv.weight": torch.full((4, 3), value),
+        "conv.bias": torch.full((4,), value + 0.25),
+        "bn.weight": torch.full((4,), value + 0.5),
+        "bn.running_mean": torch.full((4,), value + 0.75),
+        "bn.num_batches_tracked": torch.tensor(int(value * 10)),
+    }
+
+
+RAW, EMA = model(1.0), model(2.0)
+PARAMETERS = ("conv.weight", "conv.bias", "bn.weight")
+PARTLY = {**RAW, **{name: EMA[name] for name in PARAMETERS}}  # averages of the parameters alone
+
+
+def under(prefix: str, state: State) -> State:
+    """Return a state dict with a prefix in its names."""
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def listed(state: State) -> list[torch.Tensor]:
+    """Return the parameters as `model.parameters()` lists them."""
+    return [state[name].clone() for name in PARAMETERS]
+
+
+def flat(state: State, joint: str) -> State:
+    """Return the parameters under names without dots."""
+    return {name.replace(".", joint): state[name] for name in PARAMETERS}
+
+
+class Shadow:
+    """An object of a class of somebody's own, which keeps averages."""
+
+    def __init__(self, shadow: State) -> None:
+        self.decay = 0.999
+        self.shadow = shadow
+
+
+def torch_ema(shadow: State, stored: State | None) -> dict[str, Any]:
+    """Return the state that torch_ema's ExponentialMovingAverage has."""
+    collected = listed(stored) if stored else None
+    return {"decay": 0.9, "num_updates": 7, "shadow_params": listed(shadow), "collected_params": collected}
+
+
+# Raw weights in the place of the model, averages beside it: the file, the place of the averages, and the averages.
+BESIDE: dict[str, tuple[Any, str, State]] = {
+    "EMA's own object, one level down": ({"model": RAW, "ema": {"module": EMA, "updates": 5}}, "ema", EMA),
+    "an object that was pickled": ({"model": RAW, "ema": Shadow(EMA)}, "ema", EMA),
+    "a whole AveragedModel": ({"model": RAW, "model_ema": {"n_averaged": torch.tensor(3), **under("module.", EMA)}},
+                              "model_ema", EMA),
+    "of parameters alone": ({"model": RAW, "ema_state": {n: EMA[n] for n in PARAMETERS}}, "ema_state", PARTLY),
+    "lists": ({"state_dict": RAW, "ema": torch_ema(EMA, None)}, "ema", PARTLY),
+    "ema-pytorch": (
+        {"model": RAW, "step": 4,
+         "ema": {"initted": torch.tensor(True), "step": torch.tensor(4), **under("online_model.", RAW),
+                 **under("ema_model.", EMA)}},
+        "ema", EMA,
+    ),
+    "below DDP": ({"model": under("module.", RAW), "ema": EMA}, "ema", under("module.", EMA)),
+    "a partner by name": ({"params": RAW, "params_ema": EMA}, "params_ema", EMA),
+    "two networks": ({"g": RAW, "d": {"x": torch.ones(5)}, "g_ema": EMA}, "g_ema", EMA),
+    "net_ema": ({"net": RAW, "net_ema": EMA, "opt": {}}, "net_ema", EMA),
+    "a teacher": ({"student": RAW, "teacher": EMA, "epoch": 3}, "teacher", EMA),
+    "swa": ({"state_dict": RAW, "swa_state_dict": EMA}, "swa_state_dict", EMA),
+    "NeMo's optimizer": (
+        lightning(state_dict=RAW, optimizer_states=[{"opt": {"state": {}}, "ema": tuple(listed(EMA)), "decay": 0.9}]),
+        "optimizer_states.0.ema", PARTLY,
+    ),
+    "a callback": (lightning(state_dict=RAW, callbacks={"EMA": {"cur_step": 3, "ema_weights": [*EMA.values()]}}),
+                   "callbacks.EMA.ema_weights", EMA),
+    "a callback's dict": (lightning(state_dict=RAW, callbacks={"EMA": {"ema_state_dict": EMA}}),
+                          "callbacks.EMA.ema_state_dict", EMA),
+    "a callback that stored raw weights once": (
+        lightning(state_dict=RAW, callbacks={"E": {"ema": torch_ema(EMA, model(0.5))}}),
+        "callbacks.E.ema.shadow_params", PARTLY,
+    ),
+    "mmcv's buffers, in the middle of an epoch": ({"state_dict": {**RAW, **under("ema_", flat(EMA, "_"))}}, "ema_*",
+                                                  PARTLY),
+}  # fmt: skip
+
+
+def bare(state: State) -> State:
+    """Return a state dict without the prefix that a wrapper put there."""
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def look(folder: Path, saved: object, weights: Choice, name: str = "a.pt") -> Checkpoint:
+    """Save something with torch under a name and open it."""
+    torch.save(saved, folder / name)
+    return open_checkpoint(folder / name, ReadOptions(weights=weights))
+
+
+@pytest.mark.parametrize("label", BESIDE)
+def test_averages_beside_raw_weights(label: str, tmp_path: Path) -> None:
+    """The raw weights are taken and the averages named; on request these, under the names that the model has."""
+    saved, place, averages = BESIDE[label]
+    name = "iter_300.pth" if "middle" in label else "a.pt"
+    found = look(tmp_path, saved, None, name)
+    assert holds(found, RAW)
+    assert found.averaged is None
+    assert f"raw weights taken; averages lie beside them, in '{place}' (--weights ema)" in found.notes
+    assert holds(look(tmp_path, saved, "raw", name), RAW)
+    chosen = look(tmp_path, saved, "ema", name)
+    assert holds(chosen, bare(averages))
+    assert "these are averages, which are averaged again" in chosen.notes
+
+
+# Averages in the place of the model: the file, the averages there, and the raw weights, None where there are none.
+INSTEAD: dict[str, tuple[Any, State, State | None]] = {
+    "mmcv's buffers": ({"meta": {}, "state_dict": {**EMA, **under("ema_", flat(RAW, "_"))}}, EMA,
+                       {**EMA, **{name: RAW[name] for name in PARAMETERS}}),
+    "torch_ema in a callback": (
+        lightning(state_dict=PARTLY, callbacks={"E": {"ema": torch_ema(EMA, RAW)}}), PARTLY, RAW),
+    "a callback that keeps no raw weights": (
+        lightning(state_dict=PARTLY, callbacks={"E": {"ema": torch_ema(EMA, None)}}), PARTLY, None),
+    "NeMo's second file": (
+        lightning(state_dict=PARTLY, optimizer_states=[{"opt": {}, "ema": listed(EMA)}]), PARTLY, None),
+    "a stripped YOLO": (
+        {"epoch": -1, "best_fitness": None, "model": EMA, "ema": None, "updates": None, "optimizer": None}, EMA, None),
+    "schedule-free in eval mode": (
+        {"model": EMA, "optimizer": {"state": {}, "param_groups": [{"k": 9, "train_mode": False, "weight_sum": 1.0}]}},
+        EMA, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", INSTEAD)
+def test_averages_in_the_place_of_the_model(label: str, tmp_path: Path) -> None:
+    """They are seen, for `average` to refuse; asked for, each set is taken, or its absence said."""
+    saved, averages, raw = INSTEAD[label]
+    found = opened(tmp_path, saved)
+    assert holds(found, averages)
+    assert found.averages is not None
+    assert found.averages.has_raw is (raw is not None)
+    assert holds(opened(tmp_path, saved, weights="ema"), averages)
+    if raw is None:
+        assert type(refusal(tmp_path, saved, weights="raw")) is NoSuchWeights
+    else:
+        assert holds(opened(tmp_path, saved, weights="raw"), raw)
+
+
+PARTS = {
+    "latent diffusion's LitEma": under("model_ema.", flat(EMA, "")),
+    "an AveragedModel inside": under("ema_model.module.", EMA) | {"ema_model.n_averaged": torch.tensor(4)},
+    "a second network": under("net_ema.", EMA),
+}
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_a_part_of_the_model_that_is_its_average(label: str, tmp_path: Path) -> None:
+    """The raw weights, or the averages, stand in both places, so that the model loads strictly."""
+    part, number = PARTS[label], {"ema.decay": torch.tensor(0.5)}
+    saved = {"state_dict": {**under("model.", RAW), **part, **number}}
+    covered = flat(EMA, "") if label.startswith("latent") else EMA
+
+    def whole(state: State, of_model: State) -> State:
+        values = {**flat(state, ""), **state}
+        tied = {name: values[key] for name in part for key in covered if name.endswith(f".{key}")}
+        counted = {name: tensor for name, tensor in part.items() if name not in tied}
+        assert len(tied) == len(covered)
+        return {**under("model.", of_model), **tied, **counted, **number}
+
+    assert holds(opened(tmp_path, saved), whole(RAW, RAW))
+    assert holds(opened(tmp_path, saved, weights="raw"), whole(RAW, RAW))
+    partly = PARTLY if label.startswith("latent") else EMA
+    assert holds(opened(tmp_path, saved, weights="ema"), whole(EMA, partly))
+
+
+def test_ema_pytorchs_wrapper_saved_by_itself(tmp_path: Path) -> None:
+    """It holds two models: either is taken under the model's own names."""
+    saved = {"initted": torch.tensor(True), "step": torch.tensor(9)}
+    saved |= {**under("online_model.", RAW), **under("ema_model.", EMA)}
+    assert holds(opened(tmp_path, saved), RAW)
+    assert holds(opened(tmp_path, saved, weights="ema"), EMA)
+
+
+class Net(nn.Sequential):
+    """A model with buffers, floating and integer."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def averaged_model(updates: int) -> tuple[Net, AveragedModel]:
+    """Return a model and its AveragedModel, updated some times."""
+    net = Net()
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    for _ in range(updates):
+        for tensor in net.state_dict().values():
+            tensor.add_(1)
+        averaged.update_parameters(net)
+    return net, averaged
+
+
+def test_an_averaged_model_gives_the_models_own_names(tmp_path: Path) -> None:
+    """What `--weights ema` takes of an AveragedModel loads into the model itself."""
+    _, averaged = averaged_model(3)
+    found = opened(tmp_path, averaged.state_dict(), weights="ema")
+    assert holds(found, averaged.module.state_dict())
+    assert "n_averaged" in (opened(tmp_path, averaged.state_dict()).averaged or "")
+
+
+def not_begun_lightning() -> dict[str, Any]:
+    """Return what Lightning saves before its WeightAveraging has begun."""
+    state = {"n_averaged": torch.tensor(0)}
+    return lightning(state_dict=EMA, current_model_state=RAW, averaging_state=state)
+
+
+NOT_BEGUN: dict[str, Callable[[], Any]] = {
+    "AveragedModel": lambda: averaged_model(0)[1].state_dict(),
+    "AveragedModel beside": lambda: {
+        "model": RAW, "model_ema": {"n_averaged": torch.tensor(0), **under("module.", EMA)}},
+    "Lightning": not_begun_lightning,
+    "torch_ema": lambda: {"model": RAW, "ema": torch_ema(EMA, None) | {"num_updates": 0}},
+    "a YOLO": lambda: {"model": RAW, "ema": {"module": EMA, "updates": 0}},
+    "a callback": lambda: lightning(callbacks={"E": {"ema": torch_ema(RAW, None) | {"num_updates": 0}}},
+                                    state_dict=RAW),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", NOT_BEGUN)
+def test_averages_that_have_not_begun_are_not_taken(label: str, tmp_path: Path) -> None:
+    """Before the first update the averages are the untrained model: asked for, they are not there."""
+    error = refusal(tmp_path, NOT_BEGUN[label](), weights="ema")
+    assert type(error) is NoSuchWeights
+    assert "holds no averages yet: they have not been updated once" in str(error)
+
+
+@pytest.mark.parametrize("label", [label for label in NOT_BEGUN if label != "AveragedModel"])
+def test_raw_weights_beside_averages_that_have_not_begun(label: str, tmp_path: Path) -> None:
+    """They are there all the same."""
+    assert holds(opened(tmp_path, NOT_BEGUN[label](), weights="raw"), RAW)
+
+
+def test_lists_that_fit_in_two_ways_are_no_averages_of_known_names(tmp_path: Path) -> None:
+    """Where weights were stored while averages took their place, that is doubt: refused, and the user is believed."""
+    state = {name: torch.full((2,), float(number)) for number, name in enumerate("abc")}
+    two = [torch.ones(2), torch.ones(2)]
+    kept = {"ema": {"shadow_params": two, "collected_params": two}}
+    saved = lightning(state_dict=state, callbacks={"E": kept})
+    found = opened(tmp_path, saved)
+    assert found.averages is not None
+    assert not found.averages.sure
+    chosen = opened(tmp_path, saved, weights="raw")
+    assert holds(chosen, state)
+    assert any("as --weights raw says" in note for note in chosen.notes)
+    alone = lightning(state_dict=state, callbacks={"E": {"ema": {"shadow_params": two, "collected_params": None}}})
+    assert opened(tmp_path, alone).averages is None
+
+
+def test_a_schedule_free_optimizer_in_train_mode_is_said(tmp_path: Path) -> None:
+    """The weights are neither its iterates nor its averages; that is a note."""
+    group = {"k": 9, "train_mode": True, "weight_sum": 1.0}
+    found = opened(tmp_path, {"model": RAW, "optimizer": {"state": {}, "param_groups": [group]}})
+    assert holds(found, RAW)
+    assert any("schedule-free optimizer was in train mode" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"model": RAW, "ema_decay": 0.99, "ema": None},
+        {"model": RAW, "swa": {"start": 10}},
+        {"model": RAW, "ema": {"other": torch.ones(7, 7)}, "optimizer": {"state": {0: {"exp_avg": torch.ones(4, 3)}}}},
+        {"model": {**RAW, "quantize.embed_avg": torch.ones(2, 2), "ema_w": torch.ones(3)}},
+    ],
+)
+def test_what_is_called_averages_and_is_none(saved: dict[str, Any], tmp_path: Path) -> None:
+    """A setting, an optimizer's moments, a code book that moves: the model is raw, whole, and taken."""
+    found = opened(tmp_path, saved)
+    assert found.averaged is None
+    assert holds(found, saved["model"])
+
+
+def test_a_state_that_include_self_adds_is_left_out(tmp_path: Path) -> None:
+    """ignite's Checkpoint may put its own state, a dict of lists, among the tensors."""
+    found = opened(tmp_path, {**RAW, "checkpointer": {"_saved": [(10, "model_10.pt")]}})
+    assert holds(found, RAW)
+    assert found.notes == ("not tensors, left out: 'checkpointer'",)
