@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint, Pretrained, Progress
-from ema_cli.errors import CheckpointError, RunError, UsageError, option
+from ema_cli.errors import CheckpointError, NoSuchWeights, UsageError, option
 from ema_cli.formats.folders import huggingface
 from ema_cli.formats.folders.huggingface import left_out_note
 from ema_cli.formats.folders.places import Places, find_places
@@ -37,7 +37,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     Raises:
         IncompleteCheckpoint: where its writer is not done.
         UsageError: where none has the name.
-        RunError: where the averages, or the raw weights, that the user asks for are not there.
+        NoSuchWeights: where the averages, or the raw weights, that the user asks for are not there.
         CheckpointError: for a model that cannot be read.
     """
     places = find_places(path)
@@ -110,9 +110,13 @@ def _open_model(path: Path, place: str, places: Places, options: ReadOptions) ->
     raw, ema = path / place, _averages_of(path / place)
     has_raw, has_averages = huggingface.matches(raw), huggingface.matches(ema)
     if options.weights == "ema" and not has_averages:
-        raise RunError(f"holds no averages of '{place}'", subject=path, hint=f"leave out {option('weights', 'ema')}")
+        raise NoSuchWeights(
+            f"holds no averages of '{place}'", subject=path, hint=f"leave out {option('weights', 'ema')}"
+        )
     if options.weights == "raw" and not has_raw:
-        raise RunError(f"holds only averages of '{place}'", subject=path, hint=f"leave out {option('weights', 'raw')}")
+        raise NoSuchWeights(
+            f"holds only averages of '{place}'", subject=path, hint=f"leave out {option('weights', 'raw')}"
+        )
     names_averages = options.component is not None and options.component != place
     take_averages = options.weights == "ema" or (names_averages and options.weights is None) or not has_raw
     inner = dataclasses.replace(options, weights=None, component=None)

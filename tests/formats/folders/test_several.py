@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import EmaError, RunError, UsageError
+from ema_cli.errors import EmaError, NoSuchWeights, UsageError
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.folders import several
 from ema_cli.formats.options import ReadOptions
@@ -129,14 +129,14 @@ def test_nothing_but_averages(tmp_path: Path) -> None:
     assert value(checkpoint) == 2.0
     assert checkpoint.averaged
     error = refusal(folder, weights="raw")
-    assert (type(error), error.hint) == (RunError, "leave out weights='raw'")
+    assert (type(error), error.hint) == (NoSuchWeights, "leave out weights='raw'")
 
 
 def test_averages_that_are_not_there(tmp_path: Path) -> None:
     """Asking for averages of a model that has none is an error, even where another model has some."""
     folder = write(tmp_path / "checkpoint-5", unet=1.0, transformer=2.0, transformer_ema=3.0)
     error = refusal(folder, component="unet", weights="ema")
-    assert type(error) is RunError
+    assert type(error) is NoSuchWeights
     assert "holds no averages of 'unet'" in str(error)
 
 
