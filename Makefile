@@ -11,13 +11,15 @@ MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyam
 # Where this is set, every interpreter that a test starts would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test test-full test-quick test-trainers test-package lint types format docs demo fuzz bench bench-full bench-online clean
+.PHONY: test test-full test-quick test-trainers test-package wheel lint types format docs demo fuzz bench bench-full bench-online clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(PYTEST) $(PARALLEL)
+	EMA_KERNEL=numpy $(PYTEST) $(PARALLEL) tests/folding
 
-test-full: lint types  ## the same with every exhaustive loop whole: an hour or so
+test-full: lint types  ## the same with every exhaustive loop whole, and all of it again with numpy alone: two hours or so
 	$(PYTEST) $(PARALLEL) --full
+	EMA_KERNEL=numpy $(PYTEST) $(PARALLEL) --full
 
 test-quick: .venv/dev  ## the tests that run in seconds, in less than a minute
 	$(PYTEST) $(PARALLEL) -m "not slow and not trainers and not package"
@@ -27,6 +29,9 @@ test-trainers: .venv/trainers  ## tests on files that trainers write here and no
 
 test-package: .venv/package  ## build the package; install it with each Python that is here, and run it
 	$(PYTEST) -m package tests/package
+
+wheel: .venv/package  ## build the wheel for this machine into dist/; without the compiled kernel there is none
+	EMA_KERNEL=compiled $(BIN)/python -m build --wheel --outdir dist
 
 lint: .venv/dev
 	$(BIN)/ruff check
@@ -61,7 +66,7 @@ bench-online: .venv/trainers  ## measure an update of a live model beside other 
 	$(PIP_INSTALL) ema-pytorch
 	$(BIN)/python scripts/bench_online.py
 
-.venv/dev: pyproject.toml constraints.txt
+.venv/dev: pyproject.toml constraints.txt setup.py $(wildcard ema_cli/folding/kernel/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable '.[dev,demo]'
 	touch $@
@@ -91,4 +96,4 @@ bench-online: .venv/trainers  ## measure an update of a live model beside other 
 	touch $@
 
 clean:
-	rm -rf .venv .fuzz .bench demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist ema_cli/folding/kernel/*.so .venv .fuzz .bench demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

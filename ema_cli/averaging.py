@@ -13,6 +13,7 @@ from ema_cli.comparing.twins import check_alphas, check_twins
 from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
+from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job, buffer_sizes, prepare
 from ema_cli.manifest.sums import sidecars
 from ema_cli.manifest.types import Manifest
@@ -53,6 +54,7 @@ class Result:
         tensors_averaged, tensors_copied: how many of each output.
         bytes_read, bytes_written: the latter of tensors and side files.
         peak_memory: of the process, in bytes.
+        kernel: what did the arithmetic, for people; it does not show in the output.
         non_finite: names of the tensors with NaN or infinity that was let through.
         manifests: that of each output, its tensors left out.
     """
@@ -65,6 +67,7 @@ class Result:
     bytes_written: int
     seconds: float
     peak_memory: int
+    kernel: str
     non_finite: tuple[str, ...]
     manifests: Sequence[Manifest] = ()
 
@@ -166,6 +169,7 @@ def perform(
         job.bytes_to_write,
         time.monotonic() - began,
         peak_bytes(),
+        str(chosen_kernel()),
         tuple(sorted(set().union(*(non_finite.let_through for non_finite in folded.non_finite)))),
         manifests,
     )

@@ -20,6 +20,7 @@ from typing import Any
 from ema_cli import Recipe, Time, averaging, job, make_plan, open_run, parse_target
 from ema_cli.folding import block_task, fold
 from ema_cli.folding.kernel import numpy_kernel
+from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.writing import files
 
@@ -74,6 +75,10 @@ def main() -> None:
     parser.add_argument("--half-life", required=True)
     options = parser.parse_args()
     watch = Watch()
+    if chosen_kernel().kernel is not numpy_kernel.NUMPY:
+        from ema_cli.folding.kernel.compiled_kernel import CompiledSums
+
+        CompiledSums.add = watch.timed("convert, multiply, add, round", CompiledSums.add)  # type: ignore[method-assign]
     for owner, name, part in PARTS:
         setattr(owner, name, watch.timed(part, getattr(owner, name)))
     job.fold = watch.timed("fold", fold.fold)

@@ -22,7 +22,6 @@ from tests.loaded import loaded_by
         ["inspect", "--help"],
         ["compare", "--help"],
         ["report", "--help"],
-        ["--version"],
     ],
 )
 def test_help_loads_neither_torch_nor_numpy(arguments: list[str], tmp_path: Path):

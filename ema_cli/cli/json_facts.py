@@ -203,6 +203,7 @@ def _result_facts(result: Result) -> Facts:
         "seconds": round(result.seconds, 3),
         "bytes_per_second": result.bytes_per_second,
         "peak_memory_bytes": result.peak_memory,
+        "kernel": result.kernel,
         "non_finite": list(result.non_finite),
     }
 

@@ -49,12 +49,15 @@ class Call:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ema-cli {__version__}")
+        from ema_cli.folding.kernel.choice import chosen_kernel  # numpy, which help does without
+
+        typer.echo(f"ema-cli {__version__}\nkernel: {chosen_kernel()}")
         raise typer.Exit
 
 
 Version = Annotated[
-    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    bool,
+    typer.Option("--version", help="Print version and kernel, and exit.", is_eager=True, callback=_print_version),
 ]
 
 

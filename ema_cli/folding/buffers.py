@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ema_cli.folding.kernel import Kernel, WorkspaceSize
-from ema_cli.folding.kernel.numpy_kernel import NUMPY
+from ema_cli.folding.kernel.choice import chosen_kernel
 
 DEFAULT_BYTES = 64 << 20
-_ROW_BYTES = 1 << 20  # smaller ones spend more time in calls, larger ones leave the cache
-_ROWS = 4
 _LEAST_ROWS = 2
 _LEAST_ROW_BYTES = 1 << 16  # for 64 KiB of a row even a thread of many is worth its calls
 _MOST_WORKERS = 64
@@ -25,26 +23,28 @@ class BufferSizes:
     row_bytes: bytes of one block of one checkpoint, in the type in which it is summed up.
     """
 
-    threads: int = 1
-    most_workers: int = 1
-    rows: int = _ROWS
-    row_bytes: int = _ROW_BYTES
+    threads: int
+    most_workers: int
+    rows: int
+    row_bytes: int
 
     def workspace(self, averages: int = 1, newest: int = 1) -> WorkspaceSize:
         """Return the size of one thread's workspace, for averages with so many different newest checkpoints."""
         return WorkspaceSize(rows=self.rows, row_bytes=self.row_bytes, averages=averages, bases=newest)
 
-    def worker_bytes(self, averages: int = 1, newest: int = 1, kernel: Kernel = NUMPY) -> int:
+    def worker_bytes(self, averages: int = 1, newest: int = 1, kernel: Kernel | None = None) -> int:
         """Return the memory of one thread."""
-        return kernel.worker_bytes(self.workspace(averages, newest))
+        return (kernel or chosen_kernel().kernel).worker_bytes(self.workspace(averages, newest))
 
 
-def least_bytes(averages: int = 1, newest: int = 1, kernel: Kernel = NUMPY) -> int:
+def least_bytes(averages: int = 1, newest: int = 1, kernel: Kernel | None = None) -> int:
     """Return the memory of one thread with the smallest buffers."""
-    return BufferSizes(rows=_LEAST_ROWS, row_bytes=_LEAST_ROW_BYTES).worker_bytes(averages, newest, kernel)
+    return BufferSizes(1, 1, _LEAST_ROWS, _LEAST_ROW_BYTES).worker_bytes(averages, newest, kernel)
 
 
-def divide_memory(nbytes: int, threads: int, averages: int = 1, newest: int = 1, kernel: Kernel = NUMPY) -> BufferSizes:
+def divide_memory(
+    nbytes: int, threads: int, averages: int = 1, newest: int = 1, kernel: Kernel | None = None
+) -> BufferSizes:
     """Return sizes that keep `threads` at work within `nbytes`; fewer threads where these do not fit.
 
     Args:
@@ -52,11 +52,12 @@ def divide_memory(nbytes: int, threads: int, averages: int = 1, newest: int = 1,
         threads: threads to keep at work. There may be more for a slow disk, where they fit.
         averages: averages that are made at once.
         newest: different newest checkpoints among these.
-        kernel: the arithmetic.
+        kernel: the arithmetic; None for that of this process.
     """
+    kernel = kernel or chosen_kernel().kernel
     least = least_bytes(averages, newest, kernel)
     assert nbytes >= least, "checked by the caller, who knows what the user asked for"
-    sizes = BufferSizes(min(threads, nbytes // least))
+    sizes = BufferSizes(min(threads, nbytes // least), 1, kernel.rows, kernel.row_bytes)
     while sizes.threads * sizes.worker_bytes(averages, newest, kernel) > nbytes:
         if sizes.rows > _LEAST_ROWS:
             sizes = replace(sizes, rows=sizes.rows // 2)

@@ -22,7 +22,7 @@ from ema_cli.folding.block_task import BlockTask, run_block
 from ema_cli.folding.blocks import bytes_to_read, make_blocks, make_groups
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.kernel import Kernel, NonFiniteElements, WeightTable, Workspace
-from ema_cli.folding.kernel.numpy_kernel import NUMPY
+from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.non_finite import NonFinite
 from ema_cli.folding.reading import FoldReader, Stopped
 from ema_cli.folding.sink import Sink, write_block
@@ -64,7 +64,7 @@ def fold(
     most_elements: int | None = None,
     sizes: BufferSizes | None = None,
     checksums: Checksums | None = None,
-    kernel: Kernel = NUMPY,
+    kernel: Kernel | None = None,
     progress: ProgressCallback = no_progress,
 ) -> Folded:
     """Make all averages of the checkpoints in one pass.
@@ -80,14 +80,15 @@ def fold(
         most_elements: make only the first so many elements of each tensor; a multiple of 8.
         sizes: threads, and their memory.
         checksums: takes what is read, to sum it up.
-        kernel: the arithmetic.
+        kernel: the arithmetic; None for that of this process.
         progress: called in this thread with the bytes read so far, and in all.
 
     Raises:
         NonFiniteError: unless `allow_non_finite`; names checkpoint and tensor.
         CheckpointError: where an input cannot be read.
     """
-    sizes = sizes or BufferSizes()
+    kernel = kernel or chosen_kernel().kernel
+    sizes = sizes or BufferSizes(1, 1, kernel.rows, kernel.row_bytes)
     weights = WeightTable.of(average.weights for average in averages)
     groups = partial(make_groups, checkpoints, targets, copied, most_elements)
     blocks = make_blocks(checkpoints, groups(), sizes.row_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ema_cli._version import __version__
+from ema_cli.folding.kernel.choice import chosen_kernel
 from tests.conftest import Cli
 
 
@@ -25,6 +28,21 @@ def test_no_arguments_show_the_help(cli: Cli):
     done = cli()
     assert done.code == 2
     assert "Usage: ema-cli" in done.out
+
+
+def test_the_version_names_the_kernel(cli: Cli):
+    """Two lines: the version, and what does the arithmetic."""
+    assert cli("--version").out == f"ema-cli {__version__}\nkernel: {chosen_kernel()}\n"
+
+
+def test_a_kernel_that_is_not_there_is_an_error(run: Path, tmp_path: Path):
+    """EMA_KERNEL names one of two, and nothing is averaged with another."""
+    command = [sys.executable, "-m", "ema_cli", "average", "ckpts", "--half-life", "20ba", "-o", "x.pt"]
+    environment = os.environ | {"EMA_KERNEL": "fast"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("error: EMA_KERNEL: there is no kernel 'fast'\nhint:  one of numpy, compiled\n")
+    assert not (tmp_path / "x.pt").exists()
 
 
 SLOW_RUN = """

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ema_cli.folding.kernel.choice import chosen_kernel
 from tests.conftest import COMPOSER, Cli, write_hf_run
 
 
@@ -49,6 +50,7 @@ def test_average_in_json(program: Cli, run: Path):
     assert (written["bytes_read"], written["bytes_written"]) == (200, written["outputs"][0]["bytes"])
     assert 200 / (written["seconds"] + 0.001) <= written["bytes_per_second"] <= 200 / (written["seconds"] - 0.001)
     assert 10e6 < written["peak_memory_bytes"] < 500e6
+    assert written["kernel"] == str(chosen_kernel())
 
 
 def test_dry_run_writes_nothing(cli: Cli, run: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The arithmetic on blocks of tensors, behind one interface, `Kernel`. `numpy_kernel` is its one kind.
+"""The arithmetic on blocks of tensors, behind one interface, `Kernel`, of two kinds: `numpy_kernel`, `compiled_kernel`.
 
 May import dtypes: it knows of no file, tensor or thread.
 
@@ -154,7 +154,16 @@ class WorkspaceSize:
 
 
 class Kernel(Protocol):
-    """One way to do the arithmetic."""
+    """One way to do the arithmetic.
+
+    rows, row_bytes: the `WorkspaceSize` with which it is fastest.
+    """
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def row_bytes(self) -> int: ...
 
     def worker_bytes(self, size: WorkspaceSize) -> int:
         """Return the memory of one workspace."""

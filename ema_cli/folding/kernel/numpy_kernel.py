@@ -27,6 +27,9 @@ from ema_cli.folding.kernel.settling import settle
 class NumpyKernel:
     """The kernel of numpy."""
 
+    rows = 4
+    row_bytes = 1 << 20  # smaller ones spend more time in calls, larger ones leave the cache
+
     def worker_bytes(self, size: WorkspaceSize) -> int:
         """Return the memory of one workspace."""
         return Buffers.nbytes(size)

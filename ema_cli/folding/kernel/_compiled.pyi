@@ -1,0 +1,22 @@
+"""The extension that setup.py builds from compiled.c."""
+
+from typing_extensions import Buffer
+
+def add(
+    variant: int,
+    rows: tuple[Buffer, ...],
+    kinds: bytes,
+    weights: Buffer,
+    newest: tuple[Buffer, ...],
+    newest_kinds: bytes,
+    begins: bytes,
+    sums: tuple[Buffer, ...],
+    count: int,
+    target: int,
+    wide: bool,
+    plain: bool,
+    limit: float,
+    ends: bool,
+    /,
+) -> int: ...
+def variants() -> list[tuple[int, str]]: ...

@@ -1,0 +1,210 @@
+"""The arithmetic in C, compiled.c: all checkpoints of a block in one pass over their bytes, rounding included.
+
+What is not finite goes numpy's way: the C code only says that an average holds such elements, and `settle` reads them
+again. Imported only where the extension is built.
+"""
+
+from __future__ import annotations
+
+import mmap
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ema_cli.dtypes import DType
+from ema_cli.folding.kernel import Load, NonFiniteElements, SumSpec, WorkspaceSize, _compiled, sums_in_float64
+from ema_cli.folding.kernel.floats import Floats, decode, encode, overflow_limit, sum_dtype
+from ema_cli.folding.kernel.numpy_kernel import NUMPY
+from ema_cli.folding.kernel.settling import settle
+
+MOST_ROWS = 32  # of one call, as in compiled.c
+MOST_AVERAGES = 32
+_STAGGER = 17 * 64  # rows whose addresses differ by a power of two would share few lines of a cache
+
+
+def variants() -> list[tuple[int, str]]:
+    """Return number and name of each variant that this processor runs, the best first."""
+    return _compiled.variants()
+
+
+class CompiledKernel:
+    """The kernel in C, in one of its variants."""
+
+    rows = 16
+    row_bytes = 1 << 18
+
+    def __init__(self, variant: int) -> None:
+        self._variant = variant
+
+    def worker_bytes(self, size: WorkspaceSize) -> int:
+        """Return the memory of one workspace."""
+        return _Memory.nbytes(size)
+
+    def workspace(self, size: WorkspaceSize) -> CompiledWorkspace:
+        """Allocate a workspace."""
+        return CompiledWorkspace(size, self._variant)
+
+
+class _Memory:
+    """One thread's memory: rows as they are stored, those of the newest checkpoints, and a sum for each average.
+
+    An average takes the place of its sum.
+    """
+
+    def __init__(self, size: WorkspaceSize) -> None:
+        # Mapped, so that the system has it back as soon as nobody uses it: malloc may keep what a thread freed.
+        try:
+            mapped = mmap.mmap(-1, self.nbytes(size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(str(error)) from error
+        width = size.row_bytes + _STAGGER
+        every = [memoryview(mapped)[start : start + width] for start in range(0, len(mapped), width)]
+        self.rows = every[: size.rows]
+        self.newest = every[size.rows : size.rows + size.bases]
+        self.sums = every[size.rows + size.bases :]
+
+    @staticmethod
+    def nbytes(size: WorkspaceSize) -> int:
+        """Return the memory of buffers of this size."""
+        return (size.rows + size.bases + size.averages) * (size.row_bytes + _STAGGER)
+
+
+class CompiledWorkspace:
+    """The memory of one thread."""
+
+    def __init__(self, size: WorkspaceSize, variant: int) -> None:
+        self._memory = _Memory(size)
+        self._variant = variant
+
+    def begin(self, spec: SumSpec) -> CompiledSums:
+        """Begin the sums of a block."""
+        return CompiledSums(spec, self._memory, self._variant)
+
+    def stored(self, nbytes: int) -> memoryview:
+        """Return memory for a block that is copied."""
+        return self._memory.rows[0][:nbytes]
+
+    def is_finite(self, dtype: DType, stored: memoryview) -> bool:
+        """Return whether a stored block holds neither NaN nor infinity."""
+        kind, count = bytes([_kind(dtype)]), len(stored) // dtype.itemsize * dtype.components
+        wide, rows = sums_in_float64([dtype]), (stored,)
+        return not _compiled.add(
+            self._variant, rows, kind, array("d", [1.0]), rows, kind, b"\1", (self._memory.sums[0],),
+            count, kind[0], wide, True, np.inf, True,
+        )  # fmt: skip
+
+    def find_non_finite(self, dtype: DType, stored: memoryview) -> NonFiniteElements:
+        """Return what is not finite in a block of the only checkpoint."""
+        nbytes = 2 * len(stored)  # of 16-bit numbers, as floats
+        return NUMPY.workspace(WorkspaceSize(1, nbytes, 1, 1)).find_non_finite(dtype, stored)
+
+
+class CompiledSums:
+    """The sums of one block."""
+
+    def __init__(self, spec: SumSpec, memory: _Memory, variant: int) -> None:
+        self._spec = spec
+        self._memory = memory
+        self._variant = variant
+        self._count = spec.count * spec.target.components
+        self._wide = sums_in_float64(spec.dtypes)
+        self._plain = all(dtype.name == "BF16" for dtype in (*spec.dtypes, spec.target))
+        self._limit = overflow_limit(spec.target, sum_dtype(spec.dtypes))
+        self._newest = dict(zip(spec.weights.bases, memory.newest, strict=False))
+        self._begun: set[int] = set()  # averages with a sum so far
+        self._beyond: set[int] = set()  # averages that are not below the limit everywhere
+
+    def rows(self, numbers: Sequence[int]) -> list[memoryview]:
+        """Return the memory for the stored bytes of these checkpoints' blocks."""
+        return [self._row(row, number) for row, number in enumerate(numbers)]
+
+    def _row(self, row: int, number: int) -> memoryview:
+        """Return the row of a checkpoint; those that are the newest of an average are needed until the end."""
+        return self._newest.get(number, self._memory.rows[row])[: self._spec.dtypes[number].nbytes(self._spec.count)]
+
+    def add(self, numbers: Sequence[int]) -> None:
+        """Add these checkpoints, whose bytes are in the rows, to the sums; round these after the last."""
+        table, ends = self._spec.weights, numbers[-1] == 0
+        begun = [average for average, newest in enumerate(table.newest) if newest >= numbers[-1]]
+        rows = tuple(self.rows(numbers))
+        kinds = bytes(_kind(self._spec.dtypes[number]) for number in numbers)
+        for start in range(0, len(begun), MOST_AVERAGES):
+            self._add(numbers, rows, kinds, begun[start : start + MOST_AVERAGES], ends=ends)
+
+    def _add(
+        self, numbers: Sequence[int], rows: tuple[memoryview, ...], kinds: bytes, averages: Sequence[int], *, ends: bool
+    ) -> None:
+        table, spec = self._spec.weights, self._spec
+        bases = [table.newest[average] for average in averages]
+        beyond = _compiled.add(
+            self._variant,
+            rows,
+            kinds,
+            array("d", [table.rows[average][number] for average in averages for number in numbers]),
+            tuple(self._newest[base] for base in bases),
+            bytes(_kind(spec.dtypes[base]) for base in bases),
+            bytes(average not in self._begun for average in averages),
+            tuple(self._memory.sums[average] for average in averages),
+            self._count,
+            _kind(spec.target),
+            self._wide,
+            self._plain,
+            self._limit,
+            ends,
+        )
+        self._begun.update(averages)
+        self._beyond.update(average for bit, average in enumerate(averages) if beyond >> bit & 1)
+
+    def complete(self, average: int) -> bool:
+        """Return whether all of an average is finite, and fits into the target."""
+        return average not in self._beyond
+
+    def settle(self, average: int, load: Load) -> NonFiniteElements:
+        """Mend what only looks non-finite in an average; return what is.
+
+        It is rounded already. That loses nothing of the finite elements; the others are summed up anew.
+        """
+        spec = self._spec
+        stored = np.frombuffer(self.encode(average), np.uint8)
+        with np.errstate(all="ignore"):
+            total = self._decoded(spec.target, stored)
+            wrong, culprits = settle(
+                lambda number: self._values(number, load),
+                spec.weights.rows[average],
+                total,
+                self._limit,
+                plain=self._plain,
+            )
+            infinite = np.isinf(total)
+            infinite[wrong] = False
+            np.copyto(stored, np.frombuffer(encode(spec.target, total, np.empty_like(total)), np.uint8))
+        return NonFiniteElements(
+            wrong=wrong // spec.target.components,
+            culprits=culprits,
+            infinite=np.flatnonzero(infinite) // spec.target.components,
+        )
+
+    def _values(self, number: int, load: Load) -> Floats:
+        """Return the block of a checkpoint as floats, in new memory."""
+        dtype = self._spec.dtypes[number]
+        stored = np.empty(dtype.nbytes(self._spec.count), np.uint8)
+        load(number, stored.data)
+        return self._decoded(dtype, stored)
+
+    def _decoded(self, dtype: DType, stored: NDArray[np.uint8]) -> Floats:
+        values: Floats = np.empty(self._count, sum_dtype(self._spec.dtypes))
+        decode(dtype, stored, values)
+        return values
+
+    def encode(self, average: int) -> memoryview:
+        """Return a completed average as it is stored."""
+        return self._memory.sums[average][: self._spec.target.nbytes(self._spec.count)]
+
+
+def _kind(dtype: DType) -> int:
+    """Return compiled.c's number for the way in which the numbers of a dtype are stored."""
+    if dtype.component_bits == 16:
+        return ("BF16", "F16").index(dtype.name)
+    return 2 if dtype.component_bits == 32 else 3

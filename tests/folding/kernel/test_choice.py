@@ -1,0 +1,91 @@
+"""Which kernel a process takes, and that it says so."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from ema_cli.errors import UsageError
+from ema_cli.folding.kernel import Kernel, SumSpec, choice
+from ema_cli.folding.kernel.agreement import agrees
+from ema_cli.folding.kernel.choice import chosen_kernel
+from ema_cli.folding.kernel.numpy_kernel import NUMPY, NumpyKernel, NumpySums, NumpyWorkspace
+
+EXTENSION = "ema_cli.folding.kernel._compiled"
+needs_extension = pytest.mark.skipif(not importlib.util.find_spec(EXTENSION), reason="the extension is not built")
+
+
+@pytest.fixture(autouse=True)
+def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Choose anew in each test, whatever the environment of the tests says."""
+    monkeypatch.delenv("EMA_KERNEL", raising=False)
+    choice._best_kernel.cache_clear()
+    yield
+    choice._best_kernel.cache_clear()
+
+
+class LateRounding(NumpySums):
+    """Sums whose weights lose their last bits."""
+
+    def __init__(self, spec: SumSpec, *others: object) -> None:
+        rows = [[weight * (1 + 2**-23) for weight in row] for row in spec.weights.rows]
+        table = type(spec.weights).of(rows)
+        super().__init__(SumSpec(spec.count, spec.dtypes, spec.target, table), *others)  # type: ignore[arg-type]
+
+
+class WrongKernel(NumpyKernel):
+    """One that is wrong in the last bit now and then."""
+
+    def workspace(self, size: object) -> NumpyWorkspace:
+        workspace = super().workspace(size)  # type: ignore[arg-type]
+        workspace.begin = lambda spec: LateRounding(spec, workspace._buffers)  # type: ignore[method-assign]
+        return workspace
+
+
+def test_a_kernel_that_differs_in_a_bit_is_found_out():
+    """The check before use compares every bit with numpy's."""
+    assert agrees(NUMPY)
+    assert not agrees(WrongKernel())
+
+
+@needs_extension
+def test_the_compiled_kernel_is_taken_where_it_is_built():
+    """It is taken without being asked for, in the best variant; EMA_KERNEL=compiled asks for it."""
+    assert str(chosen_kernel()).startswith("compiled for ")
+    assert chosen_kernel().kernel is not NUMPY
+
+
+@needs_extension
+def test_a_variant_that_gives_other_bytes_is_passed_over(monkeypatch: pytest.MonkeyPatch):
+    """A compiler that got one variant wrong leaves the next; one that got all wrong leaves numpy."""
+    asked: list[Kernel] = []
+    monkeypatch.setattr(choice, "agrees", lambda kernel: bool(asked) or asked.append(kernel))
+    assert chosen_kernel().kernel is not asked[0]
+    choice._best_kernel.cache_clear()
+    monkeypatch.setattr(choice, "agrees", lambda kernel: False)
+    assert str(chosen_kernel()) == "numpy (the compiled kernel was found to give other bytes)"
+
+
+def test_without_the_extension_numpy_does_it(monkeypatch: pytest.MonkeyPatch):
+    """No compiler, no extension: numpy, and it says why. Who insists on the other gets an error."""
+    monkeypatch.setitem(sys.modules, EXTENSION, None)
+    monkeypatch.delitem(sys.modules, "ema_cli.folding.kernel.compiled_kernel", raising=False)
+    monkeypatch.delattr("ema_cli.folding.kernel._compiled", raising=False)
+    assert chosen_kernel().kernel is NUMPY
+    assert str(chosen_kernel()) == "numpy (the compiled kernel is not built)"
+    monkeypatch.setenv("EMA_KERNEL", "compiled")
+    with pytest.raises(UsageError, match="EMA_KERNEL: there is no compiled kernel"):
+        chosen_kernel()
+
+
+def test_the_environment_chooses_numpy(monkeypatch: pytest.MonkeyPatch):
+    """EMA_KERNEL=numpy; a name that no kernel has is an error that lists those that there are."""
+    monkeypatch.setenv("EMA_KERNEL", "numpy")
+    assert chosen_kernel().kernel is NUMPY
+    assert str(chosen_kernel()) == "numpy (EMA_KERNEL says so)"
+    monkeypatch.setenv("EMA_KERNEL", "fast")
+    with pytest.raises(UsageError, match="EMA_KERNEL: there is no kernel 'fast'"):
+        chosen_kernel()
