@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.comparing.twins import check_alphas, check_twins
 from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
@@ -36,7 +37,7 @@ class Recording:
     """What a manifest tells besides the average, and who looks at it first.
 
     Attributes:
-        checksum: put the sums of all that is read into it, too.
+        checksum: put the sums of all that is read into it, too, and check those that files of torch.save hold.
         warnings: come before those that are found here.
         check: is called with each manifest before anything is published, and may raise.
     """
@@ -56,6 +57,7 @@ class Result:
         peak_memory: of the process, in bytes.
         kernel: what did the arithmetic, for people; it does not show in the output.
         non_finite: names of the tensors with NaN or infinity that was let through.
+        notes: what is worth knowing of the checkpoints, as their tensors show it, and no reason to warn.
         manifests: that of each output, its tensors left out.
     """
 
@@ -70,6 +72,7 @@ class Result:
     kernel: str
     non_finite: tuple[str, ...]
     manifests: Sequence[Manifest] = ()
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return the result in one line: what was written, of how much, how fast."""
@@ -112,7 +115,8 @@ def average(
         max_memory: most bytes of memory of the process, as "200MB". It does not show in the output.
         force: replace an output that is there.
         manifest: write a manifest and sums next to a file, or into a folder.
-        checksum: put the sums of all that is read into the manifest, too.
+        checksum: put the sums of all that is read into the manifest, too, and check those that files of torch.save
+            hold.
         progress: is called with the bytes read so far, and in all, now and then.
         form: `dtype`, `max_shard_size` and `allow_non_finite`; see `OutputKeywords`.
 
@@ -148,6 +152,7 @@ def perform(
     sizes = buffer_sizes(job, threads, max_memory)
     check_twins(job.plans)
     check_alphas(job.checkpoints)
+    notes = check_stored_sums(job.checkpoints, sizes.threads) if recording.checksum else []
     record = _record(job, recording, sizes.threads) if job.manifest else None
     with location(job.target.path).staging() as staging:
         folders = [make_folder(staging, job.target, output.target) for output in job.outputs]
@@ -172,6 +177,7 @@ def perform(
         str(chosen_kernel()),
         tuple(sorted(set().union(*(non_finite.let_through for non_finite in folded.non_finite)))),
         manifests,
+        tuple(notes),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
@@ -82,6 +82,24 @@ class Progress:
     batch_in_epoch: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """Bytes of a file for which the file itself has a checksum.
+
+    Attributes:
+        tensor: the name of a tensor that lies in them.
+        source: the file, or a region of it.
+        start, size: where in `source` the bytes are.
+        checksum: their CRC-32 by the file; 0 where its writer computed none.
+    """
+
+    tensor: str
+    source: ByteSource
+    start: int
+    size: int
+    checksum: int
+
+
 class Tensors(Protocol):
     """A set of named tensors that can be read by range: what each container format provides.
 
@@ -101,6 +119,9 @@ class Tensors(Protocol):
 
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`, relative to the checkpoint's folder."""
+
+    def stored_records(self) -> Iterator[StoredRecord]:
+        """Yield the stored records in which the tensors lie, where the format has a checksum for each."""
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes of tensor `name` from byte `start`, in C order.

@@ -129,7 +129,8 @@ release.safetensors.sha256."""
         bool,
         Option(
             "--checksum",
-            help="Put the sums of all that is read into the manifest, not only a fingerprint of each input.",
+            help="Put the sums of all that is read into the manifest, not only a fingerprint of each input, and check "
+            "the ones that files of torch.save hold.",
             rich_help_panel=RELEASE,
         ),
     ] = False

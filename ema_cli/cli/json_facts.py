@@ -205,6 +205,7 @@ def _result_facts(result: Result) -> Facts:
         "peak_memory_bytes": result.peak_memory,
         "kernel": result.kernel,
         "non_finite": list(result.non_finite),
+        "notes": list(result.notes),
     }
 
 
@@ -222,6 +223,7 @@ def verified_facts(verified: Verified) -> Facts:
         "tensors": verified.tensors,
         "bytes": verified.nbytes,
         "problems": list(verified.problems),
+        "notes": list(verified.notes),
         "against": asdict(verified.against) if verified.against is not None else None,
     }
 

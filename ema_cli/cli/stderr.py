@@ -37,6 +37,11 @@ def warnings(messages: Sequence[str]) -> None:
         annotate_warnings([message])
 
 
+def notes(texts: Sequence[str]) -> None:
+    """Print what is worth knowing and no reason to warn."""
+    lines([f"note: {text}" for text in texts])
+
+
 def lines(texts: Sequence[str]) -> None:
     """Print texts, each on a line of its own."""
     for text in texts:

@@ -63,6 +63,7 @@ class TextPrinter(Printer):
         plans, result = averaged.plans, averaged.result
         if not self.quiet:
             stderr.warnings(result.warnings)
+            stderr.notes(result.notes)
             several = len(plans) > 1
             annotate_warnings(sentences.all_warnings(plans) if several else [])  # they are on the lines of the plans
             advice = sentences.advice(plans) if several else []
@@ -88,5 +89,6 @@ class TextPrinter(Printer):
         for verified in averages:
             print_line(sentences.verified_line(verified))
             stderr.lines(sentences.problem_lines(verified) if several else [])
+            stderr.notes(verified.notes)
         if problem is not None:
             stderr.error(problem)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Tensors, TensorSpec, shared
+from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, StoredRecord, Tensors, TensorSpec, shared
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import read_json
 from ema_cli.storage.location import location
@@ -46,6 +46,10 @@ class ShardedTensors:
         """Return the name of the file that holds tensor `name`."""
         return self.parts[self.part_of[name]].shard(name)
 
+    def stored_records(self) -> Iterator[StoredRecord]:
+        """Yield the stored records of all parts."""
+        return (record for part in self.parts for record in part.stored_records())
+
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`."""
         self.parts[self.part_of[name]].read_into(name, start, out)
@@ -81,6 +85,10 @@ class PlacedTensors:
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`, with its folder."""
         return f"{self.folder}/{self.tensors.shard(self._inner(name))}"
+
+    def stored_records(self) -> Iterator[StoredRecord]:
+        """Yield the stored records of the tensors."""
+        return self.tensors.stored_records()
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ema_cli.checkpoint import TensorSpec
+from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
 from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
 from ema_cli.folding.sink import TensorRange
@@ -86,6 +87,7 @@ def _compare(
     job = _job(replay, snapshot.published)
     comparison = _Comparison(_places(snapshot))
     problems = comparison.expect(job.outputs[0])
+    notes = [] if sample else check_stored_sums(job.checkpoints, threads)
     record = Record(
         job.checkpoints,
         job.options,
@@ -123,7 +125,7 @@ def _compare(
         tensors_different=len(different),
         bytes_different=sum(difference.nbytes for difference in different.values()),
     )
-    return replace(_with_problems(verified, problems), against=against)
+    return replace(_with_problems(verified, problems), against=against, notes=tuple(notes))
 
 
 def _with_problems(verified: Verified, problems: Sequence[str]) -> Verified:

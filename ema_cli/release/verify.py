@@ -37,11 +37,12 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A snapshot of an average, its problems, and its comparison with the checkpoints if one was made."""
+    """A snapshot of an average, its problems, its comparison with the checkpoints if one was made, and notes."""
 
     snapshot: Snapshot
     problems: tuple[str, ...]
     against: Against | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def published(self) -> Published:

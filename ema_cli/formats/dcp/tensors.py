@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 
-from ema_cli.checkpoint import Tensors, TensorSpec, shared
+from ema_cli.checkpoint import StoredRecord, Tensors, TensorSpec, shared
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.dcp.pieces import Piece, StoredTensor, find_clash
 from ema_cli.formats.dcp.records import RecordReader
@@ -76,6 +76,13 @@ class DcpTensors:
     def shard(self, name: str) -> str:
         """Return the name of the file that holds the first piece of tensor `name`."""
         return self._record(self.first[name])[0].path.name if self.pieces[name] else ""
+
+    def stored_records(self) -> Iterator[StoredRecord]:
+        """Yield the records of all pieces: each piece is a small archive of its own."""
+        for name, pieces in self.pieces.items():
+            for number, piece in enumerate(pieces, self.first[name]):
+                for record in self._open(name, piece, number).stored_records():
+                    yield replace(record, tensor=name)
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`."""

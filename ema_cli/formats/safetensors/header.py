@@ -6,7 +6,7 @@ Stricter than the official reader: no duplicate keys, no space before the header
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +18,7 @@ from ema_cli.checkpoint import (
     MAX_ELEMENTS,
     MAX_TENSORS,
     SpecTable,
+    StoredRecord,
     Tensors,
     TensorSpec,
     check_tensor_name,
@@ -67,6 +68,10 @@ class SafetensorsTensors:
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
         return self.file.path.name
+
+    def stored_records(self) -> Iterator[StoredRecord]:
+        """Yield nothing: the format has no checksums."""
+        return iter(())
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ema_cli.checkpoint import MAX_TENSORS, SpecTable, Tensors, TensorSpec, check_tensor_name, shared
+from ema_cli.checkpoint import MAX_TENSORS, SpecTable, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.dtypes import TORCH_DTYPES, DType
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
@@ -186,6 +186,13 @@ class TorchTensors:
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
         return self.source.path.name
+
+    def stored_records(self) -> Iterator[StoredRecord]:
+        """Yield the records of the storages; none in a file of the old format, which has no checksums."""
+        from ema_cli.formats.torch_save.zip_records import records_at
+
+        names = [name for name, spec in self.specs.items() if spec.count]
+        return records_at(self.source, {name: self.offsets[self.numbers[name]] for name in names})
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`, gathering it where it is strided."""

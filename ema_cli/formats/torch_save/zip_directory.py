@@ -35,6 +35,7 @@ class ZipEntry:
         size: the size of its bytes in the file.
         header_offset: the byte of the file at which its local header begins.
         compressed: whether its bytes are compressed.
+        checksum: their CRC-32; 0 where the writer computed none.
         end: the byte at which the next entry, or the directory, begins.
     """
 
@@ -42,6 +43,7 @@ class ZipEntry:
     size: int
     header_offset: int
     compressed: bool = False
+    checksum: int = 0
     end: int = 0
 
 
@@ -137,7 +139,9 @@ def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
 
 def _read_central(file: ByteSource, directory: bytes, position: int) -> tuple[ZipEntry, int]:
     fields = CENTRAL.unpack_from(directory, position)
-    signature, _, _, flags, method, _, _, _, stored, size, name_length, extra_length, comment_length = fields[:13]
+    signature, _, _, flags, method, _, _, checksum, stored, size, name_length, extra_length, comment_length = fields[
+        :13
+    ]
     header_offset = fields[16]
     begin = position + CENTRAL.size
     end = begin + name_length + extra_length + comment_length
@@ -153,7 +157,7 @@ def _read_central(file: ByteSource, directory: bytes, position: int) -> tuple[Zi
     size, stored, header_offset = _resolve_64(extra, size, stored, header_offset)
     if size != stored and method == 0:
         raise CheckpointError(f"the zip entry '{name}' gives two sizes, {size} and {stored}", subject=file.path)
-    return ZipEntry(name, stored, header_offset, compressed=method != 0), end
+    return ZipEntry(name, stored, header_offset, compressed=method != 0, checksum=checksum), end
 
 
 def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tuple[int, int, int]:

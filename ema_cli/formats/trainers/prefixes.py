@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec, check_tensor_name, shared
+from ema_cli.checkpoint import Checkpoint, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.errors import CheckpointError, option
 from ema_cli.formats.trainers.names import AVERAGED_COUNT
 from ema_cli.storage.source import ByteSource
@@ -43,6 +43,10 @@ class Renamed:
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
         return self.tensors.shard(self.stored[name])
+
+    def stored_records(self) -> Iterator[StoredRecord]:
+        """Yield the stored records of the tensors."""
+        return self.tensors.stored_records()
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`."""
