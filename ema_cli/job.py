@@ -21,6 +21,7 @@ from ema_cli.planning.plan import Plan
 from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.same_model import check_same_model
 from ema_cli.runs.tensor_rules import check_averageable, copied_names
+from ema_cli.runs.ties import with_ties
 from ema_cli.runs.unread import Damaged
 from ema_cli.storage.checksums import Checksums
 from ema_cli.storage.location import location
@@ -74,8 +75,8 @@ class Job:
     @cached_property
     def bytes_to_read(self) -> int:
         """Return how many bytes of tensors enter."""
-        groups = make_groups(self.checkpoints, self.outputs[0].dtypes, self.copied)
-        return bytes_to_read(self.checkpoints, groups, WeightTable.of(self.weights).bases)
+        groups = make_groups(self._tied, self.outputs[0].dtypes, self.copied)
+        return bytes_to_read(self._tied, groups, WeightTable.of(self.weights).bases)
 
     @cached_property
     def bytes_to_write(self) -> int:
@@ -102,6 +103,11 @@ class Job:
         tables = [{entry.checkpoint: entry.weight for entry in plan.read} for plan in self.plans]
         return [[table.get(checkpoint, 0.0) for checkpoint in self.checkpoints] for table in tables]
 
+    @cached_property
+    def _tied(self) -> Sequence[Checkpoint]:
+        """Return the checkpoints with all names of the newest, also those that some only have tied to others."""
+        return [with_ties(checkpoint, self.checkpoints[-1]) for checkpoint in self.checkpoints]
+
     def fold(
         self,
         sinks: Sequence[Sink],
@@ -113,7 +119,7 @@ class Job:
     ) -> Folded:
         """Make all averages in one pass, the bytes of each plan into its sink; see `folding.fold.fold`."""
         return fold(
-            self.checkpoints,
+            self._tied,
             [Average(weights, sink) for weights, sink in zip(self.weights, sinks, strict=True)],
             self.outputs[0].dtypes,
             copied=self.copied,
@@ -226,7 +232,7 @@ def _kinds(plan: Plan, dtype: DType | None, copied: frozenset[str]) -> dict[str,
     tables = [entry.checkpoint.tensors.specs for entry in plan.read]
     distinct = list({id(specs): specs for specs in tables}.values())  # most checkpoints share one
     return {
-        name: (spec, {specs[name].dtype.name for specs in distinct} if name not in copied else None)
+        name: (spec, {specs[name].dtype.name for specs in distinct if name in specs} if name not in copied else None)
         for name, spec in written.items()
     }
 

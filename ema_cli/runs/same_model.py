@@ -11,7 +11,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import RunError, option
+from ema_cli.formats.trainers.adapters import BASE, may_be_one_base
 from ema_cli.runs.beside import kind_of
+from ema_cli.runs.ties import known_by_tie
 from ema_cli.text import plural
 
 _MAX_LINES = 3
@@ -81,12 +83,18 @@ def _differences(one: Checkpoint, other: Checkpoint, mixed_floats: bool, copied:
     settings, others_settings = one.adapter.values, other.adapter.values
     for setting in sorted({*settings, *others_settings} if settings != others_settings else ()):
         value, others_value = settings.get(setting), others_settings.get(setting)
-        if value != others_value:
+        is_base = setting.rpartition("/")[2] == BASE
+        if value != others_value and not (is_base and may_be_one_base(value, others_value)):
             yield f"{one.name}: its {setting} is {value}, but {others_value} in {other.name}"
     ours, theirs = one.tensors.specs, other.tensors.specs
     if ours is theirs:
         return
+    tied: Collection[str] = ()
+    if ours.keys() != theirs.keys():
+        tied = {*known_by_tie(one.tensors, other.tensors), *known_by_tie(other.tensors, one.tensors)}
     for name in (*ours, *(name for name in theirs if name not in ours)):
+        if name in tied:
+            continue
         spec, others_spec = ours.get(name), theirs.get(name)
         if name not in copied and not _same_spec(spec, others_spec, mixed_floats):
             yield _sentence(name, one, other)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.formats.trainers.adapters import BASE
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
 from ema_cli.runs.tensor_rules import copied_names, refusals, tensor_notes
+from ema_cli.runs.ties import tie_notes
 
 _T = TypeVar("_T")
 
@@ -34,8 +36,20 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
         for checkpoint, notes in zip(checkpoints, by_specs(checkpoints, tensor_notes), strict=True)
         for note in notes
     ]
+    noted += [*tie_notes(checkpoints), *_base_notes(checkpoints)]
     warnings += [f"{names}: {text}" for text, names in grouped([*averaged, *noted])]
     return warnings
+
+
+def _base_notes(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, str]]:
+    """Return a note for each adapter that names another place for the model that it adapts than the newest does."""
+    newest = checkpoints[-1].adapter.values if checkpoints else {}
+    return [
+        (f"its {name} is {value}, but {newest[name]} in {checkpoints[-1].name}; is it the same model?", checkpoint.name)
+        for checkpoint in checkpoints
+        for name, value in checkpoint.adapter.values.items()
+        if name.rpartition("/")[2] == BASE and name in newest and newest[name] != value
+    ]
 
 
 def refusal_warnings(checkpoint: Checkpoint, patterns: Sequence[str]) -> list[str]:

@@ -14,7 +14,10 @@ from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.storage.location import location
 
-_FROM_JAX = "export the parameters as safetensors first; a JAX array is np.asarray(x) to safetensors.numpy.save_file"
+# safetensors.numpy writes an array that is not contiguous, such as a transposed one, with its numbers in wrong places.
+_FROM_JAX = (
+    "export the parameters as safetensors first: safetensors.numpy.save_file, each array x as np.ascontiguousarray(x)"
+)
 _FROM_TF = "load the model in its framework and save its weights as safetensors or with torch.save first"
 _FOLDERS = {
     "metadata.pkl": (

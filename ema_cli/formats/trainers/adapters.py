@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from ema_cli.storage.source import InputFile
 
 _CONFIG = "adapter_config.json"
 _MAX_CONFIG_BYTES = 16 << 20
+BASE = "base_model_name_or_path"
+_ON_HUB = re.compile(r'"[\w.-]+(?:/[\w.-]+)?"', re.ASCII)  # as text in JSON; any other text is a path
 # Fields of PEFT's configuration that change what the stored tensors mean.
 _FIELDS = (
     "peft_type", "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
     "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "fan_in_fan_out", "target_parameters",
-    "exclude_modules", "layer_replication", "lora_bias", "trainable_token_indices", "base_model_name_or_path",
-    "revision",
+    "exclude_modules", "layer_replication", "lora_bias", "trainable_token_indices", BASE, "revision",
     "init_lora_weights",  # some ways change the base model, and A and B fit only that
 )  # fmt: skip
 
@@ -35,6 +37,19 @@ def adapter_settings(folder: Path) -> tuple[dict[str, str], tuple[InputFile, ...
 def config_settings(config: Mapping[str, object]) -> dict[str, str]:
     """Return the settings in PEFT's configuration as text."""
     return _as_text({name: config.get(name) for name in _FIELDS})
+
+
+def may_be_one_base(one: str | None, other: str | None) -> bool:
+    """Return whether two settings of `BASE` may mean one model: paths say nothing, names on the Hub their last part."""
+    if one is None or other is None:
+        return one == other
+    if not (_ON_HUB.fullmatch(one) and _ON_HUB.fullmatch(other)):
+        return True
+    return _last_part(one) == _last_part(other)
+
+
+def _last_part(text: str) -> str:
+    return text.strip('"').rpartition("/")[2].lower()
 
 
 def header_settings(text: str) -> dict[str, str]:

@@ -6,12 +6,16 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
 
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
@@ -138,3 +142,16 @@ def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     assert isinstance(refusal(tmp_path / "none.pt"), CheckpointError)
     (tmp_path / "empty").mkdir()
     assert str(refusal(tmp_path / "empty")) == f"{tmp_path / 'empty'}: a folder without a checkpoint"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+def test_the_hint_for_jax_writes_what_is_there(dtype: str, tmp_path: Path) -> None:
+    """safetensors.numpy writes a transposed array wrongly, without an error, unless it is made contiguous first."""
+    (tmp_path / "_CHECKPOINT_METADATA").write_text("{}")
+    hint = refusal(tmp_path).hint or ""
+    made = re.search(r"np\.\w+\(x\)", hint)
+    assert made is not None
+    x = np.arange(6).reshape(2, 3).astype(dtype).T
+    save_numpy({"w": eval(made[0], {"np": np, "x": x})}, tmp_path / "w.safetensors")
+    assert "safetensors.numpy.save_file" in hint
+    assert np.array_equal(load_numpy(tmp_path / "w.safetensors")["w"], x)

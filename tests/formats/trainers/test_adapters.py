@@ -16,6 +16,7 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.formats.trainers.adapters import adapter_settings
 from ema_cli.runs.run import open_run
 from ema_cli.runs.same_model import check_same_model
+from ema_cli.runs.warnings import run_warnings
 
 # As PEFT 0.18 writes it.
 CONFIG = {
@@ -86,6 +87,22 @@ def test_a_setting_that_differs_is_named(field: str, tmp_path: Path) -> None:
         check_same_model(open_run([tmp_path / "run"]).checkpoints)
     assert f"checkpoint-5: its {field} is " in str(caught.value)
     assert " in checkpoint-9" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "base", ["/scratch/base", "/root/.cache/hub/models--org--base/snapshots/0af1", "./base", "mirror/Base", "base"]
+)
+def test_a_base_model_that_moved_is_asked_about(base: str, tmp_path: Path) -> None:
+    """A path does not tell which model is there: it is no reason to refuse a run, and is said."""
+    for step, name in ((5, base), (7, base), (9, "org/base")):
+        write(tmp_path / "run" / f"checkpoint-{step}", base_model_name_or_path=name)
+    run = open_run([tmp_path / "run"])
+    check_same_model(run.checkpoints)
+    (warning,) = [text for text in run_warnings(run, run.checkpoints) if "base_model" in text]
+    assert warning == (
+        f'checkpoint-5 and 1 more: its base_model_name_or_path is "{base}", but "org/base" in checkpoint-9; '
+        "is it the same model?"
+    )
 
 
 # What does not, or comes in any order.
