@@ -124,6 +124,10 @@ class Unfinished(IncompleteCheckpoint):
     """A checkpoint that its trainer itself marks as unfinished. A search passes it over."""
 
 
+CUT_SHORT = "it is still being written, or was cut short: wait, or bring a whole copy"
+"""The hint where a file ends too early: from the file alone nobody knows why."""
+
+
 class NoWeights(CheckpointError):
     """A readable file without model weights in it. A search passes it over, unless its name is a checkpoint's."""
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
+from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.dcp import directory as dcp_directory
 from ema_cli.formats.folders import deepspeed, parts, refused, several
 from ema_cli.formats.options import ReadOptions, one_model_error
@@ -66,6 +66,6 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
     if info.is_folder:
         raise CheckpointError("a folder without a checkpoint", subject=path, hint=WHAT_IS_READ)
     if info.is_file and info.size < 8:
-        raise IncompleteCheckpoint("is empty", subject=path, hint="its writer did not finish")
+        raise IncompleteCheckpoint("is empty", subject=path, hint=CUT_SHORT)
     location(path).open()  # which says so if it cannot be read at all
     raise NoWeights("not a checkpoint of a format that is read", subject=path, hint=WHAT_IS_READ)

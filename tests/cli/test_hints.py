@@ -38,11 +38,14 @@ def situation(make: Situation) -> Situation:
 
 def followed(words: list[str], hint: str) -> list[str]:
     """Return the command line changed as a hint says first: options left out, added, or given another value."""
-    for name, value in OPTION.findall(hint.partition(" or ")[0]):
+    first = OPTION.search(hint)
+    assert first is not None, hint
+    one_way = hint[: first.end()] + hint[first.end() :].partition(" or ")[0]
+    for name, value in OPTION.findall(one_way):
         if name in words:
             at = words.index(name)
             words = words[:at] + words[at + (1 if name in FLAGS else 2) :]
-        if "leave out" not in hint:
+        if "leave out -" not in hint:
             words = [*words, name] if name in FLAGS else [*words, name, *shlex.split(value)]
     return words
 
@@ -201,6 +204,23 @@ def a_number_of_which_unit(folder: Path) -> str:
 
 
 @situation
+def one_foreign_model(folder: Path) -> str:
+    """Somebody's pretrained file lies among the checkpoints."""
+    write_torch_run(folder / "run", [100, 200, 300])
+    torch.save({"model": {"other": torch.ones(3)}, "step": 250}, folder / "run" / "step-250.pt")
+    return "average run --half-life 100ba -o x.safetensors"
+
+
+@situation
+def a_damaged_checkpoint_in_the_middle(folder: Path) -> str:
+    """It was cut short when it was copied."""
+    write_torch_run(folder / "run", [100, 200, 300])
+    whole = (folder / "run" / "step-200.pt").read_bytes()
+    (folder / "run" / "step-200.pt").write_bytes(whole[: len(whole) // 2])
+    return "average run --half-life 100ba -o x.safetensors"
+
+
+@situation
 def epochs_that_go_back(folder: Path) -> str:
     """The run was resumed with more data."""
     write_hf_run(folder / "run", [100, 200, 300, 400])
@@ -241,6 +261,6 @@ def test_a_packed_checkpoint_is_unpacked_as_the_hint_says(cli: Cli, tmp_path: Pa
     packed.unlink()
     refused = cli("average", "my run", "--half-life", "100ba", "-o", "x.safetensors")
     assert refused.code == 3
-    command = refused.err.partition("hint:  ")[2].partition(": ")[2].strip()
+    command = refused.err.partition("hint:  unpack it: ")[2].partition("; or ")[0].strip()
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     assert cli("average", "my run", "--half-life", "100ba", "-o", "x.safetensors").code == 0

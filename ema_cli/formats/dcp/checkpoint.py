@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, option
+from ema_cli.errors import CUT_SHORT, CheckpointError, EmaError, IncompleteCheckpoint, option
 from ema_cli.formats.dcp.metadata import Metadata, read_metadata
 from ema_cli.formats.dcp.model import DcpModel, find_model
 from ema_cli.formats.dcp.pieces import Record, StoredTensor
@@ -144,7 +144,7 @@ def _check_record(folder: Path, name: str, record: Record, files: dict[str, Inpu
         raise IncompleteCheckpoint(
             f"cut short: '{name}' reaches to byte {record.start + record.size} of {files[record.file].size}",
             subject=folder / record.file,
-            hint="its writer did not finish",
+            hint=CUT_SHORT,
         )
 
 

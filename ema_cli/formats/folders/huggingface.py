@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ema_cli.checkpoint import Averages, Checkpoint, Pretrained
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
+from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.folders import refused
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
@@ -202,7 +202,7 @@ def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str
         if shard is None:
             raise CheckpointError("holds no model", subject=path)
         index = f"{SHARD.sub('', shard)}.{shard.rpartition('.')[2]}.index.json"
-        raise IncompleteCheckpoint(f"holds shards, but no {index}", subject=path, hint="its writer did not finish")
+        raise IncompleteCheckpoint(f"holds shards, but no {index}", subject=path, hint=CUT_SHORT)
     return next(iter(files.items()))
 
 

@@ -25,7 +25,7 @@ from ema_cli.checkpoint import (
     shared,
 )
 from ema_cli.dtypes import DTYPES, DType
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import parse_json, unique
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
@@ -214,7 +214,7 @@ def _check_contiguous(file: InputFile, data_start: int, spans: list[tuple[int, i
         raise IncompleteCheckpoint(
             f"cut short: {file.size} bytes of {data_start + position}",
             subject=file.path,
-            hint="its writer did not finish",
+            hint=CUT_SHORT,
         )
     if data_start + position < file.size:
         raise CheckpointError(f"{file.size - data_start - position} bytes follow the last tensor", subject=file.path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ema_cli.dtypes import TORCH_DTYPES
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights
+from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.pickles.unpickle import describe_storage, unpickle
 from ema_cli.formats.pickles.values import PickleEnds, PickleError, Storage
 from ema_cli.formats.torch_save.tensors import TorchFile
@@ -77,7 +77,7 @@ def _find_spans(
             raise IncompleteCheckpoint(
                 f"cut short: its storages take more than its {source.size} bytes",
                 subject=source.path,
-                hint="its writer did not finish",
+                hint=CUT_SHORT,
             )
         count = int.from_bytes(source.read(position, _COUNT_BYTES), "little", signed=True)
         if count != storage.count:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ema_cli.checkpoint import MAX_TENSORS
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint
 from ema_cli.storage.source import ByteSource
 
 END = struct.Struct("<4s4H2LH")
@@ -118,7 +118,7 @@ def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
         raise IncompleteCheckpoint(
             "cut short: the zip directory at its end is missing",
             subject=file.path,
-            hint="its writer did not finish",
+            hint=CUT_SHORT,
         )
     _, disk, _, _, count, size, start, _ = END.unpack_from(tail, at)
     end_offset = file.size - tail_size + at

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
+from ema_cli.errors import CUT_SHORT, CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.torch_save.zip_directory import data_offset, read_directory
 from ema_cli.storage.location import location
@@ -90,7 +90,7 @@ def test_an_archive_cut_anywhere_is_incomplete(tmp_path: Path) -> None:
         error = refusal(path)
         assert type(error) is IncompleteCheckpoint, length
         assert str(path) in str(error)
-        assert error.hint == "its writer did not finish"
+        assert error.hint == CUT_SHORT
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
