@@ -92,11 +92,11 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "Diffusers": [made.diffusers],
     "sentence-transformers": [made.sentence_transformers],
     "kohya's sd-scripts, musubi-tuner, ai-toolkit": [made.kohya, made.ai_toolkit],
+    "PEFT adapters": [made.peft],
+    "value heads, projectors": [made.value_head],
     "files of ranks": [
         made.ranks("step{}-rank{}.pt"),
         made.ranks("step-{}/consolidated.0{}.pth"),
         made.ranks("s-{}/{}.pt"),
     ],
-    "PEFT adapters": [made.peft],
-    "value heads, projectors": [made.value_head],
 }
