@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Unpack
 
 from ema_cli.comparing.stored_sums import check_stored_sums
-from ema_cli.comparing.twins import check_alphas, check_twins
+from ema_cli.comparing.twins import check_alphas, check_copies, check_twins
 from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
@@ -151,6 +151,8 @@ def perform(
     recording = recording or Recording()
     sizes = buffer_sizes(job, threads, max_memory)
     check_twins(job.plans)
+    for plan in job.plans:
+        check_copies(plan)
     check_alphas(job.checkpoints)
     notes = check_stored_sums(job.checkpoints, sizes.threads) if recording.checksum else []
     record = _record(job, recording, sizes.threads) if job.manifest else None

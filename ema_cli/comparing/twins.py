@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import RunError
+from ema_cli.errors import RunError, option
+from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.members import same_clock_error
+from ema_cli.runs.run import Run
+from ema_cli.runs.spacing import measure_spacing
 from ema_cli.runs.tensor_rules import is_adapter
+from ema_cli.text import plural
 
 _BLOCK_ELEMENTS = 1 << 17
 
@@ -24,6 +29,41 @@ def check_twins(plans: Sequence[Plan]) -> None:
         if different is not None:
             run = plans[0].run
             raise same_clock_error(run.root, run.checkpoints, kept, other, different)
+
+
+def check_copies(plan: Plan) -> None:
+    """Check that what was passed over for want of a clock is a copy of a checkpoint of the run, not its newest state.
+
+    A best one may be of any moment, and is none to miss.
+
+    Raises:
+        RunError: naming one that is equal to no checkpoint, unless the plan stops before the newest.
+    """
+    run = plan.run
+    if plan.recipe.stop is not None:
+        return
+    for unclocked in run.uncompared:
+        is_best = "best" in unclocked.name.lower()
+        if not is_best and all(first_different_tensor(each, unclocked) for each in reversed(run.checkpoints)):
+            others = plural(len(run.checkpoints), "checkpoint")
+            raise RunError(
+                f"records no clock, and is equal to none of {others}: it may be the newest",
+                subject=unclocked.path,
+                hint=f"leave it out: {option('exclude', unclocked.name)}{_as_newest(run)}",
+            )
+
+
+def _as_newest(run: Run) -> str:
+    """Return how a checkpoint without a clock is made the newest of a run: by the order of the names."""
+    if run.options.spacing is not None:
+        how = option("spacing", str(run.options.spacing))
+    else:
+        unit = run.units[0]
+        spacing = measure_spacing([checkpoint.clock(unit) or Fraction(0) for checkpoint in run.checkpoints])
+        if spacing is None:
+            return ""
+        how = f"{option('ignore_clocks', True)} and {option('spacing', str(Time(spacing.usual, unit)))}"
+    return f"; or let it be the newest: name all the files, with {how}"
 
 
 def check_alphas(checkpoints: Sequence[Checkpoint]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -113,7 +114,8 @@ def _filler(unit: Unit, known: Unit, convert: Callable[[Fraction], Fraction]) ->
 def space(checkpoints: Sequence[Checkpoint], spacing: Time, absent: Sequence[str] = ()) -> list[Checkpoint]:
     """Give the k-th checkpoint, in natural order of the names and from 1, the clock k x `spacing`.
 
-    Those that are `absent`, by name, are counted: they were saved, and do not enter.
+    A name without a number, as `final.pt`, comes last. Those that are `absent`, by name, are counted: they were saved,
+    and do not enter.
 
     Raises:
         UsageError: for a spacing of 0 or infinity.
@@ -130,7 +132,11 @@ def space(checkpoints: Sequence[Checkpoint], spacing: Time, absent: Sequence[str
         else:
             message, hint = f"{with_clock[0].name} does, {without.name} does not", "name those that do not"
         raise RunError(f"{option('spacing', f'{spacing}')}: {message} record a clock in {unit.plural}", hint=hint)
-    names = sorted({*absent, *(checkpoint.name for checkpoint in checkpoints)}, key=natural_key)
+    names = sorted({*absent, *(checkpoint.name for checkpoint in checkpoints)}, key=_name_order)
     clocks = {name: step * number for number, name in enumerate(names, 1)}
-    ordered = sorted(checkpoints, key=lambda checkpoint: natural_key(checkpoint.name))
+    ordered = sorted(checkpoints, key=lambda checkpoint: _name_order(checkpoint.name))
     return [_with_clock(checkpoint, unit, clocks[checkpoint.name], "spacing") for checkpoint in ordered]
+
+
+def _name_order(name: str) -> tuple[object, ...]:
+    return not re.search("[0-9]", name), natural_key(name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import IncompleteCheckpoint, RunError, option
 from ema_cli.formats.trainers.names import COPIES
+from ema_cli.runs.beside import holds_tensors_of
 from ema_cli.runs.search import PassedOver
 from ema_cli.storage.location import location
 from ema_cli.text import natural_key
@@ -55,34 +57,62 @@ def preference(checkpoint: Checkpoint) -> tuple[object, ...]:
     return unnumbered, location(checkpoint.path).info(follow=False).is_link, len(name), natural_key(name)
 
 
-def drop_unclocked_copies(
+@dataclass(frozen=True, slots=True)
+class Unclocked:
+    """A checkpoint without a clock that a search found beside those of a run.
+
+    Attributes:
+        checkpoint: may be a copy of one of them, or a newer one; an average tells by its tensors. None for a model
+            with other tensors.
+        passed_over: what is said of it.
+    """
+
+    checkpoint: Checkpoint | None
+    passed_over: PassedOver
+
+
+def drop_unclocked(
     checkpoints: list[Checkpoint], *, named: bool, spaced: bool
-) -> tuple[list[Checkpoint], list[PassedOver]]:
-    """Drop final models and other copies without a clock from a run whose checkpoints have one, or are `spaced`.
+) -> tuple[list[Checkpoint], list[Unclocked]]:
+    """Drop final models and others without a clock from a run whose checkpoints have one, or are `spaced`.
 
     Checkpoints that the user `named` are never dropped.
+
+    Raises:
+        RunError: for one with a number in its name that records no clock, where others do; and for averages.
     """
     clocked = [checkpoint for checkpoint in checkpoints if checkpoint.progress.clocks]
-    kept, dropped = [], []
+    numbered = [checkpoint for checkpoint in checkpoints if not _has_name_of_copy(checkpoint)]
+    run = clocked or numbered
+    kept: list[Checkpoint] = []
+    dropped: list[Unclocked] = []
     for checkpoint in checkpoints:
-        last = checkpoint.name.rpartition("/")[2]
-        reason = "a copy, as its name says" if COPIES.search(checkpoint.name) else "its name has no number"
-        is_copy = not named and (bool(COPIES.search(checkpoint.name)) or not re.search(r"[0-9]", last))
-        if checkpoint.progress.clocks or not (clocked or (spaced and is_copy)):
+        is_copy = not named and _has_name_of_copy(checkpoint)
+        if checkpoint.progress.clocks or not (clocked or (spaced and is_copy and numbered)):
             kept.append(checkpoint)
         elif checkpoint.averaged:
             raise averaged_error(checkpoint)
+        elif not named and not holds_tensors_of(run[-1].tensors.specs, checkpoint.tensors.specs):
+            reason = f"records no clock, and has other tensors than {run[-1].name}"
+            dropped.append(Unclocked(None, PassedOver(checkpoint.name, reason, warn=True)))
         elif is_copy:
-            dropped.append(PassedOver(checkpoint.name, "records no clock" if clocked else reason, warn=True))
+            reason = "records no clock; an average compares it with the others"
+            dropped.append(Unclocked(checkpoint, PassedOver(checkpoint.name, reason, warn=True)))
         elif spaced:
             kept.append(checkpoint)  # `space` raises the error that some record a clock and some do not
         else:
             raise RunError(
                 f"records no clock, but {clocked[0].name} does",
                 subject=checkpoint.path,
-                hint=f"name the checkpoints to average, or those without a clock together with {option('spacing')}",
+                hint=f"leave it out: {option('exclude', checkpoint.name)}; or name the checkpoints to average, or "
+                f"those without a clock together with {option('spacing')}",
             )
-    return (kept, dropped) if kept else (checkpoints, [])
+    return kept, dropped
+
+
+def _has_name_of_copy(checkpoint: Checkpoint) -> bool:
+    last = checkpoint.name.rpartition("/")[2]
+    return bool(COPIES.search(checkpoint.name)) or not re.search(r"[0-9]", last)
 
 
 def averaged_error(checkpoint: Checkpoint) -> RunError:

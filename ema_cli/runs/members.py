@@ -78,14 +78,18 @@ def _check_one_model(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
     moments: dict[str, dict[str, Checkpoint]] = {}
     for checkpoint in checkpoints:
         component = component_of(root, checkpoint.path)
-        if component is not None:
+        if component is not None and checkpoint.path.parent != root:
             moment = stem(checkpoint.path.as_posix()).removesuffix(component)
             moments.setdefault(moment, {})[component] = checkpoint
-    several = [each for each in moments.values() if len({frozenset(one.tensors.specs) for one in each.values()}) > 1]
+    several = [each for each in moments.values() if _are_several_models(list(each.values()))]
     if 2 * len(several) > len(moments):
         names = list(dict.fromkeys(name for each in several for name in each))
         largest = max(several[-1], key=lambda name: several[-1][name].nbytes)
         raise several_models_error(root, names, "model" if "model" in names else largest)
+
+
+def _are_several_models(checkpoints: Sequence[Checkpoint]) -> bool:
+    return _is_one_moment(checkpoints) and len({frozenset(each.tensors.specs) for each in checkpoints}) > 1
 
 
 def several_runs_error(runs: Mapping[Path, int]) -> UsageError:

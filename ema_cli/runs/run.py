@@ -23,7 +23,7 @@ from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name, name_c
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.clocks import settle_clocks, space
 from ema_cli.runs.empty_models import check_has_elements
-from ema_cli.runs.entering import drop_aliases, drop_unclocked_copies, drop_unmarked, preference, unmarked_error
+from ema_cli.runs.entering import drop_aliases, drop_unclocked, drop_unmarked, preference, unmarked_error
 from ema_cli.runs.members import check_one_run, component_of, several_runs_error
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
@@ -46,6 +46,8 @@ class Run:
         notes: the inferences that a user should know.
         options: how it was opened.
         damaged: checkpoints that cannot be read, though they should enter: an average stops at the first.
+        uncompared: checkpoints of the same model without a clock, which are passed over as copies: an average stops
+            at the first that may be newer than all others.
     """
 
     root: Path
@@ -55,6 +57,7 @@ class Run:
     notes: tuple[str, ...] = ()
     options: OpenOptions = field(default_factory=OpenOptions)
     damaged: tuple[Damaged, ...] = ()
+    uncompared: tuple[Checkpoint, ...] = ()
 
     def __repr__(self) -> str:
         """Return the run in one line: how many checkpoints, from which clock to which."""
@@ -156,14 +159,15 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
         rest.passed_over += [passed for passed in search.passed_over if passed.warn] if search else []
     opened, aliases = drop_aliases(opened)
     checkpoints, notes = settle_clocks(opened, options.epoch_length)
-    checkpoints, unclocked = drop_unclocked_copies(checkpoints, named=named, spaced=options.spacing is not None)
+    checkpoints, unclocked = drop_unclocked(checkpoints, named=named, spaced=options.spacing is not None)
     if options.spacing is not None:
         checkpoints = space(checkpoints, options.spacing, rest.absent)
     notes += _unmatched_exclusions(options, rest.passed_over)
     notes += _unmatched_patterns(checkpoints, read)
     ordered, units, falls = order_checkpoints(checkpoints)
-    all_passed_over = (*rest.passed_over, *aliases, *unclocked)
-    return Run(root, ordered, units, all_passed_over, (*notes, *falls), options, tuple(rest.damaged))
+    all_passed_over = (*rest.passed_over, *aliases, *(each.passed_over for each in unclocked))
+    uncompared = tuple(each.checkpoint for each in unclocked if each.checkpoint is not None)
+    return Run(root, ordered, units, all_passed_over, (*notes, *falls), options, tuple(rest.damaged), uncompared)
 
 
 def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:

@@ -172,8 +172,10 @@ class Search:
                     hint="name the files of one of the two",
                 )
             for file in kind:
-                warn = has_clock or bool(re.search("[0-9]", file.name))
-                self.pass_over(file, "beside the folder's own model", warn=warn)
+                if has_clock or not re.search("[0-9]", file.name):
+                    self.pass_over(file, "beside the folder's own model", warn=has_clock)
+                else:
+                    self.pass_over(file, "beside a model, and its name has no clock", warn=True)
 
     def _is_searched(self, entry: Entry) -> bool:
         """Return whether the entry is a folder to search; note the reason if a folder is not."""

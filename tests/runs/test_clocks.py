@@ -227,8 +227,8 @@ def test_spacing_leaves_out_copies(tmp_path: Path):
     run = open_run([tmp_path], spacing=Time.parse("100ba"))
     assert clocks(run, BATCH) == [100, 200]
     assert {each.name: each.reason for each in run.passed_over} == {
-        "last.pt": "a copy, as its name says",
-        "model_best.pt": "a copy, as its name says",
+        "last.pt": "records no clock; an average compares it with the others",
+        "model_best.pt": "records no clock; an average compares it with the others",
     }
 
 

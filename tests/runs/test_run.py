@@ -20,6 +20,8 @@ from ema_cli.runs.run import Run, open_run
 from ema_cli.runs.same_model import check_same_model, first_differences
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
 
+COMPARED = "records no clock; an average compares it with the others"
+
 
 def save(path: Path, seed: int = 1, **fields: Any) -> Path:
     """Write `{"model": ..., **fields}`."""
@@ -153,7 +155,7 @@ def test_a_copy_without_a_clock_is_passed_over(tmp_path: Path, name: str):
     save(tmp_path / name)
     run = open_run([tmp_path])
     assert names(run) == ["step-100.pt", "step-200.pt"]
-    assert [(each.name, each.reason, each.warn) for each in run.passed_over] == [(name, "records no clock", True)]
+    assert [(each.name, each.reason, each.warn) for each in run.passed_over] == [(name, COMPARED, True)]
 
 
 def test_a_final_folder_beside_checkpoints_is_passed_over(tmp_path: Path):
@@ -163,7 +165,7 @@ def test_a_final_folder_beside_checkpoints_is_passed_over(tmp_path: Path):
     (tmp_path / "final" / "trainer_state.json").unlink()
     run = open_run([tmp_path])
     assert names(run) == ["checkpoint-100", "checkpoint-200"]
-    assert passed_over(run) == {"final": "records no clock"}
+    assert passed_over(run) == {"final": COMPARED}
 
 
 def test_some_with_and_some_without_a_clock_is_an_error(tmp_path: Path):
@@ -180,7 +182,7 @@ def test_a_file_that_is_named_enters_or_is_an_error(tmp_path: Path):
     """A file that is named enters or is an error, though its name has no number: only a search passes things over."""
     alpha, beta = save(tmp_path / "alpha.pt"), save(tmp_path / "beta-2.pt")
     run = open_run([alpha, beta], spacing=Time.parse("100ba"))
-    assert [(each.name, each.clock(Unit.BATCH)) for each in run.checkpoints] == [("alpha.pt", 100), ("beta-2.pt", 200)]
+    assert [(each.name, each.clock(Unit.BATCH)) for each in run.checkpoints] == [("beta-2.pt", 100), ("alpha.pt", 200)]
     with pytest.raises(RunError, match=r"alpha\.pt: records no clock, but step-5\.pt does$"):
         open_run([alpha, save(tmp_path / "step-5.pt", step=5)])
 
