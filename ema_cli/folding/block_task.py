@@ -62,6 +62,9 @@ class BlockOutput:
 class Reader(Protocol):
     """Reads blocks of opened checkpoints."""
 
+    def offset(self, task: BlockTask, number: int) -> int:
+        """Return where in its file the block of a checkpoint begins; 0 where that is not known."""
+
     def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
         """Fill each row with the block of a checkpoint, as it is stored.
 
@@ -78,6 +81,12 @@ class CheckpointReader:
 
     def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
         self._checkpoints = checkpoints
+
+    def offset(self, task: BlockTask, number: int) -> int:
+        """Return where in its file the block of a checkpoint begins; 0 where that is not known."""
+        first = task.block.pieces[0]
+        place = self._checkpoints[number].tensors.locate(first.group.names[0])
+        return place[1] + task.block.dtypes[number].nbytes(first.start) if place is not None else 0
 
     def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
         """Fill each row with the block of a checkpoint."""
@@ -111,7 +120,7 @@ def _copy(task: BlockTask, reader: Reader, workspace: Workspace, aside: Aside) -
     block = task.block
     for base in task.weights.bases:
         dtype = block.dtypes[base]
-        data = workspace.stored(dtype.nbytes(block.count))
+        data = workspace.stored(dtype.nbytes(block.count), reader.offset(task, base))
         reader.read(task, [base], [data])
         non_finite = None
         if block.averaged and not workspace.is_finite(dtype, data):
@@ -127,7 +136,7 @@ def _average(task: BlockTask, reader: Reader, workspace: Workspace, aside: Aside
     sums = workspace.begin(SumSpec(block.count, block.dtypes, block.target, task.weights))
     for last in range(len(block.dtypes) - 1, -1, -task.rows):
         numbers = range(last, max(last - task.rows, -1), -1)
-        reader.read(task, numbers, sums.rows(numbers))
+        reader.read(task, numbers, sums.rows(numbers, [reader.offset(task, number) for number in numbers]))
         sums.add(numbers)
     for average in range(len(task.weights.rows)):
         non_finite = None

@@ -6,7 +6,7 @@ A thread sums up one block of all checkpoints, for one or several averages, in i
 
     sums = workspace.begin(spec)
     for numbers in [[5, 4, 3, 2], [1, 0]]:     # checkpoints, the newest first, a few at a time
-        ...                                    # read the stored bytes of each into its row of sums.rows(numbers)
+        ...                                    # read the stored bytes of each into its row of sums.rows(...)
         sums.add(numbers)
     for average in range(averages):
         if not sums.complete(average):         # a NaN, an infinity, or too large for the target
@@ -102,14 +102,17 @@ class NonFiniteElements:
 class BlockSums(Protocol):
     """The sums of one block, while checkpoints are added."""
 
-    def rows(self, numbers: Sequence[int]) -> list[memoryview]:
+    def rows(self, numbers: Sequence[int], offsets: Sequence[int]) -> list[memoryview]:
         """Return the memory for the stored bytes of these checkpoints' blocks: `dtype.nbytes(count)` for each.
 
-        `numbers`: at most `WorkspaceSize.rows` of them, falling, and going on where those before ended.
+        Args:
+            numbers: at most `WorkspaceSize.rows` of them, falling, and going on where those before ended.
+            offsets: where in its file each block begins, as far as that is known; 0 else. Memory that lies as the file
+                does, modulo 64, is filled faster.
         """
 
     def add(self, numbers: Sequence[int]) -> None:
-        """Add these checkpoints, whose bytes are in the rows, to the sums."""
+        """Add these checkpoints, whose bytes are in the rows that were last returned for them, to the sums."""
 
     def complete(self, average: int) -> bool:
         """Finish the sum of one average; return whether all of it is finite, and fits into the target."""
@@ -127,8 +130,8 @@ class Workspace(Protocol):
     def begin(self, spec: SumSpec) -> BlockSums:
         """Begin the sums of a block; those of the block before end."""
 
-    def stored(self, nbytes: int) -> memoryview:
-        """Return memory for a block that is copied as it is stored: at most a row."""
+    def stored(self, nbytes: int, offset: int) -> memoryview:
+        """Return memory for a block that is copied as it is stored: at most a row; `offset` as for `rows`."""
 
     def is_finite(self, dtype: DType, stored: memoryview) -> bool:
         """Return whether a stored block holds neither NaN nor infinity."""

@@ -49,7 +49,7 @@ def _averages(kernel: Kernel, spec: SumSpec, rows: Sequence[bytes]) -> list[byte
     nbytes = -(-spec.count * sum_bytes(spec.dtypes) // 64) * 64
     sums = kernel.workspace(WorkspaceSize(2, nbytes, len(_WEIGHTS.rows), len(_WEIGHTS.bases))).begin(spec)
     for numbers in ([2, 1], [0]):
-        for number, row in zip(numbers, sums.rows(numbers), strict=True):
+        for number, row in zip(numbers, sums.rows(numbers, [0] * len(numbers)), strict=True):
             row[:] = rows[number]
         sums.add(numbers)
     return [bytes(sums.encode(average)) for average in range(len(_WEIGHTS.rows)) if sums.complete(average)]

@@ -52,7 +52,7 @@ class NumpyWorkspace:
         """Begin the sums of a block."""
         return NumpySums(spec, self._buffers)
 
-    def stored(self, nbytes: int) -> memoryview:
+    def stored(self, nbytes: int, offset: int) -> memoryview:
         """Return memory for a block that is copied."""
         return self._buffers.bytes(nbytes).data
 
@@ -91,8 +91,8 @@ class NumpySums:
         self._begun: set[int] = set()  # averages with a sum so far
         self._finite: set[int] = set()
 
-    def rows(self, numbers: Sequence[int]) -> list[memoryview]:
-        """Return the memory for the stored bytes of these checkpoints' blocks."""
+    def rows(self, numbers: Sequence[int], offsets: Sequence[int]) -> list[memoryview]:
+        """Return the memory for the stored bytes of these checkpoints' blocks: numpy wants it aligned."""
         return [self._row(row, self._spec.dtypes[number]) for row, number in enumerate(numbers)]
 
     def _row(self, row: int, dtype: DType) -> memoryview:

@@ -35,15 +35,15 @@ class Made:
     non_finite: list[tuple[list[tuple[int, int]], list[int]] | None]
 
 
-def made(kernel: Kernel, spec: SumSpec, rows: Sequence[bytes], group: int) -> Made:
-    """Sum up a block, `group` checkpoints at a time."""
+def made(kernel: Kernel, spec: SumSpec, rows: Sequence[bytes], group: int, offset: int = 0) -> Made:
+    """Sum up a block, `group` checkpoints at a time, each `offset` bytes further in its file."""
     nbytes = -(-spec.count * sum_bytes(spec.dtypes) // 64) * 64
     averages = len(spec.weights.rows)
     workspace = kernel.workspace(WorkspaceSize(group, nbytes, averages, len(spec.weights.bases)))
     sums = workspace.begin(spec)
     for last in range(len(rows) - 1, -1, -group):
         numbers = range(last, max(last - group, -1), -1)
-        for number, memory in zip(numbers, sums.rows(numbers), strict=True):
+        for number, memory in zip(numbers, sums.rows(numbers, [offset * number for number in numbers]), strict=True):
             memory[:] = rows[number]
         sums.add(numbers)
     stored, non_finite = [], []
@@ -66,8 +66,8 @@ FLOATS = ["BF16", "F16", "F32", "F64"]
 
 
 @st.composite
-def blocks(draw: st.DrawFn) -> tuple[SumSpec, list[bytes], int]:
-    """A block of several checkpoints, its weights, and how many checkpoints are added at once."""
+def blocks(draw: st.DrawFn) -> tuple[SumSpec, list[bytes], int, int]:
+    """A block of several checkpoints, how many of them are added at once, and how far apart in memory they lie."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     number = draw(st.sampled_from([1, 2, 3, 5, 16, 17, 33, 40]))
     if draw(st.integers(0, 9)) == 0:
@@ -88,15 +88,15 @@ def blocks(draw: st.DrawFn) -> tuple[SumSpec, list[bytes], int]:
     dtypes = [DTYPES[name] for name in names]
     rows = rows_of_bits(random, dtypes, count, shape)
     spec = SumSpec(count, dtypes, DTYPES[target], WeightTable.of(weights.tolist()))
-    return spec, rows, draw(st.sampled_from([1, 2, 7, 16, 32]))
+    return spec, rows, draw(st.sampled_from([1, 2, 7, 16, 32])), draw(st.integers(0, 63))
 
 
 @every_variant
 @given(block=blocks())
-def test_every_bit_is_that_of_numpy(kernel: Kernel, block: tuple[SumSpec, list[bytes], int]):
-    """Any dtypes, lengths, numbers of rows, weights and values: the bytes and what is not finite are numpy's."""
-    spec, rows, group = block
-    assert made(kernel, spec, rows, group) == made(NUMPY, spec, rows, 4)
+def test_every_bit_is_that_of_numpy(kernel: Kernel, block: tuple[SumSpec, list[bytes], int, int]):
+    """Any dtypes, lengths, numbers of rows, places, weights and values: bytes and what is not finite are numpy's."""
+    spec, rows, group, offset = block
+    assert made(kernel, spec, rows, group, offset) == made(NUMPY, spec, rows, 4)
 
 
 @every_variant

@@ -32,7 +32,7 @@ class LoopSums:
     stored: list[bytearray] = field(default_factory=list)
     values: dict[int, list[float]] = field(default_factory=dict)
 
-    def rows(self, numbers: Sequence[int]) -> list[memoryview]:
+    def rows(self, numbers: Sequence[int], offsets: Sequence[int]) -> list[memoryview]:
         self.stored = [bytearray(self.spec.dtypes[number].nbytes(self.spec.count)) for number in numbers]
         return [memoryview(row) for row in self.stored]
 
@@ -70,7 +70,7 @@ class LoopWorkspace:
     def begin(self, spec: SumSpec) -> LoopSums:
         return LoopSums(spec)
 
-    def stored(self, nbytes: int) -> memoryview:
+    def stored(self, nbytes: int, offset: int) -> memoryview:
         return memoryview(bytearray(nbytes))
 
     def is_finite(self, dtype: DType, stored: memoryview) -> bool:
