@@ -212,6 +212,8 @@ class Checkpoint:
         files: all files that were read; none may change while they are averaged.
         format: the container, in words.
         averages: set where the tensors are averages already.
+        holds_both: whether it holds raw weights and averages, so that its contents say which these are.
+        resumable: whether it holds what its trainer needs to go on: it was not saved for its weights alone.
         mark: what ema-cli's mark in it says of how it was averaged; None where ema-cli did not make it.
         notes: what a user should know, in words.
         left_out: names of values among the tensors that are no tensors.
@@ -228,6 +230,8 @@ class Checkpoint:
     trainer: str | None = None
     progress: Progress = field(default_factory=Progress)
     averages: Averages | None = None
+    holds_both: bool = False
+    resumable: bool = False
     mark: Mapping[str, object] | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()

@@ -119,6 +119,8 @@ def averaged_error(checkpoint: Checkpoint) -> RunError:
     """Return the error that refuses a checkpoint of averages: a second average smooths twice."""
     if checkpoint.averages is not None and checkpoint.averages.has_raw:
         hint = "take the raw weights stored beside them with --weights raw, or average the averages with --weights ema"
+    elif checkpoint.averages is not None and not checkpoint.averages.sure:
+        hint = "--weights raw, if these are raw weights all the same; or average the averages with --weights ema"
     else:
         hint = "average the run's raw checkpoints, or these averages once more with --weights ema"
     return RunError(f"is averaged already: {checkpoint.averaged}", subject=checkpoint.path, hint=hint)

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ema_cli.checkpoint import Averages, Checkpoint
+from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import (
     EmaError,
     IncompleteCheckpoint,
+    NoSuchWeights,
     NoWeights,
     UsageError,
 )
-from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder, open_checkpoint
+from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name, name_clocks, names_in
 from ema_cli.law.time import Time, Unit
+from ema_cli.runs.called_averages import open_called, settle_called, sort_absent
 from ema_cli.runs.clocks import settle_clocks, space
 from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unclocked, drop_unmarked, preference, unmarked_error
@@ -178,7 +179,7 @@ def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkp
     """
     opened: list[Checkpoint] = []
     for name, path in paths.items():
-        _add(opened, replace(_open_one(path, options, averages=averages_by_name(path)), name=name))
+        _add(opened, replace(open_called(path, options, averages_by_name(path)), name=name))
     return opened
 
 
@@ -239,6 +240,7 @@ def _open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoin
     opened: list[Checkpoint] = []
     unread: list[Unread] = []
     excluded: list[PassedOver] = []
+    absent: dict[str, tuple[Path, NoSuchWeights]] = {}
     # The folder of a run may be called exp_ema for any reason; one called just ema holds averages.
     averages = IN_AVERAGES if folder.absolute().name.lower() == "ema" else None
     for path in (*search.weightless, *search.paths):
@@ -249,13 +251,19 @@ def _open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoin
         try:
             if path in search.weightless:
                 raise IncompleteCheckpoint("holds no weights", subject=path)
-            checkpoint = _open_one(path, options.read, averages=averages)
+            checkpoint = open_called(path, options.read, averages)
             if checkpoint.mark is not None:
                 search.pass_over(path, "averaged by ema-cli")
                 continue
             _add(opened, replace(checkpoint, name=name))
+        except NoSuchWeights as error:
+            absent[name] = path, error
         except EmaError as error:
             unread.append(Unread(name, path, error))
+    settled = settle_called(search, opened, options)
+    for checkpoint in settled.entering:
+        _add(opened, checkpoint)
+    excluded += [*settled.passed_over, *sort_absent(absent, opened, options.read)]
     check_one_run(folder, opened)
     opened, unmarked = drop_unmarked(opened)
     unread += [Unread(checkpoint.name, checkpoint.path, unmarked_error(checkpoint)) for checkpoint in unmarked]
@@ -290,7 +298,7 @@ def _open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list
                 subject=path,
                 hint="name one folder that holds a run, or checkpoints",
             )
-        _add(opened, replace(_open_one(path, options.read, averages=averages_by_name(path)), name=name))
+        _add(opened, replace(open_called(path, options.read, averages_by_name(path)), name=name))
     for unmarked in drop_unmarked(opened)[1]:
         raise unmarked_error(unmarked)
     if not opened:
@@ -309,11 +317,3 @@ def _add(opened: list[Checkpoint], checkpoint: Checkpoint) -> None:
     if not opened or checkpoint.tensors.specs is not opened[0].tensors.specs:
         check_has_elements(checkpoint)
     opened.append(checkpoint)
-
-
-def _open_one(path: Path, options: ReadOptions, *, averages: str | None) -> Checkpoint:
-    """Open a checkpoint. One whose name says that it holds `averages` holds them, unless the user chose the weights."""
-    if averages is None:
-        return open_checkpoint(path, options)
-    checkpoint = open_checkpoint(path, replace(options, weights=None))
-    return settle_averages(replace(checkpoint, averages=checkpoint.averages or Averages(averages)), options)

@@ -25,6 +25,7 @@ from ema_cli.storage.info import Entry, Identity
 from ema_cli.storage.location import location
 from ema_cli.text import natural_key
 
+AS_ITS_NAME_SAYS = "averages, as its name says"
 _MAX_DEPTH = 16
 _PARTS = tuple({*BASES, *BASES.values(), *EXTRAS})  # the first parts of the file names of a folder's own model
 _POINTER_BYTES = 4096
@@ -56,6 +57,7 @@ class Search:
         paths: what looks like a checkpoint.
         passed_over: what does not enter.
         weightless: folders that have a clock in their name, as checkpoints have, and hold no weights.
+        averages: files and folders that a name calls averages, with the checkpoints there: contents decide.
     """
 
     root: Path
@@ -63,6 +65,7 @@ class Search:
     paths: list[Path] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
     weightless: list[Path] = field(default_factory=list)
+    averages: dict[Path, list[Path]] = field(default_factory=dict)
     _visited: set[Identity | None] = field(default_factory=set)
 
     def visit(self, folder: Path, depth: int = 0, *, folders_only: bool = False) -> None:
@@ -87,12 +90,17 @@ class Search:
             # In a folder of the Hugging Face Trainer, DeepSpeed's folder only serves to resume.
             if self._is_searched(entry) and not (is_checkpoint and DEEPSPEED_TAG.search(entry.name))
         ]
+        called = [entry for entry in folders if AVERAGES_FOLDER.search(entry.name)]
+        folders = [entry for entry in folders if entry not in called]
         files = [] if folders_only else self._checkpoint_files(entries)
+        called_files = [path for path in files if AVERAGES_FILE.search(path.name)]
+        files = [path for path in files if path not in called_files]
         beside = Beside(folder, self.options) if is_checkpoint else None
         side_files = self._add_files(files, beside)
         for entry in folders:
             self.visit(entry.path, depth + 1, folders_only=is_checkpoint or folders_only)
         inside = self.paths[first:]
+        self._add_averages(called_files, called, depth + 1, are_parts=is_checkpoint or folders_only)
         if beside is not None:
             self._pass_over_side_files(side_files, beside, is_asked=folder == self.root and not inside)
         if beside is not None and _are_checkpoints(inside, beside):
@@ -187,10 +195,28 @@ class Search:
         if is_unfinished_name(entry.name):
             self.pass_over(entry.path, "unfinished, as its name says", warn=True)
             return False
-        if AVERAGES_FOLDER.search(entry.name):
-            self.pass_over(entry.path, "averages, as its name says")
-            return False
         return True
+
+    def _add_averages(self, files: list[Path], folders: list[Entry], depth: int, *, are_parts: bool) -> None:
+        """Add what a name calls averages; in the folder of a checkpoint these are its own, and passed over.
+
+        Args:
+            files: files of such names.
+            folders: folders of such names.
+            depth: the number of folders from the root to them.
+            are_parts: whether they are in the folder of a checkpoint.
+        """
+        for path in (*files, *(entry.path for entry in folders)):
+            if are_parts:
+                self.pass_over(path, AS_ITS_NAME_SAYS)
+                continue
+            inner = Search(self.root, self.options, _visited=self._visited)
+            if path in files:
+                inner.paths.append(path)
+            else:
+                inner.visit(path, depth)
+            if inner.paths:
+                self.averages[path] = inner.paths
 
     def _is_within(self, path: Path) -> bool:
         return location(path).resolve().is_relative_to(location(self.root).resolve())
@@ -204,9 +230,6 @@ class Search:
             self.pass_over(path, "unfinished, as its name says", warn=True)
             return False
         if not is_weights_name(name):
-            return False
-        if AVERAGES_FILE.search(name):
-            self.pass_over(path, "averages, as its name says")
             return False
         if RECOVERY.search(name):
             self.pass_over(path, "saved in the middle of an epoch, for recovery")

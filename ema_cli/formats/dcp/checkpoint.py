@@ -82,6 +82,8 @@ def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | 
         trainer=selection.trainer,
         progress=progress if progress and progress.clocks else reader.progress(),
         averages=selection.averages,
+        holds_both=selection.holds_both,
+        resumable=any(OTHERS.match(name) for name in metadata.tensors),
         notes=tuple(selection.notes),
         left_out=left_out,
     )

@@ -69,6 +69,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         files=(*files, *more),
         trainer=_trainer(names),
         progress=progress,
+        resumable=TRAINER_STATE in names,
         pretrained=Pretrained(base, path),
         adapter=dataclasses.replace(checkpoint.adapter, values={**checkpoint.adapter.values, **settings}),
     )

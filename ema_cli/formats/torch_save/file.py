@@ -76,6 +76,8 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
         trainer=selection.trainer,
         progress=progress,
         averages=Averages(MADE_HERE) if made_here else selection.averages,
+        holds_both=selection.holds_both,
+        resumable=selection.resumable,
         mark=opened.mark,
         notes=tuple(selection.notes),
         left_out=selection.left_out,

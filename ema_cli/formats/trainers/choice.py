@@ -26,6 +26,7 @@ def choose(selection: Selection, sets: Sets, options: ReadOptions) -> None:
     Raises:
         NoSuchWeights: where that is not there.
     """
+    selection.holds_both = sets.raw is not None and sets.averages is not None
     if sets.note:
         selection.notes.append(sets.note)
     if options.weights == "ema":

@@ -121,6 +121,8 @@ class Selection:
     Attributes:
         tensors: what is taken, by name.
         averages: set where these are averages although nobody asked for them.
+        holds_both: whether raw weights and averages are there.
+        resumable: whether what the trainer needs to go on is there.
         notes: what a user should know.
         left_out: names of values among the tensors that are no tensors.
         layout: the row of the table by which they were found, if it was one.
@@ -130,6 +132,8 @@ class Selection:
     tensors: StateDict
     progress: Progress
     averages: Averages | None = None
+    holds_both: bool = False
+    resumable: bool = False
     notes: list[str] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
     layout: Layout | None = None

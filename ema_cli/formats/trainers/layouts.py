@@ -18,6 +18,7 @@ OTHERS = re.compile(
     r"(?:optim\w*|opt|chained_\d+|lr_scheduler|scheduler|opt_param_scheduler|dataloader|train_state"
     r"|trainer_state|rng|rng_state|rerun_state_machine|(?:grad_)?scaler|ema|ema_optimizer)(?:[./]|$)"
 )
+OPTIMIZERS = re.compile(r"(?:optim\w*|opt|lr_schedulers?|schedulers?)$")
 
 _TIMESTAMP = "state/timestamp/Timestamp"
 COMPOSER = Layout(

@@ -18,6 +18,7 @@ from ema_cli.storage.location import location
 AVERAGED_COUNT = "n_averaged"  # beside the weights in torch's AveragedModel
 EXTRA_STATE = "_extra_state"  # the end of the name of a module's value that only its own code can read
 IN_AVERAGES = "it is in a folder of averages, by its name"
+NAME_SAYS_AVERAGES = "its name says averages"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".tgz")
 _COMPRESSED_SUFFIXES = (".zst", ".gz", ".lz4", ".bz2", ".xz", ".lzma", ".lzo")
 _NOT_WEIGHTS = (
@@ -31,11 +32,11 @@ PARTS = re.compile(r"-rank-\d+\.pt$|-shard\d+\.pt$|_fsdp_rank\d+\.bin$|\.distcp$
 COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final)(?:[-_.]|$)|model_best", re.IGNORECASE)
 RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
 AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$", re.IGNORECASE)
-# Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them. Not a
-# metric (val_ema_loss=0.1), and not our own outputs, which have a mark.
 # What averages are called inside an object: params_ema, ema_model, g_ema, swa_state_dict, model_avg.
 AVERAGES_KEY = re.compile(r"(?:^|[._-])(?:ema|swa|avg|averaged?|shadow|polyak)(?:[._-]|$)", re.IGNORECASE)
 FROM_ITERATIONS = re.compile(r"^iter_\d+\.pth$")  # what mmcv saves in the middle of an epoch, or without epochs
+# Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them. Not a
+# metric (val_ema_loss=0.1), and not our own outputs, which have a mark.
 _OWN = r"-(?:\d[\d.e]*|inf)(?:ba|ep|sp|tok)"
 AVERAGES_FILE = re.compile(
     rf"(?:^|[-_.])(?:(?:ema|swa)(?![a-z]|[-_a-z]*=|{_OWN})"
@@ -91,7 +92,7 @@ def averages_by_name(path: Path) -> str | None:
     else:
         in_folder = AVERAGES_FOLDER.search(path.parent.name) or path.parent.parent.name.lower() == "ema"
         if AVERAGES_FILE.search(path.name):
-            return "its name says averages"
+            return NAME_SAYS_AVERAGES
     return IN_AVERAGES if in_folder else None
 
 

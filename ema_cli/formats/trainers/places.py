@@ -14,7 +14,7 @@ from ema_cli.formats.trainers.averages import TEACHER, averages_at_top, model_of
 from ema_cli.formats.trainers.choice import choose
 from ema_cli.formats.trainers.elsewhere import joined_below, no_weights
 from ema_cli.formats.trainers.layout import Layout, Selection, Sets, StateDict, Unpickled
-from ema_cli.formats.trainers.layouts import LAYOUTS, OTHERS, PLAIN
+from ema_cli.formats.trainers.layouts import LAYOUTS, OPTIMIZERS, OTHERS, PLAIN
 from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.trainers.nested import (
     as_state_dict,
@@ -64,6 +64,7 @@ def select_tensors(root: Any, options: ReadOptions, file: Unpickled) -> Selectio
                 # The clocks are the trainer's all the same; whether these are averages, only the user knows.
                 selection = Selection(selection.trainer, chosen, selection.progress)
         selection.layout = layout
+        selection.resumable = selection.trainer is not None or any(map(_is_of_training, root.items()))
     _keep_tensors(selection, options)
     return selection
 
@@ -179,6 +180,12 @@ def _keep_tensors(selection: Selection, options: ReadOptions) -> None:
     if dropped:
         selection.notes.append(f"not tensors, left out: {quoted(dropped)}")
     selection.tensors, selection.left_out = kept, tuple(name for name in dropped if isinstance(name, str))
+
+
+def _is_of_training(item: tuple[object, object]) -> bool:
+    """Return whether an entry at the top is the state of an optimizer or a scheduler."""
+    name, value = item
+    return isinstance(name, str) and bool(OPTIMIZERS.match(name)) and isinstance(value, dict | list) and bool(value)
 
 
 def _is_extra_state(name: object) -> bool:

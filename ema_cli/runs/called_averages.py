@@ -1,0 +1,198 @@
+"""Decide what is raw and what is averages where only a name says so, or where the user says which set to take.
+
+Contents first: averages that are seen as such, raw weights beside which averages lie, a trainer's own checkpoint in a
+folder that happens to be called `ema`. Then the user: `--weights raw`. Names last, and what a name keeps out is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+
+from ema_cli.checkpoint import Averages, Checkpoint
+from ema_cli.errors import EmaError, NoSuchWeights
+from ema_cli.formats import open_checkpoint
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.trainers.choice import settle_averages
+from ema_cli.formats.trainers.names import COPIES, IN_AVERAGES, NAME_SAYS_AVERAGES, name_clocks
+from ema_cli.law.time import Time, Unit
+from ema_cli.runs.beside import kind_of
+from ema_cli.runs.options import OpenOptions
+from ema_cli.runs.search import AS_ITS_NAME_SAYS, PassedOver, Search
+from ema_cli.runs.unread import exclude
+from ema_cli.storage.location import location
+from ema_cli.text import plural
+
+
+@dataclass(slots=True)
+class Settled:
+    """What becomes of checkpoints that a name calls averages.
+
+    Attributes:
+        entering: those that enter the run.
+        passed_over: those that do not.
+    """
+
+    entering: list[Checkpoint] = field(default_factory=list)
+    passed_over: list[PassedOver] = field(default_factory=list)
+
+
+def open_called(path: Path, options: ReadOptions, called: str | None) -> Checkpoint:
+    """Open a checkpoint that a name may call averages.
+
+    Args:
+        path: where it is.
+        options: how it is read.
+        called: how a name says that it holds averages, None if none does.
+
+    Raises:
+        EmaError: as `open_checkpoint`.
+    """
+    if called is None:
+        return open_checkpoint(path, options)
+    plain = open_checkpoint(path, replace(options, weights=None))
+    if plain.averages is not None or plain.holds_both or (plain.resumable and called == IN_AVERAGES):
+        return plain if options.weights is None else open_checkpoint(path, options)
+    return settle_averages(replace(plain, averages=Averages(called, sure=False)), options)
+
+
+def settle_called(search: Search, opened: Sequence[Checkpoint], open_options: OpenOptions) -> Settled:
+    """Decide which of the paths that a name calls averages enter a run.
+
+    Args:
+        search: what was found; `averages` has those paths.
+        opened: the other checkpoints of the run.
+        open_options: how the run is opened.
+
+    Raises:
+        EmaError: where one of those that enter cannot be read.
+    """
+    settled, options = Settled(), open_options.read
+    by_name: dict[str, list[Checkpoint]] = {}
+    for what, all_paths in search.averages.items():
+        if (pattern := open_options.excluded_by(search.name(what))) is not None:
+            settled.passed_over.append(exclude(search.name(what), pattern))
+            continue
+        paths = [path for path in all_paths if open_options.excluded_by(search.name(path)) is None] or all_paths
+        is_folder = location(what).info().is_folder
+        called = IN_AVERAGES if is_folder else NAME_SAYS_AVERAGES
+        try:
+            newest = open_checkpoint(paths[-1], replace(options, weights=None))
+        except EmaError:
+            settled.passed_over.append(PassedOver(search.name(what), AS_ITS_NAME_SAYS, warn=True))
+            continue
+        newest = replace(newest, name=search.name(paths[-1]))
+        reason = _reason_against(newest, opened, options, is_folder=is_folder)
+        if reason == AS_ITS_NAME_SAYS and not is_folder:
+            by_name.setdefault(kind_of(newest.name), []).append(newest)
+            continue
+        if reason is not None:
+            is_known = newest.averages is not None
+            reason = reason if is_known else _folder_reason(newest, len(paths))
+            settled.passed_over.append(PassedOver(search.name(what), reason, warn=not is_known))
+            continue
+        # Where all files have such names and a trainer's state, it is for the user to say what they are.
+        is_raw = _is_raw(newest, opened, is_folder=is_folder) and (is_folder or bool(opened))
+        for path in paths:
+            checkpoint = replace(open_called(path, options, None if is_raw else called), name=search.name(path))
+            if is_raw and not is_folder and options.weights is None:
+                note = f"taken for raw weights, although {called}: it holds what its trainer needs to go on"
+                checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
+            settled.entering.append(checkpoint)
+    for kind in by_name.values():
+        settled.passed_over += _pass_over_by_name(kind, opened)
+    return settled
+
+
+def _reason_against(
+    newest: Checkpoint, opened: Sequence[Checkpoint], options: ReadOptions, *, is_folder: bool
+) -> str | None:
+    """Return why what a name calls averages does not enter, None if it does."""
+    if newest.mark is not None:
+        return "averaged by ema-cli"
+    if options.weights == "ema" and not (newest.holds_both or (newest.resumable and is_folder)):
+        return None if _clocks(newest) or not opened else AS_ITS_NAME_SAYS
+    if newest.averages is not None:
+        return f"averages: {newest.averaged}" if opened else None
+    if _is_raw(newest, opened, is_folder=is_folder) or not opened:
+        return None
+    is_believed = options.weights == "raw" and not is_folder and _has_own_clock(newest, opened)
+    return None if is_believed else AS_ITS_NAME_SAYS
+
+
+def _is_raw(newest: Checkpoint, opened: Sequence[Checkpoint], *, is_folder: bool) -> bool:
+    """Return whether contents show raw weights; two files of one clock are the raw weights and their averages."""
+    return newest.holds_both or (newest.resumable and (is_folder or _has_own_clock(newest, opened)))
+
+
+def _has_own_clock(newest: Checkpoint, opened: Sequence[Checkpoint]) -> bool:
+    return bool(_clocks(newest)) and not any(_at_one_clock(newest, each) for each in opened)
+
+
+def _folder_reason(newest: Checkpoint, count: int) -> str:
+    clocks = _shown_clocks(newest)
+    return f"{AS_ITS_NAME_SAYS} ({plural(count, 'checkpoint')}{f', the newest at {clocks}' if clocks else ''})"
+
+
+def _pass_over_by_name(kind: Sequence[Checkpoint], opened: Sequence[Checkpoint]) -> list[PassedOver]:
+    """Pass over files of one kind that nothing but their names call averages; say how far they go, and the way in."""
+    newest = max(kind, key=lambda each: sorted(_clocks(each).values()))
+    reason, clocks = AS_ITS_NAME_SAYS, _shown_clocks(newest)
+    if clocks:
+        ahead = ", newer than all that enter" if all(_is_older(each, newest) for each in opened) else ""
+        reason += f" ({'up to' if len(kind) > 1 else 'at'} {clocks}{ahead}; raw weights with --weights raw)"
+    return [PassedOver(each.name, reason, warn=True) for each in kind]
+
+
+def _shown_clocks(checkpoint: Checkpoint) -> str:
+    return ", ".join(str(Time(value, unit)) for unit, value in _clocks(checkpoint).items())
+
+
+def sort_absent(
+    absent: Mapping[str, tuple[Path, NoSuchWeights]], opened: Sequence[Checkpoint], options: ReadOptions
+) -> list[PassedOver]:
+    """Return the checkpoints without the weights that were asked for, where a run goes without them.
+
+    It does without a copy that has no clock, without the raw checkpoint whose averages lie beside it, and without
+    those that are older than all that have averages: those had not begun.
+
+    Args:
+        absent: by name, their paths and the errors that refuse them.
+        opened: the checkpoints that have those weights.
+        options: how they are read.
+
+    Raises:
+        NoSuchWeights: for any other.
+    """
+    passed_over = []
+    for name, (path, error) in absent.items():
+        checkpoint = replace(open_checkpoint(path, replace(options, weights=None)), name=name)
+        last = name.rpartition("/")[2]
+        is_copy = not _clocks(checkpoint) and bool(COPIES.search(name) or not any(map(str.isdigit, last)))
+        is_older = bool(opened) and all(_is_older(checkpoint, each) for each in opened)
+        has_partner = any(_at_one_clock(checkpoint, each) for each in opened)
+        if not opened or not (is_copy or has_partner or (is_older and options.weights == "ema")):
+            raise error
+        reason = f"{error.fact}, which are older than all that do" if is_older and not is_copy else error.fact
+        passed_over.append(PassedOver(name, reason, warn=not has_partner))
+    return passed_over
+
+
+def _clocks(checkpoint: Checkpoint) -> dict[Unit, Fraction]:
+    """Return the clocks of a checkpoint before those of the run are settled: recorded ones, else those of its name."""
+    clocks = {**name_clocks(checkpoint.name).clocks, **checkpoint.progress.clocks}
+    return {unit: clock.value for unit, clock in clocks.items()}
+
+
+def _at_one_clock(one: Checkpoint, other: Checkpoint) -> bool:
+    mine, theirs = _clocks(one), _clocks(other)
+    units = mine.keys() & theirs.keys()
+    return bool(units) and all(mine[unit] == theirs[unit] for unit in units)
+
+
+def _is_older(one: Checkpoint, other: Checkpoint) -> bool:
+    mine, theirs = _clocks(one), _clocks(other)
+    units = mine.keys() & theirs.keys()
+    return bool(units) and all(mine[unit] < theirs[unit] for unit in units)
