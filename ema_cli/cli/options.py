@@ -205,7 +205,8 @@ class ModelOptions:
         str | None,
         Option(
             metavar="NAME",
-            help="Which model, where a checkpoint is a folder of several: unet, transformer. Default: the only one.",
+            help="Which model, where a checkpoint is a folder of several: unet, transformer. With `--from` stored: "
+            "which training, where several have stored there. Default: the only one.",
             rich_help_panel=READ,
         ),
     ] = None

@@ -75,8 +75,9 @@ def source(options: RunOptions, *, allow_approximate: bool) -> RawSource | Store
         )
         return RawSource(options.paths, opened)
     for name in (*given(options.model), *given(clocks), *given(options.entering)):
-        raise UsageError("is for raw checkpoints; stored averages say what they are", option=name)
-    return StoredSource(options.paths, options.copy, allow_approximate)
+        if name != "component":
+            raise UsageError("is for raw checkpoints; stored averages say what they are", option=name)
+    return StoredSource(options.paths, options.copy, options.model.component, allow_approximate)
 
 
 def read_options(model: ModelOptions, copy: tuple[str, ...] = ()) -> ReadOptions:

@@ -56,6 +56,7 @@ class StoredSource:
 
     paths: tuple[Path, ...]
     copy: tuple[str, ...]
+    component: str | None
     allow_approximate: bool
 
     def open(self) -> StoredRun:
@@ -70,7 +71,7 @@ class StoredSource:
                 "which averages?",
                 hint=f"name the folder that holds them: ema-cli average run/ {option('from', 'stored')}",
             )
-        return open_stored(self.paths, copy=self.copy)
+        return open_stored(self.paths, copy=self.copy, component=self.component)
 
     def open_with(self, recipes: Sequence[Recipe]) -> tuple[Run, tuple[Plan, ...]]:
         """Return the averages as a run, and for each recipe the combination of them that comes nearest to it."""

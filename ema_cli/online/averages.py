@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from ema_cli.errors import UsageError
+from ema_cli.law.branches import Branch, Lineage
 from ema_cli.law.events import Events
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.clocks import Clocks, Count
+from ema_cli.online.identity import new_identity
 from ema_cli.online.store import Offload, Store
 from ema_cli.online.tracked import Tracked
 from ema_cli.online.tracks import Tracks
@@ -32,6 +35,8 @@ class Averages:
         began: the clock of the first copy, None before it.
         first: the tensors of the first copy by name, in the host's memory, until it is stored.
         mixed: whether the averages had another law before a state was loaded.
+        lineage: this start or resume of the training, and those that it goes back to.
+        tidied: the folders in which this start or resume has stored something.
         training: the training weights while an average is in the model, None while the model holds them itself.
     """
 
@@ -45,6 +50,8 @@ class Averages:
     began: Fraction | None = None
     first: dict[str, Tensor] | None = None
     mixed: bool = False
+    lineage: Lineage = field(default_factory=lambda: (Branch(new_identity()),))
+    tidied: set[Path] = field(default_factory=set)
     training: list[Tensor] | None = None
     _store: Store | None = None
 
@@ -136,6 +143,12 @@ class Averages:
         store = self.store()
         store.settle()
         return store
+
+    def resume(self, past: Lineage) -> None:
+        """Begin a new branch at the clock of the last update: what `past` stored later is none of this training's."""
+        since = self.clock or Time(Fraction(0), self.tracks.unit)
+        self.lineage = (*past, Branch(new_identity(), Time.parse(str(since))))  # as files will have it
+        self.tidied = set()
 
     def forget(self, clocks: Clocks) -> None:
         """Go back to before the first copy, at `clocks`: the next event copies the model again."""

@@ -238,11 +238,11 @@ class EMA:
         """Write all averages in full precision into a new folder inside `folder`, named by the clock; return its path.
 
         From stored averages, `ema-cli average --from stored` makes any half-life. The first copy is written once.
-        Folders of an abandoned training, with later clocks or from before this one stored anything, are renamed to
+        What another training stored in `folder`, or this one after the state that it was resumed from, is renamed to
         `NAME.given-up`. Every process of a distributed training must call it; the first writes.
 
         Raises:
-            OutputError: if they cannot be written.
+            OutputError: if they cannot be written, or something that `store` did not make has the name of their folder.
             UsageError: before the first copy.
         """
         return store_averages(self.averages, Path(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,15 +14,18 @@ from torch import Tensor
 from ema_cli._version import __version__
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dtypes import TORCH_DTYPES
-from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError, UsageError
+from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError
 from ema_cli.formats.mark import METADATA_KEY
 from ema_cli.formats.output_file import OutputFile
 from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.formats.trainers.names import EXTRA_STATE
+from ema_cli.law.branches import lineage_at, lineage_to_list
 from ema_cli.law.live import Schedule, live_law_to_dict
 from ema_cli.law.time import Time, format_number
+from ema_cli.online.set_aside import set_aside
 from ema_cli.online.sharded import is_sharded, local, placed_like, whole
 from ema_cli.online.tracked import AVERAGED_IN
+from ema_cli.runs.stored_file import FIRST
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.storage.publishing import stage_file
 
@@ -36,7 +38,6 @@ _WRITTEN_AS = {
     for name, dtype in TORCH_DTYPES.items()
     if dtype.in_safetensors and dtype.torch_group == 1 and hasattr(torch, name)  # of this torch
 }
-FIRST = "first"  # the name of the first copy among stored averages
 # Name, tensor, and the dtype to write it in.
 Named = Iterator[tuple[str, Tensor, torch.dtype]]
 
@@ -76,14 +77,19 @@ def store_averages(averages: Averages, folder: Path) -> Path:
         "began": str(Time(averages.began or now.value, now.unit)),
         "updates": averages.updates,
         "clocks": {str(unit): format_number(value) for unit, value in sorted(averages.clocks.passed.items())},
+        "branches": lineage_to_list(averages.lineage),
     }
+
+    first = folder / f"{FIRST}.safetensors"
 
     def check() -> None:
         if _is_writer():
             with output_errors(inside):
                 if folder.is_dir():
-                    _move_aside(folder, None if averages.first is not None else now)
+                    written = [inside] if averages.first is None else [inside, first]
+                    set_aside(folder, written, averages.lineage, everywhere=folder not in averages.tidied)
                 inside.mkdir(parents=True, exist_ok=True)
+                averages.tidied.add(folder)
 
     if averages.first is not None:
         stored = {
@@ -93,10 +99,10 @@ def store_averages(averages: Averages, folder: Path) -> Path:
             "clock": moment["began"],
             "clocks": {},
             "updates": 0,
+            "branches": lineage_to_list(lineage_at(averages.lineage, Time.parse(str(moment["began"])))),
             "types": _narrow_dtypes(store),
         }
-        path = folder / f"{FIRST}.safetensors"
-        _write(path, _state(store, averages.first, widened=True), _stored_record(stored), check, force=True)
+        _write(first, _state(store, averages.first, widened=True), _stored_record(stored), check, force=True)
         averages.first = None
     for number, name in enumerate(averages.names):
         parts = _by_name(store, store.averages[number], store.copies)
@@ -114,23 +120,6 @@ def store_averages(averages: Averages, folder: Path) -> Path:
 def _stored_record(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record of a stored average for its header."""
     return {"version": __version__, "stored": content, "checkpoints": []}
-
-
-def _move_aside(folder: Path, clock: Time | None) -> None:
-    """Rename the folders that an abandoned training stored in `folder`.
-
-    These are folders of later clocks than `clock`, which this training has gone back before; or, if `clock` is None,
-    all of them, as this training has stored nothing yet.
-    """
-    for child in sorted(folder.iterdir()):
-        try:
-            other = Time.parse(child.name)
-        except UsageError:
-            continue
-        if child.is_dir() and (clock is None or (other.unit is clock.unit and other.value > clock.value)):
-            numbers = (f".{number}" if number else "" for number in itertools.count())
-            names = (child.with_name(f"{child.name}.given-up{number}") for number in numbers)
-            child.rename(next(name for name in names if not name.exists()))
 
 
 def _law_record(averages: Averages, number: int) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ema_cli.errors import RunError
+from ema_cli.errors import EmaError, RunError
+from ema_cli.law.branches import UNKNOWN, Lineage, lineage_from_list, lineage_to_list
 from ema_cli.law.time import Unit
 from ema_cli.online.clocks import Clocks
 from ema_cli.online.sharded import cut_like, local, placed_like
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     from ema_cli.online.averages import Averages
 
 _VERSION = 1
+_NAMES = (
+    "averages", "copied", "first", "laws", "unit", "clocks", "previous", "began", "updates", "mixed",
+)  # fmt: skip
+_WHOLE = "load what state_dict() returned, whole"
 
 StateDict = dict[str, Any]
 """A state as torch and the trainers pass it: names to tensors, text, numbers and inner states."""
@@ -48,52 +55,110 @@ def take_state(averages: Averages) -> StateDict:
         "began": None if averages.began is None else str(averages.began),
         "updates": averages.updates,
         "mixed": averages.mixed,
+        "branches": json.dumps(lineage_to_list(averages.lineage)),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a state says, read and checked as far as it can be without a model."""
+
+    averages: Mapping[str, Mapping[str, Tensor]]
+    copied: Mapping[str, Tensor]
+    first: Mapping[str, Tensor] | None
+    laws: Mapping[str, str]
+    unit: Unit
+    clocks: Clocks
+    previous: Fraction | None
+    began: Fraction | None
+    updates: int
+    mixed: bool
+    lineage: Lineage
+
+    @classmethod
+    def parse(cls, state: StateDict) -> _State:
+        """Read a state.
+
+        Raises:
+            RunError: naming what is missing, or is not what `take_state` writes there.
+        """
+        if state.get("version") != _VERSION:
+            raise RunError(f"this is no state of an EMA, or one of a newer version: {state.get('version')!r}")
+        missing = [name for name in _NAMES if name not in state]
+        if missing:
+            raise RunError(f"the state is not whole: it has no '{missing[0]}'", hint=_WHOLE)
+        try:
+            unit = Unit(state["unit"])
+            passed = [entry.partition("=") for entry in state["clocks"].split()]
+            averages = {str(name): _checked(tensors) for name, tensors in state["averages"].items()}
+            began = state["began"]
+            return cls(
+                averages,
+                _checked(state["copied"]),
+                None if state["first"] is None else _checked(state["first"]),
+                {str(name): str(text) for name, text in state["laws"].items()},
+                unit,
+                Clocks({Unit(name): Fraction(value) for name, _, value in passed}),
+                None if state["previous"] is None else Fraction(state["previous"]),
+                None if began is None else Fraction(began),
+                int(state["updates"]),
+                bool(state["mixed"]),
+                # A state of an earlier version says none.
+                lineage_from_list(json.loads(state["branches"]), unit) if "branches" in state else UNKNOWN,
+            )
+        except (EmaError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise RunError(f"the state is damaged: {error}", hint=_WHOLE) from error
+
+
+def _checked(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return tensors by name; a TypeError where something else stands among them."""
+    other = next((name for name, value in tensors.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise TypeError(f"'{other}' is no tensor")
+    return tensors
 
 
 def put_state(averages: Averages, state: StateDict, *, change_half_life: bool) -> None:
     """Load a state; if it does not fit, change nothing. For `EMA.load_state_dict`, which describes the errors."""
-    if state.get("version") != _VERSION:
-        raise RunError(f"this is no state of an EMA, or one of a newer version: {state.get('version')!r}")
-    saved: Mapping[str, Mapping[str, Tensor]] = state["averages"]
-    if state["unit"] != averages.tracks.unit:
+    saved = _State.parse(state)
+    laws = _laws(averages)
+    if saved.unit is not averages.tracks.unit:
         raise RunError(
-            f"the state counts in {Unit(state['unit']).plural}, but this average in {averages.tracks.unit.plural}",
+            f"the state counts in {saved.unit.plural}, but this average in {averages.tracks.unit.plural}",
             hint="ask for a half-life in the same unit",
         )
-    if not change_half_life and (state["laws"] != _laws(averages) or list(saved) != averages.names):
+    if not change_half_life and (saved.laws != laws or list(saved.averages) != averages.names):
         raise RunError(
-            f"the state is of {_laws_text(state['laws'])}, but this average is of {_laws_text(_laws(averages))}",
+            f"the state is of {_laws_text(saved.laws)}, but this average is of {_laws_text(laws)}",
             hint="ask for the same, or say load_state_dict(state, change_half_life=True)",
         )
-    if len(saved) != len(averages.names):
-        raise RunError(f"the state holds {len(saved)} averages, but {len(averages.names)} are asked for")
-    passed = [entry.partition("=") for entry in state["clocks"].split()]
-    clocks = Clocks({Unit(unit): Fraction(value) for unit, _, value in passed})
-    if state["previous"] is None:  # saved before the first copy: no averages to load
-        averages.forget(clocks)
+    if len(saved.averages) != len(averages.names):
+        raise RunError(f"the state holds {len(saved.averages)} averages, but {len(averages.names)} are asked for")
+    if saved.previous is None:  # saved before the first copy: no averages to load
+        averages.forget(saved.clocks)
+        averages.resume(saved.lineage)
         return
     store = averages.store()
     averaged, copied = store.tracked.averaged, store.tracked.copied
-    first: Mapping[str, Tensor] | None = state["first"]
-    for name, tensors in saved.items():
+    for name, tensors in saved.averages.items():
         _check_fits(name, tensors, averaged)
-    _check_fits("copied", state["copied"], copied)
-    if first is not None:
-        _check_fits("first", first, [*averaged, *copied])
+    _check_fits("copied", saved.copied, copied)
+    if saved.first is not None:
+        _check_fits("first", saved.first, [*averaged, *copied])
     store.forget_shapes()
-    for tensors, parts in zip(_by_law(saved, averages.names), store.averages, strict=True):
+    for tensors, parts in zip(_by_law(saved.averages, averages.names), store.averages, strict=True):
         _load(tensors, averaged, parts)
-    _load(state["copied"], copied, store.copies)
+    _load(saved.copied, copied, store.copies)
     averages.first = None
-    if first is not None:
+    if saved.first is not None:
         slots = (*averaged, *copied)
-        averages.first = {slot.name: local(cut_like(first[slot.name], slot.tensor)).to("cpu") for slot in slots}
-    averages.clocks = clocks
-    averages.events.previous = Fraction(state["previous"])
-    averages.began = None if state["began"] is None else Fraction(state["began"])
-    averages.updates = int(state["updates"])
-    averages.mixed = bool(state["mixed"]) or (averages.began is not None and state["laws"] != _laws(averages))
+        averages.first = {slot.name: local(cut_like(saved.first[slot.name], slot.tensor)).to("cpu") for slot in slots}
+    averages.clocks = saved.clocks
+    averages.events.previous = saved.previous
+    averages.began = saved.began
+    averages.updates = saved.updates
+    averages.mixed = saved.mixed or (saved.began is not None and saved.laws != laws)
+    averages.resume(saved.lineage)
 
 
 def _by_law(saved: Mapping[str, Mapping[str, Tensor]], names: Sequence[str]) -> list[Mapping[str, Tensor]]:

@@ -18,7 +18,8 @@ from ema_cli.law.synthesis import Moment, Profiles, Stored, Synthesis, share_bef
 from ema_cli.law.time import EVERY, Time, Unit
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan
-from ema_cli.runs.stored import StoredAverage, StoredRun
+from ema_cli.runs.stored import StoredRun
+from ema_cli.runs.stored_file import StoredAverage
 
 _LEAST_STRETCHES = 10
 _MAX_STORED = 1000

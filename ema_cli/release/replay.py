@@ -153,7 +153,8 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
     """Return the plan over stored averages, with the recorded weights: the fit that found them is not repeated."""
     from ema_cli.runs.stored import open_stored
 
-    stored = open_stored(paths, copy=manifest["recipe"]["copy"])
+    recorded = manifest["recipe"]
+    stored = open_stored(paths, copy=recorded["copy"], component=recorded["component"])
     named = {average.checkpoint.name: average for average in stored.averages}
     missing = next((row["name"] for row in manifest["inputs"] if row["name"] not in named), None)
     if missing is not None:

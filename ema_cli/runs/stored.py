@@ -6,45 +6,26 @@ The metadata of a file describe its average. Plans that combine stored averages 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-from ema_cli.checkpoint import Checkpoint, Clock, Pretrained, Progress
-from ema_cli.dtypes import DTYPES
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights, RunError, UsageError, at_terminal
+from ema_cli.checkpoint import Pretrained
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, RunError, UsageError, at_terminal
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.safetensors import file as safetensors_file
-from ema_cli.law.law import LiveLaw
-from ema_cli.law.live import Schedule, live_law_from_dict
 from ema_cli.law.time import Time, Unit, interval_text
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
+from ema_cli.runs.stored_branches import choose_branch
+from ema_cli.runs.stored_file import FIRST, StoredAverage, open_stored_file
 from ema_cli.storage.location import check_exists, location, walk
 from ema_cli.text import natural_key
 
-FIRST = "first"  # the name of the first copy among stored averages
-_MAX_UPDATES = 10**15
 _CONFIG = "config.json"
 _MAX_CONFIG = 1 << 24  # bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StoredAverage:
-    """One stored average: its law (None: the first copy of the model), and the clock at which it was stored."""
-
-    checkpoint: Checkpoint
-    law: LiveLaw | None
-    clock: Time
-    began: Time
-    updates: int
-    schedule: Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +88,13 @@ def find_stored(paths: Sequence[Path]) -> list[Path]:
     return sorted(dict.fromkeys(stored), key=lambda path: natural_key(path.as_posix()))
 
 
-def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = ()) -> StoredRun:
+def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = (), component: str | None = None) -> StoredRun:
     """Read the headers of the stored averages at and below `paths`.
 
     Args:
+        paths: files and folders.
         copy: patterns of names; tensors that match one are copied from the newest average.
+        component: which start or resume of a training is meant, where several have stored there.
 
     Raises:
         NoWeights: if there is none.
@@ -125,11 +108,39 @@ def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = ()) -> StoredRun
     root = Path(os.path.commonpath([path.parent for path in paths]))
     if len(paths) == 1 and location(paths[0]).info().is_folder:
         root = paths[0]
-    averages: dict[tuple[str, str], StoredAverage] = {}
+    opened, passed_over = _open_all(paths, root)
+    if not opened:
+        raise NoWeights(
+            "no stored average in this folder",
+            subject=root,
+            hint='store some while the model trains: EMA(model, half_life=("25ba", "100ba")) and ema.store(folder)',
+        )
+    averages, others = choose_branch(opened, component, root)
+    _check_one_training(averages, root)
+    ordered = sorted(averages, key=lambda average: (average.clock.value, average.law is not None))
+    folder = _find_model_folder(ordered[-1].checkpoint.path)
+    if folder is not None:
+        pretrained = Pretrained("model", folder)
+        ordered = [
+            replace(average, checkpoint=replace(average.checkpoint, pretrained=pretrained)) for average in ordered
+        ]
+    run = Run(
+        root,
+        tuple(average.checkpoint for average in ordered),
+        (ordered[0].clock.unit,),
+        (*passed_over, *others),
+        options=OpenOptions(ReadOptions(component=component, copy=tuple(copy))),
+    )
+    return StoredRun(run, tuple(ordered))
+
+
+def _open_all(paths: Sequence[Path], root: Path) -> tuple[list[StoredAverage], list[PassedOver]]:
+    """Return all stored averages at and below `paths`, and what is half-written."""
+    averages: list[StoredAverage] = []
     unfinished: list[PassedOver] = []
     for path in find_stored(paths):
         try:
-            average = _open_one(path, root)
+            average = open_stored_file(path, root)
         except IncompleteCheckpoint as error:
             if path in paths:
                 raise
@@ -139,44 +150,35 @@ def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = ()) -> StoredRun
         if average is None:
             continue
         if averages:
-            average.checkpoint.tensors.share(next(iter(averages.values())).checkpoint.tensors)
+            average.checkpoint.tensors.share(averages[0].checkpoint.tensors)
+        averages.append(average)
+    return averages, unfinished
+
+
+def _check_one_training(averages: Sequence[StoredAverage], root: Path) -> None:
+    """Check that averages began together, count alike, and that none is there twice.
+
+    Raises:
+        RunError: for averages of two trainings, which those of earlier versions do not say of themselves.
+    """
+    known: dict[tuple[str, str], StoredAverage] = {}
+    for average in averages:
         key = (average.checkpoint.path.stem, str(average.clock))
-        other = averages.setdefault(key, average)
+        other = known.setdefault(key, average)
         if other is not average:
             raise RunError(
                 f"the average '{key[0]}' at {key[1]} is stored in {other.checkpoint.name}, too",
-                subject=path,
+                subject=average.checkpoint.path,
                 hint="name the folder of one training",
             )
-        _check_one_training(other, next(iter(averages.values())))
-    if not averages:
-        raise NoWeights(
-            "no stored average in this folder",
-            subject=root,
-            hint='store some while the model trains: EMA(model, half_life=("25ba", "100ba")) and ema.store(folder)',
-        )
-    ordered = sorted(averages.values(), key=lambda average: (average.clock.value, average.law is not None))
-    folder = _find_model_folder(ordered[-1].checkpoint.path)
-    if folder is not None:
-        pretrained = Pretrained("model", folder)
-        ordered = [
-            replace(average, checkpoint=replace(average.checkpoint, pretrained=pretrained)) for average in ordered
-        ]
-    _check_one_folder(root, ordered)
-    run = Run(
-        root,
-        tuple(average.checkpoint for average in ordered),
-        (ordered[0].clock.unit,),
-        tuple(unfinished),
-        options=OpenOptions(ReadOptions(copy=tuple(copy))),
-    )
-    return StoredRun(run, tuple(ordered))
-
-
-def _check_one_folder(root: Path, averages: Sequence[StoredAverage]) -> None:
-    """Check that all averages lie in one folder, in folders by their clocks, as one training stores them."""
-    paths = [average.checkpoint.path for average in averages]
-    folders = dict.fromkeys(path.parent if path.stem == FIRST else path.parent.parent for path in paths)
+        if (average.began, average.schedule) != (averages[0].began, averages[0].schedule):
+            raise RunError(
+                f"is of {_training(average)}, but {averages[0].checkpoint.name} of {_training(averages[0])}",
+                subject=average.checkpoint.path,
+                hint="these are averages of two trainings; name the folder of one",
+            )
+    unnamed = [average.checkpoint.path for average in averages if not average.branch]
+    folders = dict.fromkeys(path.parent if path.stem == FIRST else path.parent.parent for path in unnamed)
     if len(folders) > 1:
         listed = ", ".join(os.path.relpath(folder, root) for folder in folders)
         raise RunError(
@@ -212,80 +214,7 @@ def _is_model_config(config: Path) -> bool:
     return isinstance(value, dict) and not value.keys().isdisjoint(("model_type", "architectures", "_class_name"))
 
 
-def _check_one_training(one: StoredAverage, other: StoredAverage) -> None:
-    if (one.began, one.schedule) != (other.began, other.schedule):
-        raise RunError(
-            f"is of {_training(one)}, but {other.checkpoint.name} of {_training(other)}",
-            subject=one.checkpoint.path,
-            hint="these are averages of two trainings; name the folder of one",
-        )
-
-
 def _training(average: StoredAverage) -> str:
     schedule = average.schedule
     start = f" and start {schedule.start}" if schedule.start else ""
     return f"an average that began at {average.began} with update interval {interval_text(schedule.interval)}{start}"
-
-
-def _open_one(path: Path, root: Path) -> StoredAverage | None:
-    """Return the stored average in a file, None if the file is something else."""
-    checkpoint = safetensors_file.open_checkpoint(path, ReadOptions())
-    record = checkpoint.mark.get("stored") if checkpoint.mark else None
-    if not isinstance(record, Mapping):
-        return None
-    try:
-        return _parse(checkpoint, record, root)
-    except (EmaError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"does not say rightly what is stored in it: {error}", subject=path) from error
-
-
-def _parse(checkpoint: Checkpoint, record: Mapping[str, Any], root: Path) -> StoredAverage:
-    clock, began, updates = Time.parse(record["clock"]), Time.parse(record["began"]), record["updates"]
-    schedule = Schedule.from_dict(record)
-    interval = schedule.interval
-    if interval is not None and (interval.unit is not clock.unit or not 0 < interval.value < math.inf):
-        raise ValueError("its update interval is none of its clock's")
-    if (
-        type(updates) is not int
-        or not 0 <= updates < _MAX_UPDATES
-        or clock.unit is not began.unit
-        or not 0 < began.value <= clock.value < math.inf
-    ):
-        raise ValueError("its clock and its updates do not fit together")
-    times = [Time.parse(f"{value}{Unit(unit)}") for unit, value in record["clocks"].items()]
-    clocks = {time.unit: Clock(Fraction(time.value), "file") for time in times}
-    clocks[clock.unit] = Clock(Fraction(clock.value), "file")
-    opened = replace(
-        checkpoint,
-        name=checkpoint.path.relative_to(root).as_posix(),
-        trainer="EMA.store",
-        averages=None,  # it is an average, as expected here: do not flag it
-        mark=None,
-        progress=Progress(clocks),
-        output_dtypes=_output_dtypes(record["types"], checkpoint),
-    )
-    law = _law(record, clock.unit)
-    if law is None and (updates or clock != began):
-        raise ValueError("the first copy is not where the average began")
-    return StoredAverage(opened, law, clock, began, updates, schedule)
-
-
-def _law(record: Mapping[str, Any], unit: Unit) -> LiveLaw | None:
-    if record["average"] == FIRST:
-        return None
-    law = live_law_from_dict(record)
-    if law.unit not in (None, unit):
-        raise ValueError("its half-life is in another unit than its clock")
-    return law
-
-
-def _output_dtypes(record: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the model's dtypes of the tensors that are stored in a wider dtype, by name."""
-    specs = checkpoint.tensors.specs
-    types = {}
-    for dtype, names in record.items():
-        if dtype not in DTYPES or not DTYPES[dtype].is_narrow:
-            raise ValueError(f"{dtype} is not stored in a wider type")
-        averaged = [name for name, spec in specs.items() if spec.dtype.averaged] if names == "all" else names
-        types.update({name: DTYPES[dtype] for name in averaged if name in specs and specs[name].dtype.name == "F32"})
-    return types

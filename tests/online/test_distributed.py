@@ -55,6 +55,14 @@ def test_an_update_communicates_nothing(found: list[dict[str, Any]]):
         assert each["ddp"]["communicated"] == 0
 
 
+def test_all_processes_call_a_branch_the_same(found: list[dict[str, Any]]):
+    """Whichever process saves the state or stores an average, the start and the resume have one name in all of them."""
+    one, other = (each["sharded"]["branches"] for each in found)
+    assert one == other
+    (start,), (past, resume) = one
+    assert past == start != resume
+
+
 def test_two_processes_load_what_two_saved(found: list[dict[str, Any]]):
     """torch.distributed.checkpoint saves the state and loads it into a new run, which goes on with the same bits."""
     for each in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,8 @@ def test_stored_averages_say_what_they_are(tmp_path: Path):
     ]  # fmt: skip
     with safe_open(folder / "3ba.safetensors", framework="pt") as file:
         stored = json.loads(file.metadata()["ema_cli"])["stored"]
+    (branch,) = stored.pop("branches")
+    assert re.fullmatch("[0-9a-f]{8}", branch["id"])
     assert stored == {
         "average": "3ba", "half_life": "3ba", "update_interval": "1ba", "start": "2ba", "clock": "4ba", "began": "2ba",
         "updates": 2, "clocks": {"ba": "4"}, "types": {"BF16": ["head.weight"], "F16": ["turned"]},

@@ -138,6 +138,7 @@ def train_sharded(folder: Path) -> dict[str, Any]:
     dcp.load(loaded, checkpoint_id=folder / "dcp")
     again.load_state_dict(loaded["ema"])
     found["loaded"] = together(again)
+    found["branches"] = [[branch.identity for branch in each.averages.lineage] for each in (ema, again)]
     found["clocks"] = [str(ema.clock), str(again.clock), ema.updates, again.updates, str(again.averages.began)]
     other.load_state_dict(model.state_dict())
     for ours, theirs in zip(steps(model, 3, seed=5), steps(other, 3, seed=5), strict=True):

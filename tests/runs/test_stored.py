@@ -61,14 +61,35 @@ def test_a_law_out_of_range_is_refused(stored: Path) -> None:
             open_stored([stored])
 
 
+def as_an_earlier_version(folder: Path) -> None:
+    """Take out of the stored averages what versions did not write that knew no branches, and no norms."""
+    for path in folder.rglob("*.safetensors"):
+        edit(path, lambda told: [told.pop(name, None) for name in ("branches", "norm", "spread")])
+
+
 def test_two_trainings_are_not_mixed(stored: Path, tmp_path: Path) -> None:
-    """Averages that began elsewhere, count otherwise, or stand twice at one clock, are of another training: exit 4."""
+    """Averages of two trainings are refused with the folders of both: exit 4."""
     train(tmp_path / "other", at=[150], update_interval="5ba")
+    with pytest.raises(RunError, match="2 trainings stored: ema, other"):
+        open_stored([tmp_path])
+
+
+def test_two_trainings_of_an_earlier_version_are_not_mixed(stored: Path, tmp_path: Path) -> None:
+    """Averages that say nothing of their training are of two where they count otherwise, or stand twice at a clock."""
+    train(tmp_path / "other", at=[150], update_interval="5ba")
+    as_an_earlier_version(tmp_path)
     with pytest.raises(RunError, match="update interval"):
         open_stored([tmp_path])
     shutil.rmtree(tmp_path / "other")
     train(tmp_path / "other", at=[200])
+    as_an_earlier_version(tmp_path)
     with pytest.raises(RunError, match=", too"):
+        open_stored([tmp_path])
+    shutil.rmtree(tmp_path / "other")
+    train(tmp_path / "other", at=[150])
+    as_an_earlier_version(tmp_path)
+    (tmp_path / "other/first.safetensors").unlink()
+    with pytest.raises(RunError, match="2 trainings stored: ema, other"):
         open_stored([tmp_path])
 
 
@@ -146,7 +167,7 @@ def test_a_training_that_went_back_gives_up_what_it_stored_later(tmp_path: Path)
         ema.update()
     ema.store(tmp_path / "ema")
     assert {path.name for path in (tmp_path / "ema").iterdir()} == {
-        "first.safetensors", "100ba", "200ba", "300ba.given-up"
+        "first.safetensors", "100ba", "200ba", "200ba.given-up", "300ba.given-up"
     }  # fmt: skip
     assert str(open_stored([tmp_path]).averages[-1].clock) == "200ba"
 
@@ -156,7 +177,10 @@ def test_a_new_training_in_the_same_folder_gives_up_what_is_there(tmp_path: Path
     train(tmp_path, at=[40, 100, 300])
     train(tmp_path, at=[60, 100])
     found = {path.name for path in tmp_path.iterdir()}
-    assert found == {"first.safetensors", "60ba", "100ba", "40ba.given-up", "100ba.given-up", "300ba.given-up"}
+    assert found == {
+        "first.safetensors", "first.safetensors.given-up", "60ba", "100ba", "40ba.given-up", "100ba.given-up",
+        "300ba.given-up",
+    }  # fmt: skip
     assert len(open_stored([tmp_path]).averages) == 5
 
 
