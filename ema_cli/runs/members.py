@@ -10,7 +10,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.options import several_models_error
-from ema_cli.formats.trainers.names import COPIES, name_clocks, stem
+from ema_cli.formats.trainers.names import COPIES, name_clocks, names_in, stem
 from ema_cli.formats.trainers.part_names import converter
 from ema_cli.runs.beside import kind_of
 from ema_cli.text import plural
@@ -90,6 +90,46 @@ def _check_one_model(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
 
 def _are_several_models(checkpoints: Sequence[Checkpoint]) -> bool:
     return _is_one_moment(checkpoints) and len({frozenset(each.tensors.specs) for each in checkpoints}) > 1
+
+
+def check_not_parts(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
+    """Check that the files of a folder whose own name has a clock are not the parts of one model.
+
+    Raises:
+        RunError: where they record no clock, have equal tensors, and differ in one number, from 0 or 1.
+    """
+    names = [checkpoint.name for checkpoint in checkpoints]
+    numbers = sorted(int(number) for number in map(_only_number, names) if number)
+    is_counted = len(names) > 1 and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])
+    if not is_counted or len({kind_of(name) for name in names}) > 1 or not name_clocks(root.absolute().name).clocks:
+        return
+    if not any(checkpoint.progress.clocks for checkpoint in checkpoints):
+        raise RunError(
+            f"is one moment by its name, and its {len(names)} files differ in a number: {names[0]}, ...",
+            subject=root,
+            hint=f"parts of one model: put them together first, with {converter(names[0])}; checkpoints: name them",
+        )
+
+
+def notes_on_siblings(paths: Sequence[Path]) -> list[str]:
+    """Return a note on files that are named although others, which may be parts of the same model, lie beside them."""
+    given = {path.absolute() for path in paths}
+    notes: dict[str, str] = {}
+    for path in given:
+        if name_clocks(path.parent.name).clocks and _only_number(path.name) and not name_clocks(path.name).clocks:
+            siblings = [name for name in sorted(names_in(path.parent)) if kind_of(name) == kind_of(path.name)]
+            unnamed = [name for name in siblings if path.parent / name not in given]
+            if unnamed:
+                notes[kind_of(path.name)] = (
+                    f"{path.name}: {unnamed[0]} lies beside it; if they are parts of one model, this is not all of it"
+                )
+    return list(notes.values())
+
+
+def _only_number(name: str) -> str | None:
+    """Return the number in the name of a file, None if there is none or several."""
+    found = re.findall("[0-9]+", stem(name))
+    return found[0] if len(found) == 1 else None
 
 
 def several_runs_error(runs: Mapping[Path, int]) -> UsageError:

@@ -19,16 +19,16 @@ from ema_cli.errors import (
 )
 from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name, name_clocks, names_in
+from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.called_averages import open_called, settle_called, sort_absent
 from ema_cli.runs.clocks import settle_clocks, space
 from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unclocked, drop_unmarked, preference, unmarked_error
-from ema_cli.runs.members import check_one_run, component_of, several_runs_error
+from ema_cli.runs.members import check_not_parts, check_one_run, notes_on_siblings, several_runs_error
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
-from ema_cli.runs.search import PassedOver, Search
+from ema_cli.runs.search import PassedOver, Search, runs_among
 from ema_cli.runs.unread import Damaged, Sorted, Unread, exclude, no_checkpoint, sort_unread
 from ema_cli.storage.location import check_exists, location
 from ema_cli.text import plural
@@ -163,6 +163,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     checkpoints, unclocked = drop_unclocked(checkpoints, named=named, spaced=options.spacing is not None)
     if options.spacing is not None:
         checkpoints = space(checkpoints, options.spacing, rest.absent)
+    notes += notes_on_siblings(paths) if search is None else []
     notes += _unmatched_exclusions(options, rest.passed_over)
     notes += _unmatched_patterns(checkpoints, read)
     ordered, units, falls = order_checkpoints(checkpoints)
@@ -207,26 +208,9 @@ def _search(paths: Sequence[Path], options: ReadOptions) -> Search | None:
         return None
     search = Search(paths[0], options)
     search.visit(paths[0])
-    chosen = [path for path in search.paths if component_of(search.root, path) == options.component]
-    if options.component is not None and chosen:
-        for path in search.paths:
-            if path not in chosen:
-                search.pass_over(path, f"not '{options.component}'")
-        search.paths = chosen
+    if options.component is not None:
+        search.choose(options.component)
     return search
-
-
-def _runs_among(paths: Sequence[Path]) -> dict[Path, int]:
-    """Return the folders that hold a run instead of one checkpoint, with the number of its checkpoints."""
-    runs = {}
-    for path in paths:
-        names = names_in(path)
-        if names and (any(name_clocks(name).clocks for name in names) or not is_checkpoint_folder(path)):
-            search = Search(path)
-            search.visit(path)
-            if search.paths not in ([], [path]):
-                runs[path] = len(search.paths)
-    return runs
 
 
 def _open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoint], Sorted]:
@@ -265,6 +249,7 @@ def _open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoin
         _add(opened, checkpoint)
     excluded += [*settled.passed_over, *sort_absent(absent, opened, options.read)]
     check_one_run(folder, opened)
+    check_not_parts(folder, opened)
     opened, unmarked = drop_unmarked(opened)
     unread += [Unread(checkpoint.name, checkpoint.path, unmarked_error(checkpoint)) for checkpoint in unmarked]
     if not opened:
@@ -282,7 +267,7 @@ def _open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list
     # Equal inputs give equal names, however the paths to them are spelled.
     plain = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
     root = Path(os.path.commonpath([path.parent for path in plain]))
-    runs = _runs_among(paths) if len(paths) > 1 else {}
+    runs = runs_among(paths) if len(paths) > 1 else {}
     if runs:
         raise several_runs_error(runs)
     opened: list[Checkpoint] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from ema_cli.formats.trainers.names import (
     is_unfinished_name,
     is_weights_name,
     name_clocks,
+    names_in,
 )
 from ema_cli.formats.trainers.part_names import parts_of
 from ema_cli.runs.beside import Beside, by_kind
+from ema_cli.runs.members import component_of
 from ema_cli.storage.info import Entry, Identity
 from ema_cli.storage.location import location
 from ema_cli.text import natural_key
@@ -117,6 +120,14 @@ class Search:
     def pass_over(self, path: Path, reason: str, *, warn: bool = False) -> None:
         """Add `path` to the paths that do not enter."""
         self.passed_over.append(PassedOver(self.name(path), reason, warn))
+
+    def choose(self, component: str) -> None:
+        """Keep one of several models of each moment, if a file or folder has the name; else a format may know it."""
+        chosen = [path for path in self.paths if component_of(self.root, path) == component]
+        for path in self.paths if chosen else ():
+            if path not in chosen:
+                self.pass_over(path, f"not '{component}'")
+        self.paths = chosen or self.paths
 
     def name(self, path: Path) -> str:
         """Return the path relative to the folder that is searched."""
@@ -242,6 +253,19 @@ class Search:
             self.pass_over(path, f"points to {target}")
             return False
         return True
+
+
+def runs_among(paths: Sequence[Path]) -> dict[Path, int]:
+    """Return the folders that hold a run instead of one checkpoint, with the number of its checkpoints."""
+    runs = {}
+    for path in paths:
+        names = names_in(path)
+        if names and (any(name_clocks(name).clocks for name in names) or not is_checkpoint_folder(path)):
+            search = Search(path)
+            search.visit(path)
+            if search.paths not in ([], [path]):
+                runs[path] = len(search.paths)
+    return runs
 
 
 def _are_checkpoints(paths: list[Path], beside: Beside) -> bool:

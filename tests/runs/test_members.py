@@ -153,3 +153,35 @@ def test_folders_of_runs_of_files_are_told_as_such(tmp_path: Path):
     save_file(make_tensors(200), tmp_path / "a" / "model.safetensors")
     with pytest.raises(UsageError, match=r"are folders of runs: "):
         open_run([tmp_path / "a", tmp_path / "b"])
+
+
+def test_files_in_the_folder_of_one_moment_are_a_question(tmp_path: Path):
+    """`step-100/` with model.00 and model.01 may hold halves of one model: never are they spaced and averaged."""
+    for number in (0, 1):
+        save(tmp_path / "step-100" / f"model.0{number}.pt", {"w": torch.full((2, 4), float(number))})
+    with pytest.raises(
+        RunError, match=r"step-100: is one moment by its name, and its 2 files differ in a number"
+    ) as one:
+        open_run(tmp_path / "step-100", spacing="1ba")
+    assert "put them together first, with the trainer's own converter; checkpoints: name them" in str(one.value.hint)
+    paths = sorted((tmp_path / "step-100").iterdir())
+    run = open_run(paths, spacing="1ba")
+    assert (len(run.checkpoints), run.notes) == (2, ())
+
+
+def test_a_file_that_is_named_beside_a_likely_part_is_said(tmp_path: Path):
+    """Who names one of two files of each moment may publish half a model: that is said once."""
+    for step in (100, 200):
+        for number in (0, 1):
+            save(tmp_path / f"step-{step}" / f"model.0{number}.pt", {"w": torch.full((2, 4), float(number))})
+    run = open_run([tmp_path / f"step-{step}" / "model.00.pt" for step in (100, 200)])
+    (note,) = run.notes
+    assert note == "model.00.pt: model.01.pt lies beside it; if they are parts of one model, this is not all of it"
+
+
+@pytest.mark.parametrize("name", ["model_{}.pth", "fold{}.pt", "seed{}/model.pt"])
+def test_numbered_files_without_a_moment_are_checkpoints(tmp_path: Path, name: str):
+    """fastai's model_0.pth and the folds of a cross-validation have equal tensors and no clock: they are no parts."""
+    for number in (0, 1, 2):
+        save(tmp_path / name.format(number), make_tensors(number))
+    assert len(open_run(tmp_path, spacing="1ep").checkpoints) == 3
