@@ -10,6 +10,7 @@ from ema_cli.errors import EmaError, at_terminal, printable
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR_ENOUGH
 from ema_cli.law.time import Unit
+from ema_cli.runs.clocks import OVER
 from ema_cli.text import format_optional, plural, relative, size, some
 
 if TYPE_CHECKING:  # each command loads what it shows
@@ -306,7 +307,19 @@ def verified_line(verified: Verified) -> str:
     if verified.problems:
         return f"{path}: does not hold: {plural(len(verified.problems), 'problem')}"
     parts = (plural(verified.files, "file"), plural(verified.tensors, "tensor"), size(verified.nbytes))
-    return f"{path}: verified: {', '.join(parts)}{_against(verified.against)}"
+    return f"{path}: verified: {', '.join(parts)}{_against(verified.against)}{_overruled(verified)}"
+
+
+def _overruled(verified: Verified) -> str:
+    """Return by what the clocks that the checkpoints record were overruled, if they were."""
+    manifest = verified.snapshot.manifest
+    rows = manifest["inputs"] if manifest else []
+    if manifest is None or not any(OVER in clock["from"] for row in rows for clock in row["clocks"].values()):
+        return ""
+    recipe = manifest["recipe"]
+    by = [f"--name-clock {printable(recipe.get('name_clock'))}"] if recipe.get("name_clock") else []
+    by += ["--ignore-clocks"] if recipe.get("ignore_clocks") else []
+    return f"; its clocks are not those that the checkpoints record ({', '.join(by)})"
 
 
 def _against(against: Against | None) -> str:

@@ -10,6 +10,7 @@ from ema_cli.errors import RunError, option
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.members import same_clock_error
+from ema_cli.runs.name_numbers import advise_name_clock
 from ema_cli.runs.run import Run
 from ema_cli.runs.spacing import measure_spacing
 from ema_cli.runs.tensor_rules import is_adapter
@@ -24,11 +25,13 @@ def check_twins(plans: Sequence[Plan]) -> None:
     Raises:
         RunError: naming a tensor that differs.
     """
-    for kept, other in dict.fromkeys(pair for plan in plans for pair in plan.twins):
+    for (kept, other), plan in {pair: each for each in plans for pair in each.twins}.items():
         different = first_different_tensor(kept, other)
         if different is not None:
-            run = plans[0].run
-            raise same_clock_error(run.root, run.checkpoints, kept, other, different)
+            run, unit = plan.run, plan.entries[-1].clock.unit
+            alike = kept.tensors.specs == other.tensors.specs
+            advice = advise_name_clock(run.checkpoints, unit, apart=(kept, other)) if alike else None
+            raise same_clock_error(run.root, run.checkpoints, kept, other, different, advice)
 
 
 def check_copies(plan: Plan) -> None:

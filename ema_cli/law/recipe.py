@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from ema_cli.errors import UsageError, option
 from ema_cli.law.law import Law
-from ema_cli.law.laws import LAW_KEYS, LawOptions, make_law
+from ema_cli.law.laws import LAW_KEYS, LawOptions, Uniform, make_law
 from ema_cli.law.time import EVERY, Every, Time, Unit, interval_text, parse_interval
 
 
@@ -93,6 +93,11 @@ class Recipe:
     def unit(self) -> Unit | None:
         """Return the unit of the clocks that are needed, None where any will do."""
         return self.law.unit or (self.interval.unit if self.interval else None)
+
+    @property
+    def needs_no_order(self) -> bool:
+        """Return whether checkpoints enter alike, whatever their order."""
+        return self.law == Uniform() and self.interval is None and (self.start, self.stop, self.last) == (None,) * 3
 
     def __repr__(self) -> str:
         """Return the call that makes the recipe, with texts for times."""

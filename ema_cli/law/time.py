@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -26,9 +27,20 @@ class Unit(StrEnum):
         return {"ep": "epochs", "ba": "batches", "sp": "samples", "tok": "tokens"}[self.value]
 
 
+# How else people write the units. What is written is always the short form.
+UNIT_NAMES: Mapping[str, Unit] = {
+    name: unit
+    for unit, names in (
+        (Unit.EPOCH, "ep epoch epochs"),
+        (Unit.BATCH, "ba batch batches step steps it its iter iters iteration iterations"),
+        (Unit.SAMPLE, "sp sample samples"),
+        (Unit.TOKEN, "tok token tokens"),
+    )
+    for name in names.split()
+}
 _TIME = re.compile(
     r"(?:(?P<inf>inf)|(?P<digits>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e(?P<exponent>[+-]?[0-9]{1,4}))?)"
-    r"(?P<unit>ep|ba|sp|tok)",
+    rf"(?P<unit>{'|'.join(UNIT_NAMES)})",
     re.IGNORECASE | re.ASCII,
 )
 _EXAMPLES = "write a number and a unit: 50ba (batches), 2ep (epochs), 1e6sp (samples), 1e9tok (tokens)"
@@ -45,7 +57,7 @@ class Time:
 
     @classmethod
     def parse(cls, text: str, option: str | None = None, *, subject: str = "time") -> Time:
-        """Read `50ba`, `0.5ep`, `1e9tok`, `0ba` or `infba`.
+        """Read `50ba`, `0.5ep`, `1e9tok`, `0ba` or `infba`; `50steps` and the like are read, too.
 
         An error names the `option` whose value it is, or else the `subject` that holds it.
 
@@ -57,7 +69,7 @@ class Time:
             raise UsageError(
                 f"'{text[:60]}' is not a time", option=option, subject=None if option else subject, hint=_EXAMPLES
             )
-        unit = Unit(match["unit"].lower())
+        unit = UNIT_NAMES[match["unit"].lower()]
         if match["inf"]:
             return cls(math.inf, unit)
         digits, exponent = match["digits"], int(match["exponent"] or 0)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, option
+from ema_cli.law.laws import HalfLife
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
+from ema_cli.runs.clocks import with_clock
 from ema_cli.runs.entering import averaged_error
+from ema_cli.runs.name_numbers import advise_name_clock
 from ema_cli.runs.order import Fall, falls
 from ema_cli.runs.run import Run
 from ema_cli.runs.spacing import measure_spacing
@@ -30,38 +35,68 @@ def check_units(run: Run, recipe: Recipe) -> None:
     Raises:
         RunError: naming one that has none, and the ways on.
     """
-    for needed, what in (
-        (recipe.unit, unit_needed_by(recipe)),
-        (recipe.start.unit if recipe.start else None, option("start")),
-        (recipe.stop.unit if recipe.stop else None, option("stop")),
+    half_life = recipe.law.half_life if isinstance(recipe.law, HalfLife) else None
+    for time, what in (
+        (half_life or recipe.interval, unit_needed_by(recipe)),
+        (recipe.start, option("start")),
+        (recipe.stop, option("stop")),
     ):
-        if needed is not None:
-            _check_clocks(run, needed, what)
+        if time is not None:
+            _check_clocks(run, time, what)
     if not run.units:
+        ways = [advise_name_clock(run.checkpoints, Unit.BATCH), _space(Time(Fraction(1), Unit.BATCH))]
         raise RunError(
             "the checkpoints record no clock, and names alone give no order that is safe",
             subject=run.root,
-            hint=f"say how far apart they are: {option('spacing', '100ba')}",
+            hint=", or ".join(filter(None, ways)),
         )
 
 
-def _check_clocks(run: Run, unit: Unit, what: str) -> None:
+def _check_clocks(run: Run, time: Time, what: str) -> None:
+    """Check that all checkpoints have a clock in the unit of a time, which `what` in the recipe asks for."""
+    unit = time.unit
     missing = next((checkpoint for checkpoint in run.checkpoints if unit not in checkpoint.progress.clocks), None)
     if missing is None:
         return
     if missing.averaged:
         raise averaged_error(missing)
     known = ", ".join(f"{unit.plural} ({unit})" for unit in missing.progress.clocks) or "none"
-    ways = ["give " + what + " in a unit that is known"] if missing.progress.clocks else []
-    other = {Unit.EPOCH: Unit.BATCH, Unit.BATCH: Unit.EPOCH}.get(unit)
-    if other in missing.progress.clocks:
-        ways.append(f"convert with {option('epoch_length', '1000ba')}")
-    ways.append(f"say how far apart the checkpoints are with {option('spacing', f'100{unit}')}")
+    ways = [advise_name_clock(run.checkpoints, unit)]
+    ways += [_count_in(run.checkpoints, other, what) for other in run.units if not falls(run.checkpoints, other)]
+    if {unit, *missing.progress.clocks} >= {Unit.EPOCH, Unit.BATCH}:
+        ways.append(f"convert, with the batches of an epoch: {option('epoch_length')}")
+    if not missing.progress.clocks:
+        half = Time(Fraction(time.value) / 2, unit) if 0 < time.value < math.inf else Time(Fraction(1), unit)
+        ways += [_space(half), f"let all count alike: {option('profile', 'uniform')}"]
     raise RunError(
         f"records no clock in {unit.plural}, which {what} needs; known: {known}",
         subject=missing.path,
-        hint=", or ".join(ways),
+        hint=", or ".join(filter(None, ways)) or None,
     )
+
+
+def _space(distance: Time) -> str:
+    return f"say how far apart the checkpoints are, as {option('spacing', str(distance))} says it"
+
+
+def _count_in(checkpoints: Sequence[Checkpoint], unit: Unit, what: str) -> str:
+    """Return the advice to ask in another unit, with a time that fits the run."""
+    spacing = measure_spacing([_clock(checkpoint, unit) for checkpoint in checkpoints])
+    if what in (option("start"), option("stop")) or spacing is None:
+        return f"give {what} in {unit.plural}"
+    name = "half_life" if what == "the half-life" else "update_interval"
+    twice = option(name, str(Time(2 * spacing.usual, unit)))
+    return f"count in {unit.plural}: {twice} is twice the usual distance of checkpoints"
+
+
+def count_names(run: Run) -> Run:
+    """Return a run without clocks whose checkpoints are counted, 1ba apart: an average of all alike needs no more."""
+    counted = [
+        with_clock(checkpoint, Unit.BATCH, Fraction(number), "order of names")
+        for number, checkpoint in enumerate(run.checkpoints, 1)
+    ]
+    newest = f"no clock is known: all count alike, and {counted[-1].name} is taken for the newest, by its name"
+    return replace(run, checkpoints=tuple(counted), units=(Unit.BATCH,), notes=(*run.notes, newest))
 
 
 def check_order(run: Run, checkpoints: Sequence[Checkpoint], unit: Unit, what: str) -> None:
@@ -98,12 +133,7 @@ def _last_part(run: Run, checkpoints: Sequence[Checkpoint], found: Sequence[Fall
         start = option("start", str(Time(_clock(last.newer, leading), leading)))
         count = plural(len(checkpoints) - begins[-2], "checkpoint")
         ways.append(f"average the last part, of {count}: {start}")
-    spacing = measure_spacing([_clock(checkpoint, leading) for checkpoint in checkpoints])
-    if what in (option("start"), option("stop")):
-        ways.append(f"give {what} in {leading.plural}")
-    elif spacing is not None:
-        example = option("half_life", str(Time(2 * spacing.usual, leading)))
-        ways.append(f"count in {leading.plural}: {example} is twice the usual distance of checkpoints")
+    ways.append(_count_in(checkpoints, leading, what))
     return f"the parts of this run are {shown}; " + ", or ".join(ways)
 
 

@@ -17,7 +17,7 @@ from ema_cli.law.events import Events
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit, format_number
 from ema_cli.planning.advice import Advice, effective_count
-from ema_cli.planning.clock_checks import check_order, check_units, unit_needed_by
+from ema_cli.planning.clock_checks import check_order, check_units, count_names, unit_needed_by
 from ema_cli.planning.entry import Entry, Skipped
 from ema_cli.runs.run import Run
 from ema_cli.text import plural
@@ -108,6 +108,8 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     """
     if not run.checkpoints:
         raise RunError("no checkpoint to average", subject=run.root)
+    if not run.units and recipe.needs_no_order:
+        run = count_names(run)
     check_units(run, recipe)
     unit = recipe.unit or (run.units[0] if recipe.law.over_clocks else None)
     skipped: list[Skipped] = []

@@ -22,12 +22,12 @@ from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
+from ema_cli.runs.clocks import RECORDED
 from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target
 
-_RECORDED = ("file", "sidecar")  # the sources of clocks that the checkpoint itself records
 _ROUNDING = 1e-12  # tolerance for a weight: the logarithm of another processor may round differently
 _TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -137,7 +137,7 @@ def _check_clocks(opened: Sequence[Checkpoint], inputs: Sequence[InputRow]) -> N
         progress = checkpoint.progress
         for unit, clock in _progress(row).clocks.items():
             settled = unit is Unit.EPOCH and (progress.epoch_origin_unknown or progress.batch_in_epoch is not None)
-            if clock.source not in _RECORDED or settled:
+            if clock.source not in RECORDED or settled:
                 continue
             now = progress.clocks.get(unit)
             if now is None or now.value != clock.value:

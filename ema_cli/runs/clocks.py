@@ -2,47 +2,151 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from glob import escape
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.trainers.names import name_clocks
 from ema_cli.law.time import Time, Unit
-from ema_cli.text import natural_key
+from ema_cli.runs.name_clock import name_clocks_by
+from ema_cli.runs.name_numbers import NameNumbers
+from ema_cli.runs.options import OpenOptions
+from ema_cli.text import plural
+
+RECORDED = ("file", "sidecar")  # the sources of clocks that are in a checkpoint or beside it
+GIVEN_BY_NAME = "name clock"  # the source of a clock that is in the name, by the user's word
+OVER = " over "  # in the source of a clock that the user gave: before the source of the one that it overrules
 
 
-def settle_clocks(checkpoints: Sequence[Checkpoint], epoch_length: Time | None) -> tuple[list[Checkpoint], list[str]]:
+def settle_clocks(checkpoints: Sequence[Checkpoint], options: OpenOptions) -> tuple[list[Checkpoint], list[str]]:
     """Return the checkpoints with their clocks completed, and notes on the inferences.
 
-    The steps, in this order: take clocks from names, complete Composer's epochs, shift epochs that were counted from
-    0, convert between epochs and batches by `epoch_length`.
+    The steps, in this order: take clocks from names, as the user says or by the words in them; complete Composer's
+    epochs; shift epochs that were counted from 0; convert between epochs and batches by the length of an epoch.
+
+    Raises:
+        UsageError, RunError: for a value of --name-clock that does not fit the names, and for an epoch without length.
     """
     notes: list[str] = []
-    settled = [replace(checkpoint, progress=_add_name_clocks(checkpoint)) for checkpoint in checkpoints]
+    settled = [*checkpoints]
+    if options.ignore_clocks:
+        settled = [replace(checkpoint, progress=Progress()) for checkpoint in settled]
+        notes += _note_ignored(checkpoints)
+    else:
+        settled = _add_name_clocks(settled)
+    if options.name_clock is not None:
+        settled = _take_name_clock(settled, checkpoints, options.name_clock, notes)
     settled = _complete_composer_epochs(settled)
     settled = _shift_epochs(settled, notes)
-    if epoch_length is not None:
-        settled = _convert_epochs(settled, epoch_length)
+    if options.epoch_length is not None:
+        settled = _convert_epochs(settled, options.epoch_length)
     return settled, notes
 
 
-def _with_clock(checkpoint: Checkpoint, unit: Unit, value: Fraction, source: str) -> Checkpoint:
+def recorded_clocks(checkpoint: Checkpoint) -> dict[Unit, Clock]:
+    """Return the clocks of a checkpoint that are in it or beside it, and not inferred."""
+    return {unit: clock for unit, clock in checkpoint.progress.clocks.items() if clock.source in RECORDED}
+
+
+def with_clock(checkpoint: Checkpoint, unit: Unit, value: Fraction, source: str) -> Checkpoint:
+    """Return the checkpoint with a clock in a unit."""
     clocks = {**checkpoint.progress.clocks, unit: Clock(value, source)}
     return replace(checkpoint, progress=replace(checkpoint.progress, clocks=clocks))
 
 
-def _add_name_clocks(checkpoint: Checkpoint) -> Progress:
-    """Add the clocks of the name, in units that neither the file nor a sidecar records."""
-    progress, named = checkpoint.progress, name_clocks(checkpoint.name)
-    of_epoch = progress if Unit.EPOCH in progress.clocks else named
-    return replace(
-        progress,
-        clocks={**named.clocks, **progress.clocks},
-        epoch_origin_unknown=of_epoch.epoch_origin_unknown,
-    )
+def _add_name_clocks(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Add the clocks that names say in words, in units that neither the file nor a sidecar records."""
+    named = [name_clocks(checkpoint.name) for checkpoint in checkpoints]
+    still = _still_units(checkpoints, named)
+    settled = []
+    for checkpoint, words in zip(checkpoints, named, strict=True):
+        progress = checkpoint.progress
+        of_epoch = progress if Unit.EPOCH in progress.clocks else words
+        clocks = {unit: clock for unit, clock in words.clocks.items() if unit not in still}
+        progress = replace(
+            progress, clocks={**clocks, **progress.clocks}, epoch_origin_unknown=of_epoch.epoch_origin_unknown
+        )
+        settled.append(replace(checkpoint, progress=progress))
+    return settled
+
+
+def _still_units(checkpoints: Sequence[Checkpoint], named: Sequence[Progress]) -> set[Unit]:
+    """Return the units in which names have one number all the same while another number in them grows.
+
+    That is a setting of the run, as in `resnet_batch_64_1.pt`. Only an epoch may stand still while batches pass.
+    """
+    values = {unit: {words.clocks[unit].value if unit in words.clocks else None for words in named} for unit in Unit}
+    still = {unit for unit, numbers in values.items() if len(numbers) == 1 and None not in numbers}
+    if len(named) < 2 or not still or not NameNumbers.of(checkpoint.name for checkpoint in checkpoints).growing:
+        return set()
+    others = (unit for unit in Unit if unit is not Unit.EPOCH)
+    passes = any(len({_value(one, words, unit) for one, words in zip(checkpoints, named, strict=True)}) > 1
+                 for unit in others)  # fmt: skip
+    return still - {Unit.EPOCH} if passes else still
+
+
+def _value(checkpoint: Checkpoint, words: Progress, unit: Unit) -> Fraction | None:
+    clock = checkpoint.progress.clocks.get(unit) or words.clocks.get(unit)
+    return clock.value if clock else None
+
+
+def _take_name_clock(
+    settled: list[Checkpoint], recorded: Sequence[Checkpoint], text: str, notes: list[str]
+) -> list[Checkpoint]:
+    """Let the numbers in names take the place of all other clocks in their unit.
+
+    Args:
+        settled: the checkpoints.
+        recorded: the same, with the clocks that they record.
+        text: the value of --name-clock.
+        notes: gains what is overruled.
+    """
+    values = name_clocks_by(text, [checkpoint.name for checkpoint in settled])
+    given = [values(checkpoint.name) for checkpoint in settled]
+    missing = next((one for one, clocks in zip(settled, given, strict=True) if not clocks), None)
+    if missing is not None:
+        raise RunError(
+            f"has no number in its name that {option('name_clock', text)} takes",
+            subject=missing.path,
+            hint=f"leave it out with {option('exclude', escape(missing.name))}",
+        )
+    taken = []
+    overruled: Counter[Unit] = Counter()
+    for checkpoint, before, clocks in zip(settled, recorded, given, strict=True):
+        kept = {
+            unit: clock
+            for unit, clock in checkpoint.progress.clocks.items()
+            # A number that the user gives a unit is not counted in another one, too.
+            if not (clock.source == "name" and clock.value in clocks.values())
+        }
+        now = replace(checkpoint, progress=replace(checkpoint.progress, clocks=kept))
+        for unit, value in clocks.items():
+            was = recorded_clocks(before).get(unit)
+            now = with_clock(now, unit, value, GIVEN_BY_NAME + (f"{OVER}{was.source}" if was else ""))
+            overruled[unit] += was is not None
+        if Unit.EPOCH in clocks:
+            progress = replace(now.progress, epoch_origin_unknown=clocks[Unit.EPOCH].denominator == 1)
+            now = replace(now, progress=progress)
+        taken.append(now)
+    notes += [
+        f"--name-clock {text} overrules the clocks in {unit.plural} that {_record(count)}"
+        for unit, count in overruled.items()
+        if count
+    ]
+    return taken
+
+
+def _note_ignored(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    count = sum(bool(recorded_clocks(checkpoint)) for checkpoint in checkpoints)
+    return [f"--ignore-clocks: not used are the clocks that {_record(count)}"] if count else []
+
+
+def _record(count: int) -> str:
+    return f"{plural(count, 'checkpoint')} record{'s' if count == 1 else ''}"
 
 
 def _complete_composer_epochs(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
@@ -70,7 +174,7 @@ def _complete_epoch(checkpoint: Checkpoint, length: Fraction) -> Checkpoint:
     epoch, inside = checkpoint.clock(Unit.EPOCH), checkpoint.progress.batch_in_epoch
     if epoch is None or inside is None or inside != length or length == 0:
         return checkpoint
-    return _with_clock(checkpoint, Unit.EPOCH, epoch + 1, "file")
+    return with_clock(checkpoint, Unit.EPOCH, epoch + 1, "file")
 
 
 def _shift_epochs(checkpoints: list[Checkpoint], notes: list[str]) -> list[Checkpoint]:
@@ -87,7 +191,7 @@ def _count_from_one(checkpoint: Checkpoint) -> Checkpoint:
     clock = checkpoint.progress.clocks.get(Unit.EPOCH)
     if clock is None or not checkpoint.progress.epoch_origin_unknown:
         return checkpoint
-    return _with_clock(checkpoint, Unit.EPOCH, clock.value + 1, clock.source)
+    return with_clock(checkpoint, Unit.EPOCH, clock.value + 1, clock.source)
 
 
 def _convert_epochs(checkpoints: list[Checkpoint], epoch_length: Time) -> list[Checkpoint]:
@@ -106,37 +210,6 @@ def _filler(unit: Unit, known: Unit, convert: Callable[[Fraction], Fraction]) ->
         clocks: Mapping[Unit, Clock] = checkpoint.progress.clocks
         if unit in clocks or known not in clocks:
             return checkpoint
-        return _with_clock(checkpoint, unit, convert(clocks[known].value), "epoch length")
+        return with_clock(checkpoint, unit, convert(clocks[known].value), "epoch length")
 
     return fill
-
-
-def space(checkpoints: Sequence[Checkpoint], spacing: Time, absent: Sequence[str] = ()) -> list[Checkpoint]:
-    """Give the k-th checkpoint, in natural order of the names and from 1, the clock k x `spacing`.
-
-    A name without a number, as `final.pt`, comes last. Those that are `absent`, by name, are counted: they were saved,
-    and do not enter.
-
-    Raises:
-        UsageError: for a spacing of 0 or infinity.
-        RunError: if checkpoints record a clock in that unit themselves.
-    """
-    if not 0 < spacing.value < float("inf"):
-        raise UsageError(f"'{spacing}' is no distance between checkpoints", option="spacing", hint="as in 100ba")
-    unit, step = spacing.unit, Fraction(spacing.value)
-    with_clock = [checkpoint for checkpoint in checkpoints if unit in checkpoint.progress.clocks]
-    if with_clock:
-        without = next((checkpoint for checkpoint in checkpoints if unit not in checkpoint.progress.clocks), None)
-        if without is None:
-            message, hint = "all checkpoints", f"leave out {option('spacing')}"
-        else:
-            message, hint = f"{with_clock[0].name} does, {without.name} does not", "name those that do not"
-        raise RunError(f"{option('spacing', f'{spacing}')}: {message} record a clock in {unit.plural}", hint=hint)
-    names = sorted({*absent, *(checkpoint.name for checkpoint in checkpoints)}, key=_name_order)
-    clocks = {name: step * number for number, name in enumerate(names, 1)}
-    ordered = sorted(checkpoints, key=lambda checkpoint: _name_order(checkpoint.name))
-    return [_with_clock(checkpoint, unit, clocks[checkpoint.name], "spacing") for checkpoint in ordered]
-
-
-def _name_order(name: str) -> tuple[object, ...]:
-    return not re.search("[0-9]", name), natural_key(name)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import IncompleteCheckpoint, RunError, option
 from ema_cli.formats.trainers.names import COPIES
+from ema_cli.law.time import Unit
 from ema_cli.runs.beside import holds_tensors_of
+from ema_cli.runs.name_numbers import NameNumbers, advise_name_clock
 from ema_cli.runs.search import PassedOver
 from ema_cli.storage.location import location
 from ema_cli.text import natural_key
@@ -101,13 +105,23 @@ def drop_unclocked(
         elif spaced:
             kept.append(checkpoint)  # `space` raises the error that some record a clock and some do not
         else:
-            raise RunError(
-                f"records no clock, but {clocked[0].name} does",
-                subject=checkpoint.path,
-                hint=f"leave it out: {option('exclude', checkpoint.name)}; or name the checkpoints to average, or "
-                f"those without a clock together with {option('spacing')}",
-            )
+            raise _unclocked_error(checkpoint, clocked[0], checkpoints)
     return kept, dropped
+
+
+def _unclocked_error(checkpoint: Checkpoint, clocked: Checkpoint, checkpoints: Sequence[Checkpoint]) -> RunError:
+    """Return the error for a checkpoint without a clock, where another has one; the name's number may be its clock."""
+    known = clocked.progress.clocks
+    unit = Unit.BATCH if Unit.BATCH in known else next(iter(known))
+    column = NameNumbers.of(each.name for each in checkpoints).column(unit)
+    has_number = column is not None and column.value(checkpoint.name) is not None
+    advice = advise_name_clock(checkpoints, unit) if has_number else None
+    leave = f"leave it out: {option('exclude', escape(checkpoint.name))}; or name the checkpoints to average"
+    return RunError(
+        f"records no clock, but {clocked.name} does",
+        subject=checkpoint.path,
+        hint=f"{advice}; or {leave}" if advice else leave,
+    )
 
 
 def _has_name_of_copy(checkpoint: Checkpoint) -> bool:

@@ -144,7 +144,7 @@ def several_runs_error(runs: Mapping[Path, int]) -> UsageError:
 
 
 def same_clock_error(
-    root: Path, checkpoints: Sequence[Checkpoint], kept: Checkpoint, other: Checkpoint, name: str
+    root: Path, checkpoints: Sequence[Checkpoint], kept: Checkpoint, other: Checkpoint, name: str, advice: str | None
 ) -> RunError:
     """Return the error for two checkpoints of one clock that are not one state.
 
@@ -154,12 +154,13 @@ def same_clock_error(
         kept: the one of the two that would enter.
         other: the other.
         name: the first tensor that differs.
+        advice: how the two get clocks of their own, if they can.
     """
     has_name = [checkpoint.name for checkpoint in (kept, other) if name in checkpoint.tensors.specs]
     what = f"'{name}' differs" if len(has_name) == 2 else f"other tensors: only {has_name[0]} has '{name}'"
     fact = f"has the same clock as {kept.name}, but {what}"
-    ways = []
-    if kind_of(kept.name) == kind_of(other.name):
+    ways = [advice] if advice else []
+    if not advice and kind_of(kept.name) == kind_of(other.name):
         ways.append(f"parts of one model: put them together first, with {converter(other.path.name)}")
     component = component_of(root, kept.path)
     pattern = _pattern(checkpoints, kept, other) or _pattern(checkpoints, other, kept)

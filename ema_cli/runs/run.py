@@ -16,16 +16,19 @@ from ema_cli.errors import (
     NoSuchWeights,
     NoWeights,
     UsageError,
+    at_terminal,
 )
 from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.called_averages import open_called, settle_called, sort_absent
-from ema_cli.runs.clocks import settle_clocks, space
+from ema_cli.runs.clocks import settle_clocks
 from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unclocked, drop_unmarked, preference, unmarked_error
+from ema_cli.runs.even_spacing import space
 from ema_cli.runs.members import check_not_parts, check_one_run, notes_on_siblings, several_runs_error
+from ema_cli.runs.name_numbers import advise_name_clock
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
 from ema_cli.runs.search import PassedOver, Search, runs_among
@@ -159,17 +162,32 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
         root, opened, rest = _open_named(paths, options)
         rest.passed_over += [passed for passed in search.passed_over if passed.warn] if search else []
     opened, aliases = drop_aliases(opened)
-    checkpoints, notes = settle_clocks(opened, options.epoch_length)
+    checkpoints, notes = settle_clocks(opened, options)
     checkpoints, unclocked = drop_unclocked(checkpoints, named=named, spaced=options.spacing is not None)
     if options.spacing is not None:
-        checkpoints = space(checkpoints, options.spacing, rest.absent)
+        checkpoints, uneven = space(checkpoints, options.spacing, opened, rest.absent)
+        notes += uneven
     notes += notes_on_siblings(paths) if search is None else []
     notes += _unmatched_exclusions(options, rest.passed_over)
     notes += _unmatched_patterns(checkpoints, read)
     ordered, units, falls = order_checkpoints(checkpoints)
     all_passed_over = (*rest.passed_over, *aliases, *(each.passed_over for each in unclocked))
     uncompared = tuple(each.checkpoint for each in unclocked if each.checkpoint is not None)
-    return Run(root, ordered, units, all_passed_over, (*notes, *falls), options, tuple(rest.damaged), uncompared)
+    run = Run(root, ordered, units, all_passed_over, (*notes, *falls), options, tuple(rest.damaged), uncompared)
+    return replace(run, notes=(*run.notes, *_note_twins(run)))
+
+
+def _at_terminal(name: str, value: str) -> str:
+    return at_terminal(name, repr(value))
+
+
+def _note_twins(run: Run) -> list[str]:
+    """Return a note where checkpoints record one clock, and the numbers in their names differ."""
+    for first, second, *_ in run.twins():
+        advice = advise_name_clock(run.checkpoints, run.units[0], _at_terminal, apart=(first, second))
+        if advice is not None:
+            return [f"{first.name} and {second.name} have the same clock; {advice}"]
+    return []
 
 
 def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:

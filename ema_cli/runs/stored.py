@@ -73,10 +73,9 @@ def is_stored(path: Path) -> bool:
     if path.stem == FIRST:
         return True
     try:
-        Time.parse(path.parent.name)
+        return str(Time.parse(path.parent.name)) == path.parent.name
     except UsageError:
         return False
-    return True
 
 
 def find_stored(paths: Sequence[Path]) -> list[Path]:

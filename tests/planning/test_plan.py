@@ -160,12 +160,13 @@ def test_last_keeps_the_newest_survivors():
     ("clocks", "options", "unit", "needs", "known", "ways"),
     [
         ([{"ba": 1}, {"ba": 2, "ep": 1}], {"half_life": "2ep"}, "epochs", "the half-life", "batches (ba)",
-            ["give the half-life in a unit", "epoch_length='1000ba'", "spacing='100ep'"]),
-        ([{"ep": 1}], {"half_life": "5ba"}, "batches", "the half-life", "epochs (ep)", ["epoch_length='1000ba'"]),
+            ["count in batches: half_life='2ba' is twice the usual distance", "epoch_length="]),
+        ([{"ep": 1}], {"half_life": "5ba"}, "batches", "the half-life", "epochs (ep)", ["epoch_length="]),
         ([{"ba": 1}], {"half_life": "5ba", "start": "1tok"}, "tokens", "start=", "batches (ba)", ["give start="]),
         ([{"ba": 1}], {"half_life": "5ba", "stop": "1sp"}, "samples", "stop=", "batches (ba)", ["give stop="]),
         ([{"ba": 1}], {"smoothing": 0.9, "interval": "1ep"}, "epochs", "the update interval", "batches (ba)", []),
-        ([{}, {}], {"half_life": "5ba"}, "batches", "the half-life", "none", ["spacing='100ba'"]),
+        ([{}, {}], {"half_life": "5ba"}, "batches", "the half-life", "none",
+            ["spacing='2.5ba'", "profile='uniform'"]),
     ],
 )  # fmt: skip
 def test_a_missing_clock_is_an_error_with_the_ways_on(

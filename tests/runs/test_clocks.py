@@ -247,7 +247,7 @@ def test_spacing_where_every_checkpoint_has_its_clock_is_an_error(tmp_path: Path
     write_torch_run(tmp_path, [100, 200])
     with pytest.raises(RunError, match="all checkpoints record a clock in batches") as raised:
         open_run([tmp_path], spacing=Time.parse("100ba"))
-    assert raised.value.hint == "leave out spacing="
+    assert raised.value.hint == ("leave out spacing=, or overrule what is recorded: spacing='100ba' ignore_clocks=True")
 
 
 @pytest.mark.parametrize("text", ["0ba", "infep"])

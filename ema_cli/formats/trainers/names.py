@@ -44,29 +44,46 @@ AVERAGES_FILE = re.compile(
     re.IGNORECASE,
 )
 _WORD = r"(?:^|[^a-z])"  # "step" in "step-100" and "global_step100", not in "footstep-100"
-_AFTER = r"(?![\d.]*[kmbt](?![a-z]))"  # not the 4 of "tokens4B", nor of "step4.5k"
-_COUNT = rf"[-_=]?(\d+){_AFTER}"
-_DECIMAL = rf"[-_=]?(\d+(?:\.\d+)?){_AFTER}"
+_SHORT = r"(?:^|[^a-z0-9]|ep\d{1,9})"  # "ba" in "ep1-ba50" and "ep1ba50", not in the random "x9ba12qq"
+# What comes after a number that is one: not the 4 of "tokens4B", "step4.5k" and "step4,500", nor of "epoch_4th".
+_AFTER = r"(?!\d|[\d.]*(?:[kmbt](?![a-z])|,\d|e\d|(?:st|nd|rd|th)(?![a-z])))"
+_COUNT, _DECIMAL = r"(\d+)", r"(\d+(?:\.\d+)?)"
+_NO_LETTER = r"(?![a-z])"
 _COMPOSER_NAME = re.compile(r"ep\d+-ba\d+", re.IGNORECASE)
-_NAME_CLOCKS = tuple(
-    (unit, re.compile(pattern, re.IGNORECASE))
-    for unit, pattern in (
-        (Unit.EPOCH, rf"{_WORD}ep(?:och)?{_DECIMAL}"),
-        (Unit.EPOCH, r"^(\d+)epoch\."),  # espnet
-        (Unit.BATCH, rf"{_WORD}(?:ba(?:tch)?|steps?|iter(?:ation)?s?){_COUNT}"),
-        (Unit.BATCH, r"^(\d{7})_adapters\.safetensors$"),  # mlx-lm
-        (Unit.BATCH, r"^checkpoint-(\d+)$"),  # a folder of the Hugging Face Trainer
-        (Unit.SAMPLE, rf"{_WORD}(?:sp|samples?){_COUNT}"),
-        (Unit.TOKEN, rf"{_WORD}(?:tok|tokens?){_COUNT}"),
-    )
+# Each unit with what stands before its number, the number, and what may not come after it.
+_NAME_CLOCKS = (
+    (Unit.EPOCH, rf"{_WORD}epoch", _DECIMAL, ""),
+    (Unit.EPOCH, r"(?:^|[^a-z0-9])ep", _DECIMAL, r"(?!(?!ba\d)[a-z])"),
+    (Unit.EPOCH, "^", _COUNT, r"(?=epoch\.)"),  # espnet
+    (Unit.BATCH, rf"{_WORD}(?:batch|steps?|iter(?:ation)?s?)", _COUNT, ""),
+    (Unit.BATCH, rf"{_SHORT}ba", _COUNT, _NO_LETTER),
+    (Unit.BATCH, r"^checkpoint-", _COUNT, "$"),  # a folder of the Hugging Face Trainer
+    (Unit.SAMPLE, rf"{_WORD}samples?", _COUNT, ""),
+    (Unit.SAMPLE, rf"{_SHORT}sp", _COUNT, _NO_LETTER),
+    (Unit.TOKEN, rf"{_WORD}tokens?", _COUNT, ""),
+    (Unit.TOKEN, rf"{_SHORT}tok", _COUNT, _NO_LETTER),
 )
+_CLOCKS = tuple(
+    (unit, re.compile(rf"{before}[-_=]?{number}{_AFTER}{after}", re.IGNORECASE))
+    for unit, before, number, after in _NAME_CLOCKS
+)
+_WORDS = tuple(
+    (unit, re.compile(rf"{before}[-_=]?$", re.IGNORECASE))
+    for unit, before, _, _ in _NAME_CLOCKS
+    if not before.startswith("^")
+)
+
+
+def unit_before(text: str) -> Unit | None:
+    """Return what a number after such a text counts, None where that is not said."""
+    return next((unit for unit, word in _WORDS if word.search(text)), None)
 
 
 def name_clocks(name: str) -> Progress:
     """Return the clocks in a checkpoint's name; the innermost folder or file that has any decides."""
     for part in reversed(name.split("/")):
         clocks: dict[Unit, Clock] = {}
-        for unit, pattern in _NAME_CLOCKS:
+        for unit, pattern in _CLOCKS:
             matches = pattern.findall(part)
             if matches:
                 clocks[unit] = Clock(Fraction(matches[-1]), "name")
