@@ -174,10 +174,10 @@ def test_a_side_file_that_changes_stops_the_average(tmp_path: Path):
 
 def test_averages_inside_the_model_are_mentioned(tmp_path: Path):
     """A model that keeps averages of itself among its tensors: the user reads that they are averaged again."""
-    from ema_cli.runs.tensor_rules import tensor_notes
+    from ema_cli.runs.tensor_rules import inner_averages_notes
 
     torch.save({"model.w": torch.ones(2), "model_ema.w": torch.ones(2)}, tmp_path / "step-1.pt")
-    (note,) = tensor_notes(open_checkpoint(tmp_path / "step-1.pt").tensors.specs)
+    (note,) = inner_averages_notes(open_checkpoint(tmp_path / "step-1.pt").tensors.specs)
     assert "'model_ema.w'" in note
 
 

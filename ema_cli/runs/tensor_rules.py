@@ -87,12 +87,16 @@ def check_averageable(checkpoint: Checkpoint, copied: Collection[str]) -> None:
 
 
 def tensor_notes(specs: Specs) -> list[str]:
-    """Return notes on the tensors for the user: an adapter, averages that the model keeps itself."""
-    notes = [ADAPTER_NOTE] if is_adapter(specs) else []
+    """Return notes on the tensors for the user: that they are an adapter's."""
+    return [ADAPTER_NOTE] if is_adapter(specs) else []
+
+
+def inner_averages_notes(specs: Specs) -> list[str]:
+    """Return a note where a model keeps averages itself that could not be told from the rest."""
     inside = next((name for name in specs if _AVERAGES_INSIDE.search(name)), None)
-    if inside is not None:
-        notes.append(f"'{inside}' and others are averages that the model keeps itself; they are averaged again")
-    return notes
+    if inside is None:
+        return []
+    return [f"'{inside}' and others are averages that the model keeps itself; they are averaged again"]
 
 
 def is_adapter(specs: Specs) -> bool:

@@ -10,7 +10,7 @@ from ema_cli.formats.trainers.adapters import BASE
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
-from ema_cli.runs.tensor_rules import copied_names, refusals, tensor_notes
+from ema_cli.runs.tensor_rules import copied_names, inner_averages_notes, refusals, tensor_notes
 from ema_cli.runs.ties import tie_notes
 
 _T = TypeVar("_T")
@@ -31,11 +31,13 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
         if checkpoint.averaged and not is_shown
     ]
     noted = [(note, checkpoint.name) for checkpoint in checkpoints for note in checkpoint.notes]
-    noted += [
-        (note, checkpoint.name)
-        for checkpoint, notes in zip(checkpoints, by_specs(checkpoints, tensor_notes), strict=True)
-        for note in notes
-    ]
+    one_set = [checkpoint for checkpoint in checkpoints if not checkpoint.holds_both]  # else the same set is in both
+    for several, function in ((checkpoints, tensor_notes), (one_set, inner_averages_notes)):
+        noted += [
+            (note, checkpoint.name)
+            for checkpoint, notes in zip(several, by_specs(several, function), strict=True)
+            for note in notes
+        ]
     noted += [*tie_notes(checkpoints), *_base_notes(checkpoints)]
     warnings += [f"{names}: {text}" for text, names in grouped([*averaged, *noted])]
     return warnings

@@ -7,15 +7,18 @@ of averages by the way it is stored, and is the model's by names, or order, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.trainers.choice import AVERAGED_MODEL
-from ema_cli.formats.trainers.layout import Layout, Sets, StateDict, Unpickled
+from ema_cli.formats.trainers.layout import Layout, NamedTensor, Sets, StateDict, Unpickled
 from ema_cli.formats.trainers.matching import Refs, by_flat_names, by_names, by_order
 from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY, FROM_ITERATIONS
 from ema_cli.formats.trainers.nested import as_state_dict, dig, is_state_dict
+
+Count = Callable[[object], int | float | None]
+"""Returns the number that a counter of updates has, None for what is none."""
 
 OWN_MARK = "ema_cli"  # at the top of what our callback for Lightning saved with its average as the model
 TEACHER = "teacher"  # beside a student: its average, or a model that does not change
@@ -51,10 +54,25 @@ def sets_in(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateD
 def sets_within(tensors: StateDict, file: Unpickled) -> Sets | None:
     """Return the sets that a state dict holds in itself, None where it is one without a sign of averages."""
     if AVERAGED_COUNT in tensors:
-        return Sets(averages=tensors, why=AVERAGED_MODEL, begun=_has_begun(tensors, file))
-    if AVERAGES_KEY.search("\n.".join(name for name in tensors if isinstance(name, str))) is None:
+        return Sets(averages=tensors, why=AVERAGED_MODEL, begun=_has_begun(tensors, _count(file)))
+    if not _may_hold_averages(tensors):
         return None
-    return _flat_buffers(tensors, file) or _part_of_the_model(tensors, file)
+    return _flat_buffers(tensors, file) or _part_of_the_model(tensors, _count(file))
+
+
+def sets_of_parts(tensors: Mapping[str, NamedTensor], count: Count) -> Sets | None:
+    """Return both sets where a part of a model is an average of the rest, in a file whose header lists tensors.
+
+    Args:
+        tensors: the tensors by their names.
+        count: reads a counter.
+    """
+    return _part_of_the_model(tensors, count) if _may_hold_averages(tensors) else None
+
+
+def _may_hold_averages(names: Iterable[object]) -> bool:
+    """Return whether any name has a part that is called averages. Fast, as most models have none."""
+    return AVERAGES_KEY.search("\n.".join(name for name in names if isinstance(name, str))) is not None
 
 
 def _by_row(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpickled) -> Sets | None:
@@ -68,7 +86,7 @@ def _by_row(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateD
         named = {name: value for name, value in raw.items() if str(name).startswith(layout.raw_prefix)}
         bare = {str(name).removeprefix(layout.raw_prefix): value for name, value in named.items()}
         counters = dig(root, layout.averages_counter) if layout.averages_counter else None
-        return Sets(bare, tensors, why=why, begun=_has_begun(counters, file))
+        return Sets(bare, tensors, why=why, begun=_has_begun(counters, _count(file)))
     reason = layout.averaged_if(root) if layout.averaged_if else None
     if reason is not None:
         return Sets(averages=tensors, why=reason, sure=layout.surely_averaged)
@@ -94,7 +112,7 @@ def _flat_buffers(tensors: StateDict, file: Unpickled) -> Sets | None:
     return Sets(second, others, why=why)
 
 
-def _part_of_the_model(tensors: StateDict, file: Unpickled) -> Sets | None:
+def _part_of_the_model(tensors: StateDict, count: Count) -> Sets | None:
     """Return both sets where a part of the model, by the first part of its names, is an average of the rest.
 
     The part stays: it holds the same weights as the rest then, so that the model loads as it was.
@@ -107,7 +125,7 @@ def _part_of_the_model(tensors: StateDict, file: Unpickled) -> Sets | None:
         matched = by_names(inside, others) or by_flat_names(inside, others, "")
         if not matched:
             continue
-        begun = _has_begun(inside, file)
+        begun = _has_begun(inside, count)
         if all(name.startswith(_ONLINE) for name in matched):  # the two models of ema-pytorch's wrapper
             online = {name.removeprefix(_ONLINE): ref for name, ref in others.items() if name.startswith(_ONLINE)}
             averages = {name.removeprefix(_ONLINE): ref for name, ref in matched.items()}
@@ -155,7 +173,7 @@ def _beside(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateD
             continue
         matched, counters = _match_in(value, tensors)
         if matched:
-            return Sets(tensors, {**tensors, **matched}, where=name, begun=_has_begun(counters, file))
+            return Sets(tensors, {**tensors, **matched}, where=name, begun=_has_begun(counters, _count(file)))
         state = as_state_dict(value)
         if state is not None and name in layout.beside:
             return Sets(tensors, state, where=name)
@@ -225,7 +243,7 @@ def _hidden(root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpic
                 why = f"'{where}' holds averages and weights that were stored while those took the model's place"
                 return Sets(averages=tensors, why=why, sure=False)
             continue
-        if not _has_begun(around, file):
+        if not _has_begun(around, _count(file)):
             return Sets(tensors, {**tensors, **matched}, where=where, begun=False)
         if not _equal(matched, tensors, file):
             return Sets(tensors, {**tensors, **matched}, where=where)
@@ -263,21 +281,28 @@ def _equal(matched: Refs, tensors: StateDict, file: Unpickled) -> bool:
     """Return whether the tensors begin with the bytes of the model's."""
     for name, theirs in matched.items():
         ours = tensors[name]
-        if not isinstance(ours, TensorRef) or ours.dtype != theirs.dtype:
+        if not isinstance(ours, TensorRef) or not isinstance(theirs, TensorRef) or ours.dtype != theirs.dtype:
             return False
         if file.beginning(name, ours, _SAMPLE_BYTES) != file.beginning(name, theirs, _SAMPLE_BYTES):
             return False
     return True
 
 
-def _has_begun(around: Any, file: Unpickled) -> bool:
+def _has_begun(around: Any, count: Count) -> bool:
     """Return False where a counter of updates in the dict is 0."""
-    for name in _COUNTERS if isinstance(around, dict) else ():
-        value = around.get(name)
-        count = file.scalar(name, value) if isinstance(value, TensorRef) else value
-        if isinstance(count, int | float) and count == 0:
-            return False
-    return True
+    values = [around[name] for name in _COUNTERS if name in around] if isinstance(around, dict) else []
+    return not any(count(value) == 0 for value in values)
+
+
+def _count(file: Unpickled) -> Count:
+    """Return what reads a counter of a file: a number, or a tensor of one."""
+
+    def count(value: object) -> int | float | None:
+        if isinstance(value, TensorRef):
+            return file.scalar("a counter of updates", value)
+        return value if isinstance(value, int | float) else None
+
+    return count
 
 
 # ---- Trainers that save averages in the place of the model ----

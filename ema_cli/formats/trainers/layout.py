@@ -60,6 +60,14 @@ class Sets:
     note: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class NamedTensor:
+    """A tensor of a file whose header lists tensors by name, in the place of a pickle's description of one."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
 class Unpickled(Protocol):
     """A file from which an object was unpickled: what is needed of its bytes."""
 

@@ -10,10 +10,11 @@ from math import prod
 from typing import Any
 
 from ema_cli.formats.pickles.values import TensorRef
-from ema_cli.formats.trainers.layout import StateDict
+from ema_cli.formats.trainers.layout import NamedTensor, StateDict
 from ema_cli.formats.trainers.names import AVERAGES_KEY
 
-Refs = Mapping[str, TensorRef]
+Shaped = TensorRef | NamedTensor
+Refs = Mapping[str, Shaped]
 """The tensors of one set, by the names that they have in the model."""
 
 _MAX_PREFIXES = 8
@@ -22,9 +23,9 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
 
 
-def tensors_of(state: Mapping[Any, Any]) -> dict[str, TensorRef]:
+def tensors_of(state: Mapping[Any, Any]) -> dict[str, Shaped]:
     """Return the tensors among the values of a state dict."""
-    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, TensorRef)}
+    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Shaped)}
 
 
 def by_names(other: Mapping[Any, Any], model: StateDict) -> Refs | None:
@@ -74,7 +75,7 @@ def by_order(values: Sequence[Any], model: StateDict) -> Refs | None:
     refs = [value for value in values if isinstance(value, TensorRef)]
     if not refs or len(refs) != len(values):
         return None
-    ours = tensors_of(model)
+    ours = {name: ref for name, ref in model.items() if isinstance(ref, TensorRef)}
     floats = {name: ref for name, ref in ours.items() if ref.dtype not in _INTEGERS}
     parameters = {name: ref for name, ref in floats.items() if not name.endswith(_BUFFERS)}
     for table in (parameters, floats, ours):
@@ -88,7 +89,7 @@ def by_order(values: Sequence[Any], model: StateDict) -> Refs | None:
     return {names[at]: ref for at, ref in zip(first, refs, strict=True)}
 
 
-def _greedy(refs: Iterable[TensorRef], among: Sequence[TensorRef]) -> list[int] | None:
+def _greedy(refs: Iterable[Shaped], among: Sequence[Shaped]) -> list[int] | None:
     """Return the first places, in order, at which tensors of these shapes stand; None where they do not."""
     places: list[int] = []
     at = 0
@@ -102,11 +103,11 @@ def _greedy(refs: Iterable[TensorRef], among: Sequence[TensorRef]) -> list[int] 
     return places
 
 
-def _alike(one: TensorRef, other: TensorRef) -> bool:
+def _alike(one: Shaped, other: Shaped) -> bool:
     return one.shape == other.shape
 
 
-def _is_number(ref: TensorRef) -> bool:
+def _is_number(ref: Shaped) -> bool:
     return prod(ref.shape) <= 1
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -15,6 +16,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import NoSuchWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import Choice, ReadOptions
+from tests.formats.reading import read_all
 from tests.formats.trainers.state import holds, lightning, opened, refusal
 
 State = dict[str, torch.Tensor]
@@ -186,6 +188,18 @@ def test_a_part_of_the_model_that_is_its_average(label: str, tmp_path: Path) -> 
     assert holds(opened(tmp_path, saved, weights="raw"), whole(RAW, RAW))
     partly = PARTLY if label.startswith("latent") else EMA
     assert holds(opened(tmp_path, saved, weights="ema"), whole(EMA, partly))
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_such_a_part_in_safetensors(label: str, tmp_path: Path) -> None:
+    """The same where a header lists the tensors: a model for latent diffusion is often one such file."""
+    saved = {**under("model.", RAW), **PARTS[label]}
+    save_file(saved, tmp_path / "a.safetensors")
+    torch.save(saved, tmp_path / "a.pt")
+    for weights in (ReadOptions(), ReadOptions(weights="raw"), ReadOptions(weights="ema")):
+        header, pickled = (open_checkpoint(tmp_path / name, weights) for name in ("a.safetensors", "a.pt"))
+        assert read_all(header.tensors) == read_all(pickled.tensors)
+        assert header.notes == pickled.notes
 
 
 def test_ema_pytorchs_wrapper_saved_by_itself(tmp_path: Path) -> None:
