@@ -14,6 +14,7 @@ from ema_cli.folding.blocks import bytes_to_read, make_groups
 from ema_cli.folding.buffers import DEFAULT_BYTES, BufferSizes, divide_memory, least_bytes
 from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.kernel import WeightTable
+from ema_cli.folding.sample import Sample
 from ema_cli.folding.sink import Sink
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
@@ -114,7 +115,7 @@ class Job:
         *,
         sizes: BufferSizes | None = None,
         checksums: Checksums | None = None,
-        most_elements: int | None = None,
+        sample: Sample | None = None,
         progress: ProgressCallback = no_progress,
     ) -> Folded:
         """Make all averages in one pass, the bytes of each plan into its sink; see `folding.fold.fold`."""
@@ -124,7 +125,7 @@ class Job:
             self.outputs[0].dtypes,
             copied=self.copied,
             allow_non_finite=self.options.allow_non_finite,
-            most_elements=most_elements,
+            sample=sample,
             sizes=sizes,
             checksums=checksums,
             progress=progress,

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar
 from typer import Argument, Option
 
 from ema_cli.cli.options import (
+    GATES,
     READ,
     RELEASE,
     SELECT,
@@ -240,8 +241,35 @@ Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
         bool,
         Option(
             "--sample",
-            help="With --against: only the first 65,536 elements of each tensor. Default: all of them.",
+            help="With --against: at most 65,536 elements of each tensor, at its beginning, its end and in between. "
+            "Default: all of them.",
             rich_help_panel=READ,
+        ),
+    ] = False
+    seed: Annotated[
+        str | None,
+        Option(
+            metavar="TEXT",
+            help="With --sample: what the places in between follow from. Default: another one each time, which is "
+            "printed.",
+            rich_help_panel=READ,
+        ),
+    ] = None
+    allow_extra: Annotated[
+        tuple[str, ...],
+        Option(
+            metavar="PATTERN",
+            help="Files that may lie in the folder, too ('notes/*'); README.md: an edited card. Repeatable. Default: "
+            "what is not of the average is a problem.",
+            rich_help_panel=GATES,
+        ),
+    ] = ()
+    strict: Annotated[
+        bool,
+        Option(
+            "--strict",
+            help="With --against: fail where something cannot be compared, or the recipe overrules recorded clocks.",
+            rich_help_panel=GATES,
         ),
     ] = False
     threads: Threads = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from fractions import Fraction
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.comparing.comparison import Comparison, TensorTotal
     from ema_cli.comparing.distance import Distance
     from ema_cli.planning.plan import Approximation, Plan
-    from ema_cli.release.verify import Verified
+    from ema_cli.release.verify import Against, Verified
 
 Facts = dict[str, object]
 
@@ -224,7 +223,22 @@ def verified_facts(verified: Verified) -> Facts:
         "bytes": verified.nbytes,
         "problems": list(verified.problems),
         "notes": list(verified.notes),
-        "against": asdict(verified.against) if verified.against is not None else None,
+        "not_compared": list(verified.not_compared),
+        "no_part": list(verified.snapshot.no_part),
+        "against": _against_facts(verified.against) if verified.against is not None else None,
+    }
+
+
+def _against_facts(against: Against) -> Facts:
+    sample = against.sample
+    return {
+        "checkpoints": against.checkpoints,
+        "tensors": against.tensors,
+        "most_elements": sample.most_elements if sample else None,
+        "seed": sample.seed if sample else None,
+        "bytes_read": against.bytes_read,
+        "tensors_different": against.tensors_different,
+        "bytes_different": against.bytes_different,
     }
 
 

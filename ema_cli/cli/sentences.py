@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.cli.views import RunView, StoredView, TensorTotals
     from ema_cli.comparing.comparison import Comparison, TensorTotal
     from ema_cli.planning.plan import Approximation, Plan
-    from ema_cli.release.verify import Against, Verified
+    from ema_cli.release.verify import Verified
 
 _MOST_PROBLEMS = 20
 UNIT_NAMES = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.SAMPLE: "sample", Unit.TOKEN: "token"}
@@ -302,12 +302,19 @@ def checkpoint_notes(checkpoint: Checkpoint) -> list[str]:
 
 
 def verified_line(verified: Verified) -> str:
-    """Return whether an average holds, in one line."""
+    """Return whether an average holds, in one line: it claims what was compared, and names what was not."""
     path = printable(verified.published.path.as_posix())
     if verified.problems:
         return f"{path}: does not hold: {plural(len(verified.problems), 'problem')}"
     parts = (plural(verified.files, "file"), plural(verified.tensors, "tensor"), size(verified.nbytes))
-    return f"{path}: verified: {', '.join(parts)}{_against(verified.against)}{_overruled(verified)}"
+    clauses = [
+        f"{path}: verified: {', '.join(parts)}",
+        _against(verified),
+        _overruled(verified),
+        _listed("not compared", verified.not_compared),
+        _listed("no part of it", verified.snapshot.no_part),
+    ]
+    return "; ".join(filter(None, clauses))
 
 
 def _overruled(verified: Verified) -> str:
@@ -319,15 +326,23 @@ def _overruled(verified: Verified) -> str:
     recipe = manifest["recipe"]
     by = [f"--name-clock {printable(recipe.get('name_clock'))}"] if recipe.get("name_clock") else []
     by += ["--ignore-clocks"] if recipe.get("ignore_clocks") else []
-    return f"; its clocks are not those that the checkpoints record ({', '.join(by)})"
+    return f"its clocks are not those that the checkpoints record ({', '.join(by)})"
 
 
-def _against(against: Against | None) -> str:
+def _against(verified: Verified) -> str:
+    against = verified.against
     if against is None:
         return ""
-    most = against.most_elements
-    what = f"the first {most:,} elements of each tensor are those" if most else "all bytes are those"
-    return f"; {what} of {plural(against.checkpoints, 'checkpoint')} averaged anew"
+    if against.sample is not None:
+        elements, seed = against.sample.most_elements, printable(against.sample.seed)
+        what = f"up to {elements:,} elements of each tensor (--seed {seed}) and the bytes around them are those"
+    else:
+        what = "tensors, and all files that were copied, are those" if verified.not_compared else "all bytes are those"
+    return f"{what} of {plural(against.checkpoints, 'checkpoint')} averaged anew"
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    return f"{what}: {printable(some(names))}" if names else ""
 
 
 def problem_lines(verified: Verified) -> list[str]:

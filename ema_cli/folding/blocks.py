@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DType
 from ema_cli.folding.kernel import sum_bytes
+from ema_cli.folding.sample import Range, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +24,21 @@ class Group:
 
     names: their names, in the order of the output.
     spec: their spec in the newest checkpoint.
-    count: only the first so many elements are folded.
+    ranges: the elements that are folded: the first of each stretch, and how many.
     target: the dtype in which they are written.
     averaged: whether they are averaged; else copied from the newest checkpoint.
     """
 
     names: tuple[str, ...]
     spec: TensorSpec
-    count: int
+    ranges: tuple[Range, ...]
     target: DType
     averaged: bool
+
+    @property
+    def count(self) -> int:
+        """Return how many elements are folded."""
+        return sum(count for _, count in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ def make_groups(
     checkpoints: Sequence[Checkpoint],
     targets: Mapping[str, DType],
     copied: frozenset[str],
-    most_elements: int | None = None,
+    sample: Sample | None = None,
 ) -> Iterator[Group]:
     """Yield the tensors to fold; those that are tied in every checkpoint come together.
 
@@ -88,7 +94,7 @@ def make_groups(
         checkpoints: the oldest first.
         targets: the output dtype of each tensor, in the order in which the outputs hold them.
         copied: names that are copied from the newest checkpoint, whatever their dtype.
-        most_elements: fold only the first so many elements of each tensor; a multiple of 8.
+        sample: fold only these elements of each tensor.
     """
     specs = checkpoints[-1].tensors.specs
     tied = _tied_names(checkpoints, targets, copied)
@@ -96,11 +102,10 @@ def make_groups(
     for name, target in targets.items():
         if name not in others:
             spec = specs[name]
-            count = spec.count if most_elements is None else min(spec.count, most_elements)
             yield Group(
                 names=tied.get(name, (name,)),
                 spec=spec,
-                count=count,
+                ranges=((0, spec.count),) if sample is None else sample.ranges(name, spec.count),
                 target=target,
                 averaged=spec.dtype.averaged and name not in copied,
             )
@@ -153,17 +158,18 @@ def make_blocks(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbyt
             dtypes = tuple(checkpoint.tensors.specs[group.names[0]].dtype for checkpoint in checkpoints)
         else:
             dtypes = (group.spec.dtype,) * len(checkpoints)
-        start, count = 0, group.count
-        while start < count:
-            # Elements that share a byte are not put together with others.
-            if kind != (dtypes, group.target, group.averaged) or room == 0 or group.spec.dtype.bits < 8:
-                if kind is not None and pieces:
-                    yield Block(tuple(pieces), sum(piece.count for piece in pieces), *kind)
-                kind, pieces = (dtypes, group.target, group.averaged), []
-                room = _capacity(dtypes, nbytes, averaged=group.averaged)
-            taken = min(room, count - start)
-            pieces.append(Piece(group, start, taken))
-            start, room = start + taken, room - taken
+        for start, count in group.ranges:
+            end = start + count
+            while start < end:
+                # Elements that share a byte are not put together with others.
+                if kind != (dtypes, group.target, group.averaged) or room == 0 or group.spec.dtype.bits < 8:
+                    if kind is not None and pieces:
+                        yield Block(tuple(pieces), sum(piece.count for piece in pieces), *kind)
+                    kind, pieces = (dtypes, group.target, group.averaged), []
+                    room = _capacity(dtypes, nbytes, averaged=group.averaged)
+                taken = min(room, end - start)
+                pieces.append(Piece(group, start, taken))
+                start, room = start + taken, room - taken
     if kind is not None and pieces:
         yield Block(tuple(pieces), sum(piece.count for piece in pieces), *kind)
 

@@ -25,6 +25,7 @@ from ema_cli.folding.kernel import Kernel, NonFiniteElements, WeightTable, Works
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.non_finite import NonFinite
 from ema_cli.folding.reading import FoldReader, Stopped
+from ema_cli.folding.sample import Sample
 from ema_cli.folding.sink import Sink, write_block
 from ema_cli.storage.checksums import Checksums
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -61,7 +62,7 @@ def fold(
     *,
     copied: frozenset[str] = frozenset(),
     allow_non_finite: bool = False,
-    most_elements: int | None = None,
+    sample: Sample | None = None,
     sizes: BufferSizes | None = None,
     checksums: Checksums | None = None,
     kernel: Kernel | None = None,
@@ -77,7 +78,7 @@ def fold(
         targets: the output dtype of each tensor by name, in the order in which the outputs hold them.
         copied: names of tensors that come from the newest checkpoint, as integers do.
         allow_non_finite: whether NaN and infinity are let through.
-        most_elements: make only the first so many elements of each tensor; a multiple of 8.
+        sample: make only these elements of each tensor.
         sizes: threads, and their memory.
         checksums: takes what is read, to sum it up.
         kernel: the arithmetic; None for that of this process.
@@ -90,7 +91,7 @@ def fold(
     kernel = kernel or chosen_kernel().kernel
     sizes = sizes or BufferSizes(1, 1, kernel.rows, kernel.row_bytes)
     weights = WeightTable.of(average.weights for average in averages)
-    groups = partial(make_groups, checkpoints, targets, copied, most_elements)
+    groups = partial(make_groups, checkpoints, targets, copied, sample)
     blocks = make_blocks(checkpoints, groups(), sizes.row_bytes)
     reader = FoldReader(checkpoints, checksums)
     ledgers = [NonFinite(checkpoints, allowed=allow_non_finite) for _ in averages]

@@ -10,8 +10,9 @@ from ema_cli.formats.output_file import whole_name
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import open_index
 from ema_cli.formats.trainers.folders import SHARD
+from ema_cli.release.frames import torch_differences
 from ema_cli.release.mark import mark_differences
-from ema_cli.release.snapshot import Snapshot
+from ema_cli.release.snapshot import SAFETENSORS, Snapshot
 
 _INDEX = ".safetensors.index.json"  # after the base of the names of the shards
 
@@ -37,7 +38,8 @@ def compare_names(snapshot: Snapshot) -> Iterator[str]:
             if name != own:  # a missing manifest is a problem already
                 yield snapshot.problem(name, f"is missing, but {sums_name if name in snapshot.sums else own} lists it")
         elif name not in listed and name != own:
-            yield snapshot.problem(name, f"is not listed in {sums_name}")
+            fact = "is an empty folder, which nothing lists" if name.endswith("/") else f"is not listed in {sums_name}"
+            yield snapshot.problem(name, fact)
         else:
             if snapshot.sums and name not in snapshot.sums:
                 yield snapshot.problem(name, f"is not listed in {sums_name}")
@@ -64,6 +66,8 @@ def compare_sums(snapshot: Snapshot) -> Iterator[str]:
     sums_name, own = snapshot.published.sums.name, snapshot.published.manifest.name
     outputs = snapshot.outputs
     for name, reading in snapshot.readings.items():
+        if name in snapshot.edited:
+            continue
         size, in_manifest = outputs.get(name, (None, None))
         if size is not None and size != snapshot.files[name].size:
             yield snapshot.problem(name, f"holds {snapshot.files[name].size} bytes, but {size} in {own}")
@@ -106,6 +110,14 @@ def compare_marks(snapshot: Snapshot) -> Iterator[str]:
     for name, checkpoint in snapshot.opened.items():
         for fact in mark_differences(checkpoint.mark, snapshot.manifest, snapshot.published.manifest.name):
             yield snapshot.problem(name, fact)
+
+
+def compare_frames(snapshot: Snapshot) -> Iterator[str]:
+    """Check that files of torch's hold nothing around their tensors but what ema-cli writes there."""
+    for name, checkpoint in snapshot.opened.items():
+        if not name.lower().endswith(SAFETENSORS):
+            for fact in torch_differences(snapshot.files[name], checkpoint):
+                yield snapshot.problem(name, fact)
 
 
 def compare_values(snapshot: Snapshot) -> Iterator[str]:
@@ -156,6 +168,7 @@ CHECKS: tuple[Check, ...] = (
     compare_sums,
     compare_tensors,
     compare_marks,
+    compare_frames,
     compare_values,
     compare_index,
 )

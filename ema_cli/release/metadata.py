@@ -1,23 +1,23 @@
-"""Compare headers, side files and manifest of an average with those that averaging again would write.
+"""Compare side files and manifest of an average with those that averaging again would write.
 
-Another version of ema-cli may write other text: if another version made the average, only the copied files are
-compared. No numpy.
+Everything is compared, whatever the average says of itself. Only words of our own, which another version may choose
+otherwise, are not compared where the average names another version, and are listed as such. No numpy.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.manifest.types import Manifest, TensorRow
-from ema_cli.release.published import Published
+from ema_cli.release.snapshot import Snapshot
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
+from ema_cli.writing.card import CARD_NAME
 from ema_cli.writing.outputs import Output
 
 _STEP = 1 << 20
@@ -32,63 +32,31 @@ def is_of_this_version(manifest: Manifest) -> bool:
     return version == __version__
 
 
-def frame_differences(files: Mapping[Path, InputFile], output: Output, folder: Path, *, sample: bool) -> list[str]:
-    """Return a problem for each tensor file whose bytes around the tensors differ from the expected ones.
+def own_words(manifest: Manifest, output: Output) -> tuple[str, ...]:
+    """Return what is not compared, in words: what another version of ema-cli may say otherwise."""
+    if is_of_this_version(manifest):
+        return ()
+    return (*(name for name in output.texts if name == CARD_NAME), "warnings and descriptions in the manifest")
 
-    The tensors themselves must have been compared before.
+
+def side_file_differences(snapshot: Snapshot, output: Output, left_out: Collection[str]) -> list[str]:
+    """Return a problem for each side file that is not the one that the newest checkpoint gives.
 
     Args:
-        files: the published files, opened, by path.
+        snapshot: the published average.
         output: the output that averaging again would write.
-        folder: the folder of the published files.
-        sample: compare only the bytes before the tensors: a torch file ends with checksums of all tensors.
+        left_out: names of files whose content is not compared.
     """
-    problems = []
-    for file in output.files:
-        sink = _ComparingSink(files[folder / file.name])
-        sink.write(0, file.header)
-        if not sample and not sink.different:
-            file.finish(sink)
-        if sink.different or file.size != sink.file.size:
-            where = f"from byte {sink.different[0]} on" if sink.different else "at its end"
-            fact = "holds the tensors that the checkpoints give, but something else around them"
-            problems.append(f"{sink.path}: {fact}, {where}")
-    return problems
-
-
-@dataclass(slots=True)
-class _ComparingSink:
-    """An output that compares instead of writing: `different` lists the offsets at which the file has other bytes."""
-
-    file: InputFile
-    path: Path = field(init=False)
-    different: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.path = self.file.path
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self.file.read(offset, max(0, min(size, self.file.size - offset)))
-
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        if self.read(offset, len(data)) != data:
-            self.different.append(offset)
-
-
-def side_file_differences(manifest: Manifest, output: Output, published: Published) -> list[str]:
-    """Return a problem for each side file that is not the one that the newest checkpoint gives."""
-    wanted: dict[str, bytes | InputFile] = dict(output.copies)
-    problems = []
-    if is_of_this_version(manifest):
-        wanted.update(output.texts)
-        known = {*wanted, *(file.name for file in output.files)}
-        more = sorted(row["name"] for row in manifest["outputs"] if row["name"] not in known)
-        problems += [f"{published.folder / name}: is nothing that the newest checkpoint gives" for name in more]
+    folder = snapshot.published.folder
+    wanted: dict[str, bytes | InputFile] = {**output.copies, **output.texts}
+    known = {*wanted, *(file.name for file in output.files)}
+    more = sorted(name for name in snapshot.outputs if name not in known)
+    problems = [f"{folder / name}: is nothing that the newest checkpoint gives" for name in more]
     for name, content in sorted(wanted.items()):
-        path = published.folder / name
+        path = folder / name
         if not location(path).info().exists:
             problems.append(f"{path}: is missing, but the newest checkpoint gives it")
-        elif not _has_content(location(path).open(), content):
+        elif name not in left_out and not _has_content(location(path).open(), content):
             problems.append(f"{path}: is not what the newest checkpoint gives")
     return problems
 
@@ -116,16 +84,27 @@ def manifest_differences(
             all non-finite values are known, and these are not compared.
     """
     left_out = (*_NOT_COMPARED, "tensors", *(_NOT_SAMPLED if sample else ()))
+    without_words = not is_of_this_version(manifest)
     recorded = {name: value for name, value in manifest.items() if name not in left_out}
     made = {name: value for name, value in again.items() if name not in left_out}
     if sample:
         recorded["inputs"] = [
             {key: value for key, value in row.items() if key != "blocks"} for row in manifest["inputs"]
         ]
+    # A manifest of an older version lacks what was not yet an option: it was repeated without that.
+    made["recipe"] = {key: value for key, value in again["recipe"].items() if key in manifest["recipe"]}
+    if without_words:
+        recorded, made = _without_words(recorded), _without_words(made)
     pairs = ((recorded[name], made.get(name), name) for name in sorted(recorded))
     rows = {row["name"]: row for row in manifest["tensors"]}
     by_name = ((rows.get(row["name"]), _as_sampled(row, rows) if sample else row) for row in tensors)
-    of_tensors = ((row, new, f"tensors '{new['name']}'") for row, new in by_name if row is not None)
+    of_tensors = (
+        (_without(row, "why"), _without(new, "why"), f"tensors '{new['name']}'")
+        if without_words
+        else (row, new, f"tensors '{new['name']}'")
+        for row, new in by_name
+        if row is not None
+    )
     problems = []
     for ours, theirs, where in chain(pairs, of_tensors):
         difference = _first_difference(ours, theirs, where)
@@ -133,6 +112,26 @@ def manifest_differences(
             where, ours, theirs = difference
             problems.append(f"{path}: says {where} {_text(ours)}, but the checkpoints give {_text(theirs)}")
     return problems
+
+
+def _without_words(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest without what another version may word otherwise; see `own_words`."""
+    plain = {name: value for name, value in manifest.items() if name != "warnings"}
+    plain["fingerprint"] = _without(manifest["fingerprint"], "what")
+    if plain.get("checksum") is not None:
+        plain["checksum"] = _without(manifest["checksum"], "what")
+    plain["inputs"] = [
+        {
+            **_without(row, "format", "trainer"),
+            "clocks": {unit: _without(clock, "from") for unit, clock in row["clocks"].items()},
+        }
+        for row in manifest["inputs"]
+    ]
+    return plain
+
+
+def _without(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def _as_sampled(row: TensorRow, rows: Mapping[str, TensorRow]) -> TensorRow:

@@ -16,16 +16,13 @@ from ema_cli.checkpoint import TensorSpec
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
 from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
+from ema_cli.folding.sample import Sample
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.output_file import whole_name
 from ema_cli.job import Job, lay_out
 from ema_cli.manifest.types import Manifest
-from ema_cli.release.metadata import (
-    frame_differences,
-    is_of_this_version,
-    manifest_differences,
-    side_file_differences,
-)
+from ema_cli.release.frames import frame_differences
+from ema_cli.release.metadata import manifest_differences, own_words, side_file_differences
 from ema_cli.release.published import Published
 from ema_cli.release.replay import Replay, open_replay
 from ema_cli.release.snapshot import Snapshot
@@ -38,14 +35,12 @@ from ema_cli.writing.outputs import Output
 from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target
 
-SAMPLE_ELEMENTS = 1 << 16
-
 
 def verify_against(
     verified: Verified,
     paths: Sequence[Path],
     *,
-    sample: bool = False,
+    sample: Sample | None = None,
     threads: int = 1,
     progress: ProgressCallback = no_progress,
 ) -> Verified:
@@ -56,7 +51,7 @@ def verify_against(
     Args:
         verified: the average as `verify` returned it.
         paths: the places at and below which the inputs are searched.
-        sample: average and compare only the first 65,536 elements of each tensor.
+        sample: average and compare only these elements of each tensor.
         threads: the number of threads for reading and averaging.
         progress: called with the bytes read so far and the total.
 
@@ -80,39 +75,43 @@ def verify_against(
 
 
 def _compare(
-    verified: Verified, manifest: Manifest, replay: Replay, *, sample: bool, threads: int, progress: ProgressCallback
+    verified: Verified,
+    manifest: Manifest,
+    replay: Replay,
+    *,
+    sample: Sample | None,
+    threads: int,
+    progress: ProgressCallback,
 ) -> Verified:
     """Fold the inputs, and compare the result with the published average."""
     snapshot = verified.snapshot
     job = _job(replay, snapshot.published)
     comparison = _Comparison(_places(snapshot))
     problems = comparison.expect(job.outputs[0])
-    notes = [] if sample else check_stored_sums(job.checkpoints, threads)
+    notes = [] if sample is not None else check_stored_sums(job.checkpoints, threads)
     record = Record(
         job.checkpoints,
         job.options,
         job.copied,
-        checksum=replay.checksum and not sample,
+        checksum=replay.checksum and sample is None,
         threads=threads,
         warnings=manifest["warnings"],
     )
-    most_elements = SAMPLE_ELEMENTS if sample else None
     folded = job.fold(
         [comparison],
         sizes=divide_memory(max(DEFAULT_BYTES, least_bytes()), threads),
         checksums=record.checksums,
-        most_elements=most_elements,
+        sample=sample,
         progress=progress,
     )
     problems += comparison.problems()
-    problems += side_file_differences(manifest, job.outputs[0], snapshot.published)
-    if is_of_this_version(manifest):
-        if not problems:
-            files = {file.path: file for file in snapshot.files.values()}
-            problems += frame_differences(files, job.outputs[0], snapshot.published.folder, sample=sample)
-        again = record.manifest(job.outputs[0], replay.plan, {}, folded.non_finite[0])
-        tensors = record.tensors(job.outputs[0], replay.plan, folded.non_finite[0])
-        problems += manifest_differences(manifest, snapshot.published.manifest, again, tensors, sample=sample)
+    output, words = job.outputs[0], own_words(manifest, job.outputs[0])
+    problems += side_file_differences(snapshot, output, {*words, *snapshot.edited})
+    if not problems:
+        problems += frame_differences(snapshot, output, same_version=not words)
+    again = record.manifest(output, replay.plan, {}, folded.non_finite[0])
+    tensors = record.tensors(output, replay.plan, folded.non_finite[0])
+    problems += manifest_differences(manifest, snapshot.published.manifest, again, tensors, sample=sample is not None)
     inputs = [file for checkpoint in job.checkpoints for file in checkpoint.files]
     for file in (*inputs, *snapshot.files.values()):
         file.check_unchanged()
@@ -120,12 +119,12 @@ def _compare(
     against = Against(
         checkpoints=len(job.checkpoints),
         tensors=comparison.tensors,
-        most_elements=most_elements,
+        sample=sample,
         bytes_read=folded.bytes_read,
         tensors_different=len(different),
         bytes_different=sum(difference.nbytes for difference in different.values()),
     )
-    return replace(_with_problems(verified, problems), against=against, notes=tuple(notes))
+    return replace(_with_problems(verified, problems), against=against, notes=tuple(notes), own_words=words)
 
 
 def _with_problems(verified: Verified, problems: Sequence[str]) -> Verified:
@@ -134,7 +133,8 @@ def _with_problems(verified: Verified, problems: Sequence[str]) -> Verified:
 
 def _job(replay: Replay, published: Published) -> Job:
     """Return the job of making the average again, with the published paths as its target."""
-    return lay_out([replay.plan], [Target(published.path, published.is_folder)], replay.options)
+    options = replace(replay.options, version=replay.manifest["tool"]["version"])
+    return lay_out([replay.plan], [Target(published.path, published.is_folder)], options)
 
 
 @dataclass(slots=True)

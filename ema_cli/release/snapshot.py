@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,16 @@ from ema_cli.manifest.sums import parse_sums
 from ema_cli.manifest.types import Manifest
 from ema_cli.release.published import Published
 from ema_cli.release.read_file import FileSum, read_file
-from ema_cli.storage.location import location, walk
+from ema_cli.release.surroundings import is_allowed, look_around
+from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.system.threads import thread_errors
+from ema_cli.writing.card import CARD_NAME
 
 _TICK_SECONDS = 0.1
 _MAX_SUMS_BYTES = 256 << 20
-_SAFETENSORS = ".safetensors"
+SAFETENSORS = ".safetensors"
 _TORCH = ".bin"  # in a folder: no side file has this suffix
 
 Positions = Mapping[str, tuple[int, TensorSpec]]  # tensor -> its first byte in the file, and its spec
@@ -39,7 +41,9 @@ class Snapshot:
         published: the paths of the average, its manifest and its checksums.
         manifest: the manifest; None if it is missing or cannot be read.
         sums: file name -> sha256, as the checksum file lists them.
-        present: the names of the files that exist, without the checksum file; hidden files only if they are listed.
+        present: the names of what lies there and should be listed, without the checksum file.
+        no_part: the names of what lies there and is no part of the average.
+        edited: the names of listed files that the user allows to differ from what was written, and that do.
         files: the files that exist and are listed, opened.
         opened: the files among them that hold tensors, opened by our own reader.
         readings: the sha256 and the non-finite elements of each of `files`.
@@ -51,6 +55,8 @@ class Snapshot:
     manifest: Manifest | None = None
     sums: Mapping[str, str] = field(default_factory=dict)
     present: frozenset[str] = frozenset()
+    no_part: tuple[str, ...] = ()
+    edited: frozenset[str] = frozenset()
     files: Mapping[str, InputFile] = field(default_factory=dict)
     opened: Mapping[str, Checkpoint] = field(default_factory=dict)
     readings: Mapping[str, FileSum] = field(default_factory=dict)
@@ -68,11 +74,14 @@ class Snapshot:
         return f"{self.published.folder / name}: {fact}"
 
 
-def take_snapshot(published: Published, *, threads: int, progress: ProgressCallback) -> Snapshot:
+def take_snapshot(
+    published: Published, *, allow_extra: Sequence[str] = (), threads: int, progress: ProgressCallback
+) -> Snapshot:
     """Read an average: its manifest, its checksums, and each listed file once.
 
     Args:
         published: the paths of the average.
+        allow_extra: patterns of the names of files that may lie there, too, or, of the model card, be edited.
         threads: the number of files that are read at the same time.
         progress: called with the bytes read so far and the total.
 
@@ -84,7 +93,8 @@ def take_snapshot(published: Published, *, threads: int, progress: ProgressCallb
     sums = _read_sums(published, problems)
     outputs = {row["name"] for row in manifest["outputs"]} if manifest is not None else set()
     listed = sums.keys() | outputs | {published.manifest.name}
-    present = _present(published, listed) - {published.sums.name}
+    around = look_around(published, {*listed, published.sums.name}, allow_extra)
+    present = around.present - {published.sums.name}
     files = _open_files(published, sorted(listed & present), problems)
     opened: dict[str, Checkpoint] = {}
     for name in _names_with_tensors(published, files):
@@ -99,7 +109,9 @@ def take_snapshot(published: Published, *, threads: int, progress: ProgressCallb
         published=published,
         manifest=manifest,
         sums=sums,
-        present=frozenset(present),
+        present=present,
+        no_part=around.no_part,
+        edited=_edited(manifest, sums, readings, allow_extra),
         files=files,
         opened=opened,
         readings=readings,
@@ -158,15 +170,15 @@ def _read_sums(published: Published, problems: _Problems) -> Mapping[str, str]:
     return sums
 
 
-def _present(published: Published, listed: Collection[str]) -> set[str]:
-    """Return the names of the existing files, without hidden ones (of git or the Hub) that are not listed."""
-    if not published.is_folder:
-        beside = (published.path, published.manifest, published.sums)
-        return {path.name for path in beside if location(path).info(follow=False).exists}
-    root = published.path
-    entries = [entry for entry in walk(root, hidden=False) if entry.is_link or not entry.is_folder]
-    names = {entry.path.relative_to(root).as_posix(): entry.name for entry in entries}
-    return {name for name, last_part in names.items() if name in listed or not last_part.startswith(".")}
+def _edited(
+    manifest: Manifest | None, sums: Mapping[str, str], readings: Mapping[str, FileSum], allow_extra: Sequence[str]
+) -> frozenset[str]:
+    """Return the name of the model card if the user allows another, and it is another: people edit it on the Hub."""
+    if CARD_NAME not in readings or not is_allowed(CARD_NAME, allow_extra):
+        return frozenset()
+    listed = {row["sha256"] for row in (manifest["outputs"] if manifest else ()) if row["name"] == CARD_NAME}
+    listed |= {sums[CARD_NAME]} if CARD_NAME in sums else set()
+    return frozenset() if listed == {readings[CARD_NAME].sha256} else frozenset({CARD_NAME})
 
 
 def _open_files(published: Published, names: Sequence[str], problems: _Problems) -> dict[str, InputFile]:
@@ -184,12 +196,12 @@ def _names_with_tensors(published: Published, files: Mapping[str, InputFile]) ->
     """Return the names of the files that hold tensors."""
     if not published.is_folder:
         return [published.path.name] if published.path.name in files else []
-    return [name for name in files if name.lower().endswith((_SAFETENSORS, _TORCH))]
+    return [name for name in files if name.lower().endswith((SAFETENSORS, _TORCH))]
 
 
 def _open_tensors(path: Path, name: str, problems: _Problems) -> Checkpoint | None:
     """Open a file of tensors with our own reader; add a problem if the official reader sees other tensors."""
-    is_safetensors = name.lower().endswith(_SAFETENSORS)
+    is_safetensors = name.lower().endswith(SAFETENSORS)
     reader = safetensors_file if is_safetensors else torch_file
     try:
         checkpoint: Checkpoint = reader.open_checkpoint(path, ReadOptions())

@@ -5,8 +5,12 @@ Each statement that does not hold is a problem, and all problems are returned; o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from ema_cli._version import __version__
+from ema_cli.errors import at_terminal
+from ema_cli.folding.sample import Sample
 from ema_cli.formats.output_file import whole_name
 from ema_cli.release.checks import all_problems
 from ema_cli.release.published import Published
@@ -21,7 +25,7 @@ class Against:
     Attributes:
         checkpoints: the number of checkpoints that were averaged again.
         tensors: the number of tensors that were compared.
-        most_elements: the number of elements compared of each tensor, at most; None for all of them.
+        sample: the elements of each tensor that were compared; None for all of them.
         bytes_read: the bytes of checkpoints that were read.
         tensors_different, bytes_different: the number of tensors, and of bytes in all, that differ from the repeated
             average.
@@ -29,7 +33,7 @@ class Against:
 
     checkpoints: int
     tensors: int
-    most_elements: int | None
+    sample: Sample | None
     bytes_read: int
     tensors_different: int
     bytes_different: int
@@ -37,17 +41,31 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A snapshot of an average, its problems, its comparison with the checkpoints if one was made, and notes."""
+    """A snapshot of an average, and what was found.
+
+    Attributes:
+        snapshot: the average as it was read.
+        problems: a sentence for each thing that does not hold.
+        against: the comparison with the checkpoints, if one was made.
+        notes: what else to know of the comparison.
+        own_words: what only the version of ema-cli that made the average could compare, in words.
+    """
 
     snapshot: Snapshot
     problems: tuple[str, ...]
     against: Against | None = None
     notes: tuple[str, ...] = ()
+    own_words: tuple[str, ...] = ()
 
     @property
     def published(self) -> Published:
         """Return the paths of the average."""
         return self.snapshot.published
+
+    @property
+    def not_compared(self) -> tuple[str, ...]:
+        """Return what was not compared, in words: what the user allows to differ, and what another version words."""
+        return tuple(dict.fromkeys([*sorted(self.snapshot.edited), *self.own_words]))
 
     @property
     def files(self) -> int:
@@ -68,11 +86,29 @@ class Verified:
         return sum(file.size for file in self.snapshot.files.values())
 
 
-def verify(published: Published, *, threads: int = 1, progress: ProgressCallback = no_progress) -> Verified:
+def demand_all(verified: Verified) -> Verified:
+    """Add a problem if something could not be compared with the checkpoints, apart from what the user allows."""
+    if not verified.own_words:
+        return verified
+    snapshot = verified.snapshot
+    version = snapshot.manifest["tool"]["version"] if snapshot.manifest is not None else ""
+    fact = f"not compared, as ema-cli {version} wrote it, and this is {__version__}: {', '.join(verified.own_words)}"
+    problem = f"{verified.published.path}: {fact} ({at_terminal('strict', 'True')})"
+    return replace(verified, problems=(*verified.problems, problem))
+
+
+def verify(
+    published: Published,
+    *,
+    allow_extra: Sequence[str] = (),
+    threads: int = 1,
+    progress: ProgressCallback = no_progress,
+) -> Verified:
     """Read an average once and return its problems.
 
     Args:
         published: the paths of the average, its manifest and its checksums.
+        allow_extra: patterns of the names of files that may lie there, too, or, of the model card, be edited.
         threads: the number of files that are read at the same time.
         progress: called with the bytes read so far and the total.
 
@@ -87,7 +123,7 @@ def verify(published: Published, *, threads: int = 1, progress: ProgressCallback
             "must be; average again, without --no-manifest",
         )
         return Verified(snapshot, (problem,))
-    snapshot = take_snapshot(published, threads=threads, progress=progress)
+    snapshot = take_snapshot(published, allow_extra=allow_extra, threads=threads, progress=progress)
     problems = all_problems(snapshot)
     for file in snapshot.files.values():
         file.check_unchanged()

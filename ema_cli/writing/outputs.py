@@ -51,11 +51,13 @@ class OutputOptions:
         dtype: that of the floating tensors, which may then differ between checkpoints; None: as in the newest.
         max_shard_size: most bytes of tensors in one file of a folder; None: the shards of the newest checkpoint.
         allow_non_finite: whether NaN and infinity are written, too.
+        version: the version of ema-cli that the files name. Only a comparison with what another version wrote sets it.
     """
 
     dtype: DType | None = None
     max_shard_size: int | None = None
     allow_non_finite: bool = False
+    version: str = __version__
 
     @classmethod
     def parse(cls, **keywords: Unpack[OutputKeywords]) -> OutputOptions:
@@ -167,7 +169,7 @@ def lay_out_output(
         CheckpointError: where configuration or tokenizer of the newest checkpoint cannot be read.
     """
     specs = output_specs(plan.newest, options.dtype, copied)
-    metadata = _metadata(plan, options.dtype, copied, [])
+    metadata = _metadata(plan, options, copied, [])
     inner = next(iter(plan.newest.pretrained.bases), None) if plan.newest.pretrained else None
     if inner is not None and not target.is_folder:
         raise OutputError(
@@ -215,7 +217,7 @@ def _lay_out_folder(
     if CARD_NAME not in copies:
         card = model_card(plan, _configs(texts, copies), manifest=FOLDER_NAME if manifest else None)
         texts[CARD_NAME] = card.encode()
-    metadata = _metadata(plan, options.dtype, copied, sorted({*copies, *texts}))
+    metadata = _metadata(plan, options, copied, sorted({*copies, *texts}))
     files, indexes = lay_out_models(models, specs, options.max_shard_size, metadata, tables)
     texts.update(indexes)
     return Output(target, files, texts, copies, sources, originals)
@@ -288,13 +290,13 @@ def _lay_out_torch(
     return lay_out_torch_file(target.path.name, specs, metadata[METADATA_KEY], tables)
 
 
-def _metadata(plan: Plan, dtype: DType | None, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:
+def _metadata(plan: Plan, options: OutputOptions, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:
     """Return the header's metadata, with the mark that says how the file was averaged.
 
     It holds no times, hosts or absolute paths, so that equal runs give equal bytes.
     """
-    asked = asked_for({**RecipeRecord.of(plan).to_dict(), "dtype": dtype.name if dtype else None})
-    mark: dict[str, object] = {"version": __version__, **asked}
+    asked = asked_for({**RecipeRecord.of(plan).to_dict(), "dtype": options.dtype.name if options.dtype else None})
+    mark: dict[str, object] = {"version": options.version, **asked}
     mark["checkpoints"] = [[entry.checkpoint.name, str(entry.clock), entry.weight] for entry in plan.read]
     if copied:
         mark["copied"] = sorted(copied)

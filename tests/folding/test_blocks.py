@@ -6,13 +6,14 @@ import torch
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.folding.blocks import Block, bytes_to_read, make_blocks, make_groups
+from ema_cli.folding.sample import Sample
 from tests.folding.in_memory import checkpoint
 
 
-def blocks_of(checkpoints: list[Checkpoint], nbytes: int, most_elements: int | None = None) -> list[Block]:
+def blocks_of(checkpoints: list[Checkpoint], nbytes: int, sample: Sample | None = None) -> list[Block]:
     """Return the blocks in which all tensors are folded in their own dtypes."""
     targets = {name: spec.dtype for name, spec in checkpoints[-1].tensors.specs.items()}
-    return list(make_blocks(checkpoints, make_groups(checkpoints, targets, frozenset(), most_elements), nbytes))
+    return list(make_blocks(checkpoints, make_groups(checkpoints, targets, frozenset(), sample), nbytes))
 
 
 def pieces_of(block: Block) -> list[tuple[str, int, int]]:
@@ -45,16 +46,19 @@ def test_averaged_tensors_are_read_from_all_checkpoints_and_others_from_the_newe
     checkpoints = [checkpoint({"w": torch.ones(5), "n": torch.tensor([1, 2])}) for _ in range(3)]
     targets = {name: spec.dtype for name, spec in checkpoints[0].tensors.specs.items()}
 
-    def total(newest: list[int], most_elements: int | None = None) -> int:
-        return bytes_to_read(checkpoints, make_groups(checkpoints, targets, frozenset(), most_elements), newest)
+    def total(newest: list[int]) -> int:
+        return bytes_to_read(checkpoints, make_groups(checkpoints, targets, frozenset()), newest)
 
     assert total([2]) == 3 * 5 * 4 + 2 * 8
     assert total([2, 0]) == 3 * 5 * 4 + 2 * 2 * 8
-    assert total([2], most_elements=0) == 0
 
 
-def test_only_the_first_elements_of_each_tensor_are_folded_on_request():
-    """A sample takes the beginning of each tensor."""
-    tensors = {"a": torch.ones(30), "b": torch.ones(3)}
-    (block,) = blocks_of([checkpoint(tensors)] * 2, nbytes=1024, most_elements=8)
-    assert pieces_of(block) == [("a", 0, 8), ("b", 0, 3)]
+def test_only_a_sample_of_each_tensor_is_folded_on_request():
+    """A sample takes its stretches of a long tensor, and all of a short one; what is read is what it takes."""
+    tensors = {"a": torch.ones(70_001), "b": torch.ones(3)}
+    checkpoints, sample = [checkpoint(tensors)] * 2, Sample("s")
+    pieces = [piece for block in blocks_of(checkpoints, 1 << 20, sample) for piece in pieces_of(block)]
+    assert pieces == [*(("a", *stretch) for stretch in sample.ranges("a", 70_001)), ("b", 0, 3)]
+    targets = {name: spec.dtype for name, spec in checkpoints[0].tensors.specs.items()}
+    groups = make_groups(checkpoints, targets, frozenset(), sample)
+    assert bytes_to_read(checkpoints, groups, [1]) == 2 * 4 * sum(count for _, _, count in pieces)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from ema_cli.errors import CheckpointError, NonFiniteError
+from ema_cli.folding.sample import Sample
 from ema_cli.release.published import find_averages
-from ema_cli.release.recompute import SAMPLE_ELEMENTS, verify_against
+from ema_cli.release.recompute import verify_against
 from ema_cli.release.verify import verify
 from tests.conftest import Cli, write_torch_run
 from tests.release.verified import (
@@ -24,6 +25,8 @@ from tests.release.verified import (
     flip,
     vouch,
 )
+
+SAMPLE_ELEMENTS = 65_536
 
 
 @pytest.mark.slow
@@ -169,9 +172,10 @@ def test_weights_that_the_law_does_not_give(copy: Path):
 
 
 def test_a_sample_reads_little(tmp_path: Path, cli: Cli):
-    """A sample is the beginning of each tensor, and finds what differs there only."""
+    """A sample is the beginning of each tensor, its end, and places between; it finds what differs there only."""
+    count = 4 * SAMPLE_ELEMENTS
     for step in (1, 2, 3):
-        tensors = {"big": torch.full((SAMPLE_ELEMENTS * 4,), float(step)), "small": torch.ones(7) * step}
+        tensors = {"big": torch.full((count,), float(step)), "small": torch.ones(7) * step}
         (tmp_path / "run").mkdir(exist_ok=True)
         torch.save({"model": tensors, "step": step}, tmp_path / "run" / f"step-{step}.pt")
     done = cli("average", "run", "--half-life", "2ba", "-o", "big.safetensors", "-q")
@@ -180,16 +184,23 @@ def test_a_sample_reads_little(tmp_path: Path, cli: Cli):
     whole, part = against(out, run).against, against(out, run, sample=True).against
     assert whole is not None
     assert part is not None
-    assert whole.bytes_read == 3 * 4 * (4 * SAMPLE_ELEMENTS + 7)
-    assert part.bytes_read == 3 * 4 * (SAMPLE_ELEMENTS + 7)
+    assert whole.bytes_read == 3 * 4 * (count + 7)
+    ranges = Sample("seed").ranges("big", count)
+    assert part.bytes_read == 3 * 4 * (sum(taken for _, taken in ranges) + 7) <= 3 * 4 * (SAMPLE_ELEMENTS + 7)
     begin = begin_of(out, "big")
-    flip(out, begin + 4 * SAMPLE_ELEMENTS)  # just behind it
-    vouch(out)
-    assert against(out, run, sample=True).problems == ()
-    assert "the first in element 65536" in against(out, run).problems[0]
-    flip(out, begin + 4 * SAMPLE_ELEMENTS - 4)
-    vouch(out)
-    assert "1 byte differs, the first in element 65535" in against(out, run, sample=True).problems[0]
+
+    def is_seen(element: int, seed: str = "seed") -> bool:
+        flip(out, begin + 4 * element)
+        vouch(out)
+        problems = against(out, run, sample=True, seed=seed).problems
+        if problems:
+            assert f"1 byte differs, the first in element {element}" in problems[0]
+        flip(out, begin + 4 * element)
+        return bool(problems)
+
+    assert all(is_seen(element) for element in (0, ranges[3][0], sum(ranges[3]) - 1, count - 1))
+    assert not is_seen(sum(ranges[0]))
+    assert any(is_seen(sum(ranges[0]), seed) for seed in "abcdefghijklmnopqrstuvwxyz")
 
 
 def test_non_finite_checkpoints_are_an_error(tmp_path: Path, cli: Cli):

@@ -12,7 +12,6 @@ import pytest
 
 from ema_cli.cli.command_line import VerifyOptions
 from ema_cli.errors import CheckpointError
-from ema_cli.release.recompute import SAMPLE_ELEMENTS
 from tests.conftest import Cli
 from tests.loaded import loaded_by
 from tests.release.verified import SINGLE, SINGLE_SUMS, SUMS, check, flip
@@ -53,14 +52,15 @@ def test_only_the_first_problems_are_told(copy: Path, cli: Cli):
 def test_json_has_outputs_and_the_error(copy: Path, cli: Cli):
     """One envelope: every average with its problems, and the error where one does not hold."""
     (copy / "folder" / "extra").write_text("x")
-    done = cli("verify", SINGLE, "folder", "--json", "--against", "pt", "--against", "hf", "--sample", cwd=copy)
+    done = cli("verify", SINGLE, "folder", "--json", "--against", "pt", "--against", "hf", "--sample",
+               "--seed", "s", cwd=copy)  # fmt: skip
     told = done.json
     assert done.code == 6
     assert (told["schema_version"], told["command"]) == (1, "verify")
     assert [(each["path"], each["ok"]) for each in told["outputs"]] == [(SINGLE, True), ("folder", False)]
     assert told["outputs"][1]["problems"] == [f"folder/extra: is not listed in {SUMS}"]
     assert told["outputs"][0]["against"] == {
-        "checkpoints": 3, "tensors": 3, "most_elements": SAMPLE_ELEMENTS, "bytes_read": 200,
+        "checkpoints": 3, "tensors": 3, "most_elements": 65_536, "seed": "s", "bytes_read": 200,
         "tensors_different": 0, "bytes_different": 0,
     }  # fmt: skip
     assert told["error"]["code"] == 6
@@ -74,6 +74,8 @@ def test_json_has_outputs_and_the_error(copy: Path, cli: Cli):
         ([], 2, "which average?"),
         (["nothing"], 2, "nothing: does not exist"),
         ([SINGLE, "--sample"], 2, "--sample: of what?"),
+        ([SINGLE, "--strict"], 2, "--strict: of what?"),
+        ([SINGLE, "--against", "pt", "--seed", "1"], 2, "--seed: is for a sample"),
         ([SINGLE, "--against", "nowhere"], 2, "nowhere: does not exist"),
         ([SINGLE, "--against", "hf"], 3, "'step-100.pt', which entered the average, is missing"),
         (["hf"], 6, "hf: has neither a manifest"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Cli
 from tests.release.verified import (
     MANIFEST,
     SINGLE,
@@ -96,12 +97,62 @@ def test_a_link_that_is_not_listed(copy: Path):
     assert problems(copy / "folder") == [f"folder/linked: is not listed in {SUMS}"]
 
 
-def test_hidden_files_are_left_alone(copy: Path):
-    """Git and the Hub keep hidden files of their own in a folder."""
-    for name in (".gitattributes", ".git/config", ".cache/huggingface/x.lock"):
+def test_what_git_the_hub_and_a_signer_keep_is_named(copy: Path, cli: Cli):
+    """They keep files of their own in a folder: these are named, and are no part of the average."""
+    names = (".gitattributes", ".git/config", ".cache/huggingface/x.lock", "model.sig")
+    for name in names:
         (copy / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / "folder" / name).write_text("x")
     assert problems(copy / "folder") == []
+    done = cli("verify", "folder", cwd=copy)
+    assert done.out.endswith("; no part of it: .cache/huggingface, .git, .gitattributes, model.sig\n")
+
+
+@pytest.mark.parametrize(
+    "name", [".hidden", ".github/workflows/x.yml", ".cache/other", "a/.git/config", ".git2/x", "model.sig2"]
+)
+def test_other_hidden_files_are_not_left_alone(copy: Path, name: str):
+    """A dot before a name makes a file no less one that may be loaded."""
+    (copy / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+    (copy / "folder" / name).write_text("x")
+    assert problems(copy / "folder") == [f"folder/{name}: is not listed in {SUMS}"]
+
+
+def test_an_empty_folder_is_not_left_alone(copy: Path):
+    """`average` makes none."""
+    (copy / "folder" / "a" / "b").mkdir(parents=True)
+    assert problems(copy / "folder") == ["folder/a/b: is an empty folder, which nothing lists"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_covered"),
+    [("notes/*", True), ("notes", True), ("notes/a.txt", True), ("*", True), ("a.txt", False), ("note", False)],
+)
+def test_the_user_allows_more_files(copy: Path, cli: Cli, pattern: str, is_covered: bool):
+    """A pattern covers a file by its whole name, or by that of a folder around it; it is named as no part."""
+    (copy / "folder/notes").mkdir()
+    (copy / "folder/notes/a.txt").write_text("x")
+    done = cli("verify", "folder", "--allow-extra", pattern, cwd=copy)
+    assert done.code == (0 if is_covered else 6)
+    assert ("; no part of it: notes/a.txt\n" in done.out) == is_covered
+
+
+def test_the_user_allows_an_edited_card(copy: Path, cli: Cli):
+    """On the Hub people edit the card: it may be another where the user says so, and is then named as not compared."""
+    (copy / "folder/README.md").write_text("edited")
+    assert cli("verify", "folder", cwd=copy).code == 6
+    allowed = ("verify", "folder", "--allow-extra", "README.md")
+    for more in ((), ("--against", "hf"), ("--against", "hf", "--strict")):
+        done = cli(*allowed, *more, cwd=copy)
+        assert (done.code, done.out.endswith("; not compared: README.md\n")) == (0, True), done
+    assert cli(*allowed, "--json", cwd=copy).json["outputs"][0]["not_compared"] == ["README.md"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", MANIFEST])
+def test_the_user_allows_no_other_edits(copy: Path, cli: Cli, name: str):
+    """Everything else that is listed is compared, whatever patterns say."""
+    flip(copy / "folder" / name)
+    assert cli("verify", "folder", "--allow-extra", "*", cwd=copy).code == 6
 
 
 @pytest.mark.parametrize(("name", "lister"), [("tokenizer.json", SUMS), ("model.safetensors", SUMS)])

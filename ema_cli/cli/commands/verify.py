@@ -11,8 +11,9 @@ from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.sentences import not_verified
 from ema_cli.errors import UsageError, VerificationError, option
+from ema_cli.folding.sample import Sample
 from ema_cli.release.published import Published, find_averages
-from ema_cli.release.verify import Verified, verify
+from ema_cli.release.verify import Verified, demand_all, verify
 from ema_cli.storage.location import check_exists
 from ema_cli.system.processors import default_threads
 
@@ -26,6 +27,9 @@ class VerifyRequest:
     outputs: tuple[Path, ...]
     against: tuple[Path, ...]
     sample: bool
+    seed: str | None
+    allow_extra: tuple[str, ...]
+    strict: bool
     threads: int
 
     @classmethod
@@ -36,17 +40,28 @@ class VerifyRequest:
             UsageError: for a value that makes no sense, or a folder that does not exist.
         """
         requests.check_threads(options.threads)
-        if options.sample and not options.against:
-            raise UsageError(
-                "of what?",
-                option="sample",
-                hint=f"say where the checkpoints are: {option('against')} ckpts/ {option('sample')}",
-            )
+        if options.seed is not None and not options.sample:
+            raise UsageError("is for a sample", option="seed", hint=f"add {option('sample', True)}")
+        for name in ("sample", "strict"):
+            if getattr(options, name) and not options.against:
+                raise UsageError(
+                    "of what?",
+                    option=name,
+                    hint=f"say where the checkpoints are: {option('against')} ckpts/ {option(name)}",
+                )
         for path in options.against:
             check_exists(path)
         if not options.outputs:
             raise UsageError("which average?", hint="name it: ema-cli verify release.safetensors")
-        return cls(options.outputs, options.against, options.sample, options.threads or default_threads())
+        return cls(
+            options.outputs,
+            options.against,
+            options.sample,
+            options.seed,
+            options.allow_extra,
+            options.strict,
+            options.threads or default_threads(),
+        )
 
 
 def run(options: VerifyOptions) -> int:
@@ -63,12 +78,17 @@ def run(options: VerifyOptions) -> int:
 
 def _verify(published: Published, request: VerifyRequest, printer: Printer) -> Verified:
     with printer.progress("verifying") as progress:
-        verified = verify(published, threads=request.threads, progress=progress)
+        verified = verify(published, allow_extra=request.allow_extra, threads=request.threads, progress=progress)
     if not request.against:
         return verified
     from ema_cli.release.recompute import verify_against  # which loads numpy
 
     with printer.progress("averaging") as progress:
-        return verify_against(
-            verified, request.against, sample=request.sample, threads=request.threads, progress=progress
+        compared = verify_against(
+            verified,
+            request.against,
+            sample=Sample.of(request.seed) if request.sample else None,
+            threads=request.threads,
+            progress=progress,
         )
+    return demand_all(compared) if request.strict else compared

@@ -7,7 +7,7 @@ mark, which torch passes over. The folder in the archive has one name, whatever 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ema_cli.checkpoint import TensorSpec
@@ -67,18 +67,27 @@ class TorchOutput:
 
     def finish(self, stream: Stream) -> None:
         """Write the checksums between the tensors, which are all written, and the directory behind them."""
+        for offset, data in self.frame(lambda begin, size: _checksum(stream, begin, size)):
+            stream.write(offset, data)
+
+    def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
+        """Yield all bytes behind the header that are no tensor's, each part with its offset.
+
+        Args:
+            checksum_of: returns the CRC-32 of a tensor, which has so many bytes from a byte of the file on.
+        """
         entries = [self.table.entries]
         gap, at = b"", self.header_size
         for record in _tensor_records(self.table.specs, self.header_size):
-            stream.write(at, gap + record.header)
-            checksum = _checksum(stream, record.begin, record.size)
+            yield at, gap + record.header
+            checksum = checksum_of(record.begin, record.size)
             gap, at = record.descriptor(checksum), record.begin + record.size
             entries.append(record.entry(checksum))
         last = self._last_records()
         whole, more = _whole_records(last)
         directory = b"".join([*entries, more])
         count = len(_first_contents(b"")) + len(self.table.specs) + len(last)
-        stream.write(at, gap + whole + directory + directory_end(last[-1][0].end, len(directory), count))
+        yield at, gap + whole + directory + directory_end(last[-1][0].end, len(directory), count)
 
     def _last_records(self) -> list[tuple[ZipRecord, bytes]]:
         """Return the records behind the tensors, with their content."""
