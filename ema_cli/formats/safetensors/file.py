@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint
-from ema_cli.errors import CheckpointError, UsageError, option
+from ema_cli.errors import CheckpointError, NoSuchWeights, UsageError, option
 from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_mark
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
 from ema_cli.formats.trainers.adapters import header_settings
-from ema_cli.formats.trainers.choice import AVERAGED_MODEL, settle_averages
+from ema_cli.formats.trainers.choice import AVERAGED_MODEL, choose, settle_averages
 from ema_cli.formats.trainers.headers import header_progress
-from ema_cli.formats.trainers.names import AVERAGED_COUNT
+from ema_cli.formats.trainers.layout import NamedTensor, Selection, Sets
+from ema_cli.formats.trainers.names import AVERAGED_COUNT, may_hold_averages
+from ema_cli.formats.trainers.prefixes import Renamed
 from ema_cli.storage.location import location
 
 _LORA_KEY = "lora_adapter_metadata"
@@ -58,7 +61,42 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         mark=parse_mark(tensors.metadata[METADATA_KEY]) if METADATA_KEY in tensors.metadata else None,
         adapter=AdapterSettings(header_settings(kept[_LORA_KEY]), kept) if kept else AdapterSettings(),
     )
-    return settle_averages(checkpoint, options)
+    sets = None if averages else _sets(tensors)
+    return settle_averages(checkpoint, options) if sets is None else _choose(checkpoint, sets, options)
+
+
+def _sets(tensors: SafetensorsTensors) -> Sets | None:
+    """Return the sets of weights where a part of the model is an average of the rest; None where there is one set."""
+    if not may_hold_averages(tensors.specs):
+        return None
+    from ema_cli.formats.trainers.averages import sets_of_parts
+
+    def count(value: object) -> int | None:
+        if not isinstance(value, NamedTensor) or tensors.specs[value.name].dtype.kind != "integer":
+            return None
+        stored = bytearray(tensors.specs[value.name].nbytes)
+        tensors.read_into(value.name, 0, memoryview(stored))
+        return int.from_bytes(stored, "little")
+
+    return sets_of_parts({name: NamedTensor(name, spec.shape) for name, spec in tensors.specs.items()}, count)
+
+
+def _choose(checkpoint: Checkpoint, sets: Sets, options: ReadOptions) -> Checkpoint:
+    """Return the checkpoint with one of the sets, each tensor read from where it is stored."""
+    selection = Selection(checkpoint.trainer, {}, checkpoint.progress)
+    try:
+        choose(selection, sets, options)
+    except NoSuchWeights as error:
+        error.about(checkpoint.path)
+        raise
+    stored = {name: value.name for name, value in selection.tensors.items() if isinstance(value, NamedTensor)}
+    specs = {name: checkpoint.tensors.specs[old] for name, old in stored.items()}
+    return replace(
+        checkpoint,
+        tensors=Renamed(specs, stored, checkpoint.tensors),
+        holds_both=selection.holds_both,
+        notes=(*checkpoint.notes, *selection.notes),
+    )
 
 
 def pieces_error(path: Path) -> CheckpointError:

@@ -14,7 +14,7 @@ from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.trainers.choice import AVERAGED_MODEL
 from ema_cli.formats.trainers.layout import Layout, NamedTensor, Sets, StateDict, Unpickled
 from ema_cli.formats.trainers.matching import Refs, by_flat_names, by_names, by_order
-from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY, FROM_ITERATIONS
+from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY, FROM_ITERATIONS, may_hold_averages
 from ema_cli.formats.trainers.nested import as_state_dict, dig, is_state_dict
 
 Count = Callable[[object], int | float | None]
@@ -55,7 +55,7 @@ def sets_within(tensors: StateDict, file: Unpickled) -> Sets | None:
     """Return the sets that a state dict holds in itself, None where it is one without a sign of averages."""
     if AVERAGED_COUNT in tensors:
         return Sets(averages=tensors, why=AVERAGED_MODEL, begun=_has_begun(tensors, _count(file)))
-    if not _may_hold_averages(tensors):
+    if not may_hold_averages(tensors):
         return None
     return _flat_buffers(tensors, file) or _part_of_the_model(tensors, _count(file))
 
@@ -67,12 +67,7 @@ def sets_of_parts(tensors: Mapping[str, NamedTensor], count: Count) -> Sets | No
         tensors: the tensors by their names.
         count: reads a counter.
     """
-    return _part_of_the_model(tensors, count) if _may_hold_averages(tensors) else None
-
-
-def _may_hold_averages(names: Iterable[object]) -> bool:
-    """Return whether any name has a part that is called averages. Fast, as most models have none."""
-    return AVERAGES_KEY.search("\n.".join(name for name in names if isinstance(name, str))) is not None
+    return _part_of_the_model(tensors, count)
 
 
 def _by_row(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpickled) -> Sets | None:

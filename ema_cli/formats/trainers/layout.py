@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ema_cli.checkpoint import Averages, Checkpoint, Progress
-from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.law.time import Unit
 from ema_cli.storage.source import ByteSource, InputFile
+
+if TYPE_CHECKING:
+    from ema_cli.formats.pickles.values import TensorRef
 
 StateDict = Mapping[str, object]
 """What a saved object has under the names of tensors: descriptions of tensors, and whatever else stands there."""

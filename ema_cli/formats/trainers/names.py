@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -111,6 +112,11 @@ def averages_by_name(path: Path) -> str | None:
         if AVERAGES_FILE.search(path.name):
             return NAME_SAYS_AVERAGES
     return IN_AVERAGES if in_folder else None
+
+
+def may_hold_averages(names: Iterable[object]) -> bool:
+    """Return whether any name has a part that is called averages. Fast, as most models have none."""
+    return AVERAGES_KEY.search("\n.".join(name for name in names if isinstance(name, str))) is not None
 
 
 def is_weights_name(name: str) -> bool:
