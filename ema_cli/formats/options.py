@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ema_cli.errors import UsageError, option
+from ema_cli.law.time import UNIT_NAMES, Unit
 
 Choice = Literal["raw", "ema"] | None
 
@@ -26,7 +27,7 @@ class ReadOptions:
         clock_key: places of counters in a pickled file, each with its unit: `trainer.step=ba`.
 
     Raises:
-        UsageError: for `weights` that are neither.
+        UsageError: for `weights` that are neither, and for a counter without a place or a unit.
     """
 
     key: str | None = None
@@ -39,6 +40,20 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.weights not in (None, "raw", "ema"):
             raise UsageError(f"'{self.weights}' is neither raw nor ema", option="weights")
+        for text in self.clock_key:
+            place, _, unit = text.rpartition("=")
+            if not place or unit.lower() not in UNIT_NAMES:
+                raise UsageError(
+                    f"'{text}' is no place with a unit",
+                    option="clock_key",
+                    hint=f"the place of a number and what it counts ({', '.join(Unit)}), with = between them",
+                )
+
+    @property
+    def clock_places(self) -> tuple[tuple[str, Unit], ...]:
+        """Return the places of counters, each with its unit."""
+        split = (text.rpartition("=") for text in self.clock_key)
+        return tuple((place, UNIT_NAMES[unit.lower()]) for place, _, unit in split)
 
     def copies(self, name: str) -> bool:
         """Return whether tensor `name` is to be copied."""

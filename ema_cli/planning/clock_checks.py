@@ -10,6 +10,9 @@ from itertools import pairwise
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, option
+from ema_cli.formats.counters import counters_of
+from ema_cli.formats.trainers.counters import listed
+from ema_cli.formats.trainers.names import unit_before
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
@@ -44,7 +47,11 @@ def check_units(run: Run, recipe: Recipe) -> None:
         if time is not None:
             _check_clocks(run, time, what)
     if not run.units:
-        ways = [advise_name_clock(run.checkpoints, Unit.BATCH), _space(Time(Fraction(1), Unit.BATCH))]
+        ways = [
+            _advise_clock_key(run.checkpoints, Unit.BATCH),
+            advise_name_clock(run.checkpoints, Unit.BATCH),
+            _space(Time(Fraction(1), Unit.BATCH)),
+        ]
         raise RunError(
             "the checkpoints record no clock, and names alone give no order that is safe",
             subject=run.root,
@@ -61,7 +68,7 @@ def _check_clocks(run: Run, time: Time, what: str) -> None:
     if missing.averaged:
         raise averaged_error(missing)
     known = ", ".join(f"{unit.plural} ({unit})" for unit in missing.progress.clocks) or "none"
-    ways = [advise_name_clock(run.checkpoints, unit)]
+    ways = [_advise_clock_key(run.checkpoints, unit), advise_name_clock(run.checkpoints, unit)]
     ways += [_count_in(run.checkpoints, other, what) for other in run.units if not falls(run.checkpoints, other)]
     if {unit, *missing.progress.clocks} >= {Unit.EPOCH, Unit.BATCH}:
         ways.append(f"convert, with the batches of an epoch: {option('epoch_length')}")
@@ -73,6 +80,23 @@ def _check_clocks(run: Run, time: Time, what: str) -> None:
         subject=missing.path,
         hint=", or ".join(filter(None, ways)) or None,
     )
+
+
+def _advise_clock_key(checkpoints: Sequence[Checkpoint], unit: Unit) -> str | None:
+    """Return the advice to take an integer that the files hold, None where none differs from one file to the other."""
+    known = {clock.value for clock in checkpoints[-1].progress.clocks.values()}
+    before, last = counters_of(checkpoints[0]), counters_of(checkpoints[-1])
+    alone = len(checkpoints) == 1
+    grown = {
+        place: count
+        for place, count in last.items()
+        if count not in known and (alone or before.get(place, count) != count)
+    }
+    if not grown:
+        return None
+    named = [place for place in grown if unit_before(place) is unit]
+    taken = option("clock_key", f"{(named or list(grown))[0]}={unit}")
+    return f"take the number that counts {unit.plural}; {listed(grown)}: {taken}"
 
 
 def _space(distance: Time) -> str:

@@ -7,7 +7,7 @@ nested dict that was saved, or, where the model stands at the top, all but what 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.zip_container import open_zip
 from ema_cli.formats.trainers.choice import AVERAGED_MODEL, choose
+from ema_cli.formats.trainers.counters import take_counters
 from ema_cli.formats.trainers.dcp_layouts import DCP_BATCH_IN_EPOCH, DCP_CLOCKS, DCP_LAYOUTS, DcpLayout
 from ema_cli.formats.trainers.folders import (
     DCP_FOLDERS,
@@ -42,6 +43,8 @@ from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
 from ema_cli.storage.source import FileRegion, InputFile
+
+_MAX_COUNTERS = 32  # that are read for a message
 
 
 def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | None = None) -> Checkpoint:
@@ -68,6 +71,10 @@ def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | 
     tensors = {name: metadata.tensor(str(stored)) for name, stored in selection.tensors.items()}
     files = _open_files(folder, tensors)
     progress, sidecars = _sidecar_progress(path, folder)
+    progress = progress if progress and progress.clocks else reader.progress()
+    if options.clock_key:
+        counters = reader.counters([place for place, _ in options.clock_places])
+        progress = take_counters(progress, counters, options.clock_places)
     left_out = _left_out(path, metadata, options)
     if model.beside:
         selection.notes.append(f"tensors beside the model, at {', '.join(model.beside[:4])}, are not taken (--key)")
@@ -80,7 +87,7 @@ def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | 
         files=(metadata.file, *files.values(), *sidecars),
         format="DCP",
         trainer=selection.trainer,
-        progress=progress if progress and progress.clocks else reader.progress(),
+        progress=progress,
         averages=selection.averages,
         holds_both=selection.holds_both,
         resumable=any(OTHERS.match(name) for name in metadata.tensors),
@@ -177,6 +184,12 @@ class _ItemReader:
             return None
         names = [name for name in self._metadata.items if name.startswith(layout.averages_item)]
         return layout.averages_reason if any(layout.is_averaged(self._value(name)) for name in names) else None
+
+    def counters(self, places: Sequence[str]) -> dict[str, int]:
+        """Return the counts at the places that the user names, and those that stand beside the model."""
+        others = [name for name in self._metadata.items if not OTHERS.match(name)]
+        numbers = {name: self.number(name) for name in (*places, *others[:_MAX_COUNTERS])}
+        return {name: number for name, number in numbers.items() if number is not None}
 
     def number(self, name: str) -> int | None:
         """Return the count that is stored under a name, None where there is none."""

@@ -6,13 +6,15 @@ Read it as a page. A header maps text to text; a place descends into a text that
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ema_cli.checkpoint import Progress
 from ema_cli.formats.json_text import parse_json
+from ema_cli.formats.trainers.counters import take_counters
 from ema_cli.formats.trainers.layout import ClockPlaces
+from ema_cli.formats.trainers.layouts import PLAIN
 from ema_cli.formats.trainers.progress import read_progress
 from ema_cli.law.time import Unit
 
@@ -28,6 +30,8 @@ class Header(ClockPlaces):
     mark: str
 
 
+# A loop of one's own, which counts under the names that it would have in a pickled dict.
+PLAIN_HEADER = Header("", mark="", clocks=PLAIN.clocks, epochs="unknown")
 HEADERS = (
     # sd-scripts and musubi-tuner; the epochs are completed ones, also where an epoch is in progress.
     Header("kohya", mark="ss_steps", clocks={BA: ("ss_steps",), EP: ("ss_epoch",)}),
@@ -40,13 +44,27 @@ HEADERS = (
 )
 
 
-def header_progress(metadata: Mapping[str, str]) -> tuple[str | None, Progress]:
-    """Return the trainer that wrote the metadata of a header, and the clocks in it; nothing where none is known."""
-    row = next((row for row in HEADERS if row.mark in metadata), None)
-    if row is None:
-        return None, Progress()
+def header_progress(
+    metadata: Mapping[str, str], counters: Sequence[tuple[str, Unit]] = ()
+) -> tuple[str | None, Progress]:
+    """Return the trainer that wrote the metadata of a header, None where it is unknown, and the clocks in it.
+
+    Args:
+        metadata: those of the header.
+        counters: places of clocks that the user names, with their units.
+
+    Raises:
+        CheckpointError: where there is no such clock.
+    """
+    row = next((row for row in HEADERS if row.mark in metadata), PLAIN_HEADER)
     keys = {place.partition("/")[0] for places in row.clocks.values() for place in places}
-    return row.trainer, read_progress(row, {key: _value(metadata[key]) for key in keys if key in metadata})
+    progress = read_progress(row, {key: _value(metadata[key]) for key in keys if key in metadata})
+    return row.trainer or None, take_counters(progress, numbers_in(metadata), counters) if counters else progress
+
+
+def numbers_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the numbers and the JSON objects in the metadata of a header."""
+    return {key: value for key, text in metadata.items() if (value := _value(text)) is not None}
 
 
 def _value(text: str) -> Any:

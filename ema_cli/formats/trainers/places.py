@@ -12,6 +12,7 @@ from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.pickles.whole_module import is_module, module_tensors
 from ema_cli.formats.trainers.averages import TEACHER, averages_at_top, model_of_averages, sets_in, sets_within
 from ema_cli.formats.trainers.choice import choose
+from ema_cli.formats.trainers.counters import take_counters
 from ema_cli.formats.trainers.elsewhere import joined_below, no_weights
 from ema_cli.formats.trainers.layout import Layout, Selection, Sets, StateDict, Unpickled
 from ema_cli.formats.trainers.layouts import LAYOUTS, OPTIMIZERS, OTHERS, PLAIN
@@ -79,6 +80,8 @@ def progress_of(root: dict[Any, Any]) -> Progress:
 def _select(layout: Layout, root: dict[Any, Any], options: ReadOptions, file: Unpickled) -> Selection:
     """Return the tensors that the layout, and the user's options, say."""
     progress = read_progress(layout, root, file.scalar)
+    if options.clock_key:
+        progress = take_counters(progress, root, options.clock_places, file.scalar)
     if layout is PLAIN and options.key is not None:
         return Selection(None, _at_key(root, options.key), progress)
     places = _state_dicts(root, layout.model)

@@ -1,0 +1,25 @@
+"""What a checkpoint's own file holds that may be a clock: for the hint that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import EmaError
+from ema_cli.formats.safetensors.header import SafetensorsTensors
+from ema_cli.formats.torch_save.file import open_torch
+
+
+def counters_of(checkpoint: Checkpoint) -> Mapping[str, int]:
+    """Return the integers that a checkpoint holds beside its tensors, by their places; none where it cannot be read."""
+    from ema_cli.formats.trainers.counters import counters_in
+    from ema_cli.formats.trainers.headers import numbers_in
+
+    if isinstance(checkpoint.tensors, SafetensorsTensors):
+        return dict(counters_in(numbers_in(checkpoint.tensors.metadata)))
+    if not checkpoint.format.startswith("torch") or not checkpoint.files:
+        return {}
+    try:
+        return dict(counters_in(open_torch(checkpoint.files[0]).root))
+    except EmaError:
+        return {}
