@@ -77,8 +77,8 @@ def _check_one_model(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
     """Raise a UsageError if most folders of moments hold several models, which are told by their tensors."""
     moments: dict[str, dict[str, Checkpoint]] = {}
     for checkpoint in checkpoints:
-        component = component_of(root, checkpoint.path)
-        if component is not None and checkpoint.path.parent != root:
+        component = component_of(root, checkpoint.path) if checkpoint.path.parent != root else None
+        if component is not None:
             moment = stem(checkpoint.path.as_posix()).removesuffix(component)
             moments.setdefault(moment, {})[component] = checkpoint
     several = [each for each in moments.values() if _are_several_models(list(each.values()))]

@@ -26,7 +26,7 @@ _READERS = (refused.READER, safetensors_file.READER, torch_file.READER)
 
 def matches(path: Path) -> bool:
     """Return whether a file is a part by its name, or a folder holds nothing but files with different tensors."""
-    return bool(_parts(path) or _parts_inside(path))
+    return bool(_all_parts(path))
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
@@ -36,7 +36,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         IncompleteCheckpoint: where a part is missing.
         CheckpointError: where tensors are cut, and so are in several parts.
     """
-    paths = _parts(path) or _parts_inside(path)
+    paths = _all_parts(path)
     missing = next((part for part in paths if not location(part).info().exists), None)
     if missing is not None:
         raise IncompleteCheckpoint(f"'{missing.name}', another part of the model by its name, is missing", subject=path)
@@ -103,6 +103,11 @@ def _begin_alike(one: Checkpoint, other: Checkpoint, name: str) -> bool:
     for checkpoint, sample in zip((one, other), samples, strict=True):
         checkpoint.tensors.read_into(name, 0, memoryview(sample))
     return samples[0] == samples[1]
+
+
+def _all_parts(path: Path) -> list[Path]:
+    """Return the files that are parts of the model at `path`, in order; none if it is no such model."""
+    return _parts_inside(path) if location(path).info().is_folder else _parts(path)
 
 
 def _parts(path: Path) -> list[Path]:

@@ -73,8 +73,10 @@ def _numbers(name: str, place: tuple[int, int], total: int, is_there: Callable[[
     own = name[start:end]
 
     def at(number: int) -> str:
-        padded = str(number).zfill(end - start)
-        return padded if own[0] == "0" or is_there(name[:start] + padded + name[end:]) else str(number)
+        plain, padded = str(number), str(number).zfill(end - start)
+        if plain == padded or own[0] == "0" or is_there(name[:start] + padded + name[end:]):
+            return padded
+        return plain
 
     def exists(number: int) -> bool:
         return is_there(name[:start] + at(number) + name[end:])
