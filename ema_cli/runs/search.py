@@ -71,13 +71,13 @@ class Search:
     averages: dict[Path, list[Path]] = field(default_factory=dict)
     _visited: set[Identity | None] = field(default_factory=set)
 
-    def visit(self, folder: Path, depth: int = 0, *, folders_only: bool = False) -> None:
+    def visit(self, folder: Path, depth: int = 0, *, around: Beside | None = None) -> None:
         """Collect the checkpoints in `folder` and below it.
 
         Args:
             folder: the root, or a folder below it.
             depth: the number of folders from the root to it.
-            folders_only: pass over single files, which are parts of the model in a folder around this one.
+            around: of the model in a folder around this one, if there is one: other single files are parts of it.
 
         Raises:
             CheckpointError: if a folder cannot be listed.
@@ -95,18 +95,18 @@ class Search:
         ]
         called = [entry for entry in folders if AVERAGES_FOLDER.search(entry.name)]
         folders = [entry for entry in folders if entry not in called]
-        files = [] if folders_only else self._checkpoint_files(entries)
+        beside = Beside(folder, self.options) if is_checkpoint else around
+        files = self._checkpoint_files(
+            [entry for entry in entries if is_checkpoint or not around or _has_clock_in(entry)]
+        )
         called_files = [path for path in files if AVERAGES_FILE.search(path.name)]
-        files = [path for path in files if path not in called_files]
-        beside = Beside(folder, self.options) if is_checkpoint else None
-        side_files = self._add_files(files, beside)
+        side_files = self._add_files([path for path in files if path not in called_files], beside)
         for entry in folders:
-            self.visit(entry.path, depth + 1, folders_only=is_checkpoint or folders_only)
+            self.visit(entry.path, depth + 1, around=beside)
         inside = self.paths[first:]
-        self._add_averages(called_files, called, depth + 1, are_parts=is_checkpoint or folders_only)
-        if beside is not None:
-            self._pass_over_side_files(side_files, beside, is_asked=folder == self.root and not inside)
-        if beside is not None and _are_checkpoints(inside, beside):
+        self._add_averages(called_files, called, depth + 1, are_parts=beside is not None)
+        self._pass_over_side_files(side_files, beside, is_asked=is_checkpoint and folder == self.root and not inside)
+        if is_checkpoint and beside is not None and _are_checkpoints(inside, beside):
             self.pass_over(folder, "a model beside its own checkpoints")
         elif is_checkpoint:
             # Checkpoints inside it are its parts, as the modules of a sentence-transformers model.
@@ -164,18 +164,15 @@ class Search:
             self.paths += files
             return []
         side_files = []
-        has_known_name = any(file.name.startswith(_PARTS) for file in files)
-        for kind in by_kind(
-            [file for file in files if not file.name.startswith(_PARTS) or name_clocks(file.name).clocks]
-        ):
-            has_clock = bool(name_clocks(kind[0].name).clocks)
-            if has_clock and beside.are_checkpoints(kind):
+        has_known_name = any(file.name.startswith(_PARTS) for file in files)  # else they may be the model itself
+        for kind in by_kind([file for file in files if re.search("[0-9]", file.name)]):
+            if name_clocks(kind[0].name).clocks and beside.are_checkpoints(kind):
                 self.paths += kind
-            elif has_clock or has_known_name:  # else it may be the model itself, under a name of its trainer's
+            elif name_clocks(kind[0].name).clocks or (has_known_name and not kind[0].name.startswith(_PARTS)):
                 side_files += kind
         return side_files
 
-    def _pass_over_side_files(self, side_files: list[Path], beside: Beside, *, is_asked: bool) -> None:
+    def _pass_over_side_files(self, side_files: list[Path], beside: Beside | None, *, is_asked: bool) -> None:
         """Pass over the files beside a model that are no checkpoints of it.
 
         Raises:
@@ -183,7 +180,7 @@ class Search:
         """
         for kind in by_kind(side_files):
             has_clock = bool(name_clocks(kind[0].name).clocks)
-            if is_asked and has_clock and len(kind) > 1 and not beside.is_one_state:
+            if is_asked and has_clock and len(kind) > 1 and not (beside and beside.is_one_state):
                 raise RunError(
                     f"holds a model, and {len(kind)} files with clocks in their names and other tensors than it: "
                     f"{kind[0].name}, ...",
@@ -191,10 +188,8 @@ class Search:
                     hint="name the files of one of the two",
                 )
             for file in kind:
-                if has_clock or not re.search("[0-9]", file.name):
-                    self.pass_over(file, "beside the folder's own model", warn=has_clock)
-                else:
-                    self.pass_over(file, "beside a model, and its name has no clock", warn=True)
+                reason = "beside the folder's own model" if has_clock else "beside a model, and its name has no clock"
+                self.pass_over(file, reason, warn=True)
 
     def _is_searched(self, entry: Entry) -> bool:
         """Return whether the entry is a folder to search; note the reason if a folder is not."""
@@ -272,6 +267,10 @@ def _are_checkpoints(paths: list[Path], beside: Beside) -> bool:
     """Return whether a folder's model is one beside its own checkpoints, which are at these paths in the folder."""
     clocked = [path for path in paths if _has_clock(path)]
     return bool(clocked) and (not beside.is_one_state or beside.are_checkpoints(clocked))
+
+
+def _has_clock_in(entry: Entry) -> bool:
+    return bool(name_clocks(entry.name).clocks)
 
 
 def _has_clock(path: Path) -> bool:

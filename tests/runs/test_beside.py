@@ -127,3 +127,37 @@ def test_a_checkpoint_without_weights_is_said_though_a_final_model_lies_beside_i
     assert [(passed.name, passed.reason) for passed in run.passed_over if passed.warn] == [
         ("checkpoint-200", "damaged (200ba; an average needs --skip-damaged): holds no weights")
     ]
+
+
+def test_states_in_a_folder_below_the_final_model_are_the_run(tmp_path: Path):
+    """`out/model.safetensors` does not hide `out/checkpoints/step-N.pt`; what else lies below it stays unread."""
+    write_torch_run(tmp_path / "checkpoints", [100, 200])
+    torch.save({"log": torch.ones(3)}, tmp_path / "checkpoints" / "step-200-probe.pt")
+    save_file(make_tensors(200), tmp_path / "model.safetensors")
+    run = open_run(tmp_path)
+    assert names(run) == ["checkpoints/step-100.pt", "checkpoints/step-200.pt"]
+    reasons = {passed.name: passed.reason for passed in run.passed_over}
+    assert reasons == {
+        "(this folder)": "a model beside its own checkpoints",
+        "checkpoints/step-200-probe.pt": "beside the folder's own model",
+    }
+
+
+def test_the_state_of_a_trainer_below_a_checkpoint_is_no_checkpoint(tmp_path: Path):
+    """Files with a step in their names, in a folder inside a checkpoint, are never taken for the run."""
+    write_hf_run(tmp_path, [100, 200])
+    for step in (100, 200):
+        (tmp_path / f"checkpoint-{step}" / "state").mkdir()
+        torch.save({"momentum": torch.ones(3)}, tmp_path / f"checkpoint-{step}" / "state" / f"step_{step}.pt")
+    assert names(open_run(tmp_path)) == ["checkpoint-100", "checkpoint-200"]
+
+
+@pytest.mark.parametrize("model", ["mp_rank_00_model_states.pt", "consolidated.00.pth"])
+def test_a_model_under_a_name_with_a_number_is_no_side_file(tmp_path: Path, model: str):
+    """What a folder's model is called may hold a number: nothing is passed over then."""
+    for step in (100, 200):
+        folder = tmp_path / f"global_step{step}"
+        folder.mkdir()
+        torch.save({"module": make_tensors(step), "global_steps": step}, folder / model)
+    run = open_run(tmp_path)
+    assert (len(run.checkpoints), run.passed_over) == (2, ())
