@@ -225,6 +225,7 @@ def verified_facts(verified: Verified) -> Facts:
         "notes": list(verified.notes),
         "not_compared": list(verified.not_compared),
         "no_part": list(verified.snapshot.no_part),
+        "overruled": list(verified.overruled),
         "against": _against_facts(verified.against) if verified.against is not None else None,
     }
 

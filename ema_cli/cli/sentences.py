@@ -10,7 +10,6 @@ from ema_cli.errors import EmaError, at_terminal, printable
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR_ENOUGH
 from ema_cli.law.time import Unit
-from ema_cli.runs.clocks import OVER
 from ema_cli.text import format_optional, plural, relative, size, some
 
 if TYPE_CHECKING:  # each command loads what it shows
@@ -319,14 +318,8 @@ def verified_line(verified: Verified) -> str:
 
 def _overruled(verified: Verified) -> str:
     """Return by what the clocks that the checkpoints record were overruled, if they were."""
-    manifest = verified.snapshot.manifest
-    rows = manifest["inputs"] if manifest else []
-    if manifest is None or not any(OVER in clock["from"] for row in rows for clock in row["clocks"].values()):
-        return ""
-    recipe = manifest["recipe"]
-    by = [f"--name-clock {printable(recipe.get('name_clock'))}"] if recipe.get("name_clock") else []
-    by += ["--ignore-clocks"] if recipe.get("ignore_clocks") else []
-    return f"its clocks are not those that the checkpoints record ({', '.join(by)})"
+    by = printable(", ".join(verified.overruled))
+    return f"its clocks are not those that the checkpoints record ({by})" if by else ""
 
 
 def _against(verified: Verified) -> str:

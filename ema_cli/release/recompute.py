@@ -21,6 +21,7 @@ from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.output_file import whole_name
 from ema_cli.job import Job, lay_out
 from ema_cli.manifest.types import Manifest
+from ema_cli.release.clocks import OtherClock, overruled_by
 from ema_cli.release.frames import frame_differences
 from ema_cli.release.metadata import manifest_differences, own_words, side_file_differences
 from ema_cli.release.published import Published
@@ -65,7 +66,7 @@ def verify_against(
         return verified
     try:
         replay = open_replay(snapshot.manifest, paths, threads=threads)
-    except (RunError, UsageError) as error:  # the manifest contradicts itself, or its recipe is impossible
+    except (RunError, UsageError, OtherClock) as error:  # the manifest is not true, or its recipe is impossible
         return _with_problems(verified, [f"{snapshot.published.manifest}: {error.message(at_terminal)}"])
     except EmaError as error:
         if not verified.problems:
@@ -123,6 +124,10 @@ def _compare(
         bytes_read=folded.bytes_read,
         tensors_different=len(different),
         bytes_different=sum(difference.nbytes for difference in different.values()),
+        overruled=overruled_by(
+            manifest["recipe"],
+            [clock.source for checkpoint in job.checkpoints for clock in checkpoint.progress.clocks.values()],
+        ),
     )
     return replace(_with_problems(verified, problems), against=against, notes=tuple(notes), own_words=words)
 

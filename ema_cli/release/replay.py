@@ -1,7 +1,8 @@
 """Repeat an average from its manifest: the same inputs, found below a given path, with the same weights.
 
-Everything that decides the bytes comes from the manifest, including names, clocks and weights, so that later
-checkpoints and moved files change nothing. The clocks must give the weights by the law that the manifest names.
+Everything that decides the bytes comes from the manifest, including names and weights, so that later checkpoints and
+moved files change nothing. But it must be true: the clocks are those that the checkpoints give by the recipe's options,
+and the weights those that the law gives checkpoints of these clocks.
 """
 
 from __future__ import annotations
@@ -13,16 +14,14 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from ema_cli._version import __version__
-from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import CheckpointError, RunError, VerificationError, option
 from ema_cli.law.recipe import Recipe
-from ema_cli.law.time import Unit
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
+from ema_cli.release.clocks import settle_inputs
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
-from ema_cli.runs.clocks import RECORDED
 from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
 from ema_cli.writing.outputs import OutputOptions
@@ -101,21 +100,21 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
     if record.is_stored:
         plan = _stored_plan(manifest, record.recipe, paths)
     else:
-        plan = _raw_plan(manifest, record, inputs.paths)
+        plan = _raw_plan(manifest, record, inputs.paths, paths)
     check_unchanged(manifest, [entry.checkpoint for entry in plan.read], threads)
     return Replay(manifest, plan, OutputOptions.from_dict(manifest["recipe"]), inputs.paths)
 
 
-def _raw_plan(manifest: Manifest, record: RecipeRecord, paths: Mapping[str, Path]) -> Plan:
-    opened = open_inputs(manifest, paths)
-    _check_clocks(opened, manifest["inputs"])
+def _raw_plan(manifest: Manifest, record: RecipeRecord, inputs: Mapping[str, Path], paths: Sequence[Path]) -> Plan:
+    opened = open_inputs(manifest, inputs)
+    settled = settle_inputs(opened, manifest, record, paths)
     checkpoints = tuple(
-        replace(checkpoint, progress=_progress(row)) for checkpoint, row in zip(opened, manifest["inputs"], strict=True)
+        replace(checkpoint, progress=progress) for checkpoint, progress in zip(opened, settled, strict=True)
     )
     # The clocks in the plan are in the unit that the run was ordered by, which these checkpoints alone need not show.
     shown = manifest["inputs"][-1]["clock"] if manifest["inputs"] else ""
     units = sorted(order_units(checkpoints), key=lambda unit: not shown.endswith(unit))
-    run = Run(_root(paths), checkpoints, tuple(units), options=record.opened)
+    run = Run(_root(inputs), checkpoints, tuple(units), options=record.opened)
     plan = make_plan(run, record.recipe)
     same = len(plan.entries) == len(checkpoints) and all(
         entry.checkpoint is checkpoint
@@ -129,24 +128,6 @@ def _raw_plan(manifest: Manifest, record: RecipeRecord, paths: Mapping[str, Path
             hint=f"it was changed by hand, or by another program; average anew, with {option('half_life')}",
         )
     return replace(plan, entries=_with_weights(plan.entries, manifest["inputs"]))
-
-
-def _check_clocks(opened: Sequence[Checkpoint], inputs: Sequence[InputRow]) -> None:
-    """Check that the clocks recorded in a checkpoint or its sidecar are unchanged; inferred ones are not compared."""
-    for checkpoint, row in zip(opened, inputs, strict=True):
-        progress = checkpoint.progress
-        for unit, clock in _progress(row).clocks.items():
-            settled = unit is Unit.EPOCH and (progress.epoch_origin_unknown or progress.batch_in_epoch is not None)
-            if clock.source not in RECORDED or settled:
-                continue
-            now = progress.clocks.get(unit)
-            if now is None or now.value != clock.value:
-                clock_now = f"{now.value}{unit}" if now else "none"
-                raise CheckpointError(
-                    f"its clock is {clock_now}, but was {clock.value}{unit} when it was averaged",
-                    subject=checkpoint.path,
-                    hint="bring back the checkpoint as it was",
-                )
 
 
 def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> Plan:
@@ -173,15 +154,6 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
 
 def _with_weights(entries: Sequence[Entry], inputs: Sequence[InputRow]) -> tuple[Entry, ...]:
     return tuple(replace(entry, weight=row["weight"]) for entry, row in zip(entries, inputs, strict=True))
-
-
-def _progress(row: InputRow) -> Progress:
-    """Return the clocks that the manifest recorded, whatever the run around the checkpoint is now."""
-    try:
-        clocks = {Unit(unit): Clock(Fraction(clock["value"]), clock["from"]) for unit, clock in row["clocks"].items()}
-    except (ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"the manifest's clocks of '{row['name']}' are none: {error}") from error
-    return Progress(clocks)
 
 
 def _root(paths: Mapping[str, Path]) -> Path:

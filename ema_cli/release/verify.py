@@ -13,6 +13,7 @@ from ema_cli.errors import at_terminal
 from ema_cli.folding.sample import Sample
 from ema_cli.formats.output_file import whole_name
 from ema_cli.release.checks import all_problems
+from ema_cli.release.clocks import overruled_by
 from ema_cli.release.published import Published
 from ema_cli.release.snapshot import Snapshot, take_snapshot
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -29,6 +30,7 @@ class Against:
         bytes_read: the bytes of checkpoints that were read.
         tensors_different, bytes_different: the number of tensors, and of bytes in all, that differ from the repeated
             average.
+        overruled: the options of the recipe by which clocks that the checkpoints record were overruled.
     """
 
     checkpoints: int
@@ -37,6 +39,7 @@ class Against:
     bytes_read: int
     tensors_different: int
     bytes_different: int
+    overruled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,16 @@ class Verified:
         return tuple(dict.fromkeys([*sorted(self.snapshot.edited), *self.own_words]))
 
     @property
+    def overruled(self) -> tuple[str, ...]:
+        """Return the options by which recorded clocks were overruled; without checkpoints, as the manifest says."""
+        manifest = self.snapshot.manifest
+        if self.against is not None or manifest is None:
+            return self.against.overruled if self.against is not None else ()
+        return overruled_by(
+            manifest["recipe"], [clock["from"] for row in manifest["inputs"] for clock in row["clocks"].values()]
+        )
+
+    @property
     def files(self) -> int:
         """Return the number of files that were read."""
         return len(self.snapshot.files)
@@ -87,14 +100,20 @@ class Verified:
 
 
 def demand_all(verified: Verified) -> Verified:
-    """Add a problem if something could not be compared with the checkpoints, apart from what the user allows."""
-    if not verified.own_words:
-        return verified
-    snapshot = verified.snapshot
-    version = snapshot.manifest["tool"]["version"] if snapshot.manifest is not None else ""
-    fact = f"not compared, as ema-cli {version} wrote it, and this is {__version__}: {', '.join(verified.own_words)}"
-    problem = f"{verified.published.path}: {fact} ({at_terminal('strict', 'True')})"
-    return replace(verified, problems=(*verified.problems, problem))
+    """Add a problem if something could not be compared with the checkpoints, or if recorded clocks were overruled.
+
+    What the user allows is none.
+    """
+    facts = []
+    if verified.own_words:
+        manifest = verified.snapshot.manifest
+        version = manifest["tool"]["version"] if manifest is not None else ""
+        facts.append(f"not compared, as ema-cli {version} wrote it, and this is {__version__}")
+        facts[-1] += f": {', '.join(verified.own_words)}"
+    if verified.overruled:
+        facts.append(f"its clocks are not those that the checkpoints record: {', '.join(verified.overruled)}")
+    problems = [f"{verified.published.path}: {fact} ({at_terminal('strict', 'True')})" for fact in facts]
+    return replace(verified, problems=(*verified.problems, *problems))
 
 
 def verify(

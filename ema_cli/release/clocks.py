@@ -1,0 +1,140 @@
+"""Settle the clocks of the inputs of an average anew, and compare them with what its manifest says of them. No numpy.
+
+Nothing that the manifest says of a clock's source is believed: the checkpoints and the recipe's own options decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from ema_cli._version import __version__
+from ema_cli.checkpoint import Checkpoint, Clock, Progress
+from ema_cli.errors import CheckpointError, EmaError
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Unit
+from ema_cli.manifest.recipe_record import RecipeRecord
+from ema_cli.manifest.types import InputRow, Manifest, RecipeRow
+from ema_cli.planning.clock_checks import count_names
+from ema_cli.runs.clocks import OVER, settle_clocks
+from ema_cli.runs.even_spacing import space
+from ema_cli.runs.order import order_checkpoints
+from ema_cli.runs.run import Run, read_run
+
+Clocks = Mapping[Unit, Clock]
+
+
+class OtherClock(CheckpointError):
+    """A checkpoint whose clock is not the one that the manifest gives it: one of the two has been changed."""
+
+
+def settle_inputs(
+    opened: Sequence[Checkpoint], manifest: Manifest, record: RecipeRecord, paths: Sequence[Path]
+) -> list[Progress]:
+    """Return the clocks of the inputs as the checkpoints give them now.
+
+    They are settled among the inputs alone, as if each had been named. What follows from a whole run, as the k-th
+    distance or an epoch counted from 0, may need the others: if the first clocks are not those of the manifest, the run
+    at `paths` is looked at.
+
+    Args:
+        opened: the inputs, with the clocks that they record.
+        manifest: what is said of them.
+        record: its recipe, and how the run was opened.
+        paths: where the run lies.
+
+    Raises:
+        OtherClock: for an input whose clock is another one.
+        CheckpointError: for a clock of the manifest that is none.
+        UsageError, RunError: for options of the recipe that no run can be opened with.
+    """
+    rows = manifest["inputs"]
+    same_version = manifest["tool"]["version"] == __version__  # another may read fewer clocks from the same files
+    settled = _settle_alone(opened, record)
+    different = _first_difference(settled, rows, strict=same_version)
+    if different is not None:
+        in_run = _settle_in_run(opened, record, paths)
+        if in_run is not None:
+            settled, different = in_run, _first_difference(in_run, rows, strict=same_version)
+    if different is not None:
+        number, unit = different
+        now, was = settled[number].clocks.get(unit), _clocks(rows[number]).get(unit)
+        values = [f"{clock.value}{unit}" if clock else "none" for clock in (now, was)]
+        raise OtherClock(
+            f"its clock is {values[0]}, but was {values[1]} when it was averaged",
+            subject=opened[number].path,
+            hint="bring back the checkpoints as they were, with all that lay beside them; or the manifest is not true",
+        )
+    if same_version:
+        return settled
+    return [
+        replace(progress, clocks={unit: clock for unit, clock in progress.clocks.items() if str(unit) in row["clocks"]})
+        for progress, row in zip(settled, rows, strict=True)
+    ]
+
+
+def overruled_by(recipe: RecipeRow, sources: Sequence[str]) -> tuple[str, ...]:
+    """Return the options of a recipe by which recorded clocks were overruled, as a command line has them.
+
+    Args:
+        recipe: the recipe of a manifest.
+        sources: the sources of the clocks of all inputs.
+    """
+    if not any(OVER in source for source in sources):
+        return ()
+    named = recipe.get("name_clock")
+    return (
+        *([f"--name-clock {named}"] if named else []),
+        *(["--ignore-clocks"] if recipe.get("ignore_clocks") else []),
+    )
+
+
+def _settle_alone(opened: Sequence[Checkpoint], record: RecipeRecord) -> list[Progress]:
+    settled, _ = settle_clocks(opened, record.opened)
+    if record.opened.spacing is not None:
+        settled, _ = space(settled, record.opened.spacing, opened)
+    ordered, units, _ = order_checkpoints(settled)
+    progress = _progress_by_path(Run(opened[0].path.parent, ordered, units), record.recipe)
+    return [progress[checkpoint.path.absolute()] for checkpoint in opened]
+
+
+def _settle_in_run(opened: Sequence[Checkpoint], record: RecipeRecord, paths: Sequence[Path]) -> list[Progress] | None:
+    """Return the clocks that the inputs have in the run at `paths`; None if they are not all in one."""
+    try:
+        run = read_run(paths, record.opened)
+    except EmaError:
+        return None  # the inputs were named, or the folder holds more by now: then they stand for themselves
+    by_path = _progress_by_path(run, record.recipe)
+    found = [by_path.get(checkpoint.path.absolute()) for checkpoint in opened]
+    return [progress for progress in found if progress is not None] if None not in found else None
+
+
+def _progress_by_path(run: Run, recipe: Recipe) -> dict[Path, Progress]:
+    if not run.units and recipe.needs_no_order:
+        run = count_names(run)
+    return {checkpoint.path.absolute(): checkpoint.progress for checkpoint in run.checkpoints}
+
+
+def _first_difference(
+    settled: Sequence[Progress], rows: Sequence[InputRow], *, strict: bool
+) -> tuple[int, Unit] | None:
+    """Return the number of the first input whose clock the manifest gives otherwise, and its unit.
+
+    With `strict`, a clock that the manifest does not give is a difference, too.
+    """
+    for number, (progress, row) in enumerate(zip(settled, rows, strict=True)):
+        given = _clocks(row)
+        for unit in (*given, *(progress.clocks if strict else ())):
+            now, was = progress.clocks.get(unit), given.get(unit)
+            if now is None or was is None or now.value != was.value:
+                return number, unit
+    return None
+
+
+def _clocks(row: InputRow) -> Clocks:
+    try:
+        return {Unit(unit): Clock(Fraction(clock["value"]), clock["from"]) for unit, clock in row["clocks"].items()}
+    except (ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"the manifest's clocks of '{row['name']}' are none: {error}") from error
