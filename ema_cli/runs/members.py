@@ -161,7 +161,12 @@ def same_clock_error(
     fact = f"has the same clock as {kept.name}, but {what}"
     ways = [advice] if advice else []
     if not advice and kind_of(kept.name) == kind_of(other.name):
-        ways.append(f"parts of one model: put them together first, with {converter(other.path.name)}")
+        whole = kept.tensors.specs.keys().isdisjoint(other.tensors.specs)
+        ways.append(
+            "parts of one model: give the files of each moment a folder of their own, where they are put together"
+            if whole
+            else f"parts of one model: put them together first, with {converter(other.path.name)}"
+        )
     component = component_of(root, kept.path)
     pattern = _pattern(checkpoints, kept, other) or _pattern(checkpoints, other, kept)
     if component is not None and component_of(root, other.path) not in (None, component):

@@ -185,3 +185,23 @@ def test_numbered_files_without_a_moment_are_checkpoints(tmp_path: Path, name: s
     for number in (0, 1, 2):
         save(tmp_path / name.format(number), make_tensors(number))
     assert len(open_run(tmp_path, spacing="1ep").checkpoints) == 3
+
+
+def test_parts_beside_each_other_under_unknown_names_are_put_together_as_the_error_says(tmp_path: Path):
+    """In a folder for each moment, as the hint says, files with different tensors are one model."""
+    for step in (100, 200):
+        for number, name in enumerate(("a", "b")):
+            save(tmp_path / f"step{step}_{number}.pt", {name: torch.full((2,), float(step))})
+    with pytest.raises(RunError, match=r"but other tensors: only step100_0\.pt has 'a'$") as raised:
+        check_twins([make_plan(open_run(tmp_path), HUNDRED)])
+    hint = raised.value.hint or ""
+    assert hint.startswith(
+        "parts of one model: give the files of each moment a folder of their own, where they are put"
+    )
+    for path in list(tmp_path.glob("*.pt")):
+        step, number = path.stem.split("_")
+        path.parent.joinpath(step).mkdir(exist_ok=True)
+        path.rename(tmp_path / step / f"{number}.pt")
+    averaging.average(make_plan(open_run(tmp_path), HUNDRED), tmp_path / "out.safetensors")
+    averaged = load_file(tmp_path / "out.safetensors")
+    assert {name: tensor.tolist() for name, tensor in averaged.items()} == {"a": [150.0, 150.0], "b": [150.0, 150.0]}
