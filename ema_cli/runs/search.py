@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import is_checkpoint_folder
+from ema_cli.formats.folders.processors import processor_states
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, EXTRAS, SHARD, TRAINER_STATE
 from ema_cli.formats.trainers.names import (
@@ -178,7 +179,9 @@ class Search:
         Raises:
             RunError: where `is_asked`, if some have growing clocks: then either they or the model may be meant.
         """
-        for kind in by_kind(side_files):
+        folder = side_files[0].parent if side_files else self.root
+        copied = processor_states(folder, names_in(folder)) if side_files else ()  # the output has them, too
+        for kind in by_kind([file for file in side_files if file.name not in copied]):
             has_clock = bool(name_clocks(kind[0].name).clocks)
             if is_asked and has_clock and len(kind) > 1 and not (beside and beside.is_one_state):
                 raise RunError(

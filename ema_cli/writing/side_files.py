@@ -11,6 +11,7 @@ from typing import Any
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.folders.places import named_folders
+from ema_cli.formats.folders.processors import PROCESSORS, processor_states
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
@@ -19,7 +20,7 @@ from ema_cli.storage.source import InputFile
 _WANTED = (
     "config.json", "*_config.json", "config_*.json", "config_*.py", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.spm", "chat_template*", "*.jinja",
-    "modules.json", "model_index.json", "*.py", "README.md", "LICENSE*", "NOTICE*",
+    PROCESSORS, "modules.json", "model_index.json", "*.py", "README.md", "LICENSE*", "NOTICE*",
     # Files of single tokenizers of transformers: Mistral's, Whisper's, Marian's, LUKE's, PhoBERT's and so on.
     "tekken.json", "normalizer.json", "*_vocab.json", "bpe.codes", "dict.txt", "*.tokenizer", "byte_maps.json",
     "emoji.json", "word_pronunciation.json", "word_shape.json",
@@ -50,7 +51,8 @@ def find_side_files(folder: Path, models: Iterable[str] = ()) -> dict[str, Input
     Raises:
         CheckpointError: where one is too large, or cannot be opened.
     """
-    names = [name for name in _file_names(folder) if _is_wanted(name)]
+    all_names = _file_names(folder)
+    names = [*(name for name in all_names if _is_wanted(name)), *processor_states(folder, all_names)]
     for inner in dict.fromkeys((*_FOLDERS, *named_folders(folder), *models)):
         if location(folder / inner).info().is_folder:
             names += [f"{inner}/{name}" for name in _file_names(folder / inner) if not _is_unwanted(name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -161,3 +162,32 @@ def test_a_model_under_a_name_with_a_number_is_no_side_file(tmp_path: Path, mode
         torch.save({"module": make_tensors(step), "global_steps": step}, folder / model)
     run = open_run(tmp_path)
     assert (len(run.checkpoints), run.passed_over) == (2, ())
+
+
+def test_what_the_processors_of_a_model_name_is_copied_and_not_passed_over(tmp_path: Path):
+    """LeRobot's processors load their statistics from files that their JSON names: the output has both, untouched."""
+    for step in (10, 20):
+        folder = tmp_path / "run" / f"step-{step}" / "pretrained_model"
+        folder.mkdir(parents=True)
+        save_file(make_tensors(step), folder / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+        state = "policy_preprocessor_step_3_normalizer_processor.safetensors"
+        steps = [{"registry_name": "to_batch"}, {"registry_name": "normalizer", "state_file": state}]
+        (folder / "policy_preprocessor.json").write_text(json.dumps({"name": "policy_preprocessor", "steps": steps}))
+        save_file({"mean": torch.full((2,), float(step))}, folder / state)
+    run = open_run(tmp_path / "run")
+    assert (names(run), run.passed_over) == (["step-10/pretrained_model", "step-20/pretrained_model"], ())
+    averaging.average(make_plan(run, HUNDRED), tmp_path / "out")
+    newest = tmp_path / "run" / "step-20" / "pretrained_model"
+    for name in ("policy_preprocessor.json", state):
+        assert (tmp_path / "out" / name).read_bytes() == (newest / name).read_bytes()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"steps": [{"state_file": "../model.safetensors"}, 3]}'])
+def test_a_processor_that_is_damaged_stops_nothing(tmp_path: Path, text: str):
+    """The model does not need it: what lies beside the model is said as ever."""
+    write_hf_run(tmp_path, [100, 200])
+    (tmp_path / "checkpoint-200" / "policy_preprocessor.json").write_text(text)
+    save_file({"mean": torch.ones(2)}, tmp_path / "checkpoint-200" / "state_step_3.safetensors")
+    run = open_run(tmp_path)
+    assert [passed.name for passed in run.passed_over] == ["checkpoint-200/state_step_3.safetensors"]
