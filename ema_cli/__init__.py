@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the same names, for type checkers
     from ema_cli.law.recipe import Recipe as Recipe
     from ema_cli.law.time import Time as Time
     from ema_cli.law.time import Unit as Unit
+    from ema_cli.online.batch_norm import update_bn as update_bn
     from ema_cli.online.ema import EMA as EMA
     from ema_cli.online.functional import compute_ema as compute_ema
     from ema_cli.planning.plan import Plan as Plan
@@ -44,6 +45,7 @@ _MODULES = {
     "make_plan": "planning.plan",
     "open_run": "runs.run",
     "parse_target": "writing.target",
+    "update_bn": "online.batch_norm",
 }
 
 __all__ = ["__version__", *_MODULES]

@@ -20,6 +20,7 @@ from ema_cli.manifest.sums import sidecars
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.advice import non_finite_warnings
 from ema_cli.planning.plan import Plan
+from ema_cli.runs.tensor_rules import STATISTICS_NOTE, averages_statistics
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.staging import Staging
@@ -155,6 +156,8 @@ def perform(
         check_copies(plan)
     check_alphas(job.checkpoints)
     notes = check_stored_sums(job.checkpoints, sizes.threads) if recording.checksum else []
+    if averages_statistics(name for name in job.tensors if name not in job.copied):
+        notes.append(STATISTICS_NOTE)
     record = _record(job, recording, sizes.threads) if job.manifest else None
     with location(job.target.path).staging() as staging:
         folders = [make_folder(staging, job.target, output.target) for output in job.outputs]

@@ -38,6 +38,11 @@ _NEVER = (
 )
 _LORA = re.compile(r"(?:^|[._])lora_(?:A|B|down|up|embedding_A|embedding_B)(?:[._]|$)|\.lora\.(?:down|up)\.")
 _AVERAGES_INSIDE = re.compile(r"(?:^|\.)(?:model_ema|ema_model)\.|\.n_averaged$")
+_STATISTICS = ("running_mean", "running_var")  # of BatchNorm
+STATISTICS_NOTE = (
+    "the running statistics of BatchNorm are averaged as weights are; ema_cli.update_bn(model, loader) computes those "
+    "that the averaged weights give"
+)
 ADAPTER_NOTE = "an adapter: A and B are averaged each, which is not the average of their products BA"
 
 
@@ -97,6 +102,11 @@ def inner_averages_notes(specs: Specs) -> list[str]:
     if inside is None:
         return []
     return [f"'{inside}' and others are averages that the model keeps itself; they are averaged again"]
+
+
+def averages_statistics(names: Iterable[str]) -> bool:
+    """Return whether running statistics are among the tensors that are averaged."""
+    return any(name.endswith(_STATISTICS) for name in names)
 
 
 def is_adapter(specs: Specs) -> bool:
