@@ -79,17 +79,32 @@ INLINE NAME(reals) NAME(load_half)(const char *stored)
 #endif
 }
 
+/* Do something with each vector `v` of a tile that is stored as `kind`: `action` gets the numbers of the vector. */
+#define UNROLLED _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++)
+#define EACH(action, load, size) UNROLLED { action(load(stored + v * LANES * (int)(size))) }
+#define EACH_OF_KIND(action)                                        \
+    switch (kind) {                                                 \
+    case BF16: EACH(action, NAME(load_bfloat), 2) break;            \
+    case F16: EACH(action, NAME(load_half), 2) break;               \
+    case F32: EACH(action, NAME(load_float), 4) break;              \
+    default: EACH(action, NAME(load_real), sizeof(REAL)) break;     \
+    }
+
 INLINE void NAME(load)(int kind, const char *stored, NAME(reals) *values)
 {
-#define EACH(load, size) \
-    _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) values[v] = load(stored + v * LANES * (size))
-    switch (kind) {
-    case BF16: EACH(NAME(load_bfloat), 2); break;
-    case F16: EACH(NAME(load_half), 2); break;
-    case F32: EACH(NAME(load_float), 4); break;
-    default: EACH(NAME(load_real), sizeof(REAL)); break;
-    }
-#undef EACH
+#define KEEP(numbers) values[v] = numbers;
+    EACH_OF_KIND(KEEP)
+}
+
+/* Multiply and add what is stored: the numbers where the sum is plain, else their differences to the newest ones. */
+INLINE void NAME(add_row)(int kind, const char *stored, NAME(reals) weight, const NAME(reals) *newest,
+                          NAME(reals) *total, const int plain)
+{
+#define ADD(numbers)                                                \
+    NAME(reals) value = numbers;                                    \
+    NAME(reals) product = weight * (plain ? value : value - newest[v]); \
+    total[v] = total[v] + product;
+    EACH_OF_KIND(ADD)
 }
 
 /* Numbers of the sum to stored ones: rounded once, to nearest and ties to even. What is not finite stays so. */
@@ -141,7 +156,7 @@ INLINE void NAME(store_half)(char *stored, NAME(words) near)
 
 INLINE void NAME(store)(int kind, char *stored, const NAME(reals) *values)
 {
-#define EACH(store, size) _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) store(stored + v * LANES * (size))
+#define TO_EACH(store, size) UNROLLED store(stored + v * LANES * (int)(size))
 #define BFLOAT(at) NAME(store_bfloat)(at, NAME(nearly)(values[v]))
 #define HALF(at) NAME(store_half)(at, NAME(nearly)(values[v]))
 #define REALS(at) memcpy(at, &values[v], sizeof values[v])
@@ -155,16 +170,11 @@ INLINE void NAME(store)(int kind, char *stored, const NAME(reals) *values)
 #define FLOATS(at) REALS(at)
 #endif
     switch (kind) {
-    case BF16: EACH(BFLOAT, 2); break;
-    case F16: EACH(HALF, 2); break;
-    case F32: EACH(FLOATS, 4); break;
-    default: EACH(REALS, sizeof(REAL)); break;
+    case BF16: TO_EACH(BFLOAT, 2); break;
+    case F16: TO_EACH(HALF, 2); break;
+    case F32: TO_EACH(FLOATS, 4); break;
+    default: TO_EACH(REALS, sizeof(REAL)); break;
     }
-#undef EACH
-#undef BFLOAT
-#undef HALF
-#undef REALS
-#undef FLOATS
 }
 
 /* Add one tile of all rows to the sum of one average; `tile` points to the tile of each row, and of the sum. */
@@ -174,20 +184,14 @@ INLINE void NAME(add_tile)(const Fold *fold, const Average *average, const Tile 
     NAME(reals) total[VECTORS], newest[VECTORS];
     NAME(load)(tile->newest_kind, tile->newest, newest);
     if (average->begins)
-        _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) total[v] = (NAME(reals)){0};
+        UNROLLED total[v] = (NAME(reals)){0};
     else
         NAME(load)(SAME, tile->sums, total);
     for (int k = 0; k < fold->rows; k++) {
         if (average->weights[k] == 0.0)
             continue;
         NAME(reals) weight = ALL(reals, (REAL)average->weights[k]);
-        NAME(reals) row[VECTORS];
-        NAME(load)(tile->kinds[k], tile->rows[k], row);
-        _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++)
-        {
-            NAME(reals) product = weight * (plain ? row[v] : row[v] - newest[v]);
-            total[v] = total[v] + product;
-        }
+        NAME(add_row)(tile->kinds[k], tile->rows[k], weight, newest, total, plain);
     }
     if (!fold->ends) {
         NAME(store)(SAME, tile->sums, total);
@@ -195,7 +199,7 @@ INLINE void NAME(add_tile)(const Fold *fold, const Average *average, const Tile 
     }
     NAME(bits) sign = ALL(bits, (BITS)1 << (8 * sizeof(REAL) - 1));
     NAME(reals) limit = ALL(reals, (REAL)fold->limit);
-    _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++)
+    UNROLLED
     {
         NAME(reals) sum = plain ? total[v] : newest[v] + total[v];
         /* A zero has the sign of a newest zero: the sum, which began with 0.0, is never -0.0. */
@@ -269,6 +273,16 @@ static FOR_CPU uint64_t NAME(fold)(const Fold *fold)
     return found;
 }
 
+#undef UNROLLED
+#undef EACH
+#undef EACH_OF_KIND
+#undef KEEP
+#undef ADD
+#undef TO_EACH
+#undef BFLOAT
+#undef HALF
+#undef REALS
+#undef FLOATS
 #undef LANES
 #undef VECTORS
 #undef TILE
