@@ -37,8 +37,13 @@ class Built:
 
 
 def build(tree: Path, out: Path, *kinds: str) -> Built:
-    """Build the tree with the build backend of constraints.txt, in an environment that `build` makes for it."""
-    environment = os.environ | {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "SOURCE_DATE_EPOCH": EPOCH}
+    """Build the tree with the build backend of constraints.txt, in an environment that `build` makes for it.
+
+    Without a compiled kernel there is no wheel.
+    """
+    environment = os.environ | {
+        "PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "SOURCE_DATE_EPOCH": EPOCH, "EMA_KERNEL": "compiled"
+    }  # fmt: skip
     checked([sys.executable, "-m", "build", *kinds, "--outdir", out, tree], env=environment, cwd=out.parent)
     return Built(next(out.glob("*.whl")), next(out.glob("*.tar.gz"), Path()))
 
@@ -163,7 +168,7 @@ def use(work: Path, tmp_path: Path) -> Use:
         def call(*arguments: object) -> str:
             return checked([*command, *arguments], cwd=folder, env=environment)
 
-        version = call("--version")
+        version = call("--version").partition("\n")[0]  # of the tree's own kernel nothing is known
         told = call("inspect", work / "hf", "--half-life", "200ba")
         assert call("average", work / "hf", "--half-life", "200ba", "-o", "hf", "-q") == "hf\n"
         one = "pt.safetensors"

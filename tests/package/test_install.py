@@ -64,6 +64,35 @@ def test_the_sdist_installs_too(built: Built, make_environment: Make, tmp_path: 
     assert use(environment.folder / "bin" / "ema-cli") == expected
 
 
+def test_the_wheel_brings_the_compiled_kernel(installed: Environment, tmp_path: Path):
+    """Where there is no compiler, too: the wheel has it."""
+    told = checked([installed.folder / "bin" / "ema-cli", "--version"], env={"PATH": str(tmp_path)}, cwd=tmp_path)
+    assert told.splitlines()[1].startswith("kernel: compiled for ")
+
+
+def test_without_a_compiler_the_sdist_installs_and_averages(
+    built: Built, make_environment: Make, tmp_path: Path, use: Use, expected: Told
+):
+    """Nothing fails: numpy does the arithmetic, with the same bytes, and --version says so."""
+    environment = make_environment(sys.executable)
+    pip = [sys.executable, "-m", "pip", "--python", environment.python, "--disable-pip-version-check"]
+    nothing = os.environ | {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PATH": str(tmp_path)}
+    checked([*pip, "install", "--quiet", built.sdist], env=nothing, cwd=tmp_path)
+    command = environment.folder / "bin" / "ema-cli"
+    told = checked([command, "--version"], cwd=tmp_path)
+    assert told.splitlines()[1] == "kernel: numpy (the compiled kernel is not built)"
+    assert use(command) == expected
+
+
+def test_a_wheel_for_others_is_not_built_without_a_compiler(tree: Path, tmp_path: Path):
+    """Who sets EMA_KERNEL=compiled, as `make wheel` does, gets the kernel or an error."""
+    nothing = {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PATH": str(tmp_path), "EMA_KERNEL": "compiled"}
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(tree)]
+    done = subprocess.run(command, env=os.environ | nothing, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode != 0
+    assert not list(tmp_path.glob("*.whl"))
+
+
 def test_the_command_runs_through_a_link_with_nothing_activated(
     installed: Environment, tmp_path: Path, use: Use, expected: Told
 ):

@@ -87,7 +87,7 @@ static int has_avx512(void) { return __builtin_cpu_supports("avx512f") && has_av
 #define STORE_FOUR_HALVES(at, floats) _mm_storel_epi64((__m128i *)(at), _mm_cvtps_ph((__m128)(floats), 0))
 
 #define CPU_AVX2 __attribute__((target("avx2,f16c")))
-#define CPU_AVX512 __attribute__((target("avx512f,avx2,f16c,prefer-vector-width=512")))
+#define CPU_AVX512 __attribute__((target("avx512f,avx2,f16c")))
 
 #define NAME(x) x##_float_avx2
 #define FOR_CPU CPU_AVX2
