@@ -104,6 +104,14 @@ class Profiles:
                 return pruned
         return best
 
+    def judge(self, law: LiveLaw, weights: Vector) -> Synthesis:
+        """Return how far the sum of all stored averages with these weights is off from the target of this law."""
+        target = self._targets[law]
+        (used,) = np.nonzero(weights)
+        numbers, difference = np.append(used, target), np.append(weights[used], -1.0)
+        squared = float(difference @ self.products[np.ix_(numbers, numbers)] @ difference)
+        return Synthesis(weights, math.sqrt(max(squared, 0.0) / self.products[target, target]))
+
     def error(self, law: LiveLaw) -> float:
         """Return the relative error of the target of this law where all stored averages may be used."""
         return self._nearest(law, *self._every).error
@@ -127,10 +135,7 @@ class Profiles:
         solution = both[:, 0] - both[:, 1] * (both[:, 0].sum() - 1) / both[:, 1].sum()
         weights = np.zeros(len(self.stored))
         weights[kept] = solution
-        difference = np.append(solution, -1.0)
-        numbers = np.append(kept, target)
-        squared = difference @ self.products[np.ix_(numbers, numbers)] @ difference
-        return Synthesis(weights, math.sqrt(max(float(squared), 0.0)) / size)
+        return self.judge(law, weights)
 
 
 def _inner_products(moments: Sequence[Moment], profiles: Sequence[Stored]) -> Vector:

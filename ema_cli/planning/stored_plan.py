@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from math import floor
+
+import numpy as np
 
 from ema_cli.errors import RunError, UsageError, option
 from ema_cli.law.law import LiveLaw
@@ -62,6 +64,37 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
     )
     recipe = replace(recipe, update_interval=stored.interval or EVERY)
     return Plan(stored.run, recipe, _entries(averages, nearest), (), approximation=approximation)
+
+
+def judge_stored(stored: StoredRun, recipe: Recipe, weights: Mapping[str, float]) -> float:
+    """Return how far stored averages with given weights are off from the average of a recipe, by their own headers.
+
+    What was stored after the newest of them does not matter.
+
+    Args:
+        stored: the averages that are there.
+        recipe: what was asked for.
+        weights: that of each by the name of its file; those of others are 0.
+
+    Raises:
+        RunError: where one of them cannot have entered by the recipe.
+        UsageError: for a recipe that is none for stored averages.
+    """
+    _check_recipe(recipe, stored)
+    law = _live_law(recipe)
+    until_stop = _up_to_stop(stored, recipe.stop)
+    last = max((average.updates for average in until_stop if average.checkpoint.name in weights), default=0)
+    averages = [average for average in until_stop if average.updates <= last]
+    kept = {average.checkpoint.name for average in _thin_out(averages)} | weights.keys()
+    averages = [average for average in averages if average.checkpoint.name in kept]
+    late = sorted(weights.keys() - {average.checkpoint.name for average in averages})
+    if late:
+        raise RunError(f"'{late[0]}' was stored after {option('stop', str(recipe.stop))}", subject=stored.root)
+    moments = _moments(stored, averages)
+    number_of = {moment.updates: number for number, moment in enumerate(moments)}
+    profiles = Profiles(moments, [Stored(average.law, number_of[average.updates]) for average in averages], [law])
+    vector = np.array([weights.get(average.checkpoint.name, 0.0) for average in averages])
+    return profiles.judge(law, vector).error
 
 
 def _check_recipe(recipe: Recipe, stored: StoredRun) -> None:

@@ -28,6 +28,8 @@ from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target
 
 _ROUNDING = 1e-12  # tolerance for a weight: the logarithm of another processor may round differently
+# Tolerances for the error of stored averages: for each unit of the weights, which large ones multiply, and of itself.
+_ERROR_ROUNDING, _ERROR_SHARE = 1e-7, 1e-3
 _TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -131,7 +133,11 @@ def _raw_plan(manifest: Manifest, record: RecipeRecord, inputs: Mapping[str, Pat
 
 
 def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> Plan:
-    """Return the plan over stored averages, with the recorded weights: the fit that found them is not repeated."""
+    """Return the plan over stored averages, with the recorded weights: the fit that found them is not repeated.
+
+    But their sum must be 1, and the error that is recorded the one that they have by the headers of what is stored.
+    """
+    from ema_cli.planning.stored_plan import judge_stored
     from ema_cli.runs.stored import open_stored
 
     recorded = manifest["recipe"]
@@ -147,9 +153,25 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
         Entry(average.checkpoint, average.clock, gap, row["weight"])
         for average, gap, row in zip(chosen, gaps, manifest["inputs"], strict=True)
     )
-    approximation = manifest["approximation"] or {"relative_error": 0, "least_error": 0}
-    errors = float(approximation["relative_error"]), float(approximation["least_error"])
-    return Plan(stored.run, recipe, entries, (), approximation=Approximation(*errors, {}, (), (), ()))
+    approximation = manifest["approximation"]
+    if approximation is None:
+        raise _untrue("gives stored averages, but not how far they are off")
+    weights = {row["name"]: row["weight"] for row in manifest["inputs"]}
+    size = sum(map(abs, weights.values()))
+    if not abs(sum(weights.values()) - 1) <= _ROUNDING * (1 + size):
+        raise _untrue(f"gives weights with the sum {sum(weights.values()):.6g}, not 1")
+    recorded_error, least = float(approximation["relative_error"]), float(approximation["least_error"])
+    error = judge_stored(stored, recipe, weights)
+    if not abs(error - recorded_error) <= _ERROR_ROUNDING * (1 + size) + _ERROR_SHARE * error:
+        raise _untrue(f"says that the average is {recorded_error:.4%} off, but with these weights it is {error:.4%}")
+    if not 0 <= least <= recorded_error * (1 + _ERROR_SHARE) + _ERROR_ROUNDING * (1 + size):
+        raise _untrue(f"says that the least error is {least:.4%}, and that of its weights {recorded_error:.4%}")
+    return Plan(stored.run, recipe, entries, (), approximation=Approximation(recorded_error, least, {}, (), (), ()))
+
+
+def _untrue(fact: str) -> RunError:
+    """Return the error for a manifest that what is stored shows to be wrong."""
+    return RunError(f"the manifest {fact}", hint="it was changed by hand, or by another program; average anew")
 
 
 def _with_weights(entries: Sequence[Entry], inputs: Sequence[InputRow]) -> tuple[Entry, ...]:
