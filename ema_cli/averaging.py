@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+from ema_cli.comparing.jumps import WeightSamples, jump_notes
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.comparing.twins import check_alphas, check_copies, check_twins
 from ema_cli.errors import UsageError, option
@@ -158,7 +159,9 @@ def perform(
     notes = check_stored_sums(job.checkpoints, sizes.threads) if recording.checksum else []
     if averages_statistics(name for name in job.tensors if name not in job.copied):
         notes.append(STATISTICS_NOTE)
-    record = _record(job, recording, sizes.threads) if job.manifest else None
+    samples = WeightSamples(len(job.checkpoints))
+    record = _record(job, recording, sizes.threads, samples) if job.manifest else None
+    notes += _jumps(job, samples)
     with location(job.target.path).staging() as staging:
         folders = [make_folder(staging, job.target, output.target) for output in job.outputs]
         folded, written = _fold(job, folders, sizes, record, progress)
@@ -186,7 +189,15 @@ def perform(
     )
 
 
-def _record(job: Job, recording: Recording, threads: int) -> Record:
+def _jumps(job: Job, samples: WeightSamples) -> list[str]:
+    """Return a note where the weights show checkpoints of another run; averages that were stored are no run."""
+    if any(plan.approximation is not None for plan in job.plans):
+        return []
+    clocks = {entry.checkpoint: float(entry.clock.value) for plan in job.plans for entry in plan.read}
+    return jump_notes(samples, job.checkpoints, [clocks[checkpoint] for checkpoint in job.checkpoints])
+
+
+def _record(job: Job, recording: Recording, threads: int, samples: WeightSamples) -> Record:
     return Record(
         job.checkpoints,
         job.options,
@@ -194,6 +205,7 @@ def _record(job: Job, recording: Recording, threads: int) -> Record:
         checksum=recording.checksum,
         threads=threads,
         warnings=recording.warnings,
+        watch=samples.add,
     )
 
 

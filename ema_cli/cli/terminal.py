@@ -139,7 +139,9 @@ def _print_stored(out: Console, stored: StoredView | None, plans: Sequence[Plan]
 
 def _print_head(out: Console, view: RunView) -> None:
     out.print(Text(sentences.headline(view), "bold"), soft_wrap=True)
-    out.print(Text(sentences.tensors_line(view.tensors)), soft_wrap=True)
+    several = len(view.run.checkpoints) > 1
+    compared = "; their values are not compared" if several else ""  # headers alone are read
+    out.print(Text(sentences.tensors_line(view.tensors) + compared), soft_wrap=True)
 
 
 def _print_plans(

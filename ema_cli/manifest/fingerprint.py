@@ -7,7 +7,7 @@ their bytes. It detects another checkpoint, another run and most damage; it does
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -30,8 +30,17 @@ CHECKSUM: ChecksumKind = {
 }
 
 
-def fingerprints(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]:
-    """Return the fingerprint of each checkpoint. Several `threads` read at the same time, as a disk makes each wait.
+Watch = Callable[[Checkpoint, str, int, bytearray], None]
+"""Is given each block that is read: the checkpoint, the tensor, the first byte, and the bytes. Several threads call."""
+
+
+def fingerprints(checkpoints: Sequence[Checkpoint], threads: int, watch: Watch | None = None) -> list[str]:
+    """Return the fingerprint of each checkpoint.
+
+    Args:
+        checkpoints: the checkpoints.
+        threads: how many read at the same time, as a disk makes each wait.
+        watch: looks at what is read.
 
     Raises:
         CheckpointError: if one cannot be read.
@@ -39,7 +48,7 @@ def fingerprints(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]:
     tables = {id(checkpoint.tensors.specs): _Samples(checkpoint.tensors.specs) for checkpoint in checkpoints}
 
     def fingerprint(checkpoint: Checkpoint) -> str:
-        return tables[id(checkpoint.tensors.specs)].fingerprint(checkpoint)
+        return tables[id(checkpoint.tensors.specs)].fingerprint(checkpoint, watch)
 
     with thread_errors(), ThreadPoolExecutor(threads, "fingerprint") as pool:
         return list(pool.map(fingerprint, checkpoints))
@@ -65,10 +74,12 @@ class _Samples:
                     self.blocks.append((name, start, end - start))
             position += spec.nbytes
 
-    def fingerprint(self, checkpoint: Checkpoint) -> str:
+    def fingerprint(self, checkpoint: Checkpoint, watch: Watch | None) -> str:
         digest = self.head.copy()
         for name, start, size in self.blocks:
             data = bytearray(size)
             checkpoint.tensors.read_into(name, start, memoryview(data))
             digest.update(data)
+            if watch is not None:
+                watch(checkpoint, name, start, data)
         return digest.hexdigest()

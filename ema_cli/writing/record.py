@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ema_cli.formats.output_file import whole_name
-from ema_cli.manifest.fingerprint import fingerprints
+from ema_cli.manifest.fingerprint import Watch, fingerprints
 from ema_cli.manifest.manifest import make_manifest, manifest_text, tensor_row
 from ema_cli.manifest.sums import manifest_path, sums_path, sums_text
 from ema_cli.manifest.types import Manifest, TensorRow
@@ -40,6 +40,7 @@ class Record:
         checksum: bool,
         threads: int,
         warnings: Sequence[str],
+        watch: Watch | None = None,
     ) -> None:
         """Take the fingerprints of the inputs.
 
@@ -50,6 +51,7 @@ class Record:
             checksum: also record the sums of all that is read.
             threads: how many fingerprints to take at once.
             warnings: are put before those that the averaging itself gives.
+            watch: looks at what is read for the fingerprints.
 
         Raises:
             CheckpointError: where an input cannot be read.
@@ -58,7 +60,7 @@ class Record:
         self._options = options
         self._copied = copied
         self._warnings = warnings
-        self._fingerprints = dict(zip(checkpoints, fingerprints(checkpoints, threads), strict=True))
+        self._fingerprints = dict(zip(checkpoints, fingerprints(checkpoints, threads, watch), strict=True))
         self.checksums = Checksums(len(checkpoints)) if checksum else None
 
     def manifest(

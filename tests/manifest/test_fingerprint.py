@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from ema_cli import Recipe, Time, average, make_plan, open_run, parse_target
 from ema_cli.errors import UsageError
+from ema_cli.formats import open_checkpoint
 from ema_cli.manifest.fingerprint import SAMPLE_BYTES, SAMPLES, fingerprints
 from ema_cli.storage import checksums as sums_module
 from ema_cli.storage.checksums import BLOCK_BYTES, Checksums
@@ -247,4 +248,5 @@ def test_a_model_without_a_byte(tmp_path: Path):
     for number, shape in enumerate([(0,), (0, 2)]):
         (tmp_path / str(number)).mkdir()
         save_file({"a": torch.zeros(shape)}, tmp_path / f"{number}/step-1.safetensors")
-    assert found(tmp_path / "0") != found(tmp_path / "1")
+    first, second = (open_checkpoint(tmp_path / f"{number}/step-1.safetensors") for number in (0, 1))
+    assert fingerprints([first], 1) != fingerprints([second], 1)

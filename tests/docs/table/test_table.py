@@ -140,6 +140,11 @@ def orbax(run: Path) -> Path:
 
 U8, I32, HALF = torch.uint8, torch.int32, torch.float16
 REFUSED: dict[str, tuple[Callable[[Path], Path], int, str]] = {
+    "A model without its weights": (
+        with_tensors({"q.weight": torch.zeros(0)}),
+        3,
+        r"'q.weight' has the shape \[0\].*stage3_gather_16bit_weights_on_model_save.*zero_to_fp32.py",
+    ),
     "DeepSpeed in parts": (parts("zero_pp_rank_0_mp_rank_00_model_states.pt"), 3, "ZeRO stage 3.*zero_to_fp32.py"),
     "8 bits and fewer": (
         with_tensors({"q.weight": torch.zeros(4).to(torch.float8_e4m3fn)}),
