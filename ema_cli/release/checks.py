@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ema_cli.errors import EmaError, Unreadable, at_terminal
+from ema_cli.formats.folders.processors import processor_states
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.output_file import whole_name
 from ema_cli.formats.safetensors import file as safetensors_file
@@ -107,8 +108,10 @@ def compare_marks(snapshot: Snapshot) -> Iterator[str]:
     """Compare the metadata in the files of tensors with the manifest."""
     if snapshot.manifest is None:
         return
+    manifest_name = snapshot.published.manifest.name
+    copied_files = processor_states(snapshot.published.folder, snapshot.files)
     for name, checkpoint in snapshot.opened.items():
-        for fact in mark_differences(checkpoint.mark, snapshot.manifest, snapshot.published.manifest.name):
+        for fact in mark_differences(checkpoint.mark, snapshot.manifest, manifest_name, copied_files):
             yield snapshot.problem(name, fact)
 
 

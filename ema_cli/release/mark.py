@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ema_cli.formats.mark import asked_for
@@ -12,12 +12,21 @@ from ema_cli.runs.tensor_rules import copied_names
 _MISSING = object()
 
 
-def mark_differences(mark: Mapping[str, object] | None, manifest: Manifest, manifest_name: str) -> Iterator[str]:
-    """Yield in words each difference between the mark of an average, which is its own metadata, and its manifest."""
+def mark_differences(
+    mark: Mapping[str, object] | None, manifest: Manifest, manifest_name: str, copied_files: Collection[str] = ()
+) -> Iterator[str]:
+    """Yield in words each difference between the mark of an average, which is its own metadata, and its manifest.
+
+    Args:
+        mark: that of the average.
+        manifest: that of the average.
+        manifest_name: the name of its file.
+        copied_files: files with tensors that are side files.
+    """
     if not mark:
         yield "has no metadata that say how it was averaged"
         return
-    expected = _expected_mark(manifest)
+    expected = _expected_mark(manifest, copied_files)
     for name in sorted({*expected, *mark} - {"checkpoints", "copied"}):
         ours, theirs = mark.get(name, _MISSING), expected.get(name, _MISSING)
         if ours != theirs:
@@ -27,7 +36,7 @@ def mark_differences(mark: Mapping[str, object] | None, manifest: Manifest, mani
         yield f"its metadata say that other tensors were copied than {manifest_name}"
 
 
-def _expected_mark(manifest: Manifest) -> dict[str, Any]:
+def _expected_mark(manifest: Manifest, copied_files: Collection[str]) -> dict[str, Any]:
     """Return the mark that an average with this manifest has, without the list of copied tensors."""
     recipe = manifest["recipe"]
     mark: dict[str, Any] = dict(asked_for(recipe))
@@ -35,7 +44,8 @@ def _expected_mark(manifest: Manifest) -> dict[str, Any]:
     mark["checkpoints"] = [
         [row["name"], row["clock"], row["weight"]] for row in manifest["inputs"] if row["weight"] != 0
     ]
-    side_files = sorted(row["name"] for row in manifest["outputs"] if not _holds_tensors(row["name"]))
+    names = sorted(row["name"] for row in manifest["outputs"])
+    side_files = [name for name in names if name in copied_files or not _holds_tensors(name)]
     if recipe["folder"] and side_files:
         mark["files"] = side_files
     return mark

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError, EmaError, Unreadable, at_terminal
+from ema_cli.formats.folders.processors import processor_states
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.safetensors.official import different_tensors
@@ -196,7 +197,8 @@ def _names_with_tensors(published: Published, files: Mapping[str, InputFile]) ->
     """Return the names of the files that hold tensors."""
     if not published.is_folder:
         return [published.path.name] if published.path.name in files else []
-    return [name for name in files if name.lower().endswith((SAFETENSORS, _TORCH))]
+    of_processors = processor_states(published.folder, files)  # copied as they are
+    return [name for name in files if name.lower().endswith((SAFETENSORS, _TORCH)) and name not in of_processors]
 
 
 def _open_tensors(path: Path, name: str, problems: _Problems) -> Checkpoint | None:

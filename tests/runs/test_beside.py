@@ -15,6 +15,8 @@ from ema_cli.errors import RunError
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import make_plan
+from ema_cli.release.published import Published
+from ema_cli.release.verify import verify
 from ema_cli.runs.run import Run, open_run
 from ema_cli.runs.warnings import run_warnings
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
@@ -181,6 +183,7 @@ def test_what_the_processors_of_a_model_name_is_copied_and_not_passed_over(tmp_p
     newest = tmp_path / "run" / "step-20" / "pretrained_model"
     for name in ("policy_preprocessor.json", state):
         assert (tmp_path / "out" / name).read_bytes() == (newest / name).read_bytes()
+    assert verify(Published(tmp_path / "out", is_folder=True)).problems == ()
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"steps": [{"state_file": "../model.safetensors"}, 3]}'])
