@@ -7,11 +7,18 @@ PARALLEL := --numprocesses auto --dist worksteal
 PIP_OPTIONS := install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
+# Of these libraries, torch alone brings its own torchvision and torchaudio; the first four ask for those, or for older
+# versions of what the others need, and are installed without what they ask for.
+ALONE_LIBRARIES := ai2-olmo-core cached-path fastai speechbrain
+LIBRARIES := torch safetensors transformers accelerate datasets sentence-transformers peft diffusers lightning \
+	pytorch-ignite skorch monai mlx mlx-cpu fastcore fastprogress fastdownload fasttransform cloudpickle pandas \
+	matplotlib scipy hyperpyyaml joblib sentencepiece bettermap omegaconf dataclass-extensions pytest
+OLMO_CORE_NEEDS := boto3 google-cloud-storage
 
 # Where this is set, every interpreter that a test starts would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test test-full test-quick test-trainers test-package wheel lint types format docs demo fuzz bench bench-full bench-online clean
+.PHONY: test test-full test-quick test-trainers test-libraries test-package wheel lint types format docs demo fuzz bench bench-full bench-online clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(PYTEST) $(PARALLEL)
@@ -26,6 +33,10 @@ test-quick: .venv/dev  ## the tests that run in seconds, in less than a minute
 
 test-trainers: .venv/trainers  ## tests on files that trainers write here and now
 	$(PYTEST) --numprocesses auto --dist loadfile -m trainers tests/trainers tests/docs
+
+test-libraries: .venv/dev .libraries/installed  ## have the libraries write tests/data anew, compare, and average that
+	.libraries/bin/python -W ignore scripts/make_library_files.py .libraries/files --compare tests/data
+	LIBRARY_FILES=.libraries/files $(PYTEST) tests/libraries
 
 test-package: .venv/package  ## build the package; install it with each Python that is here, and run it
 	$(PYTEST) -m package tests/package
@@ -75,6 +86,13 @@ bench-online: .venv/trainers  ## measure an update of a live model beside other 
 	$(PIP_INSTALL) --editable '.[trainers]'
 	# Composer asks for a torch below 2.7.1 and for a client of its makers' platform; on files it needs neither.
 	$(PIP_INSTALL) --no-deps mosaicml
+	touch $@
+
+.libraries/installed: constraints.txt
+	$(PYTHON) -m venv .libraries
+	.libraries/bin/pip $(PIP_OPTIONS) $(LIBRARIES)
+	.libraries/bin/pip $(PIP_OPTIONS) --no-deps $(ALONE_LIBRARIES)
+	.libraries/bin/pip install --quiet --disable-pip-version-check $(OLMO_CORE_NEEDS)
 	touch $@
 
 .venv/package: .venv/dev

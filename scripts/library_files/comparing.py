@@ -15,8 +15,11 @@ def differences(written: Path, before: Path) -> list[str]:
     if not known:
         return [f"nothing of {name} in {before}"]
     new, old = _layout(written), _layout(known[-1])
-    return [f"{path}: {new.get(path, 'is gone')}, was {old.get(path, 'not there')}" for path in sorted({*new, *old})
-            if new.get(path) != old.get(path)]
+    return [
+        f"{path}: {new.get(path, 'is gone')}, was {old.get(path, 'not there')}"
+        for path in sorted({*new, *old})
+        if new.get(path) != old.get(path)
+    ]
 
 
 def _layout(folder: Path) -> dict[str, str]:

@@ -1,11 +1,13 @@
-"""What each library loads from its checkpoints: by torch, safetensors or the library's own code, never by ours."""
+"""What each library loads from its checkpoints: by torch, safetensors or the library's own classes, never by ours."""
 
 from __future__ import annotations
 
+import pickle
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +20,36 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def safetensors_files(folder: Path) -> Tensors:
-    """Return the tensors of all files in a folder, each under its name there."""
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    """Return the tensors of all files in a folder, those in folders of it with the folder before their names."""
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        place = path.parent.relative_to(folder).as_posix()
+        found.update({name if place == "." else f"{place}/{name}": value for name, value in load_file(path).items()})
+    return found
+
+
+class _Lenient(pickle.Unpickler):
+    """Unpickles what names classes that are not installed, as empty ones."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except ImportError:
+            return type(name, (list,), {})
+
+
+def torch_file(*keys: str, name: str = "") -> Callable[[Path], Tensors]:
+    """Return what loads the state dict under some keys of what torch.save wrote: a file, or `name` in a folder."""
+    lenient = types.ModuleType("lenient")
+    vars(lenient).update(Unpickler=_Lenient, load=pickle.load)
+
+    def load(path: Path) -> Tensors:
+        value: Any = torch.load(path / name if name else path, weights_only=False, pickle_module=lenient)
+        for key in keys:
+            value = value[key]
+        return dict(value)
+
+    return load
 
 
 def olmo_core(folder: Path) -> Tensors:

@@ -1,21 +1,24 @@
-"""One row for each library whose files are in tests/data: what is averaged, and what must come out."""
+"""The runs in tests/data that libraries wrote: what is averaged, and what each must give."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from tests.libraries import loading
+from tests.libraries.loading import safetensors_files, torch_file
 
-DATA = Path(__file__).parents[1] / "data"
+# Also for files that were written just now, by `make test-libraries`.
+DATA = Path(os.environ.get("LIBRARY_FILES", Path(__file__).parents[1] / "data"))
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
+class Written:
     """A run that a library wrote.
 
     Attributes:
@@ -24,7 +27,7 @@ class Library:
         load: gives the tensors that the library loads from a checkpoint.
         unit: of the clocks.
         arguments: what the command needs besides the folder and the law.
-        side_files: of the newest checkpoint, that come with an output that is a folder.
+        side_files: of the newest checkpoint, which an output that is a folder has, too.
     """
 
     folder: str
@@ -32,23 +35,120 @@ class Library:
     load: Callable[[Path], Mapping[str, torch.Tensor]]
     unit: str = "ba"
     arguments: tuple[str, ...] = ()
-    side_files: tuple[str, ...] = field(default=())
+    side_files: tuple[str, ...] = ()
 
 
-# By the name in the first column of docs/reference/what-your-trainer-writes.md.
-LIBRARIES: Mapping[str, Library] = {
-    "OLMo-core 3.0.0": Library(
-        "olmo-core-3.0.0", {"step1000": 1000, "step2000": 2000, "step3000": 3000}, loading.olmo_core
-    ),
-    "torch 2.13, HuggingFaceStorageWriter": Library(
-        "torch-2.13-hf-writer/default", {"step-10": 10, "step-20": 20, "step-30": 30}, loading.safetensors_files
-    ),
-    "torch 2.13, HuggingFaceStorageWriter, each rank its own": Library(
-        "torch-2.13-hf-writer/distributed", {"step-10": 10, "step-20": 20, "step-30": 30}, loading.safetensors_files
-    ),
-    "mlx 0.32.4": Library(
-        "mlx-0.32.4",
-        {"0000100_adapters.safetensors": 100, "0000200_adapters.safetensors": 200},
-        load_file,
-    ),
+def numbered(name: str, *clocks: int, step: int = 1) -> dict[str, int]:
+    """Return the clocks by the names that have them in the place of {}."""
+    return {name.format(clock): clock * step for clock in clocks}
+
+
+# By the first column of the table in docs/reference/what-your-trainer-writes.md.
+LIBRARIES: Mapping[str, list[Written]] = {
+    "accelerate 1.15.0": [
+        Written(
+            "accelerate-1.15.0/checkpoints",
+            {f"checkpoint_{number}": 100 * (number + 1) for number in range(3)},
+            safetensors_files,
+            arguments=("--spacing", "100ba"),
+        )
+    ],
+    "diffusers 0.42.1": [
+        Written(
+            "diffusers-0.42.1",
+            numbered("step-{}", 100, 200, 300),
+            safetensors_files,
+            side_files=("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vqvae/config.json"),
+        )
+    ],
+    "fastai 2.8.12": [
+        Written(
+            "fastai-2.8.12",
+            {f"model_{number}.pth": number + 1 for number in range(3)},
+            torch_file("model"),
+            unit="ep",
+            arguments=("--name-clock", "ep"),
+        )
+    ],
+    "ignite 0.5.5": [
+        Written(
+            "ignite-0.5.5/model", numbered("model_{}.pt", 5, 10, 15), torch_file(), arguments=("--name-clock", "ba")
+        ),
+        Written(
+            "ignite-0.5.5/iterations",
+            numbered("checkpoint_{}.pt", 5, 10, 15),
+            torch_file("model"),
+            arguments=("--clock-key", "trainer.iteration=ba"),
+        ),
+    ],
+    "lightning 2.6.6": [
+        Written(
+            "lightning-2.6.6/raw",
+            {f"epoch={number}-step={5 * number + 5}.ckpt": number + 1 for number in range(3)},
+            torch_file("state_dict"),
+            unit="ep",
+        ),
+        Written(
+            "lightning-2.6.6/averages",
+            {f"epoch={number}-step={5 * number + 5}.ckpt": 5 * number + 5 for number in range(3)},
+            torch_file("current_model_state"),
+            arguments=("--weights", "raw"),
+        ),
+    ],
+    "mlx 0.32.4": [Written("mlx-0.32.4", numbered("{:07}_adapters.safetensors", 100, 200, 300), load_file)],
+    "monai 1.6.1": [
+        Written(
+            "monai-1.6.1",
+            numbered("checkpoint_epoch={}.pt", 1, 2, 3),
+            torch_file("net"),
+            unit="ep",
+            arguments=("--key", "net"),
+        )
+    ],
+    "OLMo-core 3.0.0": [Written("olmo-core-3.0.0", numbered("step{}", 1000, 2000, 3000), loading.olmo_core)],
+    "peft 0.21.2": [
+        Written(
+            "peft-0.21.2",
+            numbered("checkpoint-{}", 1, 2, 3),
+            safetensors_files,
+            side_files=("adapter_config.json", "second/adapter_config.json"),
+        )
+    ],
+    "sentence-transformers 6.2.0": [
+        Written(
+            "sentence-transformers-6.2.0/dense",
+            numbered("checkpoint-{}", 1, 2, 3),
+            safetensors_files,
+            side_files=("modules.json", "1_Pooling/config.json", "2_Dense/config.json", "tokenizer.json"),
+        ),
+        Written(
+            "sentence-transformers-6.2.0/router",
+            numbered("checkpoint-{}", 1, 2, 3),
+            safetensors_files,
+            side_files=("modules.json", "router_config.json", "query_1_Pooling/config.json"),
+        ),
+    ],
+    "skorch 1.4.0": [
+        Written(
+            "skorch-1.4.0",
+            numbered("params_{}.pt", 1, 2, 3),
+            torch_file(),
+            unit="ep",
+            arguments=("--name-clock", "ep", "--exclude", "train_end_params.pt"),
+        )
+    ],
+    "speechbrain 1.1.2": [
+        Written(
+            "speechbrain-1.1.2",
+            {f"CKPT+2026-01-0{epoch}+00-00-00+00": epoch for epoch in (1, 2, 3)},
+            torch_file(name="model.ckpt"),
+            unit="ep",
+            arguments=("--component", "model", "--spacing", "1ep"),
+        )
+    ],
+    "torch 2.13.0": [
+        Written("torch-hf-writer-2.13.0/default", numbered("step-{}", 10, 20, 30), safetensors_files),
+        Written("torch-hf-writer-2.13.0/distributed", numbered("step-{}", 10, 20, 30), safetensors_files),
+    ],
 }
+RUNS = {run.folder: run for runs in LIBRARIES.values() for run in runs}

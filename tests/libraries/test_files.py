@@ -6,10 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from tests.conftest import Cli, oracle
-from tests.libraries.rows import DATA, LIBRARIES, Library
+from tests.docs.pages import DOCS, table
+from tests.libraries.loading import safetensors_files
+from tests.libraries.rows import DATA, LIBRARIES, RUNS, Written
 
 
 def weights(clocks: list[int], half_life: int) -> list[float]:
@@ -21,24 +22,28 @@ def weights(clocks: list[int], half_life: int) -> list[float]:
     return shares
 
 
-def expected(row: Library, half_life: int) -> dict[str, object]:
+def expected(row: Written, half_life: int) -> dict[str, object]:
     """Return the average in float64 of what the library loads."""
     saved = [row.load(DATA / row.folder / path) for path in row.checkpoints]
     return dict(oracle(saved, weights(list(row.checkpoints.values()), half_life)))
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_a_run_that_a_library_wrote_is_averaged(name: str, cli: Cli, tmp_path: Path) -> None:
-    """Clocks are found without help; every number is that of the average in float64, rounded once."""
-    row = LIBRARIES[name]
+def test_the_page_has_each_library() -> None:
+    """The table of what trainers write has a row for each library whose files are here."""
+    rows = [cells[0] for cells in table(DOCS / "reference" / "what-your-trainer-writes.md", "library")]
+    assert rows == list(LIBRARIES)
+
+
+@pytest.mark.parametrize("folder", RUNS)
+def test_a_run_that_a_library_wrote_is_averaged(folder: str, cli: Cli, tmp_path: Path) -> None:
+    """With the arguments that the page names, every number is that of the average in float64, rounded once."""
+    row = RUNS[folder]
     clocks = list(row.checkpoints.values())
     half_life = clocks[-1] - clocks[0]
     law = ("--half-life", f"{half_life}{row.unit}", "--update-interval", "every")
     done = cli("average", DATA / row.folder, *law, *row.arguments, "-o", tmp_path / "out")
     assert done.code == 0, done
-    written = {}
-    for path in (tmp_path / "out").rglob("*.safetensors"):
-        written.update(load_file(path))
+    written = safetensors_files(tmp_path / "out")
     values = expected(row, half_life)
     assert written.keys() == values.keys()
     for tensor, value in values.items():
