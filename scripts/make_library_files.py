@@ -12,7 +12,6 @@ those of the same library in another folder, and then exits with 1.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -42,13 +41,6 @@ def main() -> int:
             different += len(found)
             print("\n".join(f"  {line}" for line in found or ["as before"]))
     return 1 if different else 0
-
-
-def fresh(folder: Path) -> Path:
-    """Return an empty folder."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ _NEVER = (
     ),
     (re.compile(r"(?:^|[._])flat_param(?:_\d+)?$"), "one rank's part of a model that FSDP flattened"),
 )
-_LORA = re.compile(r"(?:^|[._])lora_(?:A|B|down|up|embedding_A|embedding_B)(?:[._]|$)|\.lora\.(?:down|up)\.")
+_LORA = re.compile(r"(?:^|[._])lora_(?:[AaBb]|down|up|embedding_A|embedding_B)(?:[._]|$)|\.lora\.(?:down|up)\.")
 _AVERAGES_INSIDE = re.compile(r"(?:^|\.)(?:model_ema|ema_model)\.|\.n_averaged$")
 _STATISTICS = ("running_mean", "running_var")  # of BatchNorm
 STATISTICS_NOTE = (

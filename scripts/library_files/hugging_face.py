@@ -1,4 +1,4 @@
-"""Libraries around Hugging Face's formats: transformers' Trainer, sentence-transformers, PEFT, Diffusers, Accelerate."""
+"""Libraries around Hugging Face's formats: sentence-transformers, PEFT, Diffusers, Accelerate."""
 
 from __future__ import annotations
 

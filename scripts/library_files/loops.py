@@ -44,7 +44,7 @@ def _step(model: Any, optimizer: Any) -> Callable[[Any, Any], float]:
 
 
 def ignite(folder: Path) -> Path:
-    """Save with Ignite's ModelCheckpoint: a model alone, and with its trainer and averages, by epochs and by iterations."""
+    """Save with Ignite's ModelCheckpoint: a model at each epoch; by iterations one with its trainer and averages."""
     import torch
     from ignite.engine import Engine, Events
     from ignite.handlers import EMAHandler, ModelCheckpoint
@@ -64,7 +64,6 @@ def ignite(folder: Path) -> Path:
         trainer.run(batches, max_epochs=3)
 
     run("model", Events.EPOCH_COMPLETED, beside=False)
-    run("trainer", Events.EPOCH_COMPLETED, beside=True)
     run("iterations", Events.ITERATION_COMPLETED(every=5), beside=True)
     return made
 
@@ -179,8 +178,8 @@ def lightning(folder: Path) -> Path:
     for name, callbacks in {"raw": [], "averages": [EMAWeightAveraging(decay=0.9, update_starting_at_step=6)]}.items():
         checkpoint = ModelCheckpoint(str(made / name), save_top_k=-1)
         Trainer(
-            max_epochs=3, accelerator="cpu", logger=False, callbacks=[checkpoint, *callbacks], enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=made,
+            max_epochs=3, accelerator="cpu", logger=False, callbacks=[checkpoint, *callbacks],
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=made,
         ).fit(Module(), loader)  # fmt: skip
     return made
 
