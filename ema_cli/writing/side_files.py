@@ -37,6 +37,7 @@ _UNWANTED = (
 )
 _FOLDERS = ("additional_chat_templates",)
 _MAX_SIDE_BYTES = 1 << 30
+_SNAPSHOTS, _BLOBS = "snapshots", "blobs"  # in the folder of a repository in the Hub's cache
 
 
 def find_side_files(folder: Path, models: Iterable[str] = ()) -> dict[str, InputFile]:
@@ -49,18 +50,40 @@ def find_side_files(folder: Path, models: Iterable[str] = ()) -> dict[str, Input
         models: folders in it with further models of the checkpoint.
 
     Raises:
-        CheckpointError: where one is too large, or cannot be opened.
+        CheckpointError: where one is too large, or cannot be opened, or is a link that leads out of the checkpoint.
     """
     all_names = _file_names(folder)
     names = [*(name for name in all_names if _is_wanted(name)), *processor_states(folder, all_names)]
     for inner in dict.fromkeys((*_FOLDERS, *named_folders(folder), *models)):
         if location(folder / inner).info().is_folder:
             names += [f"{inner}/{name}" for name in _file_names(folder / inner) if not _is_unwanted(name)]
+    _check_links(folder, names)
     files = {name: location(folder / name).open() for name in names}
     for file in files.values():
         if file.size > _MAX_SIDE_BYTES:
             raise CheckpointError(f"{file.size} bytes are too many for a side file", subject=file.path)
     return files
+
+
+def _check_links(folder: Path, names: Iterable[str]) -> None:
+    """Check that files lie in a checkpoint's own folder, whatever links are on the way to them.
+
+    In the Hub's cache a folder is made of links into the `blobs` of the same repository: these are followed, too. What
+    is copied is published: a link that leads elsewhere could publish any file of the user's.
+
+    Raises:
+        CheckpointError: naming the first file that lies elsewhere.
+    """
+    real = location(folder).resolve()
+    inside = [real, *(parent.parent / _BLOBS for parent in real.parents if parent.name == _SNAPSHOTS)]
+    for name in names:
+        target = location(folder / name).resolve()
+        if not any(target.is_relative_to(place) for place in inside):
+            raise CheckpointError(
+                f"is a link to {target}, outside the checkpoint, and would be copied into the output",
+                subject=folder / name,
+                hint="put a copy of the file in its place, if it is to be published; else remove the link",
+            )
 
 
 def _file_names(folder: Path) -> list[str]:
