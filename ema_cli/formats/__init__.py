@@ -19,6 +19,7 @@ from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.names import stem
 from ema_cli.formats.trainers.prefixes import strip_prefixes
+from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
 from ema_cli.storage.location import location
 
 WHAT_IS_READ = (
@@ -60,7 +61,7 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         if reader.matches(path):
             if options.component is not None and not reader.takes_component:
                 raise one_model_error(path)
-            checkpoint = reader.open(path, options)
+            checkpoint = add_sidecar_clocks(reader.open(path, options), lambda file: torch_file.open_torch(file).root)
             return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
     info = location(path).info()
     if info.is_folder:

@@ -19,7 +19,7 @@ from ema_cli.formats.dcp.model import DcpModel, find_model
 from ema_cli.formats.dcp.pieces import Record, StoredTensor
 from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.pickles.values import TensorRef
+from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.zip_container import open_zip
 from ema_cli.formats.trainers.choice import AVERAGED_MODEL, choose
@@ -206,11 +206,13 @@ class _ItemReader:
             records = self._metadata.tensor(name).records
             record = records[0] if len(records) == 1 else None
         else:
-            record = self._metadata.items.get(name)
+            # Megatron says in the name which part of an object it is: common_state/shard_0_1.
+            record = self._metadata.items.get(name) or self._metadata.items.get(f"{name}/shard_0_1")
         if record is None:
             # Older versions of torch store a dict without tensors as one item.
             around, _, last = name.rpartition(".")
             value = self._value(around) if around else None
+            value = value.state if isinstance(value, Inert) else value
             return value.get(last) if isinstance(value, dict) else None
         _check_record(self._folder, name, record, self._files)
         saved = open_zip(FileRegion(self._files[record.file], record.start, record.size))

@@ -47,10 +47,13 @@ class DcpLayout:
 
 
 def _any_begins(names: Collection[str], beginning: str | None) -> bool:
-    return beginning is not None and any(name == beginning or name.startswith(f"{beginning}.") for name in names)
+    return beginning is not None and any(
+        name == beginning or name.startswith((f"{beginning}.", f"{beginning}/")) for name in names
+    )
 
 
 _TIMESTAMP = "state.timestamp.Timestamp"
+MEGATRON_STATE = "common_state"  # what Megatron-Core 0.19 stores with the shards, and older versions in common.pt
 DCP_LAYOUTS = (
     DcpLayout(
         "Composer",
@@ -62,11 +65,19 @@ DCP_LAYOUTS = (
     ),
     DcpLayout("Lightning", file=DCP_META),  # or its Fabric
     DcpLayout("torchtitan", items="train_state"),
+    DcpLayout("Megatron", items=MEGATRON_STATE),
 )
 DCP_CLOCKS: Mapping[Unit, tuple[str, ...]] = {
     Unit.EPOCH: ("epoch", f"{_TIMESTAMP}.epoch"),
-    Unit.BATCH: ("train_state.step", "step", "app.step", "global_step", f"{_TIMESTAMP}.batch"),
-    Unit.SAMPLE: (f"{_TIMESTAMP}.sample",),
+    Unit.BATCH: (
+        "train_state.step",
+        "step",
+        "app.step",
+        "global_step",
+        f"{_TIMESTAMP}.batch",
+        f"{MEGATRON_STATE}.iteration",
+    ),
+    Unit.SAMPLE: (f"{_TIMESTAMP}.sample", f"{MEGATRON_STATE}.args.consumed_train_samples"),
     Unit.TOKEN: ("train_state.ntokens_seen", f"{_TIMESTAMP}.token"),
 }
 DCP_BATCH_IN_EPOCH = f"{_TIMESTAMP}.batch_in_epoch"

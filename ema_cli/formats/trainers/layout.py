@@ -28,15 +28,18 @@ class ClockPlaces:
         clocks: places of each counter; the first that is there counts.
         epochs: what the number of an epoch says. "completed": how many are done. "from 0": the number, from 0, of the
             one that was just completed. "next": the number, from 1, of the one that comes next. "in progress": the
-            number, from 0, of the one that has begun. "unknown": from 0 or from 1, as only the whole run shows.
+            number, from 0, of the one that has begun. "running": the number, from 1, of the one that runs or was just
+            completed. "unknown": from 0 or from 1, as only the whole run shows.
         unfinished: a place that holds False where the epoch was not complete.
         batch_in_epoch: a place of the number of batches into the current epoch.
+        epoch_length: a place of the number of batches in an epoch, from which epochs follow where none is there.
     """
 
     clocks: Mapping[Unit, tuple[str, ...]]
-    epochs: Literal["completed", "from 0", "next", "in progress", "unknown"] = "completed"
+    epochs: Literal["completed", "from 0", "next", "in progress", "running", "unknown"] = "completed"
     unfinished: str | None = None
     batch_in_epoch: str | None = None
+    epoch_length: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

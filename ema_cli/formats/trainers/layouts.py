@@ -16,7 +16,7 @@ EP, BA, SP, TOK = Unit.EPOCH, Unit.BATCH, Unit.SAMPLE, Unit.TOKEN
 # What stands at the top beside a model that has no place of its own there (torchtitan, Megatron).
 OTHERS = re.compile(
     r"(?:optim\w*|opt|chained_\d+|lr_scheduler|scheduler|opt_param_scheduler|dataloader|train_state"
-    r"|trainer_state|rng|rng_state|rerun_state_machine|(?:grad_)?scaler|ema|ema_optimizer)(?:[./]|$)"
+    r"|trainer_state|common_state|rng|rng_state|rerun_state_machine|(?:grad_)?scaler|ema|ema_optimizer)(?:[./]|$)"
 )
 OPTIMIZERS = re.compile(r"(?:optim\w*|opt|lr_schedulers?|schedulers?)$")
 
@@ -72,6 +72,12 @@ LAYOUTS = (
         clocks={BA: ("meta/iter",), EP: ("meta/epoch",)},
         raw="ema_state_dict",  # its EMAHook swaps the two when it saves
         raw_prefix="module.",
+    ),
+    Layout(
+        "mmcv",  # 1.x, before MMEngine
+        marks=("state_dict", "meta/iter"),
+        model=("state_dict",),
+        clocks={BA: ("meta/iter",), EP: ("meta/epoch",)},
     ),
     Layout(
         "timm",
@@ -139,6 +145,32 @@ LAYOUTS = (
         epochs="from 0",
         beside=("ema",),
         averaged_if=averages.stripped_yolo,
+    ),
+    Layout(
+        "ignite",  # what is beside the trainer's state is called as the user calls it
+        marks=("trainer/iteration", "trainer/epoch_length"),
+        model=(*PLAIN.model, "net"),
+        clocks={BA: ("trainer/iteration",)},
+        epoch_length="trainer/epoch_length",
+        beside=PLAIN.beside,
+    ),
+    Layout(
+        "MONAI",
+        marks=("net", "opt"),
+        model=("net",),
+        clocks={},  # in its names
+    ),
+    Layout(
+        "rsl_rl",
+        marks=("model_state_dict", "iter", "infos"),
+        model=("model_state_dict",),
+        clocks={BA: ("iter",)},  # iterations, each of several optimizer steps
+    ),
+    Layout(
+        "rl_games",  # which Isaac Lab trains with, as with rsl_rl
+        marks=("model", "epoch", "frame"),
+        model=("model",),
+        clocks={EP: ("epoch",), SP: ("frame",)},
     ),
     Layout(
         "YOLOX",

@@ -24,13 +24,14 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".tgz
 _COMPRESSED_SUFFIXES = (".zst", ".gz", ".lz4", ".bz2", ".xz", ".lzma", ".lzo")
 _NOT_WEIGHTS = (
     "optimizer*", "*optim_states*", "scheduler*", "rng_state*", "random_states*", "training_args*",
-    "scaler.pt", "sampler*", "dataloader*", "trainer_state*", "meta.pt", "common.pt",
+    "optim_*", "*_optimizer.pt", "criterion*", "train_end_criterion*", "brain.ckpt", "counter.ckpt",
+    "scaler.pt", "sampler*", "dataloader*", "trainer_state*", "meta.pt", "metadata.pt", "common.pt",
     "bad-model*",
 )  # fmt: skip
 _UNFINISHED = ("tmp-*", "*.tmp", "*-tmp", "*.part", "*.partial", "*.incomplete", "*.orbax-checkpoint-tmp*")
 # One part of a model: fairseq's names of shards, Accelerate's of FSDP's local state.
 PARTS = re.compile(r"-rank-\d+\.pt$|-shard\d+\.pt$|_fsdp_rank\d+\.bin$|\.distcp$")
-COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final)(?:[-_.]|$)|model_best", re.IGNORECASE)
+COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final|train_end)(?:[-_.]|$)|model_best", re.IGNORECASE)
 RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
 AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$", re.IGNORECASE)
 # What averages are called inside an object: params_ema, ema_model, g_ema, swa_state_dict, model_avg.
@@ -60,6 +61,7 @@ _NAME_CLOCKS = (
     (Unit.BATCH, rf"{_SHORT}ba", _COUNT, _NO_LETTER),
     (Unit.BATCH, "^", r"(\d{7})", r"(?=_adapters\.safetensors$)"),  # mlx-lm
     (Unit.BATCH, r"^checkpoint-", _COUNT, "$"),  # a folder of the Hugging Face Trainer
+    (Unit.BATCH, "^", r"(\d{7,})", r"(?=_adapters\.safetensors$)"),  # mlx-lm
     (Unit.SAMPLE, rf"{_WORD}samples?", _COUNT, ""),
     (Unit.SAMPLE, rf"{_SHORT}sp", _COUNT, _NO_LETTER),
     (Unit.TOKEN, rf"{_WORD}tokens?", _COUNT, ""),

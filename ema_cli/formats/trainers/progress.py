@@ -36,12 +36,17 @@ def read_progress(
             # Trainers that do not count samples or tokens leave them at 0.
             if count is not None and not (count == 0 and unit in (Unit.SAMPLE, Unit.TOKEN)):
                 clocks.setdefault(unit, Clock(count, source))
+    if places.epoch_length is not None and Unit.BATCH in clocks:
+        length, batch = as_count(dig(root, places.epoch_length)), clocks[Unit.BATCH]
+        if length:
+            clocks.setdefault(Unit.EPOCH, replace(batch, value=batch.value / length))
     epoch = clocks.get(Unit.EPOCH)
     if epoch is None:
         return Progress(clocks)
-    if places.epochs == "from 0" and not (places.unfinished and dig(root, places.unfinished) is False):
+    is_unfinished = places.unfinished is not None and dig(root, places.unfinished) is False
+    if places.epochs == "from 0" and not is_unfinished:
         clocks[Unit.EPOCH] = replace(epoch, value=epoch.value + 1)
-    elif places.epochs == "next":
+    elif places.epochs == "next" or (places.epochs == "running" and is_unfinished):
         clocks[Unit.EPOCH] = replace(epoch, value=max(epoch.value - 1, Fraction(0)))
     in_epoch = as_count(dig(root, places.batch_in_epoch)) if places.batch_in_epoch else None
     return Progress(

@@ -46,6 +46,31 @@ ROWS: dict[str, Row] = {
     "Composer, weights only": Row({"state": {"model": RAW, "integrations": {}}}, "state/model", {}, "Composer"),
     "Lightning": Row(lightning(), "state_dict", {"ba": 30, "ep": 3}, "Lightning"),
     "Lightning, unfinished": Row(lightning(last=False), "state_dict", {"ba": 30, "ep": 2}, "Lightning"),
+    "mmcv": Row(
+        {"meta": {"epoch": 3, "iter": 300, "mmcv_version": "1.7.1"}, "state_dict": RAW, "optimizer": {}},
+        "state_dict",
+        {"ep": 3, "ba": 300},
+        "mmcv",
+    ),
+    "ignite": Row(
+        {"model": RAW, "optimizer": {}, "trainer": {"epoch_length": 20, "iteration": 50, "max_epochs": 3}},
+        "model",
+        {"ba": 50, "ep": 2.5},
+        "ignite",
+    ),
+    "MONAI": Row({"net": RAW, "opt": {"state": {}}}, "net", {}, "MONAI"),
+    "rsl_rl": Row(
+        {"model_state_dict": RAW, "optimizer_state_dict": {}, "iter": 50, "infos": None},
+        "model_state_dict",
+        {"ba": 50},
+        "rsl_rl",
+    ),
+    "rl_games": Row(
+        {"model": RAW, "epoch": 7, "frame": 14000, "optimizer": {}, "last_mean_rewards": 1.0, "env_state": None},
+        "model",
+        {"ep": 7, "sp": 14000},
+        "rl_games",
+    ),
     "timm": Row(
         {"epoch": 4, "arch": "resnet", "state_dict": RAW, "version": 2, "args": NAMESPACE, "metric": 1.0},
         "state_dict",
