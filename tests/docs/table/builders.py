@@ -282,6 +282,51 @@ def value_head(run: Path) -> Case:
     return Case()
 
 
+def speechbrain(run: Path) -> Case:
+    """Write what SpeechBrain's Checkpointer leaves."""
+    for step in STEPS:
+        folder = run / f"CKPT+2026-11-29+14-04-1{step}+00"
+        save(folder / "model.ckpt", state_dict(step))
+        (folder / "counter.ckpt").write_text(str(step))
+        (folder / "brain.ckpt").write_text(f"avg_train_loss: 0.5\noptimizer_step: {step}\nstep: 1\n")
+        (folder / "CKPT.yaml").write_text("# yamllint disable\nend-of-epoch: true\nunixtime: 1795961055.4933255\n")
+    return Case()
+
+
+def lerobot(run: Path) -> Case:
+    """Write LeRobot's folders, its processors beside the policy."""
+    for step in STEPS:
+        folder = run / f"{step:06}" / "pretrained_model"
+        hf_folder(folder, step, None)
+        save_file({"mean": torch.ones(2)}, folder / "policy_preprocessor_step_3_normalizer_processor.safetensors")
+        (folder.parent / "training_state").mkdir()
+        (folder.parent / "training_state" / "training_step.json").write_text(json.dumps({"step": step}))
+    return Case()
+
+
+def openpi(run: Path) -> Case:
+    """Write what openpi's trainer of PyTorch leaves."""
+    for step in STEPS:
+        hf_folder(run / str(step), step, None)
+        save(run / str(step) / "metadata.pt", {"global_step": step, "timestamp": 1.0})
+    return Case()
+
+
+def nanochat(run: Path) -> Case:
+    """Write nanochat's three files for each step."""
+    for step in STEPS:
+        save(run / f"model_{step:06}.pt", state_dict(step))
+        save(run / f"optim_{step:06}_rank0.pt", {"state": {}})
+        (run / f"meta_{step:06}.json").write_text(json.dumps({"step": step}))
+    return Case()
+
+
+def megatron_common(folder: Path, step: int) -> None:
+    """Add what Megatron-Core writes beside the shards."""
+    save(folder / "common.pt", {"iteration": step, "args": argparse.Namespace(consumed_train_samples=4 * step)})
+    (folder / "metadata.json").write_text("{}")
+
+
 def lora(names: Sequence[str], metadata: Callable[[int], dict[str, str]]) -> Callable[[Path], Case]:
     """Return a builder of LoRAs, one file for each step under a name of its own, with clocks in the header."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tests.docs.table import builders as made
-from tests.docs.table.builders import Case, Net, distributed, each, state_dict
+from tests.docs.table.builders import Case, Net, distributed, each, lora, state_dict
 
 
 def titan(step: int) -> dict[str, Any]:
@@ -36,6 +36,16 @@ def lightning(step: int) -> dict[str, Any]:
 def mmengine(step: int) -> dict[str, Any]:
     """Return what MMEngine saves without its EMA."""
     return {"meta": {"epoch": step, "iter": step}, "state_dict": state_dict(step), "message_hub": {}}
+
+
+def mmcv(step: int) -> dict[str, Any]:
+    """Return what mmcv 1.x saves."""
+    return {"meta": {"epoch": step, "iter": step, "mmcv_version": "1.7.1"}, "state_dict": state_dict(step)}
+
+
+def ignite(step: int) -> dict[str, Any]:
+    """Return what ignite's ModelCheckpoint saves of a model and its trainer."""
+    return {"model": state_dict(step), "trainer": {"epoch_length": 9, "iteration": step, "max_epochs": 3}}
 
 
 def icefall(step: int) -> dict[str, Any]:
@@ -91,6 +101,32 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "espnet, wenet, icefall": [made.espnet, made.wenet, each("checkpoint-{}.pt", icefall)],
     "Diffusers": [made.diffusers],
     "sentence-transformers": [made.sentence_transformers],
+    "mmcv 1.x": [each("epoch_{}.pth", mmcv)],
+    "SpeechBrain": [made.speechbrain],
+    "pytorch-ignite, MONAI": [
+        each("checkpoint_{}.pt", ignite),
+        each("net_iteration={}.pt", lambda step: {"net": state_dict(step), "opt": {}}),
+    ],
+    "LeRobot, openpi": [made.lerobot, made.openpi],
+    "nanochat": [made.nanochat],
+    "rsl_rl, rl_games (Isaac Lab)": [
+        each("model_{}.pt", lambda step: {"model_state_dict": state_dict(step), "iter": step, "infos": None}),
+        each(
+            "run_{}.pth",
+            lambda step: {"model": state_dict(step), "epoch": 7, "frame": step},
+            Case("--half-life", "1sp"),
+        ),
+    ],
+    "Megatron-Core": [
+        distributed("iter_{:07}", state_dict, made.megatron_common),
+        distributed("iter_{:07}", lambda step: {**state_dict(step), "common_state": {"iteration": step}}),
+    ],
+    "Ray Train, fastai, skorch": [
+        each("checkpoint_{:06}/checkpoint.ckpt", lightning),
+        each("model_{}.pth", lambda step: {"model": state_dict(step), "opt": {}}, Case("--name-clock", "ba")),
+        each("params_{}.pt", state_dict, Case("--name-clock", "ba")),
+    ],
+    "mlx-lm": [lora(("0000001_adapters", "0000002_adapters", "0000003_adapters"), lambda step: {})],
     "kohya's sd-scripts, musubi-tuner, ai-toolkit": [made.kohya, made.ai_toolkit],
     "PEFT adapters": [made.peft],
     "value heads, projectors": [made.value_head],
