@@ -29,6 +29,7 @@ from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import parse_size, plural, size
 from ema_cli.writing.files import FileSink, allow_descriptors, make_folder, read_back, sum_up, write_small_files
+from ema_cli.writing.loading import loading_notes
 from ema_cli.writing.outputs import Output, OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target, parse_target
@@ -159,6 +160,7 @@ def perform(
     notes = check_stored_sums(job.checkpoints, sizes.threads) if recording.checksum else []
     if averages_statistics(name for name in job.tensors if name not in job.copied):
         notes.append(STATISTICS_NOTE)
+    notes += loading_notes(job.plans, job.outputs)
     samples = WeightSamples(len(job.checkpoints))
     record = _record(job, recording, sizes.threads, samples) if job.manifest else None
     notes += _jumps(job, samples)

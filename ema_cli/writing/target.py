@@ -54,11 +54,22 @@ def parse_target(path: str | Path) -> Target:
         return Target(path, is_folder=True)
     if suffix[0].lower() not in (".safetensors", *_TORCH_SUFFIXES):
         raise UsageError(
-            f"'{path}' ends in {suffix[0]}, which is not written",
-            option="output",
-            hint="NAME.safetensors or NAME.pt for one file, a name without a suffix for a folder",
+            f"'{path}' ends in {suffix[0]}, which is not written", option="output", hint=_instead(path, suffix[0])
         )
     return Target(path, is_folder=False)
+
+
+def _instead(path: Path, suffix: str) -> str:
+    """Return the names under which an average can be written instead, ready to copy."""
+    stem = path.name
+    while (last := _SUFFIX.search(stem)) is not None and last.start():
+        stem = stem[: last.start()]
+    safe, torch, folder = (path.with_name(stem + end).as_posix() for end in (".safetensors", ".pt", ""))
+    ways = f"{option('o', safe)} or {option('o', torch)} for one file, {option('o', folder)} for a folder"
+    if suffix.lower() != ".ckpt":
+        return ways
+    load = f"module.load_state_dict(torch.load('{torch}'))"
+    return f"{ways}; {torch} is a state dict, for {load}: no trainer resumes from it"
 
 
 def default_target(plans: Sequence[Plan]) -> Target:

@@ -235,13 +235,13 @@ def test_faults_have_a_code_a_line_and_a_hint(
 
 
 def test_half_written_checkpoints_are_passed_over_with_a_warning(cli: Cli, run: Path, tmp_path: Path):
-    """In a search the half-written one is left out and named; the rest is averaged."""
-    spoil_truncate(run)
-    done = cli("average", "ckpts", "--half-life", "200ba")
+    """In a search the newest, half-written one is left out and named; the rest is averaged."""
+    os.truncate(run / "step-300.pt", 500)
+    done = cli("average", "ckpts", "--half-life", "100ba")
     assert done.code == 0
-    assert "warning: step-200.pt is passed over: half-written: cut short" in done.err
-    saved = [make_tensors(100), make_tensors(300)]
-    torch.testing.assert_close(load_file(tmp_path / "ema-200ba.safetensors"), oracle(saved, [0.5, 0.5]))
+    assert "warning: step-300.pt is passed over: half-written: cut short" in done.err
+    saved = [make_tensors(100), make_tensors(200)]
+    torch.testing.assert_close(load_file(tmp_path / "ema-100ba.safetensors"), oracle(saved, [0.5, 0.5]))
 
 
 def test_the_trap_is_shown(cli: Cli, run: Path):

@@ -41,6 +41,10 @@ def test_other_suffixes_are_refused(path: str):
     with pytest.raises(UsageError, match=r"which is not written") as raised:
         parse_target(Path(path))
     assert raised.value.exit_code == 2
+    hint = str(raised.value.hint)
+    named = [parse_target(name) for name in re.findall(r"target='([^']*)'", hint)]
+    assert [target.is_folder for target in named] == [False, False, True]
+    assert ("load_state_dict" in hint) == path.endswith(".ckpt")
 
 
 @pytest.mark.parametrize(

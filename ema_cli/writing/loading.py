@@ -1,0 +1,24 @@
+"""How a file is loaded that a trainer's own loader takes for one of its own, and cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ema_cli.planning.plan import Plan
+from ema_cli.writing.outputs import Output
+
+# By the name of the trainer: the object that takes the state dict, and what does not.
+_LOADERS: Mapping[str, tuple[str, str]] = {
+    "Lightning": ("module", "load_from_checkpoint, which needs the trainer's own file"),
+}
+
+
+def loading_notes(plans: Sequence[Plan], outputs: Sequence[Output]) -> list[str]:
+    """Return a note for the first file in torch's format that looks like a checkpoint of its trainer's."""
+    for plan, output in zip(plans, outputs, strict=True):
+        loader = _LOADERS.get(plan.newest.trainer or "")
+        if output.target.is_torch and loader is not None:
+            who, other = loader
+            path = output.target.path.as_posix()
+            return [f"{path} holds a state dict: {who}.load_state_dict(torch.load('{path}')); not for {other}"]
+    return []
