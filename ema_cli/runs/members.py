@@ -160,22 +160,27 @@ def same_clock_error(
     what = f"'{name}' differs" if len(has_name) == 2 else f"other tensors: only {has_name[0]} has '{name}'"
     fact = f"has the same clock as {kept.name}, but {what}"
     ways = [advice] if advice else []
+    what = "one of the two kinds"
     if not advice and kind_of(kept.name) == kind_of(other.name):
-        whole = kept.tensors.specs.keys().isdisjoint(other.tensors.specs)
+        what = "one of two models"
         ways.append(
             "parts of one model: give the files of each moment a folder of their own, where they are put together"
-            if whole
+            if kept.tensors.specs.keys().isdisjoint(other.tensors.specs)
             else f"parts of one model: put them together first, with {converter(other.path.name)}"
         )
-    component = component_of(root, kept.path)
-    pattern = _pattern(checkpoints, kept, other) or _pattern(checkpoints, other, kept)
-    if component is not None and component_of(root, other.path) not in (None, component):
-        ways.append(f"average one of the two kinds: {option('component', component)}")
-    elif pattern is not None:
-        ways.append(f"average one of the two kinds: {option('exclude', pattern)}")
-    else:
-        ways.append("name the checkpoints of one kind, or of one run")
+    choices = _choices(root, checkpoints, kept, other)
+    choose = f"average {what}, with {', or '.join(choices)}"
+    ways.append(choose if choices else "name the checkpoints of one kind, or of one run")
     return RunError(fact, subject=other.path, hint="; ".join(ways))
+
+
+def _choices(root: Path, checkpoints: Sequence[Checkpoint], kept: Checkpoint, other: Checkpoint) -> list[str]:
+    """Return the options that leave one of two kinds of checkpoints, either of them if that can be said."""
+    components = [component_of(root, each.path) for each in (kept, other) if each.path.parent != root]
+    if len(set(components) - {None}) == 2:
+        return [option("component", component) for component in components]
+    patterns = [_pattern(checkpoints, kept, other), _pattern(checkpoints, other, kept)]
+    return [option("exclude", pattern) for pattern in patterns if pattern is not None]
 
 
 def _pattern(checkpoints: Sequence[Checkpoint], kept: Checkpoint, other: Checkpoint) -> str | None:

@@ -40,7 +40,8 @@ def converter(name: str) -> str:
 def parts_of(name: str, is_there: Callable[[str], bool]) -> tuple[str, ...]:
     """Return the names of all parts of the model of which `name` is one, in order; none if it is a model by itself.
 
-    Parts are numbered from 0 or 1 without a gap. Where a name says of how many it is one, parts may be missing.
+    Parts are numbered from 0 without a gap. Where a name says of how many it is one, also from 1, and parts may be
+    missing.
 
     Args:
         name: the name of a file.
@@ -81,8 +82,8 @@ def _numbers(name: str, place: tuple[int, int], total: int, is_there: Callable[[
     def exists(number: int) -> bool:
         return is_there(name[:start] + at(number) + name[end:])
 
-    first = 0 if int(own) == 0 or exists(0) else 1
+    first = 0 if not total or int(own) == 0 or exists(0) else 1
     last = total - 1 + first
-    while not total and exists(last + 1 if last >= first else first):
-        last = max(last + 1, first)
+    while not total and exists(last + 1):
+        last += 1
     return [at(number) for number in range(first, last + 1)] if first <= int(own) <= last else [own]

@@ -122,6 +122,7 @@ def test_a_part_that_is_missing_makes_the_model_incomplete(tmp_path: Path):
     [
         (("model_0.pth", "model_1.pth"), {"w": torch.ones(2)}),  # fastai's, and folds of a cross-validation
         (("lora_rank4.safetensors", "lora_rank8.safetensors"), {"w": torch.ones(2)}),
+        (("lora_rank1.safetensors", "lora_rank2.safetensors"), {"w": torch.ones(2)}),
         (("epoch-1-of-2.pt", "epoch-2-of-2.pt"), {"w": torch.ones(2)}),
         (("fold1of2.pt", "fold2of2.pt"), {"w": torch.ones(2)}),
         (("part-1.pt", "part-2.pt"), {"w": torch.ones(2)}),
