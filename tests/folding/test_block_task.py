@@ -95,6 +95,20 @@ def test_the_number_of_rows_does_not_show_in_the_bytes(paths: list[Path]):
     assert outputs_of(checkpoints, rows=5) == expected
 
 
+def test_the_reader_knows_where_in_the_file_a_block_begins(paths: list[Path]):
+    """The bytes at that offset are those of the block; in memory there is no such place."""
+    checkpoints = [open_checkpoint(path, ReadOptions()) for path in paths]
+    reader = CheckpointReader(checkpoints)
+    for task in tasks_of(checkpoints, rows=2):
+        for number, path in enumerate(paths):
+            row = bytearray(task.block.dtypes[number].nbytes(task.block.count))
+            reader.read(task, [number], [memoryview(row)])
+            begin = reader.offset(task, number)
+            assert path.read_bytes()[begin : begin + len(row)] == row
+    unplaced = [checkpoint({"w": torch.ones(3)})]
+    assert CheckpointReader(unplaced).offset(tasks_of(unplaced * 3, rows=2)[0], 0) == 0
+
+
 def test_a_block_is_copied_if_there_is_nothing_to_average():
     """Integers are copied; so are the floats of a lone checkpoint, unless they get another dtype."""
     saved = [checkpoint({"w": torch.ones(3), "n": torch.tensor([step])}) for step in (1, 2)]

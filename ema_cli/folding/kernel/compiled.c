@@ -70,15 +70,25 @@ typedef struct {
 #include <cpuid.h>
 #include <immintrin.h>
 
-static int has_half_conversions(void)
+/* Return whether the processor has AVX2 and F16C, and with `wide` AVX-512F, and the system keeps their registers.
+ *
+ * Asked here, since not every compiler brings what its own __builtin_cpu_supports needs when it runs.
+ */
+static int has(int wide)
 {
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+    unsigned a, b, c, d, kept;
+    const unsigned needed = bit_OSXSAVE | bit_F16C, registers = wide ? 0xE6 : 0x06;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & needed) != needed)
+        return 0;
+    __asm__("xgetbv" : "=a"(kept), "=d"(d) : "c"(0));
+    if ((kept & registers) != registers || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
+        return 0;
+    return (b & bit_AVX2) && (!wide || (b & bit_AVX512F));
 }
 
-static int has_avx2(void) { return __builtin_cpu_supports("avx2") && has_half_conversions(); }
+static int has_avx2(void) { return has(0); }
 
-static int has_avx512(void) { return __builtin_cpu_supports("avx512f") && has_avx2(); }
+static int has_avx512(void) { return has(1); }
 
 /* Four numbers of 16 bits are half of the smallest vector. */
 #define FOUR(shorts) _mm_set_epi64x(0, (int64_t)(shorts))

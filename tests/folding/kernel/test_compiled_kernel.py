@@ -181,3 +181,17 @@ def test_arguments_that_do_not_fit_are_refused(changed: dict[str, object]):
     assert add(*GOOD.values()) == 0
     with pytest.raises((ValueError, TypeError, OverflowError, BufferError)):
         add(*(GOOD | changed).values())
+
+
+def test_rows_lie_in_memory_as_their_files_do():
+    """Modulo 64, at any offset, for rows that are read, kept until the end, or copied: no copy from the page cache to
+    them runs at an offset that is slow."""
+    workspace = compiled_kernel.CompiledKernel(GOOD["variant"]).workspace(WorkspaceSize(4, 1 << 12, 1, 1))
+    sums = workspace.begin(SumSpec(100, [DTYPES["BF16"]] * 6, DTYPES["BF16"], WeightTable.of([[1 / 6] * 6])))
+
+    def place(row: memoryview) -> int:
+        return int(np.frombuffer(row, np.uint8).ctypes.data) % 64
+
+    for numbers, offsets in (((5, 4, 3, 2), (1, 752, 63, 10**12 + 7)), ((1, 0), (64, 31))):
+        assert [place(row) for row in sums.rows(numbers, offsets)] == [offset % 64 for offset in offsets]
+    assert [place(workspace.stored(100, offset)) for offset in (0, 33, 127)] == [0, 33, 63]
