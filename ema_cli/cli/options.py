@@ -53,7 +53,7 @@ class RecipeOptions:
             metavar="TIME|every",
             autocompletion=offer("every"),
             help="Training time between updates, or 'every': one at each checkpoint. Default: 1 of the half-life's "
-            "unit.",
+            "unit; 'every' for a half-life below that.",
             rich_help_panel=LAW,
         ),
     ] = None

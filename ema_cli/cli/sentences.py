@@ -61,10 +61,19 @@ def plan_line(plan: Plan) -> str:
     if plan.approximation:
         return f"{plural(entries, 'stored average')} combined: {_error(plan.approximation)} from {law(plan)}"
     left_out = f", {skipped} skipped" if skipped else ""
+    if plan.between_updates and plan.recipe.update_interval is None and plan.recipe.interval is not None:
+        left_out += f" ({between_updates(plan)})"
     return (
         f"{plural(entries, 'checkpoint')} averaged{left_out}: {plan.effective_count:.1f} effective, "
         f"mean age {mean_age(plan)}"
     )
+
+
+def between_updates(plan: Plan) -> str:
+    """Return why checkpoints do not enter that lie between two updates, where nobody asked for an interval."""
+    between = plural(plan.between_updates, "checkpoint")
+    lie = f"{between} {'lies' if plan.between_updates == 1 else 'lie'} between"
+    return f"one update per {UNIT_NAMES[plan.entries[-1].clock.unit]}: {lie}; --update-interval every folds each"
 
 
 def plan_lines(plans: Sequence[Plan]) -> list[str]:

@@ -25,7 +25,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A checkpoint that does not enter, and why."""
+    """A checkpoint that does not enter, and why; `between_updates`: it would, if each checkpoint were an update."""
 
     checkpoint: Checkpoint
     reason: str
+    between_updates: bool = False

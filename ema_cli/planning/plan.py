@@ -94,6 +94,11 @@ class Plan:
         age = math.fsum(entry.weight * float(newest - Fraction(entry.clock.value)) for entry in self.entries)
         return Time(age if abs(age) >= MIN_CLOCK else 0.0, self.entries[-1].clock.unit)
 
+    @property
+    def between_updates(self) -> int:
+        """Return how many checkpoints do not enter only because an update is not at each."""
+        return sum(skip.between_updates for skip in self.skipped)
+
     @cached_property
     def advice(self) -> Advice:
         """Return what is worth knowing before the average is trusted."""
@@ -123,16 +128,27 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
         skipped += [Skipped(checkpoint, f"older than the last {recipe.last}") for checkpoint, _ in older]
         folded = folded[-recipe.last :]
     if not folded:
-        raise RunError(
-            f"no checkpoint is left to average: {skipped[0].checkpoint.name}: {skipped[0].reason}",
-            subject=run.root,
-            hint=f"see what each checkpoint is: ema-cli inspect {run.root}",
-        )
+        raise _nothing_left(run, recipe, skipped)
     entries = _weighted(folded, recipe, unit or run.units[0])
     entered = {entry.checkpoint for entry in entries}
     order = {checkpoint: number for number, checkpoint in enumerate(run.checkpoints)}
     skipped.sort(key=lambda skip: order[skip.checkpoint])
     return Plan(run, recipe, entries, tuple(skipped), tuple(pair for pair in twins if pair[0] in entered))
+
+
+def _nothing_left(run: Run, recipe: Recipe, skipped: Sequence[Skipped]) -> RunError:
+    """Return the error for a recipe by which no checkpoint enters."""
+    between = [skip for skip in skipped if skip.between_updates]
+    shown = between[-1] if between else skipped[0]
+    fact = f"no checkpoint is left to average: {shown.checkpoint.name}: {shown.reason}"
+    if not between or recipe.interval is None:
+        return RunError(fact, subject=run.root, hint=f"see what each checkpoint is: ema-cli inspect {run.root}")
+    unit = recipe.interval.unit
+    return RunError(
+        f"{fact}, and it is at {Time(_clock(shown.checkpoint, unit), unit)}",
+        subject=run.root,
+        hint=f"fold each checkpoint, whatever time passed: {option('update_interval', 'every')}",
+    )
 
 
 def _select(run: Run, recipe: Recipe, skipped: list[Skipped]) -> list[Checkpoint]:
@@ -182,11 +198,13 @@ def _fold_events(
         if gap is not None:
             folded.append((checkpoint, recipe.law.measure(gap)))
         elif before is None:
-            skipped.append(Skipped(checkpoint, f"before the first update at {format_number(events.first)}{unit}"))
+            reason = f"before the first update at {format_number(events.first)}{unit}"
+            skipped.append(Skipped(checkpoint, reason, between_updates=True))
         elif interval is None:
             skipped.append(Skipped(checkpoint, f"no time passed since {folded[-1][0].name}"))
         else:
-            skipped.append(Skipped(checkpoint, f"no update event since {Time(before, interval.unit)}"))
+            reason = f"no update event since {Time(before, interval.unit)}"
+            skipped.append(Skipped(checkpoint, reason, between_updates=True))
     return folded
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ema_cli.cli.sentences import plan_line
 from ema_cli.errors import RunError
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import EVERY, Time, Unit
@@ -214,3 +215,30 @@ def test_effective_number_and_mean_age():
     assert plan.effective_count == pytest.approx(1 / (2 / 64 + 9 / 16))
     assert (float(plan.mean_age.value), plan.mean_age.unit) == (pytest.approx((30 + 20) / 8), Unit.BATCH)
     assert plan_of(batches(10, 20), "10ba", bias_correction=True).effective_count == pytest.approx(9 / 5)
+
+
+def test_checkpoints_between_two_updates_are_counted_and_the_way_to_fold_them_is_said():
+    """30 checkpoints of 0.1ep: 1ep updates once per epoch and folds 3; 0.99ep, or 'every', folds each."""
+    run = make_run(*({"ep": Fraction(n, 10)} for n in range(1, 31)))
+    plan = plan_of(run, "1ep")
+    assert (len(plan.entries), plan.between_updates) == (3, 27)
+    assert plan_line(plan).startswith(
+        "3 checkpoints averaged, 27 skipped (one update per epoch: 27 checkpoints lie between; "
+        "--update-interval every folds each): "
+    )
+    for other in (plan_of(run, "0.99ep"), plan_of(run, "1ep", EVERY)):
+        assert (len(other.entries), other.between_updates) == (30, 0)
+        assert plan_line(other).startswith("30 checkpoints averaged: ")
+    assert "per epoch" not in plan_line(plan_of(run, "1ep", "0.5ep"))  # as the user asked
+
+
+def test_a_run_that_ends_before_the_first_update_says_so():
+    """0.8 epochs, and an update once per epoch: where the run is, and the way on, which works."""
+    run = make_run(*({"ep": Fraction(n, 10)} for n in (4, 8)))
+    with pytest.raises(RunError) as raised:
+        plan_of(run, "1ep")
+    assert str(raised.value) == (
+        "run: no checkpoint is left to average: 4/5ep: before the first update at 1ep, and it is at 0.8ep"
+    )
+    assert raised.value.hint == "fold each checkpoint, whatever time passed: update_interval='every'"
+    assert len(plan_of(run, "1ep", EVERY).entries) == 2
