@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -129,6 +130,24 @@ def test_the_workflow_for_github_is_one():
         used = {variable for each in run_steps(job) for variable in re.findall(r"\$(\w+)", each)}
         assert used <= environment.keys()
         assert not any("${{" in each for each in run_steps(job))  # an input in a script could be one
+
+
+def test_the_workflow_for_wheels_tests_each_where_it_was_built(tmp_path: Path):
+    """With the compiled kernel or not at all; the commands of the test are commands that work."""
+    told = workflow("github-wheels.yml")
+    build = next(each for each in told["jobs"]["wheels"]["steps"] if "cibuildwheel" in each.get("uses", ""))["env"]
+    assert build["CIBW_ENVIRONMENT"] == "EMA_KERNEL=compiled"
+    command = build["CIBW_TEST_COMMAND"].replace("{project}", str(ROOT))
+    path = f"{BIN}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_pipeline_for_gitlab_is_one():
