@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+from ema_cli.comparing.final_model import final_model_notes
 from ema_cli.comparing.jumps import WeightSamples, jump_notes
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.comparing.twins import check_alphas, check_copies, check_twins
@@ -160,6 +161,7 @@ def perform(
     notes = check_stored_sums(job.checkpoints, sizes.threads) if recording.checksum else []
     if averages_statistics(name for name in job.tensors if name not in job.copied):
         notes.append(STATISTICS_NOTE)
+    notes += final_model_notes(job.plans)
     notes += loading_notes(job.plans, job.outputs)
     samples = WeightSamples(len(job.checkpoints))
     record = _record(job, recording, sizes.threads, samples) if job.manifest else None

@@ -52,6 +52,7 @@ class Run:
         damaged: checkpoints that cannot be read, though they should enter: an average stops at the first.
         uncompared: checkpoints of the same model without a clock, which are passed over as copies: an average stops
             at the first that may be newer than all others.
+        final_models: folders of models beside their own checkpoints, which do not enter.
     """
 
     root: Path
@@ -62,6 +63,7 @@ class Run:
     options: OpenOptions = field(default_factory=OpenOptions)
     damaged: tuple[Damaged, ...] = ()
     uncompared: tuple[Checkpoint, ...] = ()
+    final_models: tuple[Path, ...] = ()
 
     def __repr__(self) -> str:
         """Return the run in one line: how many checkpoints, from which clock to which."""
@@ -174,7 +176,8 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     all_passed_over = (*rest.passed_over, *aliases, *(each.passed_over for each in unclocked))
     uncompared = tuple(each.checkpoint for each in unclocked if each.checkpoint is not None)
     run = Run(root, ordered, units, all_passed_over, (*notes, *falls), options, tuple(rest.damaged), uncompared)
-    return replace(run, notes=(*run.notes, *_note_twins(run)))
+    final_models = () if search is None else tuple(search.final_models)
+    return replace(run, notes=(*run.notes, *_note_twins(run)), final_models=final_models)
 
 
 def _at_terminal(name: str, value: str) -> str:

@@ -62,6 +62,7 @@ class Search:
         passed_over: what does not enter.
         weightless: folders that have a clock in their name, as checkpoints have, and hold no weights.
         averages: files and folders that a name calls averages, with the checkpoints there: contents decide.
+        final_models: folders of models beside their own checkpoints.
     """
 
     root: Path
@@ -70,6 +71,7 @@ class Search:
     passed_over: list[PassedOver] = field(default_factory=list)
     weightless: list[Path] = field(default_factory=list)
     averages: dict[Path, list[Path]] = field(default_factory=dict)
+    final_models: list[Path] = field(default_factory=list)
     _visited: set[Identity | None] = field(default_factory=set)
 
     def visit(self, folder: Path, depth: int = 0, *, around: Beside | None = None) -> None:
@@ -109,6 +111,7 @@ class Search:
         self._pass_over_side_files(side_files, beside, is_asked=is_checkpoint and folder == self.root and not inside)
         if is_checkpoint and beside is not None and _are_checkpoints(inside, beside):
             self.pass_over(folder, "a model beside its own checkpoints")
+            self.final_models.append(folder)
         elif is_checkpoint:
             # Checkpoints inside it are its parts, as the modules of a sentence-transformers model.
             self.paths[first:] = [folder]

@@ -115,3 +115,17 @@ def test_a_model_with_other_tensors_is_no_newer_state(tmp_path: Path):
     assert {passed.name for passed in run.passed_over if passed.warn} == {"vgg16.pt", "lpips_v0.1.pt", "critic.pt"}
     assert {passed.reason for passed in run.passed_over} == {"records no clock, and has other tensors than step-200.pt"}
     averaging.average(make_plan(run, HUNDRED), tmp_path / "out.safetensors")
+
+
+def test_a_final_model_above_its_checkpoints_that_is_newer_is_said(tmp_path: Path):
+    """What save_model() leaves above checkpoint-N does not enter; where it is none of them, a note says so."""
+    write_hf_run(tmp_path, [100, 200])
+    recipe = Recipe(half_life=Time.parse("100ba"))
+    for seed, notes in ((200, 0), (100, 0), (300, 1)):
+        save_file(make_tensors(seed), tmp_path / "model.safetensors")
+        result = averaging.average(make_plan(open_run(tmp_path), recipe), tmp_path.parent / f"out{seed}.safetensors")
+        said = [note for note in result.notes if "it may be newer, and is not in the average" in note]
+        assert len(said) == notes
+    earlier = Recipe(half_life=Time.parse("100ba"), stop=Time.parse("200ba"))
+    result = averaging.average(make_plan(open_run(tmp_path), earlier), tmp_path.parent / "stopped.safetensors")
+    assert not any("it may be newer" in note for note in result.notes)

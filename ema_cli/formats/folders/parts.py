@@ -13,6 +13,7 @@ from ema_cli.formats.folders import refused
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.formats.samples import begin_alike
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks, names_in
@@ -20,7 +21,6 @@ from ema_cli.formats.trainers.part_names import converter, parts_of
 from ema_cli.storage.location import location
 
 _NUMBER = re.compile(r"[0-9]+")
-_SAMPLE_BYTES = 4096
 _READERS = (refused.READER, safetensors_file.READER, torch_file.READER)
 
 
@@ -82,7 +82,7 @@ def _check_copies(parts: Sequence[Checkpoint], twice: str) -> None:
     first = parts[0]
     for part in parts[1:]:
         specs, others = first.tensors.specs, part.tensors.specs
-        different = next((name for name in (*specs, *others) if not _begin_alike(first, part, name)), None)
+        different = next((name for name in (*specs, *others) if not begin_alike(first, part, name)), None)
         if different is not None:
             shared = different if different in specs and different in others else twice
             raise CheckpointError(
@@ -92,17 +92,6 @@ def _check_copies(parts: Sequence[Checkpoint], twice: str) -> None:
                 hint=f"put parts together first, with {converter(first.path.name)}; "
                 "give each of several models a folder of its own",
             )
-
-
-def _begin_alike(one: Checkpoint, other: Checkpoint, name: str) -> bool:
-    spec = one.tensors.specs.get(name)
-    if spec is None or spec != other.tensors.specs.get(name):
-        return False
-    size = min(spec.nbytes, _SAMPLE_BYTES // spec.dtype.itemsize * spec.dtype.itemsize)
-    samples = bytearray(size), bytearray(size)
-    for checkpoint, sample in zip((one, other), samples, strict=True):
-        checkpoint.tensors.read_into(name, 0, memoryview(sample))
-    return samples[0] == samples[1]
 
 
 def _all_parts(path: Path) -> list[Path]:
