@@ -175,7 +175,7 @@ def sort_absent(
         has_partner = any(_at_one_clock(checkpoint, each) for each in opened)
         if not opened or not (is_copy or has_partner or (is_older and options.weights == "ema")):
             raise error
-        reason = f"{error.fact}, which are older than all that do" if is_older and not is_copy else error.fact
+        reason = f"older than all that have averages: {error.fact}" if is_older and not is_copy else error.fact
         passed_over.append(PassedOver(name, reason, warn=not has_partner))
     return passed_over
 

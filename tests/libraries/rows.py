@@ -61,6 +61,7 @@ LIBRARIES: Mapping[str, list[Written]] = {
             side_files=("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vqvae/config.json"),
         )
     ],
+    "ema-pytorch 0.8.3": [Written("ema-pytorch-0.8.3/beside", numbered("step-{}.pt", 2, 3, 4), torch_file("model"))],
     "fastai 2.8.12": [
         Written(
             "fastai-2.8.12",
@@ -114,6 +115,15 @@ LIBRARIES: Mapping[str, list[Written]] = {
             side_files=("adapter_config.json", "second/adapter_config.json"),
         )
     ],
+    "schedulefree 1.4.1": [
+        Written("schedulefree-1.4.1/train", numbered("step-{}.pt", 1, 2, 3), torch_file("model")),
+        Written(
+            "schedulefree-1.4.1/eval",
+            numbered("step-{}.pt", 1, 2, 3),
+            torch_file("model"),
+            arguments=("--weights", "ema"),
+        ),
+    ],
     "sentence-transformers 6.2.0": [
         Written(
             "sentence-transformers-6.2.0/dense",
@@ -150,5 +160,6 @@ LIBRARIES: Mapping[str, list[Written]] = {
         Written("torch-hf-writer-2.13.0/default", numbered("step-{}", 10, 20, 30), safetensors_files),
         Written("torch-hf-writer-2.13.0/distributed", numbered("step-{}", 10, 20, 30), safetensors_files),
     ],
+    "torch-ema 0.3": [Written("torch-ema-0.3", numbered("step-{}.pt", 1, 2, 3), torch_file("model"))],
 }
 RUNS = {run.folder: run for runs in LIBRARIES.values() for run in runs}

@@ -117,7 +117,9 @@ def _state_dicts(root: dict[Any, Any], places: tuple[str, ...]) -> dict[str, Sta
 
 def _note_others(selection: Selection, layout: Layout, root: dict[Any, Any], known: set[str]) -> None:
     """Note which other dicts of tensors stand beside the model at the top, and are not taken."""
-    used = {place.partition("/")[0] for place in (*known, *layout.joined, layout.raw or "")}
+    used = {
+        place.partition("/")[0] for place in (*known, *layout.joined, layout.raw or "", layout.averages_counter or "")
+    }
     others = [
         name
         for name, value in root.items()
