@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 
 from ema_cli.cli.output import fail
+from ema_cli.cli.stderr import last_words
 from ema_cli.cli.typer_commands import Call, Group, Invocation, Version
 from ema_cli.errors import EmaError, UsageError, option
 from ema_cli.system import signals
@@ -86,6 +87,7 @@ def run(arguments: list[str]) -> int:
     except OSError as problem:
         return _fail(EmaError(problem.strerror or str(problem), subject=problem.filename or None), invocation)
     except signals.Interrupted as problem:
+        last_words(problem.number)
         return 128 + problem.number
     return code
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 from ema_cli.cli.github import annotate_error, annotate_warnings
 from ema_cli.errors import EmaError, at_terminal, printable
+from ema_cli.system import signals
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.text import size
 
@@ -40,6 +41,11 @@ def warnings(messages: Sequence[str]) -> None:
 def notes(texts: Sequence[str]) -> None:
     """Print what is worth knowing and no reason to warn."""
     lines([f"note: {text}" for text in texts])
+
+
+def last_words(number: int) -> None:
+    """Print that the signal `number` ended the program, and whether something was written."""
+    lines(signals.last_words(number).splitlines())
 
 
 def lines(texts: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from ema_cli.errors import OutputError, option
 from ema_cli.storage import renames
 from ema_cli.storage.folder_locks import close_folder, is_held_by_another, lock_folder, open_folder, sync_folder
 from ema_cli.storage.output_stream import output_errors
-from ema_cli.system.signals import deferred_signals
+from ema_cli.system.signals import deferred_signals, note_publication
 
 _PREFIX = ".ema-cli-"
 _PATIENCE_SECONDS = 5  # a run publishes in less
@@ -169,6 +169,7 @@ class Staging:
                 self._confirm()
 
     def _confirm(self) -> None:
+        note_publication()
         try:
             sync_folder(self.parent)
         except OSError as error:

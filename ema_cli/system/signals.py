@@ -6,11 +6,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+_published = threading.Event()
 
 
 class Interrupted(BaseException):
@@ -21,7 +24,7 @@ class Interrupted(BaseException):
 
 
 def install() -> None:
-    """Make the ending signals end the program at once, with the exit code that a shell would give.
+    """Make the ending signals end the program at once, with a word and the exit code that a shell would give.
 
     Not by an exception: Python prints and swallows an exception in a finalizer, and imports run many finalizers.
     Signals that are ignored, as under nohup, stay ignored.
@@ -42,6 +45,18 @@ def unwinding() -> Iterator[None]:
                 signal.signal(number, _end)
 
 
+def note_publication() -> None:
+    """Note that something was put where it belongs, so that an interrupt does not say that nothing was."""
+    _published.set()
+
+
+def last_words(number: int) -> str:
+    """Return what a user reads who ended the program; nothing where the terminal went away."""
+    if number == signal.SIGHUP:
+        return ""
+    return f"interrupted{'; what was written is whole' if _published.is_set() else ', nothing written'}\n"
+
+
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
     for number in _ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -49,6 +64,8 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    with suppress(OSError):
+        os.write(2, last_words(number).encode())  # not by sys.stderr, which may be in the middle of a write
     os._exit(128 + number)
 
 
