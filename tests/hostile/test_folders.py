@@ -166,19 +166,26 @@ STATES = [
         "no safetensors header"),
     Case(planted_everywhere, code=0),
 ]  # fmt: skip
+
+
+def lora(rank: bytes) -> bytes:
+    """Return the configuration of the good adapter, but for its rank."""
+    return b'{"peft_type":"LORA","r":' + rank + b',"target_modules":["q","v"]}'
+
+
 ADAPTERS = [
     with_file(PEFT, ADAPTER, "nested", b'{"r":' + b"[" * 500_000 + b"]" * 500_000 + b"}", "too deeply"),
-    with_file(PEFT, ADAPTER, "nested 300 deep", b'{"r":' + b"[" * 300 + b"]" * 300 + b"}", "its r is", code=4,
+    with_file(PEFT, ADAPTER, "nested 300 deep", lora(b"[" * 300 + b"]" * 300), "its r is", code=4,
         file=None,
               inspects=0),
     with_file(PEFT, ADAPTER, "a duplicate key", b'{"r":1,"r":2}', "'r' stands twice"),
     with_file(PEFT, ADAPTER, "another rank", b'{"peft_type":"LORA","r":8,"target_modules":["q","v"]}', "its r is",
         code=4,
               file=None, inspects=0),
-    with_file(PEFT, ADAPTER, "settings that steer", json.dumps({"r": ESCAPES}, ensure_ascii=False).replace("\n", "")
-              .replace("\r", "").replace("\x1b", "").replace("\x07", "").encode(), r"\u202e", code=4, file=None,
+    with_file(PEFT, ADAPTER, "settings that steer", lora(json.dumps(ESCAPES, ensure_ascii=False).replace("\n", "")
+              .replace("\r", "").replace("\x1b", "").replace("\x07", "").encode()), r"\u202e", code=4, file=None,
                   inspects=0),
-    with_file(PEFT, ADAPTER, "a setting of a megabyte", json.dumps({"r": "a" * 1_000_000}).encode(), "its r is", code=4,
+    with_file(PEFT, ADAPTER, "a setting of a megabyte", lora(json.dumps("a" * 1_000_000).encode()), "its r is", code=4,
               file=None, inspects=0),
     changed(PEFT, "17 MB", lambda path: os.truncate(path / ADAPTER, 17 << 20), "too many", file=ADAPTER),
     changed(PEFT, "a FIFO", put(ADAPTER, os.mkfifo), "not a regular file", file=ADAPTER),

@@ -50,6 +50,10 @@ def zipped(label: str, pickle: Callable[[], bytes], says: str = "", tensor: str 
     return Case(write, says, tensor, label=label, **more)  # type: ignore[arg-type]
 
 
+# Dicts and lists without a tensor in them are left out, whatever else stands there.
+COMPANIONS = ("a default factory", "a key", *(label for label in ENDLESS if label != "objects nested 40,000 deep"))
+
+
 def planted(label: str, place: str) -> Case:
     """Return a case of a program at a place in the pickle: beside the weights, among them, or all there is."""
     says = {"among": "'x' cannot be averaged: it is", "root": "pickled object", "model": "pickled object"}.get(
@@ -67,8 +71,9 @@ def planted(label: str, place: str) -> Case:
         }[place]
         path.write_bytes(torch_zip(pickle()))
 
-    fine = place in ("beside", "clock")
-    return Case(write, says, "x" if place == "among" else None, code=0 if fine else 3, label=f"{label}, {place}")
+    fine = place in ("beside", "clock") or (place == "among" and label in COMPANIONS)
+    named = place == "among" and not fine
+    return Case(write, "" if fine else says, "x" if named else None, code=0 if fine else 3, label=f"{label}, {place}")
 
 
 def patched(
@@ -206,7 +211,13 @@ def names() -> list[Case]:
     lazy = build("os.system", b"}")
     return [
         zipped("a tensor's name", lambda: weights(**{ESCAPES: tensor(shape=(9,))}), SHOWN),
-        zipped("a good tensor's name", lambda: weights(**{ESCAPES: tensor()}), "is missing", code=4, inspects=0),
+        zipped(
+            "a good tensor's name",
+            lambda: weights(**{ESCAPES: tensor(shape=(1,))}),
+            "does not have it",
+            code=4,
+            inspects=0,
+        ),
         zipped("a class's name", lambda: weights(x=text("os") + text(ESCAPES) + b"\x93)R"), SHOWN, "x"),
         zipped("a root's class", lambda: whole(text("os") + text(ESCAPES) + b"\x93)R"), SHOWN),
         zipped("a key at the top", lambda: whole(mapping({ESCAPES: lazy})), "no weights", passed=True),
@@ -259,8 +270,9 @@ SLOW_BOMBS = (  # each takes half a minute; the others reach the same limits
 PICKLES = [
     *in_turn(
         (zipped(label, lambda v=label: saved(3, beside=endless(v)), code=0) for label in ENDLESS),
-        (zipped(f"{label}, among", lambda v=label: weights(x=endless(v)), "cannot be averaged", "x")
-         for label in ENDLESS),
+        (zipped(f"{label}, among", lambda v=label: weights(x=endless(v)), *(
+            [""] if label in COMPANIONS else ["cannot be averaged", "x"]
+         ), code=0 if label in COMPANIONS else 3) for label in ENDLESS),
     ),
     *(zipped(label, lambda make=make: saved(3, beside=make()), says) for label, (make, says) in UNREADABLE.items()),
     *(

@@ -122,19 +122,24 @@ def _open_tensors(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a file of tensors, the shards that an index names, or, where it is a folder, the shards of all ranks."""
     if location(path).info().is_folder:
         return _open_ranks(path, names_in(path), options)
-    if refused.matches(path):
-        refused.open_checkpoint(path, options)
-    if path.name.endswith(".safetensors"):
-        return safetensors_file.open_checkpoint(path, options)
     if not path.name.endswith(".index.json"):
-        return torch_file.open_checkpoint(path, options)
+        return _open_file(path, options)
     # Any of the shards may say that it holds averages, so `weights` is applied to all of them together.
     shard_options = dataclasses.replace(options, weights=None)
-    tensors, parts = open_index(path, lambda shard: _open_tensors(shard, shard_options))
+    tensors, parts = open_index(path, lambda shard: _open_file(shard, shard_options))
     files = (location(path).open(), *(file for part in parts for file in part.files))
     averages = next((part.averages for part in parts if part.averages), None)
     whole = dataclasses.replace(parts[0], path=path.parent, tensors=tensors, files=files, averages=averages)
     return settle_averages(whole, options)
+
+
+def _open_file(path: Path, options: ReadOptions) -> Checkpoint:
+    """Open one file of tensors."""
+    if refused.matches(path):
+        refused.open_checkpoint(path, options)
+    if path.name.endswith(".safetensors"):
+        return safetensors_file.open_checkpoint(path, options)
+    return torch_file.open_checkpoint(path, options)
 
 
 def _open_ranks(path: Path, names: Collection[str], options: ReadOptions) -> Checkpoint:

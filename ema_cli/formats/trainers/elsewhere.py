@@ -6,27 +6,34 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from ema_cli.checkpoint import MAX_NAME_CHARS
 from ema_cli.errors import NoWeights, option
 from ema_cli.formats.pickles.values import Inert
 from ema_cli.formats.trainers.layout import StateDict
 from ema_cli.formats.trainers.layouts import OTHERS
 from ema_cli.formats.trainers.nested import as_state_dict, quoted
 
-_MAX_DEPTH = 6
 _MAX_PLACES = 64
 _ARRAYS = ("numpy.", "jax.", "jaxlib.")  # the modules of arrays that are no tensors of torch's
 
 
-def state_dicts_below(value: Any, depth: int = _MAX_DEPTH) -> Iterator[tuple[str, StateDict]]:
+def state_dicts_below(value: Any) -> Iterator[tuple[str, StateDict]]:
     """Yield each state dict in nested dicts with its place, as `app.model`; not those of optimizers and the like."""
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        if not isinstance(key, str) or OTHERS.match(key):
-            continue
-        tensors = as_state_dict(inner)
-        if tensors is not None:
-            yield key, tensors
-        elif depth > 1:
-            yield from ((f"{key}.{place}", below) for place, below in state_dicts_below(inner, depth - 1))
+    todo = [("", value)] if isinstance(value, dict) else []
+    visited = set[int]()  # a hostile file may put a dict into itself, or many times into another
+    while todo:
+        around, outer = todo.pop()
+        inner_dicts = []
+        for key, inner in outer.items():
+            if not isinstance(key, str) or OTHERS.match(key) or id(inner) in visited:
+                continue
+            tensors = as_state_dict(inner)
+            if tensors is not None:
+                yield f"{around}{key}", tensors
+            elif isinstance(inner, dict) and len(around) < MAX_NAME_CHARS:
+                visited.add(id(inner))
+                inner_dicts.append((f"{around}{key[:MAX_NAME_CHARS]}.", inner))
+        todo += reversed(inner_dicts)
 
 
 def joined_below(value: Any) -> StateDict:

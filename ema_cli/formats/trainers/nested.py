@@ -50,11 +50,14 @@ def is_state_dict(value: Any) -> bool:
 
 def holds_tensors(value: object) -> bool:
     """Return whether a tensor, or what may hold one, stands anywhere in a dict or a list."""
-    todo = [value]
+    todo, visited = [value], set[int]()
     while todo:
         item = todo.pop()
         if isinstance(item, dict | list | tuple):
-            todo += item.values() if isinstance(item, dict) else item
+            # A hostile file may put a container into itself, or many times into another.
+            if id(item) not in visited:
+                visited.add(id(item))
+                todo += item.values() if isinstance(item, dict) else item
         elif isinstance(item, TensorRef | Refused | Inert):
             return True
     return False
