@@ -68,15 +68,20 @@ def _check_clocks(run: Run, time: Time, what: str) -> None:
     if missing.averaged:
         raise averaged_error(missing)
     known = ", ".join(f"{unit.plural} ({unit})" for unit in missing.progress.clocks) or "none"
-    ways = [_advise_clock_key(run.checkpoints, unit), advise_name_clock(run.checkpoints, unit)]
+    ignored = run.options.ignore_clocks
+    ways = [
+        None if ignored else _advise_clock_key(run.checkpoints, unit),
+        advise_name_clock(run.checkpoints, unit),
+        f"{_space(_half(time))}, for {option('ignore_clocks', True)} leaves none" if ignored else None,
+    ]
     ways += [_count_in(run.checkpoints, other, what) for other in run.units if not falls(run.checkpoints, other)]
     if {unit, *missing.progress.clocks} >= {Unit.EPOCH, Unit.BATCH}:
         ways.append(f"convert, with the batches of an epoch: {option('epoch_length')}")
-    if not missing.progress.clocks:
-        half = Time(Fraction(time.value) / 2, unit) if 0 < time.value < math.inf else Time(Fraction(1), unit)
-        ways += [_space(half), f"let all count alike: {option('profile', 'uniform')}"]
+    if not missing.progress.clocks and not ignored:
+        ways += [_space(_half(time)), f"let all count alike: {option('profile', 'uniform')}"]
+    has_none = f"has no clock in {unit.plural} that is used" if ignored else f"records no clock in {unit.plural}"
     raise RunError(
-        f"records no clock in {unit.plural}, which {what} needs; known: {known}",
+        f"{has_none}, which {what} needs; known: {known}",
         subject=missing.path,
         hint=", or ".join(filter(None, ways)) or None,
     )
@@ -97,6 +102,14 @@ def _advise_clock_key(checkpoints: Sequence[Checkpoint], unit: Unit) -> str | No
     named = [place for place in grown if unit_before(place) is unit]
     taken = option("clock_key", f"{(named or list(grown))[0]}={unit}")
     return f"take the number that counts {unit.plural}; {listed(grown)}: {taken}"
+
+
+def _half(time: Time) -> Time:
+    """Return a distance at which about two checkpoints lie in a time; a whole one, but for epochs."""
+    if not 0 < time.value < math.inf:
+        return Time(Fraction(1), time.unit)
+    half = Fraction(time.value) / 2
+    return Time(half if time.unit is Unit.EPOCH else Fraction(math.ceil(half)), time.unit)
 
 
 def _space(distance: Time) -> str:

@@ -13,7 +13,7 @@ from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.trainers.names import name_clocks
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.name_clock import name_clocks_by
-from ema_cli.runs.name_numbers import NameNumbers
+from ema_cli.runs.name_numbers import NOTHING, NameNumbers
 from ema_cli.runs.options import OpenOptions
 from ema_cli.text import plural
 
@@ -61,12 +61,17 @@ def with_clock(checkpoint: Checkpoint, unit: Unit, value: Fraction, source: str)
 def _add_name_clocks(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     """Add the clocks that names say in words, in units that neither the file nor a sidecar records."""
     named = [name_clocks(checkpoint.name) for checkpoint in checkpoints]
-    still = _still_units(checkpoints, named)
+    numbers, still = _still_units(checkpoints, named)
     settled = []
     for checkpoint, words in zip(checkpoints, named, strict=True):
         progress = checkpoint.progress
         of_epoch = progress if Unit.EPOCH in progress.clocks else words
         clocks = {unit: clock for unit, clock in words.clocks.items() if unit not in still}
+        for column in numbers.columns:
+            # Where a name says a unit twice, as `step_100_batch_64.pt`, the number that grows is the clock.
+            value = column.value(checkpoint.name)
+            if column.unit in still and value is not None:
+                clocks[column.unit] = Clock(value, "name")
         progress = replace(
             progress, clocks={**clocks, **progress.clocks}, epoch_origin_unknown=of_epoch.epoch_origin_unknown
         )
@@ -74,19 +79,21 @@ def _add_name_clocks(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     return settled
 
 
-def _still_units(checkpoints: Sequence[Checkpoint], named: Sequence[Progress]) -> set[Unit]:
-    """Return the units in which names have one number all the same while another number in them grows.
+def _still_units(checkpoints: Sequence[Checkpoint], named: Sequence[Progress]) -> tuple[NameNumbers, set[Unit]]:
+    """Return the units in which names have one number all the same while another grows, and the numbers that grow.
 
-    That is a setting of the run, as in `resnet_batch_64_1.pt`. Only an epoch may stand still while batches pass.
+    Such a number is a setting of the run, as in `resnet_batch_64_1.pt`. Only an epoch may stand still while batches
+    pass.
     """
     values = {unit: {words.clocks[unit].value if unit in words.clocks else None for words in named} for unit in Unit}
-    still = {unit for unit, numbers in values.items() if len(numbers) == 1 and None not in numbers}
-    if len(named) < 2 or not still or not NameNumbers.of(checkpoint.name for checkpoint in checkpoints).growing:
-        return set()
-    others = (unit for unit in Unit if unit is not Unit.EPOCH)
-    passes = any(len({_value(one, words, unit) for one, words in zip(checkpoints, named, strict=True)}) > 1
-                 for unit in others)  # fmt: skip
-    return still - {Unit.EPOCH} if passes else still
+    still = {unit for unit, counts in values.items() if len(counts) == 1 and None not in counts}
+    numbers = NameNumbers.of(checkpoint.name for checkpoint in checkpoints) if still and len(named) > 1 else NOTHING
+    if not numbers.growing:
+        return NOTHING, set()
+    others = [unit for unit in Unit if unit is not Unit.EPOCH]
+    pairs = [*zip(checkpoints, named, strict=True)]
+    passes = any(len({_value(checkpoint, words, unit) for checkpoint, words in pairs}) > 1 for unit in others)
+    return numbers, still - {Unit.EPOCH} if passes else still
 
 
 def _value(checkpoint: Checkpoint, words: Progress, unit: Unit) -> Fraction | None:

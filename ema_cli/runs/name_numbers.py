@@ -159,6 +159,9 @@ class NameNumbers:
         return shown.replace(_HIDDEN, "*")
 
 
+NOTHING = NameNumbers(("",), ())
+
+
 def _column(place: str, names: Sequence[str], before: str) -> Column:
     """Return the number at a place in the names; `before` is the text that stands before it."""
     pattern = re.compile(place.replace(_HIDDEN_ESCAPED, f"(?:{_DATE_TEXT})"), re.IGNORECASE)

@@ -167,7 +167,7 @@ def test_last_keeps_the_newest_survivors():
         ([{"ba": 1}], {"half_life": "5ba", "stop": "1sp"}, "samples", "stop=", "batches (ba)", ["give stop="]),
         ([{"ba": 1}], {"smoothing": 0.9, "interval": "1ep"}, "epochs", "the update interval", "batches (ba)", []),
         ([{}, {}], {"half_life": "5ba"}, "batches", "the half-life", "none",
-            ["spacing='2.5ba'", "profile='uniform'"]),
+            ["spacing='3ba'", "profile='uniform'"]),
     ],
 )  # fmt: skip
 def test_a_missing_clock_is_an_error_with_the_ways_on(

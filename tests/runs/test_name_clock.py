@@ -174,6 +174,35 @@ def test_epochs_of_a_name_are_offered_as_epochs(cli: Cli, tmp_path: Path) -> Non
     assert cli("average", "run", "--half-life", "10ep", "--name-clock", "ep", "-o", "out.safetensors").code == 0
 
 
+@pytest.mark.parametrize(
+    ("names", "unit", "expected"),
+    [
+        (["resnet_batch_64_epoch_1.pt", "resnet_batch_64_epoch_2.pt"], EPOCH, [1, 2]),
+        (["step_100_batch_64.pt", "step_200_batch_64.pt"], BATCH, [100, 200]),
+        (["tok32000_step_100.pt", "tok32000_step_200.pt"], BATCH, [100, 200]),
+    ],
+)
+def test_a_setting_in_the_name_does_not_hide_the_clock(
+    names: list[str], unit: Unit, expected: list[int], tmp_path: Path
+) -> None:
+    """The number that stands still is no clock, the one that grows and has its word is."""
+    run = open_run(write(tmp_path, *names))
+    assert list(clocks(run, unit).values()) == expected
+    assert run.units == (unit,)
+
+
+def test_ignore_clocks_alone_leaves_none(cli: Cli, tmp_path: Path) -> None:
+    """The error says why there is no clock, and --spacing helps."""
+    saved: dict[str, dict[str, Any]] = {"alpha.pt": {"step": 1}, "beta.pt": {"step": 2}}
+    write(tmp_path / "run", *saved, saved=saved)
+    command = ("average", "run", "--half-life", "10ba", "--ignore-clocks", "-o", "out.safetensors")
+    refused = cli(*command)
+    assert refused.code == 4
+    assert "has no clock in batches that is used" in refused.err
+    assert "--spacing 5ba" in refused.err
+    assert cli(*command, "--spacing", "5ba").code == 0
+
+
 def test_an_epoch_in_the_name_may_stand_still_while_batches_pass(tmp_path: Path) -> None:
     """It is an epoch all the same."""
     run = open_run(write(tmp_path, "epoch=1-step=10.pt", "epoch=1-step=20.pt"))
