@@ -205,8 +205,8 @@ class ModelOptions:
         str | None,
         Option(
             metavar="NAME",
-            help="Which model, where a checkpoint is a folder of several: unet, transformer. With `--from` stored: "
-            "which training, where several have stored there. Default: the only one.",
+            help="One model of a checkpoint that is several: unet, 2_Dense. Default: all of them together, where they "
+            "load together. With `--from` stored: which training, where several have stored there.",
             rich_help_panel=READ,
         ),
     ] = None

@@ -26,11 +26,12 @@ from ema_cli.formats.trainers.folders import (
     SHARD,
     TRAINER_STATE,
 )
-from ema_cli.formats.trainers.names import is_weights_name, names_in
+from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES, is_weights_name, names_in
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.storage.location import location
 
 _CONFIG = "config.json"
+_KNOWN = (*BASES, *BASES.values(), *EXTRAS, ".")  # beginnings of the names of a model's own files
 _MAX_CONFIG_BYTES = 128 << 20
 _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
 
@@ -114,8 +115,12 @@ def _own_files(names: Collection[str]) -> list[str]:
 
 def _is_beside(name: str) -> bool:
     """Return whether a file of this name holds weights that are not known. A search names those with numbers."""
-    known = (*BASES, *BASES.values(), *EXTRAS)
-    return is_weights_name(name) and not name.startswith((*known, ".")) and not re.search("[0-9]", name)
+    return (
+        name.endswith(WEIGHT_SUFFIXES)
+        and not name.startswith(_KNOWN)
+        and is_weights_name(name)
+        and not re.search("[0-9]", name)
+    )
 
 
 def _open_tensors(path: Path, options: ReadOptions) -> Checkpoint:
