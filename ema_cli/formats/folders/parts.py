@@ -41,13 +41,13 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     if missing is not None:
         raise IncompleteCheckpoint(f"'{missing.name}', another part of the model by its name, is missing", subject=path)
     parts = [_open_part(part, options) for part in paths]
-    first, names = parts[0], f"{paths[0].name} to {paths[-1].name}"
+    first = parts[0]
     part_of: dict[str, int] = {}
     for number, part in enumerate(parts):
         twice = next((name for name in part.tensors.specs if name in part_of), None)
         if twice is not None:
             _check_copies(parts, twice)
-            note = f"{len(parts)} files, {names}, hold the same as far as samples show; {paths[0].name} is taken"
+            note = f"the first of {len(parts)} files by ranks, which hold the same as far as samples show"
             return dataclasses.replace(first, name=path.name, path=path, notes=(*first.notes, note))
         part_of.update(dict.fromkeys(part.tensors.specs, number))
     specs = {name: spec for part in parts for name, spec in part.tensors.specs.items()}
@@ -60,7 +60,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         averages=next((part.averages for part in parts if part.averages), None),
         notes=(
             *dict.fromkeys(note for part in parts for note in part.notes),
-            f"put together of {len(parts)} files, {names}",
+            f"put together of {len(parts)} files, which differ in a number",
         ),
         left_out=tuple(name for part in parts for name in part.left_out),
     )
