@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
@@ -12,7 +13,7 @@ from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.options import several_models_error
 from ema_cli.formats.trainers.names import COPIES, name_clocks, names_in, stem
 from ema_cli.formats.trainers.part_names import converter
-from ema_cli.runs.beside import kind_of
+from ema_cli.runs.beside import holds_tensors_of, kind_of
 from ema_cli.text import plural
 
 _MOST_RUNS = 8  # that an error lists
@@ -64,6 +65,30 @@ def check_one_run(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
         )
 
 
+def foreign_to_run(checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, str]]:
+    """Return what shares its moment with a checkpoint of the run and is another model, each with the reason.
+
+    The run's checkpoints are of the most frequent kind of name. Another kind is foreign if most moments lack it.
+    """
+    kinds: dict[str, list[Checkpoint]] = {}
+    for checkpoint in checkpoints:
+        kinds.setdefault(kind_of(checkpoint.name), []).append(checkpoint)
+    run = max(kinds.values(), key=len, default=[])
+    moments = {_moment(checkpoint): checkpoint for checkpoint in run}
+    foreign = []
+    for kind in kinds.values():
+        for checkpoint in kind if kind is not run and 2 * len(kind) <= len(run) else ():
+            own = moments.get(_moment(checkpoint))
+            if own is not None and not holds_tensors_of(own.tensors.specs, checkpoint.tensors.specs):
+                foreign.append((checkpoint, f"of one moment with {own.name}, with other tensors"))
+    return foreign
+
+
+def _moment(checkpoint: Checkpoint) -> tuple[str, tuple[tuple[str, Fraction], ...]]:
+    clocks = name_clocks(checkpoint.name).clocks
+    return checkpoint.path.parent.as_posix(), tuple((str(unit), clock.value) for unit, clock in clocks.items())
+
+
 def _is_one_moment(checkpoints: Sequence[Checkpoint]) -> bool:
     """Return whether checkpoints in one folder, none with a clock in its name, are of one moment."""
     clocks = {
@@ -111,9 +136,9 @@ def check_not_parts(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
         )
 
 
-def notes_on_siblings(paths: Sequence[Path]) -> list[str]:
+def notes_on_siblings(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Return a note on files that are named although others, which may be parts of the same model, lie beside them."""
-    given = {path.absolute() for path in paths}
+    given = {file.path.absolute() for checkpoint in checkpoints for file in checkpoint.files}
     notes: dict[str, str] = {}
     for path in given:
         if name_clocks(path.parent.name).clocks and _only_number(path.name) and not name_clocks(path.name).clocks:

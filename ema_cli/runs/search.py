@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ema_cli.errors import CheckpointError, RunError
+from ema_cli.errors import CheckpointError, RunError, UsageError
 from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.folders.processors import processor_states
 from ema_cli.formats.options import ReadOptions
@@ -27,7 +27,7 @@ from ema_cli.runs.beside import Beside, by_kind
 from ema_cli.runs.members import component_of
 from ema_cli.storage.info import Entry, Identity
 from ema_cli.storage.location import location
-from ema_cli.text import natural_key
+from ema_cli.text import natural_key, some
 
 AS_ITS_NAME_SAYS = "averages, as its name says"
 _MAX_DEPTH = 16
@@ -126,8 +126,16 @@ class Search:
         self.passed_over.append(PassedOver(self.name(path), reason, warn))
 
     def choose(self, component: str) -> None:
-        """Keep one of several models of each moment, if a file or folder has the name; else a format may know it."""
-        chosen = [path for path in self.paths if component_of(self.root, path) == component]
+        """Keep one of several models of each moment, if a file or folder has the name; else a format may know it.
+
+        Raises:
+            UsageError: where no file has the name, and there are only files.
+        """
+        components = {path: component_of(self.root, path) for path in self.paths}
+        chosen = [path for path, name in components.items() if name == component]
+        known = sorted({name for name in components.values() if name is not None})
+        if not chosen and len(known) > 1 and not any(location(path).info().is_folder for path in self.paths):
+            raise UsageError(f"has no component '{component}'", subject=self.root, hint=f"it has {some(known)}")
         for path in self.paths if chosen else ():
             if path not in chosen:
                 self.pass_over(path, f"not '{component}'")

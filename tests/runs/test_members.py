@@ -44,6 +44,8 @@ def test_several_models_of_each_moment_are_one_run_and_a_choice(tmp_path: Path, 
         open_run(tmp_path)
     assert set(re.findall(r"\w+", str(raised.value).rpartition("models: ")[2])) == {"model", *others}
     assert raised.value.hint == "say which: component='model'"
+    with pytest.raises(UsageError, match=r"has no component 'modle'$"):
+        open_run(tmp_path, component="modle")
     spacing = None if folder.startswith("step") else Time.parse("1ba")
     for component in ("model", *others):
         run = open_run(tmp_path, component=component, spacing=spacing)
@@ -208,3 +210,17 @@ def test_parts_beside_each_other_under_unknown_names_are_put_together_as_the_err
     averaging.average(make_plan(open_run(tmp_path), HUNDRED), tmp_path / "out.safetensors")
     averaged = load_file(tmp_path / "out.safetensors")
     assert {name: tensor.tolist() for name, tensor in averaged.items()} == {"a": [150.0, 150.0], "b": [150.0, 150.0]}
+
+
+@pytest.mark.parametrize("name", ["step-{}/probe.pt", "probe_step-{}.pt", "step-{}/model_2.pt"])
+def test_another_model_of_one_moment_alone_stops_nothing(tmp_path: Path, name: str):
+    """What most moments lack, and holds other tensors, is no checkpoint of the run: passed over, and said."""
+    for step in (100, 200, 300):
+        own = tmp_path / ("step-{}/model.pt" if "/" in name else "step-{}.pt").format(step)
+        save(own, make_tensors(step))
+    save(tmp_path / name.format(300), {"probe": torch.ones(3)})
+    run = open_run(tmp_path)
+    assert len(run.checkpoints) == 3
+    ((passed),) = run.passed_over
+    assert (passed.name, passed.warn) == (name.format(300), True)
+    assert passed.reason.startswith("of one moment with step-300")
