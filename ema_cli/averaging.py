@@ -12,7 +12,7 @@ from typing import Unpack
 from ema_cli.comparing.final_model import final_model_notes
 from ema_cli.comparing.jumps import WeightSamples, jump_notes
 from ema_cli.comparing.stored_sums import check_stored_sums
-from ema_cli.comparing.twins import check_alphas, check_copies, check_twins
+from ema_cli.comparing.twins import check_alphas, check_averages_move, check_copies, check_twins
 from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
@@ -157,6 +157,7 @@ def perform(
     check_twins(job.plans)
     for plan in job.plans:
         check_copies(plan)
+        check_averages_move(plan)
     check_alphas(job.checkpoints)
     notes = check_stored_sums(job.checkpoints, sizes.threads) if recording.checksum else []
     if averages_statistics(name for name in job.tensors if name not in job.copied):

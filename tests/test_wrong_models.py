@@ -181,6 +181,18 @@ def test_averages_inside_the_model_are_mentioned(tmp_path: Path):
     assert "'model_ema.w'" in note
 
 
+def test_a_teacher_in_the_model_is_mentioned(tmp_path: Path):
+    """Whether it is an average of the student or frozen, nothing tells: the user reads what happens."""
+    from ema_cli.runs.tensor_rules import inner_averages_notes
+
+    both = {"student.w": torch.ones(2), "teacher.w": torch.ones(2)}
+    save_file(both, tmp_path / "step-1.safetensors")
+    (note,) = inner_averages_notes(open_checkpoint(tmp_path / "step-1.safetensors").tensors.specs)
+    assert note == "'teacher.w' may be an average of 'student.w', and so others; then they are averaged again"
+    save_file({"teacher.w": torch.ones(2)}, tmp_path / "step-2.safetensors")
+    assert inner_averages_notes(open_checkpoint(tmp_path / "step-2.safetensors").tensors.specs) == []
+
+
 @pytest.mark.parametrize("by", ["neighbour", "arguments"])
 def test_a_part_of_megatron_s_is_refused(by: str, tmp_path: Path):
     """One tensor-parallel rank's file is no model: its neighbours say so, or the arguments in it."""

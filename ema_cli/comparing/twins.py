@@ -56,6 +56,23 @@ def check_copies(plan: Plan) -> None:
             )
 
 
+def check_averages_move(plan: Plan) -> None:
+    """Check that averages which the user asks for are not one model that stays as it is, as a frozen teacher does.
+
+    Raises:
+        RunError: where the first and the last that enter are equal.
+    """
+    first, last = plan.entries[0].checkpoint, plan.entries[-1].checkpoint
+    if plan.run.options.read.weights != "ema" or first is last or not (first.holds_both and last.holds_both):
+        return
+    if first_different_tensor(first, last) is None:
+        raise RunError(
+            f"has the same averages as {first.name}: a model that training leaves as it is, not its average",
+            subject=last.path,
+            hint=f"average the weights that are trained: {option('weights', 'raw')}",
+        )
+
+
 def _as_newest(run: Run) -> str:
     """Return how a checkpoint without a clock is made the newest of a run: by the order of the names."""
     if run.options.spacing is not None:

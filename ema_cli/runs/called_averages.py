@@ -16,7 +16,7 @@ from ema_cli.errors import EmaError, NoSuchWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import settle_averages
-from ema_cli.formats.trainers.names import COPIES, IN_AVERAGES, NAME_SAYS_AVERAGES, name_clocks
+from ema_cli.formats.trainers.names import COPIES, IN_AVERAGES, NAME_SAYS_AVERAGES, averages_by_name, name_clocks
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.options import OpenOptions
@@ -58,6 +58,38 @@ def open_called(path: Path, options: ReadOptions, called: str | None) -> Checkpo
     return settle_averages(replace(plain, averages=Averages(called, sure=False)), options)
 
 
+def reopen(path: Path, options: ReadOptions) -> Checkpoint:
+    """Open a checkpoint that was averaged before: what only its name calls averages was taken for raw weights then.
+
+    Raises:
+        EmaError: as `open_checkpoint`.
+    """
+    called = averages_by_name(path)
+    if options.weights is None and called == NAME_SAYS_AVERAGES:
+        checkpoint = open_checkpoint(path, options)
+        return _as_raw(checkpoint) if checkpoint.averages is None and checkpoint.resumable else checkpoint
+    return open_called(path, options, called)
+
+
+def _as_raw(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint that only its name called averages as one of raw weights, with a note."""
+    note = f"taken for raw weights, although {NAME_SAYS_AVERAGES}: it holds what its trainer needs to go on"
+    return replace(checkpoint, averages=None, notes=(*checkpoint.notes, note))
+
+
+def settle_named(opened: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return checkpoints that the user named, those with raw weights by their contents as such; see `settle_called`."""
+    others = [each for each in opened if each.averages is None]
+    return [
+        _as_raw(each)
+        if each.averages == Averages(NAME_SAYS_AVERAGES, sure=False)
+        and others
+        and _is_raw(each, others, is_folder=False)
+        else each
+        for each in opened
+    ]
+
+
 def settle_called(search: Search, opened: Sequence[Checkpoint], open_options: OpenOptions) -> Settled:
     """Decide which of the paths that a name calls averages enter a run.
 
@@ -97,10 +129,8 @@ def settle_called(search: Search, opened: Sequence[Checkpoint], open_options: Op
         is_raw = _is_raw(newest, opened, is_folder=is_folder) and (is_folder or bool(opened))
         for path in paths:
             checkpoint = replace(open_called(path, options, None if is_raw else called), name=search.name(path))
-            if is_raw and not is_folder and options.weights is None:
-                note = f"taken for raw weights, although {called}: it holds what its trainer needs to go on"
-                checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
-            settled.entering.append(checkpoint)
+            is_noted = is_raw and not is_folder and not checkpoint.holds_both and options.weights is None
+            settled.entering.append(_as_raw(checkpoint) if is_noted else checkpoint)
     for kind in by_name.values():
         settled.passed_over += _pass_over_by_name(kind, opened)
     return settled
@@ -151,7 +181,11 @@ def _shown_clocks(checkpoint: Checkpoint) -> str:
 
 
 def sort_absent(
-    absent: Mapping[str, tuple[Path, NoSuchWeights]], opened: Sequence[Checkpoint], options: ReadOptions
+    absent: Mapping[str, tuple[Path, NoSuchWeights]],
+    opened: Sequence[Checkpoint],
+    options: ReadOptions,
+    *,
+    named: bool = False,
 ) -> list[PassedOver]:
     """Return the checkpoints without the weights that were asked for, where a run goes without them.
 
@@ -162,6 +196,7 @@ def sort_absent(
         absent: by name, their paths and the errors that refuse them.
         opened: the checkpoints that have those weights.
         options: how they are read.
+        named: whether the user named them: then only averages that had not begun are gone without.
 
     Raises:
         NoSuchWeights: for any other.
@@ -173,7 +208,8 @@ def sort_absent(
         is_copy = not _clocks(checkpoint) and bool(COPIES.search(name) or not any(map(str.isdigit, last)))
         is_older = bool(opened) and all(_is_older(checkpoint, each) for each in opened)
         has_partner = any(_at_one_clock(checkpoint, each) for each in opened)
-        if not opened or not (is_copy or has_partner or (is_older and options.weights == "ema")):
+        had_not_begun = is_older and options.weights == "ema"
+        if not opened or not (had_not_begun or (not named and (is_copy or has_partner))):
             raise error
         reason = f"older than all that have averages: {error.fact}" if is_older and not is_copy else error.fact
         passed_over.append(PassedOver(name, reason, warn=not has_partner))

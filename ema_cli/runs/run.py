@@ -22,7 +22,7 @@ from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit
-from ema_cli.runs.called_averages import open_called, settle_called, sort_absent
+from ema_cli.runs.called_averages import open_called, reopen, settle_called, settle_named, sort_absent
 from ema_cli.runs.clocks import settle_clocks
 from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unclocked, drop_unmarked, preference, unmarked_error
@@ -201,7 +201,7 @@ def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkp
     """
     opened: list[Checkpoint] = []
     for name, path in paths.items():
-        _add(opened, replace(open_called(path, options, averages_by_name(path)), name=name))
+        _add(opened, replace(reopen(path, options), name=name))
     return opened
 
 
@@ -296,6 +296,7 @@ def _open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list
         raise several_runs_error(runs)
     opened: list[Checkpoint] = []
     excluded: list[PassedOver] = []
+    absent: dict[str, tuple[Path, NoSuchWeights]] = {}
     for path, plain_path in zip(paths, plain, strict=True):
         name = plain_path.relative_to(root).as_posix()
         if (pattern := options.excluded_by(name)) is not None:
@@ -307,7 +308,12 @@ def _open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list
                 subject=path,
                 hint="name one folder that holds a run, or checkpoints",
             )
-        _add(opened, replace(open_called(path, options.read, averages_by_name(path)), name=name))
+        try:
+            _add(opened, replace(open_called(path, options.read, averages_by_name(path)), name=name))
+        except NoSuchWeights as error:
+            absent[name] = path, error
+    opened = settle_named(opened)
+    excluded += sort_absent(absent, opened, options.read, named=True)
     for unmarked in drop_unmarked(opened)[1]:
         raise unmarked_error(unmarked)
     if not opened:

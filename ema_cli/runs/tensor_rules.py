@@ -37,6 +37,7 @@ _NEVER = (
     (re.compile(r"(?:^|[._])flat_param(?:_\d+)?$"), "one rank's part of a model that FSDP flattened"),
 )
 _LORA = re.compile(r"(?:^|[._])lora_(?:[AaBb]|down|up|embedding_A|embedding_B)(?:[._]|$)|\.lora\.(?:down|up)\.")
+_TEACHER = "teacher."
 _AVERAGES_INSIDE = re.compile(r"(?:^|\.)(?:model_ema|ema_model)\.|\.n_averaged$")
 _STATISTICS = ("running_mean", "running_var")  # of BatchNorm
 STATISTICS_NOTE = (
@@ -99,9 +100,16 @@ def tensor_notes(specs: Specs) -> list[str]:
 def inner_averages_notes(specs: Specs) -> list[str]:
     """Return a note where a model keeps averages itself that could not be told from the rest."""
     inside = next((name for name in specs if _AVERAGES_INSIDE.search(name)), None)
-    if inside is None:
-        return []
-    return [f"'{inside}' and others are averages that the model keeps itself; they are averaged again"]
+    if inside is not None:
+        return [f"'{inside}' and others are averages that the model keeps itself; they are averaged again"]
+    taught = next((name for name in specs if name.startswith(_TEACHER) and _student(name) in specs), None)
+    if taught is not None:
+        return [f"'{taught}' may be an average of '{_student(taught)}', and so others; then they are averaged again"]
+    return []
+
+
+def _student(name: str) -> str:
+    return f"student.{name.removeprefix(_TEACHER)}"
 
 
 def averages_statistics(names: Iterable[str]) -> bool:

@@ -18,7 +18,7 @@ from ema_cli.planning.plan import make_plan
 from ema_cli.runs.run import Run, open_run
 from ema_cli.runs.warnings import run_warnings
 from ema_cli.writing.target import parse_target
-from tests.conftest import write_hf_run
+from tests.conftest import Cli, write_hf_run
 
 State = dict[str, torch.Tensor]
 OPTIMIZER = {"state": {}, "param_groups": [{"lr": 0.1}]}
@@ -155,6 +155,41 @@ def test_files_to_go_on_from_at_clocks_of_their_own_are_raw(tmp_path: Path) -> N
     )
 
 
+def test_the_same_files_named_one_by_one(tmp_path: Path) -> None:
+    """A shell that lists the files gives what the folder gives; those that are so called by themselves are refused."""
+    mace(tmp_path, optimizer=OPTIMIZER)
+    files = sorted(tmp_path.iterdir())
+    assert values(open_run(files)) == [100.0, 110.0, 120.0, 130.0]
+    with pytest.raises(RunError, match="its name says averages"):
+        job.refuse_averaged(make_plan(open_run(files[2:]), Recipe(half_life="10ep")))
+
+
+@pytest.mark.parametrize("weights", [None, "raw"])
+def test_an_average_of_them_is_verified_and_made_again(weights: str | None, tmp_path: Path, cli: Cli) -> None:
+    """What was taken for raw weights is taken so again, by the manifest."""
+    mace(tmp_path / "run", **({} if weights else {"optimizer": OPTIMIZER}))
+    chosen = ["--weights", weights] if weights else []
+    assert cli("average", "run", "--half-life", "10ep", *chosen, "-o", "a.safetensors").code == 0
+    assert "4 checkpoints" in cli("verify", "a.safetensors", "--against", "run").out
+    manifest = "a.safetensors.manifest.json"
+    assert cli("average", "run", "--recipe", manifest, "-o", "b.safetensors").code == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_teacher_that_does_not_move_is_no_average(tmp_path: Path, cli: Cli) -> None:
+    """Asked for its averages, a run with a frozen teacher is refused; one whose teacher follows is averaged."""
+    for step in (1, 2, 3):
+        frozen = {"step": step, "student": weights(step), "teacher": weights(9.0)}
+        save(tmp_path / "frozen" / f"step-{step}.pt", frozen)
+        save(tmp_path / "moving" / f"step-{step}.pt", frozen | {"teacher": weights(-step)})
+    done = cli("average", "frozen", "--half-life", "1ba", "--weights", "ema", "-o", "a.safetensors")
+    assert done.code == 4
+    assert "a model that training leaves as it is, not its average" in " ".join(done.err.split())
+    assert cli("average", "frozen", "--half-life", "1ba", "--weights", "raw", "-o", "a.safetensors").code == 0
+    assert cli("average", "moving", "--half-life", "1ba", "--weights", "ema", "-o", "b.safetensors").code == 0
+    assert torch.equal(load_file(tmp_path / "b.safetensors")["w"], torch.full((3,), -2.25))
+
+
 @pytest.mark.parametrize("pattern", ["swa_epoch_{}.pth", "model-{}_ema.pt", "epoch_{}-SWA.ckpt"])
 def test_a_folder_of_nothing_but_such_names(pattern: str, tmp_path: Path) -> None:
     """It is no empty folder: refused as averages, and believed when the user calls them raw, or averages."""
@@ -217,8 +252,10 @@ def test_checkpoints_before_the_averages_began_are_left_out(tmp_path: Path) -> N
     for step in (3, 4):
         averaged = {"n_averaged": torch.tensor(step), "module.w": torch.full((3,), -float(step))}
         save(tmp_path / f"step-{step}.pt", {"step": step, "model": weights(step), "model_ema": averaged})
+    named = open_run(sorted(tmp_path.iterdir()), weights="ema")
     run = open_run(tmp_path, weights="ema")
-    assert values(run) == [-3.0, -4.0]
+    assert values(run) == values(named) == [-3.0, -4.0]
+    assert passed_over(run) == passed_over(named)
     assert passed_over(run).keys() == {"step-1.pt", "step-2.pt"}
     assert "have not been updated once" in passed_over(run)["step-2.pt"]
     save(tmp_path / "step-5.pt", {"step": 5, "model": weights(5.0)})
