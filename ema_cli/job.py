@@ -160,6 +160,7 @@ def prepare(
         refuse_averaged(plan)
     job = replace(lay_out(plans, targets, options, manifest=manifest), force=force)
     job.check_target()
+    location(job.target.path.absolute().parent).check_writable()
     free = job.bytes_free
     if job.bytes_to_write > free:
         raise OutputError(

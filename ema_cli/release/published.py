@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.errors import CheckpointError, UsageError, option
+from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, option
 from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import FILE_SUFFIX, SUMS_SUFFIX, manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
+from ema_cli.runs.run import read_run
 from ema_cli.storage.location import check_exists, location
 
 _TENSOR_SUFFIX = ".safetensors"  # of the files with tensors in a folder
@@ -49,10 +50,14 @@ def find_averages(paths: Iterable[Path]) -> list[Published]:
 
     Raises:
         UsageError: for a path that does not exist.
+        VerificationError: for one with raw checkpoints.
     """
     averages: dict[Path, Published] = {}
     for path in paths:
-        for average in _averages_at(path):
+        at_path = _averages_at(path)
+        if len(at_path) == 1 and not at_path[0].vouched and (raw := describe_raw(path)) is not None:
+            raise VerificationError(raw[0], subject=path, hint=raw[1])
+        for average in at_path:
             averages.setdefault(average.path, average)
     return list(averages.values())
 
@@ -98,6 +103,22 @@ def _holds_tensors(folder: Path) -> bool:
     return any(name.lower().endswith(_TENSOR_SUFFIX) for name in location(folder).names())
 
 
+def describe_raw(path: Path) -> tuple[str, str] | None:
+    """Return what lies at a path if it is no average but raw checkpoints, and what to do; None for all else.
+
+    An average without a manifest has ema-cli's mark in it, and is not meant.
+    """
+    try:
+        checkpoints = read_run([path]).checkpoints
+    except EmaError:
+        return None
+    if any(checkpoint.mark is not None for checkpoint in checkpoints):
+        return None
+    what = "a raw checkpoint" if len(checkpoints) == 1 else f"a run of {len(checkpoints)} raw checkpoints"
+    hint = "name an average: a file or folder that ema-cli average wrote"
+    return f"is no average of ema-cli's, but {what}", hint
+
+
 def read_output(output: Path) -> Manifest:
     """Return the manifest of the average at `output`.
 
@@ -113,6 +134,8 @@ def read_output(output: Path) -> Manifest:
     inside = [published for published in _averages_inside(output) if published.vouched] if info.is_folder else []
     if inside:
         raise UsageError("holds several averages", subject=output, hint=f"name one of them: {inside[0].path}")
+    if (raw := describe_raw(output)) is not None:
+        raise CheckpointError(raw[0], subject=output, hint=raw[1])
     raise CheckpointError(
         f"has no manifest, {path.name}",
         subject=output,

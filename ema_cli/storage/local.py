@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ema_cli.errors import CheckpointError, Missing, Unreadable
+from ema_cli.errors import CheckpointError, Missing, OutputError, Unreadable
 from ema_cli.storage.info import Entry, Identity, Info, Kind
 
 if TYPE_CHECKING:
@@ -88,6 +88,13 @@ class LocalPath:
         with output_errors(self.path):
             space = os.statvfs(self.path)
         return space.f_bavail * space.f_frsize
+
+    def check_writable(self) -> None:
+        """Raise an OutputError if this process may not put anything into the folder here."""
+        from ema_cli.storage.output_stream import WRITE_ELSEWHERE
+
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise OutputError("may not be written into", subject=self.path, hint=WRITE_ELSEWHERE)
 
     def make_folder(self) -> None:
         """Make a folder here, and those around it, unless there is one already."""

@@ -86,6 +86,14 @@ class Location(Protocol):
         """
         ...
 
+    def check_writable(self) -> None:
+        """Check that something can be put into the folder here.
+
+        Raises:
+            OutputError: where this process may not.
+        """
+        ...
+
     def make_folder(self) -> None:
         """Make a folder here, and those around it, unless there is one already.
 

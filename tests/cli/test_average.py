@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ema_cli.folding.kernel.choice import chosen_kernel
-from tests.conftest import COMPOSER, Cli, write_hf_run
+from tests.conftest import COMPOSER, Cli, write_hf_run, write_torch_run
 
 
 def test_average_prints_where_and_nothing_else_on_stdout(cli: Cli, run: Path):
@@ -236,3 +237,17 @@ def test_composer_s_own_run(cli: Cli, tmp_path: Path):
     for name, tensor in load_file(tmp_path / "x.safetensors").items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_dry_run_fails_where_an_average_would(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+):
+    """A folder that this process may not write into is exit 5 before anything is read, in a dry run, too."""
+    write_torch_run(tmp_path / "run", [1, 2])
+    (tmp_path / "kept").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "kept" and access(path, mode))
+    done = cli("average", "run", "--half-life", "1ba", "-o", "kept/out.safetensors", *flags)
+    assert (done.code, "kept: may not be written into" in done.err) == (5, True), done
+    assert cli("average", "run", "--half-life", "1ba", "-o", "out.safetensors", *flags).code == 0

@@ -78,7 +78,7 @@ def test_json_has_outputs_and_the_error(copy: Path, cli: Cli):
         ([SINGLE, "--against", "pt", "--seed", "1"], 2, "--seed: is for a sample"),
         ([SINGLE, "--against", "nowhere"], 2, "nowhere: does not exist"),
         ([SINGLE, "--against", "hf"], 3, "'step-100.pt', which entered the average, is missing"),
-        (["hf"], 6, "hf: has neither a manifest"),
+        (["hf"], 6, "hf: is no average of ema-cli's, but a run of"),
     ],
 )
 def test_a_missing_file_has_the_exit_code_that_it_has_elsewhere(

@@ -193,7 +193,11 @@ def test_a_page_does_not_lie_in_what_it_tells_of(cli: Cli, run: Path):
 def test_a_report_of_no_average_is_an_error_that_says_what_to_do(cli: Cli, run: Path):
     """No manifest, several averages, nothing there: each is an error that says what to do."""
     done = cli("report", "ckpts/checkpoint-100")
-    assert (done.code, "has no manifest" in done.err, "hint:" in done.err) == (3, True, True)
+    assert (done.code, "is no average of ema-cli's, but a raw checkpoint" in done.err) == (3, True)
+    done = cli("report", "ckpts")
+    assert (done.code, "but a run of" in done.err, "hint:" in done.err) == (3, True, True)
+    assert cli("average", "ckpts", "--half-life", "50ba", "--no-manifest", "-o", "bare.pt").code == 0
+    assert "has no manifest" in cli("report", "bare.pt").err
     assert cli("report", "nothing").code == 2
     cli("average", "ckpts", "--half-life", "50ba", "--half-life", "150ba", "-o", "sweep")
     done = cli("report", "sweep")
