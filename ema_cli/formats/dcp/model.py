@@ -10,7 +10,9 @@ from ema_cli.formats.dcp.metadata import Metadata
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.dcp_layouts import DCP_AVERAGES, DCP_CLOCKS, DCP_FLAT_OTHERS, DCP_FLATTENED
 from ema_cli.formats.trainers.layouts import OTHERS, PLAIN
+from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY
 from ema_cli.formats.trainers.nested import quoted
+from ema_cli.formats.trainers.prefixes import bare_names
 
 Names = dict[str, str]  # name in the model -> name in the folder
 _CLOCKS = {name for names in DCP_CLOCKS.values() for name in names}
@@ -49,7 +51,7 @@ def find_model(metadata: Metadata, options: ReadOptions) -> DcpModel:
             raise NoWeights(f"has no tensors under {option('key', options.key)}", hint=_at_the_top(metadata))
         return DcpModel(chosen)
     groups, flattened_others = _groups(metadata)
-    beside = {place: groups.pop(place) for place in list(groups) if place and place[-1] in PLAIN.beside}
+    beside = {place: groups.pop(place) for place in list(groups) if place and _is_averages(place[-1])}
     models = {place: names for place, names in groups.items() if place and place[-1] in PLAIN.model}
     # A model at the top may have other things beside it; of several dicts, any could be the model.
     candidates = models or ({(): groups[()]} if () in groups else groups)
@@ -68,11 +70,12 @@ def find_model(metadata: Metadata, options: ReadOptions) -> DcpModel:
     others = tuple(".".join(map(str, other)) or "the top" for other in groups if other != place)
     if place == ():
         names = _unflatten(names, flattened_others)
-    for averages_at, averages in [("ema", _torchtitan_averages(metadata)), *_joined(beside)]:
+    for averages_at, stored in [("ema", _torchtitan_averages(metadata)), *_joined(beside)]:
+        averages = stored if stored.keys() <= names.keys() else _bare(stored)
         if averages and averages.keys() <= names.keys():
             # Not always of buffers: a tensor without an average is taken as it is.
             return DcpModel(names, {**names, **averages}, averages_at, beside=others)
-    return DcpModel(names, beside=others)
+    return DcpModel(names, beside=(*others, *(at for at, _ in _joined(beside))))
 
 
 def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
@@ -84,8 +87,7 @@ def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
     flattened_others = False
     for stored in metadata.tensors:
         path = metadata.paths.get(stored, (stored,))
-        known = (*PLAIN.model, *PLAIN.beside)
-        at = next((number for number, part in enumerate(path[:-1]) if part in known), None)
+        at = next((at for at, part in enumerate(path[:-1]) if part in PLAIN.model or _is_averages(part)), None)
         if len(path) == 1:
             is_other = bool(DCP_FLAT_OTHERS.match(stored) or DCP_AVERAGES.search(stored))
             flattened_others |= is_other
@@ -98,6 +100,17 @@ def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
         length = min(1, len(path) - 1) if at is None else at + 1
         groups.setdefault(path[:length], {})[".".join(map(str, path[length:]))] = stored
     return groups, flattened_others
+
+
+def _is_averages(key: object) -> bool:
+    """Return whether a dict of this key holds averages, by the key."""
+    return key in PLAIN.beside or (isinstance(key, str) and bool(AVERAGES_KEY.search(key)))
+
+
+def _bare(averages: Names) -> Names:
+    """Return averages under the names of the model in an AveragedModel, or in another wrapper."""
+    names = [name for name in averages if name != AVERAGED_COUNT]
+    return dict(zip(bare_names(names), (averages[name] for name in names), strict=True))
 
 
 def _torchtitan_averages(metadata: Metadata) -> Names:

@@ -32,13 +32,30 @@ def test_composers_averages_on_request(tmp_path: Path) -> None:
     assert (checkpoint.averaged, AVERAGED_AGAIN in checkpoint.notes) == (None, True)
 
 
-@pytest.mark.parametrize("others", [{"critic": OTHER}, {"ema_net": OTHER}, {"discriminator": OTHER}])
+@pytest.mark.parametrize("others", [{"critic": OTHER}, {"second_net": OTHER}, {"discriminator": OTHER}])
 def test_two_dicts_of_unknown_names_are_not_one_model(others: Any, tmp_path: Path) -> None:
     """Two dicts of tensors under names that we do not know are not one model: say which."""
     error = refusal(save_folder(tmp_path / "step-8", {"net": W, **others, "step": 8}))
     assert isinstance(error, CheckpointError)
     assert "key=" in (error.hint or "")
     assert holds(open_checkpoint(tmp_path / "step-8", ReadOptions(key="net")), W)
+
+
+AVERAGES = {
+    "ema_net": OTHER,
+    "net_ema": prefixed("_orig_mod.", OTHER),
+    "swa_model": {"n_averaged": torch.tensor(3), **prefixed("module.", OTHER)},
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_a_dict_that_is_called_averages_is_those_of_the_other(name: str, tmp_path: Path) -> None:
+    """With the model's names, below a wrapper's prefix or not: either set is taken, under the model's own names."""
+    folder = save_folder(tmp_path / "step-8", {"net": W, name: AVERAGES[name], "step": 8})
+    raw = open_checkpoint(folder)
+    assert holds(raw, W)
+    assert f"raw weights taken; averages lie beside them, in '{name}' (--weights ema)" in raw.notes
+    assert holds(open_checkpoint(folder, ReadOptions(weights="ema")), {**W, **OTHER})
 
 
 def test_a_model_of_an_unknown_name_alone(tmp_path: Path) -> None:
