@@ -87,6 +87,7 @@ BESIDE: dict[str, tuple[Any, str, State]] = {
     "net_ema": ({"net": RAW, "net_ema": EMA, "opt": {}}, "net_ema", EMA),
     "a teacher": ({"student": RAW, "teacher": EMA, "epoch": 3}, "teacher", EMA),
     "swa": ({"state_dict": RAW, "swa_state_dict": EMA}, "swa_state_dict", EMA),
+    "torch_ema that stored raw weights once": ({"model": RAW, "ema": torch_ema(EMA, model(0.5))}, "ema", PARTLY),
     "NeMo's optimizer": (
         lightning(state_dict=RAW, optimizer_states=[{"opt": {"state": {}}, "ema": tuple(listed(EMA)), "decay": 0.9}]),
         "optimizer_states.0.ema", PARTLY,
@@ -136,6 +137,8 @@ INSTEAD: dict[str, tuple[Any, State, State | None]] = {
                        {**EMA, **{name: RAW[name] for name in PARAMETERS}}),
     "torch_ema in a callback": (
         lightning(state_dict=PARTLY, callbacks={"E": {"ema": torch_ema(EMA, RAW)}}), PARTLY, RAW),
+    "torch_ema beside the model": ({"model": PARTLY, "ema": torch_ema(EMA, RAW)}, PARTLY, RAW),
+    "torch_ema at Lightning's top": (lightning(state_dict=PARTLY, ema=torch_ema(EMA, RAW)), PARTLY, RAW),
     "a callback that keeps no raw weights": (
         lightning(state_dict=PARTLY, callbacks={"E": {"ema": torch_ema(EMA, None)}}), PARTLY, None),
     "NeMo's second file": (
