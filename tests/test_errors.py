@@ -8,7 +8,7 @@ from ema_cli import errors
 from ema_cli.errors import EmaError, UsageError, at_terminal, mentioned, option, printable
 
 CODES = {
-    "Unreadable": 3, "Missing": 3,
+    "Unreadable": 3, "Missing": 3, "Unfinished": 3, "NoSuchWeights": 4,
     "UsageError": 2, "CheckpointError": 3, "IncompleteCheckpoint": 3, "NoWeights": 3, "RunError": 4, "OutputError": 5,
     "NonFiniteError": 6, "VerificationError": 6, "GateError": 6,
 }  # fmt: skip

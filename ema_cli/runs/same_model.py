@@ -6,8 +6,8 @@ Those that are not like most of the others are named, each with its first differ
 from __future__ import annotations
 
 import fnmatch
-import glob
 from collections.abc import Collection, Iterator, Sequence
+from glob import escape
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import RunError, option
@@ -119,8 +119,8 @@ def _patterns(names: Sequence[str], kept: Sequence[str]) -> list[str]:
     """Return patterns that match all of `names` and none of those that are kept: as few as their kinds allow."""
     patterns: dict[str, None] = {}
     for name in names:
-        kind = glob.escape(kind_of(name)).replace("#", "*")
+        kind = escape(kind_of(name)).replace("#", "*")
         alone = sum(kind_of(other) == kind_of(name) for other in names) == 1
         is_kept = any(fnmatch.fnmatchcase(other, kind) for other in kept)
-        patterns[glob.escape(name) if alone or is_kept else kind] = None
+        patterns[escape(name) if alone or is_kept else kind] = None
     return list(patterns)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ema_cli.checkpoint import Checkpoint, Progress
 from ema_cli.errors import (
@@ -95,7 +95,8 @@ def sort_unread(
         EmaError: where a checkpoint of the run does not fit the options.
     """
     names = _Names(opened)
-    fitting = [*(each.name for each in opened), *(each.name for each in unread if names.fit(each.name))]
+    fitting = [name for each in opened for name in _own_names(each)]
+    fitting += [each.name for each in unread if names.fit(each.name)]
     ages = {name: names.age(name) for name in fitting}
     sorted_ = Sorted(list(excluded), absent=[each.name for each in excluded if names.fit(each.name)])
     for each in unread:
@@ -107,8 +108,11 @@ def sort_unread(
         elif isinstance(each.error, Unfinished) or (isinstance(each.error, IncompleteCheckpoint) and newer is None):
             sorted_.passed_over.append(PassedOver(each.name, f"half-written: {_reason(each)}", warn=True))
         elif isinstance(each.error, CheckpointError):
-            sorted_.passed_over.append(PassedOver(each.name, _damaged_reason(each, skip=skip_damaged), warn=True))
-            sorted_.damaged += [] if skip_damaged else [_damaged(each, _place(each, newer, opened))]
+            damaged = _damaged(each, newer)
+            sorted_.passed_over.append(
+                PassedOver(each.name, _damaged_reason(damaged, each, skip=skip_damaged), warn=True)
+            )
+            sorted_.damaged += [] if skip_damaged else [damaged]
             sorted_.absent.append(each.name)
         else:
             raise each.error
@@ -144,12 +148,17 @@ def _reason(unread: Unread) -> str:
     return f"no weights: {message}" if isinstance(unread.error, NoWeights) else message
 
 
+def _own_names(checkpoint: Checkpoint) -> list[str]:
+    """Return the names by which a checkpoint may be known: its own, and those of the folders around it in the run."""
+    return [checkpoint.name, *(parent.as_posix() for parent in PurePosixPath(checkpoint.name).parents[:-1])]
+
+
 class _Names:
     """The names of a run's checkpoints."""
 
     def __init__(self, opened: Sequence[Checkpoint]) -> None:
         self._stems = {stem(checkpoint.name): checkpoint.name for checkpoint in opened}
-        self._families = {family(checkpoint.name) for checkpoint in opened}
+        self._families = {family(name) for checkpoint in opened for name in _own_names(checkpoint)}
         has_clocks = any(checkpoint.progress.clocks for checkpoint in opened)
         self._all_fit = not has_clocks and not any(map(_DIGITS.search, self._stems))
 
@@ -170,47 +179,35 @@ class _Names:
 
 
 def _newer(unread: Unread, opened: Sequence[Checkpoint], ages: Mapping[str, tuple[str, _Age]]) -> str | None:
-    """Return the name of the next newer checkpoint, by its name or by the batches it records; None if none is."""
+    """Return the name of a checkpoint that is newer, by its name or by the batches it records; None if none is."""
     if unread.name not in ages:
         return None
     own, age = ages[unread.name]
-    later = [(others_age, name) for name, (other, others_age) in ages.items() if other == own and others_age > age]
-    if later:
-        return min(later)[1]
     batch = name_clocks(unread.name).clocks.get(Unit.BATCH)
-    if batch is None:
-        return None
-    return next((each.name for each in opened if (each.clock(Unit.BATCH) or 0) > batch.value), None)
+    names = [name for name, (other, others_age) in ages.items() if other == own and others_age > age]
+    if batch is not None:
+        names += [each.name for each in opened if (each.clock(Unit.BATCH) or 0) > batch.value]
+    return names[0] if names else None
 
 
-def _place(unread: Unread, newer: str | None, opened: Sequence[Checkpoint]) -> str:
-    """Return where in the run a damaged checkpoint is: its clock by its name, else that of the next newer one."""
+def _damaged(unread: Unread, newer: str | None) -> Damaged:
     clocks = _clocks(unread.name)
-    parts = [f"at {clocks} by its name"] if clocks else []
-    if newer is None:
-        return "; ".join([*parts, "a checkpoint of this run, by its name"])
-    recorded = next((each.progress for each in opened if each.name == newer), Progress())
-    known = [str(Time(clock.value, unit)) for unit, clock in recorded.clocks.items() if unit is not Unit.EPOCH]
-    at = f", at {known[0]}," if known and not clocks else ""
-    return "; ".join([*parts, f"not the newest: {newer}{at} is newer"])
-
-
-def _damaged(unread: Unread, place: str) -> Damaged:
-    subject = unread.error.subject or unread.path
+    where = [f"at {clocks} by its name"] if clocks else []
+    where += [f"not the newest: {newer} is newer" if newer else "a checkpoint of this run, by its name"]
     advice = unread.error.advice(mentioned)
     leave = f"leave it out: {option('skip_damaged', True)}"
     error = CheckpointError(
-        f"{unread.error.message(mentioned, known=subject)} ({place})",
-        subject=subject,
+        f"{unread.error.message(mentioned, known=unread.path)} ({'; '.join(where)})",
+        subject=unread.path,
         hint=f"{advice}; or {leave}" if advice else f"bring it back as it was written, or {leave}",
     )
     return Damaged(unread.name, name_clocks(unread.name), error)
 
 
-def _damaged_reason(unread: Unread, *, skip: bool) -> str:
+def _damaged_reason(damaged: Damaged, unread: Unread, *, skip: bool) -> str:
     """Return the words for a list. Each checkpoint has its own: damage is not summed up."""
     way = "left out by --skip-damaged" if skip else "an average needs --skip-damaged"
-    which = _clocks(unread.name) or unread.name
+    which = _clocks(damaged.name) or damaged.name
     return f"damaged ({which}; {way}): {unread.error.message(at_terminal, known=unread.path)}"
 
 

@@ -59,6 +59,8 @@ def disk_calls(source: str) -> list[str]:
         elif isinstance(node, ast.Import):
             found += [f"line {node.lineno}: import {alias.name}" for alias in node.names if alias.name in MODULES]
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES | {"os", "os.path"}:
+            if ast.unparse(node) == "from glob import escape":
+                continue  # which only changes a text
             found.append(f"line {node.lineno}: {ast.unparse(node)}")
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint
+from ema_cli.errors import CheckpointError, EmaError, Unfinished
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.folders import deepspeed
 from ema_cli.formats.options import ReadOptions
@@ -132,7 +132,7 @@ def test_a_newer_folder_than_the_latest_is_incomplete(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("global_step4\n")
     assert open_checkpoint(tmp_path / "global_step4").name == "global_step4"
     error = refusal(tmp_path / "global_step5")
-    assert type(error) is IncompleteCheckpoint
+    assert type(error) is Unfinished
     assert "is newer than 'global_step4', which 'latest' beside it names as the newest that is whole" in str(error)
     (tmp_path / "latest").write_text("global_step5")
     assert open_checkpoint(tmp_path / "global_step5").name == "global_step5"
