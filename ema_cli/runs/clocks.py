@@ -62,16 +62,17 @@ def _add_name_clocks(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     """Add the clocks that names say in words, in units that neither the file nor a sidecar records."""
     named = [name_clocks(checkpoint.name) for checkpoint in checkpoints]
     numbers, still = _still_units(checkpoints, named)
+    # Where a name says a unit twice, as `step_100_batch_64.pt`, the number that grows is the clock.
+    columns = [(column.unit, column) for column in numbers.columns if column.unit in still]
     settled = []
     for checkpoint, words in zip(checkpoints, named, strict=True):
         progress = checkpoint.progress
         of_epoch = progress if Unit.EPOCH in progress.clocks else words
         clocks = {unit: clock for unit, clock in words.clocks.items() if unit not in still}
-        for column in numbers.columns:
-            # Where a name says a unit twice, as `step_100_batch_64.pt`, the number that grows is the clock.
+        for unit, column in columns:
             value = column.value(checkpoint.name)
-            if column.unit in still and value is not None:
-                clocks[column.unit] = Clock(value, "name")
+            if unit is not None and value is not None:
+                clocks[unit] = Clock(value, "name")
         progress = replace(
             progress, clocks={**clocks, **progress.clocks}, epoch_origin_unknown=of_epoch.epoch_origin_unknown
         )
