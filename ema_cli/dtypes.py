@@ -86,6 +86,11 @@ class DType:
         return (2 - 2.0 ** -(self._mantissa_bits + 1)) * float(2**largest_exponent)
 
     @property
+    def precision(self) -> float:
+        """Return the largest relative error of rounding to this type."""
+        return 2.0 ** -(self._mantissa_bits + 1)
+
+    @property
     def _mantissa_bits(self) -> int:
         return self.component_bits - self.exponent_bits - 1
 

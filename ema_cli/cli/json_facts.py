@@ -131,6 +131,7 @@ def plan_facts(plan: Plan) -> Facts:
 def _approximation_facts(approximation: Approximation) -> Facts:
     return {
         "relative_error": approximation.error,
+        "rounding_error": approximation.rounding,
         "reach": [
             {"within": within, "half_lives": [[str(low), str(high)] for low, high in ranges]}
             for within, ranges in approximation.reach.items()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.release.verify import Verified
 
 _MOST_PROBLEMS = 20
+_MENTIONED = 0.1  # of an error: the share from which on a part of it is named
 UNIT_NAMES = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.SAMPLE: "sample", Unit.TOKEN: "token"}
 
 
@@ -59,7 +60,7 @@ def plan_line(plan: Plan) -> str:
     entries = len(plan.entries)
     skipped = len(plan.skipped) + sum(passed.excluded for passed in plan.run.passed_over)
     if plan.approximation:
-        return f"{plural(entries, 'stored average')} combined: {_error(plan.approximation)} from {law(plan)}"
+        return f"{plural(entries, 'stored average')} combined: {_error(plan.approximation, law(plan))}"
     left_out = f", {skipped} skipped" if skipped else ""
     if plan.between_updates and plan.recipe.update_interval is None and plan.recipe.interval is not None:
         left_out += f" ({between_updates(plan)})"
@@ -102,8 +103,15 @@ def mean_age(plan: Plan) -> str:
     return f"{float(plan.mean_age.value):.4g}{plan.mean_age.unit}"
 
 
-def _error(approximation: Approximation) -> str:
-    return f"{approximation.error:.2%} off"
+def _error(approximation: Approximation, asked: str = "") -> str:
+    """Return how far off an average is from what is asked for."""
+    rounding, source = approximation.rounding, f" from {asked}" if asked else ""
+    told = ""
+    if rounding is None:
+        told = " and its rounding, which the version that stored the averages did not write down"
+    elif rounding >= _MENTIONED * approximation.error:
+        told = f", of which {rounding:.2%} by rounding"
+    return f"{approximation.error:.2%} off{source}{told}"
 
 
 def reach_lines(approximation: Approximation) -> list[str]:

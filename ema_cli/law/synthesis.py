@@ -1,79 +1,75 @@
 """Any average from a few that were stored while the model trained: the weights with which they come nearest to it.
 
-An average made online is a vector over update events, the model's weight in it at each of them: its *profile*. That
-of the first copy is 1 at the first event. The events from the one before a moment of storage to the next are a *cell*:
-u events with equal gaps. What an average of law L holds at the end of cell i is
+The solution is the vector of weights c with sum 1 that brings sum c_k p_k, p_k the profile of stored average k
+(`law/profile.py`), nearest to the profile q of the target, the average that is wanted. Where profiles are nearly alike,
+weights grow, and with them the rounding of the stored tensors. So what is least is the sum of two relative errors,
 
-    share(L, i) x (what it held at the end of the cell before)  +  shape(L, i), over the u events of the cell.
+    |P c - q| / |q|  +  sqrt(sum (c_k e_k)^2) / d,
 
-For a half-life h and a gap g, with s = 2 ** -(g / h): share = s ** u, shape_j = (1 - s) s ** (u - j), j = 1 ... u.
-For a smoothing, s is that of one event. For a power-function profile (Karras et al. 2024, equation 121) over clocks t:
-share = (t_0 / t_u) ** (gamma + 1), shape_j = (t_j ** (gamma + 1) - t_(j-1) ** (gamma + 1)) / t_u ** (gamma + 1).
+e_k the rounding error of stored average k, and d what averaging changes (`law/rounding.py`). Norms over events count
+each by the spread of the model around its averages at that time, where it is known: a model that has nearly come to
+rest was far from there before. A profile has one element more, in the same unit: its mean age. So the sum is also right
+for a model that moves straight on, whose average is off by what the mean age is.
 
-The solution is the vector of weights c with sum 1 that brings sum c_k p_k, p_k the profile of stored average k,
-nearest to the profile q of the target, the average that is wanted: least squares over events, |P c - q|^2 + (_RIDGE
-|q|)^2 |c|^2. The second term keeps the weights from growing where profiles are nearly alike, and with them the
-rounding of the stored tensors. The vectors may be millions of events long, but only their inner products are needed:
-sums over cells of (share of one) x (share of the other) x (inner product of two shapes), and there is one shape for
-each law.
+A step toward the least sum is least squares, |P c - q|^2 + mu sum (c_k e_k)^2, with the mu for which the two errors of
+the step before are equally steep. Where the e_k are not known, all are taken to be equal, and mu is such that they
+count 1e-5.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ema_cli.law.law import Growing, LiveLaw, Steady
+from ema_cli.law.law import LiveLaw
 from ema_cli.law.live import NEAR, NEAR_ENOUGH
-
-Vector = NDArray[np.float64]
+from ema_cli.law.profile import Moment, Stored, Vector, profile_sums
 
 _RIDGE = 1e-5
-_FORGOTTEN = 1e-12  # a share of an average that no longer counts
-_EXACT_EVENTS = 128  # at the end of a cell, where a profile may change from one to the next
-_NODES = 16  # in each stretch before, twice as long as the one after it
+_STEPS = 12  # toward the least sum of both errors
+_LEAST_ROUNDING = 1e-9
 _PRUNED = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)  # shares of the largest weight below which stored averages are left out
 _PRUNED_ERROR = 1e-3  # relative; or a tenth more than without
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """When something was stored: after `updates` events since the first copy, at `clock`.
+class Rounding:
+    """What rounding does to stored averages, in one unit for all of them.
 
-    `due` is the training time that counts for half-lives, that of the events due by then; `passed` is their number,
-    where it is not that of the updates: one update may stand for several.
+    Attributes:
+        errors: of each stored average: the norm of its rounding error.
+        changes: of each target: what averaging by its law changes.
+        spreads: of the cell that ends at each moment but the first: how far the model was from its averages there.
     """
 
-    clock: float
-    due: float
-    updates: int
-    passed: int | None = None
-
-    @property
-    def due_updates(self) -> int:
-        """Return how many updates were due by then: each keeps its share of a smoothing."""
-        return self.updates if self.passed is None else self.passed
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An average as it was at a moment, by its number; `law` None is the first copy."""
-
-    law: LiveLaw | None
-    moment: int
+    errors: Vector
+    changes: Mapping[LiveLaw, float]
+    spreads: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
 class Synthesis:
-    """Weights of the stored averages, with sum 1, and the relative error of their profile, |P c - q| / |q|."""
+    """Weights of the stored averages, with sum 1, and how far off their sum is.
+
+    Attributes:
+        weights: of each stored average.
+        profile: the relative error of the profile with its mean age, |P c - q| / |q|.
+        rounding: that of the rounding, against what averaging changes; None where it is not known.
+    """
 
     weights: Vector
-    error: float
+    profile: float
+    rounding: float | None
+
+    @property
+    def error(self) -> float:
+        """Return the sum of both errors, as far as they are known."""
+        return self.profile + (self.rounding or 0.0)
 
 
 class Profiles:
@@ -83,14 +79,25 @@ class Profiles:
         moments: from the first copy (0 updates) on, in order of time; the last is that of the targets.
         stored: the averages that are there.
         laws: the laws of the targets.
+        rounding: the rounding errors, None where they are not known.
     """
 
-    def __init__(self, moments: Sequence[Moment], stored: Sequence[Stored], laws: Sequence[LiveLaw]) -> None:
+    def __init__(
+        self,
+        moments: Sequence[Moment],
+        stored: Sequence[Stored],
+        laws: Sequence[LiveLaw],
+        rounding: Rounding | None = None,
+    ) -> None:
         self.moments = moments
         self.stored = stored
+        self.rounding = rounding
         self._targets = {law: len(stored) + number for number, law in enumerate(dict.fromkeys(laws))}
         profiles = [*stored, *(Stored(law, len(moments) - 1) for law in self._targets)]
-        self.products = _inner_products(moments, profiles)
+        spreads = [1.0] * (len(moments) - 1) if rounding is None else rounding.spreads
+        self.products, self.ages = profile_sums(moments, profiles, spreads)
+        # The unit in which weights are solved for: the same rounding error for each.
+        self._scales = np.ones(len(stored)) if rounding is None else rounding.errors / rounding.errors.max()
 
     def solve(self, law: LiveLaw) -> Synthesis:
         """Return the weights of the fewest stored averages that come about as near to the target as all of them."""
@@ -110,7 +117,18 @@ class Profiles:
         (used,) = np.nonzero(weights)
         numbers, difference = np.append(used, target), np.append(weights[used], -1.0)
         squared = float(difference @ self.products[np.ix_(numbers, numbers)] @ difference)
-        return Synthesis(weights, math.sqrt(max(squared, 0.0) / self.products[target, target]))
+        drifted = float(difference @ self.ages[numbers]) / self._age(law)
+        profile = math.sqrt(max(squared, 0.0) / self.products[target, target] + drifted**2)
+        if self.rounding is None:
+            return Synthesis(weights, profile, None)
+        rounded = float(np.linalg.norm(weights * self.rounding.errors))
+        return Synthesis(weights, profile, rounded / self.rounding.changes[law])
+
+    def _age(self, law: LiveLaw) -> float:
+        """Return the mean age of the target of this law, but at least an update."""
+        last, before = self.moments[-1], self.moments[0]
+        step = (last.clock - before.clock) / max(last.updates, 1)
+        return max(float(self.ages[self._targets[law]]), step)
 
     def error(self, law: LiveLaw) -> float:
         """Return the relative error of the target of this law where all stored averages may be used."""
@@ -122,112 +140,41 @@ class Profiles:
 
     def _factored(self, kept: NDArray[np.intp]) -> tuple[NDArray[np.intp], Vector, Vector]:
         """Return the numbers of stored averages, and the eigenvalues and eigenvectors of their inner products."""
-        values, vectors = np.linalg.eigh(self.products[np.ix_(kept, kept)])
+        scales = self._scales[kept]
+        values, vectors = np.linalg.eigh(self.products[np.ix_(kept, kept)] / np.outer(scales, scales))
         return kept, np.maximum(values, 0.0), vectors
 
     def _nearest(self, law: LiveLaw, kept: NDArray[np.intp], values: Vector, vectors: Vector) -> Synthesis:
         """Return the weights for the target of this law, of the stored averages with these numbers alone."""
         target = self._targets[law]
-        size = math.sqrt(self.products[target, target])
-        right = np.stack([self.products[kept, target], np.ones(len(kept))], axis=1)
-        both = vectors @ ((vectors.T @ right) / (values + (_RIDGE * size) ** 2)[:, None])
-        # The multiplier of sum c = 1 follows from two solutions: c = x - y (sum x - 1) / sum y.
-        solution = both[:, 0] - both[:, 1] * (both[:, 0].sum() - 1) / both[:, 1].sum()
+        squared_size, scales = float(self.products[target, target]), self._scales[kept]
+        wanted = vectors.T @ (self.products[kept, target] / scales)
+        ones = vectors.T @ (1 / scales)
+        # In the unit of the profile: what a model that moves straight is off for one unit of age.
+        pace = math.sqrt(squared_size) / self._age(law)
+        ages, age = vectors.T @ (pace * self.ages[kept] / scales), pace * float(self.ages[target])
+
+        def step(ridge: float) -> tuple[Vector, float, float]:
+            """Return the weights along the eigenvectors, and both errors."""
+            damped = values + ridge**2 * squared_size
+            lean = ages / damped
+            lean = lean / (1 + ages @ lean)  # the formula of Sherman and Morrison
+
+            def solved(right: Vector) -> Vector:
+                return np.asarray(right / damped - lean * (ages @ (right / damped)))
+
+            # The multiplier of sum c = 1 follows from two solutions: c = x - y (sum x - 1) / sum y.
+            along, across = solved(wanted + ages * age), solved(ones)
+            along = along - across * ((along @ ones - 1) / (across @ ones))
+            squared = values @ along**2 - 2 * (along @ wanted) + squared_size
+            squared = max(float(squared), 0.0) + float(along @ ages - age) ** 2
+            return along, math.sqrt(squared / squared_size), unit * float(np.linalg.norm(along))
+
+        unit = 0.0 if self.rounding is None else float(self.rounding.errors.max()) / self.rounding.changes[law]
+        best = now = step(max(_RIDGE, unit))
+        for _ in range(_STEPS if self.rounding is not None else 0):
+            now = step(max(_RIDGE, unit * math.sqrt(now[1] / max(now[2], _LEAST_ROUNDING))))
+            best = min(best, now, key=lambda errors: errors[1] + errors[2])
         weights = np.zeros(len(self.stored))
-        weights[kept] = solution
+        weights[kept] = (vectors @ best[0]) / scales
         return self.judge(law, weights)
-
-
-def _inner_products(moments: Sequence[Moment], profiles: Sequence[Stored]) -> Vector:
-    """Return the inner products of all profiles over events, as a square matrix."""
-    laws: list[LiveLaw] = list(dict.fromkeys(profile.law for profile in profiles if profile.law is not None))
-    law_of = np.array([-1 if profile.law is None else laws.index(profile.law) for profile in profiles])
-    end = np.array([profile.moment for profile in profiles])
-    weights = np.ones(len(profiles))  # of the average as it was at the end of the current cell
-    products = np.zeros((len(profiles), len(profiles)))
-    for number in range(len(moments) - 1, 0, -1):
-        cell = _Cell.of(moments[number - 1], moments[number])
-        shapes = np.stack([cell.shape(law) for law in laws], axis=1)
-        within = shapes.T @ shapes
-        (active,) = np.nonzero((law_of >= 0) & (end >= number) & (weights > _FORGOTTEN))
-        active_laws, weight = law_of[active], weights[active]
-        products[np.ix_(active, active)] += within[np.ix_(active_laws, active_laws)] * np.outer(weight, weight)
-        weights[active] *= np.array([cell.share(law) for law in laws])[active_laws]
-    # The rest is the weight of the first event.
-    products += np.outer(weights, weights)
-    return products
-
-
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    """The events between two moments, as nodes: the last 128 events are one each, an earlier node stands for many.
-
-    A sum over events is a sum over nodes with `weights`: Gauss-Legendre quadrature on stretches that double in length.
-    """
-
-    before: Moment
-    after: Moment
-    nodes: Vector  # numbers of events, from 1; some lie between whole numbers
-    weights: Vector
-
-    @classmethod
-    def of(cls, before: Moment, after: Moment) -> _Cell:
-        count = after.updates - before.updates
-        exact = np.arange(max(count - _EXACT_EVENTS, 0) + 1, count + 1, dtype=np.float64)
-        nodes, weights = [exact], [np.ones(len(exact))]
-        at, weight = np.polynomial.legendre.leggauss(_NODES)
-        end, length = count - len(exact), _EXACT_EVENTS
-        while end > 0:
-            begin = max(end - length, 0)
-            # The events begin + 1 ... end stand for the stretch from begin + 1/2 to end + 1/2.
-            nodes.append(begin + 0.5 + (end - begin) * (at + 1) / 2)
-            weights.append(weight * (end - begin) / 2)
-            end, length = begin, 2 * length
-        return cls(before, after, np.concatenate(nodes), np.concatenate(weights))
-
-    @property
-    def _updates(self) -> int:
-        return self.after.updates - self.before.updates
-
-    def _course(self, law: LiveLaw) -> Steady | Growing:
-        time = (self.after.due - self.before.due) / self._updates
-        return law.course(time, (self.after.due_updates - self.before.due_updates) / self._updates)
-
-    def share(self, law: LiveLaw) -> float:
-        """Return the share of the average at the beginning of the cell that is left at its end."""
-        course = self._course(law)
-        if isinstance(course, Growing):
-            return math.pow(self.before.clock / self.after.clock, course.exponent)
-        return math.exp(course.log_kept * self._updates)
-
-    def shape(self, law: LiveLaw) -> Vector:
-        """Return the weights of the nodes in an average at the end of the cell, times the roots of `self.weights`."""
-        course = self._course(law)
-        shape = self._growing(course.exponent) if isinstance(course, Growing) else self._steady(course.log_kept)
-        return np.asarray(shape * np.sqrt(self.weights))
-
-    def _growing(self, exponent: float) -> Vector:
-        # Counted from the event before, which is due a little earlier than the first copy where the interval is long.
-        step = (self.after.clock - self.before.due) / self._updates
-        clocks = (self.before.due + step * self.nodes) / self.after.clock
-        earlier = np.maximum(clocks - step / self.after.clock, 0.0)
-        # Before the first event was the first copy; only single events are short enough to see it.
-        alone = self.weights == 1
-        earlier[alone] = np.maximum(earlier[alone], self.before.clock / self.after.clock)
-        return np.asarray(clocks**exponent - earlier**exponent)
-
-    def _steady(self, log_kept: float) -> Vector:
-        if log_kept == -math.inf:
-            return np.asarray(self.nodes == self._updates, dtype=np.float64)
-        return np.asarray(-math.expm1(log_kept) * np.exp(log_kept * (self._updates - self.nodes)))
-
-
-def share_before(law: LiveLaw | None, clock: float, moments: Sequence[Moment], moment: int) -> float:
-    """Return the share of an average, as it was at a moment, that comes from models up to an earlier `clock`."""
-    end = moments[moment]
-    if law is None or clock >= end.clock:
-        return float(clock >= moments[0].clock)
-    if clock < moments[0].clock:
-        return 0.0
-    updates = np.interp(clock, [at.clock for at in moments], [at.due_updates for at in moments])
-    return law.share_until(clock, float(updates), end.clock, end.due_updates)

@@ -22,6 +22,7 @@ from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.law.branches import lineage_at, lineage_to_list
 from ema_cli.law.live import Schedule, live_law_to_dict
 from ema_cli.law.time import Time, format_number
+from ema_cli.online.measuring import measure
 from ema_cli.online.set_aside import set_aside
 from ema_cli.online.sharded import is_sharded, local, placed_like, whole
 from ema_cli.online.tracked import AVERAGED_IN
@@ -71,6 +72,7 @@ def store_averages(averages: Averages, folder: Path) -> Path:
             hint="begin new averages to store some",
         )
     store = averages.settled_store()
+    sizes = measure(averages)
     inside = folder / str(now)
     moment = {
         "clock": str(now),
@@ -106,7 +108,13 @@ def store_averages(averages: Averages, folder: Path) -> Path:
         averages.first = None
     for number, name in enumerate(averages.names):
         parts = _by_name(store, store.averages[number], store.copies)
-        stored = {"average": name, **_law_record(averages, number), **moment, "types": _narrow_dtypes(store)}
+        stored = {
+            "average": name,
+            **_law_record(averages, number),
+            **moment,
+            **sizes[number].to_dict(),
+            "types": _narrow_dtypes(store),
+        }
         _write(
             inside / f"{name}.safetensors",
             _state(store, parts, widened=True),

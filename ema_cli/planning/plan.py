@@ -28,12 +28,14 @@ class Approximation:
     """How near stored averages come to the average of the recipe.
 
     Attributes:
-        error: the relative error of the profile over update events.
+        error: the relative error: that of the profile over update events, and that of the rounding as far as known.
         least_error: that of all stored averages; those that hardly matter are left out of the plan.
         reach: for a relative error, the ranges of half-lives (from, to) that are nearer.
         stretches: stretches of training time, as clocks (from, to).
         asked: the share that each stretch has in the average of the recipe.
         reached: the share that it has in the plan's average.
+        rounding: the part of `error` that comes from the rounding of what is stored, against what averaging changes;
+            None where it is not known, as earlier versions stored no norms.
     """
 
     error: float
@@ -42,6 +44,7 @@ class Approximation:
     stretches: Sequence[tuple[float, float]]
     asked: Sequence[float]
     reached: Sequence[float]
+    rounding: float | None = None
 
 
 @dataclass(frozen=True)

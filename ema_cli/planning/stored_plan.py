@@ -15,11 +15,13 @@ from ema_cli.errors import RunError, UsageError, option
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR, NEAR_ENOUGH
+from ema_cli.law.profile import Moment, Stored, share_before
 from ema_cli.law.recipe import Recipe
-from ema_cli.law.synthesis import Moment, Profiles, Stored, Synthesis, share_before
+from ema_cli.law.synthesis import Profiles, Synthesis
 from ema_cli.law.time import EVERY, Time, Unit
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan
+from ema_cli.planning.stored_rounding import measure_rounding
 from ema_cli.runs.stored import StoredRun
 from ema_cli.runs.stored_file import StoredAverage
 
@@ -45,13 +47,16 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
     number_of = {moment.updates: number for number, moment in enumerate(moments)}
     grid = _half_life_grid(averages, stored.unit)
     profiles = Profiles(
-        moments, [Stored(average.law, number_of[average.updates]) for average in averages], [law, *grid]
+        moments,
+        [Stored(average.law, number_of[average.updates]) for average in averages],
+        [law, *grid],
+        measure_rounding(averages, moments, [law, *grid]),
     )
     nearest = profiles.solve(law)
     errors = [profiles.error(half_life) for half_life in grid]
     reach = {within: _ranges_within(within, grid, errors) for within in (NEAR, NEAR_ENOUGH)}
     if nearest.error > NEAR_ENOUGH and not allow_approximate:
-        raise _out_of_reach(stored, law, nearest.error, reach[NEAR_ENOUGH])
+        raise _out_of_reach(stored, law, nearest, reach[NEAR_ENOUGH])
     stretches = _stretches(moments)
     ends = [end for _, end in stretches]
     approximation = Approximation(
@@ -61,6 +66,7 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
         stretches,
         _shares(law, len(moments) - 1, ends, moments),
         _combined_shares(profiles, nearest, ends),
+        nearest.rounding,
     )
     recipe = replace(recipe, update_interval=stored.interval or EVERY)
     return Plan(stored.run, recipe, _entries(averages, nearest), (), approximation=approximation)
@@ -92,7 +98,12 @@ def judge_stored(stored: StoredRun, recipe: Recipe, weights: Mapping[str, float]
         raise RunError(f"'{late[0]}' was stored after {option('stop', str(recipe.stop))}", subject=stored.root)
     moments = _moments(stored, averages)
     number_of = {moment.updates: number for number, moment in enumerate(moments)}
-    profiles = Profiles(moments, [Stored(average.law, number_of[average.updates]) for average in averages], [law])
+    profiles = Profiles(
+        moments,
+        [Stored(average.law, number_of[average.updates]) for average in averages],
+        [law],
+        measure_rounding(averages, moments, [law]),
+    )
     vector = np.array([weights.get(average.checkpoint.name, 0.0) for average in averages])
     return profiles.judge(law, vector).error
 
@@ -132,16 +143,25 @@ def _live_law(recipe: Recipe) -> LiveLaw:
     return recipe.law
 
 
-def _out_of_reach(stored: StoredRun, law: LiveLaw, error: float, reached: Sequence[TimeRange]) -> RunError:
+def _out_of_reach(stored: StoredRun, law: LiveLaw, nearest: Synthesis, reached: Sequence[TimeRange]) -> RunError:
+    rounded = f", {nearest.rounding:.1%} of it by rounding" if (nearest.rounding or 0) > NEAR else ""
     ranges = ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in reached) or "none"
     return RunError(
         f"{law.name} is out of reach: the nearest that the stored averages make differs by "
-        f"{error:.1%}; within {NEAR_ENOUGH:.0%} are {ranges}",
+        f"{nearest.error:.1%}{rounded}; within {NEAR_ENOUGH:.0%} are {ranges}",
         subject=stored.root,
-        hint="ask for one of these, take the nearest with "
-        f"{option('allow_approximate', True)}, or store next time what is nearer: "
-        "a half-life below it and one above, more often",
+        hint=f"ask for one of these, take the nearest with {option('allow_approximate', True)}, or store next time "
+        f"{_what_would_do(law)}",
     )
+
+
+def _what_would_do(law: LiveLaw) -> str:
+    """Return what to store to have an average of this law, and longer ones."""
+    if not isinstance(law, HalfLife) or not 0 < law.half_life.value < math.inf:
+        return "what is nearer: a half-life below it and one above, more often"
+    value = Fraction(law.half_life.value)
+    longer, often = (Time(factor * value, law.half_life.unit) for factor in (4, 2))
+    return f"half-lives of {law.half_life} and {longer}, at least every {often}"
 
 
 def _up_to_stop(stored: StoredRun, stop: Time | None) -> list[StoredAverage]:

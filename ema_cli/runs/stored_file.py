@@ -35,6 +35,8 @@ class StoredAverage:
         updates: the number of updates since.
         schedule: when it is updated.
         lineage: the start or resume of the training that stored it, after those that it goes back to.
+        norm: of all its averaged tensors together; None in files of earlier versions, and of the first copy.
+        spread: the norm of its difference from the model at its clock; None where `norm` is.
     """
 
     checkpoint: Checkpoint
@@ -44,6 +46,8 @@ class StoredAverage:
     updates: int
     schedule: Schedule
     lineage: Lineage = UNKNOWN
+    norm: float | None = None
+    spread: float | None = None
 
     @property
     def branch(self) -> str:
@@ -96,7 +100,18 @@ def _parse(checkpoint: Checkpoint, record: Mapping[str, Any], root: Path) -> Sto
     if law is None and (updates or clock != began):
         raise ValueError("the first copy is not where the average began")
     lineage = lineage_from_list(record["branches"], clock.unit) if "branches" in record else UNKNOWN
-    return StoredAverage(opened, law, clock, began, updates, schedule, lineage)
+    norm, spread = (_size(record, name) for name in ("norm", "spread"))
+    return StoredAverage(opened, law, clock, began, updates, schedule, lineage, norm, spread)
+
+
+def _size(record: Mapping[str, Any], name: str) -> float | None:
+    """Return a norm, None where none was written."""
+    if name not in record:
+        return None
+    size = float(record[name])
+    if not 0 <= size < math.inf:
+        raise ValueError(f"its {name} is no size")
+    return size
 
 
 def _law(record: Mapping[str, Any], unit: Unit) -> LiveLaw | None:

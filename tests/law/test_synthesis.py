@@ -8,7 +8,8 @@ import pytest
 from ema_cli.law.events import Events
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import HalfLife, Power, Smoothing
-from ema_cli.law.synthesis import Moment, Profiles, Stored, share_before
+from ema_cli.law.profile import Moment, Stored, share_before
+from ema_cli.law.synthesis import Profiles
 from ema_cli.law.time import Time, Unit
 
 
@@ -27,10 +28,10 @@ def brute_profile(law: LiveLaw | None, clocks: list[int], updates: int, interval
     return profile
 
 
-def brute_weights(profiles: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def brute_weights(profiles: np.ndarray, wanted: np.ndarray, size: float) -> np.ndarray:
     """Return the least-squares weights with sum 1, by the equations of Lagrange, in one system."""
     count = profiles.shape[1]
-    ridge = (1e-5 * np.linalg.norm(wanted)) ** 2
+    ridge = (1e-5 * size) ** 2
     system = np.ones((count + 1, count + 1))
     system[:count, :count] = profiles.T @ profiles + ridge * np.eye(count)
     system[count, count] = 0
@@ -72,7 +73,7 @@ def test_inner_products_are_those_of_the_profiles_over_events(stores: list[int])
 @pytest.mark.parametrize("interval", [1, 5])
 @pytest.mark.parametrize("law", [a_half_life(60.0), a_half_life(150.0), a_half_life(700.0), Power(0.12)])
 def test_weights_are_those_of_least_squares_over_events(law: LiveLaw, interval: int) -> None:
-    """What is solved cell by cell is what the whole system over all events gives, and so is its error."""
+    """What is solved cell by cell is what the whole system over all events and the mean age gives; so is its error."""
     clocks = [1, *range(5, 2000, interval)] if interval == 5 else list(range(1, 400))
     stores = [50, 100, 170, 260, len(clocks) - 1]
     kept = [a_half_life(50.0), a_half_life(200.0)]
@@ -83,10 +84,13 @@ def test_weights_are_those_of_least_squares_over_events(law: LiveLaw, interval: 
     )
     wanted = brute_profile(law, clocks, len(clocks) - 1, interval)
     every = profiles._nearest(law, *profiles._every)
-    expected = brute_weights(written, wanted)
+    since = np.array([float(clocks[-1] - clock) for clock in clocks])
+    ages = np.linalg.norm(wanted) / (wanted @ since) * since
+    seen, aim = (np.vstack([each, ages @ each]) for each in (written, wanted[:, None]))
+    expected = brute_weights(seen, aim[:, 0], np.linalg.norm(wanted))
     assert np.allclose(written @ every.weights, written @ expected, atol=2e-4 * np.abs(wanted).max())
-    error = np.linalg.norm(written @ expected - wanted) / np.linalg.norm(wanted)
-    assert every.error == pytest.approx(error, rel=0.02, abs=1e-5)
+    error = np.linalg.norm(seen @ expected - aim[:, 0]) / np.linalg.norm(wanted)
+    assert every.profile == pytest.approx(error, rel=0.02, abs=1e-5)
     assert every.weights.sum() == pytest.approx(1, abs=1e-12)
 
 
