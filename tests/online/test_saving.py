@@ -276,6 +276,8 @@ def test_stored_averages_say_what_they_are(tmp_path: Path):
     with safe_open(folder / "3ba.safetensors", framework="pt") as file:
         stored = json.loads(file.metadata()["ema_cli"])["stored"]
     (branch,) = stored.pop("branches")
+    norm, spread = float(stored.pop("norm")), float(stored.pop("spread"))
+    assert norm > spread > 0
     assert re.fullmatch("[0-9a-f]{8}", branch["id"])
     assert stored == {
         "average": "3ba", "half_life": "3ba", "update_interval": "1ba", "start": "2ba", "clock": "4ba", "began": "2ba",

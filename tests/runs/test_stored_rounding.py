@@ -103,13 +103,13 @@ def plan_for(folder: Path, half_life: int) -> Plan:
 def test_no_error_is_larger_than_the_one_that_is_told(
     kind: str, size: float, kept: Any, every: int, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """Over pairs that are stored and half-lives that are asked for, what is not refused is as near as is told."""
+    """Over stored pairs and asked half-lives, what is not refused is as near as is told, or 0.2 %."""
     true = stored_run(tmp_path, kind, size, kept, every, dtype)
     for half_life in ASKED:
         plan = plan_for(tmp_path, half_life)
         assert plan.approximation is not None
         told, error = plan.approximation.error, true_error(plan, half_life, true)
-        assert told > 0.05 or error < max(1.3 * told, 5e-4), (half_life, told, error)
+        assert told > 0.05 or error < max(1.3 * told, 2e-3), (half_life, told, error)
 
 
 @pytest.mark.slow
