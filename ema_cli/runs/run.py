@@ -248,7 +248,9 @@ def _open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoin
     absent: dict[str, tuple[Path, NoSuchWeights]] = {}
     # The folder of a run may be called exp_ema for any reason; one called just ema holds averages.
     averages = IN_AVERAGES if folder.absolute().name.lower() == "ema" else None
-    for path in (*search.weightless, *search.paths):
+    models = {*search.paths, *search.final_models}  # what lies in such a folder is a form of its model
+    foreign_files = [path for path in search.foreign if path.parent not in models]
+    for path in (*search.weightless, *foreign_files, *search.paths):
         name = search.name(path)
         if (pattern := options.excluded_by(name)) is not None:
             excluded.append(exclude(name, pattern))

@@ -16,6 +16,7 @@ from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, EXTRAS, SHARD
 from ema_cli.formats.trainers.names import (
     AVERAGES_FILE,
     AVERAGES_FOLDER,
+    FOREIGN_SUFFIXES,
     RECOVERY,
     is_unfinished_name,
     is_weights_name,
@@ -61,6 +62,7 @@ class Search:
         paths: what looks like a checkpoint.
         passed_over: what does not enter.
         weightless: folders that have a clock in their name, as checkpoints have, and hold no weights.
+        foreign: files of models in formats that are not read, by their suffixes.
         averages: files and folders that a name calls averages, with the checkpoints there: contents decide.
         final_models: folders of models beside their own checkpoints.
     """
@@ -70,6 +72,7 @@ class Search:
     paths: list[Path] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
     weightless: list[Path] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)
     averages: dict[Path, list[Path]] = field(default_factory=dict)
     final_models: list[Path] = field(default_factory=list)
     _visited: set[Identity | None] = field(default_factory=set)
@@ -250,6 +253,8 @@ class Search:
             self.pass_over(path, "unfinished, as its name says", warn=True)
             return False
         if not is_weights_name(name):
+            if entry.is_file and name.lower().endswith(FOREIGN_SUFFIXES):
+                self.foreign.append(path)
             return False
         if RECOVERY.search(name):
             self.pass_over(path, "saved in the middle of an epoch, for recovery")

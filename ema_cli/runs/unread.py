@@ -24,7 +24,7 @@ from ema_cli.errors import (
     mentioned,
     option,
 )
-from ema_cli.formats.trainers.names import name_clocks, stem
+from ema_cli.formats.trainers.names import FOREIGN_SUFFIXES, name_clocks, stem
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.order import PREFERENCE
@@ -102,7 +102,8 @@ def sort_unread(
     for each in unread:
         beside, newer = names.beside(each.name), _newer(each, opened, ages)
         if each.name not in ages:
-            sorted_.passed_over.append(PassedOver(each.name, _reason(each), warn=True))
+            is_known = each.name.lower().endswith(FOREIGN_SUFFIXES)  # which nobody takes for a checkpoint of the run
+            sorted_.passed_over.append(PassedOver(each.name, _reason(each), warn=not is_known))
         elif beside is not None:
             sorted_.passed_over.append(PassedOver(each.name, f"beside {beside}; {_reason(each)}"))
         elif isinstance(each.error, Unfinished) or (isinstance(each.error, IncompleteCheckpoint) and newer is None):

@@ -179,12 +179,22 @@ def test_a_foreign_file_does_not_stop_a_run(cli: Cli, tmp_path: Path, name: str)
     (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
     FOREIGN[name](tmp_path / "run" / name)
     done = cli("average", "run", *LAW, "-o", "out.safetensors")
-    is_silent = name.endswith((".gguf", ".h5"))  # which no checkpoint that is read ends in
-    assert (done.code, f"{name} is passed over" in done.err) == (0, not is_silent), done
-    assert {each["name"] for each in cli("inspect", "run", "--json").json["run"]["checkpoints"]} == {
-        "step-100.pt",
-        "step-200.pt",
-    }
+    is_quiet = name.endswith((".gguf", ".h5"))  # which nobody takes for a checkpoint of the run: listed, no warning
+    assert (done.code, f"{name} is passed over" in done.err) == (0, not is_quiet), done
+    seen = cli("inspect", "run", "--json").json["run"]
+    assert {each["name"] for each in seen["checkpoints"]} == {"step-100.pt", "step-200.pt"}
+    assert [each["name"] for each in seen["passed_over"]] == [name]
+
+
+@pytest.mark.parametrize("name", ["step-200.gguf", "step-200.h5", "step-200.onnx"])
+def test_a_checkpoint_in_another_format_is_missed(cli: Cli, tmp_path: Path, name: str):
+    """Where a checkpoint of the run is there in a format that is not read only, an average stops."""
+    make_run(tmp_path / "run", "step-200.safetensors").unlink()
+    (tmp_path / "run" / name).write_bytes(b"GGUF" + bytes(40))
+    done = cli("average", "run", *LAW)
+    assert (done.code, f"run/{name}: " in done.err, "at 200ba by its name" in done.err) == (3, True, True), done
+    save_file(make_tensors(2), tmp_path / "run" / "step-200.safetensors")
+    assert cli("average", "run", *LAW, "--strict").code == 0
 
 
 def test_another_form_of_a_checkpoint_is_not_damage(cli: Cli, tmp_path: Path):
@@ -312,3 +322,11 @@ def test_a_copy_without_hidden_files_is_damaged(cli: Cli, tmp_path: Path):
 def test_names_of_one_family(one: str, other: str, same: bool):
     """Numbers, suffixes and versions make no difference; words and folders do."""
     assert (family(one) == family(other)) == same
+
+
+def test_other_forms_of_a_model_in_its_own_folder_are_no_matter(cli: Cli, tmp_path: Path):
+    """A Hugging Face folder with the model for other frameworks, too: nothing is said."""
+    write_hf_run(tmp_path / "run", [100, 200])
+    for folder in (tmp_path / "run").iterdir():
+        (folder / "model.onnx").write_bytes(bytes(40))
+    assert cli("inspect", "run", "--json").json["run"]["passed_over"] == []

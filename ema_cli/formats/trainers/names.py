@@ -21,6 +21,7 @@ EXTRA_STATE = "_extra_state"  # the end of the name of a module's value that onl
 IN_AVERAGES = "it is in a folder of averages, by its name"
 NAME_SAYS_AVERAGES = "its name says averages"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".tgz")
+FOREIGN_SUFFIXES = (".gguf", ".onnx", ".h5", ".hdf5", ".keras", ".msgpack")  # of models in formats that are not read
 _COMPRESSED_SUFFIXES = (".zst", ".gz", ".lz4", ".bz2", ".xz", ".lzma", ".lzo")
 _NOT_WEIGHTS = (
     "optimizer*", "*optim_states*", "scheduler*", "rng_state*", "random_states*", "training_args*",
@@ -134,7 +135,8 @@ def stem(name: str) -> str:
     """Return a name without the suffixes of weights and of compression: `step-10` for step-10.pth.tar."""
     while True:
         lower = name.lower()
-        suffix = next((suffix for suffix in (*WEIGHT_SUFFIXES, *_COMPRESSED_SUFFIXES) if lower.endswith(suffix)), "")
+        known = (*WEIGHT_SUFFIXES, *FOREIGN_SUFFIXES, *_COMPRESSED_SUFFIXES)
+        suffix = next((suffix for suffix in known if lower.endswith(suffix)), "")
         if not suffix or name == suffix:
             return name
         name = name[: -len(suffix)]
