@@ -217,7 +217,7 @@ def test_an_average_is_not_averaged_again(tmp_path: Path):
     run = open_run([tmp_path / "step-5.safetensors"])
     with pytest.raises(RunError, match=r"step-5.safetensors: is averaged already: ema-cli made it") as raised:
         average(make_plan(run, Recipe(half_life=Time(Fraction(1), Unit.BATCH))), tmp_path / "x.safetensors")
-    assert "--weights ema" in (raised.value.hint or "")
+    assert "weights='ema'" in (raised.value.hint or "")
 
 
 def test_a_checkpoint_of_no_weight_is_not_read(tmp_path: Path):

@@ -236,8 +236,8 @@ def test_a_run_with_ema_on_is_refused(tmp_path: Path):
     with pytest.raises(RunError, match=r"ep0-ba4-rank0\.pt: is averaged already: Composer's EMA was on") as raised:
         average(COMPOSER / "ema-was-on", tmp_path / "x.safetensors", "10ba")
     assert raised.value.exit_code == 4
-    assert "--weights raw" in (raised.value.hint or "")
-    assert "--weights ema" in (raised.value.hint or "")
+    assert "weights='raw'" in (raised.value.hint or "")
+    assert "weights='ema'" in (raised.value.hint or "")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -131,10 +131,11 @@ def _has_name_of_copy(checkpoint: Checkpoint) -> bool:
 
 def averaged_error(checkpoint: Checkpoint) -> RunError:
     """Return the error that refuses a checkpoint of averages: a second average smooths twice."""
+    raw, ema = option("weights", "raw"), option("weights", "ema")
     if checkpoint.averages is not None and checkpoint.averages.has_raw:
-        hint = "take the raw weights stored beside them with --weights raw, or average the averages with --weights ema"
+        hint = f"take the raw weights stored beside them: {raw}; or average the averages: {ema}"
     elif checkpoint.averages is not None and not checkpoint.averages.sure:
-        hint = "--weights raw, if these are raw weights all the same; or average the averages with --weights ema"
+        hint = f"if these are raw weights all the same, say so: {raw}; or average the averages: {ema}"
     else:
-        hint = "average the run's raw checkpoints, or these averages once more with --weights ema"
+        hint = f"average the run's raw checkpoints, or these averages once more: {ema}"
     return RunError(f"is averaged already: {checkpoint.averaged}", subject=checkpoint.path, hint=hint)

@@ -117,7 +117,7 @@ def test_weights_alone_in_a_folder_called_ema_are_averages_until_the_user_says(
     plan = make_plan(open_run(tmp_path / "ema"), Recipe(half_life="1ba"))
     with pytest.raises(RunError, match="it is in a folder of averages, by its name") as caught:
         job.refuse_averaged(plan)
-    assert "--weights raw" in (caught.value.hint or "")
+    assert "weights='raw'" in (caught.value.hint or "")
     run = open_run(tmp_path / "ema", weights="raw")
     assert values(run) == [1.0, 2.0]
     assert any(

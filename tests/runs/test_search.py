@@ -146,7 +146,7 @@ def test_a_folder_of_averages_is_refused_when_it_is_named(tmp_path: Path, named:
     plan = make_plan(open_run([tmp_path / named], spacing=spacing), FOUR)
     with pytest.raises(RunError, match=r"is averaged already: it is in a folder of averages, by its name") as raised:
         job.refuse_averaged(plan)
-    assert "--weights ema" in (raised.value.hint or "")
+    assert "weights='ema'" in (raised.value.hint or "")
 
 
 @pytest.mark.parametrize("target", ["release.safetensors", "ema-4ba"])

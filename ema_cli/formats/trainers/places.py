@@ -101,7 +101,10 @@ def _select(layout: Layout, root: dict[Any, Any], options: ReadOptions, file: Un
         )
     place, tensors = next(iter(places.items()), None) or model_of_averages(root) or ("", {})
     if not place:
-        choose(selection, _only_averages(layout, root, averages_at_top(layout, root)), options)
+        sets = _only_averages(layout, root, averages_at_top(layout, root))
+        # ema-pytorch's wrapper holds the raw weights, too.
+        within = sets_within(sets.averages, file) if sets.averages is not None else None
+        choose(selection, within if within is not None and within.raw is not None else sets, options)
         return selection
     tensors = _join(layout, root, tensors)
     sets = sets_in(layout, root, place, tensors, file)
