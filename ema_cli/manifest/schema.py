@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from numbers import Rational, Real
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "null": (type(None),),
 }
+_NUMBERS = (int, float, Fraction)
 
 
 def read_schema(name: str) -> Mapping[str, Any]:
@@ -48,8 +50,11 @@ def _mismatch(value: Any, schema: Mapping[str, Any]) -> tuple[list[str], str] | 
         return [], f"is no {types if isinstance(types, str) else ' or '.join(types)}"
     if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
         return [], "is not as it is written"
-    if isinstance(value, int) and value < schema.get("minimum", value):
-        return [], f"is less than {schema['minimum']}"
+    if isinstance(value, _NUMBERS) and not isinstance(value, bool):
+        if value < schema.get("minimum", value):
+            return [], f"is less than {schema['minimum']}"
+        if value > schema.get("maximum", value):
+            return [], f"is more than {schema['maximum']}"
     if isinstance(value, dict):
         return _object_mismatch(value, schema)
     if isinstance(value, list):

@@ -18,7 +18,7 @@ from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.clocks import with_clock
 from ema_cli.runs.entering import averaged_error
-from ema_cli.runs.name_numbers import advise_name_clock
+from ema_cli.runs.name_numbers import NameNumbers, advise_name_clock
 from ema_cli.runs.order import Fall, falls
 from ema_cli.runs.run import Run
 from ema_cli.runs.spacing import measure_spacing
@@ -152,11 +152,24 @@ def check_order(run: Run, checkpoints: Sequence[Checkpoint], unit: Unit, what: s
     if not found:
         return
     last = found[-1]
+    ways = [
+        _numbers_that_rise(checkpoints, unit),
+        _begins_again(run, checkpoints, found) or _last_part(run, checkpoints, found, what),
+    ]
     raise RunError(
         f"{last.words(run.units[0])}, and {what} counts {unit.plural}",
         subject=last.newer.path,
-        hint=_begins_again(run, checkpoints, found) or _last_part(run, checkpoints, found, what),
+        hint="; or ".join(filter(None, ways)),
     )
+
+
+def _numbers_that_rise(checkpoints: Sequence[Checkpoint], unit: Unit) -> str | None:
+    """Return the advice to count the numbers in names, where these do not go back; None where they do."""
+    column = NameNumbers.of(checkpoint.name for checkpoint in checkpoints).column(unit)
+    values = [column.value(checkpoint.name) for checkpoint in checkpoints] if column else []
+    known = [value for value in values if value is not None]
+    rise = len(known) == len(checkpoints) and all(older < newer for older, newer in pairwise(known))
+    return advise_name_clock(checkpoints, unit) if rise else None
 
 
 def _last_part(run: Run, checkpoints: Sequence[Checkpoint], found: Sequence[Fall], what: str) -> str:

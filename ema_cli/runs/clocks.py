@@ -19,6 +19,7 @@ from ema_cli.text import plural
 
 RECORDED = ("file", "sidecar")  # the sources of clocks that are in a checkpoint or beside it
 GIVEN_BY_NAME = "name clock"  # the source of a clock that is in the name, by the user's word
+_MAX_CLOCK = 10**30
 OVER = " over "  # in the source of a clock that the user gave: before the source of the one that it overrules
 
 
@@ -53,7 +54,16 @@ def recorded_clocks(checkpoint: Checkpoint) -> dict[Unit, Clock]:
 
 
 def with_clock(checkpoint: Checkpoint, unit: Unit, value: Fraction, source: str) -> Checkpoint:
-    """Return the checkpoint with a clock in a unit."""
+    """Return the checkpoint with a clock in a unit.
+
+    Raises:
+        RunError: for a value that is out of range; a product of what the user gives may be.
+    """
+    if value >= _MAX_CLOCK:
+        raise RunError(
+            f"its clock would be {float(value):.3g}{unit}, and clocks are less than 1e30",
+            subject=checkpoint.path,
+        )
     clocks = {**checkpoint.progress.clocks, unit: Clock(value, source)}
     return replace(checkpoint, progress=replace(checkpoint.progress, clocks=clocks))
 

@@ -21,12 +21,18 @@ from ema_cli.text import natural_key
 # 1,000 and 1e3 and 10k are numbers here, where only the user says what is counted.
 NUMBER = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?(?:e\d{1,2}(?![a-z\d])|[kmb](?![a-z\d]))?"
 _NUMBER = re.compile(NUMBER, re.IGNORECASE)
-# A date, and the time of the day if that shows; or seconds since 1970.
-_DATE_TEXT = (
-    r"(?<!\d)1[4-9]\d{8}(?!\d)|(?<!\d)(?:19|20)\d\d(?:[-_.]?(?:0[1-9]|1[0-2])[-_.]?)(?:0[1-9]|[12]\d|3[01])"
-    r"(?:[-_T ](?:[01]\d|2[0-3])[-:h.][0-5]\d(?:[-:m.][0-5]\d)?)?(?!\d)"
+# A date in one of the usual orders, with the time of the day if that shows; or seconds since 1970.
+_MONTH, _DAY, _TIME = (
+    r"(?:0[1-9]|1[0-2])",
+    r"(?:0[1-9]|[12]\d|3[01])",
+    r"(?:[01]\d|2[0-3])[-:h.][0-5]\d(?:[-:m.][0-5]\d)?",
 )
-_DATE = re.compile(_DATE_TEXT)
+_DATE_TEXT = (
+    r"(?<!\d)1[4-9]\d{8}(?!\d)"
+    rf"|(?<!\d)(?:(?:19|20)\d\d[-_.]?{_MONTH}[-_.]?{_DAY}|{_DAY}[-_.]{_MONTH}[-_.](?:19|20)\d\d"
+    rf"|(?<![a-z])(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-_ ]?{_DAY})(?:[-_+T ]{_TIME})?(?!\d)"
+)
+_DATE = re.compile(_DATE_TEXT, re.IGNORECASE)
 _TIME_OF_DAY = re.compile(r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d")
 _HIDDEN = "\0"  # stands for a date
 _HIDDEN_ESCAPED = re.escape(_HIDDEN)
@@ -124,8 +130,12 @@ class NameNumbers:
 
     @property
     def columns(self) -> list[Column]:
-        """Return the numbers that may be clocks: no times after a date, and no decimals where there are integers."""
-        likely = [column for column in self.growing if not column.is_time] or list(self.growing)
+        """Return the numbers that may be clocks.
+
+        Not a time after a date, not what stands there twice, and no decimals where there are integers.
+        """
+        once = {column.texts: column for column in self.growing}.values()
+        likely = [column for column in once if not column.is_time] or list(once)
         return [column for column in likely if column.is_whole] or likely
 
     def column(self, unit: Unit) -> Column | None:

@@ -109,11 +109,8 @@ def sort_unread(
         elif isinstance(each.error, Unfinished) or (isinstance(each.error, IncompleteCheckpoint) and newer is None):
             sorted_.passed_over.append(PassedOver(each.name, f"half-written: {_reason(each)}", warn=True))
         elif isinstance(each.error, CheckpointError):
-            damaged = _damaged(each, newer)
-            sorted_.passed_over.append(
-                PassedOver(each.name, _damaged_reason(damaged, each, skip=skip_damaged), warn=True)
-            )
-            sorted_.damaged += [] if skip_damaged else [damaged]
+            sorted_.passed_over.append(PassedOver(each.name, _damaged_reason(each, skip=skip_damaged), warn=True))
+            sorted_.damaged += [] if skip_damaged else [_damaged(each, _place(each, newer, opened))]
             sorted_.absent.append(each.name)
         else:
             raise each.error
@@ -180,35 +177,47 @@ class _Names:
 
 
 def _newer(unread: Unread, opened: Sequence[Checkpoint], ages: Mapping[str, tuple[str, _Age]]) -> str | None:
-    """Return the name of a checkpoint that is newer, by its name or by the batches it records; None if none is."""
+    """Return the name of the next newer checkpoint, by its name or by the batches it records; None if none is."""
     if unread.name not in ages:
         return None
     own, age = ages[unread.name]
+    later = [(others_age, name) for name, (other, others_age) in ages.items() if other == own and others_age > age]
+    if later:
+        return min(later)[1]
     batch = name_clocks(unread.name).clocks.get(Unit.BATCH)
-    names = [name for name, (other, others_age) in ages.items() if other == own and others_age > age]
-    if batch is not None:
-        names += [each.name for each in opened if (each.clock(Unit.BATCH) or 0) > batch.value]
-    return names[0] if names else None
+    if batch is None:
+        return None
+    return next((each.name for each in opened if (each.clock(Unit.BATCH) or 0) > batch.value), None)
 
 
-def _damaged(unread: Unread, newer: str | None) -> Damaged:
+def _place(unread: Unread, newer: str | None, opened: Sequence[Checkpoint]) -> str:
+    """Return where in the run a damaged checkpoint is: its clock by its name, else that of the next newer one."""
     clocks = _clocks(unread.name)
-    where = [f"at {clocks} by its name"] if clocks else []
-    where += [f"not the newest: {newer} is newer" if newer else "a checkpoint of this run, by its name"]
+    parts = [f"at {clocks} by its name"] if clocks else []
+    if newer is None:
+        return "; ".join([*parts, "a checkpoint of this run, by its name"])
+    recorded = next((each.progress for each in opened if each.name == newer), Progress())
+    known = [str(Time(clock.value, unit)) for unit, clock in recorded.clocks.items() if unit is not Unit.EPOCH]
+    at = f", at {known[0]}," if known and not clocks else ""
+    return "; ".join([*parts, f"not the newest: {newer}{at} is newer"])
+
+
+def _damaged(unread: Unread, place: str) -> Damaged:
+    subject = unread.error.subject or unread.path
     advice = unread.error.advice(mentioned)
     leave = f"leave it out: {option('skip_damaged', True)}"
     error = CheckpointError(
-        f"{unread.error.message(mentioned, known=unread.path)} ({'; '.join(where)})",
-        subject=unread.path,
+        f"{unread.error.message(mentioned, known=subject)} ({place})",
+        subject=subject,
         hint=f"{advice}; or {leave}" if advice else f"bring it back as it was written, or {leave}",
     )
     return Damaged(unread.name, name_clocks(unread.name), error)
 
 
-def _damaged_reason(damaged: Damaged, unread: Unread, *, skip: bool) -> str:
+def _damaged_reason(unread: Unread, *, skip: bool) -> str:
     """Return the words for a list. Each checkpoint has its own: damage is not summed up."""
     way = "left out by --skip-damaged" if skip else "an average needs --skip-damaged"
-    which = _clocks(damaged.name) or damaged.name
+    which = _clocks(unread.name) or unread.name
     return f"damaged ({which}; {way}): {unread.error.message(at_terminal, known=unread.path)}"
 
 

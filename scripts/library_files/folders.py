@@ -6,8 +6,16 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-# What is never read, and large or different each time.
-_STATE = ("optimizer.pt", "rng_state.pth", "training_args.bin", "scheduler.pt", "optimizer.bin", "random_states_*.pkl")
+# What is never read, and large or different each time; and the cards of models.
+_STATE = (
+    "README.md",
+    "optimizer.pt",
+    "rng_state.pth",
+    "training_args.bin",
+    "scheduler.pt",
+    "optimizer.bin",
+    "random_states_*.pkl",
+)
 
 
 def fresh(folder: Path, package: str, name: str | None = None) -> Path:
@@ -19,7 +27,7 @@ def fresh(folder: Path, package: str, name: str | None = None) -> Path:
 
 
 def drop_state(folder: Path) -> None:
-    """Remove what serves to resume: optimizers, random states, arguments."""
+    """Remove what serves to resume, and model cards: optimizers, random states, arguments."""
     for pattern in _STATE:
         for path in folder.rglob(pattern):
             path.unlink()

@@ -53,10 +53,12 @@ def refuse(cli: Cli, code: int, *arguments: object) -> str:
 
 
 def test_component_of_a_pipeline(cli: Cli, tmp_path: Path):
-    """One model of several, named; the output is a folder that its library loads, with its configuration."""
+    """All models, or one that is named; the output is a folder that its library loads, with its configuration."""
     case = made.diffusers(tmp_path / "run")
-    told = refuse(cli, 5, "-o", "x.safetensors")  # all of them are no single file
-    assert "has a model of its own in 'unet'" in told
+    assert "has a model of its own in 'unet'" in refuse(cli, 5, "-o", "whole.safetensors")
+    assert cli("average", "run", *LAW, "-o", "whole").code == 0
+    whole = {path.relative_to(tmp_path / "whole").as_posix() for path in (tmp_path / "whole").rglob("*.safetensors")}
+    assert whole == {"unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"}
     assert "has no component 'vae'" in refuse(cli, 2, "--component", "vae")
     done = cli("average", "run", *LAW, "--component", "unet")
     assert (done.code, done.out) == (0, "ema-1ba\n"), done

@@ -79,7 +79,6 @@ LIBRARIES: Mapping[str, list[Written]] = {
             "ignite-0.5.5/iterations",
             numbered("checkpoint_{}.pt", 5, 10, 15),
             torch_file("model"),
-            arguments=("--clock-key", "trainer.iteration=ba"),
         ),
     ],
     "lightning 2.6.6": [
@@ -150,10 +149,8 @@ LIBRARIES: Mapping[str, list[Written]] = {
     "speechbrain 1.1.2": [
         Written(
             "speechbrain-1.1.2",
-            {f"CKPT+2026-01-0{epoch}+00-00-00+00": epoch for epoch in (1, 2, 3)},
+            {path.name: 5 * epoch for epoch, path in enumerate(sorted(DATA.glob("speechbrain-1.1.2/CKPT+*")), 1)},
             torch_file(name="model.ckpt"),
-            unit="ep",
-            arguments=("--component", "model", "--spacing", "1ep"),
         )
     ],
     "torch 2.13.0": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def test_the_page_has_each_library() -> None:
 def test_a_run_that_a_library_wrote_is_averaged(folder: str, cli: Cli, tmp_path: Path) -> None:
     """With the arguments that the page names, every number is that of the average in float64, rounded once."""
     row = RUNS[folder]
+    if "LIBRARY_FILES" in os.environ and not (DATA / folder).is_dir():
+        pytest.skip("its library is not installed")
     clocks = list(row.checkpoints.values())
     half_life = clocks[-1] - clocks[0]
     law = ("--half-life", f"{half_life}{row.unit}", "--update-interval", "every")

@@ -136,3 +136,18 @@ def test_a_start_in_a_unit_that_goes_back_is_refused(tmp_path: Path) -> None:
         "checkpoint-300",
         "checkpoint-400",
     ]
+
+
+def test_numbers_in_the_names_that_do_not_go_back_are_offered_first(cli: Cli, tmp_path: Path) -> None:
+    """The files record steps within the epoch, the names the steps of the whole run."""
+    (tmp_path / "run").mkdir()
+    for name, epoch, step in ((100, 0, 100), (200, 0, 200), (300, 1, 100), (400, 1, 200)):
+        content = {"model": {"w": torch.full((2,), float(name))}, "epoch": epoch, "step": step}
+        torch.save(content, tmp_path / "run" / f"ckpt_{name:06}.pt")
+    command = ("average", "run", "--half-life", "100ba", "-o", "out.safetensors")
+    refused = cli(*command)
+    assert refused.code == 4
+    assert "count batches, say so: --name-clock ba; or they seem to begin again in each epoch" in refused.err
+    assert cli(*command, "--name-clock", "ba").code == 0
+    expected = 100 / 8 + 200 / 8 + 300 / 4 + 400 / 2
+    assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [expected] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from ema_cli.formats.pickles.batches import Batches
 from ema_cli.formats.pickles.instructions import ACTIONS, STOP
 from ema_cli.formats.pickles.machine import Machine
 from ema_cli.formats.pickles.values import PickleError
@@ -15,8 +16,10 @@ _OPERAND_BYTES = 5  # the longest instruction of a fixed length that `execute` w
 _uint, _int = struct.Struct("<I").unpack_from, struct.Struct("<i").unpack_from
 
 
-def execute(machine: Machine) -> Any:
+def execute(machine: Machine, batches: Batches | None = None) -> Any:
     """Execute until STOP, and return the value on top of the stack.
+
+    Batches of items that are among `batches` are taken over from there; others are put there.
 
     The instructions that make up nearly all of a description of tensors are written out here, which is three times as
     fast as the table. They do what `ACTIONS` says, which a test compares; the table has them too, for when a block of
@@ -27,6 +30,7 @@ def execute(machine: Machine) -> Any:
     """
     data, position, stack, memo = machine.data, machine.position, machine.stack, machine.memo
     last = len(data) - _OPERAND_BYTES  # up to there a whole operand lies ahead
+    begun = (0, 0, 0)  # of the batch that was begun last: its byte in the file, and the lengths of memo and marks
     for _ in range(_MAX_INSTRUCTIONS):
         opcode = data[position] if position < last else 0
         match opcode:
@@ -52,9 +56,14 @@ def execute(machine: Machine) -> Any:
                 stack.append(data[position + 1] | data[position + 2] << 8)
                 position += 3
             case 0x28:  # (
+                position += 1
+                if batches is not None and stack and type(stack[-1]) is dict:
+                    if end := batches.take_over(machine, position):
+                        position = end
+                        continue
+                    begun = (machine.base + position, len(memo), len(machine.marks))
                 machine.marks.append(stack)
                 machine.stack = stack = []
-                position += 1
             case 0x52 | 0x81:  # R, and NEWOBJ, which comes to the same
                 args = stack.pop()
                 machine.call(stack.pop(), args)
@@ -77,6 +86,8 @@ def execute(machine: Machine) -> Any:
                 stack = machine.stack
                 machine.set_items(pairs)
                 position += 1
+                if batches is not None and len(machine.marks) == begun[2] and begun[0] >= machine.base:
+                    batches.keep(machine, begun[0] - machine.base, begun[1], position, pairs)
             case 0x58 if (end := position + 5 + _uint(data, position + 1)[0]) <= len(data):  # X
                 stack.append(data[position + 5 : end].decode("utf-8", "surrogatepass"))
                 position = end

@@ -12,12 +12,14 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from ema_cli.formats.pickles.batches import Batches
 from ema_cli.formats.pickles.machine import Machine
 from ema_cli.formats.pickles.run import execute
 from ema_cli.formats.pickles.values import Name, PickleError, Storage, storage_dtype
 from ema_cli.storage.source import ByteSource
 
 _MAX_REASON_CHARS = 200
+_BATCHES = Batches()  # of the checkpoints that were read last
 
 
 def describe_storage(identifier: Any) -> Storage | Name:
@@ -52,7 +54,7 @@ def unpickle(
     """
     machine = Machine(source, start, persistent)
     try:
-        return execute(machine), machine.base + machine.position
+        return execute(machine, _BATCHES if persistent is describe_storage else None), machine.base + machine.position
     except (
         IndexError,
         KeyError,

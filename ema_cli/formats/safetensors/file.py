@@ -48,7 +48,9 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         )
     # Diffusers keeps rank and alpha of a LoRA here, and nowhere else.
     kept = {name: tensors.metadata[name] for name in (_LORA_KEY,) if name in tensors.metadata}
-    trainer, progress = header_progress(tensors.metadata, options.clock_places)
+    trainer, progress = header_progress(
+        tensors.metadata, () if METADATA_KEY in tensors.metadata else options.clock_places
+    )
     checkpoint = Checkpoint(
         name=path.name,
         path=path,

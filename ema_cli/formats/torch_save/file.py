@@ -58,7 +58,7 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
     path, made_here = file.path, opened.mark is not None
     refuse_megatron_part(path, opened.root)
     # An average of ours holds one set of weights, and no key: options that are meant for other files do not apply.
-    reading = replace(options, key=None, weights=None) if made_here else options
+    reading = replace(options, key=None, weights=None, clock_key=()) if made_here else options
     try:
         selection = select_tensors(opened.root, reading, opened)
     except EmaError as error:

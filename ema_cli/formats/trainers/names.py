@@ -90,7 +90,7 @@ def name_clocks(name: str) -> Progress:
         clocks: dict[Unit, Clock] = {}
         for unit, pattern in _CLOCKS:
             matches = pattern.findall(part)
-            if matches:
+            if matches and Fraction(matches[-1]) < 1 << 63:  # as in files; a longer number is no counter
                 clocks[unit] = Clock(Fraction(matches[-1]), "name")
         if clocks:
             from_zero = Unit.EPOCH in clocks and not _COMPOSER_NAME.search(part)

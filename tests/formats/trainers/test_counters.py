@@ -116,3 +116,13 @@ def test_the_error_offers_the_integer_that_grows(content: Any, offered: str, cli
     assert cli(*command, "--clock-key", offered.rpartition(" ")[2]).code == 0
     assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [225.0, 225.0]
     assert cli("verify", "out.safetensors", "--against", "run").code == 0
+
+
+def test_an_average_of_ours_among_the_checkpoints_needs_no_counter(cli: Cli, tmp_path: Path) -> None:
+    """It is passed over, as without the option, in both formats."""
+    (tmp_path / "run").mkdir()
+    for name, step in (("alpha", 100), ("beta", 200)):
+        written(tmp_path / "run" / f"{name}.pt", {"model": WEIGHTS, "it": step})
+    command = ("average", "run", "--half-life", "100ba", "--clock-key", "it=ba")
+    for target in ("run/out.safetensors", "run/out.pt", "again.safetensors"):
+        assert cli(*command, "-o", target).code == 0
