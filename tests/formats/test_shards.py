@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +268,19 @@ def test_pieces_of_tensors_are_refused(offsets: tuple[int, ...], tmp_path: Path)
     with pytest.raises(CheckpointError, match="holds pieces of tensors") as caught:
         open_checkpoint(tmp_path)
     assert "consolidate_safetensors_files" in str(caught.value.hint)
+
+
+def test_the_hint_puts_pieces_together(tmp_path: Path) -> None:
+    """What it says to run leaves the whole tensors where they are found: the folder opens then."""
+    folder = tmp_path / "step 7"
+    rank_shard(folder, OWN.format(1, 1, 1), {"w": ROWS["w"][:1]})
+    rank_shard(folder, OWN.format(2, 1, 1), {"w": ROWS["w"][1:].contiguous()}, (1, 0))
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
+    python, flag, code, argument = shlex.split(str(caught.value.hint).partition(": ")[2])
+    assert (python, flag, argument) == ("python", "-c", str(folder))
+    subprocess.run([sys.executable, flag, code, argument], check=True, capture_output=True)
+    assert read_all(open_checkpoint(folder).tensors) == {"w": stored_bytes(ROWS["w"])}
 
 
 @pytest.mark.parametrize("info", ["", "{", "[]", '{"w": 3}', '{"w": {}}', '{"w": {"saved_offsets": 3}}'])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,3 +57,18 @@ def test_a_run_that_a_library_wrote_is_averaged(folder: str, cli: Cli, tmp_path:
     assert cli("verify", tmp_path / "out", "--against", DATA / row.folder).code == 0
     for file in row.side_files:
         assert (tmp_path / "out" / file).is_file(), file
+
+
+def test_what_olmo_core_merged_is_passed_over(cli: Cli, tmp_path: Path) -> None:
+    """An average beside the checkpoints of the run neither enters nor stops it; it is listed, and refused by itself."""
+    row = RUNS["olmo-core-3.0.0"]
+    shutil.copytree(DATA / row.folder, tmp_path / "run")
+    for step in (2000, 2500):
+        merged = tmp_path / "run" / f"step{step}-merged"
+        shutil.copytree(tmp_path / "run" / "step2000" / "model_and_optim", merged / "model_and_optim")
+    done = cli("average", "run", "--half-life", "1000ba", "-o", "out.safetensors")
+    assert done.code == 0, done
+    manifest = json.loads((tmp_path / "out.safetensors.manifest.json").read_text())
+    assert [entry["name"] for entry in manifest["inputs"]] == list(row.checkpoints)
+    assert "step2500-merged" in cli("inspect", "run", "--half-life", "1000ba").out
+    assert cli("average", "run/step2500-merged", "--half-life", "1000ba", "-o", "x.safetensors").code == 4

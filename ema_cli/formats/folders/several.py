@@ -20,7 +20,13 @@ from ema_cli.formats.reader import Reader
 from ema_cli.formats.shards import PlacedTensors, join_parts
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
 from ema_cli.formats.trainers.folders import AVERAGES_BESIDE, SAME_MODEL, TRAINER_STATE
-from ema_cli.formats.trainers.names import AVERAGES_FOLDER, is_unfinished_name, name_clocks
+from ema_cli.formats.trainers.names import (
+    AVERAGES_FOLDER,
+    is_unfinished_name,
+    is_weights_name,
+    name_clocks,
+    names_in,
+)
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
@@ -58,14 +64,19 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 
 def _with_note(path: Path, checkpoint: Checkpoint, places: Sequence[str]) -> Checkpoint:
     """Say which folders with models, below the checkpoint's, are not read."""
+    tops = {place.partition("/")[0] for place in places}
     left_out = [
         f"{entry.name}/"
         for entry in location(path).entries()
-        if entry.is_folder and entry.name not in places and _may_be_part(entry.name) and huggingface.matches(entry.path)
+        if entry.is_folder and entry.name not in tops and _may_be_part(entry.name) and _has_weights(entry.path)
     ]
     if not left_out:
         return checkpoint
     return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, left_out_note(sorted(left_out))))
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(is_weights_name(name) for name in names_in(folder))
 
 
 def _may_be_part(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,13 @@ from ema_cli.storage.location import location
 
 _LORA_KEY = "lora_adapter_metadata"
 _PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part of a tensor a file holds
+# What puts the pieces together, in the folder `consolidated` beside them, where they are found.
+_CONSOLIDATE = (
+    "python -c 'import os, sys, torch.distributed.checkpoint as c; "
+    "from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files as join; "
+    'd = sys.argv[1]; o = d + "/consolidated"; os.makedirs(o); '
+    "join(d, o, dict.fromkeys(c.HuggingFaceStorageReader(d).read_metadata().state_dict_metadata, 1))' "
+)
 
 
 def matches(path: Path) -> bool:
@@ -102,11 +110,12 @@ def _choose(checkpoint: Checkpoint, sets: Sets, options: ReadOptions) -> Checkpo
 
 
 def pieces_error(path: Path) -> CheckpointError:
-    """Return the error for a file with pieces of tensors, whose rest is in other files."""
+    """Return the error for a file, or a folder of files, with pieces of tensors whose rest is in other files."""
+    folder = path.parent if path.suffix == ".safetensors" else path
     return CheckpointError(
         "holds pieces of tensors, as torch.distributed.checkpoint saves them in safetensors",
         subject=path,
-        hint="put them together first: torch.distributed.checkpoint's consolidate_safetensors_files",
+        hint=f"put them together first: {_CONSOLIDATE}{shlex.quote(str(folder))}",
     )
 
 

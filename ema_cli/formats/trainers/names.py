@@ -34,7 +34,7 @@ _UNFINISHED = ("tmp-*", "*.tmp", "*-tmp", "*.part", "*.partial", "*.incomplete",
 PARTS = re.compile(r"-rank-\d+\.pt$|-shard\d+\.pt$|_fsdp_rank\d+\.bin$|\.distcp$")
 COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final|train_end)(?:[-_.]|$)|model_best", re.IGNORECASE)
 RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
-AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$", re.IGNORECASE)
+AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$|^step\d+-merged$", re.IGNORECASE)  # the latter OLMo-core's
 # What averages are called inside an object: params_ema, ema_model, g_ema, swa_state_dict, model_avg.
 AVERAGES_KEY = re.compile(r"(?:^|[._-])(?:ema|swa|avg|averaged?|shadow|polyak)(?:[._-]|$)", re.IGNORECASE)
 FROM_ITERATIONS = re.compile(r"^iter_\d+\.pth$")  # what mmcv saves in the middle of an epoch, or without epochs

@@ -259,12 +259,14 @@ def test_parts_in_files_beside_a_model(tmp_path: Path) -> None:
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     """Weights in files and folders that are not known; averages, checkpoints and what holds no model are not meant."""
     models(tmp_path, "", "speech", "ema", "unet_ema", "checkpoint-3", "sharded")
+    models(tmp_path, "half")
+    (tmp_path / "half" / "model.safetensors").rename(tmp_path / "half" / "model.fp16.safetensors")
     (tmp_path / "onnx").mkdir()
     torch.save({}, tmp_path / "optimizer.pt")
     torch.save({"w": torch.ones(2)}, tmp_path / "classifier.bin")
     assert open_checkpoint(tmp_path).notes == (
         "not averaged, and not in the output: the weights in classifier.bin",
-        "not averaged, and not in the output: the weights in speech/",
+        "not averaged, and not in the output: the weights in half/, speech/",
     )
 
 
