@@ -11,6 +11,7 @@ from typing import Literal
 from ema_cli.errors import UsageError, option
 from ema_cli.law.time import UNIT_NAMES, Unit
 
+_MOST_PATTERNS = 256  # each is compared with the name of each tensor
 Choice = Literal["raw", "ema"] | None
 
 
@@ -27,7 +28,7 @@ class ReadOptions:
         clock_key: places of counters in a pickled file, each with its unit: `trainer.step=ba`.
 
     Raises:
-        UsageError: for `weights` that are neither, and for a counter without a place or a unit.
+        UsageError: for `weights` that are neither, for too many patterns, and for a counter without a place or a unit.
     """
 
     key: str | None = None
@@ -40,6 +41,12 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.weights not in (None, "raw", "ema"):
             raise UsageError(f"'{self.weights}' is neither raw nor ema", option="weights")
+        if len(self.copy) > _MOST_PATTERNS:
+            raise UsageError(
+                f"{len(self.copy)} patterns are too many; at most {_MOST_PATTERNS} are compared with each name",
+                option="copy",
+                hint="say with * and ? what the names have in common",
+            )
         for text in self.clock_key:
             place, _, unit = text.rpartition("=")
             if not place or unit.lower() not in UNIT_NAMES:

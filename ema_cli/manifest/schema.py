@@ -60,6 +60,8 @@ def _mismatch(value: Any, schema: Mapping[str, Any]) -> tuple[list[str], str] | 
     if isinstance(value, list):
         if len(value) < schema.get("minItems", 0):
             return [], "is empty"
+        if len(value) > schema.get("maxItems", len(value)):
+            return [], f"has more than {schema['maxItems']} items"
         for number, item in enumerate(value):
             first = _mismatch(item, schema["items"])
             if first:

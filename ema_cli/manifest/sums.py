@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError
@@ -14,6 +14,7 @@ SUMS_NAME = "SHA256SUMS"
 FILE_SUFFIX = ".manifest.json"
 SUMS_SUFFIX = ".sha256"
 _MAX_SUMS_BYTES = 1 << 20  # next to one file; a longer checksum file is not ours
+MAX_SUMS_BYTES = 16 << 20  # of a folder: a hundred thousand files
 _STEP = 1 << 20
 _TOOL = b'\n "tool": {\n  "name": "ema-cli",'
 _SUM_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
@@ -76,8 +77,7 @@ def parse_sums(text: bytes, subject: str) -> dict[str, str]:
         CheckpointError: naming the `subject`, if it is no such text.
     """
     sums: dict[str, str] = {}
-    lines = text.decode(errors="surrogateescape").split("\n")  # not splitlines(): other characters end lines there, too
-    for number, line in enumerate(lines if lines[-1] else lines[:-1], 1):
+    for number, line in enumerate(_lines(text.decode(errors="surrogateescape")), 1):
         match = _SUM_LINE.fullmatch(line)
         name = match[3] if match else ""
         if match and match[1]:
@@ -86,3 +86,13 @@ def parse_sums(text: bytes, subject: str) -> dict[str, str]:
             raise CheckpointError(f"line {number} is no sum of a file of its own", subject=subject)
         sums[name] = match[2]
     return sums
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines of a text one by one, as millions of them would take much memory."""
+    begin = 0
+    while begin < len(text):
+        end = text.find("\n", begin)  # not splitlines(): other characters end lines there, too
+        end = len(text) if end < 0 else end
+        yield text[begin:end]
+        begin = end + 1

@@ -7,12 +7,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.errors import GateError, UsageError, option
+from ema_cli.errors import CheckpointError, GateError, UsageError, option
 from ema_cli.planning.plan import Plan
+from ema_cli.storage.small_file import read_small_file
 from ema_cli.text import some
 
 _MOST_NAMES = 5
-_MAX_KEYS_BYTES = 1 << 28
+_MAX_KEYS_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +74,17 @@ def read_keys(path: Path) -> frozenset[str]:
     Raises:
         UsageError: where there is no such file, or no name in it.
     """
+    hint = "a file with one name on each line"
     try:
-        if path.stat().st_size > _MAX_KEYS_BYTES:
-            raise UsageError("is too large for a list of names", option="expect_keys", subject=path)
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        fact = error.strerror if isinstance(error, OSError) else "is no text"
-        raise UsageError(
-            f"{fact}", option="expect_keys", subject=path, hint="a file with one name on each line"
-        ) from error
+        text = read_small_file(path, _MAX_KEYS_BYTES).decode("utf-8-sig")
+    except CheckpointError as error:
+        raise UsageError(error.fact, option="expect_keys", subject=path, hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("is no text", option="expect_keys", subject=path, hint=hint) from error
     names = _in_json(text) if text.lstrip().startswith(("{", "[")) else None
     names = names if names is not None else [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
-        raise UsageError("lists no name", option="expect_keys", subject=path, hint="a file with one name on each line")
+        raise UsageError("lists no name", option="expect_keys", subject=path, hint=hint)
     return frozenset(names)
 
 

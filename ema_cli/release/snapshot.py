@@ -15,19 +15,19 @@ from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.safetensors.official import different_tensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.manifest.manifest import read_manifest
-from ema_cli.manifest.sums import parse_sums
+from ema_cli.manifest.sums import MAX_SUMS_BYTES, parse_sums
 from ema_cli.manifest.types import Manifest
 from ema_cli.release.published import Published
 from ema_cli.release.read_file import FileSum, read_file
 from ema_cli.release.surroundings import is_allowed, look_around
 from ema_cli.storage.location import location
+from ema_cli.storage.small_file import read_small_file
 from ema_cli.storage.source import InputFile
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.card import CARD_NAME
 
 _TICK_SECONDS = 0.1
-_MAX_SUMS_BYTES = 256 << 20
 SAFETENSORS = ".safetensors"
 _TORCH = ".bin"  # in a folder: no side file has this suffix
 
@@ -159,10 +159,7 @@ def _read_sums(published: Published, problems: _Problems) -> Mapping[str, str]:
         problems.add(path.name, "is missing")
         return {}
     try:
-        file = location(path).open()
-        if file.size > _MAX_SUMS_BYTES:
-            raise CheckpointError(f"{file.size} bytes are too many for sums", subject=path)
-        sums = parse_sums(file.read(0, file.size), str(path))
+        sums = parse_sums(read_small_file(path, MAX_SUMS_BYTES), str(path))
     except CheckpointError as error:
         problems.add_error(path.name, path, error)
         return {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ema_cli.cli import app
@@ -20,7 +20,7 @@ from tests.hostile.drawn import places, put, values
 from tests.inprocess import write_stored_run
 
 SCHEMA = read_schema("manifest")
-QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+QUIET = settings(phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 COMMANDS: Sequence[Sequence[str]] = (
     ("verify", "{out}"),
     ("verify", "{out}", "--json"),
