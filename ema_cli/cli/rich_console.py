@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.text import Text
 
+from ema_cli.errors import printable
 from ema_cli.system.progress import ProgressCallback
 
 _PIPE_WIDTH = 240  # wide enough that no row is folded where a program reads it
@@ -26,6 +28,11 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
     return _Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+def shown(text: object, style: str = "") -> Text:
+    """Return a text for a console. Every text passes here, as most hold something from a file: see `printable`."""
+    return Text(printable(text), style)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from ema_cli.cli.github import annotate_error, annotate_warnings
-from ema_cli.errors import EmaError, at_terminal
+from ema_cli.errors import EmaError, at_terminal, printable
 
 SCHEMA_VERSION = 1
 
@@ -30,10 +30,15 @@ def print_json(
             "message": problem.message(at_terminal),
             "hint": problem.advice(at_terminal),
         }
-    print_line(json.dumps(envelope))
+    # ASCII without a newline, whatever a file holds; but a log of GitHub's takes ##[ for a command anywhere.
+    _write(json.dumps(envelope).replace("##[", r"#\u0023["))
 
 
 def print_line(text: str) -> None:
     """Print a line on stdout, at once."""
-    sys.stdout.write(f"{text}\n")
+    _write(printable(text))
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()

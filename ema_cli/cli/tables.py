@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
+from rich.style import StyleType
 from rich.table import Column, Table
 from rich.text import Text
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.cli.rich_console import shown
 from ema_cli.cli.sentences import distance_cells, law
 from ema_cli.errors import printable
 from ema_cli.planning.plan import Approximation, Plan
@@ -30,6 +32,15 @@ _SMALL_BAR_WIDTH = 8  # where several averages are side by side
 _UNLIMITED = 100_000
 _NARROWEST = BAR_WIDTH
 _LEFT = ("clock from", "format", "dtypes")
+
+
+class _Table(Table):
+    """A table whose every cell passes `shown`."""
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        """Add a row; a cell that is a text may be from a file."""
+        texts = [shown(cell) if isinstance(cell, str) else cell for cell in cells]
+        super().add_row(*texts, style=style, end_section=end_section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +126,11 @@ def _run_table(
             weight = average.weights.get(name)
             cells.append("-" if weight is None else f"{weight:.2%}" if single else f"{weight:.1%}")
             if bar or (reasons and number == len(averages)):
-                cells.append(Text(draw_bar((weight or 0) / full, bar), "cyan"))
+                cells.append(shown(draw_bar((weight or 0) / full, bar), "cyan"))
         if name in reasons:
-            cells[-1] = Text(printable(reasons[name]))
+            cells[-1] = shown(reasons[name])
         skipped = averages and not any(name in average.weights for average in averages)
-        table.add_row(Text(printable(name)), *cells, style="dim" if skipped else None)
+        table.add_row(shown(name), *cells, style="dim" if skipped else None)
     return table
 
 
@@ -127,7 +138,7 @@ def print_tensors(out: Console, checkpoint: Checkpoint) -> None:
     """Print the tensors of a checkpoint."""
     table = _table(("tensor", "left"), ("dtype", "left"), ("shape", "left"), ("size", "right"))
     for name, spec in checkpoint.tensors.specs.items():
-        table.add_row(Text(printable(name)), spec.dtype.name, f"[{', '.join(map(str, spec.shape))}]", size(spec.nbytes))
+        table.add_row(shown(name), spec.dtype.name, f"[{', '.join(map(str, spec.shape))}]", size(spec.nbytes))
     print_table(out, table)
 
 
@@ -140,7 +151,7 @@ def print_profile(out: Console, approximation: Approximation, unit: str) -> None
     for (_, end), pair in zip(approximation.stretches, pairs, strict=True):
         cells: list[str | Text] = [f"{end:.6g}{unit}"]
         for share in pair:
-            cells += [f"{share:.2%}", Text(draw_bar(share / most, bar), "cyan")]
+            cells += [f"{share:.2%}", shown(draw_bar(share / most, bar), "cyan")]
         table.add_row(*cells)
     print_table(out, table)
 
@@ -150,7 +161,7 @@ def print_distances(out: Console, comparison: Comparison) -> None:
     titles: tuple[str, ...] = ("equal", "distance", "relative", "cosine", "largest")
     table = _table(("layer", "left"), *((title, "right") for title in titles))
     for layer, part in comparison.layers.items():
-        table.add_row(Text(printable(layer)), *distance_cells(part))
+        table.add_row(shown(layer), *distance_cells(part))
     if len(comparison.layers) > 1:
         table.add_row("all", *distance_cells(comparison.total), style="bold")
     print_table(out, table)
@@ -177,10 +188,10 @@ def print_table(out: Console, table: Table) -> None:
 
 
 def _table(*columns: tuple[str, Side], gap: int = 2) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, gap - 1), pad_edge=False, header_style="dim")
+    table = _Table(box=None, padding=(0, 1, 0, gap - 1), pad_edge=False, header_style="dim")
     for index, (title, side) in enumerate(columns):
         folds = index in (0, len(columns) - 1)
-        table.add_column(title, justify=side, no_wrap=not folds, overflow="fold")
+        table.add_column(shown(title), justify=side, no_wrap=not folds, overflow="fold")
     return table
 
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli import sentences
 from ema_cli.cli.github import annotate, annotate_warnings
-from ema_cli.cli.rich_console import console
+from ema_cli.cli.rich_console import console, shown
 from ema_cli.cli.tables import Weights, print_distances, print_profile, print_tensors, print_weights
 from ema_cli.cli.views import Inspection, RunView, StoredView
-from ema_cli.errors import EmaError, printable
+from ema_cli.errors import EmaError
 from ema_cli.law.wording import recipes_line
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.search import PassedOver
@@ -25,6 +24,7 @@ if TYPE_CHECKING:  # it loads numpy: not for `inspect`
     from ema_cli.comparing.comparison import Comparison
 
 _NO_OPTION = ("checkpoints", "files", "version", "types", "clocks")  # of what a mark holds
+_MOST_ENTRIES = 500  # of a mark, which anybody can have written
 _OPTION_WORDS = {"half_life": "half-life"}
 _COMPARISON_WORDS = "distance: |A - B|; relative: to |B|; largest: of the differences between two values"
 
@@ -55,11 +55,11 @@ def print_comparison(comparison: Comparison) -> None:
     """Print how far two checkpoints are apart: by layer and as a whole, and what could not be compared."""
     out = console()
     for text in sentences.comparison_head(comparison):
-        out.print(Text(printable(text)), soft_wrap=True)
+        out.print(shown(text), soft_wrap=True)
     out.print()
     print_distances(out, comparison)
     out.print()
-    out.print(Text(_COMPARISON_WORDS), soft_wrap=True)
+    out.print(shown(_COMPARISON_WORDS), soft_wrap=True)
     _print_notes(out, sentences.comparison_notes(comparison), ())
     if comparison.warnings:
         _print_warnings(out, [some(comparison.warnings)])
@@ -70,7 +70,7 @@ def _print_run(out: Console, view: RunView, plans: Sequence[Plan], warnings: Seq
     columns, constant = sentences.checkpoint_columns(view)
     _print_head(out, view)
     if constant:
-        out.print(Text(f"Every checkpoint: {', '.join(constant)}"), soft_wrap=True)
+        out.print(shown(f"Every checkpoint: {', '.join(constant)}"), soft_wrap=True)
     out.print()
     if len(plans) > 1:
         # The room is for the weights; without a half-life, all columns are shown.
@@ -103,13 +103,16 @@ def _print_mark(out: Console, mark: Mapping[str, object]) -> None:
         if name not in _NO_OPTION
     )
     how = "Stored by EMA.store" if stored else "Averaged by ema-cli"
-    out.print(Text(printable(f"{how} {mark.get('version', '?')}: {words}"), "bold"), soft_wrap=True)
+    out.print(shown(f"{how} {mark.get('version', '?')}: {words}", "bold"), soft_wrap=True)
     entries = mark.get("checkpoints")
     if isinstance(entries, Sequence) and entries:
-        names = [str(name) for name, _, _ in entries]
-        weights = {str(name): float(weight) for name, _, weight in entries}
-        clocks = {"clock": [str(clock) for _, clock, _ in entries]}
+        newest = entries[-_MOST_ENTRIES:]
+        names = [str(name) for name, _, _ in newest]
+        weights = {str(name): float(weight) for name, _, weight in newest}
+        clocks = {"clock": [str(clock) for _, clock, _ in newest]}
         print_weights(out, names, clocks, [Weights("", weights, {})])
+        if len(newest) < len(entries):
+            out.print(shown(f"and {len(entries) - len(newest):,} older"), soft_wrap=True)
 
 
 def _print_approximations(out: Console, plans: Sequence[Plan]) -> None:
@@ -120,10 +123,10 @@ def _print_approximations(out: Console, plans: Sequence[Plan]) -> None:
             continue
         out.print()
         title = f"Training time in the average of {sentences.law(plan)}: asked for, and reached"
-        out.print(Text(title, "bold"), soft_wrap=True)
+        out.print(shown(title, "bold"), soft_wrap=True)
         print_profile(out, approximation, str(plan.mean_age.unit))
         for text in sentences.reach_lines(approximation):
-            out.print(Text(text), soft_wrap=True)
+            out.print(shown(text), soft_wrap=True)
 
 
 def _print_stored(out: Console, stored: StoredView | None, plans: Sequence[Plan]) -> None:
@@ -132,37 +135,37 @@ def _print_stored(out: Console, stored: StoredView | None, plans: Sequence[Plan]
     if lines:
         out.print()
     for text in lines:
-        out.print(Text(printable(text)), soft_wrap=True)
+        out.print(shown(text), soft_wrap=True)
     if stored is not None:
         _print_approximations(out, [plan for _, plan in stored.plans if not isinstance(plan, EmaError)])
 
 
 def _print_head(out: Console, view: RunView) -> None:
-    out.print(Text(sentences.headline(view), "bold"), soft_wrap=True)
+    out.print(shown(sentences.headline(view), "bold"), soft_wrap=True)
     several = len(view.run.checkpoints) > 1
     compared = "; their values are not compared" if several else ""  # headers alone are read
-    out.print(Text(sentences.tensors_line(view.tensors) + compared), soft_wrap=True)
+    out.print(shown(sentences.tensors_line(view.tensors) + compared), soft_wrap=True)
 
 
 def _print_plans(
     out: Console, names: Sequence[str], columns: Mapping[str, Sequence[str]], plans: Sequence[Plan]
 ) -> None:
     """Print the law, the weights of all plans side by side, as many as there is room for, and what they come to."""
-    out.print(Text(recipes_line([plan.recipe for plan in plans]), "bold"), soft_wrap=True)
+    out.print(shown(recipes_line([plan.recipe for plan in plans]), "bold"), soft_wrap=True)
     print_weights(out, names, columns, list(map(Weights.of, plans)))
     out.print()
     for text in sentences.plan_lines(plans):
-        out.print(Text(printable(text)), soft_wrap=True)
+        out.print(shown(text), soft_wrap=True)
     _print_warnings(out, sentences.plan_warnings(plans))
     if len(plans) > 1:  # their warnings are on their lines
         annotate_warnings(sentences.all_warnings(plans))
     for text in sentences.plan_notes(plans):
-        out.print(Text(text), soft_wrap=True)
+        out.print(shown(text), soft_wrap=True)
 
 
 def _print_warnings(out: Console, messages: Sequence[str]) -> None:
     for message in messages:
-        out.print(Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True)
+        out.print(shown("warning: ", "yellow").append_text(shown(message)), soft_wrap=True)
         annotate("warning", message)
 
 
@@ -170,13 +173,13 @@ def _print_notes(out: Console, notes: Sequence[str], passed_over: Sequence[Passe
     """Print what is irregular, and the other files that were passed over."""
     if notes:
         out.print()
-        out.print(Text("What is odd:", "bold"))
+        out.print(shown("What is odd:", "bold"))
         for note in notes:
-            out.print(Text(f"  {printable(note)}"), soft_wrap=True)
+            out.print(shown(f"  {note}"), soft_wrap=True)
             annotate("warning", note)
     quiet = passed_over_kinds([passed for passed in passed_over if not passed.warn])  # the others are odd
     if quiet:
         out.print()
-        out.print(Text("Passed over:", "bold"))
+        out.print(shown("Passed over:", "bold"))
         for reason, names in quiet:
-            out.print(Text(f"  {printable(and_more(names))}: {printable(reason)}"), soft_wrap=True)
+            out.print(shown(f"  {and_more(names)}: {reason}"), soft_wrap=True)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ema_cli.formats.json_text import unique
 from ema_cli.law.laws import LAW_KEYS
 
 METADATA_KEY = "ema_cli"  # in the header of a safetensors file
@@ -27,7 +28,7 @@ def asked_for(recipe: Mapping[str, Any]) -> dict[str, str]:
 def parse_mark(text: str | bytes) -> Mapping[str, object]:
     """Return the content of a mark, empty where ema-cli cannot have written it: anybody can write one."""
     try:
-        mark = json.loads(text)
+        mark = json.loads(text, object_pairs_hook=unique)  # of two values, readers differ on which one counts
     except (ValueError, RecursionError):
         return {}
     entries = mark.get("checkpoints") if isinstance(mark, dict) else None

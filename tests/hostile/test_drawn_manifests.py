@@ -20,7 +20,11 @@ from tests.hostile.drawn import places, put, values
 from tests.inprocess import write_stored_run
 
 SCHEMA = read_schema("manifest")
-QUIET = settings(phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+QUIET = settings(
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
 COMMANDS: Sequence[Sequence[str]] = (
     ("verify", "{out}"),
     ("verify", "{out}", "--json"),
