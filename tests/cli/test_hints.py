@@ -106,6 +106,41 @@ def averages_in_the_place_of_the_model(folder: Path) -> str:
 
 
 @situation
+def names_that_say_averages(folder: Path) -> str:
+    """Nothing in the files says what they hold."""
+    for epoch in (1, 2):
+        torch.save({"state_dict": {"w": torch.ones(2)}}, folder / f"swa_epoch_{epoch}.pth")
+    return "average . --half-life 1ep -o x.safetensors"
+
+
+@situation
+def raw_weights_where_there_are_none(folder: Path) -> str:
+    """The optimizers of YOLO's last files were stripped, and the averages took the model's place."""
+    for epoch in (1, 2):
+        saved = {"epoch": -1, "model": {"w": torch.ones(2)}, "ema": None, "updates": None}
+        torch.save(saved, folder / f"epoch{epoch}.pt")
+    return "average . --half-life 1ep --weights raw -o x.safetensors"
+
+
+@situation
+def averages_that_have_not_begun(folder: Path) -> str:
+    """In all checkpoints they are the untrained model."""
+    for step in (100, 200):
+        averaged = {"n_averaged": torch.tensor(0), "module.w": torch.zeros(2)}
+        torch.save({"model": {"w": torch.ones(2)}, "model_ema": averaged, "step": step}, folder / f"step-{step}.pt")
+    return "average . --half-life 100ba --weights ema -o x.safetensors"
+
+
+@situation
+def a_teacher_that_does_not_move(folder: Path) -> str:
+    """It is no average of its student."""
+    for step in (100, 200):
+        saved = {"student": {"w": torch.full((2,), float(step))}, "teacher": {"w": torch.ones(2)}, "step": step}
+        torch.save(saved, folder / f"step-{step}.pt")
+    return "average . --half-life 100ba --weights ema -o x.safetensors"
+
+
+@situation
 def weights_under_two_names(folder: Path) -> str:
     """Either could be the model."""
     for step in (100, 200):

@@ -18,7 +18,7 @@ from ema_cli.formats.folders.places import Places, find_places
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.shards import PlacedTensors, join_parts
-from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
+from ema_cli.formats.trainers.choice import AVERAGE_AGAIN, AVERAGED_AGAIN, WITHOUT_EMA
 from ema_cli.formats.trainers.folders import AVERAGES_BESIDE, SAME_MODEL, TRAINER_STATE
 from ema_cli.formats.trainers.names import (
     AVERAGES_FOLDER,
@@ -121,13 +121,9 @@ def _open_model(path: Path, place: str, places: Places, options: ReadOptions) ->
     raw, ema = path / place, _averages_of(path / place)
     has_raw, has_averages = huggingface.matches(raw), huggingface.matches(ema)
     if options.weights == "ema" and not has_averages:
-        raise NoSuchWeights(
-            f"holds no averages of '{place}'", subject=path, hint=f"leave out {option('weights', 'ema')}"
-        )
+        raise NoSuchWeights(f"holds no averages of '{place}'", subject=path, hint=WITHOUT_EMA)
     if options.weights == "raw" and not has_raw:
-        raise NoSuchWeights(
-            f"holds only averages of '{place}'", subject=path, hint=f"leave out {option('weights', 'raw')}"
-        )
+        raise NoSuchWeights(f"holds only averages of '{place}'", subject=path, hint=AVERAGE_AGAIN)
     names_averages = options.component is not None and options.component != place
     take_averages = options.weights == "ema" or (names_averages and options.weights is None) or not has_raw
     inner = dataclasses.replace(options, weights=None, component=None)

@@ -12,6 +12,9 @@ from ema_cli.formats.trainers.names import AVERAGED_COUNT
 
 AVERAGED_AGAIN = "these are averages, which are averaged again"
 AVERAGED_MODEL = "an AveragedModel: 'n_averaged' stands beside its weights"
+WITHOUT_EMA = f"leave out {option('weights', 'ema')}"
+AVERAGE_AGAIN = f"average the averages once more: {option('weights', 'ema')}"
+_TAKE_RAW = f"take the raw weights: {option('weights', 'raw')}"
 NOT_BEGUN = "holds no averages yet: they have not been updated once"
 
 
@@ -30,8 +33,10 @@ def choose(selection: Selection, sets: Sets, options: ReadOptions) -> None:
     if sets.note:
         selection.notes.append(sets.note)
     if options.weights == "ema":
-        if sets.averages is None or not sets.begun:
-            raise NoSuchWeights("holds no averages" if sets.averages is None else NOT_BEGUN, hint=_without("ema"))
+        if sets.averages is None:
+            raise NoSuchWeights("holds no averages", hint=WITHOUT_EMA)
+        if not sets.begun:
+            raise NoSuchWeights(NOT_BEGUN, hint=None if sets.raw is None else _TAKE_RAW)
         selection.tensors = sets.averages
         selection.notes.append(AVERAGED_AGAIN)
     elif options.weights == "raw":
@@ -52,7 +57,7 @@ def _take_raw(selection: Selection, sets: Sets) -> None:
         if sets.why:
             selection.notes.append("raw weights taken from beside the averages")
     elif sets.sure or sets.averages is None:
-        raise NoSuchWeights(f"holds no raw weights: {sets.why}", hint=_without("raw"))
+        raise NoSuchWeights(f"holds no raw weights: {sets.why}", hint=AVERAGE_AGAIN)
     else:
         selection.tensors = sets.averages
         selection.notes.append(_believed(sets.why))
@@ -69,16 +74,14 @@ def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
     averages = checkpoint.averages
     if averages is None:
         if options.weights == "ema":
-            raise NoSuchWeights("holds no averages", subject=checkpoint.path, hint=_without("ema"))
+            raise NoSuchWeights("holds no averages", subject=checkpoint.path, hint=WITHOUT_EMA)
     elif options.weights == "raw" and checkpoint.mark is None:
         if averages.sure:
-            raise NoSuchWeights(
-                f"holds no raw weights: {averages.reason}", subject=checkpoint.path, hint=_without("raw")
-            )
+            raise NoSuchWeights(f"holds no raw weights: {averages.reason}", subject=checkpoint.path, hint=AVERAGE_AGAIN)
         return replace(checkpoint, averages=None, notes=(*checkpoint.notes, _believed(averages.reason)))
     elif options.weights == "ema":
         if _count(checkpoint) == 0:
-            raise NoSuchWeights(NOT_BEGUN, subject=checkpoint.path, hint=_without("ema"))
+            raise NoSuchWeights(NOT_BEGUN, subject=checkpoint.path)
         return replace(checkpoint, averages=None, notes=(*checkpoint.notes, AVERAGED_AGAIN))
     return checkpoint
 
@@ -91,10 +94,6 @@ def _count(checkpoint: Checkpoint) -> int | None:
     stored = bytearray(spec.nbytes)
     checkpoint.tensors.read_into(AVERAGED_COUNT, 0, memoryview(stored))
     return int.from_bytes(stored, "little")
-
-
-def _without(weights: str) -> str:
-    return f"leave out {option('weights', weights)}"
 
 
 def _believed(why: str | None) -> str:

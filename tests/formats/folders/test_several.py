@@ -129,7 +129,7 @@ def test_nothing_but_averages(tmp_path: Path) -> None:
     assert value(checkpoint) == 2.0
     assert checkpoint.averaged
     error = refusal(folder, weights="raw")
-    assert (type(error), error.hint) == (NoSuchWeights, "leave out weights='raw'")
+    assert (type(error), error.hint) == (NoSuchWeights, "average the averages once more: weights='ema'")
 
 
 def test_averages_that_are_not_there(tmp_path: Path) -> None:

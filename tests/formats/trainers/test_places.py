@@ -157,7 +157,7 @@ def test_averages_and_raw_weights(label: str, choice: Choice, tmp_path: Path) ->
     saved, expected = AVERAGES[label]
     if choice not in expected:
         error = refusal(tmp_path, saved, weights=choice)
-        assert (type(error), error.hint) == (NoSuchWeights, f"leave out weights={choice!r}")
+        assert (type(error), error.hint) == (NoSuchWeights, "average the averages once more: weights='ema'")
         return
     tensors, averaged, note = expected[choice]
     checkpoint = opened(tmp_path, saved, weights=choice)
