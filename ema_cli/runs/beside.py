@@ -11,6 +11,7 @@ from ema_cli.errors import EmaError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import name_clocks
+from ema_cli.storage.location import location
 
 
 def kind_of(name: str) -> str:
@@ -29,19 +30,21 @@ def by_kind(paths: Sequence[Path]) -> list[list[Path]]:
 class Beside:
     """Tells checkpoints of a folder's model from side files that lie in the folder with it.
 
-    A file or folder beside a model is an earlier state of it only if it holds the model's tensors. In a folder whose
-    own name has a clock, and so is one state of a run, a single one is not enough: that is another form of this state.
+    A file or folder beside a model is an earlier state of it only if it holds the model's tensors. A folder whose own
+    name has a clock is one state of a run, and no file beside its model is another; but if the user named it, it may
+    be a run itself, with two states at least.
     """
 
-    def __init__(self, folder: Path, options: ReadOptions) -> None:
+    def __init__(self, folder: Path, options: ReadOptions, *, is_root: bool) -> None:
         self._folder = folder
         self._options = options
+        self._is_root = is_root
         self._model: Mapping[str, TensorSpec] | None = None
         self.is_one_state = bool(name_clocks(folder.absolute().name).clocks)
 
     def are_checkpoints(self, paths: Sequence[Path]) -> bool:
         """Return whether paths of one kind are states of the folder's model. All must look like checkpoints."""
-        if self.is_one_state and len(paths) < 2:
+        if self.is_one_state and (len(paths) < 2 or (not self._is_root and location(paths[0]).info().is_file)):
             return False
         if self._model is None:
             self._model = self._specs(self._folder) or {}

@@ -101,7 +101,7 @@ class Search:
         ]
         called = [entry for entry in folders if AVERAGES_FOLDER.search(entry.name)]
         folders = [entry for entry in folders if entry not in called]
-        beside = Beside(folder, self.options) if is_checkpoint else around
+        beside = Beside(folder, self.options, is_root=folder == self.root) if is_checkpoint else around
         files = self._checkpoint_files(
             [entry for entry in entries if is_checkpoint or not around or _has_clock_in(entry)]
         )

@@ -194,3 +194,15 @@ def test_a_processor_that_is_damaged_stops_nothing(tmp_path: Path, text: str):
     save_file({"mean": torch.ones(2)}, tmp_path / "checkpoint-200" / "state_step_3.safetensors")
     run = open_run(tmp_path)
     assert [passed.name for passed in run.passed_over] == ["checkpoint-200/state_step_3.safetensors"]
+
+
+def test_a_series_of_states_in_one_of_many_checkpoints_is_no_run(tmp_path: Path):
+    """Each `epoch_N/` is one checkpoint, whatever number of weights it keeps beside its model."""
+    for epoch in (1, 2):
+        (tmp_path / f"epoch_{epoch}").mkdir()
+        save_file(make_tensors(epoch), tmp_path / f"epoch_{epoch}" / "model.safetensors")
+        for step in (1, 2, 3):
+            save_file(make_tensors(10 * epoch + step), tmp_path / f"epoch_{epoch}" / f"weights_step{step}.safetensors")
+    run = open_run(tmp_path)
+    assert names(run) == ["epoch_1", "epoch_2"]
+    assert len([passed for passed in run.passed_over if passed.warn]) == 6

@@ -110,12 +110,17 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _parts_inside(folder: Path) -> list[Path]:
-    """Return the files in a folder if they are the parts of one model: numbered, and with different tensors.
+    """Return the files in a folder if they are the parts of one model: by name, or numbered with different tensors.
 
     Files with equal tensors are checkpoints, or folds of a cross-validation.
     """
-    names = [name for name in names_in(folder) if is_weights_name(name) and not is_unfinished_name(name)]
-    if len(names) < 2 or len({_NUMBER.sub("#", name) for name in names}) > 1 or name_clocks(names[0]).clocks:
+    names = sorted(name for name in names_in(folder) if is_weights_name(name) and not is_unfinished_name(name))
+    if not names or name_clocks(names[0]).clocks:
+        return []
+    told = parts_of(names[0], set(names).__contains__)
+    if told:
+        return [folder / name for name in told] if set(names) <= set(told) else []
+    if len(names) < 2 or len({_NUMBER.sub("#", name) for name in names}) > 1:
         return []
     numbers = [tuple(map(int, _NUMBER.findall(name))) for name in names]
     counted = [column for column in zip(*numbers, strict=True) if len(set(column)) > 1]

@@ -14,7 +14,7 @@ from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.part_names import parts_of
 from ema_cli.law.recipe import Recipe
-from ema_cli.law.time import Time
+from ema_cli.law.time import Time, Unit
 from ema_cli.planning.plan import make_plan
 from ema_cli.runs.run import open_by_name, open_run
 from tests.conftest import make_tensors
@@ -137,3 +137,30 @@ def test_other_numbers_are_no_parts(tmp_path: Path, names: tuple[str, str], tens
 def test_names_cannot_ask_for_endless_parts():
     """A name that says of how many parts it is one is not believed without a limit."""
     assert parts_of("rank-0-of-9999_part-0-of-9999.pt", lambda name: True) == ()
+
+
+def test_a_part_that_is_missing_between_whole_models_stops_an_average(tmp_path: Path):
+    """A model in the middle of a run that lacks a part is damaged: it is named, and left out only on request."""
+    for step in (100, 200, 300):
+        for number, tensors in enumerate(halves(step), 1):
+            write(tmp_path / f"step-{step}" / f"model-{number}-of-2.safetensors", tensors)
+    (tmp_path / "step-200" / "model-2-of-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"step-200: 'model-2-of-2.safetensors', another part"):
+        averaging.average(make_plan(open_run(tmp_path), HUNDRED), tmp_path / "out.safetensors")
+    plan = make_plan(open_run(tmp_path, skip_damaged=True), HUNDRED)
+    averaging.average(plan, tmp_path / "out.safetensors")
+    assert [entry.checkpoint.progress.clocks[Unit.BATCH].value for entry in plan.entries] == [100, 300]
+
+
+def test_folders_of_parts_are_named_like_other_checkpoints(tmp_path: Path):
+    """`average step-100 step-200` takes what lies in each, under any of the names."""
+    for number, names in enumerate(NAMES):
+        folders = [tmp_path / str(number) / f"step-{step}" for step in (100, 200)]
+        for folder in folders:
+            for name, tensors in zip(names, halves(1), strict=True):
+                write(folder / name, tensors)
+        run = open_run(folders)
+        assert [(each.name, len(each.tensors.specs)) for each in run.checkpoints] == [
+            ("step-100", len(make_tensors(1))),
+            ("step-200", len(make_tensors(1))),
+        ]
