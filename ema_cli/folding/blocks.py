@@ -77,6 +77,8 @@ class Block:
 
     def names_of(self, elements: NDArray[np.intp]) -> set[str]:
         """Return the tensors that hold these elements of the block."""
+        if len(self.pieces) == 1:  # all elements of a large mask, in every thread: not a byte for each
+            return set(self.pieces[0].group.names) if len(elements) else set()
         ends = np.cumsum([piece.count for piece in self.pieces])
         positions = np.unique(np.searchsorted(ends, elements, side="right"))
         return {name for position in positions for name in self.pieces[position].group.names}

@@ -9,6 +9,7 @@ from ema_cli.folding.kernel.choice import chosen_kernel
 
 DEFAULT_BYTES = 64 << 20
 _LEAST_ROWS = 2
+_SHORT_ROW_BYTES = 1 << 17  # rather fewer rows than shorter ones
 _LEAST_ROW_BYTES = 1 << 16  # for 64 KiB of a row even a thread of many is worth its calls
 _MOST_WORKERS = 64
 
@@ -59,7 +60,7 @@ def divide_memory(
     assert nbytes >= least, "checked by the caller, who knows what the user asked for"
     sizes = BufferSizes(min(threads, nbytes // least), 1, kernel.rows, kernel.row_bytes)
     while sizes.threads * sizes.worker_bytes(averages, newest, kernel) > nbytes:
-        if sizes.rows > _LEAST_ROWS:
+        if sizes.row_bytes <= _SHORT_ROW_BYTES and sizes.rows > _LEAST_ROWS:
             sizes = replace(sizes, rows=sizes.rows // 2)
         else:
             sizes = replace(sizes, row_bytes=sizes.row_bytes // 2)
