@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoWeights
+from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoSuchWeights, NoWeights
 from ema_cli.formats.dcp import directory as dcp_directory
 from ema_cli.formats.folders import deepspeed, parts, refused, several
 from ema_cli.formats.options import ReadOptions, one_model_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
 from ema_cli.formats.trainers.names import stem
 from ema_cli.formats.trainers.prefixes import strip_prefixes
 from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
@@ -26,6 +27,8 @@ WHAT_IS_READ = (
     "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), folders of Hugging Face, "
     "torch.distributed.checkpoint and DeepSpeed"
 )
+
+_AVERAGES = "ema"  # the folder of averages in a checkpoint that is a folder, as our callbacks write it
 
 # Most specific first; the first that matches opens the checkpoint.
 READERS: tuple[Reader, ...] = (
@@ -61,7 +64,13 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         if reader.matches(path):
             if options.component is not None and not reader.takes_component:
                 raise one_model_error(path)
-            checkpoint = add_sidecar_clocks(reader.open(path, options), lambda file: torch_file.open_torch(file).root)
+            try:
+                opened = reader.open(path, options)
+            except NoSuchWeights:
+                if options.weights != "ema" or not is_checkpoint_folder(path / _AVERAGES):
+                    raise
+                return _open_averages(path, options)
+            checkpoint = add_sidecar_clocks(opened, lambda file: torch_file.open_torch(file).root)
             return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
     info = location(path).info()
     if info.is_folder:
@@ -70,3 +79,20 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         raise IncompleteCheckpoint("is empty", subject=path, hint=CUT_SHORT)
     location(path).open()  # which says so if it cannot be read at all
     raise NoWeights("not a checkpoint of a format that is read", subject=path, hint=WHAT_IS_READ)
+
+
+def _open_averages(path: Path, options: ReadOptions) -> Checkpoint:
+    """Return the averages that lie in a folder of their own in a checkpoint, with the checkpoint's clocks."""
+    raw = open_checkpoint(path, replace(options, weights=None))
+    averages = open_checkpoint(path / _AVERAGES, replace(options, weights=None))
+    return replace(
+        averages,
+        name=raw.name,
+        path=raw.path,
+        files=(*averages.files, *raw.files),
+        trainer=raw.trainer,
+        progress=raw.progress,
+        resumable=raw.resumable,
+        averages=None,
+        notes=(*averages.notes, AVERAGED_AGAIN),
+    )

@@ -19,6 +19,7 @@ from ema_cli.formats.trainers.kept_averages import (
     has_begun,
     hidden,
     kept_sets,
+    own_state,
     schedule_free,
     stored_raw,
 )
@@ -46,6 +47,7 @@ def sets_in(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateD
         _by_row(layout, root, place, tensors, file)
         or sets_within(tensors, file)
         or schedule_free(root, tensors)
+        or own_state(root, tensors, file)
         or _beside(layout, root, place, tensors, file)
         or hidden(root, place, tensors, file)
         or Sets(tensors)

@@ -21,6 +21,7 @@ Count = Callable[[object], int | float | None]
 _COUNTERS = (AVERAGED_COUNT, "num_updates", "updates")
 # Where objects keep the raw weights while their averages are in the model.
 STORED = ("collected_params", "temp_stored_params", "original_state_dict", "backup")
+_OWN_STATE = {"averages", "copied", "laws", "began", "previous"}  # in what EMA.state_dict returns
 _MAX_DEPTH, _MAX_VISITS = 6, 2000
 _SAMPLE_BYTES = 1 << 12
 
@@ -51,6 +52,26 @@ def _optimizers(root: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
         for state in (*(value if isinstance(value, list | tuple) else (value,)), *inner):
             if isinstance(state, dict) and "param_groups" in state:
                 yield state
+
+
+def own_state(root: Mapping[Any, Any], tensors: StateDict, file: Unpickled) -> Sets | None:
+    """Return both sets where the state of an EMA of ours lies at the top, or one level down, as in callbacks.
+
+    Of several averages it is the first, as in the evaluations of our callbacks.
+    """
+    below = [(f"{at}.{name}", value) for at, around in root.items() if isinstance(around, dict)
+             for name, value in around.items()]  # fmt: skip
+    for where, value in ((str(at), value) for at, value in (*root.items(), *below)):
+        averages = value.get("averages") if isinstance(value, dict) and value.keys() >= _OWN_STATE else None
+        if not isinstance(averages, dict) or not averages:
+            continue
+        name, first = next(iter(averages.items()))
+        copied = value["copied"]
+        both = {**first, **copied} if isinstance(first, dict) and isinstance(copied, dict) else None
+        matched = by_names(both, tensors) if both else None
+        if matched is not None:
+            return kept_sets(matched, value, tensors, f"{where}.averages.{name}", file, compare=False)
+    return None
 
 
 def hidden(root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpickled) -> Sets | None:
