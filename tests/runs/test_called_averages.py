@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,29 @@ def test_hugging_faces_checkpoints_in_a_folder_called_ema_are_raw(tmp_path: Path
     run = open_run(tmp_path / "ema")
     assert names(run) == ["checkpoint-300", "checkpoint-400"]
     assert not any(checkpoint.averaged for checkpoint in run.checkpoints)
+
+
+def test_averages_in_the_folder_of_each_checkpoint(tmp_path: Path, cli: Cli) -> None:
+    """`checkpoint-N/ema/`, as a callback leaves it: the raw weights are taken, on request the averages, at N."""
+    write_hf_run(tmp_path / "run", [100, 200])
+    for step in (100, 200):
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        shutil.copytree(folder, folder / "ema")
+        (folder / "ema" / "trainer_state.json").unlink()
+        averaged = {name: -value for name, value in load_file(folder / "model.safetensors").items()}
+        save_file(averaged, folder / "ema" / "model.safetensors")
+    law = ("--profile", "uniform")
+    for weights in ("raw", "ema"):
+        assert cli("average", "run", *law, "--weights", weights, "-o", weights).code == 0
+        assert cli("verify", weights, "--against", "run").code == 0
+    raw, averages = (load_file(tmp_path / name / "model.safetensors") for name in ("raw", "ema"))
+    for name, value in raw.items():
+        if value.is_floating_point():
+            assert torch.equal(averages[name], -value), name
+    assert [checkpoint.name for checkpoint in open_run(tmp_path / "run", weights="ema").checkpoints] == [
+        "checkpoint-100",
+        "checkpoint-200",
+    ]
 
 
 @pytest.mark.parametrize("saved", [lambda step: {"model": weights(step)}, lambda step: weights(step)])

@@ -16,7 +16,7 @@ from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import join_parts, open_index
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.adapters import adapter_settings
-from ema_cli.formats.trainers.choice import settle_averages
+from ema_cli.formats.trainers.choice import AVERAGED_AGAIN, settle_averages
 from ema_cli.formats.trainers.folders import (
     ADAPTERS,
     BASES,
@@ -32,6 +32,7 @@ from ema_cli.storage.location import location
 
 _CONFIG = "config.json"
 _KNOWN = (*BASES, *BASES.values(), *EXTRAS, ".")  # beginnings of the names of a model's own files
+_AVERAGES = "ema"  # a folder in a checkpoint's, for from_pretrained as the checkpoint itself
 _MAX_CONFIG_BYTES = 128 << 20
 _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
 
@@ -53,6 +54,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     if CONSOLIDATED in names and _has_shards_alone(names) and matches(path / CONSOLIDATED):
         whole = open_checkpoint(path / CONSOLIDATED, options)
         return dataclasses.replace(whole, name=path.name, path=path)
+    if options.weights == "ema" and _AVERAGES in names and matches(path / _AVERAGES):
+        return _open_inner_averages(path, names, options)
     base, file_name = _choose(path, names, options)
     if base == "diffusion_pytorch_model" and _is_ema_model(path):
         return _open_averages(path, file_name, options)
@@ -73,6 +76,28 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         resumable=TRAINER_STATE in names,
         pretrained=Pretrained(base, path),
         adapter=dataclasses.replace(checkpoint.adapter, values={**checkpoint.adapter.values, **settings}),
+    )
+
+
+def _open_inner_averages(path: Path, names: set[str], options: ReadOptions) -> Checkpoint:
+    """Open the averages that lie in a folder of a checkpoint's folder, with the clocks of the checkpoint."""
+    inner = open_checkpoint(path / _AVERAGES, dataclasses.replace(options, weights=None))
+    progress, files = inner.progress, inner.files
+    if TRAINER_STATE in names:
+        state = location(path / TRAINER_STATE).open()
+        progress, files = read_trainer_state(state), (*files, state)
+    return dataclasses.replace(
+        inner,
+        name=path.name,
+        path=path,
+        files=files,
+        trainer=_trainer(names),
+        progress=progress,
+        averages=None,
+        holds_both=True,
+        resumable=TRAINER_STATE in names,
+        mark=None,
+        notes=(*inner.notes, AVERAGED_AGAIN),
     )
 
 
