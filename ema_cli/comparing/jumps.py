@@ -10,12 +10,10 @@ of their size apart, and those in turn 3 to 60 times as far.
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,28 +46,25 @@ class WeightSamples:
         most = max(1, min(_MOST_ELEMENTS, _MOST_BYTES // (64 * max(self.checkpoints, 1))))
         values: Floats = np.empty(len(data) // dtype.itemsize, sum_dtype([dtype]))
         decode(dtype, np.frombuffer(data, np.uint8), values)
-        kept = values[:: -(-len(values) // most)].astype(np.float32)
+        with np.errstate(over="ignore"):
+            kept = values[:: -(-len(values) // most)].astype(np.float32)
         with self._lock:
             self._vectors.setdefault(checkpoint, {})[name, start] = kept
 
-    def distances(self, one: Checkpoint, other: Checkpoint, sizes: Mapping[Sample, float]) -> float:
-        """Return the relative distance of two checkpoints: the median over the samples."""
-        mine, theirs = self._vectors[one], self._vectors[other]
-        return median(float(np.linalg.norm(mine[key] - theirs[key])) / size for key, size in sizes.items())
+    def distances(self, checkpoints: Sequence[Checkpoint], apart: int) -> NDArray[np.float64] | None:
+        """Return the relative distance of each checkpoint from the one `apart` later: the median over the samples.
 
-    def sizes(self, checkpoints: Sequence[Checkpoint]) -> dict[Sample, float]:
-        """Return the size of the weights in each sample that moves, and that all checkpoints have."""
-        first = self._vectors.get(checkpoints[0], {})
-        vectors = [self._vectors.get(checkpoint, {}) for checkpoint in checkpoints]
-        sizes = {}
-        for key in first:
-            if all(key in each for each in vectors) and any(
-                not np.array_equal(each[key], first[key]) for each in vectors
-            ):
-                size = median(float(np.linalg.norm(each[key])) for each in vectors)
-                if size > 0 and np.isfinite(size):
-                    sizes[key] = size
-        return sizes
+        Samples that never move, as those of frozen weights, do not count; None where no other is in all checkpoints.
+        """
+        tables = [self._vectors.get(checkpoint, {}) for checkpoint in checkpoints]
+        rows = []
+        for key in tables[0]:
+            if all(key in table for table in tables):
+                values = np.stack([table[key] for table in tables])
+                size = np.median(np.linalg.norm(values, axis=1))
+                if size > 0 and np.any(values != values[0]):
+                    rows.append(np.linalg.norm(values[apart:] - values[:-apart], axis=1) / size)
+        return np.median(rows, axis=0) if rows else None
 
 
 def jump_notes(samples: WeightSamples, checkpoints: Sequence[Checkpoint], clocks: Sequence[float]) -> list[str]:
@@ -82,13 +77,11 @@ def jump_notes(samples: WeightSamples, checkpoints: Sequence[Checkpoint], clocks
     """
     if len(checkpoints) < 3 or any(each.tensors.specs is not checkpoints[0].tensors.specs for each in checkpoints):
         return []
-    sizes = samples.sizes(checkpoints)
-    if not sizes:
+    with np.errstate(all="ignore"):
+        one, two = (samples.distances(checkpoints, apart) for apart in (1, 2))
+    if one is None or two is None or not np.isfinite([*one, *two]).all():
         return []
-    steps = [samples.distances(one, other, sizes) for one, other in pairwise(checkpoints)]
-    twos = [samples.distances(one, other, sizes) for one, other in zip(checkpoints, checkpoints[2:], strict=False)]
-    if not all(map(math.isfinite, (*steps, *twos))):
-        return []
+    steps, twos = one.tolist(), two.tolist()
     far = [*_aside(steps, twos), *_jumps(steps, [b - a for a, b in pairwise(clocks)])]
     if not far:
         return []
