@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ema_cli.errors import CheckpointError
 from ema_cli.formats.folders import huggingface
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.shards import is_plain_name
@@ -24,6 +25,7 @@ from ema_cli.storage.location import location
 
 _MAX_CONFIG_BYTES = 128 << 20
 _MAX_DEPTH = 4  # of a router in a router
+_MAX_PLACES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,11 @@ def named_folders(path: Path) -> list[str]:
         modules = read_json(location(path / MODULES).open(), _MAX_CONFIG_BYTES)
         entries = [entry for entry in modules if isinstance(entry, dict)] if isinstance(modules, list) else []
         for place in (entry.get("path") for entry in entries):
-            if isinstance(place, str) and (place == "" or is_plain_name(place)):
-                found.update(dict.fromkeys(_with_routes(path, PurePosixPath(place))))
+            if isinstance(place, str) and all(map(is_plain_name, place.split("/") if place else ())):
+                for named in _with_routes(path, PurePosixPath(place)):
+                    found[named] = None
+                    if len(found) > _MAX_PLACES:  # as links that lead back can make them
+                        raise CheckpointError(f"names more than {_MAX_PLACES} folders", subject=path / MODULES)
     if PIPELINE in names:
         pipeline = read_json(location(path / PIPELINE).open(), _MAX_CONFIG_BYTES)
         for name, kind in pipeline.items() if isinstance(pipeline, dict) else ():

@@ -34,7 +34,12 @@ from ema_cli.storage.source import InputFile
 
 def matches(path: Path) -> bool:
     """Return whether the folder holds a model, or models in folders of their own."""
-    return huggingface.matches(path) or bool(find_places(path).models)
+    if huggingface.matches(path):
+        return True
+    try:
+        return bool(find_places(path).models)
+    except CheckpointError:  # what is wrong with it is said where it is opened, if it is a checkpoint at all
+        return bool(name_clocks(path.name).clocks)
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import EmaError, NoSuchWeights, UsageError
+from ema_cli.errors import CheckpointError, EmaError, NoSuchWeights, UsageError
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.folders import several
 from ema_cli.formats.options import ReadOptions
@@ -50,6 +50,13 @@ def refusal(path: Path, **options: Any) -> EmaError:
     with pytest.raises(EmaError) as caught:
         open_checkpoint(path, ReadOptions(**options))
     assert str(caught.value).startswith(f"{path}: ")
+    return caught.value
+
+
+def refusal_of_any(path: Path) -> EmaError:
+    """Return the error that opening the folder gives, whatever in it that is about."""
+    with pytest.raises(EmaError) as caught:
+        open_checkpoint(path)
     return caught.value
 
 
@@ -186,13 +193,48 @@ def test_a_router_leads_to_more_modules(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("path", ["..", "/etc", "a/b", ".hidden", 7, None, "", "."])
+@pytest.mark.parametrize("path", ["..", "/etc", "a/../..", "a//b", ".hidden", 7, None, "", "."])
 def test_a_module_that_lies_elsewhere_is_not_opened(path: object, tmp_path: Path) -> None:
     """Nothing that a checkpoint names leads out of its folder."""
     models(tmp_path, "", "run/a/b")
     folder = models(tmp_path / "run", "")
     modules(folder, path)
     assert read_all(open_checkpoint(folder).tensors) == {"w": full(1.0)}
+
+
+def test_a_module_may_lie_deeper(tmp_path: Path) -> None:
+    """A path of several parts is a folder in a folder."""
+    modules(models(tmp_path, "", "parts/2_Dense"), "", "parts/2_Dense")
+    assert list(open_checkpoint(tmp_path).tensors.specs) == ["w", "parts/2_Dense/w"]
+
+
+def test_links_that_lead_back_are_no_endless_work(tmp_path: Path) -> None:
+    """A router in whose folder each module is that folder again."""
+    modules(models(tmp_path, ""), "")
+    names = [f"query_{number}" for number in range(40)]
+    for name in names:
+        (tmp_path / name).symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "router_config.json").write_text(json.dumps({"types": dict.fromkeys(names, "")}))
+    with pytest.raises(CheckpointError, match="names more than 1000 folders"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[", "- a: 1", '{"a": 1}', '["a"]', "null"])
+def test_a_list_of_modules_that_is_none(text: str, tmp_path: Path) -> None:
+    """In a folder that is a checkpoint a damaged one is an error; a search is not stopped by any file of that name."""
+    folder = models(tmp_path / "checkpoint-5", "2_Dense")
+    (tmp_path / "modules.json").write_text(text)
+    (folder / "modules.json").write_text(text)
+    assert not several.matches(tmp_path)
+    if text in ('{"a": 1}', '["a"]', "null"):
+        assert not several.matches(folder)
+    else:
+        assert "modules.json: not valid JSON" in str(refusal_of_any(folder))
+    models(folder, "")
+    if text in ('{"a": 1}', '["a"]', "null"):
+        assert open_checkpoint(folder).notes == ("not averaged, and not in the output: the weights in 2_Dense/",)
+    else:
+        assert "modules.json: not valid JSON" in str(refusal_of_any(folder))
 
 
 def test_a_pipelines_models_by_its_index(tmp_path: Path) -> None:
