@@ -104,10 +104,10 @@ def settle_called(search: Search, opened: Sequence[Checkpoint], open_options: Op
     settled, options = Settled(), open_options.read
     by_name: dict[str, list[Checkpoint]] = {}
     for what, all_paths in search.averages.items():
-        if (pattern := open_options.excluded_by(search.name(what))) is not None:
-            settled.passed_over.append(exclude(search.name(what), pattern))
+        paths, excluded = _split_excluded(search, what, all_paths, open_options)
+        settled.passed_over += excluded
+        if not paths:
             continue
-        paths = [path for path in all_paths if open_options.excluded_by(search.name(path)) is None] or all_paths
         is_folder = location(what).info().is_folder
         called = IN_AVERAGES if is_folder else NAME_SAYS_AVERAGES
         try:
@@ -134,6 +134,18 @@ def settle_called(search: Search, opened: Sequence[Checkpoint], open_options: Op
     for kind in by_name.values():
         settled.passed_over += _pass_over_by_name(kind, opened)
     return settled
+
+
+def _split_excluded(
+    search: Search, what: Path, paths: Sequence[Path], options: OpenOptions
+) -> tuple[list[Path], list[PassedOver]]:
+    """Return the paths that the user does not leave out, and what is said of the others."""
+    pattern = options.excluded_by(search.name(what))
+    if pattern is not None:
+        return [], [exclude(search.name(what), pattern)]
+    patterns = {path: options.excluded_by(search.name(path)) for path in paths}
+    excluded = [exclude(search.name(path), found) for path, found in patterns.items() if found is not None]
+    return [path for path, found in patterns.items() if found is None], excluded
 
 
 def _reason_against(

@@ -253,6 +253,12 @@ def test_a_folder_of_averages_beside_raw_checkpoints(tmp_path: Path) -> None:
     assert passed_over(run) == {"ema": "averages, as its name says (3 checkpoints, the newest at 3ba)"}
     assert values(open_run(tmp_path, weights="raw")) == [1.0, 2.0, 3.0]
     assert values(open_run(tmp_path, weights="ema")) == [-1.0, -2.0, -3.0]
+    for pattern in ("ema", "ema/*"):
+        excluding = open_run(tmp_path, exclude=pattern)
+        assert values(excluding) == [1.0, 2.0, 3.0]
+        assert not passed_over(excluding)
+        assert not excluding.notes
+    assert values(open_run(tmp_path, weights="ema", exclude="*step-3.pt")) == [-1.0, -2.0]
 
 
 def test_a_copy_without_averages_does_not_stop_the_run(tmp_path: Path) -> None:

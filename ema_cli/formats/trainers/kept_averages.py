@@ -84,9 +84,12 @@ def hidden(root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpick
         if matched is not None:
             return kept_sets(matched, around, tensors, where, file)
         if stored_raw(around) is not None:
-            why = f"'{where}' holds averages and weights that were stored while those took the model's place"
-            return Sets(averages=tensors, why=why, sure=False)
+            return Sets(averages=tensors, why=_doubt(where), sure=False)
     return None
+
+
+def _doubt(where: str) -> str:
+    return f"'{where}' holds averages and weights that were stored while those took the model's place"
 
 
 def kept_sets(
@@ -102,10 +105,12 @@ def kept_sets(
         file: reads numbers and the beginnings of tensors.
         compare: whether the averages may have been in the place of the model, too.
     """
-    begun = has_begun(around, counter(file))
-    if not (compare and begun and _equal(matched, tensors, file)):
+    begun, stored = has_begun(around, counter(file)), stored_raw(around)
+    equal = _equal(matched, tensors, file) if compare and begun else False
+    if equal is None and stored:
+        return Sets(averages=tensors, why=_doubt(where), sure=False)
+    if not equal:
         return Sets(tensors, {**tensors, **matched}, where=where, begun=begun)
-    stored = stored_raw(around)
     raw = match_one(stored, tensors) if stored else None
     why = f"its weights equal the averages that it keeps in '{where}'"
     return Sets({**tensors, **raw} if raw else None, tensors, why=why)
@@ -141,15 +146,17 @@ def _kept(root: Mapping[Any, Any], place: str) -> Iterator[tuple[str, Mapping[An
                     todo.append((f"{where}.{name}", item, depth + 1))
 
 
-def _equal(matched: Refs, tensors: StateDict, file: Unpickled) -> bool:
-    """Return whether the tensors begin with the bytes of the model's."""
+def _equal(matched: Refs, tensors: StateDict, file: Unpickled) -> bool | None:
+    """Return whether the tensors begin with the bytes of the model's; None where all are of other types."""
+    compared = False
     for name, theirs in matched.items():
         ours = tensors[name]
         if not isinstance(ours, TensorRef) or not isinstance(theirs, TensorRef) or ours.dtype != theirs.dtype:
-            return False
+            continue
         if file.beginning(name, ours, _SAMPLE_BYTES) != file.beginning(name, theirs, _SAMPLE_BYTES):
             return False
-    return True
+        compared = True
+    return True if compared else None
 
 
 def has_begun(around: Any, count: Count) -> bool:

@@ -288,6 +288,18 @@ def test_lists_that_fit_in_two_ways_are_no_averages_of_known_names(tmp_path: Pat
     assert opened(tmp_path, alone).averages is None
 
 
+def test_averages_of_another_type_than_the_model_leave_doubt(tmp_path: Path) -> None:
+    """Nothing tells whether a model in bfloat16 is the average in float32: refused, and the user is believed."""
+    narrow = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in RAW.items()}
+    saved = lightning(state_dict=narrow, callbacks={"E": {"ema": torch_ema(EMA, RAW)}})
+    found = opened(tmp_path, saved)
+    assert found.averages is not None
+    assert not found.averages.sure
+    assert holds(opened(tmp_path, saved, weights="raw"), narrow)
+    kept = lightning(state_dict=narrow, callbacks={"E": {"ema": torch_ema(EMA, None)}})
+    assert opened(tmp_path, kept).averages is None
+
+
 def test_a_schedule_free_optimizer_in_train_mode_is_said(tmp_path: Path) -> None:
     """The weights are neither its iterates nor its averages; that is a note."""
     group = {"k": 9, "train_mode": True, "weight_sum": 1.0}
