@@ -63,8 +63,9 @@ docs: .venv/dev  ## make the parts of docs/ that come from the program: command 
 demo: .venv/dev  ## train a small model for two minutes, average its checkpoints, compare
 	$(BIN)/python scripts/demo.py
 
-fuzz: .venv/fuzz  ## fuzz each reader for FUZZ_SECONDS; what is found stays in .fuzz/
+fuzz: .venv/fuzz  ## fuzz each reader, and the kernel's entry, for FUZZ_SECONDS; what is found stays in .fuzz/
 	$(BIN)/python scripts/fuzz.py --seconds $(FUZZ_SECONDS)
+	$(BIN)/python scripts/fuzz_kernel.py --seconds $(FUZZ_SECONDS)
 
 bench: .venv/bench .venv/trainers  ## measure on small sets, beside other tools and the limit; figures go to .bench/
 	$(BIN)/python scripts/bench.py

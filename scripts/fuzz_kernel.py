@@ -1,0 +1,112 @@
+"""Fuzz the entry of the compiled kernel under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+Run by `make fuzz`. The extension is built anew, with both, into `.fuzz/kernel`; another process calls it with random
+arguments: memory of any length, a byte too little here and there, at any address, rows and sums over each other. It may
+refuse them, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+FOLDER = Path(".fuzz/kernel")
+SOURCE = Path("ema_cli/folding/kernel/compiled.c")
+SIZES = (2, 2, 4, 8)
+REFUSALS = (ValueError, TypeError, OverflowError, BufferError)
+
+
+def build(compiler: str) -> None:
+    """Build the extension with both sanitizers, which end the process at the first finding."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    options = ["-std=gnu11", "-O1", "-g", "-fPIC", "-shared", "-Wno-psabi", "-fno-fast-math", "-ffp-contract=off"]
+    include = f"-I{sysconfig.get_path('include')}"
+    target = FOLDER / "_compiled.abi3.so"
+    subprocess.run([compiler, *options, *sanitizers, include, SOURCE, "-o", target, "-lm"], check=True)
+
+
+def memory(source: random.Random, arena: bytearray, nbytes: int) -> memoryview:
+    """Return memory of about so many bytes: somewhere in the arena, or by itself, which ends where it ends."""
+    nbytes = max(0, nbytes - (source.random() < 0.02))
+    if source.random() < 0.5 and nbytes < len(arena):
+        start = source.randrange(len(arena) - nbytes)
+        return memoryview(arena)[start : start + nbytes]
+    return memoryview(bytearray(source.randbytes(nbytes)))
+
+
+def arguments(source: random.Random, arena: bytearray) -> tuple[object, ...]:
+    """Return arguments of `add`, most of which fit together."""
+    wide = source.random() < 0.5
+    kinds = range(4 if wide or source.random() < 0.02 else 3)
+    rows, averages = source.choice((1, 2, 3, 16, 32, 33)), source.choice((1, 1, 2, 3, 32, 33))
+    count = source.choice((0, 1, 31, 32, 63, 64, 65, 127, 128, 129, source.randrange(2000)))
+    row_kinds = bytes(source.choices(kinds, k=rows))
+    newest_kinds = bytes(source.choices(kinds, k=averages))
+    return (
+        source.choice((0, 1, 2, 2, 3)),
+        tuple(memory(source, arena, count * SIZES[kind]) for kind in row_kinds),
+        row_kinds,
+        memory(source, arena, 8 * rows * averages),
+        tuple(memory(source, arena, count * SIZES[kind]) for kind in newest_kinds),
+        newest_kinds,
+        source.randbytes(averages),
+        tuple(memory(source, arena, count * (8 if wide else 4)) for _ in range(averages)),
+        count + source.choice((0,) * 99 + (1,)),
+        source.choice(kinds),
+        wide,
+        source.random() < 0.5,
+        source.choice((1.0, float("inf"), float("nan"))),
+        source.random() < 0.5,
+    )
+
+
+def fuzz(seconds: float, seed: int) -> None:
+    """Call the extension until the time is over; print how often it took its arguments."""
+    sys.path.insert(0, str(FOLDER.resolve()))
+    import _compiled
+
+    source, arena = random.Random(seed), bytearray(1 << 16)
+    ends, calls, taken = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < ends:
+        calls += 1
+        try:
+            _compiled.add(*arguments(source, arena))
+            taken += 1
+        except REFUSALS:
+            continue
+    print(f"kernel: {calls} calls, {taken} with arguments that fit, seed {seed}")
+    if not taken or taken == calls:
+        sys.exit("kernel: none or all of the arguments fit: that tests nothing")
+
+
+def main() -> None:
+    """Build, and fuzz in a process with the sanitizer loaded first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        fuzz(options.seconds, options.seed)
+        return
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        sys.exit("kernel: gcc is needed, with its sanitizers")
+    build(compiler)
+    library = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    # Each buffer in a block of malloc's own, so that the sanitizer sees where it ends. Python itself leaks at its end.
+    environment = {"LD_PRELOAD": library.stdout.strip(), "PYTHONMALLOC": "malloc", "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, __file__, "--inside", "--seconds", str(options.seconds), "--seed", str(options.seed)]
+    sys.exit(subprocess.run(command, env=os.environ | environment, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
