@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from glob import escape
 from itertools import pairwise
 
 from ema_cli.checkpoint import Checkpoint
@@ -25,6 +26,7 @@ from ema_cli.runs.spacing import measure_spacing
 from ema_cli.text import natural_key, plural
 
 _MOST_PARTS = 4  # of a run, in one message
+_FEW = 3  # checkpoints that a hint names one by one
 
 
 def unit_needed_by(recipe: Recipe) -> str:
@@ -52,8 +54,10 @@ def check_units(run: Run, recipe: Recipe) -> None:
             advise_name_clock(run.checkpoints, Unit.BATCH),
             _space(Time(Fraction(1), Unit.BATCH)),
         ]
+        some = any(checkpoint.progress.clocks for checkpoint in run.checkpoints)
+        lack = "have no clock in one unit" if some else "record no clock"
         raise RunError(
-            "the checkpoints record no clock, and names alone give no order that is safe",
+            f"the checkpoints {lack}, and names alone give no order that is safe",
             subject=run.root,
             hint=", or ".join(filter(None, ways)),
         )
@@ -71,7 +75,7 @@ def _check_clocks(run: Run, time: Time, what: str) -> None:
     ignored = run.options.ignore_clocks
     ways = [
         None if ignored else _advise_clock_key(run.checkpoints, unit),
-        advise_name_clock(run.checkpoints, unit),
+        _leave_out(run.checkpoints, unit) or advise_name_clock(run.checkpoints, unit),
         f"{_space(_half(time))}, for {option('ignore_clocks', True)} leaves none" if ignored else None,
     ]
     ways += [_count_in(run.checkpoints, other, what) for other in run.units if not falls(run.checkpoints, other)]
@@ -85,6 +89,14 @@ def _check_clocks(run: Run, time: Time, what: str) -> None:
         subject=missing.path,
         hint=", or ".join(filter(None, ways)) or None,
     )
+
+
+def _leave_out(checkpoints: Sequence[Checkpoint], unit: Unit) -> str | None:
+    """Return the advice to leave out the few checkpoints without a clock; None where many have none."""
+    without = [checkpoint.name for checkpoint in checkpoints if unit not in checkpoint.progress.clocks]
+    if len(without) > _FEW or 2 * len(without) >= len(checkpoints):
+        return None
+    return f"leave out what has none: {' '.join(option('exclude', escape(name)) for name in without)}"
 
 
 def _advise_clock_key(checkpoints: Sequence[Checkpoint], unit: Unit) -> str | None:
@@ -132,7 +144,8 @@ def count_names(run: Run) -> Run:
         with_clock(checkpoint, Unit.BATCH, Fraction(number), "order of names")
         for number, checkpoint in enumerate(run.checkpoints, 1)
     ]
-    newest = f"no clock is known: all count alike, and {counted[-1].name} is taken for the newest, by its name"
+    alike = "the checkpoints have no common clock: all count alike"
+    newest = f"{alike}, and {counted[-1].name} is taken for the newest, by its name"
     return replace(run, checkpoints=tuple(counted), units=(Unit.BATCH,), notes=(*run.notes, newest))
 
 

@@ -102,7 +102,7 @@ LIBRARIES: Mapping[str, list[Written]] = {
             numbered("checkpoint_epoch={}.pt", 1, 2, 3),
             torch_file("net"),
             unit="ep",
-            arguments=("--key", "net", "--exclude", "checkpoint_final_iteration=15.pt"),
+            arguments=("--exclude", "checkpoint_final_iteration=15.pt"),
         )
     ],
     "OLMo-core 3.0.0": [Written("olmo-core-3.0.0", numbered("step{}", 1000, 2000, 3000), loading.olmo_core)],

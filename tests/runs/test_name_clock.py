@@ -271,7 +271,7 @@ def test_files_without_clocks_are_averaged_alike_in_the_order_of_their_names(cli
     files = ("run/alpha.safetensors", "run/beta.safetensors")
     done = cli("average", *files, "--profile", "uniform", "-o", "out.safetensors")
     assert done.code == 0, done
-    assert "no clock is known: all count alike, and beta.safetensors is taken for the newest, by its name" in done.err
+    assert "no common clock: all count alike, and beta.safetensors is taken for the newest, by its name" in done.err
     assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [0.5, 0.5]
     assert cli("verify", "out.safetensors", "--against", "run").code == 0
     refused = cli("average", *files, "--half-life", "10ba", "-o", "x.safetensors")
@@ -279,3 +279,13 @@ def test_files_without_clocks_are_averaged_alike_in_the_order_of_their_names(cli
     assert "--profile uniform" in refused.err
     for options in (("--last", "1"), ("--update-interval", "1ba")):
         assert cli("average", *files, "--profile", "uniform", *options, "-o", "x.safetensors").code == 4
+
+
+def test_a_few_checkpoints_without_the_clock_of_the_others_can_be_left_out(cli: Cli, tmp_path: Path) -> None:
+    """MONAI's last one has an iteration in its name, the others an epoch: the hint leaves it out."""
+    write(tmp_path / "run", *(f"net_epoch={n}.pt" for n in (1, 2, 3)), "net_final_iteration=15.pt")
+    command = ("average", "run", "--half-life", "1ep", "-o", "out.safetensors")
+    refused = cli(*command)
+    assert (refused.code, "leave out what has none: --exclude net_final_iteration=15.pt" in refused.err) == (4, True)
+    assert cli(*command, "--exclude", "net_final_iteration=15.pt").code == 0
+    assert "have no clock in one unit" in cli("inspect", "run", "--smoothing", "0.5").err
