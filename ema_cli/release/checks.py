@@ -72,10 +72,13 @@ def compare_sums(snapshot: Snapshot) -> Iterator[str]:
         size, in_manifest = outputs.get(name, (None, None))
         if size is not None and size != snapshot.files[name].size:
             yield snapshot.problem(name, f"holds {snapshot.files[name].size} bytes, but {size} in {own}")
+        wrong: dict[str, list[str]] = {}  # a listed sum that is not the file's -> who lists it
         for listed, where in ((snapshot.sums.get(name), sums_name), (in_manifest, own)):
             if listed is not None and listed != reading.sha256:
-                fact = f"its sha256 is {reading.sha256[:12]}..., but {listed[:12]}... in {where}"
-                yield snapshot.problem(name, fact)
+                wrong.setdefault(listed, []).append(where)
+        for listed, wheres in wrong.items():
+            fact = f"its sha256 is {reading.sha256[:12]}..., but {listed[:12]}... in {' and '.join(wheres)}"
+            yield snapshot.problem(name, fact)
 
 
 def compare_tensors(snapshot: Snapshot) -> Iterator[str]:

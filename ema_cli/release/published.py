@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import fnmatch
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, option
-from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import FILE_SUFFIX, SUMS_SUFFIX, manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.runs.run import read_run
 from ema_cli.storage.location import check_exists, location
 
-_TENSOR_SUFFIX = ".safetensors"  # of the files with tensors in a folder
+# What git, the Hub and a signer keep in the folder of a release. It is named, and neither entered nor compared.
+_NO_PART = (
+    ".git", ".gitattributes", ".cache/huggingface", "model.sig",
+    "SHA256SUMS.asc", "SHA256SUMS.sig", "SHA256SUMS.sigstore.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,14 @@ class Published:
         return any(location(path).info(follow=False).exists for path in (self.manifest, self.sums))
 
 
-def find_averages(paths: Iterable[Path]) -> list[Published]:
+def find_averages(paths: Iterable[Path], allow_extra: Sequence[str] = ()) -> list[Published]:
     """Return the averages at `paths`, each once: a file, a folder, or each of several in a folder.
+
+    What else lies in a folder of several is returned, too: it is vouched for by nothing.
+
+    Args:
+        paths: what the user names.
+        allow_extra: patterns of names that may lie in a folder of several, too.
 
     Raises:
         UsageError: for a path that does not exist.
@@ -54,7 +64,7 @@ def find_averages(paths: Iterable[Path]) -> list[Published]:
     """
     averages: dict[Path, Published] = {}
     for path in paths:
-        at_path = _averages_at(path)
+        at_path = _averages_at(path, allow_extra)
         if len(at_path) == 1 and not at_path[0].vouched and (raw := describe_raw(path)) is not None:
             raise VerificationError(raw[0], subject=path, hint=raw[1])
         for average in at_path:
@@ -62,10 +72,10 @@ def find_averages(paths: Iterable[Path]) -> list[Published]:
     return list(averages.values())
 
 
-def _averages_at(path: Path) -> list[Published]:
+def _averages_at(path: Path, allow_extra: Sequence[str]) -> list[Published]:
     if location(path).info().is_folder:
         whole = Published(path, is_folder=True)
-        return [whole] if whole.vouched else _averages_inside(path) or [whole]
+        return [whole] if whole.vouched else _averages_inside(path, allow_extra) or [whole]
     for suffix in (FILE_SUFFIX, SUMS_SUFFIX):
         if path.name.endswith(suffix) and path.name != suffix:
             path = path.with_name(path.name.removesuffix(suffix))
@@ -77,30 +87,23 @@ def _averages_at(path: Path) -> list[Published]:
     return [whole if whole.vouched and not single.vouched else single]
 
 
-def _averages_inside(folder: Path) -> list[Published]:
-    """Return the averages in a folder.
+def _averages_inside(folder: Path, allow_extra: Sequence[str] = ()) -> list[Published]:
+    """Return the averages in a folder, and what else lies there but what git, the Hub or a signer keeps.
 
-    If at least one has a manifest or checksums, tensor files and folders of them without any are returned too;
-    otherwise return nothing: then it is a folder of something else.
+    If none has a manifest or checksums, return nothing: then it is a folder of something else.
     """
     averages: dict[str, Published] = {}
     for entry in sorted(location(folder).entries(), key=lambda entry: entry.name):
         name = entry.name if entry.is_folder else entry.name.removesuffix(FILE_SUFFIX).removesuffix(SUMS_SUFFIX)
-        is_tensor_file = name.lower().endswith(WEIGHT_SUFFIXES)
-        if not name.startswith(".") and (entry.is_folder or is_tensor_file):
-            averages[name] = Published(folder / name, entry.is_folder)
-    vouched = {name for name, average in averages.items() if average.vouched}
+        averages[name] = Published(folder / name, entry.is_folder)
+    vouched = [name for name, average in averages.items() if average.vouched]
     if not vouched:
         return []
     return [
         average
         for name, average in averages.items()
-        if name in vouched or not average.is_folder or _holds_tensors(average.path)
+        if name in vouched or not (is_no_part(name) or is_allowed(name, allow_extra))
     ]
-
-
-def _holds_tensors(folder: Path) -> bool:
-    return any(name.lower().endswith(_TENSOR_SUFFIX) for name in location(folder).names())
 
 
 def describe_raw(path: Path) -> tuple[str, str] | None:
@@ -141,3 +144,15 @@ def read_output(output: Path) -> Manifest:
         subject=output,
         hint=f"ema-cli average writes one beside the weights, unless {option('manifest', False)} is given",
     )
+
+
+def is_no_part(name: str) -> bool:
+    """Return whether a name in the folder of a release is of git, the Hub or a signer."""
+    return name in _NO_PART
+
+
+def is_allowed(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a name, or that of a folder around it, matches one of the patterns."""
+    path = PurePosixPath(name)
+    names = [path.as_posix(), *(parent.as_posix() for parent in path.parents)][: len(path.parts)]
+    return any(fnmatch.fnmatchcase(each, pattern.rstrip("/")) for each in names for pattern in patterns)

@@ -17,9 +17,9 @@ from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import MAX_SUMS_BYTES, parse_sums
 from ema_cli.manifest.types import Manifest
-from ema_cli.release.published import Published
+from ema_cli.release.published import Published, is_allowed
 from ema_cli.release.read_file import FileSum, read_file
-from ema_cli.release.surroundings import is_allowed, look_around
+from ema_cli.release.surroundings import look_around
 from ema_cli.storage.location import location
 from ema_cli.storage.small_file import read_small_file
 from ema_cli.storage.source import InputFile

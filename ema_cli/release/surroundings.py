@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from ema_cli.release.published import Published
+from ema_cli.release.published import Published, is_allowed, is_no_part
 from ema_cli.storage.location import location
-
-# What git, the Hub and a signer keep in the folder of a release. It is named, and neither entered nor compared.
-NO_PART = (
-    ".git", ".gitattributes", ".cache/huggingface", "model.sig",
-    "SHA256SUMS.asc", "SHA256SUMS.sig", "SHA256SUMS.sigstore.json",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +37,11 @@ def look_around(published: Published, listed: Collection[str], allowed: Sequence
         return Surroundings(frozenset(path.name for path in beside if location(path).info(follow=False).exists))
     present, no_part = set(), []
     for name in _names(published.path):
-        if name not in listed and (name in NO_PART or is_allowed(name, allowed)):
+        if name not in listed and (is_no_part(name) or is_allowed(name, allowed)):
             no_part.append(name)
         else:
             present.add(name)
     return Surroundings(frozenset(present), tuple(sorted(no_part)))
-
-
-def is_allowed(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a name, or that of a folder around it, matches one of the patterns."""
-    path = PurePosixPath(name)
-    names = [path.as_posix(), *(parent.as_posix() for parent in path.parents)][: len(path.parts)]
-    return any(fnmatch.fnmatchcase(each, pattern.rstrip("/")) for each in names for pattern in patterns)
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -71,7 +57,7 @@ def _names(folder: Path) -> Iterator[str]:
             yield begin
         for entry in entries:
             name = f"{begin}{entry.name}"
-            if entry.is_folder and not entry.is_link and name not in NO_PART:
+            if entry.is_folder and not entry.is_link and not is_no_part(name):
                 waiting.append((entry.path, f"{name}/"))
             else:
                 yield name

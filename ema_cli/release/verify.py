@@ -12,6 +12,7 @@ from ema_cli._version import __version__
 from ema_cli.errors import at_terminal
 from ema_cli.folding.sample import Sample
 from ema_cli.formats.output_file import whole_name
+from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES
 from ema_cli.release.checks import all_problems
 from ema_cli.release.clocks import overruled_by
 from ema_cli.release.published import Published
@@ -136,11 +137,13 @@ def verify(
     """
     if not published.vouched:
         snapshot = Snapshot(published)
-        problem = snapshot.problem(
-            "" if published.is_folder else published.path.name,
+        fact = (
             f"has neither a manifest ({published.manifest.name}) nor sums ({published.sums.name}), which say what it "
-            "must be; average again, without --no-manifest",
+            "must be; average again, without --no-manifest"
         )
+        if not (published.is_folder or published.path.name.lower().endswith(WEIGHT_SUFFIXES)):
+            fact = "lies among averages, and ema-cli did not write it there"
+        problem = snapshot.problem("" if published.is_folder else published.path.name, fact)
         return Verified(snapshot, (problem,))
     snapshot = take_snapshot(published, allow_extra=allow_extra, threads=threads, progress=progress)
     problems = all_problems(snapshot)

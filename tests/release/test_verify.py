@@ -10,6 +10,7 @@ import pytest
 from ema_cli.errors import UsageError, VerificationError
 from ema_cli.release.published import Published, find_averages
 from ema_cli.release.verify import verify
+from tests.conftest import Cli
 from tests.release.verified import (
     MANIFEST,
     SINGLE,
@@ -44,6 +45,32 @@ def test_one_without_a_manifest_among_several_is_named(copy: Path):
     shutil.copy(copy / SINGLE, copy / "several" / "other.safetensors")
     found = [verify(each) for each in find_averages([copy / "several"])]
     assert [bool(each.problems) for each in found] == [False, False, True]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "model.py", "folder/config.json", "empty"])
+def test_what_else_lies_among_several_is_named(copy: Path, cli: Cli, name: str):
+    """A foreign file or folder among averages is a problem, unless the user allows it; what git keeps is none."""
+    path = copy / "several" / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "empty":
+        path.mkdir()
+    else:
+        path.write_text("x")
+    (copy / "several/.gitattributes").write_text("x")
+    done = cli("verify", "several", cwd=copy)
+    assert (done.code, done.out.count(": verified: ")) == (6, 2)
+    assert f"error: several/{name.partition('/')[0]}: " in done.err
+    assert cli("verify", "several", "--allow-extra", name.partition("/")[0], cwd=copy).code == 0
+
+
+def test_an_average_that_is_missing_among_several_is_named(copy: Path, cli: Cli):
+    """Its manifest and its sums say that it was there; so does one of them alone."""
+    (copy / "several/ema-20ba.safetensors").unlink()
+    assert "ema-20ba.safetensors: is missing" in cli("verify", "several", cwd=copy).err
+    (copy / "several/ema-20ba.safetensors.sha256").unlink()
+    done = cli("verify", "several", cwd=copy)
+    assert done.code == 6
+    assert "ema-20ba.safetensors: is missing" in done.err
 
 
 def test_a_name_of_the_manifest_stands_for_the_average(made: Path):

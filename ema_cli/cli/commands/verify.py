@@ -68,7 +68,9 @@ def run(options: VerifyOptions) -> int:
     """Show of each average whether it holds; return the exit code."""
     request = VerifyRequest.resolve(options)
     printer = make_printer("verify", as_json=options.as_json)
-    averages = [_verify(published, request, printer) for published in find_averages(request.outputs)]
+    averages = [
+        _verify(published, request, printer) for published in find_averages(request.outputs, request.allow_extra)
+    ]
     problem = None
     if any(verified.problems for verified in averages):
         problem = VerificationError(not_verified(averages), hint=_HINT)
