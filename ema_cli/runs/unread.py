@@ -35,7 +35,6 @@ _DIGITS = re.compile(r"[0-9]")
 _DECIMAL = re.compile(r"#(?:[.,]#)+")
 _VERSION = re.compile(r"-v[0-9]+$")  # Lightning's, where a file of that name was there
 
-
 _Age = tuple[list[Fraction], tuple[tuple[int, str], ...]]
 
 
@@ -163,7 +162,9 @@ class _Names:
     def fit(self, name: str) -> bool:
         """Return whether a name is one of the run's but for its numbers."""
         own = family(name)
-        return self._all_fit or ("#" in own and own in self._families)
+        if self._all_fit:
+            return not name.lower().endswith(FOREIGN_SUFFIXES)
+        return "#" in own and own in self._families
 
     def beside(self, name: str) -> str | None:
         """Return the checkpoint that has this name with another suffix."""

@@ -214,6 +214,8 @@ def test_names_without_numbers_fit_a_run_without_clocks(cli: Cli, tmp_path: Path
     """Nothing tells a foreign file from a checkpoint there: a damaged one is an error."""
     for name in ("a", "b", "c"):
         save_file(make_tensors(1), tmp_path / f"{name}.safetensors")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(40))
+    assert cli("average", ".", "--profile", "uniform", "--spacing", "1ba").code == 0
     cut(tmp_path / "b.safetensors")
     done = cli("average", ".", "--half-life", "1ba", "--spacing", "1ba")
     assert (done.code, "b.safetensors: cut short" in done.err) == (3, True), done
