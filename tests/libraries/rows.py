@@ -81,6 +81,14 @@ LIBRARIES: Mapping[str, list[Written]] = {
             torch_file("model"),
         ),
     ],
+    "lerobot 0.4.4": [
+        Written(
+            "lerobot-0.4.4",
+            {f"{step:06}/pretrained_model": step for step in (10, 20, 30)},
+            lambda folder: load_file(folder / "model.safetensors"),
+            side_files=("config.json",),
+        )
+    ],
     "lightning 2.6.6": [
         Written(
             "lightning-2.6.6/raw",
