@@ -58,7 +58,7 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         UsageError: where another option does not fit what is there.
     """
     options = options or ReadOptions()
-    if options.component is not None and stem(path.as_posix()).endswith(f"/{options.component}"):
+    if options.component is not None and f"/{stem(path.as_posix())}".endswith(f"/{options.component}"):
         options = replace(options, component=None)  # chosen by the path: one of several files of a moment
     for reader in READERS:
         if reader.matches(path):

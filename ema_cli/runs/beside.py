@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.checkpoint import TensorSpec
-from ema_cli.errors import EmaError
+from ema_cli.errors import CheckpointError, EmaError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import name_clocks
@@ -40,24 +40,32 @@ class Beside:
         self._options = options
         self._is_root = is_root
         self._model: Mapping[str, TensorSpec] | None = None
+        self._is_read = False
         self.is_one_state = bool(name_clocks(folder.absolute().name).clocks)
 
     def are_checkpoints(self, paths: Sequence[Path]) -> bool:
         """Return whether paths of one kind are states of the folder's model. All must look like checkpoints."""
         if self.is_one_state and (len(paths) < 2 or (not self._is_root and location(paths[0]).info().is_file)):
             return False
-        if self._model is None:
-            self._model = self._specs(self._folder) or {}
+        if not self._is_read:
+            self._is_read, self._model = True, self._specs(self._folder)
         # Usually the first that is opened can be read.
         found = next((specs for path in reversed(paths) if (specs := self._specs(path)) is not None), None)
+        if self._model is None:  # damaged: what lies beside it is all there is
+            return not self.is_one_state
         return found is None or holds_tensors_of(self._model, found)
 
     def _specs(self, path: Path) -> Mapping[str, TensorSpec] | None:
-        """Return the tensors of a checkpoint, None if it cannot be read."""
+        """Return the tensors of a checkpoint; None if it is damaged, nothing if one of several models is to be chosen.
+
+        Opening it as a checkpoint gives the reason.
+        """
         try:
             return open_checkpoint(path, self._options).tensors.specs
+        except CheckpointError:
+            return None
         except EmaError:
-            return None  # opening it as a checkpoint gives the reason
+            return {}
 
 
 def holds_tensors_of(model: Mapping[str, TensorSpec], other: Mapping[str, TensorSpec]) -> bool:

@@ -185,16 +185,16 @@ def same_clock_error(
     what = f"'{name}' differs" if len(has_name) == 2 else f"other tensors: only {has_name[0]} has '{name}'"
     fact = f"has the same clock as {kept.name}, but {what}"
     ways = [advice] if advice else []
-    what = "one of the two kinds"
+    which = "one of the two kinds"
     if not advice and kind_of(kept.name) == kind_of(other.name):
-        what = "one of two models"
+        which = "one of two models"
         ways.append(
             "parts of one model: give the files of each moment a folder of their own, where they are put together"
             if kept.tensors.specs.keys().isdisjoint(other.tensors.specs)
             else f"parts of one model: put them together first, with {converter(other.path.name)}"
         )
     choices = _choices(root, checkpoints, kept, other)
-    choose = f"average {what}, with {', or '.join(choices)}"
+    choose = f"average {which}, with {', or '.join(choices)}"
     ways.append(choose if choices else "name the checkpoints of one kind, or of one run")
     return RunError(fact, subject=other.path, hint="; ".join(ways))
 

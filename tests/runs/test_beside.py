@@ -206,3 +206,10 @@ def test_a_series_of_states_in_one_of_many_checkpoints_is_no_run(tmp_path: Path)
     run = open_run(tmp_path)
     assert names(run) == ["epoch_1", "epoch_2"]
     assert len([passed for passed in run.passed_over if passed.warn]) == 6
+
+
+def test_a_damaged_final_model_does_not_hide_the_states_beside_it(tmp_path: Path):
+    """What cannot be read says nothing of the others: they are the run."""
+    write_torch_run(tmp_path, [100, 200])
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    assert names(open_run(tmp_path)) == ["step-100.pt", "step-200.pt"]

@@ -77,21 +77,22 @@ def _check_copies(parts: Sequence[Checkpoint], twice: str) -> None:
     """Check that parts which share a tensor are copies of one model, as far as the beginnings of the tensors show.
 
     Raises:
-        CheckpointError: for the first tensor of which they hold something else each.
+        CheckpointError: where they are not, naming a tensor that two of them hold.
     """
     first = parts[0]
-    for part in parts[1:]:
-        specs, others = first.tensors.specs, part.tensors.specs
-        different = next((name for name in (*specs, *others) if not begin_alike(first, part, name)), None)
-        if different is not None:
-            shared = different if different in specs and different in others else twice
-            raise CheckpointError(
-                f"is one of {len(parts)} files that differ in a number, and '{shared}' is in {first.path.name} and in "
-                f"{part.path.name}: tensors are cut into parts, or these are several models",
-                subject=first.path,
-                hint=f"put parts together first, with {converter(first.path.name)}; "
-                "give each of several models a folder of its own",
-            )
+    names = {name for part in parts for name in part.tensors.specs}
+    if all(begin_alike(first, part, name) for part in parts[1:] for name in names):
+        return
+    one, other = [part for part in parts if twice in part.tensors.specs][:2]
+    both = [name for name in one.tensors.specs if name in other.tensors.specs]
+    name = next((name for name in both if not begin_alike(one, other, name)), twice)
+    raise CheckpointError(
+        f"is one of {len(parts)} files that differ in a number, and '{name}' is in {one.path.name} and in "
+        f"{other.path.name}: tensors are cut into parts, or these are several models",
+        subject=first.path,
+        hint=f"put parts together first, with {converter(first.path.name)}; "
+        "give each of several models a folder of its own",
+    )
 
 
 def _all_parts(path: Path) -> list[Path]:

@@ -164,3 +164,11 @@ def test_folders_of_parts_are_named_like_other_checkpoints(tmp_path: Path):
             ("step-100", len(make_tensors(1))),
             ("step-200", len(make_tensors(1))),
         ]
+
+
+def test_the_error_names_the_two_files_that_hold_a_tensor(tmp_path: Path):
+    """Of three parts, the first and the last may share one."""
+    for number, name in enumerate(("a", "b", "a")):
+        write(tmp_path / f"rank{number}.pt", {name: torch.full((2,), float(number))})
+    with pytest.raises(CheckpointError, match=r"one of 3 files .*, and 'a' is in rank0\.pt and in rank2\.pt:"):
+        open_checkpoint(tmp_path / "rank0.pt")
