@@ -159,7 +159,7 @@ def perform(
         check_copies(plan)
         check_averages_move(plan)
     check_alphas(job.checkpoints)
-    notes = check_stored_sums(job.checkpoints, sizes.threads) if recording.checksum else []
+    notes = check_stored_sums(job.checkpoints, sizes.threads, replaceable=True) if recording.checksum else []
     if averages_statistics(name for name in job.tensors if name not in job.copied):
         notes.append(STATISTICS_NOTE)
     notes += final_model_notes(job.plans)

@@ -5,25 +5,27 @@ This reads the weights once more than an average does. Summing them up takes hal
 
 from __future__ import annotations
 
+import glob
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from ema_cli.checkpoint import Checkpoint, StoredRecord
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import CheckpointError, option
 from ema_cli.system.threads import thread_errors
 
 _STEP = 1 << 20
 _BATCH = 1024  # records that are handed to the threads at once
 
 
-def check_stored_sums(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]:
+def check_stored_sums(checkpoints: Sequence[Checkpoint], threads: int, *, replaceable: bool = False) -> list[str]:
     """Check the bytes of all tensors against the checksums that the files hold of them.
 
     Args:
         checkpoints: those that are read.
         threads: how many to sum up with.
+        replaceable: whether the user may leave out a checkpoint.
 
     Returns:
         A note on files whose writer was told to write no checksums: nothing shows damage to their bytes.
@@ -32,16 +34,17 @@ def check_stored_sums(checkpoints: Sequence[Checkpoint], threads: int) -> list[s
         CheckpointError: naming a tensor whose bytes have another sum.
     """
     with thread_errors(), ThreadPoolExecutor(threads, "checksum") as pool:
-        without = [each.name for each in checkpoints if not _check(each.tensors.stored_records(), pool)]
+        without = [each.name for each in checkpoints if not _check(each, pool, replaceable=replaceable)]
     if not without:
         return []
     more = f" and {len(without) - 1} more" if len(without) > 1 else ""
     return [f"{without[0]}{more}: no checksums were written, as torch does unless told not to: damage would not show"]
 
 
-def _check(records: Iterator[StoredRecord], pool: ThreadPoolExecutor) -> bool:
-    """Check records; return whether each has a checksum."""
-    complete = True
+def _check(checkpoint: Checkpoint, pool: ThreadPoolExecutor, *, replaceable: bool) -> bool:
+    """Check the records of a checkpoint; return whether each has a checksum."""
+    complete, records = True, checkpoint.tensors.stored_records()
+    leave = f", or leave it out: {option('exclude', glob.escape(checkpoint.name))}" if replaceable else ""
     while batch := list(islice(records, _BATCH)):
         with_sums = [record for record in batch if record.checksum]
         complete = complete and len(with_sums) == len(batch)
@@ -51,7 +54,7 @@ def _check(records: Iterator[StoredRecord], pool: ThreadPoolExecutor) -> bool:
                     f"'{record.tensor}' is damaged: its bytes have the checksum {checksum:08x}, "
                     f"but {record.checksum:08x} was written with them",
                     subject=record.source.path,
-                    hint="bring back the file as it was saved",
+                    hint=f"bring back the file as it was saved{leave}",
                 )
     return complete
 
