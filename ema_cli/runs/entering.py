@@ -99,6 +99,9 @@ def drop_unclocked(
         elif not named and not holds_tensors_of(run[-1].tensors.specs, checkpoint.tensors.specs):
             reason = f"records no clock, and has other tensors than {run[-1].name}"
             dropped.append(Unclocked(None, PassedOver(checkpoint.name, reason, warn=True)))
+        elif is_copy and checkpoint.tensors.specs != run[-1].tensors.specs:
+            reason = f"records no clock, and other names or types than {run[-1].name}: a copy, or a newer state"
+            dropped.append(Unclocked(None, PassedOver(checkpoint.name, reason, warn=True)))
         elif is_copy:
             reason = "records no clock; an average compares it with the others"
             dropped.append(Unclocked(checkpoint, PassedOver(checkpoint.name, reason, warn=True)))

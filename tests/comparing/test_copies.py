@@ -129,3 +129,14 @@ def test_a_final_model_above_its_checkpoints_that_is_newer_is_said(tmp_path: Pat
     earlier = Recipe(half_life=Time.parse("100ba"), stop=Time.parse("200ba"))
     result = averaging.average(make_plan(open_run(tmp_path), earlier), tmp_path.parent / "stopped.safetensors")
     assert not any("it may be newer" in note for note in result.notes)
+
+
+def test_a_final_model_of_another_float_type_cannot_be_compared_and_is_said(tmp_path: Path):
+    """An export in half precision may be a copy or newer: that is said, and stops nothing."""
+    write_torch_run(tmp_path, [100, 200])
+    torch.save({name: tensor.half() for name, tensor in make_tensors(200).items()}, tmp_path / "final.pt")
+    run = open_run(tmp_path)
+    assert [(passed.reason, passed.warn) for passed in run.passed_over] == [
+        ("records no clock, and other names or types than step-200.pt: a copy, or a newer state", True)
+    ]
+    averaging.average(make_plan(run, HUNDRED), tmp_path / "out.safetensors")
