@@ -7,9 +7,11 @@ usage() {
 usage: scripts/release.sh CKPTS... OUT OPTION...
 
 CKPTS  the folder that the training filled, or its checkpoints
-OUT    what to write: a name without a suffix for a folder, NAME.safetensors or NAME.pt for one file
+OUT    what to write: a name without a suffix for a folder, NAME.safetensors or NAME.pt for one file;
+       with --output OUT among the options, all that stands before them is CKPTS
 OPTION those of `ema-cli average`: a law, as --half-life 50ba, and what is demanded, as --min-count 10 --strict;
-       or --recipe MANIFEST, to repeat a release to the byte
+       or --recipe MANIFEST, to repeat a release to the byte. With --dry-run nothing is written and nothing verified.
+       Not --json, as what is printed is a path, nor --no-manifest, as nothing could be verified.
 
 Steps, each of which ends the release with its own exit code if it fails:
   inspect  shows the run, and checks what is demanded of it; reads no tensor            (3, 4, 6)
@@ -80,13 +82,15 @@ case ${1:-} in
         exit 0
         ;;
 esac
-again=${AGAIN:-sample}
-if ((${#positional[@]} < 2 || $# == 0)) || [[ $again != @(sample|all|none) ]]; then
+fail_usage() {
     usage >&2
+    if (($#)); then say "release: $*"; fi
     exit 2
-fi
-output=${positional[-1]}
-checkpoints=("${positional[@]:0:${#positional[@]}-1}")
+}
+
+again=${AGAIN:-sample}
+if ((${#positional[@]} == 0 || $# == 0)) || [[ $again != @(sample|all|none) ]]; then fail_usage; fi
+output=
 
 # What only `average` knows, `inspect` is not told; of a manifest it knows no law, and so not what would enter.
 replayed=
@@ -96,41 +100,56 @@ done
 inspected=()
 average_options=()
 threads=()
+dry=
 while (($#)); do
-    average_options+=("$1")
+    # The value of an option may stand behind it, or behind an equals sign; of -o, directly, too.
     case $1 in
-        --threads | --dtype | --max-shard-size | --max-memory | --recipe)
-            if (($# < 2)); then
-                usage >&2
-                exit 2
-            fi
-            average_options+=("$2")
-            if [[ $1 == --threads ]]; then threads=("$1" "$2"); fi
+        --threads | --dtype | --max-shard-size | --max-memory | --recipe | --min-count | --max-share | --summary | --output | -o)
+            if (($# < 2)); then fail_usage "$1 needs a value"; fi
+            name=$1 value=$2 given=("$1" "$2")
             shift
             ;;
-        --min-count | --max-share)
-            if [[ -z $replayed ]]; then inspected+=("${@:1:2}"); fi
-            average_options+=("${@:2:1}")
-            shift $(($# > 1))
-            ;;
-        --min-count=* | --max-share=*) if [[ -z $replayed ]]; then inspected+=("$1"); fi ;;
-        --json) # what is read below is a path
-            usage >&2
-            exit 2
-            ;;
-        --threads=*) threads=("$1") ;;
-        --dtype=* | --max-shard-size=* | --max-memory=* | --recipe=*) ;;
-        -f | --force | -q | --quiet | --allow-non-finite | --allow-approximate) ;;
-        *) inspected+=("$1") ;;
+        --*=*) name=${1%%=*} value=${1#*=} given=("$1") ;;
+        -o?*) name=-o value=${1#-o} given=("$1") ;;
+        *) name=$1 value='' given=("$1") ;;
     esac
     shift
+    case $name in
+        --output | -o)
+            output=$value
+            continue
+            ;;
+        --summary)
+            summary=$value
+            continue
+            ;;
+        --checksum) continue ;; # always given
+        --json | --no-manifest) fail_usage "$name is not for a release" ;;
+        --dry-run) dry=yes ;;
+        --threads) threads=("${given[@]}") ;;
+        --dtype | --max-shard-size | --max-memory | --recipe) ;;
+        --min-count | --max-share) if [[ -z $replayed ]]; then inspected+=("${given[@]}"); fi ;;
+        -f | --force | -q | --quiet | -fq | -qf | --allow-non-finite | --allow-approximate) ;;
+        *) inspected+=("${given[@]}") ;;
+    esac
+    average_options+=("${given[@]}")
 done
+checkpoints=("${positional[@]}")
+if [[ -z $output ]]; then
+    if ((${#positional[@]} < 2)); then fail_usage; fi
+    output=${positional[-1]}
+    checkpoints=("${positional[@]:0:${#positional[@]}-1}")
+fi
 if [[ -n $summary ]]; then average_options+=(--summary "$summary"); fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 step inspect ema-cli inspect "${checkpoints[@]}" ${inspected[@]+"${inspected[@]}"}
+if [[ -n $dry ]]; then
+    step average ema-cli average "${checkpoints[@]}" --output "$output" --checksum "${average_options[@]}"
+    exit
+fi
 keep=$work/path step average ema-cli average "${checkpoints[@]}" --output "$output" --checksum "${average_options[@]}"
 written=$(<"$work/path")
 if [[ $written == -* ]]; then written=./$written; fi

@@ -47,6 +47,42 @@ def test_options_reach_the_commands_that_know_them(job: Job):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "output",
+    ["-o release.safetensors", "-orelease.safetensors", "--output=release.safetensors", "--output release.safetensors"],
+)
+def test_options_that_the_script_gives_itself_may_be_given(job: Job, output: str):
+    """The output by its option, sums that are always made, and a summary of one's own."""
+    options = f"--half-life 500ba --checksum {output} --summary mine.md -fq --exclude 'x*'"
+    done = job.run(f"scripts/release.sh checkpoints {options}", {"AGAIN": "none"})
+    assert (done.returncode, done.stdout) == (0, "release.safetensors\n"), done.stderr
+    assert (job.folder / "mine.md").read_text().endswith("made again from the checkpoints: none.\n\n")
+
+
+@pytest.mark.slow
+def test_a_dry_run_writes_nothing(job: Job):
+    """It shows what would be written, and ends."""
+    done = job.run("scripts/release.sh checkpoints release --half-life 500ba --dry-run", {})
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert steps(done.stderr) == ["inspect", "average"]
+    assert "Would write release" in done.stderr
+    assert job.names == set()
+
+
+@pytest.mark.slow
+def test_every_option_of_average_is_known_to_it(job: Job):
+    """What `inspect` does not have, the script knows; nothing is handed on to be refused there."""
+    named = []
+    for command in ("average", "inspect"):
+        done = subprocess.run([BIN / "ema-cli", command, "--help"], capture_output=True, text=True, check=True)
+        named.append(set(re.findall(r"(?m)^\W*(--[a-z-]+)", done.stdout)))
+    only = named[0] - named[1]
+    assert {"--checksum", "--summary", "--output", "--dtype", "--dry-run"} <= only
+    text = SCRIPT.read_text()
+    assert [name for name in sorted(only) if not re.search(rf"(?<![\w-]){name}(?![\w-])", text)] == []
+
+
+@pytest.mark.slow
 def test_several_averages_in_a_folder(job: Job):
     """Each has its sums, and all of them are checked: of folders, and of files with theirs beside them."""
     laws = "--half-life 500ba --half-life 900ba"
@@ -59,7 +95,8 @@ def test_several_averages_in_a_folder(job: Job):
 
 @pytest.mark.parametrize(
     ("arguments", "code"), [("--help", 0), ("", 2), ("a", 2), ("a b", 2), ("a --half-life 1ba", 2), ("a b --dtype", 2),
-     ("a b --half-life 1ba --json", 2)],
+     ("a b --half-life 1ba --json", 2), ("a b --half-life 1ba --no-manifest", 2), ("a -o", 2),
+     ("-o b --half-life 1ba", 2)],
 )  # fmt: skip
 def test_too_few_arguments_end_with_usage_and_exit_2(job: Job, arguments: str, code: int):
     """Help goes to stdout; what is too little to work with is told on stderr, with exit code 2."""
