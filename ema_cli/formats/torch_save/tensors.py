@@ -6,8 +6,9 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from operator import is_
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, SpecTable, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
@@ -17,6 +18,7 @@ from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
 from ema_cli.storage.source import ByteSource
 
 _MAX_EXPANDED_BYTES = 1 << 30
+_MOST_KEPT = 1 << 13  # tensors
 _FLOATS = {"<f4": struct.Struct("<f"), "<f8": struct.Struct("<d")}
 
 
@@ -42,12 +44,17 @@ class TorchFile:
         Raises:
             CheckpointError: for one that is not a tensor, or does not lie in its storage.
         """
+        global _last
+        again = _last.of(self, refs) if _last is not None else None
+        if again is not None:
+            return again
         path = self.source.path
         if len(refs) > MAX_TENSORS:
             raise CheckpointError(f"holds {len(refs)} tensors; at most {MAX_TENSORS} are read", subject=path)
         specs: dict[str, TensorSpec] = {}
         table = SpecTable()
         offsets = array("q")
+        kept: list[TensorRef] = []
         views: dict[str, _View] = {}
         expanded = 0
         for name, ref in refs.items():
@@ -66,9 +73,14 @@ class TorchFile:
             view = _View.of(ref)
             specs[name] = table.spec(dtype, self._shape(name, ref, dtype, view))
             offsets.append(offset)
+            kept.append(ref)
             if view != _IN_ORDER:
                 views[name] = view
-        return TorchTensors(specs, {name: number for number, name in enumerate(specs)}, offsets, views, self.source)
+        numbers = {name: number for number, name in enumerate(specs)}
+        tensors = TorchTensors(specs, numbers, offsets, views, self.source)
+        if len(refs) <= _MOST_KEPT:
+            _last = _Last(refs, [self.locate(ref.storage.key) for ref in kept], tensors)
+        return tensors
 
     def scalar(self, name: str, ref: TensorRef) -> int | float | None:
         """Return the value of a tensor of one number (a clock), None for any other tensor."""
@@ -207,6 +219,37 @@ class TorchTensors:
             from ema_cli.formats.torch_save.strided import apply_lazy_bits
 
             apply_lazy_bits(spec.dtype, out, conjugate=view.conjugate, negative=view.negative)
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The tensors of the checkpoint that was read last. Those of the next one of its run are mostly described alike.
+
+    refs: their descriptions by name. Batches that come again in a pickle are the very same descriptions.
+    spans: byte offset and size of the storage of each.
+    tensors: what was made of them.
+    """
+
+    refs: Mapping[str, object]
+    spans: list[tuple[int, int] | None]
+    tensors: TorchTensors
+
+    def of(self, file: TorchFile, refs: Mapping[str, object]) -> TorchTensors | None:
+        """Return the tensors of another file with the same descriptions and sizes; None where anything differs."""
+        if len(refs) != len(self.refs) or not all(map(is_, refs.values(), self.refs.values())):
+            return None
+        if list(refs) != list(self.refs):
+            return None
+        offsets = array("q")
+        for ref, span, offset in zip(refs.values(), self.spans, self.tensors.offsets, strict=True):
+            other = file.locate(ref.storage.key) if isinstance(ref, TensorRef) else None
+            if other is None or span is None or other[1] != span[1]:
+                return None
+            offsets.append(other[0] + offset - span[0])
+        return replace(self.tensors, offsets=offsets, source=file.source)
+
+
+_last: _Last | None = None
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

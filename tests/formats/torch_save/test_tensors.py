@@ -17,7 +17,7 @@ from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.storage.location import location
 from tests.formats.pickles.pickled import Memory
-from tests.formats.reading import read_range, stored_bytes
+from tests.formats.reading import read_all, read_range, stored_bytes
 
 DATA = bytes(range(240))
 
@@ -192,3 +192,32 @@ def test_names_that_torch_gives_dtypes() -> None:
             assert dtype.itemsize == getattr(torch, name).itemsize
     assert not any(kind in name for name in read for kind in ("qint", "quint", "complex32", "bits"))
     assert {"torch.float32", "torch.bfloat16", "torch.complex128", "torch.uint16", "torch.bool"} <= read
+
+
+def test_checkpoints_of_a_run_are_described_alike_and_read_each_from_its_own_file(tmp_path: Path) -> None:
+    """What the first was helps to read the second, whose numbers and places are its own; one of other shapes too."""
+    for step in (9, 10, 500, 70_000):  # in names and clocks of several lengths
+        turned = torch.randn(4, 3).t()
+        saved = {"step": step, "model": {f"w{number:03}": torch.randn(3, 5) for number in range(100)}, "t": turned}
+        if step == 500:
+            saved["model"]["w007"] = torch.randn(3, 6)
+        file = opened(tmp_path, saved, f"step-{step}.pt")
+        assert file.root["step"] == step
+        weights = file.tensors(file.root["model"] | {"t": file.root["t"]})
+        for name, tensor in (saved["model"] | {"t": turned}).items():
+            assert weights.specs[name].shape == tuple(tensor.shape)
+            assert read_all(weights)[name] == stored_bytes(tensor)
+
+
+def test_a_description_as_before_does_not_hide_a_storage_that_is_missing_or_of_another_size() -> None:
+    """Where the bytes of the second file are others, it is refused as it would have been without the first."""
+    refs = {"w": ref("float32", (6,), (1,)), "v": ref("float32", (3,), (2,))}
+    assert file_of(a=24).tensors(refs).specs["w"].shape == (6,)
+    assert list(file_of(x=8, a=24).tensors(refs).offsets) == [8, 8]
+    assert list(file_of(a=24).tensors(dict(reversed(refs.items()))).specs) == ["v", "w"]
+    file_of(a=24).tensors(refs)
+    for wrong, fact in ((file_of(b=24), "'w' has its bytes in a storage that is missing"),
+                        (file_of(a=20), "'w' has a storage of 24 bytes, but 20 are in the file")):  # fmt: skip
+        with pytest.raises(CheckpointError) as caught:
+            wrong.tensors(refs)
+        assert caught.value.fact == fact
