@@ -47,16 +47,19 @@ class ModelFiles:
 def divide(newest: Checkpoint, pretrained: Pretrained, specs: Mapping[str, TensorSpec]) -> list[ModelFiles]:
     """Divide the tensors of an output, `specs`, into its models, by the files of the newest checkpoint."""
     models: dict[tuple[str, str, bool], ModelFiles] = {}
+    holders: dict[str, tuple[ModelFiles, str]] = {}  # of each file: the model that it belongs to, and its bare name
     keeps_files = newest.pretrained is not None and pretrained.inner_files is None
     for name in specs:
-        path = PurePosixPath(newest.tensors.shard(name) if keeps_files else "")
-        folder = "" if path.parent == PurePosixPath() else path.parent.as_posix()
-        stem = _SHARD_NUMBER.sub("", path.name).removesuffix(path.suffix)
-        base = stem if stem in EXTRAS else _BASE_OF.get(stem, pretrained.bases.get(folder, pretrained.base))
-        key = folder, base, stem in EXTRAS and path.suffix == ".bin"
-        if key not in models:
-            models[key] = ModelFiles(*key)
-        models[key].shards[name] = path.name
+        file = newest.tensors.shard(name) if keeps_files else ""
+        if file not in holders:
+            path = PurePosixPath(file)
+            folder = "" if path.parent == PurePosixPath() else path.parent.as_posix()
+            stem = _SHARD_NUMBER.sub("", path.name).removesuffix(path.suffix)
+            base = stem if stem in EXTRAS else _BASE_OF.get(stem, pretrained.bases.get(folder, pretrained.base))
+            key = folder, base, stem in EXTRAS and path.suffix == ".bin"
+            holders[file] = models.setdefault(key, ModelFiles(*key)), path.name
+        model, bare = holders[file]
+        model.shards[name] = bare
     return list(models.values())
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from library_files.folders import fresh
+from library_files.folders import drop_state, fresh
 
 
 def _net(seed: int = 0) -> Any:
@@ -96,6 +96,7 @@ def speechbrain(folder: Path) -> Path:
     )  # fmt: skip
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*_rows()), batch_size=4)
     brain.fit(counter, loader, progressbar=False)
+    drop_state(made)
     return made
 
 

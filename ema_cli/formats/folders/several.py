@@ -63,7 +63,10 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         whole = _join(path, parts)
     progress, files = _progress(path, whole)
     trainer = whole.trainer if places.trainer is None else places.trainer
-    whole = dataclasses.replace(whole, name=path.name, path=path, trainer=trainer, progress=progress, files=files)
+    resumable = whole.resumable or any(file.path == path / TRAINER_STATE for file in files)
+    whole = dataclasses.replace(
+        whole, name=path.name, path=path, trainer=trainer, progress=progress, files=files, resumable=resumable
+    )
     return whole if options.component is not None else _with_note(path, whole, chosen)
 
 
@@ -173,6 +176,7 @@ def _join(path: Path, parts: dict[str, Checkpoint]) -> Checkpoint:
         averages=next((part.averages for part in parts.values() if part.averages), None),
         mark=next((part.mark for part in parts.values() if part.mark is not None), None),
         notes=tuple(dict.fromkeys(note for part in parts.values() for note in part.notes)),
+        holds_both=any(part.holds_both for part in parts.values()),
         left_out=tuple(name for part in parts.values() for name in part.left_out),
         pretrained=Pretrained(own.pretrained.base if own and own.pretrained else "model", path, bases=bases),
         adapter=AdapterSettings(values, own.adapter.header if own else {}),
