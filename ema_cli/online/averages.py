@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,8 +16,8 @@ from ema_cli.law.events import Events
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.clocks import Clocks, Count
 from ema_cli.online.identity import new_identity
-from ema_cli.online.store import Offload, Store
-from ema_cli.online.tracked import Tracked
+from ema_cli.online.store import Offload, Store, no_gradients
+from ema_cli.online.tracked import Tracked, write_back
 from ema_cli.online.tracks import Tracks
 
 
@@ -54,6 +55,16 @@ class Averages:
     tidied: set[Path] = field(default_factory=set)
     training: list[Tensor] | None = None
     _store: Store | None = None
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        # A copy that was made while an average was in the model has the training weights in its own model again.
+        for name, value in state[1].items():
+            setattr(self, name, value)
+        if self.training is not None:
+            with no_gradients():
+                for tensor, before in zip(self.store().live(), self.training, strict=True):
+                    write_back(tensor, before)
+            self.training = None
 
     def __post_init__(self) -> None:
         interval = self.tracks.interval
@@ -129,7 +140,7 @@ class Averages:
             if not self.started:  # allocated for `state_dict` only: nothing is lost
                 self._store = Store(newer, len(self.names), self.offload)
                 return self._store
-            self._store.tracked.check_same(newer)
+            self._store.leave(self._store.tracked.check_same(newer))
             self._store.tracked.adopt(newer)
             self._store.take_values()
         return self._store

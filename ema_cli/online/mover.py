@@ -16,6 +16,30 @@ _BATCH = 1 << 21
 SMALL = 1 << 14
 
 
+@dataclass(frozen=True, slots=True)
+class _Careful:
+    """Scratch for moving an average whose value may be infinite."""
+
+    moved: Tensor
+    at_once: Tensor
+    other: Tensor
+
+    @classmethod
+    def like(cls, average: Tensor) -> _Careful:
+        """Allocate the scratch for an average."""
+        masks = (torch.empty_like(average, dtype=torch.bool) for _ in range(2))
+        return cls(torch.empty_like(average), *masks)
+
+    def move(self, average: Tensor, value: Tensor, share: float) -> None:
+        """Move `average`: to an infinity at once, and not where it equals `value`: their difference may be NaN."""
+        torch.eq(average, value, out=self.at_once)
+        for is_infinite in () if value.is_complex() else (torch.isposinf, torch.isneginf):
+            is_infinite(value, out=self.other)
+            self.at_once.logical_or_(self.other)
+        torch.lerp(average, value, share, out=self.moved)
+        torch.where(self.at_once, value, self.moved, out=average)
+
+
 @dataclass(slots=True)
 class _Batch:
     """Tensors, or parts of large ones, on one device and of one dtype.
@@ -27,6 +51,7 @@ class _Batch:
     parts: list[tuple[int, slice | None]] = field(default_factory=list)
     count: int = 0  # elements
     flat: bool = False  # whether all tensors are viewed in one dimension
+    careful: list[_Careful] = field(default_factory=list)  # scratch for each part, where they may hold infinities
     values: list[Tensor] = field(default_factory=list)
     averages: list[list[Tensor]] = field(default_factory=list)  # a list for each average
     gathered: Tensor | None = None  # scratch in the values' dtype
@@ -42,24 +67,25 @@ class Mover:
         values: the tensors to move toward.
         averages: for each average a list as long as `values`, of tensors with the same shapes and dtypes at least as
             wide.
-        careful: the numbers of tensors that may hold infinities, which stay as they are if both are equal.
+        careful: the numbers of tensors that may hold infinities: an average becomes one at once, and stays it while the
+            value does.
     """
 
     def __init__(self, values: Sequence[Tensor], averages: Sequence[Sequence[Tensor]], careful: set[int]) -> None:
         self._averages = averages
-        self._careful = sorted(careful)
         self._values = values
         self._layouts = _layouts(values)
         self._batches: list[_Batch] = []
         groups: dict[tuple[object, ...], list[int]] = {}
         for number, (value, average) in enumerate(zip(values, averages[0], strict=True)):
-            if number not in careful and value.numel():
-                key = (value.device, value.dtype, average.dtype, value.numel() <= SMALL)
+            if value.numel():
+                key = (value.device, value.dtype, average.dtype, value.numel() <= SMALL, number in careful)
                 groups.setdefault(key, []).append(number)
         for numbers in groups.values():
             batches = list(self._cut(numbers))
             for batch in batches:
                 self._add_views(batch)
+                batch.careful = [_Careful.like(part) for part in batch.averages[0]] if numbers[0] in careful else []
             if values[numbers[0]].dtype != averages[0][numbers[0]].dtype:
                 _add_scratch(batches)
             self._batches += batches
@@ -84,14 +110,13 @@ class Mover:
                 torch._foreach_copy_(batch.widened, values)
                 values = batch.widened
             for parts, share in zip(batch.averages, shares, strict=True):
-                if share == 1:  # by copy: value - average could overflow
+                if batch.careful and 0 < share < 1:
+                    for average, value, scratch in zip(parts, values, batch.careful, strict=True):
+                        scratch.move(average, value, share)
+                elif share == 1:  # by copy: value - average could overflow
                     torch._foreach_copy_(parts, values)
                 elif share:
                     torch._foreach_lerp_(parts, values, share)
-        for number in self._careful:
-            value = self._values[number].to(self._averages[0][number].dtype)
-            for averages, share in zip(self._averages, shares, strict=True):
-                _lerp_careful(averages[number], value, share)
 
     def _cut(self, numbers: Sequence[int]) -> Iterator[_Batch]:
         """Cut tensors of one device, dtype and size class into batches."""
@@ -152,11 +177,3 @@ def _add_scratch(batches: Sequence[_Batch]) -> None:
         for part in batch.averages[0]:
             batch.widened.append(memory[start : start + part.numel()].as_strided(part.shape, part.stride(), start))
             start += part.numel()
-
-
-def _lerp_careful(average: Tensor, value: Tensor, share: float) -> None:
-    """Move `average`, but not its elements that equal `value`: the difference of two infinities is NaN."""
-    if share == 1:
-        average.copy_(value)
-    elif share:
-        average.copy_(torch.where(average == value, average, average.lerp(value, share)))

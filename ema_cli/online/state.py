@@ -15,7 +15,7 @@ from ema_cli.law.branches import UNKNOWN, Lineage, lineage_from_list, lineage_to
 from ema_cli.law.time import Unit
 from ema_cli.online.clocks import Clocks
 from ema_cli.online.sharded import cut_like, local, placed_like
-from ema_cli.online.tracked import Slot
+from ema_cli.online.tracked import Slot, Tracked
 
 if TYPE_CHECKING:
     from ema_cli.online.averages import Averages
@@ -38,7 +38,7 @@ def take_state(averages: Averages) -> StateDict:
     """
     store = averages.settled_store()
     averaged, copied = store.tracked.averaged, store.tracked.copied
-    previous = averages.events.previous
+    previous, slots = averages.events.previous, [*averaged, *copied]
     return {
         "version": _VERSION,
         "averages": {
@@ -47,7 +47,7 @@ def take_state(averages: Averages) -> StateDict:
         "copied": _tensors_by_name(copied, store.copies),
         "first": None
         if averages.first is None
-        else _tensors_by_name([*averaged, *copied], list(averages.first.values())),
+        else _tensors_by_name(slots, [averages.first[slot.name] for slot in slots]),
         "laws": _laws(averages),
         "unit": str(averages.tracks.unit),
         "clocks": " ".join(f"{unit}={value}" for unit, value in averages.clocks.passed.items()),
@@ -139,12 +139,17 @@ def put_state(averages: Averages, state: StateDict, *, change_half_life: bool) -
         averages.resume(saved.lineage)
         return
     store = averages.store()
-    averaged, copied = store.tracked.averaged, store.tracked.copied
+    left = _left_in(saved, store.tracked)
+    averaged, copied = (
+        [slot for slot in slots if slot.name not in left] for slots in (store.tracked.averaged, store.tracked.copied)
+    )
+    caches = store.tracked.unsaved_names()
     for name, tensors in saved.averages.items():
-        _check_fits(name, tensors, averaged)
-    _check_fits("copied", saved.copied, copied)
+        _check_fits(name, tensors, averaged, caches)
+    _check_fits("copied", saved.copied, copied, caches)
     if saved.first is not None:
-        _check_fits("first", saved.first, [*averaged, *copied])
+        _check_fits("first", saved.first, [*averaged, *copied], caches)
+    store.leave(left)
     store.forget_shapes()
     for tensors, parts in zip(_by_law(saved.averages, averages.names), store.averages, strict=True):
         _load(tensors, averaged, parts)
@@ -159,6 +164,16 @@ def put_state(averages: Averages, state: StateDict, *, change_half_life: bool) -
     averages.updates = saved.updates
     averages.mixed = saved.mixed or (saved.began is not None and saved.laws != laws)
     averages.resume(saved.lineage)
+
+
+def _left_in(saved: _State, tracked: Tracked) -> set[str]:
+    """Return the buffers that are not saved with the model, and which the state does not have in their shape."""
+    there = {**next(iter(saved.averages.values()), {}), **saved.copied}
+    return {
+        slot.name
+        for slot in (*tracked.averaged, *tracked.copied)
+        if not slot.is_saved and (slot.name not in there or there[slot.name].shape != slot.shape)
+    }
 
 
 def _by_law(saved: Mapping[str, Mapping[str, Tensor]], names: Sequence[str]) -> list[Mapping[str, Tensor]]:
@@ -187,14 +202,20 @@ def _tensors_by_name(slots: Sequence[Slot], parts: Sequence[Tensor]) -> dict[str
     return {slot.name: placed_like(part, slot.tensor) for slot, part in zip(slots, parts, strict=True)}
 
 
-def _check_fits(what: str, tensors: Mapping[str, Tensor], slots: Sequence[Slot]) -> None:
+def _check_fits(what: str, tensors: Mapping[str, Tensor], slots: Sequence[Slot], caches: set[str]) -> None:
     """Check that saved tensors have the names and shapes of the model's.
 
+    Args:
+        what: names the saved tensors.
+        tensors: the saved tensors by name.
+        slots: what they must fit.
+        caches: names of buffers that may be among the saved ones beside those.
+
     Raises:
-        RunError: naming the first tensor that does not fit; `what` names the saved tensors.
+        RunError: naming the first tensor that does not fit.
     """
     names = {slot.name for slot in slots}
-    different = sorted(names ^ tensors.keys())
+    different = sorted(names ^ (tensors.keys() - (caches - names)))
     if different:
         where = "the model, not in the state" if different[0] in names else "the state, not in the model"
         raise RunError(f"the state of {what} does not fit: '{different[0]}' is in {where}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -63,18 +64,22 @@ class Store:
 
     def _allocate(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Allocate the tensors of one average. Small ones lie side by side, so that one call can move all of them."""
-        sizes: dict[tuple[torch.device, torch.dtype], int] = {}
-        for value in filter(_is_small, values):
-            sizes[value.device, value.dtype] = sizes.get((value.device, value.dtype), 0) + value.numel()
+        # Buffers apart from parameters, as they are moved with more care.
+        sizes: dict[tuple[torch.device, torch.dtype, bool], int] = {}
+        kinds = [slot.is_parameter for slot in self.tracked.averaged]
+        for value, is_parameter in zip(values, kinds, strict=True):
+            if _is_small(value):
+                key = value.device, value.dtype, is_parameter
+                sizes[key] = sizes.get(key, 0) + value.numel()
         memory = {
-            (device, narrow): self.like(torch.empty(size, dtype=narrow, device=device), AVERAGED_IN[narrow])
-            for (device, narrow), size in sizes.items()
+            key: self.like(torch.empty(size, dtype=key[1], device=key[0]), AVERAGED_IN[key[1]])
+            for key, size in sizes.items()
         }
         taken = dict.fromkeys(memory, 0)
         averages = []
-        for value in values:
+        for value, is_parameter in zip(values, kinds, strict=True):
             if _is_small(value):
-                key = value.device, value.dtype
+                key = value.device, value.dtype, is_parameter
                 averages.append(memory[key][taken[key] : taken[key] + value.numel()].view(value.shape))
                 taken[key] += value.numel()
             else:
@@ -185,6 +190,18 @@ class Store:
         if self._mover is not None and not self._mover.take(values):
             self._mover = None
 
+    def leave(self, names: set[str]) -> None:
+        """Leave these buffers to the model: they are averaged and copied no more."""
+        if not names:
+            return
+        self.forget_shapes()
+        averaged = [slot.name not in names for slot in self.tracked.averaged]
+        copied = [slot.name not in names for slot in self.tracked.copied]
+        self.averages = [list(compress(averages, averaged)) for averages in self.averages]
+        self._staged = list(compress(self._staged, averaged))
+        self.copies = list(compress(self.copies, copied))
+        self.tracked.leave(names)
+
     def forget_shapes(self) -> None:
         """Forget the prepared movement, since the averages were replaced; the next update prepares a new one."""
         self.settle()
@@ -192,9 +209,12 @@ class Store:
 
     def _mover_for(self, values: Sequence[Tensor]) -> Mover:
         if self._mover is None:
-            # Only averages that hold infinities, as masks do, need the careful movement in every update.
-            finite = [bool(torch.isfinite(average).all()) for average in self.averages[0]]
-            careful = {number for number, is_finite in enumerate(finite) if not is_finite}
+            # Buffers may hold infinities, as masks do, now or later. Parameters that hold some are rare.
+            careful = {
+                number
+                for number, (average, slot) in enumerate(zip(self.averages[0], self.tracked.averaged, strict=True))
+                if not slot.is_parameter or not bool(torch.isfinite(average).all())
+            }
             self._mover = Mover(values, self.averages, careful)
         return self._mover
 

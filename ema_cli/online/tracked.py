@@ -29,7 +29,8 @@ _SHOWN = 4  # names in an error
 class Slot:
     """A parameter or buffer; a tied one has one slot for all its names.
 
-    `dtype` and `shape` (of the whole tensor, if it is sharded) are from the time when the average began.
+    `dtype` and `shape` (of the whole tensor, if it is sharded) are from the time when the average began. `is_saved` is
+    false for a buffer that `state_dict` leaves out, which a module may make anew in another shape: a cache.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Slot:
     dtype: torch.dtype
     shape: torch.Size
     is_parameter: bool
+    is_saved: bool = True
 
     @property
     def is_averaged(self) -> bool:
@@ -52,6 +54,7 @@ class Place:
     holder: dict[str, Any]
     key: str
     tensor: Tensor
+    is_saved: bool = True
 
 
 class Tracked:
@@ -61,6 +64,7 @@ class Tracked:
         model: the bare model.
         averaged: trained parameters, and all buffers of floating or complex numbers.
         copied: other buffers, such as counters.
+        left: names of buffers that were averaged or copied until the module made them anew; they are the model's own.
         frozen: all other parameters.
         places: the places of all these tensors, under each of their names.
 
@@ -73,6 +77,7 @@ class Tracked:
         self.averaged: list[Slot] = []
         self.copied: list[Slot] = []
         self.frozen: list[Slot] = []
+        self.left: set[str] = set()
         refuse_flattened(self.model)
         reshard(self.model)
         self.places = list(_find_places(self.model))
@@ -136,18 +141,29 @@ class Tracked:
         """Return the ids of all objects in the modules, which nothing else can get while they are kept here."""
         return list(map(id, chain.from_iterable(map(dict.values, self._holders))))
 
-    def check_same(self, newer: Tracked) -> None:
+    def check_same(self, newer: Tracked) -> set[str]:
         """Check that the model has the same tensors to average as before. A newly frozen parameter is still averaged.
+
+        Return the names of the buffers that are not saved with the model, and that it has made anew in another shape or
+        type, or has no more: nothing can be averaged with those.
 
         Raises:
             RunError: naming the tensors that are gone, changed or new.
         """
         there = {slot.name: slot for slot in (*newer.averaged, *newer.copied, *newer.frozen)}
         known = {slot.name: slot for slot in (*self.averaged, *self.copied)}
-        gone = [name for name in known if name not in there]
+        left = {
+            name
+            for name, slot in known.items()
+            if not slot.is_saved
+            and (name not in there or (there[name].dtype, there[name].shape) != (slot.dtype, slot.shape))
+        }
+        gone = [name for name in known if name not in there and name not in left]
         if gone:
             raise RunError(_change_text(gone, "is gone", "are gone"), hint=_HINT)
         for name, slot in known.items():
+            if name in left:
+                continue
             now = there[name]
             if (now.dtype, now.shape) != (slot.dtype, slot.shape):
                 raise RunError(
@@ -155,11 +171,27 @@ class Tracked:
                     "average began",
                     hint=_HINT,
                 )
-        added = [slot.name for slot in (*newer.averaged, *newer.copied) if slot.name not in known]
+        added = [slot.name for slot in (*newer.averaged, *newer.copied) if slot.name not in known and slot.is_saved]
         if added:
             raise RunError(
                 _change_text(added, "is new, or trained only now", "are new, or trained only now"), hint=_HINT
             )
+        return left
+
+    def unsaved_names(self) -> set[str]:
+        """Return the names of the buffers that the model's `state_dict` leaves out, also of those not made yet."""
+        return {
+            bare_name(f"{prefix}.{key}" if prefix else key)
+            for prefix, module in self.model.named_modules()
+            for key in module._non_persistent_buffers_set
+        }
+
+    def leave(self, names: set[str]) -> None:
+        """Leave these buffers to the model from now on."""
+        self.averaged = [slot for slot in self.averaged if slot.name not in names]
+        self.copied = [slot for slot in self.copied if slot.name not in names]
+        self.left |= names
+        self._record_layout()
 
     def adopt(self, newer: Tracked) -> None:
         """Continue with the tensors of `newer`: equal ones, as other objects."""
@@ -185,7 +217,8 @@ def _find_places(model: nn.Module) -> Iterator[Place]:
         for holder in _holders(module)[:2]:
             for key, tensor in holder.items():
                 if tensor is not None:
-                    yield Place(bare_name(f"{prefix}.{key}" if prefix else key), holder, key, tensor)
+                    name = bare_name(f"{prefix}.{key}" if prefix else key)
+                    yield Place(name, holder, key, tensor, key not in module._non_persistent_buffers_set)
 
 
 def _holders(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -200,9 +233,14 @@ def _make_slot(place: Place) -> Slot:
             f"'{place.name}' has no shape yet: its module is lazy",
             hint="run the model on one batch before its first update",
         )
-    slot = Slot(place.name, tensor, tensor.dtype, tensor.shape, is_parameter)
+    slot = Slot(place.name, tensor, tensor.dtype, tensor.shape, is_parameter, place.is_saved)
     if is_parameter and not tensor.requires_grad:
         return slot  # frozen: not averaged, so it needs no mean
+    if tensor.is_meta:
+        raise RunError(
+            f"'{place.name}' has no data yet: it is on the device meta",
+            hint="give the model its weights first, as model.to_empty(device=...) and load_state_dict do",
+        )
     if tensor.is_floating_point() and tensor.dtype not in AVERAGED_IN:
         raise RunError(f"'{place.name}' is {tensor.dtype}, which has no mean without its scale")
     if tensor.layout is not torch.strided:
@@ -215,6 +253,8 @@ def put_back(places: Sequence[Place]) -> None:
     for place in places:
         held = place.holder.get(place.key)
         if held is not place.tensor:
+            if not place.is_saved and isinstance(held, Tensor) and held.shape != place.tensor.shape:
+                continue  # a cache that has grown: its module counts on it
             if isinstance(held, Tensor) and held.device != place.tensor.device:
                 place.tensor.data = held.data  # the model was moved meanwhile, which creates new buffers
             place.holder[place.key] = place.tensor
@@ -225,7 +265,11 @@ def write_into(tensor: Tensor, value: Tensor) -> None:
     for dimension, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor, value = tensor.narrow(dimension, 0, 1), value.narrow(dimension, 0, 1)
-    tensor.copy_(value)
+    if tensor.is_inference():  # what was made in that mode changes in that mode alone
+        with torch.inference_mode():
+            tensor.copy_(value)
+    else:
+        tensor.copy_(value)
 
 
 def write_back(tensor: Tensor, before: Tensor) -> None:
