@@ -14,6 +14,7 @@ _STATE = (
     "training_args.bin",
     "scheduler.pt",
     "optimizer.bin",
+    "optimizer.ckpt",
     "random_states_*.pkl",
 )
 
