@@ -14,11 +14,10 @@ from ema_cli.errors import (
     EmaError,
     IncompleteCheckpoint,
     NoSuchWeights,
-    NoWeights,
     UsageError,
     at_terminal,
 )
-from ema_cli.formats import WHAT_IS_READ, is_checkpoint_folder
+from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit
@@ -279,9 +278,7 @@ def _open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoin
     opened, unmarked = drop_unmarked(opened)
     unread += [Unread(checkpoint.name, checkpoint.path, unmarked_error(checkpoint)) for checkpoint in unmarked]
     if not opened:
-        raise no_checkpoint(folder, unread, excluded) or NoWeights(
-            "no checkpoint in this folder", subject=folder, hint=WHAT_IS_READ
-        )
+        raise no_checkpoint(folder, unread, excluded)
     for passed in search.passed_over:
         pattern = options.excluded_by(passed.name) if passed.warn else None
         excluded.append(passed if pattern is None else exclude(passed.name, pattern))
@@ -319,7 +316,7 @@ def _open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list
     for unmarked in drop_unmarked(opened)[1]:
         raise unmarked_error(unmarked)
     if not opened:
-        raise no_checkpoint(root, [], excluded) or NoWeights("no checkpoint is named", subject=root)
+        raise no_checkpoint(root, [], excluded)
     return root, opened, sort_unread([], opened, excluded, skip_damaged=options.skip_damaged)
 
 

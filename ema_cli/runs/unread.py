@@ -24,12 +24,13 @@ from ema_cli.errors import (
     mentioned,
     option,
 )
-from ema_cli.formats.trainers.names import FOREIGN_SUFFIXES, name_clocks, stem
+from ema_cli.formats import WHAT_IS_READ
+from ema_cli.formats.trainers.names import FOREIGN_SUFFIXES, WEIGHT_SUFFIXES, name_clocks, names_in, stem
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.order import PREFERENCE
 from ema_cli.runs.search import PassedOver
-from ema_cli.text import natural_key, plural
+from ema_cli.text import natural_key, plural, some
 
 _DIGITS = re.compile(r"[0-9]")
 _DECIMAL = re.compile(r"#(?:[.,]#)+")
@@ -121,8 +122,8 @@ def family(name: str) -> str:
     return _DECIMAL.sub("#", kind_of(_VERSION.sub("", stem(name))))
 
 
-def no_checkpoint(folder: Path, unread: Sequence[Unread], excluded: Sequence[PassedOver]) -> EmaError | None:
-    """Return the error for a folder in which no path could be opened; None if there was none to open."""
+def no_checkpoint(folder: Path, unread: Sequence[Unread], excluded: Sequence[PassedOver]) -> EmaError:
+    """Return the error for a folder in which no path could be opened."""
     errors = [each.error for each in unread]
     other = next((error for error in errors if not isinstance(error, IncompleteCheckpoint | NoWeights)), None)
     if other is not None:
@@ -136,7 +137,12 @@ def no_checkpoint(folder: Path, unread: Sequence[Unread], excluded: Sequence[Pas
     if excluded:
         fact = f"no checkpoint is left: {option('exclude')} leaves out {plural(len(excluded), 'checkpoint')}"
         return RunError(fact, subject=folder, hint=f"leave out fewer; it left out {excluded[0].name}")
-    return None
+    states = sorted(name for name in names_in(folder) if name.lower().endswith(WEIGHT_SUFFIXES))
+    if states:
+        return NoWeights(
+            f"no checkpoint in this folder, only what training keeps beside one: {some(states)}", subject=folder
+        )
+    return NoWeights("no checkpoint in this folder", subject=folder, hint=WHAT_IS_READ)
 
 
 def _reason(unread: Unread) -> str:

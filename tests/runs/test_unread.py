@@ -332,3 +332,12 @@ def test_other_forms_of_a_model_in_its_own_folder_are_no_matter(cli: Cli, tmp_pa
     for folder in (tmp_path / "run").iterdir():
         (folder / "model.onnx").write_bytes(bytes(40))
     assert cli("inspect", "run", "--json").json["run"]["passed_over"] == []
+
+
+def test_a_folder_of_optimizer_states_has_no_hint_that_leads_nowhere(cli: Cli, tmp_path: Path):
+    """What training keeps beside its weights is named as such."""
+    for step in (1, 2):
+        torch.save({"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}, tmp_path / f"optimizer-{step}.pt")
+    done = cli("average", ".", "--half-life", "1ba")
+    assert (done.code, "only what training keeps beside one: optimizer-1.pt, optimizer-2.pt" in done.err) == (3, True)
+    assert "hint:" not in done.err

@@ -61,6 +61,8 @@ def no_weights(root: dict[Any, Any]) -> NoWeights:
             f"{where} holds arrays of another library, not tensors of torch's",
             hint="save them as tensors: torch.from_numpy(array)",
         )
+    if "param_groups" in root or any(isinstance(name, str) and name.startswith("optim") for name in root):
+        return NoWeights(f"the state of an optimizer, and no model's weights beside it; it holds {quoted(root)}")
     return NoWeights(f"no weights in a place we know, and no tensors in any other; it holds {quoted(root)}")
 
 

@@ -71,5 +71,5 @@ def test_optimizer_states_alone_have_no_hint_that_leads_nowhere(cli: Cli, tmp_pa
     torch.save({"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "step": 1}, tmp_path / "step_1.pt")
     refused = cli("inspect", str(tmp_path / "step_1.pt"))
     assert refused.code == 3
-    assert "no tensors in any other; it holds 'optimizer', 'step'" in refused.err
+    assert "the state of an optimizer, and no model's weights beside it; it holds 'optimizer', 'step'" in refused.err
     assert "hint" not in refused.err
