@@ -16,6 +16,8 @@ from ema_cli import EMA
 from tests.conftest import Cli
 from tests.online.models import held, small_model, walk
 
+pytestmark = pytest.mark.slow
+
 STEPS = (20, 40, 60)
 
 

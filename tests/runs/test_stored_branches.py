@@ -20,6 +20,8 @@ from tests.runs.stored_run import Wanderer, train
 from tests.runs.test_stored import as_an_earlier_version, edit
 from tests.runs.test_stored_half_lives import dense
 
+pytestmark = pytest.mark.slow
+
 PAIR = ("25ba", "100ba")
 
 

@@ -21,6 +21,8 @@ from tests.conftest import Cli
 from tests.runs.stored_run import train
 from tests.runs.test_stored import as_an_earlier_version, edit
 
+pytestmark = pytest.mark.slow
+
 STEPS, SIZE = 400, 256
 ASKED = (5, 10, 20, 28, 50, 200, 1000)
 
@@ -112,7 +114,6 @@ def test_no_error_is_larger_than_the_one_that_is_told(
         assert told > 0.05 or error < max(1.3 * told, 2e-3), (half_life, told, error)
 
 
-@pytest.mark.slow
 def test_a_rounding_that_is_told_is_the_true_one(tmp_path: Path) -> None:
     """Where the profile is nearly reached, what is left is the rounding, and it is told to a half."""
     true = stored_run(tmp_path, "walk", 10.0, tuple(f"{each}ba" for each in range(25, 31)), 10, torch.float32)
@@ -126,7 +127,7 @@ def test_a_rounding_that_is_told_is_the_true_one(tmp_path: Path) -> None:
 
 def test_what_rounding_spoils_is_refused(cli: Cli, tmp_path: Path) -> None:
     """Stored 25 to 30ba and asked for 5ba, of weights far larger than what averaging changes: exit 4, and why."""
-    stored_run(tmp_path, "noise", 1000.0, tuple(f"{each}ba" for each in range(25, 31)), 10, torch.float32)
+    stored_run(tmp_path, "noise", 1000.0, tuple(f"{each}ba" for each in range(25, 31)), 50, torch.float32)
     refused = cli("average", tmp_path, "--from", "stored", "--half-life", "5ba", "-o", tmp_path / "x.safetensors")
     assert refused.code == 4
     assert "of it by rounding" in refused.err
