@@ -142,7 +142,7 @@ def _kept(root: Mapping[Any, Any], place: str) -> Iterator[tuple[str, Mapping[An
                 is_list = isinstance(item, list | tuple) and any(isinstance(each, TensorRef) for each in item)
                 if AVERAGES_KEY.search(str(name)) and (is_list or is_state_dict(item)):
                     yield f"{where}.{name}", value, item
-                elif depth < _MAX_DEPTH and name not in ("state", "param_groups") and not is_list:
+                if depth < _MAX_DEPTH and name not in ("state", "param_groups") and not is_list:
                     todo.append((f"{where}.{name}", item, depth + 1))
 
 

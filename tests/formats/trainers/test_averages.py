@@ -94,6 +94,10 @@ BESIDE: dict[str, tuple[Any, str, State]] = {
     ),
     "a callback": (lightning(state_dict=RAW, callbacks={"EMA": {"cur_step": 3, "ema_weights": [*EMA.values()]}}),
                    "callbacks.EMA.ema_weights", EMA),
+    "Lightning's StochasticWeightAveraging": (
+        lightning(state_dict=RAW, callbacks={"SWA": {"n_averaged": torch.tensor(2), "average_model_state": EMA}}),
+        "callbacks.SWA.average_model_state", EMA,
+    ),
     "a callback's dict": (lightning(state_dict=RAW, callbacks={"EMA": {"ema_state_dict": EMA}}),
                           "callbacks.EMA.ema_state_dict", EMA),
     "a callback that stored raw weights once": (
