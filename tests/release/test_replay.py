@@ -348,7 +348,7 @@ def changed(run: InProcess, first: Path, change: Callable[[Any], None]) -> Path:
         (lambda told: told["recipe"].update(half_life="x"), 2),
         (lambda told: told["recipe"].update(half_life=None), 2),
         (lambda told: told["recipe"].update(smoothing=0.5), 2),
-        (lambda told: told["recipe"].update(last=0), 2),
+        (lambda told: told["recipe"].update(last=0), 3),
         (lambda told: told["outputs"][0].update(sha256="0" * 64), 6),
         (lambda told: told.update(schema_version=2), 3),
         (lambda told: told.pop("recipe"), 3),
