@@ -9,6 +9,7 @@ import fnmatch
 import re
 from collections.abc import Iterable
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 from ema_cli.checkpoint import Clock, Progress
@@ -29,7 +30,9 @@ _NOT_WEIGHTS = (
     "scaler.pt", "sampler*", "dataloader*", "trainer_state*", "meta.pt", "metadata.pt", "common.pt",
     "bad-model*",
 )  # fmt: skip
+_NOT_WEIGHTS_NAME = re.compile("|".join(map(fnmatch.translate, _NOT_WEIGHTS)))
 _UNFINISHED = ("tmp-*", "*.tmp", "*-tmp", "*.part", "*.partial", "*.incomplete", "*.orbax-checkpoint-tmp*")
+_UNFINISHED_NAME = re.compile("|".join(map(fnmatch.translate, _UNFINISHED)))
 # One part of a model: fairseq's names of shards, Accelerate's of FSDP's local state.
 PARTS = re.compile(r"-rank-\d+\.pt$|-shard\d+\.pt$|_fsdp_rank\d+\.bin$|\.distcp$")
 COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final|train_end)(?:[-_.]|$)|model_best", re.IGNORECASE)
@@ -84,6 +87,7 @@ def unit_before(text: str) -> Unit | None:
     return next((unit for unit, word in _WORDS if word.search(text)), None)
 
 
+@lru_cache(maxsize=1 << 14)  # a run's names are looked at more than once
 def name_clocks(name: str) -> Progress:
     """Return the clocks in a checkpoint's name; the innermost folder or file that has any decides."""
     for part in reversed(name.split("/")):
@@ -128,7 +132,7 @@ def is_weights_name(name: str) -> bool:
     lower = name.lower()
     for suffix in _COMPRESSED_SUFFIXES:
         lower = lower.removesuffix(suffix)
-    return lower.endswith(WEIGHT_SUFFIXES) and not any(fnmatch.fnmatch(lower, pattern) for pattern in _NOT_WEIGHTS)
+    return lower.endswith(WEIGHT_SUFFIXES) and not _NOT_WEIGHTS_NAME.match(lower)
 
 
 def stem(name: str) -> str:
@@ -144,4 +148,4 @@ def stem(name: str) -> str:
 
 def is_unfinished_name(name: str) -> bool:
     """Return whether writers use such a name until they are done, as they use names that begin with a dot."""
-    return name.startswith(".") or any(fnmatch.fnmatch(name.lower(), pattern) for pattern in _UNFINISHED)
+    return name.startswith(".") or _UNFINISHED_NAME.match(name.lower()) is not None
