@@ -12,7 +12,6 @@ from itertools import pairwise
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, option
 from ema_cli.formats.counters import counters_of
-from ema_cli.formats.trainers.counters import listed
 from ema_cli.formats.trainers.names import unit_before
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.recipe import Recipe
@@ -113,6 +112,8 @@ def _advise_clock_key(checkpoints: Sequence[Checkpoint], unit: Unit) -> str | No
         return None
     named = [place for place in grown if unit_before(place) is unit]
     taken = option("clock_key", f"{(named or list(grown))[0]}={unit}")
+    from ema_cli.formats.trainers.counters import listed  # which knows pickles
+
     return f"take the number that counts {unit.plural}; {listed(grown)}: {taken}"
 
 

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint
+from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint, Progress
 from ema_cli.errors import CheckpointError, NoSuchWeights, UsageError, option
 from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_mark
 from ema_cli.formats.options import ReadOptions
@@ -15,13 +15,13 @@ from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
 from ema_cli.formats.trainers.adapters import header_settings
 from ema_cli.formats.trainers.choice import AVERAGED_MODEL, choose, settle_averages
-from ema_cli.formats.trainers.headers import header_progress
 from ema_cli.formats.trainers.layout import NamedTensor, Selection, Sets
 from ema_cli.formats.trainers.names import AVERAGED_COUNT, may_hold_averages
 from ema_cli.formats.trainers.prefixes import Renamed
 from ema_cli.storage.location import location
 
 _LORA_KEY = "lora_adapter_metadata"
+_WITHOUT_CLOCKS = {"format"}  # what most headers say, and nothing else
 _PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part of a tensor a file holds
 # What puts the pieces together, in the folder `consolidated` beside them, where they are found.
 _CONSOLIDATE = (
@@ -56,9 +56,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         )
     # Diffusers keeps rank and alpha of a LoRA here, and nowhere else.
     kept = {name: tensors.metadata[name] for name in (_LORA_KEY,) if name in tensors.metadata}
-    trainer, progress = header_progress(
-        tensors.metadata, () if METADATA_KEY in tensors.metadata else options.clock_places
-    )
+    trainer, progress = _progress(tensors, options)
     checkpoint = Checkpoint(
         name=path.name,
         path=path,
@@ -73,6 +71,17 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     )
     sets = None if averages else _sets(tensors)
     return settle_averages(checkpoint, options) if sets is None else _choose(checkpoint, sets, options)
+
+
+def _progress(tensors: SafetensorsTensors, options: ReadOptions) -> tuple[str | None, Progress]:
+    """Return the trainer that wrote the header, None where it is unknown, and the clocks in it."""
+    metadata = tensors.metadata
+    places = () if METADATA_KEY in metadata else options.clock_places
+    if metadata.keys() <= _WITHOUT_CLOCKS and not places:
+        return None, Progress()
+    from ema_cli.formats.trainers.headers import header_progress
+
+    return header_progress(metadata, places)
 
 
 def _sets(tensors: SafetensorsTensors) -> Sets | None:

@@ -13,7 +13,6 @@ from typing import Any
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.trainers.layout import ClockPlaces
-from ema_cli.formats.trainers.progress import read_progress
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
@@ -94,6 +93,10 @@ def add_sidecar_clocks(checkpoint: Checkpoint, unpickle: Unpickle) -> Checkpoint
         folder = path if location(path).info().is_folder else path.parent
         found = {key: location(folder / match.expand(name)) for key, name in row.files.items()}
         files = {key: where.open() for key, where in found.items() if where.info().is_file}
+        if not files:
+            continue
+        from ema_cli.formats.trainers.progress import read_progress
+
         root = {key: _content(file, unpickle) for key, file in files.items()}
         progress = read_progress(row, root, source="sidecar")
         if progress.clocks:
