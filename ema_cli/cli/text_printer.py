@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ema_cli.cli import sentences, stderr
+from ema_cli.cli import sentences, stderr, verify_sentences
 from ema_cli.cli.github import annotate_warnings
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.stdout import print_line
@@ -85,10 +85,10 @@ class TextPrinter(Printer):
 
     def verified(self, averages: Sequence[Verified], problem: EmaError | None) -> None:
         """Print a line for each average, its problems, and the error."""
-        several = sentences.problem_count(averages) > 1  # a single one is the error
+        several = verify_sentences.problem_count(averages) > 1  # a single one is the error
         for verified in averages:
-            print_line(sentences.verified_line(verified))
-            stderr.lines(sentences.problem_lines(verified) if several else [])
+            print_line(verify_sentences.verified_line(verified))
+            stderr.lines(verify_sentences.problem_lines(verified) if several else [])
             stderr.notes(verified.notes)
         if problem is not None:
             stderr.error(problem)

@@ -9,7 +9,7 @@ from ema_cli.cli import requests
 from ema_cli.cli.command_line import VerifyOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
-from ema_cli.cli.sentences import not_verified
+from ema_cli.cli.verify_sentences import not_verified
 from ema_cli.errors import UsageError, VerificationError, option
 from ema_cli.folding.sample import Sample
 from ema_cli.release.published import Published, find_averages
