@@ -104,12 +104,12 @@ def mean_age(plan: Plan) -> str:
 def _error(approximation: Approximation, asked: str = "") -> str:
     """Return how far off an average is from what is asked for."""
     rounding, source = approximation.rounding, f" from {asked}" if asked else ""
-    told = ""
+    rounded = ""
     if rounding is None:
-        told = " and its rounding, which the version that stored the averages did not write down"
+        rounded = " and its rounding, which the version that stored the averages did not write down"
     elif rounding >= _MENTIONED * approximation.error:
-        told = f", of which {rounding:.2%} by rounding"
-    return f"{approximation.error:.2%} off{source}{told}"
+        rounded = f", of which {rounding:.2%} by rounding"
+    return f"{approximation.error:.2%} off{source}{rounded}"
 
 
 def reach_lines(approximation: Approximation) -> list[str]:

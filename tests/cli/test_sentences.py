@@ -46,7 +46,7 @@ def sparse(half_life: str = "50ba", **recipe: Any) -> Plan:
 def near(**changed: Any) -> Plan:
     """Return a plan of stored averages."""
     reach = {0.01: [(time("20ba"), time("90ba")), (time("200ba"), time("200ba"))], 0.05: []}
-    approximation = Approximation(0.0123, 0.01, reach, [], [], [])
+    approximation = Approximation(0.0123, 0.01, reach, [], [], [], rounding=0.0001)
     return replace(plan(), approximation=replace(approximation, **changed))
 
 
@@ -100,6 +100,12 @@ def test_stored_averages_are_shown_by_how_near_they_come():
     assert sentences.plan_lines([near(), near()])[1] == "20ba: 1.23% off, from 3 stored averages"
     approximation = near().approximation
     assert approximation is not None
+    unknown = replace(near(), approximation=replace(approximation, rounding=None))
+    assert sentences.plan_line(unknown).endswith(
+        "1.23% off from 20ba and its rounding, which the version that stored the averages did not write down"
+    )
+    rounded = replace(near(), approximation=replace(approximation, rounding=0.01))
+    assert sentences.plan_line(rounded).endswith("1.23% off from 20ba, of which 1.00% by rounding")
     assert sentences.reach_lines(approximation) == ["Within 1%: 20ba to 90ba, 200ba", "Within 5%: no half-life"]
 
 
