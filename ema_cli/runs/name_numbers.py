@@ -194,7 +194,7 @@ def advise_name_clock(
         checkpoints: those of the run.
         unit: what is to be counted.
         mention: names an option with its value; by default as the text of an error does.
-        apart: checkpoints that this must tell apart.
+        apart: checkpoints that this must tell apart: each needs a number of its own, which `last.ckpt` has not.
     """
     numbers = NameNumbers.of(checkpoint.name for checkpoint in checkpoints)
     offered = numbers.offer(unit)
@@ -202,7 +202,7 @@ def advise_name_clock(
         return None
     column = numbers.column(unit) or numbers.columns[-1]
     values = [column.value(checkpoint.name) for checkpoint in checkpoints]
-    if len({column.value(checkpoint.name) for checkpoint in apart}) < len(apart):
+    if len({column.value(checkpoint.name) for checkpoint in apart} - {None}) < len(apart):
         return None
     for other in Unit:
         if other is not unit and values == [checkpoint.clock(other) for checkpoint in checkpoints]:

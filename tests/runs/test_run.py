@@ -138,6 +138,7 @@ def test_two_checkpoints_with_one_clock_are_twins(tmp_path: Path, copy: str):
     assert [entry.checkpoint.name for entry in plan.entries] == ["step-100.pt", "step-200.pt"]
     assert [(each.checkpoint.name, each.reason) for each in plan.skipped] == [(copy, "same clock as step-200.pt")]
     assert [(kept.name, other.name) for kept, other in plan.twins] == [("step-200.pt", copy)]
+    assert run.notes == ()
 
 
 def test_twins_outside_the_plan_need_no_comparison(tmp_path: Path):
