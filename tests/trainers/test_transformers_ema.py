@@ -59,14 +59,15 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 
 def assert_same_state(ours: Any, theirs: Any) -> None:
-    """Check that two states are the same to the bit."""
+    """Check that two states are the same to the bit, but for the identities of the starts and resumes behind them."""
     if isinstance(theirs, torch.Tensor):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
     elif isinstance(theirs, dict):
         assert list(ours) == list(theirs)
         for name, each in theirs.items():
-            assert_same_state(ours[name], each)
+            if name != "branches":
+                assert_same_state(ours[name], each)
     else:
         assert ours == theirs
 
@@ -262,7 +263,8 @@ def test_averages_are_passed_over_by_the_command(cli: Cli, tmp_path: Path):
     shutil.copytree(run, bare, ignore=lambda _, found: [name for name in found if name.startswith("ema")])
     told = cli("inspect", run, "--json").json["run"]
     assert [each["name"] for each in told["checkpoints"]] == [f"checkpoint-{step}" for step in (3, 6, 9, 12)]
-    assert {each["reason"] for each in told["passed_over"]} == {"averages, as its name says"}
+    assert {each["reason"] for each in told["passed_over"]} <= {"averaged by ema-cli", "averages, as its name says"}
+    assert told["passed_over"]
     for folder in (run, bare):
         done = cli("average", folder, "--half-life", "4ba", "-o", f"{folder.name}-4ba")
         assert done.code == 0, done
