@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def _sets(tensors: SafetensorsTensors) -> Sets | None:
     if not may_hold_averages(tensors.specs):
         return None
     from ema_cli.formats.trainers.averages import sets_of_parts
+    from ema_cli.formats.trainers.likeness import SAMPLE_BYTES, decode
 
     def count(value: object) -> int | None:
         if not isinstance(value, NamedTensor) or tensors.specs[value.name].dtype.kind != "integer":
@@ -97,7 +99,16 @@ def _sets(tensors: SafetensorsTensors) -> Sets | None:
         tensors.read_into(value.name, 0, memoryview(stored))
         return int.from_bytes(stored, "little")
 
-    return sets_of_parts({name: NamedTensor(name, spec.shape) for name, spec in tensors.specs.items()}, count)
+    def numbers(_: str, value: object) -> Sequence[float]:
+        spec = tensors.specs[value.name] if isinstance(value, NamedTensor) else None
+        if spec is None or not isinstance(value, NamedTensor) or spec.dtype.kind != "float":
+            return ()
+        stored = bytearray(min(spec.nbytes, SAMPLE_BYTES))
+        tensors.read_into(value.name, 0, memoryview(stored))
+        return decode(spec.dtype, bytes(stored))
+
+    named = {name: NamedTensor(name, spec.shape) for name, spec in tensors.specs.items()}
+    return sets_of_parts(named, count, numbers)
 
 
 def _choose(checkpoint: Checkpoint, sets: Sets, options: ReadOptions) -> Checkpoint:

@@ -24,7 +24,8 @@ from ema_cli.formats.trainers.kept_averages import (
     stored_raw,
 )
 from ema_cli.formats.trainers.layout import Layout, NamedTensor, Sets, StateDict, Unpickled
-from ema_cli.formats.trainers.matching import Refs, by_flat_names, by_names, by_order
+from ema_cli.formats.trainers.likeness import Numbers, are_related, numbers_of
+from ema_cli.formats.trainers.matching import Refs, Shaped, by_flat_names, by_names, by_order, parameters_of
 from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY, FROM_ITERATIONS, may_hold_averages
 from ema_cli.formats.trainers.nested import as_state_dict, dig
 
@@ -60,17 +61,18 @@ def sets_within(tensors: StateDict, file: Unpickled) -> Sets | None:
         return Sets(averages=tensors, why=AVERAGED_MODEL, begun=has_begun(tensors, counter(file)))
     if not may_hold_averages(tensors):
         return None
-    return _flat_buffers(tensors, file) or _part_of_the_model(tensors, counter(file))
+    return _flat_buffers(tensors, file) or _part_of_the_model(tensors, counter(file), numbers_of(file))
 
 
-def sets_of_parts(tensors: Mapping[str, NamedTensor], count: Count) -> Sets | None:
+def sets_of_parts(tensors: Mapping[str, NamedTensor], count: Count, numbers: Numbers) -> Sets | None:
     """Return both sets where a part of a model is an average of the rest, in a file whose header lists tensors.
 
     Args:
         tensors: the tensors by their names.
         count: reads a counter.
+        numbers: reads the first numbers of a tensor.
     """
-    return _part_of_the_model(tensors, count)
+    return _part_of_the_model(tensors, count, numbers)
 
 
 def _by_row(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpickled) -> Sets | None:
@@ -101,7 +103,7 @@ def _flat_buffers(tensors: StateDict, file: Unpickled) -> Sets | None:
     flat = {name: value for name, value in tensors.items() if name.startswith("ema_") and "." not in name}
     others = {name: value for name, value in tensors.items() if name not in flat}
     matched = by_flat_names({name.removeprefix("ema_"): value for name, value in flat.items()}, others, "_")
-    if not matched:
+    if not matched or 2 * len(matched) <= len(parameters_of(others)):  # the hooks have one for each parameter
         return None
     second = {**others, **matched}
     if FROM_ITERATIONS.search(file.source.path.name):
@@ -110,10 +112,11 @@ def _flat_buffers(tensors: StateDict, file: Unpickled) -> Sets | None:
     return Sets(second, others, why=why)
 
 
-def _part_of_the_model(tensors: StateDict, count: Count) -> Sets | None:
+def _part_of_the_model(tensors: StateDict, count: Count, numbers: Numbers) -> Sets | None:
     """Return both sets where a part of the model, by the first part of its names, is an average of the rest.
 
-    The part stays: it holds the same weights as the rest then, so that the model loads as it was.
+    The part stays: it holds the same weights as the rest then, so that the model loads as it was. Names are not enough:
+    a layer called avg_pool may look like a norm.
     """
     heads = dict.fromkeys(name.partition(".")[0] for name in tensors if isinstance(name, str) and "." in name)
     for head in filter(AVERAGES_KEY.search, heads):
@@ -121,7 +124,7 @@ def _part_of_the_model(tensors: StateDict, count: Count) -> Sets | None:
         inside = {name.removeprefix(f"{head}."): ref for name, ref in part.items()}
         others = {name: ref for name, ref in tensors.items() if name not in part}
         matched = by_names(inside, others) or by_flat_names(inside, others, "")
-        if not matched:
+        if not matched or not are_related(_pairs(matched, others), numbers):
             continue
         begun = has_begun(inside, count)
         if all(name.startswith(_ONLINE) for name in matched):  # the two models of ema-pytorch's wrapper
@@ -132,6 +135,11 @@ def _part_of_the_model(tensors: StateDict, count: Count) -> Sets | None:
         raw = {name: tensors[names[id(ref)]] for name, ref in part.items() if id(ref) in names}
         return Sets({**tensors, **raw}, {**tensors, **matched}, where=head, begun=begun)
     return None
+
+
+def _pairs(matched: Refs, others: StateDict) -> list[tuple[str, Shaped, Shaped]]:
+    """Return each average with the tensor of the model that it may be an average of."""
+    return [(name, ref, raw) for name, ref in matched.items() if isinstance(raw := others[name], Shaped)]
 
 
 def _beside(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpickled) -> Sets | None:
@@ -185,9 +193,11 @@ def _match_in(value: Any, model: StateDict) -> tuple[Refs | None, Any]:
     """Return the model's averages in what is called so, or one level down, and the dict around them with counters."""
     state = as_state_dict(value)
     if state is not None:
-        matched = by_names(state, model)
+        matched = by_names(state, model) or by_flat_names(state, model, "_") or by_flat_names(state, model, "")
         if matched:
             return matched, value
+    if isinstance(value, list | tuple):
+        return by_order(value, model), None
     inner = value.state if isinstance(value, Inert) else value
     for name, child in inner.items() if isinstance(inner, dict) else ():
         if name in STORED:

@@ -28,6 +28,15 @@ def tensors_of(state: Mapping[Any, Any]) -> dict[str, Shaped]:
     return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Shaped)}
 
 
+def parameters_of(model: StateDict) -> dict[str, TensorRef]:
+    """Return what is among `model.parameters()`, as far as names and types show."""
+    return {
+        name: ref
+        for name, ref in model.items()
+        if isinstance(ref, TensorRef) and ref.dtype not in _INTEGERS and not name.endswith(_BUFFERS)
+    }
+
+
 def by_names(other: Mapping[Any, Any], model: StateDict) -> Refs | None:
     """Return the tensors of `other` under the names of the model, None where they are not the model's.
 
@@ -77,7 +86,7 @@ def by_order(values: Sequence[Any], model: StateDict) -> Refs | None:
         return None
     ours = {name: ref for name, ref in model.items() if isinstance(ref, TensorRef)}
     floats = {name: ref for name, ref in ours.items() if ref.dtype not in _INTEGERS}
-    parameters = {name: ref for name, ref in floats.items() if not name.endswith(_BUFFERS)}
+    parameters = parameters_of(model)
     for table in (parameters, floats, ours):
         if len(refs) == len(table) and all(map(_alike, refs, table.values())):
             return dict(zip(table, refs, strict=True))

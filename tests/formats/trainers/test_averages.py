@@ -104,6 +104,8 @@ BESIDE: dict[str, tuple[Any, str, State]] = {
         lightning(state_dict=RAW, callbacks={"E": {"ema": torch_ema(EMA, model(0.5))}}),
         "callbacks.E.ema.shadow_params", PARTLY,
     ),
+    "flattened names": ({"model": RAW, "ema": flat(EMA, "_")}, "ema", PARTLY),
+    "a list at the top": ({"model": RAW, "ema": [*EMA.values()]}, "ema", EMA),
     "mmcv's buffers, in the middle of an epoch": ({"state_dict": {**RAW, **under("ema_", flat(EMA, "_"))}}, "ema_*",
                                                   PARTLY),
 }  # fmt: skip
@@ -207,6 +209,48 @@ def test_such_a_part_in_safetensors(label: str, tmp_path: Path) -> None:
         header, pickled = (open_checkpoint(tmp_path / name, weights) for name in ("a.safetensors", "a.pt"))
         assert read_all(header.tensors) == read_all(pickled.tensors)
         assert header.notes == pickled.notes
+
+
+def drawn(shapes: dict[str, tuple[int, ...]]) -> State:
+    """Return tensors that have nothing to do with each other."""
+    source = torch.Generator().manual_seed(4)
+    return {name: torch.randn(shape, generator=source) for name, shape in shapes.items()}
+
+
+LAYERS_OF_THEIR_OWN: dict[str, dict[str, tuple[int, ...]]] = {
+    "a pooling that looks like a norm": {
+        "stem.weight": (8, 3), "norm.weight": (8,), "norm.bias": (8,), "avg_pool.weight": (8,), "avg_pool.bias": (8,)},
+    "two branches": {
+        "main.fc.weight": (8, 8), "main.fc.bias": (8,), "shadow.fc.weight": (8, 8), "shadow.fc.bias": (8,)},
+    "one in two": {"conv.weight": (9, 9), "avg.weight": (9, 9)},
+    "a code book": {"weight": (8, 4), "bias": (8,), "scale": (4,), "ema_weight": (8, 4)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", LAYERS_OF_THEIR_OWN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_layer_that_is_only_called_so_stays_as_it_is(label: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Names and shapes fit, the numbers do not: no tensor takes the place of another, and nothing is said."""
+    saved = {name: tensor.to(dtype) for name, tensor in drawn(LAYERS_OF_THEIR_OWN[label]).items()}
+    torch.save(saved, tmp_path / "a.pt")
+    save_file(saved, tmp_path / "a.safetensors")
+    for name in ("a.pt", "a.safetensors"):
+        found = open_checkpoint(tmp_path / name, ReadOptions())
+        assert holds(found, saved)
+        assert (found.averages, found.holds_both, found.notes) == (None, False, ())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_part_that_follows_the_rest_is_its_average(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Far behind the weights as an average may be, it is correlated with them."""
+    first = drawn({"net.fc.weight": (16, 8), "net.fc.bias": (16,)})
+    raw = {name: tensor + tensor.flip(0) for name, tensor in first.items()}
+    saved = {**raw, **{f"ema_{name}": tensor for name, tensor in first.items()}}
+    saved = {name: tensor.to(dtype) for name, tensor in saved.items()}
+    torch.save(saved, tmp_path / "a.pt")
+    save_file(saved, tmp_path / "a.safetensors")
+    for name in ("a.pt", "a.safetensors"):
+        assert open_checkpoint(tmp_path / name, ReadOptions()).holds_both
 
 
 def test_ema_pytorchs_wrapper_saved_by_itself(tmp_path: Path) -> None:
