@@ -9,6 +9,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, option
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan
+from ema_cli.runs.entering import is_best
 from ema_cli.runs.members import same_clock_error
 from ema_cli.runs.name_numbers import advise_name_clock
 from ema_cli.runs.run import Run
@@ -46,8 +47,9 @@ def check_copies(plan: Plan) -> None:
     if plan.recipe.stop is not None:
         return
     for unclocked in run.uncompared:
-        is_best = "best" in unclocked.name.lower()
-        if not is_best and all(first_different_tensor(each, unclocked) for each in reversed(run.checkpoints)):
+        if not is_best(unclocked) and all(
+            first_different_tensor(each, unclocked) for each in reversed(run.checkpoints)
+        ):
             others = plural(len(run.checkpoints), "checkpoint")
             raise RunError(
                 f"records no clock, and is equal to none of {others}: it may be the newest",

@@ -76,7 +76,8 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
     if info.is_folder:
         raise CheckpointError("a folder without a checkpoint", subject=path, hint=WHAT_IS_READ)
     if info.is_file and info.size < 8:
-        raise IncompleteCheckpoint("is empty", subject=path, hint=CUT_SHORT)
+        fact = f"is cut short, or no checkpoint: {info.size} bytes" if info.size else "is empty"
+        raise IncompleteCheckpoint(fact, subject=path, hint=CUT_SHORT)
     location(path).open()  # which says so if it cannot be read at all
     raise NoWeights("not a checkpoint of a format that is read", subject=path, hint=WHAT_IS_READ)
 

@@ -81,7 +81,7 @@ def _check_clocks(run: Run, time: Time, what: str) -> None:
     if {unit, *missing.progress.clocks} >= {Unit.EPOCH, Unit.BATCH}:
         ways.append(f"convert, with the batches of an epoch: {option('epoch_length')}")
     if not missing.progress.clocks and not ignored:
-        ways += [_space(_half(time)), f"let all count alike: {option('profile', 'uniform')}"]
+        ways += [_space_evenly(run.checkpoints, time), f"let all count alike: {option('profile', 'uniform')}"]
     has_none = f"has no clock in {unit.plural} that is used" if ignored else f"records no clock in {unit.plural}"
     raise RunError(
         f"{has_none}, which {what} needs; known: {known}",
@@ -123,6 +123,17 @@ def _half(time: Time) -> Time:
         return Time(Fraction(1), time.unit)
     half = Fraction(time.value) / 2
     return Time(half if time.unit is Unit.EPOCH else Fraction(math.ceil(half)), time.unit)
+
+
+def _space_evenly(checkpoints: Sequence[Checkpoint], time: Time) -> str | None:
+    """Return the advice to space checkpoints, as numbers in their names are; None where these are uneven."""
+    column = NameNumbers.of(checkpoint.name for checkpoint in checkpoints).column(time.unit)
+    if column is None:
+        return _space(_half(time))
+    spacing = measure_spacing(sorted(column.values))
+    counts_saves = spacing is None or spacing.usual == 1  # 1, 2, 3 may be anything apart
+    usual = _half(time) if spacing is None or counts_saves else Time(spacing.usual, time.unit)
+    return _space(usual) if column.is_even else None
 
 
 def _space(distance: Time) -> str:

@@ -103,8 +103,10 @@ def drop_unclocked(
             reason = f"records no clock, and other names or types than {run[-1].name}: a copy, or a newer state"
             dropped.append(Unclocked(None, PassedOver(checkpoint.name, reason, warn=True)))
         elif is_copy:
-            reason = "records no clock; an average compares it with the others"
-            dropped.append(Unclocked(checkpoint, PassedOver(checkpoint.name, reason, warn=True)))
+            best = is_best(checkpoint)  # which no average stops at: it is said, then
+            reason = "a best one may be of any moment" if best else "an average compares it with the others"
+            passed = PassedOver(checkpoint.name, f"records no clock; {reason}", warn=best)
+            dropped.append(Unclocked(checkpoint, passed))
         elif spaced:
             kept.append(checkpoint)  # `space` raises the error that some record a clock and some do not
         else:
@@ -130,6 +132,11 @@ def _unclocked_error(checkpoint: Checkpoint, clocked: Checkpoint, checkpoints: S
 def _has_name_of_copy(checkpoint: Checkpoint) -> bool:
     last = checkpoint.name.rpartition("/")[2]
     return bool(COPIES.search(checkpoint.name)) or not re.search(r"[0-9]", last)
+
+
+def is_best(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint is called the best of its run, which may be of any moment."""
+    return "best" in checkpoint.name.lower()
 
 
 def averaged_error(checkpoint: Checkpoint) -> RunError:

@@ -289,3 +289,65 @@ def test_a_few_checkpoints_without_the_clock_of_the_others_can_be_left_out(cli: 
     assert (refused.code, "leave out what has none: --exclude net_final_iteration=15.pt" in refused.err) == (4, True)
     assert cli(*command, "--exclude", "net_final_iteration=15.pt").code == 0
     assert "have no clock in one unit" in cli("inspect", "run", "--smoothing", "0.5").err
+
+
+@pytest.mark.parametrize(
+    ("names", "half_life", "spacing"),
+    [
+        (("m_5.pt", "m_10.pt", "m_15.pt"), "10ba", "--spacing 5ba"),
+        (("epoch_2nd_00010.pth", "epoch_2nd_00020.pth"), "30ep", "--spacing 10ep"),
+        (("part_1.pt", "part_2.pt", "part_3.pt"), "50ba", "--spacing 25ba"),  # numbers that count the saves
+        (("m_10.pt", "m_25.pt", "m_70.pt"), "10ba", None),
+    ],
+)
+def test_the_spacing_of_the_hint_is_that_of_the_names(
+    names: tuple[str, ...], half_life: str, spacing: str | None, cli: Cli, tmp_path: Path
+) -> None:
+    """What the hint offers raises no warning of another spacing when it is followed."""
+    write(tmp_path / "run", *names)
+    command = ("average", "run", "--half-life", half_life, "-o", "out.safetensors")
+    refused = cli(*command)
+    assert refused.code == 4
+    if spacing is None:
+        assert "--spacing" not in refused.err
+    else:
+        assert spacing in refused.err
+        done = cli(*command, *spacing.split())
+        assert (done.code, "evenly" in done.err) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("names", "saved"),
+    [
+        (["epoch=1-step=10.ckpt", "epoch=2-step=20.ckpt", "last.ckpt"], [{"global_step": n} for n in (10, 20, 20)]),
+        (["ckpt_10.pt", "ckpt_20.pt", "ckpt.pt"], [{"iter_num": n} for n in (10, 20, 20)]),
+        (["m_epoch_1.pt", "m_epoch_2.pt", "best.pt", "last.pt"], [{"epoch": n} for n in (1, 2, 1, 2)]),
+    ],
+)
+def test_a_copy_of_a_checkpoint_is_no_reason_to_doubt_the_clocks(
+    names: list[str], saved: list[dict[str, Any]], cli: Cli, tmp_path: Path
+) -> None:
+    """A run that keeps its last and best checkpoints beside the numbered ones averages without a word."""
+    run = write(tmp_path / "run", *names, saved=dict(zip(names, saved, strict=True)))
+    numbers = {}
+    for name, state in zip(names, saved, strict=True):
+        value = next(iter(state.values()))
+        numbers[name] = value
+        torch.save({"model": {"w": torch.full((2,), float(value))}, **state}, run / name)
+    unit = "ep" if "epoch" in saved[0] else "ba"
+    first, second = (float(numbers[name]) for name in names[:2])
+    done = cli("average", "run", "--half-life", f"{int(second - first)}{unit}", "-o", "out.safetensors")
+    assert (done.code, "warning" in done.err) == (0, False), done.err
+    assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [(first + second) / 2] * 2
+
+
+def test_copies_without_a_clock_are_compared_and_not_warned_of(cli: Cli, tmp_path: Path) -> None:
+    """What equals a checkpoint of the run is silent; a best one that equals none is said, for its name decided."""
+    write(tmp_path / "run", "step-10.pt", "step-20.pt")
+    (tmp_path / "run" / "last.pt").write_bytes((tmp_path / "run" / "step-20.pt").read_bytes())
+    command = ("average", "run", "--half-life", "10ba", "-o", "out.safetensors", "--force")
+    done = cli(*command)
+    assert (done.code, "warning" in done.err) == (0, False), done.err
+    torch.save({"model": {"w": torch.full((2,), 9.0)}}, tmp_path / "run" / "best.pt")
+    said = cli(*command)
+    assert (said.code, "best.pt is passed over: records no clock; a best one may be" in said.err) == (0, True)

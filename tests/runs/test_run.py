@@ -21,6 +21,7 @@ from ema_cli.runs.same_model import check_same_model, first_differences
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
 
 COMPARED = "records no clock; an average compares it with the others"
+BEST = "records no clock; a best one may be of any moment"
 
 
 def save(path: Path, seed: int = 1, **fields: Any) -> Path:
@@ -151,12 +152,17 @@ def test_twins_outside_the_plan_need_no_comparison(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["last.pt", "best.pt", "final.pt", "model_final.pt", "weights.pt"])
 def test_a_copy_without_a_clock_is_passed_over(tmp_path: Path, name: str):
-    """A last, best or final model that records no clock does not stop a run that does; it is said, with a warning."""
+    """A last, best or final model that records no clock does not stop a run that does; a best one is warned of.
+
+    An average compares the others, and stops at one that is no copy.
+    """
     write_torch_run(tmp_path, [100, 200])
     save(tmp_path / name)
     run = open_run([tmp_path])
     assert names(run) == ["step-100.pt", "step-200.pt"]
-    assert [(each.name, each.reason, each.warn) for each in run.passed_over] == [(name, COMPARED, True)]
+    is_best = name == "best.pt"
+    said = (name, BEST if is_best else COMPARED, is_best)
+    assert [(each.name, each.reason, each.warn) for each in run.passed_over] == [said]
 
 
 def test_a_final_folder_beside_checkpoints_is_passed_over(tmp_path: Path):

@@ -63,7 +63,6 @@ _NAME_CLOCKS = (
     (Unit.EPOCH, "^", _COUNT, r"(?=epoch\.)"),  # espnet
     (Unit.BATCH, rf"{_WORD}(?:batch|steps?|iter(?:ation)?s?)", _COUNT, ""),
     (Unit.BATCH, rf"{_SHORT}ba", _COUNT, _NO_LETTER),
-    (Unit.BATCH, "^", r"(\d{7})", r"(?=_adapters\.safetensors$)"),  # mlx-lm
     (Unit.BATCH, r"^checkpoint-", _COUNT, "$"),  # a folder of the Hugging Face Trainer
     (Unit.BATCH, "^", r"(\d{7,})", r"(?=_adapters\.safetensors$)"),  # mlx-lm
     (Unit.SAMPLE, rf"{_WORD}samples?", _COUNT, ""),
