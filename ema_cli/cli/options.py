@@ -99,11 +99,17 @@ class RecipeOptions:
     ] = None
     start: Annotated[
         str | None,
-        Option(metavar="TIME", help="Leave out what is earlier than 1000ba. Default: nothing.", rich_help_panel=SELECT),
+        Option(
+            metavar="TIME",
+            help="Leave out what is earlier than this: 1000ba. Default: nothing.",
+            rich_help_panel=SELECT,
+        ),
     ] = None
     stop: Annotated[
         str | None,
-        Option(metavar="TIME", help="Leave out what is later than 9000ba. Default: nothing.", rich_help_panel=SELECT),
+        Option(
+            metavar="TIME", help="Leave out what is later than this: 9000ba. Default: nothing.", rich_help_panel=SELECT
+        ),
     ] = None
     last: Annotated[
         int | None,
@@ -206,7 +212,7 @@ class ModelOptions:
         Option(
             metavar="NAME",
             help="One model of a checkpoint that is several: unet, 2_Dense. Default: all of them together, where they "
-            "load together. With `--from` stored: which training, where several have stored there.",
+            "load together. Of averages that several trainings stored (EMA.store): which training.",
             rich_help_panel=READ,
         ),
     ] = None
@@ -232,7 +238,7 @@ class GateOptions:
         float | None,
         Option(
             metavar="SHARE",
-            help="No checkpoint has a greater share of the average than 0.5. Default: any share.",
+            help="No checkpoint has a greater share of the average than this: 0.5. Default: any share.",
             rich_help_panel=GATES,
         ),
     ] = None

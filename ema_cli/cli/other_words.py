@@ -26,6 +26,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "spacing": ("save-steps", "save-every", "save-interval"),
     "against": ("source", "sources", "inputs", "checkpoints"),
 }
+_ALL_ALIKE = ("--uniform", "--mean", "--swa")
 OPTIONS = {f"--{word}": name for name, words in _WORDS.items() for word in words}
 
 
@@ -44,4 +45,5 @@ def known_elsewhere(typed: str, options: set[str], hint: str) -> UsageError | No
     name = dashed.removeprefix("--").replace("-", "_") if dashed in options else OPTIONS.get(dashed)
     if name is None or f"--{name.replace('_', '-')}" not in options:
         return None
-    return UsageError(fact, hint=f"say {option(name)}; {hint}")
+    value = "uniform" if dashed in _ALL_ALIKE else None
+    return UsageError(fact, hint=f"say {option(name, value)}; {hint}")

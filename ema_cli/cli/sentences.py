@@ -154,7 +154,8 @@ def _store_next_time(plans: Sequence[Plan]) -> list[str]:
     every = ', update_interval="every"' if any(plan.recipe.interval is None for plan in sparse) else ""
     return [
         "Raw checkpoints alone cannot do it. Averages that are stored while the model trains can:",
-        f"  ema = EMA(model, half_life=({names}){every}), then ema.store(folder) now and then; see the README",
+        f"  ema = EMA(model, half_life=({names}){every}), then ema.store(folder) now and then",
+        "How: docs/how-to/half-life-afterwards.md",
     ]
 
 
@@ -238,8 +239,12 @@ def checkpoint_columns(view: RunView) -> tuple[dict[str, list[str]], list[str]]:
         if len(set(column)) > 1:
             columns[title] = column
         else:
-            constant.append(f"clock from {column[0]}" if title == "clock from" else column[0])
+            constant.append(_constant_clock(column[0]) if title == "clock from" else column[0])
     return columns, constant
+
+
+def _constant_clock(source: str) -> str:
+    return "no clock" if source == "-" else f"clock from {source}"
 
 
 def _sources(checkpoint: Checkpoint) -> str:

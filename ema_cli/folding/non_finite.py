@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from glob import escape
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import NonFiniteError, option
@@ -64,6 +65,6 @@ class NonFinite:
         return NonFiniteError(
             f"'{name}' is not finite at element {element}",
             subject=self._checkpoints[culprit].path,
-            hint=f"leave that checkpoint out ({option('start')}, {option('stop')}), or let "
+            hint=f"leave it out with {option('exclude', escape(self._checkpoints[culprit].name))}, or let "
             f"it pass with {option('allow_non_finite', True)}",
         )

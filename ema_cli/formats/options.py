@@ -53,7 +53,8 @@ class ReadOptions:
                 raise UsageError(
                     f"'{text}' is no place with a unit",
                     option="clock_key",
-                    hint=f"the place of a number and what it counts ({', '.join(Unit)}), with = between them",
+                    hint="the place of a number in the file, =, and what it counts "
+                    f"({', '.join(Unit)}): {option('clock_key', 'trainer.step=ba')}",
                 )
 
     @property

@@ -130,7 +130,9 @@ def _take_name_clock(
         raise RunError(
             f"has no number in its name that {option('name_clock', text)} takes",
             subject=missing.path,
-            hint=f"leave it out with {option('exclude', escape(missing.name))}",
+            hint=f"leave it out with {option('exclude', escape(missing.name))}"
+            if any(given)
+            else f"the pattern must fit a whole name, as {missing.name} is; in it * is any text",
         )
     taken = []
     overruled: Counter[Unit] = Counter()

@@ -14,7 +14,7 @@ from itertools import pairwise
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.entering import preference
-from ema_cli.text import natural_key
+from ema_cli.text import natural_key, plural
 
 PREFERENCE = (Unit.BATCH, Unit.TOKEN, Unit.SAMPLE, Unit.EPOCH)  # the unit that orders a run best comes first
 
@@ -53,7 +53,7 @@ def order_checkpoints(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[Checkpoi
     for unit in units[1:]:
         found = falls(ordered, unit)
         if found:
-            more = f", and so {len(found) - 1} times more" if len(found) > 1 else ""
+            more = f", and so {plural(len(found) - 1, 'time')} more" if len(found) > 1 else ""
             notes.append(
                 f"{found[0].newer.name} {found[0].words(units[0])}{more}: the run is ordered by {units[0].plural}"
             )

@@ -119,6 +119,7 @@ def test_nan_names_checkpoint_tensor_and_element():
     with pytest.raises(NonFiniteError, match=r"^step-200: 'weight' is not finite at element 300$") as raised:
         fold([checkpoint(model(1), "step-100"), checkpoint(bad, "step-200")], [0.5, 0.5], sizes=small(256))
     assert raised.value.exit_code == 6
+    assert "--exclude step-200" in (raised.value.advice(at_terminal) or "")
     assert "--allow-non-finite" in (raised.value.advice(at_terminal) or "")
     with pytest.raises(NonFiniteError, match=r"^step-200: 'weight' is not finite at element 300$"):
         fold([checkpoint(bad, "step-200")], [1.0], sizes=small(256))

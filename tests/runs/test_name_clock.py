@@ -109,6 +109,15 @@ def test_a_checkpoint_without_a_number_is_refused_unless_it_is_left_out(cli: Cli
     assert done.code == 0, done
 
 
+def test_a_pattern_that_fits_no_name_is_not_answered_with_leaving_all_out(cli: Cli, tmp_path: Path) -> None:
+    """The suffix is easily forgotten; the hint has a name to copy from."""
+    write(tmp_path / "run", "m_10.pt", "m_20.pt")
+    refused = cli("average", "run", "--half-life", "10ba", "--name-clock", "m_{ba}", "-o", "out.pt")
+    assert (refused.code, "the pattern must fit a whole name, as m_10.pt is" in refused.err) == (4, True)
+    done = cli("average", "run", "--half-life", "10ba", "--name-clock", "m_{ba}*", "-o", "out.pt")
+    assert done.code == 0, done
+
+
 def test_several_numbers_that_grow_need_a_pattern(cli: Cli, tmp_path: Path) -> None:
     """The error offers one, which works when it is copied."""
     write(tmp_path / "run", "run7-1-100.pt", "run7-1-200.pt", "run7-2-300.pt")

@@ -94,6 +94,7 @@ def test_a_counter_needs_a_place_and_a_unit(key: str) -> None:
     with pytest.raises(UsageError, match="is no place with a unit") as raised:
         ReadOptions(clock_key=(key,))
     assert raised.value.option == "clock_key"
+    assert "clock_key='trainer.step=ba'" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize(
