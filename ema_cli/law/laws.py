@@ -16,7 +16,7 @@ from ema_cli.errors import UsageError, option
 from ema_cli.law import decay, weights
 from ema_cli.law.events import Gap
 from ema_cli.law.law import Growing, Law, Steady, Words
-from ema_cli.law.time import Time, Unit
+from ema_cli.law.time import Time, Unit, as_time
 from ema_cli.law.weights import Gaps
 
 
@@ -332,7 +332,7 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
             hint=f"as {option('profile', 'power')} {option('sigma_rel', 0.1)}",
         )
     if half_life is not None:
-        return HalfLife(Time.parse(half_life, "half_life") if isinstance(half_life, str) else half_life)
+        return HalfLife(as_time(half_life, "half_life"))
     if smoothing is not None:
         return Smoothing(float(smoothing))
     return Power(float(sigma_rel)) if sigma_rel is not None else _PLAIN[str(profile)]

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from ema_cli.errors import UsageError, option
 from ema_cli.law.law import Law
 from ema_cli.law.laws import LAW_KEYS, LawOptions, Uniform, make_law
-from ema_cli.law.time import EVERY, Every, Time, Unit, interval_text, parse_interval
+from ema_cli.law.time import EVERY, Every, Time, Unit, as_time, interval_text, parse_interval
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -62,16 +62,16 @@ class Recipe:
                 "smoothing: a profile gives the first no excess",
                 hint="leave it out",
             )
-        if isinstance(update_interval, str) and not isinstance(update_interval, Every):
-            update_interval = parse_interval(update_interval, "update_interval")
+        if update_interval is not None:
+            update_interval = EVERY if update_interval == EVERY else as_time(update_interval, "update_interval")
         if isinstance(update_interval, Time):
             _check_interval(update_interval, law)
         if last is not None and last < 1:
             raise UsageError(f"{last} is not a number of checkpoints", option="last", hint="at least 1")
-        start = Time.parse(start, "start") if isinstance(start, str) else start
+        start = None if start is None else as_time(start, "start")
         if start is not None and start.value == math.inf:
             raise UsageError("infinity leaves nothing to average", option="start", hint="give a clock, as 1000ba")
-        stop = Time.parse(stop, "stop") if isinstance(stop, str) else stop
+        stop = None if stop is None else as_time(stop, "stop")
         for name, value in (
             ("law", law),
             ("update_interval", update_interval),

@@ -98,13 +98,27 @@ class Every(StrEnum):
 EVERY: Final = Every.EVERY
 
 
-def parse_interval(text: str, option: str | None = None, *, subject: str = "time") -> Time | Every:
+def as_time(value: object, option: str) -> Time:
+    """Return a time, or read the text of one: for what a caller from Python gives as the value of an `option`.
+
+    Raises:
+        UsageError: for anything else, such as a bare number.
+    """
+    if isinstance(value, str):
+        return Time.parse(value, option)
+    if isinstance(value, Time) and value.value >= 0:
+        return value
+    shown = str(value) if isinstance(value, Time) else repr(value)
+    raise UsageError(f"{shown} is not a time", option=option, hint="write a number and a unit: '50ba'")
+
+
+def parse_interval(text: str, *, subject: str = "time") -> Time | Every:
     """Read a time, or `every`.
 
     Raises:
         UsageError: for anything else, as `Time.parse`.
     """
-    return EVERY if text == EVERY else Time.parse(text, option, subject=subject)
+    return EVERY if text == EVERY else Time.parse(text, subject=subject)
 
 
 def interval_text(interval: Time | None) -> str:

@@ -13,7 +13,7 @@ from ema_cli.law.events import Gap
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import HalfLife, Power, Smoothing
 from ema_cli.law.recipe import Recipe
-from ema_cli.law.time import EVERY, Time, Unit
+from ema_cli.law.time import EVERY, Time, Unit, as_time
 
 _LEAST_SHARE = 2.0**-20  # of a difference at one update; float32 rounds smaller shares away
 _DEFAULT_HALF_LIFE = "1000ba"  # Composer's
@@ -55,10 +55,10 @@ def parse_tracks(
     """
     if sum(argument is not None for argument in (half_life, smoothing, sigma_rel)) > 1:
         raise UsageError("only one of half_life, smoothing and sigma_rel can be given")
-    first = _time(start, "ema_start")
+    first = as_time(start, "ema_start")
     if first.value == math.inf:
         raise UsageError("infinity leaves nothing to average", option="ema_start", hint="give a clock, as 1000ba")
-    interval = update_interval if update_interval in (None, EVERY) else _time(update_interval, "update_interval")
+    interval = update_interval if update_interval in (None, EVERY) else as_time(update_interval, "update_interval")
     laws = _laws(half_life, smoothing, sigma_rel)
     names = [law.name for law in laws]
     if not laws or len(set(names)) < len(laws):
@@ -86,7 +86,7 @@ def _laws(half_life: Times | None, smoothing: Numbers | None, sigma_rel: Numbers
         return [Power(width) for width in _numbers(sigma_rel, "sigma_rel")]
     half_life = _DEFAULT_HALF_LIFE if half_life is None else half_life
     several = half_life if isinstance(half_life, Sequence) and not isinstance(half_life, str) else [half_life]
-    return [HalfLife(_time(value, "half_life")) for value in several]
+    return [HalfLife(as_time(value, "half_life")) for value in several]
 
 
 def _warn_of_tiny_shares(tracks: Tracks) -> None:
@@ -109,12 +109,3 @@ def _numbers(value: Numbers, option: str) -> list[float]:
     if not all(isinstance(number, int | float) for number in numbers):
         raise UsageError(f"{value!r} is no number", option=option, hint="as smoothing=0.99, or sigma_rel=(0.05, 0.10)")
     return [float(number) for number in numbers]
-
-
-def _time(value: object, option: str) -> Time:
-    if isinstance(value, str):
-        return Time.parse(value, option)
-    if isinstance(value, Time) and value.value >= 0:
-        return value
-    shown = str(value) if isinstance(value, Time) else repr(value)
-    raise UsageError(f"{shown} is not a time", option=option, hint="write a number and a unit: '50ba'")

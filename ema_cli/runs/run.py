@@ -20,7 +20,7 @@ from ema_cli.errors import (
 from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
-from ema_cli.law.time import Time, Unit
+from ema_cli.law.time import Time, Unit, as_time
 from ema_cli.runs.called_averages import open_called, reopen, settle_called, settle_named, sort_absent
 from ema_cli.runs.clocks import settle_clocks
 from ema_cli.runs.empty_models import check_has_elements
@@ -93,11 +93,11 @@ def open_run(
     weights: Literal["raw", "ema"] | None = None,
     component: str | None = None,
     keep_prefix: bool = False,
-    copy: Sequence[str] = (),
+    copy: str | Sequence[str] = (),
     epoch_length: str | Time | None = None,
     spacing: str | Time | None = None,
     name_clock: str | None = None,
-    clock_key: Sequence[str] = (),
+    clock_key: str | Sequence[str] = (),
     ignore_clocks: bool = False,
     exclude: str | Sequence[str] = (),
     skip_damaged: bool = False,
@@ -128,19 +128,19 @@ def open_run(
     """
     several = [paths] if isinstance(paths, str | Path) else paths
     options = OpenOptions(
-        ReadOptions(key, weights, component, keep_prefix, tuple(copy), tuple(clock_key)),
-        _time(epoch_length, "epoch_length"),
-        _time(spacing, "spacing"),
+        ReadOptions(key, weights, component, keep_prefix, _several(copy), _several(clock_key)),
+        None if epoch_length is None else as_time(epoch_length, "epoch_length"),
+        None if spacing is None else as_time(spacing, "spacing"),
         name_clock,
         ignore_clocks,
-        (exclude,) if isinstance(exclude, str) else tuple(exclude),
+        _several(exclude),
         skip_damaged,
     )
     return read_run([Path(path) for path in several], options)
 
 
-def _time(value: str | Time | None, name: str) -> Time | None:
-    return Time.parse(value, name) if isinstance(value, str) else value
+def _several(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:

@@ -159,3 +159,15 @@ def test_a_time_that_is_none_names_what_holds_it():
     data = {**Recipe(half_life="50ba").to_dict(), "start": "soon"}
     with pytest.raises(UsageError, match=r"^the manifest: 'soon' is not a time$"):
         Recipe.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"half_life": 50}, {"half_life": 50.0}, {"start": 5}, {"stop": 5}, {"update_interval": 5}],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_bare_number_is_no_time(options: dict[str, Any]):
+    """From Python, where nothing else checks it."""
+    with pytest.raises(UsageError, match="is not a time") as raised:
+        Recipe(**{"half_life": "5ba", **options})
+    assert raised.value.option == next(iter(options))

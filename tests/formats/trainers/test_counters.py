@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ema_cli.errors import CheckpointError, UsageError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
+from ema_cli.runs.run import open_run
 from tests.conftest import Cli
 from tests.formats.trainers.state import plain_clocks
 
@@ -53,6 +54,14 @@ def test_several_counters(tmp_path: Path) -> None:
     path = written(tmp_path / "a.pt", {"model": WEIGHTS, "it": 300, "ep": 2})
     progress = open_checkpoint(path, ReadOptions(clock_key=("it=ba", "ep=ep"))).progress
     assert (plain_clocks(progress), progress.epoch_origin_unknown) == ({"ba": 300, "ep": 2}, True)
+
+
+def test_from_python_one_text_is_one_counter(tmp_path: Path) -> None:
+    """Not a sequence of letters; the same goes for the patterns of `copy`."""
+    written(tmp_path / "a.pt", {"model": WEIGHTS, "it": 300})
+    (checkpoint,) = open_run(tmp_path / "a.pt", clock_key="it=ba", copy="w").checkpoints
+    assert plain_clocks(checkpoint.progress) == {"ba": 300}
+    assert open_run(tmp_path / "a.pt", copy="w").options.read.copy == ("w",)
 
 
 def test_a_header_has_counters_too(tmp_path: Path) -> None:
