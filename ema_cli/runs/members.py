@@ -14,9 +14,13 @@ from ema_cli.formats.options import several_models_error
 from ema_cli.formats.trainers.names import COPIES, name_clocks, names_in, stem
 from ema_cli.formats.trainers.part_names import converter
 from ema_cli.runs.beside import holds_tensors_of, kind_of
-from ema_cli.text import plural
+from ema_cli.text import natural_key, plural
 
 _MOST_RUNS = 8  # that an error lists
+# After these words a number tells trainings apart, of other data or another beginning. The last two may also count
+# the checkpoints of one, so they tell only where one of their numbers has several.
+_TRAINING = re.compile(r"(?:^|[-_./])((?:kfold|fold|cv|seed|run|trial)s?)[-_=]?(\d+)(?!\d)", re.IGNORECASE)
+_MAY_COUNT = ("run", "trial")
 
 
 def component_of(root: Path, path: Path) -> str | None:
@@ -43,6 +47,10 @@ def check_one_run(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
         UsageError: where each moment has several models, listing them.
         RunError: where there are several runs, listing them.
     """
+    trainings = _trainings(checkpoints)
+    # Without a clock, the user is asked anyhow, and may have given them one.
+    if trainings and any(checkpoint.progress.clocks for checkpoint in checkpoints):
+        raise _several_error(root, {training: len(names) for training, names in trainings.items()})
     runs: dict[str, list[Checkpoint]] = {}
     for checkpoint in checkpoints:
         parts = checkpoint.path.relative_to(root).parts
@@ -57,12 +65,29 @@ def check_one_run(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
     if len(runs) == 1 or (len({kind_of(run) for run in runs}) == 1 and all(map(_is_one_moment, runs.values()))):
         _check_one_model(root, checkpoints)
     if len(runs) > 1:
-        listed = ", ".join(f"{run or '.'} ({len(group)})" for run, group in sorted(runs.items())[:_MOST_RUNS])
-        raise RunError(
-            f"holds the checkpoints of {len(runs)} runs: {listed}",
-            subject=root,
-            hint="name the folder of one run, or the checkpoints themselves",
-        )
+        raise _several_error(root, {run: len(group) for run, group in runs.items()})
+
+
+def _several_error(root: Path, runs: Mapping[str, int]) -> RunError:
+    listed = ", ".join(f"{run or '.'} ({count})" for run, count in sorted(runs.items())[:_MOST_RUNS])
+    return RunError(
+        f"holds the checkpoints of {len(runs)} runs: {listed}",
+        subject=root,
+        hint="name the folder of one run, or the checkpoints themselves",
+    )
+
+
+def _trainings(checkpoints: Sequence[Checkpoint]) -> dict[str, list[str]]:
+    """Return the trainings that names tell apart, as `fold0` and `fold1` do, with their checkpoints; none if one is."""
+    trainings: dict[str, list[str]] = {}
+    words = set()
+    for checkpoint in checkpoints:
+        found = _TRAINING.findall(checkpoint.name)
+        words |= {word.lower().rstrip("s") for word, _ in found}
+        trainings.setdefault(" ".join(f"{word}{number}" for word, number in found), []).append(checkpoint.name)
+    trainings.pop("", None)
+    counts = words <= {*_MAY_COUNT} and all(len(names) == 1 for names in trainings.values())
+    return {} if len(trainings) < 2 or counts else trainings
 
 
 def foreign_to_run(checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, str]]:
@@ -149,6 +174,13 @@ def notes_on_siblings(checkpoints: Sequence[Checkpoint]) -> list[str]:
                     f"{path.name}: {unnamed[0]} lies beside it; if they are parts of one model, this is not all of it"
                 )
     return list(notes.values())
+
+
+def notes_on_trainings(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return a note on checkpoints that are averaged together although their names tell several trainings apart."""
+    trainings = _trainings(checkpoints)
+    which = ", ".join(sorted(trainings, key=natural_key)[:_MOST_RUNS])
+    return [f"the names tell several trainings apart ({which}), and one average takes all"] if trainings else []
 
 
 def _only_number(name: str) -> str | None:

@@ -26,7 +26,14 @@ from ema_cli.runs.clocks import settle_clocks
 from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unclocked, drop_unmarked, preference, unmarked_error
 from ema_cli.runs.even_spacing import space
-from ema_cli.runs.members import check_not_parts, check_one_run, foreign_to_run, notes_on_siblings, several_runs_error
+from ema_cli.runs.members import (
+    check_not_parts,
+    check_one_run,
+    foreign_to_run,
+    notes_on_siblings,
+    notes_on_trainings,
+    several_runs_error,
+)
 from ema_cli.runs.name_numbers import advise_name_clock
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
@@ -169,6 +176,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
         checkpoints, uneven = space(checkpoints, options.spacing, opened, rest.absent)
         notes += uneven
     notes += notes_on_siblings(opened) if search is None else []
+    notes += notes_on_trainings(opened)
     notes += _unmatched_exclusions(options, rest.passed_over)
     notes += _unmatched_patterns(checkpoints, read)
     ordered, units, falls = order_checkpoints(checkpoints)

@@ -224,3 +224,31 @@ def test_another_model_of_one_moment_alone_stops_nothing(tmp_path: Path, name: s
     ((passed),) = run.passed_over
     assert (passed.name, passed.warn) == (name.format(300), True)
     assert passed.reason.startswith("of one moment with step-300")
+
+
+@pytest.mark.parametrize(
+    ("written", "runs"),
+    [
+        ({"fold0_best.pt": 7, "fold1_best.pt": 8, "fold2_best.pt": 9}, r"fold0 \(1\), fold1 \(1\), fold2 \(1\)"),
+        ({"cv1/model.pt": 3, "cv2/model.pt": 4}, r"cv1 \(1\), cv2 \(1\)"),
+        ({"m_seed-1_a.pt": 1, "m_seed-1_b.pt": 2, "m_seed-2_a.pt": 3}, r"seed1 \(2\), seed2 \(1\)"),
+        ({"run1_a.pt": 1, "run1_b.pt": 2, "run2_a.pt": 3, "run2_b.pt": 4}, r"run1 \(2\), run2 \(2\)"),
+    ],
+)
+def test_folds_and_seeds_are_no_moments_of_one_run(written: dict[str, int], runs: str, tmp_path: Path):
+    """Each recorded another epoch, by early stopping: that does not make one training of them. Named, it is said."""
+    for name, epoch in written.items():
+        save(tmp_path / name, {"model": make_tensors(epoch), "epoch": epoch})
+    with pytest.raises(RunError, match=runs):
+        open_run(tmp_path)
+    named = open_run([tmp_path / name for name in written])
+    assert any("the names tell several trainings apart" in note for note in named.notes)
+
+
+@pytest.mark.parametrize("name", ["MACE_run-1_epoch-{}.pt", "fold0_epoch_{}.pt", "run_{}.pt", "trial_{}.pt"])
+def test_one_training_with_a_number_is_one_run(name: str, tmp_path: Path):
+    """What does not change tells nothing apart, and `run_100.pt` may count the steps."""
+    for epoch in (1, 2, 3):
+        save(tmp_path / name.format(epoch), {"model": make_tensors(epoch), "epoch": epoch})
+    run = open_run(tmp_path)
+    assert (len(run.checkpoints), [note for note in run.notes if "trainings" in note]) == (3, [])

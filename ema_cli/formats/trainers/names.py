@@ -22,7 +22,8 @@ EXTRA_STATE = "_extra_state"  # the end of the name of a module's value that onl
 IN_AVERAGES = "it is in a folder of averages, by its name"
 NAME_SAYS_AVERAGES = "its name says averages"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".tgz")
-FOREIGN_SUFFIXES = (".gguf", ".onnx", ".h5", ".hdf5", ".keras", ".msgpack")  # of models in formats that are not read
+# Of models in formats that are not read.
+FOREIGN_SUFFIXES = (".gguf", ".onnx", ".h5", ".hdf5", ".keras", ".msgpack", ".npz", ".pdparams", ".nemo")
 _COMPRESSED_SUFFIXES = (".zst", ".gz", ".lz4", ".bz2", ".xz", ".lzma", ".lzo")
 _NOT_WEIGHTS = (
     "optimizer*", "*optim_states*", "scheduler*", "rng_state*", "random_states*", "training_args*",
