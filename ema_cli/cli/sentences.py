@@ -201,7 +201,7 @@ def plan_clocks(plans: Sequence[Plan], names: Sequence[str]) -> list[str]:
 def result_line(result: Result) -> str:
     """Return in one line what was done."""
     return (
-        f"{result.tensors_averaged} tensors averaged, {result.tensors_copied} copied; "
+        f"{plural(result.tensors_averaged, 'tensor')} averaged, {result.tensors_copied} copied; "
         f"read {size(result.bytes_read)} in {result.seconds:.2f} s ({size(result.bytes_per_second)}/s), "
         f"wrote {size(result.bytes_written)}, peak memory {size(result.peak_memory)}"
     )

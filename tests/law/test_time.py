@@ -160,5 +160,5 @@ def test_an_interval_is_a_time_or_every():
     assert parse_interval("every") is EVERY
     assert parse_interval("10ba") == Time.parse("10ba")
     assert [interval_text(None), interval_text(Time.parse("10ba"))] == ["every", "10ba"]
-    with pytest.raises(UsageError, match=r"^update_interval=: 'often' is not a time$"):
-        parse_interval("often", "update_interval")
+    with pytest.raises(UsageError, match=r"^the manifest: 'often' is not a time$"):
+        parse_interval("often", subject="the manifest")
