@@ -5,10 +5,10 @@ This reads the weights once more than an average does. Summing them up takes hal
 
 from __future__ import annotations
 
-import glob
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from glob import escape
 from itertools import islice
 
 from ema_cli.checkpoint import Checkpoint, StoredRecord
@@ -44,7 +44,7 @@ def check_stored_sums(checkpoints: Sequence[Checkpoint], threads: int, *, replac
 def _check(checkpoint: Checkpoint, pool: ThreadPoolExecutor, *, replaceable: bool) -> bool:
     """Check the records of a checkpoint; return whether each has a checksum."""
     complete, records = True, checkpoint.tensors.stored_records()
-    leave = f", or leave it out: {option('exclude', glob.escape(checkpoint.name))}" if replaceable else ""
+    leave = f", or leave it out: {option('exclude', escape(checkpoint.name))}" if replaceable else ""
     while batch := list(islice(records, _BATCH)):
         with_sums = [record for record in batch if record.checksum]
         complete = complete and len(with_sums) == len(batch)

@@ -15,7 +15,7 @@ from ema_cli.storage.location import check_no_address
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
 _TORCH_SUFFIXES = (".pt", ".pth")
 _HALF_LIFE = "{half_life}"
-_PATTERN_HINT = f"as -o averages/ema-{_HALF_LIFE}.safetensors, or -o averages"
+_PATTERN_HINT = f"as {option('o', f'averages/ema-{_HALF_LIFE}.safetensors')}, or {option('o', 'averages')}"
 
 
 @dataclass(frozen=True, slots=True)

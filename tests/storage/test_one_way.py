@@ -17,7 +17,6 @@ MAY = {
     "integrations": "the folders of trainers, on the training machine",
     "cli/app.py": "the standard output of this process",
     "report/markdown.py": "the summary of a job, a file of the service that runs it",
-    "planning/gates.py": "the list of names after --expect-keys",
     "manifest/schema.py": "a schema that is a part of the package",
 }
 METHODS = {

@@ -106,7 +106,7 @@ def test_several_averages_need_a_folder_of_their_own(tmp_path: Path, path: str):
     write_torch_run(tmp_path, [1, 2])
     with pytest.raises(UsageError, match=r"^target=") as raised:
         assigned(path, plans_of(tmp_path, "2ba", "3ba"))
-    assert raised.value.hint == "as -o averages/ema-{half_life}.safetensors, or -o averages"
+    assert raised.value.hint == "as target='averages/ema-{half_life}.safetensors', or target='averages'"
 
 
 def test_several_averages_have_names_of_their_own(tmp_path: Path):
