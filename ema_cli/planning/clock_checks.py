@@ -78,7 +78,7 @@ def _check_clocks(run: Run, time: Time, what: str) -> None:
         f"{_space(_half(time))}, for {option('ignore_clocks', True)} leaves none" if ignored else None,
     ]
     ways += [_count_in(run.checkpoints, other, what) for other in run.units if not falls(run.checkpoints, other)]
-    if {unit, *missing.progress.clocks} >= {Unit.EPOCH, Unit.BATCH}:
+    if unit in (Unit.EPOCH, Unit.BATCH) and {Unit.EPOCH, Unit.BATCH} <= {unit, *missing.progress.clocks}:
         ways.append(f"convert, with the batches of an epoch: {option('epoch_length')}")
     if not missing.progress.clocks and not ignored:
         ways += [_space_evenly(run.checkpoints, time), f"let all count alike: {option('profile', 'uniform')}"]

@@ -39,7 +39,7 @@ def parse_target(path: str | Path) -> Target:
     """
     path = Path(path)
     check_no_address(path)
-    if path.name in ("", ".."):
+    if path.name in ("", "..", "-"):  # nothing goes to standard output but the name
         raise UsageError(
             f"'{path}' is no name for something new",
             option="output",

@@ -242,3 +242,13 @@ def test_a_run_that_ends_before_the_first_update_says_so():
     )
     assert raised.value.hint == "fold each checkpoint, whatever time passed: update_interval='every'"
     assert len(plan_of(run, "1ep", EVERY).entries) == 2
+
+
+@pytest.mark.parametrize(("half_life", "converts"), [("1e6sp", False), ("1e9tok", False), ("2ep", True)])
+def test_only_epochs_and_batches_are_converted_into_each_other(half_life: str, converts: bool):
+    """An --epoch-length that would not help is not offered."""
+    units = ("ba",) if converts else ("ba", "ep")
+    run = make_run(*({unit: clock for unit in units} for clock in (1, 2, 3)))
+    with pytest.raises(RunError, match="records no clock in") as raised:
+        plan_of(run, half_life)
+    assert ("epoch_length=" in str(raised.value.hint)) == converts

@@ -47,6 +47,13 @@ def test_other_suffixes_are_refused(path: str):
     assert ("load_state_dict" in hint) == path.endswith(".ckpt")
 
 
+@pytest.mark.parametrize("path", ["", ".", "..", "x/..", "-"])
+def test_what_names_nothing_new_is_refused(path: str):
+    """Nor is `-` standard output: only the name of the result goes there."""
+    with pytest.raises(UsageError, match="is no name for something new"):
+        parse_target(Path(path))
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
