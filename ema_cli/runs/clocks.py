@@ -20,6 +20,7 @@ from ema_cli.text import plural
 RECORDED = ("file", "sidecar")  # the sources of clocks that are in a checkpoint or beside it
 GIVEN_BY_NAME = "name clock"  # the source of a clock that is in the name, by the user's word
 _MAX_CLOCK = 10**30
+_MOST_LEFT_OUT = 4  # so many checkpoints are named in a hint
 OVER = " over "  # in the source of a clock that the user gave: before the source of the one that it overrules
 
 
@@ -125,14 +126,15 @@ def _take_name_clock(
     """
     values = name_clocks_by(text, [checkpoint.name for checkpoint in settled])
     given = [values(checkpoint.name) for checkpoint in settled]
-    missing = next((one for one, clocks in zip(settled, given, strict=True) if not clocks), None)
-    if missing is not None:
+    missing = [one for one, clocks in zip(settled, given, strict=True) if not clocks]
+    if missing:
+        leave = " ".join(option("exclude", escape(one.name)) for one in missing[:_MOST_LEFT_OUT])
         raise RunError(
             f"has no number in its name that {option('name_clock', text)} takes",
-            subject=missing.path,
-            hint=f"leave it out with {option('exclude', escape(missing.name))}"
+            subject=missing[0].path,
+            hint=f"leave it out with {leave}"
             if any(given)
-            else f"the pattern must fit a whole name, as {missing.name} is; in it * is any text",
+            else f"the pattern must fit a whole name, as {missing[0].name} is; in it * is any text",
         )
     taken = []
     overruled: Counter[Unit] = Counter()

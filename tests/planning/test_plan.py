@@ -248,7 +248,7 @@ def test_a_run_that_ends_before_the_first_update_says_so():
 def test_only_epochs_and_batches_are_converted_into_each_other(half_life: str, converts: bool):
     """An --epoch-length that would not help is not offered."""
     units = ("ba",) if converts else ("ba", "ep")
-    run = make_run(*({unit: clock for unit in units} for clock in (1, 2, 3)))
+    run = make_run(*(dict.fromkeys(units, clock) for clock in (1, 2, 3)))
     with pytest.raises(RunError, match="records no clock in") as raised:
         plan_of(run, half_life)
     assert ("epoch_length=" in str(raised.value.hint)) == converts
