@@ -83,7 +83,7 @@ def drop_unclocked(
     Checkpoints that the user `named` are never dropped.
 
     Raises:
-        RunError: for one with a number in its name that records no clock, where others do; and for averages.
+        RunError: for one with a number in its name that records no clock, where others do; and for such averages.
     """
     clocked = [checkpoint for checkpoint in checkpoints if checkpoint.progress.clocks]
     numbered = [checkpoint for checkpoint in checkpoints if not _has_name_of_copy(checkpoint)]
@@ -94,6 +94,9 @@ def drop_unclocked(
         is_copy = not named and _has_name_of_copy(checkpoint)
         if checkpoint.progress.clocks or not (clocked or (spaced and is_copy and numbered)):
             kept.append(checkpoint)
+        elif checkpoint.averaged and is_copy:
+            passed = PassedOver(checkpoint.name, f"records no clock; {checkpoint.averaged}", warn=True)
+            dropped.append(Unclocked(None, passed))
         elif checkpoint.averaged:
             raise averaged_error(checkpoint)
         elif not named and not holds_tensors_of(run[-1].tensors.specs, checkpoint.tensors.specs):

@@ -91,9 +91,10 @@ def _trainings(checkpoints: Sequence[Checkpoint]) -> dict[str, list[str]]:
 
 
 def foreign_to_run(checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, str]]:
-    """Return what shares its moment with a checkpoint of the run and is another model, each with the reason.
+    """Return what lies in the folder of a run and is another model, each with the reason.
 
-    The run's checkpoints are of the most frequent kind of name. Another kind is foreign if most moments lack it.
+    The run's checkpoints are of the most frequent kind of name. What shares its moment with one of them is foreign if
+    most moments lack it, and what records no clock where they do, as the predictions of an evaluation.
     """
     kinds: dict[str, list[Checkpoint]] = {}
     for checkpoint in checkpoints:
@@ -106,7 +107,17 @@ def foreign_to_run(checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, 
             own = moments.get(_moment(checkpoint))
             if own is not None and not holds_tensors_of(own.tensors.specs, checkpoint.tensors.specs):
                 foreign.append((checkpoint, f"of one moment with {own.name}, with other tensors"))
+    if len(run) > 1 and all(map(_has_clock, run)):
+        foreign += [
+            (checkpoint, f"records no clock, and has other tensors than {run[-1].name}")
+            for checkpoint in checkpoints
+            if not _has_clock(checkpoint) and not holds_tensors_of(run[-1].tensors.specs, checkpoint.tensors.specs)
+        ]
     return foreign
+
+
+def _has_clock(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.progress.clocks or name_clocks(checkpoint.name).clocks)
 
 
 def _moment(checkpoint: Checkpoint) -> tuple[str, tuple[tuple[str, Fraction], ...]]:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ema_cli.errors import EmaError, RunError, UsageError
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.planning.plan import make_plan
 from ema_cli.runs.run import Run, open_run
-from tests.conftest import COMPOSER, make_tensors, write_hf_run, write_torch_run
+from tests.conftest import COMPOSER, Cli, make_tensors, write_hf_run, write_torch_run
 
 BATCH, EPOCH, SAMPLE, TOKEN = Unit.BATCH, Unit.EPOCH, Unit.SAMPLE, Unit.TOKEN
 
@@ -257,3 +257,17 @@ def test_a_spacing_is_a_distance(tmp_path: Path, text: str):
     with pytest.raises(EmaError, match=rf"^spacing=: '{text}' is no distance between checkpoints$") as raised:
         open_run([tmp_path], spacing=Time.parse(text))
     assert raised.value.exit_code == 2
+
+
+def test_averages_under_the_name_of_a_copy_do_not_stop_a_run(cli: Cli, tmp_path: Path) -> None:
+    """YOLOv5 strips `best.pt` and `last.pt` when training ends: they hold its EMA, and are passed over with a word."""
+    for epoch in (1, 2):
+        raw = {"epoch": epoch, "model": {"w": torch.full((2,), float(epoch))}, "optimizer": {}}
+        torch.save({**raw, "ema": {"w": torch.full((2,), 0.5 * epoch)}, "updates": 9}, tmp_path / f"epoch{epoch}.pt")
+    stripped = {"epoch": -1, "model": {"w": torch.ones(2)}, "ema": None, "updates": None, "optimizer": None}
+    for name in ("best.pt", "last.pt"):
+        torch.save(stripped, tmp_path / name)
+    done = cli("average", tmp_path, "--half-life", "1ep", "-o", tmp_path / "out.safetensors")
+    assert done.code == 0, done
+    assert "best.pt and 1 more are passed over: records no clock; its optimizer was stripped" in done.err
+    assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [1.5, 1.5]

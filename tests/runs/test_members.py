@@ -252,3 +252,23 @@ def test_one_training_with_a_number_is_one_run(name: str, tmp_path: Path):
         save(tmp_path / name.format(epoch), {"model": make_tensors(epoch), "epoch": epoch})
     run = open_run(tmp_path)
     assert (len(run.checkpoints), [note for note in run.notes if "trainings" in note]) == (3, [])
+
+
+@pytest.mark.parametrize("name", ["eval/predictions.pt", "runs/debug/state.pt", "cache/embeddings-0.pt", "vae.pt"])
+def test_another_model_without_a_clock_does_not_make_two_runs(name: str, tmp_path: Path):
+    """A run with clocks is averaged, whatever lies in the folders beside its checkpoints; that is said."""
+    write_hf_run(tmp_path, [100, 200])
+    save(tmp_path / name, {"logits": torch.ones(7)})
+    run = open_run(tmp_path)
+    assert names(run) == ["checkpoint-100", "checkpoint-200"]
+    (passed,) = [passed for passed in run.passed_over if passed.warn]
+    assert (passed.name, "other tensors than" in passed.reason) == (name, True)
+
+
+def test_two_runs_with_clocks_remain_two(tmp_path: Path):
+    """Clocks in both say that these are two trainings, of one model or not."""
+    write_hf_run(tmp_path / "a", [100, 200])
+    for step in (150, 250):
+        save(tmp_path / "b" / f"step-{step}.pt", {"other": torch.ones(7)})
+    with pytest.raises(RunError, match="the checkpoints of 2 runs"):
+        open_run(tmp_path)
