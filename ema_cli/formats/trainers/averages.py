@@ -8,6 +8,7 @@ of averages by the way it is stored, and is the model's by names, or order, and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from ema_cli.formats.pickles.values import Inert
@@ -32,6 +33,7 @@ from ema_cli.formats.trainers.nested import as_state_dict, dig
 OWN_MARK = "ema_cli"  # at the top of what our callback for Lightning saved with its average as the model
 TEACHER = "teacher"  # beside a student: its average, or a model that does not change
 _ONLINE = "online_model."
+_MAX_PARTS = 8  # of a model that are looked at
 
 
 def sets_in(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpickled) -> Sets:
@@ -119,7 +121,7 @@ def _part_of_the_model(tensors: StateDict, count: Count, numbers: Numbers) -> Se
     a layer called avg_pool may look like a norm.
     """
     heads = dict.fromkeys(name.partition(".")[0] for name in tensors if isinstance(name, str) and "." in name)
-    for head in filter(AVERAGES_KEY.search, heads):
+    for head in islice(filter(AVERAGES_KEY.search, heads), _MAX_PARTS):
         part = {name: ref for name, ref in tensors.items() if name.startswith(f"{head}.")}
         inside = {name.removeprefix(f"{head}."): ref for name, ref in part.items()}
         others = {name: ref for name, ref in tensors.items() if name not in part}

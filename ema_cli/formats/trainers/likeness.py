@@ -46,21 +46,22 @@ def numbers_of(file: Unpickled) -> Numbers:
 
 
 def are_related(pairs: Iterable[tuple[str, Shaped, Shaped]], numbers: Numbers) -> bool:
-    """Return whether tensors are correlated with those of which they may be averages; True where nothing shows it.
+    """Return whether tensors are correlated with those of which they may be averages, or equal where none varies.
 
     Args:
         pairs: a name, a tensor, and the one of which it may be an average.
         numbers: reads the first numbers of a tensor.
     """
     every = list(pairs)
-    count, total = 0, 0.0
+    count, total, all_equal = 0, 0.0, True
     for name, one, other in every[:: max(len(every) // _TENSORS, 1)]:
         mine, theirs = numbers(name, one), numbers(name, other)
+        all_equal = all_equal and bool(mine) and mine == theirs
         correlation = _correlation(mine, theirs) if len(mine) == len(theirs) and len(mine) > 1 else None
         if correlation is not None:
             count += len(mine)
             total += len(mine) * correlation
-    return not count or total / count > min(max(_LEAST, 3 / sqrt(count)), _MOST)
+    return total / count > min(max(_LEAST, 3 / sqrt(count)), _MOST) if count else all_equal
 
 
 def _correlation(mine: Sequence[float], theirs: Sequence[float]) -> float | None:

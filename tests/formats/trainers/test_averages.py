@@ -25,7 +25,7 @@ State = dict[str, torch.Tensor]
 def model(value: float) -> State:
     """Return a small model with a BatchNorm, each tensor of another shape or value."""
     return {
-        "conv.weight": torch.full((4, 3), value),
+        "conv.weight": torch.arange(12).reshape(4, 3) / 16 + value,
         "conv.bias": torch.full((4,), value + 0.25),
         "bn.weight": torch.full((4,), value + 0.5),
         "bn.running_mean": torch.full((4,), value + 0.75),
@@ -223,6 +223,7 @@ LAYERS_OF_THEIR_OWN: dict[str, dict[str, tuple[int, ...]]] = {
     "two branches": {
         "main.fc.weight": (8, 8), "main.fc.bias": (8,), "shadow.fc.weight": (8, 8), "shadow.fc.bias": (8,)},
     "one in two": {"conv.weight": (9, 9), "avg.weight": (9, 9)},
+    "single numbers": {"gain.weight": (1,), "avg.weight": (1,)},
     "a code book": {"weight": (8, 4), "bias": (8,), "scale": (4,), "ema_weight": (8, 4)},
 }  # fmt: skip
 
