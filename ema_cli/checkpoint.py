@@ -149,11 +149,14 @@ class Averages:
         reason: how that is known, in words.
         has_raw: whether the raw weights lie beside them, so that `weights="raw"` takes those.
         sure: whether the contents show it; else the user's `weights="raw"` is believed.
+        equal: whether all that shows it is that the weights equal the averages kept beside them, as they do, too, where
+            those have just begun.
     """
 
     reason: str
     has_raw: bool = False
     sure: bool = True
+    equal: bool = False
 
 
 class InnerFiles(Protocol):

@@ -192,6 +192,41 @@ def _shown_clocks(checkpoint: Checkpoint) -> str:
     return ", ".join(str(Time(value, unit)) for unit, value in _clocks(checkpoint).items())
 
 
+def settle_begun(
+    opened: Sequence[Checkpoint], absent: dict[str, tuple[Path, NoSuchWeights]], options: ReadOptions
+) -> list[Checkpoint]:
+    """Return the checkpoints of a run; those whose averages have just begun are raw.
+
+    An average that has just begun equals the weights, as it does where it took their place. It has begun where the
+    checkpoint is older than all that hold both sets.
+
+    Args:
+        opened: the checkpoints that could be opened.
+        absent: by name, the paths and errors of those without the weights that were asked for; what is raw is removed.
+        options: how they are read.
+    """
+    both = [each for each in opened if each.holds_both and each.averages is None]
+    if not both or options.weights == "ema":
+        return list(opened)
+    plain = replace(options, weights=None)
+    reopened = [replace(open_checkpoint(path, plain), name=name) for name, (path, _) in absent.items()]
+    settled = []
+    for checkpoint in (*opened, *reopened):
+        if _has_just_begun(checkpoint, both):
+            absent.pop(checkpoint.name, None)
+            note = "raw weights taken; they equal the averages beside them, which had just begun"
+            checkpoint = replace(checkpoint, averages=None, holds_both=True, notes=(*checkpoint.notes, note))
+        elif checkpoint.name in absent:
+            continue
+        settled.append(checkpoint)
+    return settled
+
+
+def _has_just_begun(checkpoint: Checkpoint, both: Sequence[Checkpoint]) -> bool:
+    is_equal = checkpoint.averages is not None and checkpoint.averages.equal
+    return is_equal and averages_by_name(checkpoint.path) is None and all(_is_older(checkpoint, each) for each in both)
+
+
 def sort_absent(
     absent: Mapping[str, tuple[Path, NoSuchWeights]],
     opened: Sequence[Checkpoint],

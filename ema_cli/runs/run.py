@@ -21,7 +21,7 @@ from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit, as_time
-from ema_cli.runs.called_averages import open_called, reopen, settle_called, settle_named, sort_absent
+from ema_cli.runs.called_averages import open_called, reopen, settle_begun, settle_called, settle_named, sort_absent
 from ema_cli.runs.clocks import settle_clocks
 from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unclocked, drop_unmarked, preference, unmarked_error
@@ -277,6 +277,7 @@ def _open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoin
     settled = settle_called(search, opened, options)
     for checkpoint in settled.entering:
         _add(opened, checkpoint)
+    opened = settle_begun(opened, absent, options.read)
     excluded += [*settled.passed_over, *sort_absent(absent, opened, options.read)]
     foreign = dict(foreign_to_run(opened))
     opened = [checkpoint for checkpoint in opened if checkpoint not in foreign]
@@ -319,7 +320,7 @@ def _open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list
             _add(opened, replace(open_called(path, options.read, averages_by_name(path)), name=name))
         except NoSuchWeights as error:
             absent[name] = path, error
-    opened = settle_named(opened)
+    opened = settle_begun(settle_named(opened), absent, options.read)
     excluded += sort_absent(absent, opened, options.read, named=True)
     for unmarked in drop_unmarked(opened)[1]:
         raise unmarked_error(unmarked)

@@ -325,3 +325,39 @@ def test_the_average_of_what_the_user_calls_raw(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "out.safetensors")["w"], expected.expand(3))
     save_file(weights(1.0), tmp_path / "run" / "model_ema.safetensors")
     assert "model_ema.safetensors" in passed_over(open_run(tmp_path / "run", weights="raw"))
+
+
+def with_callback(step: int, raw: float, average: float) -> dict[str, Any]:
+    """Return what Lightning saves of a model and of a callback that keeps an average."""
+    callbacks = {"EMA": {"ema_state_dict": weights(average)}}
+    return {"state_dict": weights(raw), "pytorch-lightning_version": "2.6.6", "global_step": step,
+            "callbacks": callbacks}  # fmt: skip
+
+
+@pytest.mark.parametrize("taken", [None, "raw"])
+@pytest.mark.parametrize("named", [False, True])
+def test_an_average_that_has_just_begun_is_no_average_in_the_models_place(
+    taken: Any, named: bool, tmp_path: Path
+) -> None:
+    """It equals the weights, as it would if it had taken their place; later checkpoints show that it does not."""
+    for step, raw, average in ((10, 1, 1), (20, 2, 2), (30, 3, 2.5), (40, 4, 3)):
+        save(tmp_path / f"step={step}.ckpt", with_callback(step, raw, average))
+    run = open_run(sorted(tmp_path.iterdir()) if named else tmp_path, weights=taken)
+    assert values(run) == [1, 2, 3, 4]
+    assert [checkpoint.averaged for checkpoint in run.checkpoints] == [None] * 4
+    note = "raw weights taken; they equal the averages beside them, which had just begun"
+    assert [note in checkpoint.notes for checkpoint in run.checkpoints] == [True, True, False, False]
+    assert values(open_run(tmp_path, weights="ema")) == [1, 2, 2.5, 3]
+
+
+def test_weights_that_equal_their_averages_later_are_averages(tmp_path: Path) -> None:
+    """The newest, and what a name calls averages, too, are refused as before."""
+    for step, raw, average in ((20, 2, 1.5), (30, 3, 3)):
+        save(tmp_path / f"step={step}.ckpt", with_callback(step, raw, average))
+    assert [bool(each.averaged) for each in open_run(tmp_path).checkpoints] == [False, True]
+    with pytest.raises(NoSuchWeights):
+        open_run(tmp_path, weights="raw")
+    save(tmp_path / "step=30.ckpt", with_callback(30, 3, 2))
+    save(tmp_path / "step=10-EMA.ckpt", with_callback(10, 1, 1))
+    assert values(open_run(tmp_path)) == [2, 3]
+    assert values(open_run(tmp_path, weights="raw")) == [2, 3]

@@ -43,7 +43,7 @@ def choose(selection: Selection, sets: Sets, options: ReadOptions) -> None:
         _take_raw(selection, sets)
     elif sets.why and sets.averages is not None:
         selection.tensors = sets.averages
-        selection.averages = Averages(sets.why, has_raw=sets.raw is not None, sure=sets.sure)
+        selection.averages = Averages(sets.why, has_raw=sets.raw is not None, sure=sets.sure, equal=sets.equal)
     elif sets.raw is not None:
         selection.tensors = sets.raw
         if sets.averages is not None and sets.begun:

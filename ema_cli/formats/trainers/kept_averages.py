@@ -113,7 +113,7 @@ def kept_sets(
         return Sets(tensors, {**tensors, **matched}, where=where, begun=begun)
     raw = match_one(stored, tensors) if stored else None
     why = f"its weights equal the averages that it keeps in '{where}'"
-    return Sets({**tensors, **raw} if raw else None, tensors, why=why)
+    return Sets({**tensors, **raw} if raw else None, tensors, why=why, equal=not raw)
 
 
 def stored_raw(around: Any) -> Any:

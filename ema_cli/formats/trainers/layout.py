@@ -52,6 +52,7 @@ class Sets:
         why: how it is known that averages are in the place of the model; None where the raw weights are.
         where: the place of the averages beside the raw weights.
         sure: whether `why` is certain; else the user's `weights="raw"` is believed.
+        equal: whether `why` is only that the weights equal the averages that are kept elsewhere.
         begun: whether the averages have been updated once, so that they are not the untrained model.
         note: what else a user should know.
     """
@@ -61,6 +62,7 @@ class Sets:
     why: str | None = None
     where: str = ""
     sure: bool = True
+    equal: bool = False
     begun: bool = True
     note: str | None = None
 
