@@ -179,16 +179,17 @@ def averages_at_top(layout: Layout, root: Mapping[Any, Any]) -> dict[str, StateD
     return places
 
 
-def model_of_averages(root: Mapping[Any, Any]) -> tuple[str, StateDict] | None:
-    """Return the place and the tensors of the one dict at the top whose averages stand beside it, if there is one."""
+def models_of_averages(root: Mapping[Any, Any]) -> dict[str, StateDict]:
+    """Return the dicts at the top whose averages stand beside them: g, of g_ema, even if d has the shapes of g."""
     called = dict.fromkeys(_called(None, root))
     states = {
         name: state
         for name, value in root.items()
         if isinstance(name, str) and name not in called and (state := as_state_dict(value)) is not None
     }
-    models = [item for item in states.items() if any(_match_in(root[name], item[1])[0] for name in called)]
-    return models[0] if len(models) == 1 else None
+    models = {name: state for name, state in states.items() if any(_match_in(root[at], state)[0] for at in called)}
+    namesakes = {AVERAGES_KEY.sub("", name) for name in called}
+    return {name: state for name, state in models.items() if name in namesakes} or models
 
 
 def _match_in(value: Any, model: StateDict) -> tuple[Refs | None, Any]:

@@ -17,7 +17,7 @@ from ema_cli.formats.trainers.matching import Shaped
 Numbers = Callable[[str, Shaped], Sequence[float]]
 """Returns the first numbers of a tensor, given its name, too; none where they cannot be read as floats."""
 
-SAMPLE_BYTES = 1 << 12
+SAMPLE_BYTES = 1 << 9
 _TENSORS = 16  # that are sampled
 _LEAST, _MOST = 0.2, 0.9  # the correlation from which on many numbers, and few, are related
 _CODES = {"F64": "d", "F32": "f", "F16": "e"}

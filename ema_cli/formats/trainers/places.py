@@ -10,13 +10,13 @@ from ema_cli.errors import CheckpointError, NoWeights, mentioned, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.pickles.whole_module import is_module, module_tensors
-from ema_cli.formats.trainers.averages import TEACHER, averages_at_top, model_of_averages, sets_in, sets_within
-from ema_cli.formats.trainers.choice import choose
+from ema_cli.formats.trainers.averages import TEACHER, averages_at_top, models_of_averages, sets_in, sets_within
+from ema_cli.formats.trainers.choice import AVERAGED_AGAIN, choose
 from ema_cli.formats.trainers.counters import take_counters
 from ema_cli.formats.trainers.elsewhere import joined_below, no_weights
 from ema_cli.formats.trainers.layout import Layout, Selection, Sets, StateDict, Unpickled
 from ema_cli.formats.trainers.layouts import LAYOUTS, OPTIMIZERS, OTHERS, PLAIN
-from ema_cli.formats.trainers.names import EXTRA_STATE
+from ema_cli.formats.trainers.names import AVERAGES_KEY, EXTRA_STATE
 from ema_cli.formats.trainers.nested import (
     as_state_dict,
     dig,
@@ -64,6 +64,8 @@ def select_tensors(root: Any, options: ReadOptions, file: Unpickled) -> Selectio
             if chosen is not selection.tensors:
                 # The clocks are the trainer's all the same; whether these are averages, only the user knows.
                 selection = Selection(selection.trainer, chosen, selection.progress)
+            if AVERAGES_KEY.search(options.key.rpartition(".")[2]) and AVERAGED_AGAIN not in selection.notes:
+                selection.notes.append(AVERAGED_AGAIN)
         selection.layout = layout
         selection.resumable = selection.trainer is not None or any(map(_is_of_training, root.items()))
     _keep_tensors(selection, options)
@@ -94,12 +96,13 @@ def _select(layout: Layout, root: dict[Any, Any], options: ReadOptions, file: Un
     if layout.only_averages:
         choose(selection, _only_averages(layout, root, places), options)
         return selection
+    places = places or models_of_averages(root)
     if len(places) > 1:
         first, second, *_ = places
         raise CheckpointError(
             f"holds weights under '{first}' and under '{second}'", hint=f"say which: {option('key', f'{first}')}"
         )
-    place, tensors = next(iter(places.items()), None) or model_of_averages(root) or ("", {})
+    place, tensors = next(iter(places.items()), ("", {}))
     if not place:
         sets = _only_averages(layout, root, averages_at_top(layout, root))
         # ema-pytorch's wrapper holds the raw weights, too.

@@ -84,6 +84,7 @@ BESIDE: dict[str, tuple[Any, str, State]] = {
     "below DDP": ({"model": under("module.", RAW), "ema": EMA}, "ema", under("module.", EMA)),
     "a partner by name": ({"params": RAW, "params_ema": EMA}, "params_ema", EMA),
     "two networks": ({"g": RAW, "d": {"x": torch.ones(5)}, "g_ema": EMA}, "g_ema", EMA),
+    "two networks alike": ({"g": RAW, "d": model(5.0), "g_ema": EMA}, "g_ema", EMA),
     "net_ema": ({"net": RAW, "net_ema": EMA, "opt": {}}, "net_ema", EMA),
     "a teacher": ({"student": RAW, "teacher": EMA, "epoch": 3}, "teacher", EMA),
     "swa": ({"state_dict": RAW, "swa_state_dict": EMA}, "swa_state_dict", EMA),
@@ -209,6 +210,17 @@ def test_such_a_part_in_safetensors(label: str, tmp_path: Path) -> None:
         header, pickled = (open_checkpoint(tmp_path / name, weights) for name in ("a.safetensors", "a.pt"))
         assert read_all(header.tensors) == read_all(pickled.tensors)
         assert header.notes == pickled.notes
+
+
+def test_two_models_with_averages_are_asked_about(tmp_path: Path) -> None:
+    """None of them is taken for the whole; each is named, and its averages, by `--key`."""
+    saved = {"g_a": RAW, "g_b": model(5.0), "g_a_ema": EMA, "g_b_ema": model(6.0), "d": {"x": torch.ones(5)}}
+    for weights in (None, "raw", "ema"):
+        assert "holds weights under 'g_a' and under 'g_b'" in str(refusal(tmp_path, saved, weights=weights))
+    assert opened(tmp_path, saved, key="g_a").notes == ()
+    found = opened(tmp_path, saved, key="g_b_ema")
+    assert holds(found, model(6.0))
+    assert found.notes == ("these are averages, which are averaged again",)
 
 
 def drawn(shapes: dict[str, tuple[int, ...]]) -> State:
