@@ -19,7 +19,7 @@ def space(
 ) -> tuple[list[Checkpoint], list[str]]:
     """Give the k-th checkpoint, in natural order of the names and from 1, the clock k x `spacing`; return notes, too.
 
-    A name without a number, as `final.pt`, comes last.
+    A name without a number, as `final.pt`, comes last; several such names, or a best one, are said.
 
     Args:
         checkpoints: those that enter.
@@ -55,11 +55,24 @@ def space(
         source = next((clock.source for clock in was.values()), None) if not checkpoint.progress.clocks else None
         given = "spacing" + (f"{OVER}{source}" if source else "")
         spaced.append(with_clock(checkpoint, unit, clocks[checkpoint.name], given))
-    return spaced, _note_uneven(ordered, spacing)
+    return spaced, [*_note_uneven(ordered, spacing), *_note_last(ordered)]
 
 
 def _name_order(name: str) -> tuple[object, ...]:
     return not re.search("[0-9]", name), natural_key(name)
+
+
+def _note_last(ordered: Sequence[Checkpoint]) -> list[str]:
+    """Return a note where names without a number, which come last, may well be of earlier moments."""
+    names = [checkpoint.name for checkpoint in ordered]
+    last = [name for name in names if not re.search("[0-9]", name)]
+    if len(last) == len(names) or not last or not (len(last) > 1 or "best" in last[0].lower()):
+        return []
+    if len(last) > 1:
+        which, them, are = f"{last[0]} and {len(last) - 1} more have no number in their names", "them", "they are"
+    else:
+        which, them, are = f"{last[0]} has no number in its name", "it", "it is"
+    return [f"{which}, and --spacing takes {them} for the latest; leave {them} out with --exclude if {are} not"]
 
 
 def _note_uneven(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[str]:

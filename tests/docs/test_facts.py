@@ -16,7 +16,7 @@ from tests.docs.pages import DOCS, PAGES, README, ROOT, name_of, table
 from tests.inprocess import InProcess
 
 # Typer's own, and those of the benchmark.
-FOREIGN = {"--install-completion", "--full", "--rounds", "--sets", "--markdown", "--chart"}
+FOREIGN = {"--install-completion", "--full", "--rounds", "--sets", "--markdown", "--chart", "--decay", "--overwrite"}
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.float64, torch.complex128)
 WHOLE = (torch.int64, torch.int8, torch.uint8, torch.bool)
 HOW_TO, EXPLANATION = DOCS / "how-to", DOCS / "explanation"

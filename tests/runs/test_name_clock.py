@@ -361,3 +361,16 @@ def test_copies_without_a_clock_are_compared_and_not_warned_of(cli: Cli, tmp_pat
     torch.save({"model": {"w": torch.full((2,), 9.0)}}, tmp_path / "run" / "best.pt")
     said = cli(*command)
     assert (said.code, "best.pt is passed over: records no clock; a best one may be" in said.err) == (0, True)
+
+
+def test_names_without_numbers_that_may_not_be_the_latest_are_said(tmp_path: Path) -> None:
+    """One final model is what it seems; a best one, or several, as a shell's *.pt names them, may be copies."""
+    run = write(tmp_path, "m_1.pt", "m_2.pt", "best.pt", "last.pt")
+    notes = {}
+    for names in (("last.pt",), ("best.pt",), ("best.pt", "last.pt")):
+        paths = [run / name for name in ("m_1.pt", "m_2.pt", *names)]
+        notes[names] = open_run(paths, spacing="10ba").notes
+    assert notes["last.pt",] == ()
+    (one,), (several,) = notes["best.pt",], notes["best.pt", "last.pt"]
+    assert one.startswith("best.pt has no number in its name, and --spacing takes it for the latest; leave it out")
+    assert several.startswith("best.pt and 1 more have no number in their names, and --spacing takes them for the")
