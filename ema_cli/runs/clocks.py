@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.trainers.names import name_clocks
 from ema_cli.law.time import Time, Unit
+from ema_cli.runs.members import pattern_of
 from ema_cli.runs.name_clock import name_clocks_by
 from ema_cli.runs.name_numbers import NOTHING, NameNumbers
 from ema_cli.runs.options import OpenOptions
@@ -113,6 +115,23 @@ def _value(checkpoint: Checkpoint, words: Progress, unit: Unit) -> Fraction | No
     return clock.value if clock else None
 
 
+def _no_number_error(text: str, checkpoints: Sequence[Checkpoint], missing: Sequence[Checkpoint]) -> RunError:
+    """Return the error for names of which --name-clock takes no number, although it takes one of the others."""
+    first = missing[0]
+    read = next((one for one in checkpoints if one not in missing), None)
+    if read is None:
+        hint = f"the pattern must fit a whole name, as {first.name} is; in it * is any text"
+    else:
+        patterns = dict.fromkeys(pattern_of(checkpoints, read, one) or escape(one.name) for one in missing)
+        leave = " ".join(option("exclude", pattern) for pattern in [*patterns][:_MOST_LEFT_OUT])
+        hint = f"leave it out with {leave}"
+    taken = option("name_clock", text)
+    fact = f"has no number in its name that {taken} takes"
+    if read is not None and re.search("[0-9]", first.path.stem):
+        fact = f"has another kind of name than {read.name}, of which {taken} takes the number"
+    return RunError(fact, subject=first.path, hint=hint)
+
+
 def _take_name_clock(
     settled: list[Checkpoint], recorded: Sequence[Checkpoint], text: str, notes: list[str]
 ) -> list[Checkpoint]:
@@ -128,14 +147,7 @@ def _take_name_clock(
     given = [values(checkpoint.name) for checkpoint in settled]
     missing = [one for one, clocks in zip(settled, given, strict=True) if not clocks]
     if missing:
-        leave = " ".join(option("exclude", escape(one.name)) for one in missing[:_MOST_LEFT_OUT])
-        raise RunError(
-            f"has no number in its name that {option('name_clock', text)} takes",
-            subject=missing[0].path,
-            hint=f"leave it out with {leave}"
-            if any(given)
-            else f"the pattern must fit a whole name, as {missing[0].name} is; in it * is any text",
-        )
+        raise _no_number_error(text, settled, missing)
     taken = []
     overruled: Counter[Unit] = Counter()
     for checkpoint, before, clocks in zip(settled, recorded, given, strict=True):

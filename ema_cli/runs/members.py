@@ -247,11 +247,11 @@ def _choices(root: Path, checkpoints: Sequence[Checkpoint], kept: Checkpoint, ot
     components = [component_of(root, each.path) for each in (kept, other) if each.path.parent != root]
     if len(set(components) - {None}) == 2:
         return [option("component", component) for component in components]
-    patterns = [_pattern(checkpoints, kept, other), _pattern(checkpoints, other, kept)]
+    patterns = [pattern_of(checkpoints, kept, other), pattern_of(checkpoints, other, kept)]
     return [option("exclude", pattern) for pattern in patterns if pattern is not None]
 
 
-def _pattern(checkpoints: Sequence[Checkpoint], kept: Checkpoint, other: Checkpoint) -> str | None:
+def pattern_of(checkpoints: Sequence[Checkpoint], kept: Checkpoint, other: Checkpoint) -> str | None:
     """Return a pattern for the names of the other's kind that leaves `kept` and its kind; None if there is none."""
     numbers = re.compile(r"([0-9]+)")
     mine, theirs = numbers.split(kept.name), numbers.split(other.name)

@@ -374,3 +374,16 @@ def test_names_without_numbers_that_may_not_be_the_latest_are_said(tmp_path: Pat
     (one,), (several,) = notes["best.pt",], notes["best.pt", "last.pt"]
     assert one.startswith("best.pt has no number in its name, and --spacing takes it for the latest; leave it out")
     assert several.startswith("best.pt and 1 more have no number in their names, and --spacing takes them for the")
+
+
+def test_names_of_another_kind_are_left_out_together(cli: Cli, tmp_path: Path) -> None:
+    """G_1000.pth has a number, and is not read as D_1000.pth is: one pattern leaves all such out, and works."""
+    names = [f"{network}_{step}.pth" for network in "DG" for step in (1000, 2000)]
+    write(tmp_path / "run", *names)
+    command = ("average", "run", "--half-life", "1000ba", "--name-clock", "ba", "-o", "out.safetensors")
+    refused = cli(*command)
+    assert refused.code == 4
+    assert "G_1000.pth: has another kind of name than D_1000.pth" in refused.err
+    assert "--exclude 'G_*.pth'" in refused.err
+    assert cli(*command, "--exclude", "G_*.pth").code == 0
+    assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [0.5, 0.5]
