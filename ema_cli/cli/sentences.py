@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ema_cli.errors import EmaError, at_terminal, printable
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR_ENOUGH
-from ema_cli.law.time import Unit
+from ema_cli.law.time import Time, Unit
 from ema_cli.text import format_optional, plural, relative, size, some
 
 if TYPE_CHECKING:  # each command loads what it shows
@@ -116,9 +116,15 @@ def reach_lines(approximation: Approximation) -> list[str]:
     """Return which half-lives the stored averages make, and how exactly."""
     lines = []
     for within, half_lives in approximation.reach.items():
-        ranges = ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in half_lives)
+        ranges = ", ".join(_range(low, high) for low, high in half_lives)
         lines.append(f"Within {within:.0%}: {ranges or 'no half-life'}")
     return lines
+
+
+def _range(low: Time, high: Time) -> str:
+    if low == high:
+        return str(low)
+    return f"{low} to {high}" if isfinite(high.value) else f"{low} and longer"
 
 
 def _how_near(plan: Plan | EmaError) -> str:

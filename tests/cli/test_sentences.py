@@ -107,6 +107,8 @@ def test_stored_averages_are_shown_by_how_near_they_come():
     rounded = replace(near(), approximation=replace(approximation, rounding=0.01))
     assert sentences.plan_line(rounded).endswith("1.23% off from 20ba, of which 1.00% by rounding")
     assert sentences.reach_lines(approximation) == ["Within 1%: 20ba to 90ba, 200ba", "Within 5%: no half-life"]
+    endless = replace(approximation, reach={0.01: [(Time.parse("24ba"), Time.parse("infba"))]})
+    assert sentences.reach_lines(endless) == ["Within 1%: 24ba and longer"]
 
 
 def test_a_sparse_run_is_advised_to_store_averages():
