@@ -26,7 +26,15 @@ from ema_cli.formats.trainers.kept_averages import (
 )
 from ema_cli.formats.trainers.layout import Layout, NamedTensor, Sets, StateDict, Unpickled
 from ema_cli.formats.trainers.likeness import Numbers, are_related, numbers_of
-from ema_cli.formats.trainers.matching import Refs, Shaped, by_flat_names, by_names, by_order, parameters_of
+from ema_cli.formats.trainers.matching import (
+    Refs,
+    Shaped,
+    by_flat_names,
+    by_names,
+    by_order,
+    common_prefix,
+    parameters_of,
+)
 from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY, FROM_ITERATIONS, may_hold_averages
 from ema_cli.formats.trainers.nested import as_state_dict, dig
 
@@ -120,6 +128,10 @@ def _part_of_the_model(tensors: StateDict, count: Count, numbers: Numbers) -> Se
     The part stays: it holds the same weights as the rest then, so that the model loads as it was. Names are not enough:
     a layer called avg_pool may look like a norm.
     """
+    outer = common_prefix(tensors)  # of a wrapper around all
+    if outer:
+        sets = _part_of_the_model({name.removeprefix(outer): tensors[name] for name in tensors}, count, numbers)
+        return sets and sets.below(outer)
     heads = dict.fromkeys(name.partition(".")[0] for name in tensors if isinstance(name, str) and "." in name)
     for head in islice(filter(AVERAGES_KEY.search, heads), _MAX_PARTS):
         part = {name: ref for name, ref in tensors.items() if name.startswith(f"{head}.")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -65,6 +65,13 @@ class Sets:
     equal: bool = False
     begun: bool = True
     note: str | None = None
+
+    def below(self, prefix: str) -> Sets:
+        """Return the sets with a prefix in all names."""
+        sets = [
+            state and {f"{prefix}{name}": value for name, value in state.items()} for state in (self.raw, self.averages)
+        ]
+        return replace(self, raw=sets[0], averages=sets[1], where=f"{prefix}{self.where}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

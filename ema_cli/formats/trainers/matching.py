@@ -6,6 +6,7 @@ Nothing is taken for a model's averages by its name alone: names, or the order, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from math import prod
 from typing import Any
 
@@ -26,6 +27,15 @@ _INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
 def tensors_of(state: Mapping[Any, Any]) -> dict[str, Shaped]:
     """Return the tensors among the values of a state dict."""
     return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Shaped)}
+
+
+def common_prefix(names: Iterable[object]) -> str:
+    """Return the first parts that all names have in common, with the last dot; nothing where there are none."""
+    texts = [name if isinstance(name, str) else "" for name in names]
+    ends = min(texts, default=""), max(texts, default="")  # what these have in common, those between have, too
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
+    parts, dot, _ = "".join(letter for letter, _ in shared).rpartition(".")
+    return f"{parts}{dot}"
 
 
 def parameters_of(model: StateDict) -> dict[str, TensorRef]:

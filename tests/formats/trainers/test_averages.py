@@ -212,6 +212,24 @@ def test_such_a_part_in_safetensors(label: str, tmp_path: Path) -> None:
         assert header.notes == pickled.notes
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "algorithm."])
+@pytest.mark.parametrize("label", PARTS)
+def test_such_a_part_below_a_wrapper(label: str, wrapper: str, tmp_path: Path) -> None:
+    """What is around all of the model hides no averages in it."""
+    saved = {**under("net.", RAW), **PARTS[label]}
+    torch.save(saved, tmp_path / "plain.pt")
+    torch.save(under(wrapper, saved), tmp_path / "a.pt")
+    save_file(under(wrapper, saved), tmp_path / "a.safetensors")
+    for weights in (None, "raw", "ema"):
+        options = ReadOptions(weights=weights, keep_prefix=True)
+        plain = open_checkpoint(tmp_path / "plain.pt", options)
+        expected = {f"{wrapper}{name}": stored for name, stored in read_all(plain.tensors).items()}
+        for name in ("a.pt", "a.safetensors"):
+            found = open_checkpoint(tmp_path / name, options)
+            assert read_all(found.tensors) == expected
+            assert found.holds_both
+
+
 def test_two_models_with_averages_are_asked_about(tmp_path: Path) -> None:
     """None of them is taken for the whole; each is named, and its averages, by `--key`."""
     saved = {"g_a": RAW, "g_b": model(5.0), "g_a_ema": EMA, "g_b_ema": model(6.0), "d": {"x": torch.ones(5)}}
