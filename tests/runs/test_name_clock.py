@@ -387,3 +387,9 @@ def test_names_of_another_kind_are_left_out_together(cli: Cli, tmp_path: Path) -
     assert "--exclude 'G_*.pth'" in refused.err
     assert cli(*command, "--exclude", "G_*.pth").code == 0
     assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [0.5, 0.5]
+
+
+def test_a_run_without_clocks_is_shown_as_such(cli: Cli, tmp_path: Path) -> None:
+    """The word that stands for a missing value in a table is none for a sentence."""
+    write(tmp_path / "run", "m_1.pt", "m_2.pt")
+    assert "Every checkpoint: no clock, torch zip" in cli("inspect", "run").out
