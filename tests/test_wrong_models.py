@@ -14,6 +14,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
 from ema_cli import averaging
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, EmaError, RunError, UsageError
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
@@ -179,6 +181,25 @@ def test_averages_inside_the_model_are_mentioned(tmp_path: Path):
     torch.save({"model.w": torch.ones(2), "model_ema.w": torch.ones(2)}, tmp_path / "step-1.pt")
     (note,) = inner_averages_notes(open_checkpoint(tmp_path / "step-1.pt").tensors.specs)
     assert "'model_ema.w'" in note
+
+
+@pytest.mark.parametrize(
+    ("follower", "followed"),
+    [
+        ("module.encoder_k.w", "module.encoder_q.w"),
+        ("target_network.w", "online_network.w"),
+        ("model.target_encoder.w", "model.context_encoder.w"),
+        ("critic_target.w", "critic.w"),
+    ],
+)
+def test_a_part_that_follows_another_is_mentioned(follower: str, followed: str):
+    """Momentum encoders and target networks are averages mostly, wherever in the model they are."""
+    from ema_cli.runs.tensor_rules import inner_averages_notes
+
+    spec = TensorSpec(DTYPES["F32"], (2,))
+    (note,) = inner_averages_notes({followed: spec, follower: spec})
+    assert note.startswith(f"'{follower}' may be an average of '{followed}'")
+    assert inner_averages_notes({follower: spec}) == []
 
 
 def test_a_teacher_in_the_model_is_mentioned(tmp_path: Path):

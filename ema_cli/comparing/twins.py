@@ -7,7 +7,8 @@ from fractions import Fraction
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, option
-from ema_cli.law.time import Time
+from ema_cli.formats.trainers.names import name_clocks
+from ema_cli.law.time import Time, Unit
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.entering import is_best
 from ema_cli.runs.members import same_clock_error
@@ -32,6 +33,7 @@ def check_twins(plans: Sequence[Plan]) -> None:
             run, unit = plan.run, plan.entries[-1].clock.unit
             alike = kept.tensors.specs == other.tensors.specs
             advice = advise_name_clock(run.checkpoints, unit, apart=(kept, other)) if alike else None
+            advice = advice or (_count_anew(run, kept, other, unit) if alike else None)
             raise same_clock_error(run.root, run.checkpoints, kept, other, different, advice)
 
 
@@ -73,6 +75,20 @@ def check_averages_move(plan: Plan) -> None:
             subject=last.path,
             hint=f"average the weights that are trained: {option('weights', 'raw')}",
         )
+
+
+def _count_anew(run: Run, kept: Checkpoint, other: Checkpoint, unit: Unit) -> str | None:
+    """Return the advice for steps that begin again in each epoch, where the epochs are folders; None where not."""
+    inner, outer = kept.path.parent, other.path.parent
+    clocks, others = name_clocks(inner.name).clocks, name_clocks(outer.name).clocks
+    if inner == outer or not clocks or clocks.keys() != others.keys():
+        return None
+    inside = sorted(each.clock(unit) or Fraction(0) for each in run.checkpoints if each.path.parent == inner)
+    spacing = measure_spacing(inside)
+    if spacing is None:
+        return None
+    spaced = f"{option('spacing', str(Time(spacing.usual, unit)))} {option('ignore_clocks', True)}"
+    return f"they may begin again in {outer.name}; where no checkpoint is missing, count anew: {spaced}"
 
 
 def _as_newest(run: Run) -> str:

@@ -37,7 +37,18 @@ _NEVER = (
     (re.compile(r"(?:^|[._])flat_param(?:_\d+)?$"), "one rank's part of a model that FSDP flattened"),
 )
 _LORA = re.compile(r"(?:^|[._])lora_(?:[AaBb]|down|up|embedding_A|embedding_B)(?:[._]|$)|\.lora\.(?:down|up)\.")
-_TEACHER = "teacher."
+# Parts of a model that follow another part of it, mostly as its average: in self-distillation, or a critic's target.
+_FOLLOWED = {
+    "teacher": ("student",),
+    "target_network": ("online_network",),
+    "target_encoder": ("online_encoder", "context_encoder", "encoder"),
+    "encoder_k": ("encoder_q",),
+    "key_encoder": ("query_encoder",),
+    "momentum_encoder": ("encoder", "base_encoder"),
+    "critic_target": ("critic",),
+    "target_critic": ("critic",),
+}
+_FOLLOWER = re.compile(rf"(?:^|(?<=\.))({'|'.join(_FOLLOWED)})(?=\.)")
 _AVERAGES_INSIDE = re.compile(r"(?:^|\.)(?:model_ema|ema_model)\.|\.n_averaged$")
 _STATISTICS = ("running_mean", "running_var")  # of BatchNorm
 STATISTICS_NOTE = (
@@ -105,14 +116,18 @@ def inner_averages_notes(specs: Specs) -> list[str]:
     inside = next((name for name in specs if _AVERAGES_INSIDE.search(name)), None)
     if inside is not None:
         return [f"'{inside}' and others are averages that the model keeps itself; they are averaged again"]
-    taught = next((name for name in specs if name.startswith(_TEACHER) and _student(name) in specs), None)
-    if taught is not None:
-        return [f"'{taught}' may be an average of '{_student(taught)}', and so others; then they are averaged again"]
+    for name in filter(_FOLLOWER.search, specs):
+        followed = next((other for other in _followed(name) if other in specs), None)
+        if followed is not None:
+            return [f"'{name}' may be an average of '{followed}', and so others; then they are averaged again"]
     return []
 
 
-def _student(name: str) -> str:
-    return f"student.{name.removeprefix(_TEACHER)}"
+def _followed(name: str) -> list[str]:
+    """Return the names that the tensor may have in the part that its own follows."""
+    match = _FOLLOWER.search(name)
+    parts = _FOLLOWED[match[1]] if match else ()
+    return [_FOLLOWER.sub(part, name, count=1) for part in parts]
 
 
 def averages_statistics(names: Iterable[str]) -> bool:

@@ -393,3 +393,16 @@ def test_a_run_without_clocks_is_shown_as_such(cli: Cli, tmp_path: Path) -> None
     """The word that stands for a missing value in a table is none for a sentence."""
     write(tmp_path / "run", "m_1.pt", "m_2.pt")
     assert "Every checkpoint: no clock, torch zip" in cli("inspect", "run").out
+
+
+def test_steps_that_begin_again_in_each_folder_are_counted_anew(cli: Cli, tmp_path: Path) -> None:
+    """The steps are those of the epoch, which the folder names: these are no parts of one model."""
+    write(tmp_path / "run", *(f"epoch_{epoch}/step_{step}.pt" for epoch in (1, 2) for step in (10, 20)))
+    command = ("average", "run", "--half-life", "10ba", "-o", "out.safetensors")
+    refused = cli(*command)
+    assert (refused.code, "parts of one model" in refused.err) == (4, False)
+    assert "they may begin again in epoch_2; where no checkpoint is missing, count anew" in refused.err
+    assert "--spacing 10ba --ignore-clocks" in refused.err
+    assert cli(*command, "--spacing", "10ba", "--ignore-clocks").code == 0
+    expected = 0 / 8 + 1 / 8 + 2 / 4 + 3 / 2
+    assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [expected] * 2
