@@ -17,6 +17,7 @@ from ema_cli.formats.trainers.kept_averages import (
     STORED,
     Count,
     counter,
+    counts_updates,
     has_begun,
     hidden,
     kept_sets,
@@ -126,7 +127,7 @@ def _part_of_the_model(tensors: StateDict, count: Count, numbers: Numbers) -> Se
     """Return both sets where a part of the model, by the first part of its names, is an average of the rest.
 
     The part stays: it holds the same weights as the rest then, so that the model loads as it was. Names are not enough:
-    a layer called avg_pool may look like a norm.
+    a layer called avg_pool may look like a norm. A counter of updates in it is, and numbers that follow the rest are.
     """
     outer = common_prefix(tensors)  # of a wrapper around all
     if outer:
@@ -138,7 +139,7 @@ def _part_of_the_model(tensors: StateDict, count: Count, numbers: Numbers) -> Se
         inside = {name.removeprefix(f"{head}."): ref for name, ref in part.items()}
         others = {name: ref for name, ref in tensors.items() if name not in part}
         matched = by_names(inside, others) or by_flat_names(inside, others, "")
-        if not matched or not are_related(_pairs(matched, others), numbers):
+        if not matched or not (counts_updates(inside) or are_related(_pairs(matched, others), numbers)):
             continue
         begun = has_begun(inside, count)
         if all(name.startswith(_ONLINE) for name in matched):  # the two models of ema-pytorch's wrapper

@@ -159,6 +159,11 @@ def _equal(matched: Refs, tensors: StateDict, file: Unpickled) -> bool | None:
     return True if compared else None
 
 
+def counts_updates(around: Mapping[Any, Any]) -> bool:
+    """Return whether updates of averages are counted there."""
+    return any(name in around for name in _COUNTERS)
+
+
 def has_begun(around: Any, count: Count) -> bool:
     """Return False where a counter of updates in the dict is 0."""
     values = [around[name] for name in _COUNTERS if name in around] if isinstance(around, dict) else []

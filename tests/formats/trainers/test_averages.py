@@ -212,6 +212,13 @@ def test_such_a_part_in_safetensors(label: str, tmp_path: Path) -> None:
         assert header.notes == pickled.notes
 
 
+def test_a_part_that_counts_its_updates_is_an_average_whatever_its_numbers(tmp_path: Path) -> None:
+    """The counter is a sign that no layer has."""
+    shapes: dict[str, tuple[int, ...]] = {"net.w": (9, 9), "net.b": (9,), "ema_net.w": (9, 9), "ema_net.b": (9,)}
+    assert not opened(tmp_path, drawn(shapes)).holds_both
+    assert opened(tmp_path, drawn(shapes) | {"ema_net.num_updates": torch.tensor(4)}).holds_both
+
+
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "algorithm."])
 @pytest.mark.parametrize("label", PARTS)
 def test_such_a_part_below_a_wrapper(label: str, wrapper: str, tmp_path: Path) -> None:
