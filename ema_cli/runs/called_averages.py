@@ -6,6 +6,7 @@ folder that happens to be called `ema`. Then the user: `--weights raw`. Names la
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -16,7 +17,7 @@ from ema_cli.errors import EmaError, NoSuchWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import settle_averages
-from ema_cli.formats.trainers.names import COPIES, IN_AVERAGES, NAME_SAYS_AVERAGES, averages_by_name, name_clocks
+from ema_cli.formats.trainers.names import COPIES, IN_AVERAGES, NAME_SAYS_AVERAGES, averages_by_name, name_clocks, stem
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.options import OpenOptions
@@ -254,7 +255,7 @@ def sort_absent(
         last = name.rpartition("/")[2]
         is_copy = not _clocks(checkpoint) and bool(COPIES.search(name) or not any(map(str.isdigit, last)))
         is_older = bool(opened) and all(_is_older(checkpoint, each) for each in opened)
-        has_partner = any(_at_one_clock(checkpoint, each) for each in opened)
+        has_partner = any(_at_one_clock(checkpoint, each) or _at_one_number(checkpoint, each) for each in opened)
         had_not_begun = is_older and options.weights == "ema"
         if not opened or not (had_not_begun or (not named and (is_copy or has_partner))):
             raise error
@@ -273,6 +274,14 @@ def _at_one_clock(one: Checkpoint, other: Checkpoint) -> bool:
     mine, theirs = _clocks(one), _clocks(other)
     units = mine.keys() & theirs.keys()
     return bool(units) and all(mine[unit] == theirs[unit] for unit in units)
+
+
+def _at_one_number(one: Checkpoint, other: Checkpoint) -> bool:
+    """Return whether neither has a clock and both names end with one number: model000010.pt, ema_0.9999_000010.pt."""
+    if _clocks(one) or _clocks(other):
+        return False
+    ends = [re.findall("[0-9]+", stem(each.name))[-1:] for each in (one, other)]
+    return bool(ends[0]) and ends[0] == ends[1]
 
 
 def _is_older(one: Checkpoint, other: Checkpoint) -> bool:

@@ -361,3 +361,18 @@ def test_weights_that_equal_their_averages_later_are_averages(tmp_path: Path) ->
     save(tmp_path / "step=10-EMA.ckpt", with_callback(10, 1, 1))
     assert values(open_run(tmp_path)) == [2, 3]
     assert values(open_run(tmp_path, weights="raw")) == [2, 3]
+
+
+def test_averages_in_files_of_their_own_whose_numbers_say_no_unit(tmp_path: Path) -> None:
+    """The raw file of the same number is their partner; one without averages is not gone without."""
+    for step in (10, 20, 30):
+        save(tmp_path / f"model{step:06d}.pt", weights(step))
+        save(tmp_path / f"ema_0.9999_{step:06d}.pt", weights(step - 5))
+        save(tmp_path / f"opt{step:06d}.pt", OPTIMIZER)
+    assert values(open_run(tmp_path, name_clock="ba")) == [10, 20, 30]
+    run = open_run(tmp_path, weights="ema", name_clock="ba")
+    assert values(run) == [5, 15, 25]
+    assert [str(checkpoint.clock(run.units[0])) for checkpoint in run.checkpoints] == ["10", "20", "30"]
+    save(tmp_path / "model000040.pt", weights(40))
+    with pytest.raises(NoSuchWeights, match="holds no averages"):
+        open_run(tmp_path, weights="ema", name_clock="ba")
