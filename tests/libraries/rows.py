@@ -86,7 +86,13 @@ LIBRARIES: Mapping[str, list[Written]] = {
             "lerobot-0.4.4",
             {f"{step:06}/pretrained_model": step for step in (10, 20, 30)},
             lambda folder: load_file(folder / "model.safetensors"),
-            side_files=("config.json",),
+            side_files=(
+                "config.json",
+                "policy_preprocessor.json",
+                "policy_preprocessor_step_3_normalizer_processor.safetensors",
+                "policy_postprocessor.json",
+                "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
+            ),
         )
     ],
     "lightning 2.6.6": [
