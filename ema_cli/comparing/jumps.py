@@ -75,7 +75,7 @@ def jump_notes(samples: WeightSamples, checkpoints: Sequence[Checkpoint], clocks
         checkpoints: the checkpoints, the oldest first.
         clocks: the clock of each, in one unit.
     """
-    if len(checkpoints) < 3 or any(each.tensors.specs is not checkpoints[0].tensors.specs for each in checkpoints):
+    if len(checkpoints) < 3 or any(other.tensors.specs is not checkpoints[0].tensors.specs for other in checkpoints):
         return []
     with np.errstate(all="ignore"):
         one, two = (samples.distances(checkpoints, apart) for apart in (1, 2))
@@ -112,8 +112,8 @@ def _jumps(steps: Sequence[float], gaps: Sequence[float]) -> list[tuple[int, flo
     found = []
     for number, step in enumerate(steps if len(steps) > 2 else ()):
         is_inner = 0 < number < len(steps) - 1
-        others = (number - 1, number + 1) if is_inner else [each for each in range(len(steps)) if each != number]
-        around = max(steps[each] * max(1.0, gaps[number] / gaps[each] if gaps[each] else 1.0) for each in others)
+        others = (number - 1, number + 1) if is_inner else [other for other in range(len(steps)) if other != number]
+        around = max(steps[other] * max(1.0, gaps[number] / gaps[other] if gaps[other] else 1.0) for other in others)
         if step > max(_LEAST_JUMP, _FAR * around):
             found.append((number, step / max(around, _LEAST)))
     return found

@@ -59,7 +59,10 @@ def check_one_run(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
             continue  # best/model.pt is a copy of a checkpoint such as step-10/model.pt
         runs.setdefault("/".join(parts[:at]), []).append(checkpoint)
     # a/model.pt, b/model.pt: a folder for each checkpoint, without a clock in any name.
-    containers = all(len(group) == 1 for group in runs.values()) and len({each.path.name for each in checkpoints}) == 1
+    containers = (
+        all(len(group) == 1 for group in runs.values())
+        and len({checkpoint.path.name for checkpoint in checkpoints}) == 1
+    )
     if containers:
         return
     if len(runs) == 1 or (len({kind_of(run) for run in runs}) == 1 and all(map(_is_one_moment, runs.values()))):
@@ -128,7 +131,8 @@ def _moment(checkpoint: Checkpoint) -> tuple[str, tuple[tuple[str, Fraction], ..
 def _is_one_moment(checkpoints: Sequence[Checkpoint]) -> bool:
     """Return whether checkpoints in one folder, none with a clock in its name, are of one moment."""
     clocks = {
-        tuple(sorted((str(unit), clock.value) for unit, clock in each.progress.clocks.items())) for each in checkpoints
+        tuple(sorted((str(unit), clock.value) for unit, clock in checkpoint.progress.clocks.items()))
+        for checkpoint in checkpoints
     }
     kinds = {kind_of(checkpoint.path.name) for checkpoint in checkpoints}
     return len(kinds) == len(checkpoints) and len(clocks - {()}) <= 1
@@ -142,15 +146,15 @@ def _check_one_model(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
         if component is not None:
             moment = stem(checkpoint.path.as_posix()).removesuffix(component)
             moments.setdefault(moment, {})[component] = checkpoint
-    several = [each for each in moments.values() if _are_several_models(list(each.values()))]
+    several = [moment for moment in moments.values() if _are_several_models(list(moment.values()))]
     if 2 * len(several) > len(moments):
-        names = list(dict.fromkeys(name for each in several for name in each))
+        names = list(dict.fromkeys(name for moment in several for name in moment))
         largest = max(several[-1], key=lambda name: several[-1][name].nbytes)
         raise several_models_error(root, names, "model" if "model" in names else largest)
 
 
 def _are_several_models(checkpoints: Sequence[Checkpoint]) -> bool:
-    return _is_one_moment(checkpoints) and len({frozenset(each.tensors.specs) for each in checkpoints}) > 1
+    return _is_one_moment(checkpoints) and len({frozenset(checkpoint.tensors.specs) for checkpoint in checkpoints}) > 1
 
 
 def check_not_parts(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
@@ -244,7 +248,7 @@ def same_clock_error(
 
 def _choices(root: Path, checkpoints: Sequence[Checkpoint], kept: Checkpoint, other: Checkpoint) -> list[str]:
     """Return the options that leave one of two kinds of checkpoints, either of them if that can be said."""
-    components = [component_of(root, each.path) for each in (kept, other) if each.path.parent != root]
+    components = [component_of(root, twin.path) for twin in (kept, other) if twin.path.parent != root]
     if len(set(components) - {None}) == 2:
         return [option("component", component) for component in components]
     patterns = [pattern_of(checkpoints, kept, other), pattern_of(checkpoints, other, kept)]

@@ -95,25 +95,25 @@ def sort_unread(
         EmaError: where a checkpoint of the run does not fit the options.
     """
     names = _Names(opened)
-    fitting = [name for each in opened for name in _own_names(each)]
-    fitting += [each.name for each in unread if names.fit(each.name)]
+    fitting = [name for checkpoint in opened for name in _own_names(checkpoint)]
+    fitting += [entry.name for entry in unread if names.fit(entry.name)]
     ages = {name: names.age(name) for name in fitting}
-    sorted_ = Sorted(list(excluded), absent=[each.name for each in excluded if names.fit(each.name)])
-    for each in unread:
-        beside, newer = names.beside(each.name), _newer(each, opened, ages)
-        if each.name not in ages:
-            is_known = each.name.lower().endswith(FOREIGN_SUFFIXES)  # which nobody takes for a checkpoint of the run
-            sorted_.passed_over.append(PassedOver(each.name, _reason(each), warn=not is_known))
+    sorted_ = Sorted(list(excluded), absent=[passed.name for passed in excluded if names.fit(passed.name)])
+    for entry in unread:
+        beside, newer = names.beside(entry.name), _newer(entry, opened, ages)
+        if entry.name not in ages:
+            is_known = entry.name.lower().endswith(FOREIGN_SUFFIXES)  # which nobody takes for a checkpoint of the run
+            sorted_.passed_over.append(PassedOver(entry.name, _reason(entry), warn=not is_known))
         elif beside is not None:
-            sorted_.passed_over.append(PassedOver(each.name, f"beside {beside}; {_reason(each)}"))
-        elif isinstance(each.error, Unfinished) or (isinstance(each.error, IncompleteCheckpoint) and newer is None):
-            sorted_.passed_over.append(PassedOver(each.name, f"half-written: {_reason(each)}", warn=True))
-        elif isinstance(each.error, CheckpointError):
-            sorted_.passed_over.append(PassedOver(each.name, _damaged_reason(each, skip=skip_damaged), warn=True))
-            sorted_.damaged += [] if skip_damaged else [_damaged(each, _place(each, newer, opened))]
-            sorted_.absent.append(each.name)
+            sorted_.passed_over.append(PassedOver(entry.name, f"beside {beside}; {_reason(entry)}"))
+        elif isinstance(entry.error, Unfinished) or (isinstance(entry.error, IncompleteCheckpoint) and newer is None):
+            sorted_.passed_over.append(PassedOver(entry.name, f"half-written: {_reason(entry)}", warn=True))
+        elif isinstance(entry.error, CheckpointError):
+            sorted_.passed_over.append(PassedOver(entry.name, _damaged_reason(entry, skip=skip_damaged), warn=True))
+            sorted_.damaged += [] if skip_damaged else [_damaged(entry, _place(entry, newer, opened))]
+            sorted_.absent.append(entry.name)
         else:
-            raise each.error
+            raise entry.error
     return sorted_
 
 
@@ -124,7 +124,7 @@ def family(name: str) -> str:
 
 def no_checkpoint(folder: Path, unread: Sequence[Unread], excluded: Sequence[PassedOver]) -> EmaError:
     """Return the error for a folder in which no path could be opened."""
-    errors = [each.error for each in unread]
+    errors = [entry.error for entry in unread]
     other = next((error for error in errors if not isinstance(error, IncompleteCheckpoint | NoWeights)), None)
     if other is not None:
         return other
@@ -194,7 +194,7 @@ def _newer(unread: Unread, opened: Sequence[Checkpoint], ages: Mapping[str, tupl
     batch = name_clocks(unread.name).clocks.get(Unit.BATCH)
     if batch is None:
         return None
-    return next((each.name for each in opened if (each.clock(Unit.BATCH) or 0) > batch.value), None)
+    return next((newer.name for newer in opened if (newer.clock(Unit.BATCH) or 0) > batch.value), None)
 
 
 def _place(unread: Unread, newer: str | None, opened: Sequence[Checkpoint]) -> str:
@@ -203,7 +203,7 @@ def _place(unread: Unread, newer: str | None, opened: Sequence[Checkpoint]) -> s
     parts = [f"at {clocks} by its name"] if clocks else []
     if newer is None:
         return "; ".join([*parts, "a checkpoint of this run, by its name"])
-    recorded = next((each.progress for each in opened if each.name == newer), Progress())
+    recorded = next((checkpoint.progress for checkpoint in opened if checkpoint.name == newer), Progress())
     known = [str(Time(clock.value, unit)) for unit, clock in recorded.clocks.items() if unit is not Unit.EPOCH]
     at = f", at {known[0]}," if known and not clocks else ""
     return "; ".join([*parts, f"not the newest: {newer}{at} is newer"])

@@ -87,10 +87,10 @@ def _table(plan: Plan) -> list[str]:
     shown = plan.read[-_MOST_ROWS:]
     what = "average" if plan.approximation is not None else "checkpoint"
     lines = [f"| {what} | clock | weight |", "|---|---|---:|"]
-    lines += [f"| {_name(each.checkpoint.name)} | {each.clock} | {each.weight:.4g} |" for each in shown]
+    lines += [f"| {_name(entry.checkpoint.name)} | {entry.clock} | {entry.weight:.4g} |" for entry in shown]
     if len(shown) < len(plan.read):
         rest = plan.read[: -len(shown)]
-        weight = sum(each.weight for each in rest)
+        weight = sum(entry.weight for entry in rest)
         lines.append(f"| {len(rest)} older | up to {rest[-1].clock} | {weight:.4g} |")
     return lines
 

@@ -118,9 +118,9 @@ def _parts_inside(folder: Path) -> list[Path]:
     names = sorted(name for name in names_in(folder) if is_weights_name(name) and not is_unfinished_name(name))
     if not names or name_clocks(names[0]).clocks:
         return []
-    told = parts_of(names[0], set(names).__contains__)
-    if told:
-        return [folder / name for name in told] if set(names) <= set(told) else []
+    known = parts_of(names[0], set(names).__contains__)
+    if known:
+        return [folder / name for name in known] if set(names) <= set(known) else []
     if len(names) < 2 or len({_NUMBER.sub("#", name) for name in names}) > 1:
         return []
     numbers = [tuple(map(int, _NUMBER.findall(name))) for name in names]
