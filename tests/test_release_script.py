@@ -169,6 +169,7 @@ def test_the_workflow_for_github_is_one():
         assert not any("${{" in each for each in run_steps(job))  # an input in a script could be one
 
 
+@pytest.mark.slow
 def test_the_workflow_for_wheels_tests_each_where_it_was_built(tmp_path: Path):
     """With the compiled kernel or not at all; the commands of the test are commands that work."""
     told = workflow("github-wheels.yml")

@@ -35,6 +35,7 @@ def test_the_version_names_the_kernel(cli: Cli):
     assert cli("--version").out == f"ema-cli {__version__}\nkernel: {chosen_kernel()}\n"
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_not_there_is_an_error(run: Path, tmp_path: Path):
     """EMA_KERNEL names one of two, and nothing is averaged with another."""
     command = [sys.executable, "-m", "ema_cli", "average", "ckpts", "--half-life", "20ba", "-o", "x.pt"]

@@ -93,6 +93,7 @@ MIXED: dict[str, Callable[[int], bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", MIXED)
 def test_another_run_is_noticed(cli: Cli, tmp_path: Path, runs: tuple[list[Tensors], list[Tensors]], label: str):
     """Two seeds in one folder, with different clocks: a note, which no demand stops at, names a place."""

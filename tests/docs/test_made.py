@@ -26,6 +26,7 @@ def test_every_made_file_is_what_make_docs_writes_now(files: dict[Path, str]) ->
     assert [path.name for path, text in files.items() if path.read_text("utf-8") != text] == []
 
 
+@pytest.mark.slow
 def test_every_drawn_picture_is_made(files: dict[Path, str]) -> None:
     """No SVG is left of a chart that is gone."""
     assert set((DOCS / "pictures").glob("*.svg")) == {path for path in files if path.suffix == ".svg"}

@@ -33,7 +33,6 @@ def test_a_kill_at_each_call_leaves_the_old_output_or_the_new(
     """
     points = files_only(bench.record(bench.place(tmp_path / "record", scenario), scenario))
     points = points if scenario in WHOLE else publishing(points)
-    points = [point for point in points if point.call != "mmap"]  # between which memory is mapped, more or less often
     points = points if full else one_of_each_kind(points)
 
     def check(number: int, point: Point) -> None:

@@ -270,6 +270,7 @@ def test_pieces_of_tensors_are_refused(offsets: tuple[int, ...], tmp_path: Path)
     assert "consolidate_safetensors_files" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_the_hint_puts_pieces_together(tmp_path: Path) -> None:
     """What it says to run leaves the whole tensors where they are found: the folder opens then."""
     folder = tmp_path / "step 7"

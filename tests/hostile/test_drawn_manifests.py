@@ -19,6 +19,8 @@ from tests.conftest import write_hf_run, write_torch_run
 from tests.hostile.drawn import places, put, values
 from tests.inprocess import write_stored_run
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = read_schema("manifest")
 QUIET = settings(
     phases=[Phase.generate],

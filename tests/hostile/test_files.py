@@ -145,6 +145,7 @@ def test_folders_of_others(case: Case, harness: Harness) -> None:
     harness.check(Kind("step-{}", good_folder), case)
 
 
+@pytest.mark.slow
 def test_a_loop_of_folders(harness: Harness) -> None:
     """Folders that link to themselves, to each other and above themselves are searched once."""
     work = harness.run_of(KIND, lambda path, _: good_zip(path, 3), "loops")

@@ -16,6 +16,8 @@ from tests.hostile.drawn import HOSTILE
 from tests.inprocess import InProcess
 from tests.release.verified import SINGLE, edit_mark, vouch
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(__file__).parents[2] / "ema_cli"
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 COMMANDS = re.compile(r"(?m)^\s*::|##\[")

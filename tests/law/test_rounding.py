@@ -26,6 +26,7 @@ def share(law: LiveLaw, step: int) -> float:
     return law.share(Gap(Fraction(1), 1, Fraction(1)), Fraction(step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "law", [half_life(3.0), half_life(25.0), half_life(150.0), Smoothing(0.95), Power(0.1)], ids=str
 )

@@ -38,6 +38,7 @@ def test_the_page_has_each_library() -> None:
     assert rows == list(LIBRARIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", RUNS)
 def test_a_run_that_a_library_wrote_is_averaged(folder: str, cli: Cli, tmp_path: Path) -> None:
     """With the arguments that the page names, every number is that of the average in float64, rounded once."""

@@ -32,6 +32,7 @@ def test_sums_of_newlines_take_no_memory():
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_sums_that_are_too_long_are_not_read(copy: Path):
     """A sparse file of any size takes nothing."""
     os.truncate(copy / SINGLE_SUMS, 1 << 40)

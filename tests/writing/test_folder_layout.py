@@ -90,6 +90,7 @@ LAYOUTS: dict[str, tuple[dict[str, tuple[str, ...]], dict[str, object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", LAYOUTS)
 def test_each_model_is_written_where_it_was(label: str, cli: Cli, tmp_path: Path) -> None:
     """Every file holds its own average under its own names; the whole verifies, reads back and is replaced."""
@@ -109,6 +110,7 @@ def test_each_model_is_written_where_it_was(label: str, cli: Cli, tmp_path: Path
     assert (again.code, "averaged already" in again.err) == (4, True), again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["modules", "a pipeline", "adapters"])
 @pytest.mark.parametrize("target", ["one.safetensors", "one.pt"])
 def test_one_file_has_no_place_for_several_models(label: str, target: str, cli: Cli, tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_batches_of_more_bytes_than_a_limit_are_forgotten(monkeypatch: pytest.Mo
     assert 7 not in batches._batches
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_any_two_pickles_are_read_as_without_batches(data: st.DataObject):
     """Two dicts of the same names, with values of any plain kinds, changed here and there."""
