@@ -30,7 +30,7 @@ test-full: lint types  ## the same with every exhaustive loop whole, and all of 
 	EMA_KERNEL=numpy $(PYTEST) $(PARALLEL) --full
 
 test-quick: .venv/dev  ## the tests that run in seconds, in less than a minute
-	$(PYTEST) $(PARALLEL) -m "not slow and not trainers and not package"
+	$(PYTEST) $(PARALLEL) -m "not slow and not trainers and not package" --ignore tests/faults --ignore tests/trainers
 
 test-trainers: .venv/trainers  ## tests on files that trainers write here and now
 	$(PYTEST) --numprocesses auto --dist loadfile -m trainers tests/trainers tests/docs

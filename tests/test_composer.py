@@ -198,6 +198,7 @@ def test_weights_are_the_recurrence_run_event_by_event(
     assert len(plan.entries) + len(plan.skipped) == len(ordered)
 
 
+@pytest.mark.slow
 @given(
     count=st.integers(1, 60),
     half_life=st.integers(1, 200),

@@ -45,6 +45,7 @@ def test_every_command_and_option_is_on_the_page(name: str) -> None:
         assert parameter.help, parameter.name
 
 
+@pytest.mark.slow
 def test_every_room_is_on_the_architecture_page_and_in_the_picture(files: dict[Path, str]) -> None:
     """All that lies at the top of the package but what is private, each with a sentence."""
     present = {

@@ -163,6 +163,7 @@ def test_a_loop_of_folders(harness: Harness) -> None:
     assert (work / "out.safetensors").read_bytes() == harness.good_output(KIND, case, ["--half-life", "1ba"])
 
 
+@pytest.mark.slow
 def test_names_that_steer_a_terminal(harness: Harness) -> None:
     """File names with escapes, markup and newlines are shown escaped wherever a name is shown."""
     name = "ep1-ba{} \x1b[31m[red]\n\u202e.pt"

@@ -54,6 +54,7 @@ def test_a_mark_of_many_checkpoints_is_shown_soon(tmp_path: Path, cli: Cli):
     assert len(cli("inspect", SINGLE, "--json").json["recipe"]["checkpoints"]) == 12_000
 
 
+@pytest.mark.slow
 def test_patterns_are_so_many_at_most(copy: Path, cli: Cli):
     """Each pattern is compared with each name: an option and a manifest may have so many."""
     with pytest.raises(UsageError, match="257 patterns are too many"):

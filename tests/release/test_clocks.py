@@ -13,6 +13,8 @@ import torch
 from tests.conftest import Cli, write_hf_run
 from tests.release.verified import SINGLE, against, check, edit_mark, vouch
 
+pytestmark = pytest.mark.slow
+
 
 def write_names(folder: Path, *names: str, **more: int) -> None:
     """Write files of torch's under these names, with the same counters in each."""

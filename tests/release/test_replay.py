@@ -394,6 +394,7 @@ def test_a_release_with_sums_is_repeated_with_sums(run: InProcess, big: Mapping[
     assert (code, told["error"]["message"].split(":")[0]) == (2, "--recipe")
 
 
+@pytest.mark.slow
 def test_an_epoch_that_only_the_run_completes_is_not_a_changed_clock(cli: InProcess):
     """Composer's last checkpoint of an epoch says that it is batch 12 of epoch 0: the run makes that one epoch."""
     run = str(COMPOSER / "every-batch")

@@ -14,6 +14,8 @@ from tests.conftest import Cli
 from tests.inprocess import write_stored_run
 from tests.release.verified import against, check, edit_mark, vouch
 
+pytestmark = pytest.mark.slow
+
 STEPS = 100
 
 

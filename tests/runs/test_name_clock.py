@@ -154,6 +154,7 @@ def test_names_without_a_number_that_grows_have_no_clock(tmp_path: Path) -> None
         open_run(write(tmp_path, "alpha.pt", "beta.pt"), name_clock="ba")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [

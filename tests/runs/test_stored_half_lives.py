@@ -20,6 +20,8 @@ from ema_cli.runs.stored import open_stored
 from tests.conftest import Cli
 from tests.runs.stored_run import STEPS, train
 
+pytestmark = pytest.mark.slow
+
 
 def dense(seen: Sequence[np.ndarray], half_life: float) -> np.ndarray:
     """Return the average over every step, in float64."""
