@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# Seen with torch 2.13.0 on 2026-11-29
+#
 # torch.optim.swa_utils.update_bn (torch 2.13.0) resets the running statistics of all BatchNorm layers and sets their
 # momentum to None before the first batch. Where a batch fails - a loader that raises, out of memory, Ctrl-C - it does
 # not put the momentum back: the model stays usable, without a word, but its BatchNorm layers hold the statistics of the
@@ -11,7 +13,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 numpy
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 numpy==2.4.6
 "$folder/venv/bin/python" - <<'PYTHON'
 import sys
 
