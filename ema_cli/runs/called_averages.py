@@ -17,9 +17,10 @@ from ema_cli.errors import EmaError, NoSuchWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import settle_averages
-from ema_cli.formats.trainers.names import COPIES, IN_AVERAGES, NAME_SAYS_AVERAGES, averages_by_name, name_clocks, stem
+from ema_cli.formats.trainers.names import IN_AVERAGES, NAME_SAYS_AVERAGES, averages_by_name, name_clocks, stem
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.beside import kind_of
+from ema_cli.runs.entering import has_name_of_copy
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.search import AS_ITS_NAME_SAYS, PassedOver, Search
 from ema_cli.runs.unread import exclude
@@ -252,8 +253,7 @@ def sort_absent(
     passed_over = []
     for name, (path, error) in absent.items():
         checkpoint = replace(open_checkpoint(path, replace(options, weights=None)), name=name)
-        last = name.rpartition("/")[2]
-        is_copy = not _clocks(checkpoint) and bool(COPIES.search(name) or not any(map(str.isdigit, last)))
+        is_copy = not _clocks(checkpoint) and has_name_of_copy(checkpoint)
         is_older = bool(opened) and all(_is_older(checkpoint, each) for each in opened)
         has_partner = any(_at_one_clock(checkpoint, each) or _at_one_number(checkpoint, each) for each in opened)
         had_not_begun = is_older and options.weights == "ema"
@@ -270,10 +270,15 @@ def _clocks(checkpoint: Checkpoint) -> dict[Unit, Fraction]:
     return {unit: clock.value for unit, clock in clocks.items()}
 
 
-def _at_one_clock(one: Checkpoint, other: Checkpoint) -> bool:
+def _clock_pairs(one: Checkpoint, other: Checkpoint) -> list[tuple[Fraction, Fraction]]:
+    """Return the clocks of two checkpoints in each unit that both have."""
     mine, theirs = _clocks(one), _clocks(other)
-    units = mine.keys() & theirs.keys()
-    return bool(units) and all(mine[unit] == theirs[unit] for unit in units)
+    return [(mine[unit], theirs[unit]) for unit in mine.keys() & theirs.keys()]
+
+
+def _at_one_clock(one: Checkpoint, other: Checkpoint) -> bool:
+    pairs = _clock_pairs(one, other)
+    return bool(pairs) and all(mine == theirs for mine, theirs in pairs)
 
 
 def _at_one_number(one: Checkpoint, other: Checkpoint) -> bool:
@@ -285,6 +290,5 @@ def _at_one_number(one: Checkpoint, other: Checkpoint) -> bool:
 
 
 def _is_older(one: Checkpoint, other: Checkpoint) -> bool:
-    mine, theirs = _clocks(one), _clocks(other)
-    units = mine.keys() & theirs.keys()
-    return bool(units) and all(mine[unit] < theirs[unit] for unit in units)
+    pairs = _clock_pairs(one, other)
+    return bool(pairs) and all(mine < theirs for mine, theirs in pairs)

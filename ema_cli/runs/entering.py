@@ -86,12 +86,12 @@ def drop_unclocked(
         RunError: for one with a number in its name that records no clock, where others do; and for such averages.
     """
     clocked = [checkpoint for checkpoint in checkpoints if checkpoint.progress.clocks]
-    numbered = [checkpoint for checkpoint in checkpoints if not _has_name_of_copy(checkpoint)]
+    numbered = [checkpoint for checkpoint in checkpoints if not has_name_of_copy(checkpoint)]
     run = clocked or numbered
     kept: list[Checkpoint] = []
     dropped: list[Unclocked] = []
     for checkpoint in checkpoints:
-        is_copy = not named and _has_name_of_copy(checkpoint)
+        is_copy = not named and has_name_of_copy(checkpoint)
         if checkpoint.progress.clocks or not (clocked or (spaced and is_copy and numbered)):
             kept.append(checkpoint)
         elif checkpoint.averaged and is_copy:
@@ -132,7 +132,8 @@ def _unclocked_error(checkpoint: Checkpoint, clocked: Checkpoint, checkpoints: S
     )
 
 
-def _has_name_of_copy(checkpoint: Checkpoint) -> bool:
+def has_name_of_copy(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint is called last, best or the like, or its file has no number in its name."""
     last = checkpoint.name.rpartition("/")[2]
     return bool(COPIES.search(checkpoint.name)) or not re.search(r"[0-9]", last)
 

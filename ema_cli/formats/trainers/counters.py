@@ -11,7 +11,7 @@ from ema_cli.checkpoint import Clock, Progress
 from ema_cli.errors import CheckpointError, option
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.trainers.layouts import OPTIMIZERS
-from ema_cli.formats.trainers.nested import is_state_dict
+from ema_cli.formats.trainers.nested import at_dots, is_state_dict
 from ema_cli.formats.trainers.progress import Scalar, as_count
 from ema_cli.law.time import Unit
 
@@ -39,7 +39,7 @@ def take_counters(
     """
     clocks = dict(progress.clocks)
     for place, unit in places:
-        value = _at(root, place)
+        value = at_dots(root, place, in_objects=True)
         found = as_count(scalar(place, value) if isinstance(value, TensorRef) else value)
         if found is None:
             fact = f"has no number under {option('clock_key', f'{place}={unit}')}"
@@ -73,17 +73,3 @@ def _below(value: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
             yield f"{prefix}{key}", inner
         elif depth > 1:
             yield from _below(inner, f"{prefix}{key}.", depth - 1)
-
-
-def _at(root: Any, place: str) -> Any:
-    """Return what stands at a place; dots descend unless they are part of a name."""
-    value, rest = root, place
-    while rest:
-        value = value.state if isinstance(value, Inert) else value
-        if not isinstance(value, dict):
-            return None
-        if rest in value:
-            return value[rest]
-        head, _, rest = rest.partition(".")
-        value = value.get(head)
-    return None

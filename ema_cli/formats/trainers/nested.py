@@ -24,6 +24,26 @@ def dig(value: Any, place: str) -> Any:
     return value
 
 
+def at_dots(value: Any, place: str, *, in_objects: bool = False) -> Any:
+    """Return what stands at a place that a user names; dots descend unless they are part of a name.
+
+    Args:
+        value: what was unpickled.
+        place: the place, as `trainer.step`.
+        in_objects: whether placeholders of objects are descended into, as an argparse.Namespace is.
+    """
+    rest = place
+    while rest:
+        value = value.state if in_objects and isinstance(value, Inert) else value
+        if not isinstance(value, dict):
+            return None
+        if rest in value:
+            return value[rest]
+        head, _, rest = rest.partition(".")
+        value = value.get(head)
+    return value
+
+
 def has(root: dict[Any, Any], place: str) -> bool:
     """Return whether something is at the place, be it None."""
     head, _, last = place.rpartition("/")

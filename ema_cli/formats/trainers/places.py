@@ -19,6 +19,7 @@ from ema_cli.formats.trainers.layouts import LAYOUTS, OPTIMIZERS, OTHERS, PLAIN
 from ema_cli.formats.trainers.names import AVERAGES_KEY, EXTRA_STATE
 from ema_cli.formats.trainers.nested import (
     as_state_dict,
+    at_dots,
     dig,
     has,
     holds_tensors,
@@ -205,16 +206,7 @@ def _is_extra_state(name: object) -> bool:
 
 def _at_key(root: dict[Any, Any], key: str) -> StateDict:
     """Return the state dict under a key of the user's, in which dots descend unless they are part of a name."""
-    value: Any = root if key else None
-    rest = key
-    while rest:
-        if not isinstance(value, dict):
-            break
-        if rest in value:
-            value, rest = value[rest], ""
-        else:
-            head, _, rest = rest.partition(".")
-            value = value.get(head)
+    value = at_dots(root, key) if key else None
     tensors = as_state_dict(value) or joined_below(value)
     if not tensors:
         elsewhere = no_weights(root).advice(mentioned)
