@@ -30,11 +30,15 @@ def component_of(root: Path, path: Path) -> str | None:
     `policy` for `step-10/policy`, `model` for `CKPT+2026-01-01/model.ckpt`.
     """
     parts = path.relative_to(root).parts
-    clocked = next((number for number, part in enumerate(parts) if name_clocks(part).clocks), None)
+    clocked = _first_with_clock(parts)
     if not parts or clocked == len(parts) - 1:
         return None
     inner = parts[-1:] if clocked is None else parts[clocked + 1 :]
     return stem("/".join(inner))
+
+
+def _first_with_clock(parts: Sequence[str]) -> int | None:
+    return next((number for number, part in enumerate(parts) if name_clocks(part).clocks), None)
 
 
 def check_one_run(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
@@ -54,7 +58,8 @@ def check_one_run(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
     runs: dict[str, list[Checkpoint]] = {}
     for checkpoint in checkpoints:
         parts = checkpoint.path.relative_to(root).parts
-        at = next((i for i, part in enumerate(parts) if name_clocks(part).clocks), len(parts) - 1)
+        clocked = _first_with_clock(parts)
+        at = len(parts) - 1 if clocked is None else clocked
         if at == len(parts) - 1 and COPIES.search(parts[at - 1] if at else ""):
             continue  # best/model.pt is a copy of a checkpoint such as step-10/model.pt
         runs.setdefault("/".join(parts[:at]), []).append(checkpoint)

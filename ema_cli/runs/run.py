@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -219,15 +219,17 @@ def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions)
         if options.copy
         else set()
     )
-    unmatched = [pattern for pattern in options.copy if not fnmatch.filter(names, pattern)]
-    return [f"--copy '{pattern}' matches no tensor" for pattern in unmatched]
+    return [f"--copy '{pattern}' matches no tensor" for pattern in _unmatched(options.copy, names)]
 
 
 def _unmatched_exclusions(options: OpenOptions, passed_over: Sequence[PassedOver]) -> list[str]:
     """Return a note for each pattern of checkpoints to leave out that matches none: probably a mistake."""
     names = [passed.name for passed in passed_over if passed.excluded]
-    unmatched = [pattern for pattern in options.exclude if not fnmatch.filter(names, pattern)]
-    return [f"--exclude '{pattern}' matches no checkpoint" for pattern in unmatched]
+    return [f"--exclude '{pattern}' matches no checkpoint" for pattern in _unmatched(options.exclude, names)]
+
+
+def _unmatched(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
+    return [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
 
 
 def _search(paths: Sequence[Path], options: ReadOptions) -> Search | None:

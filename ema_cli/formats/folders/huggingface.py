@@ -39,7 +39,11 @@ _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  #
 
 def matches(path: Path) -> bool:
     """Return whether the folder holds a model, or shards of one."""
-    names = names_in(path)
+    return is_model(names_in(path))
+
+
+def is_model(names: set[str]) -> bool:
+    """Return whether a folder with files of these names holds a model, or shards of one."""
     return any(_model_file(base, names) for base in BASES) or any(map(_is_shard, names))
 
 

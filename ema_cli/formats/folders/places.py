@@ -52,14 +52,14 @@ def find_places(path: Path) -> Places:
     names = names_in(path)
     if MODULES in names:
         modules = [place for place in named_folders(path) if huggingface.matches(path / place)]
-        return Places(tuple(modules), huggingface.matches(path), is_named=True)
+        return Places(tuple(modules), huggingface.is_model(names), is_named=True)
     known = dict.fromkeys(name for name in COMPONENTS if name in names or f"{name}{AVERAGES_BESIDE}" in names)
     if PIPELINE in names:
         known.update(dict.fromkeys(named_folders(path)))
-    if known and not huggingface.matches(path):
+    if known and not huggingface.is_model(names):
         models = [name for name in known if _has_model(path / name)]
         return Places(tuple(models), is_named=PIPELINE in names, may_have_averages=True, trainer="diffusers")
-    if names & ADAPTER_FILES or (TRAINER_STATE in names and not huggingface.matches(path)):
+    if names & ADAPTER_FILES or (TRAINER_STATE in names and not huggingface.is_model(names)):
         return Places(tuple(_adapters(path)), bool(names & ADAPTER_FILES))
     return Places()
 
