@@ -10,7 +10,7 @@ from ema_cli.formats.dcp.metadata import Metadata
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.dcp_layouts import DCP_AVERAGES, DCP_CLOCKS, DCP_FLAT_OTHERS, DCP_FLATTENED
 from ema_cli.formats.trainers.layouts import OTHERS, PLAIN
-from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY
+from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY, FOLLOWER_KEY
 from ema_cli.formats.trainers.nested import quoted
 from ema_cli.formats.trainers.prefixes import bare_names
 
@@ -53,6 +53,8 @@ def find_model(metadata: Metadata, options: ReadOptions) -> DcpModel:
     groups, flattened_others = _groups(metadata)
     beside = {place: groups.pop(place) for place in list(groups) if place and _is_averages(place[-1])}
     models = {place: names for place, names in groups.items() if place and place[-1] in PLAIN.model}
+    followers = [place for place in groups if place and _is_follower(place[-1])]
+    beside |= {place: groups.pop(place) for place in followers if len(groups) > 1}
     # A model at the top may have other things beside it; of several dicts, any could be the model.
     candidates = models or ({(): groups[()]} if () in groups else groups)
     if len(candidates) > 1:
@@ -105,6 +107,11 @@ def _groups(metadata: Metadata) -> tuple[dict[tuple[object, ...], Names], bool]:
 def _is_averages(key: object) -> bool:
     """Return whether a dict of this key holds averages, by the key."""
     return key in PLAIN.beside or (isinstance(key, str) and bool(AVERAGES_KEY.search(key)))
+
+
+def _is_follower(key: object) -> bool:
+    """Return whether a dict of this key may hold averages: a model that follows the one that trains, by the key."""
+    return isinstance(key, str) and bool(FOLLOWER_KEY.search(key))
 
 
 def _bare(averages: Names) -> Names:

@@ -7,7 +7,7 @@ of averages by the way it is stored, and is the model's by names, or order, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -36,11 +36,16 @@ from ema_cli.formats.trainers.matching import (
     common_prefix,
     parameters_of,
 )
-from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY, FROM_ITERATIONS, may_hold_averages
-from ema_cli.formats.trainers.nested import as_state_dict, dig
+from ema_cli.formats.trainers.names import (
+    AVERAGED_COUNT,
+    AVERAGES_KEY,
+    FOLLOWER_KEY,
+    FROM_ITERATIONS,
+    may_hold_averages,
+)
+from ema_cli.formats.trainers.nested import as_state_dict, dicts_around, dicts_in, dig
 
 OWN_MARK = "ema_cli"  # at the top of what our callback for Lightning saved with its average as the model
-TEACHER = "teacher"  # beside a student: its average, or a model that does not change
 _ONLINE = "online_model."
 _MAX_PARTS = 8  # of a model that are looked at
 
@@ -58,12 +63,25 @@ def sets_in(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateD
     return (
         _by_row(layout, root, place, tensors, file)
         or sets_within(tensors, file)
-        or schedule_free(root, tensors)
+        or schedule_free(root, place, tensors)
         or own_state(root, tensors, file)
-        or _beside(layout, root, place, tensors, file)
-        or hidden(root, place, tensors, file)
-        or Sets(tensors)
+        or sets_at(root, place, tensors, file, layout)
     )
+
+
+def sets_at(
+    root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpickled, layout: Layout | None = None
+) -> Sets:
+    """Return the tensors at a place and what is their averages elsewhere in the object.
+
+    Args:
+        root: the object.
+        place: the place of the tensors in it.
+        tensors: the tensors.
+        file: reads numbers and the beginnings of tensors.
+        layout: the trainer's row of the table, None where only the user knows what stands at the place.
+    """
+    return _beside(layout, root, place, tensors, file) or hidden(root, place, tensors, file) or Sets(tensors)
 
 
 def sets_within(tensors: StateDict, file: Unpickled) -> Sets | None:
@@ -157,33 +175,45 @@ def _pairs(matched: Refs, others: StateDict) -> list[tuple[str, Shaped, Shaped]]
     return [(name, ref, raw) for name, ref in matched.items() if isinstance(raw := others[name], Shaped)]
 
 
-def _beside(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpickled) -> Sets | None:
-    """Return both sets where averages stand beside the model under a name of their own."""
-    top = place.partition("/")[0]
-    for name in _called(layout, root):
-        value = dig(root, name)
-        if name == top or value is None:
-            continue
-        matched, around = _match_in(value, tensors)
-        if matched:
-            # Where raw weights are stored, the averages may be in the model's place; else both were saved as they are.
-            return kept_sets(matched, around, tensors, name, file, compare=stored_raw(around) is not None)
-        state = as_state_dict(value)
-        if state is not None and name in layout.beside:
-            return Sets(tensors, state, where=name)
+def _beside(
+    layout: Layout | None, root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpickled
+) -> Sets | None:
+    """Return both sets where averages stand beside the model, or beside a dict around it, under a name of their own."""
+    for prefix, outer, own in dicts_around(root, place):
+        by_row = layout.beside if layout and outer is root else ()
+        others = {name.lower() for name in outer if isinstance(name, str)}  # each may have averages of its own
+        for name in dict.fromkeys((*by_row, *_called(outer))):
+            value = dig(outer, name) if name in by_row else outer.get(name)
+            if name == own or value is None or _bare(name) in others - {own.lower()}:
+                continue
+            matched, around = _match_in(value, tensors)
+            if matched and (name in by_row or _follows(name, matched, tensors, file)):
+                # Where raw weights are stored, the averages may be in the model's place; else both were saved as they
+                # are.
+                compare = stored_raw(around) is not None
+                return kept_sets(matched, around, tensors, f"{prefix}{name}", file, compare=compare)
+            state = as_state_dict(value)
+            if state is not None and name in by_row:
+                return Sets(tensors, state, where=name)
     return None
 
 
-def _called(layout: Layout | None, root: Mapping[Any, Any]) -> Iterable[str]:
-    """Return the places at the top that are called averages: those of the row first."""
-    called = [name for name in root if isinstance(name, str) and (AVERAGES_KEY.search(name) or name == TEACHER)]
-    return dict.fromkeys((*(layout.beside if layout else ()), *called))
+def _called(around: Mapping[Any, Any]) -> list[str]:
+    """Return the names in a dict of what is called averages, then of what may follow a model for another reason."""
+    names = [name for name in around if isinstance(name, str)]
+    called = [name for name in names if AVERAGES_KEY.search(name)]
+    return [*called, *(name for name in names if FOLLOWER_KEY.search(name) and name not in called)]
+
+
+def _follows(name: str, matched: Refs, tensors: StateDict, file: Unpickled) -> bool:
+    """Return whether what has a model's names and shapes is its average by its own name, or by its numbers."""
+    return bool(AVERAGES_KEY.search(name)) or are_related(_pairs(matched, tensors), numbers_of(file))
 
 
 def averages_at_top(layout: Layout, root: Mapping[Any, Any]) -> dict[str, StateDict]:
     """Return what is called averages at the top, or one level down, by its place."""
     places = {}
-    for name in _called(layout, root):
+    for name in dict.fromkeys((*layout.beside, *_called(root))):
         value = dig(root, name)
         below = value.values() if isinstance(value, dict) else ()
         state = next((state for item in (value, *below) if (state := as_state_dict(item)) is not None), None)
@@ -193,16 +223,27 @@ def averages_at_top(layout: Layout, root: Mapping[Any, Any]) -> dict[str, StateD
 
 
 def models_of_averages(root: Mapping[Any, Any]) -> dict[str, StateDict]:
-    """Return the dicts at the top whose averages stand beside them: g, of g_ema, even if d has the shapes of g."""
-    called = dict.fromkeys(_called(None, root))
-    states = {
-        name: state
-        for name, value in root.items()
-        if isinstance(name, str) and name not in called and (state := as_state_dict(value)) is not None
-    }
-    models = {name: state for name, state in states.items() if any(_match_in(root[at], state)[0] for at in called)}
-    namesakes = {AVERAGES_KEY.sub("", name) for name in called}
-    return {name: state for name, state in models.items() if name in namesakes} or models
+    """Return the dicts, by place, whose averages stand beside them: g of g_ema, even if d has the shapes of g."""
+    for prefix, around in dicts_in(root):
+        called = _called(around)
+        states = {
+            name: state
+            for name, value in around.items() if called
+            if isinstance(name, str) and name not in called and (state := as_state_dict(value)) is not None
+        }  # fmt: skip
+        models = {
+            name: state for name, state in states.items() if any(_match_in(around[at], state)[0] for at in called)
+        }
+        namesakes = {_bare(name) for name in called}
+        chosen = {name: state for name, state in models.items() if name.lower() in namesakes} or models
+        if chosen:
+            return {f"{prefix}{name}": state for name, state in chosen.items()}
+    return {}
+
+
+def _bare(name: str) -> str:
+    """Return the name of the model that follows from a name of its averages."""
+    return FOLLOWER_KEY.sub("", AVERAGES_KEY.sub("", name)).lower()
 
 
 def _match_in(value: Any, model: StateDict) -> tuple[Refs | None, Any]:

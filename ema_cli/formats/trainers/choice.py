@@ -8,7 +8,7 @@ from ema_cli.checkpoint import Averages, Checkpoint
 from ema_cli.errors import NoSuchWeights, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.layout import Selection, Sets
-from ema_cli.formats.trainers.names import AVERAGED_COUNT
+from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY, FOLLOWER_KEY
 
 AVERAGED_AGAIN = "these are averages, which are averaged again"
 AVERAGED_MODEL = "an AveragedModel: 'n_averaged' stands beside its weights"
@@ -47,7 +47,9 @@ def choose(selection: Selection, sets: Sets, options: ReadOptions) -> None:
     elif sets.raw is not None:
         selection.tensors = sets.raw
         if sets.averages is not None and sets.begun:
-            selection.notes.append(f"raw weights taken; averages lie beside them, in '{sets.where}' (--weights ema)")
+            may_be = FOLLOWER_KEY.search(sets.where) and not AVERAGES_KEY.search(sets.where)
+            what = "what may be their averages lies" if may_be else "averages lie"
+            selection.notes.append(f"raw weights taken; {what} beside them, in '{sets.where}' (--weights ema)")
 
 
 def _take_raw(selection: Selection, sets: Sets) -> None:

@@ -12,7 +12,7 @@ from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.trainers.layout import Sets, StateDict, Unpickled
 from ema_cli.formats.trainers.matching import Refs, by_names, by_order
 from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY
-from ema_cli.formats.trainers.nested import is_state_dict
+from ema_cli.formats.trainers.nested import dicts_around, is_state_dict
 
 Count = Callable[[object], int | float | None]
 """Returns the number that a counter of updates has, None for what is none."""
@@ -26,9 +26,9 @@ _MAX_DEPTH, _MAX_VISITS = 6, 2000
 _SAMPLE_BYTES = 1 << 12
 
 
-def schedule_free(root: Mapping[Any, Any], tensors: StateDict) -> Sets | None:
-    """Return what a schedule-free optimizer's state says: in eval mode the model is its average."""
-    for optimizer in _optimizers(root):
+def schedule_free(root: Mapping[Any, Any], place: str, tensors: StateDict) -> Sets | None:
+    """Return what a schedule-free optimizer's state beside the model says: in eval mode the model is its average."""
+    for optimizer in (state for _, around, _ in dicts_around(root, place) for state in _optimizers(around)):
         groups = optimizer.get("param_groups")
         group = groups[0] if isinstance(groups, list) and groups else None
         if not isinstance(group, dict) or "weight_sum" not in group or "k" not in group:
@@ -46,7 +46,7 @@ def schedule_free(root: Mapping[Any, Any], tensors: StateDict) -> Sets | None:
 
 
 def _optimizers(root: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
-    """Yield the states of optimizers at the top of an object, or in a list or dict there."""
+    """Yield the states of optimizers in a dict, or in a list or dict there."""
     for value in root.values():
         inner = value.values() if isinstance(value, dict) and "param_groups" not in value else ()
         for state in (*(value if isinstance(value, list | tuple) else (value,)), *inner):
@@ -128,8 +128,12 @@ def match_one(values: Any, tensors: StateDict) -> Refs | None:
 
 def _kept(root: Mapping[Any, Any], place: str) -> Iterator[tuple[str, Mapping[Any, Any], Any]]:
     """Yield tensors that are called averages, below the top: their place, the dict around them and the tensors."""
-    top = place.partition("/")[0]
-    todo: list[tuple[str, Any, int]] = [(str(name), value, 1) for name, value in root.items() if name != top]
+    todo: list[tuple[str, Any, int]] = [
+        (f"{prefix}{name}", value, 1)
+        for prefix, around, own in dicts_around(root, place)
+        for name, value in around.items()
+        if name != own
+    ]
     for _ in range(_MAX_VISITS):
         if not todo:
             return

@@ -39,8 +39,17 @@ PARTS = re.compile(r"-rank-\d+\.pt$|-shard\d+\.pt$|_fsdp_rank\d+\.bin$|\.distcp$
 COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final|train_end)(?:[-_.]|$)|model_best", re.IGNORECASE)
 RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
 AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$|^step\d+-merged$", re.IGNORECASE)  # the latter OLMo-core's
-# What averages are called inside an object: params_ema, ema_model, g_ema, swa_state_dict, model_avg.
-AVERAGES_KEY = re.compile(r"(?:^|[._-])(?:ema|swa|avg|averaged?|shadow|polyak)(?:[._-]|$)", re.IGNORECASE)
+# What averages are called inside an object: params_ema, ema_model, modelEMA, swa_state_dict, model_avg, ema2. Not the
+# averages of gradients that optimizers call exp_avg.
+AVERAGES_KEY = re.compile(
+    r"(?:^|(?<!exp)[._-])(?i:ema|swa|avg|averaged?|shadow|polyak)\d*(?:[._-]|$|(?=[A-Z]))"
+    r"|(?<=[a-z0-9])(?:E[Mm][Aa]|S[Ww][Aa]|Av(?:g|eraged?))\d*(?=[A-Z._-]|$)"
+)
+# What a model is called that follows the one that trains: its average, its copy at times, or one that stands still.
+FOLLOWER_KEY = re.compile(
+    r"(?:^|[._-])(?i:teacher|target|slow|momentum)(?:[._-]|$|(?=[A-Z]))"
+    r"|(?<=[a-z0-9])(?:Teacher|Target|Slow|Momentum)(?=[A-Z._-]|$)"
+)
 FROM_ITERATIONS = re.compile(r"^iter_\d+\.pth$")  # what mmcv saves in the middle of an epoch, or without epochs
 # Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them. Not a
 # metric (val_ema_loss=0.1), and not our own outputs, which have a mark.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ema_cli.errors import CheckpointError
@@ -11,6 +11,7 @@ from ema_cli.formats.pickles.whole_module import is_module, module_tensors
 from ema_cli.formats.trainers.layout import StateDict
 
 _SHOWN_NAMES, _SHOWN_CHARS = 8, 40
+_MAX_DEPTH, _MAX_DICTS = 4, 1000
 
 
 def dig(value: Any, place: str) -> Any:
@@ -32,16 +33,54 @@ def at_dots(value: Any, place: str, *, in_objects: bool = False) -> Any:
         place: the place, as `trainer.step`.
         in_objects: whether placeholders of objects are descended into, as an argparse.Namespace is.
     """
+    for key in steps_to(value, place, in_objects=in_objects):
+        value = value.state if in_objects and isinstance(value, Inert) else value
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def steps_to(value: Any, place: str, *, in_objects: bool = False) -> list[str]:
+    """Return the keys that lead to a place that a user names, in which dots descend unless they are part of a name."""
+    steps: list[str] = []
     rest = place
     while rest:
         value = value.state if in_objects and isinstance(value, Inert) else value
-        if not isinstance(value, dict):
-            return None
-        if rest in value:
-            return value[rest]
+        if isinstance(value, dict) and rest in value:
+            return [*steps, rest]
         head, _, rest = rest.partition(".")
-        value = value.get(head)
-    return value
+        value = value.get(head) if isinstance(value, dict) else None
+        steps.append(head)
+    return steps
+
+
+def dicts_around(root: Mapping[Any, Any], place: str) -> list[tuple[str, Mapping[Any, Any], str]]:
+    """Return the dicts on the way to a place, the innermost first: where each is, it, and the key that leads on.
+
+    Where a dict is, is text that a message puts before a key: `trainer.` or nothing.
+    """
+    keys = place.split("/")
+    way: list[tuple[str, Mapping[Any, Any], str]] = []
+    for number, key in enumerate(keys):
+        around = dig(root, "/".join(keys[:number])) if number else root
+        around = around.state if isinstance(around, Inert) else around
+        if isinstance(around, Mapping):
+            way.append(("".join(f"{outer}." for outer in keys[:number]), around, key))
+    return way[::-1]
+
+
+def dicts_in(root: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yield a dict and those below it that hold no tensors themselves, each with what comes before the places in it."""
+    todo: list[tuple[str, Mapping[Any, Any]]] = [("", root)]
+    visited = {id(root)}
+    while todo:
+        prefix, around = todo.pop(0)
+        yield prefix, around
+        for key, inner in around.items() if prefix.count("/") < _MAX_DEPTH else ():
+            inner = inner.state if isinstance(inner, Inert) else inner
+            is_place = isinstance(key, str) and "/" not in key and isinstance(inner, dict)
+            if is_place and not is_state_dict(inner) and id(inner) not in visited and len(visited) < _MAX_DICTS:
+                visited.add(id(inner))
+                todo.append((f"{prefix}{key}/", inner))
 
 
 def has(root: dict[Any, Any], place: str) -> bool:

@@ -10,7 +10,7 @@ from ema_cli.errors import CheckpointError, NoWeights, mentioned, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.pickles.whole_module import is_module, module_tensors
-from ema_cli.formats.trainers.averages import TEACHER, averages_at_top, models_of_averages, sets_in, sets_within
+from ema_cli.formats.trainers.averages import averages_at_top, models_of_averages, sets_at, sets_in, sets_within
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN, choose
 from ema_cli.formats.trainers.counters import take_counters
 from ema_cli.formats.trainers.elsewhere import joined_below, no_weights
@@ -20,12 +20,14 @@ from ema_cli.formats.trainers.names import AVERAGES_KEY, EXTRA_STATE
 from ema_cli.formats.trainers.nested import (
     as_state_dict,
     at_dots,
+    dicts_around,
     dig,
     has,
     holds_tensors,
     is_state_dict,
     quoted,
     state_dict_at,
+    steps_to,
     text_key,
 )
 from ema_cli.formats.trainers.progress import read_progress
@@ -59,14 +61,11 @@ def select_tensors(root: Any, options: ReadOptions, file: Unpickled) -> Selectio
         raise NoWeights("holds no dict of tensors")
     else:
         layout = next(layout for layout in LAYOUTS if all(has(root, mark) for mark in layout.marks))
-        selection = _select(layout, root, options, file)
-        if options.key is not None:
-            chosen = _at_key(root, options.key)
-            if chosen is not selection.tensors:
-                # The clocks are the trainer's all the same; whether these are averages, only the user knows.
-                selection = Selection(selection.trainer, chosen, selection.progress)
-            if AVERAGES_KEY.search(options.key.rpartition(".")[2]) and AVERAGED_AGAIN not in selection.notes:
-                selection.notes.append(AVERAGED_AGAIN)
+        selection = (
+            _select_at_key(layout, root, options, file, options.key)
+            if options.key is not None
+            else (_select(layout, root, options, file))
+        )
         selection.layout = layout
         selection.resumable = selection.trainer is not None or any(map(_is_of_training, root.items()))
     _keep_tensors(selection, options)
@@ -80,15 +79,31 @@ def progress_of(root: dict[Any, Any]) -> Progress:
     return read_progress(layout, root)
 
 
+def _select_at_key(layout: Layout, root: dict[Any, Any], options: ReadOptions, file: Unpickled, key: str) -> Selection:
+    """Return the tensors under the user's key, or what lies beside them as their averages; the clocks are the layout's.
+
+    Whether the tensors are averages themselves, only the user knows, unless they are where the trainer has its model.
+    """
+    tensors = _at_key(root, key)
+    if layout is not PLAIN and any(state_dict_at(root, place) is tensors for place in layout.model):
+        return _select(layout, root, options, file)
+    selection = Selection(layout.trainer, tensors, _progress(layout, root, options, file))
+    if AVERAGES_KEY.search(key.rpartition(".")[2]):
+        selection.notes.append(AVERAGED_AGAIN)
+    else:
+        choose(selection, sets_at(root, "/".join(steps_to(root, key)), tensors, file), options)
+    return selection
+
+
+def _progress(layout: Layout, root: dict[Any, Any], options: ReadOptions, file: Unpickled) -> Progress:
+    progress = read_progress(layout, root, file.scalar)
+    return take_counters(progress, root, options.clock_places, file.scalar) if options.clock_key else progress
+
+
 def _select(layout: Layout, root: dict[Any, Any], options: ReadOptions, file: Unpickled) -> Selection:
     """Return the tensors that the layout, and the user's options, say."""
-    progress = read_progress(layout, root, file.scalar)
-    if options.clock_key:
-        progress = take_counters(progress, root, options.clock_places, file.scalar)
-    if layout is PLAIN and options.key is not None:
-        return Selection(None, _at_key(root, options.key), progress)
     places = _state_dicts(root, layout.model)
-    selection = Selection(layout.trainer, {}, progress)
+    selection = Selection(layout.trainer, {}, _progress(layout, root, options, file))
     if layout.note:
         selection.notes.append(layout.note)
     if layout is PLAIN and not places and is_state_dict(root):
@@ -99,7 +114,7 @@ def _select(layout: Layout, root: dict[Any, Any], options: ReadOptions, file: Un
         return selection
     places = places or models_of_averages(root)
     if len(places) > 1:
-        first, second, *_ = places
+        first, second, *_ = (place.replace("/", ".") for place in places)
         raise CheckpointError(
             f"holds weights under '{first}' and under '{second}'", hint=f"say which: {option('key', f'{first}')}"
         )
@@ -112,7 +127,7 @@ def _select(layout: Layout, root: dict[Any, Any], options: ReadOptions, file: Un
         return selection
     tensors = _join(layout, root, tensors)
     sets = sets_in(layout, root, place, tensors, file)
-    _note_others(selection, layout, root, {place, sets.where})
+    _note_others(selection, layout, root, place, sets.where)
     choose(selection, sets, options)
     return selection
 
@@ -122,15 +137,15 @@ def _state_dicts(root: dict[Any, Any], places: tuple[str, ...]) -> dict[str, Sta
     return {place: tensors for place in places if (tensors := state_dict_at(root, place)) is not None}
 
 
-def _note_others(selection: Selection, layout: Layout, root: dict[Any, Any], known: set[str]) -> None:
+def _note_others(selection: Selection, layout: Layout, root: dict[Any, Any], place: str, averages_at: str) -> None:
     """Note which other dicts of tensors stand beside the model at the top, and are not taken."""
-    used = {
-        place.partition("/")[0] for place in (*known, *layout.joined, layout.raw or "", layout.averages_counter or "")
-    }
+    used = {place.partition("/")[0] for place in (*layout.joined, layout.raw or "", layout.averages_counter or "")}
     others = [
-        name
-        for name, value in root.items()
+        f"{prefix}{name}"
+        for prefix, around, own in dicts_around(root, place)
+        for name, value in around.items()
         if isinstance(name, str) and name not in used and not OTHERS.match(name) and is_state_dict(value)
+        if name != own and f"{prefix}{name}" != averages_at
     ]
     if others:
         selection.notes.append(f"tensors beside the model, at {quoted(others)}, are not taken (--key)")
@@ -146,7 +161,9 @@ def _only_averages(layout: Layout, root: dict[Any, Any], averages: Mapping[str, 
     """
     if averages:
         place, tensors = next(iter(averages.items()))
-        return Sets(averages=tensors, why=f"it holds nothing but averages, in '{place}'", sure=place != TEACHER)
+        return Sets(
+            averages=tensors, why=f"it holds nothing but averages, in '{place}'", sure=bool(AVERAGES_KEY.search(place))
+        )
     for place in layout.model:
         value = dig(root, place)
         if isinstance(value, Inert):

@@ -48,6 +48,18 @@ AVERAGES = {
 }
 
 
+def test_a_dict_that_follows_the_model_may_be_its_averages(tmp_path: Path) -> None:
+    """A target network has the names of the model; what is called so and has others is not taken."""
+    folder = save_folder(tmp_path / "step-8", {"net": W, "target_net": OTHER, "step": 8})
+    raw = open_checkpoint(folder)
+    assert holds(raw, W)
+    noted = "raw weights taken; what may be their averages lies beside them, in 'target_net' (--weights ema)"
+    assert raw.notes == (noted,)
+    assert holds(open_checkpoint(folder, ReadOptions(weights="ema")), {**W, **OTHER})
+    foreign = open_checkpoint(save_folder(tmp_path / "step-9", {"net": W, "target_net": prefixed("x.", OTHER)}))
+    assert foreign.notes == ("tensors beside the model, at target_net, are not taken (--key)",)
+
+
 @pytest.mark.parametrize("name", AVERAGES)
 def test_a_dict_that_is_called_averages_is_those_of_the_other(name: str, tmp_path: Path) -> None:
     """With the model's names, below a wrapper's prefix or not: either set is taken, under the model's own names."""

@@ -86,7 +86,6 @@ BESIDE: dict[str, tuple[Any, str, State]] = {
     "two networks": ({"g": RAW, "d": {"x": torch.ones(5)}, "g_ema": EMA}, "g_ema", EMA),
     "two networks alike": ({"g": RAW, "d": model(5.0), "g_ema": EMA}, "g_ema", EMA),
     "net_ema": ({"net": RAW, "net_ema": EMA, "opt": {}}, "net_ema", EMA),
-    "a teacher": ({"student": RAW, "teacher": EMA, "epoch": 3}, "teacher", EMA),
     "swa": ({"state_dict": RAW, "swa_state_dict": EMA}, "swa_state_dict", EMA),
     "torch_ema that stored raw weights once": ({"model": RAW, "ema": torch_ema(EMA, model(0.5))}, "ema", PARTLY),
     "NeMo's optimizer": (
@@ -107,6 +106,18 @@ BESIDE: dict[str, tuple[Any, str, State]] = {
     ),
     "flattened names": ({"model": RAW, "ema": flat(EMA, "_")}, "ema", PARTLY),
     "a list at the top": ({"model": RAW, "ema": [*EMA.values()]}, "ema", EMA),
+    "one level down": ({"state": {"model": RAW, "ema": EMA}, "step": 3}, "state.ema", EMA),
+    "one level down, of parameters": (
+        {"state": {"model": RAW, "ema_params": flat(EMA, "_")}}, "state.ema_params", PARTLY),
+    "beside a dict around the model": ({"state": {"model": RAW}, "ema": EMA}, "ema", EMA),
+    "a pair in a dict of another name": ({"trainer": {"net": RAW, "net_ema": EMA, "step": 3}}, "trainer.net_ema", EMA),
+    "a pair further down": (
+        {"run": {"nets": {"G": RAW, "D": {"x": torch.ones(5)}, "G_ema": EMA}}}, "run.nets.G_ema", EMA),
+    "a callback one level down": (
+        {"state": {"model": RAW, "callbacks": {"E": {"ema_weights": EMA}}}}, "state.callbacks.E.ema_weights", EMA),
+    "modelEMA": ({"model": RAW, "modelEMA": EMA}, "modelEMA", EMA),
+    "emaModel": ({"net": RAW, "emaNet": EMA}, "emaNet", EMA),
+    "averages that are numbered": ({"model": RAW, "ema2": EMA}, "ema2", EMA),
     "mmcv's buffers, in the middle of an epoch": ({"state_dict": {**RAW, **under("ema_", flat(EMA, "_"))}}, "ema_*",
                                                   PARTLY),
 }  # fmt: skip
@@ -136,6 +147,56 @@ def test_averages_beside_raw_weights(label: str, tmp_path: Path) -> None:
     chosen = look(tmp_path, saved, "ema", name)
     assert holds(chosen, bare(averages))
     assert "these are averages, which are averaged again" in chosen.notes
+
+
+# What follows the model for any reason, which only its name says.
+FOLLOWERS: dict[str, tuple[dict[str, Any], str]] = {
+    "a teacher": ({"student": RAW, "teacher": EMA, "epoch": 3}, "teacher"),
+    "a target model": ({"model": RAW, "target_model": EMA}, "target_model"),
+    "a slow model": ({"model": RAW, "slow_model": EMA, "optimizer": {}}, "slow_model"),
+    "a momentum encoder": ({"encoder": RAW, "momentum_encoder": EMA}, "momentum_encoder"),
+    "a target network one level down": ({"agent": {"q": RAW, "q_target": EMA, "step": 3}}, "agent.q_target"),
+    "teacherModel": ({"studentModel": RAW, "teacherModel": EMA}, "teacherModel"),
+}
+
+
+@pytest.mark.parametrize("label", FOLLOWERS)
+def test_what_may_be_averages_is_said_to_be_no_more(label: str, tmp_path: Path) -> None:
+    """A copy that is made now and then has such names, too; the user decides."""
+    saved, place = FOLLOWERS[label]
+    found = look(tmp_path, saved, None)
+    assert holds(found, RAW)
+    noted = f"raw weights taken; what may be their averages lies beside them, in '{place}' (--weights ema)"
+    assert noted in found.notes
+    assert holds(look(tmp_path, saved, "ema"), EMA)
+
+
+@pytest.mark.parametrize("name", ["target_model", "teacher", "momentum"])
+def test_a_model_of_the_same_shapes_that_does_not_follow_is_no_average(name: str, tmp_path: Path) -> None:
+    """A large teacher's student, or the momentum of an optimizer, has names and shapes, and other numbers."""
+    shapes = {"conv.weight": (8, 9), "conv.bias": (8,)}
+    ours = drawn(shapes)
+    other = {key: tensor.flip(0) for key, tensor in ours.items()}
+    found = look(tmp_path, {"model": ours, name: other}, None)
+    assert holds(found, ours)
+    assert found.notes == (f"tensors beside the model, at '{name}', are not taken (--key)",)
+    with pytest.raises(NoSuchWeights, match="holds no averages"):
+        look(tmp_path, {"model": ours, name: other}, "ema")
+
+
+def test_the_averages_of_gradients_are_none_of_weights(tmp_path: Path) -> None:
+    """An optimizer's exp_avg has the names and shapes of the model."""
+    with pytest.raises(NoSuchWeights, match="holds no averages"):
+        look(tmp_path, {"model": RAW, "exp_avg": EMA, "exp_avg_sq": EMA}, "ema")
+
+
+def test_averages_beside_what_the_user_names(tmp_path: Path) -> None:
+    """`--key` says where the model is, and `--weights ema` takes its averages, not what stands at the key."""
+    saved = {"run": {"weights": RAW, "others": {"x": torch.ones(5)}, "ema": EMA}, "model": model(7.0)}
+    for choice, expected in ((None, RAW), ("raw", RAW), ("ema", EMA)):
+        assert holds(opened(tmp_path, saved, key="run.weights", weights=choice), expected)
+    assert refusal(tmp_path, saved, key="run.others", weights="ema").fact == "holds no averages"
+    assert holds(opened(tmp_path, saved, key="run.ema", weights="ema"), EMA)
 
 
 # Averages in the place of the model: the file, the averages there, and the raw weights, None where there are none.
@@ -242,7 +303,10 @@ def test_two_models_with_averages_are_asked_about(tmp_path: Path) -> None:
     saved = {"g_a": RAW, "g_b": model(5.0), "g_a_ema": EMA, "g_b_ema": model(6.0), "d": {"x": torch.ones(5)}}
     for weights in (None, "raw", "ema"):
         assert "holds weights under 'g_a' and under 'g_b'" in str(refusal(tmp_path, saved, weights=weights))
-    assert opened(tmp_path, saved, key="g_a").notes == ()
+    noted = "raw weights taken; averages lie beside them, in '{}_ema' (--weights ema)"
+    for name, averages in (("g_a", EMA), ("g_b", model(6.0))):
+        assert opened(tmp_path, saved, key=name).notes == (noted.format(name),)
+        assert holds(opened(tmp_path, saved, key=name, weights="ema"), averages)
     found = opened(tmp_path, saved, key="g_b_ema")
     assert holds(found, model(6.0))
     assert found.notes == ("these are averages, which are averaged again",)
