@@ -29,7 +29,7 @@ from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import parse_size, plural, size
-from ema_cli.writing.files import FileSink, allow_descriptors, make_folder, read_back, sum_up, write_small_files
+from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_folder, read_back, write_small_files
 from ema_cli.writing.loading import loading_notes
 from ema_cli.writing.outputs import Output, OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
@@ -231,11 +231,7 @@ def _fold(
         folded = job.fold(sinks, sizes=sizes, checksums=checksums, progress=progress)
         streams = [stream for sink in sinks for stream in sink.streams]
         files = [file for output in job.outputs for file in output.files]
-        for file, stream in zip(files, streams, strict=True):
-            file.finish(stream)
-        for stream in streams:
-            stream.sync()
-        sums = iter(sum_up(streams, sizes.threads) if record is not None else [""] * len(streams))
+        sums = iter(finish_files(list(zip(files, streams, strict=True)), sizes.threads))
         written = [{file.name: WrittenFile(file.size, next(sums)) for file in output.files} for output in job.outputs]
     return folded, written
 

@@ -54,17 +54,26 @@ class WeightSamples:
     def distances(self, checkpoints: Sequence[Checkpoint], apart: int) -> NDArray[np.float64] | None:
         """Return the relative distance of each checkpoint from the one `apart` later: the median over the samples.
 
-        Samples that never move, as those of frozen weights, do not count; None where no other is in all checkpoints.
+        Samples that never move, as those of frozen weights, or are not finite, do not count; None where no other is in
+        all checkpoints.
         """
         tables = [self._vectors.get(checkpoint, {}) for checkpoint in checkpoints]
         rows = []
         for key in tables[0]:
             if all(key in table for table in tables):
                 values = np.stack([table[key] for table in tables])
-                size = np.median(np.linalg.norm(values, axis=1))
-                if size > 0 and np.any(values != values[0]):
+                sizes = np.linalg.norm(values, axis=1)
+                size = _median(sizes)
+                if size > 0 and np.isfinite(sizes).all() and np.any(values != values[0]):
                     rows.append(np.linalg.norm(values[apart:] - values[:-apart], axis=1) / size)
-        return np.median(rows, axis=0) if rows else None
+        return _median(np.stack(rows)) if rows else None
+
+
+def _median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the median of finite values along the first axis. numpy's own loads its masked arrays, and takes long."""
+    ordered: NDArray[np.float64] = np.sort(values, axis=0)
+    middle = ordered[(len(values) - 1) // 2 : len(values) // 2 + 1]
+    return np.asarray(middle.mean(axis=0))
 
 
 def jump_notes(samples: WeightSamples, checkpoints: Sequence[Checkpoint], clocks: Sequence[float]) -> list[str]:

@@ -45,7 +45,8 @@ def fingerprints(checkpoints: Sequence[Checkpoint], threads: int, watch: Watch |
     Raises:
         CheckpointError: if one cannot be read.
     """
-    tables = {id(checkpoint.tensors.specs): _Samples(checkpoint.tensors.specs) for checkpoint in checkpoints}
+    distinct = {id(checkpoint.tensors.specs): checkpoint.tensors.specs for checkpoint in checkpoints}
+    tables = {key: _Samples(specs) for key, specs in distinct.items()}
 
     def fingerprint(checkpoint: Checkpoint) -> str:
         return tables[id(checkpoint.tensors.specs)].fingerprint(checkpoint, watch)

@@ -107,13 +107,25 @@ class FileSink:
                 stack.callback(stream.close)
 
 
-def sum_up(streams: Sequence[OutputStream], threads: int) -> list[str]:
-    """Return the sha256 of each file, several at once: the end of a file that was written faster is read now."""
-    with thread_errors(), ThreadPoolExecutor(threads, "sum") as pool:
+def finish_files(files: Sequence[tuple[OutputFile, OutputStream]], threads: int) -> list[str]:
+    """Finish files whose tensors are written, several at once; return the sha256 of each, empty where it is not kept.
+
+    Each gets the bytes that depend on the tensors, is on the disk then, and is summed up to its end.
+
+    Raises:
+        OutputError: where one cannot be written.
+    """
+
+    def finish(file: OutputFile, stream: OutputStream) -> str:
+        file.finish(stream)
+        stream.sync()
+        return stream.sha256()
+
+    with thread_errors(), ThreadPoolExecutor(threads, "finish") as pool:
         try:
-            return list(pool.map(OutputStream.sha256, streams))
+            return list(pool.map(finish, *zip(*files, strict=True)))
         except BaseException:
-            for stream in streams:
+            for _, stream in files:
                 stream.give_up()
             raise
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from ema_cli.errors import EmaError, at_terminal
+from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.system.threads import thread_errors
-from ema_cli.writing.files import sum_up
+from ema_cli.writing.files import finish_files
 from tests.folding.in_memory import checkpoint
 
 
@@ -42,4 +43,4 @@ def test_fingerprints_and_sums_without_threads_are_that_error(tmp_path: Path):
     with pytest.raises(EmaError, match="no thread can be started"):
         fingerprints([checkpoint({"w": torch.ones(2)})], threads=2)
     with pytest.raises(EmaError, match="no thread can be started"):
-        sum_up([OutputStream(tmp_path / "x")], threads=2)
+        finish_files([(lay_out_file("x", {}, {}), OutputStream(tmp_path / "x"))], threads=2)

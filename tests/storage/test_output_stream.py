@@ -1,0 +1,46 @@
+"""A file that is written by range, from several threads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from ema_cli.storage import output_stream
+from ema_cli.storage.output_stream import OutputStream, write_file
+
+PART = bytes(range(256)) * 4096  # 1 MiB
+
+
+def test_the_disk_begins_to_write_long_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of 40 MiB in parts of 1 MiB it is asked after 16 and after 32; small files are left to the fsync."""
+    asked: list[int] = []
+    monkeypatch.setattr(output_stream, "_start_writing", asked.append)
+    write_file(tmp_path / "small", [PART] * 15)
+    assert not asked
+    stream = OutputStream(tmp_path / "large")
+    for number in range(40):
+        stream.write((39 - number) * len(PART), PART)
+        assert len(asked) == (number + 1) // 16
+    stream.close()
+
+
+def test_where_the_system_cannot_begin_early_the_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither a refusal nor a C library without such a call shows."""
+    monkeypatch.setattr(output_stream, "_UNSYNCED_BYTES", 1)
+    whole = write_file(tmp_path / "usual", [PART, PART])
+    output_stream._start_writing(os.open(tmp_path, os.O_RDONLY))  # a folder is refused
+    monkeypatch.setattr(output_stream.ctypes, "CDLL", lambda name: object())
+    assert write_file(tmp_path / "plain", [PART, PART]) == whole
+    assert whole.sha256 == hashlib.sha256(PART * 2).hexdigest()
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "usual").read_bytes() == PART * 2
+
+
+def test_a_file_that_is_not_summed_has_no_sum(tmp_path: Path):
+    """It is empty."""
+    stream = OutputStream(tmp_path / "x", summed=False)
+    stream.write(0, PART)
+    assert stream.sha256() == ""
+    stream.close()
