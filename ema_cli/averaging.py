@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
@@ -23,6 +23,7 @@ from ema_cli.manifest.types import Manifest
 from ema_cli.planning.advice import non_finite_warnings
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.tensor_rules import STATISTICS_NOTE, averages_statistics
+from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.staging import Staging
@@ -42,12 +43,12 @@ class Recording:
 
     Attributes:
         checksum: put the sums of all that is read into it, too, and check those that files of torch.save hold.
-        warnings: come before those that are found here.
+        remarks: come before those that are made here.
         check: is called with each manifest before anything is published, and may raise.
     """
 
     checksum: bool = False
-    warnings: Sequence[str] = ()
+    remarks: Remarks = field(default_factory=Remarks)
     check: Callable[[Manifest], None] = lambda manifest: None
 
 
@@ -209,7 +210,7 @@ def _record(job: Job, recording: Recording, threads: int, samples: WeightSamples
         job.copied,
         checksum=recording.checksum,
         threads=threads,
-        warnings=recording.warnings,
+        remarks=recording.remarks,
         watch=samples.add,
     )
 

@@ -218,7 +218,8 @@ class Checkpoint:
         holds_both: whether it holds raw weights and averages, so that its contents say which these are.
         resumable: whether it holds what its trainer needs to go on: it was not saved for its weights alone.
         mark: what ema-cli's mark in it says of how it was averaged; None where ema-cli did not make it.
-        notes: what a user should know, in words.
+        warnings: why an average with it may not be what its user wants, in words.
+        notes: what is worth saying of it, where nothing is wrong.
         left_out: names of values among the tensors that are no tensors.
         pretrained: set where a folder that `from_pretrained` loads can be written.
         adapter: settings of an adapter; empty for a whole model.
@@ -236,6 +237,7 @@ class Checkpoint:
     holds_both: bool = False
     resumable: bool = False
     mark: Mapping[str, object] | None = None
+    warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     pretrained: Pretrained | None = None

@@ -122,11 +122,10 @@ def test_other_dicts_of_tensors_are_mentioned(folder: bool, tmp_path: Path):
     else:
         path = tmp_path / "step-1.pt"
         torch.save(state, path)
-    notes = open_checkpoint(path).notes
-    assert len(notes) == 1
-    assert "head" in notes[0]
-    assert "not taken (--key)" in notes[0]
-    assert "optimizer" not in notes[0]
+    (warning,) = open_checkpoint(path).warnings
+    assert "head" in warning
+    assert "not taken (--key)" in warning
+    assert "optimizer" not in warning
 
 
 def test_a_model_at_the_top_is_not_a_scaler(tmp_path: Path):
@@ -134,7 +133,7 @@ def test_a_model_at_the_top_is_not_a_scaler(tmp_path: Path):
     path = pieces(tmp_path / "step-1", **W, grad_scaler={"scale": torch.ones(1)}, critic={"c": torch.ones(1)})
     checkpoint = open_checkpoint(path)
     assert list(checkpoint.tensors.specs) == ["w"]
-    assert "critic" in checkpoint.notes[0]
+    assert "critic" in checkpoint.warnings[0]
 
 
 def test_lightning_with_deepspeed_counts_completed_epochs(tmp_path: Path):
@@ -176,10 +175,10 @@ def test_a_side_file_that_changes_stops_the_average(tmp_path: Path):
 
 def test_averages_inside_the_model_are_mentioned(tmp_path: Path):
     """A model that keeps averages of itself among its tensors: the user reads that they are averaged again."""
-    from ema_cli.runs.tensor_rules import inner_averages_notes
+    from ema_cli.runs.tensor_rules import inner_averages_warnings
 
     torch.save({"model.w": torch.ones(2), "model_ema.w": torch.ones(2)}, tmp_path / "step-1.pt")
-    (note,) = inner_averages_notes(open_checkpoint(tmp_path / "step-1.pt").tensors.specs)
+    (note,) = inner_averages_warnings(open_checkpoint(tmp_path / "step-1.pt").tensors.specs)
     assert "'model_ema.w'" in note
 
 
@@ -194,24 +193,24 @@ def test_averages_inside_the_model_are_mentioned(tmp_path: Path):
 )
 def test_a_part_that_follows_another_is_mentioned(follower: str, followed: str):
     """Momentum encoders and target networks are averages mostly, wherever in the model they are."""
-    from ema_cli.runs.tensor_rules import inner_averages_notes
+    from ema_cli.runs.tensor_rules import inner_averages_warnings
 
     spec = TensorSpec(DTYPES["F32"], (2,))
-    (note,) = inner_averages_notes({followed: spec, follower: spec})
+    (note,) = inner_averages_warnings({followed: spec, follower: spec})
     assert note.startswith(f"'{follower}' may be an average of '{followed}'")
-    assert inner_averages_notes({follower: spec}) == []
+    assert inner_averages_warnings({follower: spec}) == []
 
 
 def test_a_teacher_in_the_model_is_mentioned(tmp_path: Path):
     """Whether it is an average of the student or frozen, nothing tells: the user reads what happens."""
-    from ema_cli.runs.tensor_rules import inner_averages_notes
+    from ema_cli.runs.tensor_rules import inner_averages_warnings
 
     both = {"student.w": torch.ones(2), "teacher.w": torch.ones(2)}
     save_file(both, tmp_path / "step-1.safetensors")
-    (note,) = inner_averages_notes(open_checkpoint(tmp_path / "step-1.safetensors").tensors.specs)
+    (note,) = inner_averages_warnings(open_checkpoint(tmp_path / "step-1.safetensors").tensors.specs)
     assert note == "'teacher.w' may be an average of 'student.w', and so others; then they are averaged again"
     save_file({"teacher.w": torch.ones(2)}, tmp_path / "step-2.safetensors")
-    assert inner_averages_notes(open_checkpoint(tmp_path / "step-2.safetensors").tensors.specs) == []
+    assert inner_averages_warnings(open_checkpoint(tmp_path / "step-2.safetensors").tensors.specs) == []
 
 
 @pytest.mark.parametrize("by", ["neighbour", "arguments"])

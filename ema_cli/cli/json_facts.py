@@ -7,7 +7,7 @@ from fractions import Fraction
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from ema_cli.cli.sentences import checkpoint_notes
+from ema_cli.cli.sentences import side_warnings
 from ema_cli.errors import EmaError, at_terminal
 from ema_cli.law.recipe import law_to_dict
 from ema_cli.law.time import interval_text
@@ -43,7 +43,8 @@ def inspection_facts(inspection: Inspection) -> Facts:
         "plans": [plan_facts(plan) for plan in inspection.plans],
         "stored": stored_facts(inspection.stored) if inspection.stored else None,
         **({"tensors": tensor_facts(single), "recipe": single.mark} if single else {}),
-        "warnings": list(inspection.warnings),
+        "warnings": list(inspection.remarks.warnings),
+        "notes": list(inspection.remarks.notes),
     }
 
 
@@ -73,6 +74,7 @@ def run_facts(view: RunView) -> Facts:
         "differences": list(view.differences),
         "same_clock": [list(group) for group in view.same_clock],
         "passed_over": [{"name": passed.name, "reason": passed.reason} for passed in run.passed_over],
+        "warnings": list(run.warnings),
         "notes": list(run.notes),
     }
 
@@ -90,6 +92,7 @@ def checkpoint_facts(checkpoint: Checkpoint, sizes: Sizes) -> Facts:
         "bytes": sizes.nbytes,
         "dtypes": dict(sizes.dtypes),
         "averaged_already": checkpoint.averaged,
+        "warnings": list(checkpoint.warnings),
         "notes": list(checkpoint.notes),
     }
 
@@ -183,13 +186,18 @@ def dry_run_facts(dry: DryRun) -> Facts:
         "memory_bytes": dry.memory,
     }
     plans = [plan_facts(plan) for plan in job.plans]
-    return {"plans": plans, "would_write": would_write, "warnings": list(dry.warnings)}
+    return {"plans": plans, "would_write": would_write, **_remarks_facts(dry.remarks.warnings, dry.remarks.notes)}
 
 
 def averaged_facts(averaged: Averaged, warnings: Iterable[str]) -> Facts:
     """Return the plans, and what was written."""
     plans = [plan_facts(plan) for plan in averaged.plans]
-    return {"plans": plans, "written": _result_facts(averaged.result), "warnings": list(warnings)}
+    written = _result_facts(averaged.result)
+    return {"plans": plans, "written": written, **_remarks_facts(warnings, averaged.remarks.notes)}
+
+
+def _remarks_facts(warnings: Iterable[str], notes: Iterable[str]) -> Facts:
+    return {"warnings": list(warnings), "notes": list(notes)}
 
 
 def _result_facts(result: Result) -> Facts:
@@ -275,7 +283,8 @@ def _side_facts(checkpoint: Checkpoint) -> Facts:
         "format": checkpoint.format,
         "bytes": checkpoint.nbytes,
         "tensors": len(checkpoint.tensors.specs),
-        "notes": checkpoint_notes(checkpoint),
+        "warnings": side_warnings(checkpoint),
+        "notes": list(checkpoint.notes),
     }
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.comparing.comparison import Comparison
     from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
+    from ema_cli.runs.warnings import Remarks
 
 
 class JsonPrinter(Printer):
@@ -35,20 +36,20 @@ class JsonPrinter(Printer):
 
     def inspected(self, inspection: Inspection) -> None:
         """Print a run, its plans, and the error of a gate."""
-        warnings = [*inspection.warnings, *all_warnings(inspection.plans)]
+        warnings = [*inspection.remarks.warnings, *all_warnings(inspection.plans)]
         print_json(self.command, json_facts.inspection_facts(inspection), warnings=warnings, problem=inspection.failed)
 
     def planned(self, dry: DryRun) -> None:
         """Print the plans, and what would be written."""
-        warnings = [*dry.warnings, *all_warnings(dry.job.plans)]
+        warnings = [*dry.remarks.warnings, *all_warnings(dry.job.plans)]
         print_json(self.command, json_facts.dry_run_facts(dry), warnings=warnings)
 
-    def averaging(self, plans: Sequence[Plan], warnings: Sequence[str]) -> None:
+    def averaging(self, plans: Sequence[Plan], remarks: Remarks) -> None:
         """Print nothing yet."""
 
     def show_average(self, averaged: Averaged) -> None:
         """Print the plans, and what was written."""
-        warnings = [*averaged.warnings, *averaged.result.warnings]
+        warnings = [*averaged.remarks.warnings, *averaged.result.warnings]
         annotated = [*warnings, *all_warnings(averaged.plans)]
         print_json(self.command, json_facts.averaged_facts(averaged, warnings), warnings=annotated)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ema_cli.runs.warnings import Remarks
+
 if TYPE_CHECKING:
     from ema_cli.averaging import Result
     from ema_cli.job import Job
@@ -14,20 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What `average --dry-run` shows: the job, about how many bytes of memory it takes, and the warnings of the run."""
+    """What `average --dry-run` shows: the job, about how many bytes of memory it takes, and what is said of the run."""
 
     job: Job
     memory: int
-    warnings: tuple[str, ...]
+    remarks: Remarks
 
 
 @dataclass(frozen=True, slots=True)
 class Averaged:
-    """What `average` shows: the plans, what was done, and the warnings of the run."""
+    """What `average` shows: the plans, what was done, and what is said of the run."""
 
     plans: Sequence[Plan]
     result: Result
-    warnings: tuple[str, ...]
+    remarks: Remarks
 
 
 @dataclass(frozen=True, slots=True)

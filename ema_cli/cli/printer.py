@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # they load what only some commands need
     from ema_cli.job import Job
     from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
+    from ema_cli.runs.warnings import Remarks
 
 
 class Printer(ABC):
@@ -73,8 +74,8 @@ class Printer(ABC):
         """Show what an average would be."""
 
     @abstractmethod
-    def averaging(self, plans: Sequence[Plan], warnings: Sequence[str]) -> None:
-        """Show what to know before the work begins; `warnings` are those of the run."""
+    def averaging(self, plans: Sequence[Plan], remarks: Remarks) -> None:
+        """Show what to know before the work begins; `remarks` are those on the run."""
 
     @abstractmethod
     def show_average(self, averaged: Averaged) -> None:

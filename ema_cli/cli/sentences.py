@@ -304,8 +304,8 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and isfinite(value) else None
 
 
-def comparison_notes(comparison: Comparison) -> list[str]:
-    """Return what could not be compared, the first few of each kind, and what to know of either checkpoint."""
+def comparison_warnings(comparison: Comparison) -> list[str]:
+    """Return what could not be compared, the first few of each kind, and the warnings of either checkpoint."""
     one, other = comparison.one.tensors.specs, comparison.other.tensors.specs
     lines = [
         f"only in {side}: {some([repr(name) for name in names])}"
@@ -316,11 +316,17 @@ def comparison_notes(comparison: Comparison) -> list[str]:
         texts = [f"'{name}' is {one[name]} in A, {other[name]} in B" for name in comparison.different]
         lines.append(f"not comparable: {some(texts)}")
     for side, checkpoint in zip("AB", (comparison.one, comparison.other), strict=True):
-        lines += [f"{side}: {note}" for note in dict.fromkeys(checkpoint_notes(checkpoint))]
+        lines += [f"{side}: {warning}" for warning in dict.fromkeys(side_warnings(checkpoint))]
     return lines
 
 
-def checkpoint_notes(checkpoint: Checkpoint) -> list[str]:
-    """Return what to know of a checkpoint that is compared; of what ema-cli made, its user knows."""
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """Return what else to know of either checkpoint."""
+    sides = zip("AB", (comparison.one, comparison.other), strict=True)
+    return [f"{side}: {note}" for side, checkpoint in sides for note in dict.fromkeys(checkpoint.notes)]
+
+
+def side_warnings(checkpoint: Checkpoint) -> list[str]:
+    """Return the warnings of a checkpoint that is compared; of what ema-cli made, its user knows."""
     averages = [f"averages: {checkpoint.averaged}"] if checkpoint.averaged and checkpoint.mark is None else []
-    return [*averages, *checkpoint.notes]
+    return [*averages, *checkpoint.warnings]

@@ -17,7 +17,7 @@ from ema_cli.errors import EmaError
 from ema_cli.law.wording import recipes_line
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.search import PassedOver
-from ema_cli.runs.warnings import and_more, passed_over_kinds
+from ema_cli.runs.warnings import Remarks, and_more, passed_over_kinds
 from ema_cli.text import some
 
 if TYPE_CHECKING:  # it loads numpy: not for `inspect`
@@ -34,9 +34,9 @@ def print_inspection(inspection: Inspection) -> None:
     out = console()
     view, plans, single = inspection.view, inspection.plans, inspection.single
     if single is None:
-        _print_run(out, view, plans, inspection.warnings)
+        _print_run(out, view, plans, inspection.remarks)
     else:
-        _print_checkpoint(out, view, single, inspection.warnings)
+        _print_checkpoint(out, view, single, inspection.remarks)
         if single.mark:
             _print_mark(out, single.mark)
         if plans:
@@ -60,12 +60,12 @@ def print_comparison(comparison: Comparison) -> None:
     print_distances(out, comparison)
     out.print()
     out.print(shown(_COMPARISON_WORDS), soft_wrap=True)
-    _print_notes(out, sentences.comparison_notes(comparison), ())
+    _print_remarks(out, sentences.comparison_warnings(comparison), sentences.comparison_notes(comparison))
     if comparison.warnings:
         _print_warnings(out, [some(comparison.warnings)])
 
 
-def _print_run(out: Console, view: RunView, plans: Sequence[Plan], warnings: Sequence[str]) -> None:
+def _print_run(out: Console, view: RunView, plans: Sequence[Plan], remarks: Remarks) -> None:
     """Print totals, one row for each checkpoint with its weight in each plan, and what is irregular."""
     columns, constant = sentences.checkpoint_columns(view)
     _print_head(out, view)
@@ -81,15 +81,16 @@ def _print_run(out: Console, view: RunView, plans: Sequence[Plan], warnings: Seq
         _print_plans(out, names, columns, plans)
     else:
         print_weights(out, names, columns, [])
-    notes = [*sentences.spacing_lines(view), *sentences.clash_lines(view), *warnings]
-    _print_notes(out, notes, view.run.passed_over)
+    warnings = [*sentences.spacing_lines(view), *sentences.clash_lines(view), *remarks.warnings]
+    _print_remarks(out, warnings, remarks.notes)
+    _print_passed_over(out, view.run.passed_over)
 
 
-def _print_checkpoint(out: Console, view: RunView, checkpoint: Checkpoint, warnings: Sequence[str]) -> None:
+def _print_checkpoint(out: Console, view: RunView, checkpoint: Checkpoint, remarks: Remarks) -> None:
     _print_head(out, view)
     out.print()
     print_tensors(out, checkpoint)
-    _print_notes(out, warnings, ())
+    _print_remarks(out, remarks.warnings, remarks.notes)
 
 
 def _print_mark(out: Console, mark: Mapping[str, object]) -> None:
@@ -169,17 +170,23 @@ def _print_warnings(out: Console, messages: Sequence[str]) -> None:
         annotate("warning", message)
 
 
-def _print_notes(out: Console, notes: Sequence[str], passed_over: Sequence[PassedOver]) -> None:
-    """Print what is irregular, and the other files that were passed over."""
-    if notes:
+def _print_remarks(out: Console, warnings: Sequence[str], notes: Sequence[str]) -> None:
+    """Print what wants a look, and what else is worth saying."""
+    _print_list(out, "What is odd:", warnings)
+    for warning in warnings:
+        annotate("warning", warning)
+    _print_list(out, "Worth knowing:", notes)
+
+
+def _print_passed_over(out: Console, passed_over: Sequence[PassedOver]) -> None:
+    """Print the files that were passed over, all but those of which a warning says it."""
+    quiet = passed_over_kinds([passed for passed in passed_over if not passed.warn])
+    _print_list(out, "Passed over:", [f"{and_more(names)}: {reason}" for reason, names in quiet])
+
+
+def _print_list(out: Console, title: str, lines: Sequence[str]) -> None:
+    if lines:
         out.print()
-        out.print(shown("What is odd:", "bold"))
-        for note in notes:
-            out.print(shown(f"  {note}"), soft_wrap=True)
-            annotate("warning", note)
-    quiet = passed_over_kinds([passed for passed in passed_over if not passed.warn])  # the others are odd
-    if quiet:
-        out.print()
-        out.print(shown("Passed over:", "bold"))
-        for reason, names in quiet:
-            out.print(shown(f"  {and_more(names)}: {reason}"), soft_wrap=True)
+        out.print(shown(title, "bold"))
+    for line in lines:
+        out.print(shown(f"  {line}"), soft_wrap=True)

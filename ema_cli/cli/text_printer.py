@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.comparing.comparison import Comparison
     from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
+    from ema_cli.runs.warnings import Remarks
 
 
 class TextPrinter(Printer):
@@ -49,14 +50,16 @@ class TextPrinter(Printer):
         plans = dry.job.plans
         print_plans(plans, [checkpoint.name for checkpoint in plans[0].run.checkpoints])
         if not self.quiet:
-            stderr.warnings(dry.warnings)
+            stderr.warnings(dry.remarks.warnings)
+            stderr.notes(dry.remarks.notes)
             stderr.lines([sentences.room_line(dry)])
         print_line(sentences.would_line(dry))
 
-    def averaging(self, plans: Sequence[Plan], warnings: Sequence[str]) -> None:
-        """Print the warnings."""
+    def averaging(self, plans: Sequence[Plan], remarks: Remarks) -> None:
+        """Print the warnings, and the notes."""
         if not self.quiet:
-            stderr.warnings([*warnings, *sentences.plan_warnings(plans)])
+            stderr.warnings([*remarks.warnings, *sentences.plan_warnings(plans)])
+            stderr.notes(remarks.notes)
 
     def show_average(self, averaged: Averaged) -> None:
         """Print what was done, and where the average is."""

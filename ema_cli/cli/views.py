@@ -16,7 +16,7 @@ from ema_cli.runs.run import Run
 from ema_cli.runs.same_model import first_differences
 from ema_cli.runs.spacing import measure_spacing
 from ema_cli.runs.stored import StoredRun
-from ema_cli.runs.warnings import by_specs
+from ema_cli.runs.warnings import Remarks, by_specs
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class Inspection:
     plans: tuple[Plan, ...]
     single: Checkpoint | None
     stored: StoredView | None
-    warnings: tuple[str, ...]
+    remarks: Remarks
     failed: GateError | None
 
 

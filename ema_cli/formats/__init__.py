@@ -95,5 +95,5 @@ def _open_averages(path: Path, options: ReadOptions) -> Checkpoint:
         progress=raw.progress,
         resumable=raw.resumable,
         averages=None,
-        notes=(*averages.notes, AVERAGED_AGAIN),
+        warnings=(*averages.warnings, AVERAGED_AGAIN),
     )

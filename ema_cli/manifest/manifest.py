@@ -41,6 +41,7 @@ def make_manifest(
     blocks: Mapping[Checkpoint, Sequence[str]] | None,
     outputs: Mapping[str, WrittenFile],
     warnings: Sequence[str],
+    notes: Sequence[str],
 ) -> Manifest:
     """Return the manifest of one average, still without its tensors.
 
@@ -51,6 +52,7 @@ def make_manifest(
         blocks: checkpoint -> the checksums of its blocks; None if no checksums were made.
         outputs: file name -> its size in bytes and its sha256.
         warnings: the warnings for the user.
+        notes: what else is said of the run, where nothing is wrong.
     """
     import numpy as np  # here, so that reading a manifest does not import it
     import safetensors
@@ -77,6 +79,7 @@ def make_manifest(
         if plan.approximation
         else None,
         "warnings": list(warnings),
+        "notes": list(notes),
     }
 
 

@@ -118,3 +118,4 @@ class Manifest(TypedDict):
     mean_age: str
     approximation: ErrorRow | None
     warnings: list[str]
+    notes: NotRequired[list[str]]  # of older manifests they are among the warnings

@@ -36,7 +36,7 @@ def own_words(manifest: Manifest, output: Output) -> tuple[str, ...]:
     """Return what is not compared, in words: what another version of ema-cli may say otherwise."""
     if is_of_this_version(manifest):
         return ()
-    return (*(name for name in output.texts if name == CARD_NAME), "warnings and descriptions in the manifest")
+    return (*(name for name in output.texts if name == CARD_NAME), "warnings, notes and descriptions in the manifest")
 
 
 def side_file_differences(snapshot: Snapshot, output: Output, left_out: Collection[str]) -> list[str]:
@@ -116,7 +116,7 @@ def manifest_differences(
 
 def _without_words(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a manifest without what another version may word otherwise; see `own_words`."""
-    plain = {name: value for name, value in manifest.items() if name != "warnings"}
+    plain = {name: value for name, value in manifest.items() if name not in ("warnings", "notes")}
     plain["fingerprint"] = _without(manifest["fingerprint"], "what")
     if plain.get("checksum") is not None:
         plain["checksum"] = _without(manifest["checksum"], "what")

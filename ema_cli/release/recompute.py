@@ -96,7 +96,7 @@ def _compare(
         job.copied,
         checksum=replay.checksum and sample is None,
         threads=threads,
-        warnings=manifest["warnings"],
+        remarks=replay.remarks,
     )
     folded = job.fold(
         [comparison],

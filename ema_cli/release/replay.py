@@ -24,6 +24,7 @@ from ema_cli.release.clocks import settle_inputs
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
 from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
+from ema_cli.runs.warnings import Remarks
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target
 
@@ -53,6 +54,11 @@ class Replay:
     def checksum(self) -> bool:
         """Return whether the original average recorded checksums of all bytes read."""
         return self.manifest["checksum"] is not None
+
+    @property
+    def remarks(self) -> Remarks:
+        """Return what was said of the run, of which this plan has only the checkpoints that entered."""
+        return Remarks(tuple(self.manifest["warnings"]), tuple(self.manifest.get("notes", ())))
 
     def check(self, again: Manifest) -> None:
         """Compare the manifest of the repeated average with the original one.

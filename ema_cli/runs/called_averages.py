@@ -74,9 +74,9 @@ def reopen(path: Path, options: ReadOptions) -> Checkpoint:
 
 
 def _as_raw(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint that only its name called averages as one of raw weights, with a note."""
-    note = f"taken for raw weights, although {NAME_SAYS_AVERAGES}: it holds what its trainer needs to go on"
-    return replace(checkpoint, averages=None, notes=(*checkpoint.notes, note))
+    """Return a checkpoint that only its name called averages as one of raw weights, with a warning."""
+    warning = f"taken for raw weights, although {NAME_SAYS_AVERAGES}: it holds what its trainer needs to go on"
+    return replace(checkpoint, averages=None, warnings=(*checkpoint.warnings, warning))
 
 
 def settle_named(opened: Sequence[Checkpoint]) -> list[Checkpoint]:

@@ -35,17 +35,15 @@ def settle_clocks(checkpoints: Sequence[Checkpoint], options: OpenOptions) -> tu
     Raises:
         UsageError, RunError: for a value of --name-clock that does not fit the names, and for an epoch without length.
     """
-    notes: list[str] = []
     settled = [*checkpoints]
     if options.ignore_clocks:
         settled = [replace(checkpoint, progress=Progress()) for checkpoint in settled]
-        notes += _note_ignored(checkpoints)
     else:
         settled = _add_name_clocks(settled)
     if options.name_clock is not None:
-        settled = _take_name_clock(settled, checkpoints, options.name_clock, notes)
+        settled = _take_name_clock(settled, checkpoints, options.name_clock)
     settled = _complete_composer_epochs(settled)
-    settled = _shift_epochs(settled, notes)
+    settled, notes = _shift_epochs(settled)
     if options.epoch_length is not None:
         settled = _convert_epochs(settled, options.epoch_length)
     return settled, notes
@@ -132,16 +130,13 @@ def _no_number_error(text: str, checkpoints: Sequence[Checkpoint], missing: Sequ
     return RunError(fact, subject=first.path, hint=hint)
 
 
-def _take_name_clock(
-    settled: list[Checkpoint], recorded: Sequence[Checkpoint], text: str, notes: list[str]
-) -> list[Checkpoint]:
+def _take_name_clock(settled: list[Checkpoint], recorded: Sequence[Checkpoint], text: str) -> list[Checkpoint]:
     """Let the numbers in names take the place of all other clocks in their unit.
 
     Args:
         settled: the checkpoints.
         recorded: the same, with the clocks that they record.
         text: the value of --name-clock.
-        notes: gains what is overruled.
     """
     values = name_clocks_by(text, [checkpoint.name for checkpoint in settled])
     given = [values(checkpoint.name) for checkpoint in settled]
@@ -149,7 +144,6 @@ def _take_name_clock(
     if missing:
         raise _no_number_error(text, settled, missing)
     taken = []
-    overruled: Counter[Unit] = Counter()
     for checkpoint, before, clocks in zip(settled, recorded, given, strict=True):
         kept = {
             unit: clock
@@ -161,22 +155,35 @@ def _take_name_clock(
         for unit, value in clocks.items():
             was = recorded_clocks(before).get(unit)
             now = with_clock(now, unit, value, GIVEN_BY_NAME + (f"{OVER}{was.source}" if was else ""))
-            overruled[unit] += was is not None
         if Unit.EPOCH in clocks:
             progress = replace(now.progress, epoch_origin_unknown=clocks[Unit.EPOCH].denominator == 1)
             now = replace(now, progress=progress)
         taken.append(now)
-    notes += [
-        f"--name-clock {text} overrules the clocks in {unit.plural} that {_record(count)}"
-        for unit, count in overruled.items()
-        if count
-    ]
     return taken
 
 
-def _note_ignored(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    count = sum(bool(recorded_clocks(checkpoint)) for checkpoint in checkpoints)
-    return [f"--ignore-clocks: not used are the clocks that {_record(count)}"] if count else []
+def overruled_warnings(opened: Sequence[Checkpoint], settled: Sequence[Checkpoint], options: OpenOptions) -> list[str]:
+    """Return what is overruled of the clocks that checkpoints record.
+
+    Args:
+        opened: the checkpoints, with the clocks that they record.
+        settled: the same, with their clocks completed.
+        options: what the user says of clocks.
+    """
+    ignored = sum(bool(recorded_clocks(checkpoint)) for checkpoint in opened) if options.ignore_clocks else 0
+    overruled = Counter(
+        unit
+        for checkpoint in settled
+        for unit, clock in checkpoint.progress.clocks.items()
+        if clock.source.startswith(GIVEN_BY_NAME + OVER)
+    )
+    return [
+        *([f"--ignore-clocks: not used are the clocks that {_record(ignored)}"] if ignored else []),
+        *(
+            f"--name-clock {options.name_clock} overrules the clocks in {unit.plural} that {_record(count)}"
+            for unit, count in overruled.items()
+        ),
+    ]
 
 
 def _record(count: int) -> str:
@@ -205,20 +212,20 @@ def _complete_composer_epochs(checkpoints: list[Checkpoint]) -> list[Checkpoint]
 
 
 def _complete_epoch(checkpoint: Checkpoint, length: Fraction) -> Checkpoint:
-    epoch, inside = checkpoint.clock(Unit.EPOCH), checkpoint.progress.batch_in_epoch
+    epoch, inside = checkpoint.progress.clocks.get(Unit.EPOCH), checkpoint.progress.batch_in_epoch
     if epoch is None or inside is None or inside != length or length == 0:
         return checkpoint
-    return with_clock(checkpoint, Unit.EPOCH, epoch + 1, "file")
+    return with_clock(checkpoint, Unit.EPOCH, epoch.value + 1, epoch.source)
 
 
-def _shift_epochs(checkpoints: list[Checkpoint], notes: list[str]) -> list[Checkpoint]:
-    """Turn epochs that were counted from 0 into completed ones, unless epoch 0 is the untrained model."""
+def _shift_epochs(checkpoints: list[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+    """Turn epochs that were counted from 0 into completed ones, unless epoch 0 is the untrained model; note it."""
     unknown = [checkpoint for checkpoint in checkpoints if checkpoint.progress.epoch_origin_unknown]
     first = min(unknown, key=lambda checkpoint: checkpoint.clock(Unit.EPOCH) or Fraction(0), default=None)
     if first is None or first.clock(Unit.EPOCH) != 0 or first.clock(Unit.BATCH) == 0:
-        return checkpoints
-    notes.append(f"epochs are counted from 0 ({first.name}): each is taken as one more completed epoch")
-    return [_count_from_one(checkpoint) for checkpoint in checkpoints]
+        return checkpoints, []
+    note = f"epochs are counted from 0 ({first.name}): each is taken as one more completed epoch"
+    return [_count_from_one(checkpoint) for checkpoint in checkpoints], [note]
 
 
 def _count_from_one(checkpoint: Checkpoint) -> Checkpoint:

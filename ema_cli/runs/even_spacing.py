@@ -17,7 +17,7 @@ from ema_cli.text import natural_key
 def space(
     checkpoints: Sequence[Checkpoint], spacing: Time, recorded: Sequence[Checkpoint], absent: Sequence[str] = ()
 ) -> tuple[list[Checkpoint], list[str]]:
-    """Give the k-th checkpoint, in natural order of the names and from 1, the clock k x `spacing`; return notes, too.
+    """Give the k-th checkpoint, in natural order of names and from 1, the clock k x `spacing`; return warnings, too.
 
     A name without a number, as `final.pt`, comes last; several such names, or a best one, are said.
 
@@ -55,15 +55,15 @@ def space(
         source = next((clock.source for clock in was.values()), None) if not checkpoint.progress.clocks else None
         given = "spacing" + (f"{OVER}{source}" if source else "")
         spaced.append(with_clock(checkpoint, unit, clocks[checkpoint.name], given))
-    return spaced, [*_note_uneven(ordered, spacing), *_note_last(ordered)]
+    return spaced, [*_uneven_warnings(ordered, spacing), *_last_warnings(ordered)]
 
 
 def _name_order(name: str) -> tuple[object, ...]:
     return not re.search("[0-9]", name), natural_key(name)
 
 
-def _note_last(ordered: Sequence[Checkpoint]) -> list[str]:
-    """Return a note where names without a number, which come last, may well be of earlier moments."""
+def _last_warnings(ordered: Sequence[Checkpoint]) -> list[str]:
+    """Return a warning where names without a number, which come last, may well be of earlier moments."""
     names = [checkpoint.name for checkpoint in ordered]
     last = [name for name in names if not re.search("[0-9]", name)]
     if len(last) == len(names) or not last or not (len(last) > 1 or "best" in last[0].lower()):
@@ -75,8 +75,8 @@ def _note_last(ordered: Sequence[Checkpoint]) -> list[str]:
     return [f"{which}, and --spacing takes {them} for the latest; leave {them} out with --exclude if {are} not"]
 
 
-def _note_uneven(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[str]:
-    """Return a note where the names have numbers that are not as far apart as the spacing makes them."""
+def _uneven_warnings(checkpoints: Sequence[Checkpoint], spacing: Time) -> list[str]:
+    """Return a warning where the names have numbers that are not as far apart as the spacing makes them."""
     numbers = NameNumbers.of(checkpoint.name for checkpoint in checkpoints)
     column = numbers.column(spacing.unit)
     if column is None or column.is_even:

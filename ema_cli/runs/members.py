@@ -181,23 +181,23 @@ def check_not_parts(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
         )
 
 
-def notes_on_siblings(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Return a note on files that are named although others, which may be parts of the same model, lie beside them."""
+def sibling_warnings(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return a warning of named files beside which others lie that may be parts of the same model."""
     given = {file.path.absolute() for checkpoint in checkpoints for file in checkpoint.files}
-    notes: dict[str, str] = {}
+    warnings: dict[str, str] = {}
     for path in given:
         if name_clocks(path.parent.name).clocks and _only_number(path.name) and not name_clocks(path.name).clocks:
             siblings = [name for name in sorted(names_in(path.parent)) if kind_of(name) == kind_of(path.name)]
             unnamed = [name for name in siblings if path.parent / name not in given]
             if unnamed:
-                notes[kind_of(path.name)] = (
+                warnings[kind_of(path.name)] = (
                     f"{path.name}: {unnamed[0]} lies beside it; if they are parts of one model, this is not all of it"
                 )
-    return list(notes.values())
+    return list(warnings.values())
 
 
-def notes_on_trainings(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Return a note on checkpoints that are averaged together although their names tell several trainings apart."""
+def training_warnings(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return a warning of checkpoints that are averaged together although their names tell several trainings apart."""
     trainings = _trainings(checkpoints)
     which = ", ".join(sorted(trainings, key=natural_key)[:_MOST_RUNS])
     return [f"the names tell several trainings apart ({which}), and one average takes all"] if trainings else []

@@ -37,7 +37,7 @@ class Fall:
 
 
 def order_checkpoints(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...], tuple[Unit, ...], list[str]]:
-    """Return the checkpoints oldest first, the units in which all have clocks, and notes on clocks that go back.
+    """Return the checkpoints oldest first, the units in which all have clocks, and warnings of clocks that go back.
 
     The first unit is the one that the order is by. Without any, the order is the natural one of the names.
     """
@@ -49,15 +49,15 @@ def order_checkpoints(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[Checkpoi
         leading = _leading(checkpoints, units)
         units = (leading, *(unit for unit in units if unit is not leading))
         ordered = _sorted(checkpoints, units)
-    notes = []
+    warnings = []
     for unit in units[1:]:
         found = falls(ordered, unit)
         if found:
             more = f", and so {plural(len(found) - 1, 'time')} more" if len(found) > 1 else ""
-            notes.append(
+            warnings.append(
                 f"{found[0].newer.name} {found[0].words(units[0])}{more}: the run is ordered by {units[0].plural}"
             )
-    return ordered, units, notes
+    return ordered, units, warnings
 
 
 def order_units(checkpoints: Sequence[Checkpoint]) -> tuple[Unit, ...]:

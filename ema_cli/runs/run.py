@@ -22,7 +22,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit, as_time
 from ema_cli.runs.called_averages import open_called, reopen, settle_begun, settle_called, settle_named, sort_absent
-from ema_cli.runs.clocks import settle_clocks
+from ema_cli.runs.clocks import overruled_warnings, settle_clocks
 from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unclocked, drop_unmarked, preference, unmarked_error
 from ema_cli.runs.even_spacing import space
@@ -30,9 +30,9 @@ from ema_cli.runs.members import (
     check_not_parts,
     check_one_run,
     foreign_to_run,
-    notes_on_siblings,
-    notes_on_trainings,
     several_runs_error,
+    sibling_warnings,
+    training_warnings,
 )
 from ema_cli.runs.name_numbers import advise_name_clock
 from ema_cli.runs.options import OpenOptions
@@ -53,7 +53,8 @@ class Run:
         units: the units in which every checkpoint has a clock, first the one that the order is by; empty if only the
             names give an order.
         passed_over: the paths that do not enter, with the reasons.
-        notes: the inferences that a user should know.
+        warnings: why an average of it may not be what its user wants.
+        notes: what was inferred, where nothing is wrong.
         options: how it was opened.
         damaged: checkpoints that cannot be read, though they should enter: an average stops at the first.
         uncompared: checkpoints of the same model without a clock, which are passed over as copies: an average stops
@@ -65,6 +66,7 @@ class Run:
     checkpoints: tuple[Checkpoint, ...]
     units: tuple[Unit, ...]
     passed_over: tuple[PassedOver, ...] = ()
+    warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     options: OpenOptions = field(default_factory=OpenOptions)
     damaged: tuple[Damaged, ...] = ()
@@ -171,28 +173,30 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
         rest.passed_over += [passed for passed in search.passed_over if passed.warn] if search else []
     opened, aliases = drop_aliases(opened)
     checkpoints, notes = settle_clocks(opened, options)
+    warnings = overruled_warnings(opened, checkpoints, options)
     checkpoints, unclocked = drop_unclocked(checkpoints, named=named, spaced=options.spacing is not None)
     if options.spacing is not None:
         checkpoints, uneven = space(checkpoints, options.spacing, opened, rest.absent)
-        notes += uneven
-    notes += notes_on_siblings(opened) if search is None else []
-    notes += notes_on_trainings(opened)
-    notes += _unmatched_exclusions(options, rest.passed_over)
-    notes += _unmatched_patterns(checkpoints, read)
+        warnings += uneven
+    warnings += sibling_warnings(opened) if search is None else []
+    warnings += training_warnings(opened)
+    warnings += _unmatched_exclusions(options, rest.passed_over)
+    warnings += _unmatched_patterns(checkpoints, read)
     ordered, units, falls = order_checkpoints(checkpoints)
     all_passed_over = (*rest.passed_over, *aliases, *(each.passed_over for each in unclocked))
     uncompared = tuple(each.checkpoint for each in unclocked if each.checkpoint is not None)
-    run = Run(root, ordered, units, all_passed_over, (*notes, *falls), options, tuple(rest.damaged), uncompared)
+    warnings += falls
+    run = Run(root, ordered, units, all_passed_over, (), tuple(notes), options, tuple(rest.damaged), uncompared)
     final_models = () if search is None else tuple(search.final_models)
-    return replace(run, notes=(*run.notes, *_note_twins(run)), final_models=final_models)
+    return replace(run, warnings=(*warnings, *_twin_warnings(run)), final_models=final_models)
 
 
 def _at_terminal(name: str, value: str) -> str:
     return at_terminal(name, repr(value))
 
 
-def _note_twins(run: Run) -> list[str]:
-    """Return a note where checkpoints record one clock, and the numbers in their names differ."""
+def _twin_warnings(run: Run) -> list[str]:
+    """Return a warning where checkpoints record one clock, and the numbers in their names differ."""
     for first, second, *_ in run.twins():
         advice = advise_name_clock(run.checkpoints, run.units[0], _at_terminal, apart=(first, second))
         if advice is not None:
@@ -213,7 +217,7 @@ def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkp
 
 
 def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:
-    """Return a note for each pattern of tensors to copy that matches no name: probably a mistake."""
+    """Return a warning for each pattern of tensors to copy that matches no name: probably a mistake."""
     names = (
         {name for checkpoint in checkpoints for name in (*checkpoint.tensors.specs, *checkpoint.left_out)}
         if options.copy
@@ -223,7 +227,7 @@ def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions)
 
 
 def _unmatched_exclusions(options: OpenOptions, passed_over: Sequence[PassedOver]) -> list[str]:
-    """Return a note for each pattern of checkpoints to leave out that matches none: probably a mistake."""
+    """Return a warning for each pattern of checkpoints to leave out that matches none: probably a mistake."""
     names = [passed.name for passed in passed_over if passed.excluded]
     return [f"--exclude '{pattern}' matches no checkpoint" for pattern in _unmatched(options.exclude, names)]
 

@@ -111,8 +111,8 @@ def tensor_notes(specs: Specs) -> list[str]:
     return [ADAPTER_NOTE] if is_adapter(specs) else []
 
 
-def inner_averages_notes(specs: Specs) -> list[str]:
-    """Return a note where a model keeps averages itself that could not be told from the rest."""
+def inner_averages_warnings(specs: Specs) -> list[str]:
+    """Return a warning where a model keeps averages itself that could not be told from the rest."""
     inside = next((name for name in specs if _AVERAGES_INSIDE.search(name)), None)
     if inside is not None:
         return [f"'{inside}' and others are averages that the model keeps itself; they are averaged again"]

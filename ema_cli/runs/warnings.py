@@ -1,8 +1,14 @@
-"""The warnings about a run and about its tensors."""
+"""What is said of a run and of its tensors.
+
+A warning says that the average may not be what its user wants: something may be missing from it or not belong in it,
+or two things contradict each other: files, their names, or an option and what the files record. A note says what was
+decided where nothing is wrong. `--strict` is for no warning.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -10,19 +16,32 @@ from ema_cli.formats.trainers.adapters import BASE
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
-from ema_cli.runs.tensor_rules import copied_names, inner_averages_notes, refusals, tensor_notes
+from ema_cli.runs.tensor_rules import copied_names, inner_averages_warnings, refusals, tensor_notes
 from ema_cli.runs.ties import tie_notes
 
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True)
+class Remarks:
+    """What is said of a run."""
+
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, run: Run, checkpoints: Sequence[Checkpoint]) -> Remarks:
+        """Return what is said of a run, and of those of its checkpoints that are read."""
+        return cls(tuple(run_warnings(run, checkpoints)), tuple(run_notes(run, checkpoints)))
+
+
 def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Return the warnings about a run: unexpectedly passed-over files, averages, inferred clocks, notes on tensors."""
+    """Return the warnings about a run: of files that are passed over, of clocks, and of what is in its checkpoints."""
     kinds = passed_over_kinds([passed for passed in run.passed_over if passed.warn])
     warnings = [
         f"{and_more(names)} {'is' if len(names) == 1 else 'are'} passed over: {reason}" for reason, names in kinds
     ]
-    warnings += run.notes
+    warnings += run.warnings
     # A single average of our own is shown with its recipe: no warning needed.
     is_shown = len(checkpoints) == 1 and checkpoints[0].mark is not None
     averaged = [
@@ -30,21 +49,37 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
         for checkpoint in checkpoints
         if checkpoint.averaged and not is_shown
     ]
-    noted = [(note, checkpoint.name) for checkpoint in checkpoints for note in checkpoint.notes]
     one_set = [checkpoint for checkpoint in checkpoints if not checkpoint.holds_both]  # else the same set is in both
-    for several, function in ((checkpoints, tensor_notes), (one_set, inner_averages_notes)):
-        noted += [
-            (note, checkpoint.name)
-            for checkpoint, notes in zip(several, by_specs(several, function), strict=True)
-            for note in notes
-        ]
-    noted += [*tie_notes(checkpoints), *_base_notes(checkpoints)]
-    warnings += [f"{names}: {text}" for text, names in grouped([*averaged, *noted])]
-    return warnings
+    pairs = [
+        *averaged,
+        *((warning, checkpoint.name) for checkpoint in checkpoints for warning in checkpoint.warnings),
+        *_of_specs(one_set, inner_averages_warnings),
+        *_base_warnings(checkpoints),
+    ]
+    return warnings + _lines(pairs)
 
 
-def _base_notes(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, str]]:
-    """Return a note for each adapter that names another place for the model that it adapts than the newest does."""
+def run_notes(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return what is worth saying of a run and of what is in its checkpoints, where nothing is wrong."""
+    of_checkpoints = [(note, checkpoint.name) for checkpoint in checkpoints for note in checkpoint.notes]
+    pairs = [*of_checkpoints, *_of_specs(checkpoints, tensor_notes), *tie_notes(checkpoints)]
+    return [*run.notes, *_lines(pairs)]
+
+
+def _of_specs(
+    checkpoints: Sequence[Checkpoint], function: Callable[[Mapping[str, TensorSpec]], Sequence[str]]
+) -> list[tuple[str, str]]:
+    """Return what `function` says of the tensors of each checkpoint, with its name."""
+    texts = zip(checkpoints, by_specs(checkpoints, function), strict=True)
+    return [(text, checkpoint.name) for checkpoint, said in texts for text in said]
+
+
+def _lines(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{names}: {text}" for text, names in grouped(pairs)]
+
+
+def _base_warnings(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, str]]:
+    """Return a warning for each adapter that names another place for the model that it adapts than the newest does."""
     newest = checkpoints[-1].adapter.values if checkpoints else {}
     return [
         (f"its {name} is {value}, but {newest[name]} in {checkpoints[-1].name}; is it the same model?", checkpoint.name)

@@ -13,7 +13,7 @@ from ema_cli.manifest.manifest import make_manifest, manifest_text, tensor_row
 from ema_cli.manifest.sums import manifest_path, sums_path, sums_text
 from ema_cli.manifest.types import Manifest, TensorRow
 from ema_cli.planning import advice
-from ema_cli.runs import warnings
+from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.checksums import Checksums
 from ema_cli.storage.output_stream import WrittenFile, write_file
 
@@ -39,7 +39,7 @@ class Record:
         *,
         checksum: bool,
         threads: int,
-        warnings: Sequence[str],
+        remarks: Remarks,
         watch: Watch | None = None,
     ) -> None:
         """Take the fingerprints of the inputs.
@@ -50,7 +50,7 @@ class Record:
             copied: names of tensors that are copied because the user wants it.
             checksum: also record the sums of all that is read.
             threads: how many fingerprints to take at once.
-            warnings: are put before those that the averaging itself gives.
+            remarks: are put before those on the plan.
             watch: looks at what is read for the fingerprints.
 
         Raises:
@@ -59,7 +59,7 @@ class Record:
         self._checkpoints = checkpoints
         self._options = options
         self._copied = copied
-        self._warnings = warnings
+        self._remarks = remarks
         self._fingerprints = dict(zip(checkpoints, fingerprints(checkpoints, threads, watch), strict=True))
         self.checksums = Checksums(len(checkpoints)) if checksum else None
 
@@ -75,9 +75,10 @@ class Record:
             non_finite: which of its tensors hold NaN or infinity.
         """
         read = [entry.checkpoint for entry in plan.read]
-        found = [
-            *self._warnings,
-            *warnings.run_warnings(plan.run, read),
+        remarks = Remarks.of(plan.run, read)
+        warnings = [
+            *self._remarks.warnings,
+            *remarks.warnings,
             *plan.advice.warnings,
             *advice.non_finite_warnings(sorted(non_finite.let_through)),
         ]
@@ -87,7 +88,8 @@ class Record:
             fingerprints={checkpoint: self._fingerprints[checkpoint] for checkpoint in read},
             blocks=self._blocks(plan),
             outputs=written,
-            warnings=list(dict.fromkeys(found)),
+            warnings=list(dict.fromkeys(warnings)),
+            notes=list(dict.fromkeys([*self._remarks.notes, *remarks.notes])),
         )
 
     def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, non_finite: NonFinite) -> None:

@@ -75,12 +75,13 @@ def test_everything_is_json(tmp_path: Path):
         assert json.loads(json.dumps(told)) == told
 
 
-def test_warnings_name_many_at_once(tmp_path: Path):
+def test_a_note_names_many_at_once(tmp_path: Path):
     """One note about many checkpoints is one line."""
     for step in (1, 2, 3):
         content = {"model": make_tensors(step), "model_ema": make_tensors(step), "step": step}
         torch.save(content, tmp_path / f"step-{step}.pt")
     run = open_run([tmp_path])
-    assert warnings.run_warnings(run, run.checkpoints) == [
+    assert warnings.run_warnings(run, run.checkpoints) == []
+    assert warnings.run_notes(run, run.checkpoints) == [
         "step-1.pt and 2 more: raw weights taken; averages lie beside them, in 'model_ema' (--weights ema)"
     ]

@@ -35,7 +35,7 @@ def test_a_pattern_that_copies_nothing_is_told(tmp_path: Path) -> None:
     """A `--copy` pattern that no name matches is a slip: with it, what should be copied is averaged without a word."""
     save_file({"head.weight": torch.ones(2)}, tmp_path / "step-1.safetensors")
     run = open_run(tmp_path / "step-1.safetensors", copy=["haed.*"])
-    assert any("haed.*" in note for note in (*run.notes, *run.checkpoints[0].notes))
+    assert any("haed.*" in note for note in (*run.warnings, *run.checkpoints[0].warnings))
 
 
 def write_lora(run: Path, *alphas: int) -> Path:

@@ -38,6 +38,16 @@ def test_the_page_has_each_library() -> None:
     assert rows == list(LIBRARIES)
 
 
+@pytest.mark.parametrize("folder", RUNS)
+def test_what_is_said_of_a_good_run_is_no_warning(folder: str, cli: Cli, tmp_path: Path) -> None:
+    """--strict passes wherever nothing is wrong; averages averaged again, or points that are none, are doubtful."""
+    row = RUNS[folder]
+    clocks = list(row.checkpoints.values())
+    law = ("--half-life", f"{clocks[-1] - clocks[0]}{row.unit}", "--update-interval", "every")
+    done = cli("average", DATA / row.folder, *law, *row.arguments, "--strict", "--dry-run", "-o", tmp_path / "out")
+    assert done.code == (6 if folder.startswith("schedulefree") else 0), done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", RUNS)
 def test_a_run_that_a_library_wrote_is_averaged(folder: str, cli: Cli, tmp_path: Path) -> None:

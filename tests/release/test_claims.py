@@ -15,7 +15,7 @@ from ema_cli._version import __version__
 from tests.conftest import Cli
 from tests.release.verified import SINGLE, Edit, against, check, edit_header, edit_mark, say_version, vouch
 
-_WORDS = "warnings and descriptions in the manifest"
+_WORDS = "warnings, notes and descriptions in the manifest"
 
 
 def _with_file(folder: Path) -> None:

@@ -258,6 +258,7 @@ def test_a_folder_of_averages_beside_raw_checkpoints(tmp_path: Path) -> None:
         assert values(excluding) == [1.0, 2.0, 3.0]
         assert not passed_over(excluding)
         assert not excluding.notes
+        assert not excluding.warnings
     assert values(open_run(tmp_path, weights="ema", exclude="*step-3.pt")) == [-1.0, -2.0]
 
 

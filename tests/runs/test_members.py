@@ -171,7 +171,7 @@ def test_files_in_the_folder_of_one_moment_are_a_question(tmp_path: Path):
     assert "put them together first, with the trainer's own converter; checkpoints: name them" in str(one.value.hint)
     paths = sorted((tmp_path / "step-100").iterdir())
     run = open_run(paths, spacing="1ba")
-    assert (len(run.checkpoints), run.notes) == (2, ())
+    assert (len(run.checkpoints), run.warnings) == (2, ())
 
 
 def test_a_file_that_is_named_beside_a_likely_part_is_said(tmp_path: Path):
@@ -180,8 +180,8 @@ def test_a_file_that_is_named_beside_a_likely_part_is_said(tmp_path: Path):
         for number in (0, 1):
             save(tmp_path / f"step-{step}" / f"model.0{number}.pt", {"w": torch.full((2, 4), float(number))})
     run = open_run([tmp_path / f"step-{step}" / "model.00.pt" for step in (100, 200)])
-    (note,) = run.notes
-    assert note == "model.00.pt: model.01.pt lies beside it; if they are parts of one model, this is not all of it"
+    (warning,) = run.warnings
+    assert warning == "model.00.pt: model.01.pt lies beside it; if they are parts of one model, this is not all of it"
 
 
 @pytest.mark.parametrize("name", ["model_{}.pth", "fold{}.pt", "seed{}/model.pt"])
@@ -242,7 +242,7 @@ def test_folds_and_seeds_are_no_moments_of_one_run(written: dict[str, int], runs
     with pytest.raises(RunError, match=runs):
         open_run(tmp_path)
     named = open_run([tmp_path / name for name in written])
-    assert any("the names tell several trainings apart" in note for note in named.notes)
+    assert any("the names tell several trainings apart" in note for note in named.warnings)
 
 
 @pytest.mark.parametrize("name", ["MACE_run-1_epoch-{}.pt", "fold0_epoch_{}.pt", "run_{}.pt", "trial_{}.pt"])
@@ -251,7 +251,7 @@ def test_one_training_with_a_number_is_one_run(name: str, tmp_path: Path):
     for epoch in (1, 2, 3):
         save(tmp_path / name.format(epoch), {"model": make_tensors(epoch), "epoch": epoch})
     run = open_run(tmp_path)
-    assert (len(run.checkpoints), [note for note in run.notes if "trainings" in note]) == (3, [])
+    assert (len(run.checkpoints), [note for note in run.warnings if "trainings" in note]) == (3, [])
 
 
 @pytest.mark.parametrize("name", ["eval/predictions.pt", "runs/debug/state.pt", "cache/embeddings-0.pt", "vae.pt"])

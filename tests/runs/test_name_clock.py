@@ -95,7 +95,7 @@ def test_a_recorded_clock_gives_way_in_its_unit_alone(tmp_path: Path) -> None:
     run = open_run(write(tmp_path, *saved, saved=saved), name_clock="ba")
     assert (list(clocks(run, BATCH).values()), sources(run, BATCH)) == ([10, 20], {"name clock over file"})
     assert (list(clocks(run, EPOCH).values()), sources(run, EPOCH)) == ([1, 2], {"file"})
-    assert run.notes == ("--name-clock ba overrules the clocks in batches that 2 checkpoints record",)
+    assert run.warnings == ("--name-clock ba overrules the clocks in batches that 2 checkpoints record",)
 
 
 def test_a_checkpoint_without_a_number_is_refused_unless_it_is_left_out(cli: Cli, tmp_path: Path) -> None:
@@ -268,12 +268,12 @@ def test_spacing_over_recorded_clocks_needs_ignore_clocks(cli: Cli, tmp_path: Pa
 def test_spacing_warns_of_numbers_that_are_unevenly_spaced(tmp_path: Path) -> None:
     """10, 20 and 100 are not equally far apart; 10, 20 and 30 are."""
     uneven = open_run(write(tmp_path / "a", "m_10.pt", "m_20.pt", "m_100.pt"), spacing="10ba")
-    assert uneven.notes == (
+    assert uneven.warnings == (
         "the numbers in the names are not evenly spaced (10, 20, 100), and --spacing 10ba takes them as if they were; "
         "--name-clock ba counts them as they are",
     )
-    assert open_run(write(tmp_path / "b", "m_10.pt", "m_20.pt", "m_30.pt"), spacing="10ba").notes == ()
-    assert open_run(write(tmp_path / "c", "alpha.pt", "beta.pt", "gamma.pt"), spacing="10ba").notes == ()
+    assert open_run(write(tmp_path / "b", "m_10.pt", "m_20.pt", "m_30.pt"), spacing="10ba").warnings == ()
+    assert open_run(write(tmp_path / "c", "alpha.pt", "beta.pt", "gamma.pt"), spacing="10ba").warnings == ()
 
 
 def test_files_without_clocks_are_averaged_alike_in_the_order_of_their_names(cli: Cli, tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_names_without_numbers_that_may_not_be_the_latest_are_said(tmp_path: Pat
     notes = {}
     for names in (("last.pt",), ("best.pt",), ("best.pt", "last.pt")):
         paths = [run / name for name in ("m_1.pt", "m_2.pt", *names)]
-        notes[names] = open_run(paths, spacing="10ba").notes
+        notes[names] = open_run(paths, spacing="10ba").warnings
     assert notes["last.pt",] == ()
     (one,), (several,) = notes["best.pt",], notes["best.pt", "last.pt"]
     assert one.startswith("best.pt has no number in its name, and --spacing takes it for the latest; leave it out")

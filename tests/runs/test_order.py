@@ -48,12 +48,12 @@ def names(run: Run | Plan) -> list[str]:
 RESUMED = [(100, 1.0), (200, 2.0), (300, 0.75), (400, 1.5), (500, 2.25)]
 
 
-def test_epochs_that_go_back_are_a_note_where_batches_are_asked_for(tmp_path: Path) -> None:
+def test_epochs_that_go_back_are_a_warning_where_batches_are_asked_for(tmp_path: Path) -> None:
     """Steps go on and epochs fall: the run is in the order of its steps, and the contradiction is said once."""
     run = open_run(resumed(tmp_path, RESUMED))
     assert names(run) == [f"checkpoint-{step}" for step, _ in RESUMED]
     assert run.units == (BATCH, EPOCH)
-    assert run.notes == (
+    assert run.warnings == (
         "checkpoint-300 is later than checkpoint-200 in batches, but earlier in epochs (0.75ep after 2ep): "
         "the run is ordered by batches",
     )

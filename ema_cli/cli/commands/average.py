@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from ema_cli.law.recipe import Recipe
 from ema_cli.planning.advice import twin_warnings
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
-from ema_cli.runs.warnings import run_warnings
+from ema_cli.runs.warnings import Remarks
 from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
 from ema_cli.text import parse_size
@@ -150,17 +150,18 @@ def average(request: AverageRequest, printer: Printer) -> None:
     plans, run = opened.plans, opened.plans[0].run
     job = prepare(plans, opened.target, opened.output, force=request.force, manifest=request.manifest)
     printer.check_summary(job)
-    warnings = tuple(run_warnings(run, job.checkpoints))
+    remarks = Remarks.of(run, job.checkpoints)
     if request.dry_run:
-        warnings += tuple(twin_warnings(twins for plan in plans for twins in plan.twins))
+        twins = twin_warnings(pair for plan in plans for pair in plan.twins)
+        remarks = replace(remarks, warnings=(*remarks.warnings, *twins))
     names = {name for file in job.outputs[0].files for name in file.table.specs}
-    failed = request.gates.problem(plans, warnings, names)
+    failed = request.gates.problem(plans, remarks.warnings, names)
     if failed:
         raise failed
     if request.dry_run:
-        printer.planned(DryRun(job, memory_needed(job, request.threads, request.max_memory), warnings))
+        printer.planned(DryRun(job, memory_needed(job, request.threads, request.max_memory), remarks))
         return
-    printer.averaging(plans, warnings)
+    printer.averaging(plans, remarks)
     with signals.unwinding(), printer.progress("averaging") as progress:
         result = perform(
             job,
@@ -169,13 +170,13 @@ def average(request: AverageRequest, printer: Printer) -> None:
             recording=opened.recording,
             progress=progress,
         )
-    printer.averaged(Averaged(plans, result, warnings))
+    printer.averaged(Averaged(plans, result, remarks))
 
 
 def _open(request: AverageRequest) -> _Opened:
     if isinstance(request.source, ManifestSource):
         replay = request.source.open()
-        recording = Recording(request.checksum or replay.checksum, replay.manifest["warnings"], replay.check)
+        recording = Recording(request.checksum or replay.checksum, replay.remarks, replay.check)
         return _Opened([replay.plan], replay.options, request.target or replay.target, recording)
     _, plans = request.source.open_with(request.recipes)
     target = request.target or default_target(plans)

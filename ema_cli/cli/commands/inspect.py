@@ -16,7 +16,7 @@ from ema_cli.law.recipe import Recipe
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.stored import find_stored, open_stored
-from ema_cli.runs.warnings import refusal_warnings, run_warnings
+from ema_cli.runs.warnings import Remarks, refusal_warnings
 from ema_cli.storage.location import location
 
 
@@ -69,14 +69,15 @@ def inspect(request: InspectRequest) -> Inspection:
     is_stored = isinstance(source, StoredSource)
     run, plans = source.open_with(request.recipes)
     newest = run.checkpoints[-1]
-    warnings = (*run_warnings(run, run.checkpoints), *refusal_warnings(newest, request.copy))
+    remarks = Remarks.of(run, run.checkpoints)
+    remarks = replace(remarks, warnings=(*remarks.warnings, *refusal_warnings(newest, request.copy)))
     return Inspection(
         RunView.of(run, stored=is_stored),
         plans,
         newest if len(run.checkpoints) == 1 and not is_stored else None,
         None if is_stored else _what_is_stored(source.paths, request.recipes),
-        warnings,
-        request.gates.problem(plans, warnings, newest.tensors.specs),
+        remarks,
+        request.gates.problem(plans, remarks.warnings, newest.tensors.specs),
     )
 
 

@@ -77,7 +77,7 @@ def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | 
         progress = take_counters(progress, counters, options.clock_places)
     left_out = _left_out(path, metadata, options)
     if model.beside:
-        selection.notes.append(f"tensors beside the model, at {', '.join(model.beside[:4])}, are not taken (--key)")
+        selection.warnings.append(f"tensors beside the model, at {', '.join(model.beside[:4])}, are not taken (--key)")
     if left_out:
         selection.notes.append(f"not tensors, left out: {len(left_out)} such as '{left_out[0]}'")
     return Checkpoint(
@@ -91,6 +91,7 @@ def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | 
         averages=selection.averages,
         holds_both=selection.holds_both,
         resumable=any(OTHERS.match(name) for name in metadata.tensors),
+        warnings=tuple(selection.warnings),
         notes=tuple(selection.notes),
         left_out=left_out,
     )

@@ -101,7 +101,7 @@ def _open_inner_averages(path: Path, names: set[str], options: ReadOptions) -> C
         holds_both=True,
         resumable=TRAINER_STATE in names,
         mark=None,
-        notes=(*inner.notes, AVERAGED_AGAIN),
+        warnings=(*inner.warnings, AVERAGED_AGAIN),
     )
 
 
@@ -117,17 +117,17 @@ def _open_own(path: Path, file_name: str, names: Collection[str], options: ReadO
         except NoWeights:
             notes.append(f"{name} holds no weights, and is left out")
     beside = [name for name in sorted(names) if _is_beside(name)]
-    if beside:
-        notes.append(left_out_note(beside))
+    warnings = (*whole.warnings, *([left_out_warning(beside)] if beside else []))
+    whole = dataclasses.replace(whole, warnings=warnings, notes=tuple(notes))
     if len(parts) == 1:
-        return dataclasses.replace(whole, notes=tuple(notes))
+        return whole
     tensors = join_parts(path, parts)
     files = tuple(file for part in parts for file in part.files)
-    return dataclasses.replace(whole, tensors=tensors, files=files, notes=tuple(notes))
+    return dataclasses.replace(whole, tensors=tensors, files=files)
 
 
-def left_out_note(names: Collection[str]) -> str:
-    """Return the note that says which files or folders with weights are left out of the average."""
+def left_out_warning(names: Collection[str]) -> str:
+    """Return the warning that says which files or folders with weights are left out of the average."""
     shown = ", ".join(list(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"not averaged, and not in the output: the weights in {shown}"
 

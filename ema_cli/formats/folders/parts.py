@@ -58,6 +58,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         tensors=ShardedTensors(specs, part_of, [part.tensors for part in parts]),
         files=tuple(file for part in parts for file in part.files),
         averages=next((part.averages for part in parts if part.averages), None),
+        warnings=tuple(dict.fromkeys(warning for part in parts for warning in part.warnings)),
         notes=(
             *dict.fromkeys(note for part in parts for note in part.notes),
             f"put together of {len(parts)} files, which differ in a number",

@@ -13,7 +13,7 @@ from pathlib import Path
 from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint, Pretrained, Progress
 from ema_cli.errors import CheckpointError, NoSuchWeights, UsageError, option
 from ema_cli.formats.folders import huggingface
-from ema_cli.formats.folders.huggingface import left_out_note
+from ema_cli.formats.folders.huggingface import left_out_warning
 from ema_cli.formats.folders.places import Places, find_places
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
@@ -53,7 +53,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """
     places = find_places(path)
     if not places.models:
-        return _with_note(path, huggingface.open_checkpoint(path, options), ())
+        return _with_warning(path, huggingface.open_checkpoint(path, options), ())
     chosen = _choose(path, places, options)
     inner = dataclasses.replace(options, component=None)
     if len(chosen) == 1 and (options.component is not None or not places.is_named):
@@ -67,10 +67,10 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     whole = dataclasses.replace(
         whole, name=path.name, path=path, trainer=trainer, progress=progress, files=files, resumable=resumable
     )
-    return whole if options.component is not None else _with_note(path, whole, chosen)
+    return whole if options.component is not None else _with_warning(path, whole, chosen)
 
 
-def _with_note(path: Path, checkpoint: Checkpoint, places: Sequence[str]) -> Checkpoint:
+def _with_warning(path: Path, checkpoint: Checkpoint, places: Sequence[str]) -> Checkpoint:
     """Say which folders with models, below the checkpoint's, are not read."""
     tops = {place.partition("/")[0] for place in places}
     left_out = [
@@ -80,7 +80,7 @@ def _with_note(path: Path, checkpoint: Checkpoint, places: Sequence[str]) -> Che
     ]
     if not left_out:
         return checkpoint
-    return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, left_out_note(sorted(left_out))))
+    return dataclasses.replace(checkpoint, warnings=(*checkpoint.warnings, left_out_warning(sorted(left_out))))
 
 
 def _has_weights(folder: Path) -> bool:
@@ -136,15 +136,15 @@ def _open_model(path: Path, place: str, places: Places, options: ReadOptions) ->
     take_averages = options.weights == "ema" or (names_averages and options.weights is None) or not has_raw
     inner = dataclasses.replace(options, weights=None, component=None)
     checkpoint = huggingface.open_checkpoint(ema if take_averages else raw, inner)
-    notes, averages = list(checkpoint.notes), checkpoint.averages
+    warnings, notes, averages = list(checkpoint.warnings), list(checkpoint.notes), checkpoint.averages
     if options.weights == "ema":
         averages = None
-        notes.append(AVERAGED_AGAIN)
+        warnings.append(AVERAGED_AGAIN)
     elif take_averages:
         averages = averages or Averages(f"'{ema.name}' holds averages, by its name")
     elif has_averages and options.weights is None:
         notes.append(f"raw weights taken; averages lie beside them, in '{ema.name}' (--weights ema)")
-    return dataclasses.replace(checkpoint, notes=tuple(notes), averages=averages)
+    return dataclasses.replace(checkpoint, warnings=tuple(warnings), notes=tuple(notes), averages=averages)
 
 
 def _join(path: Path, parts: dict[str, Checkpoint]) -> Checkpoint:
@@ -175,6 +175,7 @@ def _join(path: Path, parts: dict[str, Checkpoint]) -> Checkpoint:
         files=tuple(file for part in parts.values() for file in part.files),
         averages=next((part.averages for part in parts.values() if part.averages), None),
         mark=next((part.mark for part in parts.values() if part.mark is not None), None),
+        warnings=tuple(dict.fromkeys(warning for part in parts.values() for warning in part.warnings)),
         notes=tuple(dict.fromkeys(note for part in parts.values() for note in part.notes)),
         holds_both=any(part.holds_both for part in parts.values()),
         left_out=tuple(name for part in parts.values() for name in part.left_out),

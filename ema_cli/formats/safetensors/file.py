@@ -125,6 +125,7 @@ def _choose(checkpoint: Checkpoint, sets: Sets, options: ReadOptions) -> Checkpo
         checkpoint,
         tensors=Renamed(specs, stored, checkpoint.tensors),
         holds_both=selection.holds_both,
+        warnings=(*checkpoint.warnings, *selection.warnings),
         notes=(*checkpoint.notes, *selection.notes),
     )
 

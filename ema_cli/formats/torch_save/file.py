@@ -79,6 +79,7 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
         holds_both=selection.holds_both,
         resumable=selection.resumable,
         mark=opened.mark,
+        warnings=tuple(selection.warnings),
         notes=tuple(selection.notes),
         left_out=selection.left_out,
     )

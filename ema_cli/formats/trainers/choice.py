@@ -1,4 +1,4 @@
-"""Raw weights or averages: which are taken, by what is there and by `ReadOptions.weights`, and a note of that."""
+"""Raw weights or averages: which are taken, by what is there and by `ReadOptions.weights`, and what is said of that."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_BEGUN = "holds no averages yet: they have not been updated once"
 
 
 def choose(selection: Selection, sets: Sets, options: ReadOptions) -> None:
-    """Take one set of weights: the raw ones, or what the user asked for; note it where there is a choice.
+    """Take one set of weights: the raw ones, or what the user asked for; say so where there is a choice.
 
     Args:
         selection: what is taken so far; changed in place.
@@ -30,15 +30,15 @@ def choose(selection: Selection, sets: Sets, options: ReadOptions) -> None:
         NoSuchWeights: where that is not there.
     """
     selection.holds_both = sets.raw is not None and sets.averages is not None
-    if sets.note:
-        selection.notes.append(sets.note)
+    if sets.warning:
+        selection.warnings.append(sets.warning)
     if options.weights == "ema":
         if sets.averages is None:
             raise NoSuchWeights("holds no averages", hint=WITHOUT_EMA)
         if not sets.begun:
             raise NoSuchWeights(NOT_BEGUN, hint=None if sets.raw is None else _TAKE_RAW)
         selection.tensors = sets.averages
-        selection.notes.append(AVERAGED_AGAIN)
+        selection.warnings.append(AVERAGED_AGAIN)
     elif options.weights == "raw":
         _take_raw(selection, sets)
     elif sets.why and sets.averages is not None:
@@ -62,7 +62,7 @@ def _take_raw(selection: Selection, sets: Sets) -> None:
         raise NoSuchWeights(f"holds no raw weights: {sets.why}", hint=AVERAGE_AGAIN)
     else:
         selection.tensors = sets.averages
-        selection.notes.append(_believed(sets.why))
+        selection.warnings.append(_believed(sets.why))
 
 
 def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
@@ -80,11 +80,11 @@ def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
     elif options.weights == "raw" and checkpoint.mark is None:
         if averages.sure:
             raise NoSuchWeights(f"holds no raw weights: {averages.reason}", subject=checkpoint.path, hint=AVERAGE_AGAIN)
-        return replace(checkpoint, averages=None, notes=(*checkpoint.notes, _believed(averages.reason)))
+        return replace(checkpoint, averages=None, warnings=(*checkpoint.warnings, _believed(averages.reason)))
     elif options.weights == "ema":
         if _count(checkpoint) == 0:
             raise NoSuchWeights(NOT_BEGUN, subject=checkpoint.path)
-        return replace(checkpoint, averages=None, notes=(*checkpoint.notes, AVERAGED_AGAIN))
+        return replace(checkpoint, averages=None, warnings=(*checkpoint.warnings, AVERAGED_AGAIN))
     return checkpoint
 
 

@@ -37,11 +37,11 @@ def schedule_free(root: Mapping[Any, Any], place: str, tensors: StateDict) -> Se
             why = "its schedule-free optimizer was in eval mode, in which the model holds the optimizer's average"
             return Sets(averages=tensors, why=why)
         if group.get("train_mode") is True:
-            note = (
+            warning = (
                 "its schedule-free optimizer was in train mode: these are the points where gradients are taken, not "
                 "the optimizer's averages, which the model holds after optimizer.eval()"
             )
-            return Sets(tensors, note=note)
+            return Sets(tensors, warning=warning)
     return None
 
 

@@ -54,7 +54,7 @@ class Sets:
         sure: whether `why` is certain; else the user's `weights="raw"` is believed.
         equal: whether `why` is only that the weights equal the averages that are kept elsewhere.
         begun: whether the averages have been updated once, so that they are not the untrained model.
-        note: what else a user should know.
+        warning: why an average of these may not be what its user wants.
     """
 
     raw: StateDict | None = None
@@ -64,7 +64,7 @@ class Sets:
     sure: bool = True
     equal: bool = False
     begun: bool = True
-    note: str | None = None
+    warning: str | None = None
 
     def below(self, prefix: str) -> Sets:
         """Return the sets with a prefix in all names."""
@@ -145,7 +145,7 @@ class Selection:
         averages: set where these are averages although nobody asked for them.
         holds_both: whether raw weights and averages are there.
         resumable: whether what the trainer needs to go on is there.
-        notes: what a user should know.
+        warnings, notes: as of a `Checkpoint`.
         left_out: names of values among the tensors that are no tensors.
         layout: the row of the table by which they were found, if it was one.
     """
@@ -156,6 +156,7 @@ class Selection:
     averages: Averages | None = None
     holds_both: bool = False
     resumable: bool = False
+    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
     layout: Layout | None = None

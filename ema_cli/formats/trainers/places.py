@@ -64,7 +64,7 @@ def select_tensors(root: Any, options: ReadOptions, file: Unpickled) -> Selectio
         selection = (
             _select_at_key(layout, root, options, file, options.key)
             if options.key is not None
-            else (_select(layout, root, options, file))
+            else _select(layout, root, options, file)
         )
         selection.layout = layout
         selection.resumable = selection.trainer is not None or any(map(_is_of_training, root.items()))
@@ -89,7 +89,7 @@ def _select_at_key(layout: Layout, root: dict[Any, Any], options: ReadOptions, f
         return _select(layout, root, options, file)
     selection = Selection(layout.trainer, tensors, _progress(layout, root, options, file))
     if AVERAGES_KEY.search(key.rpartition(".")[2]):
-        selection.notes.append(AVERAGED_AGAIN)
+        selection.warnings.append(AVERAGED_AGAIN)
     else:
         choose(selection, sets_at(root, "/".join(steps_to(root, key)), tensors, file), options)
     return selection
@@ -148,7 +148,7 @@ def _note_others(selection: Selection, layout: Layout, root: dict[Any, Any], pla
         if name != own and f"{prefix}{name}" != averages_at
     ]
     if others:
-        selection.notes.append(f"tensors beside the model, at {quoted(others)}, are not taken (--key)")
+        selection.warnings.append(f"tensors beside the model, at {quoted(others)}, are not taken (--key)")
 
 
 def _only_averages(layout: Layout, root: dict[Any, Any], averages: Mapping[str, StateDict]) -> Sets:

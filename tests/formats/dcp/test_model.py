@@ -29,7 +29,7 @@ def test_composers_averages_on_request(tmp_path: Path) -> None:
     """`--weights ema` there takes what `state.model` holds, and says what it is."""
     checkpoint = open_checkpoint(save_folder(tmp_path / "ep1-ba8", composer(ACTIVE)), ReadOptions(weights="ema"))
     assert holds(checkpoint, W)
-    assert (checkpoint.averaged, AVERAGED_AGAIN in checkpoint.notes) == (None, True)
+    assert (checkpoint.averaged, AVERAGED_AGAIN in checkpoint.warnings) == (None, True)
 
 
 @pytest.mark.parametrize("others", [{"critic": OTHER}, {"second_net": OTHER}, {"discriminator": OTHER}])
@@ -57,7 +57,7 @@ def test_a_dict_that_follows_the_model_may_be_its_averages(tmp_path: Path) -> No
     assert raw.notes == (noted,)
     assert holds(open_checkpoint(folder, ReadOptions(weights="ema")), {**W, **OTHER})
     foreign = open_checkpoint(save_folder(tmp_path / "step-9", {"net": W, "target_net": prefixed("x.", OTHER)}))
-    assert foreign.notes == ("tensors beside the model, at target_net, are not taken (--key)",)
+    assert foreign.warnings == ("tensors beside the model, at target_net, are not taken (--key)",)
 
 
 @pytest.mark.parametrize("name", AVERAGES)
@@ -119,7 +119,7 @@ def test_torchtitans_averages_lie_beside(tmp_path: Path) -> None:
     assert open_checkpoint(folder, ReadOptions(weights="raw")).notes == ()
     chosen = open_checkpoint(folder, ReadOptions(weights="ema"))
     assert holds(chosen, {**W, "layers.0.weight": OTHER["layers.0.weight"]})
-    assert chosen.notes == (AVERAGED_AGAIN,)
+    assert (chosen.warnings, chosen.notes) == ((AVERAGED_AGAIN,), ())
 
 
 def test_a_key_says_where(tmp_path: Path) -> None:

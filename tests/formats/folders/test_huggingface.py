@@ -151,7 +151,7 @@ def test_averages_of_diffusers_are_recognised_by_their_configuration(tmp_path: P
     (tmp_path / "config.json").write_text('{"_class_name": "UNet", "optimization_step": 5, "decay": 0.999}')
     assert "EMAModel" in (open_checkpoint(tmp_path).averaged or "")
     asked = open_checkpoint(tmp_path, ReadOptions(weights="ema"))
-    assert (asked.averaged, asked.notes) == (None, (AVERAGED_AGAIN,))
+    assert (asked.averaged, asked.warnings) == (None, (AVERAGED_AGAIN,))
     assert type(refusal(tmp_path, weights="raw")) is NoSuchWeights
     (tmp_path / "config.json").write_text('{"_class_name": "UNet"}')
     assert open_checkpoint(tmp_path).averaged is None

@@ -97,7 +97,7 @@ def test_averages_of_one_of_several(tmp_path: Path) -> None:
     raw, averages = open_checkpoint(folder), open_checkpoint(folder, ReadOptions(weights="ema"))
     assert read_all(raw.tensors) == {"unet/w": full(1.0), "vae/w": full(3.0)}
     assert read_all(averages.tensors) == {"unet/w": full(2.0), "vae/w": full(3.0)}
-    assert (raw.notes, averages.notes) == ((BESIDE,), (AVERAGED_AGAIN,))
+    assert (raw.notes, raw.warnings, averages.notes, averages.warnings) == ((BESIDE,), (), (), (AVERAGED_AGAIN,))
     assert refusal(write(tmp_path / "none", unet=1.0, vae=3.0), weights="ema").hint == "leave out weights='ema'"
 
 
@@ -126,7 +126,8 @@ def test_averages_lie_beside(component: str | None, weights: Any, tmp_path: Path
     """Raw weights are taken, averages on request; a component that is named as averages is refused later."""
     folder = write(tmp_path / "checkpoint-5", unet=1.0, unet_ema=2.0)
     checkpoint = open_checkpoint(folder, ReadOptions(component=component, weights=weights))
-    assert (value(checkpoint), checkpoint.averaged is not None, checkpoint.notes) == CHOICES[component, weights]
+    said = (*checkpoint.warnings, *checkpoint.notes)
+    assert (value(checkpoint), checkpoint.averaged is not None, said) == CHOICES[component, weights]
 
 
 def test_nothing_but_averages(tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_a_list_of_modules_that_is_none(text: str, tmp_path: Path) -> None:
         assert "modules.json: not valid JSON" in str(refusal_of_any(folder))
     models(folder, "")
     if text in ('{"a": 1}', '["a"]', "null"):
-        assert open_checkpoint(folder).notes == ("not averaged, and not in the output: the weights in 2_Dense/",)
+        assert open_checkpoint(folder).warnings == ("not averaged, and not in the output: the weights in 2_Dense/",)
     else:
         assert "modules.json: not valid JSON" in str(refusal_of_any(folder))
 
@@ -306,7 +307,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
     torch.save({}, tmp_path / "optimizer.pt")
     torch.save({"w": torch.ones(2)}, tmp_path / "classifier.bin")
-    assert open_checkpoint(tmp_path).notes == (
+    assert open_checkpoint(tmp_path).warnings == (
         "not averaged, and not in the output: the weights in classifier.bin",
         "not averaged, and not in the output: the weights in half/, speech/",
     )

@@ -233,7 +233,7 @@ def test_own_averages_are_recognised(tmp_path: Path) -> None:
     assert checkpoint.averaged == "ema-cli made it"
     assert checkpoint.mark == recipe
     again = open_checkpoint(path, ReadOptions(weights="ema"))
-    assert (again.averaged, again.notes) == (None, ("these are averages, which are averaged again",))
+    assert (again.averaged, again.warnings) == (None, ("these are averages, which are averaged again",))
     plain = raw(tmp_path / "a.safetensors", entry())
     error = refusal(plain, ReadOptions(weights="ema"))
     assert (type(error), str(error)) == (NoSuchWeights, f"{plain}: holds no averages")

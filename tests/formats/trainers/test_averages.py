@@ -146,7 +146,7 @@ def test_averages_beside_raw_weights(label: str, tmp_path: Path) -> None:
     assert holds(look(tmp_path, saved, "raw", name), RAW)
     chosen = look(tmp_path, saved, "ema", name)
     assert holds(chosen, bare(averages))
-    assert "these are averages, which are averaged again" in chosen.notes
+    assert "these are averages, which are averaged again" in chosen.warnings
 
 
 # What follows the model for any reason, which only its name says.
@@ -179,7 +179,7 @@ def test_a_model_of_the_same_shapes_that_does_not_follow_is_no_average(name: str
     other = {key: tensor.flip(0) for key, tensor in ours.items()}
     found = look(tmp_path, {"model": ours, name: other}, None)
     assert holds(found, ours)
-    assert found.notes == (f"tensors beside the model, at '{name}', are not taken (--key)",)
+    assert found.warnings == (f"tensors beside the model, at '{name}', are not taken (--key)",)
     with pytest.raises(NoSuchWeights, match="holds no averages"):
         look(tmp_path, {"model": ours, name: other}, "ema")
 
@@ -270,7 +270,7 @@ def test_such_a_part_in_safetensors(label: str, tmp_path: Path) -> None:
     for weights in (ReadOptions(), ReadOptions(weights="raw"), ReadOptions(weights="ema")):
         header, pickled = (open_checkpoint(tmp_path / name, weights) for name in ("a.safetensors", "a.pt"))
         assert read_all(header.tensors) == read_all(pickled.tensors)
-        assert header.notes == pickled.notes
+        assert (header.warnings, header.notes) == (pickled.warnings, pickled.notes)
 
 
 def test_a_part_that_counts_its_updates_is_an_average_whatever_its_numbers(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_two_models_with_averages_are_asked_about(tmp_path: Path) -> None:
         assert holds(opened(tmp_path, saved, key=name, weights="ema"), averages)
     found = opened(tmp_path, saved, key="g_b_ema")
     assert holds(found, model(6.0))
-    assert found.notes == ("these are averages, which are averaged again",)
+    assert found.warnings == ("these are averages, which are averaged again",)
 
 
 def drawn(shapes: dict[str, tuple[int, ...]]) -> State:
@@ -433,7 +433,7 @@ def test_lists_that_fit_in_two_ways_are_no_averages_of_known_names(tmp_path: Pat
     assert not found.averages.sure
     chosen = opened(tmp_path, saved, weights="raw")
     assert holds(chosen, state)
-    assert any("as --weights raw says" in note for note in chosen.notes)
+    assert any("as --weights raw says" in text for text in chosen.warnings)
     alone = lightning(state_dict=state, callbacks={"E": {"ema": {"shadow_params": two, "collected_params": None}}})
     assert opened(tmp_path, alone).averages is None
 
@@ -455,7 +455,7 @@ def test_a_schedule_free_optimizer_in_train_mode_is_said(tmp_path: Path) -> None
     group = {"k": 9, "train_mode": True, "weight_sum": 1.0}
     found = opened(tmp_path, {"model": RAW, "optimizer": {"state": {}, "param_groups": [group]}})
     assert holds(found, RAW)
-    assert any("schedule-free optimizer was in train mode" in note for note in found.notes)
+    assert any("schedule-free optimizer was in train mode" in text for text in found.warnings)
 
 
 @pytest.mark.parametrize(

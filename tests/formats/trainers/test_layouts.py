@@ -206,7 +206,7 @@ def test_averages_beside_the_weights(label: str, place: str, tmp_path: Path) -> 
     )
     chosen = opened(tmp_path, saved, weights="ema")
     assert holds(chosen, EMA)
-    assert (chosen.averaged, chosen.notes) == (None, (AVERAGED_AGAIN,))
+    assert (chosen.averaged, chosen.warnings) == (None, (AVERAGED_AGAIN,))
     assert plain_clocks(chosen.progress) == ROWS[label].clocks
 
 
@@ -236,11 +236,9 @@ def test_ultralytics_saves_averages_alone(tmp_path: Path) -> None:
     assert (found.trainer, plain_clocks(found.progress)) == ("Ultralytics", {"ep": 8})
     assert found.averaged == "it holds nothing but averages, in 'ema'"
     assert list(found.tensors.specs) == ["w"]
-    notes = opened(tmp_path, saved, weights="ema").notes
-    assert notes == (
-        "the average is a state dict for model.load_state_dict(), which YOLO() does not load",
-        AVERAGED_AGAIN,
-    )
+    chosen = opened(tmp_path, saved, weights="ema")
+    assert chosen.notes == ("the average is a state dict for model.load_state_dict(), which YOLO() does not load",)
+    assert chosen.warnings == (AVERAGED_AGAIN,)
     assert type(refusal(tmp_path, saved, weights="raw")) is NoSuchWeights
 
 

@@ -163,7 +163,8 @@ def test_averages_and_raw_weights(label: str, choice: Choice, tmp_path: Path) ->
     checkpoint = opened(tmp_path, saved, weights=choice)
     assert holds(checkpoint, tensors)
     assert (checkpoint.averaged is not None) is averaged
-    assert checkpoint.notes == ((note,) if note else ())
+    assert (*checkpoint.warnings, *checkpoint.notes) == ((note,) if note else ())
+    assert (AVERAGES_AGAIN in checkpoint.warnings) is (choice == "ema")
 
 
 @pytest.mark.parametrize("saved", [RAW, {"model": RAW}, lightning(), {"state": {"model": RAW}}])
