@@ -13,12 +13,15 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoSuchWeights, NoWeights
 from ema_cli.formats.dcp import directory as dcp_directory
 from ema_cli.formats.folders import deepspeed, parts, refused, several
+from ema_cli.formats.folders.huggingface import open_tensors
 from ema_cli.formats.options import ReadOptions, one_model_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.formats.shards import ReplacedTensors
 from ema_cli.formats.torch_save import file as torch_file
-from ema_cli.formats.trainers.choice import AVERAGED_AGAIN
-from ema_cli.formats.trainers.names import stem
+from ema_cli.formats.trainers.choice import AVERAGED_AGAIN, WITHOUT_EMA
+from ema_cli.formats.trainers.folders import AVERAGES_INSIDE
+from ema_cli.formats.trainers.names import averages_file, names_in, stem
 from ema_cli.formats.trainers.prefixes import strip_prefixes
 from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
 from ema_cli.storage.location import location
@@ -27,8 +30,6 @@ WHAT_IS_READ = (
     "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), folders of Hugging Face, "
     "torch.distributed.checkpoint and DeepSpeed"
 )
-
-_AVERAGES = "ema"  # the folder of averages in a checkpoint that is a folder, as our callbacks write it
 
 # Most specific first; the first that matches opens the checkpoint.
 READERS: tuple[Reader, ...] = (
@@ -67,9 +68,10 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
             try:
                 opened = reader.open(path, options)
             except NoSuchWeights:
-                if options.weights != "ema" or not is_checkpoint_folder(path / _AVERAGES):
+                beside = _averages_in(path) if options.weights == "ema" else None
+                if beside is None:
                     raise
-                return _open_averages(path, options)
+                return _open_averages(path, beside, options)
             checkpoint = add_sidecar_clocks(opened, lambda file: torch_file.open_torch(file).root)
             return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
     info = location(path).info()
@@ -82,18 +84,47 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
     raise NoWeights("not a checkpoint of a format that is read", subject=path, hint=WHAT_IS_READ)
 
 
-def _open_averages(path: Path, options: ReadOptions) -> Checkpoint:
-    """Return the averages that lie in a folder of their own in a checkpoint, with the checkpoint's clocks."""
-    raw = open_checkpoint(path, replace(options, weights=None))
-    averages = open_checkpoint(path / _AVERAGES, replace(options, weights=None))
+def _averages_in(path: Path) -> Path | None:
+    """Return the folder, the file or the index in a checkpoint's folder that its name calls averages."""
+    names = names_in(path)
+    if AVERAGES_INSIDE in names and is_checkpoint_folder(path / AVERAGES_INSIDE):
+        return path / AVERAGES_INSIDE
+    name = averages_file(names)
+    return None if name is None else path / name
+
+
+def _open_averages(path: Path, beside: Path, options: ReadOptions) -> Checkpoint:
+    """Return the averages that lie at a place of their own in a checkpoint's folder, with the checkpoint's clocks.
+
+    Raises:
+        NoSuchWeights: where they are not the model's, by names and shapes.
+    """
+    options = replace(options, weights=None)
+    raw = open_checkpoint(path, options)
+    is_folder = location(beside).info().is_folder
+    try:
+        averages = open_checkpoint(beside, options) if is_folder else open_tensors(beside, options)
+    except NoWeights as error:
+        raise NoSuchWeights(
+            f"holds no averages that are read: {error.fact}", subject=beside, hint=WITHOUT_EMA
+        ) from error
+    averages = averages if is_folder or options.keep_prefix else strip_prefixes(averages)
+    own, theirs = raw.tensors.specs, averages.tensors.specs
+    foreign = next((name for name, spec in theirs.items() if name not in own or own[name].shape != spec.shape), None)
+    if foreign is not None:
+        fact = f"holds no averages of the model: '{foreign}' in '{beside.name}' is no tensor of it"
+        raise NoSuchWeights(fact, subject=path, hint=WITHOUT_EMA)
     return replace(
-        averages,
+        averages if is_folder else raw,
         name=raw.name,
         path=raw.path,
+        tensors=averages.tensors if is_folder else ReplacedTensors.of(raw.tensors, averages.tensors),
         files=(*averages.files, *raw.files),
         trainer=raw.trainer,
         progress=raw.progress,
-        resumable=raw.resumable,
         averages=None,
+        holds_both=True,
+        resumable=raw.resumable,
+        mark=None,
         warnings=(*averages.warnings, AVERAGED_AGAIN),
     )

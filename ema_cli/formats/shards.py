@@ -98,6 +98,21 @@ class PlacedTensors:
         return name[len(self.folder) + 1 :]
 
 
+@dataclass(slots=True)
+class ReplacedTensors(ShardedTensors):
+    """The tensors of a model, of which some are read elsewhere; they are written where the model's own are."""
+
+    @classmethod
+    def of(cls, model: Tensors, replaced: Tensors) -> ReplacedTensors:
+        """Return the tensors of a model, with those of `replaced` in the place of its own."""
+        specs = {name: replaced.specs.get(name, spec) for name, spec in model.specs.items()}
+        return cls(specs, {name: int(name not in replaced.specs) for name in specs}, (replaced, model))
+
+    def shard(self, name: str) -> str:
+        """Return the name of the file of the model that holds tensor `name`."""
+        return self.parts[1].shard(name)
+
+
 def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[ShardedTensors, tuple[Checkpoint, ...]]:
     """Return the tensors of the model whose index is at `path`, and its shards; `open_part` opens one of these.
 

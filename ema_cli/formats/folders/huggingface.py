@@ -16,9 +16,10 @@ from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import join_parts, open_index
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.adapters import adapter_settings
-from ema_cli.formats.trainers.choice import AVERAGED_AGAIN, settle_averages
+from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.folders import (
     ADAPTERS,
+    AVERAGES_INSIDE,
     BASES,
     CONSOLIDATED,
     EXTRAS,
@@ -26,13 +27,12 @@ from ema_cli.formats.trainers.folders import (
     SHARD,
     TRAINER_STATE,
 )
-from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES, is_weights_name, names_in
+from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES, averages_file, is_weights_name, names_in
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.storage.location import location
 
 _CONFIG = "config.json"
 _KNOWN = (*BASES, *BASES.values(), *EXTRAS, ".")  # beginnings of the names of a model's own files
-_AVERAGES = "ema"  # a folder in a checkpoint's, for from_pretrained as the checkpoint itself
 _MAX_CONFIG_BYTES = 128 << 20
 _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
 
@@ -58,8 +58,6 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     if CONSOLIDATED in names and _has_shards_alone(names) and matches(path / CONSOLIDATED):
         whole = open_checkpoint(path / CONSOLIDATED, options)
         return dataclasses.replace(whole, name=path.name, path=path)
-    if options.weights == "ema" and _AVERAGES in names and matches(path / _AVERAGES):
-        return _open_inner_averages(path, names, options)
     base, file_name = _choose(path, names, options)
     if base == "diffusion_pytorch_model" and _is_ema_model(path):
         return _open_averages(path, file_name, options)
@@ -83,40 +81,21 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     )
 
 
-def _open_inner_averages(path: Path, names: set[str], options: ReadOptions) -> Checkpoint:
-    """Open the averages that lie in a folder of a checkpoint's folder, with the clocks of the checkpoint."""
-    inner = open_checkpoint(path / _AVERAGES, dataclasses.replace(options, weights=None))
-    progress, files = inner.progress, inner.files
-    if TRAINER_STATE in names:
-        state = location(path / TRAINER_STATE).open()
-        progress, files = read_trainer_state(state), (*files, state)
-    return dataclasses.replace(
-        inner,
-        name=path.name,
-        path=path,
-        files=files,
-        trainer=_trainer(names),
-        progress=progress,
-        averages=None,
-        holds_both=True,
-        resumable=TRAINER_STATE in names,
-        mark=None,
-        warnings=(*inner.warnings, AVERAGED_AGAIN),
-    )
-
-
 def _open_own(path: Path, file_name: str, names: Collection[str], options: ReadOptions) -> Checkpoint:
     """Open the model in a folder: its file or index, and the files beside it that are parts of it."""
-    whole = _open_tensors(path / file_name, options)
+    whole = open_tensors(path / file_name, options)
     notes = list(whole.notes)
     parts = [whole]
     more = [name for name in _own_files(names) if name != file_name] if not _NUMBERED.search(file_name) else []
     for name in more:
         try:
-            parts.append(_open_tensors(path / name, dataclasses.replace(options, weights=None)))
+            parts.append(open_tensors(path / name, dataclasses.replace(options, weights=None)))
         except NoWeights:
             notes.append(f"{name} holds no weights, and is left out")
-    beside = [name for name in sorted(names) if _is_beside(name)]
+    averages = averages_file(names)
+    if averages is not None and options.weights is None and AVERAGES_INSIDE not in names:  # which a search names
+        notes.append(f"raw weights taken; by its name, '{averages}' beside them holds averages (--weights ema)")
+    beside = [name for name in sorted(names) if _is_beside(name) and name != averages]
     warnings = (*whole.warnings, *([left_out_warning(beside)] if beside else []))
     whole = dataclasses.replace(whole, warnings=warnings, notes=tuple(notes))
     if len(parts) == 1:
@@ -152,7 +131,7 @@ def _is_beside(name: str) -> bool:
     )
 
 
-def _open_tensors(path: Path, options: ReadOptions) -> Checkpoint:
+def open_tensors(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a file of tensors, the shards that an index names, or, where it is a folder, the shards of all ranks."""
     if location(path).info().is_folder:
         return _open_ranks(path, names_in(path), options)
@@ -195,7 +174,7 @@ def _open_ranks(path: Path, names: Collection[str], options: ReadOptions) -> Che
 
 def _open_averages(path: Path, file_name: str, options: ReadOptions) -> Checkpoint:
     """Open the averages that Diffusers' EMAModel saved."""
-    checkpoint = _open_tensors(path / file_name, dataclasses.replace(options, weights=None))
+    checkpoint = open_tensors(path / file_name, dataclasses.replace(options, weights=None))
     averages = dataclasses.replace(
         checkpoint,
         name=path.name,

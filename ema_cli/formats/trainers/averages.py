@@ -206,8 +206,9 @@ def _called(around: Mapping[Any, Any]) -> list[str]:
 
 
 def _follows(name: str, matched: Refs, tensors: StateDict, file: Unpickled) -> bool:
-    """Return whether what has a model's names and shapes is its average by its own name, or by its numbers."""
-    return bool(AVERAGES_KEY.search(name)) or are_related(_pairs(matched, tensors), numbers_of(file))
+    """Return whether what has a model's names and shapes is its average by its own name, or may be by its numbers."""
+    pairs = _pairs(matched, tensors)
+    return bool(AVERAGES_KEY.search(name)) or are_related(pairs, numbers_of(file), unless_constant=True)
 
 
 def averages_at_top(layout: Layout, root: Mapping[Any, Any]) -> dict[str, StateDict]:

@@ -35,6 +35,7 @@ COMPONENTS = (
     "text_encoder_3", "image_encoder", "decoder",
 )  # fmt: skip
 AVERAGES_BESIDE = "_ema"  # what Diffusers' scripts put after the name of a component, in the name of its averages
+AVERAGES_INSIDE = "ema"  # the folder of averages in a checkpoint that is a folder, as our callbacks write it
 PIPELINE = "model_index.json"  # of Diffusers: which folders hold the parts of a pipeline
 MODULES = "modules.json"  # of sentence-transformers: which folders hold the parts after the transformer
 ROUTER = "router_config.json"  # of one such part: which folders in its own hold the modules that it leads to

@@ -45,12 +45,15 @@ def numbers_of(file: Unpickled) -> Numbers:
     return numbers
 
 
-def are_related(pairs: Iterable[tuple[str, Shaped, Shaped]], numbers: Numbers) -> bool:
+def are_related(
+    pairs: Iterable[tuple[str, Shaped, Shaped]], numbers: Numbers, *, unless_constant: bool = False
+) -> bool:
     """Return whether tensors are correlated with those of which they may be averages, or equal where none varies.
 
     Args:
         pairs: a name, a tensor, and the one of which it may be an average.
         numbers: reads the first numbers of a tensor.
+        unless_constant: whether they need not be equal where none varies.
     """
     every = list(pairs)
     count, total, all_equal = 0, 0.0, True
@@ -61,7 +64,7 @@ def are_related(pairs: Iterable[tuple[str, Shaped, Shaped]], numbers: Numbers) -
         if correlation is not None:
             count += len(mine)
             total += len(mine) * correlation
-    return total / count > min(max(_LEAST, 3 / sqrt(count)), _MOST) if count else all_equal
+    return total / count > min(max(_LEAST, 3 / sqrt(count)), _MOST) if count else all_equal or unless_constant
 
 
 def _correlation(mine: Sequence[float], theirs: Sequence[float]) -> float | None:

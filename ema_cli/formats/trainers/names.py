@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Clock, Progress
 from ema_cli.errors import CheckpointError
+from ema_cli.formats.trainers.folders import SHARD
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
 
@@ -129,6 +130,19 @@ def averages_by_name(path: Path) -> str | None:
         if AVERAGES_FILE.search(path.name):
             return NAME_SAYS_AVERAGES
     return IN_AVERAGES if in_folder else None
+
+
+def averages_file(names: Iterable[str]) -> str | None:
+    """Return the file, or the index of files, in a checkpoint's folder that its name calls averages of the model.
+
+    Where several do, it is the first one as safetensors.
+    """
+    whole = {name: name.removesuffix(".index.json") for name in names}
+    called = [
+        name for name, file in whole.items()
+        if is_weights_name(file) and not SHARD.search(file) and AVERAGES_KEY.search(stem(file))
+    ]  # fmt: skip
+    return min(called, key=lambda name: (".safetensors" not in name, name), default=None)
 
 
 def may_hold_averages(names: Iterable[object]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,67 @@ def test_averages_of_diffusers_are_recognised_by_their_configuration(tmp_path: P
     assert type(refusal(tmp_path, weights="raw")) is NoSuchWeights
     (tmp_path / "config.json").write_text('{"_class_name": "UNet"}')
     assert open_checkpoint(tmp_path).averaged is None
+
+
+MODEL = {"a.w": torch.ones(4, 3), "a.b": torch.ones(4), "n": torch.tensor(3)}
+AVERAGES = {"a.w": torch.full((4, 3), 2.0), "a.b": torch.full((4,), 3.0), "n": torch.tensor(3)}
+PARAMETERS = {name: AVERAGES[name] for name in ("a.w", "a.b")}
+
+
+def write_index(folder: Path) -> None:
+    """Write averages as two shards with their index."""
+    shards = {name: f"ema-{number:05}-of-00003.safetensors" for number, name in enumerate(AVERAGES, 1)}
+    for name, shard in shards.items():
+        save_file({name: AVERAGES[name]}, folder / shard)
+    (folder / "ema.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+# Averages in a file of the model's folder: its name, and what writes it.
+AVERAGES_FILES: dict[str, Callable[[Path], object]] = {
+    "ema.safetensors": lambda folder: save_file(AVERAGES, folder / "ema.safetensors"),
+    "model_ema.safetensors": lambda folder: save_file(PARAMETERS, folder / "model_ema.safetensors"),
+    "ema_model.pt": lambda folder: torch.save(
+        {f"module.{name}": tensor for name, tensor in AVERAGES.items()}, folder / "ema_model.pt"
+    ),
+    "pytorch_model_ema.bin": lambda folder: torch.save({"ema": AVERAGES, "step": 3}, folder / "pytorch_model_ema.bin"),
+    "ema.safetensors.index.json": write_index,
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES_FILES)
+def test_averages_in_a_file_beside_the_model(name: str, tmp_path: Path) -> None:
+    """The model is raw, which is said; `--weights ema` takes the averages under its names, with its clocks and form."""
+    folder = write_model(tmp_path / "checkpoint-30", {"global_step": 30})
+    save_file(MODEL, folder / "model.safetensors")
+    AVERAGES_FILES[name](folder)
+    raw, chosen = open_checkpoint(folder), open_checkpoint(folder, ReadOptions(weights="ema"))
+    assert read_all(raw.tensors) == {key: stored_bytes(tensor) for key, tensor in MODEL.items()}
+    assert raw.notes == (f"raw weights taken; by its name, '{name}' beside them holds averages (--weights ema)",)
+    assert open_checkpoint(folder, ReadOptions(weights="raw")).notes == ()
+    assert read_all(chosen.tensors) == {key: stored_bytes(tensor) for key, tensor in AVERAGES.items()}
+    assert (chosen.name, chosen.progress, chosen.pretrained) == (raw.name, raw.progress, raw.pretrained)
+    assert {chosen.tensors.shard(key) for key in MODEL} == {"model.safetensors"}
+    assert (chosen.averages, AVERAGED_AGAIN in chosen.notes) == (None, True)
+
+
+@pytest.mark.parametrize("saved", [{"x": torch.ones(2)}, {"a.w": torch.ones(2, 2)}])
+def test_a_file_that_only_its_name_calls_averages(saved: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """With other names or shapes it is none of the model's."""
+    folder = write_model(tmp_path / "checkpoint-30")
+    save_file(MODEL, folder / "model.safetensors")
+    save_file(saved, folder / "ema.safetensors")
+    error = refusal(folder, weights="ema")
+    assert isinstance(error, NoSuchWeights)
+    assert (
+        error.fact == f"holds no averages of the model: '{next(iter(saved))}' in 'ema.safetensors' is no tensor of it"
+    )
+
+
+def test_averages_that_cannot_be_read_are_said(tmp_path: Path) -> None:
+    """A list of tensors without names is no state dict, and safetensors keep no order."""
+    folder = write_model(tmp_path / "checkpoint-30")
+    torch.save({"shadow_params": [torch.ones(2)], "decay": 0.9}, folder / "ema.bin")
+    error = refusal(folder, weights="ema")
+    assert isinstance(error, NoSuchWeights)
+    assert error.fact.startswith("holds no averages that are read: no weights in a place we know")
+    assert error.hint == "leave out weights='ema'"
