@@ -196,7 +196,7 @@ def test_averages_in_a_file_beside_the_model(name: str, tmp_path: Path) -> None:
     assert read_all(chosen.tensors) == {key: stored_bytes(tensor) for key, tensor in AVERAGES.items()}
     assert (chosen.name, chosen.progress, chosen.pretrained) == (raw.name, raw.progress, raw.pretrained)
     assert {chosen.tensors.shard(key) for key in MODEL} == {"model.safetensors"}
-    assert (chosen.averages, AVERAGED_AGAIN in chosen.notes) == (None, True)
+    assert (chosen.averages, AVERAGED_AGAIN in chosen.warnings) == (None, True)
 
 
 @pytest.mark.parametrize("saved", [{"x": torch.ones(2)}, {"a.w": torch.ones(2, 2)}])
