@@ -179,8 +179,8 @@ def _print_remarks(out: Console, warnings: Sequence[str], notes: Sequence[str]) 
 
 
 def _print_passed_over(out: Console, passed_over: Sequence[PassedOver]) -> None:
-    """Print the files that were passed over, all but those of which a warning says it."""
-    quiet = passed_over_kinds([passed for passed in passed_over if not passed.warn])
+    """Print the files that were passed over, all but those of which a warning or a note says it."""
+    quiet = passed_over_kinds([passed for passed in passed_over if not (passed.warn or passed.note)])
     _print_list(out, "Passed over:", [f"{and_more(names)}: {reason}" for reason, names in quiet])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from pathlib import Path
 
 from ema_cli.checkpoint import Averages, Checkpoint
@@ -17,10 +16,11 @@ from ema_cli.errors import EmaError, NoSuchWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import settle_averages
-from ema_cli.formats.trainers.names import IN_AVERAGES, NAME_SAYS_AVERAGES, averages_by_name, name_clocks, stem
-from ema_cli.law.time import Time, Unit
+from ema_cli.formats.trainers.names import IN_AVERAGES, NAME_SAYS_AVERAGES, averages_by_name, stem
+from ema_cli.law.time import Time
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.entering import has_name_of_copy
+from ema_cli.runs.moments import at_one_clock, is_older, is_partner, known_clocks
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.search import AS_ITS_NAME_SAYS, PassedOver, Search
 from ema_cli.runs.unread import exclude
@@ -125,7 +125,8 @@ def settle_called(search: Search, opened: Sequence[Checkpoint], open_options: Op
         if reason is not None:
             is_known = newest.averages is not None
             reason = reason if is_known else _folder_reason(newest, len(paths))
-            settled.passed_over.append(PassedOver(search.name(what), reason, warn=not is_known))
+            said = _passed_over(search.name(what), reason, is_missed=_is_missed(newest, opened))
+            settled.passed_over.append(PassedOver(said.name, reason) if is_known else said)
             continue
         # Where all files have such names and a trainer's state, it is for the user to say what they are.
         is_raw = _is_raw(newest, opened, is_folder=is_folder) and (is_folder or bool(opened))
@@ -157,7 +158,7 @@ def _reason_against(
     if newest.mark is not None:
         return "averaged by ema-cli"
     if options.weights == "ema" and not (newest.holds_both or (newest.resumable and is_folder)):
-        return None if _clocks(newest) or not opened else AS_ITS_NAME_SAYS
+        return None if known_clocks(newest) or not opened else AS_ITS_NAME_SAYS
     if newest.averages is not None:
         return f"averages: {newest.averaged}" if opened else None
     if _is_raw(newest, opened, is_folder=is_folder) or not opened:
@@ -172,7 +173,7 @@ def _is_raw(newest: Checkpoint, opened: Sequence[Checkpoint], *, is_folder: bool
 
 
 def _has_own_clock(newest: Checkpoint, opened: Sequence[Checkpoint]) -> bool:
-    return bool(_clocks(newest)) and not any(_at_one_clock(newest, each) for each in opened)
+    return bool(known_clocks(newest)) and not any(at_one_clock(newest, each) for each in opened)
 
 
 def _folder_reason(newest: Checkpoint, count: int) -> str:
@@ -182,16 +183,26 @@ def _folder_reason(newest: Checkpoint, count: int) -> str:
 
 def _pass_over_by_name(kind: Sequence[Checkpoint], opened: Sequence[Checkpoint]) -> list[PassedOver]:
     """Pass over files of one kind that nothing but their names call averages; say how far they go, and the way in."""
-    newest = max(kind, key=lambda each: sorted(_clocks(each).values()))
+    newest = max(kind, key=lambda each: sorted(known_clocks(each).values()))
     reason, clocks = AS_ITS_NAME_SAYS, _shown_clocks(newest)
     if clocks:
-        ahead = ", newer than all that enter" if all(_is_older(each, newest) for each in opened) else ""
+        ahead = ", newer than all that enter" if all(is_older(each, newest) for each in opened) else ""
         reason += f" ({'up to' if len(kind) > 1 else 'at'} {clocks}{ahead}; raw weights with --weights raw)"
-    return [PassedOver(each.name, reason, warn=True) for each in kind]
+    return [_passed_over(each.name, reason, is_missed=_is_missed(each, opened)) for each in kind]
+
+
+def _passed_over(name: str, reason: str, *, is_missed: bool) -> PassedOver:
+    return PassedOver(name, reason, warn=is_missed, note=not is_missed)
+
+
+def _is_missed(averages: Checkpoint, opened: Sequence[Checkpoint]) -> bool:
+    """Return whether what only a name calls averages may be a checkpoint of the run: no other is of its moment."""
+    has_number = bool(re.search("[0-9]", stem(averages.name))) and not any(map(known_clocks, opened))
+    return (bool(known_clocks(averages)) or has_number) and not any(is_partner(averages, each) for each in opened)
 
 
 def _shown_clocks(checkpoint: Checkpoint) -> str:
-    return ", ".join(str(Time(value, unit)) for unit, value in _clocks(checkpoint).items())
+    return ", ".join(str(Time(value, unit)) for unit, value in known_clocks(checkpoint).items())
 
 
 def settle_begun(
@@ -226,7 +237,7 @@ def settle_begun(
 
 def _has_just_begun(checkpoint: Checkpoint, both: Sequence[Checkpoint]) -> bool:
     is_equal = checkpoint.averages is not None and checkpoint.averages.equal
-    return is_equal and averages_by_name(checkpoint.path) is None and all(_is_older(checkpoint, each) for each in both)
+    return is_equal and averages_by_name(checkpoint.path) is None and all(is_older(checkpoint, each) for each in both)
 
 
 def sort_absent(
@@ -253,42 +264,12 @@ def sort_absent(
     passed_over = []
     for name, (path, error) in absent.items():
         checkpoint = replace(open_checkpoint(path, replace(options, weights=None)), name=name)
-        is_copy = not _clocks(checkpoint) and has_name_of_copy(checkpoint)
-        is_older = bool(opened) and all(_is_older(checkpoint, each) for each in opened)
-        has_partner = any(_at_one_clock(checkpoint, each) or _at_one_number(checkpoint, each) for each in opened)
-        had_not_begun = is_older and options.weights == "ema"
+        is_copy = not known_clocks(checkpoint) and has_name_of_copy(checkpoint)
+        is_oldest = bool(opened) and all(is_older(checkpoint, each) for each in opened)
+        has_partner = any(is_partner(checkpoint, each) for each in opened)
+        had_not_begun = is_oldest and options.weights == "ema"
         if not opened or not (had_not_begun or (not named and (is_copy or has_partner))):
             raise error
-        reason = f"older than all that have averages: {error.fact}" if is_older and not is_copy else error.fact
+        reason = f"older than all that have averages: {error.fact}" if is_oldest and not is_copy else error.fact
         passed_over.append(PassedOver(name, reason, warn=not has_partner))
     return passed_over
-
-
-def _clocks(checkpoint: Checkpoint) -> dict[Unit, Fraction]:
-    """Return the clocks of a checkpoint before those of the run are settled: recorded ones, else those of its name."""
-    clocks = {**name_clocks(checkpoint.name).clocks, **checkpoint.progress.clocks}
-    return {unit: clock.value for unit, clock in clocks.items()}
-
-
-def _clock_pairs(one: Checkpoint, other: Checkpoint) -> list[tuple[Fraction, Fraction]]:
-    """Return the clocks of two checkpoints in each unit that both have."""
-    mine, theirs = _clocks(one), _clocks(other)
-    return [(mine[unit], theirs[unit]) for unit in mine.keys() & theirs.keys()]
-
-
-def _at_one_clock(one: Checkpoint, other: Checkpoint) -> bool:
-    pairs = _clock_pairs(one, other)
-    return bool(pairs) and all(mine == theirs for mine, theirs in pairs)
-
-
-def _at_one_number(one: Checkpoint, other: Checkpoint) -> bool:
-    """Return whether neither has a clock and both names end with one number: model000010.pt, ema_0.9999_000010.pt."""
-    if _clocks(one) or _clocks(other):
-        return False
-    ends = [re.findall("[0-9]+", stem(each.name))[-1:] for each in (one, other)]
-    return bool(ends[0]) and ends[0] == ends[1]
-
-
-def _is_older(one: Checkpoint, other: Checkpoint) -> bool:
-    pairs = _clock_pairs(one, other)
-    return bool(pairs) and all(mine < theirs for mine, theirs in pairs)

@@ -106,9 +106,9 @@ def drop_unclocked(
             reason = f"records no clock, and other names or types than {run[-1].name}: a copy, or a newer state"
             dropped.append(Unclocked(None, PassedOver(checkpoint.name, reason, warn=True)))
         elif is_copy:
-            best = is_best(checkpoint)  # which no average stops at: it is said, then
+            best = is_best(checkpoint)  # which no average compares: it is said, then
             reason = "a best one may be of any moment" if best else "an average compares it with the others"
-            passed = PassedOver(checkpoint.name, f"records no clock; {reason}", warn=best)
+            passed = PassedOver(checkpoint.name, f"records no clock; {reason}", note=best)
             dropped.append(Unclocked(checkpoint, passed))
         elif spaced:
             kept.append(checkpoint)  # `space` raises the error that some record a clock and some do not

@@ -170,7 +170,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
         opened, rest = _open_searched(search, options)
     else:
         root, opened, rest = _open_named(paths, options)
-        rest.passed_over += [passed for passed in search.passed_over if passed.warn] if search else []
+        rest.passed_over += [passed for passed in search.passed_over if passed.warn or passed.note] if search else []
     opened, aliases = drop_aliases(opened)
     checkpoints, notes = settle_clocks(opened, options)
     warnings = overruled_warnings(opened, checkpoints, options)

@@ -43,12 +43,14 @@ class PassedOver:
 
     Attributes:
         warn: the user may have wanted it.
+        note: nobody would want it, and it is said all the same.
         excluded: the user left it out.
     """
 
     name: str
     reason: str
     warn: bool = False
+    note: bool = False
     excluded: bool = False
 
 

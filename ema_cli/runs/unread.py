@@ -102,8 +102,10 @@ def sort_unread(
     for entry in unread:
         beside, newer = names.beside(entry.name), _newer(entry, opened, ages)
         if entry.name not in ages:
-            is_known = entry.name.lower().endswith(FOREIGN_SUFFIXES)  # which nobody takes for a checkpoint of the run
-            sorted_.passed_over.append(PassedOver(entry.name, _reason(entry), warn=not is_known))
+            is_said = not entry.name.lower().endswith(FOREIGN_SUFFIXES)  # which nobody takes for a checkpoint
+            is_other = isinstance(entry.error, NoWeights)
+            said = PassedOver(entry.name, _reason(entry), warn=is_said and not is_other, note=is_said and is_other)
+            sorted_.passed_over.append(said)
         elif beside is not None:
             sorted_.passed_over.append(PassedOver(entry.name, f"beside {beside}; {_reason(entry)}"))
         elif isinstance(entry.error, Unfinished) or (isinstance(entry.error, IncompleteCheckpoint) and newer is None):

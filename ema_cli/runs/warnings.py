@@ -37,11 +37,7 @@ class Remarks:
 
 def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Return the warnings about a run: of files that are passed over, of clocks, and of what is in its checkpoints."""
-    kinds = passed_over_kinds([passed for passed in run.passed_over if passed.warn])
-    warnings = [
-        f"{and_more(names)} {'is' if len(names) == 1 else 'are'} passed over: {reason}" for reason, names in kinds
-    ]
-    warnings += run.warnings
+    warnings = [*_passed_over_lines([passed for passed in run.passed_over if passed.warn]), *run.warnings]
     # A single average of our own is shown with its recipe: no warning needed.
     is_shown = len(checkpoints) == 1 and checkpoints[0].mark is not None
     averaged = [
@@ -63,7 +59,12 @@ def run_notes(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Return what is worth saying of a run and of what is in its checkpoints, where nothing is wrong."""
     of_checkpoints = [(note, checkpoint.name) for checkpoint in checkpoints for note in checkpoint.notes]
     pairs = [*of_checkpoints, *_of_specs(checkpoints, tensor_notes), *tie_notes(checkpoints)]
-    return [*run.notes, *_lines(pairs)]
+    return [*_passed_over_lines([passed for passed in run.passed_over if passed.note]), *run.notes, *_lines(pairs)]
+
+
+def _passed_over_lines(passed_over: Sequence[PassedOver]) -> list[str]:
+    kinds = passed_over_kinds(passed_over)
+    return [f"{and_more(names)} {'is' if len(names) == 1 else 'are'} passed over: {reason}" for reason, names in kinds]
 
 
 def _of_specs(

@@ -61,7 +61,7 @@ def test_the_best_state_is_of_any_moment(tmp_path: Path):
     save(tmp_path / "best.pt", 150)
     run = open_run(tmp_path)
     averaging.average(make_plan(run, HUNDRED), tmp_path / "out.safetensors")
-    assert [(passed.name, passed.warn) for passed in run.passed_over] == [("best.pt", True)]
+    assert [(passed.name, passed.warn, passed.note) for passed in run.passed_over] == [("best.pt", False, True)]
 
 
 @pytest.mark.parametrize("newest", ["model_last.pt", "last.pt", "a-final.pt", "model.pt"])

@@ -17,7 +17,7 @@ from ema_cli.errors import NoSuchWeights, RunError
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.plan import make_plan
 from ema_cli.runs.run import Run, open_run
-from ema_cli.runs.warnings import run_warnings
+from ema_cli.runs.warnings import run_notes, run_warnings
 from ema_cli.writing.target import parse_target
 from tests.conftest import Cli, write_hf_run
 
@@ -43,7 +43,7 @@ def names(run: Run) -> list[str]:
 
 def passed_over(run: Run) -> dict[str, str]:
     """Return what is passed over, with the reasons; each is said."""
-    return {each.name: each.reason for each in run.passed_over if each.warn}
+    return {each.name: each.reason for each in run.passed_over if each.warn or each.note}
 
 
 def first_value(checkpoint: Checkpoint) -> float:
@@ -377,3 +377,30 @@ def test_averages_in_files_of_their_own_whose_numbers_say_no_unit(tmp_path: Path
     save(tmp_path / "model000040.pt", weights(40))
     with pytest.raises(NoSuchWeights, match="holds no averages"):
         open_run(tmp_path, weights="ema", name_clock="ba")
+
+
+@pytest.mark.parametrize(
+    ("raw", "averages", "is_missed"),
+    [
+        ("step-{}.pt", "ema_step-2.pt", False),
+        ("step-{}.pt", "ema_step-4.pt", True),
+        ("step-{}.pt", "model_ema.pt", False),
+        ("step-{}.pt", "ema_4.pt", False),
+        ("model_{}.pt", "ema_0.9_2.pt", False),
+        ("model_{}.pt", "ema_0.9_4.pt", True),
+        ("step-{}.pt", "exp_ema/step-2.pt", False),
+        ("step-{}.pt", "exp_ema/step-4.pt", True),
+    ],
+)
+def test_averages_by_name_are_missed_only_where_they_may_be_a_moment_of_the_run(
+    raw: str, averages: str, is_missed: bool, tmp_path: Path
+) -> None:
+    """What only a name calls averages may be raw: a warning where no other is of its moment, else a note."""
+    for step in (1, 2, 3):
+        save(tmp_path / raw.format(step), weights(step))
+    save(tmp_path / averages, weights(2))
+    run = open_run(tmp_path)
+    (passed,) = [each for each in run.passed_over if each.name in averages]
+    assert (passed.warn, passed.note) == (is_missed, not is_missed)
+    assert any("averages, as its name says" in text for text in run_warnings(run, run.checkpoints)) is is_missed
+    assert any("averages, as its name says" in text for text in run_notes(run, run.checkpoints)) is not is_missed

@@ -152,7 +152,7 @@ def test_twins_outside_the_plan_need_no_comparison(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["last.pt", "best.pt", "final.pt", "model_final.pt", "weights.pt"])
 def test_a_copy_without_a_clock_is_passed_over(tmp_path: Path, name: str):
-    """A last, best or final model that records no clock does not stop a run that does; a best one is warned of.
+    """A last, best or final model that records no clock does not stop a run that does; of a best one a note says it.
 
     An average compares the others, and stops at one that is no copy.
     """
@@ -162,7 +162,8 @@ def test_a_copy_without_a_clock_is_passed_over(tmp_path: Path, name: str):
     assert names(run) == ["step-100.pt", "step-200.pt"]
     is_best = name == "best.pt"
     said = (name, BEST if is_best else COMPARED, is_best)
-    assert [(each.name, each.reason, each.warn) for each in run.passed_over] == [said]
+    assert [(each.name, each.reason, each.note) for each in run.passed_over] == [said]
+    assert not any(each.warn for each in run.passed_over)
 
 
 def test_a_final_folder_beside_checkpoints_is_passed_over(tmp_path: Path):

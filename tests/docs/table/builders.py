@@ -298,7 +298,9 @@ def lerobot(run: Path) -> Case:
     for step in STEPS:
         folder = run / f"{step:06}" / "pretrained_model"
         hf_folder(folder, step, None)
-        save_file({"mean": torch.ones(2)}, folder / "policy_preprocessor_step_3_normalizer_processor.safetensors")
+        processor = "policy_preprocessor_step_3_normalizer_processor.safetensors"
+        save_file({"mean": torch.ones(2)}, folder / processor)
+        (folder / "policy_preprocessor.json").write_text(json.dumps({"steps": [{"state_file": processor}]}))
         (folder.parent / "training_state").mkdir()
         (folder.parent / "training_state" / "training_step.json").write_text(json.dumps({"step": step}))
     return Case()

@@ -50,7 +50,7 @@ def test_a_checkpoint_that_the_table_calls_read_is_averaged(row: str, number: in
     case = READ[row][number](tmp_path / "run")
     law = () if "--half-life" in case.arguments else LAW
     target = "out" if len(case.prefixes) > 1 else "out.safetensors"
-    done = cli("average", "run", *law, *case.arguments, "-o", target)
+    done = cli("average", "run", *law, *case.arguments, "--strict", "-o", target)
     assert done.code == 0, done
     written, expected = load_output(tmp_path / target), case.expected()
     assert written.keys() == expected.keys()
