@@ -13,7 +13,7 @@ ALONE_LIBRARIES := ai2-olmo-core cached-path fastai speechbrain
 LIBRARIES := torch safetensors transformers accelerate datasets sentence-transformers peft diffusers lightning \
 	pytorch-ignite skorch monai mlx mlx-cpu fastcore fastprogress fastdownload fasttransform cloudpickle pandas \
 	matplotlib scipy hyperpyyaml joblib sentencepiece bettermap omegaconf dataclass-extensions pytest \
-	torch-ema ema-pytorch schedulefree
+	torch-ema ema-pytorch schedulefree deepspeed
 OLMO_CORE_NEEDS := boto3 google-cloud-storage
 
 # Where this is set, every interpreter that a test starts would compile the program anew.

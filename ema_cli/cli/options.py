@@ -224,6 +224,15 @@ class ModelOptions:
             rich_help_panel=READ,
         ),
     ] = False
+    masters: Annotated[
+        bool,
+        Option(
+            "--masters",
+            help="Take the float32 weights that DeepSpeed's optimizer keeps of a model in half precision, and write "
+            "them so. Default: the model's dtype.",
+            rich_help_panel=READ,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -87,7 +87,7 @@ def read_options(model: ModelOptions, copy: tuple[str, ...] = ()) -> ReadOptions
         UsageError: for a value that is unknown.
     """
     weights = cast("Choice", model.weights)  # which is checked there
-    return ReadOptions(model.key, weights, model.component, model.keep_prefix, copy)
+    return ReadOptions(model.key, weights, model.component, model.keep_prefix, copy, masters=model.masters)
 
 
 def gates(options: GateOptions) -> Gates:

@@ -14,7 +14,7 @@ from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoS
 from ema_cli.formats.dcp import directory as dcp_directory
 from ema_cli.formats.folders import deepspeed, parts, refused, several
 from ema_cli.formats.folders.huggingface import open_tensors
-from ema_cli.formats.options import ReadOptions, one_model_error
+from ema_cli.formats.options import ReadOptions, no_masters_error, one_model_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import ReplacedTensors
@@ -65,6 +65,8 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         if reader.matches(path):
             if options.component is not None and not reader.takes_component:
                 raise one_model_error(path)
+            if options.masters and not reader.takes_masters:
+                raise no_masters_error(path)
             try:
                 opened = reader.open(path, options)
             except NoSuchWeights:

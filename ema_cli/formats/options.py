@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ema_cli.errors import UsageError, option
+from ema_cli.errors import NoSuchWeights, UsageError, option
 from ema_cli.law.time import UNIT_NAMES, Unit
 
 _MOST_PATTERNS = 256  # each is compared with the name of each tensor
@@ -26,6 +26,7 @@ class ReadOptions:
         keep_prefix: whether names stay as wrappers made them.
         copy: patterns of the names of tensors that are copied from the newest checkpoint instead of averaged.
         clock_key: places of counters in a pickled file, each with its unit: `trainer.step=ba`.
+        masters: take the float32 weights that an optimizer keeps of a model in half precision.
 
     Raises:
         UsageError: for `weights` that are neither, for too many patterns, and for a counter without a place or a unit.
@@ -37,6 +38,7 @@ class ReadOptions:
     keep_prefix: bool = False
     copy: tuple[str, ...] = ()
     clock_key: tuple[str, ...] = ()
+    masters: bool = False
 
     def __post_init__(self) -> None:
         if self.weights not in (None, "raw", "ema"):
@@ -74,6 +76,15 @@ def one_model_error(path: Path) -> UsageError:
         f"holds one model, and {option('component')} chooses of several",
         subject=path,
         hint=f"leave out {option('component')}",
+    )
+
+
+def no_masters_error(path: Path) -> NoSuchWeights:
+    """Return the error for float32 weights of an optimizer that are asked for and not there."""
+    return NoSuchWeights(
+        "holds no float32 weights of an optimizer, as DeepSpeed's ZeRO keeps them",
+        subject=path,
+        hint=f"leave out {option('masters', True)}",
     )
 
 

@@ -19,8 +19,10 @@ class Reader:
         open: reads the headers of a checkpoint that matches. Raises what `formats.open_checkpoint` raises.
         takes_component: whether a checkpoint may hold several models, of which `ReadOptions.component` chooses one.
             Where it does not, a component that is named is refused.
+        takes_masters: the same of `ReadOptions.masters`.
     """
 
     matches: Callable[[Path], bool]
     open: Callable[[Path, ReadOptions], Checkpoint]
     takes_component: bool = False
+    takes_masters: bool = False

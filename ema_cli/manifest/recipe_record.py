@@ -51,6 +51,7 @@ class RecipeRecord:
             "weights": read.weights,
             "component": read.component,
             "keep_prefix": read.keep_prefix,
+            "masters": read.masters,
         }
 
     @classmethod
@@ -89,6 +90,7 @@ def read_options(data: Mapping[str, Any]) -> ReadOptions:
         data["keep_prefix"],
         copy=tuple(data["copy"]),
         clock_key=tuple(data.get("clock_key", ())),
+        masters=data.get("masters", False),
     )
 
 

@@ -38,6 +38,7 @@ class RecipeRow(_Source):
     weights: Literal["raw", "ema"] | None
     component: str | None
     keep_prefix: bool
+    masters: NotRequired[bool]
     copy: list[str]
     dtype: str | None
     format: Literal["safetensors", "pt"]

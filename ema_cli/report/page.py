@@ -34,7 +34,7 @@ _RECIPE_WORDS = {
     "half_life": "half-life", "sigma_rel": "width of the profile", "update_interval": "update interval",
     "bias_correction": "bias correction", "from": "averaged from", "epoch_length": "epoch length",
     "spacing": "spacing given", "name_clock": "clock in the names", "clock_key": "clock in the files",
-    "keep_prefix": "prefixes kept", "max_shard_size": "largest shard",
+    "keep_prefix": "prefixes kept", "masters": "the optimizer's float32 weights", "max_shard_size": "largest shard",
     "ignore_clocks": "recorded clocks ignored", "exclude": "left out by name", "skip_damaged": "damaged ones skipped",
     "allow_non_finite": "NaN allowed", "allow_approximate": "approximation allowed", "last": "newest only",
 }  # fmt: skip

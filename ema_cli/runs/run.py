@@ -107,6 +107,7 @@ def open_run(
     spacing: str | Time | None = None,
     name_clock: str | None = None,
     clock_key: str | Sequence[str] = (),
+    masters: bool = False,
     ignore_clocks: bool = False,
     exclude: str | Sequence[str] = (),
     skip_damaged: bool = False,
@@ -126,6 +127,7 @@ def open_run(
         name_clock: what the number in the names of the checkpoints counts: "ba", "ep", "sp" or "tok"; or a pattern of
             the names, as "run7-{ep}-{ba}.pt". It takes the place of recorded clocks in that unit.
         clock_key: where in a pickled file a counter is, with its unit, as "trainer.step=ba".
+        masters: take the float32 weights that DeepSpeed's optimizer keeps of a model in half precision.
         ignore_clocks: let `spacing` take the place of recorded clocks.
         exclude: patterns of the names of checkpoints; what matches one does not enter.
         skip_damaged: pass over damaged checkpoints, with a warning, instead of refusing the run.
@@ -137,7 +139,7 @@ def open_run(
     """
     several = [paths] if isinstance(paths, str | Path) else paths
     options = OpenOptions(
-        ReadOptions(key, weights, component, keep_prefix, _several(copy), _several(clock_key)),
+        ReadOptions(key, weights, component, keep_prefix, _several(copy), _several(clock_key), masters),
         None if epoch_length is None else as_time(epoch_length, "epoch_length"),
         None if spacing is None else as_time(spacing, "spacing"),
         name_clock,

@@ -52,6 +52,15 @@ def torch_file(*keys: str, name: str = "") -> Callable[[Path], Tensors]:
     return load
 
 
+def zero_to_fp32(folder: Path) -> Tensors:
+    """Return what DeepSpeed's script gave for a checkpoint, and what it leaves out: what stage 1 does not train."""
+    data = folder.parents[1]
+    given = load_file(data / "expected" / f"{folder.parent.name}-{folder.name.removeprefix('global_step')}.safetensors")
+    whole = folder / "mp_rank_00_model_states.pt"
+    module = torch.load(whole, weights_only=False)["module"] if whole.exists() else {}
+    return {**module, **given}
+
+
 def olmo_core(folder: Path) -> Tensors:
     """Return the model that torch loads where OLMo-core's own class of `.metadata` is there."""
     module = types.ModuleType("olmo_core.distributed.checkpoint.filesystem")

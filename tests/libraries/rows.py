@@ -53,6 +53,15 @@ LIBRARIES: Mapping[str, list[Written]] = {
             arguments=("--spacing", "100ba"),
         )
     ],
+    "deepspeed 0.19.8": [
+        Written(
+            f"deepspeed-0.19.8/{kind}",
+            numbered("global_step{}", 2, 4),
+            loading.zero_to_fp32,
+            arguments=("--masters",),
+        )
+        for kind in ("zero1-bfloat16-2", "zero2-bfloat16-3", "zero3-bfloat16-2", "zero3-float32-3")
+    ],
     "diffusers 0.42.1": [
         Written(
             "diffusers-0.42.1",

@@ -1,11 +1,11 @@
-"""Checkpoints of DeepSpeed: a folder, or a file in it. A model in one file is read, one cut into parts is refused."""
+"""Checkpoints of DeepSpeed: a folder, or a file in it. The model lies in one file, or in parts that ZeRO cut."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError
@@ -14,23 +14,14 @@ from ema_cli.formats.reader import Reader
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import names_in
+from ema_cli.formats.zero import saved
 from ema_cli.storage.location import location
 
-if TYPE_CHECKING:
-    from ema_cli.formats.torch_save.tensors import TorchFile
-
-_MODEL = re.compile(r"^mp_rank_(\d+)_model_states\.pt$")
-_ZERO_3 = re.compile(r"^zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt$")
 _PIPELINE = re.compile(r"^layer_\d+-model_\d+-model_states\.pt$|^layer_\d+-model_states\.pt$")
 _EXPERTS = re.compile(r"^(?:layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt$")
-_MASTERS = re.compile(r"optim_states\.pt$")
-_CONVERT = "put it together first, with the script that DeepSpeed left there: python zero_to_fp32.py . OUTPUT"
+_STATES = (saved.MODEL, saved.PART, _PIPELINE, _EXPERTS)
 _UNIVERSAL = "put it together first with your trainer's converter, as Megatron-DeepSpeed's tools/convert_checkpoint"
-_REFUSED = (
-    (_ZERO_3, "cut into parts by ZeRO stage 3", _CONVERT),
-    (_PIPELINE, "cut into the stages of a pipeline", _UNIVERSAL),
-    (_EXPERTS, "cut into experts", _UNIVERSAL),
-)
+_REFUSED = ((_PIPELINE, "cut into the stages of a pipeline"), (_EXPERTS, "cut into experts"))
 _INNER = "checkpoint"  # in which Lightning puts it
 
 
@@ -43,50 +34,77 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """Read the headers of the model states in the folder, or in the one file of it that is named.
 
     Raises:
-        CheckpointError: where the model is cut into parts: ZeRO-3, tensor or pipeline parallel, experts.
+        IncompleteCheckpoint: where the file of a rank is missing.
+        CheckpointError: where the model is cut otherwise than by ZeRO: tensor or pipeline parallel, experts.
     """
     # Only the files beside it show whether a file holds the whole model.
     folder = path.parent if _is_part(path) else _find_folder(path) or path
     check_latest(folder if _is_part(path) else path)
+    checkpoint = _open_folder(path, folder, options)
+    return dataclasses.replace(checkpoint, name=path.name, path=path, trainer="DeepSpeed")
+
+
+def _open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     names = sorted(location(folder).names())
-    for pattern, reason, hint in _REFUSED:
-        if any(pattern.search(name) for name in names):
-            raise CheckpointError(f"a DeepSpeed checkpoint, {reason}", subject=path, hint=hint)
-    files = [location(folder / name).open() for name in names if _MODEL.search(name)]
-    opened = [torch_file.open_torch(file) for file in files]
-    # The other ranks' files may lie on other machines.
-    ranks = max([len(files), *map(_ranks, opened)])
-    if ranks != 1:
+    for pattern, reason in _REFUSED:
+        if any(map(pattern.search, names)):
+            raise CheckpointError(f"a DeepSpeed checkpoint, {reason}", subject=path, hint=_UNIVERSAL)
+    _check_tensors_whole(path, names)
+    is_cut = any(map(saved.PART.search, names))
+    if is_cut and path != folder and _is_part(path):
+        raise CheckpointError(
+            "is one rank's part of a model, cut by ZeRO stage 3", subject=path, hint=f"name its folder, {folder}"
+        )
+    if is_cut and any(map(saved.MODEL.search, names)):
+        raise CheckpointError("holds model states of ZeRO stage 3, and of another save", subject=path)
+    if is_cut:
+        from ema_cli.formats.zero.checkpoint import open_parts  # which no other format needs
+
+        return open_parts(folder, names, options)
+    model = saved.RankFile.open(next(folder / name for name in names if saved.MODEL.search(name)))
+    _check_ranks(path, model.content.root.get("mp_world_size"))
+    if options.masters:
+        from ema_cli.formats.zero.checkpoint import open_masters
+
+        return open_masters(folder, names, model, options)
+    checkpoint = torch_file.from_torch(model.file, model.content, options)
+    return _with_note(checkpoint, names)
+
+
+def _check_tensors_whole(path: Path, names: Collection[str]) -> None:
+    """Refuse files of ranks between which tensors are cut."""
+    matched = [match for name in names for pattern in (saved.MODEL, saved.PART) if (match := pattern.search(name))]
+    _check_ranks(path, len({match[match.re.groups] for match in matched}))
+
+
+def _check_ranks(path: Path, ranks: object) -> None:
+    # The other ranks' files may lie on other machines: then one of them says how many there are.
+    if type(ranks) is int and 1 < ranks < 1 << 31:
         raise CheckpointError(
             f"a DeepSpeed checkpoint, cut into {ranks} parts of tensors (tensor parallel)",
             subject=path,
             hint=_UNIVERSAL,
         )
-    checkpoint = torch_file.from_torch(files[0], opened[0], options)
-    notes = list(checkpoint.notes)
-    floats = [spec for spec in checkpoint.tensors.specs.values() if spec.dtype.kind == "float"]
-    if all(spec.dtype.is_narrow for spec in floats) and any(map(_MASTERS.search, names)):
-        notes.append("the weights are in half precision; DeepSpeed keeps float32 ones, which are not read, in its "
-                     "optimizer's files (zero_to_fp32.py puts them together)")  # fmt: skip
-    return dataclasses.replace(checkpoint, name=path.name, path=path, trainer="DeepSpeed", notes=tuple(notes))
 
 
-def _ranks(opened: TorchFile) -> int:
-    """Return the number of parts into which tensors are cut, as the file records it."""
-    ranks = opened.root.get("mp_world_size") if isinstance(opened.root, dict) else None
-    return ranks if type(ranks) is int and 0 < ranks < 1 << 31 else 1
+def _with_note(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
+    """Say where the optimizer keeps the weights in float32, and how to take them."""
+    is_narrow = any(spec.dtype.is_narrow for spec in checkpoint.tensors.specs.values())
+    if not is_narrow or not any(map(saved.OPTIMIZER.search, names)):
+        return checkpoint
+    note = "the weights are in half precision; the optimizer has them in float32, too (--masters takes those)"
+    return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def _is_part(path: Path) -> bool:
-    is_named = any(pattern.search(path.name) for pattern in (_MODEL, _ZERO_3, _PIPELINE, _EXPERTS))
-    return is_named and location(path).info().is_file
+    return any(pattern.search(path.name) for pattern in _STATES) and location(path).info().is_file
 
 
 def _find_folder(path: Path) -> Path | None:
     for folder in (path, path / _INNER):
-        if any(pattern.search(name) for name in names_in(folder) for pattern in (_MODEL, _ZERO_3, _PIPELINE)):
+        if any(pattern.search(name) for name in names_in(folder) for pattern in (saved.MODEL, saved.PART, _PIPELINE)):
             return folder
     return None
 
 
-READER = Reader(matches, open_checkpoint)
+READER = Reader(matches, open_checkpoint, takes_masters=True)

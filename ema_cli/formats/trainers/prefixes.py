@@ -80,10 +80,12 @@ def strip_prefixes(checkpoint: Checkpoint) -> Checkpoint:
     if not removed and not is_counted:
         return checkpoint
     renamed = Renamed({name: tensors.specs[old] for name, old in stored.items()}, stored, tensors)
+    dtypes = {name: checkpoint.output_dtypes[old] for name, old in stored.items() if old in checkpoint.output_dtypes}
+    checkpoint = replace(checkpoint, tensors=renamed, output_dtypes=dtypes)
     if not removed:
-        return replace(checkpoint, tensors=renamed)
+        return checkpoint
     note = f"prefixes removed from names: {', '.join(removed)} (--keep-prefix keeps them)"
-    return replace(checkpoint, tensors=renamed, notes=(*checkpoint.notes, note))
+    return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def _may_have_prefix(names: Iterable[str]) -> bool:

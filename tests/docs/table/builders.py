@@ -12,6 +12,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+from tests.formats.zero.make import Saved
+
 Tensors = dict[str, torch.Tensor]
 STEPS = (1, 2, 3)
 LAW = ("--half-life", "1ba")
@@ -382,3 +384,14 @@ def deepspeed(run: Path) -> Case:
         save(run / f"global_step{step}" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", {})
     (run / "latest").write_text("global_step3")
     return Case(dtype=torch.bfloat16)
+
+
+def deepspeed_zero(run: Path) -> Case:
+    """Write what three ranks of ZeRO 3 save."""
+    for step in STEPS:
+        weights = state_dict(step)
+        buffers = {name: tensor for name, tensor in weights.items() if not tensor.is_floating_point()}
+        trained = {name: tensor for name, tensor in weights.items() if name not in buffers}
+        saved = Saved(ranks=3, groups=[trained], buffers=buffers, dtype=torch.float32, step=step)
+        saved.write(run / f"global_step{step}")
+    return Case()

@@ -80,7 +80,7 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
         distributed("epoch=0-step={}.ckpt", lambda step: {"state_dict": state_dict(step)}, made.lightning_meta),
         distributed("last-v{}.ckpt", lambda step: {"model": state_dict(step)}, made.lightning_meta),
     ],
-    "DeepSpeed": [made.deepspeed],
+    "DeepSpeed": [made.deepspeed, made.deepspeed_zero],
     "OLMo-core, NeMo": [
         distributed(
             "step{}/model_and_optim", lambda s: {"model": state_dict(s), "optim": state_dict(9)}, made.olmo_mark

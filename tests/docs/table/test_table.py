@@ -145,7 +145,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], int, str]] = {
         3,
         r"'q.weight' has the shape \[0\].*stage3_gather_16bit_weights_on_model_save.*zero_to_fp32.py",
     ),
-    "DeepSpeed in parts": (parts("zero_pp_rank_0_mp_rank_00_model_states.pt"), 3, "ZeRO stage 3.*zero_to_fp32.py"),
+    "DeepSpeed in other parts": (
+        parts(*(f"mp_rank_0{rank}_model_states.pt" for rank in (0, 1))),
+        3,
+        "2 parts.*converter",
+    ),
     "8 bits and fewer": (
         with_tensors({"q.weight": torch.zeros(4).to(torch.float8_e4m3fn)}),
         3,

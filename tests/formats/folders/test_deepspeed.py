@@ -1,4 +1,4 @@
-"""DeepSpeed's folders: the model of one rank is read; a model in parts is refused, whichever way it was cut."""
+"""DeepSpeed's folders: a model in one file, or cut by ZeRO, is read; one that is cut otherwise is refused."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ema_cli.formats.folders import deepspeed
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.time import Unit
 from tests.formats.reading import read_all, stored_bytes
+from tests.formats.zero.make import small
 
 MODEL = "mp_rank_00_model_states.pt"
 W = {"w": torch.randn(2, 3).bfloat16(), "n": torch.tensor(3)}
@@ -54,12 +55,16 @@ def test_the_model_of_one_rank(tmp_path: Path) -> None:
     assert checkpoint.notes == ()
 
 
-def test_masters_that_are_not_read_are_named(tmp_path: Path) -> None:
-    """Where the weights are in half precision and float32 ones lie in the optimizer's files, that is said."""
-    low = open_checkpoint(write(tmp_path / "a", MODEL, MASTERS))
-    assert any("half precision" in note and "zero_to_fp32.py" in note for note in low.notes)
-    full = open_checkpoint(write(tmp_path / "b", MODEL, MASTERS, module={"w": torch.ones(2), "v": W["w"]}))
-    assert full.notes == ()
+def test_masters_that_are_not_taken_are_named(tmp_path: Path) -> None:
+    """Where any weights are in half precision and the optimizer has float32 ones, that is said, and how to take them.
+
+    Buffers that stayed in float32 hid it.
+    """
+    for label, module in (("a", W), ("b", {**W, "mean": torch.ones(2)})):
+        low = open_checkpoint(write(tmp_path / label, MODEL, MASTERS, module=module))
+        assert any("half precision" in note and "--masters" in note for note in low.notes)
+    assert open_checkpoint(write(tmp_path / "c", MODEL, MASTERS, module={"w": torch.ones(2)})).notes == ()
+    assert open_checkpoint(write(tmp_path / "d", MODEL)).notes == ()
 
 
 def test_lightnings_folder_within(tmp_path: Path) -> None:
@@ -70,11 +75,10 @@ def test_lightnings_folder_within(tmp_path: Path) -> None:
 
 
 PARTS = {
-    "ZeRO-3": (["zero_pp_rank_0_mp_rank_00_model_states.pt"], "cut into parts by ZeRO stage 3", "zero_to_fp32.py"),
-    "ZeRO-3 beside a model": (
-        [MODEL, "zero_pp_rank_1_mp_rank_00_model_states.pt"],
-        "cut into parts by ZeRO stage 3",
-        "zero_to_fp32.py",
+    "ZeRO-3 and tensor parallel": (
+        ["zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_01_model_states.pt"],
+        "cut into 2 parts of tensors",
+        "converter",
     ),
     "tensor parallel": ([MODEL, "mp_rank_01_model_states.pt"], "cut into 2 parts of tensors", "converter"),
     "pipeline": ([MODEL, "layer_03-model_00-model_states.pt"], "cut into the stages of a pipeline", "converter"),
@@ -108,6 +112,21 @@ def test_no_part_alone_is_a_model(label: str, tmp_path: Path) -> None:
         error = refusal(folder / name)
         assert type(error) is CheckpointError
         assert message in str(error)
+
+
+def test_a_rank_s_file_of_stage_3_is_no_model(tmp_path: Path) -> None:
+    """One rank's file was averaged: its tensors are empty. The error names the folder, which is read."""
+    folder = small().write(tmp_path / "global_step5")
+    error = refusal(folder / "zero_pp_rank_1_mp_rank_00_model_states.pt")
+    assert "one rank's part of a model, cut by ZeRO stage 3" in str(error)
+    assert str(folder) in (error.hint or "")
+    assert read_all(open_checkpoint(folder).tensors)
+
+
+def test_stage_3_beside_a_model_is_refused(tmp_path: Path) -> None:
+    """Two saves in one folder are not told apart."""
+    folder = write(small().write(tmp_path / "global_step5"), MODEL)
+    assert "model states of ZeRO stage 3, and of another save" in str(refusal(folder))
 
 
 def test_a_part_without_the_others_is_refused(tmp_path: Path) -> None:

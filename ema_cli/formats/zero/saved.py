@@ -1,0 +1,128 @@
+"""The files of one save of DeepSpeed's: of which ranks they are, whether all are there, and of one save."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.formats.torch_save.file import open_torch
+from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.trainers.nested import dig
+from ema_cli.formats.zero.cutting import OTHER_SAVES
+from ema_cli.formats.zero.tables import Partition, read_partition
+from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
+from ema_cli.text import plural
+
+MODEL = re.compile(r"^mp_rank_(\d+)_model_states\.pt$")
+PART = re.compile(r"^zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt$")
+OPTIMIZER = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
+_ALIKE = ("global_steps", "global_samples", "ds_version")  # in the model states of all ranks
+_MOST_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RankFile:
+    """The file of one rank, and what was unpickled from it."""
+
+    file: InputFile
+    content: TorchFile
+
+    @classmethod
+    def open(cls, path: Path) -> RankFile:
+        """Open the file at a path.
+
+        Raises:
+            CheckpointError: for a file that is none of torch's, or holds no dict.
+        """
+        file = location(path).open()
+        content = open_torch(file)
+        if not isinstance(content.root, dict):
+            raise CheckpointError("holds no dict, as DeepSpeed's files do", subject=path)
+        return cls(file, content)
+
+
+def open_model_states(folder: Path, names: Collection[str]) -> list[RankFile]:
+    """Open the model states of all ranks, as stage 3 of ZeRO saves them.
+
+    Raises:
+        IncompleteCheckpoint: where those of a rank are missing.
+        CheckpointError: where they are of different saves.
+    """
+    of_rank = _by_rank(folder, names, PART)
+    opened = [RankFile.open(folder / name) for name in of_rank.values()]
+    ranks = opened[0].content.root.get("dp_world_size")
+    _check_ranks(folder, of_rank, ranks if type(ranks) is int else len(of_rank), "model states")
+    for key in _ALIKE:
+        values = [dig(states.content.root, key) for states in opened]
+        _check_alike([states.file.path for states in opened], key, values)
+    return opened
+
+
+def open_optimizer_states(folder: Path, names: Collection[str]) -> tuple[list[InputFile], list[Partition]]:
+    """Open the optimizer states of all ranks; return the files, and what they hold of the weights.
+
+    Raises:
+        IncompleteCheckpoint: where those of a rank are missing.
+        CheckpointError: where they are of different saves.
+    """
+    of_rank = _by_rank(folder, names, OPTIMIZER)
+    files, partitions = [], []
+    for name in of_rank.values():
+        opened = RankFile.open(folder / name)  # one at a time: of each only the partition is kept
+        files.append(opened.file)
+        partitions.append(read_partition(opened.content))
+    if not partitions:
+        raise IncompleteCheckpoint(
+            "holds no optimizer states (*_optim_states.pt), in which ZeRO keeps the weights", subject=folder
+        )
+    paths = [partition.path for partition in partitions]
+    _check_alike(paths, "number of ranks", [partition.ranks for partition in partitions])
+    _check_alike(paths, "stage of ZeRO", [partition.stage for partition in partitions])
+    _check_ranks(folder, of_rank, partitions[0].ranks, "optimizer states")
+    _check_alike(paths, "step of the optimizer", [partition.step for partition in partitions])
+    return files, partitions
+
+
+def _by_rank(folder: Path, names: Collection[str], pattern: re.Pattern[str]) -> dict[int, str]:
+    """Return the files that fit a pattern by their ranks, in order."""
+    of_rank: dict[int, str] = {}
+    for name in sorted(names):
+        match = pattern.search(name)
+        if match is not None:
+            other = of_rank.setdefault(int(match[1]), name)
+            if other != name:
+                raise CheckpointError(
+                    f"{other} and {name} are both of rank {match[1]}", subject=folder, hint=OTHER_SAVES
+                )
+    return dict(sorted(of_rank.items()))
+
+
+def _check_ranks(folder: Path, of_rank: Mapping[int, str], ranks: int, what: str) -> None:
+    """Check that there is a file of each rank, and of no other."""
+    missing = [rank for rank in range(min(ranks, len(of_rank) + _MOST_SHOWN)) if rank not in of_rank]
+    beyond = next((rank for rank in of_rank if rank >= ranks), None)
+    if beyond is not None:
+        raise CheckpointError(
+            f"is of rank {beyond}, but {of_rank[min(of_rank)]} says that there are {ranks}",
+            subject=folder / of_rank[beyond],
+            hint="a save with more ranks lies there, too: take the files that are not of this save away",
+        )
+    if missing:
+        count = ranks - len(of_rank)
+        shown = ", ".join(map(str, missing[:_MOST_SHOWN])) + (", ..." if count > _MOST_SHOWN else "")
+        raise IncompleteCheckpoint(f"holds no {what} of {plural(count, 'rank')} of {ranks}: {shown}", subject=folder)
+
+
+def _check_alike(paths: list[Path], what: str, values: list[object]) -> None:
+    """Check that the files of all ranks say the same of the save that they belong to."""
+    for path, value in zip(paths, values, strict=True):
+        if isinstance(value, int | float | str) and value != values[0]:
+            raise CheckpointError(
+                f"its {what} is {str(value)[:40]}, and that of {paths[0].name} is {str(values[0])[:40]}",
+                subject=path,
+                hint=OTHER_SAVES,
+            )
