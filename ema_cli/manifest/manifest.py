@@ -177,4 +177,6 @@ def read_manifest(path: Path) -> Manifest:
         except OverflowError as error:
             raise CheckpointError(f"its {name} is too large for a number", subject=path) from error
     checked: Manifest = manifest
+    for row in checked["tensors"]:  # one copy of each name, as in headers
+        row["name"], row["dtype"] = sys.intern(row["name"]), sys.intern(row["dtype"])
     return checked
