@@ -31,13 +31,13 @@ from ema_cli.runs.members import (
     check_one_run,
     foreign_to_run,
     several_runs_error,
-    sibling_warnings,
     training_warnings,
 )
 from ema_cli.runs.name_numbers import advise_name_clock
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
 from ema_cli.runs.search import PassedOver, Search, runs_among
+from ema_cli.runs.siblings import sibling_warnings
 from ema_cli.runs.unread import Damaged, Sorted, Unread, exclude, no_checkpoint, sort_unread
 from ema_cli.storage.location import check_exists, location
 from ema_cli.text import plural
@@ -180,7 +180,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     if options.spacing is not None:
         checkpoints, uneven = space(checkpoints, options.spacing, opened, rest.absent)
         warnings += uneven
-    warnings += sibling_warnings(opened) if search is None else []
+    warnings += sibling_warnings(opened, read) if search is None else []
     warnings += training_warnings(opened)
     warnings += _unmatched_exclusions(options, rest.passed_over)
     warnings += _unmatched_patterns(checkpoints, read)
