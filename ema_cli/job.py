@@ -133,13 +133,18 @@ class Job:
 
 
 def prepare(
-    plans: Sequence[Plan], target: Target, options: OutputOptions | None = None, *, force: bool, manifest: bool = True
+    plans: Sequence[Plan],
+    target: Target | Sequence[Target],
+    options: OutputOptions | None = None,
+    *,
+    force: bool,
+    manifest: bool = True,
 ) -> Job:
     """Check everything that headers can tell, and return what there is to do.
 
     Args:
         plans: those of one run.
-        target: where their averages go; of several a folder, or a pattern.
+        target: where their averages go; of several a folder, or a pattern, or one target for each.
         options: the form of the outputs.
         force: replace an output that is there.
         manifest: write a manifest and sums, too.
@@ -148,7 +153,7 @@ def prepare(
         UsageError, CheckpointError, RunError, OutputError: as `averaging.average`.
     """
     options = options or OutputOptions()
-    targets = assign_targets(target, plans)
+    targets = assign_targets(target, plans) if isinstance(target, Target) else target
     if options.max_shard_size is not None and not all(assigned.is_folder for assigned in targets):
         raise UsageError(
             "is for a folder, and this is one file",
