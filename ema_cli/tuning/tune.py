@@ -9,19 +9,24 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 from ema_cli.errors import EmaError, GateError, RunError, option
-from ema_cli.law.time import Time
+from ema_cli.job import prepare
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time, as_time
 from ema_cli.manifest.types import TuneRow
-from ema_cli.planning.plan import Plan
+from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.runs.run import Run
+from ema_cli.storage.location import location
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.tuning.half_lives import Range
+from ema_cli.tuning.half_lives import Range, check_half_lives
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.metric import EvaluationFailed
 from ema_cli.tuning.results import LAST, Result, choose
 from ema_cli.tuning.workshop import Workshop
-from ema_cli.writing.target import Target
+from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.target import Target, parse_target
 
 _SAME_WEIGHTS = 2.0**-24  # of a share: float32 cannot tell averages with such weights apart
 
@@ -104,7 +109,97 @@ class Tuned:
     problem: EmaError | None = None
 
 
+class FixedKeywords(TypedDict, total=False):
+    """What is the same in the recipe of each half-life; see `Recipe`."""
+
+    update_interval: Time | str | None
+    start: Time | str | None
+    stop: Time | str | None
+    last: int | None
+    bias_correction: bool
+
+
 def tune(
+    run: Run,
+    target: str | Path,
+    *,
+    evaluate: Callable[[Any], float],
+    half_lives: Sequence[Time | str] = (),
+    between: tuple[Time | str, Time | str] | None = None,
+    tries: int = 12,
+    maximize: bool = False,
+    repeats: int = 1,
+    state_dict: bool = False,
+    allow_last: bool = False,
+    force: bool = False,
+    **fixed: Unpack[FixedKeywords],
+) -> Tuned:
+    """Evaluate averages of several half-lives and the last checkpoint, and write the best average to `target`.
+
+        tune(open_run("ckpts"), "best", evaluate=loss_of, half_lives=["200ba", "2000ba"])
+
+    Args:
+        run: the checkpoints.
+        target: as of `average`.
+        evaluate: gets the path of a candidate, a file or folder as `target` would be, and returns its metric. What it
+            raises ends the tuning.
+        half_lives: those to evaluate.
+        between: instead, the ends of a range to search.
+        tries: how many half-lives of a range to evaluate at most.
+        maximize: whether more is better.
+        repeats: how many times each is evaluated; what differs by no more than the spread is a tie.
+        state_dict: `evaluate` gets the tensors by name instead of the path. Needs torch.
+        allow_last: write the last checkpoint where it is the best.
+        force: replace an output that is there.
+        fixed: the rest of each recipe; see `FixedKeywords`.
+
+    Raises:
+        UsageError: for values or combinations that make no sense.
+        GateError: where no candidate has a finite metric, or the last checkpoint is the best, unless `allow_last`.
+        EmaError: as `averaging.average`.
+    """
+    if between is not None:
+        low, high = (as_time(end, "between") for end in between)
+        searched: Sequence[Time] | Range = Range(low, high, tries)
+    else:
+        searched = [as_time(half_life, "half_life") for half_life in half_lives]
+        check_half_lives(searched)
+    plans = Candidates(
+        lambda half_life: make_plan(run, Recipe(half_life=half_life, **fixed)),
+        searched,
+        make_plan(run, Recipe(profile="uniform", last=1, start=fixed.get("start"), stop=fixed.get("stop"))),
+    )
+    read: Callable[[Path], Any] = Path
+    if state_dict:
+        from ema_cli.integrations.state_dicts import read_state_dict as read  # which imports torch
+
+    def judge(path: Path, name: str) -> float:
+        value = float(evaluate(read(path)))
+        if not math.isfinite(value):
+            raise EvaluationFailed(f"its metric is {value}")
+        return value
+
+    output = parse_target(target)
+    prepare([plans.plan(longest(searched))], output, force=force)
+    with location(output.path).staging() as staging:
+        tuned = perform(
+            plans,
+            Evaluation(judge, maximize=maximize, repeats=repeats),
+            Workshop(staging, output, OutputOptions()),
+            force=force,
+            allow_last=allow_last,
+        )
+    if tuned.problem is not None:
+        raise tuned.problem
+    return tuned
+
+
+def longest(half_lives: Sequence[Time] | Range) -> Time:
+    """Return the longest half-life, whose average takes in the most checkpoints."""
+    return half_lives.high if isinstance(half_lives, Range) else max(half_lives, key=lambda time: time.value)
+
+
+def perform(
     candidates: Candidates,
     evaluation: Evaluation,
     workshop: Workshop,

@@ -28,7 +28,7 @@ from ema_cli.text import parse_size
 from ema_cli.tuning.command import Command
 from ema_cli.tuning.half_lives import Range, check_half_lives
 from ema_cli.tuning.journal import Journal
-from ema_cli.tuning.tune import Candidates, Evaluation, Tuned, Watcher, tune
+from ema_cli.tuning.tune import Candidates, Evaluation, Tuned, Watcher, longest, perform
 from ema_cli.tuning.workshop import Workshop
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
@@ -109,11 +109,10 @@ def tune_requested(request: TuneRequest, printer: Printer) -> Tuned:
     def plan(half_life: Time) -> Plan:
         return planner(request.recipe(half_life))
 
-    longest = max(_ends(request.half_lives), key=lambda time: time.value)
     if isinstance(request.source, StoredSource):
-        first, inputs = last or plan(longest), list(run.checkpoints)
+        first, inputs = last or plan(longest(request.half_lives)), list(run.checkpoints)
     else:
-        first = plan(longest)
+        first = plan(longest(request.half_lives))
         inputs = checkpoints_read([first])
     target = request.target or _default_target(first)
     job = prepare([first], target, request.output, force=request.force)
@@ -131,7 +130,7 @@ def tune_requested(request: TuneRequest, printer: Printer) -> Tuned:
     journal = Journal.open(command.logs, _what(request, evaluation, inputs, target))
     printer.tuning(request.half_lives, job)
     with signals.unwinding(), location(target.path).staging() as staging:
-        return tune(
+        return perform(
             Candidates(plan, request.half_lives, last),
             evaluation,
             Workshop(staging, target, request.output, request.evaluation.keep, request.threads, request.max_memory),
