@@ -160,8 +160,8 @@ def print_profile(out: Console, approximation: Approximation, unit: str) -> None
 
 def print_results(out: Console, tuned: Tuned) -> None:
     """Print the metric of each candidate, drawn: the better, the longer; and what else is to know of it."""
-    means = [result.mean for result in tuned.results if result.values]
-    worst, best = (min(means), max(means)) if tuned.maximize else (max(means), min(means))
+    means = sorted((result.mean for result in tuned.results if result.values), reverse=not tuned.maximize)
+    worst, best = (means[0], means[-1]) if means else (0.0, 0.0)
     repeated = any(result.spread for result in tuned.results)
     table = _table(
         ("half-life", "right"),
