@@ -395,10 +395,10 @@ class TuneOptions:
     """Choose the half-life by your own evaluation: make candidates, run a command on each, write the best one."""
 
     EXAMPLES: ClassVar[str] = """\
-Examples: among some; a range, by a key of the JSON that the command prints
+Examples: among some; in a range
 
-  ema-cli tune ckpts/ --half-life 200ba --half-life 2000ba --eval 'python eval.py {path}' -o best
-  ema-cli tune ckpts/ --between 100ba 10000ba --eval './eval.sh {path}' --metric eval_loss -o best
+  ema-cli tune ckpts/ --half-life 1ep --half-life 4ep --eval './eval {path}'
+  ema-cli tune ckpts/ --between 10ba 9000ba --eval './eval {path}' -o best
 
 The last checkpoint is always evaluated, as the bar to beat. {path} is a file or folder as --output would be, and \
 EMA_PATH and EMA_HALF_LIFE say the same in the environment. Results and what the command prints are kept in OUT.tune; \

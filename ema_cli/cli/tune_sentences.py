@@ -19,11 +19,13 @@ LAST_WORDS = "the last checkpoint"
 
 def tuning_line(half_lives: Sequence[Time] | Range, job: Job) -> str:
     """Return what will be evaluated, and what room the candidates take; `job` is that of one."""
+    most = len(half_lives) if isinstance(half_lives, Sequence) else half_lives.tries
     if isinstance(half_lives, Sequence):
-        what = "one half-life" if len(half_lives) == 1 else f"{len(half_lives)} half-lives"
+        what = "one half-life" if most == 1 else f"{most} half-lives"
     else:
-        what = f"at most {half_lives.tries} half-lives from {half_lives.low} to {half_lives.high}"
-    return f"evaluating {what} and {LAST_WORDS}: {size(job.bytes_to_write)} each, {size(job.bytes_free)} are free"
+        what = f"at most {most} half-lives from {half_lives.low} to {half_lives.high}"
+    each = job.bytes_to_write
+    return f"evaluating {what} and {LAST_WORDS}: {size(each)} of disk each, {size(each * (most + 1))} for all at once"
 
 
 def result_line(result: Result) -> str:

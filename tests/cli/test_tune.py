@@ -61,8 +61,8 @@ def test_it_writes_the_best_average_and_prints_where(cli: Cli, run_folder: Path)
     done = cli(*command, "-o", "best")
     assert done.code == 0, done
     assert done.out == "best\n"
-    assert re.search(r"400ba +0\.000641", done.err)
-    assert "best: 400ba with 0.000641" in done.err
+    assert re.search(r"400ba +0\.00064", done.err)
+    assert "best: 400ba with 0.00064" in done.err
     assert "the last checkpoint has 9" in done.err
     assert cli("verify", "best", "--against", "ckpts").code == 0
     assert "how the half-life was chosen" in cli("verify", "best").out
