@@ -147,6 +147,7 @@ def test_a_page_s_commands_print_what_it_shows(
         folder.mkdir()
     for variable in ("COLUMNS", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "FORCE_COLOR"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.chdir(folder)
     terminal = Terminal(folder, capsys)
     for block in blocks(page):
