@@ -17,9 +17,13 @@ def counters_of(checkpoint: Checkpoint) -> Mapping[str, int]:
 
     if isinstance(checkpoint.tensors, SafetensorsTensors):
         return dict(counters_in(numbers_in(checkpoint.tensors.metadata)))
-    if not checkpoint.format.startswith("torch") or not checkpoint.files:
-        return {}
     try:
+        if checkpoint.format == "DCP":
+            from ema_cli.formats.dcp.checkpoint import beside_the_model
+
+            return dict(counters_in(beside_the_model(checkpoint.files[0])))
+        if not checkpoint.format.startswith("torch") or not checkpoint.files:
+            return {}
         return dict(counters_in(open_torch(checkpoint.files[0]).root))
     except EmaError:
         return {}

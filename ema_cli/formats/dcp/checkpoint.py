@@ -73,7 +73,7 @@ def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | 
     progress, sidecars = _sidecar_progress(path, folder)
     progress = progress if progress and progress.clocks else reader.progress()
     if options.clock_key:
-        counters = reader.counters([place for place, _ in options.clock_places])
+        counters = {**reader.values(), **reader.counts([place for place, _ in options.clock_places])}
         progress = take_counters(progress, counters, options.clock_places)
     left_out = _left_out(path, metadata, options)
     if model.beside:
@@ -95,6 +95,11 @@ def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | 
         notes=tuple(selection.notes),
         left_out=left_out,
     )
+
+
+def beside_the_model(metadata: InputFile) -> dict[Any, Any]:
+    """Return what a folder holds beside the model, given its `.metadata`, for a message; raise as `open_checkpoint`."""
+    return _ItemReader(metadata.path.parent, read_metadata(metadata)).values()
 
 
 def _sets(model: DcpModel, reader: _ItemReader, averaged: str | None) -> Sets:
@@ -186,11 +191,21 @@ class _ItemReader:
         names = [name for name in self._metadata.items if name.startswith(layout.averages_item)]
         return layout.averages_reason if any(layout.is_averaged(self._value(name)) for name in names) else None
 
-    def counters(self, places: Sequence[str]) -> dict[str, int]:
-        """Return the counts at the places that the user names, and those that stand beside the model."""
-        others = [name for name in self._metadata.items if not OTHERS.match(name)]
-        numbers = {name: self.number(name) for name in (*places, *others[:_MAX_COUNTERS])}
-        return {name: number for name, number in numbers.items() if number is not None}
+    def counts(self, places: Sequence[str]) -> dict[str, int]:
+        """Return the counts at the places that the user names."""
+        numbers = {place: self.number(place) for place in places}
+        return {place: number for place, number in numbers.items() if number is not None}
+
+    def values(self) -> dict[Any, Any]:
+        """Return what may stand beside the model: items, tensors at the top, and what meta.pt holds."""
+        meta = self._folder / DCP_META
+        root = open_torch(location(meta).open()).root if location(meta).info().is_file else None
+        top = [name for name in self._metadata.tensors if "." not in name]
+        others = [name for name in (*self._metadata.items, *top) if not OTHERS.match(name)]
+        return {
+            **(root if isinstance(root, dict) else {}),
+            **{name: self._value(name) for name in others[:_MAX_COUNTERS]},
+        }
 
     def number(self, name: str) -> int | None:
         """Return the count that is stored under a name, None where there is none."""

@@ -16,8 +16,10 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.runs.run import open_run
 from tests.conftest import Cli
+from tests.formats.dcp_folders import save_folder
 from tests.formats.trainers.state import plain_clocks
 
+META = ""  # the key of what lies in a file of its own
 WEIGHTS = {"w": torch.ones(2)}
 
 
@@ -126,6 +128,34 @@ def test_the_error_offers_the_integer_that_grows(content: Any, offered: str, cli
     assert cli(*command, "--clock-key", offered.rpartition(" ")[2]).code == 0
     assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [225.0, 225.0]
     assert cli("verify", "out.safetensors", "--against", "run").code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "offered"),
+    [
+        (lambda n: {"model": {"w": torch.full((2,), float(n))}, "done": n, "seed": 5},
+         "done = 300: --clock-key done=ba"),
+        (lambda n: {"app": {"model": {"w": torch.full((2,), float(n))}, "loop": {"done_steps": n}}},
+         "app.loop.done_steps = 300: --clock-key app.loop.done_steps=ba"),
+        (lambda n: {"model": {"w": torch.full((2,), float(n))}, "seen": torch.tensor(n)},
+         "seen = 300: --clock-key seen=ba"),
+        (lambda n: {"w": torch.full((2,), float(n)), META: {"loop": {"it": n}}},
+         "loop.it = 300: --clock-key loop.it=ba"),
+    ],
+)  # fmt: skip
+def test_the_error_offers_what_a_folder_of_pieces_holds(content: Any, offered: str, cli: Cli, tmp_path: Path) -> None:
+    """Items of torch.distributed.checkpoint, a tensor of one number, and the meta.pt that Fabric writes beside them."""
+    for name, step in (("alpha", 100), ("beta", 200), ("gamma", 300)):
+        state = content(step)
+        meta = state.pop(META, None)
+        save_folder(tmp_path / "run" / name, state)
+        if meta is not None:
+            torch.save(meta, tmp_path / "run" / name / "meta.pt")
+    command = ("average", "run", "--half-life", "100ba", "-o", "out.safetensors")
+    refused = cli(*command)
+    assert (refused.code, f"integers in it: {offered}" in refused.err) == (4, True), refused
+    assert cli(*command, "--clock-key", offered.rpartition(" ")[2]).code == 0
+    assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [225.0, 225.0]
 
 
 def test_an_average_of_ours_among_the_checkpoints_needs_no_counter(cli: Cli, tmp_path: Path) -> None:
