@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same names, for type checkers
     from ema_cli.planning.plan import make_plan as make_plan
     from ema_cli.runs.run import Run as Run
     from ema_cli.runs.run import open_run as open_run
+    from ema_cli.tuning.tune import tune as tune
     from ema_cli.writing.target import parse_target as parse_target
 
 _MODULES = {
@@ -45,6 +46,7 @@ _MODULES = {
     "make_plan": "planning.plan",
     "open_run": "runs.run",
     "parse_target": "writing.target",
+    "tune": "tuning.tune",
     "update_bn": "online.batch_norm",
 }
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.comparing.distance import Distance
     from ema_cli.planning.plan import Approximation, Plan
     from ema_cli.release.verify import Against, Verified
+    from ema_cli.tuning.tune import Tuned
 
 Facts = dict[str, object]
 
@@ -249,6 +250,28 @@ def _against_facts(against: Against) -> Facts:
         "bytes_read": against.bytes_read,
         "tensors_different": against.tensors_different,
         "bytes_different": against.bytes_different,
+    }
+
+
+def tuned_facts(tuned: Tuned) -> Facts:
+    """Return all results of `tune`, and what was written, if something was."""
+    written = tuned.problem is None
+    return {
+        "candidates": [
+            {
+                "name": result.name,
+                "values": list(result.values),
+                "mean": result.mean if result.values else None,
+                "spread": result.spread,
+                "failed": result.failed,
+                "same_as": result.same_as,
+            }
+            for result in tuned.results
+        ],
+        "maximize": tuned.maximize,
+        "best": tuned.best.name if tuned.best else None,
+        "plan": plan_facts(tuned.plan) if tuned.plan is not None else None,
+        "written": {"path": tuned.target.path.as_posix()} if written else None,
     }
 
 

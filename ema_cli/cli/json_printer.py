@@ -18,9 +18,14 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.cli.outcomes import Averaged, DryRun, Page
     from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
+    from ema_cli.job import Job
+    from ema_cli.law.time import Time
     from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
     from ema_cli.runs.warnings import Remarks
+    from ema_cli.tuning.half_lives import Range
+    from ema_cli.tuning.results import Result
+    from ema_cli.tuning.tune import Tuned
 
 
 class JsonPrinter(Printer):
@@ -52,6 +57,16 @@ class JsonPrinter(Printer):
         warnings = [*averaged.remarks.warnings, *averaged.result.warnings]
         annotated = [*warnings, *all_warnings(averaged.plans)]
         print_json(self.command, json_facts.averaged_facts(averaged, warnings), warnings=annotated)
+
+    def tuning(self, half_lives: Sequence[Time] | Range, job: Job) -> None:
+        """Print nothing yet."""
+
+    def evaluated(self, result: Result) -> None:
+        """Print nothing yet."""
+
+    def tuned(self, tuned: Tuned) -> None:
+        """Print all results."""
+        print_json(self.command, json_facts.tuned_facts(tuned), problem=tuned.problem)
 
     def compared(self, comparison: Comparison) -> None:
         """Print the distance of each tensor and each layer."""

@@ -13,6 +13,7 @@ from typer import Argument, Option
 
 LAW, SELECT, READ, WRITE, GATES = "Law", "Which checkpoints", "Reading", "Output", "What is demanded (exit 6)"
 RELEASE = "Release"
+EVALUATION = "Evaluation"
 
 
 def offer(*values: str) -> Callable[[str], list[str]]:
@@ -32,7 +33,80 @@ Threads = Annotated[
         rich_help_panel=READ,
     ),
 ]
+MaxMemory = Annotated[
+    str | None,
+    Option(
+        metavar="SIZE",
+        help="Of the whole process, at most: 200MB, 1GiB. Default: 64 MiB for buffers, and what Python and headers "
+        "take.",
+        rich_help_panel=READ,
+    ),
+]
+Force = Annotated[
+    bool,
+    Option(
+        "--force",
+        "-f",
+        help="Replace an output that is there. Default: that is an error (exit 5).",
+        rich_help_panel=WRITE,
+    ),
+]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the output's path only.", rich_help_panel=WRITE)]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON object, errors too.", rich_help_panel=WRITE)]
+
+
+Paths = Annotated[
+    tuple[Path, ...],
+    Argument(metavar="PATHS...", help="One folder that holds a run, or its checkpoints in any order."),
+]
+UpdateInterval = Annotated[
+    str | None,
+    Option(
+        metavar="TIME|every",
+        autocompletion=offer("every"),
+        help="Training time between updates, or 'every': one at each checkpoint. Default: 1 of the half-life's "
+        "unit; 'every' for a half-life below that.",
+        rich_help_panel=LAW,
+    ),
+]
+BiasCorrection = Annotated[
+    bool,
+    Option("--bias-correction", help="Remove the first checkpoint's excess, as Adam does.", rich_help_panel=LAW),
+]
+Source = Annotated[
+    str | None,
+    Option(
+        "--from",
+        metavar="raw|stored",
+        autocompletion=offer("raw", "stored"),
+        help="What to average: checkpoints, or averages that the training stored (EMA.store). Default: raw.",
+        rich_help_panel=SELECT,
+    ),
+]
+Start = Annotated[
+    str | None,
+    Option(
+        metavar="TIME",
+        help="Leave out what is earlier than this: 1000ba. Default: nothing.",
+        rich_help_panel=SELECT,
+    ),
+]
+Stop = Annotated[
+    str | None,
+    Option(metavar="TIME", help="Leave out what is later than this: 9000ba. Default: nothing.", rich_help_panel=SELECT),
+]
+Last = Annotated[
+    int | None,
+    Option(metavar="N", help="Of those that would enter, keep the newest N. Default: all.", rich_help_panel=SELECT),
+]
+Copy = Annotated[
+    tuple[str, ...],
+    Option(
+        metavar="PATTERN",
+        help="Copy tensors of these names ('*.qweight') from the newest checkpoint, not averaged. Repeatable.",
+        rich_help_panel=READ,
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -47,16 +121,7 @@ class RecipeOptions:
             rich_help_panel=LAW,
         ),
     ] = ()
-    update_interval: Annotated[
-        str | None,
-        Option(
-            metavar="TIME|every",
-            autocompletion=offer("every"),
-            help="Training time between updates, or 'every': one at each checkpoint. Default: 1 of the half-life's "
-            "unit; 'every' for a half-life below that.",
-            rich_help_panel=LAW,
-        ),
-    ] = None
+    update_interval: UpdateInterval = None
     smoothing: Annotated[
         float | None,
         Option(
@@ -83,38 +148,11 @@ class RecipeOptions:
             rich_help_panel=LAW,
         ),
     ] = None
-    bias_correction: Annotated[
-        bool,
-        Option("--bias-correction", help="Remove the first checkpoint's excess, as Adam does.", rich_help_panel=LAW),
-    ] = False
-    source: Annotated[
-        str | None,
-        Option(
-            "--from",
-            metavar="raw|stored",
-            autocompletion=offer("raw", "stored"),
-            help="What to average: checkpoints, or averages that the training stored (EMA.store). Default: raw.",
-            rich_help_panel=SELECT,
-        ),
-    ] = None
-    start: Annotated[
-        str | None,
-        Option(
-            metavar="TIME",
-            help="Leave out what is earlier than this: 1000ba. Default: nothing.",
-            rich_help_panel=SELECT,
-        ),
-    ] = None
-    stop: Annotated[
-        str | None,
-        Option(
-            metavar="TIME", help="Leave out what is later than this: 9000ba. Default: nothing.", rich_help_panel=SELECT
-        ),
-    ] = None
-    last: Annotated[
-        int | None,
-        Option(metavar="N", help="Of those that would enter, keep the newest N. Default: all.", rich_help_panel=SELECT),
-    ] = None
+    bias_correction: BiasCorrection = False
+    source: Source = None
+    start: Start = None
+    stop: Stop = None
+    last: Last = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -269,19 +307,9 @@ class GateOptions:
 class RunOptions:
     """A run, what is averaged of it, and how it is read."""
 
-    paths: Annotated[
-        tuple[Path, ...],
-        Argument(metavar="PATHS...", help="One folder that holds a run, or its checkpoints in any order."),
-    ] = ()
+    paths: Paths = ()
     law: RecipeOptions = field(default_factory=RecipeOptions)
     entering: EnteringOptions = field(default_factory=EnteringOptions)
     clocks: ClockOptions = field(default_factory=ClockOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
-    copy: Annotated[
-        tuple[str, ...],
-        Option(
-            metavar="PATTERN",
-            help="Copy tensors of these names ('*.qweight') from the newest checkpoint, not averaged. Repeatable.",
-            rich_help_panel=READ,
-        ),
-    ] = ()
+    copy: Copy = ()

@@ -16,9 +16,13 @@ if TYPE_CHECKING:  # they load what only some commands need
     from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
     from ema_cli.job import Job
+    from ema_cli.law.time import Time
     from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
     from ema_cli.runs.warnings import Remarks
+    from ema_cli.tuning.half_lives import Range
+    from ema_cli.tuning.results import Result
+    from ema_cli.tuning.tune import Tuned
 
 
 class Printer(ABC):
@@ -80,6 +84,18 @@ class Printer(ABC):
     @abstractmethod
     def show_average(self, averaged: Averaged) -> None:
         """Show what was averaged."""
+
+    @abstractmethod
+    def tuning(self, half_lives: Sequence[Time] | Range, job: Job) -> None:
+        """Show what will be evaluated; `job` is that of one candidate."""
+
+    @abstractmethod
+    def evaluated(self, result: Result) -> None:
+        """Show the result of a candidate, as it comes."""
+
+    @abstractmethod
+    def tuned(self, tuned: Tuned) -> None:
+        """Show all results, and the average that was written, or why there is none."""
 
     @abstractmethod
     def compared(self, comparison: Comparison) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ema_cli.errors import NoWeights, UsageError, option
 from ema_cli.law.recipe import Recipe
-from ema_cli.planning.bounds import drop_outside
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import Run, read_run
@@ -45,12 +45,15 @@ class RawSource:
                 hint=f"averages that the training stored are there: {option('from', 'stored')}",
             ) from problem
 
+    def planner(self) -> tuple[Run, Callable[[Recipe], Plan]]:
+        """Return the run, and what makes a plan of it for a recipe."""
+        run = self.open()
+        return run, partial(make_plan, run)
+
     def open_with(self, recipes: Sequence[Recipe]) -> tuple[Run, tuple[Plan, ...]]:
         """Return the run, and a plan of it for each recipe."""
-        run = self.open()
-        for recipe in recipes[:1]:  # all have one start and one stop
-            run = drop_outside(run, recipe)
-        return run, tuple(make_plan(run, recipe) for recipe in recipes)
+        run, plan = self.planner()
+        return run, tuple(map(plan, recipes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,16 @@ class StoredSource:
             )
         return open_stored(self.paths, copy=self.copy, component=self.component)
 
-    def open_with(self, recipes: Sequence[Recipe]) -> tuple[Run, tuple[Plan, ...]]:
-        """Return the averages as a run, and for each recipe the combination of them that comes nearest to it."""
+    def planner(self) -> tuple[Run, Callable[[Recipe], Plan]]:
+        """Return the averages as a run, and what finds for a recipe the combination that comes nearest to it."""
         stored = self.open()
-        if not recipes:
-            return stored.run, ()
         from ema_cli.planning.stored_plan import make_stored_plan  # which loads numpy
 
-        plans = (make_stored_plan(stored, recipe, allow_approximate=self.allow_approximate) for recipe in recipes)
-        return stored.run, tuple(plans)
+        return stored.run, partial(make_stored_plan, stored, allow_approximate=self.allow_approximate)
+
+    def open_with(self, recipes: Sequence[Recipe]) -> tuple[Run, tuple[Plan, ...]]:
+        """Return the averages as a run, and for each recipe the combination of them that comes nearest to it."""
+        if not recipes:
+            return self.open().run, ()
+        run, plan = self.planner()
+        return run, tuple(map(plan, recipes))

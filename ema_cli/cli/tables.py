@@ -17,12 +17,14 @@ from rich.text import Text
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli.rich_console import shown
 from ema_cli.cli.sentences import distance_cells, law
+from ema_cli.cli.tune_sentences import result_note
 from ema_cli.errors import printable
 from ema_cli.planning.plan import Approximation, Plan
 from ema_cli.text import size
 
 if TYPE_CHECKING:  # it loads numpy: not for `inspect`
     from ema_cli.comparing.comparison import Comparison
+    from ema_cli.tuning.tune import Tuned
 
 Side = Literal["left", "right"]
 
@@ -153,6 +155,29 @@ def print_profile(out: Console, approximation: Approximation, unit: str) -> None
         for share in pair:
             cells += [f"{share:.2%}", shown(draw_bar(share / most, bar), "cyan")]
         table.add_row(*cells)
+    print_table(out, table)
+
+
+def print_results(out: Console, tuned: Tuned) -> None:
+    """Print the metric of each candidate, drawn: the better, the longer; and what else is to know of it."""
+    means = sorted((result.mean for result in tuned.results if result.values), reverse=not tuned.maximize)
+    worst, best = (means[0], means[-1]) if means else (0.0, 0.0)
+    repeated = any(result.spread for result in tuned.results)
+    table = _table(
+        ("half-life", "right"),
+        ("metric", "right"),
+        *((("spread", "right"),) if repeated else ()),
+        ("", "left"),
+        ("", "left"),
+    )
+    for result in tuned.results:
+        share = (result.mean - worst) / (best - worst) if result.values and best != worst else 0.0
+        metric = f"{result.mean:.6g}" if result.values else "-"
+        spread = [f"{result.spread:.2g}"] if repeated else []
+        style = "bold" if result is tuned.best else "dim" if not result.values else None
+        table.add_row(
+            result.name, metric, *spread, shown(draw_bar(share), "cyan"), result_note(result, tuned.best), style=style
+        )
     print_table(out, table)
 
 

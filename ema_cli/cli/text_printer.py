@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ema_cli.cli import sentences, stderr, verify_sentences
+from ema_cli.cli import sentences, stderr, tune_sentences, verify_sentences
 from ema_cli.cli.github import annotate_warnings
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.stdout import print_line
@@ -19,9 +19,14 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.cli.outcomes import Averaged, DryRun, Page
     from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
+    from ema_cli.job import Job
+    from ema_cli.law.time import Time
     from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
     from ema_cli.runs.warnings import Remarks
+    from ema_cli.tuning.half_lives import Range
+    from ema_cli.tuning.results import Result
+    from ema_cli.tuning.tune import Tuned
 
 
 class TextPrinter(Printer):
@@ -72,6 +77,30 @@ class TextPrinter(Printer):
             advice = sentences.advice(plans) if several else []
             stderr.lines([*sentences.plan_lines(plans), *advice, sentences.result_line(result)])
         print_line(result.target.path.as_posix())
+
+    def tuning(self, half_lives: Sequence[Time] | Range, job: Job) -> None:
+        """Print what will be evaluated, and what room it takes."""
+        if not self.quiet:
+            stderr.lines([tune_sentences.tuning_line(half_lives, job)])
+
+    def evaluated(self, result: Result) -> None:
+        """Print the metric of a candidate."""
+        if not self.quiet:
+            stderr.lines([tune_sentences.result_line(result)])
+
+    def tuned(self, tuned: Tuned) -> None:
+        """Print a table of all results, and where the best average is; or the error."""
+        if not self.quiet:
+            from ema_cli.cli.rich_console import console
+            from ema_cli.cli.tables import print_results
+
+            print_results(console(stderr=True), tuned)
+        if tuned.problem is not None:
+            stderr.error(tuned.problem)
+            return
+        if not self.quiet:
+            stderr.lines([tune_sentences.best_line(tuned)])
+        print_line(tuned.target.path.as_posix())
 
     def compared(self, comparison: Comparison) -> None:
         """Print a table of distances."""

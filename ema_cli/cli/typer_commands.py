@@ -184,6 +184,8 @@ class _Field:
             words: Any = bool
         elif self.several:
             words = list[str] | None
+        elif get_origin(self.type) is tuple:  # a pair, which typer takes together
+            words = tuple[str, str] | None
         else:
             words = str if self.required else str | None
         default = None if self.several else self.default
@@ -250,7 +252,7 @@ def _family(options: type[Any]) -> _Family:
             members[field.name] = _family(hint)
             continue
         kind, info = get_args(hint)
-        several = get_origin(kind) is tuple
+        several = get_origin(kind) is tuple and ... in get_args(kind)
         kinds = [argument for argument in get_args(kind) if argument not in (type(None), ...)] or [kind]
         default = Parameter.empty if field.default is MISSING else field.default
         members[field.name] = _Field(field.name, kinds[0], several, info, default)

@@ -17,6 +17,8 @@ from ema_cli.dtypes import DType
 from ema_cli.folding.kernel import sum_bytes
 from ema_cli.folding.sample import Range, Sample
 
+_MOST_PIECES = 4096  # in a block: each takes more memory than a small tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -164,7 +166,8 @@ def make_blocks(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbyt
             end = start + count
             while start < end:
                 # Elements that share a byte are not put together with others.
-                if kind != (dtypes, group.target, group.averaged) or room == 0 or group.spec.dtype.bits < 8:
+                is_full = room == 0 or len(pieces) == _MOST_PIECES
+                if kind != (dtypes, group.target, group.averaged) or is_full or group.spec.dtype.bits < 8:
                     if kind is not None and pieces:
                         yield Block(tuple(pieces), sum(piece.count for piece in pieces), *kind)
                     kind, pieces = (dtypes, group.target, group.averaged), []

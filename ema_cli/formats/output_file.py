@@ -34,7 +34,7 @@ class Table:
 def whole_name(file: str, tensor: str) -> str:
     """Return the name in the whole output of a tensor that a file holds: the file's folder stands before it."""
     folder, slash, _ = file.rpartition("/")
-    return f"{folder}{slash}{tensor}"
+    return f"{folder}{slash}{tensor}" if slash else tensor
 
 
 class Stream(Protocol):

@@ -171,10 +171,15 @@ def read_manifest(path: Path) -> Manifest:
     numbers = [(row, "weight") for row in manifest["inputs"]] + [(errors, name) for name in errors]
     recipe = manifest["recipe"]
     numbers += [(recipe, name) for name in LAW_KEYS if not isinstance(recipe[name], str | None)]
+    candidates = manifest["tune"]["candidates"] if "tune" in manifest else []
+    numbers += [(row["values"], number) for row in candidates for number in range(len(row["values"]))]
     for owner, name in (*numbers, (manifest, "effective_checkpoints")):
         try:
             owner[name] = float(owner[name])
         except OverflowError as error:
-            raise CheckpointError(f"its {name} is too large for a number", subject=path) from error
+            what = name if isinstance(name, str) else "metric"
+            raise CheckpointError(f"its {what} is too large for a number", subject=path) from error
     checked: Manifest = manifest
+    for row in checked["tensors"]:  # one copy of each name, as in headers
+        row["name"], row["dtype"] = sys.intern(row["name"]), sys.intern(row["dtype"])
     return checked

@@ -103,6 +103,28 @@ class ErrorRow(TypedDict):
     least_error: float
 
 
+class CandidateRow(TypedDict):
+    """A candidate of `tune`: its half-life or `last`, and its metric each time it was evaluated, or why there is none.
+
+    `same_as`: the candidate with the same weights, which was evaluated in its place.
+    """
+
+    name: str
+    values: list[float]
+    failed: NotRequired[str]
+    same_as: NotRequired[str]
+
+
+class TuneRow(TypedDict):
+    """How the half-life was chosen. Nobody can check it without the evaluation."""
+
+    command: str | None
+    metric: str | None
+    maximize: bool
+    winner: str
+    candidates: list[CandidateRow]
+
+
 class Manifest(TypedDict):
     """The record of one average. While it is made it has no `tensors`: they are written one after another."""
 
@@ -118,5 +140,6 @@ class Manifest(TypedDict):
     effective_checkpoints: float
     mean_age: str
     approximation: ErrorRow | None
+    tune: NotRequired[TuneRow]
     warnings: list[str]
     notes: NotRequired[list[str]]  # of older manifests they are among the warnings

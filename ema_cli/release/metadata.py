@@ -22,7 +22,8 @@ from ema_cli.writing.outputs import Output
 
 _STEP = 1 << 20
 _MOST_CHARS = 80  # of a value in a problem
-_NOT_COMPARED = ("libraries", "tool", "outputs")  # they depend on the machine, or are compared in another way
+# They depend on the machine, are compared in another way, or cannot be: nobody repeats the evaluation of `tune`.
+_NOT_COMPARED = ("libraries", "tool", "outputs", "tune")
 _NOT_SAMPLED = ("checksum", "warnings")
 
 

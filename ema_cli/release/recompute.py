@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ema_cli.checkpoint import TensorSpec
+from ema_cli.checkpoint import Tensors, TensorSpec
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
 from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
@@ -87,7 +87,7 @@ def _compare(
     """Fold the inputs, and compare the result with the published average."""
     snapshot = verified.snapshot
     job = _job(replay, snapshot.published)
-    comparison = _Comparison(_places(snapshot))
+    comparison = _Comparison(_holders(snapshot))
     problems = comparison.expect(job.outputs[0])
     notes = [] if sample is not None else check_stored_sums(job.checkpoints, threads)
     record = Record(
@@ -142,13 +142,23 @@ def _job(replay: Replay, published: Published) -> Job:
     return lay_out([replay.plan], [Target(published.path, published.is_folder)], options)
 
 
-@dataclass(slots=True)
-class _Place:
-    """The place of a tensor: its source, its first byte there, and its spec."""
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A published file, and what stands in the whole output before the names of its tensors."""
 
-    source: ByteSource
-    begin: int
-    spec: TensorSpec
+    tensors: Tensors
+    prefix: str
+
+    def spec(self, whole: str) -> TensorSpec:
+        """Return the spec of a tensor by its name in the whole output."""
+        return self.tensors.specs[whole.removeprefix(self.prefix)]
+
+    def locate(self, whole: str) -> tuple[ByteSource, int]:
+        """Return where its bytes lie, and the first of them."""
+        place = self.tensors.locate(whole.removeprefix(self.prefix))
+        if place is None:
+            raise KeyError(whole)
+        return place
 
 
 @dataclass(slots=True)
@@ -159,21 +169,22 @@ class _Difference:
     first: int
 
 
-def _places(snapshot: Snapshot) -> dict[str, _Place]:
-    places: dict[str, _Place] = {}
+def _holders(snapshot: Snapshot) -> dict[str, _Holder]:
+    """Return the holder of each tensor by its name in the whole output: one for a file, as there are many tensors."""
+    holders: dict[str, _Holder] = {}
     for file, checkpoint in snapshot.opened.items():
-        for name, spec in checkpoint.tensors.specs.items():
-            located = checkpoint.tensors.locate(name)
-            if located is not None:  # None: a view, which is a problem already
-                places[whole_name(file, name)] = _Place(*located, spec)
-    return places
+        tensors = checkpoint.tensors
+        holder = _Holder(tensors, whole_name(file, ""))
+        names = (name for name in tensors.specs if tensors.locate(name) is not None)  # a view is a problem already
+        holders.update({whole_name(file, name): holder for name in names})
+    return holders
 
 
 @dataclass(slots=True)
 class _Comparison:
-    """A sink that compares the bytes of a fold with the published ones; `there`: the published tensors, by name."""
+    """A sink that compares the bytes of a fold with the published ones; `there`: what holds a tensor, by its name."""
 
-    there: Mapping[str, _Place]
+    there: Mapping[str, _Holder]
     tensors: int = 0
     different: dict[str, _Difference] = field(default_factory=dict)
     _expected: dict[str, str] = field(default_factory=dict)  # tensor name in the fold -> in the output
@@ -185,9 +196,9 @@ class _Comparison:
         for file in output.files:
             for name, spec in file.table.specs.items():
                 whole = whole_name(file.name, name)
-                place = self.there.get(whole)
-                if place is None or place.spec != spec:
-                    has = f"is {place.spec}" if place is not None else "is not there"
+                holder = self.there.get(whole)
+                if holder is None or holder.spec(whole) != spec:
+                    has = f"is {holder.spec(whole)}" if holder is not None else "is not there"
                     problems.append(f"{output.target.path}: '{whole}' {has}, but the checkpoints give {spec}")
                 else:
                     self._expected[output.original(file, name)] = whole
@@ -196,13 +207,13 @@ class _Comparison:
 
     def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
         """Compare averaged ranges of tensors with the published ones."""
-        known = [(self.there[self._expected[part.name]], part) for part in ranges if part.name in self._expected]
+        known = [(self._locate(self._expected[part.name]), part) for part in ranges if part.name in self._expected]
         if len(known) < len(ranges):
             self._compare_ranges(ranges, data)
             return
         there, position = memoryview(bytearray(len(data))), 0
         for source, offset, size in join_ranges(
-            (place.source, place.begin + part.start, part.size) for place, part in known
+            (source, begin + part.start, part.size) for (source, begin), part in known
         ):
             source.read_into(offset, there[position : position + size])
             position += size
@@ -218,13 +229,16 @@ class _Comparison:
         for part in ranges:
             name = self._expected.get(part.name)
             if name is not None:
-                place, there = self.there[name], bytearray(part.size)
-                place.source.read_into(place.begin + part.start, memoryview(there))
+                (source, begin), there = self._locate(name), bytearray(part.size)
+                source.read_into(begin + part.start, memoryview(there))
                 wanted = np.frombuffer(data[position : position + part.size], np.uint8)
                 wrong = np.flatnonzero(np.frombuffer(there, np.uint8) != wanted)
                 if len(wrong):
                     self._note(name, len(wrong), part.start + int(wrong[0]))
             position += part.size
+
+    def _locate(self, whole: str) -> tuple[ByteSource, int]:
+        return self.there[whole].locate(whole)
 
     def _note(self, name: str, nbytes: int, first: int) -> None:
         with self._lock:
@@ -236,10 +250,11 @@ class _Comparison:
         """Return a problem for each tensor that differs."""
         problems = []
         for name, difference in sorted(self.different.items()):
-            place = self.there[name]
-            element = difference.first * 8 // place.spec.dtype.bits
+            holder = self.there[name]
+            element = difference.first * 8 // holder.spec(name).dtype.bits
             problems.append(
-                f"{place.source.path}: '{name}' is not what the checkpoints give: {plural(difference.nbytes, 'byte')} "
-                f"differ{'s' * (difference.nbytes == 1)}, the first in element {element}"
+                f"{holder.locate(name)[0].path}: '{name}' is not what the checkpoints give: "
+                f"{plural(difference.nbytes, 'byte')} differ{'s' * (difference.nbytes == 1)}, "
+                f"the first in element {element}"
             )
         return problems

@@ -68,8 +68,12 @@ class Verified:
 
     @property
     def not_compared(self) -> tuple[str, ...]:
-        """Return what was not compared, in words: what the user allows to differ, and what another version words."""
-        return tuple(dict.fromkeys([*sorted(self.snapshot.edited), *self.own_words]))
+        """Return what was not compared, in words: what the user allows to differ, what another version words, and how
+        a half-life was chosen, which only the evaluation can tell.
+        """
+        manifest = self.snapshot.manifest
+        tuned = ["how the half-life was chosen (tune)"] if manifest is not None and "tune" in manifest else []
+        return tuple(dict.fromkeys([*sorted(self.snapshot.edited), *self.own_words, *tuned]))
 
     @property
     def overruled(self) -> tuple[str, ...]:

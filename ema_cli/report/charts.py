@@ -15,7 +15,7 @@ from ema_cli.errors import printable
 
 SHADES = 9  # classes of colours, from near to far; the page's style defines them
 _FAR = "\u2026"
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 44
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 26, 44  # around the axes, in pixels
 _MOST_TITLES = 300  # with more marks, none has a dot and a title of its own
 _NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
 
@@ -80,25 +80,25 @@ class Plane:
 
     def x(self, clock: float) -> float:
         """Return the horizontal place of a clock, in pixels from the left."""
-        return _LEFT + (clock - self.first) / (self.last - self.first) * (self.width - _LEFT - _RIGHT)
+        return LEFT + (clock - self.first) / (self.last - self.first) * (self.width - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
         """Return the vertical place of a value, in pixels from the top."""
-        return self.height - _BOTTOM - (value - self.low) / (self.high - self.low) * (self.height - _TOP - _BOTTOM)
+        return self.height - BOTTOM - (value - self.low) / (self.high - self.low) * (self.height - TOP - BOTTOM)
 
     def frame(self, title: str) -> None:
         """Draw both axes, with their units."""
-        bottom, right = self.height - _BOTTOM, self.width - _RIGHT
+        bottom, right = self.height - BOTTOM, self.width - RIGHT
         for value in ticks(self.low, self.high, 5):
-            y = _px(self.y(value))
-            self.parts.append(f'<path class="grid" d="M{_LEFT} {y}H{right}"/>')
-            self.parts.append(f'<text class="end" x="{_LEFT - 7}" y="{_px(self.y(value) + 4)}">{percent(value)}</text>')
+            y = px(self.y(value))
+            self.parts.append(f'<path class="grid" d="M{LEFT} {y}H{right}"/>')
+            self.parts.append(f'<text class="end" x="{LEFT - 7}" y="{px(self.y(value) + 4)}">{percent(value)}</text>')
         for clock in ticks(self.first, self.last, 8 if self.width > 600 else 4):
-            x = _px(self.x(clock))
+            x = px(self.x(clock))
             self.parts.append(f'<path class="axis" d="M{x} {bottom}v5"/>')
             self.parts.append(f'<text class="mid" x="{x}" y="{bottom + 19}">{amount(clock)}</text>')
-        self.parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>')
-        middle = _px((_LEFT + right) / 2)
+        self.parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
+        middle = px((LEFT + right) / 2)
         self.parts.append(
             f'<text class="mid name" x="{middle}" y="{self.height - 6}">training time [{self.unit}]</text>'
         )
@@ -124,17 +124,17 @@ def weights_chart(
     plane = Plane(
         width, 300 if width > 600 else 240, [mark.clock for mark in marks], [mark.value for mark in marks], unit
     )
-    bottom = plane.height - _BOTTOM
+    bottom = plane.height - BOTTOM
     for begin, end in gaps:
         left = plane.x(begin)
-        plane.parts.append(f'<path class="gap" d="M{_px(left)} {_TOP}H{_px(plane.x(end))}V{bottom}H{_px(left)}z"/>')
+        plane.parts.append(f'<path class="gap" d="M{px(left)} {TOP}H{px(plane.x(end))}V{bottom}H{px(left)}z"/>')
     plane.frame("weight in the average")
     if mean is not None:
         x = plane.x(mean[0])
         side, at = ("end", x - 5) if x > width / 2 else ("", x + 5)
-        plane.parts.append(f'<path class="mean" d="M{_px(x)} {_TOP}V{bottom}"/>')
-        plane.parts.append(f'<text class="{side} name" x="{_px(at)}" y="{_TOP + 10}">{text(mean[1])}</text>')
-    zero = _px(plane.y(0))
+        plane.parts.append(f'<path class="mean" d="M{px(x)} {TOP}V{bottom}"/>')
+        plane.parts.append(f'<text class="{side} name" x="{px(at)}" y="{TOP + 10}">{text(mean[1])}</text>')
+    zero = px(plane.y(0))
     distance = min(
         (plane.x(newer.clock) - plane.x(older.clock) for older, newer in pairwise(marks) if newer.clock > older.clock),
         default=99.0,
@@ -142,18 +142,19 @@ def weights_chart(
     thick, radius = max(min(distance * 0.4, 3.0), 0.6), min(distance * 0.42, 4.0)
     for sign in ("weight", "minus"):
         chosen = [mark for mark in marks if (mark.value < 0) == (sign == "minus")]
-        stems = "".join(f"M{_px(plane.x(mark.clock))} {zero}V{_px(plane.y(mark.value))}" for mark in chosen)
+        stems = "".join(f"M{px(plane.x(mark.clock))} {zero}V{px(plane.y(mark.value))}" for mark in chosen)
         if stems:
-            plane.parts.append(f'<path class="{sign}" style="stroke-width:{_px(thick)}" d="{stems}"/>')
-    plane.parts += [_dot(plane, mark, radius) for mark in marks if len(marks) <= _MOST_TITLES]
+            plane.parts.append(f'<path class="{sign}" style="stroke-width:{px(thick)}" d="{stems}"/>')
+    plane.parts += [dot(plane, mark, radius) for mark in marks if len(marks) <= _MOST_TITLES]
     return plane.svg("Weight of each checkpoint over training time")
 
 
-def _dot(plane: Plane, mark: Mark, radius: float) -> str:
+def dot(plane: Plane, mark: Mark, radius: float) -> str:
+    """Draw a mark as a dot with its title."""
     kind = "zero" if mark.value == 0 else "minus" if mark.value < 0 else "weight"
-    x, y = _px(plane.x(mark.clock)), _px(plane.y(mark.value))
+    x, y = px(plane.x(mark.clock)), px(plane.y(mark.value))
     return (
-        f'<circle class="{kind}" cx="{x}" cy="{y}" r="{_px(max(radius, 1))}"><title>{text(mark.title)}</title></circle>'
+        f'<circle class="{kind}" cx="{x}" cy="{y}" r="{px(max(radius, 1))}"><title>{text(mark.title)}</title></circle>'
     )
 
 
@@ -173,19 +174,19 @@ def distance_chart(marks: Sequence[Mark], unit: str, width: int, note: tuple[int
     plane.frame("distance, relative to the checkpoint")
     points = [(plane.x(mark.clock), plane.y(mark.value)) for mark in marks]
     if all(older.clock < newer.clock for older, newer in pairwise(marks)):
-        line = "L".join(f"{_px(x)} {_px(y)}" for x, y in points)
+        line = "L".join(f"{px(x)} {px(y)}" for x, y in points)
         plane.parts.append(f'<path class="line" d="M{line}"/>')
-    radius = min((width - _LEFT - _RIGHT) / len(marks) * 0.3, 3.0)
-    plane.parts += [_dot(plane, mark, radius) for mark in marks if len(marks) <= _MOST_TITLES]
+    radius = min((width - LEFT - RIGHT) / len(marks) * 0.3, 3.0)
+    plane.parts += [dot(plane, mark, radius) for mark in marks if len(marks) <= _MOST_TITLES]
     # The text of the note stands above the line, however it runs; a second line leads from it to its point.
     (x, y), half = points[note[0]], len(note[1]) * 3.5 + 4
-    middle = min(max(x, _LEFT + half), width - half)
+    middle = min(max(x, LEFT + half), width - half)
     across = [middle + step * half / 8 for step in range(-8, 9)]
-    top = max(min(_height_at(points, x_at) for x_at in across) - 12, _TOP + 12)
+    top = max(min(_height_at(points, x_at) for x_at in across) - 12, TOP + 12)
     if y - top > 24:
-        plane.parts.append(f'<path class="lead-line" d="M{_px(x)} {_px(y - 6)}V{_px(top + 5)}"/>')
-    plane.parts.append(f'<circle class="noted" cx="{_px(x)}" cy="{_px(y)}" r="4.5"/>')
-    plane.parts.append(f'<text class="mid note" x="{_px(middle)}" y="{_px(top)}">{text(note[1])}</text>')
+        plane.parts.append(f'<path class="lead-line" d="M{px(x)} {px(y - 6)}V{px(top + 5)}"/>')
+    plane.parts.append(f'<circle class="noted" cx="{px(x)}" cy="{px(y)}" r="4.5"/>')
+    plane.parts.append(f'<text class="mid note" x="{px(middle)}" y="{px(top)}">{text(note[1])}</text>')
     return plane.svg("Distance of the average from each checkpoint over training time")
 
 
@@ -211,7 +212,7 @@ def heat_map(rows: Sequence[Row], columns: Sequence[str], edges: Sequence[float]
     longest = max(len(printable(row.name)) for row in rows)
     room = min(longest, 30 if width > 600 else 14)
     left = room * 6.8 + 14
-    across = (width - left - _RIGHT) / len(columns)
+    across = (width - left - RIGHT) / len(columns)
     down = min(max(900 / len(rows), 10.0), 20.0)
     bottom = top + gap + down * len(rows)
     inner = 0.6 if across >= 5 and down >= 8 else 0.0
@@ -222,17 +223,17 @@ def heat_map(rows: Sequence[Row], columns: Sequence[str], edges: Sequence[float]
         if down >= 13 or number % 2 == 0:
             parts.append(_row_name(row.name, room, left - 7, y + down / 2 + 4, first=number == 0))
         for column, value in enumerate(row.values):
-            right, below, back = _px(across - inner), _px(down - inner), _px(inner - across)
-            cell = f"M{_px(left + column * across)} {_px(y)}h{right}v{below}h{back}z"
+            right, below, back = px(across - inner), px(down - inner), px(inner - across)
+            cell = f"M{px(left + column * across)} {px(y)}h{right}v{below}h{back}z"
             shades.setdefault(shade(value, edges), []).append(cell)
     parts += [f'<path class="{name}" d="{"".join(cells)}"/>' for name, cells in sorted(shades.items())]
     shown = ticks(0, len(columns) - 1, 6 if width > 600 else 2) if len(columns) > 1 else [0]
     for column in dict.fromkeys(round(tick) for tick in shown):
         x = left + (column + 0.5) * across
-        parts.append(f'<path class="axis" d="M{_px(x)} {_px(bottom)}v5"/>')
-        parts.append(f'<text class="mid" x="{_px(x)}" y="{_px(bottom + 19)}">{text(columns[column])}</text>')
-    middle = _px(left + (width - left - _RIGHT) / 2)
-    parts.append(f'<text class="mid name" x="{middle}" y="{_px(bottom + 38)}">checkpoint, by its clock</text>')
+        parts.append(f'<path class="axis" d="M{px(x)} {px(bottom)}v5"/>')
+        parts.append(f'<text class="mid" x="{px(x)}" y="{px(bottom + 19)}">{text(columns[column])}</text>')
+    middle = px(left + (width - left - RIGHT) / 2)
+    parts.append(f'<text class="mid name" x="{middle}" y="{px(bottom + 38)}">checkpoint, by its clock</text>')
     return _svg(width, math.ceil(bottom + 44), label, parts)
 
 
@@ -241,7 +242,7 @@ def _row_name(name: str, room: int, x: float, y: float, *, first: bool) -> str:
     shown = printable(name)
     title = f"<title>{text(name)}</title>" if len(shown) > room else ""
     shown = f"{_FAR}{shown[len(shown) - room + 1 :]}" if title else shown
-    return f'<text class="end{" name" if first else ""}" x="{_px(x)}" y="{_px(y)}">{title}{escape(shown)}</text>'
+    return f'<text class="end{" name" if first else ""}" x="{px(x)}" y="{px(y)}">{title}{escape(shown)}</text>'
 
 
 def shade_edges(values: Sequence[float]) -> list[float]:
@@ -291,6 +292,6 @@ def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(label)}">{"".join(parts)}</svg>'
 
 
-def _px(number: float) -> str:
+def px(number: float) -> str:
     """Return a coordinate, to a tenth of a pixel."""
     return f"{number:.1f}".removesuffix(".0")

@@ -25,6 +25,7 @@ from ema_cli.report.tables import (
     relative_distance,
     tensors_table,
 )
+from ema_cli.report.tuning import tuning_section
 from ema_cli.runs.spacing import measure_spacing
 from ema_cli.text import plural, size, some
 
@@ -50,6 +51,9 @@ def make_page(name: str, manifest: Manifest, distances: Distances | None) -> str
         _tiles(manifest, distances),
         _weights(manifest),
         _distances(manifest, distances),
+        tuning_section(manifest["tune"], [(_side(width), width) for width in (_WIDE, _NARROW)])
+        if "tune" in manifest
+        else "",
         _recipe(manifest),
         checkpoints_table(manifest["inputs"], distances),
         tensors_table(manifest["tensors"]),

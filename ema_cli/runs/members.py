@@ -11,7 +11,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.options import several_models_error
-from ema_cli.formats.trainers.names import COPIES, name_clocks, names_in, stem
+from ema_cli.formats.trainers.names import COPIES, name_clocks, stem
 from ema_cli.formats.trainers.part_names import converter
 from ema_cli.runs.beside import holds_tensors_of, kind_of
 from ema_cli.text import natural_key, plural
@@ -169,7 +169,7 @@ def check_not_parts(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
         RunError: where they record no clock, have equal tensors, and differ in one number, from 0 or 1.
     """
     names = [checkpoint.name for checkpoint in checkpoints]
-    numbers = sorted(int(number) for number in map(_only_number, names) if number)
+    numbers = sorted(int(number) for number in map(only_number, names) if number)
     is_counted = len(names) > 1 and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])
     if not is_counted or len({kind_of(name) for name in names}) > 1 or not name_clocks(root.absolute().name).clocks:
         return
@@ -181,21 +181,6 @@ def check_not_parts(root: Path, checkpoints: Sequence[Checkpoint]) -> None:
         )
 
 
-def sibling_warnings(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Return a warning of named files beside which others lie that may be parts of the same model."""
-    given = {file.path.absolute() for checkpoint in checkpoints for file in checkpoint.files}
-    warnings: dict[str, str] = {}
-    for path in given:
-        if name_clocks(path.parent.name).clocks and _only_number(path.name) and not name_clocks(path.name).clocks:
-            siblings = [name for name in sorted(names_in(path.parent)) if kind_of(name) == kind_of(path.name)]
-            unnamed = [name for name in siblings if path.parent / name not in given]
-            if unnamed:
-                warnings[kind_of(path.name)] = (
-                    f"{path.name}: {unnamed[0]} lies beside it; if they are parts of one model, this is not all of it"
-                )
-    return list(warnings.values())
-
-
 def training_warnings(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Return a warning of checkpoints that are averaged together although their names tell several trainings apart."""
     trainings = _trainings(checkpoints)
@@ -203,7 +188,7 @@ def training_warnings(checkpoints: Sequence[Checkpoint]) -> list[str]:
     return [f"the names tell several trainings apart ({which}), and one average takes all"] if trainings else []
 
 
-def _only_number(name: str) -> str | None:
+def only_number(name: str) -> str | None:
     """Return the number in the name of a file, None if there is none or several."""
     found = re.findall("[0-9]+", stem(name))
     return found[0] if len(found) == 1 else None

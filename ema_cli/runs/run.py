@@ -31,16 +31,15 @@ from ema_cli.runs.members import (
     check_one_run,
     foreign_to_run,
     several_runs_error,
-    sibling_warnings,
     training_warnings,
 )
 from ema_cli.runs.name_numbers import advise_name_clock
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
-from ema_cli.runs.paths import check_paths
 from ema_cli.runs.search import PassedOver, Search, runs_among
+from ema_cli.runs.siblings import sibling_warnings
 from ema_cli.runs.unread import Damaged, Sorted, Unread, exclude, no_checkpoint, sort_unread
-from ema_cli.storage.location import location
+from ema_cli.storage.location import check_exists, location
 from ema_cli.text import plural
 
 
@@ -163,7 +162,8 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     """
     options = options or OpenOptions()
     read = options.read
-    check_paths(paths)
+    for path in paths:
+        check_exists(path, follow=False)
     search = _search(paths, read)
     # A folder that is itself its only checkpoint counts as named by the user.
     named = search is None or search.paths == [search.root]
@@ -180,7 +180,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     if options.spacing is not None:
         checkpoints, uneven = space(checkpoints, options.spacing, opened, rest.absent)
         warnings += uneven
-    warnings += sibling_warnings(opened) if search is None else []
+    warnings += sibling_warnings(opened, read) if search is None else []
     warnings += training_warnings(opened)
     warnings += _unmatched_exclusions(options, rest.passed_over)
     warnings += _unmatched_patterns(checkpoints, read)

@@ -45,7 +45,6 @@ class PassedOver:
         warn: the user may have wanted it.
         note: nobody would want it, and it is said all the same.
         excluded: the user left it out.
-        damaged: it is a checkpoint of the run that cannot be read: it is said by itself.
     """
 
     name: str
@@ -53,7 +52,6 @@ class PassedOver:
     warn: bool = False
     note: bool = False
     excluded: bool = False
-    damaged: bool = False
 
 
 @dataclass(slots=True)
@@ -103,6 +101,7 @@ class Search:
             # In a folder of the Hugging Face Trainer, DeepSpeed's folder only serves to resume.
             if self._is_searched(entry) and not (is_checkpoint and DEEPSPEED_TAG.search(entry.name))
         ]
+        folders = self._first_ranks(folders)
         called = [entry for entry in folders if AVERAGES_FOLDER.search(entry.name)]
         folders = [entry for entry in folders if entry not in called]
         beside = Beside(folder, self.options, is_root=folder == self.root) if is_checkpoint else around
@@ -176,6 +175,18 @@ class Search:
                 if entry.name == next(filter(names.__contains__, parts), entry.name):
                     files.append(entry.path)
         return files
+
+    def _first_ranks(self, folders: list[Entry]) -> list[Entry]:
+        """Return the folders without those of further ranks, whose parts of a model are read with the first one's."""
+        names = {entry.name for entry in folders}
+        kept = []
+        for entry in folders:
+            first = next(filter(names.__contains__, parts_of(entry.name, names.__contains__)), entry.name)
+            if first == entry.name or names_in(entry.path).isdisjoint(names_in(entry.path.with_name(first))):
+                kept.append(entry)
+            else:
+                self.pass_over(entry.path, f"read together with {first}, the folder of another part")
+        return kept
 
     def _add_files(self, files: list[Path], beside: Beside | None) -> list[Path]:
         """Add single-file checkpoints; return those that are side files of the folder's model instead."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,4 +117,6 @@ def assign_targets(target: Target, plans: Sequence[Plan]) -> list[Target]:
 
 def published_target(targets: Sequence[Target]) -> Target:
     """Return the file or folder that one rename publishes: the only output, or the folder around all of them."""
-    return targets[0] if len(targets) == 1 else Target(targets[0].path.parent, is_folder=True)
+    if len(targets) == 1:
+        return targets[0]
+    return Target(Path(os.path.commonpath([target.path.parent for target in targets])), is_folder=True)

@@ -95,10 +95,7 @@ class Terminal:
         if words[0] == "ema-cli" and not re.search(r"[|<>$*;&]", _OUTSIDE_QUOTES.sub("", line)):
             code, out = self.program(*words[1:])
             return code, out + (self.program.err if line != command else "")
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        done = subprocess.run(
-            command, shell=True, cwd=self.folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
-        )
+        done = subprocess.run(command, shell=True, cwd=self.folder, capture_output=True, text=True)
         return done.returncode, done.stdout
 
     def python(self, name: str) -> str:
@@ -150,6 +147,7 @@ def test_a_page_s_commands_print_what_it_shows(
         folder.mkdir()
     for variable in ("COLUMNS", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "FORCE_COLOR"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.chdir(folder)
     terminal = Terminal(folder, capsys)
     for block in blocks(page):

@@ -62,3 +62,11 @@ def test_only_a_sample_of_each_tensor_is_folded_on_request():
     targets = {name: spec.dtype for name, spec in checkpoints[0].tensors.specs.items()}
     groups = make_groups(checkpoints, targets, frozenset(), sample)
     assert bytes_to_read(checkpoints, groups, [1]) == 2 * 4 * sum(count for _, _, count in pieces)
+
+
+def test_a_block_of_small_tensors_is_bounded():
+    """Each piece takes memory of its own: ten thousand scalars are several blocks, whatever room a block has."""
+    saved = {f"scalar.{number}": torch.tensor(float(number)) for number in range(10_000)}
+    blocks = blocks_of([checkpoint(saved)] * 2, nbytes=1 << 30)
+    assert max(len(block.pieces) for block in blocks) <= 4096
+    assert [name for block in blocks for name, _, _ in pieces_of(block)] == list(saved)

@@ -174,16 +174,6 @@ def test_files_in_the_folder_of_one_moment_are_a_question(tmp_path: Path):
     assert (len(run.checkpoints), run.warnings) == (2, ())
 
 
-def test_a_file_that_is_named_beside_a_likely_part_is_said(tmp_path: Path):
-    """Who names one of two files of each moment may publish half a model: that is said once."""
-    for step in (100, 200):
-        for number in (0, 1):
-            save(tmp_path / f"step-{step}" / f"model.0{number}.pt", {"w": torch.full((2, 4), float(number))})
-    run = open_run([tmp_path / f"step-{step}" / "model.00.pt" for step in (100, 200)])
-    (warning,) = run.warnings
-    assert warning == "model.00.pt: model.01.pt lies beside it; if they are parts of one model, this is not all of it"
-
-
 @pytest.mark.parametrize("name", ["model_{}.pth", "fold{}.pt", "seed{}/model.pt"])
 def test_numbered_files_without_a_moment_are_checkpoints(tmp_path: Path, name: str):
     """fastai's model_0.pth and the folds of a cross-validation have equal tensors and no clock: they are no parts."""

@@ -68,7 +68,7 @@ def _open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
 
         return open_masters(folder, names, model, options)
     checkpoint = torch_file.from_torch(model.file, model.content, options)
-    return with_note(checkpoint, names)
+    return _with_note(checkpoint, names)
 
 
 def _check_tensors_whole(path: Path, names: Collection[str]) -> None:
@@ -87,7 +87,7 @@ def _check_ranks(path: Path, ranks: object) -> None:
         )
 
 
-def with_note(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
+def _with_note(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
     """Say where the optimizer keeps the weights in float32, and how to take them."""
     is_narrow = any(spec.dtype.is_narrow for spec in checkpoint.tensors.specs.values())
     if not is_narrow or not any(map(saved.OPTIMIZER.search, names)):

@@ -1,15 +1,19 @@
-"""A model in several files that differ in one small number: put together where each tensor is whole in one of them."""
+"""A model in several files that differ in one small number: put together where each tensor is whole in one of them.
+
+The number is in the names of the files, `rank0.pt`, or in those of folders around them, `tp_00/model.pt`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
-from ema_cli.formats.folders import refused
+from ema_cli.formats.folders import refused, several
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
@@ -21,7 +25,8 @@ from ema_cli.formats.trainers.part_names import converter, parts_of
 from ema_cli.storage.location import location
 
 _NUMBER = re.compile(r"[0-9]+")
-_READERS = (refused.READER, safetensors_file.READER, torch_file.READER)
+_READERS = (several.READER, refused.READER, safetensors_file.READER, torch_file.READER)
+_MAX_FOLDERS = 2  # around a file that may be those of ranks: rank0/step-10/model.pt
 
 
 def matches(path: Path) -> bool:
@@ -36,10 +41,15 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         IncompleteCheckpoint: where a part is missing.
         CheckpointError: where tensors are cut, and so are in several parts.
     """
-    paths = _all_parts(path)
+    return _open(path, _all_parts(path), options)
+
+
+def _open(path: Path, paths: Sequence[Path], options: ReadOptions) -> Checkpoint:
+    """Return the parts at some paths as the checkpoint at `path`; raise as `open_checkpoint`."""
     missing = next((part for part in paths if not location(part).info().exists), None)
     if missing is not None:
-        raise IncompleteCheckpoint(f"'{missing.name}', another part of the model by its name, is missing", subject=path)
+        name = _apart(missing, next(part for part in paths if part != missing))
+        raise IncompleteCheckpoint(f"'{name}', another part of the model by its name, is missing", subject=path)
     parts = [_open_part(part, options) for part in paths]
     first = parts[0]
     part_of: dict[str, int] = {}
@@ -48,7 +58,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         if twice is not None:
             _check_copies(parts, twice)
             note = f"the first of {len(parts)} files by ranks, which hold the same as far as samples show"
-            return dataclasses.replace(first, name=path.name, path=path, notes=(*first.notes, note))
+            files = tuple(file for part in parts for file in part.files)
+            return dataclasses.replace(first, name=path.name, path=path, files=files, notes=(*first.notes, note))
         part_of.update(dict.fromkeys(part.tensors.specs, number))
     specs = {name: spec for part in parts for name, spec in part.tensors.specs.items()}
     return dataclasses.replace(
@@ -88,17 +99,23 @@ def _check_copies(parts: Sequence[Checkpoint], twice: str) -> None:
     both = [name for name in one.tensors.specs if name in other.tensors.specs]
     name = next((name for name in both if not begin_alike(one, other, name)), twice)
     raise CheckpointError(
-        f"is one of {len(parts)} files that differ in a number, and '{name}' is in {one.path.name} and in "
-        f"{other.path.name}: tensors are cut into parts, or these are several models",
+        f"is one of {len(parts)} files that differ in a number, and '{name}' is in {_apart(one.path, other.path)} and "
+        f"in {_apart(other.path, one.path)}: tensors are cut into parts, or these are several models",
         subject=first.path,
-        hint=f"put parts together first, with {converter(first.path.name)}; "
+        hint=f"put parts together first, with {converter(_apart(first.path, parts[1].path))}; "
         "give each of several models a folder of its own",
     )
 
 
+def _apart(path: Path, other: Path) -> str:
+    """Return the end of a path that tells it from another one."""
+    same = sum(1 for mine, theirs in zip(path.parts[:-1], other.parts[:-1], strict=False) if mine == theirs)
+    return PurePath(*path.parts[same:]).as_posix()
+
+
 def _all_parts(path: Path) -> list[Path]:
     """Return the files that are parts of the model at `path`, in order; none if it is no such model."""
-    return _parts_inside(path) if location(path).info().is_folder else _parts(path)
+    return _parts_inside(path) if location(path).info().is_folder else _parts(path) or _parts_of_ranks(path)
 
 
 def _parts(path: Path) -> list[Path]:
@@ -109,6 +126,29 @@ def _parts(path: Path) -> list[Path]:
         else ()
     )
     return [path.parent / name for name in names] if names and location(path).info().is_file else []
+
+
+def _parts_of_ranks(path: Path) -> list[Path]:
+    """Return the places of the model of which a rank's folder has a part at `path`: that folder's, or one in it.
+
+    Where no other rank has anything at that place, the model is whole.
+    """
+    for around in (path, *path.parents[:_MAX_FOLDERS]):
+        beside = around.parent
+        names = parts_of(around.name, partial(_is_folder_in, beside))
+        paths = [beside / name / path.relative_to(around) for name in names]
+        if sum(location(part).info().exists for part in paths) > 1:
+            return paths
+    return []
+
+
+def _is_folder_in(folder: Path, name: str) -> bool:
+    return location(folder / name).info().is_folder
+
+
+def matches_folder(path: Path) -> bool:
+    """Return whether a folder with a model is that of a rank, or lies in one, and other ranks have theirs."""
+    return location(path).info().is_folder and several.matches(path) and bool(_parts_of_ranks(path))
 
 
 def _parts_inside(folder: Path) -> list[Path]:
@@ -136,4 +176,10 @@ def _parts_inside(folder: Path) -> list[Path]:
     return paths if one.isdisjoint(other) else []
 
 
+def open_folder(path: Path, options: ReadOptions) -> Checkpoint:
+    """Read the headers of the folders of all ranks, and put them together; raise as `open_checkpoint`."""
+    return _open(path, _parts_of_ranks(path), options)
+
+
 READER = Reader(matches, open_checkpoint)
+RANKS_READER = Reader(matches_folder, open_folder)

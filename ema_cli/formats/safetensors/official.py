@@ -9,6 +9,9 @@ from safetensors import SafetensorError, safe_open
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import CheckpointError, Unreadable
+from ema_cli.system.memory import give_back
+
+_MANY = 10_000  # tensors, of which the reader's tables take megabytes
 
 
 def different_tensors(path: Path, specs: Mapping[str, TensorSpec]) -> set[str]:
@@ -32,4 +35,6 @@ def different_tensors(path: Path, specs: Mapping[str, TensorSpec]) -> set[str]:
         raise CheckpointError(str(error), subject=path) from error
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror or error}", subject=path) from error
+    if len(specs) >= _MANY:
+        give_back()
     return different

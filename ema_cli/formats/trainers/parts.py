@@ -8,6 +8,7 @@ from typing import Any
 
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import Inert
+from ema_cli.formats.trainers.part_names import parts_of
 from ema_cli.storage.location import location
 
 _MEGATRON_RANK = re.compile(r"^mp_rank_\d+")  # the folder of one rank, in Megatron's older format
@@ -17,15 +18,17 @@ _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expe
 def refuse_megatron_part(path: Path, root: Any) -> None:
     """Raise a CheckpointError for a file of Megatron's older format that is one rank's part of a model.
 
-    Known by the folders of other ranks beside its own, or by the sizes in the arguments that the file holds.
+    Known by the folders of other ranks beside its own, or by the sizes in the arguments that the file holds. Folders
+    whose numbers are known are put together, where they can be.
     """
     if not _MEGATRON_RANK.search(path.parent.name):
         return
-    ranks = [entry for entry in location(path.parent.parent).entries() if _MEGATRON_RANK.search(entry.name)]
+    ranks = [entry.name for entry in location(path.parent.parent).entries() if _MEGATRON_RANK.search(entry.name)]
+    are_joined = bool(parts_of(path.parent.name, ranks.__contains__))
     args = root.get("args") if isinstance(root, dict) else None
     state = args.state if isinstance(args, Inert) and isinstance(args.state, dict) else {}
     sizes = [state.get(name) for name in _PARALLEL]
-    if len(ranks) > 1 or any(type(size) is int and size > 1 for size in sizes):
+    if (len(ranks) > 1 and not are_joined) or any(type(size) is int and size > 1 for size in sizes):
         raise CheckpointError(
             "is one rank's part of a model of Megatron's",
             subject=path,

@@ -172,3 +172,65 @@ def test_the_error_names_the_two_files_that_hold_a_tensor(tmp_path: Path):
         write(tmp_path / f"rank{number}.pt", {name: torch.full((2,), float(number))})
     with pytest.raises(CheckpointError, match=r"one of 3 files .*, and 'a' is in rank0\.pt and in rank2\.pt:"):
         open_checkpoint(tmp_path / "rank0.pt")
+
+
+# Where each rank writes into a folder of its own; the step is of the run, or lies inside.
+RANK_FOLDERS = [
+    "step-{step}/tp_0{rank}/model.pt",
+    "step-{step}/mp_rank_0{rank}/model_states.pt",
+    "step-{step}/rank{rank}/model.safetensors",
+    "step-{step}/rank_{rank}/pytorch_model.bin",
+    "step-{step}/model_part-{rank}/weights.pt",
+    "rank{rank}/step-{step}.pt",
+    "shard_{rank}/step-{step}/model.safetensors",
+]
+
+
+@pytest.mark.parametrize("pattern", RANK_FOLDERS)
+def test_ranks_that_have_folders_of_their_own_are_one_model(pattern: str, tmp_path: Path):
+    """The search, and who names what any rank wrote, gets all tensors, with the averages of float64."""
+    for step in (100, 200):
+        for rank, tensors in enumerate(halves(step)):
+            write(tmp_path / pattern.format(step=step, rank=rank), tensors)
+    paths = [[tmp_path / pattern.format(step=step, rank=rank) for step in (100, 200)] for rank in (0, 1)]
+    for given in (tmp_path, *paths):
+        run = open_run(given)
+        assert [set(each.tensors.specs) for each in run.checkpoints] == [set(make_tensors(1))] * 2
+    averaging.average(make_plan(open_run(tmp_path), HUNDRED), tmp_path / "out.safetensors")
+    averaged, one, other = load_file(tmp_path / "out.safetensors"), make_tensors(100), make_tensors(200)
+    for name, tensor in averaged.items():
+        if tensor.is_floating_point():
+            assert torch.allclose(tensor.double(), (one[name].double() + other[name].double()) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("pattern", RANK_FOLDERS)
+def test_ranks_whose_tensors_are_cut_are_refused(pattern: str, tmp_path: Path):
+    """Two folders with pieces of one tensor are no two models, and no half of it is published."""
+    for rank in (0, 1):
+        write(tmp_path / pattern.format(step=100, rank=rank), {"w": torch.full((2, 4), float(rank))})
+    for path in (tmp_path, tmp_path / pattern.format(step=100, rank=1)):
+        with pytest.raises(
+            CheckpointError, match=r"'w' is in .*0.* and in .*1.*: tensors are cut into parts"
+        ) as raised:
+            open_run(path)
+        assert "put parts together first, with" in (raised.value.hint or "")
+
+
+def test_a_rank_that_lacks_its_part_makes_the_model_incomplete(tmp_path: Path):
+    """Of three ranks one has not written yet."""
+    for rank in (0, 1, 2):
+        write(tmp_path / f"rank{rank}" / "step-100.pt", {f"layer{rank}": torch.ones(2)})
+    (tmp_path / "rank1" / "step-100.pt").unlink()
+    with pytest.raises(IncompleteCheckpoint, match=r"'rank1/step-100\.pt', another part .* is missing"):
+        open_checkpoint(tmp_path / "rank0" / "step-100.pt")
+
+
+def test_what_other_ranks_keep_for_themselves_is_no_part(tmp_path: Path):
+    """The model is whole where only the first rank has it, and folders with numbers that are no ranks are models."""
+    for rank in (0, 1):
+        write(tmp_path / f"rank{rank}" / "optimizer.pt", {"state": torch.ones(2)})
+    write(tmp_path / "rank0" / "step-100.pt", make_tensors(1))
+    assert set(open_checkpoint(tmp_path / "rank0" / "step-100.pt").tensors.specs) == set(make_tensors(1))
+    for rank in (8, 16):
+        write(tmp_path / f"rank{rank}" / "step-100.pt", {"w": torch.ones(rank)})
+    assert open_checkpoint(tmp_path / "rank8" / "step-100.pt").tensors.specs["w"].shape == (8,)

@@ -1,0 +1,221 @@
+"""ema-cli tune."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.cli import requests
+from ema_cli.cli.command_line import EvaluationOptions, TunedLawOptions, TuneOptions
+from ema_cli.cli.options import RecipeOptions, RunOptions
+from ema_cli.cli.output import make_printer
+from ema_cli.cli.printer import Printer
+from ema_cli.cli.sources import RawSource, StoredSource
+from ema_cli.errors import EmaError, UsageError, option
+from ema_cli.job import checkpoints_read, prepare
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.manifest.fingerprint import fingerprints
+from ema_cli.planning.plan import Plan
+from ema_cli.storage.location import location
+from ema_cli.system import signals
+from ema_cli.system.processors import default_threads
+from ema_cli.text import parse_size
+from ema_cli.tuning.command import Command
+from ema_cli.tuning.half_lives import Range, check_half_lives
+from ema_cli.tuning.journal import Journal
+from ema_cli.tuning.tune import Candidates, Evaluation, Tuned, Watcher, longest, perform
+from ema_cli.tuning.workshop import Workshop
+from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.target import Target, default_target, parse_target
+
+_TRIES = 12
+_DEFAULT_NAME = "ema-tuned"
+
+
+@dataclass(frozen=True, slots=True)
+class TuneRequest:
+    """What `tune` is to do.
+
+    Attributes:
+        source: what is averaged.
+        raw: the raw checkpoints there, the last of which is the bar to beat.
+        half_lives: those to evaluate, or the range.
+        fixed: the rest of each recipe, as `Recipe` takes it.
+    """
+
+    source: RawSource | StoredSource
+    raw: RawSource | StoredSource
+    half_lives: tuple[Time, ...] | Range
+    fixed: dict[str, Any]
+    evaluation: EvaluationOptions
+    output: OutputOptions
+    target: Target | None
+    threads: int | None
+    max_memory: int | None
+    force: bool
+
+    @classmethod
+    def resolve(cls, options: TuneOptions) -> TuneRequest:
+        """Read the options, and check what goes together.
+
+        Raises:
+            UsageError: for a value that makes no sense, or two options that exclude each other.
+        """
+        requests.check_threads(options.threads)
+        law = options.law
+        fixed = {name: getattr(law, name) for name in ("update_interval", "start", "stop", "last", "bias_correction")}
+        half_lives = _half_lives(law)
+        for half_life in _ends(half_lives):
+            Recipe(half_life=half_life, **fixed)  # which checks what goes together
+        _check_evaluation(options.evaluation)
+        source = requests.source(_run_options(options, law.source), allow_approximate=False)
+        raw = requests.source(_run_options(options, "raw"), allow_approximate=False)
+        return cls(
+            source,
+            raw,
+            half_lives,
+            fixed,
+            options.evaluation,
+            OutputOptions.parse(**asdict(options.form)),
+            parse_target(options.output) if options.output is not None else None,
+            options.threads,
+            None if options.max_memory is None else parse_size(options.max_memory, "max_memory"),
+            options.force,
+        )
+
+    def recipe(self, half_life: Time) -> Recipe:
+        """Return the recipe of a half-life."""
+        return Recipe(half_life=half_life, **self.fixed)
+
+
+def run(options: TuneOptions) -> int:
+    """Choose a half-life, write its average, and show all results; return the exit code."""
+    printer = make_printer("tune", as_json=options.as_json, quiet=options.quiet)
+    tuned = tune_requested(TuneRequest.resolve(options), printer)
+    printer.tuned(tuned)
+    return tuned.problem.exit_code if tuned.problem else 0
+
+
+def tune_requested(request: TuneRequest, printer: Printer) -> Tuned:
+    """Do what is requested."""
+    run, planner = request.source.planner()
+    last = _last_plan(request)
+
+    def plan(half_life: Time) -> Plan:
+        return planner(request.recipe(half_life))
+
+    if isinstance(request.source, StoredSource):
+        first, inputs = last or plan(longest(request.half_lives)), list(run.checkpoints)
+    else:
+        first = plan(longest(request.half_lives))
+        inputs = checkpoints_read([first])
+    target = request.target or _default_target(first)
+    job = prepare([first], target, request.output, force=request.force)
+    command = _command(request.evaluation, target.path.with_name(f"{target.path.name}.tune"))
+    evaluation = Evaluation(
+        command,
+        maximize=request.evaluation.maximize,
+        repeats=request.evaluation.repeats or 1,
+        jobs=request.evaluation.jobs or max(len(command.devices), 1),
+        stop=command.stop,
+        command=command.text,
+        metric=command.metric,
+    )
+    inputs += [] if last is None else [last.newest]
+    journal = Journal.open(command.logs, _what(request, evaluation, inputs, target))
+    printer.tuning(request.half_lives, job)
+    with signals.unwinding(), location(target.path).staging() as staging:
+        return perform(
+            Candidates(plan, request.half_lives, last),
+            evaluation,
+            Workshop(staging, target, request.output, request.evaluation.keep, request.threads, request.max_memory),
+            journal=journal,
+            watcher=Watcher(lambda: printer.progress("averaging"), printer.evaluated),
+            force=request.force,
+            allow_last=request.evaluation.allow_last,
+        )
+
+
+def _run_options(options: TuneOptions, source: str | None) -> RunOptions:
+    law = RecipeOptions(source=source)
+    return RunOptions(options.paths, law, options.entering, options.clocks, options.model, options.copy)
+
+
+def _half_lives(law: TunedLawOptions) -> tuple[Time, ...] | Range:
+    """Return the half-lives to evaluate.
+
+    Raises:
+        UsageError: for none, both ways to say them, and values that make no sense.
+    """
+    if law.between is None:
+        if law.tries is not None:
+            raise UsageError(f"is for {option('between')}", option="tries", hint="name each half-life, or a range")
+        named = [Time.parse(text, "half_life") for text in law.half_life]
+        check_half_lives(named)
+        return tuple(named)
+    if law.half_life:
+        raise UsageError(f"excludes {option('half_life')}", option="between", hint="name half-lives, or a range")
+    low, high = (Time.parse(text, "between") for text in law.between)
+    return Range(low, high, _TRIES if law.tries is None else law.tries)
+
+
+def _ends(half_lives: Sequence[Time] | Range) -> Sequence[Time]:
+    return (half_lives.low, half_lives.high) if isinstance(half_lives, Range) else half_lives
+
+
+def _check_evaluation(evaluation: EvaluationOptions) -> None:
+    """Raise a UsageError for options of the evaluation that make no sense."""
+    for name in ("repeats", "jobs", "keep"):
+        number = getattr(evaluation, name)
+        if number is not None and number < 1:
+            raise UsageError(f"{number} is too few", option=name, hint="at least 1")
+
+
+def _last_plan(request: TuneRequest) -> Plan | None:
+    """Return the plan of the last checkpoint alone; None where only averages are stored."""
+    recipe = Recipe(profile="uniform", last=1, start=request.fixed["start"], stop=request.fixed["stop"])
+    try:
+        return request.raw.planner()[1](recipe)
+    except EmaError:
+        if isinstance(request.source, RawSource):
+            raise
+        return None
+
+
+def _default_target(plan: Plan) -> Target:
+    is_folder = default_target([plan]).is_folder
+    return Target(Path(_DEFAULT_NAME if is_folder else f"{_DEFAULT_NAME}.safetensors"), is_folder)
+
+
+def _command(evaluation: EvaluationOptions, logs: Path) -> Command:
+    if evaluation.command is None:
+        raise UsageError(
+            "which evaluation?",
+            hint=f"a command that gets the path of a model and prints its metric: "
+            f"{option('eval', 'python eval.py {path}')}",
+        )
+    devices = [device.strip() for device in (evaluation.devices or "").split(",") if device.strip()]
+    return Command(evaluation.command, evaluation.metric, logs, evaluation.shell, evaluation.timeout, devices)
+
+
+def _what(request: TuneRequest, evaluation: Evaluation, inputs: Sequence[Checkpoint], target: Target) -> dict[str, Any]:
+    """Return what decides a metric, as the journal has it: it goes on only with the same."""
+    threads = request.threads or default_threads()
+    digest = hashlib.sha256()
+    for checkpoint, fingerprint in zip(inputs, fingerprints(inputs, threads), strict=True):
+        digest.update(f"{checkpoint.name}\0{fingerprint}\n".encode(errors="surrogateescape"))
+    return {
+        "tune": 1,
+        "checkpoints": digest.hexdigest(),
+        "law": {**request.fixed, "from": "stored" if isinstance(request.source, StoredSource) else "raw"},
+        "output": {**request.output.to_dict(), "suffix": target.path.suffix if not target.is_folder else None},
+        "command": evaluation.command,
+        "metric": evaluation.metric,
+        "maximize": evaluation.maximize,
+        "repeats": evaluation.repeats,
+    }

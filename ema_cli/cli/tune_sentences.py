@@ -1,0 +1,57 @@
+"""What `tune` says, in sentences for people. No rich."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ema_cli.text import size
+
+if TYPE_CHECKING:
+    from ema_cli.job import Job
+    from ema_cli.law.time import Time
+    from ema_cli.tuning.half_lives import Range
+    from ema_cli.tuning.results import Result
+    from ema_cli.tuning.tune import Tuned
+
+LAST_WORDS = "the last checkpoint"
+
+
+def tuning_line(half_lives: Sequence[Time] | Range, job: Job) -> str:
+    """Return what will be evaluated, and what room the candidates take; `job` is that of one."""
+    most = len(half_lives) if isinstance(half_lives, Sequence) else half_lives.tries
+    if isinstance(half_lives, Sequence):
+        what = "one half-life" if most == 1 else f"{most} half-lives"
+    else:
+        what = f"at most {most} half-lives from {half_lives.low} to {half_lives.high}"
+    each = job.bytes_to_write
+    return f"evaluating {what} and {LAST_WORDS}: {size(each)} of disk each, {size(each * (most + 1))} for all at once"
+
+
+def result_line(result: Result) -> str:
+    """Return what a candidate came to, as it comes."""
+    note = result_note(result, None)
+    metric = f"{result.mean:.6g}" if result.values else "no metric"
+    return f"{result.name}: {metric}{f' ({note})' if note else ''}"
+
+
+def result_note(result: Result, best: Result | None) -> str:
+    """Return what else there is to know of a candidate."""
+    if result.failed is not None:
+        return f"failed: {result.failed}"
+    if result is best:
+        return "best"
+    return f"the same weights as {result.same_as}" if result.same_as else ""
+
+
+def best_line(tuned: Tuned) -> str:
+    """Return the best candidate, and the bar that it beat."""
+    best = tuned.best
+    assert best is not None  # else there is a problem
+    last = next((result for result in tuned.results if result.name == "last" and result.values), None)
+    beaten = f"; {LAST_WORDS} has {last.mean:.6g}" if last is not None and not best.is_last else ""
+    alike = {result.mean for result in tuned.results if result.values}
+    doubt = (
+        "; every metric is the same: does the command look at {path}?" if len(alike) == 1 < len(tuned.results) else ""
+    )
+    return f"best: {best.name} with {best.mean:.6g}{beaten}{doubt}"

@@ -1,0 +1,114 @@
+"""How a half-life was chosen, as a section of a report: the metric of each candidate, against its half-life."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from ema_cli.law.time import Time
+from ema_cli.manifest.types import CandidateRow, TuneRow
+from ema_cli.report import charts
+from ema_cli.report.charts import BOTTOM, LEFT, RIGHT, TOP, Mark, Plane, dot, px, text
+from ema_cli.text import plural
+
+_LAST = "last"
+_ROOM = 0.08  # above and below the values, as a share of their range
+
+
+def tuning_section(tune: TuneRow, widths: Sequence[tuple[str, int]]) -> str:
+    """Return a section with a chart for each width, a table, and the command.
+
+    Args:
+        tune: what the manifest says.
+        widths: for each chart its class on the page, and its width in pixels.
+    """
+    able = [row for row in tune["candidates"] if row["values"]]
+    averages = [row for row in able if row["name"] != _LAST]
+    wanted = "more" if tune["maximize"] else "less"
+    metric = tune["metric"] or "the last number printed"
+    by = tune["command"] or "a function"
+    about = f"{plural(len(able), 'candidate')} evaluated by {by}: {metric}, {wanted} is better."
+    drawn = ""
+    if averages:
+        last = next((_mean(row) for row in able if row["name"] == _LAST), None)
+        charts_drawn = (f'<div class="{kind}">{_chart(tune, averages, last, width)}</div>' for kind, width in widths)
+        drawn = f"<figure>{''.join(charts_drawn)}</figure>"
+    rows = "".join(_row(row, tune["winner"]) for row in tune["candidates"])
+    return (
+        f'<section>\n<h2>How the half-life was chosen</h2>\n<p class="soft">{text(about)} '
+        f"Nothing of this can be checked from the checkpoints.</p>\n{drawn}\n"
+        f'<div class="scroll"><table><thead><tr><th>half-life</th><th class="end">metric</th><th></th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>\n</section>"
+    )
+
+
+def _row(row: CandidateRow, winner: str) -> str:
+    note = "best" if row["name"] == winner else row.get("failed", "")
+    note = note or (f"the same weights as {row['same_as']}" if "same_as" in row else "")
+    metric = f"{_mean(row):.6g}" if row["values"] else "-"
+    return f'<tr><td>{text(row["name"])}</td><td class="end">{text(metric)}</td><td>{text(note)}</td></tr>'
+
+
+def _mean(row: CandidateRow) -> float:
+    return statistics.fmean(row["values"])
+
+
+class _MetricPlane(Plane):
+    """Axes with half-lives on a logarithmic scale, and values of a metric, which need not begin at 0."""
+
+    def __init__(self, width: int, logarithms: Sequence[float], values: Sequence[float], unit: str) -> None:
+        super().__init__(width, 280 if width > 600 else 230, logarithms, values, unit)
+        room = (max(values) - min(values)) * _ROOM or abs(values[0]) * _ROOM or 1.0
+        self.low, self.high = min(values) - room, max(values) + room
+
+    def frame(self, title: str) -> None:
+        """Draw both axes, with their units."""
+        bottom, right = self.height - BOTTOM, self.width - RIGHT
+        for value in charts.ticks(self.low, self.high, 5):
+            y = self.y(value)
+            self.parts.append(f'<path class="grid" d="M{LEFT} {px(y)}H{right}"/>')
+            self.parts.append(f'<text class="end" x="{LEFT - 7}" y="{px(y + 4)}">{value:.5g}</text>')
+        for half_life in _round_half_lives(10**self.first, 10**self.last):
+            x = px(self.x(math.log10(half_life)))
+            self.parts.append(f'<path class="axis" d="M{x} {bottom}v5"/>')
+            self.parts.append(f'<text class="mid" x="{x}" y="{bottom + 19}">{charts.amount(half_life)}</text>')
+        self.parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
+        middle = px((LEFT + right) / 2)
+        self.parts.append(f'<text class="mid name" x="{middle}" y="{self.height - 6}">half-life [{self.unit}]</text>')
+        self.parts.append(f'<text class="name" x="4" y="13">{text(title)}</text>')
+
+
+def _chart(tune: TuneRow, averages: Sequence[CandidateRow], last: float | None, width: int) -> str:
+    times = [Time.parse(row["name"]) for row in averages]
+    places = [math.log10(time.value) if time.value > 0 else 0.0 for time in times]
+    values = [_mean(row) for row in averages]
+    plane = _MetricPlane(width, places, [*values, *([] if last is None else [last])], times[0].unit.plural)
+    plane.frame(tune["metric"] or "metric")
+    if last is not None:
+        y = plane.y(last)
+        plane.parts.append(f'<path class="mean" d="M{LEFT} {px(y)}H{plane.width - RIGHT}"/>')
+        plane.parts.append(
+            f'<text class="end name" x="{plane.width - RIGHT}" y="{px(y - 5)}">the last checkpoint</text>'
+        )
+    points = sorted((plane.x(place), plane.y(value)) for place, value in zip(places, values, strict=True))
+    plane.parts.append(f'<path class="line" d="M{"L".join(f"{px(x)} {px(y)}" for x, y in points)}"/>')
+    for row, place, value in zip(averages, places, values, strict=True):
+        plane.parts.append(dot(plane, Mark(place, value, f"{row['name']}: {value:.6g}"), 3.0))
+        if row["name"] == tune["winner"]:
+            x, y = px(plane.x(place)), plane.y(value)
+            plane.parts.append(f'<circle class="noted" cx="{x}" cy="{px(y)}" r="4.5"/>')
+            above = y - 12 if y - 12 > TOP else y + 20
+            plane.parts.append(f'<text class="mid note" x="{x}" y="{px(above)}">{text(row["name"])}</text>')
+    return plane.svg("Metric of each candidate against its half-life")
+
+
+def _round_half_lives(low: float, high: float) -> list[float]:
+    """Return round numbers from `low` to `high`, fewer where they span many powers of ten."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for mantissas in ((1, 2, 5), (1, 3), (1,)):
+        every = [mantissa * 10.0**power for power in powers for mantissa in mantissas]
+        shown = [number for number in every if low <= number <= high]
+        if len(shown) <= 8:
+            break
+    return shown

@@ -1,0 +1,269 @@
+"""ema-cli tune: an evaluation that knows the answer, failures, an interruption, little room."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli, write_hf_run, write_torch_run
+from tests.runs.stored_run import train
+
+PYTHON = f"{sys.executable} -ISc"
+STEPS = range(100, 2001, 100)
+# A valley in the logarithm of the half-life, and the last checkpoint far above it. It counts its calls.
+VALLEY = """
+import math, os
+name = os.environ['EMA_HALF_LIFE']
+open('calls', 'a').write(name + chr(10))
+print('loss', 9.0 if name == 'last' else math.log(float(name[:-2]) / {best}) ** 2)
+"""
+
+
+def python(code: str) -> str:
+    """Return a command line that runs some Python."""
+    return f"{PYTHON} {shlex.quote(code)} {{path}}"
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run of twenty checkpoints."""
+    write_torch_run(tmp_path / "ckpts", STEPS)
+    return tmp_path
+
+
+def calls(folder: Path) -> list[str]:
+    """Return the names of the candidates that were evaluated."""
+    path = folder / "calls"
+    return path.read_text().split() if path.exists() else []
+
+
+def test_it_writes_the_best_average_and_prints_where(cli: Cli, run_folder: Path):
+    """Results on stderr as they come and as a table, the path alone on stdout; the log and the journal stay."""
+    command = [
+        "tune",
+        "ckpts",
+        "--half-life",
+        "200ba",
+        "--half-life",
+        "400ba",
+        "--eval",
+        python(VALLEY.format(best=390)),
+    ]
+    done = cli(*command, "-o", "best")
+    assert done.code == 0, done
+    assert done.out == "best\n"
+    assert re.search(r"400ba +0\.00064", done.err)
+    assert "best: 400ba with 0.00064" in done.err
+    assert "the last checkpoint has 9" in done.err
+    assert cli("verify", "best", "--against", "ckpts").code == 0
+    assert "how the half-life was chosen" in cli("verify", "best").out
+    assert (run_folder / "best.tune" / "400ba.out").read_text().startswith("loss 0.00064")
+    cli("average", "ckpts", "--half-life", "400ba", "-o", "alone")
+    alone, best = ((run_folder / name / "model.safetensors").read_bytes() for name in ("alone", "best"))
+    assert alone == best
+
+
+def test_a_range_is_searched_around_the_best(cli: Cli, run_folder: Path):
+    """The key of a JSON object, as a number; at most as many evaluations as said, and the last checkpoint."""
+    code = (
+        VALLEY.format(best=333)
+        .replace("print('loss', ", "import json; print(json.dumps({'eval_loss': ")
+        .replace("** 2)", "** 2}))")
+    )
+    done = cli(
+        "tune", "ckpts", "--between", "50ba", "5000ba", "--tries", "8", "--eval", python(code), "--metric", "eval_loss",
+        "-o", "best.safetensors", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done
+    assert len(calls(run_folder)) <= 9
+    facts = done.json
+    assert float(facts["best"][:-2]) == pytest.approx(333, rel=0.05)
+    assert facts["written"] == {"path": "best.safetensors"}
+    assert facts["candidates"][0]["name"] == "last"
+
+
+def test_resumed_equals_uninterrupted(cli: Cli, run_folder: Path):
+    """What the journal knows is not evaluated again; the bytes are the same."""
+    command = [
+        "tune",
+        "ckpts",
+        "--between",
+        "50ba",
+        "5000ba",
+        "--tries",
+        "7",
+        "--eval",
+        python(VALLEY.format(best=333)),
+    ]
+    assert cli(*command, "-o", "whole").code == 0
+    every = calls(run_folder)
+    (run_folder / "calls").unlink()
+    journal = (run_folder / "whole.tune" / "tune.jsonl").read_bytes().splitlines(keepends=True)
+    (run_folder / "part.tune").mkdir()
+    (run_folder / "part.tune" / "tune.jsonl").write_bytes(b"".join(journal[:4]) + b'{"na')
+    assert cli(*command, "-o", "part").code == 0
+    assert calls(run_folder) == every[3:]
+    for file in ("model.safetensors", "ema-manifest.json", "SHA256SUMS"):
+        assert (run_folder / "part" / file).read_bytes() == (run_folder / "whole" / file).read_bytes()
+    assert cli(*command, "-o", "whole", "--force").code == 0
+    assert calls(run_folder) == every[3:]
+
+
+def test_the_results_of_another_evaluation_are_not_taken(cli: Cli, run_folder: Path):
+    """The error says what is different, and what to do."""
+    arguments = ["tune", "ckpts", "--half-life", "200ba", "-o", "best"]
+    assert cli(*arguments, "--eval", python(VALLEY.format(best=100))).code == 0
+    done = cli(*arguments, "--eval", python(VALLEY.format(best=200)), "--force")
+    assert done.code == 5
+    assert "of another tuning: other command" in done.err
+    assert "remove best.tune" in done.err
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "words"),
+    [
+        ("import sys; sys.exit('bad model')", [], "exit code 1: bad model"),
+        ("print('finished')", [], "no number: 'finished'"),
+        ("print('nan')", [], "its metric is nan"),
+        ("import os; os.kill(os.getpid(), 15)", [], "ended by SIGTERM"),
+        ("import time; time.sleep(60)", ["--timeout", "0.2"], "longer than 0.2 s"),
+        ("pass", [], "printed nothing"),
+    ],
+)
+def test_where_every_candidate_fails_nothing_is_written(
+    code: str, options: list[str], words: str, cli: Cli, run_folder: Path
+):
+    """Exit 6, with the reason of the first."""
+    done = cli("tune", "ckpts", "--half-life", "200ba", "--eval", python(code), "-o", "best", *options)
+    assert done.code == 6, done
+    assert "no candidate has a metric" in done.err
+    assert words in done.err
+    assert {path.name for path in run_folder.iterdir()} <= {"ckpts", "best.tune", "calls"}
+
+
+def test_a_candidate_that_fails_does_not_stop_the_others(cli: Cli, run_folder: Path):
+    """It is in the table with its reason, and in the manifest."""
+    code = (
+        "import os, sys; name = os.environ['EMA_HALF_LIFE']; sys.exit('odd') if name == '200ba' else print(len(name))"
+    )
+    done = cli("tune", "ckpts", "--half-life", "200ba", "--half-life", "50ba", "--eval", python(code), "-o", "best")
+    assert done.code == 0 or "the last checkpoint is the best" in done.err, done
+    assert "200ba  " in done.err
+    assert "failed: it ended with exit code 1: odd" in done.err
+
+
+def test_the_last_checkpoint_is_written_only_where_it_is_allowed(cli: Cli, run_folder: Path):
+    """Else it is exit 6, and the hint works."""
+    code = "import os; print(0 if os.environ['EMA_HALF_LIFE'] == 'last' else 1)"
+    arguments = ["tune", "ckpts", "--half-life", "200ba", "--eval", python(code), "-o", "best"]
+    done = cli(*arguments)
+    assert done.code == 6
+    assert "the last checkpoint is the best" in done.err
+    assert "--allow-last" in done.err
+    assert not (run_folder / "best").exists()
+    assert cli(*arguments, "--allow-last").code == 0
+    assert (run_folder / "best" / "model.safetensors").exists()
+
+
+def test_candidates_load_as_the_output_does_and_few_lie_there_at_once(cli: Cli, tmp_path: Path):
+    """A folder of the Trainer's, config and all; with --keep 2 there are never more than two, and the best is kept."""
+    write_hf_run(tmp_path / "run", STEPS)
+    code = """
+import os, pathlib, sys
+path = pathlib.Path(sys.argv[1])
+assert (path / 'config.json').exists() and (path / 'tokenizer.json').exists()
+assert len(list(path.parent.parent.parent.rglob('model.safetensors'))) <= 2
+name = os.environ['EMA_HALF_LIFE']
+print(99 if name == 'last' else abs(int(name[:-2]) - 300))
+"""
+    halves = [word for number in (100, 200, 300, 400, 500) for word in ("--half-life", f"{number}ba")]
+    done = cli("tune", "run", *halves, "--eval", python(code), "-o", "best", "--keep", "2")
+    assert done.code == 0, done
+    assert "best: 300ba" in done.err
+    assert cli("verify", "best", "--against", "run").code == 0
+
+
+def test_several_at_once_give_the_same(cli: Cli, run_folder: Path):
+    """Order does not show in the manifest."""
+    command = [
+        "tune",
+        "ckpts",
+        "--between",
+        "50ba",
+        "5000ba",
+        "--tries",
+        "6",
+        "--eval",
+        python(VALLEY.format(best=333)),
+    ]
+    assert cli(*command, "-o", "one").code == 0
+    assert cli(*command, "-o", "several", "--jobs", "3").code == 0
+    one, several = ((run_folder / name / "ema-manifest.json").read_bytes() for name in ("one", "several"))
+    assert one == several
+
+
+def test_averages_that_the_training_stored_can_be_tuned(cli: Cli, tmp_path: Path):
+    """There may be no raw checkpoint to beat; the candidates are combinations of what is stored."""
+    train(tmp_path / "run")
+    done = cli(
+        "tune", "run", "--from", "stored", "--half-life", "30ba", "--half-life", "60ba", "--eval",
+        python("import os; print(os.environ['EMA_HALF_LIFE'][:2])"), "-o", "best",
+    )  # fmt: skip
+    assert done.code == 0, done
+    assert "best: 30ba" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--half-life", "5ba"], "which evaluation?"),
+        (["--eval", "true"], "which half-lives?"),
+        (["--eval", "true", "--between", "5ba", "9ba", "--half-life", "5ba"], "excludes --half-life"),
+        (["--eval", "true", "--half-life", "5ba", "--tries", "3"], "is for --between"),
+        (["--eval", "true", "--half-life", "5ba", "--repeats", "0"], "0 is too few"),
+        (["--eval", "true", "--between", "9ba", "5ba"], "no range of half-lives"),
+        (["--eval", "true", "--between", "5ba"], "requires 2"),
+        (["--eval", "no-such-program-7", "--half-life", "5ba"], "no program"),
+        (["--eval", "true", "--half-life", "5ba", "--timeout", "0"], "no number of seconds"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_read(
+    options: list[str], words: str, cli: Cli, run_folder: Path
+):
+    """One error, exit 2, nothing written."""
+    done = cli("tune", "ckpts", *options)
+    assert done.code == 2, done
+    assert words in done.err
+    assert [path.name for path in run_folder.iterdir()] == ["ckpts"]
+
+
+@pytest.mark.slow
+def test_interrupted_it_leaves_no_candidate_and_no_evaluation(run_folder: Path):
+    """Ctrl-C: the evaluation is ended, the candidates are gone, the journal stays for the next time."""
+    code = "import os; print(os.getpid(), flush=True); import time; time.sleep(60)"
+    arguments = ["tune", "ckpts", "--half-life", "200ba", "--eval", python(code), "-o", "best"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ema_cli", *arguments], cwd=run_folder, stderr=subprocess.PIPE, text=True
+    )
+    log = run_folder / "best.tune" / "last.out"
+    deadline = time.monotonic() + 30
+    while not (log.exists() and log.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    evaluation = int(log.read_text())
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted, nothing written" in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(evaluation, 0)
+    assert {path.name for path in run_folder.iterdir()} == {"ckpts", "best.tune"}
+    assert json.loads((run_folder / "best.tune" / "tune.jsonl").read_text())["tune"] == 1

@@ -1,0 +1,49 @@
+"""The journal: what was evaluated is known after an interruption, and only for the same tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ema_cli.errors import CheckpointError, OutputError
+from ema_cli.tuning.journal import NAME, Journal
+from ema_cli.tuning.results import Result
+
+WHAT = {"tune": 1, "command": "eval", "repeats": 2}
+
+
+def test_results_are_there_again_but_for_what_failed(tmp_path: Path):
+    """A failure is tried again: its reason may be gone."""
+    journal = Journal.open(tmp_path / "x.tune", WHAT)
+    for result in (Result("1ba", (0.1, 0.3)), Result("2ba", failed="why"), Result("1ba", (0.2, 0.2))):
+        journal.add(result)
+    assert Journal.open(tmp_path / "x.tune", WHAT).results == {"1ba": Result("1ba", (0.2, 0.2))}
+
+
+def test_a_line_that_was_cut_short_is_dropped(tmp_path: Path):
+    """What a power cut left half is written over, and what comes later can be read."""
+    journal = Journal.open(tmp_path, WHAT)
+    journal.add(Result("1ba", (0.1,)))
+    with journal.path.open("ab") as file:
+        file.write(b'{"name": "2ba", "val')
+    again = Journal.open(tmp_path, WHAT)
+    assert list(again.results) == ["1ba"]
+    again.add(Result("3ba", (0.3,)))
+    assert list(Journal.open(tmp_path, WHAT).results) == ["1ba", "3ba"]
+
+
+def test_the_journal_of_another_tuning_is_an_error_that_names_the_difference(tmp_path: Path):
+    """Metrics of another evaluation must not be mixed."""
+    Journal.open(tmp_path, WHAT).add(Result("1ba", (0.1,)))
+    with pytest.raises(OutputError, match="of another tuning: other command"):
+        Journal.open(tmp_path, {**WHAT, "command": "other"})
+
+
+@pytest.mark.parametrize("text", ["[1]\n", "no json\n", '{"tune": 1, "command": "eval", "repeats": 2}\n7\n'])
+def test_what_is_no_journal_is_an_error(text: str, tmp_path: Path):
+    """It is not overwritten."""
+    (tmp_path / NAME).write_text(text)
+    with pytest.raises(CheckpointError, match="no journal"):
+        Journal.open(tmp_path, WHAT)
+    assert (tmp_path / NAME).read_text() == text
