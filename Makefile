@@ -72,8 +72,8 @@ bench: .venv/bench .venv/trainers  ## measure on small sets, beside other tools 
 	$(PIP_INSTALL) ema-pytorch
 	$(BIN)/python scripts/bench_online.py --rounds 5
 
-bench-full: .venv/bench  ## the sizes of docs/benchmarks.md: half an hour on a quiet machine, 25 GB of disk
-	$(BIN)/python scripts/bench.py --full
+bench-full: .venv/bench  ## the sizes of docs/benchmarks.md, beside the build whose ema-cli is BEFORE: half an hour, 35 GB of disk
+	$(BIN)/python scripts/bench.py --full $(if $(BEFORE),--before $(BEFORE))
 
 bench-online: .venv/trainers  ## measure an update of a live model beside other tools; figures go to .bench/
 	$(PIP_INSTALL) ema-pytorch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from dataclasses import dataclass
 from functools import cache
 
@@ -49,7 +50,9 @@ def _best_kernel() -> Choice:
     try:
         from ema_cli.folding.kernel.compiled_kernel import CompiledKernel, variants
     except ImportError:
-        return Choice(NUMPY, "numpy", "the compiled kernel is not built")
+        is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+        where = " for Pythons without the global lock" if is_free_threaded else ""
+        return Choice(NUMPY, "numpy", f"the compiled kernel is not built{where}")
     for number, name in variants():
         kernel = CompiledKernel(number)
         if agrees(kernel):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import sys
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,7 @@ from ema_cli.folding.kernel.agreement import agrees
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.kernel.numpy_kernel import NUMPY, NumpyKernel, NumpySums, NumpyWorkspace
 
+ROOT = Path(__file__).parents[3]
 EXTENSION = "ema_cli.folding.kernel._compiled"
 needs_extension = pytest.mark.skipif(not importlib.util.find_spec(EXTENSION), reason="the extension is not built")
 
@@ -69,11 +74,32 @@ def test_a_variant_that_gives_other_bytes_is_passed_over(monkeypatch: pytest.Mon
     assert str(chosen_kernel()) == "numpy (the compiled kernel was found to give other bytes)"
 
 
-def test_without_the_extension_numpy_does_it(monkeypatch: pytest.MonkeyPatch):
-    """No compiler, no extension: numpy, and it says why. Who insists on the other gets an error."""
+@pytest.fixture
+def no_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a package without the compiled kernel."""
     monkeypatch.setitem(sys.modules, EXTENSION, None)
     monkeypatch.delitem(sys.modules, "ema_cli.folding.kernel.compiled_kernel", raising=False)
     monkeypatch.delattr("ema_cli.folding.kernel._compiled", raising=False)
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_a_python_without_the_global_lock_takes_numpy_and_says_so(monkeypatch: pytest.MonkeyPatch):
+    """It has no limited API: for it setup.py builds no extension, and tags no wheel for one."""
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.setattr(sysconfig, "get_config_var", {"Py_GIL_DISABLED": 1}.get)
+    assert str(chosen_kernel()) == "numpy (the compiled kernel is not built for Pythons without the global lock)"
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", asked.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert asked == {"ext_modules": [], "options": {}}
+    monkeypatch.setattr(sysconfig, "get_config_var", {}.get)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert [extension.name for extension in asked["ext_modules"]] == [EXTENSION]
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_without_the_extension_numpy_does_it(monkeypatch: pytest.MonkeyPatch):
+    """No compiler, no extension: numpy, and it says why. Who insists on the other gets an error."""
     assert chosen_kernel().kernel is NUMPY
     assert str(chosen_kernel()) == "numpy (the compiled kernel is not built)"
     monkeypatch.setenv("EMA_KERNEL", "compiled")
