@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 # The elements moved in one call: many small tensors together, or a part of a large one. With fewer, the calls take
-# most of the time; with more, widened values have left the cache before they are used.
+# most of the time; with more, values that are used twice have left the cache before they are used again.
 _BATCH = 1 << 21
 # The most elements of a small tensor: copying many side by side takes less time than a call for each.
 SMALL = 1 << 14
@@ -82,11 +83,13 @@ class Mover:
                 key = (value.device, value.dtype, average.dtype, value.numel() <= SMALL, number in careful)
                 groups.setdefault(key, []).append(number)
         for numbers in groups.values():
-            batches = list(self._cut(numbers))
+            widens = values[numbers[0]].dtype != averages[0][numbers[0]].dtype
+            used_twice = widens or len(averages) > 1 or values[numbers[0]].numel() <= SMALL
+            batches = list(self._cut(numbers, _BATCH if used_twice else sys.maxsize))
             for batch in batches:
                 self._add_views(batch)
                 batch.careful = [_Careful.like(part) for part in batch.averages[0]] if numbers[0] in careful else []
-            if values[numbers[0]].dtype != averages[0][numbers[0]].dtype:
+            if widens:
                 _add_scratch(batches)
             self._batches += batches
 
@@ -118,16 +121,16 @@ class Mover:
                 elif share:
                     torch._foreach_lerp_(parts, values, share)
 
-    def _cut(self, numbers: Sequence[int]) -> Iterator[_Batch]:
-        """Cut tensors of one device, dtype and size class into batches."""
+    def _cut(self, numbers: Sequence[int], most: int) -> Iterator[_Batch]:
+        """Cut tensors of one device, dtype and size class into batches of at most so many elements."""
         batch = _Batch()
         for number in numbers:
             count, parts = self._values[number].numel(), list[tuple[int, slice | None]]([(number, None)])
-            if count > _BATCH and self._is_contiguous(number):
-                parts = [(number, slice(start, start + _BATCH)) for start in range(0, count, _BATCH)]
-                count = _BATCH
+            if count > most and self._is_contiguous(number):
+                parts = [(number, slice(start, start + most)) for start in range(0, count, most)]
+                count = most
             for part in parts:
-                if batch.parts and batch.count + count > _BATCH:
+                if batch.parts and batch.count + count > most:
                     yield batch
                     batch = _Batch()
                 batch.parts.append(part)
