@@ -3,6 +3,7 @@
 Run by `make bench` on small sets, in about a minute; `--full` takes the sizes of docs/benchmarks.md. Data sets are
 made under --data, one after the other, and deleted when they are measured.
 
+    python scripts/bench.py --full --sets table --rounds 3 --before ../older/.venv/bin/ema-cli
     python scripts/bench.py --full --sets A,D --rounds 7
     python scripts/bench.py --from .bench/bench.json --markdown table.md --chart chart.png
 """
@@ -26,13 +27,14 @@ from benchmark.session import Session, find_mergekit, read_or_exit
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="real sizes and cold sets: half an hour, 25 GB of disk")
+    parser.add_argument("--full", action="store_true", help="real sizes and cold sets: half an hour, 35 GB of disk")
     parser.add_argument("--scale", choices=SCALES, help=argparse.SUPPRESS)  # micro: for the tests
-    parser.add_argument("--sets", metavar="A,B", help=f"only these: {', '.join(KEYS)}")
+    parser.add_argument("--sets", metavar="A,B", help=f"only these: {', '.join(KEYS)}; or table")
     parser.add_argument("--rounds", type=int, help="quiet rounds of each (default: 3; with --full 5)")
     parser.add_argument(
         "--peers", metavar="NAMES", help=f"of {', '.join(PEERS)}, or none (default: all; small sets: some)"
     )
+    parser.add_argument("--before", type=Path, metavar="EMA-CLI", help="another build's ema-cli, in the same rounds")
     parser.add_argument("--threads", type=int, help="for ema-cli (default: its own)")
     parser.add_argument("--data", type=Path, default=Path(".bench/data"), help="where sets go (default: .bench/data)")
     parser.add_argument("--keep", action="store_true", help="leave the sets there, and use those that are")
@@ -42,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--chart", type=Path, default=Path(".bench/bench.png"), help="chart (default: %(default)s)")
     parser.add_argument("--from", dest="source", type=Path, metavar="JSON", help="measure nothing: report this file")
     options = parser.parse_args()
+    options.before = options.before and options.before.absolute()
     options.scale = options.scale or ("full" if options.full else "small")
     if options.rounds is None:
         options.rounds = {"full": 5, "small": 3, "micro": 1}[options.scale]
@@ -67,7 +70,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {
         "schema_version": 1,
         "scale": options.scale,
-        "machine": machine.facts(options.data, mergekit),
+        "machine": machine.facts(options.data, mergekit, options.before),
         "rows": {},
     }
 
@@ -77,7 +80,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
     session = Session(
-        options.scale, options.data, options.rounds, options.peers, mergekit, options.keep, options.threads
+        options.scale,
+        options.data,
+        options.rounds,
+        options.peers,
+        mergekit,
+        options.before,
+        options.keep,
+        options.threads,
     )
     session.measure(options.keys, save)
     return found

@@ -75,6 +75,15 @@ def test_a_target_is_judged_against_the_best_of_its_rivals():
     assert (taken_memory.measured, taken_memory.met) == ("100 MiB", False)
 
 
+def test_who_is_not_there_is_not_too_noisy():
+    """Without another build, its target is not measured; where it ran in noisy rounds, these are why."""
+    target = {"of": "ema-cli", "against": ["before"], "at_most": 0.4, "words": rows.Target("", ("before",), 0.4).words}
+    row = {"targets": [target], "rounds": [taken(**{"ema-cli": 1})], "memory": {}, "memory_limit": None, "labels": {}}
+    assert figures.judge(row) == [figures.Verdict("<= 0.4 x the build before", "not measured", None)]
+    (noisy,) = figures.judge({**row, "rounds": [taken(True, **{"ema-cli": 1, "before": 2})]})
+    assert noisy.measured == "too noisy"
+
+
 @pytest.mark.parametrize(
     ("facts", "counts"),
     [
@@ -203,6 +212,27 @@ def test_a_set_holds_what_it_says(tmp_path: Path, name: str):
         assert all(torch.equal(tensor, tensors[each]) for each, tensor in load_file(other).items())
 
 
+def test_stored_averages_are_taken_for_such(tmp_path: Path, cli):
+    """The headers are those of `EMA.store`: all of them enter, with weights of both signs, and are written narrow."""
+    data = MICRO["S"]
+    run = datasets.make(data, tmp_path)
+    output = tmp_path / "out.safetensors"
+    done = cli("average", run, "--from", "stored", "--half-life", data.half_life, "-o", output, "--json")
+    weights = {run / each["name"]: each["weight"] for each in done.json["plans"][0]["entries"]}
+    assert sorted(weights) == sorted(datasets.checkpoints(data, run))
+    assert min(weights.values()) < 0 < max(weights.values())
+    assert all(tensor.dtype == torch.bfloat16 for tensor in load_file(output).values())
+
+
+def test_half_precision_is_compared_as_such(tmp_path: Path):
+    """One float16 in four is the next representable number."""
+    save_file({"a": torch.tensor([1.0, 2.0, 3.0, -1.0]).half()}, tmp_path / "a.safetensors")
+    save_file({"a": torch.tensor([1.0, 2.0, 3.0, -1.0009765625]).half()}, tmp_path / "b.safetensors")
+    found = compare.compare(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert (found.differing, found.steps) == (0.25, 1)
+    assert found.relative == pytest.approx(2**-10 / 3, rel=1e-2)
+
+
 def test_values_look_like_weights():
     """Around 0, and around 1 in norms; a neighbour in time differs a little."""
     model = MICRO["B"].model
@@ -217,14 +247,16 @@ def test_values_look_like_weights():
 
 @pytest.mark.slow
 def test_the_full_sets_have_the_sizes_of_the_table():
-    """A 0.43 GB, B 0.86, D 17 MB, F 4.6 GB, G1 5 MB, G3 3 GB; and C, E and I are A in other formats."""
+    """A 0.43 GB, B 0.86, D 17 MB, F 4.6, G1 5 MB, G3 3 GB; C, E and I are A in other formats, S is as large as A."""
     full = datasets.sets_at("full")
     sizes = {
         name: (full[name].count, round(full[name].model.nbytes / 1e6)) for name in ("A", "B", "D", "F", "G1", "G3")
     }
-    assert sizes == {"A": (16, 431), "B": (8, 862), "D": (50, 17), "F": (4, 4610), "G1": (1000, 5), "G3": (2, 3000)}
+    assert sizes == {"A": (16, 431), "B": (8, 862), "D": (50, 17), "F": (6, 4610), "G1": (1000, 5), "G3": (2, 3000)}
     assert all((full[name].model, full[name].count) == (full["A"].model, 16) for name in ("C", "E", "I"))
     assert len(full["G2"].model.tensors) == 100_000
+    assert full["S"].nbytes == full["A"].nbytes == full["A16"].nbytes
+    assert (full["P"].count, len(full["P"].model.tensors)) == (200, 2000)
 
 
 def test_a_set_that_does_not_fit_says_how_much_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -307,8 +339,9 @@ def test_rows_are_chosen_by_their_set():
     """In the order of the report; G stands for all of its rows; F and what is cold belong to the full scale alone."""
     assert rows.chosen("G, A", full=False) == ["A", "G1", "G2", "G3"]
     assert rows.chosen("F cold", full=False) == ["F cold"]
-    assert set(rows.KEYS) - set(rows.chosen(None, full=False)) == {"A cold", "F", "F cold"}
+    assert set(rows.KEYS) - set(rows.chosen(None, full=False)) == {"A cold", "F cold"}
     assert set(rows.chosen(None, full=True)) == set(rows.KEYS)
+    assert set(rows.KEYS) - set(rows.chosen("table", full=True)) == {"G1", "G2", "G3", "checksum", "latency"}
     with pytest.raises(ValueError, match="'X' is none of A, A cold"):
         rows.chosen("A,X", full=True)
 
@@ -337,12 +370,19 @@ def test_one_row_is_measured_and_its_report_can_be_made_again(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.full
 def test_every_kind_of_row_is_measured(tmp_path: Path):
-    """With a peer and without, from a cold cache, through a slow disk, and the start of the program."""
-    sets = "A,A cold,H,latency,start-up"
-    done = bench(tmp_path, "--scale", "micro", "--peers", "naive,mergekit", "--sets", sets, "--json", "bench.json")
+    """With a peer and without, from a cold cache, by numpy, through a slow disk, and the start of the program."""
+    sets = "A,A numpy,A cold,H,manifest,A16,latency,start-up"
+    before = ["--before", str(Path(sys.executable).parent / "ema-cli")]
+    options = ["--scale", "micro", "--peers", "naive,mergekit", "--json", "bench.json", *before]
+    done = bench(tmp_path, *options, "--sets", sets)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "bench.json").read_text())
-    assert list(found["rows"]) == ["A", "A cold", "H", "latency", "start-up"]
+    assert list(found["rows"]) == sets.split(",")
+    assert [row["same"]["before"] for key, row in found["rows"].items() if key[0] == "A" and key != "A cold"] == [
+        "bit-equal",
+        "bit-equal",
+        "bit-equal",
+    ]
     assert_measured(found["rows"])
     assert not found["rows"]["A"]["same"]["naive"].startswith(rounds.NOT_THE_SAME)
     assert found["rows"]["A"]["memory"]["ema-cli"]["together"] > 10 << 20

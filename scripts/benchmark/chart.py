@@ -12,6 +12,7 @@ from .rows import KEYS
 # Okabe and Ito's colours, which stay apart for the colour-blind, and in grey.
 _COLOURS = {
     "ema-cli": "#0072B2",
+    "before": "#009E73",
     "naive": "#E69F00",
     "fairseq": "#56B4E9",
     "timm": "#CC79A7",
@@ -24,7 +25,7 @@ _BAR = 0.2  # inches
 
 def bars(row: Mapping[str, Any]) -> tuple[str | None, dict[str, tuple[float, float, float]]]:
     """Return who is the limit of a row, and for all others median, least and greatest multiple of it."""
-    limit = fastest(row["rounds"], ["limit"]) or fastest(row["rounds"], ["cat", "cat x4"])
+    limit = fastest(row["rounds"], ["limit", "limit x4"])
     found = {}
     for name in _COLOURS:
         figure = ratio(row["rounds"], name, limit) if limit else None
@@ -93,6 +94,6 @@ def draw(found: Mapping[str, Any], path: Path) -> bool:
 def _label(row: Mapping[str, Any], limit: str | None) -> str:
     what, _, rest = row["title"].partition(", ")
     form = rest.partition(", ")[2]
-    if limit != "limit":
-        form = "cold; limit: reading alone"
+    if row["key"].endswith("cold"):
+        form = f"cold; limit: cat {'four at a time' if limit == 'limit x4' else 'file after file'}"
     return f"{row['key'].split()[0]}: {what}\n{form}"

@@ -10,23 +10,24 @@ from pathlib import Path
 
 from .datasets import Data
 from .measure import Command
-from .rows import OTHER_HALF_LIVES, Row
+from .rows import BEFORE, OTHER_HALF_LIVES, Row
 
 HERE = Path(__file__).parent
 LABELS = {
     "ema-cli": "ema-cli",
     "reference": "reference",
+    BEFORE: "the build before",
     "naive": "naive script",
     "fairseq": "fairseq's loop",
     "timm": "timm's loop",
     "mergekit": "mergekit-yaml",
     "limit": "limit: cat, synced write",
-    "cat": "cat, file after file",
-    "cat x4": "cat, four at a time",
+    "limit x4": "limit: cat of four at a time, synced write",
     "sha256sum": "sha256sum of the inputs, one a processor",
 }
 LATENCY, BANDWIDTH = 0.02, 500e6
 _ALONE = ("--no-manifest",)  # as the peers write it; two rows tell what manifest and sums take
+_OPTIONS = {"manifest": (), "checksum": ("--checksum",), "stored": ("--from", "stored", *_ALONE)}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Commands:
 
     work: Path
     mergekit: Path | None  # its venv
+    before: Path | None = None  # another build's ema-cli
     threads: int | None = None
     skipped: dict[str, str] = field(default_factory=dict)  # why a competitor is not there
 
@@ -56,6 +58,10 @@ class Commands:
         found = {"ema-cli": self.ours(row, inputs)}
         if reference is not None:
             found["reference"] = self.reference(row, reference)
+        if row.beside_before and self.before is None:
+            self.skipped[BEFORE] = "none was named (--before)"
+        elif row.beside_before:
+            found[BEFORE] = self._average(BEFORE, inputs, half_lives(row, inputs.data), start=[str(self.before)])
         for name in peers:
             if name != "mergekit":
                 found[name] = self.loop(name, inputs)
@@ -71,8 +77,9 @@ class Commands:
         """Return what is measured."""
         if row.kind == "latency":
             return self._average("ema-cli", inputs, [inputs.data.half_life], latency=LATENCY)
-        options = {"manifest": (), "checksum": ("--checksum",)}.get(row.kind, _ALONE)
-        return self._average("ema-cli", inputs, half_lives(row, inputs.data), options=options)
+        options = _OPTIONS.get(row.kind, _ALONE)
+        environment = {"EMA_KERNEL": "numpy"} if row.kind == "numpy" else {}
+        return self._average("ema-cli", inputs, half_lives(row, inputs.data), options=options, environment=environment)
 
     def reference(self, row: Row, inputs: Inputs) -> Command:
         """Return ema-cli on another set, with one half-life, or with no latency."""
@@ -86,16 +93,18 @@ class Commands:
         half_lives: Sequence[str],
         latency: float | None = None,
         options: Sequence[str] = _ALONE,
+        start: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> Command:
         output = self.work / (f"{name}.safetensors" if len(half_lives) == 1 else f"{name}-several")
-        start = list(ema_cli())
+        start = start or ema_cli()
         if latency is not None:
             slow = ["--latency", str(latency), "--bandwidth", str(BANDWIDTH), "--"]
             start = [sys.executable, str(HERE / "slow_disk.py"), *slow]
         laws = [word for half_life in half_lives for word in ("--half-life", half_life)]
         threads = ["--threads", str(self.threads)] if self.threads else []
         arguments = (*start, "average", str(inputs.run), *laws, *threads, *options, "-o", str(output), "--json")
-        return self._command(name, arguments, output)
+        return self._command(name, arguments, output, environment)
 
     def loop(self, name: str, inputs: Inputs) -> Command:
         """Return one of the loops of peer_loops.py."""
@@ -133,17 +142,20 @@ class Commands:
         return self._command("mergekit", (str(tool), str(config), str(output), *options), output, offline)
 
     def limit(self, name: str, inputs: Inputs, outputs: int) -> Command:
-        """Return what no average can beat for long: reading every byte; for `limit`, then writing the outputs' size.
+        """Return what no average can beat for long: reading every byte, and, for a limit, writing the outputs' size.
 
         The zeros are written as any data is, by all file systems that do not compress.
         """
         output = self.work / f"{name.replace(' ', '-')}.out"
+        each = 'printf "%s\\0" "$@" | xargs -0 -n 1 -P'
+        write = (
+            f'dd if=/dev/zero of="$0" bs=1M count={inputs.bytes_to_write * outputs} iflag=count_bytes '
+            "conv=fsync status=none"
+        )
         script = {
-            "cat": 'cat "$@" > /dev/null',
-            "cat x4": 'printf "%s\\0" "$@" | xargs -0 -n 1 -P 4 cat > /dev/null',
-            "sha256sum": 'printf "%s\\0" "$@" | xargs -0 -n 1 -P "$(nproc)" sha256sum > /dev/null',
-            "limit": 'cat "$@" > /dev/null && dd if=/dev/zero of="$0" bs=1M count='
-            f"{inputs.bytes_to_write * outputs} iflag=count_bytes conv=fsync status=none",
+            "limit": f'cat "$@" > /dev/null && {write}',
+            "limit x4": f"{each} 4 cat > /dev/null && {write}",
+            "sha256sum": f'{each} "$(nproc)" sha256sum > /dev/null',
         }[name]
         return self._command(name, ("sh", "-c", script, str(output), *map(str, inputs.files)), output)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 _STEP = 1 << 22  # values at a time
 # How numbers are stored, and how far averages of many checkpoints are apart by rounding alone, of the largest value.
-_TYPES = {"BF16": (np.dtype("<u2"), 2.0**-6), "F32": (np.dtype("<u4"), 2.0**-19)}
+_TYPES = {"BF16": (np.dtype("<u2"), 2.0**-6), "F16": (np.dtype("<u2"), 2.0**-9), "F32": (np.dtype("<u4"), 2.0**-19)}
 
 Stored = dict[str, tuple[str, list[int], NDArray[np.unsignedinteger]]]
 
@@ -57,13 +57,13 @@ def compare(ours: Path, theirs: Path) -> Difference:
             a, b = values[start : start + _STEP], other[start : start + _STEP]
             count += len(a)
             changed = np.flatnonzero(a != b)
-            largest = max(largest, float(np.abs(_numbers(a)).max()))
+            largest = max(largest, float(np.abs(_numbers(a, dtype)).max()))
             if len(changed):
                 a, b = a[changed], b[changed]
                 differing += len(changed)
                 steps = max(steps, int(np.abs(_ordered(a) - _ordered(b)).max()))
                 # As float64: the difference must not be rounded, and a NaN must not pass for near.
-                distance = np.abs(_numbers(a).astype(np.float64) - _numbers(b))
+                distance = np.abs(_numbers(a, dtype).astype(np.float64) - _numbers(b, dtype))
                 apart = max(apart, float(np.where(np.isfinite(distance), distance, np.inf).max()))
         share = 0.0 if not apart else apart / largest if largest else np.inf
         if not share <= _TYPES[dtype][1]:  # nor is it where ours holds a NaN
@@ -90,9 +90,11 @@ def open_output(path: Path) -> Stored:
     return found
 
 
-def _numbers(bits: NDArray[np.unsignedinteger]) -> NDArray[np.float32]:
+def _numbers(bits: NDArray[np.unsignedinteger], dtype: str) -> NDArray[np.float32]:
+    if dtype == "F16":
+        return bits.view(np.float16).astype(np.float32)
     wide = bits.astype(np.uint32)
-    return (wide << np.uint32(16) if bits.itemsize == 2 else wide).view(np.float32)
+    return (wide << np.uint32(16) if dtype == "BF16" else wide).view(np.float32)
 
 
 def _ordered(bits: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ class Data:
     name: str
     model: Model
     count: int
-    format: str = "file"  # or pt, shards, dcp
+    format: str = "file"  # or pt, shards, dcp, stored: averages of two half-lives that a training stored
 
     @property
     def nbytes(self) -> int:
@@ -46,11 +46,19 @@ class Data:
         """Return a half-life at which every checkpoint counts, as a time."""
         return f"{max(1, INTERVAL * self.count // 4)}ba"
 
+    @property
+    def stored_half_lives(self) -> list[str]:
+        """Return the half-lives of the averages that are stored, one below and one above; none where none are."""
+        if self.format != "stored":
+            return []
+        middle = INTERVAL * self.count // 4
+        return [f"{middle // 2}ba", f"{middle * 2}ba"]
+
     def describe(self) -> str:
         """Return count, size, dtype and format."""
-        form = {"file": "one file each", "pt": ".pt", "shards": "4 shards each", "dcp": "DCP, 4 processes"}[self.format]
+        form = _FORMS[self.format]
         tensors = f"{len(self.model.tensors):,} tensor{'s' * (len(self.model.tensors) > 1)}"
-        dtype = {"BF16": "bf16", "F32": "fp32"}[self.model.dtype]
+        dtype = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}[self.model.dtype]
         return f"{self.count:,} x {size(self.model.nbytes)} {dtype}, {tensors}, {form}"
 
 
@@ -79,10 +87,13 @@ def sets_at(scale: str) -> dict[str, Data]:
             llama("F32", 64, 64, 1, 16),
         ),
     }[scale]
-    counts = {"full": (16, 8, 50, 4, 1000), "small": (16, 8, 50, 4, 1000), "micro": (4, 3, 5, 3, 6)}[scale]
+    half = Model("F16", a.tensors, a.layers, a.hidden, a.feed_forward, a.vocabulary)
+    counts = {"full": (16, 8, 50, 6, 1000), "small": (16, 8, 50, 6, 1000), "micro": (4, 4, 5, 3, 6)}[scale]
+    torch_files, names = {"full": (200, 2000), "small": (50, 500), "micro": (4, 20)}[scale]
     tensors, values = {"full": (100_000, 1_500_000_000), "small": (6250, 94_000_000), "micro": (50, 200_000)}[scale]
     return {
         "A": Data("A", a, counts[0]),
+        "A16": Data("A16", half, counts[0]),
         "B": Data("B", b, counts[1]),
         "C": Data("C", a, counts[0], "pt"),
         "D": Data("D", d, counts[2]),
@@ -94,6 +105,8 @@ def sets_at(scale: str) -> dict[str, Data]:
         "G2-half": Data("G2-half", many_tensors(tensors // 2), 4),
         "G3": Data("G3", one_tensor(values), 2),
         "I": Data("I", a, counts[0], "dcp"),
+        "P": Data("P", many_tensors(names), torch_files, "pt"),
+        "S": Data("S", b, counts[1], "stored"),
     }
 
 
@@ -113,6 +126,8 @@ def make(data: Data, folder: Path, seed: int = 0) -> Path:
     run.mkdir(parents=True)
     if data.format == "dcp":
         writers.write_distributed(run, data.model, seed, data.steps)
+    elif data.format == "stored":
+        writers.write_stored(run, data.model, seed, data.steps[1::2], data.stored_half_lives)
     else:
         for step in data.steps:
             _WRITERS[data.format](run, data.model, seed, step)
@@ -129,6 +144,8 @@ def remove(data: Data, folder: Path) -> None:
 
 def checkpoints(data: Data, run: Path) -> list[Path]:
     """Return the checkpoints, oldest first: files or folders."""
+    if data.format == "stored":
+        return writers.stored_files(run, data.steps[1::2], data.stored_half_lives)
     return [run / _NAMES[data.format].format(step) for step in data.steps]
 
 
@@ -163,4 +180,11 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.0f} B"
 
 
+_FORMS = {
+    "file": "one file each",
+    "pt": ".pt",
+    "shards": "4 shards each",
+    "dcp": "DCP, 4 processes",
+    "stored": "averages that the run stored",
+}
 _NAMES = {"file": "step-{}.safetensors", "pt": "step-{}.pt", "shards": "checkpoint-{}", "dcp": "step-{}"}

@@ -69,7 +69,9 @@ def judge(row: Mapping[str, Any]) -> list[Verdict]:
         else:
             figure, suffix = values(row["rounds"], name, "wall"), ""
         if figure is None:
-            found.append(Verdict(words, "too noisy" if row["rounds"] else "not measured", None))
+            ran = {one for each in row["rounds"] for one in each["runs"]}
+            is_there = name in ran and (not target["against"] or ran & set(target["against"]))
+            found.append(Verdict(words, "too noisy" if is_there else "not measured", None))
         else:
             unit = " s" if not target["against"] else ""
             found.append(Verdict(words, spread(figure, unit=unit) + suffix, figure.median <= at_most))
@@ -83,9 +85,10 @@ def judge(row: Mapping[str, Any]) -> list[Verdict]:
 
 def spread(figure: Figure, unit: str = "") -> str:
     """Return a median with its spread: `1.05 (1.01-1.12)`."""
-    few = f"{_short(figure.least)}-{_short(figure.greatest)}"
-    return f"{_short(figure.median)}{unit} ({few})" if figure.count > 1 else f"{_short(figure.median)}{unit}"
+    few = f"{short(figure.least)}-{short(figure.greatest)}"
+    return f"{short(figure.median)}{unit} ({few})" if figure.count > 1 else f"{short(figure.median)}{unit}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Return a number with three digits that say something."""
     return f"{value:.3f}" if value < 0.1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .commands import ema_cli
 
-def facts(folder: Path, mergekit: Path | None) -> dict[str, Any]:
+
+def facts(folder: Path, mergekit: Path | None, before: Path | None) -> dict[str, Any]:
     """Return machine, versions and date; `folder` is where the data lies."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -24,11 +26,11 @@ def facts(folder: Path, mergekit: Path | None) -> dict[str, Any]:
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "file_system": file_system(folder),
         "kernel": platform.release(),
-        "versions": versions(mergekit),
+        "versions": versions(mergekit, before),
     }
 
 
-def versions(mergekit: Path | None) -> dict[str, str]:
+def versions(mergekit: Path | None, before: Path | None) -> dict[str, str]:
     """Return the versions of all that takes part."""
     found = {"python": platform.python_version()}
     for name in ("ema-cli", "numpy", "safetensors", "torch"):
@@ -36,14 +38,22 @@ def versions(mergekit: Path | None) -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
-    commit = _output(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"])
-    if commit:
-        found["ema-cli"] += f" ({commit})"
+    said = (_output([*ema_cli(), "--version"]) or "").splitlines()
+    found["ema-cli"] += "".join(f", {line}" for line in [*_commit(Path(__file__).parent), *said[1:]])
+    if before is not None:
+        said = (_output([str(before), "--version"]) or "does not start").splitlines()
+        found["the build before"] = ", ".join([said[0].removeprefix("ema-cli "), *_commit(before.parent)])
     found["mergekit"] = "not installed"
     if mergekit is not None:
         code = "import importlib.metadata; print(importlib.metadata.version('mergekit'))"
         found["mergekit"] = _output([str(mergekit / "bin" / "python"), "-c", code]) or found["mergekit"]
     return found
+
+
+def _commit(folder: Path) -> list[str]:
+    """Return the commit of a checkout, as a list; none of what is no checkout."""
+    commit = _output(["git", "-C", str(folder), "describe", "--always", "--dirty"])
+    return [commit] if commit else []
 
 
 def file_system(folder: Path) -> str:

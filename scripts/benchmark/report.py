@@ -1,12 +1,13 @@
-"""The report as Markdown, from what was measured and nothing else."""
+"""The report as Markdown, in the sections of docs/benchmarks.md, from what was measured and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .figures import Figure, judge, ratio, spread, values
-from .rows import KEYS
+from .commands import LABELS
+from .figures import Figure, fastest, judge, ratio, short, spread, values
+from .rows import BEFORE, KEYS, PEERS, START_UP
 
 MIB = 1 << 20
 _NOTES = """\
@@ -27,9 +28,41 @@ _NOTES = """\
 def markdown(found: Mapping[str, Any]) -> str:
     """Return the whole report."""
     rows = sorted(found["rows"].values(), key=lambda row: KEYS.index(row["key"]))
-    parts = [_head(found, rows), _targets(found, rows), _NOTES]
-    parts += [_details(row) for row in rows]
+    parts = ["## Files\n", _summary(rows), _head(found, rows), _NOTES, "## Targets\n", _targets(found, rows)]
+    parts += ["## Every set\n", *(_details(row) for row in rows)]
     return "\n".join(parts)
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return seconds and memory on each set: of ours, of the build before, of the fastest peer, and of the limit."""
+    table = [["set", "ema-cli", "memory", LABELS[BEFORE], "fastest other way", "its memory", "limit"]]
+    for row in rows:
+        if row["key"] == START_UP:
+            continue
+        rival = fastest(row["rounds"], PEERS)
+        limit = fastest(row["rounds"], ("limit", "limit x4"))
+        table.append(
+            [
+                f"{row['key']}: {row['title']}",
+                _seconds(row, "ema-cli"),
+                _mebibytes(row, "ema-cli"),
+                _seconds(row, BEFORE),
+                f"{_seconds(row, rival)}, {LABELS[rival]}" if rival else "",
+                _mebibytes(row, rival) if rival else "",
+                _seconds(row, limit) if limit else "",
+            ]
+        )
+    return "Seconds of the whole process, medians.\n\n" + as_table(table)
+
+
+def _seconds(row: Mapping[str, Any], name: str) -> str:
+    figure = values(row["rounds"], name, "wall")
+    return f"{short(figure.median)} s" if figure else ""
+
+
+def _mebibytes(row: Mapping[str, Any], name: str) -> str:
+    memory = row["memory"].get(name)
+    return f"{memory['together'] / MIB:.0f} MiB" if memory else ""
 
 
 def _head(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -54,13 +87,13 @@ def _head(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _targets(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    table = [["set", "what", "target", "measured", "met"]]
+    table = [["set", "what", "target", "measured", ""]]
     for row in rows:
         if "ema-cli" in row["failed"]:
-            table.append([row["key"], row["title"], "", "failed", "NO"])
+            table.append([row["key"], row["title"], "", "failed", "MISSED"])
             continue
         for number, verdict in enumerate(judge(row)):
-            met = {True: "yes", False: "NO", None: "-"}[verdict.met]
+            met = {True: "met", False: "MISSED", None: "-"}[verdict.met]
             if found["scale"] != "full" and verdict.met is False:
                 met = "not at this size"
             label = [row["key"], row["title"]] if number == 0 else ["", ""]

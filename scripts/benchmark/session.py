@@ -16,7 +16,7 @@ from . import datasets, startup
 from .commands import BANDWIDTH, LABELS, LATENCY, Commands, Inputs, ema_cli, half_lives
 from .datasets import Data
 from .rounds import attempts, cache_state, discard, log, measure, preparation, rehearse
-from .rows import OTHER_HALF_LIVES, PEERS, ROWS, START_UP, Row, memory_limit
+from .rows import BEFORE, OTHER_HALF_LIVES, PEERS, ROWS, START_UP, Row, memory_limit
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Session:
     rounds: int
     peers: tuple[str, ...] | None  # None: as each row says
     mergekit: Path | None
+    before: Path | None = None
     keep: bool = False
     threads: int | None = None
     sets: dict[str, Data] = field(init=False)
@@ -84,20 +85,24 @@ class Session:
         return facts
 
     def _fill(self, row: Row, facts: dict[str, Any]) -> None:
-        inputs = self._inputs(self.sets[row.data])
+        data = self.sets[row.data]
+        inputs = self._inputs(data)
         reference = self._inputs(self.sets[row.reference]) if row.reference else None
         targets = [(target.of, target.against, target.at_most, target.words) for target in row.targets]
         facts["targets"] = [dict(zip(("of", "against", "at_most", "words"), each, strict=True)) for each in targets]
         facts["bytes_read"], facts["bytes_written"] = inputs.bytes_to_read, inputs.bytes_to_write
-        commands = Commands(self.work, self.mergekit, self.threads)
+        commands = Commands(self.work, self.mergekit, self.before, self.threads)
         built = commands.build(row, inputs, reference, self._peers(row))
         facts["skipped"] = dict(row.without) | commands.skipped
         files = {row.data: inputs.files}
         if reference is not None:
             files[row.reference or ""] = reference.files
         prepare = preparation(files, cold=row.cold)
-        comparable = [*built.keys() & set(PEERS), *(["reference"] if row.reference in ("A", row.data) else [])]
         laws = half_lives(row, inputs.data)
+        same = {*PEERS, *([BEFORE] if len(laws) == 1 else [])}
+        if reference is not None and (reference.data.model, reference.data.count) == (data.model, data.count):
+            same.add("reference")
+        comparable = [name for name in built if name in same]
         outputs = len(laws) + bool(comparable)
         datasets.need_room(self.work, inputs.bytes_to_write * outputs, f"what is written for {row.key}")
         facts |= rehearse(built, comparable, prepare, laws)
@@ -128,13 +133,14 @@ class Session:
         run = datasets.make(data, self.folder)
         output = self.work / "planned.safetensors"
         options = ["--half-life", data.half_life, "-o", str(output), "--dry-run", "--json"]
+        if data.format == "stored":
+            options += ["--from", "stored"]
         done = subprocess.run([*ema_cli(), "average", str(run), *options], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"ema-cli cannot plan set {data.name}: {(done.stdout + done.stderr).strip()[-500:]}")
         plan = json.loads(done.stdout)
-        weights = {each["clock"]: each["weight"] for each in plan["plans"][0]["entries"]}
-        paths = zip(data.steps, datasets.checkpoints(data, run), strict=True)
-        chosen = {path: weights[f"{step}ba"] for step, path in paths if weights.get(f"{step}ba")}
+        weights = {run / each["name"]: each["weight"] for each in plan["plans"][0]["entries"]}
+        chosen = {path: weights[path] for path in datasets.checkpoints(data, run) if weights.get(path)}
         would = plan["would_write"]
         files = datasets.input_files(list(chosen))
         return Inputs(data, run, files, chosen, would["bytes_to_read"], would["bytes_to_write"])
@@ -145,7 +151,7 @@ def _title(row: Row) -> str:
         return f", {len(OTHER_HALF_LIVES) + 1} half-lives in one pass"
     if row.kind == "latency":
         return f", {LATENCY * 1e3:.0f} ms a read at {BANDWIDTH / 1e6:.0f} MB/s"
-    return ", cold" if row.cold else ""
+    return ", numpy alone" if row.kind == "numpy" else ", cold" if row.cold else ""
 
 
 def _reference_label(row: Row) -> str:

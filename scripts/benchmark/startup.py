@@ -22,6 +22,7 @@ LABELS = {
     "average help": "ema-cli average --help",
     "inspect 16": "ema-cli inspect, 16 checkpoints",
     "inspect many": "ema-cli inspect, {:,} checkpoints of {} tensors",
+    "inspect torch": "ema-cli inspect, {:,} .pt of {} tensors",
 }
 
 
@@ -30,13 +31,15 @@ def measure_startup(work: Path, scale: str) -> dict[str, Any]:
     many, tensors, rounds = {"full": (1000, 300, ROUNDS), "small": (100, 300, 5), "micro": (5, 10, 1)}[scale]
     few = Data("inspect-16", llama("F32", 64, 64, 1, 16), 16)
     large = Data("inspect-many", many_tensors(tensors, 4), many)
-    runs = {data.name: datasets.make(data, work) for data in (few, large)}
+    torch_files = Data("inspect-torch", large.model, many, "pt")
+    runs = {data.name: datasets.make(data, work) for data in (few, large, torch_files)}
     arguments = {
         "imports": (sys.executable, "-c", IMPORTS),
         "help": (*ema_cli(), "--help"),
         "average help": (*ema_cli(), "average", "--help"),
         "inspect 16": (*ema_cli(), "inspect", str(runs[few.name])),
         "inspect many": (*ema_cli(), "inspect", str(runs[large.name])),
+        "inspect torch": (*ema_cli(), "inspect", str(runs[torch_files.name])),
     }
     nothing = work / "nothing"
     commands = {name: Command(words, {}, nothing, work / f"{name}.log") for name, words in arguments.items()}
@@ -47,12 +50,13 @@ def measure_startup(work: Path, scale: str) -> dict[str, Any]:
         Target("average help", ("imports",), 3),
         Target("inspect 16", ("imports",), 3),
         Target("inspect many", (), 2),
+        Target("inspect torch", (), 2),
     ]
     failed: dict[str, str] = {}
     found = measure(commands, rounds, lambda: None, failed, attempts(rounds, scale))
     for name in runs:
         discard(work / name)
-    labels = {**LABELS, "inspect many": LABELS["inspect many"].format(many, tensors)}
+    labels = {name: label.format(many, tensors) for name, label in LABELS.items()}
     return {
         "key": START_UP,
         "title": "before anything is averaged",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 CHUNK = 1 << 18  # values at a time: what is computed stays in the cache
 _POOL = 1 << 22
-_BYTES = {"BF16": 2, "F32": 4}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Model:
             "num_key_value_heads": max(1, self.hidden // 64),
             "vocab_size": self.vocabulary,
             "tie_word_embeddings": False,
-            "torch_dtype": {"BF16": "bfloat16", "F32": "float32"}[self.dtype],
+            "torch_dtype": {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[self.dtype],
         }
 
 
@@ -89,7 +89,10 @@ def one_tensor(count: int) -> Model:
     return Model("BF16", (Tensor("embed.weight", (max(1, count // 4096), 4096)),))
 
 
-def chunks(model: Model, seed: int, step: int, index: int) -> Iterator[NDArray[np.uint16] | NDArray[np.float32]]:
+Values = NDArray[np.uint16] | NDArray[np.float16] | NDArray[np.float32]
+
+
+def chunks(model: Model, seed: int, step: int, index: int) -> Iterator[Values]:
     """Yield the values of tensor `index` at a step, in order; the 16 bits of bfloat16 come as integers.
 
     A step away differs a little, as with neighbouring checkpoints. What is yielded is overwritten by the next.
@@ -105,11 +108,13 @@ def chunks(model: Model, seed: int, step: int, index: int) -> Iterator[NDArray[n
         at, beside = (zlib.crc32(f"{index}/{number}/{of}".encode()) % (_POOL - CHUNK) for of in ("base", step))
         np.add(base[at : at + count], drift[beside : beside + count], out=values)
         values += middle
-        # Cut off, not rounded: any bfloat16 will do.
-        yield np.ascontiguousarray(values.view(np.uint16)[1::2]) if model.dtype == "BF16" else values
+        if model.dtype == "BF16":  # cut off, not rounded: any bfloat16 will do
+            yield np.ascontiguousarray(values.view(np.uint16)[1::2])
+        else:
+            yield values.astype(np.float16) if model.dtype == "F16" else values
 
 
-def whole(model: Model, seed: int, step: int, index: int) -> NDArray[np.uint16] | NDArray[np.float32]:
+def whole(model: Model, seed: int, step: int, index: int) -> Values:
     """Return all values of a tensor, in its shape."""
     parts = [part.copy() for part in chunks(model, seed, step, index)]
     return np.concatenate(parts).reshape(model.tensors[index].shape)

@@ -6,9 +6,9 @@ import json
 import multiprocessing
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from . import values
@@ -91,6 +91,38 @@ def _write_rank(folder: Path, model: Model, seed: int, steps: Sequence[int], ran
     distributed.destroy_process_group()
 
 
+def write_stored(run: Path, model: Model, seed: int, steps: Sequence[int], half_lives: Sequence[str]) -> None:
+    """Write `NNNba/HALF-LIFE.safetensors` as `EMA.store` does at these steps, which say of a small model what they say.
+
+    Of that model too many updates would have to be made; it moves at random, as all values here do.
+    """
+    import torch
+
+    from ema_cli import EMA
+
+    torch.manual_seed(seed)
+    small = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
+    ema = EMA(small, half_life=tuple(half_lives))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for step in range(1, steps[-1] + 1):
+            for parameter in small.parameters():
+                parameter += torch.randn_like(parameter) / 10
+            ema.update()
+            if step in steps:
+                ema.store(folder)
+        for number, path in enumerate(stored_files(Path(folder), steps, half_lives)):
+            with path.open("rb") as file:
+                metadata = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))["__metadata__"]
+            out = run / path.relative_to(folder)
+            out.parent.mkdir(exist_ok=True)
+            _write_safetensors(out, model, seed, number, range(len(model.tensors)), metadata)
+
+
+def stored_files(run: Path, steps: Sequence[int], half_lives: Sequence[str]) -> list[Path]:
+    """Return the files that `EMA.store` writes at these steps, but for the first copy of the model."""
+    return [run / f"{step}ba" / f"{half_life}.safetensors" for step in steps for half_life in half_lives]
+
+
 def split(model: Model, parts: int) -> list[list[int]]:
     """Return the tensors' places, cut into runs of about one size."""
     shards: list[list[int]] = [[] for _ in range(parts)]
@@ -101,19 +133,25 @@ def split(model: Model, parts: int) -> list[list[int]]:
     return shards
 
 
-def _write_safetensors(path: Path, model: Model, seed: int, step: int, indices: Sequence[int]) -> None:
+def _write_safetensors(
+    path: Path,
+    model: Model,
+    seed: int,
+    step: int,
+    indices: Sequence[int],
+    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"}),
+) -> None:
     with path.open("wb") as file:
-        file.write(_header(model, tuple(indices)))
+        file.write(_header(model, indices, metadata))
         for index in indices:
             for part in values.chunks(model, seed, step, index):
                 file.write(part.data)
 
 
-@cache
-def _header(model: Model, indices: tuple[int, ...]) -> bytes:
-    """Return the header, which is the same at every step."""
-    width = {"BF16": 2, "F32": 4}[model.dtype]
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(model: Model, indices: Sequence[int], metadata: Mapping[str, str]) -> bytes:
+    """Return the header of a file with these tensors."""
+    width = {"BF16": 2, "F16": 2, "F32": 4}[model.dtype]
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for tensor in (model.tensors[index] for index in indices):
         start, end = end, end + tensor.count * width
