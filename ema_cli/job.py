@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cached_property
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -16,14 +15,11 @@ from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.kernel import WeightTable
 from ema_cli.folding.sample import Sample
 from ema_cli.folding.sink import Sink
-from ema_cli.law.recipe import Recipe
-from ema_cli.law.time import Time, Unit
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.same_model import check_same_model
 from ema_cli.runs.tensor_rules import check_averageable, copied_names
 from ema_cli.runs.ties import with_ties
-from ema_cli.runs.unread import Damaged
 from ema_cli.storage.checksums import Checksums
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
@@ -254,21 +250,7 @@ def refuse_averaged(plan: Plan) -> None:
 def refuse_damaged(plan: Plan) -> None:
     """Raise a CheckpointError for the first damaged checkpoint that `start` and `stop` do not leave out."""
     for damaged in plan.run.damaged:
-        if not _is_left_out(damaged, plan.recipe):
-            raise damaged.error
-
-
-def _is_left_out(damaged: Damaged, recipe: Recipe) -> bool:
-    """Return whether `start` or `stop` leaves it out by the clock in its name; epochs in names may begin at 0 or 1."""
-
-    def clock(bound: Time | None) -> Fraction | None:
-        known = damaged.progress.clocks.get(bound.unit) if bound is not None and bound.unit is not Unit.EPOCH else None
-        return known.value if known else None
-
-    first, last = clock(recipe.start), clock(recipe.stop)
-    return (first is not None and recipe.start is not None and first < recipe.start.value) or (
-        last is not None and recipe.stop is not None and last > recipe.stop.value
-    )
+        raise damaged.error
 
 
 def memory_needed(job: Job, threads: int | None, max_memory: int | None) -> int:

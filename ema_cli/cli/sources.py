@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ema_cli.errors import NoWeights, UsageError, option
 from ema_cli.law.recipe import Recipe
+from ema_cli.planning.bounds import drop_outside
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import Run, read_run
@@ -52,8 +53,10 @@ class RawSource:
 
     def open_with(self, recipes: Sequence[Recipe]) -> tuple[Run, tuple[Plan, ...]]:
         """Return the run, and a plan of it for each recipe."""
-        run, plan = self.planner()
-        return run, tuple(map(plan, recipes))
+        run = self.open()
+        for recipe in recipes[:1]:  # all have one start and one stop
+            run = drop_outside(run, recipe)
+        return run, tuple(make_plan(run, recipe) for recipe in recipes)
 
 
 @dataclass(frozen=True, slots=True)

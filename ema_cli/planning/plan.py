@@ -17,6 +17,7 @@ from ema_cli.law.events import Events
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit, format_number
 from ema_cli.planning.advice import Advice, effective_count
+from ema_cli.planning.bounds import drop_outside
 from ema_cli.planning.clock_checks import check_order, check_units, count_names, unit_needed_by
 from ema_cli.planning.entry import Entry, Skipped
 from ema_cli.runs.run import Run
@@ -116,6 +117,7 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     """
     if not run.checkpoints:
         raise RunError("no checkpoint to average", subject=run.root)
+    run = drop_outside(run, recipe)
     if not run.units and recipe.needs_no_order:
         run = count_names(run)
     check_units(run, recipe)

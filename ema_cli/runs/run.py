@@ -36,10 +36,11 @@ from ema_cli.runs.members import (
 from ema_cli.runs.name_numbers import advise_name_clock
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
+from ema_cli.runs.paths import check_paths
 from ema_cli.runs.search import PassedOver, Search, runs_among
 from ema_cli.runs.siblings import sibling_warnings
 from ema_cli.runs.unread import Damaged, Sorted, Unread, exclude, no_checkpoint, sort_unread
-from ema_cli.storage.location import check_exists, location
+from ema_cli.storage.location import location
 from ema_cli.text import plural
 
 
@@ -162,8 +163,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     """
     options = options or OpenOptions()
     read = options.read
-    for path in paths:
-        check_exists(path, follow=False)
+    check_paths(paths)
     search = _search(paths, read)
     # A folder that is itself its only checkpoint counts as named by the user.
     named = search is None or search.paths == [search.root]

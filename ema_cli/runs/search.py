@@ -45,6 +45,7 @@ class PassedOver:
         warn: the user may have wanted it.
         note: nobody would want it, and it is said all the same.
         excluded: the user left it out.
+        damaged: it is a checkpoint of the run that cannot be read: it is said by itself.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PassedOver:
     warn: bool = False
     note: bool = False
     excluded: bool = False
+    damaged: bool = False
 
 
 @dataclass(slots=True)

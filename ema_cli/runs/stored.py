@@ -17,11 +17,12 @@ from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, Run
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.time import Time, Unit, interval_text
 from ema_cli.runs.options import OpenOptions
+from ema_cli.runs.paths import check_paths
 from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
 from ema_cli.runs.stored_branches import choose_branch
 from ema_cli.runs.stored_file import FIRST, StoredAverage, open_stored_file
-from ema_cli.storage.location import check_exists, location, walk
+from ema_cli.storage.location import location, walk
 from ema_cli.text import natural_key
 
 _CONFIG = "config.json"
@@ -100,8 +101,7 @@ def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = (), component: s
         CheckpointError: for a file that cannot be read, or whose metadata do not describe its average.
         RunError: for averages of several trainings.
     """
-    for path in paths:
-        check_exists(path, follow=False)
+    check_paths(paths)
     if len(paths) > 1:
         paths = [path.absolute() for path in paths]
     root = Path(os.path.commonpath([path.parent for path in paths]))

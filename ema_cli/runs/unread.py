@@ -50,10 +50,9 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A checkpoint of the run that cannot be read: the clocks in its name, and the error that refuses it."""
+    """A checkpoint of the run that cannot be read, and the error that refuses it."""
 
     name: str
-    progress: Progress
     error: CheckpointError
 
 
@@ -111,7 +110,8 @@ def sort_unread(
         elif isinstance(entry.error, Unfinished) or (isinstance(entry.error, IncompleteCheckpoint) and newer is None):
             sorted_.passed_over.append(PassedOver(entry.name, f"half-written: {_reason(entry)}", warn=True))
         elif isinstance(entry.error, CheckpointError):
-            sorted_.passed_over.append(PassedOver(entry.name, _damaged_reason(entry, skip=skip_damaged), warn=True))
+            reason = _damaged_reason(entry, skip=skip_damaged)
+            sorted_.passed_over.append(PassedOver(entry.name, reason, warn=True, damaged=True))
             sorted_.damaged += [] if skip_damaged else [_damaged(entry, _place(entry, newer, opened))]
             sorted_.absent.append(entry.name)
         else:
@@ -220,14 +220,14 @@ def _damaged(unread: Unread, place: str) -> Damaged:
         subject=subject,
         hint=f"{advice}; or {leave}" if advice else f"bring it back as it was written, or {leave}",
     )
-    return Damaged(unread.name, name_clocks(unread.name), error)
+    return Damaged(unread.name, error)
 
 
 def _damaged_reason(unread: Unread, *, skip: bool) -> str:
-    """Return the words for a list. Each checkpoint has its own: damage is not summed up."""
+    """Return the words for a list."""
     way = "left out by --skip-damaged" if skip else "an average needs --skip-damaged"
-    which = _clocks(unread.name) or unread.name
-    return f"damaged ({which}; {way}): {unread.error.message(at_terminal, known=unread.path)}"
+    clocks = _clocks(unread.name)
+    return f"damaged ({f'{clocks}; ' if clocks else ''}{way}): {unread.error.message(at_terminal, known=unread.path)}"
 
 
 def _clocks(name: str) -> str:

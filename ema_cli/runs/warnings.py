@@ -99,10 +99,12 @@ def refusal_warnings(checkpoint: Checkpoint, patterns: Sequence[str]) -> list[st
 
 
 def passed_over_kinds(passed_over: Sequence[PassedOver]) -> list[tuple[str, list[str]]]:
-    """Return the reasons, each with the names of one kind that it is about."""
+    """Return the reasons, each with the names of one kind that it is about; damage is not summed up."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for passed in passed_over:
-        kinds.setdefault((passed.reason, kind_of(passed.name)), []).append(passed.name)
+        kinds.setdefault((passed.reason, passed.name if passed.damaged else kind_of(passed.name)), []).append(
+            passed.name
+        )
     return [(reason, names) for (reason, _), names in kinds.items()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,17 +13,23 @@ from ema_cli.formats.trainers.layout import StateDict
 
 _SHOWN_NAMES, _SHOWN_CHARS = 8, 40
 _MAX_DEPTH, _MAX_DICTS = 4, 1000
+_INDEX = re.compile(r"-1|[0-9]{1,6}", re.ASCII)
 
 
 def dig(value: Any, place: str) -> Any:
     """Return what `value` holds at a place such as `state/model` or `history/-1/step`; None where nothing is there."""
     for key in place.split("/"):
-        if isinstance(value, list) and key == "-1":
-            value = value[-1] if value else None
-        else:
-            value = value.state if isinstance(value, Inert) else value  # an argparse.Namespace
-            value = value.get(key) if isinstance(value, dict) else None
+        value = item_of(value.state if isinstance(value, Inert) else value, key)  # an argparse.Namespace
     return value
+
+
+def item_of(value: Any, key: str) -> Any:
+    """Return what stands under a key of a dict, or at a place of a list: the first at `0`, the last at `-1`."""
+    if isinstance(value, dict):
+        return value.get(key)
+    if isinstance(value, list | tuple) and _INDEX.fullmatch(key) and -len(value) <= int(key) < len(value):
+        return value[int(key)]
+    return None
 
 
 def at_dots(value: Any, place: str, *, in_objects: bool = False) -> Any:
@@ -35,7 +42,7 @@ def at_dots(value: Any, place: str, *, in_objects: bool = False) -> Any:
     """
     for key in steps_to(value, place, in_objects=in_objects):
         value = value.state if in_objects and isinstance(value, Inert) else value
-        value = value.get(key) if isinstance(value, dict) else None
+        value = item_of(value, key)
     return value
 
 
@@ -48,7 +55,7 @@ def steps_to(value: Any, place: str, *, in_objects: bool = False) -> list[str]:
         if isinstance(value, dict) and rest in value:
             return [*steps, rest]
         head, _, rest = rest.partition(".")
-        value = value.get(head) if isinstance(value, dict) else None
+        value = item_of(value, head)
         steps.append(head)
     return steps
 

@@ -13,7 +13,7 @@ from ema_cli.formats.pickles.whole_module import is_module, module_tensors
 from ema_cli.formats.trainers.averages import averages_at_top, models_of_averages, sets_at, sets_in, sets_within
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN, choose
 from ema_cli.formats.trainers.counters import take_counters
-from ema_cli.formats.trainers.elsewhere import joined_below, no_weights
+from ema_cli.formats.trainers.elsewhere import is_tensor_list, joined_below, no_weights, unnamed_tensors
 from ema_cli.formats.trainers.layout import Layout, Selection, Sets, StateDict, Unpickled
 from ema_cli.formats.trainers.layouts import LAYOUTS, OPTIMIZERS, OTHERS, PLAIN
 from ema_cli.formats.trainers.names import AVERAGES_KEY, EXTRA_STATE
@@ -57,9 +57,12 @@ def select_tensors(root: Any, options: ReadOptions, file: Unpickled) -> Selectio
             f"a pickled object of class {root.kind}, which is no module of torch's",
             hint="save model.state_dict() and average those files",
         )
-    elif not isinstance(root, dict):
+    elif is_tensor_list(root):
+        raise unnamed_tensors("at the top")
+    elif not isinstance(root, dict | list | tuple):
         raise NoWeights("holds no dict of tensors")
     else:
+        root = root if isinstance(root, dict) else {str(number): item for number, item in enumerate(root)}
         layout = next(layout for layout in LAYOUTS if all(has(root, mark) for mark in layout.marks))
         selection = (
             _select_at_key(layout, root, options, file, options.key)

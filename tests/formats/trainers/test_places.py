@@ -234,3 +234,35 @@ def test_an_average_that_our_own_callback_saved_as_the_model(tmp_path: Path) -> 
     assert opened(tmp_path, marked).averaged == "ema-cli's callback saved its average as the model"
     assert holds(opened(tmp_path, marked, weights="ema"), EMA)
     assert "holds no raw weights" in str(refusal(tmp_path, marked, weights="raw"))
+
+
+@pytest.mark.parametrize(
+    ("saved", "key"),
+    [
+        ({"nets": [RAW, OTHER], "step": 4}, "nets.0"),
+        ((RAW, {"step": 4}), "0"),
+        ([{"step": 4}, {"deep": (OTHER, RAW)}], "1.deep.1"),
+    ],
+)
+def test_weights_in_a_list_have_a_place(saved: Any, key: str, tmp_path: Path) -> None:
+    """A dict of tensors in a list is named by its number, and taken by it."""
+    error = refusal(tmp_path, saved)
+    assert type(error) is NoWeights
+    assert f"'{key}'" in str(error)
+    assert holds(opened(tmp_path, saved, key=key), RAW)
+
+
+@pytest.mark.parametrize(
+    ("saved", "where"),
+    [
+        ({"model": list(RAW.values()), "step": 4}, "at 'model'"),
+        ({"app": {"weights": tuple(RAW.values())}}, "at 'app.weights'"),
+        (list(RAW.values()), "at the top"),
+    ],
+)
+def test_tensors_in_a_list_have_no_names(saved: Any, where: str, tmp_path: Path) -> None:
+    """It is said where they are, and what has names."""
+    error = refusal(tmp_path, saved)
+    assert type(error) is NoWeights
+    assert str(error).endswith(f"its tensors are in a list, {where}, and so have no names")
+    assert error.hint == "save model.state_dict() and average those files"

@@ -1,0 +1,57 @@
+"""Words in the place of a path: patterns in quotes, and values of options that take one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli, write_torch_run
+
+LAW = ("--half-life", "100ba")
+
+
+@pytest.mark.parametrize("pattern", ["run/*.pt", "run/step-?00.pt", "{}/run/step-[1-3]*"])
+def test_a_pattern_in_quotes_says_what_fits_it(cli: Cli, tmp_path: Path, pattern: str) -> None:
+    """The shell would have put the files in its place; both ways that the hint names give the same weights."""
+    write_torch_run(tmp_path / "run", [100, 200, 300])
+    done = cli("average", pattern.format(tmp_path), *LAW)
+    assert done.code == 2
+    assert "does not exist" in done.err
+    assert "3 paths fit this pattern: write it without quotes, or name the folder" in done.err
+    files = sorted((tmp_path / "run").iterdir())
+    named, folder = (cli("average", *paths, *LAW, "--dry-run", "--json") for paths in (files, ["run"]))
+    assert named.json["plans"][0]["entries"] == folder.json["plans"][0]["entries"]
+
+
+def test_a_pattern_that_nothing_fits_says_so(cli: Cli, tmp_path: Path) -> None:
+    """No file is said to fit where none does."""
+    write_torch_run(tmp_path / "run", [100])
+    assert "hint:  no path fits this pattern" in cli("average", "run/*.ckpt", *LAW).err
+
+
+@pytest.mark.parametrize(
+    ("words", "hint", "again"),
+    [
+        (("--half-life", "10ba", "100ba"), "--half-life 100ba", ("--half-life", "10ba", "--half-life", "100ba")),
+        (
+            (*LAW, "--exclude", "step-1*", "step-3*"),
+            "--exclude 'step-3*'",
+            (*LAW, "--exclude", "step-1*", "--exclude", "step-3*"),
+        ),
+    ],
+)
+def test_a_second_value_of_an_option_is_no_path(
+    cli: Cli, tmp_path: Path, words: tuple[str, ...], hint: str, again: tuple[str, ...]
+) -> None:
+    """The hint gives the option again, and so it works."""
+    write_torch_run(tmp_path / "run", [100, 200, 300])
+    done = cli("average", "run", *words)
+    assert done.code == 2
+    assert done.err.endswith(f"hint:  an option takes one value; give it again for another: {hint}\n")
+    assert cli("average", "run", *again, "--dry-run").code == 0
+
+
+def test_other_paths_have_no_hint(cli: Cli, tmp_path: Path) -> None:
+    """Nothing is guessed of a path that may be anything."""
+    assert cli("average", "nowhere", *LAW).err == "error: nowhere: does not exist\n"
