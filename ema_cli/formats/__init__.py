@@ -12,7 +12,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoSuchWeights, NoWeights
 from ema_cli.formats.dcp import directory as dcp_directory
-from ema_cli.formats.folders import deepspeed, parts, refused, several
+from ema_cli.formats.folders import deepspeed, parts, refused, resumable, several
 from ema_cli.formats.folders.huggingface import open_tensors
 from ema_cli.formats.options import ReadOptions, no_masters_error, one_model_error
 from ema_cli.formats.reader import Reader
@@ -34,6 +34,7 @@ WHAT_IS_READ = (
 # Most specific first; the first that matches opens the checkpoint.
 READERS: tuple[Reader, ...] = (
     parts.RANKS_READER,
+    resumable.READER,
     several.READER,
     dcp_directory.READER,
     deepspeed.READER,

@@ -22,6 +22,7 @@ _EXPERTS = re.compile(r"^(?:layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt$
 _STATES = (saved.MODEL, saved.PART, _PIPELINE, _EXPERTS)
 _UNIVERSAL = "put it together first with your trainer's converter, as Megatron-DeepSpeed's tools/convert_checkpoint"
 _REFUSED = ((_PIPELINE, "cut into the stages of a pipeline"), (_EXPERTS, "cut into experts"))
+_FOLDER = "zero"  # of the universal format
 _INNER = "checkpoint"  # in which Lightning puts it
 
 
@@ -49,6 +50,11 @@ def _open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     for pattern, reason in _REFUSED:
         if any(map(pattern.search, names)):
             raise CheckpointError(f"a DeepSpeed checkpoint, {reason}", subject=path, hint=_UNIVERSAL)
+    _check_tensors_whole(path, [name for name in names if saved.PART.search(name)])
+    if _FOLDER in names and location(folder / _FOLDER).info().is_folder:
+        from ema_cli.formats.zero.universal import open_universal
+
+        return open_universal(folder, names, options)
     _check_tensors_whole(path, names)
     is_cut = any(map(saved.PART.search, names))
     if is_cut and path != folder and _is_part(path):
@@ -68,7 +74,7 @@ def _open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
 
         return open_masters(folder, names, model, options)
     checkpoint = torch_file.from_torch(model.file, model.content, options)
-    return _with_note(checkpoint, names)
+    return with_note(checkpoint, names)
 
 
 def _check_tensors_whole(path: Path, names: Collection[str]) -> None:
@@ -87,7 +93,7 @@ def _check_ranks(path: Path, ranks: object) -> None:
         )
 
 
-def _with_note(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
+def with_note(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
     """Say where the optimizer keeps the weights in float32, and how to take them."""
     is_narrow = any(spec.dtype.is_narrow for spec in checkpoint.tensors.specs.values())
     if not is_narrow or not any(map(saved.OPTIMIZER.search, names)):

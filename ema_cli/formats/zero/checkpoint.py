@@ -2,94 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint, SpecTable, Tensors, TensorSpec
-from ema_cli.dtypes import DType
+from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.options import ReadOptions, no_masters_error
-from ema_cli.formats.shards import ShardedTensors
-from ema_cli.formats.torch_save.file import from_torch
 from ema_cli.formats.trainers.nested import dig
+from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.cutting import OTHER_SAVES, cut_each, cut_rows, dtype_of, join_fragments
 from ema_cli.formats.zero.saved import OPTIMIZER, RankFile, open_model_states, open_optimizer_states
-from ema_cli.formats.zero.tables import ModelTables, Shape, Vector, read_model_tables
-from ema_cli.formats.zero.tensors import Piece, PiecedTensors, PieceTable
-from ema_cli.storage.source import InputFile
+from ema_cli.formats.zero.tables import ModelTables, Vector, read_model_tables
 
 _EXPERTS = ("ds_autoep_layers", "autoep_layers")
 _QUANTIZED = "ds_config/zero_optimization/zero_quantized_nontrainable_weights"
 _MICS = "ds_config/zero_optimization/mics_shard_size"
-_KEPT_WIDE = "the optimizer's float32 weights are averaged, and written in the model's {dtype} (--masters: in float32)"
-_MASTERS = "the optimizer's float32 weights are taken, and not the model's"
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A tensor in pieces, and what it is."""
-
-    spec: TensorSpec
-    pieces: Sequence[Piece]
-
-
-@dataclass(slots=True)
-class _Builder:
-    """Puts a model's tensors into tables.
-
-    Attributes:
-        files: the files, by the numbers that pieces have for them.
-        are_placeholders: whether the model states have empty tensors in the place of parameters.
-        stored: the tensors that are put together, by the names under which they are stored.
-    """
-
-    files: list[InputFile]
-    are_placeholders: bool
-    stored: dict[str, _Stored] = field(default_factory=dict)
-    _specs: SpecTable = field(default_factory=SpecTable)
-
-    def add(self, pieces: Mapping[str, Sequence[Piece]], shapes: Mapping[str, Shape], dtype: DType) -> None:
-        """Add tensors of one type."""
-        for name, parts in pieces.items():
-            self.stored[name] = _Stored(self._specs.spec(dtype, shapes[name]), parts)
-
-    def build(self, whole: Tensors, name_of_file: str, tables: ModelTables) -> ShardedTensors:
-        """Return all tensors: those of the model states, in their order, and what is stored besides.
-
-        Args:
-            whole: the tensors of the model states: those that are not cut, and placeholders of the others.
-            name_of_file: where these lie.
-            tables: what that file says of the model.
-
-        Raises:
-            CheckpointError: for one that lies nowhere.
-        """
-        table = PieceTable()
-        specs: dict[str, TensorSpec] = {}
-        part_of: dict[str, int] = {}
-        tensor_of: dict[str, int] = {}
-        numbers: dict[str, int] = {}
-        for name in dict.fromkeys((*whole.specs, *self.stored, *tables.shared)):
-            kept = tables.shared.get(name, name)
-            stored = self.stored.get(kept)
-            if stored is not None:
-                if kept not in numbers:
-                    numbers[kept] = table.add(stored.pieces)
-                specs[name], tensor_of[name], part_of[name] = stored.spec, numbers[kept], 0
-            elif name in whole.specs:  # else the other name of what was not saved
-                self._check_lies(name, whole, tables)
-                specs[name], part_of[name] = whole.specs[name], 1
-        pieced = PiecedTensors({name: specs[name] for name in tensor_of}, tensor_of, table, self.files, name_of_file)
-        return ShardedTensors(specs, part_of, [pieced, whole])
-
-    def _check_lies(self, name: str, whole: Tensors, tables: ModelTables) -> None:
-        if self.are_placeholders and whole.specs[name].shape == (0,) and name not in tables.buffers:
-            raise CheckpointError(
-                f"'{name}' is a parameter, but no table there says where its parts lie",
-                subject=self.files[-1].path.parent,
-                hint="let a newer DeepSpeed save it: older ones leave out what does not train",
-            )
 
 
 def open_parts(folder: Path, names: Collection[str], options: ReadOptions) -> Checkpoint:
@@ -100,7 +27,7 @@ def open_parts(folder: Path, names: Collection[str], options: ReadOptions) -> Ch
         CheckpointError: where the files do not fit each other, or what they hold is not read.
     """
     models = open_model_states(folder, names)
-    tables = _tables_of(models)
+    tables = tables_of(models)
     files, partitions = open_optimizer_states(folder, names)
     if partitions[0].stage != 3 or len(partitions) != len(models):
         raise CheckpointError(
@@ -109,10 +36,10 @@ def open_parts(folder: Path, names: Collection[str], options: ReadOptions) -> Ch
             subject=folder,
             hint=OTHER_SAVES,
         )
-    builder = _Builder([*files, *(model.file for model in models)], are_placeholders=True)
-    builder.add(cut_each(tables.groups, partitions), tables.shapes, dtype_of(partitions))
-    _add_frozen(builder, models, tables)
-    return _finish(builder, models[0], tables, options)
+    assembly = Assembly([*files, *(model.file for model in models)], are_placeholders=True)
+    assembly.add(cut_each(tables.groups, partitions), tables.shapes, dtype_of(partitions))
+    add_frozen(assembly, models, len(files), tables)
+    return assembly.finish(models[0], tables, options)
 
 
 def open_masters(folder: Path, names: Collection[str], model: RankFile, options: ReadOptions) -> Checkpoint:
@@ -125,14 +52,14 @@ def open_masters(folder: Path, names: Collection[str], model: RankFile, options:
     """
     if not any(map(OPTIMIZER.search, names)):
         raise no_masters_error(folder)
-    tables = _tables_of([model])
+    tables = tables_of([model])
     files, partitions = open_optimizer_states(folder, names)
-    builder = _Builder([*files, model.file], are_placeholders=False)
-    builder.add(cut_rows(tables.groups, partitions), tables.shapes, dtype_of(partitions))
-    return _finish(builder, model, tables, options)
+    assembly = Assembly([*files, model.file], are_placeholders=False)
+    assembly.add(cut_rows(tables.groups, partitions), tables.shapes, dtype_of(partitions))
+    return assembly.finish(model, tables, options)
 
 
-def _tables_of(models: Sequence[RankFile]) -> ModelTables:
+def tables_of(models: Sequence[RankFile]) -> ModelTables:
     """Return the tables of the model, which all ranks must have alike; refuse what they do not say the whole of."""
     first = models[0]
     root, path = first.content.root, first.file.path
@@ -151,11 +78,13 @@ def _tables_of(models: Sequence[RankFile]) -> ModelTables:
     return tables
 
 
-def _add_frozen(builder: _Builder, models: Sequence[RankFile], tables: ModelTables) -> None:
-    """Add the parameters that do not train, of which each rank's model states have a fragment."""
+def add_frozen(assembly: Assembly, models: Sequence[RankFile], first: int, tables: ModelTables) -> None:
+    """Add the parameters that do not train, of which each rank's model states have a fragment.
+
+    `first` is the number of the first rank's model states among the files; the others follow.
+    """
     if not tables.frozen:
         return
-    first = len(builder.files) - len(models)
     fragments = [_fragments(model, tables) for model in models]
     for name, shape in tables.frozen.items():
         dtype = fragments[0][name].dtype
@@ -176,7 +105,7 @@ def _add_frozen(builder: _Builder, models: Sequence[RankFile], tables: ModelTabl
                 subject=path,
                 hint=OTHER_SAVES,
             )
-        builder.add({name: pieces}, {name: shape}, dtype)
+        assembly.add({name: pieces}, {name: shape}, dtype)
 
 
 def _fragments(model: RankFile, tables: ModelTables) -> dict[str, Vector]:
@@ -193,21 +122,3 @@ def _fragments(model: RankFile, tables: ModelTables) -> dict[str, Vector]:
             raise CheckpointError(f"'{name}' does not lie in order", subject=model.file.path)
         vectors[name] = Vector(located[1], spec.count, spec.dtype)
     return vectors
-
-
-def _finish(builder: _Builder, model: RankFile, tables: ModelTables, options: ReadOptions) -> Checkpoint:
-    """Return the checkpoint: what the model states say of it, with the tensors that were put together."""
-    whole = from_torch(model.file, model.content, options)
-    tensors = builder.build(whole.tensors, model.file.path.name, tables)
-    narrow = {
-        name: spec.dtype
-        for name, spec in whole.tensors.specs.items()
-        if spec.dtype.is_narrow and tensors.specs[name].dtype != spec.dtype
-    }
-    notes, dtypes = list(whole.notes), dict[str, DType]()
-    if narrow and options.masters:
-        notes.append(_MASTERS)
-    elif narrow:
-        dtypes = narrow
-        notes.append(_KEPT_WIDE.format(dtype=next(iter(narrow.values())).torch))
-    return replace(whole, tensors=tensors, files=tuple(builder.files), notes=tuple(notes), output_dtypes=dtypes)

@@ -386,12 +386,23 @@ def deepspeed(run: Path) -> Case:
     return Case(dtype=torch.bfloat16)
 
 
+def saved_by_zero(step: int) -> Saved:
+    """Return the weights of a step as three ranks of ZeRO 3 have them."""
+    weights = state_dict(step)
+    buffers = {name: tensor for name, tensor in weights.items() if not tensor.is_floating_point()}
+    trained = {name: tensor for name, tensor in weights.items() if name not in buffers}
+    return Saved(ranks=3, groups=[trained], buffers=buffers, dtype=torch.float32, step=step)
+
+
 def deepspeed_zero(run: Path) -> Case:
-    """Write what three ranks of ZeRO 3 save."""
+    """Write what the ranks of ZeRO 3 save."""
     for step in STEPS:
-        weights = state_dict(step)
-        buffers = {name: tensor for name, tensor in weights.items() if not tensor.is_floating_point()}
-        trained = {name: tensor for name, tensor in weights.items() if name not in buffers}
-        saved = Saved(ranks=3, groups=[trained], buffers=buffers, dtype=torch.float32, step=step)
-        saved.write(run / f"global_step{step}")
+        saved_by_zero(step).write(run / f"global_step{step}")
+    return Case()
+
+
+def deepspeed_universal(run: Path) -> Case:
+    """Write what DeepSpeed's converter makes of that."""
+    for step in STEPS:
+        saved_by_zero(step).write_universal(run / f"global_step{step}")
     return Case()

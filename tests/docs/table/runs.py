@@ -81,6 +81,7 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
         distributed("last-v{}.ckpt", lambda step: {"model": state_dict(step)}, made.lightning_meta),
     ],
     "DeepSpeed": [made.deepspeed, made.deepspeed_zero],
+    "DeepSpeed, universal": [made.deepspeed_universal],
     "OLMo-core, NeMo": [
         distributed(
             "step{}/model_and_optim", lambda s: {"model": state_dict(s), "optim": state_dict(9)}, made.olmo_mark

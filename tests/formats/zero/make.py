@@ -64,6 +64,29 @@ class Saved:
             torch.save(self.model_states(0), folder / "mp_rank_00_model_states.pt")
         return folder
 
+    def write_universal(self, folder: Path, tensor_ranks: int = 1) -> Path:
+        """Write what `ds_to_universal` makes of the save, of a model whose tensors so many ranks cut."""
+        folder.mkdir(parents=True, exist_ok=True)
+        is_cut = tensor_ranks > 1
+        for rank in range(self.ranks if self.stage == 3 else tensor_ranks):
+            name = f"zero_pp_rank_{rank}_mp_rank_00" if self.stage == 3 else f"mp_rank_{rank:02}"
+            states = self.model_states(rank)
+            if is_cut:
+                states["mp_world_size"] = tensor_ranks
+                states["module"] = {
+                    name: tensor if name in self.buffers or tensor.ndim == 0 else tensor.chunk(tensor_ranks)[0].clone()
+                    for name, tensor in states["module"].items()
+                }
+            torch.save(states, folder / f"{name}_model_states.pt")
+        stored = {name: tensor for group in self.groups for name, tensor in group.items()}
+        for name, tensor in {**stored, **(self.frozen if is_cut else {})}.items():
+            path = folder / "zero" / name / "fp32.pt"
+            path.parent.mkdir(parents=True)
+            param = {"param": tensor.float().clone(), "cat_dim": 0}
+            torch.save(tensor.flatten().clone() if self.stage == 3 else param, path)
+        torch.save({"loss_scaler": None}, folder / "zero" / "optimizer_state.pt")
+        return folder
+
     def model_states(self, rank: int) -> dict[str, Any]:
         """Return what one rank saves of the model."""
         is_cut = self.stage == 3

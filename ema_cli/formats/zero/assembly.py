@@ -1,0 +1,103 @@
+"""Put a model together: tensors in pieces, those that lie whole in the model states, and what is known of the save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ema_cli.checkpoint import Checkpoint, SpecTable, Tensors, TensorSpec
+from ema_cli.dtypes import DType
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.shards import ShardedTensors
+from ema_cli.formats.torch_save.file import from_torch
+from ema_cli.formats.zero.saved import RankFile
+from ema_cli.formats.zero.tables import ModelTables, Shape
+from ema_cli.formats.zero.tensors import Piece, PiecedTensors, PieceTable
+from ema_cli.storage.source import InputFile
+
+_KEPT_WIDE = "the optimizer's float32 weights are averaged, and written in the model's {dtype} (--masters: in float32)"
+_MASTERS = "the optimizer's float32 weights are taken, and not the model's"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor in pieces, and what it is."""
+
+    spec: TensorSpec
+    pieces: Sequence[Piece]
+
+
+@dataclass(slots=True)
+class Assembly:
+    """Puts a model's tensors into tables.
+
+    Attributes:
+        files: the files, by the numbers that pieces have for them.
+        are_placeholders: whether the model states have empty tensors in the place of parameters.
+        stored: the tensors that are put together, by the names under which they are stored.
+    """
+
+    files: list[InputFile]
+    are_placeholders: bool
+    stored: dict[str, _Stored] = field(default_factory=dict)
+    _specs: SpecTable = field(default_factory=SpecTable)
+
+    def add(self, pieces: Mapping[str, Sequence[Piece]], shapes: Mapping[str, Shape], dtype: DType) -> None:
+        """Add tensors of one type."""
+        for name, parts in pieces.items():
+            self.stored[name] = _Stored(self._specs.spec(dtype, shapes[name]), parts)
+
+    def _build(self, whole: Tensors, name_of_file: str, tables: ModelTables) -> ShardedTensors:
+        """Return all tensors: those of the model states, in their order, and what is stored besides.
+
+        Args:
+            whole: the tensors of the model states: those that are not cut, and placeholders of the others.
+            name_of_file: where these lie.
+            tables: what that file says of the model.
+
+        Raises:
+            CheckpointError: for one that lies nowhere.
+        """
+        table = PieceTable()
+        specs: dict[str, TensorSpec] = {}
+        part_of: dict[str, int] = {}
+        tensor_of: dict[str, int] = {}
+        numbers: dict[str, int] = {}
+        for name in dict.fromkeys((*whole.specs, *self.stored, *tables.shared)):
+            kept = tables.shared.get(name, name)
+            stored = self.stored.get(kept)
+            if stored is not None:
+                if kept not in numbers:
+                    numbers[kept] = table.add(stored.pieces)
+                specs[name], tensor_of[name], part_of[name] = stored.spec, numbers[kept], 0
+            elif name in whole.specs:  # else the other name of what was not saved
+                self._check_lies(name, whole, tables)
+                specs[name], part_of[name] = whole.specs[name], 1
+        pieced = PiecedTensors({name: specs[name] for name in tensor_of}, tensor_of, table, self.files, name_of_file)
+        return ShardedTensors(specs, part_of, [pieced, whole])
+
+    def _check_lies(self, name: str, whole: Tensors, tables: ModelTables) -> None:
+        if self.are_placeholders and whole.specs[name].shape == (0,) and name not in tables.buffers:
+            raise CheckpointError(
+                f"'{name}' is a parameter, but no table there says where its parts lie",
+                subject=self.files[-1].path.parent,
+                hint="let a newer DeepSpeed save it: older ones leave out what does not train",
+            )
+
+    def finish(self, model: RankFile, tables: ModelTables, options: ReadOptions) -> Checkpoint:
+        """Return the checkpoint: what the model states say of it, with the tensors that were put together."""
+        whole = from_torch(model.file, model.content, options)
+        tensors = self._build(whole.tensors, model.file.path.name, tables)
+        narrow = {
+            name: spec.dtype
+            for name, spec in whole.tensors.specs.items()
+            if spec.dtype.is_narrow and tensors.specs[name].dtype != spec.dtype
+        }
+        notes, dtypes = list(whole.notes), dict[str, DType]()
+        if narrow and options.masters:
+            notes.append(_MASTERS)
+        elif narrow:
+            dtypes = narrow
+            notes.append(_KEPT_WIDE.format(dtype=next(iter(narrow.values())).torch))
+        return replace(whole, tensors=tensors, files=tuple(self.files), notes=tuple(notes), output_dtypes=dtypes)

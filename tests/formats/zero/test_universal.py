@@ -1,0 +1,95 @@
+"""Folders of DeepSpeed's universal format: each parameter from the file that it has there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint
+from ema_cli.formats import open_checkpoint
+from ema_cli.law.time import Unit
+from tests.formats.zero.make import small
+from tests.formats.zero.test_checkpoint import DATA, MASTERS, assert_holds
+
+
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("kind", ["zero1-bfloat16-2", "zero3-bfloat16-2"])
+def test_what_deepspeed_converted_is_the_save_that_it_converted(kind: str, step: int) -> None:
+    """The parameters have the bits that zero_to_fp32.py gives for the save; integer buffers stay integers."""
+    folder = DATA / "universal" / kind / f"global_step{step}"
+    expected = load_file(DATA / "expected" / f"{kind}-{step}.safetensors")
+    if "zero1" in kind:
+        module = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+        expected |= {name: module[name] for name in ("frozen.weight", "frozen.bias")}
+    checkpoint = open_checkpoint(folder, MASTERS)
+    assert_holds(checkpoint, expected)
+    assert checkpoint.clock(Unit.BATCH) == step
+    assert {dtype.name for dtype in open_checkpoint(folder).output_dtypes.values()} == {"BF16"}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_each_stage(stage: int, ranks: int, tmp_path: Path) -> None:
+    """Stage 3 stores rows of elements, whose shapes the model states have; parts that do not train are there, too."""
+    saved = small(stage=stage, ranks=ranks)
+    assert_holds(open_checkpoint(saved.write_universal(tmp_path), MASTERS), saved.masters)
+
+
+def test_tensors_that_ranks_cut_are_whole_there(tmp_path: Path) -> None:
+    """The converter puts together what ranks of tensors have parts of: the shape is that of its file."""
+    saved = small(stage=1)
+    wide = saved.masters | {name: tensor.float() for name, tensor in saved.frozen.items()}
+    assert_holds(open_checkpoint(saved.write_universal(tmp_path, tensor_ranks=2), MASTERS), wide)
+
+
+def resaved(name: str, value: Callable[[torch.Tensor], object]) -> Callable[[Path], object]:
+    """Return a change of what the file of a parameter holds."""
+
+    def change(folder: Path) -> None:
+        path = folder / "zero" / name / "fp32.pt"
+        torch.save(value(torch.load(path)["param"]), path)
+
+    return change
+
+
+def added(folder: Path) -> None:
+    """Add the file of a parameter that the model does not have."""
+    shutil.copytree(folder / "zero" / "d", folder / "zero" / "experts.7")
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], type[EmaError], str]] = {
+    "a parameter missing": (
+        lambda folder: shutil.rmtree(folder / "zero" / "b.weight"),
+        IncompleteCheckpoint,
+        "holds no zero/b.weight/fp32.pt",
+    ),
+    "a parameter too many": (added, CheckpointError, "experts.7: is of no parameter that the model states list"),
+    "another shape": (
+        resaved("a.weight", lambda tensor: {"param": tensor.t().contiguous()}),
+        CheckpointError,
+        r"'a.weight' is \[5, 3\] here, and \[3, 5\] in the model states",
+    ),
+    "no tensor": (resaved("d", lambda tensor: {"param": 3}), CheckpointError, "zero/d/fp32.pt: holds no tensor"),
+    "a view": (
+        resaved("a.weight", lambda tensor: {"param": tensor.t().contiguous().t()}),
+        CheckpointError,
+        "'a.weight' does not lie in order",
+    ),
+}
+
+
+@pytest.mark.parametrize("label", WRONG)
+def test_what_is_wrong_is_one_error(label: str, tmp_path: Path) -> None:
+    """Files that are missing, too many, or not of these tables: named."""
+    change, kind, message = WRONG[label]
+    folder = small(stage=2).write_universal(tmp_path)
+    open_checkpoint(folder, MASTERS)
+    change(folder)
+    with pytest.raises(EmaError, match=message) as caught:
+        open_checkpoint(folder, MASTERS)
+    assert type(caught.value) is kind
