@@ -18,6 +18,8 @@ from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job, buffer_sizes, prepare
+from ema_cli.manifest.signature import signature_path
+from ema_cli.manifest.signing import Signer, open_signer
 from ema_cli.manifest.sums import sidecars
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.advice import non_finite_warnings
@@ -45,11 +47,13 @@ class Recording:
         checksum: put the sums of all that is read into it, too, and check those that files of torch.save hold.
         remarks: come before those that are made here.
         check: is called with each manifest before anything is published, and may raise.
+        signer: signs the manifest, the sums and all other files.
     """
 
     checksum: bool = False
     remarks: Remarks = field(default_factory=Remarks)
     check: Callable[[Manifest], None] = lambda manifest: None
+    signer: Signer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Result:
         kernel: what did the arithmetic, for people; it does not show in the output.
         non_finite: names of the tensors with NaN or infinity that was let through.
         notes: what is worth knowing of the checkpoints, as their tensors show it, and no reason to warn.
+        signed: whether each output has a signature.
         manifests: that of each output, its tensors left out.
     """
 
@@ -78,6 +83,7 @@ class Result:
     non_finite: tuple[str, ...]
     manifests: Sequence[Manifest] = ()
     notes: tuple[str, ...] = ()
+    signed: bool = False
 
     def __repr__(self) -> str:
         """Return the result in one line: what was written, of how much, how fast."""
@@ -106,6 +112,7 @@ def average(
     force: bool = False,
     manifest: bool = True,
     checksum: bool = False,
+    sign: str | Path | None = None,
     progress: ProgressCallback = no_progress,
     **form: Unpack[OutputKeywords],
 ) -> Result:
@@ -122,6 +129,7 @@ def average(
         manifest: write a manifest and sums next to a file, or into a folder.
         checksum: put the sums of all that is read into the manifest, too, and check those that files of torch.save
             hold.
+        sign: a private key (PEM), with which manifest, sums and all other files are signed; needs `ema-cli[sign]`.
         progress: is called with the bytes read so far, and in all, now and then.
         form: `dtype`, `max_shard_size` and `allow_non_finite`; see `OutputKeywords`.
 
@@ -139,8 +147,10 @@ def average(
         )
     target = target if isinstance(target, Target) else parse_target(target)
     job = prepare(plans, target, OutputOptions.parse(**form), force=force, manifest=manifest)
+    signer = open_signer(Path(sign)) if sign is not None else None
     most_memory = parse_size(max_memory, "max_memory") if isinstance(max_memory, str) else max_memory
-    return perform(job, threads=threads, max_memory=most_memory, recording=Recording(checksum), progress=progress)
+    recording = Recording(checksum, signer=signer)
+    return perform(job, threads=threads, max_memory=most_memory, recording=recording, progress=progress)
 
 
 def perform(
@@ -175,7 +185,7 @@ def perform(
             files.update(write_small_files(output, folder))
             for file in output.files:
                 read_back(folder / file.name, file)
-        manifests = _write_manifests(job, record, folders, folded, written, recording.check) if record else []
+        manifests = _write_manifests(job, record, folders, folded, written, recording) if record else []
         _check_unchanged(job)
         _publish(job, staging)
     averaged = sum(spec.dtype.averaged and name not in job.copied for name, spec in job.tensors.items())
@@ -192,6 +202,7 @@ def perform(
         tuple(sorted(set().union(*(non_finite.let_through for non_finite in folded.non_finite)))),
         manifests,
         tuple(notes),
+        record is not None and recording.signer is not None,
     )
 
 
@@ -243,16 +254,20 @@ def _write_manifests(
     folders: Sequence[Path],
     folded: Folded,
     written: Sequence[Mapping[str, WrittenFile]],
-    check: Callable[[Manifest], None],
+    recording: Recording,
 ) -> list[Manifest]:
-    """Write the manifest and the sums of each output, and return the manifests."""
+    """Write manifest, sums and, where that is wanted, signature of each output; return the manifests."""
     manifests = []
     for output, plan, folder, files, non_finite in zip(
         job.outputs, job.plans, folders, written, folded.non_finite, strict=True
     ):
         manifest = record.manifest(output, plan, files, non_finite)
-        check(manifest)
-        record.write(manifest, output, plan, folder, non_finite)
+        recording.check(manifest)
+        sums = record.write(manifest, output, plan, folder, non_finite)
+        if recording.signer is not None:
+            name, is_folder = output.target.path.name, output.target.is_folder
+            path = signature_path(folder if is_folder else folder / name, is_folder=is_folder)
+            recording.signer.sign(name, sums, path)
         manifests.append(manifest)
     return manifests
 

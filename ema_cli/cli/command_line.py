@@ -134,6 +134,16 @@ release.safetensors.sha256."""
             rich_help_panel=RELEASE,
         ),
     ] = False
+    sign: Annotated[
+        Path | None,
+        Option(
+            metavar="KEY",
+            help="Sign all files with a private key (PEM, P-256 or the like): model.sig in a folder, NAME.sig beside a "
+            "file, in the format of model-signing. Needs ema-cli[sign]; the password of the key is asked for, or in "
+            "EMA_SIGN_PASSWORD.",
+            rich_help_panel=RELEASE,
+        ),
+    ] = None
     no_manifest: Annotated[
         bool, Option("--no-manifest", help="Write no manifest and no sums.", rich_help_panel=RELEASE)
     ] = False
@@ -263,11 +273,21 @@ Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
             rich_help_panel=GATES,
         ),
     ] = ()
+    signed_by: Annotated[
+        tuple[Path, ...],
+        Option(
+            metavar="PUBLIC_KEY",
+            help="Demand a signature of all files by this key (PEM), or, of several, by any of them. Repeatable. Needs "
+            "ema-cli[sign].",
+            rich_help_panel=GATES,
+        ),
+    ] = ()
     strict: Annotated[
         bool,
         Option(
             "--strict",
-            help="With --against: fail where something cannot be compared, or the recipe overrules recorded clocks.",
+            help="With --against or --signed-by: fail where something cannot be compared, a signature is not checked, "
+            "or the recipe overrules recorded clocks.",
             rich_help_panel=GATES,
         ),
     ] = False

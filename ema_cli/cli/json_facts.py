@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.comparing.comparison import Comparison, TensorTotal
     from ema_cli.comparing.distance import Distance
     from ema_cli.planning.plan import Approximation, Plan
+    from ema_cli.release.signed import Signed
     from ema_cli.release.verify import Against, Verified
     from ema_cli.tuning.tune import Tuned
 
@@ -205,6 +206,7 @@ def _result_facts(result: Result) -> Facts:
     return {
         "path": result.target.path.as_posix(),
         "outputs": [{"path": output.target.path.as_posix(), "bytes": output.nbytes} for output in result.outputs],
+        "signed": result.signed,
         "tensors_averaged": result.tensors_averaged,
         "tensors_copied": result.tensors_copied,
         "bytes_read": result.bytes_read,
@@ -236,7 +238,17 @@ def verified_facts(verified: Verified) -> Facts:
         "not_compared": list(verified.not_compared),
         "no_part": list(verified.snapshot.no_part),
         "overruled": list(verified.overruled),
+        "signature": _signature_facts(verified.signature) if verified.signature is not None else None,
         "against": _against_facts(verified.against) if verified.against is not None else None,
+    }
+
+
+def _signature_facts(signature: Signed) -> Facts:
+    return {
+        "name": signature.name,
+        "checked": signature.checked,
+        "signed_by": signature.by.as_posix() if signature.by is not None else None,
+        "not_covered": list(signature.not_covered),
     }
 
 

@@ -108,3 +108,10 @@ def _plain_progress(doing: str) -> ProgressCallback:
             lines([f"{doing}: {size(done)} of {size(total)}, {rate}/s, {left:.0f} s left"])
 
     return report
+
+
+def ask_password(question: str) -> str:
+    """Ask for a password on the terminal; return none where there is no terminal."""
+    from getpass import getpass  # which few runs need
+
+    return getpass(printable(question)) if sys.stdin is not None and sys.stdin.isatty() else ""

@@ -23,6 +23,7 @@ def verified_line(verified: Verified) -> str:
     clauses = [
         f"{path}: verified: {', '.join(parts)}",
         _against(verified),
+        _signature(verified),
         _overruled(verified),
         _listed("not compared", verified.not_compared),
         _listed("no part of it", verified.snapshot.no_part),
@@ -46,6 +47,17 @@ def _against(verified: Verified) -> str:
     else:
         what = "tensors, and all files that were copied, are those" if verified.not_compared else "all bytes are those"
     return f"{what} of {plural(against.checkpoints, 'checkpoint')} averaged anew"
+
+
+def _signature(verified: Verified) -> str:
+    """Return whose signature the average has, or that nobody checked it; nothing if it has none."""
+    signature = verified.signature
+    if signature is None:
+        return ""
+    if signature.by is None:
+        return f"its signature {printable(signature.name)} is not checked (--signed-by)"
+    rest = f", but for {' and '.join(map(printable, signature.not_covered))}" if signature.not_covered else ""
+    return f"signed by {printable(signature.by)}{rest}"
 
 
 def _listed(what: str, names: Sequence[str]) -> str:

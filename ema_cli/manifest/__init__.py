@@ -1,4 +1,4 @@
-"""The record of an averaging as data, with equal bytes for equal runs: manifest, fingerprints, checksums, schemas.
+"""The record of an averaging as data: manifest, fingerprints, checksums, schemas, equal for equal runs; signatures.
 
 May import planning and what is below it.
 """

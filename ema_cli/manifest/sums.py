@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError
+from ema_cli.manifest.signature import SIGNATURE_SUFFIX, read_signature, signature_path
 from ema_cli.storage.location import location
 
 FOLDER_NAME = "ema-manifest.json"
@@ -31,15 +32,19 @@ def sums_path(path: Path, *, is_folder: bool) -> Path:
     return path / SUMS_NAME if is_folder else path.with_name(path.name + SUMS_SUFFIX)
 
 
-def sidecars(path: Path) -> tuple[Path, Path]:
-    """Return the paths of the manifest and the checksums of the single file at `path`."""
-    return manifest_path(path, is_folder=False), sums_path(path, is_folder=False)
+def sidecars(path: Path) -> tuple[Path, Path, Path]:
+    """Return the paths of the manifest, the checksums and the signature of the single file at `path`."""
+    return (
+        manifest_path(path, is_folder=False),
+        sums_path(path, is_folder=False),
+        signature_path(path, is_folder=False),
+    )
 
 
 def is_own_sidecar(path: Path, name: str) -> bool:
-    """Return whether the file at `path`, next to one called `name`, is a manifest or checksums written by ema-cli.
+    """Return whether ema-cli wrote the file at `path`, next to one called `name`: a manifest, checksums or a signature.
 
-    Checksums of that file alone are not ours: anyone may have made them to compare with. No manifest is read whole.
+    Checksums or a signature of that file alone are not ours: anyone may have made them. No manifest is read whole.
 
     Raises:
         CheckpointError: if it cannot be read.
@@ -47,9 +52,11 @@ def is_own_sidecar(path: Path, name: str) -> bool:
     if not location(path).info(follow=False).is_file:
         return False
     file = location(path).open()
-    if path.name.endswith(SUMS_SUFFIX):
-        text = file.read(0, min(file.size, _MAX_SUMS_BYTES))
+    if path.name.endswith((SUMS_SUFFIX, SIGNATURE_SUFFIX)):
         try:
+            if path.name.endswith(SIGNATURE_SUFFIX):
+                return {name, name + FILE_SUFFIX, name + SUMS_SUFFIX} == set(read_signature(path).sums)
+            text = file.read(0, min(file.size, _MAX_SUMS_BYTES))
             return set(parse_sums(text, str(path))) == {name, name + FILE_SUFFIX}
         except CheckpointError:
             return False

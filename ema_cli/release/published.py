@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, option
 from ema_cli.manifest.manifest import read_manifest
+from ema_cli.manifest.signature import SIGNATURE_NAME, SIGNATURE_SUFFIX, signature_path
 from ema_cli.manifest.sums import FILE_SUFFIX, SUMS_SUFFIX, manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.runs.run import read_run
@@ -16,7 +17,7 @@ from ema_cli.storage.location import check_exists, location
 
 # What git, the Hub and a signer keep in the folder of a release. It is named, and neither entered nor compared.
 _NO_PART = (
-    ".git", ".gitattributes", ".cache/huggingface", "model.sig",
+    ".git", ".gitattributes", ".cache/huggingface", SIGNATURE_NAME,
     "SHA256SUMS.asc", "SHA256SUMS.sig", "SHA256SUMS.sigstore.json",
 )  # fmt: skip
 
@@ -37,6 +38,11 @@ class Published:
     def sums(self) -> Path:
         """Return the path of its checksums."""
         return sums_path(self.path, is_folder=self.is_folder)
+
+    @property
+    def signature(self) -> Path:
+        """Return the path of its signature."""
+        return signature_path(self.path, is_folder=self.is_folder)
 
     @property
     def folder(self) -> Path:
@@ -76,7 +82,7 @@ def _averages_at(path: Path, allow_extra: Sequence[str]) -> list[Published]:
     if location(path).info().is_folder:
         whole = Published(path, is_folder=True)
         return [whole] if whole.vouched else _averages_inside(path, allow_extra) or [whole]
-    for suffix in (FILE_SUFFIX, SUMS_SUFFIX):
+    for suffix in (FILE_SUFFIX, SUMS_SUFFIX, SIGNATURE_SUFFIX):
         if path.name.endswith(suffix) and path.name != suffix:
             path = path.with_name(path.name.removesuffix(suffix))
     single = Published(path, is_folder=False)
@@ -99,10 +105,11 @@ def _averages_inside(folder: Path, allow_extra: Sequence[str] = ()) -> list[Publ
     vouched = [name for name, average in averages.items() if average.vouched]
     if not vouched:
         return []
+    signatures = {averages[name].signature.name for name in vouched if not averages[name].is_folder}
     return [
         average
         for name, average in averages.items()
-        if name in vouched or not (is_no_part(name) or is_allowed(name, allow_extra))
+        if name in vouched or not (name in signatures or is_no_part(name) or is_allowed(name, allow_extra))
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class Snapshot:
         published: the paths of the average, its manifest and its checksums.
         manifest: the manifest; None if it is missing or cannot be read.
         sums: file name -> sha256, as the checksum file lists them.
+        sums_sha256: the sha256 of the checksum file itself; empty if it cannot be read.
         present: the names of what lies there and should be listed, without the checksum file.
         no_part: the names of what lies there and is no part of the average.
         edited: the names of listed files that the user allows to differ from what was written, and that do.
@@ -55,6 +57,7 @@ class Snapshot:
     published: Published
     manifest: Manifest | None = None
     sums: Mapping[str, str] = field(default_factory=dict)
+    sums_sha256: str = ""
     present: frozenset[str] = frozenset()
     no_part: tuple[str, ...] = ()
     edited: frozenset[str] = frozenset()
@@ -91,7 +94,7 @@ def take_snapshot(
     """
     problems = _Problems(published)
     manifest = _read_manifest(published, problems)
-    sums = _read_sums(published, problems)
+    sums, sums_sha256 = _read_sums(published, problems)
     outputs = {row["name"] for row in manifest["outputs"]} if manifest is not None else set()
     listed = sums.keys() | outputs | {published.manifest.name}
     around = look_around(published, {*listed, published.sums.name}, allow_extra)
@@ -110,6 +113,7 @@ def take_snapshot(
         published=published,
         manifest=manifest,
         sums=sums,
+        sums_sha256=sums_sha256,
         present=present,
         no_part=around.no_part,
         edited=_edited(manifest, sums, readings, allow_extra),
@@ -153,19 +157,21 @@ def _read_manifest(published: Published, problems: _Problems) -> Manifest | None
         return None
 
 
-def _read_sums(published: Published, problems: _Problems) -> Mapping[str, str]:
-    path = published.sums
+def _read_sums(published: Published, problems: _Problems) -> tuple[Mapping[str, str], str]:
+    """Return the sum of each file as the checksum file lists it, and the sum of that file itself."""
+    path, sums, text = published.sums, dict[str, str](), b""
     if not location(path).info(follow=False).exists:
         problems.add(path.name, "is missing")
-        return {}
+        return {}, ""
     try:
-        sums = parse_sums(read_small_file(path, MAX_SUMS_BYTES), str(path))
+        text = read_small_file(path, MAX_SUMS_BYTES)
+        sums = parse_sums(text, str(path))
     except CheckpointError as error:
         problems.add_error(path.name, path, error)
-        return {}
-    if not sums:
-        problems.add(path.name, "lists nothing")
-    return sums
+    else:
+        if not sums:
+            problems.add(path.name, "lists nothing")
+    return sums, hashlib.sha256(text).hexdigest()
 
 
 def _edited(

@@ -25,7 +25,7 @@ class Surroundings:
 
 
 def look_around(published: Published, listed: Collection[str], allowed: Sequence[str]) -> Surroundings:
-    """Return what lies in the folder of an average; of one file only that file and its sidecars.
+    """Return what lies in the folder of an average; of one file only that file and what belongs to it.
 
     Args:
         published: the paths of the average.
@@ -33,8 +33,10 @@ def look_around(published: Published, listed: Collection[str], allowed: Sequence
         allowed: patterns of names that may be there, too.
     """
     if not published.is_folder:
-        beside = (published.path, published.manifest, published.sums)
-        return Surroundings(frozenset(path.name for path in beside if location(path).info(follow=False).exists))
+        beside = (published.path, published.manifest, published.sums, published.signature)
+        names = [path.name for path in beside if location(path).info(follow=False).exists]
+        signature = [name for name in names if name == published.signature.name and name not in listed]
+        return Surroundings(frozenset(names).difference(signature), tuple(signature))
     present, no_part = set(), []
     for name in _names(published.path):
         if name not in listed and (is_no_part(name) or is_allowed(name, allowed)):

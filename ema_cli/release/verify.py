@@ -13,9 +13,11 @@ from ema_cli.errors import at_terminal
 from ema_cli.folding.sample import Sample
 from ema_cli.formats.output_file import whole_name
 from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES
+from ema_cli.manifest.signing import PublicKey
 from ema_cli.release.checks import all_problems
 from ema_cli.release.clocks import overruled_by
 from ema_cli.release.published import Published
+from ema_cli.release.signed import Signed, check_signature
 from ema_cli.release.snapshot import Snapshot, take_snapshot
 from ema_cli.system.progress import ProgressCallback, no_progress
 
@@ -53,6 +55,7 @@ class Verified:
         against: the comparison with the checkpoints, if one was made.
         notes: what else to know of the comparison.
         own_words: what only the version of ema-cli that made the average could compare, in words.
+        signature: the signature, if it has one, and what is known of it.
     """
 
     snapshot: Snapshot
@@ -60,6 +63,7 @@ class Verified:
     against: Against | None = None
     notes: tuple[str, ...] = ()
     own_words: tuple[str, ...] = ()
+    signature: Signed | None = None
 
     @property
     def published(self) -> Published:
@@ -105,7 +109,7 @@ class Verified:
 
 
 def demand_all(verified: Verified) -> Verified:
-    """Add a problem if something could not be compared with the checkpoints, or if recorded clocks were overruled.
+    """Add a problem for what was not compared, a signature too, and for recorded clocks that were overruled.
 
     What the user allows is none.
     """
@@ -117,6 +121,11 @@ def demand_all(verified: Verified) -> Verified:
         facts[-1] += f": {', '.join(verified.own_words)}"
     if verified.overruled:
         facts.append(f"its clocks are not those that the checkpoints record: {', '.join(verified.overruled)}")
+    signature = verified.signature
+    if signature is not None and not signature.checked:
+        facts.append(f"its signature {signature.name} is not checked")
+    if signature is not None and signature.not_covered:
+        facts.append(f"its signature does not cover {' and '.join(signature.not_covered)}")
     problems = [f"{verified.published.path}: {fact} ({at_terminal('strict', 'True')})" for fact in facts]
     return replace(verified, problems=(*verified.problems, *problems))
 
@@ -125,6 +134,7 @@ def verify(
     published: Published,
     *,
     allow_extra: Sequence[str] = (),
+    signed_by: Sequence[PublicKey] = (),
     threads: int = 1,
     progress: ProgressCallback = no_progress,
 ) -> Verified:
@@ -133,6 +143,7 @@ def verify(
     Args:
         published: the paths of the average, its manifest and its checksums.
         allow_extra: patterns of the names of files that may lie there, too, or, of the model card, be edited.
+        signed_by: public keys, one of which must have signed it; none if nobody asks who did.
         threads: the number of files that are read at the same time.
         progress: called with the bytes read so far and the total.
 
@@ -151,6 +162,7 @@ def verify(
         return Verified(snapshot, (problem,))
     snapshot = take_snapshot(published, allow_extra=allow_extra, threads=threads, progress=progress)
     problems = all_problems(snapshot)
+    signature, unsigned = check_signature(snapshot, signed_by)
     for file in snapshot.files.values():
         file.check_unchanged()
-    return Verified(snapshot, tuple(problems))
+    return Verified(snapshot, (*problems, *unsigned), signature=signature)

@@ -131,6 +131,16 @@ def write_file(path: Path, blocks: Iterable[bytes]) -> WrittenFile:
         return WrittenFile(position, stream.sha256())
 
 
+def sync_file(path: Path) -> None:
+    """Wait until the disk has all of a file that somebody else wrote."""
+    with output_errors(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """Turn an OSError into an OutputError that names `path`."""

@@ -92,8 +92,12 @@ class Record:
             notes=list(dict.fromkeys([*self._remarks.notes, *remarks.notes])),
         )
 
-    def write(self, manifest: Manifest, output: Output, plan: Plan, folder: Path, non_finite: NonFinite) -> None:
+    def write(
+        self, manifest: Manifest, output: Output, plan: Plan, folder: Path, non_finite: NonFinite
+    ) -> dict[str, str]:
         """Write the manifest and the sums into the `folder` that holds the files of the average.
+
+        Return the sum of each file by name, these two included.
 
         Raises:
             OutputError: where they cannot be written.
@@ -102,8 +106,9 @@ class Record:
         average = folder if is_folder else folder / output.target.path.name
         path = manifest_path(average, is_folder=is_folder)
         sha256 = write_file(path, manifest_text(manifest, self.tensors(output, plan, non_finite))).sha256
-        sums = {row["name"]: row["sha256"] for row in manifest["outputs"]}
-        write_file(sums_path(average, is_folder=is_folder), [sums_text({**sums, path.name: sha256})])
+        sums = {row["name"]: row["sha256"] for row in manifest["outputs"]} | {path.name: sha256}
+        listing = sums_path(average, is_folder=is_folder)
+        return sums | {listing.name: write_file(listing, [sums_text(sums)]).sha256}
 
     def tensors(self, output: Output, plan: Plan, non_finite: NonFinite) -> Iterator[TensorRow]:
         """Yield the rows of the manifest for the tensors of one average, by name."""

@@ -10,6 +10,7 @@ from ema_cli.formats.folders import several
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.manifest.signature import SIGNATURE_NAME
 from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, is_own_sidecar, sidecars
 from ema_cli.storage.info import Info, Kind
 from ema_cli.storage.location import location, walk
@@ -21,9 +22,9 @@ from ema_cli.writing.target import Target
 def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) -> None:
     """Check that the target is free, or may be replaced.
 
-    With `force` a file may be replaced, and a folder that holds only files that ema-cli wrote into it. A manifest or
-    sums beside a file are replaced if ema-cli wrote them: together with the file, or where a run that was killed left
-    them alone.
+    With `force` a file may be replaced, and a folder that holds only files that ema-cli wrote into it, or the signature
+    of these. A manifest, sums or a signature beside a file are replaced if ema-cli wrote them: together with the file,
+    or where a run that was killed left them alone.
 
     Raises:
         OutputError: where it may not be replaced, or the file system does not say what is there.
@@ -132,4 +133,5 @@ def _own_names(path: Path) -> set[str]:
         return {""}
     listed = checkpoint.mark.get("files")
     names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
-    return names | {file.path.relative_to(path).as_posix() for file in checkpoint.files} | {FOLDER_NAME, SUMS_NAME}
+    beside = {FOLDER_NAME, SUMS_NAME, SIGNATURE_NAME}
+    return names | {file.path.relative_to(path).as_posix() for file in checkpoint.files} | beside

@@ -14,9 +14,11 @@ from ema_cli.cli.outcomes import Averaged, DryRun
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.sources import RawSource, StoredSource
+from ema_cli.cli.stderr import ask_password
 from ema_cli.errors import UsageError, option
 from ema_cli.job import memory_needed, prepare
 from ema_cli.law.recipe import Recipe
+from ema_cli.manifest.signing import Signer, open_signer
 from ema_cli.planning.advice import twin_warnings
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
@@ -68,6 +70,7 @@ class AverageRequest:
         recipes: one for each average; none where a manifest has it.
         output: the form of the output; not used where a manifest says it.
         target: where the averages go; None for the default.
+        signer: signs them; None where nobody does.
         threads: how many; None for the default.
         max_memory: of the whole process, in bytes; None for the default.
     """
@@ -83,6 +86,7 @@ class AverageRequest:
     dry_run: bool
     manifest: bool
     checksum: bool
+    signer: Signer | None
 
     @classmethod
     def resolve(cls, options: AverageOptions) -> AverageRequest:
@@ -124,6 +128,7 @@ class AverageRequest:
             options.dry_run,
             not options.no_manifest,
             options.checksum,
+            open_signer(options.sign, ask_password) if options.sign is not None else None,
         )
 
 
@@ -176,11 +181,11 @@ def average(request: AverageRequest, printer: Printer) -> None:
 def _open(request: AverageRequest) -> _Opened:
     if isinstance(request.source, ManifestSource):
         replay = request.source.open()
-        recording = Recording(request.checksum or replay.checksum, replay.remarks, replay.check)
+        recording = Recording(request.checksum or replay.checksum, replay.remarks, replay.check, request.signer)
         return _Opened([replay.plan], replay.options, request.target or replay.target, recording)
     _, plans = request.source.open_with(request.recipes)
     target = request.target or default_target(plans)
-    return _Opened(plans, request.output, target, Recording(request.checksum))
+    return _Opened(plans, request.output, target, Recording(request.checksum, signer=request.signer))
 
 
 def _check_exclusions(options: AverageOptions) -> None:
@@ -188,6 +193,7 @@ def _check_exclusions(options: AverageOptions) -> None:
     no_manifest = option("manifest", False)
     exclusions = (
         ("checksum", options.checksum, f"goes into the manifest, and {no_manifest} writes none"),
+        ("sign", options.sign is not None, f"covers manifest and sums, and {no_manifest} writes none"),
         ("recipe", options.recipe is not None, f"compares the manifests of both, and {no_manifest} makes none"),
         ("summary", options.summary is not None, f"is made of the manifest, and {no_manifest} makes none"),
     )

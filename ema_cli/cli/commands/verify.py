@@ -12,6 +12,7 @@ from ema_cli.cli.printer import Printer
 from ema_cli.cli.verify_sentences import not_verified
 from ema_cli.errors import UsageError, VerificationError, option
 from ema_cli.folding.sample import Sample
+from ema_cli.manifest.signing import PublicKey, open_public_keys
 from ema_cli.release.published import Published, find_averages
 from ema_cli.release.verify import Verified, demand_all, verify
 from ema_cli.storage.location import check_exists
@@ -29,6 +30,7 @@ class VerifyRequest:
     sample: bool
     seed: str | None
     allow_extra: tuple[str, ...]
+    signed_by: tuple[PublicKey, ...]
     strict: bool
     threads: int
 
@@ -42,8 +44,8 @@ class VerifyRequest:
         requests.check_threads(options.threads)
         if options.seed is not None and not options.sample:
             raise UsageError("is for a sample", option="seed", hint=f"add {option('sample', True)}")
-        for name in ("sample", "strict"):
-            if getattr(options, name) and not options.against:
+        for name, applies in (("sample", options.against), ("strict", options.against or options.signed_by)):
+            if getattr(options, name) and not applies:
                 raise UsageError(
                     "of what?",
                     option=name,
@@ -59,6 +61,7 @@ class VerifyRequest:
             options.sample,
             options.seed,
             options.allow_extra,
+            tuple(open_public_keys(options.signed_by)),
             options.strict,
             options.threads or default_threads(),
         )
@@ -80,17 +83,22 @@ def run(options: VerifyOptions) -> int:
 
 def _verify(published: Published, request: VerifyRequest, printer: Printer) -> Verified:
     with printer.progress("verifying") as progress:
-        verified = verify(published, allow_extra=request.allow_extra, threads=request.threads, progress=progress)
-    if not request.against:
-        return verified
-    from ema_cli.release.recompute import verify_against  # which loads numpy
-
-    with printer.progress("averaging") as progress:
-        compared = verify_against(
-            verified,
-            request.against,
-            sample=Sample.of(request.seed) if request.sample else None,
+        verified = verify(
+            published,
+            allow_extra=request.allow_extra,
+            signed_by=request.signed_by,
             threads=request.threads,
             progress=progress,
         )
-    return demand_all(compared) if request.strict else compared
+    if request.against:
+        from ema_cli.release.recompute import verify_against  # which loads numpy
+
+        with printer.progress("averaging") as progress:
+            verified = verify_against(
+                verified,
+                request.against,
+                sample=Sample.of(request.seed) if request.sample else None,
+                threads=request.threads,
+                progress=progress,
+            )
+    return demand_all(verified) if request.strict else verified
