@@ -20,7 +20,7 @@ from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job, buffer_sizes, prepare
 from ema_cli.manifest.signature import signature_path
 from ema_cli.manifest.signing import Signer, open_signer
-from ema_cli.manifest.sums import sidecars
+from ema_cli.manifest.sums import files_beside
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.advice import non_finite_warnings
 from ema_cli.planning.plan import Plan
@@ -287,4 +287,4 @@ def _publish(job: Job, staging: Staging) -> None:
         if job.target.is_folder:
             staging.publish_folder(path.name, force=job.force)
         else:
-            staging.publish_file(path.name, {sidecar.name: sidecar for sidecar in sidecars(path)}, force=job.force)
+            staging.publish_file(path.name, {sidecar.name: sidecar for sidecar in files_beside(path)}, force=job.force)

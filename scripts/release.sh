@@ -104,7 +104,8 @@ dry=
 while (($#)); do
     # The value of an option may stand behind it, or behind an equals sign; of -o, directly, too.
     case $1 in
-        --threads | --dtype | --max-shard-size | --max-memory | --recipe | --min-count | --max-share | --summary | --output | -o)
+        --threads | --dtype | --max-shard-size | --max-memory | --recipe | --sign | --min-count | --max-share | --summary | \
+            --output | -o)
             if (($# < 2)); then fail_usage "$1 needs a value"; fi
             name=$1 value=$2 given=("$1" "$2")
             shift
@@ -127,7 +128,7 @@ while (($#)); do
         --json | --no-manifest) fail_usage "$name is not for a release" ;;
         --dry-run) dry=yes ;;
         --threads) threads=("${given[@]}") ;;
-        --dtype | --max-shard-size | --max-memory | --recipe) ;;
+        --dtype | --max-shard-size | --max-memory | --recipe | --sign) ;;
         --min-count | --max-share) if [[ -z $replayed ]]; then inspected+=("${given[@]}"); fi ;;
         -f | --force | -q | --quiet | -fq | -qf | --allow-non-finite | --allow-approximate) ;;
         *) inspected+=("${given[@]}") ;;

@@ -6,15 +6,18 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import signing_stand_in
 from tests.conftest import write_hf_run, write_torch_run
 from tests.releases import BIN, ROOT, Job, github_release, gitlab_release, steps, workflow
 
 SCRIPT = ROOT / "scripts" / "release.sh"
+CI = ROOT / "docs" / "ci"
 
 
 @pytest.fixture
@@ -151,15 +154,13 @@ def run_steps(job: dict[str, Any]) -> list[str]:
 
 
 def test_the_workflow_for_github_is_one():
-    """Two jobs, each with the permissions that attesting needs; actions have a tag; values come from env, quoted."""
+    """Two jobs, each with the permissions that attesting needs; values come from env, quoted."""
     told = workflow("github-release.yml")
     assert told["permissions"] == {}
     assert sorted(told["jobs"]) == ["averaged", "averaged-small"]
     assert told["jobs"]["averaged"]["runs-on"][0] == "self-hosted"
     for name, job in told["jobs"].items():
         assert job["permissions"] == {"contents": "read", "id-token": "write", "attestations": "write"}
-        actions = [each["uses"] for each in job["steps"] if "uses" in each]
-        assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", each) for each in actions)
         attest = next(each for each in job["steps"] if "attest" in each.get("uses", ""))
         assert attest["with"] == {"subject-checksums": "release/SHA256SUMS"}
         command, environment = github_release(name)
@@ -167,6 +168,52 @@ def test_the_workflow_for_github_is_one():
         used = {variable for each in run_steps(job) for variable in re.findall(r"\$(\w+)", each)}
         assert used <= environment.keys()
         assert not any("${{" in each for each in run_steps(job))  # an input in a script could be one
+
+
+def test_actions_are_pinned_by_commit():
+    """A tag can be moved to other code, a commit cannot. The version stands behind it, for people and their bots."""
+    lines = [line for path in CI.iterdir() for line in path.read_text().splitlines() if "uses:" in line]
+    assert len(lines) > 8
+    pinned = re.compile(r"[- ]*uses: ([\w-]+/[\w-]+)@([0-9a-f]{40}) # v\d+\.\d+\.\d+")
+    found = {tuple(match.groups()) for line in lines if (match := pinned.fullmatch(line))}
+    assert [line for line in lines if not pinned.fullmatch(line)] == []
+    assert len(found) == len({action for action, _ in found})  # one commit of each
+
+
+def test_what_a_job_installs_is_pinned():
+    """Each package has an exact version in constraints.txt: ema-cli's own, the extra that signs, and the Hub's client.
+
+    What builds ema-cli is installed before it in the same way: pip would take the newest otherwise.
+    """
+    installs = [line for path in CI.iterdir() for line in path.read_text().splitlines() if "pip install" in line]
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    for line in installs:
+        command = re.fullmatch(r"[- ]*python -m pip install --constraint constraints\.txt (.+)", line)
+        assert command, line
+        names = [word for word in command[1].split() if not word.startswith("--")]
+        assert {*names} - {"."} <= pinned
+        assert ("." in names) == ("--no-build-isolation" in line)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    wanted += project["project"]["optional-dependencies"]["sign"]
+    assert {re.split("[<>=]", each)[0] for each in wanted} <= pinned
+
+
+@pytest.mark.slow
+def test_a_release_that_is_signed(job: Job, tmp_path: Path):
+    """The key reaches `average` alone, and the signature is in no comparison."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "sitecustomize.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport pytest\nfrom tests import signing_stand_in\n"
+        "signing_stand_in.install(pytest.MonkeyPatch())\n"
+    )
+    signing_stand_in.write_keys(job.folder, "mine")
+    command = "scripts/release.sh checkpoints release --half-life 500ba --sign=mine.pem"
+    done = job.run(command, {"AGAIN": "all", "PYTHONPATH": str(packages)})
+    assert (done.returncode, done.stdout) == (0, "release\n"), done.stderr
+    assert steps(done.stderr) == ["inspect", "average", "verify", "again", "sums"]
+    assert (job.folder / "release/model.sig").exists()
 
 
 @pytest.mark.slow

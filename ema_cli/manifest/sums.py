@@ -32,13 +32,14 @@ def sums_path(path: Path, *, is_folder: bool) -> Path:
     return path / SUMS_NAME if is_folder else path.with_name(path.name + SUMS_SUFFIX)
 
 
-def sidecars(path: Path) -> tuple[Path, Path, Path]:
-    """Return the paths of the manifest, the checksums and the signature of the single file at `path`."""
-    return (
-        manifest_path(path, is_folder=False),
-        sums_path(path, is_folder=False),
-        signature_path(path, is_folder=False),
-    )
+def sidecars(path: Path) -> tuple[Path, Path]:
+    """Return the paths of the manifest and the checksums of the single file at `path`."""
+    return manifest_path(path, is_folder=False), sums_path(path, is_folder=False)
+
+
+def files_beside(path: Path) -> tuple[Path, ...]:
+    """Return the paths of all that may belong to the single file at `path`: its sidecars, and their signature."""
+    return *sidecars(path), signature_path(path, is_folder=False)
 
 
 def is_own_sidecar(path: Path, name: str) -> bool:

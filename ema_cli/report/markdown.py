@@ -16,7 +16,7 @@ from ema_cli.errors import EmaError, OutputError, at_terminal, printable
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.law.wording import recipe_details
-from ema_cli.manifest.sums import FOLDER_NAME, sidecars
+from ema_cli.manifest.sums import FOLDER_NAME, files_beside, sidecars
 from ema_cli.manifest.types import Manifest
 from ema_cli.text import plural, size
 from ema_cli.writing.target import Target
@@ -64,7 +64,7 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
         ) from error
     if target is not None:
         own = target.path.resolve()
-        if real == own or own in real.parents or real in {sidecar.resolve() for sidecar in sidecars(target.path)}:
+        if real == own or own in real.parents or real in {sidecar.resolve() for sidecar in files_beside(target.path)}:
             raise _NotAppended(f"is of the output, {target.path}", option="summary", subject=path, hint=_HINT)
     for source in (path.resolve() for path in inputs):
         if real == source or source in real.parents:

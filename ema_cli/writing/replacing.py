@@ -11,7 +11,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.manifest.signature import SIGNATURE_NAME
-from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, is_own_sidecar, sidecars
+from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, files_beside, is_own_sidecar
 from ema_cli.storage.info import Info, Kind
 from ema_cli.storage.location import location, walk
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
@@ -46,7 +46,7 @@ def _check_surroundings(target: Target) -> None:
     path, parent = target.path, target.path.absolute().parent
     if not location(parent).info().is_folder:
         raise OutputError(f"the folder {parent} does not exist", subject=path, hint=f"make it first: mkdir -p {parent}")
-    for sidecar in () if target.is_folder else sidecars(path):
+    for sidecar in () if target.is_folder else files_beside(path):
         if _look(sidecar).exists and not is_own_sidecar(sidecar, path.name):
             raise OutputError(
                 "exists already, and is not ema-cli's", subject=sidecar, hint="move it away, or write elsewhere"
@@ -108,7 +108,7 @@ def _own_names_inside(folder: Path) -> set[str]:
         names = set() if entry.is_link else _own_names(entry.path)
         own.update((PurePath(entry.name) / name).as_posix() for name in names)
         if names and entry.is_file:
-            own.update(sidecar.name for sidecar in sidecars(entry.path) if is_own_sidecar(sidecar, entry.name))
+            own.update(sidecar.name for sidecar in files_beside(entry.path) if is_own_sidecar(sidecar, entry.name))
     return own
 
 

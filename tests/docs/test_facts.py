@@ -15,8 +15,12 @@ from scripts.pages import command_line
 from tests.docs.pages import DOCS, PAGES, README, ROOT, name_of, table
 from tests.inprocess import InProcess
 
-# Typer's own, and those of the benchmark.
+# Typer's own, those of the benchmark, and of model_signing.
 FOREIGN = {"--install-completion", "--full", "--rounds", "--sets", "--markdown", "--chart", "--decay", "--overwrite"}
+SIGNERS = {
+    "--signature", "--public_key", "--ignore_unsigned_files", "--use_ambient_credentials", "--identity",
+    "--identity_provider",
+}  # fmt: skip
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.float64, torch.complex128)
 WHOLE = (torch.int64, torch.int8, torch.uint8, torch.bool)
 HOW_TO, EXPLANATION = DOCS / "how-to", DOCS / "explanation"
@@ -32,8 +36,8 @@ def options_of_all_commands() -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_option_on_a_page_exists(page: Path) -> None:
     """Options that a page names are those of a command, or of the benchmark."""
-    named = set(re.findall(r"(?<![\w\-&])--[a-z][a-z-]*[a-z]", page.read_text("utf-8")))
-    assert named <= options_of_all_commands() | FOREIGN
+    named = set(re.findall(r"(?<![\w\-&])--[a-z][a-z_-]*[a-z]", page.read_text("utf-8")))
+    assert named <= options_of_all_commands() | FOREIGN | SIGNERS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

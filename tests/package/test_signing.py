@@ -164,6 +164,22 @@ def test_keys_that_will_not_do(signing: Signing):
     assert not (signing.folder / "x.pt").exists()
 
 
+def test_the_page_on_releases_shows_what_works(signing: Signing):
+    """Its commands run one after the other, and each succeeds."""
+    page = (ROOT / "docs/how-to/release.md").read_text()
+    section = page[page.index("### Sign") :].split("```text\n")[1].split("```")[0]
+    commands = [line.removeprefix("$ ").split() for line in section.splitlines()]
+    assert len(commands) == 8
+    for program, *arguments in commands:
+        if program == "openssl":
+            done = subprocess.run(
+                [program, *arguments], cwd=signing.folder, capture_output=True, text=True, check=False
+            )
+        else:
+            done = signing(program, *arguments)
+        assert done.returncode == 0, (program, arguments, done.stderr)
+
+
 def test_the_extra_pins_what_can_be_installed(environment: Environment):
     """Each version that the extra brings is one that constraints.txt names, or could."""
     pinned = {
