@@ -32,7 +32,7 @@ from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import parse_size, plural, size
-from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_folder, read_back, write_small_files
+from ema_cli.writing.files import allow_descriptors, finish_files, make_folder, make_sink, read_back, write_small_files
 from ema_cli.writing.loading import loading_notes
 from ema_cli.writing.outputs import Output, OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
@@ -131,7 +131,7 @@ def average(
             hold.
         sign: a private key (PEM), with which manifest, sums and all other files are signed; needs `ema-cli[sign]`.
         progress: is called with the bytes read so far, and in all, now and then.
-        form: `dtype`, `max_shard_size` and `allow_non_finite`; see `OutputKeywords`.
+        form: `dtype`, `max_shard_size`, `allow_non_finite` and `like_input`; see `OutputKeywords`.
 
     Raises:
         UsageError: where `target` does not fit the number of plans, `max_memory` is too little, or a value is unknown.
@@ -145,8 +145,9 @@ def average(
         raise UsageError(
             f"nothing to average, or no thread to do it: give a plan, and at least one of {option('threads')}"
         )
-    target = target if isinstance(target, Target) else parse_target(target)
-    job = prepare(plans, target, OutputOptions.parse(**form), force=force, manifest=manifest)
+    options = OutputOptions.parse(**form)
+    target = target if isinstance(target, Target) else parse_target(target, like_input=options.like_input)
+    job = prepare(plans, target, options, force=force, manifest=manifest)
     signer = open_signer(Path(sign)) if sign is not None else None
     most_memory = parse_size(max_memory, "max_memory") if isinstance(max_memory, str) else max_memory
     recording = Recording(checksum, signer=signer)
@@ -181,10 +182,9 @@ def perform(
     with location(job.target.path).staging() as staging:
         folders = [make_folder(staging, job.target, output.target) for output in job.outputs]
         folded, written = _fold(job, folders, sizes, record, progress)
-        for output, folder, files in zip(job.outputs, folders, written, strict=True):
+        for output, plan, folder, files in zip(job.outputs, job.plans, folders, written, strict=True):
             files.update(write_small_files(output, folder))
-            for file in output.files:
-                read_back(folder / file.name, file)
+            read_back(output, folder, plan.newest, plan.run.options.read)
         manifests = _write_manifests(job, record, folders, folded, written, recording) if record else []
         _check_unchanged(job)
         _publish(job, staging)
@@ -237,7 +237,7 @@ def _fold(
         allow_descriptors(sum(len(output.files) for output in job.outputs))
         sinks = []
         for output, folder in zip(job.outputs, folders, strict=True):
-            sinks.append(FileSink(output, folder, summed=record is not None))
+            sinks.append(make_sink(output, folder, summed=record is not None))
             stack.callback(sinks[-1].close)
         checksums = record.checksums if record is not None else None
         folded = job.fold(sinks, sizes=sizes, checksums=checksums, progress=progress)

@@ -149,7 +149,8 @@ def prepare(
         UsageError, CheckpointError, RunError, OutputError: as `averaging.average`.
     """
     options = options or OutputOptions()
-    targets = assign_targets(target, plans) if isinstance(target, Target) else target
+    like_input = options.like_input
+    targets = assign_targets(target, plans, like_input=like_input) if isinstance(target, Target) else target
     if options.max_shard_size is not None and not all(assigned.is_folder for assigned in targets):
         raise UsageError(
             "is for a folder, and this is one file",

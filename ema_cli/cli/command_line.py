@@ -72,6 +72,16 @@ class FormOptions:
         ),
     ] = None
 
+    like_input: Annotated[
+        bool,
+        Option(
+            "--like-input",
+            help="Write the newest checkpoint over again, file or folder, with averages in the place of its weights: "
+            "its trainer goes on from it.",
+            rich_help_panel=WRITE,
+        ),
+    ] = False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class AverageOptions:
@@ -264,6 +274,15 @@ Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
             rich_help_panel=READ,
         ),
     ] = None
+    like_input: Annotated[
+        bool,
+        Option(
+            "--like-input",
+            help="With --against: what average --like-input wrote may name classes, as the newest checkpoint does. "
+            "Default: they are a problem, as loading it runs their code.",
+            rich_help_panel=GATES,
+        ),
+    ] = False
     allow_extra: Annotated[
         tuple[str, ...],
         Option(

@@ -23,7 +23,7 @@ from ema_cli.text import some
 if TYPE_CHECKING:  # it loads numpy: not for `inspect`
     from ema_cli.comparing.comparison import Comparison
 
-_NO_OPTION = ("checkpoints", "files", "version", "types", "clocks")  # of what a mark holds
+_NO_OPTION = ("checkpoints", "files", "like_input", "version", "types", "clocks")  # of what a mark holds
 _MOST_ENTRIES = 500  # of a mark, which anybody can have written
 _OPTION_WORDS = {"half_life": "half-life"}
 _COMPARISON_WORDS = "distance: |A - B|; relative: to |B|; largest: of the differences between two values"

@@ -10,7 +10,9 @@ from ema_cli.formats.json_text import unique
 from ema_cli.law.laws import LAW_KEYS
 
 METADATA_KEY = "ema_cli"  # in the header of a safetensors file
-RECORD = "ema_cli.json"  # in the archive of a file as torch.save writes it
+RECORD = "ema_cli.json"  # in the archive of a file as torch.save writes it, and in a folder whose files have no place
+MAX_MARK_BYTES = 64 << 20
+LIKE_INPUT = "like_input"  # in a mark: the file is the newest checkpoint, with averages in the place of its weights
 MADE_HERE = "ema-cli made it"
 _ASKED = (*LAW_KEYS, "from", "update_interval", "start", "stop", "last", "bias_correction", "dtype")
 

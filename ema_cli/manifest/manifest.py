@@ -42,6 +42,7 @@ def make_manifest(
     outputs: Mapping[str, WrittenFile],
     warnings: Sequence[str],
     notes: Sequence[str],
+    classes: Sequence[str] | None = None,
 ) -> Manifest:
     """Return the manifest of one average, still without its tensors.
 
@@ -53,11 +54,12 @@ def make_manifest(
         outputs: file name -> its size in bytes and its sha256.
         warnings: the warnings for the user.
         notes: what else is said of the run, where nothing is wrong.
+        classes: the classes and functions that loading the output runs; None where it is of a form of our own.
     """
     import numpy as np  # here, so that reading a manifest does not import it
     import safetensors
 
-    return {
+    manifest: Manifest = {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "ema-cli", "version": __version__},
         # Not by importlib.metadata: it reads files, which may have changed since the averaging began.
@@ -81,6 +83,7 @@ def make_manifest(
         "warnings": list(warnings),
         "notes": list(notes),
     }
+    return manifest if classes is None else {**manifest, "classes": list(classes)}
 
 
 def _input(

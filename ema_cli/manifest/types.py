@@ -41,10 +41,11 @@ class RecipeRow(_Source):
     masters: NotRequired[bool]
     copy: list[str]
     dtype: str | None
-    format: Literal["safetensors", "pt"]
+    format: Literal["safetensors", "pt", "input"]
     folder: bool
     max_shard_size: int | None
     allow_non_finite: bool
+    like_input: NotRequired[bool]
 
 
 class InputRow(TypedDict):
@@ -143,3 +144,4 @@ class Manifest(TypedDict):
     tune: NotRequired[TuneRow]
     warnings: list[str]
     notes: NotRequired[list[str]]  # of older manifests they are among the warnings
+    classes: NotRequired[list[str]]

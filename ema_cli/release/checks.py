@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ema_cli.errors import EmaError, Unreadable, at_terminal
+from ema_cli.formats.copies.classes import classes_in
+from ema_cli.formats.copies.frames import can_be_marked
 from ema_cli.formats.folders.processors import processor_states
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.output_file import whole_name
@@ -14,6 +16,7 @@ from ema_cli.formats.trainers.folders import SHARD
 from ema_cli.release.frames import torch_differences
 from ema_cli.release.mark import mark_differences
 from ema_cli.release.snapshot import SAFETENSORS, Snapshot
+from ema_cli.text import some
 
 _INDEX = ".safetensors.index.json"  # after the base of the names of the shards
 
@@ -114,16 +117,46 @@ def compare_marks(snapshot: Snapshot) -> Iterator[str]:
     manifest_name = snapshot.published.manifest.name
     copied_files = processor_states(snapshot.published.folder, snapshot.files)
     for name, checkpoint in snapshot.opened.items():
+        if snapshot.like_input and name and not can_be_marked(snapshot.files[name]):
+            continue
         for fact in mark_differences(checkpoint.mark, snapshot.manifest, manifest_name, copied_files):
             yield snapshot.problem(name, fact)
 
 
 def compare_frames(snapshot: Snapshot) -> Iterator[str]:
-    """Check that files of torch's hold nothing around their tensors but what ema-cli writes there."""
+    """Check that files of torch's hold nothing around their tensors but what ema-cli writes there.
+
+    What is in the form of its input holds what its newest checkpoint does. It names no classes, unless the user lets
+    it; then it is compared with that checkpoint.
+    """
+    if snapshot.may_name_classes and not snapshot.like_input and snapshot.manifest is not None:
+        yield snapshot.problem(snapshot.published.manifest.name, "does not say that it is in the form of its input")
+    if snapshot.like_input:
+        if not snapshot.may_name_classes:
+            yield from _named_classes(snapshot)
+        return
     for name, checkpoint in snapshot.opened.items():
         if not name.lower().endswith(SAFETENSORS):
             for fact in torch_differences(snapshot.files[name], checkpoint):
                 yield snapshot.problem(name, fact)
+
+
+def _named_classes(snapshot: Snapshot) -> Iterator[str]:
+    """Yield a problem for each file that names classes or functions which ema-cli does not write."""
+    for name, file in snapshot.files.items():
+        try:
+            classes = classes_in([file])
+        except Unreadable:
+            raise
+        except EmaError as error:
+            yield snapshot.problem(name, error.message(at_terminal, known=file.path))
+            continue
+        if classes:
+            yield snapshot.problem(
+                name,
+                f"names {some(classes)}, whose code runs where it is loaded: compare it with the checkpoints, with "
+                f"{at_terminal('like_input', 'True')} and --against CKPTS",
+            )
 
 
 def compare_values(snapshot: Snapshot) -> Iterator[str]:

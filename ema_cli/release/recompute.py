@@ -144,8 +144,9 @@ def _job(replay: Replay, published: Published) -> Job:
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
-    """A published file, and what stands in the whole output before the names of its tensors."""
+    """A published checkpoint, mostly a file, and what stands in the whole output before the names of its tensors."""
 
+    path: Path
     tensors: Tensors
     prefix: str
 
@@ -153,12 +154,13 @@ class _Holder:
         """Return the spec of a tensor by its name in the whole output."""
         return self.tensors.specs[whole.removeprefix(self.prefix)]
 
-    def locate(self, whole: str) -> tuple[ByteSource, int]:
-        """Return where its bytes lie, and the first of them."""
-        place = self.tensors.locate(whole.removeprefix(self.prefix))
-        if place is None:
-            raise KeyError(whole)
-        return place
+    def locate(self, whole: str) -> tuple[ByteSource, int] | None:
+        """Return where its bytes lie, and the first of them; None where they do not lie in order."""
+        return self.tensors.locate(whole.removeprefix(self.prefix))
+
+    def read(self, whole: str, start: int, out: memoryview) -> None:
+        """Fill `out` from byte `start` of a tensor."""
+        self.tensors.read_into(whole.removeprefix(self.prefix), start, out)
 
 
 @dataclass(slots=True)
@@ -174,8 +176,9 @@ def _holders(snapshot: Snapshot) -> dict[str, _Holder]:
     holders: dict[str, _Holder] = {}
     for file, checkpoint in snapshot.opened.items():
         tensors = checkpoint.tensors
-        holder = _Holder(tensors, whole_name(file, ""))
-        names = (name for name in tensors.specs if tensors.locate(name) is not None)  # a view is a problem already
+        holder = _Holder(checkpoint.path, tensors, whole_name(file, ""))
+        # Elsewhere than in the form of its input a view is a problem already.
+        names = (name for name in tensors.specs if snapshot.like_input or tensors.locate(name) is not None)
         holders.update({whole_name(file, name): holder for name in names})
     return holders
 
@@ -195,7 +198,7 @@ class _Comparison:
         problems = []
         for file in output.files:
             for name, spec in file.table.specs.items():
-                whole = whole_name(file.name, name)
+                whole = output.whole(file, name)
                 holder = self.there.get(whole)
                 if holder is None or holder.spec(whole) != spec:
                     has = f"is {holder.spec(whole)}" if holder is not None else "is not there"
@@ -207,13 +210,14 @@ class _Comparison:
 
     def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
         """Compare averaged ranges of tensors with the published ones."""
-        known = [(self._locate(self._expected[part.name]), part) for part in ranges if part.name in self._expected]
+        names = [self._expected[part.name] for part in ranges if part.name in self._expected]
+        known = [place for name in names if (place := self.there[name].locate(name)) is not None]
         if len(known) < len(ranges):
             self._compare_ranges(ranges, data)
             return
         there, position = memoryview(bytearray(len(data))), 0
         for source, offset, size in join_ranges(
-            (source, begin + part.start, part.size) for (source, begin), part in known
+            (source, begin + part.start, part.size) for (source, begin), part in zip(known, ranges, strict=True)
         ):
             source.read_into(offset, there[position : position + size])
             position += size
@@ -229,16 +233,13 @@ class _Comparison:
         for part in ranges:
             name = self._expected.get(part.name)
             if name is not None:
-                (source, begin), there = self._locate(name), bytearray(part.size)
-                source.read_into(begin + part.start, memoryview(there))
+                there = bytearray(part.size)
+                self.there[name].read(name, part.start, memoryview(there))
                 wanted = np.frombuffer(data[position : position + part.size], np.uint8)
                 wrong = np.flatnonzero(np.frombuffer(there, np.uint8) != wanted)
                 if len(wrong):
                     self._note(name, len(wrong), part.start + int(wrong[0]))
             position += part.size
-
-    def _locate(self, whole: str) -> tuple[ByteSource, int]:
-        return self.there[whole].locate(whole)
 
     def _note(self, name: str, nbytes: int, first: int) -> None:
         with self._lock:
@@ -251,9 +252,10 @@ class _Comparison:
         problems = []
         for name, difference in sorted(self.different.items()):
             holder = self.there[name]
+            place = holder.locate(name)
             element = difference.first * 8 // holder.spec(name).dtype.bits
             problems.append(
-                f"{holder.locate(name)[0].path}: '{name}' is not what the checkpoints give: "
+                f"{place[0].path if place else holder.path}: '{name}' is not what the checkpoints give: "
                 f"{plural(difference.nbytes, 'byte')} differ{'s' * (difference.nbytes == 1)}, "
                 f"the first in element {element}"
             )

@@ -26,7 +26,7 @@ from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
 from ema_cli.runs.warnings import Remarks
 from ema_cli.writing.outputs import OutputOptions
-from ema_cli.writing.target import Target
+from ema_cli.writing.target import Target, default_target
 
 _ROUNDING = 1e-12  # tolerance for a weight: the logarithm of another processor may round differently
 # Tolerances for the error of stored averages: for each unit of the weights, which large ones multiply, and of itself.
@@ -47,6 +47,8 @@ class Replay:
     def target(self) -> Target:
         """Return the default target: a file or folder as the original was, named after the law."""
         recipe = self.manifest["recipe"]
+        if self.options.like_input:
+            return default_target([self.plan], like_input=True)
         suffix = "" if recipe["folder"] else f".{recipe['format']}"
         return Target(Path(f"ema-{self.plan.recipe.law.name}{suffix}"), is_folder=recipe["folder"])
 
@@ -197,4 +199,5 @@ def _byte_key(manifest: Manifest) -> tuple[object, ...]:
 
 def _tensor_sums(manifest: Manifest) -> list[str]:
     """Return the checksums of the files that hold tensors, without their names, which may differ."""
-    return [row["sha256"] for row in manifest["outputs"] if row["name"].endswith(_TENSOR_SUFFIXES)]
+    every = manifest["recipe"].get("like_input", False)
+    return [row["sha256"] for row in manifest["outputs"] if every or row["name"].endswith(_TENSOR_SUFFIXES)]

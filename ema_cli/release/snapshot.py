@@ -10,12 +10,14 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError, EmaError, Unreadable, at_terminal
+from ema_cli.formats import open_checkpoint
 from ema_cli.formats.folders.processors import processor_states
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.safetensors.official import different_tensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.manifest.manifest import read_manifest
+from ema_cli.manifest.recipe_record import read_options
 from ema_cli.manifest.sums import MAX_SUMS_BYTES, parse_sums
 from ema_cli.manifest.types import Manifest
 from ema_cli.release.published import Published, is_allowed
@@ -52,6 +54,7 @@ class Snapshot:
         readings: the sha256 and the non-finite elements of each of `files`.
         problems: a sentence for each thing that could not be read, with the path of its file.
         complete: whether every listed file that may hold tensors could be opened.
+        may_name_classes: whether the user lets what is written in the form of its input name classes, as that does.
     """
 
     published: Published
@@ -66,6 +69,12 @@ class Snapshot:
     readings: Mapping[str, FileSum] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     complete: bool = True
+    may_name_classes: bool = False
+
+    @property
+    def like_input(self) -> bool:
+        """Return whether the average is in the form of its input, as its manifest says."""
+        return _is_like_input(self.manifest)
 
     @property
     def outputs(self) -> dict[str, tuple[int, str]]:
@@ -79,13 +88,19 @@ class Snapshot:
 
 
 def take_snapshot(
-    published: Published, *, allow_extra: Sequence[str] = (), threads: int, progress: ProgressCallback
+    published: Published,
+    *,
+    allow_extra: Sequence[str] = (),
+    may_name_classes: bool = False,
+    threads: int,
+    progress: ProgressCallback,
 ) -> Snapshot:
     """Read an average: its manifest, its checksums, and each listed file once.
 
     Args:
         published: the paths of the average.
         allow_extra: patterns of the names of files that may lie there, too, or, of the model card, be edited.
+        may_name_classes: see `Snapshot`.
         threads: the number of files that are read at the same time.
         progress: called with the bytes read so far and the total.
 
@@ -101,13 +116,20 @@ def take_snapshot(
     present = around.present - {published.sums.name}
     files = _open_files(published, sorted(listed & present), problems)
     opened: dict[str, Checkpoint] = {}
-    for name in _names_with_tensors(published, files):
-        checkpoint = _open_tensors(published.folder / name, name, problems)
+    is_like = _is_like_input(manifest)
+    with_tensors = [""] if is_like and published.is_folder else _names_with_tensors(published, files)
+    for name in with_tensors:
+        read = read_options(manifest["recipe"]) if manifest is not None and is_like else None
+        checkpoint = _open_tensors(published.folder / name, name, problems, read)
         if checkpoint is not None:
             opened[name] = checkpoint
     missing = listed - present - {published.manifest.name}
-    complete = not missing and len(opened) == len(_names_with_tensors(published, files))
-    positions = {name: _positions(name, checkpoint, problems) for name, checkpoint in opened.items()}
+    complete = not missing and len(opened) == len(with_tensors)
+    positions: dict[str, Positions]
+    if is_like:
+        positions = _positions_in_files(published, opened)
+    else:
+        positions = {name: _positions(name, checkpoint, problems) for name, checkpoint in opened.items()}
     readings = _read_files(files, positions, threads, progress)
     return Snapshot(
         published=published,
@@ -122,7 +144,12 @@ def take_snapshot(
         readings=readings,
         problems=tuple(problems.sentences),
         complete=complete,
+        may_name_classes=may_name_classes,
     )
+
+
+def _is_like_input(manifest: Manifest | None) -> bool:
+    return manifest is not None and manifest["recipe"].get("like_input", False)
 
 
 @dataclass(slots=True)
@@ -204,11 +231,20 @@ def _names_with_tensors(published: Published, files: Mapping[str, InputFile]) ->
     return [name for name in files if name.lower().endswith((SAFETENSORS, _TORCH)) and name not in of_processors]
 
 
-def _open_tensors(path: Path, name: str, problems: _Problems) -> Checkpoint | None:
-    """Open a file of tensors with our own reader; add a problem if the official reader sees other tensors."""
+def _open_tensors(path: Path, name: str, problems: _Problems, read: ReadOptions | None) -> Checkpoint | None:
+    """Open a file of tensors with our own reader; add a problem if the official reader sees other tensors.
+
+    Args:
+        path: the file.
+        name: its name.
+        problems: takes what is wrong.
+        read: how what is in the form of its input, file or folder, is read; None for a file of a form of our own.
+    """
     is_safetensors = name.lower().endswith(SAFETENSORS)
     reader = safetensors_file if is_safetensors else torch_file
     try:
+        if read is not None:
+            return open_checkpoint(path, read)
         checkpoint: Checkpoint = reader.open_checkpoint(path, ReadOptions())
     except EmaError as error:
         problems.add_error(name, path, error)
@@ -245,6 +281,21 @@ def _positions(name: str, checkpoint: Checkpoint, problems: _Problems) -> Positi
         positions[tensor] = (begin, spec)
         end = begin + spec.nbytes
     return positions
+
+
+def _positions_in_files(published: Published, opened: Mapping[str, Checkpoint]) -> dict[str, Positions]:
+    """Return for each file the first byte and the spec of each tensor that lies in it by itself and in order."""
+    positions: dict[str, dict[str, tuple[int, TensorSpec]]] = {}
+    for checkpoint in opened.values():
+        tensors, ends = checkpoint.tensors, dict[str, int]()
+        located = [(*place, name) for name in tensors.specs if (place := tensors.locate(name)) is not None]
+        for source, begin, name in sorted(located, key=lambda row: (row[0].path, row[1])):
+            file, spec = source.path.relative_to(published.folder).as_posix(), tensors.specs[name]
+            folder = file[: file.rfind("/") + 1]
+            if begin >= ends.get(file, 0) and name.startswith(folder):
+                positions.setdefault(file, {})[name.removeprefix(folder)] = (begin, spec)
+                ends[file] = begin + spec.nbytes
+    return dict(positions)
 
 
 def _read_files(

@@ -135,6 +135,7 @@ def verify(
     *,
     allow_extra: Sequence[str] = (),
     signed_by: Sequence[PublicKey] = (),
+    may_name_classes: bool = False,
     threads: int = 1,
     progress: ProgressCallback = no_progress,
 ) -> Verified:
@@ -144,6 +145,8 @@ def verify(
         published: the paths of the average, its manifest and its checksums.
         allow_extra: patterns of the names of files that may lie there, too, or, of the model card, be edited.
         signed_by: public keys, one of which must have signed it; none if nobody asks who did.
+        may_name_classes: whether what is in the form of its input may name classes, whose code runs where it is
+            loaded. Then it must be compared with the checkpoints, too.
         threads: the number of files that are read at the same time.
         progress: called with the bytes read so far and the total.
 
@@ -160,7 +163,9 @@ def verify(
             fact = "lies among averages, and ema-cli did not write it there"
         problem = snapshot.problem("" if published.is_folder else published.path.name, fact)
         return Verified(snapshot, (problem,))
-    snapshot = take_snapshot(published, allow_extra=allow_extra, threads=threads, progress=progress)
+    snapshot = take_snapshot(
+        published, allow_extra=allow_extra, may_name_classes=may_name_classes, threads=threads, progress=progress
+    )
     problems = all_problems(snapshot)
     signature, unsigned = check_signature(snapshot, signed_by)
     for file in snapshot.files.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ema_cli._version import __version__
@@ -33,19 +33,22 @@ _HARMLESS = re.compile(r"[A-Za-z0-9._/=+,@ -]+")
 _MOST_ROWS = 100
 
 
-def model_card(plan: Plan, configs: Mapping[str, bytes], *, manifest: str | None) -> str:
+def model_card(plan: Plan, configs: Mapping[str, bytes], *, manifest: str | None, classes: Sequence[str] = ()) -> str:
     """Return the text of the card. It holds no times, hosts or absolute paths, so that equal runs give equal cards.
 
     Args:
         plan: that of the average.
         configs: the text of the configurations in the folder, by name; empty where it is too long to be read.
         manifest: the name of the manifest in the folder, None if there is none.
+        classes: the classes and functions that files in the folder name, so that loading these runs their code.
     """
     base = plan.newest.pretrained.base if plan.newest.pretrained else "model"
     front = {"base_model": _base_model(configs), "library_name": _library(base, configs)}
     lines = ["---", *(f"{key}: {value}" for key, value in front.items() if value), "tags:"]
     lines += [*(f"- {tag}" for tag in _TAGS), "---", "", "# Averaged weights", "", _summary(plan), ""]
     lines += _table(plan)
+    if classes:
+        lines += ["", f"Loading all of it runs the code of {', '.join(map(_name, classes[:_MOST_ROWS]))}."]
     if manifest is not None:
         lines += ["", *_reproduce(manifest)]
     return "\n".join(lines) + "\n"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ema_cli.checkpoint import TensorSpec
+from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import EmaError, OutputError, Unreadable, VerificationError
 from ema_cli.folding.sink import TensorRange
+from ema_cli.formats import open_checkpoint
+from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.output_file import OutputFile
 from ema_cli.formats.safetensors.official import different_tensors
 from ema_cli.formats.torch_save.file import open_torch
@@ -23,6 +26,9 @@ from ema_cli.storage.staging import Staging
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.target import Target
+
+if TYPE_CHECKING:
+    from ema_cli.writing.piece_sink import PieceSink
 
 _INPUT_DESCRIPTORS = 256
 _COPY_BYTES = 1 << 20  # read and written at once
@@ -107,6 +113,19 @@ class FileSink:
                 stack.callback(stream.close)
 
 
+def make_sink(output: Output, folder: Path, *, summed: bool) -> FileSink | PieceSink:
+    """Return the sink that writes an average into its files, which it makes in `folder`.
+
+    Raises:
+        OutputError: where a file cannot be written.
+    """
+    if output.likeness is None:
+        return FileSink(output, folder, summed=summed)
+    from ema_cli.writing.piece_sink import PieceSink  # which most averages do not need
+
+    return PieceSink(output.likeness.files, output.likeness.pieces, folder, summed=summed)
+
+
 def finish_files(files: Sequence[tuple[OutputFile, OutputStream]], threads: int) -> list[str]:
     """Finish files whose tensors are written, several at once; return the sha256 of each, empty where it is not kept.
 
@@ -143,7 +162,31 @@ def write_small_files(output: Output, folder: Path) -> dict[str, WrittenFile]:
     return written
 
 
-def read_back(path: Path, file: OutputFile) -> None:
+def read_back(output: Output, folder: Path, newest: Checkpoint, options: ReadOptions) -> None:
+    """Check that an output is read as it was meant.
+
+    Args:
+        output: the average.
+        folder: where its files are.
+        newest: the newest checkpoint.
+        options: how that was read, as what is written in its form must be.
+
+    Raises:
+        VerificationError: where a file is refused, or holds other tensors.
+        OutputError: where the file system does not give it.
+    """
+    if output.likeness is None:
+        for file in output.files:
+            _read_file_back(folder / file.name, file)
+        return
+    path = folder if output.target.is_folder else folder / output.target.path.name
+    with _reading_errors(path):
+        same = open_checkpoint(path, options).tensors.specs == newest.tensors.specs
+    if not same:
+        raise VerificationError("reads back with other tensors than were written", subject=path.name)
+
+
+def _read_file_back(path: Path, file: OutputFile) -> None:
     """Check that the official reader finds the tensors in the file that `file` says; for torch's files, our own reader.
 
     Raises:
@@ -151,14 +194,21 @@ def read_back(path: Path, file: OutputFile) -> None:
         OutputError: where the file system does not give it.
     """
     specs = file.table.specs
-    try:
+    with _reading_errors(path):
         same = _torch_specs(path) == specs if isinstance(file, TorchOutput) else not different_tensors(path, specs)
+    if not same:
+        raise VerificationError("reads back with other tensors than were written", subject=path.name)
+
+
+@contextmanager
+def _reading_errors(path: Path) -> Iterator[None]:
+    """Turn an error in reading a file back into one of the output."""
+    try:
+        yield
     except Unreadable as error:
         raise OutputError(f"does not read back: {error.fact}", subject=path.name) from error
     except EmaError as error:
         raise VerificationError(f"does not read back: {error.fact}", subject=path.name) from error
-    if not same:
-        raise VerificationError("reads back with other tensors than were written", subject=path.name)
 
 
 def _torch_specs(path: Path) -> Mapping[str, TensorSpec]:

@@ -14,8 +14,10 @@ _LOADERS: Mapping[str, tuple[str, str]] = {
 
 
 def loading_notes(plans: Sequence[Plan], outputs: Sequence[Output]) -> list[str]:
-    """Return a note for the first file in torch's format that looks like a checkpoint of its trainer's."""
+    """Return a note for the first file in torch's format that looks like a checkpoint of its trainer's, or is one."""
     for plan, output in zip(plans, outputs, strict=True):
+        if output.likeness is not None:
+            return list(output.likeness.notes)
         loader = _LOADERS.get(plan.newest.trainer or "")
         if output.target.is_torch and loader is not None:
             who, other = loader

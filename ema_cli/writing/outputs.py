@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, InnerFiles, Pretrained, TensorSpec, check_tensor_name
 from ema_cli.dtypes import DTYPES, DType, output_dtype
-from ema_cli.errors import OutputError, option
-from ema_cli.formats.mark import METADATA_KEY, asked_for
+from ema_cli.errors import OutputError, UsageError, option
+from ema_cli.formats.mark import LIKE_INPUT, METADATA_KEY, asked_for
 from ema_cli.formats.output_file import OutputFile, Table, whole_name
 from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.formats.torch_save.writer import lay_out_torch_file
@@ -26,6 +26,9 @@ from ema_cli.writing.folder_layout import divide, lay_out_models
 from ema_cli.writing.side_files import find_side_files, set_config_dtype
 from ema_cli.writing.target import Target
 
+if TYPE_CHECKING:
+    from ema_cli.writing.like_input import Likeness
+
 _MAX_CONFIG_BYTES = 16 << 20
 
 
@@ -36,11 +39,13 @@ class OutputKeywords(TypedDict, total=False):
         newest.
     max_shard_size: most bytes of tensors in one file of a folder, as "5GB". Default: the shards of the newest.
     allow_non_finite: let NaN and infinity pass.
+    like_input: write the newest checkpoint over again, with averages in the place of its weights.
     """
 
     dtype: str | DType | None
     max_shard_size: int | str | None
     allow_non_finite: bool
+    like_input: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +56,14 @@ class OutputOptions:
         dtype: that of the floating tensors, which may then differ between checkpoints; None: as in the newest.
         max_shard_size: most bytes of tensors in one file of a folder; None: the shards of the newest checkpoint.
         allow_non_finite: whether NaN and infinity are written, too.
+        like_input: whether the output is the newest checkpoint, with averages in the place of its weights.
         version: the version of ema-cli that the files name. Only a comparison with what another version wrote sets it.
     """
 
     dtype: DType | None = None
     max_shard_size: int | None = None
     allow_non_finite: bool = False
+    like_input: bool = False
     version: str = __version__
 
     @classmethod
@@ -64,13 +71,19 @@ class OutputOptions:
         """Read what a user gives.
 
         Raises:
-            UsageError: for a dtype that cannot be written, or a text that is no size.
+            UsageError: for a dtype that cannot be written, a text that is no size, and what the input decides.
         """
         dtype, size = keywords.get("dtype"), keywords.get("max_shard_size")
+        for name, value in (("dtype", dtype), ("max_shard_size", size)):
+            if keywords.get("like_input") and value is not None:
+                raise UsageError(
+                    f"is that of the input with {option('like_input', True)}", option=name, hint="leave out one"
+                )
         return cls(
             output_dtype(dtype) if isinstance(dtype, str) else dtype,
             parse_size(size, "max_shard_size") if isinstance(size, str) else size,
             keywords.get("allow_non_finite", False),
+            keywords.get("like_input", False),
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -79,13 +92,14 @@ class OutputOptions:
             "dtype": self.dtype.name if self.dtype else None,
             "max_shard_size": self.max_shard_size,
             "allow_non_finite": self.allow_non_finite,
+            **({LIKE_INPUT: True} if self.like_input else {}),
         }
 
     @classmethod
     def from_dict(cls, data: RecipeRow) -> OutputOptions:
         """Read what `to_dict` returned, in the recipe of a manifest."""
         dtype = DTYPES[data["dtype"]] if data["dtype"] else None
-        return cls(dtype, data["max_shard_size"], data["allow_non_finite"])
+        return cls(dtype, data["max_shard_size"], data["allow_non_finite"], data.get("like_input", False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +113,7 @@ class Output:
         copies: side files of the newest checkpoint that are copied, by name.
         sources: the files from which `texts` and `copies` are made; they must not change meanwhile.
         originals: the name in the checkpoint of each tensor that is written under another name.
+        likeness: how it takes over the newest checkpoint, None where it is of a form of our own.
     """
 
     target: Target
@@ -107,6 +122,12 @@ class Output:
     copies: Mapping[str, InputFile] = field(default_factory=dict)
     sources: Sequence[InputFile] = ()
     originals: Mapping[str, str] = field(default_factory=dict)
+    likeness: Likeness | None = None
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Return what could undo the average once it is loaded."""
+        return self.likeness.warnings if self.likeness is not None else ()
 
     @property
     def nbytes(self) -> int:
@@ -122,8 +143,12 @@ class Output:
 
     def original(self, file: OutputFile, name: str) -> str:
         """Return the name in the checkpoint of the tensor that is written into `file` under `name`."""
-        whole = whole_name(file.name, name)
+        whole = self.whole(file, name)
         return self.originals.get(whole, whole)
+
+    def whole(self, file: OutputFile, name: str) -> str:
+        """Return the name in the whole output of the tensor that `file` has under `name`."""
+        return name if self.likeness is not None else whole_name(file.name, name)
 
 
 def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:
@@ -168,6 +193,8 @@ def lay_out_output(
         OutputError: for a tensor or a header that the format cannot hold.
         CheckpointError: where configuration or tokenizer of the newest checkpoint cannot be read.
     """
+    if options.like_input:
+        return _lay_out_like(plan, target, options, copied, manifest=manifest)
     specs = output_specs(plan.newest, options.dtype, copied)
     metadata = _metadata(plan, options, copied, [])
     inner = next(iter(plan.newest.pretrained.bases), None) if plan.newest.pretrained else None
@@ -190,6 +217,21 @@ def lay_out_output(
     if not target.is_folder:
         return Output(target, [lay_out_file(target.path.name, specs, metadata, tables)])
     return _lay_out_folder(plan, target, specs, options, copied, tables, manifest=manifest)
+
+
+def _lay_out_like(
+    plan: Plan, target: Target, options: OutputOptions, copied: frozenset[str], *, manifest: bool
+) -> Output:
+    """Return the files of an average in the form of its input; else as `lay_out_output`."""
+    from ema_cli.writing.like_input import lay_out_like  # which most averages do not need
+
+    def mark(names: Sequence[str]) -> str:
+        return _metadata(plan, options, copied, names)[METADATA_KEY]
+
+    like = lay_out_like(plan, target, copied, mark, manifest=manifest)
+    return Output(
+        target, like.likeness.files, like.texts, like.copies, tuple(like.copies.values()), likeness=like.likeness
+    )
 
 
 def _lay_out_folder(
@@ -298,6 +340,8 @@ def _metadata(plan: Plan, options: OutputOptions, copied: frozenset[str], side_f
     asked = asked_for({**RecipeRecord.of(plan).to_dict(), "dtype": options.dtype.name if options.dtype else None})
     mark: dict[str, object] = {"version": options.version, **asked}
     mark["checkpoints"] = [[entry.checkpoint.name, str(entry.clock), entry.weight] for entry in plan.read]
+    if options.like_input:
+        mark[LIKE_INPUT] = True
     if copied:
         mark["copied"] = sorted(copied)
     if side_files:

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ema_cli.formats.output_file import whole_name
 from ema_cli.manifest.fingerprint import Watch, fingerprints
 from ema_cli.manifest.manifest import make_manifest, manifest_text, tensor_row
 from ema_cli.manifest.sums import manifest_path, sums_path, sums_text
@@ -80,6 +79,7 @@ class Record:
             *self._remarks.warnings,
             *remarks.warnings,
             *plan.advice.warnings,
+            *output.warnings,
             *advice.non_finite_warnings(sorted(non_finite.let_through)),
         ]
         return make_manifest(
@@ -90,6 +90,7 @@ class Record:
             outputs=written,
             warnings=list(dict.fromkeys(warnings)),
             notes=list(dict.fromkeys([*self._remarks.notes, *remarks.notes])),
+            classes=None if output.likeness is None else output.likeness.classes,
         )
 
     def write(
@@ -113,7 +114,7 @@ class Record:
     def tensors(self, output: Output, plan: Plan, non_finite: NonFinite) -> Iterator[TensorRow]:
         """Yield the rows of the manifest for the tensors of one average, by name."""
         newest, non_finite_names = plan.newest.tensors.specs, non_finite.names
-        written = [(whole_name(file.name, name), name, file) for file in output.files for name in file.table.specs]
+        written = [(output.whole(file, name), name, file) for file in output.files for name in file.table.specs]
         for whole, name, file in sorted(written, key=lambda row: row[0]):
             spec, original = file.table.specs[name], output.original(file, name)
             why = _pattern(original, plan.run.options.read.copy) if original in self._copied else None
@@ -123,7 +124,7 @@ class Record:
         return {
             **self._options.to_dict(),
             "copy": list(plan.run.options.read.copy),
-            "format": "pt" if output.target.is_torch else "safetensors",
+            "format": _format(output),
             "folder": output.target.is_folder,
         }
 
@@ -137,6 +138,12 @@ class Record:
             for number, checkpoint in enumerate(self._checkpoints)
             if checkpoint in read
         }
+
+
+def _format(output: Output) -> str:
+    if output.likeness is not None:
+        return "input"
+    return "pt" if output.target.is_torch else "safetensors"
 
 
 def _pattern(name: str, patterns: Sequence[str]) -> str:

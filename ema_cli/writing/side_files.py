@@ -57,7 +57,7 @@ def find_side_files(folder: Path, models: Iterable[str] = ()) -> dict[str, Input
     for inner in dict.fromkeys((*_FOLDERS, *named_folders(folder), *models)):
         if location(folder / inner).info().is_folder:
             names += [f"{inner}/{name}" for name in _file_names(folder / inner) if not _is_unwanted(name)]
-    _check_links(folder, names)
+    check_links(folder, names)
     files = {name: location(folder / name).open() for name in names}
     for file in files.values():
         if file.size > _MAX_SIDE_BYTES:
@@ -65,7 +65,7 @@ def find_side_files(folder: Path, models: Iterable[str] = ()) -> dict[str, Input
     return files
 
 
-def _check_links(folder: Path, names: Iterable[str]) -> None:
+def check_links(folder: Path, names: Iterable[str]) -> None:
     """Check that files lie in a checkpoint's own folder, whatever links are on the way to them.
 
     In the Hub's cache a folder is made of links into the `blobs` of the same repository: these are followed, too. What

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import UsageError, option
 from ema_cli.law.laws import HalfLife
 from ema_cli.planning.plan import Plan
-from ema_cli.storage.location import check_no_address
+from ema_cli.storage.location import check_no_address, location
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
 _TORCH_SUFFIXES = (".pt", ".pth")
@@ -32,8 +33,10 @@ class Target:
         return not self.is_folder and self.path.suffix.lower() in _TORCH_SUFFIXES
 
 
-def parse_target(path: str | Path) -> Target:
+def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
     """Return what `-o` names: one file if it ends in .safetensors, .pt or .pth, a folder if it has no suffix.
+
+    With `like_input` it has the suffix of the newest checkpoint, whatever that is; see `assign_targets`.
 
     Raises:
         UsageError: for any other suffix, an address, and placeholders that are unknown or not in the last part.
@@ -53,7 +56,7 @@ def parse_target(path: str | Path) -> Target:
     suffix = _SUFFIX.search(path.name)
     if suffix is None:
         return Target(path, is_folder=True)
-    if suffix[0].lower() not in (".safetensors", *_TORCH_SUFFIXES):
+    if suffix[0].lower() not in (".safetensors", *_TORCH_SUFFIXES) and not like_input:
         raise UsageError(
             f"'{path}' ends in {suffix[0]}, which is not written", option="output", hint=_instead(path, suffix[0])
         )
@@ -70,27 +73,31 @@ def _instead(path: Path, suffix: str) -> str:
     if suffix.lower() != ".ckpt":
         return ways
     load = f"module.load_state_dict(torch.load('{torch}'))"
-    return f"{ways}; {torch} is a state dict, for {load}: no trainer resumes from it"
+    whole = option("like_input", True)
+    return f"{ways}; {torch} is a state dict, for {load}. A checkpoint that its trainer loads: add {whole}"
 
 
-def default_target(plans: Sequence[Plan]) -> Target:
+def default_target(plans: Sequence[Plan], *, like_input: bool = False) -> Target:
     """Return the output where the user names none.
 
     A folder for several averages, and for one that `from_pretrained` can load from a folder; else one file.
     Hugging Face's checkpoints load from a folder, and so do Composer's that hold a configuration for it. Those of any
-    other model, and with --keep-prefix all, are averaged to one file with the names that they have.
+    other model, and with --keep-prefix all, are averaged to one file with the names that they have. With `like_input`
+    one average is what the newest checkpoint is.
     """
     name = "-".join(["ema", *(plan.recipe.law.name for plan in plans)])
+    if like_input and len(plans) == 1:
+        return _like_newest(Path(name + _suffix(plans[0].newest)), plans[0].newest)
     if len(plans) > 1 or plans[0].newest.pretrained is not None:
         return Target(Path(name), is_folder=True)
     return Target(Path(f"{name}.safetensors"), is_folder=False)
 
 
-def assign_targets(target: Target, plans: Sequence[Plan]) -> list[Target]:
+def assign_targets(target: Target, plans: Sequence[Plan], *, like_input: bool = False) -> list[Target]:
     """Return the output of each plan: `target` for one plan; for several, one in the folder that `target` names.
 
     For example `averages/ema-{half_life}.safetensors` gives `averages/ema-50ba.safetensors` and
-    `averages/ema-100ba.safetensors`.
+    `averages/ema-100ba.safetensors`. With `like_input` each is a file or a folder as the newest checkpoint is.
 
     Raises:
         UsageError: where two averages would get one name, or several no folder of their own.
@@ -106,13 +113,41 @@ def assign_targets(target: Target, plans: Sequence[Plan]) -> list[Target]:
     elif len(plans) == 1:
         targets = [target]
     elif target.is_folder:
-        inside = [default_target([plan]) for plan in plans]
+        inside = [default_target([plan], like_input=like_input) for plan in plans]
         targets = [Target(path / default.path, default.is_folder) for default in inside]
     else:
         raise UsageError(f"'{path}' is one file, for {len(plans)} averages", option="output", hint=_PATTERN_HINT)
     if len({target.path for target in targets}) < len(targets):
         raise UsageError("two of the averages would have one name", hint="average them one by one")
+    if like_input:
+        return [_like_newest(target.path, plan.newest) for target, plan in zip(targets, plans, strict=True)]
     return targets
+
+
+def _like_newest(path: Path, newest: Checkpoint) -> Target:
+    """Return a file or a folder as the newest checkpoint is.
+
+    Raises:
+        UsageError: where the name is one of something else: loaders go by suffixes.
+    """
+    suffix, own, safe = _suffix(newest), _SUFFIX.search(path.name), ".safetensors"
+    name = own[0].lower() if own else ""
+    if location(newest.path).info().is_folder:
+        return Target(path, is_folder=True)
+    if bool(name) < bool(suffix) or (name == safe) != (suffix == safe):
+        stem = path.name.removesuffix(own[0] if own else "")
+        raise UsageError(
+            f"'{path}' is no name for what is written like {newest.name}",
+            option="output",
+            hint=option("o", path.with_name(stem + suffix).as_posix()),
+        )
+    return Target(path, is_folder=False)
+
+
+def _suffix(newest: Checkpoint) -> str:
+    """Return the suffix of a checkpoint that is a file; the number at the end of `epoch=1-loss=0.25` is none."""
+    match = _SUFFIX.search(newest.path.name)
+    return "" if match is None or location(newest.path).info().is_folder else match[0].lower()
 
 
 def published_target(targets: Sequence[Target]) -> Target:

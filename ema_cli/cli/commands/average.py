@@ -99,7 +99,8 @@ class AverageRequest:
         _check_exclusions(options)
         gates = requests.gates(options.gates)
         max_memory = _size(options.max_memory, "max_memory")
-        target = parse_target(options.output) if options.output is not None else None
+        any_suffix = options.form.like_input or options.recipe is not None  # a manifest may say it, too
+        target = parse_target(options.output, like_input=any_suffix) if options.output is not None else None
         recipes: tuple[Recipe, ...] = ()
         output = OutputOptions()
         source: RawSource | StoredSource | ManifestSource
@@ -156,6 +157,7 @@ def average(request: AverageRequest, printer: Printer) -> None:
     job = prepare(plans, opened.target, opened.output, force=request.force, manifest=request.manifest)
     printer.check_summary(job)
     remarks = Remarks.of(run, job.checkpoints)
+    remarks = replace(remarks, warnings=(*remarks.warnings, *job.outputs[0].warnings))
     if request.dry_run:
         twins = twin_warnings(pair for plan in plans for pair in plan.twins)
         remarks = replace(remarks, warnings=(*remarks.warnings, *twins))
@@ -182,9 +184,11 @@ def _open(request: AverageRequest) -> _Opened:
     if isinstance(request.source, ManifestSource):
         replay = request.source.open()
         recording = Recording(request.checksum or replay.checksum, replay.remarks, replay.check, request.signer)
-        return _Opened([replay.plan], replay.options, request.target or replay.target, recording)
+        like_input = replay.options.like_input
+        target = parse_target(request.target.path, like_input=like_input) if request.target else replay.target
+        return _Opened([replay.plan], replay.options, target, recording)
     _, plans = request.source.open_with(request.recipes)
-    target = request.target or default_target(plans)
+    target = request.target or default_target(plans, like_input=request.output.like_input)
     return _Opened(plans, request.output, target, Recording(request.checksum, signer=request.signer))
 
 

@@ -31,6 +31,7 @@ class VerifyRequest:
     seed: str | None
     allow_extra: tuple[str, ...]
     signed_by: tuple[PublicKey, ...]
+    like_input: bool
     strict: bool
     threads: int
 
@@ -44,7 +45,12 @@ class VerifyRequest:
         requests.check_threads(options.threads)
         if options.seed is not None and not options.sample:
             raise UsageError("is for a sample", option="seed", hint=f"add {option('sample', True)}")
-        for name, applies in (("sample", options.against), ("strict", options.against or options.signed_by)):
+        wanted = (
+            ("sample", options.against),
+            ("strict", options.against or options.signed_by),
+            ("like_input", options.against),
+        )
+        for name, applies in wanted:
             if getattr(options, name) and not applies:
                 raise UsageError(
                     "of what?",
@@ -62,6 +68,7 @@ class VerifyRequest:
             options.seed,
             options.allow_extra,
             tuple(open_public_keys(options.signed_by)),
+            options.like_input,
             options.strict,
             options.threads or default_threads(),
         )
@@ -87,6 +94,7 @@ def _verify(published: Published, request: VerifyRequest, printer: Printer) -> V
             published,
             allow_extra=request.allow_extra,
             signed_by=request.signed_by,
+            may_name_classes=request.like_input,
             threads=request.threads,
             progress=progress,
         )

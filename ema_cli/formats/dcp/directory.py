@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint
+from ema_cli.checkpoint import Averages, Checkpoint
 from ema_cli.errors import IncompleteCheckpoint, Unfinished
+from ema_cli.formats.mark import MADE_HERE, MAX_MARK_BYTES, RECORD, parse_mark
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
 from ema_cli.formats.reader import Reader
+from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.folders import (
     DCP_FOLDERS,
     DCP_META,
@@ -28,6 +31,7 @@ from ema_cli.formats.trainers.folders import (
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.storage.location import location
+from ema_cli.storage.small_file import read_small_file
 
 _OLMO_AVERAGES = "OLMo-core's ModelMergeCallback saved it: a model without a trainer's state, called {name}"
 
@@ -49,8 +53,13 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     _check_complete(path, folder)
     from ema_cli.formats.dcp.checkpoint import open_folder  # which no other format needs
 
-    averages = _OLMO_AVERAGES.format(name=path.name) if _is_olmo_merged(path, folder, names_in(path)) else None
-    return open_folder(path, folder, options, averages)
+    beside = names_in(path)
+    averages = _OLMO_AVERAGES.format(name=path.name) if _is_olmo_merged(path, folder, beside) else None
+    checkpoint = open_folder(path, folder, options, averages)
+    if RECORD not in beside:
+        return checkpoint
+    mark = parse_mark(read_small_file(path / RECORD, MAX_MARK_BYTES))
+    return settle_averages(replace(checkpoint, mark=mark, averages=Averages(MADE_HERE)), options)
 
 
 def _choose_folder(path: Path, options: ReadOptions) -> Path:

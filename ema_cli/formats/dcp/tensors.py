@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -101,6 +101,11 @@ class DcpTensors:
             if high > low:
                 self._read_piece(name, piece, number, (low, high), first, out)
 
+    def stored(self, name: str) -> Iterator[tuple[Piece, TorchTensors]]:
+        """Yield each piece of tensor `name` with the tensor in its record, which has that name, too."""
+        for number, piece in enumerate(self.pieces[name], self.first[name]):
+            yield piece, self._open(name, piece, number)
+
     def _read_piece(
         self, name: str, piece: Piece, number: int, span: tuple[int, int], first: int, out: memoryview
     ) -> None:
@@ -154,6 +159,31 @@ class DcpTensors:
                 self._opened.clear()
             self._opened[number] = stored
         return stored
+
+
+def parts_of_piece(shape: tuple[int, ...], piece: Piece) -> Callable[[int, int], Iterator[tuple[int, int, int]]]:
+    """Return what finds the elements of a piece in a range of the whole tensor, first and last: runs of them.
+
+    Each run is: the first in the piece, the first in the whole tensor, and how many.
+    """
+    if piece.end - piece.begin == prod(piece.shape):  # one run, as mostly
+
+        def whole(first: int, last: int) -> Iterator[tuple[int, int, int]]:
+            low, high = max(first, piece.begin), min(last, piece.end)
+            if low < high:
+                yield low - piece.begin, low, high - low
+
+        return whole
+    run, outer = _runs(shape, piece)
+
+    def runs(first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        position, high = _before(shape, piece, first), _before(shape, piece, last)
+        while position < high:
+            count = min(run - position % run, high - position)
+            yield position, _run_start(piece, outer, position // run) + position % run, count
+            position += count
+
+    return runs
 
 
 def _before(shape: tuple[int, ...], piece: Piece, element: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from ema_cli.formats.pickles.batches import Batches
 from ema_cli.formats.pickles.machine import Machine
 from ema_cli.formats.pickles.run import execute
-from ema_cli.formats.pickles.values import Name, PickleError, Storage, storage_dtype
+from ema_cli.formats.pickles.values import Inert, Name, PickleError, Storage, storage_dtype
 from ema_cli.storage.source import ByteSource
 
 _MAX_REASON_CHARS = 200
@@ -53,8 +53,35 @@ def unpickle(
         CheckpointError: where the file cannot be read.
     """
     machine = Machine(source, start, persistent)
+    return _execute(machine, _BATCHES if persistent is describe_storage else None), machine.base + machine.position
+
+
+def names_in_pickle(source: ByteSource, start: int = 0) -> tuple[set[str], Any, int]:
+    """Return the classes and functions that a pickle names, as 'module.name', its value, and the byte at which it ends.
+
+    Raises:
+        PickleError, CheckpointError: as `unpickle`.
+    """
+    machine = _NamingMachine(source, start, lambda identifier: Inert("persistent", (identifier,)))
+    value = _execute(machine, None)
+    return machine.names, value, machine.base + machine.position
+
+
+class _NamingMachine(Machine):
+    """A machine that keeps every name that its program pushes."""
+
+    def __init__(self, source: ByteSource, start: int, persistent: Callable[[Any], object]) -> None:
+        super().__init__(source, start, persistent)
+        self.names: set[str] = set()
+
+    def name(self, module: str, name: str) -> None:
+        super().name(module, name)
+        self.names.add(f"{module}.{name}")
+
+
+def _execute(machine: Machine, batches: Batches | None) -> Any:
     try:
-        return execute(machine, _BATCHES if persistent is describe_storage else None), machine.base + machine.position
+        return execute(machine, batches)
     except (
         IndexError,
         KeyError,

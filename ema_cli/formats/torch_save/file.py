@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ema_cli.checkpoint import Averages, Checkpoint
 from ema_cli.errors import CheckpointError, EmaError
 from ema_cli.formats.beginning import first_bytes
-from ema_cli.formats.mark import MADE_HERE
+from ema_cli.formats.mark import LIKE_INPUT, MADE_HERE
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.choice import settle_averages
@@ -57,8 +57,9 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
 
     path, made_here = file.path, opened.mark is not None
     refuse_megatron_part(path, opened.root)
-    # An average of ours holds one set of weights, and no key: options that are meant for other files do not apply.
-    reading = replace(options, key=None, weights=None, clock_key=()) if made_here else options
+    # A state dict of ours is one set of weights, and no key: options that are meant for other files do not apply.
+    is_plain = opened.mark is not None and not opened.mark.get(LIKE_INPUT)
+    reading = replace(options, key=None, weights=None, clock_key=()) if is_plain else options
     try:
         selection = select_tensors(opened.root, reading, opened)
     except EmaError as error:
@@ -75,7 +76,7 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
         format="torch zip" if is_zip(file) else "torch legacy",
         trainer=selection.trainer,
         progress=progress,
-        averages=Averages(MADE_HERE) if made_here else selection.averages,
+        averages=selection.averages,
         holds_both=selection.holds_both,
         resumable=selection.resumable,
         mark=opened.mark,
@@ -83,11 +84,9 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
         notes=tuple(selection.notes),
         left_out=selection.left_out,
     )
-    if made_here:
-        return settle_averages(checkpoint, options)
-    if layout is None or layout.complete is None or options.keep_prefix:
-        return checkpoint
-    return layout.complete(checkpoint, opened.root, lambda: open_torch(file).root)
+    if not (is_plain or layout is None or layout.complete is None or options.keep_prefix):
+        checkpoint = layout.complete(checkpoint, opened.root, lambda: open_torch(file).root)
+    return settle_averages(replace(checkpoint, averages=Averages(MADE_HERE)), options) if made_here else checkpoint
 
 
 def open_torch(source: ByteSource) -> TorchFile:
@@ -104,6 +103,11 @@ def open_torch(source: ByteSource) -> TorchFile:
 def is_zip(source: ByteSource) -> bool:
     """Return whether the bytes begin as a zip archive."""
     return source.size >= len(_ZIP) and source.read(0, len(_ZIP)) == _ZIP
+
+
+def is_pickle(source: ByteSource) -> bool:
+    """Return whether the bytes begin as a pickle, which files of torch's old format do."""
+    return source.size >= len(_PICKLE) and source.read(0, len(_PICKLE)) == _PICKLE
 
 
 READER = Reader(matches, open_checkpoint)

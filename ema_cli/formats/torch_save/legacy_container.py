@@ -15,7 +15,7 @@ from ema_cli.formats.pickles.values import PickleEnds, PickleError, Storage
 from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.storage.source import ByteSource
 
-_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _COUNT_BYTES = 8
 # Element sizes of storages whose tensors are never read, but which lie between storages that are.
@@ -40,7 +40,7 @@ def open_legacy(source: ByteSource) -> TorchFile:
 
     try:
         magic, position = unpickle(source)
-        if magic != _MAGIC_NUMBER:
+        if magic != MAGIC_NUMBER:
             raise NoWeights(
                 "a pickle, but not one that torch.save wrote",
                 subject=source.path,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import numpy as np
 
 from ema_cli.checkpoint import TensorSpec
@@ -32,6 +35,38 @@ def gather(
         offsets = _element_offsets(spec.shape, strides, first + begin, block)
         elements = np.frombuffer(out, dtype=f"V{size}", count=block, offset=begin * size)
         _read_elements(file, base, offsets, elements)
+
+
+def scatter(
+    write: Callable[[int, memoryview], None],
+    base: int,
+    spec: TensorSpec,
+    strides: tuple[int, ...],
+    start: int,
+    data: memoryview,
+) -> None:
+    """Write a range of a tensor, given in C order, to where its elements lie; no other byte is written.
+
+    Args:
+        write: writes bytes at a byte of the file.
+        base: the byte of the file at which the tensor's first element lies.
+        spec: its dtype and shape.
+        strides: its strides in elements; no two elements lie in one place.
+        start: the first byte of the range, in C order.
+        data: the bytes.
+    """
+    size = spec.dtype.itemsize
+    first, count = start // size, len(data) // size
+    for begin in range(0, count, _BLOCK):
+        block = min(_BLOCK, count - begin)
+        offsets = _element_offsets(spec.shape, strides, first + begin, block)
+        order = np.argsort(offsets, kind="stable")
+        ascending = offsets[order]
+        elements = np.frombuffer(data, dtype=f"V{size}", count=block, offset=begin * size)[order]
+        stored = memoryview(elements.tobytes())
+        breaks = [0, *(np.flatnonzero(np.diff(ascending) != 1) + 1).tolist(), block]
+        for low, high in pairwise(breaks):
+            write(base + int(ascending[low]) * size, stored[low * size : high * size])
 
 
 def apply_lazy_bits(dtype: DType, out: memoryview, *, conjugate: bool, negative: bool) -> None:

@@ -67,7 +67,7 @@ class TorchOutput:
 
     def finish(self, stream: Stream) -> None:
         """Write the checksums between the tensors, which are all written, and the directory behind them."""
-        for offset, data in self.frame(lambda begin, size: _checksum(stream, begin, size)):
+        for offset, data in self.frame(lambda begin, size: checksum(stream, begin, size)):
             stream.write(offset, data)
 
     def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
@@ -132,7 +132,7 @@ def _make_table(file: str, specs: Mapping[str, TensorSpec]) -> TorchTable:
     return TorchTable(text, begins, specs, end - len(text), entries, entries_size)
 
 
-def _checksum(stream: Stream, at: int, size: int) -> int:
+def checksum(stream: Stream, at: int, size: int) -> int:
     """Return the CRC-32 of `size` bytes that were written at byte `at`."""
     checksum, end = 0, at + size
     while at < end:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ema_cli.errors import CheckpointError, NoWeights
-from ema_cli.formats.mark import RECORD, parse_mark
+from ema_cli.formats.mark import MAX_MARK_BYTES, RECORD, parse_mark
 from ema_cli.formats.pickles.machine import MAX_PICKLE_BYTES
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import PickleError
@@ -15,7 +15,6 @@ from ema_cli.formats.torch_save.zip_directory import ZipEntry, data_offset, read
 from ema_cli.storage.source import ByteSource, FileRegion
 
 Entries = dict[str, ZipEntry]
-_MAX_MARK_BYTES = 64 << 20
 
 
 def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> TorchFile:
@@ -76,7 +75,7 @@ def _mark(source: ByteSource, entry: ZipEntry | None) -> Mapping[str, object] | 
     """Return the content of our mark, None where there is no such record."""
     if entry is None:
         return None
-    if entry.size > _MAX_MARK_BYTES:
+    if entry.size > MAX_MARK_BYTES:
         return {}
     return parse_mark(source.read(data_offset(source, entry), entry.size))
 

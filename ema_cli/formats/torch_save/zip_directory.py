@@ -19,6 +19,7 @@ END64_LOCATOR = struct.Struct("<4sLQL")
 END64 = struct.Struct("<4sQ2H2L4Q")
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
+CHECKSUM_FOLLOWS = 1 << 3  # in the flags: behind the bytes, not before them
 _CENTRAL_CHECKSUM, _LOCAL_CHECKSUM = 16, 14  # the byte at which it stands in each
 IN_64 = 0xFFFFFFFF  # in a field of 32 bits: the number is in a zip64 record, which has fields of 64 bits
 _MAX_DIRECTORY_BYTES = 256 << 20
@@ -37,6 +38,7 @@ class ZipEntry:
         compressed: whether its bytes are compressed.
         checksum: their CRC-32; 0 where the writer computed none.
         end: the byte at which the next entry, or the directory, begins.
+        listed_at: the byte of the file at which its entry in the directory begins.
     """
 
     name: str
@@ -45,6 +47,17 @@ class ZipEntry:
     compressed: bool = False
     checksum: int = 0
     end: int = 0
+    listed_at: int = 0
+
+    def checksum_places(self, file: ByteSource) -> Iterator[int]:
+        """Yield the bytes of the file at which its checksum stands: beside its bytes, and in the directory."""
+        start = data_offset(file, self)
+        header = LOCAL.unpack(file.read(self.header_offset, LOCAL.size))
+        if header[2] & CHECKSUM_FOLLOWS:
+            yield start + self.size + 4 * (file.read(start + self.size, 4) == b"PK\x07\x08")
+        else:
+            yield self.header_offset + _LOCAL_CHECKSUM
+        yield self.listed_at + _CENTRAL_CHECKSUM
 
 
 def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
@@ -54,7 +67,7 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
         IncompleteCheckpoint: where the directory, which is written last, is missing.
         CheckpointError: for compressed, encrypted, repeated or overlapping entries.
     """
-    start, size, count = _locate_directory(file)
+    start, size, count = locate_directory(file)
     if size > _MAX_DIRECTORY_BYTES or start + size > file.size:
         raise CheckpointError("its zip directory lies outside the file", subject=file.path)
     if count > _MAX_ENTRIES:
@@ -65,12 +78,14 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
     entries: dict[str, ZipEntry] = {}
     position = 0
     for _ in range(count):
+        at = start + position
         try:
             entry, position = _read_central(file, directory, position)
         except struct.error:
             raise CheckpointError("its zip directory is damaged", subject=file.path) from None
         if entry.name in entries:
             raise CheckpointError(f"the zip entry '{entry.name}' stands twice", subject=file.path)
+        entry.listed_at = at
         entries[entry.name] = entry
     _check_spans(file, entries, start)
     return entries
@@ -104,7 +119,7 @@ def checksum_offsets(data: bytes) -> Iterator[int]:
         position += CENTRAL.size + name_length + extra_length + comment_length
 
 
-def _locate_directory(file: ByteSource) -> tuple[int, int, int]:
+def locate_directory(file: ByteSource) -> tuple[int, int, int]:
     """Return start, size and number of entries of the central directory."""
     at, tail, tail_size = -1, b"", 0
     # torch writes no comment behind the record, which is looked for in a few bytes first.

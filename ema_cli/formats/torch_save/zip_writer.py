@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ema_cli.formats.torch_save.zip_directory import CENTRAL, END, END64, END64_LOCATOR, IN_64, LOCAL
+from ema_cli.formats.torch_save.zip_directory import CENTRAL, CHECKSUM_FOLLOWS, END, END64, END64_LOCATOR, IN_64, LOCAL
 
 ALIGNMENT = 64
 _DESCRIPTOR, _DESCRIPTOR64 = struct.Struct("<4s3L"), struct.Struct("<4sL2Q")
-_UTF8, _CHECKSUM_FOLLOWS = 1 << 11, 1 << 3
+_UTF8 = 1 << 11
 _VERSION, _VERSION64 = 20, 45  # of the zip format, which a reader must know
 _DATE = 1 << 5 | 1  # the first date of the format: equal archives have equal bytes
 _PADDING = struct.Struct("<2sH")  # the name of an extra field, FB as in torch's files, and its length
@@ -26,7 +26,7 @@ class ZipRecord:
     """One record of the archive.
 
     Attributes:
-        name: its name, in ASCII.
+        name: its name.
         size: the size of its bytes.
         at: the byte of the file at which its local header begins.
         begin: the byte at which its bytes begin.
@@ -43,7 +43,7 @@ class ZipRecord:
     def __post_init__(self) -> None:
         numbers = [self.size] * 2 * (self.size >= IN_64) + [self.at] * (self.at >= IN_64)
         self._numbers = struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
-        least = self.at + LOCAL.size + len(self.name) + len(self._numbers) + _PADDING.size
+        least = self.at + LOCAL.size + len(self.name.encode()) + len(self._numbers) + _PADDING.size
         self.begin = least + -least % ALIGNMENT
         self.end = self.begin + self.size
         if self.size:
@@ -70,18 +70,18 @@ class ZipRecord:
         size, at = min(self.size, IN_64), min(self.at, IN_64)
         fixed = CENTRAL.pack(
             b"PK\x01\x02", self._version, self._version, self._flags, 0, 0, _DATE, checksum, size, size,
-            len(self.name), len(self._numbers), 0, 0, 0, 0, at,
+            len(self.name.encode()), len(self._numbers), 0, 0, 0, 0, at,
         )  # fmt: skip
         return fixed + self.name.encode() + self._numbers
 
     @property
     def entry_size(self) -> int:
         """Return the size of the entry."""
-        return CENTRAL.size + len(self.name) + len(self._numbers)
+        return CENTRAL.size + len(self.name.encode()) + len(self._numbers)
 
     @property
     def _flags(self) -> int:
-        return _UTF8 | _CHECKSUM_FOLLOWS if self.size else _UTF8
+        return _UTF8 | CHECKSUM_FOLLOWS if self.size else _UTF8
 
     @property
     def _version(self) -> int:

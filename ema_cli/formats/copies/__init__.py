@@ -1,0 +1,4 @@
+"""A checkpoint written over again: where its tensors lie in its files, and files with other bytes in their places.
+
+May import every container of formats.
+"""

@@ -1,0 +1,110 @@
+"""What else a file of torch's holds beside the tensors that are replaced: it stays as it was, and a user should know.
+
+Of interest are tensors: an optimizer's state, a trainer's own averages, and copies of the weights in float32.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ema_cli.dtypes import TORCH_DTYPES
+from ema_cli.formats.copies.copied_file import Span
+from ema_cli.formats.pickles.values import Inert, TensorRef
+from ema_cli.formats.torch_save.tensors import TorchFile
+
+# What trainers call the float32 copies of weights that their optimizers update: apex, Megatron, DeepSpeed, torch's.
+_MASTERS = re.compile(r"(?:^|[._/])(?:master|fp32_(?:param|from|groups|flat)|single_partition_of_fp32|float32_groups)")
+_DEPTH = 3  # of the keys that are shown
+_MOST_CHARS = 40  # of one
+
+
+@dataclass(slots=True)
+class Beside:
+    """What stays as it was, by its place: `optimizer`, `state/optimizers`.
+
+    Attributes:
+        places: of everything with tensors.
+        masters: those among them that hold copies of the weights.
+    """
+
+    places: list[str] = field(default_factory=list)
+    masters: list[str] = field(default_factory=list)
+
+
+def beside_in_file(file: TorchFile, replaced: Sequence[Span]) -> Beside:
+    """Return what a file holds beside the ranges of it that are replaced."""
+    begins, beside = [begin for begin, _ in replaced], Beside()
+
+    def is_replaced(ref: TensorRef) -> bool:
+        span, dtype = file.locate(ref.storage.key), TORCH_DTYPES.get(ref.dtype)
+        if span is None or dtype is None:
+            return False
+        at = span[0] + ref.offset * dtype.itemsize
+        number = bisect_right(begins, at) - 1
+        return number >= 0 and at < replaced[number][1]
+
+    def look(value: Any, place: tuple[str, ...]) -> None:
+        tensors = list(_tensors(value))
+        if not any(is_replaced(ref) for ref in tensors):
+            if tensors and place:
+                beside.places.append("/".join(place))
+                beside.masters += [f"{'/'.join(place)}/{key}" for key in _masters(value)][:1]
+            return
+        children = _children(value)
+        values = list(children.values()) if isinstance(children, dict) else []
+        if len(place) < _DEPTH and not any(isinstance(child, TensorRef) and is_replaced(child) for child in values):
+            for key, child in children.items() if values else ():
+                look(child, (*place, str(key)[:_MOST_CHARS] if isinstance(key, str | int) else "..."))
+
+    look(file.root, ())
+    return beside
+
+
+def beside_by_name(names: Iterable[str], replaced: Iterable[str]) -> Beside:
+    """Return what a checkpoint with tensors of these names holds beside those that are replaced."""
+    tails = {name.rpartition(".")[2] for name in replaced}
+    ours, beside = tuple(replaced), Beside()
+    others = [name for name in names if name.rpartition(".")[2] not in tails or not name.endswith(ours)]
+    beside.places = list(dict.fromkeys(re.split(r"[./]", name)[0][:_MOST_CHARS] for name in others))
+    beside.masters = [name for name in others if _MASTERS.search(name)][:1]
+    return beside
+
+
+def _children(value: Any) -> Any:
+    """Return what a container or a placeholder of an object holds."""
+    if isinstance(value, Inert):
+        return value.state if value.items is None else value.items
+    return value
+
+
+def _walk(value: Any) -> Iterator[Any]:
+    """Yield a value and all that it holds, each container once."""
+    todo, visited = [value], set[int]()
+    while todo:
+        item = todo.pop()
+        if id(item) in visited:
+            continue
+        yield item
+        if isinstance(item, Inert):
+            visited.add(id(item))
+            todo += [item.args, item.items, item.values, item.state]
+        elif isinstance(item, dict | list | tuple):
+            visited.add(id(item))
+            todo += item.values() if isinstance(item, dict) else item
+
+
+def _tensors(value: Any) -> Iterator[TensorRef]:
+    return (item for item in _walk(value) if isinstance(item, TensorRef))
+
+
+def _masters(value: Any) -> Iterator[str]:
+    """Yield the keys in a value that are those of copies of weights, where tensors stand under them."""
+    for item in _walk(value):
+        if isinstance(item, dict):
+            for key, child in item.items():
+                if isinstance(key, str) and _MASTERS.search(key) and any(_tensors(child)):
+                    yield key[:_MOST_CHARS]

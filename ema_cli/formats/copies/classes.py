@@ -1,0 +1,103 @@
+"""Which classes and functions a file names that loading it imports and calls, so that their code runs.
+
+Not counted are those of tensors and plain containers, which `torch.load(weights_only=True)` takes, and the dataclasses
+in the `.metadata` of torch.distributed.checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from ema_cli.dtypes import TORCH_DTYPES
+from ema_cli.errors import NoWeights
+from ema_cli.formats.dcp.metadata import read_metadata
+from ema_cli.formats.pickles.unpickle import names_in_pickle
+from ema_cli.formats.pickles.values import KNOWN_CALLS, PickleError
+from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.formats.torch_save.legacy_container import MAGIC_NUMBER
+from ema_cli.formats.torch_save.zip_directory import data_offset, read_directory
+from ema_cli.formats.trainers.folders import DCP_METADATA
+from ema_cli.storage.location import location
+from ema_cli.storage.source import ByteSource, FileRegion, InputFile
+
+DCP_SHARD = ".distcp"
+
+_LEGACY_PICKLES = 5  # a magic number, a protocol number, facts about the system, the description, the storages
+_STORAGE = re.compile(r"torch\.(cuda\.)?[A-Z]\w*Storage|torch\.storage\.(Untyped|Typed)Storage")
+_PLAIN = {
+    *KNOWN_CALLS,
+    *(f"torch.{dtype}" for dtype in TORCH_DTYPES),
+    "torch.Tensor",
+    "torch.device",
+    "torch.nn.parameter.Parameter",
+    "torch.nn.parameter.Buffer",
+    "torch.serialization._get_layout",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+    "__builtin__.dict",
+    "__builtin__.list",
+    "__builtin__.tuple",
+    *(
+        f"torch.distributed.checkpoint.metadata.{name}"
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+}
+
+
+def classes_in(files: Iterable[InputFile]) -> list[str]:
+    """Return the names of the classes and functions whose code runs when one of the files is loaded, in order.
+
+    Raises:
+        CheckpointError: for a pickle that cannot be read, so that nobody knows.
+    """
+    names = set().union(*(_names_in(file) for file in files))
+    return sorted(name for name in names if name not in _PLAIN and not _STORAGE.fullmatch(name))
+
+
+def _names_in(file: InputFile) -> set[str]:
+    """Return all names in the pickles of a file; none where it holds no pickles.
+
+    Of a folder of torch.distributed.checkpoint they are those of `.metadata`, and of the values that are no tensors:
+    tensors are loaded with weights_only.
+    """
+    try:
+        if file.path.name == DCP_METADATA:
+            return names_in_pickle(file)[0].union(*map(_names_in_source, _items(file)))
+        return set() if file.path.name.endswith(DCP_SHARD) else _names_in_source(file)
+    except PickleError as error:
+        raise NoWeights(f"the pickle in it cannot be read: {error}", subject=file.path) from error
+
+
+def _items(metadata: InputFile) -> Iterator[FileRegion]:
+    """Yield the values that are no tensors in the shards beside a `.metadata`."""
+    files: dict[str, InputFile] = {}
+    for record in read_metadata(metadata).items.values():
+        if record.file not in files:
+            files[record.file] = location(metadata.path.parent / record.file).open()
+        yield FileRegion(files[record.file], record.start, record.size)
+
+
+def _names_in_source(file: ByteSource) -> set[str]:
+    if torch_file.is_zip(file):
+        records = [entry for entry in read_directory(file).values() if entry.name.endswith("data.pkl")]
+        regions = [FileRegion(file, data_offset(file, entry), entry.size) for entry in records]
+        return set().union(*(names_in_pickle(region)[0] for region in regions))
+    if not torch_file.is_pickle(file):
+        return set()
+    names, value, position = names_in_pickle(file)
+    for _ in range(_LEGACY_PICKLES - 1 if value == MAGIC_NUMBER else 0):
+        more, _, position = names_in_pickle(file, position)
+        names |= more
+    return names

@@ -1,0 +1,151 @@
+"""Where the bytes of a tensor lie in the files of a checkpoint, so that others can take their place.
+
+A format that is missing in `stored_pieces` is read, but not written over again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from ema_cli.checkpoint import Tensors, TensorSpec
+from ema_cli.formats.dcp.tensors import DcpTensors, parts_of_piece
+from ema_cli.formats.safetensors.header import SafetensorsTensors
+from ema_cli.formats.shards import PlacedTensors, ShardedTensors
+from ema_cli.formats.torch_save.strided import apply_lazy_bits, scatter
+from ema_cli.formats.torch_save.tensors import TorchTensors
+from ema_cli.formats.trainers.prefixes import Renamed
+from ema_cli.storage.source import ByteSource, FileRegion
+
+_MOST_RUNS = 1 << 20  # of one tensor with gaps between its elements
+
+Part = tuple[int, int, int]
+"""A run of elements: the first in a piece, the first in the whole tensor, and how many."""
+
+
+class NotWrittenBack(Exception):
+    """A tensor into whose place no other bytes can be put, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPiece:
+    """A tensor, or a part of one, as it lies in a file.
+
+    Attributes:
+        file: the file.
+        base: the byte of the file at which the first element lies.
+        spec: dtype and shape of the piece.
+        parts: returns the runs of elements that the piece and a range of the whole tensor, first and last, share.
+        strides: in elements; None in C order.
+        conjugate, negative: torch's lazy bits.
+        archive: the archive of torch's within the file that holds it, None where the file is one.
+    """
+
+    file: ByteSource
+    base: int
+    spec: TensorSpec
+    parts: Callable[[int, int], Iterator[Part]]
+    strides: tuple[int, ...] | None = None
+    conjugate: bool = False
+    negative: bool = False
+    archive: FileRegion | None = None
+
+    @property
+    def in_order(self) -> bool:
+        """Return whether its bytes in C order are those in the file."""
+        return self.strides is None and not (self.conjugate or self.negative)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Return the ranges of the file that hold its elements and nothing else: first byte, and the one behind.
+
+        Raises:
+            NotWrittenBack: where several elements share their bytes.
+        """
+        size = self.spec.dtype.itemsize
+        if self.strides is None:
+            return [(self.base, self.base + self.spec.nbytes)] if self.spec.count else []
+        # From the innermost dimension outwards: those without gaps are one run.
+        sides = sorted(
+            (stride, length) for stride, length in zip(self.strides, self.spec.shape, strict=True) if length > 1
+        )
+        run, reach, starts = 1, 1, np.zeros(1, np.int64)
+        for stride, length in sides:
+            if stride < reach:
+                raise NotWrittenBack("is a view of which several elements share their bytes")
+            if stride == run and len(starts) == 1:
+                run *= length
+            else:
+                starts = (np.arange(length)[:, None] * stride + starts).reshape(-1)
+            reach = (length - 1) * stride + reach
+            if len(starts) > _MOST_RUNS:
+                raise NotWrittenBack("is a view with millions of gaps")
+        begins = (self.base + starts * size).tolist()
+        return [(begin, begin + run * size) for begin in begins]
+
+    def write(self, write: Callable[[int, memoryview], None], first: int, data: memoryview) -> None:
+        """Write elements of the piece, from number `first` on in C order, at their bytes in the file."""
+        dtype = self.spec.dtype
+        if self.conjugate or self.negative:
+            data = memoryview(bytearray(data))
+            apply_lazy_bits(dtype, data, conjugate=self.conjugate, negative=self.negative)
+        if self.strides is None:
+            write(self.base + dtype.nbytes(first), data)
+        else:
+            scatter(write, self.base, self.spec, self.strides, dtype.nbytes(first), data)
+
+
+def stored_pieces(tensors: Tensors, name: str) -> Iterator[StoredPiece]:
+    """Yield the pieces in which tensor `name` is stored.
+
+    Raises:
+        NotWrittenBack: for a format that is read only.
+    """
+    match tensors:
+        case SafetensorsTensors():
+            yield _whole(*tensors.locate(name), tensors.specs[name])
+        case TorchTensors():
+            offset, view = tensors.offsets[tensors.numbers[name]], tensors.views.get(name)
+            piece = _whole(tensors.source, offset, tensors.specs[name])
+            if view is not None:
+                piece = replace(piece, strides=view.strides, conjugate=view.conjugate, negative=view.negative)
+            yield piece
+        case Renamed():
+            yield from stored_pieces(tensors.tensors, tensors.stored[name])
+        case ShardedTensors():
+            yield from stored_pieces(tensors.parts[tensors.part_of[name]], name)
+        case PlacedTensors():
+            yield from stored_pieces(tensors.tensors, name.removeprefix(f"{tensors.folder}/"))
+        case DcpTensors():
+            for box, stored in tensors.stored(name):
+                shape = tensors.specs[name].shape
+                for piece in stored_pieces(stored, name):
+                    yield replace(piece, parts=parts_of_piece(shape, box))
+        case _:
+            raise NotWrittenBack("is stored in a form that is read only")
+
+
+def _whole(source: ByteSource, offset: int, spec: TensorSpec) -> StoredPiece:
+    file, base = source, offset
+    archive = source if isinstance(source, FileRegion) else None
+    if archive is not None:
+        file, base = archive.file, base + archive.start
+    return StoredPiece(file, base, spec, _all_parts, archive=archive)
+
+
+def _all_parts(first: int, last: int) -> Iterator[Part]:
+    yield first, first, last - first
+
+
+def check_apart(spans: list[tuple[int, int, str]]) -> None:
+    """Check that no bytes of a file are those of two tensors; `spans`: the first, the one behind, and the tensor.
+
+    Raises:
+        NotWrittenBack: naming two.
+    """
+    spans.sort()
+    for (_, end, before), (begin, _, after) in pairwise(spans):
+        if begin < end and before != after:
+            raise NotWrittenBack(f"'{before}' and '{after}' share bytes in it, and their averages may differ")

@@ -1,0 +1,257 @@
+"""Lay out an average in the form of its input: the files of the newest checkpoint, with averages for their weights.
+
+A tensor that is copied, and all that is no tensor of the model, stays what it is in the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.errors import OutputError, option
+from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file
+from ema_cli.formats.copies.classes import classes_in
+from ema_cli.formats.copies.copied_file import CopiedFile, Span
+from ema_cli.formats.copies.frames import can_be_marked, frame_of, join_spans
+from ema_cli.formats.copies.stored import NotWrittenBack, StoredPiece, check_apart, stored_pieces
+from ema_cli.formats.dcp.metadata import read_metadata
+from ema_cli.formats.mark import RECORD
+from ema_cli.formats.output_file import Table
+from ema_cli.formats.torch_save.file import open_torch
+from ema_cli.formats.trainers.folders import DCP_METADATA
+from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME
+from ema_cli.planning.plan import Plan
+from ema_cli.runs.ties import with_ties
+from ema_cli.storage.location import location, walk
+from ema_cli.storage.output_stream import WRITE_ELSEWHERE
+from ema_cli.storage.source import FileRegion, InputFile
+from ema_cli.text import some
+from ema_cli.writing.card import CARD_NAME, model_card
+from ema_cli.writing.side_files import check_links
+from ema_cli.writing.target import Target
+
+_NO_PART = (".git", FOLDER_NAME, SUMS_NAME)  # of a checkpoint's folder
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """How an output takes over the newest checkpoint.
+
+    Attributes:
+        files: the copies of its files with tensors.
+        pieces: where each averaged tensor goes, by its name; of tied ones the first alone.
+        classes: the classes and functions that loading the output imports and calls.
+        notes: what stays that of the newest checkpoint, and what loading means, in words.
+        warnings: what of that could undo the average.
+    """
+
+    files: Sequence[CopiedFile]
+    pieces: Mapping[str, Sequence[StoredPiece]]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Original:
+    """One file of the newest checkpoint: the tensors that begin in it, and the ranges that are replaced."""
+
+    file: InputFile
+    specs: dict[str, TensorSpec] = field(default_factory=dict)
+    spans: list[tuple[int, int, str]] = field(default_factory=list)
+    archives: dict[int, FileRegion] = field(default_factory=dict)
+
+    @property
+    def replaced(self) -> list[Span]:
+        """Return the ranges that are replaced, in order."""
+        return join_spans((begin, end) for begin, end, _ in self.spans)
+
+    def take(self, name: str, piece: StoredPiece) -> None:
+        """Add the ranges of a piece of a tensor."""
+        self.spans += [(begin, end, name) for begin, end in piece.spans()]
+
+    def forget(self, names: Collection[str]) -> None:
+        """Leave the ranges of these tensors as they are, which had only to be apart from the others."""
+        self.spans = [span for span in self.spans if span[2] not in names]
+
+    def copy(self, name: str, mark: bytes) -> CopiedFile:
+        """Return the file to be written, under that name and with that mark."""
+        replaced = self.replaced
+        table = Table(b"", {}, self.specs, sum(spec.nbytes for spec in self.specs.values()))
+        return CopiedFile(name, table, self.file, replaced, frame_of(self.file, replaced, self.archives.values(), mark))
+
+
+@dataclass(frozen=True, slots=True)
+class LikeFiles:
+    """The files of an output in the form of its input; see `writing.outputs.Output`."""
+
+    texts: dict[str, bytes]
+    copies: dict[str, InputFile]
+    likeness: Likeness
+
+
+def lay_out_like(
+    plan: Plan, target: Target, copied: frozenset[str], mark_of: Callable[[Sequence[str]], str], *, manifest: bool
+) -> LikeFiles:
+    """Return the files of an average in the form of its newest checkpoint.
+
+    Args:
+        plan: says which checkpoints enter.
+        target: the file or folder to write, as the newest checkpoint is one.
+        copied: names of tensors that are copied because the user wants it.
+        mark_of: returns our mark, given the names of all files in a folder.
+        manifest: whether a manifest is written, too.
+
+    Raises:
+        OutputError: for what cannot be written over again.
+    """
+    newest = plan.newest
+    if newest.mark is not None or plan.approximation is not None:
+        raise _refusal(newest, "is no checkpoint of a trainer's")
+    try:
+        originals, pieces = _originals(plan, copied)
+    except NotWrittenBack as error:
+        raise _refusal(newest, f"{error}") from error
+    names = {path: _name(path, newest, target) for path in originals}
+    copies = _copies(newest.path, set(names.values())) if target.is_folder else {}
+    sources = [original.file for original in originals.values()]
+    classes = tuple(classes_in([*sources, *copies.values()]))
+    texts: dict[str, bytes] = {}
+    if target.is_folder and newest.pretrained is not None and CARD_NAME not in copies:
+        card = model_card(plan, {}, manifest=FOLDER_NAME if manifest else None, classes=classes)
+        texts[CARD_NAME] = card.encode()
+    unmarked = not any(can_be_marked(original.file) and not original.archives for original in originals.values())
+    listed = [*names.values(), *copies, *texts, *([RECORD] if unmarked else [])] if target.is_folder else []
+    mark = mark_of(sorted(listed)).encode()
+    if unmarked and newest.format == "DCP":
+        texts[RECORD] = mark
+    elif unmarked:
+        _check_outside(plan, target)
+    files = [original.copy(names[path], mark) for path, original in originals.items()]
+    beside = _beside(newest, originals)
+    likeness = Likeness(files, pieces, classes, _notes(newest, beside, classes), _warnings(beside))
+    return LikeFiles(texts, copies, likeness)
+
+
+def _originals(plan: Plan, copied: frozenset[str]) -> tuple[dict[Path, _Original], dict[str, list[StoredPiece]]]:
+    """Return the files with tensors of the newest checkpoint, and where each averaged tensor lies in them.
+
+    Raises:
+        NotWrittenBack: where another tensor's bytes would be written over.
+    """
+    newest = plan.newest
+    opened = {file.path: file for file in newest.files}
+    originals: dict[Path, _Original] = {}
+    pieces: dict[str, list[StoredPiece]] = {}
+    tied = _tied(plan, copied)
+    for name, spec in newest.tensors.specs.items():
+        stored = list(stored_pieces(newest.tensors, name))
+        for piece in stored:
+            path = piece.file.path
+            if path not in originals:
+                originals[path] = _Original(opened.get(path) or location(path).open())
+            if piece.archive is not None:
+                originals[path].archives[piece.archive.start] = piece.archive
+        first = originals[stored[0].file.path] if stored else next(iter(originals.values()), None)
+        if first is None:
+            raise NotWrittenBack(f"'{name}' is in no file of it")
+        first.specs[name] = spec
+        if not spec.dtype.averaged or name in tied:
+            continue
+        for piece in stored:
+            originals[piece.file.path].take(name, piece)
+        if name not in copied:
+            pieces[name] = stored
+    for original in originals.values():
+        check_apart(original.spans)
+        original.forget(copied)
+    return originals, pieces
+
+
+def _tied(plan: Plan, copied: frozenset[str]) -> set[str]:
+    """Return the names of tensors that have all their bytes from others before them, in every checkpoint that enters.
+
+    Where they have not, their averages may differ, and one place cannot take both.
+    """
+    newest = plan.newest
+    first: dict[object, str] = {}
+    leaders: dict[str, str] = {}
+    for name in newest.tensors.specs.keys() - copied:
+        leader = first.setdefault((newest.tensors.place(name), str(newest.tensors.specs[name])), name)
+        if leader is not name:
+            leaders[name] = leader
+    for entry in plan.read if leaders else ():
+        tensors = with_ties(entry.checkpoint, newest).tensors
+        leaders = {one: other for one, other in leaders.items() if tensors.place(one) == tensors.place(other)}
+    return set(leaders)
+
+
+def _name(path: Path, newest: Checkpoint, target: Target) -> str:
+    """Return the name in the output of a file of the newest checkpoint."""
+    if not target.is_folder and path == newest.path:
+        return target.path.name
+    if target.is_folder and path.is_relative_to(newest.path):
+        return path.relative_to(newest.path).as_posix()
+    raise _refusal(newest, f"has weights in {path}, outside of it")
+
+
+def _copies(folder: Path, written: Collection[str]) -> dict[str, InputFile]:
+    """Return the other files of a checkpoint that is a folder, by name."""
+    paths = [entry.path.relative_to(folder) for entry in walk(folder) if entry.is_file]
+    names = sorted(path.as_posix() for path in paths if path.parts[0] not in _NO_PART)
+    check_links(folder, names)
+    return {name: location(folder / name).open() for name in names if name not in written}
+
+
+def _check_outside(plan: Plan, target: Target) -> None:
+    """Check that a file which can hold no mark goes where no later search takes it for a checkpoint of the run."""
+    root, folder = location(plan.run.root).resolve(), location(target.path.absolute().parent).resolve()
+    if target.is_folder or folder.is_relative_to(root):
+        raise OutputError(
+            f"is of torch's old format, as {plan.newest.name} is, which has no place for our mark: a later search "
+            "would take it for a checkpoint of the run",
+            subject=target.path,
+            hint=WRITE_ELSEWHERE,
+        )
+
+
+def _beside(newest: Checkpoint, originals: Mapping[Path, _Original]) -> Beside:
+    """Return what lies beside the weights in the files of the newest checkpoint."""
+    beside = Beside()
+    for path, original in originals.items():
+        if path.suffix.lower() != ".safetensors" and newest.format != "DCP":
+            one = beside_in_file(open_torch(original.file), original.replaced)
+            beside.places += one.places
+            beside.masters += one.masters
+    metadata = next((file for file in newest.files if file.path.name == DCP_METADATA), None)
+    if metadata is not None:
+        return beside_by_name(read_metadata(metadata).tensors, newest.tensors.specs)
+    return beside
+
+
+def _notes(newest: Checkpoint, beside: Beside, classes: Sequence[str]) -> tuple[str, ...]:
+    notes = []
+    if beside.places:
+        notes.append(f"beside the weights, all stays that of {newest.name}: {some(beside.places)}")
+    if classes:
+        notes.append(f"loading it runs the code of {some(classes)}, as loading {newest.name} does")
+    return tuple(notes)
+
+
+def _warnings(beside: Beside) -> tuple[str, ...]:
+    if not beside.masters:
+        return ()
+    return (
+        f"{some(beside.masters)}: copies of the weights, which stay those of the newest checkpoint; a trainer that "
+        "resumes with them puts them over the average",
+    )
+
+
+def _refusal(newest: Checkpoint, fact: str) -> OutputError:
+    return OutputError(
+        f"cannot be written over again: {fact}",
+        subject=newest.path,
+        hint=f"leave out {option('like_input', True)}, which writes the weights alone",
+    )

@@ -1,0 +1,105 @@
+"""Write averages to where the tensors of the newest checkpoint lie in copies of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ema_cli.folding.sink import TensorRange
+from ema_cli.formats.copies.copied_file import CopiedFile
+from ema_cli.formats.copies.stored import StoredPiece
+from ema_cli.storage.location import location
+from ema_cli.storage.output_stream import OutputStream
+
+_Write = tuple[OutputStream, int, memoryview]
+
+
+class PieceSink:
+    """Writes the averaged tensors of one average into copies of files, in any order; a `Sink`.
+
+    What is copied from the newest checkpoint stands in the copies anyhow, and is not written here.
+    """
+
+    def __init__(
+        self, files: Sequence[CopiedFile], pieces: Mapping[str, Sequence[StoredPiece]], folder: Path, *, summed: bool
+    ) -> None:
+        """Make the files in `folder`.
+
+        Args:
+            files: the copies.
+            pieces: where each averaged tensor goes.
+            folder: where the files are made.
+            summed: whether to keep their sha256 up to date while they are written.
+
+        Raises:
+            OutputError: where a file cannot be made.
+        """
+        self.streams: list[OutputStream] = []
+        self._pieces = pieces
+        self._files: dict[Path, tuple[OutputStream, int]] = {}  # by the original: the copy, and the shift of its bytes
+        # Many small writes are summed up at the end: each would be noted.
+        scattered = {piece.file.path for stored in pieces.values() for piece in stored if piece.strides is not None}
+        try:
+            for file in files:
+                location((folder / file.name).parent).make_folder()
+                original = file.source.path
+                stream = OutputStream(folder / file.name, summed=summed and original not in scattered)
+                self.streams.append(stream)
+                self._files[original] = stream, file.frame.shift
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
+        """Write ranges of tensors, whose bytes lie one after another in `data`."""
+        for stream, offset, part in _joined(self._writes(ranges, data), data):
+            stream.write(offset, part)
+
+    def _writes(self, ranges: Sequence[TensorRange], data: memoryview) -> Iterator[tuple[OutputStream, int, int, int]]:
+        """Yield what is to be written in one stretch: the file, the byte in it, the byte in `data`, the size.
+
+        Elements that lie apart are written at once.
+        """
+        position = 0
+        for part in ranges:
+            for piece in self._pieces.get(part.name, ()):
+                stream, shift = self._files[piece.file.path]
+                size = piece.spec.dtype.itemsize
+                first = part.start // size
+                for inner, whole, count in piece.parts(first, first + part.size // size):
+                    at = position + (whole - first) * size
+                    if piece.in_order:
+                        yield stream, piece.base + shift + inner * size, at, count * size
+                    else:
+                        self._scatter(piece, stream, shift, inner, data[at : at + count * size])
+            position += part.size
+
+    @staticmethod
+    def _scatter(piece: StoredPiece, stream: OutputStream, shift: int, first: int, data: memoryview) -> None:
+        piece.write(lambda offset, part: stream.write(offset + shift, part), first, data)
+
+    def give_up(self) -> None:
+        """End the threads that sum up the files: nobody needs the sums any more."""
+        for stream in self.streams:
+            stream.give_up()
+
+    def close(self) -> None:
+        """Close the files."""
+        with ExitStack() as stack:
+            for stream in self.streams:
+                stack.callback(stream.close)
+
+
+def _joined(writes: Iterator[tuple[OutputStream, int, int, int]], data: memoryview) -> Iterator[_Write]:
+    """Yield the writes, those joined that are neighbours in the file and in `data`."""
+    current: tuple[OutputStream, int, int, int] | None = None
+    for stream, offset, at, size in writes:
+        if current is not None and current[0] is stream and current[1] - offset == current[2] - at == -current[3]:
+            current = (stream, current[1], current[2], current[3] + size)
+            continue
+        if current is not None:
+            yield current[0], current[1], data[current[2] : current[2] + current[3]]
+        current = (stream, offset, at, size)
+    if current is not None:
+        yield current[0], current[1], data[current[2] : current[2] + current[3]]
