@@ -32,7 +32,7 @@ from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import parse_size, plural, size
-from ema_cli.writing.files import allow_descriptors, finish_files, make_folder, make_sink, read_back, write_small_files
+from ema_cli.writing.files import allow_descriptors, finish_files, make_folder, make_sink, read_all_back, write_small_files
 from ema_cli.writing.loading import loading_notes
 from ema_cli.writing.outputs import Output, OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
@@ -184,7 +184,7 @@ def perform(
         folded, written = _fold(job, folders, sizes, record, progress)
         for output, plan, folder, files in zip(job.outputs, job.plans, folders, written, strict=True):
             files.update(write_small_files(output, folder))
-            read_back(output, folder, plan.newest, plan.run.options.read)
+            read_all_back(output, folder, plan.newest, plan.run.options.read)
         manifests = _write_manifests(job, record, folders, folded, written, recording) if record else []
         _check_unchanged(job)
         _publish(job, staging)

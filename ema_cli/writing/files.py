@@ -162,7 +162,7 @@ def write_small_files(output: Output, folder: Path) -> dict[str, WrittenFile]:
     return written
 
 
-def read_back(output: Output, folder: Path, newest: Checkpoint, options: ReadOptions) -> None:
+def read_all_back(output: Output, folder: Path, newest: Checkpoint, options: ReadOptions) -> None:
     """Check that an output is read as it was meant.
 
     Args:
@@ -177,7 +177,7 @@ def read_back(output: Output, folder: Path, newest: Checkpoint, options: ReadOpt
     """
     if output.likeness is None:
         for file in output.files:
-            _read_file_back(folder / file.name, file)
+            read_back(folder / file.name, file)
         return
     path = folder if output.target.is_folder else folder / output.target.path.name
     with _reading_errors(path):
@@ -186,7 +186,7 @@ def read_back(output: Output, folder: Path, newest: Checkpoint, options: ReadOpt
         raise VerificationError("reads back with other tensors than were written", subject=path.name)
 
 
-def _read_file_back(path: Path, file: OutputFile) -> None:
+def read_back(path: Path, file: OutputFile) -> None:
     """Check that the official reader finds the tensors in the file that `file` says; for torch's files, our own reader.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from ema_cli.errors import CheckpointError, EmaError, OutputError, Unreadable, option
+from ema_cli.formats.dcp import directory as dcp_directory
 from ema_cli.formats.folders import several
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
@@ -117,7 +118,8 @@ def _own_names(path: Path) -> set[str]:
 
     For an average in one file, that is the file itself, "".
     """
-    readers = (several,) if location(path).info().is_folder else (safetensors_file, torch_file)
+    is_folder = location(path).info().is_folder
+    readers = (several, dcp_directory) if is_folder else (safetensors_file, torch_file)
     reader = next((reader for reader in readers if reader.matches(path)), None)
     if reader is None:
         return set()
@@ -129,7 +131,7 @@ def _own_names(path: Path) -> set[str]:
         return set()
     if not checkpoint.mark:
         return set()
-    if reader is not several:
+    if not is_folder:
         return {""}
     listed = checkpoint.mark.get("files")
     names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
