@@ -32,7 +32,14 @@ from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import parse_size, plural, size
-from ema_cli.writing.files import allow_descriptors, finish_files, make_folder, make_sink, read_all_back, write_small_files
+from ema_cli.writing.files import (
+    allow_descriptors,
+    finish_files,
+    make_folder,
+    make_sink,
+    read_all_back,
+    write_small_files,
+)
 from ema_cli.writing.loading import loading_notes
 from ema_cli.writing.outputs import Output, OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record

@@ -47,15 +47,15 @@ class OutputStream:
         self._unsynced = 0  # bytes that the disk has not been asked for
         self._lock = threading.Lock()
 
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write all of `data` at byte `offset`."""
+    def write(self, offset: int, data: bytes | memoryview, *, noted: bool = True) -> None:
+        """Write all of `data` at byte `offset`; what is not `noted`, as many small pieces, is summed up at the end."""
         rest, position = memoryview(data), offset
         with output_errors(self.path):
             while len(rest):
                 count = os.pwrite(self._descriptor, rest, position)
                 position += count
                 rest = rest[count:]
-        if self._sum is not None:
+        if self._sum is not None and noted:
             self._sum.add(offset, memoryview(data))
         with self._lock:
             self._unsynced += len(data)

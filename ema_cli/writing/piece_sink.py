@@ -38,13 +38,11 @@ class PieceSink:
         self.streams: list[OutputStream] = []
         self._pieces = pieces
         self._files: dict[Path, tuple[OutputStream, int]] = {}  # by the original: the copy, and the shift of its bytes
-        # Many small writes are summed up at the end: each would be noted.
-        scattered = {piece.file.path for stored in pieces.values() for piece in stored if piece.strides is not None}
         try:
             for file in files:
                 location((folder / file.name).parent).make_folder()
                 original = file.source.path
-                stream = OutputStream(folder / file.name, summed=summed and original not in scattered)
+                stream = OutputStream(folder / file.name, summed=summed)
                 self.streams.append(stream)
                 self._files[original] = stream, file.frame.shift
         except BaseException:
@@ -77,7 +75,7 @@ class PieceSink:
 
     @staticmethod
     def _scatter(piece: StoredPiece, stream: OutputStream, shift: int, first: int, data: memoryview) -> None:
-        piece.write(lambda offset, part: stream.write(offset + shift, part), first, data)
+        piece.write(lambda offset, part: stream.write(offset + shift, part, noted=False), first, data)
 
     def give_up(self) -> None:
         """End the threads that sum up the files: nobody needs the sums any more."""
