@@ -87,14 +87,14 @@ class Terminal:
         self.program = InProcess(folder, capsys)
 
     def run(self, command: str) -> tuple[int, str]:
-        """Return a command's exit code and stdout, with stderr after it where the command says `2>&1`."""
+        """Return a command's exit code and stdout, with stderr before it where the command says `2>&1`."""
         line = command.removesuffix(" 2>&1")
         words = shlex.split(line)
         if words[0] == "python" and len(words) == 2:
             return 0, self.python(words[1])
         if words[0] == "ema-cli" and not re.search(r"[|<>$*;&]", _OUTSIDE_QUOTES.sub("", line)):
             code, out = self.program(*words[1:])
-            return code, out + (self.program.err if line != command else "")
+            return code, (self.program.err if line != command else "") + out
         done = subprocess.run(command, shell=True, cwd=self.folder, capture_output=True, text=True)
         return done.returncode, done.stdout
 
