@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ema_cli.comparing.distance import Distance
-from ema_cli.manifest.types import InputRow, OutputRow, TensorRow
+from ema_cli.manifest.types import CandidateRow, InputRow, OutputRow, TensorRow, TuneRow
 from ema_cli.report.charts import text
 from ema_cli.report.distances import Distances
 from ema_cli.text import plural, relative, size, some
@@ -84,6 +85,22 @@ def files_table(files: Sequence[OutputRow]) -> str:
     ]
     cut = _cut_note(len(files), len(shown), "file")
     return f"<section>\n<h2>Files</h2>\n{cut}{_table('files', columns, rows)}\n</section>"
+
+
+def candidates_table(tune: TuneRow) -> str:
+    """Return the table of the candidates of `tune`, with the metric of each, or why it has none."""
+    rows = []
+    for row in tune["candidates"]:
+        note = "best" if row["name"] == tune["winner"] else row.get("failed", "")
+        note = note or (f"the same weights as {row['same_as']}" if "same_as" in row else "")
+        metric = f"{mean_metric(row):.6g}" if row["values"] else "-"
+        rows.append([text(row["name"]), text(metric), text(note)])
+    return _table("candidates", [("half-life", "word"), ("metric", "number"), ("", "")], rows)
+
+
+def mean_metric(row: CandidateRow) -> float:
+    """Return the mean of a candidate's metric, which was evaluated once or several times."""
+    return statistics.fmean(row["values"])
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import CandidateRow, TuneRow
 from ema_cli.report import charts
 from ema_cli.report.charts import BOTTOM, LEFT, RIGHT, TOP, Mark, Plane, dot, px, text
+from ema_cli.report.tables import candidates_table, mean_metric
 from ema_cli.text import plural
 
 _LAST = "last"
@@ -31,27 +31,13 @@ def tuning_section(tune: TuneRow, widths: Sequence[tuple[str, int]]) -> str:
     about = f"{plural(len(able), 'candidate')} evaluated by {by}: {metric}, {wanted} is better."
     drawn = ""
     if averages:
-        last = next((_mean(row) for row in able if row["name"] == _LAST), None)
+        last = next((mean_metric(row) for row in able if row["name"] == _LAST), None)
         charts_drawn = (f'<div class="{kind}">{_chart(tune, averages, last, width)}</div>' for kind, width in widths)
         drawn = f"<figure>{''.join(charts_drawn)}</figure>"
-    rows = "".join(_row(row, tune["winner"]) for row in tune["candidates"])
     return (
         f'<section>\n<h2>How the half-life was chosen</h2>\n<p class="soft">{text(about)} '
-        f"Nothing of this can be checked from the checkpoints.</p>\n{drawn}\n"
-        f'<div class="scroll"><table><thead><tr><th>half-life</th><th class="end">metric</th><th></th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>\n</section>"
+        f"Nothing of this can be checked from the checkpoints.</p>\n{drawn}\n{candidates_table(tune)}\n</section>"
     )
-
-
-def _row(row: CandidateRow, winner: str) -> str:
-    note = "best" if row["name"] == winner else row.get("failed", "")
-    note = note or (f"the same weights as {row['same_as']}" if "same_as" in row else "")
-    metric = f"{_mean(row):.6g}" if row["values"] else "-"
-    return f'<tr><td>{text(row["name"])}</td><td class="end">{text(metric)}</td><td>{text(note)}</td></tr>'
-
-
-def _mean(row: CandidateRow) -> float:
-    return statistics.fmean(row["values"])
 
 
 class _MetricPlane(Plane):
@@ -82,15 +68,13 @@ class _MetricPlane(Plane):
 def _chart(tune: TuneRow, averages: Sequence[CandidateRow], last: float | None, width: int) -> str:
     times = [Time.parse(row["name"]) for row in averages]
     places = [math.log10(time.value) if time.value > 0 else 0.0 for time in times]
-    values = [_mean(row) for row in averages]
+    values = [mean_metric(row) for row in averages]
     plane = _MetricPlane(width, places, [*values, *([] if last is None else [last])], times[0].unit.plural)
     plane.frame(tune["metric"] or "metric")
     if last is not None:
         y = plane.y(last)
         plane.parts.append(f'<path class="mean" d="M{LEFT} {px(y)}H{plane.width - RIGHT}"/>')
-        plane.parts.append(
-            f'<text class="end name" x="{plane.width - RIGHT}" y="{px(y - 5)}">the last checkpoint</text>'
-        )
+        plane.parts.append(f'<text class="end name" x="{plane.width - RIGHT}" y="{px(y - 5)}">last checkpoint</text>')
     points = sorted((plane.x(place), plane.y(value)) for place, value in zip(places, values, strict=True))
     plane.parts.append(f'<path class="line" d="M{"L".join(f"{px(x)} {px(y)}" for x, y in points)}"/>')
     for row, place, value in zip(averages, places, values, strict=True):

@@ -298,10 +298,48 @@ def test_every_text_of_a_manifest_is_escaped(cli: Cli, tmp_path: Path):
     manifest["libraries"] = {HOSTILE: HOSTILE}
     manifest["tool"]["version"] = manifest["fingerprint"]["what"] = HOSTILE
     manifest["warnings"] = [HOSTILE]
+    manifest["tune"] = {
+        "command": HOSTILE,
+        "metric": HOSTILE,
+        "maximize": True,
+        "winner": "2ba",
+        "candidates": [{"name": "2ba", "values": [1.0]}, {"name": "3ba", "values": [], "failed": HOSTILE}],
+    }
     far = Distance(1.0, 1.0, 1.0, 0.5, 0.5, 1.0)
     found = Distances(range(3), [far] * 3, {HOSTILE: [far] * 3}, [HOSTILE], True, 1)
     page = check_harmless(make_page(HOSTILE, manifest, found))
     assert page.text.count("<script>alert(1)</script>") > 15
+
+
+def test_how_a_half_life_was_chosen_is_drawn(cli: Cli, tmp_path: Path):
+    """The metric against the half-life, for both widths, the last checkpoint as a line, and all numbers in a table."""
+    manifest = manifest_of(cli, tmp_path)
+    assert "How the half-life was chosen" not in check_harmless(make_page("out", manifest, None)).headings()
+    manifest["tune"] = {
+        "command": "eval.sh {path}",
+        "metric": "eval_loss",
+        "maximize": False,
+        "winner": "400ba",
+        "candidates": [
+            {"name": "last", "values": [3.0]},
+            {"name": "0ba", "values": [3.0], "same_as": "last"},
+            {"name": "400ba", "values": [1.0, 2.0]},
+            {"name": "9000ba", "values": [], "failed": "it printed nothing"},
+        ],
+    }
+    page = check_harmless(make_page("out", manifest, None))
+    assert page.headings().count("How the half-life was chosen") == 1
+    assert (
+        sum(attributes.get("aria-label", "").startswith("Metric") for tag, attributes in page.tags if tag == "svg") == 2
+    )
+    assert page.text.count("last checkpoint") == 2
+    assert "3 candidates evaluated by eval.sh {path}: eval_loss, less is better" in page.text
+    assert page.tables["candidates"][1:] == [
+        ["last", "3", ""],
+        ["0ba", "3", "the same weights as last"],
+        ["400ba", "1.5", "best"],
+        ["9000ba", "-", "it printed nothing"],
+    ]
 
 
 def test_stored_averages_are_told_as_such(cli: Cli, tmp_path: Path):
