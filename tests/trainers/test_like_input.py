@@ -1,0 +1,112 @@
+"""Averages in the form of their input: each is loaded by its trainer's own loader, and trained one step further."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.conftest import Cli
+from tests.trainers import test_lightning, test_timm, transformers_run
+from tests.trainers.conftest import Tensors, assert_rounds
+
+pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
+
+
+def mean(saved: list[Tensors]) -> dict[str, torch.Tensor]:
+    """Return the mean of floating tensors in float64, and the newest of the others."""
+    newest = saved[-1]
+    return {
+        name: torch.stack([each[name].double() for each in saved]).mean(0) if tensor.is_floating_point() else tensor
+        for name, tensor in newest.items()
+    }
+
+
+def average(cli: Cli, run: Path, output: Path) -> None:
+    """Average a run uniformly, in its own form."""
+    done = cli("average", run, "--profile", "uniform", "-o", output, "--like-input")
+    assert done.code == 0, done
+    assert cli("verify", output, "--against", run, "--like-input").code == 0
+
+
+def test_lightning_loads_an_average_and_goes_on_from_it(cli: Cli, tmp_path: Path):
+    """load_from_checkpoint gives the average, hyper-parameters and all; fit(ckpt_path=) trains on from it."""
+    lightning = pytest.importorskip("lightning")
+    run, output = test_lightning.fit(tmp_path / "run", every_n_train_steps=4), tmp_path / "avg.ckpt"
+    average(cli, run, output)
+    kind = type(test_lightning.make_model())
+    module = kind.load_from_checkpoint(output, weights_only=False)
+    exact = mean(test_lightning.saved(run))
+    assert_rounds(module.state_dict(), exact)
+    assert module.hparams.settings.width == 8
+
+    class Watch(lightning.Callback):  # type: ignore[misc, name-defined]
+        """Keeps the weights with which training begins."""
+
+        def on_train_start(self, _trainer: Any, module: Any) -> None:
+            self.begun = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    watch = Watch()
+    loader = DataLoader(TensorDataset(torch.randn(48, 4)), batch_size=4)
+    trainer = lightning.Trainer(
+        max_epochs=4, accelerator="cpu", devices=1, logger=False, callbacks=[watch], enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path / "on", enable_checkpointing=False,
+    )  # fmt: skip
+    module = test_lightning.make_model()
+    trainer.fit(module, loader, ckpt_path=output, weights_only=False)
+    assert_rounds(watch.begun, exact)
+    assert trainer.global_step == 48
+    assert not torch.equal(module.state_dict()["net.0.weight"], watch.begun["net.0.weight"])
+
+
+def test_timm_loads_an_average_and_resumes_from_it(cli: Cli, tmp_path: Path):
+    """load_checkpoint and resume_checkpoint take it, with the newest optimizer; its own averages stay the newest's."""
+    from timm.models import load_checkpoint, resume_checkpoint
+
+    run, output = test_timm.train(tmp_path / "run", ema=True), tmp_path / "avg.pth.tar"
+    files = sorted(run.glob("checkpoint-*.pth.tar"), key=lambda path: int(path.name.split("-")[1].split(".")[0]))
+    saved = [torch.load(path, weights_only=False) for path in files]
+    done = cli("average", *files, "--profile", "uniform", "-o", output, "--like-input")
+    assert done.code == 0, done
+    assert "state_dict_ema" in done.err
+    model = test_timm.make_model()
+    load_checkpoint(model, str(output), use_ema=False, weights_only=False)
+    exact = mean([each["state_dict"] for each in saved])
+    assert_rounds(model.state_dict(), exact)
+    model = test_timm.make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    resume_checkpoint(model, str(output), optimizer, log_info=False)
+    assert_rounds(model.state_dict(), exact)
+    assert optimizer.state_dict()["state"].keys() == saved[-1]["optimizer"]["state"].keys()
+    torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 16, 16)), torch.randint(3, (4,))).backward()
+    optimizer.step()
+
+
+def test_transformers_resumes_from_an_average(cli: Cli, tmp_path: Path):
+    """Trainer.train(resume_from_checkpoint=) goes on from the folder, and from_pretrained loads it."""
+    from transformers import AutoModelForCausalLM, GPT2Config, Trainer, TrainingArguments
+
+    config = GPT2Config(vocab_size=16, n_positions=16, n_embd=8, n_layer=2, n_head=2)
+    run = transformers_run.train(tmp_path / "run", config, torch.float32)
+    for name in ("model.safetensors", "config.json"):
+        (run / name).unlink()
+    average(cli, run, tmp_path / "release")
+    exact = mean(transformers_run.saved(run))
+    assert_rounds(load_file(tmp_path / "release/model.safetensors"), exact)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "release")
+    assert_rounds({name: model.state_dict()[name] for name in exact}, exact)
+    # The Trainer goes by the name of the folder.
+    shutil.copytree(tmp_path / "release", tmp_path / "on/checkpoint-35")
+    data = [{"input_ids": row, "labels": row} for row in torch.randint(2, 10, (64, 8))]
+    arguments = TrainingArguments(
+        str(tmp_path / "on"), max_steps=36, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
+        report_to=[], disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    trainer = Trainer(model=AutoModelForCausalLM.from_config(config), args=arguments, train_dataset=data)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "on/checkpoint-35"))
+    assert trainer.state.global_step == 36
