@@ -151,12 +151,14 @@ class Averages:
         sure: whether the contents show it; else the user's `weights="raw"` is believed.
         equal: whether all that shows it is that the weights equal the averages kept beside them, as they do, too, where
             those have just begun.
+        begun: whether they have been updated once, so that they are averages of anything.
     """
 
     reason: str
     has_raw: bool = False
     sure: bool = True
     equal: bool = False
+    begun: bool = True
 
 
 class InnerFiles(Protocol):

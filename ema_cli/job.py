@@ -243,9 +243,10 @@ def _kinds(plan: Plan, dtype: DType | None, copied: frozenset[str]) -> dict[str,
 
 def refuse_averaged(plan: Plan) -> None:
     """Raise a RunError if a checkpoint of the plan holds averages already: a second average smooths twice."""
-    for entry in plan.entries:
-        if entry.checkpoint.averaged:
-            raise averaged_error(entry.checkpoint)
+    averaged = [entry.checkpoint for entry in plan.entries if entry.checkpoint.averages]
+    begun = [checkpoint for checkpoint in averaged if checkpoint.averages and checkpoint.averages.begun]
+    if averaged:
+        raise averaged_error((begun or averaged)[0])
 
 
 def refuse_damaged(plan: Plan) -> None:

@@ -81,8 +81,8 @@ def _print_run(out: Console, view: RunView, plans: Sequence[Plan], remarks: Rema
         _print_plans(out, names, columns, plans)
     else:
         print_weights(out, names, columns, [])
-    warnings = [*sentences.spacing_lines(view), *sentences.clash_lines(view), *remarks.warnings]
-    _print_remarks(out, warnings, remarks.notes)
+    warnings, notes = sentences.clash_lines(view), sentences.spacing_lines(view)
+    _print_remarks(out, [*warnings, *remarks.warnings], [*notes, *remarks.notes])
     _print_passed_over(out, view.run.passed_over)
 
 

@@ -21,7 +21,7 @@ from ema_cli.formats.shards import ReplacedTensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN, WITHOUT_EMA
 from ema_cli.formats.trainers.folders import AVERAGES_INSIDE
-from ema_cli.formats.trainers.names import averages_file, names_in, stem
+from ema_cli.formats.trainers.names import averages_file, component_name, names_in, stem
 from ema_cli.formats.trainers.prefixes import strip_prefixes
 from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
 from ema_cli.storage.location import location
@@ -61,8 +61,8 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         UsageError: where another option does not fit what is there.
     """
     options = options or ReadOptions()
-    if options.component is not None and f"/{stem(path.as_posix())}".endswith(f"/{options.component}"):
-        options = replace(options, component=None)  # chosen by the path: one of several files of a moment
+    if options.component is not None and _is_chosen(path, options.component):
+        options = replace(options, component=None)
     for reader in READERS:
         if reader.matches(path):
             if options.component is not None and not reader.takes_component:
@@ -95,6 +95,12 @@ def _averages_in(path: Path) -> Path | None:
         return path / AVERAGES_INSIDE
     name = averages_file(names)
     return None if name is None else path / name
+
+
+def _is_chosen(path: Path, component: str) -> bool:
+    """Return whether a path itself is the component that the user names: one of several files of a moment."""
+    is_named = f"/{stem(path.as_posix())}".endswith(f"/{component}")
+    return is_named or (component_name(path.name) == component and location(path).info().is_file)
 
 
 def _open_averages(path: Path, beside: Path, options: ReadOptions) -> Checkpoint:

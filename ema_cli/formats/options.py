@@ -12,6 +12,7 @@ from ema_cli.errors import NoSuchWeights, UsageError, option
 from ema_cli.law.time import UNIT_NAMES, Unit
 
 _MOST_PATTERNS = 256  # each is compared with the name of each tensor
+_MOST_OFFERED = 4  # models, in one hint
 Choice = Literal["raw", "ema"] | None
 
 
@@ -88,10 +89,17 @@ def no_masters_error(path: Path) -> NoSuchWeights:
     )
 
 
-def several_models_error(path: Path, names: Sequence[str], example: str) -> UsageError:
-    """Return the error for a checkpoint of several models where none of the `names` is chosen; `example` is one."""
-    return UsageError(
-        f"holds several models: {', '.join(names)}",
-        subject=path,
-        hint=f"say which: {option('component', example)}",
-    )
+def several_models_error(path: Path, names: Sequence[str], first: str) -> UsageError:
+    """Return the error for a checkpoint of several models where none of the `names` is chosen; `first` is offered."""
+    ordered = sorted(names, key=lambda name: name != first)
+    return UsageError(f"holds several models: {', '.join(names)}", subject=path, hint=_offer(ordered))
+
+
+def no_component_error(path: Path, component: str, names: Sequence[str]) -> UsageError:
+    """Return the error for a component that is none of the `names`."""
+    return UsageError(f"has no component '{component}'", subject=path, hint=_offer(names))
+
+
+def _offer(names: Sequence[str]) -> str:
+    more = f"; there are {len(names)}" if len(names) > _MOST_OFFERED else ""
+    return f"say which: {', or '.join(option('component', name) for name in names[:_MOST_OFFERED])}{more}"

@@ -9,6 +9,7 @@ from glob import escape
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import IncompleteCheckpoint, RunError, option
+from ema_cli.formats.trainers.choice import MODEL_ITSELF, NOT_BEGUN
 from ema_cli.formats.trainers.names import COPIES
 from ema_cli.law.time import Unit
 from ema_cli.runs.beside import holds_tensors_of
@@ -146,6 +147,9 @@ def is_best(checkpoint: Checkpoint) -> bool:
 def averaged_error(checkpoint: Checkpoint) -> RunError:
     """Return the error that refuses a checkpoint of averages: a second average smooths twice."""
     raw, ema = option("weights", "raw"), option("weights", "ema")
+    if checkpoint.averages is not None and not checkpoint.averages.begun:
+        hint = f"take the raw weights stored beside them: {raw}" if checkpoint.averages.has_raw else MODEL_ITSELF
+        return RunError(f"{NOT_BEGUN} ({checkpoint.averaged})", subject=checkpoint.path, hint=hint)
     if checkpoint.averages is not None and checkpoint.averages.has_raw:
         hint = f"take the raw weights stored beside them: {raw}; or average the averages: {ema}"
     elif checkpoint.averages is not None and not checkpoint.averages.sure:

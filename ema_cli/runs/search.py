@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ema_cli.errors import CheckpointError, RunError, UsageError
+from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.folders.processors import processor_states
-from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.options import ReadOptions, no_component_error
 from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, EXTRAS, SHARD, TRAINER_STATE
 from ema_cli.formats.trainers.names import (
     AVERAGES_FILE,
     AVERAGES_FOLDER,
     FOREIGN_SUFFIXES,
     RECOVERY,
+    component_name,
     is_unfinished_name,
     is_weights_name,
     name_clocks,
@@ -28,7 +29,7 @@ from ema_cli.runs.beside import Beside, by_kind
 from ema_cli.runs.members import component_of
 from ema_cli.storage.info import Entry, Identity
 from ema_cli.storage.location import location
-from ema_cli.text import natural_key, some
+from ema_cli.text import natural_key
 
 AS_ITS_NAME_SAYS = "averages, as its name says"
 _MAX_DEPTH = 16
@@ -140,10 +141,14 @@ class Search:
             UsageError: where no file has the name, and there are only files.
         """
         components = {path: component_of(self.root, path) for path in self.paths}
+        # Beside each other, as G_1000.pth and D_1000.pth, files have the number of the moment in their names.
+        by_name = {path: component_name(path.name) for path in self.paths if location(path).info().is_file}
         chosen = [path for path, name in components.items() if name == component]
-        known = sorted({name for name in components.values() if name is not None})
+        chosen = chosen or [path for path, name in by_name.items() if name == component]
+        beside = {by_name.get(path) if path.parent == self.root else name for path, name in components.items()}
+        known = sorted(filter(None, beside))
         if not chosen and len(known) > 1 and not any(location(path).info().is_folder for path in self.paths):
-            raise UsageError(f"has no component '{component}'", subject=self.root, hint=f"it has {some(known)}")
+            raise no_component_error(self.root, component, known)
         for path in self.paths if chosen else ():
             if path not in chosen:
                 self.pass_over(path, f"not '{component}'")

@@ -184,6 +184,33 @@ def several_models_of_accelerate(folder: Path) -> str:
 
 
 @situation
+def networks_beside_each_other(folder: Path) -> str:
+    """Files of VITS: a discriminator and a generator for each moment."""
+    for step in (100, 200):
+        for name in ("D", "G"):
+            torch.save({"model": {name: torch.ones(2)}, "step": step}, folder / f"{name}_{step}.pth")
+    return "average . --half-life 100ba --component g -o x.safetensors"
+
+
+@situation
+def averages_in_the_place_of_the_model_that_have_not_begun(folder: Path) -> str:
+    """The raw weights are where Lightning puts them."""
+    for step in (100, 200):
+        saved = {"state_dict": {"w": torch.ones(2)}, "current_model_state": {"w": torch.zeros(2)}, "epoch": 0}
+        saved |= {"pytorch-lightning_version": "2.6.0", "global_step": step, "averaging_state": {"n_averaged": 0}}
+        torch.save(saved, folder / f"step={step}.ckpt")
+    return "average . --half-life 100ba -o x.safetensors"
+
+
+@situation
+def weights_in_a_list(folder: Path) -> str:
+    """The networks have no names, but places."""
+    for step in (100, 200):
+        torch.save({"nets": [{"w": torch.ones(2)}, {"v": torch.ones(2)}], "step": step}, folder / f"step-{step}.pt")
+    return "average . --half-life 100ba -o x.safetensors"
+
+
+@situation
 def two_names_that_become_one(folder: Path) -> str:
     """A prefix of a wrapper's is part of a name."""
     for step in (100, 200):
@@ -286,6 +313,25 @@ def test_a_hint_that_is_followed_helps(cli: Cli, tmp_path: Path, make: Situation
             break
         hint = done.err.partition("hint:  ")[2].splitlines()[0]
     assert done.code == 0, (hint, words, done.err)
+
+
+@pytest.mark.parametrize("names", [("a.pt", "b.pt"), ("model_10.pt", "model_20.pt"), ("100.pt", "200.pt"), ("7", "9")])
+def test_inspect_says_how_a_run_gets_clocks(cli: Cli, tmp_path: Path, names: tuple[str, ...]):
+    """It shows the run, and each option that it names makes an average of it."""
+    for name in names:
+        path = tmp_path / "run" / (name if "." in name else f"{name}/model.pt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": {"w": torch.ones(2)}}, path)
+    told = cli("inspect", "run")
+    assert told.code == 0
+    (ways,) = [line for line in told.out.splitlines() if "an average by half-life needs clocks" in line]
+    options = OPTION.findall(ways)
+    assert {name for name, _ in options} >= {"--spacing", "--profile"}
+    assert ("--name-clock" in ways) == ("a.pt" not in names)
+    for number, (name, value) in enumerate(options):
+        law = () if name == "--profile" else ("--half-life", "100ba")
+        assert cli("average", "run", *law, name, value, "-o", f"{number}.safetensors").code == 0
+    assert cli("inspect", "run", "--strict").code == 0
 
 
 def test_a_packed_checkpoint_is_unpacked_as_the_hint_says(cli: Cli, tmp_path: Path):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel
 
 from ema_cli import averaging, job
 from ema_cli.checkpoint import Checkpoint
@@ -404,3 +405,35 @@ def test_averages_by_name_are_missed_only_where_they_may_be_a_moment_of_the_run(
     assert (passed.warn, passed.note) == (is_missed, not is_missed)
     assert any("averages, as its name says" in text for text in run_warnings(run, run.checkpoints)) is is_missed
     assert any("averages, as its name says" in text for text in run_notes(run, run.checkpoints)) is not is_missed
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_an_averaged_model_that_never_averaged_is_not_sent_to_its_averages(
+    suffix: str, cli: Cli, tmp_path: Path
+) -> None:
+    """One message, whatever is asked for: the averages have not begun, and it holds the model as it was."""
+    for step in (1, 2, 3):
+        state = dict(AveragedModel(torch.nn.Linear(2, 2)).state_dict())
+        save_file(state, tmp_path / f"step-{step}.{suffix}") if suffix != "pt" else save(
+            tmp_path / f"step-{step}.pt", {"model": state, "step": step}
+        )
+    for choice in ((), ("--weights", "ema"), ("--weights", "raw")):
+        done = cli("average", ".", "--half-life", "1ba", *choice)
+        assert done.code == 4
+        assert "average the model's own checkpoints" in done.err
+        assert "--weights ema" not in done.err
+        assert choice == ("--weights", "raw") or "holds no averages yet: they have not been updated once" in done.err
+
+
+def test_averages_that_have_not_begun_are_said_where_raw_weights_are_there(cli: Cli, tmp_path: Path) -> None:
+    """Lightning has the initial weights in `state_dict` until then; the hint takes the others, and it works."""
+    for step in (1, 2, 3):
+        saved = lightning(step, 0) | {"current_model_state": weights(step), "averaging_state": {"n_averaged": 0}}
+        save(tmp_path / f"step={step}.ckpt", saved)
+    law = ("--half-life", "1ba", "-o", "out.pt")
+    done = cli("average", ".", *law)
+    assert done.code == 4
+    assert "holds no averages yet: they have not been updated once" in done.err
+    assert done.err.endswith("hint:  take the raw weights stored beside them: --weights raw\n")
+    assert cli("average", ".", *law, "--weights", "raw").code == 0
+    assert torch.load(tmp_path / "out.pt")["w"][0].item() == pytest.approx(0.25 * 1 + 0.25 * 2 + 0.5 * 3)

@@ -18,7 +18,7 @@ from ema_cli.law.time import Time
 from ema_cli.planning.plan import make_plan
 from ema_cli.release.inputs import find_inputs, open_inputs
 from ema_cli.runs.run import Run, open_run
-from tests.conftest import make_tensors, write_hf_run, write_torch_run
+from tests.conftest import Cli, make_tensors, write_hf_run, write_torch_run
 
 HUNDRED = Recipe(half_life=Time.parse("100ba"))
 
@@ -43,7 +43,8 @@ def test_several_models_of_each_moment_are_one_run_and_a_choice(tmp_path: Path, 
     with pytest.raises(UsageError, match=r"holds several models: ") as raised:
         open_run(tmp_path)
     assert set(re.findall(r"\w+", str(raised.value).rpartition("models: ")[2])) == {"model", *others}
-    assert raised.value.hint == "say which: component='model'"
+    ways = [f"component={name!r}" for name in ("model", *sorted(others))]
+    assert raised.value.hint == f"say which: {', or '.join(ways)}"
     with pytest.raises(UsageError, match=r"has no component 'modle'$"):
         open_run(tmp_path, component="modle")
     spacing = None if folder.startswith("step") else Time.parse("1ba")
@@ -51,6 +52,31 @@ def test_several_models_of_each_moment_are_one_run_and_a_choice(tmp_path: Path, 
         run = open_run(tmp_path, component=component, spacing=spacing)
         assert names(run) == [f"{folder.format(number)}/{component}.ckpt" for number in (1, 2, 3)]
         assert {each.reason for each in run.passed_over} == {f"not '{component}'"}
+
+
+@pytest.mark.parametrize("name", ["{}_{}.pth", "{}_step{}.pt", "step={}-{}.ckpt", "epoch_{}_{}.safetensors"])
+def test_networks_beside_each_other_are_components_by_their_names(tmp_path: Path, cli: Cli, name: str):
+    """The number of the moment is no part of a network's name; what is not there is an error that names what is."""
+    saved = {}
+    for step in (1, 2, 3):
+        for network, value in (("G", 1.0), ("wav2vec", -1.0)):
+            file = name.format(*((step, network) if name.startswith(("step", "epoch")) else (network, step)))
+            saved[network, step] = file
+            tensors = {network: torch.full((2,), value * step)}
+            (tmp_path / "run").mkdir(exist_ok=True)
+            path = tmp_path / "run" / file
+            save_file(tensors, path) if file.endswith("safetensors") else save(path, {"model": tensors, "epoch": step})
+    for network, value in (("G", 1.0), ("wav2vec", -1.0)):
+        run = open_run(tmp_path / "run", component=network)
+        assert sorted(names(run)) == sorted(saved[network, step] for step in (1, 2, 3))
+        law = ("--profile", "uniform", "--component", network, "-o", f"{network}.safetensors")
+        assert cli("average", "run", *law).code == 0
+        written = load_file(tmp_path / f"{network}.safetensors")
+        assert written[network].tolist() == [2.0 * value] * 2
+        assert cli("verify", f"{network}.safetensors", "--against", "run").code == 0
+    with pytest.raises(UsageError, match=r"has no component 'D'$") as raised:
+        open_run(tmp_path / "run", component="D")
+    assert raised.value.hint == "say which: component='G', or component='wav2vec'"
 
 
 def test_a_chosen_component_is_averaged_and_opened_again(tmp_path: Path):

@@ -11,13 +11,18 @@ from ema_cli.cli.command_line import InspectOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.views import Inspection, RunView, StoredView
-from ema_cli.errors import EmaError, UsageError, option
+from ema_cli.errors import EmaError, RunError, UsageError, at_terminal, option
 from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time, Unit
+from ema_cli.planning.clock_checks import check_units
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
+from ema_cli.runs.run import Run
 from ema_cli.runs.stored import find_stored, open_stored
 from ema_cli.runs.warnings import Remarks, refusal_warnings
 from ema_cli.storage.location import location
+
+_ANY_HALF_LIFE = Time(200, Unit.BATCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,9 @@ def inspect(request: InspectRequest) -> Inspection:
     run, plans = source.open_with(request.recipes)
     newest = run.checkpoints[-1]
     remarks = Remarks.of(run, run.checkpoints)
-    remarks = replace(remarks, warnings=(*remarks.warnings, *refusal_warnings(newest, request.copy)))
+    remarks = Remarks(
+        (*remarks.warnings, *refusal_warnings(newest, request.copy)), (*remarks.notes, *_ways_to_clocks(run))
+    )
     return Inspection(
         RunView.of(run, stored=is_stored),
         plans,
@@ -79,6 +86,17 @@ def inspect(request: InspectRequest) -> Inspection:
         remarks,
         request.gates.problem(plans, remarks.warnings, newest.tensors.specs),
     )
+
+
+def _ways_to_clocks(run: Run) -> list[str]:
+    """Return how a run gets clocks that has none in any unit."""
+    if run.units or len(run.checkpoints) < 2 or any(checkpoint.averaged for checkpoint in run.checkpoints):
+        return []
+    try:
+        check_units(run, Recipe(half_life=_ANY_HALF_LIFE))
+    except RunError as error:
+        return [f"an average by half-life needs clocks, and there are none: {error.advice(at_terminal)}"]
+    return []
 
 
 def _what_is_stored(paths: Sequence[Path], recipes: Sequence[Recipe]) -> StoredView | None:

@@ -211,7 +211,7 @@ def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str
         models = {**{base: files[base] for base in ("model",) if base in files}, **numbered}
         if options.component in models:
             return "model", models[options.component]
-        raise several_models_error(path, list(models), "model_1")
+        raise several_models_error(path, list(models), "model")
     if options.component is not None:
         raise one_model_error(path)
     if not files:

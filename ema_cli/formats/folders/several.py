@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint, Pretrained, Progress
-from ema_cli.errors import CheckpointError, NoSuchWeights, UsageError, option
+from ema_cli.errors import CheckpointError, NoSuchWeights, option
 from ema_cli.formats.folders import huggingface
 from ema_cli.formats.folders.huggingface import left_out_warning
 from ema_cli.formats.folders.places import Places, find_places
-from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.options import ReadOptions, no_component_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.shards import PlacedTensors, join_parts
 from ema_cli.formats.trainers.choice import AVERAGE_AGAIN, AVERAGED_AGAIN, WITHOUT_EMA
@@ -99,9 +99,7 @@ def _choose(path: Path, places: Places, options: ReadOptions) -> Sequence[str]:
         return ("", *places.models) if places.has_own_model else places.models
     name = options.component if options.component in places.models else _raw_name(options.component)
     if name not in places.models:
-        raise UsageError(
-            f"has no component '{options.component}'", subject=path, hint=f"it has {', '.join(places.models)}"
-        )
+        raise no_component_error(path, options.component, list(places.models))
     return (name,)
 
 

@@ -15,9 +15,9 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
 from ema_cli.formats.trainers.adapters import header_settings
-from ema_cli.formats.trainers.choice import AVERAGED_MODEL, choose, settle_averages
+from ema_cli.formats.trainers.choice import averaged_model, choose, settle_averages
 from ema_cli.formats.trainers.layout import NamedTensor, Selection, Sets
-from ema_cli.formats.trainers.names import AVERAGED_COUNT, may_hold_averages
+from ema_cli.formats.trainers.names import may_hold_averages
 from ema_cli.formats.trainers.prefixes import Renamed
 from ema_cli.storage.location import location
 
@@ -156,7 +156,7 @@ def _averages(tensors: SafetensorsTensors) -> Averages | None:
     """Return how it is known that these are averages already, None if they are not."""
     if METADATA_KEY in tensors.metadata:
         return Averages(MADE_HERE)
-    return Averages(AVERAGED_MODEL) if AVERAGED_COUNT in tensors.specs else None
+    return averaged_model(tensors)
 
 
 READER = Reader(matches, open_checkpoint)

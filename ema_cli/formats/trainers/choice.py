@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ema_cli.checkpoint import Averages, Checkpoint
+from ema_cli.checkpoint import Averages, Checkpoint, Tensors
 from ema_cli.errors import NoSuchWeights, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.layout import Selection, Sets
@@ -16,6 +16,7 @@ WITHOUT_EMA = f"leave out {option('weights', 'ema')}"
 AVERAGE_AGAIN = f"average the averages once more: {option('weights', 'ema')}"
 _TAKE_RAW = f"take the raw weights: {option('weights', 'raw')}"
 NOT_BEGUN = "holds no averages yet: they have not been updated once"
+MODEL_ITSELF = "what it holds is the model as it was when its averages were set up: average the model's own checkpoints"
 
 
 def choose(selection: Selection, sets: Sets, options: ReadOptions) -> None:
@@ -36,14 +37,14 @@ def choose(selection: Selection, sets: Sets, options: ReadOptions) -> None:
         if sets.averages is None:
             raise NoSuchWeights("holds no averages", hint=WITHOUT_EMA)
         if not sets.begun:
-            raise NoSuchWeights(NOT_BEGUN, hint=None if sets.raw is None else _TAKE_RAW)
+            raise NoSuchWeights(NOT_BEGUN, hint=MODEL_ITSELF if sets.raw is None else _TAKE_RAW)
         selection.tensors = sets.averages
         selection.warnings.append(AVERAGED_AGAIN)
     elif options.weights == "raw":
         _take_raw(selection, sets)
     elif sets.why and sets.averages is not None:
         selection.tensors = sets.averages
-        selection.averages = Averages(sets.why, has_raw=sets.raw is not None, sure=sets.sure, equal=sets.equal)
+        selection.averages = Averages(sets.why, sets.raw is not None, sets.sure, sets.equal, sets.begun)
     elif sets.raw is not None:
         selection.tensors = sets.raw
         if sets.averages is not None and sets.begun:
@@ -59,7 +60,7 @@ def _take_raw(selection: Selection, sets: Sets) -> None:
         if sets.why:
             selection.notes.append("raw weights taken from beside the averages")
     elif sets.sure or sets.averages is None:
-        raise NoSuchWeights(f"holds no raw weights: {sets.why}", hint=AVERAGE_AGAIN)
+        raise NoSuchWeights(f"holds no raw weights: {sets.why}", hint=AVERAGE_AGAIN if sets.begun else MODEL_ITSELF)
     else:
         selection.tensors = sets.averages
         selection.warnings.append(_believed(sets.why))
@@ -79,23 +80,26 @@ def settle_averages(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
             raise NoSuchWeights("holds no averages", subject=checkpoint.path, hint=WITHOUT_EMA)
     elif options.weights == "raw" and checkpoint.mark is None:
         if averages.sure:
-            raise NoSuchWeights(f"holds no raw weights: {averages.reason}", subject=checkpoint.path, hint=AVERAGE_AGAIN)
+            hint = AVERAGE_AGAIN if averages.begun else MODEL_ITSELF
+            raise NoSuchWeights(f"holds no raw weights: {averages.reason}", subject=checkpoint.path, hint=hint)
         return replace(checkpoint, averages=None, warnings=(*checkpoint.warnings, _believed(averages.reason)))
     elif options.weights == "ema":
-        if _count(checkpoint) == 0:
-            raise NoSuchWeights(NOT_BEGUN, subject=checkpoint.path)
+        if not averages.begun:
+            raise NoSuchWeights(NOT_BEGUN, subject=checkpoint.path, hint=MODEL_ITSELF)
         return replace(checkpoint, averages=None, warnings=(*checkpoint.warnings, AVERAGED_AGAIN))
     return checkpoint
 
 
-def _count(checkpoint: Checkpoint) -> int | None:
-    """Return how many models an AveragedModel has averaged, None where it does not say."""
-    spec = checkpoint.tensors.specs.get(AVERAGED_COUNT)
-    if spec is None or spec.count != 1 or spec.dtype.kind != "integer":
+def averaged_model(tensors: Tensors) -> Averages | None:
+    """Return the averages that the state dict of an AveragedModel is, None for any other."""
+    spec = tensors.specs.get(AVERAGED_COUNT)
+    if spec is None:
         return None
+    if spec.count != 1 or spec.dtype.kind != "integer":
+        return Averages(AVERAGED_MODEL)
     stored = bytearray(spec.nbytes)
-    checkpoint.tensors.read_into(AVERAGED_COUNT, 0, memoryview(stored))
-    return int.from_bytes(stored, "little")
+    tensors.read_into(AVERAGED_COUNT, 0, memoryview(stored))
+    return Averages(AVERAGED_MODEL, begun=any(stored))
 
 
 def _believed(why: str | None) -> str:

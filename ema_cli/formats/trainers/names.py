@@ -81,6 +81,8 @@ _NAME_CLOCKS = (
     (Unit.TOKEN, rf"{_WORD}tokens?", _COUNT, ""),
     (Unit.TOKEN, rf"{_SHORT}tok", _COUNT, _NO_LETTER),
 )
+_NUMBER = re.compile(r"(?:^|(?<=[-_. =]))[0-9]+(?:[.,][0-9]+)*(?=$|[-_. =])|[0-9]+$")  # not the 2 of wav2vec
+_SEPARATORS = re.compile(r"[-_. =]{2,}")
 _CLOCKS = tuple(
     (unit, re.compile(rf"{before}[-_=]?{number}{_AFTER}{after}", re.IGNORECASE))
     for unit, before, number, after in _NAME_CLOCKS
@@ -110,6 +112,14 @@ def name_clocks(name: str) -> Progress:
             from_zero = Unit.EPOCH in clocks and not _COMPOSER_NAME.search(part)
             return Progress(clocks, epoch_origin_unknown=from_zero)
     return Progress()
+
+
+def component_name(name: str) -> str:
+    """Return what the name of a file says of the model in it: `G` for G_1000.pth, G_step1000.pth and epoch_3-G.pth."""
+    text = stem(name)
+    for _, clock in _CLOCKS:
+        text = clock.sub("_", text)
+    return _SEPARATORS.sub("_", _NUMBER.sub("", text)).strip("-_. =")
 
 
 def names_in(folder: Path) -> set[str]:

@@ -218,5 +218,7 @@ def test_averages_that_cannot_be_read_are_said(tmp_path: Path) -> None:
     torch.save({"shadow_params": [torch.ones(2)], "decay": 0.9}, folder / "ema.bin")
     error = refusal(folder, weights="ema")
     assert isinstance(error, NoSuchWeights)
-    assert error.fact.startswith("holds no averages that are read: no weights in a place we know")
+    assert error.fact == (
+        "holds no averages that are read: its tensors are in a list, at 'shadow_params', and so have no names"
+    )
     assert error.hint == "leave out weights='ema'"

@@ -106,7 +106,7 @@ def test_a_component_that_is_not_there(tmp_path: Path) -> None:
     error = refusal(write(tmp_path / "checkpoint-5", unet=1.0), component="transformer")
     assert type(error) is UsageError
     assert "has no component 'transformer'" in str(error)
-    assert error.hint == "it has unet"
+    assert error.hint == "say which: component='unet'"
 
 
 # For each choice of component and weights: the number, whether averages nobody asked for, and the note.
