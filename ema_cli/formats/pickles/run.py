@@ -32,7 +32,8 @@ def execute(machine: Machine, batches: Batches | None = None) -> Any:
     last = len(data) - _OPERAND_BYTES  # up to there a whole operand lies ahead
     begun = (0, 0, 0)  # of the batch that was begun last: its byte in the file, and the lengths of memo and marks
     for _ in range(_MAX_INSTRUCTIONS):
-        opcode = data[position] if position < last else 0
+        # A batch that is all of the pickle ends within an operand's length of its end.
+        opcode = data[position] if position < last else 0x75 if data.startswith(b"u", position) else 0
         match opcode:
             case 0x94 if not machine.memo_beyond:
                 memo.append(stack[-1])

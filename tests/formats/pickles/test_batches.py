@@ -31,7 +31,7 @@ def model(count: int = 100, key: bytes = b"0") -> bytes:
 
 def read(program: bytes, batches: Batches | None) -> tuple[Any, list[Any]]:
     """Return the value of a program and the memo."""
-    machine = Machine(Memory(b"\x80\x02" + program + b"." + bytes(8)), 0, describe_storage)
+    machine = Machine(Memory(b"\x80\x02" + program + b"."), 0, describe_storage)
     return execute(machine, batches), machine.memo
 
 
@@ -56,6 +56,14 @@ def test_a_batch_that_comes_again_is_taken_over(monkeypatch: pytest.MonkeyPatch)
         program = b"(" + step + model() + step + b"t"
         assert repr(read(program, batches)) == repr(read(program, None))
     assert len(taken) == 2
+
+
+def test_a_batch_that_is_the_whole_pickle_is_taken_over(monkeypatch: pytest.MonkeyPatch):
+    """A bare state dict ends with its batch: no more bytes follow than the end of the program."""
+    taken, batches = taken_over(monkeypatch), Batches()
+    for _ in range(2):
+        assert len(read(model(), batches)[0]) == 100
+    assert len(taken) == 1
 
 
 @pytest.mark.parametrize(
