@@ -128,7 +128,7 @@ def fuzz_module(around: Path) -> Reader:
             root, _ = unpickle(Memory(data))
         except PickleError:
             return
-        read_torch(TorchFile(Memory(bytes(64)), root, lambda key: (0, 64)))
+        read_torch(TorchFile(Memory(bytes(64)), root, lambda keys: dict.fromkeys(keys, (0, 64))))
 
     return read
 

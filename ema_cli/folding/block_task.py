@@ -15,7 +15,7 @@ from ema_cli.checkpoint import Checkpoint, Tensors
 from ema_cli.dtypes import DType
 from ema_cli.folding.blocks import Block, Piece
 from ema_cli.folding.kernel import NonFiniteElements, SumSpec, WeightTable, Workspace
-from ema_cli.storage.ranges import join_ranges
+from ema_cli.storage.ranges import join_ranges, read_ranges
 
 Aside = Callable[[Callable[[], NonFiniteElements]], NonFiniteElements]
 """Calls a function that takes several times the memory of a row."""
@@ -157,10 +157,7 @@ def _read_pieces(tensors: Tensors, pieces: Sequence[Piece], dtype: DType, out: m
             for place, piece in zip(places, pieces, strict=True)
             if place is not None
         )
-        position = 0
-        for source, offset, size in join_ranges(ranges):
-            source.read_into(offset, out[position : position + size])
-            position += size
+        read_ranges(join_ranges(ranges), out)
         return
     position = 0
     for piece in pieces:

@@ -158,7 +158,16 @@ class LocalFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from byte `offset`."""
-        out = bytearray(size)
+        descriptor = self._take_descriptor()
+        try:
+            data = os.pread(descriptor, size, offset)
+        except OSError as error:
+            raise self._unread(offset, error) from error
+        finally:
+            self._give_back()
+        if len(data) == size:
+            return data
+        out = bytearray(size)  # in several parts, or it ends
         self.read_into(offset, memoryview(out))
         return bytes(out)
 
@@ -177,7 +186,7 @@ class LocalFile:
                 offset += count
                 out = out[count:]
         except OSError as error:
-            raise _refusal(f"cannot be read at byte {offset}", self.path, error) from error
+            raise self._unread(offset, error) from error
         finally:
             self._give_back()
 
@@ -188,6 +197,9 @@ class LocalFile:
         except OSError as error:
             raise _refusal("disappeared while it was used", self.path, error) from error
         self._check_identity(status)
+
+    def _unread(self, offset: int, error: OSError) -> Missing | Unreadable:
+        return _refusal(f"cannot be read at byte {offset}", self.path, error)
 
     def _check_identity(self, status: os.stat_result) -> None:
         if _identity(status) != self._identity:

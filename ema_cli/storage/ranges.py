@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from ema_cli.storage.source import ByteSource
+
+_NEAR_BYTES = 1 << 13  # to copy so many takes less time than another read
+_MOST_BYTES = 1 << 16  # that are read to be copied: malloc takes more from the system each time
+
 Owner = TypeVar("Owner")
 
 
@@ -24,3 +29,37 @@ def join_ranges(ranges: Iterable[tuple[Owner, int, int]]) -> Iterator[tuple[Owne
         current = (owner, offset, size)
     if current is not None:
         yield current
+
+
+def read_ranges(ranges: Iterable[tuple[ByteSource, int, int]], out: memoryview) -> None:
+    """Fill `out` with the bytes of the ranges, one after another. Small ones near each other come with one read."""
+    position = 0
+    for group in _near_ranges(ranges):
+        source, begin, size = group[0]
+        if len(group) == 1:
+            source.read_into(begin, out[position : position + size])
+            position += size
+            continue
+        data = memoryview(source.read(begin, group[-1][1] + group[-1][2] - begin))
+        for _, offset, size in group:
+            out[position : position + size] = data[offset - begin : offset - begin + size]
+            position += size
+
+
+def _near_ranges(ranges: Iterable[tuple[Owner, int, int]]) -> Iterator[list[tuple[Owner, int, int]]]:
+    """Yield the ranges in groups, each of them small ones near each other in one file, or a single one."""
+    group: list[tuple[Owner, int, int]] = []
+    end = most = 0  # of the group: where it ends, and where it must
+    owner: Owner | None = None
+    for current in ranges:
+        _, offset, size = current
+        if current[0] is owner and end <= offset and offset + size <= min(end + _NEAR_BYTES, most):
+            group.append(current)
+        else:
+            if group:
+                yield group
+            group, owner = [current], current[0]
+            most = offset + (_MOST_BYTES if size <= _NEAR_BYTES else 0)
+        end = offset + size
+    if group:
+        yield group

@@ -37,6 +37,8 @@ class _Batch:
     data: their bytes.
     pairs: the keys and values, one after another.
     remembered: what was added to the memo.
+    hooks: the places in it of hooks of tensors, which are empty dicts, and the one thing that could be changed: each
+        pickle gets its own.
     before: what could be used of the memo before the batch, by its number.
     uses: what is used of that; None as long as nobody looked.
     """
@@ -44,6 +46,7 @@ class _Batch:
     data: bytes
     pairs: list[Any]
     remembered: list[Any]
+    hooks: list[int]
     before: dict[int, Any]
     uses: dict[int, Any] | None = None
 
@@ -65,8 +68,10 @@ class Batches:
         uses = self._look(batch, len(machine.memo))
         if uses is None or not all(_is_same(machine.memo[number], value) for number, value in uses.items()):
             return 0
-        # Hooks of tensors, which are empty, are the one thing that could be changed: each pickle gets its own.
-        machine.memo.extend([{} if type(value) is dict else value for value in batch.remembered])
+        first = len(machine.memo)
+        machine.memo.extend(batch.remembered)
+        for number in batch.hooks:
+            machine.memo[first + number] = {}
         machine.set_items(batch.pairs)
         self._taken = True
         return position + len(batch.data)
@@ -88,7 +93,8 @@ class Batches:
             self._batches.clear()
             self._nbytes = 0
         before = {number: value for number, value in enumerate(machine.memo[:first]) if isinstance(value, _USED)}
-        self._batches[first] = _Batch(machine.data[begin:end], pairs, remembered, before)
+        hooks = [number for number, value in enumerate(remembered) if type(value) is dict]
+        self._batches[first] = _Batch(machine.data[begin:end], pairs, remembered, hooks, before)
         self._nbytes += end - begin
 
     def _look(self, batch: _Batch, first: int) -> dict[int, Any] | None:

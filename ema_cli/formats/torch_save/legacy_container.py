@@ -12,7 +12,7 @@ from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.pickles.unpickle import describe_storage, unpickle
 from ema_cli.formats.pickles.values import PickleEnds, PickleError, Storage
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.tensors import Span, TorchFile
 from ema_cli.storage.source import ByteSource
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -58,12 +58,10 @@ def open_legacy(source: ByteSource) -> TorchFile:
         kind = IncompleteCheckpoint if isinstance(error, PickleEnds) else CheckpointError
         raise kind(f"the pickle in it cannot be read: {error}", subject=source.path) from error
     spans = _find_spans(source, keys, storages, position)
-    return TorchFile(source, root, spans.get)
+    return TorchFile(source, root, lambda keys: {key: spans[key] for key in keys if key in spans})
 
 
-def _find_spans(
-    source: ByteSource, keys: Any, storages: dict[str, Storage], position: int
-) -> dict[str, tuple[int, int]]:
+def _find_spans(source: ByteSource, keys: Any, storages: dict[str, Storage], position: int) -> dict[str, Span]:
     """Return byte offset and size of each storage. They follow each other from byte `position` on, as `keys` do."""
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
         raise CheckpointError("its list of storages does not fit its tensors", subject=source.path)

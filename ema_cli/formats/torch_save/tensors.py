@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from operator import is_
@@ -19,6 +19,7 @@ from ema_cli.storage.source import ByteSource
 
 _MAX_EXPANDED_BYTES = 1 << 30
 _MOST_KEPT = 1 << 13  # tensors
+Span = tuple[int, int]  # byte offset and size
 _FLOATS = {"<f4": struct.Struct("<f"), "<f8": struct.Struct("<d")}
 
 
@@ -29,13 +30,13 @@ class TorchFile:
     Attributes:
         source: the bytes.
         root: the object that was saved, with a `TensorRef` for each tensor.
-        locate: returns byte offset and size in `source` of the storage with a key, None where it is missing.
+        locate: returns where in `source` the storages with some keys lie; those that are missing are left out.
         mark: the content of ema-cli's mark in an average that it made, None in other files.
     """
 
     source: ByteSource
     root: Any
-    locate: Callable[[str], tuple[int, int] | None]
+    locate: Callable[[Iterable[str]], Mapping[str, Span]]
     mark: Mapping[str, object] | None = None
 
     def tensors(self, refs: Mapping[str, object]) -> TorchTensors:
@@ -56,13 +57,14 @@ class TorchFile:
         offsets = array("q")
         kept: list[TensorRef] = []
         views: dict[str, _View] = {}
+        spans = self.locate({ref.storage.key: None for ref in refs.values() if isinstance(ref, TensorRef)})
         expanded = 0
         for name, ref in refs.items():
             check_tensor_name(name, path)
             if not isinstance(ref, TensorRef):
                 raise CheckpointError(f"'{name}' cannot be averaged: {_reason(ref)}", subject=path)
             dtype, count = self._dtype(name, ref), prod(ref.shape)
-            offset, stored = self._offset(name, ref, dtype, count)
+            offset, stored = self._offset(name, ref, dtype, count, spans)
             if count * dtype.itemsize > stored:
                 expanded += count * dtype.itemsize
             if expanded > _MAX_EXPANDED_BYTES:
@@ -79,7 +81,9 @@ class TorchFile:
         numbers = {name: number for number, name in enumerate(specs)}
         tensors = TorchTensors(specs, numbers, offsets, views, self.source)
         if len(refs) <= _MOST_KEPT:
-            _last = _Last(refs, [self.locate(ref.storage.key) for ref in kept], tensors)
+            keys = [ref.storage.key for ref in kept]
+            begins = [offset - spans[key][0] for key, offset in zip(keys, offsets, strict=True)]
+            _last = _Last(refs, keys, [spans[key][1] for key in keys], begins, tensors)
         return tensors
 
     def scalar(self, name: str, ref: TensorRef) -> int | float | None:
@@ -125,10 +129,12 @@ class TorchFile:
             raise CheckpointError(f"'{name}' is {dtype.name} that does not lie in order", subject=self.source.path)
         return (*ref.shape[:-1], dtype.torch_group * ref.shape[-1])
 
-    def _offset(self, name: str, ref: TensorRef, dtype: DType, count: int) -> tuple[int, int]:
+    def _offset(
+        self, name: str, ref: TensorRef, dtype: DType, count: int, spans: Mapping[str, Span] | None = None
+    ) -> Span:
         """Return the byte of the first element and the size of the storage, in which all `count` elements must lie."""
         path, itemsize = self.source.path, dtype.itemsize
-        span = self.locate(ref.storage.key)
+        span = (self.locate([ref.storage.key]) if spans is None else spans).get(ref.storage.key)
         if span is None:
             raise CheckpointError(f"'{name}' has its bytes in a storage that is missing", subject=path)
         start, stored = span
@@ -226,12 +232,16 @@ class _Last:
     """The tensors of the checkpoint that was read last. Those of the next one of its run are mostly described alike.
 
     refs: their descriptions by name. Batches that come again in a pickle are the very same descriptions.
-    spans: byte offset and size of the storage of each.
+    keys: the key of the storage of each.
+    sizes: the size of each of these storages.
+    begins: the byte of its storage at which each tensor begins.
     tensors: what was made of them.
     """
 
     refs: Mapping[str, object]
-    spans: list[tuple[int, int] | None]
+    keys: Sequence[str]
+    sizes: Sequence[int]
+    begins: Sequence[int]
     tensors: TorchTensors
 
     def of(self, file: TorchFile, refs: Mapping[str, object]) -> TorchTensors | None:
@@ -240,12 +250,10 @@ class _Last:
             return None
         if list(refs) != list(self.refs):
             return None
-        offsets = array("q")
-        for ref, span, offset in zip(refs.values(), self.spans, self.tensors.offsets, strict=True):
-            other = file.locate(ref.storage.key) if isinstance(ref, TensorRef) else None
-            if other is None or span is None or other[1] != span[1]:
-                return None
-            offsets.append(other[0] + offset - span[0])
+        spans = file.locate(dict.fromkeys(self.keys))
+        if [spans[key][1] if key in spans else -1 for key in self.keys] != self.sizes:
+            return None
+        offsets = array("q", [spans[key][0] + begin for key, begin in zip(self.keys, self.begins, strict=True)])
         return replace(self.tensors, offsets=offsets, source=file.source)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ema_cli.errors import CheckpointError, NoWeights
@@ -10,8 +10,8 @@ from ema_cli.formats.mark import MAX_MARK_BYTES, RECORD, parse_mark
 from ema_cli.formats.pickles.machine import MAX_PICKLE_BYTES
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import PickleError
-from ema_cli.formats.torch_save.tensors import TorchFile
-from ema_cli.formats.torch_save.zip_directory import ZipEntry, data_offset, read_directory
+from ema_cli.formats.torch_save.tensors import Span, TorchFile
+from ema_cli.formats.torch_save.zip_directory import ZipEntry, data_offset, data_offsets, read_directory
 from ema_cli.storage.source import ByteSource, FileRegion
 
 Entries = dict[str, ZipEntry]
@@ -34,15 +34,11 @@ def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> To
             )
     _check_byte_order(source, entries, prefix)
     root = _unpickle(source, entries[f"{prefix}data.pkl"], max_pickle_bytes)
-    starts: dict[str, int] = {}
 
-    def locate(key: str) -> tuple[int, int] | None:
-        entry = entries.get(f"{prefix}data/{key}")
-        if entry is None:
-            return None
-        if key not in starts:
-            starts[key] = data_offset(source, entry)
-        return starts[key], entry.size
+    def locate(keys: Iterable[str]) -> Mapping[str, Span]:
+        stored = {key: entry for key in keys if (entry := entries.get(f"{prefix}data/{key}")) is not None}
+        starts = data_offsets(source, list(stored.values()))
+        return {key: (start, entry.size) for (key, entry), start in zip(stored.items(), starts, strict=True)}
 
     return TorchFile(source, root, locate, _mark(source, entries.get(f"{prefix}{RECORD}")))
 

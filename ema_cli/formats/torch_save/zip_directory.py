@@ -7,11 +7,14 @@ Compressed entries are marked, and never inflated: a small one can hide gigabyte
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import attrgetter
 
 from ema_cli.checkpoint import MAX_TENSORS
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint
+from ema_cli.storage.ranges import read_ranges
 from ema_cli.storage.source import ByteSource
 
 END = struct.Struct("<4s4H2LH")
@@ -20,6 +23,10 @@ END64 = struct.Struct("<4sQ2H2L4Q")
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
 CHECKSUM_FOLLOWS = 1 << 3  # in the flags: behind the bytes, not before them
+# What is read of the two. Of the directory's: signature, flags, method, checksum, stored size, size, lengths of name,
+# extra fields and comment, place; of the local header: signature, method, lengths of name and extra fields.
+_READ_CENTRAL = struct.Struct("<4s4x2H4x3L3H8xL")
+_READ_LOCAL = struct.Struct("<4s4xH16x2H")
 _CENTRAL_CHECKSUM, _LOCAL_CHECKSUM = 16, 14  # the byte at which it stands in each
 IN_64 = 0xFFFFFFFF  # in a field of 32 bits: the number is in a zip64 record, which has fields of 64 bits
 _MAX_DIRECTORY_BYTES = 256 << 20
@@ -75,33 +82,39 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
             f"its zip directory has {count} entries; at most {_MAX_ENTRIES} are read", subject=file.path
         )
     directory = file.read(start, size)
-    entries: dict[str, ZipEntry] = {}
-    position = 0
-    for _ in range(count):
-        at = start + position
-        try:
-            entry, position = _read_central(file, directory, position)
-        except struct.error:
-            raise CheckpointError("its zip directory is damaged", subject=file.path) from None
-        if entry.name in entries:
-            raise CheckpointError(f"the zip entry '{entry.name}' stands twice", subject=file.path)
-        entry.listed_at = at
-        entries[entry.name] = entry
+    entries = _read_entries(file, start, directory, count)
     _check_spans(file, entries, start)
     return entries
 
 
 def data_offset(file: ByteSource, entry: ZipEntry) -> int:
     """Return the byte at which the entry's data begin, behind its local header."""
-    name = entry.name.encode()
-    header = file.read(entry.header_offset, LOCAL.size + len(name))  # in one read: the name is known from the directory
-    signature, _, _, method, *_, name_length, extra_length = LOCAL.unpack_from(header)
-    if signature != b"PK\x03\x04" or method != 0 or name_length != len(name) or not header.endswith(name):
-        raise CheckpointError(f"the zip entry '{entry.name}' is damaged", subject=file.path)
-    start = entry.header_offset + LOCAL.size + name_length + extra_length
-    if start + entry.size > entry.end:  # the local header, read only now, is longer than it should be
-        raise CheckpointError(f"the zip entry '{entry.name}' overlaps another", subject=file.path)
-    return int(start)
+    return data_offsets(file, [entry])[0]
+
+
+def data_offsets(file: ByteSource, entries: Sequence[ZipEntry]) -> list[int]:
+    """Return the byte at which the data of each entry begin, behind its local header.
+
+    Raises:
+        CheckpointError: for an entry whose local header is not what the directory says.
+    """
+    names = [entry.name.encode() for entry in entries]
+    sizes = [LOCAL.size + len(name) for name in names]  # the names are known from the directory
+    headers = bytearray(sum(sizes))
+    read_ranges(zip(repeat(file), [entry.header_offset for entry in entries], sizes, strict=False), memoryview(headers))
+    offsets = []
+    position = 0
+    for entry, name, size in zip(entries, names, sizes, strict=True):
+        signature, method, name_length, extra_length = _READ_LOCAL.unpack_from(headers, position)
+        position += size
+        is_same = name_length == len(name) and headers.endswith(name, 0, position)
+        if signature != b"PK\x03\x04" or method != 0 or not is_same:
+            raise CheckpointError(f"the zip entry '{entry.name}' is damaged", subject=file.path)
+        start = entry.header_offset + size + extra_length
+        if start + entry.size > entry.end:  # the local header, read only now, is longer than it should be
+            raise CheckpointError(f"the zip entry '{entry.name}' overlaps another", subject=file.path)
+        offsets.append(start)
+    return offsets
 
 
 def checksum_offsets(data: bytes) -> Iterator[int]:
@@ -152,27 +165,34 @@ def locate_directory(file: ByteSource) -> tuple[int, int, int]:
     return int(start), int(size), int(count)
 
 
-def _read_central(file: ByteSource, directory: bytes, position: int) -> tuple[ZipEntry, int]:
-    fields = CENTRAL.unpack_from(directory, position)
-    signature, _, _, flags, method, _, _, checksum, stored, size, name_length, extra_length, comment_length = fields[
-        :13
-    ]
-    header_offset = fields[16]
-    begin = position + CENTRAL.size
-    end = begin + name_length + extra_length + comment_length
-    if signature != b"PK\x01\x02" or end > len(directory):
-        raise CheckpointError("its zip directory is damaged", subject=file.path)
-    try:
-        name = directory[begin : begin + name_length].decode("utf-8")
-    except UnicodeDecodeError:
-        raise CheckpointError("a zip entry's name is not UTF-8", subject=file.path) from None
-    if flags & 1:
-        raise CheckpointError(f"the zip entry '{name}' is encrypted", subject=file.path)
-    extra = directory[begin + name_length : begin + name_length + extra_length]
-    size, stored, header_offset = _resolve_64(extra, size, stored, header_offset)
-    if size != stored and method == 0:
-        raise CheckpointError(f"the zip entry '{name}' gives two sizes, {size} and {stored}", subject=file.path)
-    return ZipEntry(name, stored, header_offset, compressed=method != 0, checksum=checksum), end
+def _read_entries(file: ByteSource, start: int, directory: bytes, count: int) -> dict[str, ZipEntry]:
+    """Return the entries by name, from the directory that begins at byte `start`."""
+    entries: dict[str, ZipEntry] = {}
+    unpack, position = _READ_CENTRAL.unpack_from, 0
+    for _ in range(count):
+        try:
+            signature, flags, method, checksum, stored, size, *lengths, offset = unpack(directory, position)
+        except struct.error:
+            raise CheckpointError("its zip directory is damaged", subject=file.path) from None
+        listed_at, begin = start + position, position + CENTRAL.size
+        extra = begin + lengths[0]
+        position = extra + lengths[1] + lengths[2]
+        if signature != b"PK\x01\x02" or position > len(directory):
+            raise CheckpointError("its zip directory is damaged", subject=file.path)
+        try:
+            name = directory[begin:extra].decode()
+        except UnicodeDecodeError:
+            raise CheckpointError("a zip entry's name is not UTF-8", subject=file.path) from None
+        if flags & 1:
+            raise CheckpointError(f"the zip entry '{name}' is encrypted", subject=file.path)
+        if IN_64 in (stored, size, offset):
+            size, stored, offset = _resolve_64(directory[extra : extra + lengths[1]], size, stored, offset)
+        if size != stored and method == 0:
+            raise CheckpointError(f"the zip entry '{name}' gives two sizes, {size} and {stored}", subject=file.path)
+        if name in entries:
+            raise CheckpointError(f"the zip entry '{name}' stands twice", subject=file.path)
+        entries[name] = ZipEntry(name, stored, offset, method != 0, checksum, listed_at=listed_at)
+    return entries
 
 
 def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tuple[int, int, int]:
@@ -196,11 +216,9 @@ def _resolve_64(extra: bytes, size: int, stored: int, header_offset: int) -> tup
 def _check_spans(file: ByteSource, entries: dict[str, ZipEntry], start: int) -> None:
     """Check that no entry overlaps another, nor the directory, which begins at byte `start`; set their `end`."""
     end = start
-    for entry in sorted(entries.values(), key=lambda entry: entry.header_offset, reverse=True):
+    for entry in sorted(entries.values(), key=attrgetter("header_offset"), reverse=True):
         taken = entry.header_offset + LOCAL.size + entry.size
-        entry.end = end
-        if entry.header_offset >= start or taken > start:
-            raise CheckpointError(f"the zip entry '{entry.name}' reaches past the end of the data", subject=file.path)
         if taken > end:
-            raise CheckpointError(f"the zip entry '{entry.name}' overlaps another", subject=file.path)
-        end = entry.header_offset
+            what = "overlaps another" if taken <= start else "reaches past the end of the data"
+            raise CheckpointError(f"the zip entry '{entry.name}' {what}", subject=file.path)
+        entry.end, end = end, entry.header_offset

@@ -193,8 +193,11 @@ def _keep_tensors(selection: Selection, options: ReadOptions) -> None:
     kept: dict[str, object] = {}
     dropped = []
     for name, value in selection.tensors.items():
+        if isinstance(value, TensorRef):
+            kept[text_key(name)] = value
+            continue
         is_plain = value is None or isinstance(value, _PLAIN_VALUES)
-        if _is_extra_state(name) and not isinstance(value, TensorRef | None):
+        if _is_extra_state(name) and value is not None:
             if not options.copies(name):
                 raise CheckpointError(
                     f"'{name}' is no tensor, but what only the module's own code can read",
@@ -217,7 +220,7 @@ def _keep_tensors(selection: Selection, options: ReadOptions) -> None:
 def _is_of_training(item: tuple[object, object]) -> bool:
     """Return whether an entry at the top is the state of an optimizer or a scheduler."""
     name, value = item
-    return isinstance(name, str) and bool(OPTIMIZERS.match(name)) and isinstance(value, dict | list) and bool(value)
+    return isinstance(value, dict | list) and bool(value) and isinstance(name, str) and bool(OPTIMIZERS.match(name))
 
 
 def _is_extra_state(name: object) -> bool:

@@ -34,7 +34,7 @@ def file_of(**sizes: int) -> TorchFile:
     for key, size in sizes.items():
         spans[key] = (at, size)
         at += size
-    return TorchFile(Memory(DATA), None, spans.get)
+    return TorchFile(Memory(DATA), None, lambda keys: {key: spans[key] for key in keys if key in spans})
 
 
 def ref(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], **changes: object) -> TensorRef:
