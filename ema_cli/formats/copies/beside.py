@@ -40,7 +40,8 @@ def beside_in_file(file: TorchFile, replaced: Sequence[Span]) -> Beside:
     begins, beside = [begin for begin, _ in replaced], Beside()
 
     def is_replaced(ref: TensorRef) -> bool:
-        span, dtype = file.locate(ref.storage.key), TORCH_DTYPES.get(ref.dtype)
+        key, dtype = ref.storage.key, TORCH_DTYPES.get(ref.dtype)
+        span = file.locate([key]).get(key)
         if span is None or dtype is None:
             return False
         at = span[0] + ref.offset * dtype.itemsize
