@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from tests.trainers.conftest import Tensors, assert_rounds
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 
 
-def mean(saved: list[Tensors]) -> dict[str, torch.Tensor]:
-    """Return the mean of floating tensors in float64, and the newest of the others."""
-    newest = saved[-1]
+def mean(saved: list[Tensors], weights: Sequence[float] | None = None) -> dict[str, torch.Tensor]:
+    """Return the mean of floating tensors in float64, and the newest of the others; `weights` need no sum of 1."""
+    shares = torch.tensor(weights or [1.0] * len(saved), dtype=torch.float64)
     return {
-        name: torch.stack([each[name].double() for each in saved]).mean(0) if tensor.is_floating_point() else tensor
-        for name, tensor in newest.items()
+        name: torch.stack([share * each[name].double() for share, each in zip(shares, saved, strict=True)]).sum(0)
+        / shares.sum()
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in saved[-1].items()
     }
 
 
@@ -96,7 +100,7 @@ def test_transformers_resumes_from_an_average(cli: Cli, tmp_path: Path):
     for name in ("model.safetensors", "config.json"):
         (run / name).unlink()
     average(cli, run, tmp_path / "release")
-    exact = mean(transformers_run.saved(run))
+    exact = mean(transformers_run.saved(run), [10, 10, 10, 5])  # the last is saved 5 steps after the one before
     assert_rounds(load_file(tmp_path / "release/model.safetensors"), exact)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "release")
     assert_rounds({name: model.state_dict()[name] for name in exact}, exact)
