@@ -144,13 +144,7 @@ def compare_frames(snapshot: Snapshot) -> Iterator[str]:
 def _named_classes(snapshot: Snapshot) -> Iterator[str]:
     """Yield a problem for each file that names classes or functions which ema-cli does not write."""
     for name, file in snapshot.files.items():
-        try:
-            classes = classes_in([file])
-        except Unreadable:
-            raise
-        except EmaError as error:
-            yield snapshot.problem(name, error.message(at_terminal, known=file.path))
-            continue
+        classes = classes_in([file])
         if classes:
             yield snapshot.problem(
                 name,

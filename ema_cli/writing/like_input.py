@@ -5,13 +5,13 @@ A tensor that is copied, and all that is no tensor of the model, stays what it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import OutputError, option
-from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file
+from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file, masters_in_file
 from ema_cli.formats.copies.classes import classes_in
 from ema_cli.formats.copies.copied_file import CopiedFile, Span
 from ema_cli.formats.copies.frames import can_be_marked, frame_of, join_spans
@@ -130,7 +130,7 @@ def lay_out_like(
     elif unmarked:
         _check_outside(plan, target)
     files = [original.copy(names[path], mark) for path, original in originals.items()]
-    beside = _beside(newest, originals)
+    beside = _beside(newest, originals, copies.values())
     likeness = Likeness(files, pieces, classes, _notes(newest, beside, classes), _warnings(beside))
     return LikeFiles(texts, copies, likeness)
 
@@ -217,9 +217,11 @@ def _check_outside(plan: Plan, target: Target) -> None:
         )
 
 
-def _beside(newest: Checkpoint, originals: Mapping[Path, _Original]) -> Beside:
+def _beside(newest: Checkpoint, originals: Mapping[Path, _Original], copies: Iterable[InputFile]) -> Beside:
     """Return what lies beside the weights in the files of the newest checkpoint."""
     beside = Beside()
+    for file in copies:
+        beside.masters += masters_in_file(file)
     for path, original in originals.items():
         if path.suffix.lower() != ".safetensors" and newest.format != "DCP":
             one = beside_in_file(open_torch(original.file), original.replaced)

@@ -72,6 +72,7 @@ SETUPS: dict[str, Callable[[Path], None]] = {
     "docs/how-to/release.md": hugging_face,
     "docs/how-to/several-half-lives.md": hugging_face,
     "docs/how-to/your-trainer.md": every_trainer,
+    "docs/how-to/go-on-training.md": every_trainer,
     "docs/how-to/checkpoints-without-clocks.md": without_clocks,
     "docs/reference/exit-codes.md": hugging_face,
     "docs/reference/python.md": hugging_face,

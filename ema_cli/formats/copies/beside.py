@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ema_cli.dtypes import TORCH_DTYPES
+from ema_cli.errors import CheckpointError, Unreadable
 from ema_cli.formats.copies.copied_file import Span
 from ema_cli.formats.pickles.values import Inert, TensorRef
+from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.storage.source import InputFile
 
 # What trainers call the float32 copies of weights that their optimizers update: apex, Megatron, DeepSpeed, torch's.
 _MASTERS = re.compile(r"(?:^|[._/])(?:master|fp32_(?:param|from|groups|flat)|single_partition_of_fp32|float32_groups)")
+_TORCH = re.compile(r"\.(?:pt|pth|bin|ckpt)$")
 _DEPTH = 3  # of the keys that are shown
 _MOST_CHARS = 40  # of one
 
@@ -63,6 +67,18 @@ def beside_in_file(file: TorchFile, replaced: Sequence[Span]) -> Beside:
 
     look(file.root, ())
     return beside
+
+
+def masters_in_file(file: InputFile) -> list[str]:
+    """Return the first copies of weights that a file of torch's holds; none in any other file."""
+    if not _TORCH.search(file.path.name):
+        return []
+    try:
+        return [f"{file.path.name}: {key}" for key in _masters(open_torch(file).root)][:1]
+    except Unreadable:
+        raise
+    except CheckpointError:
+        return []
 
 
 def beside_by_name(names: Iterable[str], replaced: Iterable[str]) -> Beside:

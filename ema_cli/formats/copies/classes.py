@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ema_cli.dtypes import TORCH_DTYPES
-from ema_cli.errors import NoWeights
+from ema_cli.errors import CheckpointError, Unreadable
 from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.pickles.unpickle import names_in_pickle
 from ema_cli.formats.pickles.values import KNOWN_CALLS, PickleError
@@ -59,8 +59,7 @@ _PLAIN = {
 def classes_in(files: Iterable[InputFile]) -> list[str]:
     """Return the names of the classes and functions whose code runs when one of the files is loaded, in order.
 
-    Raises:
-        CheckpointError: for a pickle that cannot be read, so that nobody knows.
+    A pickle that cannot be read may name anything, and is listed as such.
     """
     names = set().union(*(_names_in(file) for file in files))
     return sorted(name for name in names if name not in _PLAIN and not _STORAGE.fullmatch(name))
@@ -76,8 +75,10 @@ def _names_in(file: InputFile) -> set[str]:
         if file.path.name == DCP_METADATA:
             return names_in_pickle(file)[0].union(*map(_names_in_source, _items(file)))
         return set() if file.path.name.endswith(DCP_SHARD) else _names_in_source(file)
-    except PickleError as error:
-        raise NoWeights(f"the pickle in it cannot be read: {error}", subject=file.path) from error
+    except Unreadable:
+        raise
+    except (PickleError, CheckpointError):
+        return {f"whatever {file.path.name} names, which cannot be read"}
 
 
 def _items(metadata: InputFile) -> Iterator[FileRegion]:
