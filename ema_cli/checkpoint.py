@@ -199,11 +199,12 @@ class AdapterSettings:
 
     Attributes:
         values: must be equal in all checkpoints of a run, as names, dtypes and shapes must.
-        header: what the header of a safetensors file with such tensors must say.
+        headers: what the header of a safetensors file with such tensors must say, by the folder in which it lies in
+            the checkpoint; empty for the checkpoint's own.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
-    header: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -63,7 +63,13 @@ def divide(newest: Checkpoint, pretrained: Pretrained, specs: Mapping[str, Tenso
     return list(models.values())
 
 
+def with_header(metadata: Mapping[str, str], newest: Checkpoint, folder: str) -> Mapping[str, str]:
+    """Return the `__metadata__` of a file with what that of the newest checkpoint's file in `folder` must say, too."""
+    return {**metadata, **newest.adapter.headers.get(folder, {})}
+
+
 def lay_out_models(
+    newest: Checkpoint,
     models: Sequence[ModelFiles],
     specs: Mapping[str, TensorSpec],
     most_bytes: int | None,
@@ -73,16 +79,17 @@ def lay_out_models(
     """Return the files of tensors, and the texts of the indexes by name.
 
     Args:
+        newest: the newest checkpoint.
         models: the models, as `divide` returned them.
         specs: their tensors, by whole name.
         most_bytes: most bytes of tensors in one file; None: the shards of the newest checkpoint.
-        metadata: the `__metadata__` of each file.
+        metadata: the `__metadata__` of each file, to which that of an adapter may add.
         tables: tables of other files; one of equal tensors is used again.
     """
     files: list[OutputFile] = []
     indexes: dict[str, bytes] = {}
     for model in models:
-        own, base = model.own_specs(specs), model.base
+        own, base, header = model.own_specs(specs), model.base, with_header(metadata, newest, model.folder)
         if model.is_torch:
             files.append(lay_out_torch_file(f"{model.prefix}{base}.bin", own, metadata[METADATA_KEY], tables))
             continue
@@ -91,11 +98,11 @@ def lay_out_models(
         else:
             shards = split_shards(own, most_bytes, base)
         if len(set(shards.values())) > 1:
-            parts, index = lay_out_shards(own, shards, metadata, tables)
+            parts, index = lay_out_shards(own, shards, header, tables)
             files += [replace(part, name=f"{model.prefix}{part.name}") for part in parts]
             indexes[f"{model.prefix}{base}.safetensors.index.json"] = index
         else:
-            files.append(lay_out_file(f"{model.prefix}{base}.safetensors", own, metadata, tables))
+            files.append(lay_out_file(f"{model.prefix}{base}.safetensors", own, header, tables))
     return files, indexes
 
 

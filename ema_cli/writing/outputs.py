@@ -22,7 +22,7 @@ from ema_cli.planning.plan import Plan
 from ema_cli.storage.source import InputFile
 from ema_cli.text import parse_size
 from ema_cli.writing.card import CARD_NAME, CONFIGS, model_card
-from ema_cli.writing.folder_layout import divide, lay_out_models
+from ema_cli.writing.folder_layout import divide, lay_out_models, with_header
 from ema_cli.writing.side_files import find_side_files, set_config_dtype
 from ema_cli.writing.target import Target
 
@@ -215,7 +215,8 @@ def lay_out_output(
             hint=f"write one file of torch's: {option('o', 'NAME.pt')}",
         )
     if not target.is_folder:
-        return Output(target, [lay_out_file(target.path.name, specs, metadata, tables)])
+        named = with_header(metadata, plan.newest, "")
+        return Output(target, [lay_out_file(target.path.name, specs, named, tables)])
     return _lay_out_folder(plan, target, specs, options, copied, tables, manifest=manifest)
 
 
@@ -260,7 +261,7 @@ def _lay_out_folder(
         card = model_card(plan, _configs(texts, copies), manifest=FOLDER_NAME if manifest else None)
         texts[CARD_NAME] = card.encode()
     metadata = _metadata(plan, options, copied, sorted({*copies, *texts}))
-    files, indexes = lay_out_models(models, specs, options.max_shard_size, metadata, tables)
+    files, indexes = lay_out_models(plan.newest, models, specs, options.max_shard_size, metadata, tables)
     texts.update(indexes)
     return Output(target, files, texts, copies, sources, originals)
 
@@ -322,7 +323,7 @@ def _set_config_dtype(
 def _lay_out_torch(
     plan: Plan, target: Target, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], tables: Sequence[Table]
 ) -> OutputFile:
-    lost = next(iter(plan.newest.adapter.header), None)
+    lost = next((name for header in plan.newest.adapter.headers.values() for name in header), None)
     if lost is not None:
         raise OutputError(
             f"{plan.newest.name} has '{lost}' in its header, which a file of torch's has no place for",
@@ -346,4 +347,4 @@ def _metadata(plan: Plan, options: OutputOptions, copied: frozenset[str], side_f
         mark["copied"] = sorted(copied)
     if side_files:
         mark["files"] = list(side_files)
-    return {"format": "pt", **plan.newest.adapter.header, METADATA_KEY: json.dumps(mark, separators=(",", ":"))}
+    return {"format": "pt", METADATA_KEY: json.dumps(mark, separators=(",", ":"))}

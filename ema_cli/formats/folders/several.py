@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint, Pretrained, Progress
-from ema_cli.errors import CheckpointError, NoSuchWeights, option
+from ema_cli.errors import CheckpointError, NoSuchWeights
 from ema_cli.formats.folders import huggingface
 from ema_cli.formats.folders.huggingface import left_out_warning
 from ema_cli.formats.folders.places import Places, find_places
@@ -151,13 +151,6 @@ def _join(path: Path, parts: dict[str, Checkpoint]) -> Checkpoint:
         dataclasses.replace(part, tensors=PlacedTensors.of(place, part.tensors)) if place else part
         for place, part in parts.items()
     ]
-    lost = next((place for place, part in parts.items() if place and part.adapter.header), None)
-    if lost is not None:
-        raise CheckpointError(
-            f"the header of the file in '{lost}' says how its tensors are meant, which one of several cannot keep",
-            subject=path,
-            hint=f"average it alone: {option('component', lost)}",
-        )
     tensors = join_parts(path, placed)
     first = placed[0]
     values = {
@@ -165,6 +158,7 @@ def _join(path: Path, parts: dict[str, Checkpoint]) -> Checkpoint:
         for place, part in parts.items()
         for name, value in part.adapter.values.items()
     }
+    headers = {place: part.adapter.headers[""] for place, part in parts.items() if part.adapter.headers}
     own = parts.get("")
     bases = {place: part.pretrained.base for place, part in parts.items() if place and part.pretrained}
     return dataclasses.replace(
@@ -178,7 +172,7 @@ def _join(path: Path, parts: dict[str, Checkpoint]) -> Checkpoint:
         holds_both=any(part.holds_both for part in parts.values()),
         left_out=tuple(name for part in parts.values() for name in part.left_out),
         pretrained=Pretrained(own.pretrained.base if own and own.pretrained else "model", path, bases=bases),
-        adapter=AdapterSettings(values, own.adapter.header if own else {}),
+        adapter=AdapterSettings(values, headers),
     )
 
 

@@ -68,7 +68,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         progress=progress,
         averages=averages,
         mark=parse_mark(tensors.metadata[METADATA_KEY]) if METADATA_KEY in tensors.metadata else None,
-        adapter=AdapterSettings(header_settings(kept[_LORA_KEY]), kept) if kept else AdapterSettings(),
+        adapter=AdapterSettings(header_settings(kept[_LORA_KEY]), {"": kept}) if kept else AdapterSettings(),
     )
     sets = None if averages else _sets(tensors)
     return settle_averages(checkpoint, options) if sets is None else _choose(checkpoint, sets, options)
