@@ -13,20 +13,21 @@ from ema_cli.checkpoint import Checkpoint, Tensors
 from ema_cli.formats.trainers.prefixes import Renamed
 
 
-def tied_names(tensors: Tensors) -> Mapping[str, Sequence[str]]:
-    """Return the tensors that share all their bytes with others, each with those others."""
-    groups: dict[tuple[Hashable, str], list[str]] = {}
-    for name, spec in tensors.specs.items():
-        groups.setdefault((tensors.place(name), str(spec)), []).append(name)
-    return {name: [other for other in group if other != name] for group in groups.values() for name in group}
-
-
 def known_by_tie(one: Tensors, other: Tensors) -> Mapping[str, str]:
     """Return the names that only `one` has, each with a name of the same tensor that both have."""
-    missing = [name for name in one.specs if name not in other.specs]
-    ties = tied_names(one) if missing else {}
-    pairs = ((name, next((tied for tied in ties[name] if tied in other.specs), None)) for name in missing)
-    return {name: tied for name, tied in pairs if tied is not None}
+    missing = {name: _place(one, name) for name in one.specs if name not in other.specs}
+    if not missing:
+        return {}
+    both: dict[Hashable, str] = {}
+    for name in one.specs:
+        if name in other.specs:
+            both.setdefault(_place(one, name), name)
+    return {name: both[place] for name, place in missing.items() if place in both}
+
+
+def _place(tensors: Tensors, name: str) -> Hashable:
+    """Return what tensors that share all their bytes have equal."""
+    return tensors.place(name), str(tensors.specs[name])
 
 
 def with_ties(checkpoint: Checkpoint, newest: Checkpoint) -> Checkpoint:
