@@ -24,8 +24,8 @@ def tuning_line(half_lives: Sequence[Time] | Range, job: Job) -> str:
         what = "one half-life" if most == 1 else f"{most} half-lives"
     else:
         what = f"at most {most} half-lives from {half_lives.low} to {half_lives.high}"
-    each = job.bytes_to_write
-    return f"evaluating {what} and {LAST_WORDS}: {size(each)} of disk each, {size(each * (most + 1))} for all at once"
+    room = job.bytes_to_write
+    return f"evaluating {what} and {LAST_WORDS}: {size(room)} of disk each, {size(room * (most + 1))} for all at once"
 
 
 def result_line(result: Result) -> str:

@@ -24,7 +24,9 @@ def final_model_notes(plans: Sequence[Plan]) -> list[str]:
             continue  # it does not enter: whatever is wrong with it
         specs = model.tensors.specs
         if model.mark is None and specs == run.checkpoints[-1].tensors.specs:
-            is_copy = any(all(begin_alike(each, model, name) for name in specs) for each in reversed(run.checkpoints))
+            is_copy = any(
+                all(begin_alike(checkpoint, model, name) for name in specs) for checkpoint in reversed(run.checkpoints)
+            )
             if not is_copy:
                 count = plural(len(run.checkpoints), "checkpoint")
                 notes.append(f"the model in {path} is none of its {count}: it may be newer, and is not in the average")

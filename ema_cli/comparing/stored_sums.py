@@ -34,7 +34,9 @@ def check_stored_sums(checkpoints: Sequence[Checkpoint], threads: int, *, replac
         CheckpointError: naming a tensor whose bytes have another sum.
     """
     with thread_errors(), ThreadPoolExecutor(threads, "checksum") as pool:
-        without = [each.name for each in checkpoints if not _check(each, pool, replaceable=replaceable)]
+        without = [
+            checkpoint.name for checkpoint in checkpoints if not _check(checkpoint, pool, replaceable=replaceable)
+        ]
     if not without:
         return []
     more = f" and {len(without) - 1} more" if len(without) > 1 else ""

@@ -27,7 +27,8 @@ def check_twins(plans: Sequence[Plan]) -> None:
     Raises:
         RunError: naming a tensor that differs.
     """
-    for (kept, other), plan in {pair: each for each in plans for pair in each.twins}.items():
+    by_pair = {pair: plan for plan in plans for pair in plan.twins}
+    for (kept, other), plan in by_pair.items():
         different = first_different_tensor(kept, other)
         if different is not None:
             run, unit = plan.run, plan.entries[-1].clock.unit
@@ -50,7 +51,7 @@ def check_copies(plan: Plan) -> None:
         return
     for unclocked in run.uncompared:
         if not is_best(unclocked) and all(
-            first_different_tensor(each, unclocked) for each in reversed(run.checkpoints)
+            first_different_tensor(checkpoint, unclocked) for checkpoint in reversed(run.checkpoints)
         ):
             others = plural(len(run.checkpoints), "checkpoint")
             raise RunError(
@@ -83,7 +84,9 @@ def _count_anew(run: Run, kept: Checkpoint, other: Checkpoint, unit: Unit) -> st
     clocks, others = name_clocks(inner.name).clocks, name_clocks(outer.name).clocks
     if inner == outer or not clocks or clocks.keys() != others.keys():
         return None
-    inside = sorted(each.clock(unit) or Fraction(0) for each in run.checkpoints if each.path.parent == inner)
+    inside = sorted(
+        checkpoint.clock(unit) or Fraction(0) for checkpoint in run.checkpoints if checkpoint.path.parent == inner
+    )
     spacing = measure_spacing(inside)
     if spacing is None:
         return None

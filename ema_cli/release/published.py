@@ -162,4 +162,4 @@ def is_allowed(name: str, patterns: Sequence[str]) -> bool:
     """Return whether a name, or that of a folder around it, matches one of the patterns."""
     path = PurePosixPath(name)
     names = [path.as_posix(), *(parent.as_posix() for parent in path.parents)][: len(path.parts)]
-    return any(fnmatch.fnmatchcase(each, pattern.rstrip("/")) for each in names for pattern in patterns)
+    return any(fnmatch.fnmatchcase(inner, pattern.rstrip("/")) for inner in names for pattern in patterns)

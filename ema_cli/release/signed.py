@@ -59,7 +59,7 @@ def check_signature(snapshot: Snapshot, keys: Sequence[PublicKey]) -> tuple[Sign
         return Signed(path.name, checked=True), [snapshot.problem(path.name, error.message(at_terminal, known=path))]
     key = signed_by(signature, keys)
     if key is None:
-        fact = f"was not made with {some([str(each.path) for each in keys])}"
+        fact = f"was not made with {some([str(key.path) for key in keys])}"
         if signature.keyless:
             fact += ", but without a key: `model_signing verify` checks it"
         return Signed(path.name, checked=True), [snapshot.problem(path.name, fact)]

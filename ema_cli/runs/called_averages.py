@@ -81,14 +81,14 @@ def _as_raw(checkpoint: Checkpoint) -> Checkpoint:
 
 def settle_named(opened: Sequence[Checkpoint]) -> list[Checkpoint]:
     """Return checkpoints that the user named, those with raw weights by their contents as such; see `settle_called`."""
-    others = [each for each in opened if each.averages is None]
+    others = [checkpoint for checkpoint in opened if checkpoint.averages is None]
     return [
-        _as_raw(each)
-        if each.averages == Averages(NAME_SAYS_AVERAGES, sure=False)
+        _as_raw(checkpoint)
+        if checkpoint.averages == Averages(NAME_SAYS_AVERAGES, sure=False)
         and others
-        and _is_raw(each, others, is_folder=False)
-        else each
-        for each in opened
+        and _is_raw(checkpoint, others, is_folder=False)
+        else checkpoint
+        for checkpoint in opened
     ]
 
 
@@ -173,7 +173,7 @@ def _is_raw(newest: Checkpoint, opened: Sequence[Checkpoint], *, is_folder: bool
 
 
 def _has_own_clock(newest: Checkpoint, opened: Sequence[Checkpoint]) -> bool:
-    return bool(known_clocks(newest)) and not any(at_one_clock(newest, each) for each in opened)
+    return bool(known_clocks(newest)) and not any(at_one_clock(newest, other) for other in opened)
 
 
 def _folder_reason(newest: Checkpoint, count: int) -> str:
@@ -183,12 +183,12 @@ def _folder_reason(newest: Checkpoint, count: int) -> str:
 
 def _pass_over_by_name(kind: Sequence[Checkpoint], opened: Sequence[Checkpoint]) -> list[PassedOver]:
     """Pass over files of one kind that nothing but their names call averages; say how far they go, and the way in."""
-    newest = max(kind, key=lambda each: sorted(known_clocks(each).values()))
+    newest = max(kind, key=lambda checkpoint: sorted(known_clocks(checkpoint).values()))
     reason, clocks = AS_ITS_NAME_SAYS, _shown_clocks(newest)
     if clocks:
-        ahead = ", newer than all that enter" if all(is_older(each, newest) for each in opened) else ""
+        ahead = ", newer than all that enter" if all(is_older(other, newest) for other in opened) else ""
         reason += f" ({'up to' if len(kind) > 1 else 'at'} {clocks}{ahead}; raw weights with --weights raw)"
-    return [_passed_over(each.name, reason, is_missed=_is_missed(each, opened)) for each in kind]
+    return [_passed_over(one.name, reason, is_missed=_is_missed(one, opened)) for one in kind]
 
 
 def _passed_over(name: str, reason: str, *, is_missed: bool) -> PassedOver:
@@ -198,7 +198,7 @@ def _passed_over(name: str, reason: str, *, is_missed: bool) -> PassedOver:
 def _is_missed(averages: Checkpoint, opened: Sequence[Checkpoint]) -> bool:
     """Return whether what only a name calls averages may be a checkpoint of the run: no other is of its moment."""
     has_number = bool(re.search("[0-9]", stem(averages.name))) and not any(map(known_clocks, opened))
-    return (bool(known_clocks(averages)) or has_number) and not any(is_partner(averages, each) for each in opened)
+    return (bool(known_clocks(averages)) or has_number) and not any(is_partner(averages, other) for other in opened)
 
 
 def _shown_clocks(checkpoint: Checkpoint) -> str:
@@ -218,7 +218,7 @@ def settle_begun(
         absent: by name, the paths and errors of those without the weights that were asked for; what is raw is removed.
         options: how they are read.
     """
-    both = [each for each in opened if each.holds_both and each.averages is None]
+    both = [checkpoint for checkpoint in opened if checkpoint.holds_both and checkpoint.averages is None]
     if not both or options.weights == "ema":
         return list(opened)
     plain = replace(options, weights=None)
@@ -237,7 +237,7 @@ def settle_begun(
 
 def _has_just_begun(checkpoint: Checkpoint, both: Sequence[Checkpoint]) -> bool:
     is_equal = checkpoint.averages is not None and checkpoint.averages.equal
-    return is_equal and averages_by_name(checkpoint.path) is None and all(is_older(checkpoint, each) for each in both)
+    return is_equal and averages_by_name(checkpoint.path) is None and all(is_older(checkpoint, other) for other in both)
 
 
 def sort_absent(
@@ -265,8 +265,8 @@ def sort_absent(
     for name, (path, error) in absent.items():
         checkpoint = replace(open_checkpoint(path, replace(options, weights=None)), name=name)
         is_copy = not known_clocks(checkpoint) and has_name_of_copy(checkpoint)
-        is_oldest = bool(opened) and all(is_older(checkpoint, each) for each in opened)
-        has_partner = any(is_partner(checkpoint, each) for each in opened)
+        is_oldest = bool(opened) and all(is_older(checkpoint, other) for other in opened)
+        has_partner = any(is_partner(checkpoint, other) for other in opened)
         had_not_begun = is_oldest and options.weights == "ema"
         if not opened or not (had_not_begun or (not named and (is_copy or has_partner))):
             raise error

@@ -32,8 +32,8 @@ def drop_unmarked(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[Chec
 
     if not any(map(has_state, opened)):
         return opened, []
-    unmarked = [each for each in opened if not has_state(each) and _HF_NAME.search(each.name)]
-    return [each for each in opened if each not in unmarked], unmarked
+    unmarked = [checkpoint for checkpoint in opened if not has_state(checkpoint) and _HF_NAME.search(checkpoint.name)]
+    return [checkpoint for checkpoint in opened if checkpoint not in unmarked], unmarked
 
 
 def unmarked_error(checkpoint: Checkpoint) -> IncompleteCheckpoint:
@@ -122,7 +122,7 @@ def _unclocked_error(checkpoint: Checkpoint, clocked: Checkpoint, checkpoints: S
     """Return the error for a checkpoint without a clock, where another has one; the name's number may be its clock."""
     known = clocked.progress.clocks
     unit = Unit.BATCH if Unit.BATCH in known else next(iter(known))
-    column = NameNumbers.of(each.name for each in checkpoints).column(unit)
+    column = NameNumbers.of(checkpoint.name for checkpoint in checkpoints).column(unit)
     has_number = column is not None and column.value(checkpoint.name) is not None
     advice = advise_name_clock(checkpoints, unit) if has_number else None
     leave = f"leave it out: {option('exclude', escape(checkpoint.name))}; or name the checkpoints to average"

@@ -37,7 +37,7 @@ def _at_one_number(one: Checkpoint, other: Checkpoint) -> bool:
     """Return whether neither has a clock and both names end with one number: model000010.pt, ema_0.9999_000010.pt."""
     if known_clocks(one) or known_clocks(other):
         return False
-    ends = [re.findall("[0-9]+", stem(each.name))[-1:] for each in (one, other)]
+    ends = [re.findall("[0-9]+", stem(checkpoint.name))[-1:] for checkpoint in (one, other)]
     return bool(ends[0]) and ends[0] == ends[1]
 
 

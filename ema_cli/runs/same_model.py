@@ -56,7 +56,7 @@ def check_same_model(
     if not mixed_floats and not _split(checkpoints, True, copied)[1]:
         hint = f"average them in one float type: {option('dtype', 'float32')}"
     else:
-        patterns = _patterns([each.name for each in others], [each.name for each in most])
+        patterns = _patterns([checkpoint.name for checkpoint in others], [checkpoint.name for checkpoint in most])
         hint = f"average checkpoints of one model; leave out others: {' '.join(option('exclude', p) for p in patterns)}"
     raise RunError("; ".join(first_differences(checkpoints, mixed_floats=mixed_floats, copied=copied)), hint=hint)
 

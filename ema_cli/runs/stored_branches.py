@@ -63,8 +63,9 @@ def _only_one(branches: Mapping[str, Sequence[StoredAverage]], lineages: Mapping
         for path in (average.checkpoint.path for average in group)
     )
     if len(starts) == len(folders) == len(several):
+        listed = ", ".join(os.path.relpath(folder, root) for folder in folders)
         raise RunError(
-            f"holds what {len(starts)} trainings stored: {', '.join(os.path.relpath(each, root) for each in folders)}",
+            f"holds what {len(starts)} trainings stored: {listed}",
             subject=root,
             hint="name the folder of one training",
         )

@@ -143,7 +143,7 @@ def _kept(root: Mapping[Any, Any], place: str) -> Iterator[tuple[str, Mapping[An
             todo += [(f"{where}.{at}", item, depth + 1) for at, item in enumerate(value[:_MAX_DEPTH])]
         elif isinstance(value, dict):
             for name, item in value.items():
-                is_list = isinstance(item, list | tuple) and any(isinstance(each, TensorRef) for each in item)
+                is_list = isinstance(item, list | tuple) and any(isinstance(inner, TensorRef) for inner in item)
                 if AVERAGES_KEY.search(str(name)) and (is_list or is_state_dict(item)):
                     yield f"{where}.{name}", value, item
                 if depth < _MAX_DEPTH and name not in ("state", "param_groups") and not is_list:
