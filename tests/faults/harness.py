@@ -46,7 +46,7 @@ Fault = TypeVar("Fault")
 
 @dataclass(frozen=True)
 class Scenario:
-    """One file, a folder, or a folder of several files, new or over an older output of ours.
+    """One file, a folder, a folder of several files, or one like the input, new or over an older output of ours.
 
     With manifest and sums, or without, so that older ones are to go.
     """
@@ -56,7 +56,7 @@ class Scenario:
     manifest: bool = True
 
     def __str__(self) -> str:
-        kinds = {"out.safetensors": "file", "out.pt": "torch", "out": "folder", "sweep": "sweep"}
+        kinds = {"out.safetensors": "file", "out.pt": "torch", "out": "folder", "sweep": "sweep", "like": "like"}
         return kinds[self.output] + "-force" * self.force + "-bare" * (not self.manifest)
 
     @property
@@ -69,6 +69,11 @@ class Scenario:
         """Return what is said to `-o`."""
         return "sweep/ema-{half_life}.safetensors" if self.output == "sweep" else self.output
 
+    @property
+    def like_input(self) -> bool:
+        """Return whether the output is the newest checkpoint over again."""
+        return self.output == "like"
+
     def half_lives(self, first: str) -> list[str]:
         """Return the half-lives that are asked for."""
         return [first, "20ba"] if self.output == "sweep" else [first]
@@ -78,9 +83,12 @@ FILE, FILE_FORCE = Scenario("out.safetensors", False), Scenario("out.safetensors
 FOLDER, FOLDER_FORCE = Scenario("out", False), Scenario("out", True)
 FILE_BARE, TORCH_FORCE = Scenario("out.safetensors", True, manifest=False), Scenario("out.pt", True)
 SWEEP, SWEEP_FORCE = Scenario("sweep", False), Scenario("sweep", True)
+LIKE_FORCE = Scenario("like", True)
 SCENARIOS = (FILE, FILE_FORCE, FOLDER, FOLDER_FORCE, SWEEP_FORCE, FILE_BARE, TORCH_FORCE, SWEEP)
 WHOLE = SCENARIOS[:5]  # of which each call is of interest; of the others those of the publishing
-each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+each_scenario = pytest.mark.parametrize(
+    "scenario", [*SCENARIOS, pytest.param(LIKE_FORCE, marks=pytest.mark.full)], ids=str
+)
 
 
 @dataclass(frozen=True)
@@ -125,18 +133,19 @@ class Bench:
             cleanup.enter_context(server)
             self._servers.put(server)
         self._states: dict[tuple[str, str], State] = {}
-        for output in ("out", "out.safetensors", "out.pt", "sweep"):
+        for output in ("out", "out.safetensors", "out.pt", "sweep", "like"):
             for half_life in ("1000ba", "10ba"):
                 left = self.start(folder, Scenario(output, True), half_life=half_life)
                 assert left.code == 0, left.err
                 self._states[output, half_life] = left.state
-        assert len({str(state) for state in self._states.values()}) == 8
+        assert len({str(state) for state in self._states.values()}) == 10
 
     def arguments(self, scenario: Scenario, half_life: str = "10ba") -> list[str]:
         """Return the arguments that write the scenario's output into the current folder."""
         half_lives = [word for each in scenario.half_lives(half_life) for word in ("--half-life", each)]
         law = [*half_lives, "--threads", "1", "--quiet"]
         options = [*["--force"] * scenario.force, *["--no-manifest"] * (not scenario.manifest)]
+        options += ["--like-input"] * scenario.like_input
         return ["average", str(self.run), *law, "-o", scenario.asked, *options]
 
     def command(self, scenario: Scenario) -> list[str]:
@@ -199,7 +208,8 @@ class Bench:
         run = open_run([self.run])
         plans = [make_plan(run, Recipe(half_life=Time.parse(each))) for each in scenario.half_lives("10ba")]
         force = scenario.force or (place / scenario.output).exists()
-        average(plans, parse_target(place / scenario.asked), force=force, manifest=scenario.manifest)
+        target, like = parse_target(place / scenario.asked), scenario.like_input
+        average(plans, target, force=force, manifest=scenario.manifest, like_input=like)
         assert read_state(place / scenario.output) == self.new(scenario)
         assert litter(place) == []
         if scenario.manifest:
