@@ -26,6 +26,7 @@ from typing import Any
 FOLDER = Path(".fuzz")
 SECONDS_PER_INPUT = 5
 GIB = 1 << 30
+ZERO_MODEL, ZERO_OPTIMIZER = "zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 READ_BYTES = 1 << 12  # from either end of a tensor
 MAX_NAME_BYTES = 255  # as file systems allow
 
@@ -138,6 +139,17 @@ def fuzz_metadata(around: Path) -> Reader:
     from ema_cli.formats import open_checkpoint
 
     return lambda data: read_through(open_checkpoint(replaced(around / ".metadata", data).parent).tensors)
+
+
+def fuzz_zero(name: str) -> Callable[[Path], Reader]:
+    """Return what reads one rank's file of a model that ZeRO cut, beside good files."""
+
+    def fuzz(around: Path) -> Reader:
+        from ema_cli.formats import open_checkpoint
+
+        return lambda data: read_through(open_checkpoint(replaced(around / name, data).parent).tensors)
+
+    return fuzz
 
 
 def fuzz_trainer_state(around: Path) -> Reader:
@@ -297,6 +309,30 @@ def metadata_seeds(around: Path) -> Seeds:
     yield pickle.dumps(metadata)
 
 
+def zero_seeds(name: str) -> Callable[[Path], Seeds]:
+    """Return what writes a folder of two ranks of ZeRO, and yields one of the files in the old format of torch's."""
+
+    def seeds(around: Path) -> Seeds:
+        import torch
+
+        empty = {"w": torch.zeros(0), "tied": torch.zeros(0), "still": torch.zeros(0)}
+        for rank in range(2):
+            model = {
+                "module": {**empty, "counter": torch.tensor(3)}, "buffer_names": ["counter"], "global_steps": 3,
+                "param_shapes": [{"w": torch.Size((1, 3))}], "frozen_param_shapes": {"still": torch.Size((3,))},
+                "frozen_param_fragments": {"still": torch.ones(2)}, "shared_params": {"tied": "w"}, "dp_world_size": 2,
+            }  # fmt: skip
+            states = {"zero_stage": 3, "partition_count": 2, "fp32_flat_groups": [torch.ones(2)]}
+            files = {ZERO_MODEL: model, ZERO_OPTIMIZER: {"optimizer_state_dict": states}}
+            for file, saved in files.items():
+                torch.save(
+                    saved, around / file.replace("rank_0", f"rank_{rank}", 1), _use_new_zipfile_serialization=False
+                )
+        yield (around / name).read_bytes()
+
+    return seeds
+
+
 def trainer_state_seeds(around: Path) -> Seeds:
     """Yield the state as the Trainer writes it."""
     state = {"epoch": 1.5, "global_step": 300, "num_input_tokens_seen": 0, "log_history": [{"loss": float("nan")}]}
@@ -339,6 +375,10 @@ DCP_WORDS = (
     "transform_descriptors", "planner_data", "__0_0.distcp", "ctorch.distributed.checkpoint.metadata\n",
 )  # fmt: skip
 
+ZERO_WORDS = (
+    "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params", "buffer_names", "module",
+    "partition_count", "fp32_flat_groups", "single_partition_of_fp32_groups", "param_alignment_paddings", "zero_stage",
+)  # fmt: skip
 TARGETS: Mapping[str, Target] = {
     "safetensors": Target(fuzz_safetensors, safetensors_seeds, JSON_WORDS + TENSOR_WORDS),
     "index": Target(fuzz_index, index_seeds, (*JSON_WORDS, "weight_map", "..", "\\\\", "layer.bias")),
@@ -347,6 +387,8 @@ TARGETS: Mapping[str, Target] = {
     "pickle": Target(fuzz_pickle, pickle_seeds, PICKLE_WORDS),
     "module": Target(fuzz_module, pickle_seeds, PICKLE_WORDS),
     "metadata": Target(fuzz_metadata, metadata_seeds, PICKLE_WORDS + DCP_WORDS),
+    "zero-model": Target(fuzz_zero(ZERO_MODEL), zero_seeds(ZERO_MODEL), PICKLE_WORDS + ZERO_WORDS),
+    "zero-optimizer": Target(fuzz_zero(ZERO_OPTIMIZER), zero_seeds(ZERO_OPTIMIZER), PICKLE_WORDS + ZERO_WORDS),
     "trainer-state": Target(fuzz_trainer_state, trainer_state_seeds, (*JSON_WORDS, "global_step", "epoch")),
     "adapter": Target(fuzz_adapter, adapter_seeds, JSON_WORDS),
     "names": Target(fuzz_names, name_seeds, ("step", "ep", "ba", "tok", "iter", ".", "/"), MAX_NAME_BYTES),

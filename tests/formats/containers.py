@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.formats import two_ranks
 from tests.formats.dcp_folders import load_folder, save_folder
+from tests.formats.zero.make import small
 
 Tensors = dict[str, torch.Tensor]
 
@@ -193,6 +194,16 @@ def _deepspeed(folder: Path) -> tuple[Path, Tensors]:
     return folder, torch.load(path, weights_only=True)["module"]
 
 
+def _zero(folder: Path) -> tuple[Path, Tensors]:
+    saved = small(ranks=3)
+    return saved.write(folder), saved.masters
+
+
+def _universal(folder: Path) -> tuple[Path, Tensors]:
+    saved = small(stage=1)
+    return saved.write_universal(folder), saved.masters
+
+
 def _pipeline(folder: Path) -> tuple[Path, Tensors]:
     (folder / "unet").mkdir()
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -232,6 +243,8 @@ CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
     "DCP": _distributed,
     "DCP of two ranks": _two_ranks,
     "DeepSpeed": _deepspeed,
+    "ZeRO": _zero,
+    "ZeRO, universal": _universal,
     "pipeline": _pipeline,
     "adapter": _adapter,
     "prefixes": _prefixed,

@@ -23,6 +23,7 @@ from ema_cli.checkpoint import Checkpoint
 from tests.formats.careful_pickles import CarefulUnpickler, torch_load
 from tests.formats.containers import DTYPE_NAMES
 from tests.formats.reading import read_range, stored_bytes
+from tests.formats.zero.make import Saved
 
 MAX_COMPARED = 1 << 26  # bytes; a damaged shape can say more than we want to read here
 
@@ -208,6 +209,37 @@ class DcpFolder(Format):
         return {".".join(map(str, rest)): planner.flat[name] for name, rest in model.items()}
 
 
+class ZeroFolder(Format):
+    """A folder of DeepSpeed's with what two ranks of ZeRO stage 3 save."""
+
+    def write(self, folder: Path) -> Path:
+        weights = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(3)}
+        frozen, buffers = {"still": torch.ones(3, dtype=torch.bfloat16)}, {"counter": torch.tensor(3)}
+        saved = Saved(groups=[weights], frozen=frozen, buffers=buffers, shared={"head.weight": "layer.weight"})
+        return saved.write(folder)
+
+    def load(self, path: Path) -> Tensors:
+        """Put the parts together as DeepSpeed's zero_to_fp32.py does."""
+        models = [torch_load(file) for file in sorted(path.glob("*_model_states.pt"))]
+        optimizers = [torch_load(file)["optimizer_state_dict"] for file in sorted(path.glob("*_optim_states.pt"))]
+        ranks = optimizers[0]["partition_count"]
+        assert ranks == len(optimizers)
+        first = models[0]
+        tensors = {name: first["module"][name] for name in first["buffer_names"] if name in first["module"]}
+        for name, shape in first["frozen_param_shapes"].items():
+            whole = torch.cat([model["frozen_param_fragments"][name] for model in models])
+            tensors[name] = whole.narrow(0, 0, shape.numel()).view(shape)
+        rows = [torch.cat(states["fp32_flat_groups"]) for states in optimizers]
+        at = 0
+        for name, shape in {name: shape for group in first["param_shapes"] for name, shape in group.items()}.items():
+            part = -(-shape.numel() // ranks)
+            tensors[name] = torch.cat([row[at : at + part] for row in rows])[: shape.numel()].view(shape)
+            at += part
+        assert at * ranks == len(rows[0]) * ranks
+        tied = {name: tensors[kept] for name, kept in first["shared_params"].items() if kept in tensors}
+        return {**tensors, **tied}
+
+
 class TrainerState(Format):
     """A folder of the Hugging Face Trainer, whose state is damaged."""
 
@@ -275,6 +307,7 @@ FORMATS: dict[str, Format] = {
     "safetensors shards": Shards("model", "safetensors"),
     "bin shards": Shards("pytorch_model", "bin"),
     "DCP": DcpFolder(),
+    "ZeRO": ZeroFolder(),
     "trainer_state.json": TrainerState(),
     "adapter_config.json": Adapter(),
 }
