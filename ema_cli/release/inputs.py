@@ -11,7 +11,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.recipe_record import read_options
 from ema_cli.manifest.types import InputRow, Manifest
-from ema_cli.runs.run import open_by_name
+from ema_cli.runs.opening import open_by_name
 from ema_cli.storage.location import location
 
 

@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 import fnmatch
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import (
-    EmaError,
-    IncompleteCheckpoint,
-    NoSuchWeights,
-    UsageError,
     at_terminal,
 )
-from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.law.time import Time, Unit, as_time
-from ema_cli.runs.called_averages import open_called, reopen, settle_begun, settle_called, settle_named, sort_absent
 from ema_cli.runs.clocks import overruled_warnings, settle_clocks
-from ema_cli.runs.empty_models import check_has_elements
-from ema_cli.runs.entering import drop_aliases, drop_unclocked, drop_unmarked, preference, unmarked_error
+from ema_cli.runs.entering import drop_aliases, drop_unclocked, preference
 from ema_cli.runs.even_spacing import space
-from ema_cli.runs.members import (
-    check_not_parts,
-    check_one_run,
-    foreign_to_run,
-    several_runs_error,
-    training_warnings,
-)
+from ema_cli.runs.members import training_warnings
 from ema_cli.runs.name_numbers import advise_name_clock
+from ema_cli.runs.opening import open_named, open_searched, search_folder
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
 from ema_cli.runs.paths import check_paths
-from ema_cli.runs.search import PassedOver, Search, runs_among
+from ema_cli.runs.search import PassedOver
 from ema_cli.runs.siblings import sibling_warnings
-from ema_cli.runs.unread import Damaged, Sorted, Unread, exclude, no_checkpoint, sort_unread
-from ema_cli.storage.location import location
+from ema_cli.runs.unread import Damaged
 from ema_cli.text import plural
 
 
@@ -164,14 +149,14 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     options = options or OpenOptions()
     read = options.read
     check_paths(paths)
-    search = _search(paths, read)
+    search = search_folder(paths, read)
     # A folder that is itself its only checkpoint counts as named by the user.
     named = search is None or search.paths == [search.root]
     if search is not None and not named:
         root = search.root
-        opened, rest = _open_searched(search, options)
+        opened, rest = open_searched(search, options)
     else:
-        root, opened, rest = _open_named(paths, options)
+        root, opened, rest = open_named(paths, options)
         rest.passed_over += [passed for passed in search.passed_over if passed.warn or passed.note] if search else []
     opened, aliases = drop_aliases(opened)
     checkpoints, notes = settle_clocks(opened, options)
@@ -206,18 +191,6 @@ def _twin_warnings(run: Run) -> list[str]:
     return []
 
 
-def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:
-    """Open the checkpoints at some paths, under the given names.
-
-    Raises:
-        CheckpointError: for one that cannot be read.
-    """
-    opened: list[Checkpoint] = []
-    for name, path in paths.items():
-        _add(opened, replace(reopen(path, options), name=name))
-    return opened
-
-
 def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:
     """Return a warning for each pattern of tensors to copy that matches no name: probably a mistake."""
     names = (
@@ -236,115 +209,3 @@ def _unmatched_exclusions(options: OpenOptions, passed_over: Sequence[PassedOver
 
 def _unmatched(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
     return [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
-
-
-def _search(paths: Sequence[Path], options: ReadOptions) -> Search | None:
-    """Search the folder of a run; return None if the paths are checkpoints."""
-    if len(paths) > 1 or not location(paths[0]).info().is_folder:
-        return None
-    search = Search(paths[0], options)
-    search.visit(paths[0])
-    if options.component is not None:
-        search.choose(options.component)
-    return search
-
-
-def _open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoint], Sorted]:
-    """Open the checkpoints that a search collected; return them, and what becomes of the other paths.
-
-    Raises:
-        RunError: where they are of several runs.
-        EmaError: where none is complete; the first problem, then.
-    """
-    folder = search.root
-    opened: list[Checkpoint] = []
-    unread: list[Unread] = []
-    excluded: list[PassedOver] = []
-    absent: dict[str, tuple[Path, NoSuchWeights]] = {}
-    # The folder of a run may be called exp_ema for any reason; one called just ema holds averages.
-    averages = IN_AVERAGES if folder.absolute().name.lower() == "ema" else None
-    models = {*search.paths, *search.final_models}  # what lies in such a folder is a form of its model
-    foreign_files = [path for path in search.foreign if path.parent not in models]
-    for path in (*search.weightless, *foreign_files, *search.paths):
-        name = search.name(path)
-        if (pattern := options.excluded_by(name)) is not None:
-            excluded.append(exclude(name, pattern))
-            continue
-        try:
-            if path in search.weightless:
-                raise IncompleteCheckpoint("holds no weights", subject=path)
-            checkpoint = open_called(path, options.read, averages)
-            if checkpoint.mark is not None:
-                search.pass_over(path, "averaged by ema-cli")
-                continue
-            _add(opened, replace(checkpoint, name=name))
-        except NoSuchWeights as error:
-            absent[name] = path, error
-        except EmaError as error:
-            unread.append(Unread(name, path, error))
-    settled = settle_called(search, opened, options)
-    for checkpoint in settled.entering:
-        _add(opened, checkpoint)
-    opened = settle_begun(opened, absent, options.read)
-    excluded += [*settled.passed_over, *sort_absent(absent, opened, options.read)]
-    foreign = dict(foreign_to_run(opened))
-    opened = [checkpoint for checkpoint in opened if checkpoint not in foreign]
-    excluded += [PassedOver(checkpoint.name, reason, warn=True) for checkpoint, reason in foreign.items()]
-    check_one_run(folder, opened)
-    check_not_parts(folder, opened)
-    opened, unmarked = drop_unmarked(opened)
-    unread += [Unread(checkpoint.name, checkpoint.path, unmarked_error(checkpoint)) for checkpoint in unmarked]
-    if not opened:
-        raise no_checkpoint(folder, unread, excluded)
-    for passed in search.passed_over:
-        pattern = options.excluded_by(passed.name) if passed.warn else None
-        excluded.append(passed if pattern is None else exclude(passed.name, pattern))
-    return opened, sort_unread(unread, opened, excluded, skip_damaged=options.skip_damaged)
-
-
-def _open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list[Checkpoint], Sorted]:
-    """Open the checkpoints at `paths`; return the folder that their names are relative to, and as `_open_searched`."""
-    # Equal inputs give equal names, however the paths to them are spelled.
-    plain = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
-    root = Path(os.path.commonpath([path.parent for path in plain]))
-    runs = runs_among(paths) if len(paths) > 1 else {}
-    if runs:
-        raise several_runs_error(runs)
-    opened: list[Checkpoint] = []
-    excluded: list[PassedOver] = []
-    absent: dict[str, tuple[Path, NoSuchWeights]] = {}
-    for path, plain_path in zip(paths, plain, strict=True):
-        name = plain_path.relative_to(root).as_posix()
-        if (pattern := options.excluded_by(name)) is not None:
-            excluded.append(exclude(name, pattern))
-            continue
-        if len(paths) > 1 and location(path).info().is_folder and not is_checkpoint_folder(path):
-            raise UsageError(
-                "is a folder, but not a checkpoint",
-                subject=path,
-                hint="name one folder that holds a run, or checkpoints",
-            )
-        try:
-            _add(opened, replace(open_called(path, options.read, averages_by_name(path)), name=name))
-        except NoSuchWeights as error:
-            absent[name] = path, error
-    opened = settle_begun(settle_named(opened), absent, options.read)
-    excluded += sort_absent(absent, opened, options.read, named=True)
-    for unmarked in drop_unmarked(opened)[1]:
-        raise unmarked_error(unmarked)
-    if not opened:
-        raise no_checkpoint(root, [], excluded)
-    return root, opened, sort_unread([], opened, excluded, skip_damaged=options.skip_damaged)
-
-
-def _add(opened: list[Checkpoint], checkpoint: Checkpoint) -> None:
-    """Append a checkpoint, and let it share equal tables of tensors with the first, to save memory.
-
-    Raises:
-        CheckpointError: where its tensors are there, and their elements are not.
-    """
-    if opened:
-        checkpoint.tensors.share(opened[0].tensors)
-    if not opened or checkpoint.tensors.specs is not opened[0].tensors.specs:
-        check_has_elements(checkpoint)
-    opened.append(checkpoint)

@@ -16,7 +16,8 @@ from ema_cli.formats.trainers.part_names import parts_of
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.planning.plan import make_plan
-from ema_cli.runs.run import open_by_name, open_run
+from ema_cli.runs.opening import open_by_name
+from ema_cli.runs.run import open_run
 from tests.conftest import make_tensors
 
 HUNDRED = Recipe(half_life=Time.parse("100ba"))
