@@ -117,6 +117,9 @@ class Tensors(Protocol):
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return the file that holds tensor `name` in C order, and its first byte there; None if no file does."""
 
+    def offset(self, name: str, start: int) -> int:
+        """Return where in its file byte `start` of tensor `name` lies, modulo 64 at least; 0 where nobody knows."""
+
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`, relative to the checkpoint's folder."""
 

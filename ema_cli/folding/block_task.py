@@ -85,8 +85,8 @@ class CheckpointReader:
     def offset(self, task: BlockTask, number: int) -> int:
         """Return where in its file the block of a checkpoint begins; 0 where that is not known."""
         first = task.block.pieces[0]
-        place = self._checkpoints[number].tensors.locate(first.group.names[0])
-        return place[1] + task.block.dtypes[number].nbytes(first.start) if place is not None else 0
+        start = task.block.dtypes[number].nbytes(first.start)
+        return self._checkpoints[number].tensors.offset(first.group.names[0], start)
 
     def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
         """Fill each row with the block of a checkpoint."""

@@ -42,6 +42,10 @@ class ShardedTensors:
         """Return the part's file and the byte in it where tensor `name` begins."""
         return self.parts[self.part_of[name]].locate(name)
 
+    def offset(self, name: str, start: int) -> int:
+        """Return where in its file byte `start` of tensor `name` lies."""
+        return self.parts[self.part_of[name]].offset(name, start)
+
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
         return self.parts[self.part_of[name]].shard(name)
@@ -81,6 +85,10 @@ class PlacedTensors:
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return the file and the byte in it where tensor `name` begins."""
         return self.tensors.locate(self._inner(name))
+
+    def offset(self, name: str, start: int) -> int:
+        """Return where in its file byte `start` of tensor `name` lies."""
+        return self.tensors.offset(self._inner(name), start)
 
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`, with its folder."""

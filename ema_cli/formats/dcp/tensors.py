@@ -73,6 +73,17 @@ class DcpTensors:
     def locate(self, name: str) -> None:
         """Return None: the small archive around the bytes must be read first to know where they lie."""
 
+    def offset(self, name: str, start: int) -> int:
+        """Return where in its file byte `start` of tensor `name` lies, modulo 64: torch aligns it so in its record."""
+        spec = self.specs[name]
+        element, rest = divmod(start, spec.dtype.itemsize)
+        for number, piece in enumerate(self.pieces[name], self.first[name]):
+            if piece.begin <= element < piece.end:
+                before = _before(spec.shape, piece, element)
+                if _before(spec.shape, piece, element + 1) > before:
+                    return self._record(number)[1] + before * spec.dtype.itemsize + rest
+        return 0
+
     def shard(self, name: str) -> str:
         """Return the name of the file that holds the first piece of tensor `name`."""
         return self._record(self.first[name])[0].path.name if self.pieces[name] else ""

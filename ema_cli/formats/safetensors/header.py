@@ -65,6 +65,10 @@ class SafetensorsTensors:
         """Return the file and the byte in it where tensor `name` begins."""
         return self.file, self.data_start + self.offsets[name]
 
+    def offset(self, name: str, start: int) -> int:
+        """Return where in its file byte `start` of tensor `name` lies."""
+        return self.data_start + self.offsets[name] + start
+
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
         return self.file.path.name

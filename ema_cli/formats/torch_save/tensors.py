@@ -201,6 +201,10 @@ class TorchTensors:
         """Return the file and the byte in it where tensor `name` begins; None for a view that needs more than that."""
         return None if name in self.views else (self.source, self.offsets[self.numbers[name]])
 
+    def offset(self, name: str, start: int) -> int:
+        """Return where in its file byte `start` of tensor `name` lies, of a view its first byte and so much more."""
+        return self.offsets[self.numbers[name]] + start
+
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
         return self.source.path.name

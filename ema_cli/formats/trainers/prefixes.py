@@ -40,6 +40,10 @@ class Renamed:
         """Return the file and the byte in it where tensor `name` begins."""
         return self.tensors.locate(self.stored[name])
 
+    def offset(self, name: str, start: int) -> int:
+        """Return where in its file byte `start` of tensor `name` lies."""
+        return self.tensors.offset(self.stored[name], start)
+
     def shard(self, name: str) -> str:
         """Return the name of the file that holds tensor `name`."""
         return self.tensors.shard(self.stored[name])

@@ -84,6 +84,10 @@ class PiecedTensors:
         pieces = list(self.table.of(self.tensor_of[name], 0, self.specs[name].nbytes))
         return (self.sources[pieces[0][0]], pieces[0][1]) if len(pieces) == 1 else None
 
+    def offset(self, name: str, start: int) -> int:
+        """Return where in its file byte `start` of tensor `name` lies."""
+        return next((begin for _, begin, _ in self.table.of(self.tensor_of[name], start, start + 1)), 0)
+
     def shard(self, name: str) -> str:
         """Return one name for all: the output is not cut as the ranks cut the tensors."""
         return self.shard_name

@@ -182,3 +182,26 @@ def test_no_two_tensors_share_their_bytes(tmp_path: Path) -> None:
     assert len({weights.place(name) for name in weights.specs}) == 3
     assert weights.shard("empty") == ""
     assert read_range(weights, "empty", 0, 0) == b""
+
+
+def test_it_is_known_where_in_its_shard_a_byte_lies_modulo_64(tmp_path: Path):
+    """Whole or cut by rows or columns, any byte: no record is read for it, and memory is placed as the file is."""
+    tensor, pieces = filled((40, 33), torch.float32), Pieces(tmp_path / "ck")
+    pieces.add("first", filled((7,), torch.uint8))
+    pieces.add("whole", tensor)
+    pieces.add("rows", tensor, [((0, 0), (11, 33)), ((11, 0), (29, 33))])
+    pieces.add("columns", tensor, [((0, 0), (40, 5)), ((0, 5), (40, 28))])
+    opened, data = open_weights(pieces.write()), as_numpy(tensor).tobytes()
+    shards = {path.name: path.read_bytes() for path in (tmp_path / "ck").iterdir()}
+    for name in ("whole", "rows", "columns"):
+        for start in range(0, len(data), 36):
+            place, size = opened.offset(name, start), 4
+            assert not opened._opened
+            found = [
+                at
+                for shard in shards.values()
+                for at in range(place % 64, len(shard), 64)
+                if shard[at : at + size] == data[start : start + size]
+            ]
+            assert found, (name, start)
+    assert opened.offset("whole", len(data)) == 0
