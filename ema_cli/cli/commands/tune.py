@@ -28,7 +28,8 @@ from ema_cli.text import parse_size
 from ema_cli.tuning.command import Command
 from ema_cli.tuning.half_lives import Range, check_half_lives
 from ema_cli.tuning.journal import Journal
-from ema_cli.tuning.tune import Candidates, Evaluation, Tuned, Watcher, longest, perform
+from ema_cli.tuning.rounds import Candidates, Evaluation, Watcher
+from ema_cli.tuning.tune import Tuned, longest, perform
 from ema_cli.tuning.workshop import Workshop
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
