@@ -7,8 +7,11 @@ mark, which torch passes over. The folder in the archive has one name, whatever 
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import OutputError, option
@@ -23,9 +26,11 @@ from ema_cli.formats.torch_save.zip_writer import (
     place_records,
     whole_record,
 )
+from ema_cli.system.threads import thread_errors
 
 _FOLDER = "archive"  # as torch calls it where it does not know the file's name
 _BLOCK_BYTES = 1 << 20
+_AHEAD = 64  # tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,25 @@ class TorchOutput:
         return last[-1][0].end + self.table.entries_size + sum(record.entry_size for record, _ in last) + END_SIZE
 
     def finish(self, stream: Stream) -> None:
-        """Write the checksums between the tensors, which are all written, and the directory behind them."""
-        for offset, data in self.frame(lambda begin, size: checksum(stream, begin, size)):
-            stream.write(offset, data)
+        """Write the checksums between the tensors, which are all written, and the directory behind them.
+
+        A thread of its own makes the checksums of the next tensors, while the file is summed up as far as it is whole.
+        """
+        records = _tensor_records(self.table.specs, self.header_size)
+        pool = ThreadPoolExecutor(1, "checksum")
+        ahead: deque[Future[int]] = deque()
+
+        def checksum_of(_begin: int, _size: int) -> int:
+            for record in islice(records, _AHEAD - len(ahead)):
+                ahead.append(pool.submit(checksum, stream, record.begin, record.size))
+            return ahead.popleft().result()
+
+        try:
+            with thread_errors():
+                for offset, data in self.frame(checksum_of):
+                    stream.write(offset, data)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
         """Yield all bytes behind the header that are no tensor's, each part with its offset.
