@@ -7,13 +7,16 @@ PARALLEL := --numprocesses auto --dist worksteal
 PIP_OPTIONS := install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
-# Of these libraries, torch alone brings its own torchvision and torchaudio; the first four ask for those, or for older
-# versions of what the others need, and are installed without what they ask for.
-ALONE_LIBRARIES := ai2-olmo-core cached-path fastai speechbrain
+# Some libraries ask for what they do not use here, or for older versions of what the others need, and are installed
+# without what they ask for.
+ALONE_LIBRARIES := ai2-olmo-core cached-path fastai speechbrain ultralytics ultralytics-thop mmengine rl-games \
+	mace-torch e3nn opt-einsum-fx
 LIBRARIES := torch safetensors transformers accelerate datasets sentence-transformers peft diffusers lightning \
 	pytorch-ignite skorch monai mlx mlx-cpu fastcore fastprogress fastdownload fasttransform cloudpickle pandas \
 	matplotlib scipy hyperpyyaml joblib sentencepiece bettermap omegaconf dataclass-extensions pytest \
-	torch-ema ema-pytorch schedulefree deepspeed
+	torch-ema ema-pytorch schedulefree deepspeed torchvision 'ray[train]' gymnasium tensorboard tensorboardX \
+	setproctitle watchdog opencv-python-headless polars yapf addict termcolor torchmetrics ase h5py lmdb matscipy \
+	opt_einsum orjson prettytable python-hostlist configargparse GitPython
 OLMO_CORE_NEEDS := boto3 google-cloud-storage
 
 # Where this is set, every interpreter that a test starts would compile the program anew.

@@ -15,10 +15,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from library_files import averages, hugging_face, loops, plain, zero
+from library_files import averages, hugging_face, loops, plain, programs, zero
 from library_files.comparing import differences
 
-WRITERS = {**plain.WRITERS, **hugging_face.WRITERS, **loops.WRITERS, **averages.WRITERS, **zero.WRITERS}
+WRITERS = {
+    **plain.WRITERS,
+    **hugging_face.WRITERS,
+    **loops.WRITERS,
+    **averages.WRITERS,
+    **zero.WRITERS,
+    **programs.WRITERS,
+}
 
 
 def main() -> int:

@@ -23,9 +23,10 @@ def differences(written: Path, before: Path) -> list[str]:
 
 
 def _layout(folder: Path) -> dict[str, str]:
-    """Return what each file is, by its path without dates and other long numbers."""
+    """Return what each file is, by its path without dates and measured numbers."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {re.sub(r"\d{4}-.*?(?=/)", "#", path.relative_to(folder).as_posix()): _describe(path) for path in files}
+    varying = r"\d{4}-.*?(?=/)|-\d+\.\d{3,}"  # dates, and what was measured
+    return {re.sub(varying, "#", path.relative_to(folder).as_posix()): _describe(path) for path in files}
 
 
 def _describe(path: Path) -> str:

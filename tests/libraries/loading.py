@@ -28,6 +28,15 @@ def safetensors_files(folder: Path) -> Tensors:
     return found
 
 
+class _Missing(type):
+    """A class that is not installed, whose methods a file may name, too."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return cls
+
+
 class _Lenient(pickle.Unpickler):
     """Unpickles what names classes that are not installed, as empty ones."""
 
@@ -35,21 +44,41 @@ class _Lenient(pickle.Unpickler):
         try:
             return super().find_class(module, name)
         except ImportError:
-            return type(name, (list,), {})
+            return _Missing(name, (list,), {})
 
 
-def torch_file(*keys: str, name: str = "") -> Callable[[Path], Tensors]:
-    """Return what loads the state dict under some keys of what torch.save wrote: a file, or `name` in a folder."""
+def _load(path: Path) -> Any:
+    """Return what torch.save wrote."""
     lenient = types.ModuleType("lenient")
     vars(lenient).update(Unpickler=_Lenient, load=pickle.load)
+    return torch.load(path, weights_only=False, pickle_module=lenient)
+
+
+def torch_file(*keys: str, name: str = "", prefix: str = "") -> Callable[[Path], Tensors]:
+    """Return what loads the state dict under some keys of what torch.save wrote: a file, or `name` in a folder.
+
+    Where there is a `prefix`, only names with it are of the model, and it is no part of them.
+    """
 
     def load(path: Path) -> Tensors:
-        value: Any = torch.load(path / name if name else path, weights_only=False, pickle_module=lenient)
+        value = _load(path / name if name else path)
         for key in keys:
             value = value[key]
-        return dict(value)
+        return {name.removeprefix(prefix): tensor for name, tensor in value.items() if name.startswith(prefix)}
 
     return load
+
+
+def ultralytics(path: Path) -> Tensors:
+    """Return the tensors of the module under `ema`, as `state_dict()` names them; its classes are not installed."""
+    tensors: dict[str, torch.Tensor] = {}
+    todo = [("", _load(path)["ema"])]
+    while todo:
+        place, module = todo.pop(0)
+        own = {**vars(module)["_parameters"], **vars(module)["_buffers"]}
+        tensors.update({f"{place}{name}": tensor.detach() for name, tensor in own.items() if tensor is not None})
+        todo += [(f"{place}{name}.", inner) for name, inner in vars(module)["_modules"].items()]
+    return tensors
 
 
 def zero_to_fp32(folder: Path) -> Tensors:

@@ -118,7 +118,27 @@ LIBRARIES: Mapping[str, list[Written]] = {
             arguments=("--weights", "raw"),
         ),
     ],
+    "mace 0.3.16": [
+        Written(
+            "mace-0.3.16",
+            {f"small_run-1_epoch-{number}.pt": number + 1 for number in range(3)},
+            torch_file("model"),
+            unit="ep",
+            arguments=("--exclude", "*_swa.pt"),
+        )
+    ],
     "mlx 0.32.4": [Written("mlx-0.32.4", numbered("{:07}_adapters.safetensors", 100, 200, 300), load_file)],
+    "mmengine 0.10.7": [
+        Written("mmengine-0.10.7/epochs", numbered("epoch_{}.pth", 1, 2, 3), torch_file("state_dict"), unit="ep"),
+        Written("mmengine-0.10.7/iterations", numbered("iter_{}.pth", 5, 10, 15), torch_file("state_dict")),
+        Written(
+            "mmengine-0.10.7/averages",
+            numbered("epoch_{}.pth", 1, 2, 3),
+            torch_file("ema_state_dict", prefix="module."),
+            unit="ep",
+            arguments=("--weights", "raw"),
+        ),
+    ],
     "monai 1.6.1": [
         Written(
             "monai-1.6.1",
@@ -135,6 +155,26 @@ LIBRARIES: Mapping[str, list[Written]] = {
             numbered("checkpoint-{}", 1, 2, 3),
             safetensors_files,
             side_files=("adapter_config.json", "second/adapter_config.json"),
+        )
+    ],
+    "ray 2.60.0": [
+        Written(
+            "ray-2.60.0",
+            {
+                f"{path.name}/model.pt": epoch
+                for epoch, path in enumerate(sorted(DATA.glob("ray-2.60.0/checkpoint_*")), 1)
+            },
+            torch_file("model"),
+            unit="ep",
+        )
+    ],
+    "rl_games 1.6.5": [
+        Written(
+            "rl-games-1.6.5",
+            {path.name: int(path.name.split("_")[3]) for path in sorted(DATA.glob("rl-games-1.6.5/*_rew_-*.pth"))},
+            torch_file("model", prefix="_orig_mod."),
+            unit="ep",
+            arguments=("--exclude", "*_rew__*"),
         )
     ],
     "schedulefree 1.4.1": [
@@ -181,5 +221,14 @@ LIBRARIES: Mapping[str, list[Written]] = {
         Written("torch-hf-writer-2.13.0/distributed", numbered("step-{}", 10, 20, 30), safetensors_files),
     ],
     "torch-ema 0.3": [Written("torch-ema-0.3", numbered("step-{}.pt", 1, 2, 3), torch_file("model"))],
+    "ultralytics 8.4.190": [
+        Written(
+            "ultralytics-8.4.190",
+            {f"epoch{number}.pt": number + 1 for number in range(3)},
+            loading.ultralytics,
+            unit="ep",
+            arguments=("--weights", "ema"),
+        )
+    ],
 }
 RUNS = {run.folder: run for runs in LIBRARIES.values() for run in runs}

@@ -30,6 +30,13 @@ EMPTY: dict[str, dict[str, torch.Tensor]] = {
 WHOLE: dict[str, dict[str, torch.Tensor]] = {
     "buffer": {"w": torch.ones(2), "cache": NOTHING},
     "matrix without rows": {"a.weight": torch.zeros(0, 4), "b.weight": torch.ones(4, 4)},
+    "e3nn's, with weights that others hand in": {
+        "tp.weight": NOTHING,
+        "tp.output_mask": torch.ones(4),
+        "a.linear.weight": torch.ones(4),
+        "a.linear.bias": NOTHING,
+        "a.linear.output_mask": torch.ones(4),
+    },
     "integers": {"w": torch.ones(2), "index": torch.zeros(0, dtype=torch.int64)},
     "buffers": {"a.weight": torch.ones(2, 2), "b.weight": torch.ones(2), "k": NOTHING, "v": NOTHING},
 }

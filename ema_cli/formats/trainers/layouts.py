@@ -173,6 +173,13 @@ LAYOUTS = (
         clocks={EP: ("epoch",), SP: ("frame",)},
     ),
     Layout(
+        "MACE",  # its epochs are in the names, from 0
+        marks=("model/atomic_numbers", "model/r_max", "optimizer", "lr_scheduler"),
+        model=("model",),
+        clocks={},
+        note="where MACE averaged while it trained (its option ema), these are the averages, which nothing shows",
+    ),
+    Layout(
         "YOLOX",
         marks=("model", "start_epoch", "best_ap"),
         model=("model",),
