@@ -59,31 +59,50 @@ class Stored:
     moment: int
 
 
-def profile_sums(
-    moments: Sequence[Moment], profiles: Sequence[Stored], spreads: Sequence[float]
-) -> tuple[Vector, Vector]:
-    """Return sums over events: the inner products of all profiles as a matrix, and the mean ages at the last moment.
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over the events of a training, each counted by the spread of the model at its time.
 
-    In inner products, each event counts by the spread of its cell.
+    Between two moments of storage the spread is not known. So differences between profiles are taken with the most that
+    it may have been, and what they are compared with, the size of a target, with the least.
+
+    Attributes:
+        products: the inner products of all profiles, by the larger spread of both ends of each cell.
+        squares: of each profile with itself, by a spread that falls from the larger end with the square of the time
+            that is left, as a learning rate does that follows a cosine down to 0.
+        ages: the mean ages of the profiles at the last moment.
     """
+
+    products: Vector
+    squares: Vector
+    ages: Vector
+
+
+def profile_sums(moments: Sequence[Moment], profiles: Sequence[Stored], spreads: Sequence[tuple[float, float]]) -> Sums:
+    """Return the sums for profiles; `spreads` are those at the beginning and the end of each cell."""
     laws: list[LiveLaw] = list(dict.fromkeys(profile.law for profile in profiles if profile.law is not None))
     law_of = np.array([-1 if profile.law is None else laws.index(profile.law) for profile in profiles])
     end = np.array([profile.moment for profile in profiles])
     weights = np.ones(len(profiles))  # of the average as it was at the end of the current cell
-    products, ages = np.zeros((len(profiles), len(profiles))), np.zeros(len(profiles))
+    products, squares = np.zeros((len(profiles), len(profiles))), np.zeros(len(profiles))
+    ages = np.zeros(len(profiles))
     for number in range(len(moments) - 1, 0, -1):
         cell = _Cell.of(moments[number - 1], moments[number])
         shapes = np.stack([cell.shape(law) for law in laws], axis=1)
-        within = spreads[number - 1] ** 2 * (shapes.T @ shapes)
+        within = max(spreads[number - 1]) ** 2 * (shapes.T @ shapes)
+        least = cell.least(*spreads[number - 1]) ** 2 @ shapes**2
         mean = shapes.T @ (np.sqrt(cell.weights) * (moments[-1].due - cell.clocks))
         (active,) = np.nonzero((law_of >= 0) & (end >= number) & (weights > _FORGOTTEN))
         active_laws, weight = law_of[active], weights[active]
         products[np.ix_(active, active)] += within[np.ix_(active_laws, active_laws)] * np.outer(weight, weight)
+        squares[active] += least[active_laws] * weight**2
         ages[active] += mean[active_laws] * weight
         weights[active] *= np.array([cell.share(law) for law in laws])[active_laws]
     # The rest is the weight of the first event.
-    products += (spreads[0] if len(moments) > 1 else 1.0) ** 2 * np.outer(weights, weights)
-    return products, ages + weights * (moments[-1].due - moments[0].clock)
+    first = spreads[0] if len(moments) > 1 else (1.0, 1.0)
+    products += max(first) ** 2 * np.outer(weights, weights)
+    squares += first[0] ** 2 * weights**2
+    return Sums(products, squares, ages + weights * (moments[-1].due - moments[0].clock))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +144,12 @@ class _Cell:
     def _course(self, law: LiveLaw) -> Steady | Growing:
         time = (self.after.due - self.before.due) / self._updates
         return law.course(time, (self.after.due_updates - self.before.due_updates) / self._updates)
+
+    def least(self, begin: float, end: float) -> Vector:
+        """Return the least spread at the nodes, from those at both ends; see `Sums`."""
+        passed = self.nodes / self._updates
+        nearness = passed if end > begin else 1 - passed
+        return np.asarray(min(begin, end) + abs(end - begin) * np.maximum(nearness, 0.0) ** 2)
 
     def share(self, law: LiveLaw) -> float:
         """Return the share of the average at the beginning of the cell that is left at its end."""

@@ -25,7 +25,6 @@ from ema_cli.law.law import Growing, LiveLaw, Steady
 _ROUNDED = 0.42
 _FLOAT32 = 2.0**-24
 _MEASURABLE = 100  # times the rounding of a stored average: a smaller spread is noise itself
-_LEAST_SHARE = 1e-9  # of a stretch of the training that counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +96,16 @@ def _geometric(course: Steady, power: int, updates: float) -> float:
     return updates if rate > -1e-12 else math.expm1(rate * updates) / math.expm1(rate)
 
 
-def spread_of(law: LiveLaw, measured: Sequence[Measured]) -> float:
+def spread_of(law: LiveLaw, newest: Sequence[Measured]) -> float:
     """Return what averaging by this law changes at least: the distance of the model from that average.
 
-    It is the root of the mean square over the training that the average covers, as far as the stored spreads tell.
+    It follows from the newest stored averages alone. Earlier ones were far from another model: where the learning rate
+    falls, from one that still moved.
     """
-    moments: dict[float, list[Measured]] = {}
-    for one in measured:
-        if one.law is not None:
-            moments.setdefault(one.clock, []).append(one)
-    end = max(moments)
-    newest = moments[end]
     age = kept(law, newest[0].gap, newest[0].updates).sum
-    total, before = 0.0, 0.0
-    for clock, group in sorted(moments.items()):
-        until = 1.0 if clock == end else law.share_until(clock, group[0].updates, end, newest[0].updates)
-        if until - before > _LEAST_SHARE:
-            total += (until - before) * max(_scaled(one, age) for one in group) ** 2
-        before = until
-    return max(math.sqrt(total), min(one.least_spread for one in newest))
+    return max(max(_scaled(one, age) for one in newest), min(one.least_spread for one in newest))
 
 
 def _scaled(one: Measured, age: float) -> float:
-    """Return the least distance of the model, at a stored moment, from an average of another mean age in updates."""
+    """Return the least distance of the model from an average of another mean age in updates."""
     return one.spread * min(1.0, age / one.kept.sum)

@@ -33,6 +33,7 @@ from ema_cli.law.profile import Moment, Stored, Vector, profile_sums
 _RIDGE = 1e-5
 _STEPS = 12  # toward the least sum of both errors
 _LEAST_ROUNDING = 1e-9
+_LEAST_SQUARE = 1e-12  # of the square that the larger spreads give
 _PRUNED = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)  # shares of the largest weight below which stored averages are left out
 _PRUNED_ERROR = 1e-3  # relative; or a tenth more than without
 
@@ -44,12 +45,12 @@ class Rounding:
     Attributes:
         errors: of each stored average: the norm of its rounding error.
         changes: of each target: what averaging by its law changes.
-        spreads: of the cell that ends at each moment but the first: how far the model was from its averages there.
+        spreads: how far the model was from its averages at the beginning and the end of each cell.
     """
 
     errors: Vector
     changes: Mapping[LiveLaw, float]
-    spreads: Sequence[float]
+    spreads: Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,11 @@ class Profiles:
         self.rounding = rounding
         self._targets = {law: len(stored) + number for number, law in enumerate(dict.fromkeys(laws))}
         profiles = [*stored, *(Stored(law, len(moments) - 1) for law in self._targets)]
-        spreads = [1.0] * (len(moments) - 1) if rounding is None else rounding.spreads
-        self.products, self.ages = profile_sums(moments, profiles, spreads)
+        spreads = [(1.0, 1.0)] * (len(moments) - 1) if rounding is None else rounding.spreads
+        sums = profile_sums(moments, profiles, spreads)
+        self.products, self.ages = sums.products, sums.ages
+        # A model that has come to rest was somewhere before: what nearly vanishes would be told as no number.
+        self._squares = np.maximum(sums.squares, _LEAST_SQUARE * np.diagonal(sums.products))
         # The unit in which weights are solved for: the same rounding error for each.
         self._scales = np.ones(len(stored)) if rounding is None else rounding.errors / rounding.errors.max()
 
@@ -118,7 +122,7 @@ class Profiles:
         numbers, difference = np.append(used, target), np.append(weights[used], -1.0)
         squared = float(difference @ self.products[np.ix_(numbers, numbers)] @ difference)
         drifted = float(difference @ self.ages[numbers]) / self._age(law)
-        profile = math.sqrt(max(squared, 0.0) / self.products[target, target] + drifted**2)
+        profile = math.sqrt(max(squared, 0.0) / self._squares[target] + drifted**2)
         if self.rounding is None:
             return Synthesis(weights, profile, None)
         rounded = float(np.linalg.norm(weights * self.rounding.errors))
@@ -147,7 +151,7 @@ class Profiles:
     def _nearest(self, law: LiveLaw, kept: NDArray[np.intp], values: Vector, vectors: Vector) -> Synthesis:
         """Return the weights for the target of this law, of the stored averages with these numbers alone."""
         target = self._targets[law]
-        squared_size, scales = float(self.products[target, target]), self._scales[kept]
+        squared_size, most, scales = self._squares[target], self.products[target, target], self._scales[kept]
         wanted = vectors.T @ (self.products[kept, target] / scales)
         ones = vectors.T @ (1 / scales)
         # In the unit of the profile: what a model that moves straight is off for one unit of age.
@@ -166,7 +170,7 @@ class Profiles:
             # The multiplier of sum c = 1 follows from two solutions: c = x - y (sum x - 1) / sum y.
             along, across = solved(wanted + ages * age), solved(ones)
             along = along - across * ((along @ ones - 1) / (across @ ones))
-            squared = values @ along**2 - 2 * (along @ wanted) + squared_size
+            squared = values @ along**2 - 2 * (along @ wanted) + most
             squared = max(float(squared), 0.0) + float(along @ ages - age) ** 2
             return along, math.sqrt(squared / squared_size), unit * float(np.linalg.norm(along))
 

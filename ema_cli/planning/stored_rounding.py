@@ -30,7 +30,8 @@ def measure_rounding(
     at = {moment.updates: moment for moment in moments}
     measured = [_measured(average, at[average.updates], moments[0], max(norms)) for average in averages]
     with_spread = [one for one, average in zip(measured, averages, strict=True) if average.spread is not None]
-    changes = {law: spread_of(law, with_spread) for law in laws}
+    last = [one for one in with_spread if one.law is not None and one.clock == moments[-1].clock]
+    changes = {law: spread_of(law, last) for law in laws}
     errors = np.array([one.error for one in measured])
     return Rounding(np.maximum(errors, _LEAST_ERROR * errors.max()), changes, _spreads(with_spread, moments))
 
@@ -48,10 +49,10 @@ def _measured(average: StoredAverage, moment: Moment, first: Moment, norm: float
     )
 
 
-def _spreads(measured: Sequence[Measured], moments: Sequence[Moment]) -> list[float]:
-    """Return how far the model was from its averages in the cell before each moment but the first, the last being 1.
+def _spreads(measured: Sequence[Measured], moments: Sequence[Moment]) -> list[tuple[float, float]]:
+    """Return how far the model was from its averages at both ends of each cell, the largest at the last being 1.
 
-    It is the larger of the spreads at its ends, of the average that is nearest to the model.
+    It is the spread of the average that is nearest to the model; before the first moment it is not known.
     """
     at: dict[float, float] = {}
     for one in measured:
@@ -59,5 +60,6 @@ def _spreads(measured: Sequence[Measured], moments: Sequence[Moment]) -> list[fl
     known = [at.get(moment.clock) for moment in moments[1:]]
     last = known[-1] or 1.0
     filled = [last if spread is None else spread for spread in known]
-    cells = [max(pair) for pair in zip(filled, [filled[0], *filled], strict=False)]
-    return [spread / cells[-1] if cells[-1] else 1.0 for spread in cells]
+    cells = list(zip([filled[0], *filled], filled, strict=False))
+    unit = max(cells[-1])
+    return [(begin / unit, end / unit) if unit else (1.0, 1.0) for begin, end in cells]
