@@ -105,14 +105,14 @@ def test_a_file_that_the_system_refuses_is_unreadable_not_damaged(
         "scandir": lambda: location(path).entries(),
         "listdir": lambda: location(path).names(),
         "open": lambda: location(path).open(),
-        "preadv": lambda: location(path).open().read(0, 1),
+        "pread": lambda: location(path).open().read(0, 1),
     }
     facts = {
         "stat": "looked at",
         "scandir": "looked into",
         "listdir": "looked into",
         "open": "opened",
-        "preadv": "read at byte 0",
+        "pread": "read at byte 0",
     }
     for call, look in looks.items():
         with monkeypatch.context() as patch:

@@ -161,7 +161,7 @@ def test_an_unreadable_file_beside_is_not_called_foreign(tmp_path: Path, monkeyp
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "preadv", fail)
+    monkeypatch.setattr(os, "pread", fail)
     refuse(Target(path, False), "x.safetensors.manifest.json: cannot be read at byte 0: Input/output error")
 
 
