@@ -53,7 +53,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """
     places = find_places(path)
     if not places.models:
-        return _with_warning(path, huggingface.open_checkpoint(path, options), ())
+        return _with_warnings(path, huggingface.open_checkpoint(path, options), (), places)
     chosen = _choose(path, places, options)
     inner = dataclasses.replace(options, component=None)
     if len(chosen) == 1 and (options.component is not None or not places.is_named):
@@ -67,20 +67,24 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     whole = dataclasses.replace(
         whole, name=path.name, path=path, trainer=trainer, progress=progress, files=files, resumable=resumable
     )
-    return whole if options.component is not None else _with_warning(path, whole, chosen)
+    return whole if options.component is not None else _with_warnings(path, whole, chosen, places)
 
 
-def _with_warning(path: Path, checkpoint: Checkpoint, places: Sequence[str]) -> Checkpoint:
-    """Say which folders with models, below the checkpoint's, are not read."""
-    tops = {place.partition("/")[0] for place in places}
+def _with_warnings(path: Path, checkpoint: Checkpoint, chosen: Sequence[str], places: Places) -> Checkpoint:
+    """Say which folders with models, below the checkpoint's, are not read, and in which weights are missing."""
+    tops = {place.partition("/")[0] for place in chosen}
     left_out = [
         f"{entry.name}/"
         for entry in location(path).entries()
         if entry.is_folder and entry.name not in tops and _may_be_part(entry.name) and _has_weights(entry.path)
     ]
-    if not left_out:
-        return checkpoint
-    return dataclasses.replace(checkpoint, warnings=(*checkpoint.warnings, left_out_warning(sorted(left_out))))
+    warnings = [left_out_warning(sorted(left_out))] if left_out else []
+    if places.without_weights:
+        named = ", ".join("this folder" if place == "." else f"{place}/" for place in places.without_weights)
+        warnings.append(
+            f"no weights in {named}, where its own files name a part of the model: the output has none either"
+        )
+    return dataclasses.replace(checkpoint, warnings=(*checkpoint.warnings, *warnings)) if warnings else checkpoint
 
 
 def _has_weights(folder: Path) -> bool:

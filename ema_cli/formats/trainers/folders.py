@@ -39,6 +39,11 @@ AVERAGES_INSIDE = "ema"  # the folder of averages in a checkpoint that is a fold
 PIPELINE = "model_index.json"  # of Diffusers: which folders hold the parts of a pipeline
 MODULES = "modules.json"  # of sentence-transformers: which folders hold the parts after the transformer
 ROUTER = "router_config.json"  # of one such part: which folders in its own hold the modules that it leads to
+# The ends of classes that such files name and that have no weights.
+WEIGHTLESS = re.compile(
+    r"(?:Pooling|Normalize|Dropout|BoW|WordWeights|Router|Asym|Scheduler|Tokenizer(?:Fast)?|Extractor"
+    r"|Processor(?:Fast)?|Watermark(?:er)?)$"
+)
 TRAINER_STATE = "trainer_state.json"  # of the Hugging Face Trainer, written after the weights
 DEEPSPEED_TAG = re.compile(r"^global_step(\d+)$")
 

@@ -319,3 +319,62 @@ def test_other_folders_are_no_pipelines(tmp_path: Path) -> None:
     write(tmp_path, adapter=1.0)
     assert not several.matches(tmp_path)
     assert not several.matches(tmp_path / "missing")
+
+
+MODULE = "sentence_transformers.models."
+
+
+@pytest.mark.parametrize(
+    ("modules", "missing"),
+    [
+        ({"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}, "2_Dense/"),
+        ({"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}, None),
+        ({"": "Transformer", "1_Own": "my_package.OwnLayer", "2_Dense": "Dense"}, "1_Own/, 2_Dense/"),
+        ({"": "Transformer", "1_Dense": "Dense", "2_LayerNorm": "LayerNorm"}, "2_LayerNorm/"),
+    ],
+)
+def test_a_module_whose_weights_are_missing_is_said(
+    modules: dict[str, str], missing: str | None, tmp_path: Path
+) -> None:
+    """modules.json names it, and no checkpoint has it: that is said before anything is written."""
+    folder = tmp_path / "checkpoint-5"
+    for place in ("", "1_Dense", *(place for place in modules if "Pooling" in place)):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+    save_file({"w": torch.ones(2)}, folder / "1_Dense" / "model.safetensors")
+    entries = [{"path": path, "type": kind if "." in kind else f"{MODULE}{kind}"} for path, kind in modules.items()]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    said = [warning for warning in open_checkpoint(folder).warnings if "no weights in" in warning]
+    expected = f"no weights in {missing}, where its own files name a part of the model: the output has none either"
+    assert said == ([expected] if missing else [])
+
+
+def test_a_pipeline_whose_model_is_missing_is_said(tmp_path: Path) -> None:
+    """model_index.json names a VAE without weights; schedulers and tokenizers have none, and null is left out."""
+    folder = write(tmp_path / "step-5", unet=1.0, text_encoder=1.0)
+    index = {
+        "_class_name": "Pipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizerFast"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "safety_checker": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "vae").mkdir()
+    (folder / "vae" / "config.json").write_text("{}")
+    (warning,) = open_checkpoint(folder).warnings
+    assert warning.startswith("no weights in vae/, where its own files name")
+
+
+def test_the_own_model_of_a_folder_of_modules_may_be_missing(tmp_path: Path) -> None:
+    """Only the module after the transformer was saved."""
+    folder = tmp_path / "checkpoint-5"
+    (folder / "2_Dense").mkdir(parents=True)
+    save_file({"w": torch.ones(2)}, folder / "2_Dense" / "model.safetensors")
+    entries = [{"path": path, "type": f"{MODULE}{kind}"} for path, kind in (("", "Transformer"), ("2_Dense", "Dense"))]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    (warning,) = open_checkpoint(folder).warnings
+    assert warning.startswith("no weights in this folder, where its own files name")
