@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conftest import Cli
 from tests.trainers import test_lightning, test_timm, transformers_run
-from tests.trainers.conftest import Tensors, assert_rounds
+from tests.trainers.conftest import Tensors, assert_rounds, load_dcp
+from tests.trainers.ranks import launch
+from tests.trainers.write_dcp import STEPS
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 
@@ -114,3 +116,20 @@ def test_transformers_resumes_from_an_average(cli: Cli, tmp_path: Path):
     trainer = Trainer(model=AutoModelForCausalLM.from_config(config), args=arguments, train_dataset=data)
     trainer.train(resume_from_checkpoint=str(tmp_path / "on/checkpoint-35"))
     assert trainer.state.global_step == 36
+
+
+def test_shards_of_two_ranks_are_written_over_again(cli: Cli, tmp_path: Path):
+    """torch's own loader finds averages in both processes' files, whatever the cut, and the newest of all else."""
+    written = launch("write_dcp", tmp_path / "written")
+    exact = mean([load_file(written / "truth" / f"step-{step}.safetensors") for step in STEPS])
+    for layout in ("torchtitan", "plain"):
+        run, output = written / layout / "checkpoint", tmp_path / layout
+        average(cli, run, output)
+        newest = run / f"step-{STEPS[-1]}"
+        assert (output / ".metadata").read_bytes() == (newest / ".metadata").read_bytes()
+        loaded, before = load_dcp(output), load_dcp(newest)
+        model = loaded if layout == "torchtitan" else loaded["model"]
+        assert_rounds({name: model[name] for name in exact}, exact)
+        assert loaded.keys() == before.keys()
+        for name in loaded.keys() - exact.keys() - {"model"}:
+            assert repr(loaded[name]) == repr(before[name])
