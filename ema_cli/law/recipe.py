@@ -55,6 +55,8 @@ class Recipe:
         """
         if law is not None and any(value is not None for value in options.values()):
             raise UsageError("a law is given twice", option="law", hint="a law, or the options that choose one")
+        if law is None and last == 1 and all(value is None for value in options.values()):
+            law = Uniform()  # one checkpoint has weight 1 by any law
         law = make_law(**options) if law is None else law
         if bias_correction and not law.corrects_bias:
             raise UsageError(

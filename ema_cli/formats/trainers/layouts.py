@@ -135,7 +135,7 @@ LAYOUTS = (
         clocks={EP: ("epoch",)},
         epochs="from 0",
         only_averages=True,
-        note="the average is a state dict for model.load_state_dict(), which YOLO() does not load",
+        note="without --like-input the average is a state dict for model.load_state_dict(), which YOLO() does not load",
     ),
     Layout(
         "YOLO",  # YOLOv5 and its like, 6, 7 and 9; ended trainings have None for the last two and the epoch -1
