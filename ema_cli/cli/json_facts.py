@@ -7,7 +7,7 @@ from fractions import Fraction
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from ema_cli.cli.sentences import side_warnings
+from ema_cli.cli.comparison_sentences import side_warnings
 from ema_cli.errors import EmaError, at_terminal
 from ema_cli.law.recipe import law_to_dict
 from ema_cli.law.time import interval_text

@@ -10,14 +10,13 @@ from ema_cli.errors import EmaError, at_terminal, printable
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR_ENOUGH
 from ema_cli.law.time import Time, Unit
-from ema_cli.text import format_optional, plural, relative, size, some
+from ema_cli.text import plural, size
 
 if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.averaging import Result
     from ema_cli.checkpoint import Checkpoint
     from ema_cli.cli.outcomes import DryRun
     from ema_cli.cli.views import RunView, StoredView, TensorTotals
-    from ema_cli.comparing.comparison import Comparison, TensorTotal
     from ema_cli.planning.plan import Approximation, Plan
 
 _MENTIONED = 0.1  # of an error: the share from which on a part of it is named
@@ -271,62 +270,3 @@ def clash_lines(view: RunView) -> list[str]:
     """Return which checkpoints have one clock, and how models differ."""
     same = [f"same clock: {', '.join(group)}" for group in view.same_clock]
     return [*same, *(f"different models: {text}" for text in view.differences)]
-
-
-def comparison_head(comparison: Comparison) -> list[str]:
-    """Return what is compared with what."""
-    lines = []
-    for side, checkpoint in zip("AB", (comparison.one, comparison.other), strict=True):
-        parts = (checkpoint.format, plural(len(checkpoint.tensors.specs), "tensor"), size(checkpoint.nbytes))
-        lines.append(f"{side}: {checkpoint.name}: {', '.join(parts)}")
-    total = comparison.total
-    return [*lines, f"{plural(total.tensors, 'tensor')} compared, {total.equal:,} equal to the byte"]
-
-
-def distance_cells(part: TensorTotal) -> list[str]:
-    """Return a row of a comparison: how many tensors are equal, distance, relative, cosine, largest difference."""
-    equal = f"{part.equal} of {part.tensors}"
-    if any(part.non_finite):
-        return [equal, "nan", "nan", "nan", "nan"]
-    distance = part.distance
-    if distance is None:
-        return [equal, "-", "-", "-", "-"]
-    return [
-        equal,
-        format_optional(_finite(distance.distance), "{:.4g}"),
-        relative(_finite(distance.relative)),
-        format_optional(_finite(distance.cosine), "{:.6f}"),
-        format_optional(_finite(distance.largest), "{:.3g}"),
-    ]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and isfinite(value) else None
-
-
-def comparison_warnings(comparison: Comparison) -> list[str]:
-    """Return what could not be compared, the first few of each kind, and the warnings of either checkpoint."""
-    one, other = comparison.one.tensors.specs, comparison.other.tensors.specs
-    lines = [
-        f"only in {side}: {some([repr(name) for name in names])}"
-        for side, names in (("A", comparison.only_one), ("B", comparison.only_other))
-        if names
-    ]
-    if comparison.different:
-        texts = [f"'{name}' is {one[name]} in A, {other[name]} in B" for name in comparison.different]
-        lines.append(f"not comparable: {some(texts)}")
-    for side, checkpoint in zip("AB", (comparison.one, comparison.other), strict=True):
-        lines += [f"{side}: {warning}" for warning in dict.fromkeys(side_warnings(checkpoint))]
-    return lines
-
-
-def comparison_notes(comparison: Comparison) -> list[str]:
-    """Return what else to know of either checkpoint."""
-    sides = zip("AB", (comparison.one, comparison.other), strict=True)
-    return [f"{side}: {note}" for side, checkpoint in sides for note in dict.fromkeys(checkpoint.notes)]
-
-
-def side_warnings(checkpoint: Checkpoint) -> list[str]:
-    """Return the warnings of a checkpoint that is compared; of what ema-cli made, its user knows."""
-    averages = [f"averages: {checkpoint.averaged}"] if checkpoint.averaged and checkpoint.mark is None else []
-    return [*averages, *checkpoint.warnings]

@@ -15,8 +15,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.cli.comparison_sentences import distance_cells
 from ema_cli.cli.rich_console import shown
-from ema_cli.cli.sentences import distance_cells, law
+from ema_cli.cli.sentences import law
 from ema_cli.cli.tune_sentences import result_note
 from ema_cli.errors import printable
 from ema_cli.planning.plan import Approximation, Plan

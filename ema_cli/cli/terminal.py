@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.cli import sentences
+from ema_cli.cli import comparison_sentences, sentences
 from ema_cli.cli.github import annotate, annotate_warnings
 from ema_cli.cli.rich_console import console, shown
 from ema_cli.cli.tables import Weights, print_distances, print_profile, print_tensors, print_weights
@@ -54,13 +54,13 @@ def print_plans(plans: Sequence[Plan], names: Sequence[str]) -> None:
 def print_comparison(comparison: Comparison) -> None:
     """Print how far two checkpoints are apart: by layer and as a whole, and what could not be compared."""
     out = console()
-    for text in sentences.comparison_head(comparison):
+    for text in comparison_sentences.head(comparison):
         out.print(shown(text), soft_wrap=True)
     out.print()
     print_distances(out, comparison)
     out.print()
     out.print(shown(_COMPARISON_WORDS), soft_wrap=True)
-    _print_remarks(out, sentences.comparison_warnings(comparison), sentences.comparison_notes(comparison))
+    _print_remarks(out, comparison_sentences.warnings(comparison), comparison_sentences.notes(comparison))
     if comparison.warnings:
         _print_warnings(out, [some(comparison.warnings)])
 

@@ -1,13 +1,14 @@
 """The laws of averaging, one class each. Add a law here: `make_law` and all that shows, stores or applies laws follow.
 
 A law turns the gaps between checkpoints into weights that sum to 1. A live law is also applied update by update while
-a model trains. The equations are in `decay` and `weights`. No torch, no numpy.
+a model trains. The equations are in `decay` and `weights`; profiles without a number are in `plain_profiles`. No torch,
+no numpy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, TypedDict, Unpack
@@ -16,6 +17,7 @@ from ema_cli.errors import UsageError, option
 from ema_cli.law import decay, weights
 from ema_cli.law.events import Gap
 from ema_cli.law.law import Growing, Law, Steady, Words
+from ema_cli.law.plain_profiles import PLAIN_PROFILES, Profile
 from ema_cli.law.time import Time, Unit, as_time
 from ema_cli.law.weights import Gaps
 
@@ -165,29 +167,8 @@ class Smoothing:
         return {"smoothing": self.value}
 
 
-class _Profile:
-    """What profiles have in common: their weights are shares of the training time, in any unit."""
-
-    __slots__ = ()
-
-    corrects_bias: ClassVar[bool] = False
-    over_clocks: ClassVar[bool] = True
-
-    @property
-    def unit(self) -> None:
-        """Return None: any clock will do."""
-
-    @property
-    def default_interval(self) -> None:
-        """Return None: each checkpoint counts."""
-
-    def measure(self, gap: Gap) -> Fraction:
-        """Return the training time from one checkpoint to the next."""
-        return gap.elapsed
-
-
 @dataclass(frozen=True, slots=True)
-class Power(_Profile):
+class Power(Profile):
     """The power-function profile of Karras et al. 2024 (arXiv 2312.02696): weights grow as clock ** gamma.
 
     `sigma_rel` is the profile's standard deviation as a share of the training time, in (0, 12 ** -0.5].
@@ -247,66 +228,7 @@ class Power(_Profile):
         return {"profile": self.profile, "sigma_rel": self.sigma_rel}
 
 
-class _PlainProfile(_Profile):
-    """A profile without a number of its own."""
-
-    __slots__ = ()
-
-    profile: ClassVar[str]
-
-    @property
-    def name(self) -> str:
-        """Return the profile."""
-        return self.profile
-
-    def words(self) -> Words:
-        """Return the profile as people read it."""
-        return Words("profile", self.profile, (f"profile {self.profile}",))
-
-    def phrase(self, interval: Time | None) -> str:
-        """Return the profile for a sentence."""
-        return f"the profile {self.profile}"
-
-    def to_dict(self) -> dict[str, str | float]:
-        """Return the profile."""
-        return {"profile": self.profile}
-
-
-@dataclass(frozen=True, slots=True)
-class Uniform(_PlainProfile):
-    """All of the training counts the same."""
-
-    profile: ClassVar[str] = "uniform"
-
-    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
-        """Return weights in proportion to the gaps."""
-        return weights.uniform_weights(gaps)
-
-
-@dataclass(frozen=True, slots=True)
-class Linear(_PlainProfile):
-    """Emulates a learning rate that falls to 0 in a straight line (WSM, arXiv 2507.17634)."""
-
-    profile: ClassVar[str] = "linear"
-
-    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
-        """Return weights that add up to the falling learning rate."""
-        return weights.decay_weights(clocks, square_root=False)
-
-
-@dataclass(frozen=True, slots=True)
-class SquareRoot(_PlainProfile):
-    """Emulates a learning rate that falls to 0 as 1 - sqrt(x) (WSM, arXiv 2507.17634)."""
-
-    profile: ClassVar[str] = "1-sqrt"
-
-    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
-        """Return weights that add up to the falling learning rate."""
-        return weights.decay_weights(clocks, square_root=True)
-
-
-_PLAIN: Mapping[str, Law] = {law.profile: law for law in (Uniform(), Linear(), SquareRoot())}
-PROFILES = (Power.profile, *_PLAIN)
+PROFILES = (Power.profile, *PLAIN_PROFILES)
 
 
 def make_law(**options: Unpack[LawOptions]) -> Law:
@@ -335,7 +257,7 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
         return HalfLife(as_time(half_life, "half_life"))
     if smoothing is not None:
         return Smoothing(float(smoothing))
-    return Power(float(sigma_rel)) if sigma_rel is not None else _PLAIN[str(profile)]
+    return Power(float(sigma_rel)) if sigma_rel is not None else PLAIN_PROFILES[str(profile)]
 
 
 def _every(interval: Time | None) -> str:

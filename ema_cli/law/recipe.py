@@ -9,7 +9,8 @@ from typing import Any, Unpack
 
 from ema_cli.errors import UsageError, option
 from ema_cli.law.law import Law
-from ema_cli.law.laws import LAW_KEYS, LawOptions, Uniform, make_law
+from ema_cli.law.laws import LAW_KEYS, LawOptions, make_law
+from ema_cli.law.plain_profiles import Uniform
 from ema_cli.law.time import EVERY, Every, Time, Unit, as_time, interval_text, parse_interval
 
 
