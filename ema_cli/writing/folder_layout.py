@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from ema_cli.checkpoint import Checkpoint, Pretrained, TensorSpec
+from ema_cli.checkpoint import Checkpoint, InnerFiles, Pretrained, TensorSpec, check_tensor_name
+from ema_cli.errors import OutputError, option
 from ema_cli.formats.mark import METADATA_KEY
 from ema_cli.formats.output_file import OutputFile, Table
 from ema_cli.formats.safetensors.writer import lay_out_file, lay_out_shards, split_shards
@@ -61,6 +62,22 @@ def divide(newest: Checkpoint, pretrained: Pretrained, specs: Mapping[str, Tenso
         model, bare = holders[file]
         model.shards[name] = bare
     return list(models.values())
+
+
+def loaded_names(checkpoint: Checkpoint, inner_files: InnerFiles) -> dict[str, str]:
+    """Return the names that the tensors have in a folder that loads, each with its name in the checkpoint."""
+    names: dict[str, str] = {}
+    for original in checkpoint.tensors.specs:
+        name = inner_files.loaded_name(original)
+        check_tensor_name(name, checkpoint.path)
+        if name in names:
+            raise OutputError(
+                f"'{original}' and '{names[name]}' would have one name in a folder that loads",
+                subject=checkpoint.path,
+                hint=f"keep the names as they are: {option('keep_prefix', True)}",
+            )
+        names[name] = original
+    return names
 
 
 def with_header(metadata: Mapping[str, str], newest: Checkpoint, folder: str) -> Mapping[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ema_cli._version import __version__
-from ema_cli.checkpoint import Checkpoint, InnerFiles, Pretrained, TensorSpec, check_tensor_name
+from ema_cli.checkpoint import Checkpoint, Pretrained, TensorSpec
 from ema_cli.dtypes import DTYPES, DType, output_dtype
 from ema_cli.errors import OutputError, UsageError, option
 from ema_cli.formats.mark import LIKE_INPUT, METADATA_KEY, asked_for
@@ -22,14 +22,12 @@ from ema_cli.planning.plan import Plan
 from ema_cli.storage.source import InputFile
 from ema_cli.text import parse_size
 from ema_cli.writing.card import CARD_NAME, CONFIGS, model_card
-from ema_cli.writing.folder_layout import divide, lay_out_models, with_header
-from ema_cli.writing.side_files import find_side_files, set_config_dtype
+from ema_cli.writing.folder_layout import divide, lay_out_models, loaded_names, with_header
+from ema_cli.writing.side_files import SideFiles
 from ema_cli.writing.target import Target
 
 if TYPE_CHECKING:
     from ema_cli.writing.like_input import Likeness
-
-_MAX_CONFIG_BYTES = 16 << 20
 
 
 class OutputKeywords(TypedDict, total=False):
@@ -247,77 +245,22 @@ def _lay_out_folder(
 ) -> Output:
     """Return the files of an average that is a folder; `specs` are those of its tensors, else as `lay_out_output`."""
     pretrained = plan.newest.pretrained or Pretrained("model")
-    texts, copies = _side_files(pretrained)
-    sources = list(copies.values())
+    beside = SideFiles.of(pretrained)
+    sources = list(beside.copies.values())
     originals: dict[str, str] = {}
     if pretrained.inner_files is not None:
-        originals = _loaded_names(plan.newest, pretrained.inner_files)
+        originals = loaded_names(plan.newest, pretrained.inner_files)
         specs = {name: specs[original] for name, original in originals.items()}
     models = divide(plan.newest, pretrained, specs)
     for model in models:
         converted = options.dtype is not None or bool(originals)
-        _set_config_dtype(f"{model.prefix}config.json", texts, copies, model.own_specs(specs), converted=converted)
-    if CARD_NAME not in copies:
-        card = model_card(plan, _configs(texts, copies), manifest=FOLDER_NAME if manifest else None)
-        texts[CARD_NAME] = card.encode()
-    metadata = _metadata(plan, options, copied, sorted({*copies, *texts}))
+        beside.name_dtype(f"{model.prefix}config.json", model.own_specs(specs), converted=converted)
+    if CARD_NAME not in beside.copies:
+        card = model_card(plan, beside.contents(CONFIGS), manifest=FOLDER_NAME if manifest else None)
+        beside.texts[CARD_NAME] = card.encode()
+    metadata = _metadata(plan, options, copied, sorted({*beside.copies, *beside.texts}))
     files, indexes = lay_out_models(plan.newest, models, specs, options.max_shard_size, metadata, tables)
-    texts.update(indexes)
-    return Output(target, files, texts, copies, sources, originals)
-
-
-def _side_files(pretrained: Pretrained) -> tuple[dict[str, bytes], dict[str, InputFile]]:
-    """Return the small files that lie inside the checkpoint, and those beside its tensors; both by name."""
-    texts = dict(pretrained.inner_files.read()) if pretrained.inner_files is not None else {}
-    if pretrained.folder is None:
-        return texts, {}
-    return texts, find_side_files(pretrained.folder, pretrained.bases)
-
-
-def _configs(texts: Mapping[str, bytes], copies: Mapping[str, InputFile]) -> dict[str, bytes]:
-    """Return the text of each configuration that will be in the folder, by name; that of a huge one is empty."""
-    configs = {name: text for name, text in texts.items() if name in CONFIGS}
-    for name, file in copies.items():
-        if name in CONFIGS and name not in configs:
-            configs[name] = file.read(0, file.size if file.size <= _MAX_CONFIG_BYTES else 0)
-    return configs
-
-
-def _loaded_names(checkpoint: Checkpoint, inner_files: InnerFiles) -> dict[str, str]:
-    """Return the names that the tensors have in a folder that loads, each with its name in the checkpoint."""
-    names: dict[str, str] = {}
-    for original in checkpoint.tensors.specs:
-        name = inner_files.loaded_name(original)
-        check_tensor_name(name, checkpoint.path)
-        if name in names:
-            raise OutputError(
-                f"'{original}' and '{names[name]}' would have one name in a folder that loads",
-                subject=checkpoint.path,
-                hint=f"keep the names as they are: {option('keep_prefix', True)}",
-            )
-        names[name] = original
-    return names
-
-
-def _set_config_dtype(
-    name: str,
-    texts: dict[str, bytes],
-    copies: dict[str, InputFile],
-    specs: Mapping[str, TensorSpec],
-    *,
-    converted: bool,
-) -> None:
-    """Make the config.json at `name` name the dtype of the tensors as written: change its text where it has another."""
-    text = texts.get(name)
-    if text is None and name in copies:
-        text = copies[name].read(0, copies[name].size)
-    if text is None:
-        return
-    floating = {spec.dtype.name for spec in specs.values() if spec.dtype.kind == "float"}
-    changed = set_config_dtype(text, floating, converted=converted)
-    if changed != text:
-        texts[name] = changed
-        copies.pop(name, None)
+    return Output(target, files, {**beside.texts, **indexes}, beside.copies, sources, originals)
 
 
 def _lay_out_torch(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ema_cli.checkpoint import Pretrained, TensorSpec
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.folders.places import named_folders
@@ -36,8 +38,45 @@ _UNWANTED = (
     "*.index.json",
 )
 _FOLDERS = ("additional_chat_templates",)
-_MAX_SIDE_BYTES = 1 << 30
+_MAX_SIDE_BYTES, _MAX_CONFIG_BYTES = 1 << 30, 16 << 20
 _SNAPSHOTS, _BLOBS = "snapshots", "blobs"  # in the folder of a repository in the Hub's cache
+
+
+@dataclass(frozen=True, slots=True)
+class SideFiles:
+    """What an output has beside its tensors, by name: small files with their whole content, and files to copy."""
+
+    texts: dict[str, bytes]
+    copies: dict[str, InputFile]
+
+    @classmethod
+    def of(cls, pretrained: Pretrained) -> SideFiles:
+        """Return what lies inside a checkpoint, and beside its tensors.
+
+        Raises:
+            CheckpointError: where some of it cannot be read, or must not be.
+        """
+        texts = dict(pretrained.inner_files.read()) if pretrained.inner_files is not None else {}
+        return cls(texts, find_side_files(pretrained.folder, pretrained.bases) if pretrained.folder else {})
+
+    def contents(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return the content of those of the files that are there; that of a huge one is empty."""
+        files = {name: self.copies[name] for name in names if name in self.copies}
+        read = {name: file.read(0, file.size if file.size <= _MAX_CONFIG_BYTES else 0) for name, file in files.items()}
+        return {**read, **{name: self.texts[name] for name in names if name in self.texts}}
+
+    def name_dtype(self, name: str, specs: Mapping[str, TensorSpec], *, converted: bool) -> None:
+        """Make a config.json name the dtype of the tensors as written: change its text where it has another."""
+        text = self.texts.get(name)
+        if text is None and name in self.copies:
+            text = self.copies[name].read(0, self.copies[name].size)
+        if text is None:
+            return
+        floating = {spec.dtype.name for spec in specs.values() if spec.dtype.kind == "float"}
+        changed = set_config_dtype(text, floating, converted=converted)
+        if changed != text:
+            self.texts[name] = changed
+            self.copies.pop(name, None)
 
 
 def find_side_files(folder: Path, models: Iterable[str] = ()) -> dict[str, InputFile]:
