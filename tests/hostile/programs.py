@@ -11,56 +11,54 @@ from tests.hostile.make import ESCAPES, build, call, mapping, name, number, numb
 Value = Callable[[Path], bytes]
 
 
-def _shell(canary: Path) -> bytes:
-    return text(f"touch {canary}")
+MODULE = "tests.hostile.stand_ins"
+CREATE, CREATES = f"{MODULE}.create", f"{MODULE}.Creates"
+IDLE = text("0")  # code that does nothing, for functions of Python's own that would carry out any
 
 
-def _code(canary: Path) -> bytes:
-    return text(f"open({str(canary)!r}, 'w').close()")
-
-
-def _argv(canary: Path) -> bytes:
-    return b"](" + text("touch") + text(str(canary)) + b"e"
+def _path(canary: Path) -> bytes:
+    return text(str(canary))
 
 
 def _import(module: str, attribute: str) -> bytes:
-    return call("builtins.getattr", call("builtins.__import__", text(module)), text(attribute))
+    return call("builtins.getattr", call("importlib.import_module", text(module)), text(attribute))
 
 
-# Each pushes one value, and would create the canary if it were carried out.
+# Each pushes one value. The names in `CARRIED_OUT` would create the canary; the others show that nothing known to be
+# dangerous is called, with arguments with which it does nothing.
 PROGRAMS: dict[str, Value] = {
-    "os.system": lambda canary: call("os.system", _shell(canary)),
-    "posix.system": lambda canary: call("posix.system", _shell(canary)),
-    "eval": lambda canary: call("builtins.eval", _code(canary)),
-    "exec": lambda canary: call("builtins.exec", _code(canary)),
-    "exec of Python 2": lambda canary: call("__builtin__.eval", _code(canary)),
-    "open": lambda canary: call("builtins.open", text(str(canary)), text("w")),
-    "getattr": lambda canary: _import("os", "system") + pack(_shell(canary)) + b"R",
-    "a dotted name": lambda canary: b"\x80\x04" + text("os") + text("system.__call__") + b"\x93" + pack(_shell(canary))
-    + b"R",
-    "STACK_GLOBAL": lambda canary: text("os") + text("system") + b"\x93" + pack(_shell(canary)) + b"R",
-    "NEWOBJ": lambda canary: name("subprocess.Popen") + pack(_argv(canary)) + b"\x81",
-    "NEWOBJ_EX": lambda canary: name("subprocess.Popen") + b")" + mapping({"args": _argv(canary)}) + b"\x92",
-    "INST": lambda canary: b"(" + _shell(canary) + b"ios\nsystem\n",
-    "OBJ": lambda canary: b"(" + name("os.system") + _shell(canary) + b"o",
-    "BUILD": lambda canary: build("functools.partial", pack(name("os.system"), pack(_shell(canary)), b"}", b"}"))
-    + b")R",
-    "BUILD of slots": lambda canary: build("torch.nn.Module", pack(mapping({"x": _shell(canary)}), b"}")),
-    "a class with __setstate__": lambda canary: build(
-        "torch.utils.data.dataset.Subset", mapping({"__setstate__": name("os.system"), "x": _shell(canary)})
-    ),
-    "map": lambda canary: call("builtins.map", name("os.system"), b"](" + _shell(canary) + b"e"),
-    "runpy": lambda canary: call("runpy.run_path", text(str(canary))),
-    "nested pickle": lambda canary: call("pickle.loads", b"T" + struct.pack("<i", 3) + b"N..") + _code(canary) + b"0",
-    "torch.load": lambda canary: call("torch.load", text(str(canary))),
-    "a code object": lambda canary: call("types.FunctionType", call("types.CodeType", _code(canary)), b"}"),
-    "copyreg": lambda canary: call("copyreg._reconstructor", name("subprocess.Popen"), name("builtins.object"), b"N"),
-    "a class whose name steers the terminal": lambda canary: text("os") + text(ESCAPES) + b"\x93" + pack(_shell(canary))
-    + b"R",
-    "a default factory": lambda canary: call("collections.defaultdict", name("os.system"), b"]") + _shell(canary)
+    "REDUCE": lambda canary: call(CREATE, _path(canary)),
+    "eval": lambda _: call("builtins.eval", IDLE),
+    "exec": lambda _: call("builtins.exec", IDLE),
+    "exec of Python 2": lambda _: call("__builtin__.eval", IDLE),
+    "open": lambda _: call("builtins.open", text("/dev/null"), text("w")),
+    "getattr": lambda canary: _import(MODULE, "create") + pack(_path(canary)) + b"R",
+    "a dotted name": lambda canary: b"\x80\x04" + text(MODULE) + text("create.__call__") + b"\x93"
+    + pack(_path(canary)) + b"R",
+    "STACK_GLOBAL": lambda canary: text(MODULE) + text("create") + b"\x93" + pack(_path(canary)) + b"R",
+    "NEWOBJ": lambda canary: name(CREATES) + pack(_path(canary)) + b"\x81",
+    "NEWOBJ_EX": lambda canary: name(CREATES) + b")" + mapping({"canary": _path(canary)}) + b"\x92",
+    "INST": lambda canary: b"(" + _path(canary) + f"i{MODULE}\ncreate\n".encode(),
+    "OBJ": lambda canary: b"(" + name(CREATE) + _path(canary) + b"o",
+    "BUILD": lambda canary: name("functools.partial") + pack(name(CREATE)) + b"\x81"
+    + pack(name(CREATE), pack(_path(canary)), b"}", b"}") + b"b)R",
+    "BUILD of slots": lambda canary: build("torch.nn.Module", pack(mapping({"x": _path(canary)}), b"}")),
+    "a class with __setstate__": lambda canary: build(CREATES, mapping({"x": _path(canary)})),
+    "map": lambda canary: call("builtins.list", call("builtins.map", name(CREATE), b"](" + _path(canary) + b"e")),
+    "nested pickle": lambda canary: call("pickle.loads", b"T" + struct.pack("<i", 3) + b"N..") + _path(canary) + b"0",
+    "torch.load": lambda canary: call("torch.load", _path(canary)),
+    "a code object": lambda _: call("types.FunctionType", call("types.CodeType", IDLE), b"}"),
+    "copyreg": lambda canary: call("copyreg.__newobj__", name(CREATES), _path(canary)),
+    "a class whose name steers the terminal": lambda canary: text(MODULE) + text(ESCAPES) + b"\x93"
+    + pack(_path(canary)) + b"R",
+    "a default factory": lambda canary: call("collections.defaultdict", name(CREATE), b"]") + _path(canary)
     + b"Ns",
-    "a key": lambda canary: b"}" + call("os.system", _shell(canary)) + b"Ns",
+    "a key": lambda canary: b"}" + call(CREATE, _path(canary)) + b"Ns",
 }  # fmt: skip
+CARRIED_OUT = (
+    "REDUCE", "getattr", "a dotted name", "STACK_GLOBAL", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "BUILD",
+    "a class with __setstate__", "map", "copyreg", "a key",
+)  # fmt: skip
 
 
 def endless(label: str) -> bytes:
@@ -84,14 +82,14 @@ ENDLESS: dict[str, Callable[[], bytes]] = {
     "lists nested 60,000 deep": lambda: b"]" * 60_000 + b"a" * 59_999,
     "tuples nested 60,000 deep": lambda: b")" + b"\x85" * 60_000,
     "dicts nested 40,000 deep": lambda: b"}" + b"q\x01}Nh\x01s" * 40_000,
-    "objects nested 40,000 deep": lambda: b"N" + (b"q\x01cos\nsystem\nh\x01\x85R") * 40_000,
+    "objects nested 40,000 deep": lambda: b"N" + (b"q\x01ca\nB\nh\x01\x85R") * 40_000,
     "a key nested 60,000 deep": lambda: b"}" + b")" + b"\x85" * 60_000 + b"Ns",
     "a number of 8 million bits as a key": lambda: b"}" + number(1 << 8_000_000) + b"Ns",
     "numbers that collide as keys": lambda: b"}(" + b"".join(
         number(each * ((1 << 61) - 1)) + b"N" for each in range(1, 30_000)
     ) + b"u",
     "floats, tuples and classes as keys": lambda: b"}(" + b"G" + bytes(8) + b"N" + numbers(1, 2) + b"N"
-    + name("os.system") + b"N" + tensor() + b"Nu",
+    + name("a.B") + b"N" + tensor() + b"Nu",
 }  # fmt: skip
 
 # Each is no pickle that torch writes: an error of the file, with what it says.
@@ -104,7 +102,7 @@ UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a persistent name": (lambda: b"Pstorage\n", "outside"),
     "a persistent dict": (lambda: b"}Q", "outside"),
     "a persistent endless list": (lambda: doubling(60) + b"Q", "outside"),
-    "a persistent tuple of another kind": (lambda: pack(text("file"), text("/etc/passwd")) + b"Q", "outside"),
+    "a persistent tuple of another kind": (lambda: pack(text("file"), text("/outside")) + b"Q", "outside"),
     "a storage with a negative count": (lambda: storage(count=-1), "outside"),
     "a storage of 2^70 elements": (lambda: storage(count=1 << 70), "outside"),
     "a storage whose key is a number": (
@@ -124,7 +122,7 @@ UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {
     "items of a number": (lambda: b"K\x01NNs", "not a mapping"),
     "appended to a number": (lambda: b"K\x01Na", "not a list"),
     "a state for a number": (lambda: b"K\x01}b", "a state to a int"),
-    "a call without a tuple": (lambda: name("os.system") + b"]R", "no tuple"),
+    "a call without a tuple": (lambda: name("a.B") + b"]R", "no tuple"),
     "a name that is a number": (lambda: b"K\x01K\x02\x93", "no text"),
     "protocol 255": (lambda: b"\x80\xff", "newer than any we know"),
     "a number of 5000 digits": (lambda: b"I" + b"9" * 5000 + b"\n", "damaged"),
@@ -144,7 +142,7 @@ UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a tensor with a program for hooks": (
         lambda: call(
             "torch._utils._rebuild_tensor_v2",
-            *(storage(), number(0), numbers(2, 3), numbers(3, 1), b"\x89", call("os.system", text("true"))),
+            *(storage(), number(0), numbers(2, 3), numbers(3, 1), b"\x89", call(CREATE, IDLE)),
         ),
         "arguments",
     ),
@@ -164,7 +162,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
         "gigabytes",
     ),
     "a million arguments, again and again": (
-        lambda: b"(" + b"N" * 1_000_000 + b"tq\x01" + name("os.system") + b"q\x02(" + b"h\x02h\x01}NNs\x92" * 3000
+        lambda: b"(" + b"N" * 1_000_000 + b"tq\x01" + name("a.B") + b"q\x02(" + b"h\x02h\x01}NNs\x92" * 3000
         + b"l",
         "gigabytes",
     ),

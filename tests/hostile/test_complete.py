@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import pickle
 import pkgutil
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,8 +18,8 @@ from tests import hostile
 from tests.conftest import Cli
 from tests.hostile import conftest
 from tests.hostile.conftest import Case, Harness, Kind
-from tests.hostile.make import good_zip
-from tests.hostile.programs import BOMBS, ENDLESS, PROGRAMS, UNREADABLE
+from tests.hostile.make import good_zip, whole
+from tests.hostile.programs import BOMBS, CARRIED_OUT, ENDLESS, PROGRAMS, UNREADABLE
 
 FOLDER = Path(hostile.__file__ or "").parent
 MODULES = [each.name for each in pkgutil.iter_modules([str(FOLDER)]) if each.name.startswith(("test_", "make", "prog"))]
@@ -59,3 +62,21 @@ def test_the_server_does_as_the_program_does(harness: Harness, program: Cli) -> 
         ended = harness.server.run(arguments, work, harness.logs / "log")
         alone = program(*arguments, cwd=work)
         assert (ended.code, ended.out.decode(), ended.err.decode()) == (alone.code, alone.out, alone.err)
+
+
+def test_programs_are_programs_and_harmless_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own unpickler carries them out, and so would a reader that calls what a file names; without the
+    stand-ins of these tests, as in any other program, nothing happens.
+    """
+
+    def leaves(label: str) -> bool:
+        canary = tmp_path / "canary"
+        with contextlib.suppress(Exception):
+            pickle.loads(whole(PROGRAMS[label](canary))).close()  # one of them opens a device
+        left = canary.exists()
+        canary.unlink(missing_ok=True)
+        return left
+
+    assert [label for label in PROGRAMS if leaves(label)] == list(CARRIED_OUT)
+    monkeypatch.setitem(sys.modules, "tests.hostile.stand_ins", None)
+    assert [label for label in PROGRAMS if leaves(label)] == []

@@ -15,6 +15,7 @@ from tests.hostile.make import (
     SHOWN,
     archive,
     build,
+    call,
     data,
     mapping,
     name,
@@ -28,7 +29,7 @@ from tests.hostile.make import (
     whole,
 )
 from tests.hostile.make_dcp import METADATA, SHARD, Folder, Offsets, described, index, placed
-from tests.hostile.programs import BOMBS, ENDLESS, PROGRAMS, UNREADABLE, endless
+from tests.hostile.programs import BOMBS, CREATE, ENDLESS, IDLE, PROGRAMS, UNREADABLE, endless
 
 KIND = Kind("step-{}", lambda path, step: Folder(step).write(path))
 
@@ -200,11 +201,11 @@ WRONG = "is stored as something else than its folder's .metadata says"
 AT = index("w", (0, 0))
 NO_METADATA = "stands where an object with state_dict_metadata and storage_data belongs"
 PATHS = {
-    "..": text("../step-1/" + SHARD), "absolute": text("/etc/passwd"), "a folder": text("a/" + SHARD),
+    "..": text("../step-1/" + SHARD), "absolute": text("/outside"), "a folder": text("a/" + SHARD),
     "the folder itself": text("."), "the folder above": text(".."), "nothing": text(""), "hidden": text(".hidden"),
     "a zero": text("a\0b"), "a backslash": text("..\\a"), "a number": number(5), "endless": endless("2^60 paths"),
     "a huge number": number(1 << 100_000), "nested": endless("tuples nested 60,000 deep"),
-    "a class": name("os.system"),
+    "a class": name("a.B"),
     "300 letters": text("a" * 300), "a megabyte": text("a" * 1_000_000), "text that steers": text("../" + ESCAPES),
 }  # fmt: skip
 CASES = [
@@ -216,7 +217,7 @@ CASES = [
         (raw(label, lambda canary, v=label: whole(PROGRAMS[v](canary)), NO_METADATA)
          for label in PROGRAMS if label not in ("a default factory", "a key", "nested pickle")),
     ),
-    *(beside(label, "planner_data", PROGRAMS[label]) for label in ("os.system", "BUILD", "a key")),
+    *(beside(label, "planner_data", PROGRAMS[label]) for label in ("REDUCE", "BUILD", "a key")),
     *in_turn(
         (beside(label, "storage_meta", lambda _, v=label: endless(v)) for label in ENDLESS),
         (item(label, "train_state", lambda _, v=label: endless(v)) for label in ENDLESS),
@@ -228,7 +229,7 @@ CASES = [
     *(item(label, "train_state", lambda _, make=make: make(), says) for label, (make, says) in UNREADABLE.items()
       if label in ("a persistent number", "an extension code", "a memo that collides", "bytes of 2^62")),
     *(Case(lightning(PROGRAMS[label], legacy=True), "not one that torch.save wrote", file="meta.pt", passed=True,
-           label=f"{label}, all of meta.pt") for label in ("os.system", "NEWOBJ", "BUILD")),
+           label=f"{label}, all of meta.pt") for label in ("REDUCE", "NEWOBJ", "BUILD")),
     *(folder(f"path: {label}", replaced(AT, placed(0, 9, path)), OUT, "w") for label, path in PATHS.items()),
     folder("a missing shard", replaced(AT, placed(0, 900, text("__7_0.distcp"))), "missing", file=None, passed=True),
     folder("past the end", replaced(AT, placed(1 << 40, 900)), "cut short", "w", file=SHARD, passed=True),
@@ -252,7 +253,7 @@ CASES = [
     folder("a dtype that steers", lambda made: entry(made, described(dtype="torch.\x1b[31m\u202e")), r"\x1b[31m", "w"),
     folder("another dtype", lambda made: entry(made, described(dtype="torch.int32")), "is I32 [2, 3], but F32", code=4,
         file=None, inspects=0),
-    folder("a tensor that is a program", lambda made: entry(made, name("os.system") + pack(text("true")) + b"R"),
+    folder("a tensor that is a program", lambda made: entry(made, call(CREATE, IDLE)),
         "which is unknown", "w"),
     folder("irregular pieces", lambda made: irregular(made, 3000, 1), "form no grid", "t0"),
     folder("irregular pieces of many tensors", lambda made: irregular(made, 700, 5), "form no grid", seconds=20,
@@ -279,7 +280,7 @@ CASES = [
           ("another shape", torch_zip(whole(tensor(storage("0", 6), shape=(3, 2))), {"0": bytes(24)}), WRONG),
           ("another dtype", torch_zip(whole(tensor(storage("0", 6, "torch.IntStorage"))), {"0": bytes(24)}), WRONG),
           ("a dict", torch_zip(whole(mapping({"a": tensor()})), {"0": bytes(24)}), WRONG),
-          ("a program", torch_zip(whole(name("os.system") + pack(text("true")) + b"R"), {"0": bytes(24)}), WRONG),
+          ("a program", torch_zip(whole(call(CREATE, IDLE)), {"0": bytes(24)}), WRONG),
           ("no zip", bytes(200), "zip directory"),
           ("another zip", archive({"a": bytes(60)}), "not one that torch.save wrote"),
           ("a large pickle", torch_zip(whole(text("a" * 100_000) + b"0" + tensor()), {"0": bytes(24)}), "too large"),

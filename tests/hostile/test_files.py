@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.conftest import Case, Harness, Kind, parameters
-from tests.hostile.make import good_zip, saved, torch_zip, writes
+from tests.hostile.make import call, good_zip, saved, torch_zip, whole, writes
+from tests.hostile.programs import CREATE, IDLE
 
 KIND = Kind("ep1-ba{}-rank0.pt", good_zip)
 NAMED = "ep1-ba3-rank0.pt"
@@ -59,10 +60,10 @@ def two_links(path: Path) -> None:
 
 
 def a_tar() -> bytes:
-    """Return a tar archive whose member would lie outside."""
+    """Return a tar archive. A hostile one would name a member that lies outside; none is unpacked here."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("../../outside"), io.BytesIO())
+        archive.addfile(tarfile.TarInfo("member"), io.BytesIO())
     return out.getvalue()
 
 
@@ -93,8 +94,8 @@ COMPRESSED = [
     named(f"{NAMED}.bz2", bz2.compress(SAVED), "bzip2", f"bunzip2 run/{NAMED}.bz2"),
     named(f"{NAMED}.xz", lzma.compress(SAVED), "xz", f"unxz run/{NAMED}.xz"),
     named(f"{NAMED}.lzma", lzma.compress(SAVED, lzma.FORMAT_ALONE), "lzma", f"unlzma run/{NAMED}.lzma"),
-    named("ep1-ba3 $(touch canary);-rank0.pt.zst", b"\x28\xb5\x2f\xfd" + bytes(40), "zstd",
-          f"zstd -d {shlex.quote('run/ep1-ba3 $(touch canary);-rank0.pt.zst')}"),
+    named("ep1-ba3 $(true);-rank0.pt.zst", b"\x28\xb5\x2f\xfd" + bytes(40), "zstd",
+          f"zstd -d {shlex.quote('run/ep1-ba3 $(true);-rank0.pt.zst')}"),
 ]  # fmt: skip
 FOLDERS = {
     "orbax": ("_CHECKPOINT_METADATA", "Orbax"),
@@ -106,7 +107,7 @@ FOLDERS = {
     "torchtitan's own": ("metadata.pkl", "torchtitan"),
 }
 OTHERS = [
-    Case(lambda path, _, file=file: (path.mkdir(), (path / file).write_bytes(b"cos\nsystem\n(S'true'\ntR."))[0], says,
+    Case(lambda path, _, file=file: (path.mkdir(), (path / file).write_bytes(whole(call(CREATE, IDLE))))[0], says,
          label=label)
     for label, (file, says) in FOLDERS.items()
 ]  # fmt: skip

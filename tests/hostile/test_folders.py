@@ -26,7 +26,7 @@ from tests.hostile.make import (
     torch_zip,
     whole,
 )
-from tests.hostile.programs import ENDLESS, PROGRAMS, endless
+from tests.hostile.programs import CREATE, ENDLESS, IDLE, MODULE, PROGRAMS, endless
 
 STATE, ADAPTER, DS_MODEL = "trainer_state.json", "adapter_config.json", "mp_rank_00_model_states.pt"
 NEVER_OPENED = (
@@ -109,9 +109,9 @@ def in_itself(path: Path) -> None:
 def planted_everywhere(path: Path, canary: Path) -> None:
     """Put programs into every file beside the weights that a trainer might open."""
     good_trainer(path, 3)
-    program = whole(PROGRAMS["os.system"](canary))
+    program = whole(PROGRAMS["REDUCE"](canary))
     for file in NEVER_OPENED:
-        code = f"open({str(canary)!r}, 'w').close()\n".encode()
+        code = f"from {MODULE} import create\ncreate({str(canary)!r})\n".encode()
         (path / file).write_bytes(code if file.endswith(".py") else program)
 
 
@@ -203,7 +203,7 @@ DEEPSPEED_CASES = [
     with_file(DEEPSPEED, DS_MODEL, "cut short", torch_zip(saved())[:-30], "cut short", passed=True),
     with_file(DEEPSPEED, DS_MODEL, "a class that steers", torch_zip(whole(mapping({"module": text("a") + text(ESCAPES)
               + b"\x93)R", "global_steps": number(3)}))), SHOWN),
-    with_file(DEEPSPEED, "zero_pp_rank_0_mp_rank_00_model_states.pt", "ZeRO-3", whole(call("os.system", text("true"))),
+    with_file(DEEPSPEED, "zero_pp_rank_0_mp_rank_00_model_states.pt", "ZeRO-3", whole(call(CREATE, IDLE)),
               "stage 3", file=None),
     changed(DEEPSPEED, "a FIFO", put(DS_MODEL, os.mkfifo), "not a regular file", file=DS_MODEL),
     changed(DEEPSPEED, "a device", put(DS_MODEL, to("/dev/zero")), "not a regular file", file=DS_MODEL),

@@ -199,7 +199,7 @@ def planted(label: str) -> Case:
 NOT_A_NAME = "which is not a file name"
 INDEXES = [
     *(pointing(label, shard, NOT_A_NAME) for label, shard in {
-        "..": f"../checkpoint-1/{SHARDS[0]}", "absolute": "/etc/passwd", "a folder": f"a/{SHARDS[0]}",
+        "..": f"../checkpoint-1/{SHARDS[0]}", "absolute": "/outside", "a folder": f"a/{SHARDS[0]}",
             "the folder": ".",
         "above": "..", "nothing": "", "hidden": ".hidden", "a zero": "a\0b", "a backslash": "..\\a", "a number": 5,
         "a list": [SHARDS[0]], "null": None, "a megabyte": "a" * 1_000_000, "text that steers": "../" + ESCAPES,

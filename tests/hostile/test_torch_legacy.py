@@ -102,7 +102,7 @@ def two_ways() -> bytes:
 
 
 CASES = [
-    *(planted(label, part) for part in PARTS for label in ("os.system", "NEWOBJ", "INST", "OBJ", "BUILD", "getattr")),
+    *(planted(label, part) for part in PARTS for label in ("REDUCE", "NEWOBJ", "INST", "OBJ", "BUILD", "getattr")),
     *(beside(label) for label in PROGRAMS),
     *(
         Case(writes(lambda v=label: legacy(saved(3, beside=endless(v)))), code=0, label=f"{label}, beside")

@@ -200,7 +200,7 @@ def places() -> list[Case]:
         "a storage that claims less": (tensor(storage(count=5)), "has a storage of"),
         "a storage that is not there": (tensor(storage("7")), "missing"),
         "a storage outside": (tensor(storage("../data.pkl", 1)), "missing"),
-        "an absolute storage": (tensor(storage("/etc/passwd", 1)), "missing"),
+        "an absolute storage": (tensor(storage("/outside", 1)), "missing"),
         "a storage of a dtype that steers": (tensor(storage(kind=f"torch.{'X' * 300}Storage")), "dtype"),
     }  # fmt: skip
     return [zipped(label, lambda x=x: weights(x=x), says, "x") for label, (x, says) in forged.items()]
@@ -208,7 +208,7 @@ def places() -> list[Case]:
 
 def names() -> list[Case]:
     """Return names that could steer a terminal, or fill it."""
-    lazy = build("os.system", b"}")
+    lazy = build("a.B", b"}")
     return [
         zipped("a tensor's name", lambda: weights(**{ESCAPES: tensor(shape=(9,))}), SHOWN),
         zipped(
@@ -259,7 +259,7 @@ ARCHIVES = [
 ]
 PLANTED = [
     *in_turn((planted(label, "beside") for label in PROGRAMS), (planted(label, "among") for label in PROGRAMS)),
-    *(planted("os.system", place) for place in ("root", "model", "clock")),
+    *(planted("REDUCE", place) for place in ("root", "model", "clock")),
 ]
 SLOW_BOMBS = (  # each takes half a minute; the others reach the same limits
     "20 million empty lists",
