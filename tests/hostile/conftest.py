@@ -197,7 +197,9 @@ class Harness:
         assert ended.peak < case.peak, f"{ended.peak >> 20} MiB"
         for text in (ended.out.decode(), ended.err.decode()):
             assert all(ch == "\n" or ch.isprintable() for ch in text), ended
-        assert all(line.startswith(("error: ", "hint:  ", "warning: ")) or not line for line in self.told(ended)), ended
+        assert all(
+            line.startswith(("error: ", "hint:  ", "warning: ", "note: ")) or not line for line in self.told(ended)
+        ), ended
         assert len(ended.err) < 4096, len(ended.err)
         return ended
 

@@ -44,7 +44,7 @@ PROGRAMS: dict[str, Value] = {
     + pack(name(CREATE), pack(_path(canary)), b"}", b"}") + b"b)R",
     "BUILD of slots": lambda canary: build("torch.nn.Module", pack(mapping({"x": _path(canary)}), b"}")),
     "a class with __setstate__": lambda canary: build(CREATES, mapping({"x": _path(canary)})),
-    "map": lambda canary: call("builtins.list", call("builtins.map", name(CREATE), b"](" + _path(canary) + b"e")),
+    "map": lambda canary: call("builtins.map", name(CREATE), b"](" + _path(canary) + b"e"),
     "nested pickle": lambda canary: call("pickle.loads", b"T" + struct.pack("<i", 3) + b"N..") + _path(canary) + b"0",
     "torch.load": lambda canary: call("torch.load", _path(canary)),
     "a code object": lambda _: call("types.FunctionType", call("types.CodeType", IDLE), b"}"),
@@ -57,7 +57,7 @@ PROGRAMS: dict[str, Value] = {
 }  # fmt: skip
 CARRIED_OUT = (
     "REDUCE", "getattr", "a dotted name", "STACK_GLOBAL", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "BUILD",
-    "a class with __setstate__", "map", "copyreg", "a key",
+    "a class with __setstate__", "copyreg", "a key",
 )  # fmt: skip
 
 
