@@ -14,6 +14,7 @@ from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoS
 from ema_cli.formats.dcp import directory as dcp_directory
 from ema_cli.formats.folders import deepspeed, parts, refused, resumable, several
 from ema_cli.formats.folders.huggingface import open_tensors
+from ema_cli.formats.optimizer_beside import trained_schedule_free_beside
 from ema_cli.formats.options import ReadOptions, no_masters_error, one_model_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
@@ -73,9 +74,12 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
                 opened = reader.open(path, options)
             except NoSuchWeights:
                 beside = _averages_in(path) if options.weights == "ema" else None
-                if beside is None:
+                if beside is not None:
+                    return _open_averages(path, beside, options)
+                if options.weights != "ema" or trained_schedule_free_beside(path) is not False:
                     raise
-                return _open_averages(path, beside, options)
+                averages = open_checkpoint(path, replace(options, weights=None))
+                return replace(averages, averages=None, warnings=(*averages.warnings, AVERAGED_AGAIN))
             checkpoint = add_sidecar_clocks(opened, lambda file: torch_file.open_torch(file).root)
             return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
     info = location(path).info()

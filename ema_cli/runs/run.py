@@ -23,6 +23,7 @@ from ema_cli.runs.opening import open_named, open_searched, search_folder
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
 from ema_cli.runs.paths import check_paths
+from ema_cli.runs.schedule_free import settle_schedule_free
 from ema_cli.runs.search import PassedOver
 from ema_cli.runs.siblings import sibling_warnings
 from ema_cli.runs.unread import Damaged
@@ -170,6 +171,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     warnings += _unmatched_exclusions(options, rest.passed_over)
     warnings += _unmatched_patterns(checkpoints, read)
     ordered, units, falls = order_checkpoints(checkpoints)
+    ordered = settle_schedule_free(ordered, read)
     all_passed_over = (*rest.passed_over, *aliases, *(dropped.passed_over for dropped in unclocked))
     uncompared = tuple(dropped.checkpoint for dropped in unclocked if dropped.checkpoint is not None)
     warnings += falls

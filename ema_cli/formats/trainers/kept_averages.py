@@ -5,7 +5,7 @@ Whether they were in use when the model was saved, the bytes say: the model's eq
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ema_cli.formats.pickles.values import Inert, TensorRef
@@ -22,30 +22,39 @@ _COUNTERS = (AVERAGED_COUNT, "num_updates", "updates")
 # Where objects keep the raw weights while their averages are in the model.
 STORED = ("collected_params", "temp_stored_params", "original_state_dict", "backup")
 _OWN_STATE = {"averages", "copied", "laws", "began", "previous"}  # in what EMA.state_dict returns
+SCHEDULE_FREE_EVAL = "its schedule-free optimizer was in eval mode, in which the model holds the optimizer's average"
+SCHEDULE_FREE_TRAIN = (
+    "its schedule-free optimizer was in train mode: these are the points where gradients are taken, not the "
+    "optimizer's averages, which the model holds after optimizer.eval()"
+)
 _MAX_DEPTH, _MAX_VISITS = 6, 2000
 _SAMPLE_BYTES = 1 << 12
 
 
 def schedule_free(root: Mapping[Any, Any], place: str, tensors: StateDict) -> Sets | None:
     """Return what a schedule-free optimizer's state beside the model says: in eval mode the model is its average."""
-    for optimizer in (state for _, around, _ in dicts_around(root, place) for state in _optimizers(around)):
-        groups = optimizer.get("param_groups")
+    was_trained = trained_schedule_free(
+        state for _, around, _ in dicts_around(root, place) for state in optimizers(around)
+    )
+    if was_trained is None:
+        return None
+    return Sets(tensors, warning=SCHEDULE_FREE_TRAIN) if was_trained else Sets(averages=tensors, why=SCHEDULE_FREE_EVAL)
+
+
+def trained_schedule_free(states: Iterable[Mapping[Any, Any]]) -> bool | None:
+    """Return whether a schedule-free optimizer was in train mode; None where there is none, or it has not begun."""
+    for state in states:
+        groups = state.get("param_groups")
         group = groups[0] if isinstance(groups, list) and groups else None
         if not isinstance(group, dict) or "weight_sum" not in group or "k" not in group:
             continue
-        if group.get("train_mode") is False and group["k"]:
-            why = "its schedule-free optimizer was in eval mode, in which the model holds the optimizer's average"
-            return Sets(averages=tensors, why=why)
-        if group.get("train_mode") is True:
-            warning = (
-                "its schedule-free optimizer was in train mode: these are the points where gradients are taken, not "
-                "the optimizer's averages, which the model holds after optimizer.eval()"
-            )
-            return Sets(tensors, warning=warning)
+        mode = group.get("train_mode")
+        if mode is True or (mode is False and group["k"]):
+            return mode
     return None
 
 
-def _optimizers(root: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
+def optimizers(root: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
     """Yield the states of optimizers in a dict, or in a list or dict there."""
     for value in root.values():
         inner = value.values() if isinstance(value, dict) and "param_groups" not in value else ()

@@ -33,6 +33,8 @@ _NOT_WEIGHTS = (
     "bad-model*",
 )  # fmt: skip
 _NOT_WEIGHTS_NAME = re.compile("|".join(map(fnmatch.translate, _NOT_WEIGHTS)))
+# In the folder of a checkpoint: transformers' state of an optimizer, Accelerate's, SpeechBrain's, other loops'.
+OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin", "optimizer.ckpt", "optimizer.pth")
 _UNFINISHED = ("tmp-*", "*.tmp", "*-tmp", "*.part", "*.partial", "*.incomplete", "*.orbax-checkpoint-tmp*")
 _UNFINISHED_NAME = re.compile("|".join(map(fnmatch.translate, _UNFINISHED)))
 # One part of a model: fairseq's names of shards, Accelerate's of FSDP's local state.
