@@ -128,8 +128,8 @@ class Machine:
         if not isinstance(target, dict):
             raise PickleError("it sets items of what is not a mapping")
         for index in range(0, len(pairs), 2):
-            key = checked_key(pairs[index])
-            if key is not pairs[index]:
+            key = pairs[index]
+            if type(key) is not str and (key := checked_key(key)) is not pairs[index]:
                 self.count_copies((key,))  # a placeholder of its own, however often one value is the key
             target[key] = pairs[index + 1]
 

@@ -50,7 +50,8 @@ def _find_prefix(source: ByteSource, entries: Entries) -> str:
     if len(prefixes) != 1:
         raise NoWeights("a zip archive, but not one that torch.save wrote", subject=source.path)
     prefix = prefixes[0]
-    if any(name.startswith((f"{prefix}code/", f"{prefix}constants.pkl")) for name in entries):
+    text = "\n".join(("", *entries))
+    if f"\n{prefix}code/" in text or f"\n{prefix}constants.pkl" in text:
         raise CheckpointError(
             "a TorchScript archive, which is a program",
             subject=source.path,

@@ -26,6 +26,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".tgz
 # Of models in formats that are not read.
 FOREIGN_SUFFIXES = (".gguf", ".onnx", ".h5", ".hdf5", ".keras", ".msgpack", ".npz", ".pdparams", ".nemo")
 _COMPRESSED_SUFFIXES = (".zst", ".gz", ".lz4", ".bz2", ".xz", ".lzma", ".lzo")
+_SUFFIXES = (*WEIGHT_SUFFIXES, *FOREIGN_SUFFIXES, *_COMPRESSED_SUFFIXES)
 _NOT_WEIGHTS = (
     "optimizer*", "*optim_states*", "scheduler*", "rng_state*", "random_states*", "training_args*",
     "optim_*", "*_optimizer.pt", "criterion*", "train_end_criterion*", "brain.ckpt", "counter.ckpt",
@@ -48,6 +49,7 @@ AVERAGES_KEY = re.compile(
     r"(?:^|(?<!exp)[._-])(?i:ema|swa|avg|averaged?|shadow|polyak)\d*(?:[._-]|$|(?=[A-Z]))"
     r"|(?<=[a-z0-9])(?:E[Mm][Aa]|S[Ww][Aa]|Av(?:g|eraged?))\d*(?=[A-Z._-]|$)"
 )
+_AVERAGES_WORDS = ("ema", "swa", "avg", "average", "shadow", "polyak")  # one of them is in whatever that matches
 # What a model is called that follows the one that trains: its average, its copy at times, or one that stands still.
 FOLLOWER_KEY = re.compile(
     r"(?:^|[._-])(?i:teacher|target|slow|momentum)(?:[._-]|$|(?=[A-Z]))"
@@ -159,7 +161,9 @@ def averages_file(names: Iterable[str]) -> str | None:
 
 def may_hold_averages(names: Iterable[object]) -> bool:
     """Return whether any name has a part that is called averages. Fast, as most models have none."""
-    return AVERAGES_KEY.search("\n.".join(name for name in names if isinstance(name, str))) is not None
+    text = "\n.".join([name for name in names if isinstance(name, str)])
+    folded = text.casefold()
+    return any(word in folded for word in _AVERAGES_WORDS) and AVERAGES_KEY.search(text) is not None
 
 
 def is_weights_name(name: str) -> bool:
@@ -174,9 +178,10 @@ def stem(name: str) -> str:
     """Return a name without the suffixes of weights and of compression: `step-10` for step-10.pth.tar."""
     while True:
         lower = name.lower()
-        known = (*WEIGHT_SUFFIXES, *FOREIGN_SUFFIXES, *_COMPRESSED_SUFFIXES)
-        suffix = next((suffix for suffix in known if lower.endswith(suffix)), "")
-        if not suffix or name == suffix:
+        if not lower.endswith(_SUFFIXES):
+            return name
+        suffix = next(suffix for suffix in _SUFFIXES if lower.endswith(suffix))
+        if name == suffix:
             return name
         name = name[: -len(suffix)]
 

@@ -7,11 +7,13 @@ import pytest
 from ema_cli.formats.trainers.names import (
     AVERAGES_FILE,
     AVERAGES_FOLDER,
+    AVERAGES_KEY,
     COPIES,
     PARTS,
     RECOVERY,
     is_unfinished_name,
     is_weights_name,
+    may_hold_averages,
     name_clocks,
 )
 from tests.formats.trainers.state import plain_clocks
@@ -132,3 +134,13 @@ def test_names_of_averages_copies_and_parts(label: str) -> None:
     pattern, meant, others = PATTERNS[label]
     assert [name for name in meant.split() if not pattern.search(name)] == []
     assert [name for name in others.split() if pattern.search(name)] == []
+
+
+def test_no_name_of_averages_is_missed_by_the_quick_look():
+    """Whatever the pattern knows has one of the words in it that are looked for first, in any case."""
+    words = ["ema", "EMA", "Ema", "swa", "\u017fwa", "avg", "Avg", "average", "Averaged", "shadow", "pol\u212aak"]
+    around = (("", ""), ("model.", "2.w"), ("model", "W"), ("a_", "-b"), ("exp_", ""), ("x", "y"), ("k\n", "\n"))
+    names = [f"{before}{word}{behind}" for word in words for before, behind in around]
+    assert [may_hold_averages([name]) for name in names] == [bool(AVERAGES_KEY.search(name)) for name in names]
+    assert may_hold_averages([1, "model.weight", "model_ema.weight"])
+    assert not may_hold_averages([1, "model.weight", None])
