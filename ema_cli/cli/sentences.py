@@ -10,6 +10,7 @@ from ema_cli.errors import EmaError, at_terminal, printable
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR_ENOUGH
 from ema_cli.law.time import Time, Unit
+from ema_cli.runs.run import twin_advice
 from ema_cli.text import plural, size
 
 if TYPE_CHECKING:  # each command loads what it shows
@@ -267,6 +268,8 @@ def spacing_lines(view: RunView) -> list[str]:
 
 
 def clash_lines(view: RunView) -> list[str]:
-    """Return which checkpoints have one clock, and how models differ."""
-    same = [f"same clock: {', '.join(group)}" for group in view.same_clock]
+    """Return which checkpoints have one clock, unless a warning of the run says so, and how models differ."""
+    advised = twin_advice(view.run)
+    said = [] if advised is None else [checkpoint.name for checkpoint in advised[0]]
+    same = [f"same clock: {', '.join(group)}" for group in view.same_clock if [*group] != said]
     return [*same, *(f"different models: {text}" for text in view.differences)]

@@ -184,13 +184,21 @@ def _at_terminal(name: str, value: str) -> str:
     return at_terminal(name, repr(value))
 
 
-def _twin_warnings(run: Run) -> list[str]:
-    """Return a warning where checkpoints record one clock, and the numbers in their names differ."""
-    for first, second, *_ in run.twins():
-        advice = advise_name_clock(run.checkpoints, run.units[0], _at_terminal, apart=(first, second))
+def twin_advice(run: Run) -> tuple[tuple[Checkpoint, ...], str] | None:
+    """Return the first checkpoints that record one clock while the numbers in their names differ, and what to do."""
+    for group in run.twins():
+        advice = advise_name_clock(run.checkpoints, run.units[0], _at_terminal, apart=(group[0], group[1]))
         if advice is not None:
-            return [f"{first.name} and {second.name} have the same clock; {advice}"]
-    return []
+            return group, advice
+    return None
+
+
+def _twin_warnings(run: Run) -> list[str]:
+    advised = twin_advice(run)
+    if advised is None:
+        return []
+    group, advice = advised
+    return [f"same clock: {', '.join(checkpoint.name for checkpoint in group)}; {advice}"]
 
 
 def _unmatched_patterns(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ema_cli.cli import sentences
 from ema_cli.cli.views import StoredView
@@ -19,6 +20,7 @@ from ema_cli.planning.plan import Approximation, Plan, make_plan
 from ema_cli.runs.stored import StoredAverage, StoredRun
 from ema_cli.text import size
 from tests.composer_recurrence import make_run
+from tests.conftest import Cli
 
 STEADY = make_run(*({"ba": clock} for clock in (10, 20, 30)))
 SPARSE = make_run({"ba": 100}, {"ba": 1100}, {"ba": 2100})
@@ -77,6 +79,16 @@ def test_plans_have_notes_where_no_warning_says_it():
     dense = make_plan(make_run(*({"ba": clock} for clock in range(1, 100))), Recipe(half_life="30ba"))
     *_, note = sentences.plan_notes([dense])
     assert note.startswith("Smallest half-life with three effective checkpoints: ")
+
+
+def test_one_clock_is_said_once(cli: Cli, tmp_path: Path):
+    """With the way on where the numbers in the names differ; without where they do not."""
+    for name, step in (("G_0", 1), ("G_10", 1), ("G_20", 2), ("H_20", 2)):
+        torch.save({"model": {"w": torch.ones(2)}, "step": step}, tmp_path / f"{name}.pt")
+    lines = [line.strip() for line in cli("inspect", ".").out.splitlines() if "same clock" in line]
+    assert len(lines) == 2
+    assert any(line.startswith("same clock: G_0.pt, G_10.pt; ") and "--name-clock ba" in line for line in lines)
+    assert "same clock: G_20.pt, H_20.pt" in lines
 
 
 def test_one_plan_has_its_warnings_in_full():
