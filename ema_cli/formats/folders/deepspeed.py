@@ -12,17 +12,21 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.formats.trainers.folders import (
+    DEEPSPEED_MODEL,
+    DEEPSPEED_OPTIMIZER,
+    DEEPSPEED_PART,
+    DEEPSPEED_UNIVERSAL,
+)
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import names_in
-from ema_cli.formats.zero import saved
 from ema_cli.storage.location import location
 
 _PIPELINE = re.compile(r"^layer_\d+-model_\d+-model_states\.pt$|^layer_\d+-model_states\.pt$")
 _EXPERTS = re.compile(r"^(?:layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt$")
-_STATES = (saved.MODEL, saved.PART, _PIPELINE, _EXPERTS)
+_STATES = (DEEPSPEED_MODEL, DEEPSPEED_PART, _PIPELINE, _EXPERTS)
 _UNIVERSAL = "put it together first with your trainer's converter, as Megatron-DeepSpeed's tools/convert_checkpoint"
 _REFUSED = ((_PIPELINE, "cut into the stages of a pipeline"), (_EXPERTS, "cut into experts"))
-_FOLDER = "zero"  # of the universal format
 _INNER = "checkpoint"  # in which Lightning puts it
 
 
@@ -50,36 +54,43 @@ def _open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     for pattern, reason in _REFUSED:
         if any(map(pattern.search, names)):
             raise CheckpointError(f"a DeepSpeed checkpoint, {reason}", subject=path, hint=_UNIVERSAL)
-    _check_tensors_whole(path, [name for name in names if saved.PART.search(name)])
-    if _FOLDER in names and location(folder / _FOLDER).info().is_folder:
+    _check_tensors_whole(path, [name for name in names if DEEPSPEED_PART.search(name)])
+    if DEEPSPEED_UNIVERSAL in names and location(folder / DEEPSPEED_UNIVERSAL).info().is_folder:
         from ema_cli.formats.zero.universal import open_universal
 
         return open_universal(folder, names, options)
     _check_tensors_whole(path, names)
-    is_cut = any(map(saved.PART.search, names))
+    is_cut = any(map(DEEPSPEED_PART.search, names))
     if is_cut and path != folder and _is_part(path):
         raise CheckpointError(
             "is one rank's part of a model, cut by ZeRO stage 3", subject=path, hint=f"name its folder, {folder}"
         )
-    if is_cut and any(map(saved.MODEL.search, names)):
+    if is_cut and any(map(DEEPSPEED_MODEL.search, names)):
         raise CheckpointError("holds model states of ZeRO stage 3, and of another save", subject=path)
     if is_cut:
         from ema_cli.formats.zero.checkpoint import open_parts  # which no other format needs
 
         return open_parts(folder, names, options)
-    model = saved.RankFile.open(next(folder / name for name in names if saved.MODEL.search(name)))
-    _check_ranks(path, model.content.root.get("mp_world_size"))
+    where = next(folder / name for name in names if DEEPSPEED_MODEL.search(name))
     if options.masters:
         from ema_cli.formats.zero.checkpoint import open_masters
+        from ema_cli.formats.zero.saved import RankFile
 
+        model = RankFile.open(where)
+        _check_ranks(path, model.content.root.get("mp_world_size"))
         return open_masters(folder, names, model, options)
-    checkpoint = torch_file.from_torch(model.file, model.content, options)
+    file = location(where).open()
+    opened = torch_file.open_torch(file)
+    _check_ranks(path, opened.root.get("mp_world_size") if isinstance(opened.root, dict) else None)
+    checkpoint = torch_file.from_torch(file, opened, options)
     return with_note(checkpoint, names)
 
 
 def _check_tensors_whole(path: Path, names: Collection[str]) -> None:
     """Refuse files of ranks between which tensors are cut."""
-    matched = [match for name in names for pattern in (saved.MODEL, saved.PART) if (match := pattern.search(name))]
+    matched = [
+        match for name in names for pattern in (DEEPSPEED_MODEL, DEEPSPEED_PART) if (match := pattern.search(name))
+    ]
     _check_ranks(path, len({match[match.re.groups] for match in matched}))
 
 
@@ -96,7 +107,7 @@ def _check_ranks(path: Path, ranks: object) -> None:
 def with_note(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
     """Say where the optimizer keeps the weights in float32, and how to take them."""
     is_narrow = any(spec.dtype.is_narrow for spec in checkpoint.tensors.specs.values())
-    if not is_narrow or not any(map(saved.OPTIMIZER.search, names)):
+    if not is_narrow or not any(map(DEEPSPEED_OPTIMIZER.search, names)):
         return checkpoint
     note = "the weights are in half precision; the optimizer has them in float32, too (--masters takes those)"
     return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, note))
@@ -108,7 +119,11 @@ def _is_part(path: Path) -> bool:
 
 def _find_folder(path: Path) -> Path | None:
     for folder in (path, path / _INNER):
-        if any(pattern.search(name) for name in names_in(folder) for pattern in (saved.MODEL, saved.PART, _PIPELINE)):
+        if any(
+            pattern.search(name)
+            for name in names_in(folder)
+            for pattern in (DEEPSPEED_MODEL, DEEPSPEED_PART, _PIPELINE)
+        ):
             return folder
     return None
 

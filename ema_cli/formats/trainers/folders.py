@@ -45,7 +45,14 @@ WEIGHTLESS = re.compile(
     r"|Processor(?:Fast)?|Watermark(?:er)?)$"
 )
 TRAINER_STATE = "trainer_state.json"  # of the Hugging Face Trainer, written after the weights
+# ---- Folders of DeepSpeed ----
+
 DEEPSPEED_TAG = re.compile(r"^global_step(\d+)$")
+# Model states: whole, by the rank of tensors; of a rank of ZeRO stage 3, and the rank of tensors. Optimizer states.
+DEEPSPEED_MODEL = re.compile(r"^mp_rank_(\d+)_model_states\.pt$")
+DEEPSPEED_PART = re.compile(r"^zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt$")
+DEEPSPEED_OPTIMIZER = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
+DEEPSPEED_UNIVERSAL = "zero"  # with a folder for each parameter, in the universal format
 
 # ---- Folders of torch.distributed.checkpoint ----
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.options import ReadOptions, no_masters_error
+from ema_cli.formats.trainers.folders import DEEPSPEED_OPTIMIZER
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.cutting import OTHER_SAVES, cut_each, cut_rows, dtype_of, join_fragments
-from ema_cli.formats.zero.saved import OPTIMIZER, RankFile, open_model_states, open_optimizer_states
+from ema_cli.formats.zero.saved import RankFile, open_model_states, open_optimizer_states
 from ema_cli.formats.zero.tables import ModelTables, Vector, read_model_tables
 
 _EXPERTS = ("ds_autoep_layers", "autoep_layers")
@@ -50,7 +51,7 @@ def open_masters(folder: Path, names: Collection[str], model: RankFile, options:
         IncompleteCheckpoint: where those of a rank are missing.
         CheckpointError: where the files do not fit each other.
     """
-    if not any(map(OPTIMIZER.search, names)):
+    if not any(map(DEEPSPEED_OPTIMIZER.search, names)):
         raise no_masters_error(folder)
     tables = tables_of([model])
     files, partitions = open_optimizer_states(folder, names)

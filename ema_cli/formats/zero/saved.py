@@ -10,6 +10,7 @@ from pathlib import Path
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.trainers.folders import DEEPSPEED_OPTIMIZER, DEEPSPEED_PART
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.zero.cutting import OTHER_SAVES
 from ema_cli.formats.zero.tables import Partition, read_partition
@@ -17,9 +18,6 @@ from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 from ema_cli.text import plural
 
-MODEL = re.compile(r"^mp_rank_(\d+)_model_states\.pt$")
-PART = re.compile(r"^zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt$")
-OPTIMIZER = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
 _ALIKE = ("global_steps", "global_samples", "ds_version")  # in the model states of all ranks
 _MOST_SHOWN = 8
 
@@ -52,7 +50,7 @@ def open_model_states(folder: Path, names: Collection[str]) -> list[RankFile]:
         IncompleteCheckpoint: where those of a rank are missing.
         CheckpointError: where they are of different saves.
     """
-    of_rank = _by_rank(folder, names, PART)
+    of_rank = _by_rank(folder, names, DEEPSPEED_PART)
     opened = [RankFile.open(folder / name) for name in of_rank.values()]
     ranks = opened[0].content.root.get("dp_world_size")
     _check_ranks(folder, of_rank, ranks if type(ranks) is int else len(of_rank), "model states")
@@ -69,7 +67,7 @@ def open_optimizer_states(folder: Path, names: Collection[str]) -> tuple[list[In
         IncompleteCheckpoint: where those of a rank are missing.
         CheckpointError: where they are of different saves.
     """
-    of_rank = _by_rank(folder, names, OPTIMIZER)
+    of_rank = _by_rank(folder, names, DEEPSPEED_OPTIMIZER)
     files, partitions = [], []
     for name in of_rank.values():
         opened = RankFile.open(folder / name)  # one at a time: of each only the partition is kept

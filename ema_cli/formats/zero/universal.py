@@ -14,14 +14,14 @@ from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.file import open_torch
+from ema_cli.formats.trainers.folders import DEEPSPEED_MODEL, DEEPSPEED_PART, DEEPSPEED_UNIVERSAL
 from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.checkpoint import add_frozen, tables_of
 from ema_cli.formats.zero.cutting import OTHER_SAVES, Row
-from ema_cli.formats.zero.saved import MODEL, PART, RankFile, open_model_states
+from ema_cli.formats.zero.saved import RankFile, open_model_states
 from ema_cli.formats.zero.tables import ModelTables, Shape, vector_at
 from ema_cli.storage.location import location
 
-_FOLDER = "zero"  # with a folder for each parameter
 _WEIGHT = "fp32.pt"  # in each, beside the states of the optimizer
 _PARAM = "param"
 
@@ -33,15 +33,15 @@ def open_universal(folder: Path, names: Collection[str], options: ReadOptions) -
         IncompleteCheckpoint: where the file of a parameter is missing.
         CheckpointError: where files and tables do not fit each other.
     """
-    is_stage_3 = any(map(PART.search, names))
-    first = min((name for name in names if MODEL.search(name)), default="")
+    is_stage_3 = any(map(DEEPSPEED_PART.search, names))
+    first = min((name for name in names if DEEPSPEED_MODEL.search(name)), default="")
     models = open_model_states(folder, names) if is_stage_3 else [RankFile.open(folder / first)]
     tables = tables_of(models)
     # Where ranks cut tensors, the model states have parts of them, and only what was put together is whole.
-    is_cut = sum(1 for name in names if MODEL.search(name)) > 1
+    is_cut = sum(1 for name in names if DEEPSPEED_MODEL.search(name)) > 1
     assembly = Assembly([model.file for model in models], are_placeholders=is_stage_3)
     for name in _parameters(folder, models[0], tables, is_cut=is_cut):
-        _add(assembly, folder / _FOLDER / name / _WEIGHT, name, None if is_cut else tables.shapes[name])
+        _add(assembly, folder / DEEPSPEED_UNIVERSAL / name / _WEIGHT, name, None if is_cut else tables.shapes[name])
     if is_stage_3:
         add_frozen(assembly, models, 0, tables)
     return assembly.finish(models[0], tables, options)
@@ -56,12 +56,12 @@ def _parameters(folder: Path, model: RankFile, tables: ModelTables, *, is_cut: b
     """
     module = model.content.root.get("module")
     listed = {**tables.shapes, **(module if isinstance(module, dict) else {})}
-    stored = [entry.name for entry in location(folder / _FOLDER).entries() if entry.is_folder]
+    stored = [entry.name for entry in location(folder / DEEPSPEED_UNIVERSAL).entries() if entry.is_folder]
     other = next((name for name in sorted(stored) if name not in listed), None)
     if other is not None:
         raise CheckpointError(
             "is of no parameter that the model states list: stages of a pipeline and experts are not read",
-            subject=folder / _FOLDER / other,
+            subject=folder / DEEPSPEED_UNIVERSAL / other,
         )
     whole = {*tables.buffers, *tables.shared}
     parameters = (
@@ -69,7 +69,7 @@ def _parameters(folder: Path, model: RankFile, tables: ModelTables, *, is_cut: b
     )
     missing = next((name for name in parameters if name not in stored), None)
     if missing is not None:
-        raise IncompleteCheckpoint(f"holds no {_FOLDER}/{missing}/{_WEIGHT}", subject=folder)
+        raise IncompleteCheckpoint(f"holds no {DEEPSPEED_UNIVERSAL}/{missing}/{_WEIGHT}", subject=folder)
     return parameters
 
 
