@@ -118,7 +118,7 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     if not run.checkpoints:
         raise RunError("no checkpoint to average", subject=run.root)
     run = drop_outside(run, recipe)
-    if not run.units and recipe.needs_no_order:
+    if not run.units and recipe.needs_no_order(len(run.checkpoints)):
         run = count_names(run)
     check_units(run, recipe)
     unit = recipe.unit or (run.units[0] if recipe.law.over_clocks else None)

@@ -112,7 +112,7 @@ def _settle_in_run(opened: Sequence[Checkpoint], record: RecipeRecord, paths: Se
 
 
 def _progress_by_path(run: Run, recipe: Recipe) -> dict[Path, Progress]:
-    if not run.units and recipe.needs_no_order:
+    if not run.units and recipe.needs_no_order(len(run.checkpoints)):
         run = count_names(run)
     return {checkpoint.path.absolute(): checkpoint.progress for checkpoint in run.checkpoints}
 

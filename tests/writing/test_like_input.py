@@ -415,3 +415,21 @@ def test_a_folder_of_distributed_checkpoint_is_written_over_again(run: InProcess
     assert run("verify", "run/avg", "--against", "run")[0] == 0, run.err
     assert names_in(run) == ["step-1", "step-2", "step-3"]
     assert run("average", "run", "-o", "run/avg", *LIKE, "--force")[0] == 0, run.err
+
+
+@pytest.mark.parametrize("kind", ["bare weights", "a module", "a checkpoint"])
+def test_one_checkpoint_is_converted_without_a_clock(run: InProcess, kind: str):
+    """It has weight 1 by any law: --last 1 alone says it, and no code in the file runs."""
+    layer = torch.nn.Linear(3, 2)
+    saved = {
+        "bare weights": layer.state_dict(),
+        "a module": layer,
+        "a checkpoint": {"model": layer.state_dict(), "x": {1}},
+    }
+    torch.save(saved[kind], "in.pt")
+    assert run("average", "in.pt", "--last", "1", "-o", "out.safetensors")[0] == 0, run.err
+    loaded = load_file("out.safetensors")
+    assert_same(dict(sorted(loaded.items())), dict(sorted(layer.state_dict().items())))
+    assert run("verify", "out.safetensors", "--against", "in.pt")[0] == 0, run.err
+    torch.save(layer.state_dict(), "other.pt")
+    assert run("average", "in.pt", "other.pt", "--last", "1", "-o", "x.safetensors")[0] == 4
