@@ -21,6 +21,7 @@ from ema_cli.formats.mark import RECORD
 from ema_cli.formats.output_file import Table
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.trainers.folders import DCP_METADATA
+from ema_cli.manifest.signature import SIGNATURE_NAME
 from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.ties import with_ties
@@ -32,7 +33,7 @@ from ema_cli.writing.card import CARD_NAME, model_card
 from ema_cli.writing.side_files import check_links
 from ema_cli.writing.target import Target
 
-_NO_PART = (".git", FOLDER_NAME, SUMS_NAME)  # of a checkpoint's folder
+_NO_PART = (".git", FOLDER_NAME, SUMS_NAME, SIGNATURE_NAME)  # of a checkpoint's folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,16 @@ def test_the_signature_changes_no_other_byte(run: Cli, tmp_path: Path):
     assert (again.code, verify(run, "again", "theirs").code) == (0, 0)
 
 
+@pytest.mark.parametrize("more", [(), ("--like-input",)])
+def test_the_signature_of_a_checkpoint_is_not_passed_on(run: Cli, tmp_path: Path, more: tuple[str, ...]):
+    """It would be of other files; the average has its own, whatever form it is written in."""
+    (tmp_path / "ckpts/checkpoint-200/model.sig").write_text("of the checkpoint")
+    assert run("average", *CKPTS, "-o", "plain", *more).code == 0
+    assert not (tmp_path / "plain/model.sig").exists()
+    assert run("average", *CKPTS, "-o", "release", "--sign", "mine.pem", *more).code == 0
+    assert "; signed by mine.pub; " in verify(run, "release", "mine").out
+
+
 def test_nobody_asks_who_signed_it(run: Cli, release: Path):
     """The sentence says that it is signed, and that this was not checked."""
     done = verify(run, "release")
