@@ -55,9 +55,10 @@ def _of_type(kind: str, schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
 
 
 def places(value: Any, schema: Mapping[str, Any], at: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Any]]:
-    """Return every place in a value, with the schema of what stands there."""
+    """Return every place in a value, with the schema of what stands there, or might."""
     found = [(at, schema)] if at else []
     if isinstance(value, dict):
+        found += [((*at, name), inner) for name, inner in schema.get("properties", {}).items() if name not in value]
         for name, member in value.items():
             inner = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
             if isinstance(inner, Mapping):
@@ -65,6 +66,31 @@ def places(value: Any, schema: Mapping[str, Any], at: tuple[Any, ...] = ()) -> l
     elif isinstance(value, list):
         for number, member in enumerate(value):
             found += places(member, schema["items"], (*at, number))
+    return found
+
+
+def fields(schema: Mapping[str, Any], at: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """Return every field that a schema names, by its path; items of lists and members of any name are `*`."""
+    inner = dict(schema.get("properties", {}))
+    several = schema.get("items") or schema.get("additionalProperties")
+    if several:
+        inner["*"] = several
+    return ({at} if at else set()).union(*(fields(each, (*at, name)) for name, each in inner.items()))
+
+
+def fields_of(value: Any, schema: Mapping[str, Any], at: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """Return the fields that `places` gives for a value: those in it, and all of what it lacks and might have."""
+    found = {at} if at else set()
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        found = found.union(*(fields(inner, (*at, name)) for name, inner in known.items() if name not in value))
+        for name, member in value.items():
+            inner = known.get(name, schema.get("additionalProperties"))
+            found |= fields_of(member, inner, (*at, name if name in known else "*"))
+    elif isinstance(value, list):
+        items = schema["items"]
+        found = found.union(*(fields_of(member, items, (*at, "*")) for member in value))
+        found |= set() if value else fields(items, (*at, "*"))
     return found
 
 

@@ -17,7 +17,7 @@ from ema_cli.cli import app
 from ema_cli.errors import EmaError
 from ema_cli.manifest.schema import read_schema
 from tests.conftest import write_hf_run, write_torch_run
-from tests.hostile.drawn import TEXTS, places, put, values
+from tests.hostile.drawn import TEXTS, fields, fields_of, places, put, values
 from tests.inprocess import write_stored_run
 from tests.release.verified import against, edit_header, vouch
 
@@ -31,8 +31,9 @@ QUIET = settings(
 )
 KINDS = {"folder": "hf", "one.safetensors": "pt", "from.safetensors": "stored"}
 # Nobody can know libraries. The recipe is followed: an option with which the same bytes are made is as true. Warnings
-# about files around the run may be more than its checkpoints give.
-NOT_COMPARED = ("libraries", "recipe", "warnings")
+# and notes about files around the run may be more than its checkpoints give. How a half-life was chosen is named as
+# unknown.
+NOT_COMPARED = ("libraries", "recipe", "warnings", "notes", "tune")
 BOUNDED = ("approximation", "least_error")  # a fit is not made again: it is no more than the error that is compared
 
 
@@ -62,6 +63,13 @@ def is_seen(averages: Path, out: str, change: Callable[[Path], bool]) -> bool:
     finally:
         for file, content in kept.items():
             file.write_bytes(content)
+
+
+def test_every_field_of_the_schema_is_drawn(averages: Path):
+    """There is an honest manifest in which it stands, or may stand, and so it is changed."""
+    manifests = [averages / "folder/ema-manifest.json", *averages.glob("*.manifest.json")]
+    drawn = [fields_of(json.loads(path.read_text()), SCHEMA) for path in manifests]
+    assert fields(SCHEMA) - set().union(*drawn) == set()
 
 
 @pytest.mark.parametrize("out", KINDS)

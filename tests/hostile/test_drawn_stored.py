@@ -1,0 +1,92 @@
+"""Headers of stored averages in which any field is drawn: each command ends with a result or one clear error."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from ema_cli.cli import app
+from tests.hostile.drawn import HOSTILE
+from tests.inprocess import write_stored_run
+from tests.release.verified import edit_header
+
+pytestmark = pytest.mark.slow
+
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.sampled_from(HOSTILE),
+        st.sampled_from([0, -1, 1, 2**63, 10**400, 0.5, 1e300, -1e300, float("nan"), float("inf"), "1e400", "0x1"]),
+        st.integers(-3, 120).map(str),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["ba", "ep", "name", *HOSTILE]), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return every place in a value, and one that it lacks."""
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [(*at, "more")] if isinstance(value, dict) else []
+    return found + [path for name, member in members for path in [(*at, name), *places(member, (*at, name))]]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run of stored averages."""
+    root = tmp_path_factory.mktemp("stored")
+    write_stored_run(root / "run/ema", ("20ba", "60ba"), steps=100)
+    return root
+
+
+@settings(
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
+@given(data=st.data())
+def test_one_field_is_drawn(
+    stored: Path, data: st.DataObject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Any field of any stored header, or one more; nothing that it holds reaches a terminal raw."""
+    monkeypatch.chdir(stored)
+    shutil.rmtree("drawn", ignore_errors=True)
+    shutil.copytree("run", "drawn")
+
+    def edit(header: dict[str, Any]) -> None:
+        mark = json.loads(header["__metadata__"]["ema_cli"])
+        at = data.draw(st.sampled_from(places(mark)))
+        owner = mark
+        for step in at[:-1]:
+            owner = owner[step]
+        owner[at[-1]] = data.draw(VALUES)
+        header["__metadata__"]["ema_cli"] = json.dumps(mark)
+
+    edit_header(data.draw(st.sampled_from(sorted(Path("drawn").rglob("*.safetensors")))), edit)
+    command = data.draw(
+        st.sampled_from(
+            [
+                ["inspect", "drawn", "--from", "stored", "--half-life", "30ba"],
+                ["inspect", "drawn", "--from", "stored", "--half-life", "30ba", "--json"],
+                ["inspect", "drawn"],
+                ["average", "drawn", "--from", "stored", "--half-life", "30ba", "-o", "x.safetensors", "-f"],
+            ]
+        )
+    )
+    capsys.readouterr()
+    code = app.run(command)
+    printed = capsys.readouterr()
+    assert code in (0, 2, 3, 4, 6), (command, printed)
+    shown = printed.out + printed.err
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown), shown
+    assert not re.search(r"(?m)^\s*::|##\[", shown), shown
