@@ -20,7 +20,7 @@ from ema_cli.storage.small_file import read_small_file
 SIGNATURE_NAME = "model.sig"
 SIGNATURE_SUFFIX = ".sig"
 SERIALIZATION = {"method": "files", "hash_type": "sha256"}
-_MAX_BYTES = 64 << 20  # of a hundred thousand files
+_MAX_BYTES = 16 << 20  # of fifty thousand files
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 

@@ -212,6 +212,18 @@ def test_files_that_were_signed_too(run: Cli, release: Path, name: str, held: bo
     assert run("verify", "release", "--signed-by", "mine.pub", *allowed).code == 6
 
 
+def test_a_release_in_the_cache_of_the_hub(run: Cli, release: Path):
+    """There each file is a link into `blobs`: what is behind it is what was signed, or it is not."""
+    blobs = release.parent / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(release.iterdir())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    assert "; signed by mine.pub; " in verify(run, "release", "mine").out
+    (release / "config.json").write_text("{}")
+    assert verify(run, "release", "mine").code == 6
+
+
 def test_a_file_that_was_signed_alone(run: Cli, tmp_path: Path):
     """As `model_signing sign key one.safetensors` does: manifest and sums are named as not covered."""
     assert run("average", *CKPTS, "-o", SINGLE[0]).code == 0
