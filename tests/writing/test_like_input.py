@@ -433,3 +433,32 @@ def test_one_checkpoint_is_converted_without_a_clock(run: InProcess, kind: str):
     assert run("verify", "out.safetensors", "--against", "in.pt")[0] == 0, run.err
     torch.save(layer.state_dict(), "other.pt")
     assert run("average", "in.pt", "other.pt", "--last", "1", "-o", "x.safetensors")[0] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run_of", "output"),
+    [
+        ("deepspeed-0.19.8/zero1-bfloat16-2", "avg"),
+        ("fastai-2.8.12", "avg.pth"),
+        ("lerobot-0.4.4", "avg"),
+        ("mace-0.3.16", "avg.pt"),
+        ("olmo-core-3.0.0", "avg"),
+        ("speechbrain-1.1.2", "avg.ckpt"),
+    ],
+)
+def test_files_of_libraries_are_written_over_again(run: InProcess, run_of: str, output: str):
+    """Averaged anew, every byte is the same; DeepSpeed's float32 copies of the weights are warned of."""
+    data = Path(__file__).parents[1] / "data" / run_of
+    assert run("average", data, "-o", output, *LIKE)[0] == 0, run.err
+    assert ("single_partition_of_fp32_groups" in run.err) == run_of.startswith("deepspeed")
+    assert run("verify", output, "--against", data, "--like-input")[0] == 0, run.err
+
+
+def test_what_is_read_only_is_refused(run: InProcess):
+    """Parts that ZeRO cut are put together as they are read; the hint is followed."""
+    data = Path(__file__).parents[1] / "data/deepspeed-0.19.8/zero3-float32-3"
+    assert run("average", data, "-o", "avg", *LIKE)[0] == 5
+    assert "cannot be written over again: is stored in a form that is read only" in run.err
+    assert "hint:  leave out --like-input" in run.err
+    assert run("average", data, "-o", "avg", "--profile", "uniform")[0] == 0, run.err
