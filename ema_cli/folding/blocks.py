@@ -144,9 +144,15 @@ def bytes_to_read(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], ne
     newest: the numbers of the newest checkpoints of all averages, each once.
     """
     total = 0
+    tables = [checkpoint.tensors.specs for checkpoint in checkpoints]
+    alike = all(table is tables[-1] for table in tables)
     for group in groups:
-        for number in range(len(checkpoints)) if group.averaged else newest:
-            total += checkpoints[number].tensors.specs[group.names[0]].dtype.nbytes(group.count)
+        name, count = group.names[0], group.count
+        numbers = range(len(checkpoints)) if group.averaged else newest
+        if alike:
+            total += len(numbers) * group.spec.dtype.nbytes(count)
+        else:
+            total += sum(tables[number][name].dtype.nbytes(count) for number in numbers)
     return total
 
 
