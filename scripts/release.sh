@@ -130,7 +130,7 @@ while (($#)); do
         --threads) threads=("${given[@]}") ;;
         --dtype | --max-shard-size | --max-memory | --recipe | --sign) ;;
         --min-count | --max-share) if [[ -z $replayed ]]; then inspected+=("${given[@]}"); fi ;;
-        -f | --force | -q | --quiet | -fq | -qf | --allow-non-finite | --allow-approximate) ;;
+        -f | --force | -q | --quiet | -fq | -qf | --allow-non-finite | --allow-approximate | --like-input) ;;
         *) inspected+=("${given[@]}") ;;
     esac
     average_options+=("${given[@]}")
