@@ -205,7 +205,7 @@ def checkpoints_read(plans: Sequence[Plan]) -> list[Checkpoint]:
 
 def _of_any(plans: Sequence[Plan], checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     """Return the checkpoints without repetition, in the order of the run."""
-    if any(plan.run is not plans[0].run for plan in plans):
+    if any(plan.run.checkpoints is not plans[0].run.checkpoints for plan in plans):
         raise RunError("the plans are of several runs", hint="average them one by one")
     wanted = set(checkpoints)
     return [checkpoint for checkpoint in plans[0].run.checkpoints if checkpoint in wanted]

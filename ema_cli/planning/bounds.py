@@ -22,6 +22,8 @@ def drop_outside(run: Run, recipe: Recipe) -> Run:
         for passed in run.passed_over
         if passed.warn and (bound := _bound_against(_name_clocks(run, passed.name), recipe)) is not None
     }
+    if not outside:
+        return run
     passed_over = [
         replace(passed, reason=outside[passed.name], warn=False) if passed.name in outside else passed
         for passed in run.passed_over

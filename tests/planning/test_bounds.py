@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ema_cli import averaging
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.planning.plan import make_plan
+from ema_cli.runs.run import open_run
 from tests.conftest import Cli, write_torch_run
 
 LAW = ("--half-life", "100ba")
@@ -48,3 +53,16 @@ def test_an_epoch_in_a_name_may_be_counted_from_0(cli: Cli, tmp_path: Path, boun
         torch.save({"model": {"w": torch.ones(3)}}, tmp_path / f"epoch_{epoch}.pt")
     (tmp_path / "epoch_2.pt").write_bytes(b"")
     assert cli("average", ".", "--half-life", "1ep", *bound, "-o", "out.pt").code == code
+
+
+def test_several_averages_leave_out_the_same(cli: Cli, tmp_path: Path) -> None:
+    """Plans of one run are of one run, whatever each leaves out of it."""
+    write_torch_run(tmp_path / "run", [100, 200, 300, 400])
+    (tmp_path / "run" / "step-100.pt").write_bytes(b"")
+    law = ("--half-life", "100ba", "--half-life", "200ba", "--start", "200ba", "--bias-correction")
+    assert cli("average", "run", *law, "-o", "out").code == 0
+    run = open_run(tmp_path / "run")
+    half_lives = (Time.parse("100ba"), Time.parse("200ba"))
+    plans = [make_plan(run, Recipe(half_life=half_life, start=Time.parse("200ba"))) for half_life in half_lives]
+    averaging.average(plans, tmp_path / "api")
+    assert len(list((tmp_path / "api").glob("*.safetensors"))) == 2
