@@ -12,75 +12,25 @@ from typing import Annotated, ClassVar
 
 from typer import Argument, Option
 
+from ema_cli.cli.option_groups import (
+    FormOptions,
+    GateOptions,
+    ModelOptions,
+    RunOptions,
+)
 from ema_cli.cli.options import (
-    EVALUATION,
     GATES,
-    LAW,
     READ,
     RELEASE,
     SELECT,
     WRITE,
     AsJson,
-    BiasCorrection,
-    ClockOptions,
-    Copy,
-    EnteringOptions,
     Force,
-    GateOptions,
-    Last,
     MaxMemory,
-    ModelOptions,
-    Paths,
     Quiet,
-    RunOptions,
-    Source,
-    Start,
-    Stop,
     Threads,
-    UpdateInterval,
-    offer,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class FormOptions:
-    """The form of an output; see `writing.outputs.OutputOptions`."""
-
-    allow_non_finite: Annotated[
-        bool,
-        Option(
-            "--allow-non-finite",
-            help="Let NaN and infinity pass, with a warning. Default: they are an error (exit 6).",
-            rich_help_panel=READ,
-        ),
-    ] = False
-    max_shard_size: Annotated[
-        str | None,
-        Option(
-            metavar="SIZE",
-            help="Most bytes in one file of a folder: 5GB. Default: the shards of the newest checkpoint.",
-            rich_help_panel=WRITE,
-        ),
-    ] = None
-    dtype: Annotated[
-        str | None,
-        Option(
-            metavar="TYPE",
-            autocompletion=offer("float32", "bfloat16", "float16"),
-            help="Type of floating tensors: float32, bfloat16, float16. Default: as stored.",
-            rich_help_panel=WRITE,
-        ),
-    ] = None
-
-    like_input: Annotated[
-        bool,
-        Option(
-            "--like-input",
-            help="Write the newest checkpoint over again, file or folder, with averages in the place of its weights: "
-            "its trainer goes on from it.",
-            rich_help_panel=WRITE,
-        ),
-    ] = False
+from ema_cli.cli.tune_options import TuneOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -312,160 +262,6 @@ Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
     ] = False
     threads: Threads = None
     as_json: AsJson = False
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class TunedLawOptions:
-    """The half-lives that `tune` chooses from, and what is fixed."""
-
-    half_life: Annotated[
-        tuple[str, ...],
-        Option(metavar="TIME", help="A half-life to evaluate: 200ba. Repeatable.", rich_help_panel=LAW),
-    ] = ()
-    between: Annotated[
-        tuple[str, str] | None,
-        Option(
-            metavar="FROM TO",
-            help="Instead: search this range of half-lives, a grid first, then around the best.",
-            rich_help_panel=LAW,
-        ),
-    ] = None
-    tries: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            help="With --between: how many half-lives to evaluate at most. Default: 12; fewer where the next would "
-            "differ by less than 5 %.",
-            rich_help_panel=LAW,
-        ),
-    ] = None
-    update_interval: UpdateInterval = None
-    bias_correction: BiasCorrection = False
-    source: Source = None
-    start: Start = None
-    stop: Stop = None
-    last: Last = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class EvaluationOptions:
-    """How candidates are judged."""
-
-    command: Annotated[
-        str | None,
-        Option(
-            "--eval",
-            metavar="COMMAND",
-            help="What judges a candidate: 'python eval.py {path}'. Its metric is the last number on its last line.",
-            rich_help_panel=EVALUATION,
-        ),
-    ] = None
-    metric: Annotated[
-        str | None,
-        Option(
-            metavar="NAME",
-            help="Take this key of the last JSON object that the command prints instead.",
-            rich_help_panel=EVALUATION,
-        ),
-    ] = None
-    maximize: Annotated[
-        bool, Option("--maximize", help="More is better. Default: less is.", rich_help_panel=EVALUATION)
-    ] = False
-    repeats: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            help="Evaluate each so many times: what differs by no more than the spread is a tie. Default: 1.",
-            rich_help_panel=EVALUATION,
-        ),
-    ] = None
-    timeout: Annotated[
-        float | None,
-        Option(
-            metavar="SECONDS",
-            help="End an evaluation that takes longer. Default: it may take any time.",
-            rich_help_panel=EVALUATION,
-        ),
-    ] = None
-    shell: Annotated[
-        bool,
-        Option(
-            "--shell",
-            help="Give the command to /bin/sh, the path quoted. Default: split into words, nothing expanded.",
-            rich_help_panel=EVALUATION,
-        ),
-    ] = False
-    jobs: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            help="How many evaluations run at once. Default: 1, or the number of devices.",
-            rich_help_panel=EVALUATION,
-        ),
-    ] = None
-    devices: Annotated[
-        str | None,
-        Option(
-            metavar="A,B",
-            help="What CUDA_VISIBLE_DEVICES is, in turn, one for each evaluation at a time: 0,1. Default: as it is.",
-            rich_help_panel=EVALUATION,
-        ),
-    ] = None
-    keep: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            help="How many candidates may lie on the disk at once. Default: as many as there is room for.",
-            rich_help_panel=EVALUATION,
-        ),
-    ] = None
-    allow_last: Annotated[
-        bool,
-        Option(
-            "--allow-last",
-            help="Write the last checkpoint where it is the best. Default: that is an error (exit 6).",
-            rich_help_panel=GATES,
-        ),
-    ] = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class TuneOptions:
-    """Choose the half-life by your own evaluation: make candidates, run a command on each, write the best one."""
-
-    EXAMPLES: ClassVar[str] = """\
-Examples: among some; in a range
-
-  ema-cli tune ckpts/ --half-life 1ep --half-life 4ep --eval './eval {path}'
-  ema-cli tune ckpts/ --between 10ba 9000ba --eval './eval {path}' -o best
-
-The last checkpoint is always evaluated, as the bar to beat. {path} is a file or folder as --output would be, and \
-EMA_PATH and EMA_HALF_LIFE say the same in the environment. Results and what the command prints are kept in OUT.tune; \
-the same line once more goes on where it was interrupted."""
-
-    paths: Paths = ()
-    law: TunedLawOptions = field(default_factory=TunedLawOptions)
-    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
-    entering: EnteringOptions = field(default_factory=EnteringOptions)
-    clocks: ClockOptions = field(default_factory=ClockOptions)
-    model: ModelOptions = field(default_factory=ModelOptions)
-    copy: Copy = ()
-    output: Annotated[
-        Path | None,
-        Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="NAME.safetensors or NAME.pt for one file, a name without suffix for a folder. Default: ema-tuned.",
-            rich_help_panel=WRITE,
-        ),
-    ] = None
-    form: FormOptions = field(default_factory=FormOptions)
-    threads: Threads = None
-    max_memory: MaxMemory = None
-    force: Force = False
-    as_json: AsJson = False
-    quiet: Quiet = False
 
 
 Options = AverageOptions | InspectOptions | TuneOptions | CompareOptions | ReportOptions | VerifyOptions

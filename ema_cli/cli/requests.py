@@ -9,8 +9,15 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, cast
 
-from ema_cli.cli.command_line import FormOptions
-from ema_cli.cli.options import ClockOptions, EnteringOptions, GateOptions, ModelOptions, RecipeOptions, RunOptions
+from ema_cli.cli.option_groups import (
+    ClockOptions,
+    EnteringOptions,
+    FormOptions,
+    GateOptions,
+    ModelOptions,
+    RecipeOptions,
+    RunOptions,
+)
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.errors import UsageError
 from ema_cli.formats.options import Choice, ReadOptions

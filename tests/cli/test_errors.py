@@ -122,11 +122,11 @@ def test_an_option_of_another_tool_is_answered_with_ours(cli: Cli, typed: str, h
 
 
 def test_the_words_of_other_tools_lead_to_options_that_there_are():
-    """Each word of the table is answered by some command, and none is an option of ours."""
+    """Each word of the table is answered by some command that has no such option itself."""
     commands = [set(options_of(name)) for name in COMMANDS]
-    assert not other_words.OPTIONS.keys() & set.union(*commands)
     for typed, name in other_words.OPTIONS.items():
-        assert any(other_words.known_elsewhere(typed, options, "") for options in commands), (typed, name)
+        without = [options for options in commands if typed not in options]
+        assert any(other_words.known_elsewhere(typed, options, "") for options in without), (typed, name)
 
 
 def options_of(command: str) -> list[str]:

@@ -63,5 +63,5 @@ def test_a_word_that_is_no_value_is_an_error_of_ours(words: list[str], message: 
 def test_a_command_is_made_when_it_is_called():
     """The tree has all commands by name, and makes the others when they are looked at."""
     group = typer.main.get_command(app)
-    assert list(group.commands) == ["average", "inspect", "compare", "report", "verify"]  # type: ignore[attr-defined]
+    assert list(group.commands) == ["average", "inspect", "tune", "compare", "report", "verify"]  # type: ignore[attr-defined]
     assert group.commands["verify"].name == "verify"  # type: ignore[attr-defined]

@@ -10,11 +10,11 @@ from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli import requests
-from ema_cli.cli.command_line import EvaluationOptions, TunedLawOptions, TuneOptions
-from ema_cli.cli.options import RecipeOptions, RunOptions
+from ema_cli.cli.option_groups import RecipeOptions, RunOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.sources import RawSource, StoredSource
+from ema_cli.cli.tune_options import EvaluationOptions, TunedLawOptions, TuneOptions
 from ema_cli.errors import EmaError, UsageError, option
 from ema_cli.job import checkpoints_read, prepare
 from ema_cli.law.recipe import Recipe

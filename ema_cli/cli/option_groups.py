@@ -1,0 +1,273 @@
+"""Options that belong together, which several commands take: the law, the run and how it is read, the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from ema_cli.cli.options import (
+    GATES,
+    LAW,
+    READ,
+    SELECT,
+    WRITE,
+    BiasCorrection,
+    Copy,
+    Last,
+    Paths,
+    Source,
+    Start,
+    Stop,
+    UpdateInterval,
+    offer,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class RecipeOptions:
+    """What is averaged: the law, and the checkpoints that it is applied to."""
+
+    half_life: Annotated[
+        tuple[str, ...],
+        Option(
+            metavar="TIME",
+            help="Training time after which a checkpoint counts half: 50ba, 2ep. Repeatable: an average of each.",
+            rich_help_panel=LAW,
+        ),
+    ] = ()
+    update_interval: UpdateInterval = None
+    smoothing: Annotated[
+        float | None,
+        Option(
+            metavar="S",
+            help="Instead of a half-life: the share of the old average kept at one update (also called decay), 0 to 1.",
+            rich_help_panel=LAW,
+        ),
+    ] = None
+    profile: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            autocompletion=offer("power", "uniform", "linear", "1-sqrt"),
+            help="Instead of a half-life: power (with --sigma-rel), uniform (all alike), or a falling learning rate "
+            "emulated: linear, 1-sqrt.",
+            rich_help_panel=LAW,
+        ),
+    ] = None
+    sigma_rel: Annotated[
+        float | None,
+        Option(
+            metavar="S",
+            help="Width of --profile power as a share of the training, at most 0.2887: 0.1.",
+            rich_help_panel=LAW,
+        ),
+    ] = None
+    bias_correction: BiasCorrection = False
+    source: Source = None
+    start: Start = None
+    stop: Stop = None
+    last: Last = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class EnteringOptions:
+    """Which checkpoints are left out before any law applies."""
+
+    exclude: Annotated[
+        tuple[str, ...],
+        Option(
+            metavar="PATTERN",
+            help="Leave out checkpoints of these names ('*-best.pt'), as inspect shows them. Repeatable.",
+            rich_help_panel=SELECT,
+        ),
+    ] = ()
+    skip_damaged: Annotated[
+        bool,
+        Option(
+            "--skip-damaged",
+            help="Leave out checkpoints that are damaged, each with a warning. Default: a damaged one is an error.",
+            rich_help_panel=SELECT,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ClockOptions:
+    """Where clocks come from, where checkpoints record none or wrong ones."""
+
+    epoch_length: Annotated[
+        str | None,
+        Option(
+            metavar="TIME",
+            help="Batches in an epoch (1000ba), to convert clocks. Default: as recorded.",
+            rich_help_panel=READ,
+        ),
+    ] = None
+    spacing: Annotated[
+        str | None,
+        Option(
+            metavar="TIME",
+            help="Distance between checkpoints that record no clock (100ba), in natural order of their names.",
+            rich_help_panel=READ,
+        ),
+    ] = None
+    name_clock: Annotated[
+        str | None,
+        Option(
+            metavar="UNIT|PATTERN",
+            autocompletion=offer("ba", "ep", "sp", "tok"),
+            help="What the number in the names counts: ba, ep, sp, tok; or 'run7-{ep}-{ba}.pt'. Overrules what is "
+            "recorded in that unit.",
+            rich_help_panel=READ,
+        ),
+    ] = None
+    clock_key: Annotated[
+        tuple[str, ...],
+        Option(
+            metavar="NAME=UNIT",
+            help="Where in a pickled file a counter is: trainer.step=ba. Repeatable.",
+            rich_help_panel=READ,
+        ),
+    ] = ()
+    ignore_clocks: Annotated[
+        bool,
+        Option(
+            "--ignore-clocks",
+            help="Let --spacing take the place of recorded clocks.",
+            rich_help_panel=READ,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ModelOptions:
+    """Which model of a checkpoint is read, and under which names."""
+
+    key: Annotated[
+        str | None,
+        Option(
+            metavar="NAME", help="Where in a pickled file the weights are: NAME or NAME.NAME.", rich_help_panel=READ
+        ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        Option(
+            metavar="raw|ema",
+            autocompletion=offer("raw", "ema"),
+            help="Which to take where a file holds the averages of a training, too. Default: raw; where averages "
+            "stand in the model's place, it must be said.",
+            rich_help_panel=READ,
+        ),
+    ] = None
+    component: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="One model of a checkpoint that is several: unet, 2_Dense. Default: all of them together, where they "
+            "load together. Of averages that several trainings stored (EMA.store): which training.",
+            rich_help_panel=READ,
+        ),
+    ] = None
+    keep_prefix: Annotated[
+        bool,
+        Option(
+            "--keep-prefix",
+            help="Leave _orig_mod., _fsdp_wrapped_module. and module. in the names. Default: they are taken off.",
+            rich_help_panel=READ,
+        ),
+    ] = False
+    masters: Annotated[
+        bool,
+        Option(
+            "--masters",
+            help="Take the float32 weights that DeepSpeed's optimizer keeps of a model in half precision, and write "
+            "them so. Default: the model's dtype.",
+            rich_help_panel=READ,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class GateOptions:
+    """What is demanded of an average before it is made."""
+
+    min_count: Annotated[
+        int | None,
+        Option(metavar="N", help="At least so many checkpoints enter. Default: 1.", rich_help_panel=GATES),
+    ] = None
+    max_share: Annotated[
+        float | None,
+        Option(
+            metavar="SHARE",
+            help="No checkpoint has a greater share of the average than this: 0.5. Default: any share.",
+            rich_help_panel=GATES,
+        ),
+    ] = None
+    strict: Annotated[
+        bool,
+        Option("--strict", help="There is nothing to warn of: a warning is an error.", rich_help_panel=GATES),
+    ] = False
+    expect_keys: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="The tensors are those that the file lists: a name on each line, or JSON (an index, a list).",
+            rich_help_panel=GATES,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class RunOptions:
+    """A run, what is averaged of it, and how it is read."""
+
+    paths: Paths = ()
+    law: RecipeOptions = field(default_factory=RecipeOptions)
+    entering: EnteringOptions = field(default_factory=EnteringOptions)
+    clocks: ClockOptions = field(default_factory=ClockOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    copy: Copy = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class FormOptions:
+    """The form of an output; see `writing.outputs.OutputOptions`."""
+
+    allow_non_finite: Annotated[
+        bool,
+        Option(
+            "--allow-non-finite",
+            help="Let NaN and infinity pass, with a warning. Default: they are an error (exit 6).",
+            rich_help_panel=READ,
+        ),
+    ] = False
+    max_shard_size: Annotated[
+        str | None,
+        Option(
+            metavar="SIZE",
+            help="Most bytes in one file of a folder: 5GB. Default: the shards of the newest checkpoint.",
+            rich_help_panel=WRITE,
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        Option(
+            metavar="TYPE",
+            autocompletion=offer("float32", "bfloat16", "float16"),
+            help="Type of floating tensors: float32, bfloat16, float16. Default: as stored.",
+            rich_help_panel=WRITE,
+        ),
+    ] = None
+
+    like_input: Annotated[
+        bool,
+        Option(
+            "--like-input",
+            help="Write the newest checkpoint over again, file or folder, with averages in the place of its weights: "
+            "its trainer goes on from it.",
+            rich_help_panel=WRITE,
+        ),
+    ] = False
