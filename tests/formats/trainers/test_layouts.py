@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.formats.trainers.state import EMA, OTHER, RAW, holds, lightning, open
 TIMESTAMP = {"Timestamp": {"epoch": 2, "batch": 50, "sample": 200, "token": 9000, "batch_in_epoch": 10, "iteration": 0}}
 GENERATOR = {"weight": torch.full((2,), 5.0)}
 NAMESPACE = argparse.Namespace(lr=0.1)
+MACE = {**RAW, "atomic_numbers": torch.tensor([1]), "r_max": torch.tensor(3.0)}
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Row:
     clocks: dict[str, float]
     trainer: str | None
     origin_unknown: bool = False
+    weights: dict[str, torch.Tensor] = field(default_factory=lambda: RAW)
 
 
 ROWS: dict[str, Row] = {
@@ -70,6 +72,13 @@ ROWS: dict[str, Row] = {
         "model",
         {"ep": 7, "sp": 14000},
         "rl_games",
+    ),
+    "MACE": Row(
+        {"model": MACE, "optimizer": {"state": {}, "param_groups": []}, "lr_scheduler": {"gamma": 0.9}},
+        "model",
+        {},
+        "MACE",
+        weights=MACE,
     ),
     "timm": Row(
         {"epoch": 4, "arch": "resnet", "state_dict": RAW, "version": 2, "args": NAMESPACE, "metric": 1.0},
@@ -150,7 +159,7 @@ def test_weights_and_clocks(label: str, tmp_path: Path) -> None:
     """What a trainer saves is known as its own; weights come from its place, clocks count completed epochs."""
     row = ROWS[label]
     checkpoint = opened(tmp_path, row.saved)
-    assert holds(checkpoint, RAW)
+    assert holds(checkpoint, row.weights)
     assert checkpoint.trainer == row.trainer
     assert plain_clocks(checkpoint.progress) == row.clocks
     assert checkpoint.progress.epoch_origin_unknown is row.origin_unknown
