@@ -14,7 +14,7 @@ from tests.libraries import loading
 from tests.libraries.loading import safetensors_files, torch_file
 
 # Also for files that were written just now, by `make test-libraries`.
-DATA = Path(os.environ.get("LIBRARY_FILES", Path(__file__).parents[1] / "data"))
+DATA = Path(os.environ.get("LIBRARY_FILES", Path(__file__).parents[1] / "data")).absolute()
 
 
 @dataclass(frozen=True, slots=True)
