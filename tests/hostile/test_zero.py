@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.conftest import Case, Harness, Kind, parameters
-from tests.hostile.make import ESCAPES, SHOWN, mapping, name, number, pack, storage, tensor, text
+from tests.hostile.make import ESCAPES, SHOWN, call, mapping, number, storage, tensor, text
 from tests.hostile.make_zero import FIRST, FLAT, OTHER, OTHER_FLAT, Folder, named, size, table
-from tests.hostile.programs import ENDLESS, PROGRAMS, UNREADABLE, endless
+from tests.hostile.programs import CREATE, ENDLESS, IDLE, PROGRAMS, UNREADABLE, endless
 
 KIND = Kind("global_step{}", lambda path, step: Folder(step).write(path))
 
@@ -101,7 +101,7 @@ def fifo(file: str) -> Callable[[Path, Path], None]:
     return write
 
 
-PROGRAM = name("os.system") + pack(text("true")) + b"R"
+PROGRAM = call(CREATE, IDLE)
 PLACES = {"model states": in_model, "optimizer states": in_optimizer, "optimizer's file": in_file}
 NO_SHAPE = "has no shape in 'param_shapes'"
 NO_TABLE = "no such table as DeepSpeed writes"
@@ -109,7 +109,7 @@ CASES = [
     *(planted(f"{label}, {where}", change, PROGRAMS[label]) for label in PROGRAMS for where, change in PLACES.items()),
     *(planted(f"{label}, {where}", change, lambda _, v=label: endless(v))
       for label in ENDLESS for where, change in PLACES.items()),
-    *(replace(planted(f"os.system in the {where}", change, PROGRAMS["os.system"]), full=False)
+    *(replace(planted(f"a program in the {where}", change, PROGRAMS["REDUCE"]), full=False)
       for where, change in PLACES.items()),
     *(folder(label, lambda made, make=make: made.states.update(x=make()), says, file=FLAT)
       for label, (make, says) in UNREADABLE.items() if label in ("a persistent number", "bytes of 2^62")),
