@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -113,7 +112,7 @@ def test_stopped_it_ends_what_runs_and_begins_nothing(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "no command"), ("'open", "cannot be split"), (f"no-such-program-{os.getpid()} x", "no program")],
+    [("", "no command"), ("'open", "cannot be split"), ("no-such-program-of-anybody x", "no program")],
 )
 def test_a_command_that_cannot_be_run_is_refused_before_anything(text: str, words: str, tmp_path: Path):
     """Not after the first reading of all checkpoints."""
