@@ -16,7 +16,17 @@ from tests.docs.pages import DOCS, PAGES, README, ROOT, name_of, table
 from tests.inprocess import InProcess
 
 # Typer's own, those of the benchmark, and of model_signing.
-FOREIGN = {"--install-completion", "--full", "--rounds", "--sets", "--markdown", "--chart", "--decay", "--overwrite"}
+FOREIGN = {
+    "--install-completion",
+    "--full",
+    "--rounds",
+    "--sets",
+    "--markdown",
+    "--chart",
+    "--decay",
+    "--overwrite",
+    "--before",
+}
 SIGNERS = {
     "--signature", "--public_key", "--ignore_unsigned_files", "--use_ambient_credentials", "--identity",
     "--identity_provider",

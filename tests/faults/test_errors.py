@@ -100,7 +100,7 @@ def test_a_read_error_in_an_input_names_the_file(bench: Bench, tmp_path: Path):
     """A bad sector under a header or a tensor: exit 3, the file and nothing written."""
     # The newest, of which most tensors are read: more of the worker's reads than of the main thread's.
     checkpoint = bench.run / "checkpoint-30" / "model.safetensors"
-    calls = "preadv,preadv2"
+    calls = "preadv,preadv2,pread64"
     threads = set()
     for number in range(1, 20):
         place = bench.place(tmp_path / f"{number:03}", FILE)

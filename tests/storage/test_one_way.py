@@ -18,6 +18,9 @@ MAY = {
     "cli/app.py": "the standard output of this process",
     "report/markdown.py": "the summary of a job, a file of the service that runs it",
     "manifest/schema.py": "a schema that is a part of the package",
+    "manifest/signing.py": "what the library that signs prints is kept in memory",
+    "runs/paths.py": "what a pattern in quotes would have named, for a hint",
+    "tuning": "a command of the user's, what it prints, and candidates that lie in a private folder meanwhile",
 }
 METHODS = {
     "chmod", "exists", "glob", "hardlink_to", "is_dir", "is_file", "is_symlink", "iterdir", "lstat", "mkdir",

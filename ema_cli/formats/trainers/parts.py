@@ -19,12 +19,15 @@ def refuse_megatron_part(path: Path, root: Any) -> None:
     """Raise a CheckpointError for a file of Megatron's older format that is one rank's part of a model.
 
     Known by the folders of other ranks beside its own, or by the sizes in the arguments that the file holds. Folders
-    whose numbers are known are put together, where they can be.
+    whose numbers are known are put together, where each of them has its part.
     """
     if not _MEGATRON_RANK.search(path.parent.name):
         return
     ranks = [entry.name for entry in location(path.parent.parent).entries() if _MEGATRON_RANK.search(entry.name)]
-    are_joined = bool(parts_of(path.parent.name, ranks.__contains__))
+    files = [path.parent.parent / rank / path.name for rank in ranks]
+    are_joined = bool(parts_of(path.parent.name, ranks.__contains__)) and all(
+        location(file).info().exists for file in files
+    )
     args = root.get("args") if isinstance(root, dict) else None
     state = args.state if isinstance(args, Inert) and isinstance(args.state, dict) else {}
     sizes = [state.get(name) for name in _PARALLEL]
