@@ -83,7 +83,7 @@ def main() -> None:
         setattr(owner, name, watch.timed(part, getattr(owner, name)))
     job.fold = watch.timed("fold", fold.fold)
     OutputStream.sync = watch.timed("fsync", OutputStream.sync)  # type: ignore[method-assign]
-    averaging.read_back = watch.timed("read back", files.read_back)
+    averaging.read_all_back = watch.timed("read back", files.read_all_back)
     started = starting_seconds()
     began = time.perf_counter()
     plan = make_plan(open_run([options.run]), Recipe(half_life=Time.parse(options.half_life)))
@@ -95,7 +95,7 @@ def main() -> None:
         total = started + headers + time.perf_counter() - began
     seconds = watch.seconds
     folded = seconds.pop("fold")
-    after = {part: seconds.pop(part) for part in ("fsync", "read back")}
+    after = {part: seconds.pop(part) for part in ("fsync", "read back") if part in seconds}
     table = {"start, and import": started, "headers and plan": headers, **seconds}
     table["Python between these"] = folded - sum(seconds.values())
     table |= after

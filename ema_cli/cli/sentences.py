@@ -40,7 +40,9 @@ def headline(view: RunView) -> str:
 
 
 def tensors_line(totals: TensorTotals) -> str:
-    """Return how many tensors there are, of which kinds."""
+    """Return how many tensors there are, of which kinds; those of a run are the ones that all checkpoints have."""
+    if not totals.count:
+        return "no tensor that all checkpoints have"
     integers = totals.count - totals.averaged - totals.packed
     counts = {"floating": totals.averaged, "integer": integers, "of few bits": totals.packed}
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count or kind == "floating")

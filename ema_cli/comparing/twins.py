@@ -54,8 +54,10 @@ def check_copies(plan: Plan) -> None:
             first_different_tensor(checkpoint, unclocked) for checkpoint in reversed(run.checkpoints)
         ):
             others = plural(len(run.checkpoints), "checkpoint")
+            ignored = f"has no clock, as recorded ones are ignored ({option('ignore_clocks', True)})"
             raise RunError(
-                f"records no clock, and is equal to none of {others}: it may be the newest",
+                f"{ignored if run.options.ignore_clocks else 'records no clock'}, and is equal to none of {others}: "
+                "it may be the newest",
                 subject=unclocked.path,
                 hint=f"leave it out: {option('exclude', unclocked.name)}{_as_newest(run)}",
             )
@@ -98,6 +100,7 @@ def _as_newest(run: Run) -> str:
     """Return how a checkpoint without a clock is made the newest of a run: by the order of the names."""
     if run.options.spacing is not None:
         how = option("spacing", str(run.options.spacing))
+        how += f" {option('ignore_clocks', True)}" if run.options.ignore_clocks else ""
     else:
         unit = run.units[0]
         spacing = measure_spacing([checkpoint.clock(unit) or Fraction(0) for checkpoint in run.checkpoints])

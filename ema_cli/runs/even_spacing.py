@@ -37,12 +37,13 @@ def space(
     with_one = [checkpoint for checkpoint in checkpoints if unit in checkpoint.progress.clocks]
     if with_one:
         without = next((checkpoint for checkpoint in checkpoints if unit not in checkpoint.progress.clocks), None)
-        which = f"{with_one[0].name} does, {without.name} does not" if without else "all checkpoints"
+        one_has = f"{with_one[0].name} has a clock in {unit.plural}"
+        fact = f"{one_has}, {without.name} has none" if without else f"all checkpoints have a clock in {unit.plural}"
         anew = f"{option('spacing', f'{spacing}')} {option('ignore_clocks', True)}"
         other = "name one of the two kinds" if without else f"leave out {option('spacing')}"
         raise RunError(
-            f"{option('spacing', f'{spacing}')}: {which} record a clock in {unit.plural}",
-            hint=f"{other}, or overrule what is recorded: {anew}",
+            f"{option('spacing', f'{spacing}')}: {fact}",
+            hint=f"{other}, or overrule the clocks: {anew}",
         )
     ordered = sorted(checkpoints, key=lambda checkpoint: _name_order(checkpoint.name))
     names = sorted({*absent, *(checkpoint.name for checkpoint in ordered)}, key=_name_order)

@@ -230,9 +230,10 @@ def same_clock_error(
             if kept.tensors.specs.keys().isdisjoint(other.tensors.specs)
             else f"parts of one model: put them together first, with {converter(other.path.name)}"
         )
-    choices = _choices(root, checkpoints, kept, other)
-    choose = f"average {which}, with {', or '.join(choices)}"
-    ways.append(choose if choices else "name the checkpoints of one kind, or of one run")
+    if not advice:
+        choices = _choices(root, checkpoints, kept, other)
+        choose = f"average {which}, with {', or '.join(choices)}"
+        ways.append(choose if choices else "name the checkpoints of one kind, or of one run")
     return RunError(fact, subject=other.path, hint="; ".join(ways))
 
 

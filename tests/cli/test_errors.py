@@ -193,7 +193,7 @@ FAULTS: list[tuple[Callable[[Path], None], list[str], int, str, str | None]] = [
     (spoil_runs, ["ckpts"], 4, "ckpts: holds the checkpoints of 3 runs: . (3), a (2), b (2)", None),
     (spoil_nothing, ["ckpts", "--start", "900ba"], 4, "ckpts: no checkpoint is left to average", None),
     (spoil_nothing, ["ckpts", "--stop", "1ep"], 4, "ckpts/step-100.pt: records no clock in epochs, which --stop", None),
-    (spoil_nothing, ["ckpts", "--spacing", "5ba"], 4, "--spacing 5ba: all checkpoints record a clock in batches", None),
+    (spoil_nothing, ["ckpts", "--spacing", "5ba"], 4, "--spacing 5ba: all checkpoints have a clock in batches", None),
     (spoil_nothing, ["ckpts", "--weights", "ema"], 4, "ckpts/step-100.pt: holds no averages", None),
     (spoil_nothing, ["ckpts", "--key", "other"], 3, "ckpts/step-100.pt: has no tensors under --key other", None),
     (spoil_output, ["ckpts"], 5, "ema-200ba.safetensors: exists already", b"mine".decode()),

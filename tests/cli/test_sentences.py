@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ema_cli.cli import sentences
-from ema_cli.cli.views import StoredView
+from ema_cli.cli.views import StoredView, TensorTotals
 from ema_cli.errors import RunError
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import Schedule
@@ -54,6 +54,11 @@ def near(**changed: Any) -> Plan:
 
 def time(text: str) -> Time:
     return Time.parse(text)
+
+
+def test_a_run_without_a_common_tensor_is_not_said_to_be_empty():
+    """Of two models that lie together, no tensor is in all checkpoints; none of them is floating, or of any kind."""
+    assert sentences.tensors_line(TensorTotals.of({})) == "no tensor that all checkpoints have"
 
 
 def test_a_plan_in_one_sentence():

@@ -44,6 +44,20 @@ def test_a_newer_state_without_a_clock_stops_an_average(tmp_path: Path, name: st
     assert [entry.checkpoint.name for entry in without.entries] == ["step-100.pt", "step-200.pt"]
 
 
+def test_where_recorded_clocks_are_ignored_the_hint_ignores_them_too(tmp_path: Path):
+    """It does not say that a checkpoint records no clock, and what it says to type works."""
+    write_torch_run(tmp_path, [100, 200])
+    save(tmp_path / "style.pt", 300)
+    plan = make_plan(open_run(tmp_path, spacing="100ba", ignore_clocks=True), HUNDRED)
+    fact = r"has no clock, as recorded ones are ignored \(ignore_clocks=True\), and is equal to none of 2"
+    with pytest.raises(RunError, match=fact) as raised:
+        averaging.average(plan, tmp_path / "out.safetensors")
+    assert (raised.value.hint or "").endswith("name all the files, with spacing='100ba' ignore_clocks=True")
+    every = open_run(sorted(tmp_path.glob("*.pt")), spacing="100ba", ignore_clocks=True)
+    averaging.average(make_plan(every, HUNDRED), tmp_path / "out.safetensors")
+    assert every.checkpoints[-1].name == "style.pt"
+
+
 @pytest.mark.parametrize("name", [*UNNUMBERED, "best.pt", "model_best.pt"])
 @pytest.mark.parametrize("copied", [100, 200])
 def test_a_copy_that_was_compared_is_left_out(tmp_path: Path, name: str, copied: int):

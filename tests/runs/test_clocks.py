@@ -236,7 +236,7 @@ def test_spacing_where_only_some_record_a_clock_is_an_error(tmp_path: Path):
     """Some with and some without cannot be put on one line: exit 4, one of each is named."""
     write_torch_run(tmp_path, [100])
     save(tmp_path / "part-2.pt", {"model": make_tensors(2)})
-    message = r"spacing='100ba': step-100\.pt does, part-2\.pt does not record a clock in batches"
+    message = r"spacing='100ba': step-100\.pt has a clock in batches, part-2\.pt has none"
     with pytest.raises(RunError, match=message) as raised:
         open_run([tmp_path], spacing=Time.parse("100ba"))
     assert raised.value.exit_code == 4
@@ -245,9 +245,9 @@ def test_spacing_where_only_some_record_a_clock_is_an_error(tmp_path: Path):
 def test_spacing_where_every_checkpoint_has_its_clock_is_an_error(tmp_path: Path):
     """Recorded clocks are better than any that are given."""
     write_torch_run(tmp_path, [100, 200])
-    with pytest.raises(RunError, match="all checkpoints record a clock in batches") as raised:
+    with pytest.raises(RunError, match="all checkpoints have a clock in batches") as raised:
         open_run([tmp_path], spacing=Time.parse("100ba"))
-    assert raised.value.hint == ("leave out spacing=, or overrule what is recorded: spacing='100ba' ignore_clocks=True")
+    assert raised.value.hint == ("leave out spacing=, or overrule the clocks: spacing='100ba' ignore_clocks=True")
 
 
 @pytest.mark.parametrize("text", ["0ba", "infep"])

@@ -48,6 +48,9 @@ def _find_prefix(source: ByteSource, entries: Entries) -> str:
     prefixes = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
     prefixes = [prefix for prefix in prefixes if prefix.count("/") == 1]
     if len(prefixes) != 1:
+        if any(name.endswith(".npy") for name in entries):
+            hint = "load it with numpy, and save the arrays as safetensors"
+            raise NoWeights("an archive of numpy's, which is not read", subject=source.path, hint=hint)
         raise NoWeights("a zip archive, but not one that torch.save wrote", subject=source.path)
     prefix = prefixes[0]
     text = "\n".join(("", *entries))

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -223,6 +224,15 @@ def test_a_zip_of_something_else_holds_no_weights(tmp_path: Path) -> None:
         archive.writestr("readme.txt", b"hello")
     error = refusal(path)
     assert (type(error), str(error)) == (NoWeights, f"{path}: a zip archive, but not one that torch.save wrote")
+
+
+def test_arrays_of_numpy_s_are_named_as_such(tmp_path: Path) -> None:
+    """They may well be weights: the error says what to do with them."""
+    path = tmp_path / "a.npz"
+    np.savez(path, w=np.ones(3))
+    error = refusal(path)
+    assert (type(error), str(error)) == (NoWeights, f"{path}: an archive of numpy's, which is not read")
+    assert "safetensors" in (error.hint or "")
 
 
 @pytest.mark.slow
