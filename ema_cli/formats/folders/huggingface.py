@@ -18,6 +18,7 @@ from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.adapters import adapter_settings
 from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.folders import (
+    ADAPTER_CONFIG,
     ADAPTERS,
     AVERAGES_INSIDE,
     BASES,
@@ -233,6 +234,8 @@ def _has_shards_alone(names: set[str]) -> bool:
     return any(map(_is_shard, names)) and not any(_model_file(base, names) for base in BASES)
 
 
-def _trainer(names: set[str]) -> str:
-    by_accelerate = any(name.startswith("random_states_") for name in names) and TRAINER_STATE not in names
-    return "accelerate" if by_accelerate else "transformers"
+def _trainer(names: set[str]) -> str | None:
+    """Return who wrote a folder; None where nothing of it tells, as torch's writer for the Hub leaves weights alone."""
+    if any(name.startswith("random_states_") for name in names) and TRAINER_STATE not in names:
+        return "accelerate"
+    return "transformers" if names & {_CONFIG, ADAPTER_CONFIG, TRAINER_STATE} else None
