@@ -73,7 +73,7 @@ def test_shards_are_one_model(suffix: str, tmp_path: Path) -> None:
         "a": stored_bytes(torch.full((3,), 1.0)),
         "b": stored_bytes(torch.full((3,), 2.0)),
     }
-    assert (checkpoint.name, checkpoint.trainer) == ("checkpoint-5", "transformers")
+    assert (checkpoint.name, checkpoint.trainer) == ("checkpoint-5", None)
     assert sorted(file.path.name for file in checkpoint.files) == sorted([*shards(suffix), index_name(suffix)])
     assert tuple(checkpoint.tensors.shard(name) for name in "ab") == shards(suffix)
 
