@@ -20,7 +20,6 @@ from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job, buffer_sizes, prepare
 from ema_cli.manifest.signature import signature_path
 from ema_cli.manifest.signing import Signer, open_signer
-from ema_cli.manifest.sums import files_beside
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.advice import non_finite_warnings
 from ema_cli.planning.plan import Plan
@@ -37,6 +36,7 @@ from ema_cli.writing.files import (
     finish_files,
     make_folder,
     make_sink,
+    publish,
     read_all_back,
     write_small_files,
 )
@@ -288,10 +288,6 @@ def _check_unchanged(job: Job) -> None:
 
 def _publish(job: Job, staging: Staging) -> None:
     """Put the outputs where they belong, in one step."""
-    path = job.target.path
     with staging.alone():
         job.check_target()  # once more: what somebody put there meanwhile must not be replaced
-        if job.target.is_folder:
-            staging.publish_folder(path.name, force=job.force)
-        else:
-            staging.publish_file(path.name, {sidecar.name: sidecar for sidecar in files_beside(path)}, force=job.force)
+        publish(staging, job.target, Path(job.target.path.name), force=job.force)

@@ -46,9 +46,11 @@ def result_note(result: Result, best: Result | None) -> str:
 
 def best_line(tuned: Tuned) -> str:
     """Return the best candidate, and the bar that it beat."""
+    from ema_cli.tuning.results import LAST
+
     best = tuned.best
     assert best is not None  # else there is a problem
-    last = next((result for result in tuned.results if result.name == "last" and result.values), None)
+    last = next((result for result in tuned.results if result.name == LAST and result.values), None)
     beaten = f"; {LAST_WORDS} has {last.mean:.6g}" if last is not None and not best.is_last else ""
     alike = {result.mean for result in tuned.results if result.values}
     doubt = (

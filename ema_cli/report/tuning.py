@@ -11,8 +11,8 @@ from ema_cli.report import charts
 from ema_cli.report.charts import BOTTOM, LEFT, RIGHT, TOP, Mark, Plane, dot, px, text
 from ema_cli.report.tables import candidates_table, mean_metric
 from ema_cli.text import plural
+from ema_cli.tuning.results import LAST
 
-_LAST = "last"
 _ROOM = 0.08  # above and below the values, as a share of their range
 
 
@@ -24,14 +24,14 @@ def tuning_section(tune: TuneRow, widths: Sequence[tuple[str, int]]) -> str:
         widths: for each chart its class on the page, and its width in pixels.
     """
     able = [row for row in tune["candidates"] if row["values"]]
-    averages = [row for row in able if row["name"] != _LAST]
+    averages = [row for row in able if row["name"] != LAST]
     wanted = "more" if tune["maximize"] else "less"
     metric = tune["metric"] or "the last number printed"
     by = tune["command"] or "a function"
     about = f"{plural(len(able), 'candidate')} evaluated by {by}: {metric}, {wanted} is better."
     drawn = ""
     if averages:
-        last = next((mean_metric(row) for row in able if row["name"] == _LAST), None)
+        last = next((mean_metric(row) for row in able if row["name"] == LAST), None)
         charts_drawn = (f'<div class="{kind}">{_chart(tune, averages, last, width)}</div>' for kind, width in widths)
         drawn = f"<figure>{''.join(charts_drawn)}</figure>"
     return (

@@ -13,6 +13,9 @@ from ema_cli.law.time import Time, Unit
 LEAST_STEP = 0.05
 """Half-lives that differ by less than this share are alike: the search ends."""
 
+TRIES = 12
+"""How many half-lives of a range are evaluated at most, where nobody says it."""
+
 _GOLDEN = (3 - math.sqrt(5)) / 2  # where golden section divides a stretch, from the better end
 _GRID_SHARE = 2 / 3  # of all tries
 _DIGITS = 3  # of a half-life that the search chooses

@@ -17,7 +17,7 @@ from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import Run
 from ema_cli.storage.location import location
 from ema_cli.system.progress import no_progress
-from ema_cli.tuning.half_lives import Range, check_half_lives
+from ema_cli.tuning.half_lives import TRIES, Range, check_half_lives
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.metric import EvaluationFailed
 from ema_cli.tuning.results import Result, choose
@@ -65,7 +65,7 @@ def tune(
     evaluate: Callable[[Any], float],
     half_lives: Sequence[Time | str] = (),
     between: tuple[Time | str, Time | str] | None = None,
-    tries: int = 12,
+    tries: int = TRIES,
     maximize: bool = False,
     repeats: int = 1,
     state_dict: bool = False,
@@ -106,7 +106,7 @@ def tune(
     plans = Candidates(
         lambda half_life: make_plan(run, Recipe(half_life=half_life, **fixed)),
         searched,
-        make_plan(run, Recipe(profile="uniform", last=1, start=fixed.get("start"), stop=fixed.get("stop"))),
+        make_plan(run, last_checkpoint(fixed.get("start"), fixed.get("stop"))),
     )
     read: Callable[[Path], Any] = Path
     if state_dict:
@@ -131,6 +131,11 @@ def tune(
     if tuned.problem is not None:
         raise tuned.problem
     return tuned
+
+
+def last_checkpoint(start: Time | str | None, stop: Time | str | None) -> Recipe:
+    """Return the recipe of the last checkpoint alone, from `start` to `stop`."""
+    return Recipe(profile="uniform", last=1, start=start, stop=stop)
 
 
 def longest(half_lives: Sequence[Time] | Range) -> Time:

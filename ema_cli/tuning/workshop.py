@@ -10,13 +10,14 @@ from pathlib import Path
 from ema_cli.averaging import perform
 from ema_cli.job import Job, prepare
 from ema_cli.manifest.manifest import manifest_text, read_manifest
-from ema_cli.manifest.sums import manifest_path, parse_sums, sidecars, sums_path, sums_text
+from ema_cli.manifest.sums import manifest_path, parse_sums, sums_path, sums_text
 from ema_cli.manifest.types import TuneRow
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.output_stream import write_file
 from ema_cli.storage.staging import Staging
 from ema_cli.system import signals
 from ema_cli.system.progress import ProgressCallback
+from ema_cli.writing.files import publish
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target
 
@@ -90,13 +91,8 @@ class Workshop:
         """
         path = self.made[name]
         _add_to_manifest(path, self.target.is_folder, tune)
-        place = path.relative_to(self.staging.folder)
         with self.staging.alone():
-            if self.target.is_folder:
-                self.staging.publish_folder(str(place), force=force)
-            else:
-                beside = {str(place.with_name(sidecar.name)): sidecar for sidecar in sidecars(self.target.path)}
-                self.staging.publish_file(str(place), beside, force=force)
+            publish(self.staging, self.target, path.relative_to(self.staging.folder), force=force)
 
 
 def _add_to_manifest(average: Path, is_folder: bool, tune: TuneRow) -> None:

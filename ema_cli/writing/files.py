@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,13 @@ from ema_cli.formats.output_file import OutputFile
 from ema_cli.formats.safetensors.official import different_tensors
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.writer import TorchOutput
+from ema_cli.manifest.sums import files_beside
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file
 from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.staging import Staging
 from ema_cli.system.threads import thread_errors
+from ema_cli.writing.open_files import OpenFiles
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.target import Target
 
@@ -49,6 +51,25 @@ def make_folder(staging: Staging, whole: Target, part: Target) -> Path:
     return staging.make_folder(path if part.is_folder else path.parent)
 
 
+def publish(staging: Staging, target: Target, staged: Path, *, force: bool) -> None:
+    """Put what is staged where the target is, in one step; of a single file also all that belongs beside it.
+
+    Args:
+        staging: the private folder.
+        target: the output.
+        staged: the path of the file or folder, below the private folder; what belongs to a file lies beside it.
+        force: replace an output that is there.
+
+    Raises:
+        OutputError: where the file system refuses.
+    """
+    if target.is_folder:
+        staging.publish_folder(str(staged), force=force)
+    else:
+        beside = {str(staged.with_name(path.name)): path for path in files_beside(target.path)}
+        staging.publish_file(str(staged), beside, force=force)
+
+
 @dataclass(frozen=True, slots=True)
 class _TensorFile:
     """An open file of tensors: the byte at which its data begin, and where in them each tensor does."""
@@ -62,7 +83,7 @@ class _TensorFile:
         return self.data_begin + self.begins[part.name] + part.start
 
 
-class FileSink:
+class FileSink(OpenFiles):
     """Writes the tensors of one average into its files, in any order; a `Sink`."""
 
     def __init__(self, output: Output, folder: Path, *, summed: bool) -> None:
@@ -76,13 +97,11 @@ class FileSink:
         Raises:
             OutputError: where a file cannot be written.
         """
-        self.streams: list[OutputStream] = []
+        super().__init__(folder, summed=summed)
         self._files: dict[str, _TensorFile] = {}  # by the name of the tensor in the checkpoints
         try:
             for file in output.files:
-                location((folder / file.name).parent).make_folder()
-                stream = OutputStream(folder / file.name, summed=summed)
-                self.streams.append(stream)
+                stream = self.make(file.name)
                 stream.write(0, file.header)
                 begins = file.table.begins
                 if output.originals or "/" in file.name:
@@ -100,17 +119,6 @@ class FileSink:
         for stream, offset, size in join_ranges(stretches):
             stream.write(offset, data[position : position + size])
             position += size
-
-    def give_up(self) -> None:
-        """End the threads that sum up the files: nobody needs the sums any more."""
-        for stream in self.streams:
-            stream.give_up()
-
-    def close(self) -> None:
-        """Close the files."""
-        with ExitStack() as stack:
-            for stream in self.streams:
-                stack.callback(stream.close)
 
 
 def make_sink(output: Output, folder: Path, *, summed: bool) -> FileSink | PieceSink:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.copies.copied_file import CopiedFile
 from ema_cli.formats.copies.stored import StoredPiece
-from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
+from ema_cli.writing.open_files import OpenFiles
 
 _Write = tuple[OutputStream, int, memoryview]
 
 
-class PieceSink:
+class PieceSink(OpenFiles):
     """Writes the averaged tensors of one average into copies of files, in any order; a `Sink`.
 
     What is copied from the newest checkpoint stands in the copies anyhow, and is not written here.
@@ -35,16 +34,12 @@ class PieceSink:
         Raises:
             OutputError: where a file cannot be made.
         """
-        self.streams: list[OutputStream] = []
+        super().__init__(folder, summed=summed)
         self._pieces = pieces
         self._files: dict[Path, tuple[OutputStream, int]] = {}  # by the original: the copy, and the shift of its bytes
         try:
             for file in files:
-                location((folder / file.name).parent).make_folder()
-                original = file.source.path
-                stream = OutputStream(folder / file.name, summed=summed)
-                self.streams.append(stream)
-                self._files[original] = stream, file.frame.shift
+                self._files[file.source.path] = self.make(file.name), file.frame.shift
         except BaseException:
             self.close()
             raise
@@ -76,17 +71,6 @@ class PieceSink:
     @staticmethod
     def _scatter(piece: StoredPiece, stream: OutputStream, shift: int, first: int, data: memoryview) -> None:
         piece.write(lambda offset, part: stream.write(offset + shift, part, noted=False), first, data)
-
-    def give_up(self) -> None:
-        """End the threads that sum up the files: nobody needs the sums any more."""
-        for stream in self.streams:
-            stream.give_up()
-
-    def close(self) -> None:
-        """Close the files."""
-        with ExitStack() as stack:
-            for stream in self.streams:
-                stack.callback(stream.close)
 
 
 def _joined(writes: Iterator[tuple[OutputStream, int, int, int]], data: memoryview) -> Iterator[_Write]:

@@ -211,6 +211,18 @@ def test_several_at_once_give_the_same(cli: Cli, run_folder: Path):
     assert one == several
 
 
+def test_candidates_may_have_the_form_of_the_input(cli: Cli, run_folder: Path):
+    """Each is the newest checkpoint over again; the best holds the bytes that `average` writes, under any suffix."""
+    halves = ["--half-life", "200ba", "--half-life", "400ba", "--like-input"]
+    done = cli("tune", "ckpts", *halves, "--eval", python(VALLEY.format(best=390)), "-o", "best.ckpt")
+    assert done.code == 0, done
+    (run_folder / "alone").mkdir()
+    assert cli("average", "ckpts", "--half-life", "400ba", "--like-input", "-o", "alone/best.ckpt").code == 0
+    assert (run_folder / "best.ckpt").read_bytes() == (run_folder / "alone" / "best.ckpt").read_bytes()
+    done = cli("tune", "ckpts", *halves, "--eval", python(VALLEY.format(best=390)))
+    assert (done.code, done.out) == (0, "ema-tuned.pt\n")
+
+
 def test_averages_that_the_training_stored_can_be_tuned(cli: Cli, tmp_path: Path):
     """There may be no raw checkpoint to beat; the candidates are combinations of what is stored."""
     train(tmp_path / "run")

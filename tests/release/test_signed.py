@@ -263,6 +263,17 @@ def test_sums_that_are_none(run: Cli, release: Path, sums: dict[str, str]):
     assert "holds other sums than the sha256 of whole files" in verify(run, "release", "mine").err
 
 
+def test_what_is_tuned_replaces_a_signature_as_an_average_does(run: Cli, tmp_path: Path):
+    """What stays would be a signature of files that are not there any more."""
+    assert run("average", *CKPTS, "-o", SINGLE[0], "--sign", "mine.pem").code == 0
+    assert (tmp_path / f"{SINGLE[0]}.sig").exists()
+    command = ["tune", "ckpts", "--half-life", "100ba", "--eval", "echo 1", "-o", SINGLE[0], "--force"]
+    done = run(*command, "--allow-last")
+    assert done.code == 0, done
+    assert not (tmp_path / f"{SINGLE[0]}.sig").exists()
+    assert run("verify", SINGLE[0]).code == 0
+
+
 def test_a_replaced_release_takes_its_signature_along(run: Cli, release: Path):
     """With --force the signature goes with the files that it is of, in a folder and beside a file."""
     assert run("average", *CKPTS, "-o", "release", "--force").code == 0

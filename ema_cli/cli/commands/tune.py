@@ -26,15 +26,14 @@ from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
 from ema_cli.text import parse_size
 from ema_cli.tuning.command import Command
-from ema_cli.tuning.half_lives import Range, check_half_lives
+from ema_cli.tuning.half_lives import TRIES, Range, check_half_lives
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.rounds import Candidates, Evaluation, Watcher
-from ema_cli.tuning.tune import Tuned, longest, perform
+from ema_cli.tuning.tune import Tuned, last_checkpoint, longest, perform
 from ema_cli.tuning.workshop import Workshop
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
 
-_TRIES = 12
 _DEFAULT_NAME = "ema-tuned"
 
 
@@ -83,7 +82,7 @@ class TuneRequest:
             fixed,
             options.evaluation,
             OutputOptions.parse(**asdict(options.form)),
-            parse_target(options.output) if options.output is not None else None,
+            parse_target(options.output, like_input=options.form.like_input) if options.output is not None else None,
             options.threads,
             None if options.max_memory is None else parse_size(options.max_memory, "max_memory"),
             options.force,
@@ -115,8 +114,9 @@ def tune_requested(request: TuneRequest, printer: Printer) -> Tuned:
     else:
         first = plan(longest(request.half_lives))
         inputs = checkpoints_read([first])
-    target = request.target or _default_target(first)
-    job = prepare([first], target, request.output, force=request.force)
+    named = request.target or _default_target(first, request.output)
+    job = prepare([first], named, request.output, force=request.force)
+    target = job.target  # in the form of the input it is a file or a folder as that is
     command = _command(request.evaluation, target.path.with_name(f"{target.path.name}.tune"))
     evaluation = Evaluation(
         command,
@@ -162,7 +162,7 @@ def _half_lives(law: TunedLawOptions) -> tuple[Time, ...] | Range:
     if law.half_life:
         raise UsageError(f"excludes {option('half_life')}", option="between", hint="name half-lives, or a range")
     low, high = (Time.parse(text, "between") for text in law.between)
-    return Range(low, high, _TRIES if law.tries is None else law.tries)
+    return Range(low, high, TRIES if law.tries is None else law.tries)
 
 
 def _ends(half_lives: Sequence[Time] | Range) -> Sequence[Time]:
@@ -179,18 +179,19 @@ def _check_evaluation(evaluation: EvaluationOptions) -> None:
 
 def _last_plan(request: TuneRequest) -> Plan | None:
     """Return the plan of the last checkpoint alone; None where only averages are stored."""
-    recipe = Recipe(profile="uniform", last=1, start=request.fixed["start"], stop=request.fixed["stop"])
     try:
-        return request.raw.planner()[1](recipe)
+        return request.raw.planner()[1](last_checkpoint(request.fixed["start"], request.fixed["stop"]))
     except EmaError:
         if isinstance(request.source, RawSource):
             raise
         return None
 
 
-def _default_target(plan: Plan) -> Target:
-    is_folder = default_target([plan]).is_folder
-    return Target(Path(_DEFAULT_NAME if is_folder else f"{_DEFAULT_NAME}.safetensors"), is_folder)
+def _default_target(plan: Plan, output: OutputOptions) -> Target:
+    """Return the output where the user names none: in the form that `average` would choose."""
+    default = default_target([plan], like_input=output.like_input)
+    suffix = "" if default.is_folder else default.path.suffix
+    return Target(Path(f"{_DEFAULT_NAME}{suffix}"), default.is_folder)
 
 
 def _command(evaluation: EvaluationOptions, logs: Path) -> Command:

@@ -13,7 +13,7 @@ from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.cutting import OTHER_SAVES, cut_each, cut_rows, dtype_of, join_fragments
 from ema_cli.formats.zero.saved import RankFile, open_model_states, open_optimizer_states
-from ema_cli.formats.zero.tables import ModelTables, Vector, read_model_tables
+from ema_cli.formats.zero.tables import ModelTables, Vector, read_model_tables, vectors_at
 
 _EXPERTS = ("ds_autoep_layers", "autoep_layers")
 _QUANTIZED = "ds_config/zero_optimization/zero_quantized_nontrainable_weights"
@@ -115,11 +115,4 @@ def _fragments(model: RankFile, tables: ModelTables) -> dict[str, Vector]:
     missing = next((name for name in tables.frozen if not isinstance(stored, dict) or name not in stored), None)
     if missing is not None:
         raise CheckpointError(f"has no fragment of '{missing}'", subject=model.file.path, hint=OTHER_SAVES)
-    tensors = model.content.tensors({name: stored[name] for name in tables.frozen})
-    vectors = {}
-    for name, spec in tensors.specs.items():
-        located = tensors.locate(name)
-        if located is None:
-            raise CheckpointError(f"'{name}' does not lie in order", subject=model.file.path)
-        vectors[name] = Vector(located[1], spec.count, spec.dtype)
-    return vectors
+    return vectors_at(model.content, {name: stored[name] for name in tables.frozen})

@@ -131,24 +131,27 @@ def read_partition(file: TorchFile) -> Partition:
         path,
         3 if key == _FLAT else min(_stage(states.get("zero_stage")), 2),
         ranks,
-        tuple(vector_at(file, f"{key}[{number}]", value) for number, value in enumerate(groups)),
+        tuple(vectors_at(file, {f"{key}[{number}]": value for number, value in enumerate(groups)}).values()),
         _paddings(states.get("param_alignment_paddings"), path),
         tuple(n if type(n) is int and n > 0 else 0 for n in _list(states.get("group_paddings"))),
         _step(file),
     )
 
 
-def vector_at(file: TorchFile, name: str, value: object) -> Vector:
-    """Return where a tensor lies, which is read as its elements in a row; `name` is for messages.
+def vectors_at(file: TorchFile, values: Mapping[str, object]) -> dict[str, Vector]:
+    """Return where tensors lie, which are read as their elements in a row; their names are for messages.
 
     Raises:
         CheckpointError: for what is no tensor, or does not lie in order.
     """
-    tensors = file.tensors({name: value})
-    located, spec = tensors.locate(name), tensors.specs[name]
-    if located is None:
-        raise CheckpointError(f"'{name}' does not lie in order", subject=file.source.path)
-    return Vector(located[1], spec.count, spec.dtype)
+    tensors = file.tensors(values)
+    vectors = {}
+    for name, spec in tensors.specs.items():
+        located = tensors.locate(name)
+        if located is None:
+            raise CheckpointError(f"'{name}' does not lie in order", subject=file.source.path)
+        vectors[name] = Vector(located[1], spec.count, spec.dtype)
+    return vectors
 
 
 def _shapes(table: Any, key: str, path: Path) -> dict[str, Shape]:

@@ -19,7 +19,7 @@ from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.checkpoint import add_frozen, tables_of
 from ema_cli.formats.zero.cutting import OTHER_SAVES, Row
 from ema_cli.formats.zero.saved import RankFile, open_model_states
-from ema_cli.formats.zero.tables import ModelTables, Shape, vector_at
+from ema_cli.formats.zero.tables import ModelTables, Shape, vectors_at
 from ema_cli.storage.location import location
 
 _WEIGHT = "fp32.pt"  # in each, beside the states of the optimizer
@@ -92,7 +92,7 @@ def _add(assembly: Assembly, path: Path, name: str, shape: Shape | None) -> None
             subject=path,
             hint=OTHER_SAVES,
         )
-    vector = vector_at(content, name, value)
+    vector = vectors_at(content, {name: value})[name]
     number = len(assembly.files)
     assembly.files.append(file)
     pieces = Row([(number, vector)]).cut(0, vector.count)
