@@ -12,7 +12,8 @@ from itertools import pairwise
 import numpy as np
 
 from ema_cli.checkpoint import Tensors, TensorSpec
-from ema_cli.formats.dcp.tensors import DcpTensors, parts_of_piece
+from ema_cli.formats.boxes import parts_of_box
+from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.formats.safetensors.header import SafetensorsTensors
 from ema_cli.formats.shards import PlacedTensors, ShardedTensors
 from ema_cli.formats.torch_save.strided import apply_lazy_bits, scatter
@@ -122,7 +123,7 @@ def stored_pieces(tensors: Tensors, name: str) -> Iterator[StoredPiece]:
             for box, stored in tensors.stored(name):
                 shape = tensors.specs[name].shape
                 for piece in stored_pieces(stored, name):
-                    yield replace(piece, parts=parts_of_piece(shape, box))
+                    yield replace(piece, parts=parts_of_box(shape, box))
         case _:
             raise NotWrittenBack("is stored in a form that is read only")
 

@@ -16,17 +16,8 @@ from typing import Any, TypeGuard
 from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, TensorSpec, check_tensor_name
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.dcp.pieces import (
-    CoverCheck,
-    Damaged,
-    Piece,
-    Record,
-    Shape,
-    StoredTensor,
-    find_clash,
-    make_piece,
-    shown,
-)
+from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape, make_box
+from ema_cli.formats.dcp.pieces import Record, StoredTensor, find_clash, shown
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import Inert, Name, PickleError
 from ema_cli.formats.shards import is_plain_name
@@ -95,7 +86,7 @@ class Metadata:
             raise Damaged("it is cut into too many pieces, all tensors before it included")
         strides = [prod(spec.shape[dimension + 1 :]) for dimension in range(len(spec.shape))]
         states = [_state(chunk, _PIECE) for chunk in chunks]
-        pieces = [make_piece(_shape(state.get("offsets")), _shape(state.get("sizes")), strides) for state in states]
+        pieces = [make_box(_shape(state.get("offsets")), _shape(state.get("sizes")), strides) for state in states]
         # A rank whose share is empty may be listed all the same.
         pieces = sorted((piece for piece in pieces if prod(piece.shape)), key=lambda piece: piece.offsets)
         records = tuple(self._record(name, piece) for piece in pieces)
@@ -105,7 +96,7 @@ class Metadata:
                 raise Damaged(f"its piece at {list(piece.offsets)} is larger than what is stored of it")
         return StoredTensor(spec, tuple(pieces), records)
 
-    def _record(self, name: str, piece: Piece) -> Record:
+    def _record(self, name: str, piece: Box) -> Record:
         record = self._records.get((name, _bytes_of(piece.offsets)))
         if record is None:
             raise Damaged(f"its piece at {list(piece.offsets)} is nowhere stored")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 
 from ema_cli.checkpoint import StoredRecord, Tensors, TensorSpec, shared
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.dcp.pieces import Piece, StoredTensor, find_clash
+from ema_cli.formats.boxes import Box, parts_of_box, read_box
+from ema_cli.formats.dcp.pieces import StoredTensor, find_clash
 from ema_cli.formats.dcp.records import RecordReader
 from ema_cli.formats.torch_save.tensors import TorchTensors
 from ema_cli.storage.source import FileRegion, InputFile
@@ -30,7 +30,7 @@ class DcpTensors:
     """
 
     specs: Mapping[str, TensorSpec]
-    pieces: Mapping[str, tuple[Piece, ...]]
+    pieces: Mapping[str, tuple[Box, ...]]
     first: Mapping[str, int]
     records: array[int]
     files: Sequence[InputFile]
@@ -78,10 +78,8 @@ class DcpTensors:
         spec = self.specs[name]
         element, rest = divmod(start, spec.dtype.itemsize)
         for number, piece in enumerate(self.pieces[name], self.first[name]):
-            if piece.begin <= element < piece.end:
-                before = _before(spec.shape, piece, element)
-                if _before(spec.shape, piece, element + 1) > before:
-                    return self._record(number)[1] + before * spec.dtype.itemsize + rest
+            for before, _, _ in parts_of_box(spec.shape, piece)(element, element + 1):
+                return self._record(number)[1] + before * spec.dtype.itemsize + rest
         return 0
 
     def shard(self, name: str) -> str:
@@ -98,62 +96,23 @@ class DcpTensors:
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` from byte `start` of tensor `name`."""
         spec = self.specs[name]
-        size = spec.dtype.itemsize
-        first, last = start // size, (start + len(out)) // size
-        for number, piece in enumerate(self.pieces[name], self.first[name]):
-            if piece.end <= first or piece.begin >= last:
-                continue
-            if piece.end - piece.begin == prod(piece.shape):  # one run in the whole tensor, as mostly
-                low, high = max(first, piece.begin), min(last, piece.end)
-                part = out[(low - first) * size : (high - first) * size]
-                self._open(name, piece, number).read_into(name, (low - piece.begin) * size, part)
-                continue
-            low, high = _before(spec.shape, piece, first), _before(spec.shape, piece, last)
-            if high > low:
-                self._read_piece(name, piece, number, (low, high), first, out)
+        for number, box in enumerate(self.pieces[name], self.first[name]):
 
-    def stored(self, name: str) -> Iterator[tuple[Piece, TorchTensors]]:
+            def read(at: int, part: memoryview, box: Box = box, number: int = number) -> None:
+                self._open(name, box, number).read_into(name, at, part)
+
+            read_box(spec, box, read, start, out)
+
+    def stored(self, name: str) -> Iterator[tuple[Box, TorchTensors]]:
         """Yield each piece of tensor `name` with the tensor in its record, which has that name, too."""
         for number, piece in enumerate(self.pieces[name], self.first[name]):
             yield piece, self._open(name, piece, number)
-
-    def _read_piece(
-        self, name: str, piece: Piece, number: int, span: tuple[int, int], first: int, out: memoryview
-    ) -> None:
-        """Copy elements of a piece to their places in `out`.
-
-        Args:
-            name: the tensor.
-            piece: the piece, which is not one run of elements in the whole tensor.
-            number: the number of its record.
-            span: the elements to copy: the first and the one after the last, counted in the piece's own C order.
-            first: the element of the whole tensor with which `out` begins.
-            out: takes the bytes.
-        """
-        spec = self.specs[name]
-        size = spec.dtype.itemsize
-        low, high = span
-        stored = self._open(name, piece, number)
-        run, outer = _runs(spec.shape, piece)
-        if high - low <= run - low % run:
-            begin = (_run_start(piece, outer, low // run) + low % run - first) * size
-            stored.read_into(name, low * size, out[begin : begin + (high - low) * size])
-            return
-        data = memoryview(bytearray((high - low) * size))
-        stored.read_into(name, low * size, data)
-        position = low
-        while position < high:
-            count = min(run - position % run, high - position)
-            begin = (_run_start(piece, outer, position // run) + position % run - first) * size
-            at = (position - low) * size
-            out[begin : begin + count * size] = data[at : at + count * size]
-            position += count
 
     def _record(self, number: int) -> tuple[InputFile, int, int]:
         file, start, size = self.records[3 * number : 3 * number + 3]
         return self.files[file], start, size
 
-    def _open(self, name: str, piece: Piece, number: int) -> TorchTensors:
+    def _open(self, name: str, piece: Box, number: int) -> TorchTensors:
         """Return the tensor in the record of a piece."""
         stored = self._opened.get(number)
         if stored is None:
@@ -170,68 +129,3 @@ class DcpTensors:
                 self._opened.clear()
             self._opened[number] = stored
         return stored
-
-
-def parts_of_piece(shape: tuple[int, ...], piece: Piece) -> Callable[[int, int], Iterator[tuple[int, int, int]]]:
-    """Return what finds the elements of a piece in a range of the whole tensor, first and last: runs of them.
-
-    Each run is: the first in the piece, the first in the whole tensor, and how many.
-    """
-    if piece.end - piece.begin == prod(piece.shape):  # one run, as mostly
-
-        def whole(first: int, last: int) -> Iterator[tuple[int, int, int]]:
-            low, high = max(first, piece.begin), min(last, piece.end)
-            if low < high:
-                yield low - piece.begin, low, high - low
-
-        return whole
-    run, outer = _runs(shape, piece)
-
-    def runs(first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        position, high = _before(shape, piece, first), _before(shape, piece, last)
-        while position < high:
-            count = min(run - position % run, high - position)
-            yield position, _run_start(piece, outer, position // run) + position % run, count
-            position += count
-
-    return runs
-
-
-def _before(shape: tuple[int, ...], piece: Piece, element: int) -> int:
-    """Return how many elements of the piece come before `element` of the whole tensor, in C order."""
-    if element >= prod(shape):
-        return prod(piece.shape)
-    before, block, rest = 0, prod(piece.shape), prod(shape)
-    for whole, at, length in zip(shape, piece.offsets, piece.shape, strict=True):
-        rest //= whole
-        block //= length
-        index, element = divmod(element, rest)
-        if index < at:
-            return before
-        if index >= at + length:
-            return before + length * block
-        before += (index - at) * block
-    return before
-
-
-def _runs(shape: tuple[int, ...], piece: Piece) -> tuple[int, list[tuple[int, int]]]:
-    """Return how many elements of the piece lie in one run in the whole tensor, and the dimensions outside a run.
-
-    The dimensions come from the outermost, as pairs: length in the piece, stride in the whole tensor. A piece of shape
-    [2, 3] at the left of a tensor [4, 5] has runs of 3 elements, and outside of them [(2, 5)].
-    """
-    inner = len(shape)
-    while inner > 0 and piece.shape[inner - 1] == shape[inner - 1]:
-        inner -= 1
-    inner = max(inner - 1, 0)  # the innermost dimension that is cut is still one run
-    outer = [(piece.shape[dimension], prod(shape[dimension + 1 :])) for dimension in range(inner)]
-    return prod(piece.shape[inner:]), outer
-
-
-def _run_start(piece: Piece, outer: list[tuple[int, int]], number: int) -> int:
-    """Return the element of the whole tensor at which run `number` of a piece begins."""
-    begin = piece.begin
-    for length, stride in reversed(outer):
-        number, index = divmod(number, length)
-        begin += index * stride
-    return begin

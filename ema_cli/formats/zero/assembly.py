@@ -9,11 +9,11 @@ from ema_cli.checkpoint import Checkpoint, SpecTable, Tensors, TensorSpec
 from ema_cli.dtypes import DType
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, Run
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.torch_save.file import from_torch
 from ema_cli.formats.zero.saved import RankFile
 from ema_cli.formats.zero.tables import ModelTables, Shape
-from ema_cli.formats.zero.tensors import Piece, PiecedTensors, PieceTable
 from ema_cli.storage.source import InputFile
 
 _KEPT_WIDE = "the optimizer's float32 weights are averaged, and written in the model's {dtype} (--masters: in float32)"
@@ -25,7 +25,7 @@ class _Stored:
     """A tensor in pieces, and what it is."""
 
     spec: TensorSpec
-    pieces: Sequence[Piece]
+    pieces: Sequence[Run]
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Assembly:
     stored: dict[str, _Stored] = field(default_factory=dict)
     _specs: SpecTable = field(default_factory=SpecTable)
 
-    def add(self, pieces: Mapping[str, Sequence[Piece]], shapes: Mapping[str, Shape], dtype: DType) -> None:
+    def add(self, pieces: Mapping[str, Sequence[Run]], shapes: Mapping[str, Shape], dtype: DType) -> None:
         """Add tensors of one type."""
         for name, parts in pieces.items():
             self.stored[name] = _Stored(self._specs.spec(dtype, shapes[name]), parts)

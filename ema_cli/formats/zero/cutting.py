@@ -14,8 +14,8 @@ from math import prod
 
 from ema_cli.dtypes import DType
 from ema_cli.errors import CheckpointError
+from ema_cli.formats.pieces.tensors import Run
 from ema_cli.formats.zero.tables import Partition, Shape, Vector
-from ema_cli.formats.zero.tensors import Piece
 
 OTHER_SAVES = "the files of the folder are of different saves, or one is damaged: bring whole copies of all of them"
 
@@ -32,7 +32,7 @@ class Row:
         self._ends = list(accumulate(vector.count for _, vector in vectors))
         self.count = self._ends[-1] if self._ends else 0
 
-    def cut(self, begin: int, end: int) -> Iterator[Piece]:
+    def cut(self, begin: int, end: int) -> Iterator[Run]:
         """Yield the pieces with the elements from `begin` to `end`, which lie in the row."""
         number = bisect_right(self._ends, begin)
         while begin < end:
@@ -66,13 +66,13 @@ def dtype_of(partitions: Sequence[Partition]) -> DType:
     return first
 
 
-def cut_rows(groups: Sequence[Mapping[str, Shape]], partitions: Sequence[Partition]) -> dict[str, list[Piece]]:
+def cut_rows(groups: Sequence[Mapping[str, Shape]], partitions: Sequence[Partition]) -> dict[str, list[Run]]:
     """Return the pieces of each parameter, as stages 1 and 2 cut them. The number of a file is that of its rank.
 
     Raises:
         CheckpointError: where the tables do not fit each other.
     """
-    pieces: dict[str, list[Piece]] = {}
+    pieces: dict[str, list[Run]] = {}
     for partition in partitions:
         if len(partition.vectors) != len(groups):
             raise CheckpointError(
@@ -98,7 +98,7 @@ def cut_rows(groups: Sequence[Mapping[str, Shape]], partitions: Sequence[Partiti
     return pieces
 
 
-def cut_each(groups: Sequence[Mapping[str, Shape]], partitions: Sequence[Partition]) -> dict[str, list[Piece]]:
+def cut_each(groups: Sequence[Mapping[str, Shape]], partitions: Sequence[Partition]) -> dict[str, list[Run]]:
     """Return the pieces of each parameter, as stage 3 cuts them. The number of a file is that of its rank.
 
     Raises:
@@ -106,7 +106,7 @@ def cut_each(groups: Sequence[Mapping[str, Shape]], partitions: Sequence[Partiti
     """
     ranks = len(partitions)
     rows = [Row([(rank, vector) for vector in partition.vectors]) for rank, partition in enumerate(partitions)]
-    pieces: dict[str, list[Piece]] = {}
+    pieces: dict[str, list[Run]] = {}
     position = 0
     for group in groups:
         for name, shape in group.items():
@@ -128,7 +128,7 @@ def cut_each(groups: Sequence[Mapping[str, Shape]], partitions: Sequence[Partiti
     return pieces
 
 
-def join_fragments(name: str, shape: Shape, fragments: Sequence[tuple[int, Vector]]) -> list[Piece] | None:
+def join_fragments(name: str, shape: Shape, fragments: Sequence[tuple[int, Vector]]) -> list[Run] | None:
     """Return the pieces of a parameter of which each rank has a fragment; None where they are too short.
 
     Args:

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.dcp import pieces as dcp_pieces
+from ema_cli.formats import boxes
 from ema_cli.formats.dcp.metadata import Metadata, read_metadata
 from ema_cli.formats.dcp.pieces import Record
 from ema_cli.storage.location import location
@@ -191,7 +191,7 @@ def test_a_tensor_that_does_not_fit_is_named(label: str, tmp_path: Path) -> None
 
 def test_many_pieces_without_a_grid_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of such pieces is compared with each: too many, in all tensors, are refused; a grid may have more."""
-    monkeypatch.setattr(dcp_pieces, "_MAX_COMPARED", 2 * 29 * 28 // 2)
+    monkeypatch.setattr(boxes, "_MAX_COMPARED", 2 * 29 * 28 // 2)
     pieces = Pieces(tmp_path)
     pieces.add("grid", torch.zeros(30, 1), [((row, 0), (1, 1)) for row in range(30)])
     halves = [((row, side), (1, 1)) for row in range(1, 15) for side in (0, 1)]
