@@ -13,7 +13,7 @@ from ema_cli.formats.output_file import whole_name
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import open_index
 from ema_cli.formats.trainers.folders import SHARD
-from ema_cli.release.frames import torch_differences
+from ema_cli.release.frames import dcp_differences, torch_differences
 from ema_cli.release.mark import mark_differences
 from ema_cli.release.snapshot import SAFETENSORS, Snapshot
 from ema_cli.text import some
@@ -136,7 +136,10 @@ def compare_frames(snapshot: Snapshot) -> Iterator[str]:
             yield from _named_classes(snapshot)
         return
     for name, checkpoint in snapshot.opened.items():
-        if not name.lower().endswith(SAFETENSORS):
+        if snapshot.is_dcp:
+            for file, fact in dcp_differences(snapshot.files, checkpoint):
+                yield snapshot.problem(file, fact)
+        elif not name.lower().endswith(SAFETENSORS):
             for fact in torch_differences(snapshot.files[name], checkpoint):
                 yield snapshot.problem(name, fact)
 

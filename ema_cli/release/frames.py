@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError, Unreadable, at_terminal
+from ema_cli.formats.dcp.writer import lay_out_shard, metadata_text
 from ema_cli.formats.mark import METADATA_KEY, parse_mark
 from ema_cli.formats.safetensors.header import SafetensorsTensors
 from ema_cli.formats.safetensors.writer import SafetensorsOutput
 from ema_cli.formats.torch_save.writer import lay_out_torch_file
+from ema_cli.formats.trainers.folders import DCP_METADATA
 from ema_cli.release.snapshot import Snapshot
 from ema_cli.storage.source import InputFile
 from ema_cli.writing.outputs import Output
 
+_MORE = "holds something around its tensors that ema-cli does not write"
 _CHECKSUM_AT = 4  # in the bytes behind a tensor, which hold its checksum
 
 
@@ -67,11 +70,6 @@ def torch_differences(file: InputFile, checkpoint: Checkpoint) -> Iterator[str]:
     tensors are taken as they stand there.
     """
     sink = _ComparingSink(file)
-
-    def checksum_there(begin: int, size: int) -> int:
-        at = begin + size + _CHECKSUM_AT
-        return int(struct.unpack("<L", sink.read(at, 4).ljust(4, b"\0"))[0]) if size else 0
-
     try:
         mark = json.dumps(checkpoint.mark or {}, separators=(",", ":"))
         expected = lay_out_torch_file(checkpoint.path.name, checkpoint.tensors.specs, mark)
@@ -80,12 +78,25 @@ def torch_differences(file: InputFile, checkpoint: Checkpoint) -> Iterator[str]:
     except EmaError as error:
         yield error.message(at_terminal, known=checkpoint.path.name)
         return
-    for offset, data in chain([(0, expected.header)], expected.frame(checksum_there)):
-        sink.write(offset, data)
-        if sink.different:
-            break
+    sink.compare(chain([(0, expected.header)], expected.frame(sink.checksum_there)))
     if sink.different or expected.size != file.size:
-        yield f"holds something around its tensors that ema-cli does not write, {sink.where}"
+        yield f"{_MORE}, {sink.where}"
+
+
+def dcp_differences(files: Mapping[str, InputFile], checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Yield each file of a folder of torch.distributed.checkpoint's that differs from what ema-cli writes around its
+    tensors, and how: so `.metadata`, which torch runs, names nothing but what describes them.
+    """
+    shard = lay_out_shard(checkpoint.tensors.specs)
+    text = metadata_text(shard)
+    for name, size, parts in ((DCP_METADATA, len(text), [(0, text)]), (shard.name, shard.size, None)):
+        if name not in files:
+            yield name, "is missing"
+            continue
+        sink = _ComparingSink(files[name])
+        sink.compare(shard.frame(sink.checksum_there) if parts is None else parts)
+        if sink.different or size != files[name].size:
+            yield name, f"{_MORE}, {sink.where}"
 
 
 @dataclass(slots=True)
@@ -106,6 +117,18 @@ class _ComparingSink:
 
     def read(self, offset: int, size: int) -> bytes:
         return self.file.read(offset, max(0, min(size, self.file.size - offset)))
+
+    def checksum_there(self, begin: int, size: int) -> int:
+        """Return the checksum that the file has behind a tensor."""
+        at = begin + size + _CHECKSUM_AT
+        return int(struct.unpack("<L", self.read(at, 4).ljust(4, b"\0"))[0]) if size else 0
+
+    def compare(self, parts: Iterable[tuple[int, bytes]]) -> None:
+        """Compare parts, each with its offset, up to the first that differs."""
+        for offset, data in parts:
+            self.write(offset, data)
+            if self.different:
+                break
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         if self.read(offset, len(data)) != data:

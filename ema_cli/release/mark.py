@@ -54,7 +54,7 @@ def _expected_mark(manifest: Manifest, copied_files: Collection[str]) -> dict[st
 
 
 def _holds_tensors(name: str) -> bool:
-    return name.lower().endswith((".safetensors", ".safetensors.index.json", ".bin"))
+    return name.lower().endswith((".safetensors", ".safetensors.index.json", ".bin", ".distcp"))
 
 
 def _checkpoint_differences(ours: Any, theirs: Any, manifest_name: str) -> Iterator[str]:

@@ -139,7 +139,8 @@ def _with_problems(verified: Verified, problems: Sequence[str]) -> Verified:
 def _job(replay: Replay, published: Published) -> Job:
     """Return the job of making the average again, with the published paths as its target."""
     options = replace(replay.options, version=replay.manifest["tool"]["version"])
-    return lay_out([replay.plan], [Target(published.path, published.is_folder)], options)
+    is_dcp = replay.manifest["recipe"]["format"] == "dcp"
+    return lay_out([replay.plan], [Target(published.path, published.is_folder, is_dcp)], options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ def _holders(snapshot: Snapshot) -> dict[str, _Holder]:
         tensors = checkpoint.tensors
         holder = _Holder(checkpoint.path, tensors, whole_name(file, ""))
         # Elsewhere than in the form of its input a view is a problem already.
-        names = (name for name in tensors.specs if snapshot.like_input or tensors.locate(name) is not None)
+        names = (name for name in tensors.specs if snapshot.is_one_checkpoint or tensors.locate(name) is not None)
         holders.update({whole_name(file, name): holder for name in names})
     return holders
 

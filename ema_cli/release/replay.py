@@ -31,7 +31,7 @@ from ema_cli.writing.target import Target, default_target
 _ROUNDING = 1e-12  # tolerance for a weight: the logarithm of another processor may round differently
 # Tolerances for the error of stored averages: for each unit of the weights, which large ones multiply, and of itself.
 _ERROR_ROUNDING, _ERROR_SHARE = 1e-7, 1e-3
-_TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth")
+_TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".distcp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ class Replay:
         if self.options.like_input:
             return default_target([self.plan], like_input=True)
         suffix = "" if recipe["folder"] else f".{recipe['format']}"
-        return Target(Path(f"ema-{self.plan.recipe.law.name}{suffix}"), is_folder=recipe["folder"])
+        path = Path(f"ema-{self.plan.recipe.law.name}{suffix}")
+        return Target(path, is_folder=recipe["folder"], is_dcp=recipe["format"] == "dcp")
 
     @property
     def checksum(self) -> bool:

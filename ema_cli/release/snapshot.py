@@ -20,6 +20,7 @@ from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.recipe_record import read_options
 from ema_cli.manifest.sums import MAX_SUMS_BYTES, parse_sums
 from ema_cli.manifest.types import Manifest
+from ema_cli.release.positions import Positions, positions_in_files, positions_in_shard
 from ema_cli.release.published import Published, is_allowed
 from ema_cli.release.read_file import FileSum, read_file
 from ema_cli.release.surroundings import look_around
@@ -33,8 +34,6 @@ from ema_cli.writing.card import CARD_NAME
 _TICK_SECONDS = 0.1
 SAFETENSORS = ".safetensors"
 _TORCH = ".bin"  # in a folder: no side file has this suffix
-
-Positions = Mapping[str, tuple[int, TensorSpec]]  # tensor -> its first byte in the file, and its spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +76,16 @@ class Snapshot:
         return _is_like_input(self.manifest)
 
     @property
+    def is_dcp(self) -> bool:
+        """Return whether it is a folder of torch.distributed.checkpoint's that ema-cli laid out."""
+        return _is_dcp(self.manifest)
+
+    @property
+    def is_one_checkpoint(self) -> bool:
+        """Return whether it is read as one checkpoint, and not file by file."""
+        return _is_one_checkpoint(self.manifest)
+
+    @property
     def outputs(self) -> dict[str, tuple[int, str]]:
         """Return the size in bytes and the sha256 of each file, as the manifest lists them."""
         rows = self.manifest["outputs"] if self.manifest is not None else []
@@ -116,18 +125,22 @@ def take_snapshot(
     present = around.present - {published.sums.name}
     files = _open_files(published, sorted(listed & present), problems)
     opened: dict[str, Checkpoint] = {}
-    is_like = _is_like_input(manifest)
-    with_tensors = [""] if is_like and published.is_folder else _names_with_tensors(published, files)
+    is_one = _is_one_checkpoint(manifest)
+    with_tensors = [""] if is_one and published.is_folder else _names_with_tensors(published, files)
     for name in with_tensors:
-        read = read_options(manifest["recipe"]) if manifest is not None and is_like else None
+        read = read_options(manifest["recipe"]) if manifest is not None and is_one else None
+        if _is_dcp(manifest):
+            read = ReadOptions(keep_prefix=True)  # names are as they were written
         checkpoint = _open_tensors(published.folder / name, name, problems, read)
         if checkpoint is not None:
             opened[name] = checkpoint
     missing = listed - present - {published.manifest.name}
     complete = not missing and len(opened) == len(with_tensors)
     positions: dict[str, Positions]
-    if is_like:
-        positions = _positions_in_files(published, opened)
+    if _is_dcp(manifest):
+        positions = positions_in_shard(files, opened)
+    elif is_one:
+        positions = positions_in_files(published, opened)
     else:
         positions = {name: _positions(name, checkpoint, problems) for name, checkpoint in opened.items()}
     readings = _read_files(files, positions, threads, progress)
@@ -150,6 +163,14 @@ def take_snapshot(
 
 def _is_like_input(manifest: Manifest | None) -> bool:
     return manifest is not None and manifest["recipe"].get("like_input", False)
+
+
+def _is_dcp(manifest: Manifest | None) -> bool:
+    return manifest is not None and manifest["recipe"]["format"] == "dcp"
+
+
+def _is_one_checkpoint(manifest: Manifest | None) -> bool:
+    return _is_like_input(manifest) or _is_dcp(manifest)
 
 
 @dataclass(slots=True)
@@ -281,21 +302,6 @@ def _positions(name: str, checkpoint: Checkpoint, problems: _Problems) -> Positi
         positions[tensor] = (begin, spec)
         end = begin + spec.nbytes
     return positions
-
-
-def _positions_in_files(published: Published, opened: Mapping[str, Checkpoint]) -> dict[str, Positions]:
-    """Return for each file the first byte and the spec of each tensor that lies in it by itself and in order."""
-    positions: dict[str, dict[str, tuple[int, TensorSpec]]] = {}
-    for checkpoint in opened.values():
-        tensors, ends = checkpoint.tensors, dict[str, int]()
-        located = [(*place, name) for name in tensors.specs if (place := tensors.locate(name)) is not None]
-        for source, begin, name in sorted(located, key=lambda row: (row[0].path, row[1])):
-            file, spec = source.path.relative_to(published.folder).as_posix(), tensors.specs[name]
-            folder = file[: file.rfind("/") + 1]
-            if begin >= ends.get(file, 0) and name.startswith(folder):
-                positions.setdefault(file, {})[name.removeprefix(folder)] = (begin, spec)
-                ends[file] = begin + spec.nbytes
-    return dict(positions)
 
 
 def _read_files(

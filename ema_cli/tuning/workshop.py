@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ema_cli.averaging import perform
@@ -74,7 +74,7 @@ class Workshop:
         if len(folders) == 1:
             self.staging.make_folder(folders[0])  # else the folder of the batch is published
         targets = [
-            Target(self.staging.folder / folder / self.target.path.name, self.target.is_folder) for folder in folders
+            replace(self.target, path=self.staging.folder / folder / self.target.path.name) for folder in folders
         ]
         return prepare(list(plans.values()), targets, self.options, force=False)
 

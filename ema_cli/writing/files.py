@@ -183,13 +183,16 @@ def read_all_back(output: Output, folder: Path, newest: Checkpoint, options: Rea
         VerificationError: where a file is refused, or holds other tensors.
         OutputError: where the file system does not give it.
     """
-    if output.likeness is None:
+    if output.likeness is None and not output.target.is_dcp:
         for file in output.files:
             read_back(folder / file.name, file)
         return
     path = folder if output.target.is_folder else folder / output.target.path.name
+    specs = newest.tensors.specs
+    if output.likeness is None:
+        specs, options = output.files[0].table.specs, ReadOptions(keep_prefix=True)  # names are as they were written
     with _reading_errors(path):
-        same = open_checkpoint(path, options).tensors.specs == newest.tensors.specs
+        same = open_checkpoint(path, options).tensors.specs == specs
     if not same:
         raise VerificationError("reads back with other tensors than were written", subject=path.name)
 

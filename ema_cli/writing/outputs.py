@@ -11,10 +11,11 @@ from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, Pretrained, TensorSpec
 from ema_cli.dtypes import DTYPES, DType, output_dtype
 from ema_cli.errors import OutputError, UsageError, option
-from ema_cli.formats.mark import LIKE_INPUT, METADATA_KEY, asked_for
+from ema_cli.formats.mark import LIKE_INPUT, METADATA_KEY, RECORD, asked_for
 from ema_cli.formats.output_file import OutputFile, Table, whole_name
 from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.formats.torch_save.writer import lay_out_torch_file
+from ema_cli.formats.trainers.folders import DCP_METADATA
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.sums import FOLDER_NAME
 from ema_cli.manifest.types import RecipeRow
@@ -196,15 +197,19 @@ def lay_out_output(
     specs = output_specs(plan.newest, options.dtype, copied)
     metadata = _metadata(plan, options, copied, [])
     inner = next(iter(plan.newest.pretrained.bases), None) if plan.newest.pretrained else None
-    if inner is not None and not target.is_folder:
+    if inner is not None and (target.is_dcp or not target.is_folder):
         raise OutputError(
-            f"{plan.newest.name} has a model of its own in '{inner}', which one file has no place for",
+            f"{plan.newest.name} has a model of its own in '{inner}', which it has no place for",
             subject=target.path,
             hint=f"write a folder: {option('o', target.path.stem)}; or take one of the models with "
             f"{option('component', inner)}",
         )
+    if target.is_torch or target.is_dcp:
+        _check_no_header(plan, target)
     if target.is_torch:
-        return Output(target, [_lay_out_torch(plan, target, specs, metadata, tables)])
+        return Output(target, [lay_out_torch_file(target.path.name, specs, metadata[METADATA_KEY], tables)])
+    if target.is_dcp:
+        return _lay_out_dcp(target, specs, _metadata(plan, options, copied, [DCP_METADATA, RECORD]), tables)
     wide = next((name for name, spec in specs.items() if not spec.dtype.in_safetensors), None)
     if wide is not None:
         raise OutputError(
@@ -263,17 +268,25 @@ def _lay_out_folder(
     return Output(target, files, {**beside.texts, **indexes}, beside.copies, sources, originals)
 
 
-def _lay_out_torch(
-    plan: Plan, target: Target, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], tables: Sequence[Table]
-) -> OutputFile:
+def _lay_out_dcp(
+    target: Target, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], tables: Sequence[Table]
+) -> Output:
+    """Return the files of an average that is a folder as torch.distributed.checkpoint writes it for one rank."""
+    from ema_cli.formats.dcp.writer import lay_out_shard, metadata_text  # which most averages do not need
+
+    shard = lay_out_shard(specs, tables)
+    return Output(target, [shard], {DCP_METADATA: metadata_text(shard), RECORD: metadata[METADATA_KEY].encode()})
+
+
+def _check_no_header(plan: Plan, target: Target) -> None:
+    """Check that nothing in the header of the newest checkpoint has to go into that of the output, which has none."""
     lost = next((name for header in plan.newest.adapter.headers.values() for name in header), None)
     if lost is not None:
         raise OutputError(
-            f"{plan.newest.name} has '{lost}' in its header, which a file of torch's has no place for",
+            f"{plan.newest.name} has '{lost}' in its header, which no file of torch's has a place for",
             subject=target.path,
             hint=f"write it as safetensors: {option('o', 'NAME.safetensors')}",
         )
-    return lay_out_torch_file(target.path.name, specs, metadata[METADATA_KEY], tables)
 
 
 def _metadata(plan: Plan, options: OutputOptions, copied: frozenset[str], side_files: Sequence[str]) -> dict[str, str]:

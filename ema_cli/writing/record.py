@@ -141,9 +141,7 @@ class Record:
 
 
 def _format(output: Output) -> str:
-    if output.likeness is not None:
-        return "input"
-    return "pt" if output.target.is_torch else "safetensors"
+    return "input" if output.likeness is not None else output.target.format
 
 
 def _pattern(name: str, patterns: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
@@ -14,6 +14,7 @@ from ema_cli.law.laws import HalfLife
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import check_no_address, location
 
+_DCP = "dcp:"  # before the name of a folder
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
 _TORCH_SUFFIXES = (".pt", ".pth")
 _HALF_LIFE = "{half_life}"
@@ -22,26 +23,38 @@ _PATTERN_HINT = f"as {option('o', f'averages/ema-{_HALF_LIFE}.safetensors')}, or
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The path of an output, and whether it is a folder or one file. `{half_life}` in its name is to be filled in."""
+    """The path of an output, and whether it is a folder or one file. `{half_life}` in its name is to be filled in.
+
+    Attributes:
+        is_dcp: whether it is a folder as torch.distributed.checkpoint writes it.
+    """
 
     path: Path
     is_folder: bool
+    is_dcp: bool = False
 
     @property
     def is_torch(self) -> bool:
         """Return whether it is a file as `torch.save` writes it."""
         return not self.is_folder and self.path.suffix.lower() in _TORCH_SUFFIXES
 
+    @property
+    def format(self) -> str:
+        """Return the format of its tensors, as a manifest has it."""
+        return "dcp" if self.is_dcp else "pt" if self.is_torch else "safetensors"
+
 
 def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
     """Return what `-o` names: one file if it ends in .safetensors, .pt or .pth, a folder if it has no suffix.
 
+    With `dcp:` before it, the folder is one of torch.distributed.checkpoint's.
     With `like_input` it has the suffix of the newest checkpoint, whatever that is; see `assign_targets`.
 
     Raises:
         UsageError: for any other suffix, an address, and placeholders that are unknown or not in the last part.
     """
-    path = Path(path)
+    text = str(path)
+    path, is_dcp = Path(text.removeprefix(_DCP)), text.startswith(_DCP)
     check_no_address(path)
     if path.name in ("", "..", "-"):  # nothing goes to standard output but the name
         raise UsageError(
@@ -55,7 +68,13 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
         raise UsageError(f"'{path}': {fact}", option="output", hint=_PATTERN_HINT)
     suffix = _SUFFIX.search(path.name)
     if suffix is None:
-        return Target(path, is_folder=True)
+        return Target(path, is_folder=True, is_dcp=is_dcp)
+    if is_dcp:
+        raise UsageError(
+            f"'{path}' is a name for a file, and torch.distributed.checkpoint writes folders",
+            option="output",
+            hint=option("o", f"{_DCP}{_stem(path).as_posix()}"),
+        )
     if suffix[0].lower() not in (".safetensors", *_TORCH_SUFFIXES) and not like_input:
         raise UsageError(
             f"'{path}' ends in {suffix[0]}, which is not written", option="output", hint=_instead(path, suffix[0])
@@ -63,11 +82,17 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
     return Target(path, is_folder=False)
 
 
-def _instead(path: Path, suffix: str) -> str:
-    """Return the names under which an average can be written instead, ready to copy."""
+def _stem(path: Path) -> Path:
+    """Return the path without any suffix."""
     stem = path.name
     while (last := _SUFFIX.search(stem)) is not None and last.start():
         stem = stem[: last.start()]
+    return path.with_name(stem)
+
+
+def _instead(path: Path, suffix: str) -> str:
+    """Return the names under which an average can be written instead, ready to copy."""
+    stem = _stem(path).name
     safe, torch, folder = (path.with_name(stem + end).as_posix() for end in (".safetensors", ".pt", ""))
     ways = f"{option('o', safe)} or {option('o', torch)} for one file, {option('o', folder)} for a folder"
     if suffix.lower() != ".ckpt":
@@ -103,18 +128,24 @@ def assign_targets(target: Target, plans: Sequence[Plan], *, like_input: bool = 
         UsageError: where two averages would get one name, or several no folder of their own.
     """
     path = target.path
+    if target.is_dcp and like_input:
+        raise UsageError(
+            f"writes the form of the input, and {_DCP}{path} asks for one", option="like_input", hint="leave out one"
+        )
     if _HALF_LIFE in path.name:
         if len(plans) > 1 and path.parent.name in ("", ".."):
             raise UsageError(f"'{path}' names no new folder for the averages", option="output", hint=_PATTERN_HINT)
         if not all(isinstance(plan.recipe.law, HalfLife) for plan in plans):
             raise UsageError(f"'{path}': there is no half-life to fill in", option="output")
         names = [path.name.replace(_HALF_LIFE, plan.recipe.law.name) for plan in plans]
-        targets = [Target(path.with_name(name), target.is_folder) for name in names]
+        targets = [replace(target, path=path.with_name(name)) for name in names]
     elif len(plans) == 1:
         targets = [target]
     elif target.is_folder:
         inside = [default_target([plan], like_input=like_input) for plan in plans]
         targets = [Target(path / default.path, default.is_folder) for default in inside]
+        if target.is_dcp:
+            targets = [Target(path / f"ema-{plan.recipe.law.name}", is_folder=True, is_dcp=True) for plan in plans]
     else:
         raise UsageError(f"'{path}' is one file, for {len(plans)} averages", option="output", hint=_PATTERN_HINT)
     if len({target.path for target in targets}) < len(targets):

@@ -185,7 +185,9 @@ def _open(request: AverageRequest) -> _Opened:
         replay = request.source.open()
         recording = Recording(request.checksum or replay.checksum, replay.remarks, replay.check, request.signer)
         like_input = replay.options.like_input
-        target = parse_target(request.target.path, like_input=like_input) if request.target else replay.target
+        target = request.target or replay.target
+        if not target.is_dcp:
+            target = parse_target(target.path, like_input=like_input)
         return _Opened([replay.plan], replay.options, target, recording)
     _, plans = request.source.open_with(request.recipes)
     target = request.target or default_target(plans, like_input=request.output.like_input)

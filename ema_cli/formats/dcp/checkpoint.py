@@ -47,7 +47,9 @@ from ema_cli.storage.source import FileRegion, InputFile
 _MAX_COUNTERS = 32  # that are read for a message
 
 
-def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | None = None) -> Checkpoint:
+def open_folder(
+    path: Path, folder: Path, options: ReadOptions, averaged: str | None = None, *, is_own: bool = False
+) -> Checkpoint:
     """Read the `.metadata` of a checkpoint, and find the model in it; raise as `open_checkpoint`.
 
     Args:
@@ -55,12 +57,13 @@ def open_folder(path: Path, folder: Path, options: ReadOptions, averaged: str | 
         folder: where its shards lie.
         options: what the user chose.
         averaged: how it is known from outside that the model is averages, None where it is not.
+        is_own: whether ema-cli wrote it, so that all tensors are the model's.
     """
     metadata = read_metadata(location(folder / DCP_METADATA).open())
     layout = _find_layout(folder, metadata)
     reader = _ItemReader(folder, metadata)
     try:
-        model = find_model(metadata, options)
+        model = find_model(metadata, options) if not is_own else DcpModel({name: name for name in metadata.tensors})
         selection = Selection(_trainer(path, folder, layout), model.names, Progress())
         choose(selection, _sets(model, reader, averaged or model.averaged or reader.averages_reason(layout)), options)
     except EmaError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Averages, Checkpoint
 from ema_cli.errors import IncompleteCheckpoint, Unfinished
-from ema_cli.formats.mark import MADE_HERE, MAX_MARK_BYTES, RECORD, parse_mark
+from ema_cli.formats.mark import LIKE_INPUT, MADE_HERE, MAX_MARK_BYTES, RECORD, parse_mark
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.choice import settle_averages
@@ -49,16 +49,19 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         NoWeights: where no tensors are the model's.
         CheckpointError: for what is damaged, leads out of the folder, or is compressed or encrypted.
     """
-    folder = _choose_folder(path, options)
+    beside = names_in(path)
+    mark = parse_mark(read_small_file(path / RECORD, MAX_MARK_BYTES)) if RECORD in beside else None
+    is_own = mark is not None and bool(mark) and LIKE_INPUT not in mark
+    # A folder of ours is one set of weights, and no key: options that are meant for others do not apply.
+    reading = replace(options, key=None, weights=None, component=None, clock_key=()) if is_own else options
+    folder = _choose_folder(path, reading)
     _check_complete(path, folder)
     from ema_cli.formats.dcp.checkpoint import open_folder  # which no other format needs
 
-    beside = names_in(path)
     averages = _OLMO_AVERAGES.format(name=path.name) if _is_olmo_merged(path, folder, beside) else None
-    checkpoint = open_folder(path, folder, options, averages)
-    if RECORD not in beside:
+    checkpoint = open_folder(path, folder, reading, averages, is_own=is_own)
+    if mark is None:
         return checkpoint
-    mark = parse_mark(read_small_file(path / RECORD, MAX_MARK_BYTES))
     return settle_averages(replace(checkpoint, mark=mark, averages=Averages(MADE_HERE)), options)
 
 

@@ -7,13 +7,16 @@ has the dtypes. No torch here.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from ema_cli.checkpoint import TensorSpec
 
 _BATCH = 1000  # items that are set at once, as by Python's own pickler: a reader keeps them on its stack
 _ORDERED_DICT = b"ccollections\nOrderedDict\n"
 _TYPED, _UNTYPED = b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_tensor_v3\n"
+
+_Item = TypeVar("_Item")
 
 
 class NoTorchType(Exception):
@@ -26,37 +29,53 @@ def pickle_state_dict(specs: Mapping[str, TensorSpec]) -> bytes:
     Raises:
         NoTorchType: for a tensor that torch has no type for.
     """
-    writer = _Writer()
+    writer = PickleWriter()
     writer.constant(_ORDERED_DICT)
     writer.out += b")R"
-    for number, (name, spec) in enumerate(specs.items()):
-        if number % _BATCH == 0:
-            writer.out += b"u(" if number else b"("
-        shape = _torch_shape(spec)
-        if spec.dtype.torch is None or shape is None:
-            raise NoTorchType(f"'{name}' is {spec}, which torch has no type for")
+    for number, (name, spec) in writer.items(specs.items()):
         writer.text(name)
-        writer.tensor(str(number), spec, shape)
-    writer.out += b"u." if specs else b"."
+        writer.tensor(str(number), spec, _torch_shape(name, spec))
+    writer.out += b"."
     return bytes(writer.out)
 
 
-class _Writer:
+def pickle_tensor(name: str, spec: TensorSpec) -> bytes:
+    """Return the pickle of a tensor alone, contiguous in storage 0.
+
+    Raises:
+        NoTorchType: where torch has no type for it.
+    """
+    writer = PickleWriter()
+    writer.tensor("0", spec, _torch_shape(name, spec))
+    writer.out += b"."
+    return bytes(writer.out)
+
+
+class PickleWriter:
     """The pickle so far. Instructions that come again and again are remembered in its memo, and referred to."""
 
     def __init__(self) -> None:
         self.out = bytearray(b"\x80\x02")
         self.memo: dict[bytes, int] = {}
 
+    def items(self, items: Iterable[_Item]) -> Iterator[tuple[int, _Item]]:
+        """Yield items with their numbers, each to be written as a key and a value of the dict written before."""
+        number = -1
+        for number, item in enumerate(items):
+            if number % _BATCH == 0:
+                self.out += b"u(" if number else b"("
+            yield number, item
+        self.out += b"u" if number >= 0 else b""
+
     def tensor(self, key: str, spec: TensorSpec, shape: tuple[int, ...]) -> None:
         """Write the call that makes a tensor of the storage `key`; `shape` is as torch counts its elements."""
         storage = spec.dtype.torch_storage
         self.constant(_TYPED if storage else _UNTYPED)
         self.out += b"(("
-        self.constant(_text("storage"))
+        self.word("storage")
         self.constant(f"ctorch\n{storage}\n".encode() if storage else b"ctorch.storage\nUntypedStorage\n")
         self.text(key)
-        self.constant(_text("cpu"))
+        self.word("cpu")
         self.integer(spec.count if storage else spec.nbytes)
         self.out += b"tQ"
         self.integer(0)
@@ -81,6 +100,10 @@ class _Writer:
     def text(self, value: str) -> None:
         """Write a text."""
         self.out += _text(value)
+
+    def word(self, value: str) -> None:
+        """Write a text that comes again and again."""
+        self.constant(_text(value))
 
     def sizes(self, values: tuple[int, ...]) -> None:
         """Write a tuple of counts."""
@@ -108,12 +131,16 @@ def _text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(encoded)) + encoded
 
 
-def _torch_shape(spec: TensorSpec) -> tuple[int, ...] | None:
-    """Return a tensor's shape as torch counts it, in pairs of F4; None where the last dimension has no whole pairs."""
+def _torch_shape(name: str, spec: TensorSpec) -> tuple[int, ...]:
+    """Return a tensor's shape as torch counts it, in pairs of F4.
+
+    Raises:
+        NoTorchType: where torch has no type for it, or the last dimension has no whole pairs.
+    """
     group = spec.dtype.torch_group
-    if group == 1:
-        return spec.shape
-    return None if not spec.shape or spec.shape[-1] % group else (*spec.shape[:-1], spec.shape[-1] // group)
+    if spec.dtype.torch is None or (group > 1 and (not spec.shape or spec.shape[-1] % group)):
+        raise NoTorchType(f"'{name}' is {spec}, which torch has no type for")
+    return spec.shape if group == 1 else (*spec.shape[:-1], spec.shape[-1] // group)
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

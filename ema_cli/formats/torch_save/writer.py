@@ -10,6 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,7 +18,7 @@ from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.mark import RECORD
 from ema_cli.formats.output_file import Stream, Table
-from ema_cli.formats.torch_save.pickle_writer import NoTorchType, pickle_state_dict
+from ema_cli.formats.torch_save.pickle_writer import NoTorchType, pickle_state_dict, pickle_tensor
 from ema_cli.formats.torch_save.zip_writer import (
     ALIGNMENT,
     END_SIZE,
@@ -31,6 +32,9 @@ from ema_cli.system.threads import thread_errors
 _FOLDER = "archive"  # as torch calls it where it does not know the file's name
 _BLOCK_BYTES = 1 << 20
 _AHEAD = 64  # tensors
+
+Frame = Callable[[Callable[[int, int], int]], Iterable[tuple[int, bytes]]]
+"""Yields what stands around tensors, given what returns the CRC-32 of so many bytes from a byte of the file on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +52,11 @@ class TorchTable(Table):
 
 @dataclass(frozen=True, slots=True)
 class TorchOutput:
-    """One file to write as `torch.save` does; an `OutputFile`. `mark` is the content of our record."""
+    """One file to write as `torch.save` does; an `OutputFile`. `mark`: the content of our record, None without one."""
 
     name: str
     table: TorchTable
-    mark: bytes
+    mark: bytes | None
 
     @property
     def header(self) -> bytes:
@@ -71,25 +75,9 @@ class TorchOutput:
         return last[-1][0].end + self.table.entries_size + sum(record.entry_size for record, _ in last) + END_SIZE
 
     def finish(self, stream: Stream) -> None:
-        """Write the checksums between the tensors, which are all written, and the directory behind them.
-
-        A thread of its own makes the checksums of the next tensors, while the file is summed up as far as it is whole.
-        """
+        """Write the checksums between the tensors, which are all written, and the directory behind them."""
         records = _tensor_records(self.table.specs, self.header_size)
-        pool = ThreadPoolExecutor(1, "checksum")
-        ahead: deque[Future[int]] = deque()
-
-        def checksum_of(_begin: int, _size: int) -> int:
-            for record in islice(records, _AHEAD - len(ahead)):
-                ahead.append(pool.submit(checksum, stream, record.begin, record.size))
-            return ahead.popleft().result()
-
-        try:
-            with thread_errors():
-                for offset, data in self.frame(checksum_of):
-                    stream.write(offset, data)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        write_frame(stream, self.frame, ((record.begin, record.size) for record in records))
 
     def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
         """Yield all bytes behind the header that are no tensor's, each part with its offset.
@@ -112,7 +100,7 @@ class TorchOutput:
 
     def _last_records(self) -> list[tuple[ZipRecord, bytes]]:
         """Return the records behind the tensors, with their content."""
-        contents = {f"{_FOLDER}/version": b"3\n", f"{_FOLDER}/{RECORD}": self.mark}
+        contents = {f"{_FOLDER}/version": b"3\n"} | ({} if self.mark is None else {f"{_FOLDER}/{RECORD}": self.mark})
         return _place(contents, self.header_size + self.table.nbytes)
 
 
@@ -136,13 +124,28 @@ def lay_out_torch_file(
     return TorchOutput(name, _make_table(name, specs), mark.encode())
 
 
+def lay_out_tensor(name: str, spec: TensorSpec) -> TorchOutput:
+    """Return the layout of an archive of one tensor, as `torch.save` writes it; raise as `lay_out_torch_file`."""
+    specs = {name: spec}
+    with _no_torch_type(name):
+        return TorchOutput(name, _table(pickle_tensor(name, spec), specs), None)
+
+
 def _make_table(file: str, specs: Mapping[str, TensorSpec]) -> TorchTable:
+    with _no_torch_type(file):
+        return _table(pickle_state_dict(specs), specs)
+
+
+@contextmanager
+def _no_torch_type(subject: str) -> Iterator[None]:
     try:
-        pickle = pickle_state_dict(specs)
+        yield
     except NoTorchType as error:
-        raise OutputError(
-            f"{error}", subject=file, hint=f"write it as safetensors: {option('o', 'NAME.safetensors')}"
-        ) from error
+        hint = f"write it as safetensors: {option('o', 'NAME.safetensors')}"
+        raise OutputError(f"{error}", subject=subject, hint=hint) from error
+
+
+def _table(pickle: bytes, specs: Mapping[str, TensorSpec]) -> TorchTable:
     first = _place(_first_contents(pickle), 0)
     text, entries = _whole_records(first)
     begins: dict[str, int] = {}
@@ -151,6 +154,32 @@ def _make_table(file: str, specs: Mapping[str, TensorSpec]) -> TorchTable:
         begins[tensor] = record.begin - len(text)
         end, entries_size = record.end, entries_size + record.entry_size
     return TorchTable(text, begins, specs, end - len(text), entries, entries_size)
+
+
+def write_frame(stream: Stream, frame: Frame, tensors: Iterator[tuple[int, int]]) -> None:
+    """Write what stands around tensors, which are all written.
+
+    A thread of its own makes the checksums of the next tensors, while the file is summed up as far as it is whole.
+
+    Args:
+        stream: the file.
+        frame: yields the bytes, each part with its offset, given what returns the checksum of a tensor.
+        tensors: first byte and size of each tensor, in order.
+    """
+    pool = ThreadPoolExecutor(1, "checksum")
+    ahead: deque[Future[int]] = deque()
+
+    def checksum_of(_begin: int, _size: int) -> int:
+        for begin, size in islice(tensors, _AHEAD - len(ahead)):
+            ahead.append(pool.submit(checksum, stream, begin, size))
+        return ahead.popleft().result()
+
+    try:
+        with thread_errors():
+            for offset, data in frame(checksum_of):
+                stream.write(offset, data)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def checksum(stream: Stream, at: int, size: int) -> int:

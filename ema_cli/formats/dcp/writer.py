@@ -1,0 +1,193 @@
+"""Lay out a folder as torch.distributed.checkpoint writes it for one rank, before any tensor is read. No torch here.
+
+One shard holds an archive of torch's for each tensor, one behind the other, and `.metadata` says where each lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.errors import OutputError, option
+from ema_cli.formats.output_file import Stream, Table
+from ema_cli.formats.torch_save.pickle_writer import PickleWriter
+from ema_cli.formats.torch_save.writer import TorchOutput, lay_out_tensor, write_frame
+
+SHARD_NAME = "__0_0.distcp"  # the first file of rank 0
+
+_MODULE = "torch.distributed.checkpoint"
+_SIZE = b"ctorch\nSize\n"
+_NEW = b")\x81"  # makes an object of the class before, without calling it
+
+
+@dataclass(frozen=True, slots=True)
+class DcpShard:
+    """The shard with all tensors; an `OutputFile`."""
+
+    table: Table
+    name: str = SHARD_NAME
+
+    @property
+    def header(self) -> bytes:
+        """Return nothing: what stands around the tensors is written at the end."""
+        return b""
+
+    @property
+    def header_size(self) -> int:
+        """Return 0: places are counted from the beginning of the file."""
+        return 0
+
+    @property
+    def size(self) -> int:
+        """Return the size of the file in bytes."""
+        return self.table.nbytes
+
+    def records(self) -> Iterator[tuple[int, TorchOutput]]:
+        """Yield the archive of each tensor, with the byte at which it begins."""
+        for spec, begin in zip(self.table.specs.values(), self.table.begins.values(), strict=True):
+            archive, inner = _archive(spec)
+            yield begin - inner, archive
+
+    def finish(self, stream: Stream) -> None:
+        """Write what stands around the tensors, which are all written."""
+        specs, begins = self.table.specs, self.table.begins
+        write_frame(stream, self.frame, ((begins[name], spec.nbytes) for name, spec in specs.items()))
+
+    def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
+        """Yield all bytes that are no tensor's, each part with its offset.
+
+        Args:
+            checksum_of: returns the CRC-32 of a tensor, which has so many bytes from a byte of the file on.
+        """
+        for start, archive in self.records():
+            yield start, archive.header
+            shifted = partial(_shifted, checksum_of, start)
+            for offset, data in archive.frame(shifted):
+                yield start + offset, data
+
+
+def lay_out_shard(specs: Mapping[str, TensorSpec], tables: Sequence[Table] = ()) -> DcpShard:
+    """Return the layout of the shard.
+
+    Args:
+        specs: the tensors, in the order in which they are stored.
+        tables: tables of other averages; one of the same tensors in the same order is used again.
+
+    Raises:
+        OutputError: for a tensor that torch has no type for, or no whole element.
+    """
+    for table in tables:
+        if list(table.specs.items()) == list(specs.items()):
+            return DcpShard(table)
+    begins: dict[str, int] = {}
+    end = 0
+    for name, spec in specs.items():
+        if spec.dtype.torch is None or spec.dtype.torch_group > 1:
+            raise OutputError(
+                f"'{name}' is {spec}, which torch.distributed.checkpoint is not known to hold",
+                hint=f"write it as safetensors: {option('o', 'DIR')}",
+            )
+        archive, inner = _archive(spec)
+        begins[name] = end + inner
+        end += archive.size
+    return DcpShard(Table(b"", begins, specs, end))
+
+
+def _shifted(checksum_of: Callable[[int, int], int], start: int, begin: int, size: int) -> int:
+    return checksum_of(start + begin, size)
+
+
+@lru_cache(maxsize=1024)
+def _archive(spec: TensorSpec) -> tuple[TorchOutput, int]:
+    """Return the archive of a tensor, and the byte of it at which the tensor's first element lies."""
+    archive = lay_out_tensor("tensor", spec)
+    return archive, archive.header_size + archive.table.begins["tensor"]
+
+
+def metadata_text(shard: DcpShard) -> bytes:
+    """Return `.metadata`: the pickle of the dataclasses with which torch describes a folder.
+
+    It says no more than where each tensor lies, so that equal averages give equal bytes: no path, and no random id.
+    """
+    specs = shard.table.specs
+    writer = PickleWriter()
+    writer.constant(_name("metadata", "Metadata"))
+    writer.out += _NEW + b"}("
+    writer.text("state_dict_metadata")
+    writer.out += b"}"
+    for _, (name, spec) in writer.items(specs.items()):
+        writer.text(name)
+        _write_tensor(writer, spec)
+    writer.text("planner_data")
+    writer.out += b"}"
+    for _, name in writer.items(specs):
+        writer.text(name)
+        writer.text(name)
+        writer.out += b"\x85"  # a tuple: the keys that led to the tensor
+    writer.text("storage_data")
+    writer.out += b"}"
+    for _, ((name, spec), (start, archive)) in writer.items(zip(specs.items(), shard.records(), strict=True)):
+        _write_place(writer, name, spec, start, archive.size)
+    for name, value in (("storage_meta", b"N"), ("version", b"X\x05\0\0\x001.0.0")):
+        writer.text(name)
+        writer.out += value
+    writer.out += b"ub."
+    return bytes(writer.out)
+
+
+def _write_tensor(writer: PickleWriter, spec: TensorSpec) -> None:
+    """Write what a tensor is, and that it has one piece."""
+    writer.constant(_name("metadata", "TensorStorageMetadata"))
+    writer.out += _NEW + b"}("
+    writer.word("properties")
+    layout = b"ctorch.serialization\n_get_layout\nX\x0d\0\0\0torch.strided\x85R"
+    memory_format = _name("metadata", "_MEM_FORMAT_ENCODING") + b"K\0\x85R"  # contiguous
+    dtype = f"ctorch\n{spec.dtype.torch}\n".encode()
+    # False: it requires no gradient, and its memory is not pinned.
+    properties = _NEW + b"(" + dtype + layout + b"\x89" + memory_format + b"\x89tb"
+    writer.constant(_name("metadata", "TensorProperties") + properties)
+    writer.word("size")
+    _write_size(writer, spec.shape)
+    writer.word("chunks")
+    writer.out += b"]"
+    writer.constant(_name("metadata", "ChunkStorageMetadata"))
+    writer.out += _NEW + b"}("
+    writer.word("offsets")
+    _write_size(writer, (0,) * len(spec.shape))
+    writer.word("sizes")
+    _write_size(writer, spec.shape)
+    writer.out += b"ubaub"
+
+
+def _write_place(writer: PickleWriter, name: str, spec: TensorSpec, start: int, size: int) -> None:
+    """Write the key of a tensor's only piece, and where in the shard that lies."""
+    writer.constant(_name("metadata", "MetadataIndex"))
+    writer.out += _NEW + b"}("
+    writer.word("fqn")
+    writer.text(name)
+    writer.word("offset")
+    _write_size(writer, (0,) * len(spec.shape))
+    writer.word("index")
+    writer.integer(0)
+    writer.out += b"ub"
+    writer.constant(_name("filesystem", "_StorageInfo"))
+    writer.out += _NEW + b"}("
+    writer.word("relative_path")
+    writer.word(SHARD_NAME)
+    for field, value in (("offset", start), ("length", size)):
+        writer.word(field)
+        writer.integer(value)
+    writer.out += b"ub"
+
+
+def _write_size(writer: PickleWriter, shape: tuple[int, ...]) -> None:
+    writer.constant(_SIZE)
+    writer.sizes(shape)
+    writer.out += b"\x85R"
+
+
+def _name(module: str, name: str) -> bytes:
+    """Return the instruction that pushes a class of torch.distributed.checkpoint."""
+    return f"c{_MODULE}.{module}\n{name}\n".encode()
