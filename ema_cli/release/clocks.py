@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
-from ema_cli.errors import CheckpointError, EmaError
+from ema_cli.errors import CheckpointError
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Unit
 from ema_cli.manifest.recipe_record import RecipeRecord
@@ -21,7 +21,7 @@ from ema_cli.planning.clock_checks import count_names
 from ema_cli.runs.clocks import OVER, settle_clocks
 from ema_cli.runs.even_spacing import space
 from ema_cli.runs.order import order_checkpoints
-from ema_cli.runs.run import Run, read_run
+from ema_cli.runs.run import Run
 
 Clocks = Mapping[Unit, Clock]
 
@@ -31,19 +31,19 @@ class OtherClock(CheckpointError):
 
 
 def settle_inputs(
-    opened: Sequence[Checkpoint], manifest: Manifest, record: RecipeRecord, paths: Sequence[Path]
+    opened: Sequence[Checkpoint], manifest: Manifest, record: RecipeRecord, in_run: Sequence[Progress] | None
 ) -> list[Progress]:
     """Return the clocks of the inputs as the checkpoints give them now.
 
     They are settled among the inputs alone, as if each had been named. What follows from a whole run, as the k-th
-    distance or an epoch counted from 0, may need the others: if the first clocks are not those of the manifest, the run
-    at `paths` is looked at.
+    distance or an epoch counted from 0, may need the others: if the first clocks are not those of the manifest, those
+    in the run count.
 
     Args:
         opened: the inputs, with the clocks that they record.
         manifest: what is said of them.
         record: its recipe, and how the run was opened.
-        paths: where the run lies.
+        in_run: their clocks in the run that they lie in; None if they lie in none.
 
     Raises:
         OtherClock: for an input whose clock is another one.
@@ -54,10 +54,9 @@ def settle_inputs(
     same_version = manifest["tool"]["version"] == __version__  # another may read fewer clocks from the same files
     settled = _settle_alone(opened, record)
     different = _first_difference(settled, rows, strict=same_version)
-    if different is not None:
-        in_run = _settle_in_run(opened, record, paths)
-        if in_run is not None:
-            settled, different = in_run, _first_difference(in_run, rows, strict=same_version)
+    if different is not None and in_run is not None:
+        settled = list(in_run)
+        different = _first_difference(settled, rows, strict=same_version)
     if different is not None:
         number, unit = different
         now, was = settled[number].clocks.get(unit), _clocks(rows[number]).get(unit)
@@ -96,25 +95,17 @@ def _settle_alone(opened: Sequence[Checkpoint], record: RecipeRecord) -> list[Pr
     if record.opened.spacing is not None:
         settled, _ = space(settled, record.opened.spacing, opened)
     ordered, units, _ = order_checkpoints(settled)
-    progress = _progress_by_path(Run(opened[0].path.parent, ordered, units), record.recipe)
-    return [progress[checkpoint.path.absolute()] for checkpoint in opened]
+    run = Run(opened[0].path.parent, ordered, units)
+    return progress_in(run, [checkpoint.path for checkpoint in opened], record.recipe) or []
 
 
-def _settle_in_run(opened: Sequence[Checkpoint], record: RecipeRecord, paths: Sequence[Path]) -> list[Progress] | None:
-    """Return the clocks that the inputs have in the run at `paths`; None if they are not all in one."""
-    try:
-        run = read_run(paths, record.opened)
-    except EmaError:
-        return None  # the inputs were named, or the folder holds more by now: then they stand for themselves
-    by_path = _progress_by_path(run, record.recipe)
-    found = [by_path.get(checkpoint.path.absolute()) for checkpoint in opened]
-    return [progress for progress in found if progress is not None] if None not in found else None
-
-
-def _progress_by_path(run: Run, recipe: Recipe) -> dict[Path, Progress]:
+def progress_in(run: Run, paths: Sequence[Path], recipe: Recipe) -> list[Progress] | None:
+    """Return the clocks that the checkpoints at some paths have in a run; None if they are not all in it."""
     if not run.units and recipe.needs_no_order(len(run.checkpoints)):
         run = count_names(run)
-    return {checkpoint.path.absolute(): checkpoint.progress for checkpoint in run.checkpoints}
+    by_path = {checkpoint.path.absolute(): checkpoint.progress for checkpoint in run.checkpoints}
+    progress = [by_path.get(path.absolute()) for path in paths]
+    return [each for each in progress if each is not None] if None not in progress else None
 
 
 def _first_difference(

@@ -7,14 +7,16 @@ otherwise, are not compared where the average names another version, and are lis
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.manifest.types import Manifest, TensorRow
+from ema_cli.planning.advice import non_finite_warnings
 from ema_cli.release.snapshot import Snapshot
+from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 from ema_cli.writing.card import CARD_NAME
@@ -23,8 +25,8 @@ from ema_cli.writing.outputs import Output
 _STEP = 1 << 20
 _MOST_CHARS = 80  # of a value in a problem
 # They depend on the machine, are compared in another way, or cannot be: nobody repeats the evaluation of `tune`.
-_NOT_COMPARED = ("libraries", "tool", "outputs", "tune")
-_NOT_SAMPLED = ("checksum", "warnings")
+_NOT_COMPARED = ("libraries", "tool", "outputs", "tune", "warnings", "notes")
+_NOT_SAMPLED = ("checksum",)
 
 
 def is_of_this_version(manifest: Manifest) -> bool:
@@ -38,6 +40,42 @@ def own_words(manifest: Manifest, output: Output) -> tuple[str, ...]:
     if is_of_this_version(manifest):
         return ()
     return (*(name for name in output.texts if name == CARD_NAME), "warnings, notes and descriptions in the manifest")
+
+
+def compare_remarks(
+    manifest: Manifest, path: Path, least: Remarks, around: Remarks | None, *, sample: bool
+) -> tuple[list[str], tuple[str, ...]]:
+    """Compare the warnings and notes of a manifest with those that the checkpoints give.
+
+    Return a problem for each that is missing; and, in words, those that are not compared: what lay around the
+    checkpoints when they were averaged, and does not lie there now, can have given others.
+
+    Args:
+        manifest: the manifest of the published average.
+        path: its path, for the problems.
+        least: what the checkpoints give that entered.
+        around: what they give with all that lies around them now; None where no run holds them.
+        sample: whether only a part of each tensor was averaged again: then not all non-finite values are known.
+    """
+    if not is_of_this_version(manifest):
+        return [], ()
+    problems, not_compared = [], []
+    for kind, ours, theirs, whole in (
+        ("warnings", tuple(manifest["warnings"]), least.warnings, (around or least).warnings),
+        ("notes", tuple(manifest.get("notes", ())), least.notes, (around or least).notes),
+    ):
+        if sample:
+            unknown = non_finite_warnings([row["name"] for row in manifest["tensors"] if row["non_finite"]])
+            ours, theirs, whole = (_without_texts(texts, unknown) for texts in (ours, theirs, whole))
+        missing = [text for text in theirs if text not in ours]
+        problems += [f"{path}: does not say in its {kind} what the checkpoints give: {_text(text)}" for text in missing]
+        if not missing and ours != whole:
+            not_compared.append(f"{kind} of what lay around the checkpoints")
+    return problems, tuple(not_compared)
+
+
+def _without_texts(texts: Sequence[str], left_out: Collection[str]) -> tuple[str, ...]:
+    return tuple(text for text in texts if text not in left_out)
 
 
 def side_file_differences(snapshot: Snapshot, output: Output, left_out: Collection[str]) -> list[str]:
@@ -117,7 +155,7 @@ def manifest_differences(
 
 def _without_words(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a manifest without what another version may word otherwise; see `own_words`."""
-    plain = {name: value for name, value in manifest.items() if name not in ("warnings", "notes")}
+    plain = dict(manifest)
     plain["fingerprint"] = _without(manifest["fingerprint"], "what")
     if plain.get("checksum") is not None:
         plain["checksum"] = _without(manifest["checksum"], "what")

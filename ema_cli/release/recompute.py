@@ -23,11 +23,12 @@ from ema_cli.job import Job, lay_out
 from ema_cli.manifest.types import Manifest
 from ema_cli.release.clocks import OtherClock, overruled_by
 from ema_cli.release.frames import frame_differences
-from ema_cli.release.metadata import manifest_differences, own_words, side_file_differences
+from ema_cli.release.metadata import compare_remarks, manifest_differences, own_words, side_file_differences
 from ema_cli.release.published import Published
 from ema_cli.release.replay import Replay, open_replay
 from ema_cli.release.snapshot import Snapshot
 from ema_cli.release.verify import Against, Verified
+from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import ByteSource
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -96,7 +97,7 @@ def _compare(
         job.copied,
         checksum=replay.checksum and sample is None,
         threads=threads,
-        remarks=replay.remarks,
+        remarks=Remarks(),
     )
     folded = job.fold(
         [comparison],
@@ -110,9 +111,14 @@ def _compare(
     problems += side_file_differences(snapshot, output, {*words, *snapshot.edited})
     if not problems:
         problems += frame_differences(snapshot, output, same_version=not words)
-    again = record.manifest(output, replay.plan, {}, folded.non_finite[0])
-    tensors = record.tensors(output, replay.plan, folded.non_finite[0])
-    problems += manifest_differences(manifest, snapshot.published.manifest, again, tensors, sample=sample is not None)
+    non_finite = folded.non_finite[0]
+    again = record.manifest(output, replay.plan, {}, non_finite)
+    tensors = record.tensors(output, replay.plan, non_finite)
+    path, sampled = snapshot.published.manifest, sample is not None
+    problems += manifest_differences(manifest, path, again, tensors, sample=sampled)
+    least, around = (record.remarks(output, replay.plan, non_finite, given) for given in (None, replay.remarks_around))
+    missing, unknown = compare_remarks(manifest, path, least, around, sample=sampled)
+    problems += missing
     inputs = [file for checkpoint in job.checkpoints for file in checkpoint.files]
     for file in (*inputs, *snapshot.files.values()):
         file.check_unchanged()
@@ -129,7 +135,8 @@ def _compare(
             [clock.source for checkpoint in job.checkpoints for clock in checkpoint.progress.clocks.values()],
         ),
     )
-    return replace(_with_problems(verified, problems), against=against, notes=tuple(notes), own_words=words)
+    verified = _with_problems(verified, problems)
+    return replace(verified, against=against, notes=tuple(notes), own_words=words, unknown=unknown)
 
 
 def _with_problems(verified: Verified, problems: Sequence[str]) -> Verified:

@@ -20,6 +20,7 @@ from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
+from ema_cli.release.around import Around, look_around
 from ema_cli.release.clocks import settle_inputs
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
 from ema_cli.runs.order import order_units
@@ -36,12 +37,18 @@ _TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".distcp")
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The plan of an average, rebuilt from its manifest, and the options of its output."""
+    """The plan of an average, rebuilt from its manifest, and the options of its output.
+
+    Attributes:
+        paths: those of the inputs, by name.
+        remarks_around: what is said of the run at the given paths; None where that does not hold the inputs.
+    """
 
     manifest: Manifest
     plan: Plan
     options: OutputOptions
-    paths: Mapping[str, Path]  # input name -> path
+    paths: Mapping[str, Path]
+    remarks_around: Remarks | None = None
 
     @property
     def target(self) -> Target:
@@ -108,17 +115,20 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
         )
     if len(inputs.paths) < len(manifest["inputs"]):
         raise RunError("the manifest lists an input twice", hint="it was changed by hand, or by another program")
+    remarks: Remarks | None
     if record.is_stored:
-        plan = _stored_plan(manifest, record.recipe, paths)
+        plan, remarks = _stored_plan(manifest, record.recipe, paths)
     else:
-        plan = _raw_plan(manifest, record, inputs.paths, paths)
+        around = look_around(paths, record, manifest["inputs"], list(inputs.paths.values()))
+        plan = _raw_plan(manifest, record, inputs.paths, around)
+        remarks = None if around is None else around.remarks
     check_unchanged(manifest, [entry.checkpoint for entry in plan.read], threads)
-    return Replay(manifest, plan, OutputOptions.from_dict(manifest["recipe"]), inputs.paths)
+    return Replay(manifest, plan, OutputOptions.from_dict(manifest["recipe"]), inputs.paths, remarks)
 
 
-def _raw_plan(manifest: Manifest, record: RecipeRecord, inputs: Mapping[str, Path], paths: Sequence[Path]) -> Plan:
+def _raw_plan(manifest: Manifest, record: RecipeRecord, inputs: Mapping[str, Path], around: Around | None) -> Plan:
     opened = open_inputs(manifest, inputs)
-    settled = settle_inputs(opened, manifest, record, paths)
+    settled = settle_inputs(opened, manifest, record, None if around is None else around.progress)
     checkpoints = tuple(
         replace(checkpoint, progress=progress) for checkpoint, progress in zip(opened, settled, strict=True)
     )
@@ -141,10 +151,11 @@ def _raw_plan(manifest: Manifest, record: RecipeRecord, inputs: Mapping[str, Pat
     return replace(plan, entries=_with_weights(plan.entries, manifest["inputs"]))
 
 
-def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> Plan:
-    """Return the plan over stored averages, with the recorded weights: the fit that found them is not repeated.
+def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> tuple[Plan, Remarks]:
+    """Return the plan over stored averages, with the recorded weights, and what is said of all that is stored.
 
-    But their sum must be 1, and the error that is recorded the one that they have by the headers of what is stored.
+    The fit that found the weights is not repeated. But their sum must be 1, and the error that is recorded the one that
+    they have by the headers of what is stored.
     """
     from ema_cli.planning.stored_plan import judge_stored
     from ema_cli.runs.stored import open_stored
@@ -162,20 +173,23 @@ def _stored_plan(manifest: Manifest, recipe: Recipe, paths: Sequence[Path]) -> P
         Entry(average.checkpoint, average.clock, gap, row["weight"])
         for average, gap, row in zip(chosen, gaps, manifest["inputs"], strict=True)
     )
-    approximation = manifest["approximation"]
-    if approximation is None:
+    recorded_errors = manifest["approximation"]
+    if recorded_errors is None:
         raise _untrue("gives stored averages, but not how far they are off")
     weights = {row["name"]: row["weight"] for row in manifest["inputs"]}
     size = sum(map(abs, weights.values()))
     if not abs(sum(weights.values()) - 1) <= _ROUNDING * (1 + size):
         raise _untrue(f"gives weights with the sum {sum(weights.values()):.6g}, not 1")
-    recorded_error, least = float(approximation["relative_error"]), float(approximation["least_error"])
+    recorded_error, least = float(recorded_errors["relative_error"]), float(recorded_errors["least_error"])
     error = judge_stored(stored, recipe, weights)
     if not abs(error - recorded_error) <= _ERROR_ROUNDING * (1 + size) + _ERROR_SHARE * error:
         raise _untrue(f"says that the average is {recorded_error:.4%} off, but with these weights it is {error:.4%}")
     if not 0 <= least <= recorded_error * (1 + _ERROR_SHARE) + _ERROR_ROUNDING * (1 + size):
         raise _untrue(f"says that the least error is {least:.4%}, and that of its weights {recorded_error:.4%}")
-    return Plan(stored.run, recipe, entries, (), approximation=Approximation(recorded_error, least, {}, (), (), ()))
+    remarks = Remarks.of(stored.run, [entry.checkpoint for entry in entries if entry.weight])
+    run = replace(stored.run, passed_over=())
+    approximation = Approximation(recorded_error, least, {}, (), (), ())
+    return Plan(run, recipe, entries, (), approximation=approximation), remarks
 
 
 def _untrue(fact: str) -> RunError:

@@ -55,6 +55,7 @@ class Verified:
         against: the comparison with the checkpoints, if one was made.
         notes: what else to know of the comparison.
         own_words: what only the version of ema-cli that made the average could compare, in words.
+        unknown: what nobody can compare any more, in words.
         signature: the signature, if it has one, and what is known of it.
     """
 
@@ -63,6 +64,7 @@ class Verified:
     against: Against | None = None
     notes: tuple[str, ...] = ()
     own_words: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     signature: Signed | None = None
 
     @property
@@ -72,12 +74,14 @@ class Verified:
 
     @property
     def not_compared(self) -> tuple[str, ...]:
-        """Return what was not compared, in words: what the user allows to differ, what another version words, and how
-        a half-life was chosen, which only the evaluation can tell.
+        """Return what was not compared, in words.
+
+        What the user allows to differ, what another version words, what was said of files that lay around the
+        checkpoints, and how a half-life was chosen, which only the evaluation can tell.
         """
         manifest = self.snapshot.manifest
         tuned = ["how the half-life was chosen (tune)"] if manifest is not None and "tune" in manifest else []
-        return tuple(dict.fromkeys([*sorted(self.snapshot.edited), *self.own_words, *tuned]))
+        return tuple(dict.fromkeys([*sorted(self.snapshot.edited), *self.own_words, *self.unknown, *tuned]))
 
     @property
     def overruled(self) -> tuple[str, ...]:
@@ -119,6 +123,8 @@ def demand_all(verified: Verified) -> Verified:
         version = manifest["tool"]["version"] if manifest is not None else ""
         facts.append(f"not compared, as ema-cli {version} wrote it, and this is {__version__}")
         facts[-1] += f": {', '.join(verified.own_words)}"
+    if verified.unknown:
+        facts.append(f"not compared: {', '.join(verified.unknown)}")
     if verified.overruled:
         facts.append(f"its clocks are not those that the checkpoints record: {', '.join(verified.overruled)}")
     signature = verified.signature

@@ -73,25 +73,34 @@ class Record:
             written: its files by name.
             non_finite: which of its tensors hold NaN or infinity.
         """
-        read = [entry.checkpoint for entry in plan.read]
-        remarks = Remarks.of(plan.run, read)
+        remarks = self.remarks(output, plan, non_finite)
+        return make_manifest(
+            plan,
+            options=self._recorded_options(output, plan),
+            fingerprints={entry.checkpoint: self._fingerprints[entry.checkpoint] for entry in plan.read},
+            blocks=self._blocks(plan),
+            outputs=written,
+            warnings=remarks.warnings,
+            notes=remarks.notes,
+            classes=None if output.likeness is None else output.likeness.classes,
+        )
+
+    def remarks(self, output: Output, plan: Plan, non_finite: NonFinite, of_run: Remarks | None = None) -> Remarks:
+        """Return what the manifest of one average says of it, without repetition.
+
+        Args:
+            output, plan, non_finite: as of `manifest`.
+            of_run: what is said of the run; None for what the plan's run gives.
+        """
+        of_run = of_run or Remarks.of(plan.run, [entry.checkpoint for entry in plan.read])
         warnings = [
             *self._remarks.warnings,
-            *remarks.warnings,
+            *of_run.warnings,
             *plan.advice.warnings,
             *output.warnings,
             *advice.non_finite_warnings(sorted(non_finite.let_through)),
         ]
-        return make_manifest(
-            plan,
-            options=self._recorded_options(output, plan),
-            fingerprints={checkpoint: self._fingerprints[checkpoint] for checkpoint in read},
-            blocks=self._blocks(plan),
-            outputs=written,
-            warnings=list(dict.fromkeys(warnings)),
-            notes=list(dict.fromkeys([*self._remarks.notes, *remarks.notes])),
-            classes=None if output.likeness is None else output.likeness.classes,
-        )
+        return Remarks(tuple(dict.fromkeys(warnings)), tuple(dict.fromkeys([*self._remarks.notes, *of_run.notes])))
 
     def write(
         self, manifest: Manifest, output: Output, plan: Plan, folder: Path, non_finite: NonFinite

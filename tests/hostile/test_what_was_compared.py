@@ -33,7 +33,7 @@ KINDS = {"folder": "hf", "one.safetensors": "pt", "from.safetensors": "stored"}
 # Nobody can know libraries. The recipe is followed: an option with which the same bytes are made is as true. Warnings
 # and notes about files around the run may be more than its checkpoints give. How a half-life was chosen is named as
 # unknown.
-NOT_COMPARED = ("libraries", "recipe", "warnings", "notes", "tune")
+NOT_COMPARED = ("libraries", "recipe", "tune")
 BOUNDED = ("approximation", "least_error")  # a fit is not made again: it is no more than the error that is compared
 
 
