@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from ema_cli.storage.location import location
 from tests.formats.containers import DTYPE_NAMES
 from tests.formats.dcp_folders import Pieces, save_folder
 from tests.formats.pickles.pickled import Call
+from tests.hostile import stand_ins
 
 
 def read(folder: Path) -> Metadata:
@@ -266,7 +266,7 @@ def test_nothing_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """torch loads this file with pickle, which runs what it names; here a call in it is a placeholder."""
     monkeypatch.chdir(tmp_path)
     pieces = two_pieces(tmp_path)
-    pieces.metadata.planner_data = Call(os.system, "touch canary")
-    pieces.metadata.storage_meta = Call(os.system, "touch canary")
+    pieces.metadata.planner_data = Call(stand_ins.create, "canary")
+    pieces.metadata.storage_meta = Call(stand_ins.create, "canary")
     assert read(pieces.write()).tensor("w").spec.shape == (4, 3)
     assert not Path("canary").exists()

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from ema_cli.formats.pickles import machine
 from ema_cli.formats.pickles.values import Inert, Name, PickleError, TensorRef
 from tests.formats.pickles.pickled import Call, Color, Config, some_function, unpickle
+from tests.hostile import stand_ins
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -194,35 +195,33 @@ def test_a_key_of_any_kind_does_not_stand_in_the_way(key: Any) -> None:
 
 
 def dangerous_pickles(canary: Path) -> dict[str, bytes]:
-    """Return pickles that create the file `canary` when they are read naively, by each way a pickle can call."""
-    import os
-    import subprocess
+    """Return pickles that create the file `canary` when they are read naively, by each way a pickle can call.
 
-    code = f"open({str(canary)!r}, 'w').close()"
-    touch = f"touch '{canary}'"
-    quoted = f"V{touch}\n".encode()
+    The functions are harmless: another program does not have ours, and Python's own do no more than create the file.
+    """
+    create, path = stand_ins.create, str(canary)
+    module, quoted = stand_ins.__name__.encode(), f"V{path}\n".encode()
+    named = b"c%b\ncreate\n" % module
     pickles = {
         f"{label}, protocol {protocol}": pickle.dumps(Call(*call), protocol)
         for protocol in PROTOCOLS
         for label, call in {
-            "os.system": (os.system, touch),
-            "builtins.exec": (exec, code),
-            "builtins.eval": (eval, f"exec({code!r})"),
-            "subprocess": (subprocess.call, ["touch", str(canary)]),
-            "open": (open, str(canary), "w"),
+            "a function": (create, path),
+            "a class": (stand_ins.Creates, path),
+            "open": (open, path, "w"),
             "Path.touch": (pathlib.Path.touch, canary),
-            "map": (list, map(os.system, [touch])),
-            "a call in a call": (list, [Call(os.system, touch)]),
-            "a known call": (collections.OrderedDict, [("a", Call(os.system, touch))]),
+            "map": (list, map(create, [path])),
+            "a call in a call": (list, [Call(create, path)]),
+            "a known call": (collections.OrderedDict, [("a", Call(create, path))]),
         }.items()
     }
     return pickles | {
-        "INST": b"(" + quoted + b"ios\nsystem\n.",
-        "OBJ": b"(cos\nsystem\n" + quoted + b"o.",
-        "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93" + quoted + b"\x85R.",
-        "getattr": b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(Vos\ntRVsystem\ntR(" + quoted + b"tR.",
-        "BUILD": b"\x80\x02cos\nsystem\n(" + quoted + b"tR}(Vx\nK\x01ub.",
-        "popped": b"cos\nsystem\n(" + quoted + b"tR0K\x01.",
+        "INST": b"(" + quoted + b"i%b\ncreate\n." % module,
+        "OBJ": b"(" + named + quoted + b"o.",
+        "STACK_GLOBAL": b"\x80\x04\x8c%c%b\x8c\x06create\x93" % (len(module), module) + quoted + b"\x85R.",
+        "getattr": b"cbuiltins\ngetattr\n(cimportlib\nimport_module\n(V%b\ntRVcreate\ntR(" % module + quoted + b"tR.",
+        "BUILD": b"\x80\x02" + named + b"(" + quoted + b"tR}(Vx\nK\x01ub.",
+        "popped": named + b"(" + quoted + b"tR0K\x01.",
     }
 
 

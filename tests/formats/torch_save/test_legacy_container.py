@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import io
-import os
 import pickle
 import struct
 from pathlib import Path
@@ -18,6 +17,7 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.law.time import Unit
 from tests.formats.pickles.pickled import Call
 from tests.formats.reading import read_all, stored_bytes
+from tests.hostile import stand_ins
 
 W = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2, dtype=torch.bfloat16)}
 READ_W = {name: stored_bytes(tensor) for name, tensor in W.items()}
@@ -86,7 +86,7 @@ def test_the_source_of_a_module_does_not_matter(tmp_path: Path) -> None:
 def test_nothing_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls in the file leave the weights as they are, and no trace."""
     monkeypatch.chdir(tmp_path)
-    path = save(tmp_path, {"beside": Call(os.system, "touch canary"), "model": W})
+    path = save(tmp_path, {"beside": Call(stand_ins.create, "canary"), "model": W})
     assert read_all(open_checkpoint(path).tensors) == READ_W
     assert not Path("canary").exists()
 

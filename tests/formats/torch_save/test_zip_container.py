@@ -21,6 +21,7 @@ from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWe
 from ema_cli.formats import open_checkpoint
 from tests.formats.pickles.pickled import Call, Color, Config, some_function
 from tests.formats.reading import read_all, stored_bytes
+from tests.hostile import stand_ins
 
 W = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2, dtype=torch.bfloat16)}
 READ_W = {name: stored_bytes(tensor) for name, tensor in W.items()}
@@ -57,7 +58,6 @@ def test_any_pickle_protocol(protocol: int, tmp_path: Path) -> None:
     assert read_all(open_checkpoint(path).tensors) == {name: stored_bytes(t) for name, t in tensors.items()}
 
 
-CODE = "open('canary', 'w').close()"
 BESIDE: dict[str, Callable[[], object]] = {
     "argparse.Namespace": lambda: argparse.Namespace(lr=0.1, nested=argparse.Namespace(x=1)),
     "dataclass": lambda: Config(3, [torch.ones(2)]),
@@ -79,8 +79,8 @@ BESIDE: dict[str, Callable[[], object]] = {
     "tensors without bytes": lambda: [torch.eye(3).to_sparse(), torch.ones(3, device="meta")],
     "other dtypes": lambda: [torch.ones(3).to(torch.float8_e4m3fn), torch.ones(3, dtype=torch.complex128)],
     "storage": lambda: torch.ones(3).untyped_storage(),
-    "calls": lambda: [Call(os.system, "touch canary"), Call(exec, CODE), Call(eval, CODE), Call(open, "canary", "w")],
-    "a call as key": lambda: {Call(os.system, "touch canary"): Call(exec, CODE)},
+    "calls": lambda: [Call(stand_ins.create, "canary"), Call(stand_ins.Creates, "canary"), Call(open, "canary", "w")],
+    "a call as key": lambda: {Call(stand_ins.create, "canary"): Call(open, "canary", "w")},
     "list that holds itself": lambda: (lambda cycle: cycle.append(cycle) or cycle)([]),
 }
 
@@ -121,7 +121,7 @@ REFUSED_TENSORS: dict[str, tuple[Callable[[], object], str]] = {
     "subclass": (lambda: torch.ones(2).as_subclass(Plain), f"tensor subclass {__name__}.Plain"),
     "meta": (lambda: torch.ones(2, device="meta"), "(meta tensor no storage)"),
     "list": (lambda: [torch.ones(2)], "it is not a tensor but a list"),
-    "call": (lambda: Call(os.system, "touch canary"), "it is not a tensor but a posix.system"),
+    "call": (lambda: Call(stand_ins.create, "canary"), "it is not a tensor but a tests.hostile.stand_ins.create"),
     "object": (lambda: Color.RED, "it is not a tensor but a tests.formats.pickles.pickled.Color"),
 }
 
