@@ -37,7 +37,7 @@ class CompiledKernel:
     """The kernel in C, in one of its variants."""
 
     rows = 16
-    row_bytes = 1 << 19
+    row_bytes = 1 << 20
 
     def __init__(self, variant: int) -> None:
         self._variant = variant
