@@ -26,6 +26,7 @@ from ema_cli.planning.plan import Plan
 from ema_cli.runs.tensor_rules import STATISTICS_NOTE, averages_statistics
 from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
+from ema_cli.storage.names import as_path
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.staging import Staging
 from ema_cli.system.memory import peak_bytes
@@ -156,7 +157,7 @@ def average(
     options = OutputOptions.parse(**form)
     target = target if isinstance(target, Target) else parse_target(target, like_input=options.like_input)
     job = prepare(plans, target, options, force=force, manifest=manifest)
-    signer = open_signer(Path(sign)) if sign is not None else None
+    signer = open_signer(as_path(sign)) if sign is not None else None
     most_memory = parse_size(max_memory, "max_memory") if isinstance(max_memory, str) else max_memory
     recording = Recording(checksum, signer=signer)
     return perform(job, threads=threads, max_memory=most_memory, recording=recording, progress=progress)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -19,6 +20,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from ema_cli._version import __version__
 from ema_cli.cli.command_line import COMMANDS, Options
 from ema_cli.errors import UsageError, option
+from ema_cli.storage.names import as_path
 
 
 @dataclass(slots=True)
@@ -206,7 +208,7 @@ class _Field:
 
     def _convert(self, word: str, hint: str) -> object:
         try:
-            return self.type(word)
+            return as_path(word) if self.type is Path else self.type(word)
         except ValueError:
             kind = getattr(self.type, "__name__", "value")
             flag = f"--{self.name.replace('_', '-')}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.search import PassedOver, Search, runs_among
 from ema_cli.runs.unread import Sorted, Unread, exclude, no_checkpoint, sort_unread
 from ema_cli.storage.location import location
+from ema_cli.storage.names import common_folder, plain
 
 
 def search_folder(paths: Sequence[Path], options: ReadOptions) -> Search | None:
@@ -89,15 +89,15 @@ def open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoint
 def open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list[Checkpoint], Sorted]:
     """Open the checkpoints at `paths`; return the folder that their names are relative to, and as `open_searched`."""
     # Equal inputs give equal names, however the paths to them are spelled.
-    plain = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
-    root = Path(os.path.commonpath([path.parent for path in plain]))
+    several = [plain(path) for path in paths]
+    root = common_folder(path.parent for path in several)
     runs = runs_among(paths) if len(paths) > 1 else {}
     if runs:
         raise several_runs_error(runs)
     opened: list[Checkpoint] = []
     excluded: list[PassedOver] = []
     absent: dict[str, tuple[Path, NoSuchWeights]] = {}
-    for path, plain_path in zip(paths, plain, strict=True):
+    for path, plain_path in zip(paths, several, strict=True):
         name = plain_path.relative_to(root).as_posix()
         if (pattern := options.excluded_by(name)) is not None:
             excluded.append(exclude(name, pattern))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ema_cli.errors import UsageError, option
 from ema_cli.law.time import Time
-from ema_cli.storage.location import check_no_address, location
+from ema_cli.storage.location import location, look_anew
+from ema_cli.storage.names import StorePath, check_no_address
 from ema_cli.text import plural
 
 _SIGNS = "*?["  # of a pattern
@@ -20,6 +21,7 @@ def check_paths(paths: Sequence[Path]) -> None:
     Raises:
         UsageError: naming the first at which nothing does.
     """
+    look_anew(paths)
     for path in paths:
         if not location(path).info(follow=False).exists:
             check_no_address(path)
@@ -28,6 +30,8 @@ def check_paths(paths: Sequence[Path]) -> None:
 
 def _what_it_may_be(path: Path, paths: Sequence[Path]) -> str | None:
     """Return what to write instead: the path may be a pattern in quotes, or the second value of an option."""
+    if isinstance(path, StorePath):
+        return None
     if any(sign in path.as_posix() for sign in _SIGNS):
         count = _count_fitting(Path(path.anchor), path)
         if count:

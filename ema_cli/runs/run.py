@@ -27,6 +27,7 @@ from ema_cli.runs.schedule_free import settle_schedule_free
 from ema_cli.runs.search import PassedOver
 from ema_cli.runs.siblings import sibling_warnings
 from ema_cli.runs.unread import Damaged
+from ema_cli.storage.names import as_path
 from ema_cli.text import plural
 
 
@@ -134,7 +135,7 @@ def open_run(
         _several(exclude),
         skip_damaged,
     )
-    return read_run([Path(path) for path in several], options)
+    return read_run([as_path(path) for path in several], options)
 
 
 def _several(patterns: str | Sequence[str]) -> tuple[str, ...]:

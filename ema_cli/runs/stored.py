@@ -6,7 +6,6 @@ The metadata of a file describe its average. Plans that combine stored averages 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from ema_cli.runs.search import PassedOver
 from ema_cli.runs.stored_branches import choose_branch
 from ema_cli.runs.stored_file import FIRST, StoredAverage, open_stored_file
 from ema_cli.storage.location import location, walk
+from ema_cli.storage.names import common_folder, relative_name
 from ema_cli.text import natural_key
 
 _CONFIG = "config.json"
@@ -104,7 +104,7 @@ def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = (), component: s
     check_paths(paths)
     if len(paths) > 1:
         paths = [path.absolute() for path in paths]
-    root = Path(os.path.commonpath([path.parent for path in paths]))
+    root = common_folder(path.parent for path in paths)
     if len(paths) == 1 and location(paths[0]).info().is_folder:
         root = paths[0]
     opened, passed_over = _open_all(paths, root)
@@ -179,7 +179,7 @@ def _check_one_training(averages: Sequence[StoredAverage], root: Path) -> None:
     unnamed = [average.checkpoint.path for average in averages if not average.branch]
     folders = dict.fromkeys(path.parent if path.stem == FIRST else path.parent.parent for path in unnamed)
     if len(folders) > 1:
-        listed = ", ".join(os.path.relpath(folder, root) for folder in folders)
+        listed = ", ".join(relative_name(folder, root) for folder in folders)
         raise RunError(
             f"holds what {len(folders)} trainings stored: {listed}",
             subject=root,

@@ -5,7 +5,6 @@ It is the one that no other was resumed from. What its predecessors stored after
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +14,7 @@ from ema_cli.law.branches import Lineage, belongs_to
 from ema_cli.law.time import Time
 from ema_cli.runs.search import PassedOver
 from ema_cli.runs.stored_file import FIRST, StoredAverage
+from ema_cli.storage.names import relative_name
 
 
 def choose_branch(
@@ -63,7 +63,7 @@ def _only_one(branches: Mapping[str, Sequence[StoredAverage]], lineages: Mapping
         for path in (average.checkpoint.path for average in group)
     )
     if len(starts) == len(folders) == len(several):
-        listed = ", ".join(os.path.relpath(folder, root) for folder in folders)
+        listed = ", ".join(relative_name(folder, root) for folder in folders)
         raise RunError(
             f"holds what {len(starts)} trainings stored: {listed}",
             subject=root,

@@ -1,14 +1,13 @@
 """Places where checkpoints and outputs lie. Nothing outside this room calls the file system for those.
 
 A `Path` is the name of such a place; `location(path)` is the place itself, which can be looked at, listed, read and
-written. Local files are the one kind of storage today. Another kind is a class that does what `Location` says, and a
-case in `location`.
+written. A kind of storage is a class that does what `Location` says, and a case in `location`: local files, and objects
+in stores, which are not written.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,14 +15,11 @@ from typing import TYPE_CHECKING, Protocol
 from ema_cli.errors import CheckpointError, UsageError
 from ema_cli.storage.info import Entry, Info
 from ema_cli.storage.local import LocalPath
+from ema_cli.storage.names import StorePath, as_path, check_no_address
 from ema_cli.storage.source import InputFile
 
 if TYPE_CHECKING:
     from ema_cli.storage.staging import Staging
-
-
-# As a path has it: pathlib makes one slash of two.
-_ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]+:/")
 
 
 class Location(Protocol):
@@ -140,22 +136,21 @@ def walk(folder: Path, *, hidden: bool = True, skip_unreadable: bool = False) ->
 
 
 def location(path: str | Path) -> Location:
-    """Return the place that a path names."""
-    return LocalPath(path if isinstance(path, Path) else Path(path))
+    """Return the place that a path or an address names."""
+    path = path if isinstance(path, Path) else as_path(path)
+    if isinstance(path, StorePath):
+        from ema_cli.storage.objects import ObjectPlace  # which only those need who read from a store
+
+        return ObjectPlace(path)
+    return LocalPath(path)
 
 
-def check_no_address(path: Path) -> None:
-    """Check that a path that a user names is none of a bucket, a hub or a server: only paths are read and written.
+def look_anew(paths: Iterable[Path]) -> None:
+    """Look anew at the stores in which some paths lie: what was listed for an earlier question may be out of date."""
+    if any(isinstance(path, StorePath) for path in paths):
+        from ema_cli.storage.listing import forget_listings
 
-    Raises:
-        UsageError: for an address, as s3://bucket/run.
-    """
-    if _ADDRESS.search(str(path)):
-        raise UsageError(
-            "is the address of a store or server, and only files and folders are read and written",
-            subject=str(path).replace(":/", "://", 1),
-            hint="copy what is there to a disk, or mount it, and name the path",
-        )
+        forget_listings()
 
 
 def check_exists(path: Path, *, follow: bool = True) -> None:
@@ -168,6 +163,7 @@ def check_exists(path: Path, *, follow: bool = True) -> None:
     Raises:
         UsageError: where nothing does.
     """
+    look_anew([path])
     if not location(path).info(follow=follow).exists:
         check_no_address(path)
         raise UsageError("does not exist", subject=path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,8 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import UsageError, option
 from ema_cli.law.laws import HalfLife
 from ema_cli.planning.plan import Plan
-from ema_cli.storage.location import check_no_address, location
+from ema_cli.storage.location import location
+from ema_cli.storage.names import StorePath, as_path, check_no_address, common_folder
 
 _DCP = "dcp:"  # before the name of a folder
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
@@ -54,8 +54,14 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
         UsageError: for any other suffix, an address, and placeholders that are unknown or not in the last part.
     """
     text = str(path)
-    path, is_dcp = Path(text.removeprefix(_DCP)), text.startswith(_DCP)
+    path, is_dcp = as_path(text.removeprefix(_DCP)), text.startswith(_DCP)
     check_no_address(path)
+    if isinstance(path, StorePath):
+        raise UsageError(
+            "is in a store, from which is read only",
+            subject=path,
+            hint="write to a disk, and copy the output with the tool of the store",
+        )
     if path.name in ("", "..", "-"):  # nothing goes to standard output but the name
         raise UsageError(
             f"'{path}' is no name for something new",
@@ -185,4 +191,4 @@ def published_target(targets: Sequence[Target]) -> Target:
     """Return the file or folder that one rename publishes: the only output, or the folder around all of them."""
     if len(targets) == 1:
         return targets[0]
-    return Target(Path(os.path.commonpath([target.path.parent for target in targets])), is_folder=True)
+    return Target(common_folder(target.path.parent for target in targets), is_folder=True)

@@ -80,11 +80,13 @@ USAGE = [
     (["inspect", "ckpts", "--last", "3"], "which law?"),
     (["average", "ckpts", "--no-such-option"], "No such option: --no-such-option"),
     (["average", "ckpts", "--device", "cuda"], "No such option: --device\nhint:  nothing runs on a device"),
-    (["average", "s3://bucket/run", "--half-life", "5ba"], "s3://bucket/run: is the address of a store or server"),
-    (["average", "ckpts", "--half-life", "5ba", "-o", "gs://b/x"], "gs://b/x: is the address of a store or server"),
+    (["average", "hdfs://host/run", "--half-life", "5ba"], "hdfs://host/run: is the address of a store or server"),
+    (["average", "ckpts", "--half-life", "5ba", "-o", "gs://b/x"], "gs://b/x: is in a store, from which is read only"),
+    (["average", "ckpts", "--half-life", "5ba", "-o", "ftp://b/x"], "ftp://b/x: is the address of a store or server"),
     (["inspect", "hf://models/x"], "hf://models/x: is the address of a store or server"),
-    (["verify", "https://host/x.safetensors"], "https://host/x.safetensors: is the address of a store or server"),
-    (["compare", "memory://a", "memory://b"], "memory://a: is the address of a store or server"),
+    (["verify", "ftp://host/x.safetensors"], "ftp://host/x.safetensors: is the address of a store or server"),
+    (["inspect", "s3://"], "s3://: names no bucket"),
+    (["inspect", "https://me:secret@host/x.pt"], "https://...@host: holds a user's name and password"),
     (["no-such-command"], "No such command 'no-such-command'"),
 ]
 

@@ -1,0 +1,179 @@
+"""What a bucket holds, as its pages of listing say: no request for each name.
+
+A store has no folders; the names of objects make them. Below a place that somebody asks for all is listed at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ema_cli.errors import Missing, Unreadable
+from ema_cli.storage.names import WEB, StorePath
+from ema_cli.storage.stores import client_of, obstore, store_errors
+
+FIRST_BYTES = 1 << 18  # of a web server's file, which says its size only with some of its bytes
+_MOST_OBJECTS = 200_000  # that are listed at once; above that, folder by folder
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object as the store describes it. `tag` tells it from what is put in its place: ETag, else time of change."""
+
+    size: int
+    tag: str
+    is_etag: bool = True
+    first_bytes: bytes = b""
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any], first_bytes: bytes = b"") -> StoredObject:
+        """Return the object of obstore's description."""
+        return cls(int(meta["size"]), tag_of(meta), meta["e_tag"] is not None, first_bytes)
+
+
+def tag_of(meta: Mapping[str, Any]) -> str:
+    """Return the ETag of obstore's description, else the time of change."""
+    return str(meta["e_tag"]) if meta["e_tag"] is not None else str(meta["last_modified"])
+
+
+FOLDER = None
+"""What `Listing` gives for a name that only begins those of objects."""
+
+
+@dataclass(slots=True)
+class Listing:
+    """What is known of one bucket, by the names of objects in it.
+
+    Attributes:
+        root: the address of the bucket.
+    """
+
+    root: StorePath
+    _folders: dict[str, dict[str, StoredObject | None]] = field(default_factory=dict)
+    _single: dict[str, StoredObject | None] = field(default_factory=dict)
+    _whole: set[str] = field(default_factory=set)  # below these all is known
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def object(self, path: StorePath) -> StoredObject | None:
+        """Return the object at an address, `FOLDER` for what lies around objects.
+
+        Raises:
+            Missing: where neither is.
+            Unreadable: where the store does not say.
+        """
+        key = path.key
+        with self._lock:
+            if not key or key in self._folders:
+                return FOLDER
+            around, _, name = key.rpartition("/")
+            if around in self._folders or self._is_whole(key):
+                known: Mapping[str, StoredObject | None] = self._folders.get(around, {})
+                if name not in known:
+                    raise Missing("does not exist", subject=path)
+                return known[name]
+            if self._is_around(key):
+                return FOLDER
+            if key not in self._single:
+                self._single[key] = self._ask(path)
+            return self._single[key]
+
+    def folder(self, path: StorePath) -> Mapping[str, StoredObject | None]:
+        """Return what lies in a folder, by name.
+
+        Raises:
+            Missing: where there is no such folder.
+            Unreadable: where the store does not list it.
+        """
+        key = path.key
+        if path.scheme in WEB:
+            raise Unreadable(
+                "cannot be looked into: a web server does not list", subject=path, hint="name the files themselves"
+            )
+        with self._lock:
+            if self.object(path) is not FOLDER:
+                raise Unreadable("cannot be looked into: not a folder", subject=path)
+            if key not in self._folders:
+                with store_errors(path, "cannot be looked into"):
+                    listed = obstore().list_with_delimiter(client_of(path), key or None)
+                names = {_last(meta["path"]): StoredObject.of(meta) for meta in listed["objects"]}
+                self._folders[key] = {**names, **dict.fromkeys(map(_last, listed["common_prefixes"]), FOLDER)}
+            return self._folders[key]
+
+    def _is_around(self, key: str) -> bool:
+        """Return whether something is known to lie in a folder: then it may hold much that nobody asks for."""
+        return any(known.startswith(f"{key}/") for known in (*self._whole, *self._single))
+
+    def _is_whole(self, key: str) -> bool:
+        return any(key == root or key.startswith(f"{root}/") for root in self._whole)
+
+    def _ask(self, path: StorePath) -> StoredObject | None:
+        """Return what lies at an address, of which nothing is known yet."""
+        if path.scheme in WEB:
+            return self._begin(path)
+        # Names of files have a suffix, as a rule: then one request is enough.
+        for look in (self._head, self._list) if path.suffix else (self._list, self._head):
+            try:
+                return look(path)
+            except Missing:
+                continue
+        raise Missing("does not exist", subject=path)
+
+    def _head(self, path: StorePath) -> StoredObject:
+        with store_errors(path, "cannot be looked at"):
+            return StoredObject.of(obstore().head(client_of(path), path.key))
+
+    def _begin(self, path: StorePath) -> StoredObject:
+        """Read the beginning of a file of a web server: what is signed for reading allows nothing else."""
+        with store_errors(path, "cannot be read"):
+            answer = obstore().get(client_of(path), "", options={"range": (0, FIRST_BYTES)})
+            return StoredObject.of(answer.meta, bytes(answer.bytes()))
+
+    def _list(self, path: StorePath) -> None:
+        """List all that lies below an address."""
+        count, folders = 0, dict[str, dict[str, StoredObject | None]]({path.key: {}})
+        with store_errors(path, "cannot be looked into"):
+            for page in obstore().list(client_of(path), path.key, chunk_size=1000):
+                count += len(page)
+                for meta in page:
+                    _put(folders, meta["path"], StoredObject.of(meta), path.key)
+                if count > _MOST_OBJECTS:
+                    return FOLDER
+        if not count:
+            raise Missing("does not exist", subject=path)
+        self._folders.update(folders)
+        self._whole.add(path.key)
+        return FOLDER
+
+
+def _put(folders: dict[str, dict[str, StoredObject | None]], key: str, stored: StoredObject | None, root: str) -> None:
+    """Add an object, and the folders around it up to the root, to a tree."""
+    while key != root:
+        around, _, name = key.rpartition("/")
+        names = folders.setdefault(around, {})
+        if name in names and (stored is not FOLDER or names[name] is FOLDER):
+            return  # what marks a folder that there is already, or a folder that is known
+        names[name] = stored
+        key, stored = around, FOLDER
+
+
+def _last(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+_listings: dict[StorePath, Listing] = {}
+_lock = threading.Lock()
+
+
+def listing_of(path: StorePath) -> Listing:
+    """Return what is known of the bucket of an address."""
+    root = StorePath(*path.parts[:2])
+    with _lock:
+        return _listings.setdefault(root, Listing(root))
+
+
+def forget_listings() -> None:
+    """Look anew at all buckets from now on."""
+    with _lock:
+        _listings.clear()

@@ -1,0 +1,134 @@
+"""Names of places: a path of the local file system, or the address of an object in a store, as s3://bucket/run.
+
+Both are a `Path`, so that whoever has one can find others from it. Only `location` makes a place of a name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path, PosixPath
+
+from ema_cli.errors import UsageError
+
+SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "https", "http", "memory")
+WEB = ("https", "http")  # servers that cannot list what they have
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?!/)", re.ASCII)  # pathlib makes one slash of two
+_queries: dict[Path, str] = {}  # what follows the question mark of a web address, which may be a signature
+
+
+class StorePath(PosixPath):
+    """The address of a file or a folder in a store. Its parts are the scheme with its colon, the bucket, and the names.
+
+    Nothing that the file system offers works on it: that is an error with its name, never a local file.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        is_whole = bool(self.parts) and self.parts[0].endswith(":")  # and no part of an address
+        return f"{self.parts[0]}//{'/'.join(self.parts[1:])}" if is_whole else super().__str__()
+
+    def __repr__(self) -> str:
+        return f"StorePath({str(self)!r})"
+
+    def __fspath__(self) -> str:
+        raise UsageError(
+            "is in a store, and this works with local files only", subject=self, hint="copy it to a disk first"
+        )
+
+    def absolute(self) -> StorePath:
+        """Return the address itself, which depends on no working directory."""
+        return self
+
+    @property
+    def scheme(self) -> str:
+        """Return the kind of store: s3, gs, ..."""
+        return self.parts[0].removesuffix(":")
+
+    @property
+    def bucket(self) -> str:
+        """Return the bucket, the container or the host; nothing for the store around all of them."""
+        return self.parts[1] if len(self.parts) > 1 else ""
+
+    @property
+    def key(self) -> str:
+        """Return the name of the object in its bucket."""
+        return "/".join(self.parts[2:])
+
+    @property
+    def query(self) -> str:
+        """Return what followed the question mark in a web address: kept apart, since it may be a signature."""
+        return _queries.get(self, "")
+
+
+def as_path(word: str | Path) -> Path:
+    """Return the name of the place that a user writes.
+
+    Raises:
+        UsageError: for an address without a bucket, with a password, or with `..` in it.
+    """
+    if isinstance(word, StorePath):
+        return word
+    scheme = _ADDRESS.match(str(word))
+    if scheme is None or scheme[1] not in SCHEMES:
+        return Path(word)
+    text, _, query = str(word).partition("?") if scheme[1] in WEB else (str(word), "", "")
+    path = StorePath(text)
+    user, at, host = path.bucket.rpartition("@")
+    if at and (":" in user or path.scheme in WEB):
+        raise UsageError(
+            "holds a user's name and password",
+            subject=f"{path.scheme}://...@{host}",
+            hint="leave them out: credentials come from the environment",
+        )
+    if not path.bucket or ".." in path.parts:
+        fact = "'..' has no meaning in a store" if path.bucket else "names no bucket"
+        raise UsageError(fact, subject=path, hint="as s3://bucket/run")
+    if query:
+        _queries[path] = query
+    return path
+
+
+def check_no_address(path: Path) -> None:
+    """Check that a path that a user names is not the address of a store or a server of a kind that is not read.
+
+    Raises:
+        UsageError: for such an address, as hdfs://host/run.
+    """
+    if not isinstance(path, StorePath) and _ADDRESS.match(str(path)):
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES[:-2])
+        raise UsageError(
+            "is the address of a store or server of a kind that is not read",
+            subject=_ADDRESS.sub(r"\1://", str(path), count=1),
+            hint=f"copy what is there to a disk, or mount it, and name the path; read: {known}",
+        )
+
+
+def plain(path: Path) -> Path:
+    """Return the absolute path without `.` and `..` in it; links are not followed."""
+    return path if isinstance(path, StorePath) else Path(os.path.abspath(path))
+
+
+def common_folder(paths: Iterable[Path]) -> Path:
+    """Return the innermost folder around all paths, which are all absolute or all relative.
+
+    Raises:
+        UsageError: where some are in a store and others are not, or they are in different ones.
+    """
+    several = list(paths)
+    if not any(isinstance(path, StorePath) for path in several):
+        return Path(os.path.commonpath(several))
+    first = several[0]
+    for folder in (first, *first.parents):
+        if all(path.is_relative_to(folder) for path in several) and len(folder.parts) > 1:
+            return folder
+    other = next(path for path in several if path.parts[:2] != first.parts[:2])
+    raise UsageError(f"is not in the store of {first}", subject=other, hint="name what lies in one of the two")
+
+
+def relative_name(path: Path, folder: Path) -> str:
+    """Return the path from a folder to a place in it or around it."""
+    return os.path.relpath(path, folder) if not isinstance(path, StorePath) else path.relative_to(folder).as_posix()

@@ -1,0 +1,224 @@
+"""Files and folders in object stores. Every read is bound to the object that was seen first, by its ETag.
+
+A request costs as much as many bytes. So the small reads by which a format is recognised and its header is read take
+more than they ask for, and that is kept for the next ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ema_cli.errors import CheckpointError, Missing, OutputError
+from ema_cli.storage.info import Entry, Identity, Info, Kind
+from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of, tag_of
+from ema_cli.storage.names import WEB, StorePath
+from ema_cli.storage.stores import client_of, obstore, store_errors
+
+if TYPE_CHECKING:
+    from ema_cli.storage.staging import Staging
+
+_KEPT_BYTES = 32 << 20  # of beginnings and ends of files, in all
+_HINT_REWRITTEN = "average a run that is not being rewritten"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPlace:
+    """A place in an object store; a `Location`."""
+
+    path: StorePath
+
+    def info(self, *, follow: bool = True) -> Info:
+        """Return what lies here. A store has no links."""
+        try:
+            stored = listing_of(self.path).object(self.path)
+        except Missing:
+            return Info(Kind.MISSING)
+        if stored is FOLDER:
+            return Info(Kind.FOLDER, 0, Identity((str(self.path),)))
+        return Info(Kind.FILE, stored.size, _identity(self.path, stored))
+
+    def names(self) -> list[str]:
+        """Return the names in the folder here, in no order."""
+        return list(listing_of(self.path).folder(self.path))
+
+    def entries(self) -> list[Entry]:
+        """Return what the folder here holds, in no order."""
+        return [
+            Entry(self.path, name, Kind.FOLDER if stored is FOLDER else Kind.FILE, is_link=False)
+            for name, stored in listing_of(self.path).folder(self.path).items()
+        ]
+
+    def open(self) -> ObjectFile:
+        """Return the object here, to be read by range. It takes no request, unless nothing is known of it."""
+        stored = listing_of(self.path).object(self.path)
+        if stored is FOLDER:
+            raise CheckpointError("is not a regular file", subject=self.path)
+        return ObjectFile(self.path, stored)
+
+    def resolve(self) -> StorePath:
+        """Return the address itself."""
+        return self.path
+
+    def free_bytes(self) -> int:
+        """Refuse: nothing is written here."""
+        self._refuse()
+
+    def check_writable(self) -> None:
+        """Refuse: nothing is written here."""
+        self._refuse()
+
+    def make_folder(self) -> None:
+        """Refuse: nothing is written here."""
+        self._refuse()
+
+    def staging(self) -> AbstractContextManager[Staging]:
+        """Refuse: nothing is written here."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise OutputError(
+            "is in a store, from which is read only",
+            subject=self.path,
+            hint="write to a disk, and copy the output with the tool of the store",
+        )
+
+
+class ObjectFile:
+    """An object that must not change while we use it; an `InputFile`. Safe to read from several threads.
+
+    Raises:
+        CheckpointError: where another object has taken its place, it is gone, or it cannot be read.
+    """
+
+    def __init__(self, path: StorePath, stored: StoredObject) -> None:
+        self._path = path
+        self._stored = stored
+        if stored.first_bytes:
+            _kept.put((path, stored.tag), 0, stored.first_bytes)
+
+    @property
+    def path(self) -> StorePath:
+        """Return where the object lies."""
+        return self._path
+
+    @property
+    def size(self) -> int:
+        """Return the size in bytes."""
+        return self._stored.size
+
+    @property
+    def identity(self) -> Identity:
+        """Return what tells the object from every other, and from what takes its place."""
+        return _identity(self._path, self._stored)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from byte `offset`; what lies around them is kept for the next reads."""
+        kept = self._kept(offset, size)
+        if kept is not None:
+            return kept
+        begin, end = offset, max(offset + size, min(offset + FIRST_BYTES, self.size))
+        if end == self.size:
+            begin = min(offset, max(0, end - FIRST_BYTES))
+        data = self._request(begin, end)
+        if end - begin <= 4 * FIRST_BYTES:
+            _kept.put((self._path, self._stored.tag), begin, bytes(data))
+        return bytes(memoryview(data)[offset - begin : offset - begin + size])
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from byte `offset`."""
+        if len(out):
+            kept = self._kept(offset, len(out))
+            out[:] = memoryview(self._request(offset, offset + len(out))) if kept is None else kept
+
+    def check_unchanged(self) -> None:
+        """Do nothing: all that was read is of the object that was opened, whatever has its place now."""
+
+    def _kept(self, offset: int, size: int) -> bytes | None:
+        return _kept.get((self._path, self._stored.tag), offset, size)
+
+    def _request(self, begin: int, end: int) -> Any:
+        """Return the bytes from `begin` to `end`, as a buffer."""
+        path, tag = self._path, self._stored.tag
+        if end > self.size:
+            raise CheckpointError(f"ends at byte {self.size} while it is read", subject=path)
+        options: dict[str, object] = {"range": (begin, end)}
+        if self._stored.is_etag and not tag.startswith("W/"):  # which no server takes for a condition
+            options["if_match"] = tag if tag.startswith('"') else f'"{tag}"'
+        try:
+            with store_errors(path, f"cannot be read at byte {begin}"):
+                answer = obstore().get(client_of(path), _key(path), options=options)
+                now, data = tag_of(answer.meta), answer.bytes()
+        except CheckpointError as error:
+            self._check_same()
+            raise error
+        # Some servers do not look at the condition, but all say what they send.
+        if _plain(now) != _plain(tag) or len(data) != end - begin:
+            raise self._changed()
+        return data
+
+    def _check_same(self) -> None:
+        """Raise a CheckpointError if the reason why a read failed is that the object is gone, or another."""
+        path = self._path
+        try:
+            with store_errors(path, "cannot be looked at"):
+                if path.scheme in WEB:
+                    meta = obstore().get(client_of(path), _key(path), options={"range": (0, 1)}).meta
+                else:
+                    meta = obstore().head(client_of(path), _key(path))
+        except Missing as error:
+            raise Missing("disappeared while it was used", subject=path) from error
+        except CheckpointError:
+            return  # the first error says more
+        if _plain(tag_of(meta)) != _plain(self._stored.tag) or int(meta["size"]) != self.size:
+            raise self._changed()
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError("changed while it was used", subject=self._path, hint=_HINT_REWRITTEN)
+
+
+class _Kept:
+    """Ranges of objects that were read, those that were used last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ranges: OrderedDict[tuple[StorePath, str], dict[int, bytes]] = OrderedDict()
+        self._bytes = 0
+
+    def put(self, key: tuple[StorePath, str], begin: int, data: bytes) -> None:
+        """Keep the bytes of an object from byte `begin`."""
+        with self._lock:
+            ranges = self._ranges.setdefault(key, {})
+            self._bytes += len(data) - len(ranges.get(begin, b""))
+            ranges[begin] = data
+            self._ranges.move_to_end(key)
+            while self._bytes > _KEPT_BYTES and len(self._ranges) > 1:
+                _, dropped = self._ranges.popitem(last=False)
+                self._bytes -= sum(map(len, dropped.values()))
+
+    def get(self, key: tuple[StorePath, str], offset: int, size: int) -> bytes | None:
+        """Return bytes of an object, None unless all of them are kept."""
+        with self._lock:
+            for begin, data in self._ranges.get(key, {}).items():
+                if begin <= offset and offset + size <= begin + len(data):
+                    return data[offset - begin : offset - begin + size]
+        return None
+
+
+_kept = _Kept()
+
+
+def _key(path: StorePath) -> str:
+    return "" if path.scheme in WEB else path.key
+
+
+def _plain(tag: str) -> str:
+    """Return an ETag as all answers of a store have it: a listing of Azure's leaves out the quotes."""
+    return tag.removeprefix("W/").strip('"')
+
+
+def _identity(path: StorePath, stored: StoredObject) -> Identity:
+    return Identity((str(path), stored.size, stored.tag))

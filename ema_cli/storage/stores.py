@@ -1,0 +1,137 @@
+"""Object stores, reached through obstore: one client for each bucket, and what an error of it means.
+
+obstore is an extra, `ema-cli[cloud]`, and is loaded when an address is met. It tries again what a server answers with
+429 or 5xx, what times out and what is cut short, and goes on where a body stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ema_cli.errors import Missing, Unreadable, UsageError, option
+from ema_cli.storage.names import WEB, StorePath
+
+_CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)
+_STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
+_MESSAGE = re.compile(r"<Message>([^<]{1,200})</Message>")
+_QUERY = re.compile(r"\?[^\s)\"']*")
+_ANSWERED_NO = ("401", "403")
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with boto3 installed",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+_lock = threading.Lock()
+_clients: dict[str, Any] = {}
+
+
+def read_anonymously() -> None:
+    """Sign no request from now on: what is read is public."""
+    for cloud in ("AWS", "GOOGLE", "AZURE"):
+        os.environ[f"{cloud}_SKIP_SIGNATURE"] = "true"
+
+
+@cache
+def obstore() -> Any:
+    """Return the package.
+
+    Raises:
+        UsageError: where it is not installed.
+    """
+    try:
+        import_module("obstore.store")
+        return import_module("obstore")
+    except ImportError as error:
+        raise UsageError(
+            f"an address needs the package obstore ({error})", hint="install it: pip install 'ema-cli[cloud]'"
+        ) from error
+
+
+def client_of(path: StorePath) -> Any:
+    """Return obstore's client of the bucket in an address; of a web server, of the one file.
+
+    Raises:
+        UsageError: where obstore is not installed, or a setting in the environment is not understood.
+    """
+    place = str(path) if path.scheme in WEB else f"{path.scheme}://{path.bucket}"
+    with _lock:
+        if place not in _clients:
+            _clients[place] = _make_client(path, place)
+        return _clients[place]
+
+
+def _make_client(path: StorePath, place: str) -> Any:
+    if path.scheme == "memory":
+        return obstore().store.MemoryStore()
+    url = f"{place}?{path.query}" if path.query else place
+    options: dict[str, object] = {
+        # A store of one's own may be reached without TLS, where its address says so.
+        "allow_http": True,
+        "connect_timeout": _CONNECT,
+        "read_timeout": _SILENCE,
+        "timeout": _WHOLE,
+    }
+    with store_errors(path, "cannot be reached"):
+        return obstore().store.from_url(url, client_options=options, **_provider(path))
+
+
+def _provider(path: StorePath) -> Mapping[str, Any]:
+    """Return what signs with a profile of AWS, where one is set: obstore itself reads no profiles."""
+    if path.scheme != "s3" or not os.environ.get("AWS_PROFILE") or os.environ.get("AWS_ACCESS_KEY_ID"):
+        return {}
+    try:
+        boto3, auth = import_module("boto3"), import_module("obstore.auth.boto3")
+    except ImportError as error:
+        raise UsageError(
+            f"a profile of AWS needs the package boto3 ({error})", subject=path, hint="install it: pip install boto3"
+        ) from error
+    session = boto3.Session()
+    region = {"region": session.region_name} if session.region_name else {}
+    return {"credential_provider": auth.Boto3CredentialProvider(session), **region}
+
+
+@contextmanager
+def store_errors(path: StorePath, what: str) -> Iterator[None]:
+    """Turn an error of obstore's into one of ours about `path`, of which it says `what`.
+
+    Raises:
+        Missing: where there is no such object.
+        Unreadable: for everything else.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Missing("does not exist", subject=path) from error
+    except (obstore().exceptions.BaseError, ValueError) as error:
+        reason = reason_of(error)
+        raise Unreadable(f"{what}: {reason}", subject=path, hint=_advice(path, reason)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a server or obstore says, without addresses: these may hold signatures."""
+    text = str(error).split("\n\nDebug source")[0]
+    status, message = _STATUS.search(text), _MESSAGE.search(text)
+    if status is not None:
+        return f"{status[1].strip()}: {message[1]}" if message else status[1].strip()
+    return _QUERY.sub("?...", text.rpartition(" - ")[2].strip())[:300]
+
+
+def _advice(path: StorePath, reason: str) -> str | None:
+    known = _CREDENTIALS.get(path.scheme)
+    if known is None or not reason.startswith(_ANSWERED_NO):
+        return None
+    return f"credentials come from the environment: {known}; what is public is read with {option('anonymous', True)}"
+
+
+def in_store(path: Path) -> bool:
+    """Return whether a place is in a store, where one request takes longer than many bytes."""
+    return isinstance(path, StorePath)

@@ -1,0 +1,86 @@
+"""The address of an object is a `Path` that the file system never sees."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from ema_cli.errors import UsageError
+from ema_cli.storage.names import StorePath, as_path, common_folder, plain, relative_name
+
+RUN = as_path("s3://bucket/run/")
+
+
+def test_an_address_is_printed_as_it_was_written():
+    """Two slashes, and none at the end; also after pathlib made one of the two."""
+    assert str(RUN) == RUN.as_posix() == str(as_path(Path("s3://bucket/run"))) == "s3://bucket/run"
+    assert pickle.loads(pickle.dumps(RUN)) == RUN
+
+
+def test_names_are_found_from_an_address():
+    """As from any path: below it, around it, beside it."""
+    file = RUN / "step-1" / "model.safetensors"
+    assert isinstance(file, StorePath)
+    assert (file.bucket, file.key, file.suffix) == ("bucket", "run/step-1/model.safetensors", ".safetensors")
+    assert file.parent.parent == RUN
+    assert str(file.with_name("config.json")) == "s3://bucket/run/step-1/config.json"
+    assert file.relative_to(RUN).as_posix() == relative_name(file, RUN) == "step-1/model.safetensors"
+    assert file.is_relative_to(RUN)
+    assert file.absolute() == plain(file) == file
+
+
+@pytest.mark.parametrize("word", ["run", "/data/run", "C:/run", "hdfs://host/run", "./s3:/bucket", "a/s3://bucket"])
+def test_any_other_word_is_a_local_path(word: str):
+    """Only the schemes of stores that are read make an address, at the beginning of a word."""
+    assert type(as_path(word)) is type(Path())
+
+
+@pytest.mark.parametrize(
+    ("word", "fact"),
+    [
+        ("s3://", "s3://: names no bucket"),
+        ("az://box/../x", "az://box/../x: '..' has no meaning in a store"),
+        ("s3://KEY:SECRET@bucket/run", "s3://...@bucket: holds a user's name and password"),
+        ("https://token@host/x.pt", "https://...@host: holds a user's name and password"),
+    ],
+)
+def test_what_is_no_address_is_an_error_without_secrets(word: str, fact: str):
+    """It says what is wrong, and shows neither name nor password."""
+    with pytest.raises(UsageError) as caught:
+        as_path(word)
+    assert str(caught.value) == fact
+
+
+def test_a_container_of_azure_may_stand_before_its_account():
+    """There the sign is no password."""
+    assert as_path("abfss://box@account.dfs.core.windows.net/run").name == "run"
+
+
+def test_a_signature_is_in_no_name():
+    """What follows the question mark of a web address is kept apart; in a bucket it is a part of the name."""
+    signed = as_path("https://host/model.pt?X-Amz-Signature=abc")
+    assert isinstance(signed, StorePath)
+    assert (str(signed), signed.suffix, signed.query) == ("https://host/model.pt", ".pt", "X-Amz-Signature=abc")
+    assert as_path("s3://bucket/what?.pt").name == "what?.pt"
+
+
+@pytest.mark.parametrize("call", [open, Path.exists, Path.resolve, Path.unlink, Path.iterdir, Path.read_bytes])
+def test_the_file_system_never_takes_an_address_for_a_file(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is an error with the address, even where a file has that name."""
+    monkeypatch.chdir(tmp_path)
+    Path("s3:", "bucket").mkdir(parents=True)
+    Path("s3:", "bucket", "run").touch()
+    with pytest.raises(UsageError, match="local files only") as caught:
+        list(call(RUN))
+    assert caught.value.subject == RUN
+
+
+def test_a_common_folder_is_in_one_store():
+    """Names of checkpoints are relative to it; between stores, or a store and a disk, there is none."""
+    assert common_folder([RUN / "a" / "x", RUN / "b"]) == RUN
+    assert common_folder([Path("/data/a"), Path("/data/b")]) == Path("/data")
+    for other in ("/data/a", "s3://other/run", "gs://bucket/run"):
+        with pytest.raises(UsageError, match=r"is not in the store of s3://bucket/run"):
+            common_folder([RUN, as_path(other)])
