@@ -132,6 +132,10 @@ class NoWeights(CheckpointError):
     """A readable file without model weights in it. A search passes it over, unless its name is a checkpoint's."""
 
 
+class CutBetweenRanks(CheckpointError):
+    """A file of one rank's, with its share of tensors. With the files of the other ranks it is a model."""
+
+
 class Missing(CheckpointError):
     """A file or a folder that does not exist."""
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePath
 
-from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
+from ema_cli.checkpoint import Checkpoint, Pretrained
+from ema_cli.errors import CheckpointError, CutBetweenRanks, EmaError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.folders import refused, several
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
@@ -20,12 +20,15 @@ from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.samples import begin_alike
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks, names_in
-from ema_cli.formats.trainers.part_names import converter, parts_of
+from ema_cli.formats.trainers.part_names import RANK_CONFIG, RANK_FILES, converter, parts_of
 from ema_cli.storage.location import location
 
 _NUMBER = re.compile(r"[0-9]+")
-_READERS = (several.READER, refused.READER, safetensors_file.READER, torch_file.READER)
+_TORCH = Reader(torch_file.matches, torch_file.open_part)
+_READERS = (several.READER, refused.READER, safetensors_file.READER, _TORCH)
+_MOST_SHOWN = 8
 _MAX_FOLDERS = 2  # around a file that may be those of ranks: rank0/step-10/model.pt
 
 
@@ -46,12 +49,18 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 
 def _open(path: Path, paths: Sequence[Path], options: ReadOptions) -> Checkpoint:
     """Return the parts at some paths as the checkpoint at `path`; raise as `open_checkpoint`."""
-    missing = next((part for part in paths if not location(part).info().exists), None)
-    if missing is not None:
-        name = _apart(missing, next(part for part in paths if part != missing))
-        raise IncompleteCheckpoint(f"'{name}', another part of the model by its name, is missing", subject=path)
-    parts = [_open_part(part, options) for part in paths]
+    missing = [part for part in paths if not location(part).info().exists]
+    if missing:
+        raise IncompleteCheckpoint(_missing(missing, paths), subject=path)
+    try:
+        parts = [_open_part(part, options) for part in paths]
+    except CutBetweenRanks:
+        from ema_cli.formats.ranks.checkpoint import open_ranks  # which no other format needs
+
+        return _of_trainer(open_ranks(path, dict(enumerate(paths)), options), paths)
     first = parts[0]
+    if len(parts) == 1:
+        return _of_trainer(dataclasses.replace(first, name=path.name, path=path), paths)
     part_of: dict[str, int] = {}
     for number, part in enumerate(parts):
         twice = next((name for name in part.tensors.specs if name in part_of), None)
@@ -75,6 +84,34 @@ def _open(path: Path, paths: Sequence[Path], options: ReadOptions) -> Checkpoint
             f"put together of {len(parts)} files, which differ in a number",
         ),
         left_out=tuple(name for part in parts for name in part.left_out),
+    )
+
+
+def _missing(missing: Sequence[Path], paths: Sequence[Path]) -> str:
+    """Say which parts are missing, by name or, where there are several, by number."""
+    if len(missing) == 1:
+        name = _apart(missing[0], next(part for part in paths if part != missing[0]))
+        return f"'{name}', another part of the model by its name, is missing"
+    numbers = [str(number) for number, path in enumerate(paths) if path in missing]
+    shown = ", ".join(numbers[:_MOST_SHOWN]) + (", ..." if len(numbers) > _MOST_SHOWN else "")
+    return f"{len(missing)} of {len(paths)} parts of the model are missing, by their names: {shown}"
+
+
+def _of_trainer(checkpoint: Checkpoint, paths: Sequence[Path]) -> Checkpoint:
+    """Add what the trainer keeps beside files of ranks: configuration and tokenizer, and the newest that is whole.
+
+    Raises:
+        Unfinished: where the trainer does not name this one yet.
+    """
+    folder = paths[0].parent
+    trainer = next((name for pattern, name in RANK_FILES if pattern.search(paths[0].name)), None)
+    if trainer is None:
+        return checkpoint
+    check_latest(folder.parent)
+    config = folder / RANK_CONFIG
+    has_config = location(config / "config.json").info().is_file
+    return dataclasses.replace(
+        checkpoint, trainer=trainer, pretrained=Pretrained("model", config) if has_config else None
     )
 
 
@@ -171,6 +208,8 @@ def _parts_inside(folder: Path) -> list[Path]:
     paths = [folder / name for _, name in sorted(zip(counted[0], names, strict=True))]
     try:
         one, other = (_open_part(path, ReadOptions()).tensors.specs.keys() for path in paths[:2])
+    except CutBetweenRanks:
+        return paths
     except EmaError:
         return []  # opening them one by one gives the reason
     return paths if one.isdisjoint(other) else []

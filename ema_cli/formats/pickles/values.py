@@ -86,6 +86,21 @@ class Refused:
     reason: str
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Wrapped(Refused):
+    """A tensor of a class of its own around others, as DTensor is: refused where nobody knows the class.
+
+    Attributes:
+        kind: the class, as 'module.name'.
+        args: what the tensor is made of: its class, dtype, shape, strides, and more.
+        state: its attributes, as unpickled.
+    """
+
+    kind: str
+    args: tuple[Any, ...]
+    state: Any
+
+
 def checked_key(key: Any) -> Any:
     """Return `key` if it may be the key of a dict, else a placeholder for it.
 
@@ -161,13 +176,18 @@ def _check_autograd(grad: Any, hooks: Any) -> None:
         raise PickleError("a tensor's arguments are not those that torch gives")
 
 
-def _with_type(function: Any, kind: Any, args: Any, *_: Any) -> Any:
-    """Describe torch._tensor._rebuild_from_type_v2(function, type, args, state), without the attributes in `state`."""
+def _with_type(function: Any, kind: Any, args: Any, state: Any = None, *_: Any) -> Any:
+    """Describe torch._tensor._rebuild_from_type_v2(function, type, args, state); `state` is kept of wrappers only."""
     plain = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
-    known = KNOWN_CALLS.get(getattr(function, "path", ""))
+    path = getattr(function, "path", "")
+    known = KNOWN_CALLS.get(path)
     if getattr(kind, "path", "") in plain and known in (_tensor, _tensor_v3, _parameter):
         return known(*args)
-    return Refused(f"it is of the tensor subclass {getattr(kind, 'path', 'unknown')}")
+    name = getattr(kind, "path", "unknown")
+    reason = f"it is of the tensor subclass {name}"
+    if path == "torch._utils._rebuild_wrapper_subclass" and isinstance(args, tuple):
+        return Wrapped(reason, name, args, state)
+    return Refused(reason)
 
 
 def _mapping(items: Any = (), *_: Any) -> dict[Any, Any]:

@@ -5,17 +5,19 @@ The modules that read pickles are imported when there is a pickle to read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ema_cli.checkpoint import Averages, Checkpoint
+from ema_cli.checkpoint import Averages, Checkpoint, Tensors
 from ema_cli.errors import CheckpointError, EmaError
 from ema_cli.formats.beginning import first_bytes
 from ema_cli.formats.mark import LIKE_INPUT, MADE_HERE
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.choice import settle_averages
+from ema_cli.formats.trainers.layout import StateDict
 from ema_cli.formats.trainers.names import PARTS
 from ema_cli.storage.location import location
 from ema_cli.storage.source import ByteSource, InputFile
@@ -40,17 +42,25 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
             subject=path,
             hint="put the parts together first, with your trainer's own tools",
         )
+    return open_part(path, options)
+
+
+def open_part(path: Path, options: ReadOptions) -> Checkpoint:
+    """Open a file that may be one of several, by its name."""
     file = location(path).open()
     return from_torch(file, open_torch(file), options)
 
 
-def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Checkpoint:
+def from_torch(
+    file: InputFile, opened: TorchFile, options: ReadOptions, build: Callable[[StateDict], Tensors] | None = None
+) -> Checkpoint:
     """Return the checkpoint in a file that is open already. An average that ema-cli made is recognised.
 
     Args:
         file: the file.
         opened: its content.
         options: how it is read.
+        build: makes the tensors of what the file has under their names; without it they lie in the file.
     """
     from ema_cli.formats.trainers.parts import refuse_megatron_part
     from ema_cli.formats.trainers.places import select_tensors
@@ -71,7 +81,7 @@ def from_torch(file: InputFile, opened: TorchFile, options: ReadOptions) -> Chec
     checkpoint = Checkpoint(
         name=path.name,
         path=path,
-        tensors=opened.tensors(selection.tensors),
+        tensors=(build or opened.tensors)(selection.tensors),
         files=(file, *sidecars),
         format="torch zip" if is_zip(file) else "torch legacy",
         trainer=selection.trainer,

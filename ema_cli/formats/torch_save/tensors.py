@@ -9,11 +9,13 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, replace
 from math import prod
 from operator import is_
+from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, SpecTable, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.dtypes import TORCH_DTYPES, DType
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import CheckpointError, CutBetweenRanks
+from ema_cli.formats.pickles.distributed import is_cut
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
 from ema_cli.storage.source import ByteSource
 
@@ -62,7 +64,7 @@ class TorchFile:
         for name, ref in refs.items():
             check_tensor_name(name, path)
             if not isinstance(ref, TensorRef):
-                raise CheckpointError(f"'{name}' cannot be averaged: {_reason(ref)}", subject=path)
+                raise _refusal(name, ref, path)
             dtype, count = self._dtype(name, ref), prod(ref.shape)
             offset, stored = self._offset(name, ref, dtype, count, spans)
             if count * dtype.itemsize > stored:
@@ -274,8 +276,14 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _reason(value: object) -> str:
-    if isinstance(value, Refused):
-        return value.reason
+def _refusal(name: str, value: object, path: Path) -> CheckpointError:
+    """Return the error for what is no tensor, or not a whole one."""
+    if is_cut(value):
+        return CutBetweenRanks(
+            f"'{name}' is cut between ranks, and here is the share of one ({value.kind.rpartition('.')[2]})",
+            subject=path,
+            hint="bring the files of all ranks into its folder, with names that differ in the rank: model_rank_0.pt",
+        )
     kind = value.kind if isinstance(value, Inert) else type(value).__name__
-    return f"it is not a tensor but a {kind}"
+    reason = value.reason if isinstance(value, Refused) else f"it is not a tensor but a {kind}"
+    return CheckpointError(f"'{name}' cannot be averaged: {reason}", subject=path)

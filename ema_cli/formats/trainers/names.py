@@ -31,7 +31,7 @@ _NOT_WEIGHTS = (
     "optimizer*", "*optim_states*", "scheduler*", "rng_state*", "random_states*", "training_args*",
     "optim_*", "*_optimizer.pt", "criterion*", "train_end_criterion*", "brain.ckpt", "counter.ckpt",
     "scaler.pt", "sampler*", "dataloader*", "trainer_state*", "meta.pt", "metadata.pt", "common.pt",
-    "bad-model*",
+    "bad-model*", "extra_state*", "data.pt",
 )  # fmt: skip
 _NOT_WEIGHTS_NAME = re.compile("|".join(map(fnmatch.translate, _NOT_WEIGHTS)))
 # In the folder of a checkpoint: transformers' state of an optimizer, Accelerate's, SpeechBrain's, other loops'.

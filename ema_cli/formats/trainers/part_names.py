@@ -16,10 +16,15 @@ from ema_cli.formats.trainers.folders import SHARD
 _WORDS = r"(?:[a-z]+[-_])*rank|(?:model[-_]?)?shard|model[-_]?part|mp|tp|pp|sdp|consolidated"
 _NUMBERED = re.compile(rf"(?:^|[-_.])(?:{_WORDS})[-_.]?(\d{{1,5}})(?=[-_.]|$)", re.IGNORECASE)
 _OF = re.compile(r"(?:^|[-_.])(?:([a-z_]*)[-_.]?)(\d{1,4})[-_]?of[-_]?(\d{1,4})(?=[-_.]|$)", re.IGNORECASE)
+# From 0 on, of as many as stand before them: verl's model_world_size_4_rank_0.pt.
+_WORLD = re.compile(r"world[-_]?size[-_.]?(\d{1,5})[-_.]rank[-_.]?(\d{1,5})(?=[-_.]|$)", re.IGNORECASE)
 # Before "1-of-5" they say that it is no part: a moment of the training, or a model trained on other data.
 _NO_PARTS = re.compile(
     r"(?:ep|epoch|ba|batch|step|iter|iteration|fold|split|cv|seed|trial|run|phase|stage)s?$", re.IGNORECASE
 )
+# Who names the files of ranks so.
+RANK_FILES = ((re.compile(r"^model_world_size_\d+_rank_\d+\.pt$"), "verl"),)
+RANK_CONFIG = "huggingface"  # the folder beside such files with configuration and tokenizer
 # The trainers' own programs that put such parts together, by the names of the parts.
 CONVERTERS = (
     (re.compile(r"^consolidated\.\d+\."), "transformers' convert_llama_weights_to_hf.py (Llama), or the model's own"),
@@ -40,8 +45,8 @@ def converter(name: str) -> str:
 def parts_of(name: str, is_there: Callable[[str], bool]) -> tuple[str, ...]:
     """Return the names of all parts of the model of which `name` is one, in order; none if it is a model by itself.
 
-    Parts are numbered from 0 without a gap. Where a name says of how many it is one, also from 1, and parts may be
-    missing.
+    Parts are numbered from 0 without a gap. Where a name says of how many it is one, parts may be missing, and the
+    numbers may begin with 1 unless they are those of ranks, of which there may be one alone.
 
     Args:
         name: the name of a file.
@@ -49,15 +54,19 @@ def parts_of(name: str, is_there: Callable[[str], bool]) -> tuple[str, ...]:
     """
     if SHARD.search(name):
         return ()  # an index tells more
-    places = {match.span(2): int(match[3]) for match in _OF.finditer(name) if not _NO_PARTS.search(match[1])}
+    worlds = {match.span(2): int(match[1]) for match in _WORLD.finditer(name)}
+    places = {match.span(2): int(match[3]) for match in _OF.finditer(name) if not _NO_PARTS.search(match[1])} | worlds
     places |= {match.span(1): 0 for match in _NUMBERED.finditer(name) if not _overlaps(match.span(1), places)}
-    texts = [_numbers(name, place, total, is_there) for place, total in sorted(places.items())]
+    texts = [
+        _numbers(name, place, total, is_there, from_zero=not total or place in worlds)
+        for place, total in sorted(places.items())
+    ]
     if prod(map(len, texts)) > _MAX_PARTS:
         return ()
     cuts = [0, *(edge for place in sorted(places) for edge in place), len(name)]
     between = [name[start:end] for start, end in zip(cuts[::2], cuts[1::2], strict=True)]
     names = tuple("".join(_zipped(between, numbers)) for numbers in product(*texts))
-    return names if len(names) > 1 else ()
+    return names if len(names) > 1 or worlds else ()
 
 
 def _overlaps(span: tuple[int, int], others: dict[tuple[int, int], int]) -> bool:
@@ -68,7 +77,9 @@ def _zipped(between: list[str], numbers: tuple[str, ...]) -> list[str]:
     return [text for pair in zip(between, (*numbers, ""), strict=True) for text in pair]
 
 
-def _numbers(name: str, place: tuple[int, int], total: int, is_there: Callable[[str], bool]) -> list[str]:
+def _numbers(
+    name: str, place: tuple[int, int], total: int, is_there: Callable[[str], bool], *, from_zero: bool
+) -> list[str]:
     """Return the numbers that parts have at one place of the name, as text; just its own if it has no neighbours."""
     start, end = place
     own = name[start:end]
@@ -82,7 +93,7 @@ def _numbers(name: str, place: tuple[int, int], total: int, is_there: Callable[[
     def exists(number: int) -> bool:
         return is_there(name[:start] + at(number) + name[end:])
 
-    first = 0 if not total or int(own) == 0 or exists(0) else 1
+    first = 0 if from_zero or int(own) == 0 or exists(0) else 1
     last = total - 1 + first
     while not total and exists(last + 1):
         last += 1

@@ -1,0 +1,222 @@
+"""Put a model together from the shares of all ranks: boxes of tensors, and tensors that each rank has whole."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from math import prod
+
+from ema_cli.checkpoint import MAX_TENSORS, SpecTable, TensorSpec
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint, option
+from ema_cli.formats.boxes import Box, CoverCheck, Damaged, make_box
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.pickles.distributed import Share, is_cut, share_of
+from ema_cli.formats.pickles.values import TensorRef, Wrapped
+from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable
+from ema_cli.formats.placements import boxes_of
+from ema_cli.formats.ranks.copies import CopyCheck
+from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.storage.source import InputFile
+from ema_cli.text import plural
+
+OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole copies of all of them"
+_GATHERED = "save it with torch.distributed.checkpoint, or whole: tensor.full_tensor()"
+_MAX_WORK = 1 << 25  # blocks and boxes, of all tensors at all ranks
+_MOST_SHOWN = 8
+# What batch normalization counts while it trains, each rank for itself.
+_COUNTED = ("running_mean", "running_var", "num_batches_tracked")
+_PLACE = 2  # numbers of a stored box before its offsets and its lengths
+
+
+@dataclass(slots=True)
+class _Stored:
+    """A tensor as far as it is known.
+
+    Attributes:
+        spec: dtype and shape of the whole.
+        is_cut: whether ranks say of it that they share it: then it is a parameter.
+        numbers: for each box that of its file, its first byte there, its offsets and its lengths.
+    """
+
+    spec: TensorSpec
+    is_cut: bool
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+
+    def boxes(self) -> Iterator[tuple[int, int, Box]]:
+        """Yield the boxes, each with the number of its file and its first byte there."""
+        shape = self.spec.shape
+        strides = [prod(shape[dimension + 1 :]) for dimension in range(len(shape))]
+        size = _PLACE + 2 * len(shape)
+        for at in range(0, len(self.numbers), size):
+            file, start, *sides = self.numbers[at : at + size]
+            yield file, start, make_box(tuple(sides[: len(shape)]), tuple(sides[len(shape) :]), strides)
+
+
+@dataclass(slots=True)
+class Assembly:
+    """Collects what each rank has, and makes tensors of it.
+
+    Attributes:
+        files: the files of the ranks, by their numbers in order.
+        ranks: how many ranks there are, as far as the files say it.
+    """
+
+    files: dict[int, InputFile] = field(default_factory=dict)
+    ranks: int = 0
+    _named: dict[str, None] = field(default_factory=dict)
+    _stored: dict[str, _Stored] = field(default_factory=dict)
+    _specs: SpecTable = field(default_factory=SpecTable)
+    _work: int = 0
+
+    def add(self, rank: int, file: InputFile, opened: TorchFile, values: Mapping[str, object]) -> None:
+        """Add the file of a rank, with what it has under the names of the model's tensors.
+
+        Raises:
+            CheckpointError: for what cannot be read, or does not fit what the ranks before have.
+        """
+        number = len(self.files)
+        self.files[rank] = file
+        shares = {
+            name: self._share(name, value, file)
+            for name, value in values.items()
+            if isinstance(value, TensorRef) or is_cut(value)
+        }
+        if len(shares) < len(values):  # in the file's own words
+            opened.tensors({name: value for name, value in values.items() if name not in shares})
+        parts = {
+            name if part == 0 else f"{name} (shard {part})": (name, ref, spans)
+            for name, share in shares.items()
+            for part, (ref, spans) in enumerate(share.parts)
+        }
+        tensors = opened.tensors({key: ref for key, (_, ref, _) in parts.items()})
+        for key, (name, ref, spans) in parts.items():
+            spec, start = tensors.specs[key], tensors.offset(key, 0)
+            if spec.shape != ref.shape or ref.conjugate or ref.negative:
+                raise CheckpointError(f"'{name}' is {spec} in a form that is not put together", subject=file.path)
+            stored = self._tensor(name, TensorSpec(spec.dtype, shares[name].shape), file, is_cut=is_cut(values[name]))
+            try:
+                for begin, offsets, lengths in boxes_of(spans, ref.strides):
+                    stored.numbers.extend((number, start + spec.dtype.nbytes(begin), *offsets, *lengths))
+                    self._work += 1
+            except Damaged as error:
+                raise CheckpointError(f"'{name}': {error}", subject=file.path) from None
+            if self._work > _MAX_WORK:
+                raise CheckpointError("it is cut into too many parts to be read", subject=file.path)
+        self._named.update(dict.fromkeys(values))
+        if len(self._named) > MAX_TENSORS:
+            raise CheckpointError(
+                f"holds {len(self._named)} tensors; at most {MAX_TENSORS} are read", subject=file.path
+            )
+
+    def _share(self, name: str, value: TensorRef | Wrapped, file: InputFile) -> Share:
+        """Return what the rank has of a tensor, which may be the whole."""
+        if isinstance(value, TensorRef):
+            return Share(value.shape, ((value, [[(0, length)] for length in value.shape]),), 0)
+        try:
+            share = share_of(value)
+        except Damaged as error:
+            raise CheckpointError(f"'{name}': {error}", subject=file.path, hint=_GATHERED) from None
+        self.ranks = max(self.ranks, share.ranks)
+        self._work += share.work
+        return share
+
+    def _tensor(self, name: str, spec: TensorSpec, file: InputFile, *, is_cut: bool) -> _Stored:
+        """Return the tensor of a name, which all ranks must describe alike."""
+        stored = self._stored.setdefault(name, _Stored(self._specs.spec(spec.dtype, spec.shape), is_cut))
+        if (stored.spec, stored.is_cut) != (spec, is_cut):
+            raise CheckpointError(
+                f"'{name}' is {spec} here, and {stored.spec} at the ranks before", subject=file.path, hint=OTHER_SAVES
+            )
+        return stored
+
+    def finish(self, options: ReadOptions) -> tuple[PiecedTensors, list[str]]:
+        """Return the tensors, and what a user should be warned of.
+
+        Raises:
+            IncompleteCheckpoint: where the files of ranks are missing.
+            CheckpointError: where the shares do not make up the tensors, or parameters differ between ranks.
+        """
+        files = list(self.files.values())
+        table, cover, copies = PieceTable(), CoverCheck(), CopyCheck(files)
+        numbers: dict[tuple[TensorSpec, bytes], int] = {}
+        tensor_of: dict[str, int] = {}
+        differing: list[str] = []
+        for name in self._named:
+            stored = self._stored.get(name)
+            if stored is None:
+                raise self._not_covered(f"'{name}': no rank has a part of it")
+            key = stored.spec, stored.numbers.tobytes()  # equal for tied tensors
+            if key not in numbers:
+                kept, other = self._without_copies(stored, copies)
+                self._check_cover(name, stored.spec, [box for _, _, box in kept], cover)
+                if other is not None and self._is_refused(name, stored, options):
+                    raise self._differs(name, stored, kept[0][0], other)
+                differing += [name] if other is not None and not options.copies(name) else []
+                numbers[key] = table.add_boxes(stored.spec, kept)
+            tensor_of[name] = numbers[key]
+        warnings = [_warning(differing, min(self.files))] if differing else []
+        specs = {name: self._stored[name].spec for name in self._named}
+        return PiecedTensors(specs, tensor_of, table, files, files[0].path.name), warnings
+
+    def _without_copies(self, stored: _Stored, copies: CopyCheck) -> tuple[list[tuple[int, int, Box]], int | None]:
+        """Return each box once, from the first rank that has it, and the number of a file in which one differs."""
+        kept: list[tuple[int, int, Box]] = []
+        different = None
+        boxes = sorted(stored.boxes(), key=lambda placed: (placed[2].offsets, placed[2].shape, placed[0]))
+        for _, alike in groupby(boxes, key=lambda placed: (placed[2].offsets, placed[2].shape)):
+            first, *others = alike
+            kept.append(first)
+            size = stored.spec.dtype.nbytes(prod(first[2].shape))
+            for other in others:
+                if different is None and not copies.alike(size, first[:2], other[:2]):
+                    different = other[0]
+        return kept, different
+
+    def _check_cover(self, name: str, spec: TensorSpec, boxes: list[Box], cover: CoverCheck) -> None:
+        try:
+            cover.check(spec.shape, [box for box in boxes if prod(box.shape)])
+        except Damaged as error:
+            raise self._not_covered(f"'{name}': {error}") from None
+
+    def _not_covered(self, fact: str) -> CheckpointError:
+        missing = [rank for rank in range(self.ranks) if rank not in self.files]
+        folder = next(iter(self.files.values())).path.parent
+        if missing:
+            return missing_ranks(missing, self.ranks).about(folder)
+        return CheckpointError(fact, subject=folder, hint=OTHER_SAVES)
+
+    def _is_refused(self, name: str, stored: _Stored, options: ReadOptions) -> bool:
+        """Return whether ranks must not differ in a tensor, as in a parameter, or in what may be one.
+
+        Where a module has parameters that are cut, what it has whole is no parameter, but a buffer.
+        """
+        if stored.is_cut:
+            return True
+        around, _, last = name.rpartition(".")
+        is_buffer = (
+            not stored.spec.dtype.averaged
+            or last in _COUNTED
+            or any(other.is_cut and sibling.rpartition(".")[0] == around for sibling, other in self._stored.items())
+        )
+        return not is_buffer and not options.copies(name)
+
+    def _differs(self, name: str, stored: _Stored, first: int, other: int) -> CheckpointError:
+        paths = [file.path for file in self.files.values()]
+        fact = f"'{name}' differs from {paths[first].name}, and both ranks have the whole of that"
+        if stored.is_cut:
+            return CheckpointError(fact, subject=paths[other], hint=OTHER_SAVES)
+        hint = f"where it is a buffer that each rank counts for itself, copy it from the first: {option('copy', name)}"
+        return CheckpointError(fact, subject=paths[other], hint=hint)
+
+
+def missing_ranks(missing: list[int], ranks: int) -> IncompleteCheckpoint:
+    """Return the error for ranks whose files are not there, by their numbers."""
+    shown = ", ".join(map(str, missing[:_MOST_SHOWN])) + (", ..." if len(missing) > _MOST_SHOWN else "")
+    return IncompleteCheckpoint(f"the files of {plural(len(missing), 'rank')} of {ranks} are missing: {shown}")
+
+
+def _warning(names: list[str], rank: int) -> str:
+    shown = ", ".join(names[:_MOST_SHOWN]) + (", ..." if len(names) > _MOST_SHOWN else "")
+    return f"buffers that differ between ranks are those of rank {rank}: {shown}"

@@ -1,0 +1,75 @@
+"""Open a model of which each rank saved its share, from the files of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint, Progress, Tensors
+from ema_cli.errors import CheckpointError, EmaError
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.ranks.assembly import OTHER_SAVES, Assembly
+from ema_cli.formats.torch_save.file import from_torch, open_torch
+from ema_cli.formats.trainers.layout import StateDict
+from ema_cli.formats.trainers.places import select_tensors
+from ema_cli.storage.location import location
+from ema_cli.text import plural
+
+
+def open_ranks(path: Path, files: Mapping[int, Path], options: ReadOptions) -> Checkpoint:
+    """Return the checkpoint at `path`, whose files are those of ranks, by their numbers.
+
+    Raises:
+        IncompleteCheckpoint: where the files of ranks are missing.
+        CheckpointError: where the files do not fit each other, or one cannot be read.
+    """
+    rank, *others = sorted(files)
+    file = location(files[rank]).open()
+    opened = open_torch(file)
+    assembly, progress, warnings = Assembly(), dict[int, Progress](), list[str]()
+
+    def build(values: StateDict) -> Tensors:
+        assembly.add(rank, file, opened, {str(name): value for name, value in values.items()})
+        for other in others:  # one at a time: of each only its boxes are kept
+            progress[other] = _add(assembly, other, files[other], options)
+        tensors, said = assembly.finish(options)
+        warnings.extend(said)
+        return tensors
+
+    checkpoint = from_torch(file, opened, options, build)
+    for other, theirs in progress.items():
+        _check_progress(files[other], files[rank], theirs, checkpoint.progress)
+    return replace(
+        checkpoint,
+        name=path.name,
+        path=path,
+        files=(*assembly.files.values(), *checkpoint.files[1:]),
+        warnings=(*checkpoint.warnings, *warnings),
+        notes=(*checkpoint.notes, f"put together of the files of {plural(len(files), 'rank')}"),
+    )
+
+
+def _add(assembly: Assembly, rank: int, path: Path, options: ReadOptions) -> Progress:
+    """Add the file of a further rank, and return its clocks."""
+    file = location(path).open()
+    opened = open_torch(file)
+    try:
+        selection = select_tensors(opened.root, options, opened)
+    except EmaError as error:
+        error.about(path)
+        raise
+    assembly.add(rank, file, opened, selection.tensors)
+    return selection.progress
+
+
+def _check_progress(path: Path, first: Path, theirs: Progress, progress: Progress) -> None:
+    """Check that two ranks saved at one moment, as far as their files say when."""
+    for unit, clock in progress.clocks.items():
+        other = theirs.clocks.get(unit)
+        if other is not None and other.value != clock.value:
+            raise CheckpointError(
+                f"was saved at {other.value}{unit}, and {first.name} at {clock.value}{unit}",
+                subject=path,
+                hint=OTHER_SAVES,
+            )
