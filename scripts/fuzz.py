@@ -27,6 +27,7 @@ FOLDER = Path(".fuzz")
 SECONDS_PER_INPUT = 5
 GIB = 1 << 30
 ZERO_MODEL, ZERO_OPTIMIZER = "zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+RANK_SHARD = "shard-0000{}-model-00001-of-00001.safetensors"
 READ_BYTES = 1 << 12  # from either end of a tensor
 MAX_NAME_BYTES = 255  # as file systems allow
 
@@ -139,6 +140,13 @@ def fuzz_metadata(around: Path) -> Reader:
     from ema_cli.formats import open_checkpoint
 
     return lambda data: read_through(open_checkpoint(replaced(around / ".metadata", data).parent).tensors)
+
+
+def fuzz_rank_shards(around: Path) -> Reader:
+    """Read one rank's file of pieces, beside that of another."""
+    from ema_cli.formats import open_checkpoint
+
+    return lambda data: read_through(open_checkpoint(replaced(around / RANK_SHARD.format(1), data).parent).tensors)
 
 
 def fuzz_zero(name: str) -> Callable[[Path], Reader]:
@@ -309,6 +317,20 @@ def metadata_seeds(around: Path) -> Seeds:
     yield pickle.dumps(metadata)
 
 
+def rank_shard_seeds(around: Path) -> Seeds:
+    """Write the file of one of two ranks, and yield that of the other: halves of a matrix and of a vector."""
+    import torch
+    from safetensors.torch import save
+
+    sides = [([0, 0], [0]), ([0, 2], [1])]
+    for rank, (matrix, vector) in reversed(list(enumerate(sides, 1))):
+        info = {"layer.weight": {"saved_offsets": matrix}, "bias": {"saved_offsets": vector}}
+        pieces = {"layer.weight": torch.ones(2, 2), "bias": torch.ones(1, dtype=torch.bfloat16)}
+        data = save(pieces, metadata={"DCP_SHARDING_INFO": json.dumps(info)})
+        (around / RANK_SHARD.format(rank)).write_bytes(data)
+    yield data
+
+
 def zero_seeds(name: str) -> Callable[[Path], Seeds]:
     """Return what writes a folder of two ranks of ZeRO, and yields one of the files in the old format of torch's."""
 
@@ -382,6 +404,9 @@ ZERO_WORDS = (
 TARGETS: Mapping[str, Target] = {
     "safetensors": Target(fuzz_safetensors, safetensors_seeds, JSON_WORDS + TENSOR_WORDS),
     "index": Target(fuzz_index, index_seeds, (*JSON_WORDS, "weight_map", "..", "\\\\", "layer.bias")),
+    "rank-shards": Target(
+        fuzz_rank_shards, rank_shard_seeds, (*JSON_WORDS, *TENSOR_WORDS, "DCP_SHARDING_INFO", "saved_offsets")
+    ),
     "zip": Target(fuzz_zip, lambda around: torch_seeds(zipped=True), (*PICKLE_WORDS, "PK\x01\x02", "PK\x06\x06")),
     "legacy": Target(fuzz_legacy, lambda around: torch_seeds(zipped=False), PICKLE_WORDS),
     "pickle": Target(fuzz_pickle, pickle_seeds, PICKLE_WORDS),

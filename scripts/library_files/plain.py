@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from library_files.folders import fresh
+from library_files.processes import launch
 
 
 def torch(folder: Path) -> Path:
@@ -26,6 +27,7 @@ def torch(folder: Path) -> Path:
         places = {"model.layers.0.w": 1, "norm": 1, "lm_head.weight": 2}
         own = str(made / "distributed" / f"step-{step}")
         dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(own, places, save_distributed=True))
+    launch("library_files.pieces", 2, str(made))
     return made
 
 

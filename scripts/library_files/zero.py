@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from library_files.folders import fresh
+from library_files.processes import launch
 
 _STEPS = (2, 4)
-_SCRIPTS = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def deepspeed(folder: Path) -> Path:
     """Train at each stage, and convert: zero_to_fp32.py gives what is in `expected/`, ds_to_universal `universal/`."""
     made = fresh(folder, "deepspeed")
     for kind in _KINDS:
-        _launch(made, kind)
+        launch("library_files.zero", kind.ranks, str(made), str(_KINDS.index(kind)))
         out = made / kind.folder
         for script in out.glob("zero_to_*.py"):
             script.unlink()
@@ -54,24 +53,6 @@ def deepspeed(folder: Path) -> Path:
             if kind.ranks == 2:
                 _convert_to_universal(out / f"global_step{step}", made / "universal" / kind.folder, step)
     return made
-
-
-def _launch(made: Path, kind: _Kind) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": kind.ranks, "LOCAL_WORLD_SIZE": kind.ranks,
-              "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu", "PYTHONPATH": _SCRIPTS}  # fmt: skip
-    command = [sys.executable, "-W", "ignore", "-m", "library_files.zero", str(made), str(_KINDS.index(kind))]
-    running = []
-    for rank in range(kind.ranks):
-        own = {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        running.append(
-            subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        )
-    told = [process.communicate(timeout=300)[0] for process in running]
-    if any(process.returncode for process in running):
-        raise RuntimeError(told[0].decode())
 
 
 def _keep_expected(out: Path, step: int, path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.formats import two_ranks
 from tests.formats.dcp_folders import load_folder, save_folder
+from tests.formats.pieces.make import halves, load_pieces, write_pieces
 from tests.formats.zero.make import small
 
 Tensors = dict[str, torch.Tensor]
@@ -204,6 +205,15 @@ def _universal(folder: Path) -> tuple[Path, Tensors]:
     return saved.write_universal(folder), saved.masters
 
 
+def _rank_shards(folder: Path) -> tuple[Path, Tensors]:
+    tensors = plain_tensors()
+    cut = {
+        name: (tensor, halves(tensor, number % tensor.dim()) if tensor.dim() else [((), ())])
+        for number, (name, tensor) in enumerate(tensors.items())
+    }
+    return write_pieces(folder, cut), load_pieces(folder)
+
+
 def _pipeline(folder: Path) -> tuple[Path, Tensors]:
     (folder / "unet").mkdir()
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -245,6 +255,7 @@ CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
     "DeepSpeed": _deepspeed,
     "ZeRO": _zero,
     "ZeRO, universal": _universal,
+    "shards of ranks": _rank_shards,
     "pipeline": _pipeline,
     "adapter": _adapter,
     "prefixes": _prefixed,

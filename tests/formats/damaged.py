@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint import metadata as dcp_metadata
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from ema_cli.checkpoint import Checkpoint
 from tests.formats.careful_pickles import CarefulUnpickler, torch_load
 from tests.formats.containers import DTYPE_NAMES
+from tests.formats.pieces.make import halves, write_pieces
 from tests.formats.reading import read_range, stored_bytes
 from tests.formats.zero.make import Saved
 
@@ -137,6 +139,36 @@ class Shards(Format):
             part = torch_load(path / shard) if self.suffix == "bin" else load_file(path / shard)
             found.update(part)
         return {name: found[name] for name in index["weight_map"]}
+
+
+class RankShards(Format):
+    """A folder in which two ranks saved their halves of a matrix and of a vector."""
+
+    def write(self, folder: Path) -> Path:
+        matrix, vector = torch.arange(12.0).reshape(3, 4), torch.ones(3, dtype=torch.bfloat16)
+        return write_pieces(folder, {"layer.weight": (matrix, halves(matrix, 1)), "bias": (vector, halves(vector, 0))})
+
+    def load(self, path: Path) -> Tensors:
+        """Put the pieces together by their offsets, each element once."""
+        whole: dict[str, torch.Tensor] = {}
+        covered: dict[str, torch.Tensor] = {}
+        pieces = []
+        for file in sorted(path.glob("*.safetensors")):
+            with safe_open(file, "pt") as opened:
+                info = json.loads(opened.metadata()["DCP_SHARDING_INFO"])
+                pieces += [(n, opened.get_tensor(n), info[n]["saved_offsets"]) for n in opened.keys()]  # noqa: SIM118
+        for name in {name for name, _, _ in pieces}:
+            own = [(piece, at) for other, piece, at in pieces if other == name]
+            ends = [[a + n for a, n in zip(at, piece.shape, strict=True)] for piece, at in own]
+            shape = [max(sides) for sides in zip(*ends, strict=True)]
+            whole[name], covered[name] = torch.zeros(shape, dtype=own[0][0].dtype), torch.zeros(shape)
+            for piece, at in own:
+                assert piece.dtype == whole[name].dtype
+                ranges = tuple(slice(a, a + n) for a, n in zip(at, piece.shape, strict=True))
+                whole[name][ranges] = piece
+                covered[name][ranges] += 1
+            assert bool((covered[name] == 1).all())
+        return whole
 
 
 class Cut(torch.Tensor):
@@ -306,6 +338,7 @@ FORMATS: dict[str, Format] = {
     "whole module, legacy": WholeModule(zipped=False),
     "safetensors shards": Shards("model", "safetensors"),
     "bin shards": Shards("pytorch_model", "bin"),
+    "shards of ranks": RankShards(),
     "DCP": DcpFolder(),
     "ZeRO": ZeroFolder(),
     "trainer_state.json": TrainerState(),

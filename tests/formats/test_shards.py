@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -233,73 +230,3 @@ def test_averages_are_seen_in_any_shard(suffix: str, tmp_path: Path) -> None:
     assert open_checkpoint(folder, ReadOptions(weights="ema")).averaged is None
     with pytest.raises(RunError):
         open_checkpoint(folder, ReadOptions(weights="raw"))
-
-
-def rank_shard(folder: Path, name: str, tensors: dict[str, torch.Tensor], offsets: tuple[int, ...] = (0, 0)) -> None:
-    """Write a shard as torch's HuggingFaceStorageWriter does, all of whose tensors begin at `offsets`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    info = {tensor: {"saved_offsets": list(offsets)} for tensor in tensors}
-    save_file(tensors, folder / name, metadata={"format": "pt", "DCP_SHARDING_INFO": json.dumps(info)})
-
-
-ROWS = {"w": torch.arange(6.0).reshape(2, 3)}
-OWN = "shard-0000{}-model-0000{}-of-0000{}.safetensors"
-
-
-def test_shards_of_ranks_that_hold_whole_tensors_are_one_model(tmp_path: Path) -> None:
-    """Each rank writes its own files, without an index: tensors that are not cut are each in one of them."""
-    other = {"v": torch.ones(2, 2), "u": torch.zeros(1, 1)}
-    rank_shard(tmp_path / "step-3", OWN.format(1, 1, 2), ROWS)
-    rank_shard(tmp_path / "step-3", OWN.format(1, 2, 2), {"u": other["u"]})
-    rank_shard(tmp_path / "step-3", OWN.format(2, 2, 2), {"v": other["v"]})
-    checkpoint = open_checkpoint(tmp_path / "step-3")
-    assert read_all(checkpoint.tensors) == {name: stored_bytes(tensor) for name, tensor in {**ROWS, **other}.items()}
-    assert len(checkpoint.files) == 3
-    (tmp_path / "step-3" / OWN.format(1, 1, 2)).unlink()
-    with pytest.raises(IncompleteCheckpoint, match="holds no shard 1 of 2"):
-        open_checkpoint(tmp_path / "step-3")
-
-
-@pytest.mark.parametrize("offsets", [(2, 0), (0, 3), (0, 0)])
-def test_pieces_of_tensors_are_refused(offsets: tuple[int, ...], tmp_path: Path) -> None:
-    """A tensor of which another rank has a piece, wherever that begins, is not whole in any file."""
-    rank_shard(tmp_path, OWN.format(1, 1, 1), ROWS)
-    rank_shard(tmp_path, OWN.format(2, 1, 1), ROWS, offsets)
-    with pytest.raises(CheckpointError, match="holds pieces of tensors") as caught:
-        open_checkpoint(tmp_path)
-    assert "consolidate_safetensors_files" in str(caught.value.hint)
-
-
-@pytest.mark.slow
-def test_the_hint_puts_pieces_together(tmp_path: Path) -> None:
-    """What it says to run leaves the whole tensors where they are found: the folder opens then."""
-    folder = tmp_path / "step 7"
-    rank_shard(folder, OWN.format(1, 1, 1), {"w": ROWS["w"][:1]})
-    rank_shard(folder, OWN.format(2, 1, 1), {"w": ROWS["w"][1:].contiguous()}, (1, 0))
-    with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(folder)
-    python, flag, code, argument = shlex.split(str(caught.value.hint).partition(": ")[2])
-    assert (python, flag, argument) == ("python", "-c", str(folder))
-    subprocess.run([sys.executable, flag, code, argument], check=True, capture_output=True)
-    assert read_all(open_checkpoint(folder).tensors) == {"w": stored_bytes(ROWS["w"])}
-
-
-@pytest.mark.parametrize("info", ["", "{", "[]", '{"w": 3}', '{"w": {}}', '{"w": {"saved_offsets": 3}}'])
-def test_offsets_that_cannot_be_read_are_no_proof_of_whole_tensors(info: str, tmp_path: Path) -> None:
-    """What says nothing of where the pieces begin is refused as pieces."""
-    save_file(ROWS, tmp_path / "model.safetensors", metadata={"DCP_SHARDING_INFO": info})
-    with pytest.raises(CheckpointError, match="holds pieces of tensors"):
-        open_checkpoint(tmp_path)
-
-
-def test_consolidated_is_taken_before_the_shards_of_ranks(tmp_path: Path) -> None:
-    """NeMo Automodel writes what from_pretrained loads into consolidated/, beside the pieces."""
-    rank_shard(tmp_path / "model", OWN.format(1, 1, 1), {"w": ROWS["w"][:1]})
-    rank_shard(tmp_path / "model", OWN.format(2, 1, 1), {"w": ROWS["w"][1:]}, (1, 0))
-    (tmp_path / "model" / "consolidated").mkdir()
-    save_file(ROWS, tmp_path / "model" / "consolidated" / "model.safetensors")
-    checkpoint = open_checkpoint(tmp_path / "model")
-    assert read_all(checkpoint.tensors) == {"w": stored_bytes(ROWS["w"])}
-    assert checkpoint.path == tmp_path / "model"
-    assert checkpoint.pretrained is not None
-    assert checkpoint.pretrained.folder == tmp_path / "model" / "consolidated"

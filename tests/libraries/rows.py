@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from tests.formats.pieces.make import load_pieces
 from tests.libraries import loading
 from tests.libraries.loading import safetensors_files, torch_file
 
@@ -219,6 +220,12 @@ LIBRARIES: Mapping[str, list[Written]] = {
     "torch 2.13.0": [
         Written("torch-hf-writer-2.13.0/default", numbered("step-{}", 10, 20, 30), safetensors_files),
         Written("torch-hf-writer-2.13.0/distributed", numbered("step-{}", 10, 20, 30), safetensors_files),
+        Written("torch-hf-writer-2.13.0/pieces", numbered("step-{}", 10, 20, 30), load_pieces),
+        Written(
+            "torch-hf-writer-2.13.0/together",
+            numbered("step-{}", 10, 20, 30),
+            lambda folder: load_pieces(folder / "sharded"),
+        ),
     ],
     "torch-ema 0.3": [Written("torch-ema-0.3", numbered("step-{}.pt", 1, 2, 3), torch_file("model"))],
     "ultralytics 8.4.190": [

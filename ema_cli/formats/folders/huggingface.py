@@ -12,7 +12,9 @@ from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoW
 from ema_cli.formats.folders import refused
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
+from ema_cli.formats.pieces.rank_shards import join_pieces
 from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.formats.safetensors.header import open_file
 from ema_cli.formats.shards import join_parts, open_index
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.adapters import adapter_settings
@@ -24,6 +26,7 @@ from ema_cli.formats.trainers.folders import (
     BASES,
     CONSOLIDATED,
     EXTRAS,
+    HF_METADATA,
     RANK_SHARD,
     SHARD,
     TRAINER_STATE,
@@ -31,6 +34,7 @@ from ema_cli.formats.trainers.folders import (
 from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES, averages_file, is_weights_name, names_in
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.storage.location import location
+from ema_cli.text import plural
 
 _CONFIG = "config.json"
 _KNOWN = (*BASES, *BASES.values(), *EXTRAS, ".")  # beginnings of the names of a model's own files
@@ -57,8 +61,11 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """
     names = names_in(path)
     if CONSOLIDATED in names and _has_shards_alone(names) and matches(path / CONSOLIDATED):
-        whole = open_checkpoint(path / CONSOLIDATED, options)
-        return dataclasses.replace(whole, name=path.name, path=path)
+        try:
+            return _open_consolidated(path, names, options)
+        except IncompleteCheckpoint:  # its writer died, or still writes it; the pieces were whole before
+            if not any(map(RANK_SHARD.search, names)):
+                raise
     base, file_name = _choose(path, names, options)
     if base == "diffusion_pytorch_model" and _is_ema_model(path):
         return _open_averages(path, file_name, options)
@@ -77,9 +84,17 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         trainer=_trainer(names),
         progress=progress,
         resumable=TRAINER_STATE in names,
-        pretrained=Pretrained(base, path),
+        pretrained=Pretrained(base, path / HF_METADATA if HF_METADATA in names else path),
         adapter=dataclasses.replace(checkpoint.adapter, values={**checkpoint.adapter.values, **settings}),
     )
+
+
+def _open_consolidated(path: Path, names: set[str], options: ReadOptions) -> Checkpoint:
+    """Open the model that was put together from the files of ranks beside it; raise as `open_checkpoint`."""
+    whole = open_checkpoint(path / CONSOLIDATED, options)
+    note = f"taken from {CONSOLIDATED}/, and not from the files of ranks beside it"
+    trainer = _trainer(names) or whole.trainer
+    return dataclasses.replace(whole, name=path.name, path=path, trainer=trainer, notes=(*whole.notes, note))
 
 
 def _open_own(path: Path, file_name: str, names: Collection[str], options: ReadOptions) -> Checkpoint:
@@ -157,20 +172,19 @@ def _open_file(path: Path, options: ReadOptions) -> Checkpoint:
 
 
 def _open_ranks(path: Path, names: Collection[str], options: ReadOptions) -> Checkpoint:
-    """Open the shards of all ranks, which have no index, as one model: where each tensor is whole in one of them."""
+    """Open the shards of all ranks, which have no index, as one model: whole tensors, and pieces by their offsets."""
     shards = {name: match for name in sorted(names) if (match := RANK_SHARD.search(name))}
-    numbers = {int(match[2]) for match in shards.values()}
-    count = max(int(match[3]) for match in shards.values())
+    numbers = {int(match[3]) for match in shards.values()}
+    count = max(int(match[4]) for match in shards.values())
     missing = min(set(range(1, count + 1)) - numbers, default=None)
     if missing is not None:
         raise IncompleteCheckpoint(f"holds no shard {missing} of {count}", subject=path)
-    parts = [safetensors_file.open_checkpoint(path / name, options) for name in shards]
-    try:
-        tensors = join_parts(path, parts)
-    except CheckpointError as error:  # one name in two: each has a piece
-        raise safetensors_file.pieces_error(path) from error
-    files = tuple(file for part in parts for file in part.files)
-    return dataclasses.replace(parts[0], path=path, tensors=tensors, files=files)
+    opened = [open_file(path / name) for name in shards]
+    files = tuple(shard.file for shard in opened)
+    whole = safetensors_file.from_tensors(path, join_pieces(path, opened), opened[0].metadata, files, options)
+    ranks = len({match[1] for match in shards.values()})
+    note = f"put together of what {plural(ranks, 'rank')} saved; if the last of them lack a file, none shows it"
+    return dataclasses.replace(whole, notes=(*whole.notes, note))
 
 
 def _open_averages(path: Path, file_name: str, options: ReadOptions) -> Checkpoint:
@@ -236,6 +250,8 @@ def _has_shards_alone(names: set[str]) -> bool:
 
 def _trainer(names: set[str]) -> str | None:
     """Return who wrote a folder; None where nothing of it tells, as torch's writer for the Hub leaves weights alone."""
+    if HF_METADATA in names:
+        return "NeMo AutoModel"
     if any(name.startswith("random_states_") for name in names) and TRAINER_STATE not in names:
         return "accelerate"
     return "transformers" if names & {_CONFIG, ADAPTER_CONFIG, TRAINER_STATE} else None

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint, Progress
+from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint, Progress, Tensors
 from ema_cli.errors import CheckpointError, NoSuchWeights, UsageError, option
 from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_mark
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
+from ema_cli.formats.safetensors.offsets import saved_offsets
 from ema_cli.formats.trainers.adapters import header_settings
 from ema_cli.formats.trainers.choice import averaged_model, choose, settle_averages
+from ema_cli.formats.trainers.folders import RANK_SHARD
 from ema_cli.formats.trainers.layout import NamedTensor, Selection, Sets
-from ema_cli.formats.trainers.names import may_hold_averages
+from ema_cli.formats.trainers.names import may_hold_averages, names_in
 from ema_cli.formats.trainers.prefixes import Renamed
 from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
 
 _LORA_KEY = "lora_adapter_metadata"
 _WITHOUT_CLOCKS = {"format"}  # what most headers say, and nothing else
-_PIECE_KEY = "DCP_SHARDING_INFO"  # under which torch's writer says which part of a tensor a file holds
-# What puts the pieces together, in the folder `consolidated` beside them, where they are found.
-_CONSOLIDATE = (
-    "python -c 'import os, sys, torch.distributed.checkpoint as c; "
-    "from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files as join; "
-    'd = sys.argv[1]; o = d + "/consolidated"; os.makedirs(o); '
-    "join(d, o, dict.fromkeys(c.HuggingFaceStorageReader(d).read_metadata().state_dict_metadata, 1))' "
-)
+_NAMES = "shard-00001-model-00001-of-00001.safetensors and so on, with the rank from 1 as the first number"
 
 
 def matches(path: Path) -> bool:
@@ -46,9 +40,26 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         UsageError, RunError: where an option does not fit a file that holds one set of weights and nothing else.
     """
     tensors = open_file(path)
-    if _PIECE_KEY in tensors.metadata and not _are_whole(tensors.metadata[_PIECE_KEY]):
-        raise pieces_error(path)
-    averages = _averages(tensors)
+    _check_whole(path, tensors)
+    return from_tensors(path, tensors, tensors.metadata, (tensors.file,), options)
+
+
+def from_tensors(
+    path: Path, tensors: Tensors, metadata: Mapping[str, str], files: tuple[InputFile, ...], options: ReadOptions
+) -> Checkpoint:
+    """Return the checkpoint at `path` with these tensors.
+
+    Args:
+        path: the checkpoint.
+        tensors: its tensors.
+        metadata: the `__metadata__` of its file.
+        files: all files that were read.
+        options: what the user chose.
+
+    Raises:
+        UsageError, RunError: as `open_checkpoint`.
+    """
+    averages = _averages(tensors, metadata)
     if averages is None and options.key is not None:
         raise UsageError(
             f"{option('key')} says where the weights are in a pickled file; this is safetensors",
@@ -56,27 +67,26 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
             hint=f"leave out {option('key')}",
         )
     # Diffusers keeps rank and alpha of a LoRA here, and nowhere else.
-    kept = {name: tensors.metadata[name] for name in (_LORA_KEY,) if name in tensors.metadata}
-    trainer, progress = _progress(tensors, options)
+    kept = {name: metadata[name] for name in (_LORA_KEY,) if name in metadata}
+    trainer, progress = _progress(metadata, options)
     checkpoint = Checkpoint(
         name=path.name,
         path=path,
         tensors=tensors,
-        files=(tensors.file,),
+        files=files,
         format="safetensors",
         trainer=trainer,
         progress=progress,
         averages=averages,
-        mark=parse_mark(tensors.metadata[METADATA_KEY]) if METADATA_KEY in tensors.metadata else None,
+        mark=parse_mark(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None,
         adapter=AdapterSettings(header_settings(kept[_LORA_KEY]), {"": kept}) if kept else AdapterSettings(),
     )
     sets = None if averages else _sets(tensors)
     return settle_averages(checkpoint, options) if sets is None else _choose(checkpoint, sets, options)
 
 
-def _progress(tensors: SafetensorsTensors, options: ReadOptions) -> tuple[str | None, Progress]:
+def _progress(metadata: Mapping[str, str], options: ReadOptions) -> tuple[str | None, Progress]:
     """Return the trainer that wrote the header, None where it is unknown, and the clocks in it."""
-    metadata = tensors.metadata
     places = () if METADATA_KEY in metadata else options.clock_places
     if metadata.keys() <= _WITHOUT_CLOCKS and not places:
         return None, Progress()
@@ -85,7 +95,7 @@ def _progress(tensors: SafetensorsTensors, options: ReadOptions) -> tuple[str | 
     return header_progress(metadata, places)
 
 
-def _sets(tensors: SafetensorsTensors) -> Sets | None:
+def _sets(tensors: Tensors) -> Sets | None:
     """Return the sets of weights where a part of the model is an average of the rest; None where there is one set."""
     if not may_hold_averages(tensors.specs):
         return None
@@ -130,31 +140,28 @@ def _choose(checkpoint: Checkpoint, sets: Sets, options: ReadOptions) -> Checkpo
     )
 
 
-def pieces_error(path: Path) -> CheckpointError:
-    """Return the error for a file, or a folder of files, with pieces of tensors whose rest is in other files."""
-    folder = path.parent if path.suffix == ".safetensors" else path
-    return CheckpointError(
-        "holds pieces of tensors, as torch.distributed.checkpoint saves them in safetensors",
-        subject=path,
-        hint=f"put them together first: {_CONSOLIDATE}{shlex.quote(str(folder))}",
-    )
+def _check_whole(path: Path, tensors: SafetensorsTensors) -> None:
+    """Refuse a file of one rank's, where those of other ranks may have the rest of its tensors.
 
-
-def _are_whole(text: str) -> bool:
-    """Return whether each tensor of a file begins where the saved one did, by what torch's writer says in its header.
-
-    The rest of a tensor that is cut begins elsewhere, in another file of the same folder.
+    The pieces of the first rank begin where whole tensors do: then only its name shows that there are others.
     """
-    try:
-        pieces = json.loads(text)
-        return all(not any(piece["saved_offsets"]) for piece in pieces.values())
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return False
+    offsets = saved_offsets(tensors)
+    if offsets is None:
+        return
+    names = names_in(path.parent)
+    is_one_of_several = RANK_SHARD.search(path.name) and sum(1 for name in names if RANK_SHARD.search(name)) > 1
+    if is_one_of_several or any(map(any, offsets.values())):
+        called = "" if RANK_SHARD.search(path.name) else f", with its files called {_NAMES}"
+        raise CheckpointError(
+            "holds what one rank saved of a model, and the files of other ranks hold the rest",
+            subject=path,
+            hint=f"name its folder, {path.parent}{called}",
+        )
 
 
-def _averages(tensors: SafetensorsTensors) -> Averages | None:
+def _averages(tensors: Tensors, metadata: Mapping[str, str]) -> Averages | None:
     """Return how it is known that these are averages already, None if they are not."""
-    if METADATA_KEY in tensors.metadata:
+    if METADATA_KEY in metadata:
         return Averages(MADE_HERE)
     return averaged_model(tensors)
 

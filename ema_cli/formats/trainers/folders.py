@@ -24,10 +24,12 @@ ADAPTER_CONFIG = "adapter_config.json"
 # LLaMA-Factory, the projector and the trained remainder of LLaVA. Written as they were: their loaders ask for the name.
 EXTRAS = ("value_head", "mm_projector", "non_lora_trainables")
 SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
-# A shard of one rank's, as torch's HuggingFaceStorageWriter names it when each rank writes its own: what comes after
-# the rank, the shard's number, their count. They have no index; who puts them together writes into CONSOLIDATED.
-RANK_SHARD = re.compile(r"^shard-\d{5,}-(\w+)-(\d{5,})-of-(\d{5,})\.safetensors$")
+# A shard of one rank's, as torch's HuggingFaceStorageWriter names it when each rank writes its own: the rank from 1,
+# the name of the model, the shard's number, their count. They have no index; who puts them together writes into
+# CONSOLIDATED.
+RANK_SHARD = re.compile(r"^shard-(\d{5,})-(\w+)-(\d{5,})-of-(\d{5,})\.safetensors$")
 CONSOLIDATED = "consolidated"
+HF_METADATA = ".hf_metadata"  # beside such shards: NeMo AutoModel's configuration and tokenizer
 SAME_MODEL = (CONSOLIDATED, "sharded")  # folders in a checkpoint's with its model once more
 # Parts of a Diffusers pipeline, each in a folder of its name.
 COMPONENTS = (

@@ -12,6 +12,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+from tests.formats.dcp_folders import Box
+from tests.formats.pieces.make import halves, write_pieces
 from tests.formats.zero.make import Saved
 
 Tensors = dict[str, torch.Tensor]
@@ -121,6 +123,18 @@ def hub_cache(run: Path) -> Case:
         for path in (run.parent / "blobs" / str(step)).iterdir():
             (run / f"step-{step}" / path.name).symlink_to(path)
     return Case()
+
+
+def rank_shards(run: Path) -> Case:
+    """Write what each of two ranks saves of a model, cut along the first dimension."""
+    for step in STEPS:
+        tensors = state_dict(step)
+        write_pieces(run / f"step-{step}", {name: (tensor, _halves(tensor)) for name, tensor in tensors.items()})
+    return Case()
+
+
+def _halves(tensor: torch.Tensor) -> list[Box]:
+    return halves(tensor, 0) if tensor.dim() else [((), ())]
 
 
 def bin_shards(run: Path) -> Case:

@@ -56,6 +56,7 @@ def icefall(step: int) -> dict[str, Any]:
 READ: dict[str, list[Callable[[Path], Case]]] = {
     "safetensors": [made.safetensors_files],
     "safetensors in shards": [made.hub_cache],
+    "safetensors of ranks": [made.rank_shards],
     "torch.save, zip": [
         each("step-{}.pt", lambda step: {"model": state_dict(step), "step": step}),
         each("step-{}.bin", state_dict),
