@@ -30,8 +30,8 @@ from ema_cli.writing.outputs import Output, OutputOptions, lay_out_output, outpu
 from ema_cli.writing.replacing import check_target
 from ema_cli.writing.target import Target, assign_targets, published_target
 
-_RESERVED_BYTES = 16 << 20  # of --max-memory, for all that is no buffer
-_RESERVED_BYTES_PER_TENSOR = 1 << 10  # for what the official reader takes when it reads the output back
+_RESERVED_BYTES = 32 << 20  # of --max-memory, for all that is no buffer: half of it for numpy, if that has to be loaded
+_RESERVED_BYTES_PER_TENSOR = 1 << 10  # for the tables of the output, as it is laid out and as it is read back
 _LEAST_BUFFER_BYTES = 2 << 20
 
 

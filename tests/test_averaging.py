@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from ema_cli import __version__, averaging
 from ema_cli.dtypes import DTYPES
-from ema_cli.errors import CheckpointError, OutputError, RunError, UsageError
+from ema_cli.errors import CheckpointError, OutputError, RunError, Unreadable, UsageError
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.safetensors import official
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import open_run, read_run
+from ema_cli.writing import files
 from ema_cli.writing.target import Target, default_target, parse_target
 from tests.conftest import make_tensors, oracle, write_hf_run, write_torch_run
 
@@ -297,10 +297,10 @@ def test_an_output_that_cannot_be_read_back_is_not_published(tmp_path: Path, mon
     """An error of the disk while the finished file is checked is an output error."""
     write_torch_run(tmp_path / "run", [100, 200])
 
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(5, "Input/output error")
+    def fail(path: Path) -> None:
+        raise Unreadable("cannot be read: Input/output error", subject=path)
 
-    monkeypatch.setattr(official, "safe_open", fail)
+    monkeypatch.setattr(files, "open_file", fail)
     with pytest.raises(OutputError, match="does not read back: cannot be read: Input/output error"):
         average(plan_of(tmp_path / "run"), tmp_path / "x.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -6,26 +6,31 @@ neighbours by far more than around it, and by about their size. A learning rate 
 distances, too, and never as much: in 44 small trainings neighbours lay at most 0.6 of the weights' size apart, and a
 checkpoint at most 2.1 times as far from both neighbours as they from each other; checkpoints of two runs lay 1.1 to 1.6
 of their size apart, and those in turn 3 to 60 times as far.
+
+No numpy: the samples are small, and to load it takes longer than all that is done with them.
 """
 
 from __future__ import annotations
 
+import math
+import struct
 import threading
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.folding.kernel.floats import Floats, decode, sum_dtype
+from ema_cli.dtypes import DType
 
 _FAR = 3.0  # times the distance of others
 _LEAST = 0.01  # of the weights' size: a run that hardly moves shows nothing
 _LEAST_JUMP = 0.8  # of the weights' size: less is within reach of a learning rate that restarts
 _MOST_ELEMENTS = 128  # of a sample that are kept
 _MOST_BYTES = 4 << 20  # that all samples take
+
+# How `struct` names a stored float, and the bytes that it lacks: a bfloat16 is the upper half of a float32.
+_FORMS = {"BF16": ("f", 2), "F16": ("e", 0), "F32": ("f", 0), "F64": ("d", 0)}
 
 Sample = tuple[str, int]
 
@@ -35,23 +40,20 @@ class WeightSamples:
     """The samples of the weights of several checkpoints: a few elements of each block. Filled by several threads."""
 
     checkpoints: int
-    _vectors: dict[Checkpoint, dict[Sample, NDArray[np.float32]]] = field(default_factory=dict)
+    _vectors: dict[Checkpoint, dict[Sample, array[float]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, checkpoint: Checkpoint, name: str, start: int, data: bytes | bytearray) -> None:
         """Keep elements of a block that was read of a tensor; what is not averaged is not kept."""
         dtype = checkpoint.tensors.specs[name].dtype
-        if dtype.kind != "float" or dtype.bits < 16:
+        if dtype.name not in _FORMS:
             return
         most = max(1, min(_MOST_ELEMENTS, _MOST_BYTES // (64 * max(self.checkpoints, 1))))
-        values: Floats = np.empty(len(data) // dtype.itemsize, sum_dtype([dtype]))
-        decode(dtype, np.frombuffer(data, np.uint8), values)
-        with np.errstate(over="ignore"):
-            kept = values[:: -(-len(values) // most)].astype(np.float32)
+        kept = _spread(dtype, data, most)
         with self._lock:
             self._vectors.setdefault(checkpoint, {})[name, start] = kept
 
-    def distances(self, checkpoints: Sequence[Checkpoint], apart: int) -> NDArray[np.float64] | None:
+    def distances(self, checkpoints: Sequence[Checkpoint], apart: int) -> list[float] | None:
         """Return the relative distance of each checkpoint from the one `apart` later: the median over the samples.
 
         Samples that never move, as those of frozen weights, or are not finite, do not count; None where no other is in
@@ -61,19 +63,30 @@ class WeightSamples:
         rows = []
         for key in tables[0]:
             if all(key in table for table in tables):
-                values = np.stack([table[key] for table in tables])
-                sizes = np.linalg.norm(values, axis=1)
+                vectors = [table[key] for table in tables]
+                sizes = [math.hypot(*vector) for vector in vectors]
                 size = _median(sizes)
-                if size > 0 and np.isfinite(sizes).all() and np.any(values != values[0]):
-                    rows.append(np.linalg.norm(values[apart:] - values[:-apart], axis=1) / size)
-        return _median(np.stack(rows)) if rows else None
+                if size > 0 and all(map(math.isfinite, sizes)) and any(vector != vectors[0] for vector in vectors):
+                    rows.append([math.dist(*pair) / size for pair in zip(vectors, vectors[apart:], strict=False)])
+        return [_median(column) for column in zip(*rows, strict=True)] if rows else None
 
 
-def _median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the median of finite values along the first axis. numpy's own loads its masked arrays, and takes long."""
-    ordered: NDArray[np.float64] = np.sort(values, axis=0)
-    middle = ordered[(len(values) - 1) // 2 : len(values) // 2 + 1]
-    return np.asarray(middle.mean(axis=0))
+def _spread(dtype: DType, data: bytes | bytearray, most: int) -> array[float]:
+    """Return at most so many of the stored floats, at equal distances."""
+    form, lacking = _FORMS[dtype.name]
+    size, width = dtype.itemsize, dtype.itemsize + lacking
+    every = size * -(-len(data) // (size * most))
+    count = -(-len(data) // every)
+    kept = bytearray(count * width)
+    for byte in range(size):
+        kept[lacking + byte :: width] = data[byte::every]
+    return array("f", struct.unpack(f"<{count}{form}", kept))
+
+
+def _median(values: Sequence[float]) -> float:
+    """Return the median. That of `statistics` takes longer to load than all of this."""
+    ordered = sorted(values)
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
 def jump_notes(samples: WeightSamples, checkpoints: Sequence[Checkpoint], clocks: Sequence[float]) -> list[str]:
@@ -86,11 +99,9 @@ def jump_notes(samples: WeightSamples, checkpoints: Sequence[Checkpoint], clocks
     """
     if len(checkpoints) < 3 or any(other.tensors.specs is not checkpoints[0].tensors.specs for other in checkpoints):
         return []
-    with np.errstate(all="ignore"):
-        one, two = (samples.distances(checkpoints, apart) for apart in (1, 2))
-    if one is None or two is None or not np.isfinite([*one, *two]).all():
+    steps, twos = (samples.distances(checkpoints, apart) for apart in (1, 2))
+    if steps is None or twos is None:
         return []
-    steps, twos = one.tolist(), two.tolist()
     far = [*_aside(steps, twos), *_jumps(steps, [b - a for a, b in pairwise(clocks)])]
     if not far:
         return []

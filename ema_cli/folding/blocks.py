@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DType
 from ema_cli.folding.kernel import sum_bytes
 from ema_cli.folding.sample import Range, Sample
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _MOST_PIECES = 4096  # in a block: each takes more memory than a small tensor
 
@@ -81,6 +83,8 @@ class Block:
         """Return the tensors that hold these elements of the block."""
         if len(self.pieces) == 1:  # all elements of a large mask, in every thread: not a byte for each
             return set(self.pieces[0].group.names) if len(elements) else set()
+        import numpy as np  # which gave the elements, and else is not loaded
+
         ends = np.cumsum([piece.count for piece in self.pieces])
         positions = np.unique(np.searchsorted(ends, elements, side="right"))
         return {name for position in positions for name in self.pieces[position].group.names}

@@ -42,6 +42,7 @@ def make_manifest(
     outputs: Mapping[str, WrittenFile],
     warnings: Sequence[str],
     notes: Sequence[str],
+    libraries: Mapping[str, str],
     classes: Sequence[str] | None = None,
 ) -> Manifest:
     """Return the manifest of one average, still without its tensors.
@@ -54,20 +55,13 @@ def make_manifest(
         outputs: file name -> its size in bytes and its sha256.
         warnings: the warnings for the user.
         notes: what else is said of the run, where nothing is wrong.
+        libraries: the versions of those that it was made with.
         classes: the classes and functions that loading the output runs; None where it is of a form of our own.
     """
-    import numpy as np  # here, so that reading a manifest does not import it
-    import safetensors
-
     manifest: Manifest = {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "ema-cli", "version": __version__},
-        # Not by importlib.metadata: it reads files, which may have changed since the averaging began.
-        "libraries": {
-            "numpy": np.__version__,
-            "python": sys.version.partition(" ")[0],
-            "safetensors": safetensors.__version__,
-        },
+        "libraries": dict(libraries),
         "recipe": cast(RecipeRow, {**RecipeRecord.of(plan).to_dict(), **options}),  # each law knows its own keys
         "inputs": [_input(entry, fingerprints, blocks) for entry in plan.entries],
         "fingerprint": FINGERPRINT,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ema_cli.manifest.fingerprint import Watch, fingerprints
+from ema_cli.manifest.libraries import library_versions
 from ema_cli.manifest.manifest import make_manifest, manifest_text, tensor_row
 from ema_cli.manifest.sums import manifest_path, sums_path, sums_text
 from ema_cli.manifest.types import Manifest, TensorRow
@@ -59,6 +60,7 @@ class Record:
         self._options = options
         self._copied = copied
         self._remarks = remarks
+        self._libraries = library_versions()  # as they are before the output is written
         self._fingerprints = dict(zip(checkpoints, fingerprints(checkpoints, threads, watch), strict=True))
         self.checksums = Checksums(len(checkpoints)) if checksum else None
 
@@ -82,6 +84,7 @@ class Record:
             outputs=written,
             warnings=remarks.warnings,
             notes=remarks.notes,
+            libraries=self._libraries,
             classes=None if output.likeness is None else output.likeness.classes,
         )
 

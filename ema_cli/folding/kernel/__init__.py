@@ -1,6 +1,7 @@
 """The arithmetic on blocks of tensors, behind one interface, `Kernel`, of two kinds: `numpy_kernel`, `compiled_kernel`.
 
-May import dtypes: it knows of no file, tensor or thread.
+May import dtypes: it knows of no file, tensor or thread. The compiled kernel loads numpy where something is not finite,
+and not before: to load it takes as long as all else that starts.
 
 A thread sums up one block of all checkpoints, for one or several averages, in its workspace:
 
@@ -31,14 +32,17 @@ that enters:
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from ema_cli.dtypes import DType
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 NOBODY = -1
 """In place of a checkpoint to blame, where only the average is too large for the target."""
@@ -178,6 +182,16 @@ class Kernel(Protocol):
 def sums_in_float64(dtypes: Iterable[DType]) -> bool:
     """Return whether blocks stored in these dtypes are summed up in float64, else in float32: rule 1."""
     return any(dtype.component_bits > 32 for dtype in dtypes)
+
+
+def overflow_limit(target: DType, dtypes: Iterable[DType]) -> float:
+    """Return the magnitude from which on a sum of blocks stored in `dtypes` becomes infinite when rounded to `target`.
+
+    Infinity where no number of the sum's type does. For F16 it is 65520, halfway from its largest number, 65504, to
+    65536.
+    """
+    largest = sys.float_info.max if sums_in_float64(dtypes) else (2 - 2.0**-23) * 2.0**127
+    return math.inf if target.overflow > largest else target.overflow
 
 
 def sum_bytes(dtypes: Sequence[DType]) -> int:

@@ -10,7 +10,6 @@ from functools import cache
 from ema_cli.errors import UsageError
 from ema_cli.folding.kernel import Kernel
 from ema_cli.folding.kernel.agreement import agrees
-from ema_cli.folding.kernel.numpy_kernel import NUMPY
 
 VARIABLE = "EMA_KERNEL"
 _WANTED = ("numpy", "compiled")
@@ -36,7 +35,7 @@ def chosen_kernel() -> Choice:
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "numpy":
-        return Choice(NUMPY, "numpy", f"{VARIABLE} says so")
+        return _numpy(f"{VARIABLE} says so")
     choice = _best_kernel()
     if wanted not in ("", *_WANTED):
         raise UsageError(f"there is no kernel '{wanted}'", subject=VARIABLE, hint=f"one of {', '.join(_WANTED)}")
@@ -52,9 +51,15 @@ def _best_kernel() -> Choice:
     except ImportError:
         is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
         where = " for Pythons without the global lock" if is_free_threaded else ""
-        return Choice(NUMPY, "numpy", f"the compiled kernel is not built{where}")
+        return _numpy(f"the compiled kernel is not built{where}")
     for number, name in variants():
         kernel = CompiledKernel(number)
         if agrees(kernel):
             return Choice(kernel, f"compiled for {name}")
-    return Choice(NUMPY, "numpy", "the compiled kernel was found to give other bytes")
+    return _numpy("the compiled kernel was found to give other bytes")
+
+
+def _numpy(reason: str) -> Choice:
+    from ema_cli.folding.kernel.numpy_kernel import NUMPY  # which loads numpy
+
+    return Choice(NUMPY, "numpy", reason)

@@ -1,23 +1,26 @@
 """The arithmetic in C, compiled.c: all checkpoints of a block in one pass over their bytes, rounding included.
 
-What is not finite goes numpy's way: the C code only says that an average holds such elements, and `settle` reads them
-again. Imported only where the extension is built.
+What is not finite goes numpy's way: the C code only says that an average holds such elements, and `rounded` reads them
+again. Imported only where the extension is built. No numpy, unless something is not finite.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 from array import array
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ema_cli.dtypes import DType
-from ema_cli.folding.kernel import Load, NonFiniteElements, SumSpec, WorkspaceSize, _compiled, sums_in_float64
-from ema_cli.folding.kernel.floats import Floats, decode, encode, overflow_limit, sum_dtype
-from ema_cli.folding.kernel.numpy_kernel import NUMPY
-from ema_cli.folding.kernel.settling import settle
+from ema_cli.folding.kernel import (
+    Load,
+    NonFiniteElements,
+    SumSpec,
+    WorkspaceSize,
+    _compiled,
+    overflow_limit,
+    sums_in_float64,
+)
 
 MOST_ROWS = 32  # of one call, as in compiled.c
 MOST_AVERAGES = 32
@@ -96,11 +99,13 @@ class CompiledWorkspace:
         wide, rows = sums_in_float64([dtype]), (stored,)
         return not _compiled.add(
             self._variant, rows, kind, array("d", [1.0]), rows, kind, b"\1", (self._memory.sums[0],),
-            count, kind[0], wide, True, np.inf, True,
+            count, kind[0], wide, True, math.inf, True,
         )  # fmt: skip
 
     def find_non_finite(self, dtype: DType, stored: memoryview) -> NonFiniteElements:
         """Return what is not finite in a block of the only checkpoint."""
+        from ema_cli.folding.kernel.numpy_kernel import NUMPY
+
         nbytes = 2 * len(stored)  # of 16-bit numbers, as floats
         return NUMPY.workspace(WorkspaceSize(1, nbytes, 1, 1)).find_non_finite(dtype, stored)
 
@@ -115,7 +120,7 @@ class CompiledSums:
         self._count = spec.count * spec.target.components
         self._wide = sums_in_float64(spec.dtypes)
         self._plain = all(dtype.name == "BF16" for dtype in (*spec.dtypes, spec.target))
-        self._limit = overflow_limit(spec.target, sum_dtype(spec.dtypes))
+        self._limit = overflow_limit(spec.target, spec.dtypes)
         self._newest = dict(zip(spec.weights.bases, memory.newest, strict=False))
         self._rows: list[memoryview] = []
         self._begun: set[int] = set()  # averages with a sum so far
@@ -171,41 +176,11 @@ class CompiledSums:
         return average not in self._beyond
 
     def settle(self, average: int, load: Load) -> NonFiniteElements:
-        """Mend what only looks non-finite in an average; return what is.
+        """Mend what only looks non-finite in an average; return what is."""
+        from ema_cli.folding.kernel.rounded import settle_rounded
 
-        It is rounded already. That loses nothing of the finite elements; the others are summed up anew.
-        """
-        spec = self._spec
-        stored = np.frombuffer(self.encode(average), np.uint8)
-        with np.errstate(all="ignore"):
-            total = self._decoded(spec.target, stored)
-            wrong, culprits = settle(
-                lambda number: self._values(number, load),
-                spec.weights.rows[average],
-                total,
-                self._limit,
-                plain=self._plain,
-            )
-            infinite = np.isinf(total)
-            infinite[wrong] = False
-            np.copyto(stored, np.frombuffer(encode(spec.target, total, np.empty_like(total)), np.uint8))
-        return NonFiniteElements(
-            wrong=wrong // spec.target.components,
-            culprits=culprits,
-            infinite=np.flatnonzero(infinite) // spec.target.components,
-        )
-
-    def _values(self, number: int, load: Load) -> Floats:
-        """Return the block of a checkpoint as floats, in new memory."""
-        dtype = self._spec.dtypes[number]
-        stored = np.empty(dtype.nbytes(self._spec.count), np.uint8)
-        load(number, stored.data)
-        return self._decoded(dtype, stored)
-
-    def _decoded(self, dtype: DType, stored: NDArray[np.uint8]) -> Floats:
-        values: Floats = np.empty(self._count, sum_dtype(self._spec.dtypes))
-        decode(dtype, stored, values)
-        return values
+        weights = self._spec.weights.rows[average]
+        return settle_rounded(self.encode(average), self._spec, weights, load, plain=self._plain)
 
     def encode(self, average: int) -> memoryview:
         """Return a completed average as it is stored."""

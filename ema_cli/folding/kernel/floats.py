@@ -32,14 +32,6 @@ def is_stored_as(dtype: DType, floats: np.dtype[Any]) -> bool:
     return dtype.averaged and dtype.component_bits == floats.itemsize * 8
 
 
-def overflow_limit(dtype: DType, floats: np.dtype[Any]) -> float:
-    """Return the magnitude from which on a number of type `floats` becomes infinite when rounded to `dtype`.
-
-    Infinity where no number of that type does. For F16 it is 65520, halfway from its largest number, 65504, to 65536.
-    """
-    return np.inf if dtype.overflow > float(np.finfo(floats).max) else dtype.overflow
-
-
 def decode(dtype: DType, stored: NDArray[np.uint8], out: Floats) -> None:
     """Convert stored numbers to `out`, exactly and in their order: two for each complex element."""
     if dtype.numpy is not None:

@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.dtypes import DType
-from ema_cli.folding.kernel import Kernel, Load, NonFiniteElements, SumSpec, WorkspaceSize
+from ema_cli.folding.kernel import Kernel, Load, NonFiniteElements, SumSpec, WorkspaceSize, overflow_limit
 from ema_cli.folding.kernel.floats import (
     Floats,
     decode,
     decode_pairs,
     encode,
     is_stored_as,
-    overflow_limit,
     sum_dtype,
     unpaired,
 )
@@ -86,7 +85,7 @@ class NumpySums:
         self._paired = all(dtype.name == "BF16" for dtype in spec.dtypes)
         self._plain = self._paired and spec.target.name == "BF16"
         self._views = buffers.views(sum_dtype(spec.dtypes), spec.count * spec.target.components)
-        self._limit = overflow_limit(spec.target, self._views.sums.dtype)
+        self._limit = overflow_limit(spec.target, spec.dtypes)
         self._bases = spec.weights.bases
         self._begun: set[int] = set()  # averages with a sum so far
         self._finite: set[int] = set()

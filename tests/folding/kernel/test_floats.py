@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.dtypes import DTYPES, DType
+from ema_cli.folding.kernel import overflow_limit
 from ema_cli.folding.kernel.floats import (
     decode,
     decode_pairs,
     encode,
     is_stored_as,
-    overflow_limit,
     sum_dtype,
     unpaired,
 )
@@ -105,7 +105,7 @@ def test_float64_rounds_to_bf16_once():
 @pytest.mark.parametrize("name", ["F16", "BF16", "F32"])
 def test_the_overflow_limit_is_the_first_number_that_becomes_infinite(name: str):
     """Below the limit rounding stays finite, at the limit it does not: from float64."""
-    limit = overflow_limit(DTYPES[name], np.dtype(np.float64))
+    limit = overflow_limit(DTYPES[name], [DTYPES["F64"]])
     torch_dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[name]
     with np.errstate(over="ignore"):
         at = torch.frombuffer(bytearray(encoded(DTYPES[name], np.array([limit]))), dtype=torch_dtype)

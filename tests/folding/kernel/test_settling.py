@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from ema_cli.dtypes import DTYPES
-from ema_cli.folding.kernel import settling
-from ema_cli.folding.kernel.floats import overflow_limit
+from ema_cli.folding.kernel import overflow_limit, settling
 from tests.folding.kernel.products import average_of
 
 
@@ -53,6 +52,6 @@ def test_the_first_checkpoint_and_element_that_are_not_finite_are_named(
 
 def test_an_average_too_large_for_its_dtype_is_nobody_s_fault():
     """Where every input is finite and only the cast overflows, no checkpoint is blamed."""
-    limit = overflow_limit(DTYPES["F16"], np.dtype(np.float32))
+    limit = overflow_limit(DTYPES["F16"], [DTYPES["F32"]])
     assert settle([[1.0, 70000.0], [1.0, 70000.0]], [0.5, 0.5], limit)[1] == (-1, 1)
     assert settle([[1.0, 60000.0], [1.0, 80000.0]], [0.5, 0.5], limit)[1] == (-1, 1)
