@@ -10,6 +10,7 @@ from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, StoredRecord, Tensors, T
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import read_json
 from ema_cli.storage.location import location
+from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.storage.source import ByteSource
 
 _MAX_INDEX_BYTES = 100_000_000
@@ -137,13 +138,17 @@ def open_index(path: Path, open_part: Callable[[Path], Checkpoint]) -> tuple[Sha
     opened = []
     part_of: dict[str, int] = {}
     specs: dict[str, TensorSpec] = {}
-    for number, shard in enumerate(sorted(expected)):
-        where = path.parent / shard
+
+    def open_one(where: Path) -> Checkpoint:
         if not location(where).info().exists:
-            raise IncompleteCheckpoint(f"shard '{shard}' is missing", subject=path.parent)
-        part = open_part(where)
+            raise IncompleteCheckpoint(f"shard '{where.name}' is missing", subject=path.parent)
+        return open_part(where)
+
+    shards = [path.parent / shard for shard in sorted(expected)]
+    for number, (where, call) in enumerate(zip(shards, side_by_side(open_one, shards), strict=True)):
+        part = call()
         stored = part.tensors.specs
-        for name in sorted(expected[shard].symmetric_difference(stored)):
+        for name in sorted(expected[where.name].symmetric_difference(stored)):
             side = "is in the shard only" if name in stored else "is in the index only"
             raise CheckpointError(
                 f"'{name[:200]}' {side}", subject=where, hint="index and shards are of different saves"

@@ -20,6 +20,7 @@ from ema_cli.runs.search import PassedOver, Search, runs_among
 from ema_cli.runs.unread import Sorted, Unread, exclude, no_checkpoint, sort_unread
 from ema_cli.storage.location import location
 from ema_cli.storage.names import common_folder, plain
+from ema_cli.storage.side_by_side import side_by_side
 
 
 def search_folder(paths: Sequence[Path], options: ReadOptions) -> Search | None:
@@ -49,15 +50,20 @@ def open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoint
     averages = IN_AVERAGES if folder.absolute().name.lower() == "ema" else None
     models = {*search.paths, *search.final_models}  # what lies in such a folder is a form of its model
     foreign_files = [path for path in search.foreign if path.parent not in models]
-    for path in (*search.weightless, *foreign_files, *search.paths):
-        name = search.name(path)
+    names = {path: search.name(path) for path in (*search.weightless, *foreign_files, *search.paths)}
+
+    def open_one(path: Path) -> Checkpoint:
+        if path in search.weightless:
+            raise IncompleteCheckpoint("holds no weights", subject=path)
+        return open_called(path, options.read, averages)
+
+    calls = side_by_side(open_one, [path for path, name in names.items() if options.excluded_by(name) is None])
+    for path, name in names.items():
         if (pattern := options.excluded_by(name)) is not None:
             excluded.append(exclude(name, pattern))
             continue
         try:
-            if path in search.weightless:
-                raise IncompleteCheckpoint("holds no weights", subject=path)
-            checkpoint = open_called(path, options.read, averages)
+            checkpoint = next(calls)()
             if checkpoint.mark is not None:
                 search.pass_over(path, "averaged by ema-cli")
                 continue
@@ -97,19 +103,25 @@ def open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list[
     opened: list[Checkpoint] = []
     excluded: list[PassedOver] = []
     absent: dict[str, tuple[Path, NoSuchWeights]] = {}
-    for path, plain_path in zip(paths, several, strict=True):
-        name = plain_path.relative_to(root).as_posix()
-        if (pattern := options.excluded_by(name)) is not None:
-            excluded.append(exclude(name, pattern))
-            continue
+    names = [path.relative_to(root).as_posix() for path in several]
+
+    def open_one(path: Path) -> Checkpoint:
         if len(paths) > 1 and location(path).info().is_folder and not is_checkpoint_folder(path):
             raise UsageError(
                 "is a folder, but not a checkpoint",
                 subject=path,
                 hint="name one folder that holds a run, or checkpoints",
             )
+        return open_called(path, options.read, averages_by_name(path))
+
+    entering = [path for path, name in zip(paths, names, strict=True) if options.excluded_by(name) is None]
+    calls = side_by_side(open_one, entering)
+    for path, name in zip(paths, names, strict=True):
+        if (pattern := options.excluded_by(name)) is not None:
+            excluded.append(exclude(name, pattern))
+            continue
         try:
-            _add(opened, replace(open_called(path, options.read, averages_by_name(path)), name=name))
+            _add(opened, replace(next(calls)(), name=name))
         except NoSuchWeights as error:
             absent[name] = path, error
     opened = settle_begun(settle_named(opened), absent, options.read)
@@ -128,8 +140,9 @@ def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkp
         CheckpointError: for one that cannot be read.
     """
     opened: list[Checkpoint] = []
-    for name, path in paths.items():
-        _add(opened, replace(reopen(path, options), name=name))
+    calls = side_by_side(lambda path: reopen(path, options), list(paths.values()))
+    for name, call in zip(paths, calls, strict=True):
+        _add(opened, replace(call(), name=name))
     return opened
 
 

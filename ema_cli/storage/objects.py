@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ema_cli.storage.staging import Staging
 
 _KEPT_BYTES = 32 << 20  # of beginnings and ends of files, in all
+_NEAR_BYTES = 1 << 13  # before a small range in the middle of a file, and seven times that behind it
 _HINT_REWRITTEN = "average a run that is not being rewritten"
 
 
@@ -120,11 +121,9 @@ class ObjectFile:
         kept = self._kept(offset, size)
         if kept is not None:
             return kept
-        begin, end = offset, max(offset + size, min(offset + FIRST_BYTES, self.size))
-        if end == self.size:
-            begin = min(offset, max(0, end - FIRST_BYTES))
+        begin, end = self._around(offset, offset + size)
         data = self._request(begin, end)
-        if end - begin <= 4 * FIRST_BYTES:
+        if size <= FIRST_BYTES:
             _kept.put((self._path, self._stored.tag), begin, bytes(data))
         return bytes(memoryview(data)[offset - begin : offset - begin + size])
 
@@ -136,6 +135,14 @@ class ObjectFile:
 
     def check_unchanged(self) -> None:
         """Do nothing: all that was read is of the object that was opened, whatever has its place now."""
+
+    def _around(self, begin: int, end: int) -> tuple[int, int]:
+        """Return what is read for the bytes from `begin` to `end`: headers are at an end of a file, or near others."""
+        if begin < FIRST_BYTES:
+            return begin, max(end, min(FIRST_BYTES, self.size))
+        if end > self.size - FIRST_BYTES:
+            return min(begin, max(0, self.size - FIRST_BYTES)), max(end, self.size)
+        return (begin - _NEAR_BYTES, end + 7 * _NEAR_BYTES) if end - begin < _NEAR_BYTES else (begin, end)
 
     def _kept(self, offset: int, size: int) -> bytes | None:
         return _kept.get((self._path, self._stored.tag), offset, size)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from ema_cli.storage.names import StorePath
 from ema_cli.storage.source import ByteSource
 
-_NEAR_BYTES = 1 << 13  # to copy so many takes less time than another read
-_MOST_BYTES = 1 << 16  # that are read to be copied: malloc takes more from the system each time
+# To copy so many bytes takes less time than another read; and the most that are read to be copied: malloc takes more
+# from the system each time.
+_NEAR = 1 << 13, 1 << 16
+_NEAR_IN_STORE = 1 << 19, 1 << 21  # where a request takes as long as many bytes
+_AT_ONCE = 16
 
 Owner = TypeVar("Owner")
 
@@ -33,33 +37,55 @@ def join_ranges(ranges: Iterable[tuple[Owner, int, int]]) -> Iterator[tuple[Owne
 
 def read_ranges(ranges: Iterable[tuple[ByteSource, int, int]], out: memoryview) -> None:
     """Fill `out` with the bytes of the ranges, one after another. Small ones near each other come with one read."""
-    position = 0
+    groups, position = list[tuple[list[tuple[ByteSource, int, int]], memoryview]](), 0
     for group in _near_ranges(ranges):
-        source, begin, size = group[0]
-        if len(group) == 1:
-            source.read_into(begin, out[position : position + size])
-            position += size
-            continue
-        data = memoryview(source.read(begin, group[-1][1] + group[-1][2] - begin))
-        for _, offset, size in group:
-            out[position : position + size] = data[offset - begin : offset - begin + size]
-            position += size
+        size = sum(size for _, _, size in group)
+        part = out[position : position + size]
+        position += size
+        if isinstance(group[0][0].path, StorePath):
+            groups.append((group, part))
+        else:
+            _read_group(group, part)
+    if len(groups) > 1:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(len(groups), _AT_ONCE), "read") as pool:
+            list(pool.map(_read_group, *zip(*groups, strict=True)))
+    elif groups:
+        _read_group(*groups[0])
 
 
-def _near_ranges(ranges: Iterable[tuple[Owner, int, int]]) -> Iterator[list[tuple[Owner, int, int]]]:
+def _read_group(group: list[tuple[ByteSource, int, int]], out: memoryview) -> None:
+    source, begin, size = group[0]
+    if len(group) == 1:
+        source.read_into(begin, out)
+        return
+    data = memoryview(source.read(begin, group[-1][1] + group[-1][2] - begin))
+    position = 0
+    for _, offset, size in group:
+        out[position : position + size] = data[offset - begin : offset - begin + size]
+        position += size
+
+
+def _near_ranges(
+    ranges: Iterable[tuple[ByteSource, int, int]],
+) -> Iterator[list[tuple[ByteSource, int, int]]]:
     """Yield the ranges in groups, each of them small ones near each other in one file, or a single one."""
-    group: list[tuple[Owner, int, int]] = []
+    group: list[tuple[ByteSource, int, int]] = []
     end = most = 0  # of the group: where it ends, and where it must
-    owner: Owner | None = None
+    near, longest = _NEAR
+    owner: ByteSource | None = None
     for current in ranges:
-        _, offset, size = current
-        if current[0] is owner and end <= offset and offset + size <= min(end + _NEAR_BYTES, most):
+        source, offset, size = current
+        if source is owner and end <= offset and offset + size <= min(end + near, most):
             group.append(current)
         else:
             if group:
                 yield group
-            group, owner = [current], current[0]
-            most = offset + (_MOST_BYTES if size <= _NEAR_BYTES else 0)
+            if source is not owner:
+                near, longest = _NEAR_IN_STORE if isinstance(source.path, StorePath) else _NEAR
+            group, owner = [current], source
+            most = offset + (longest if size <= near else 0)
         end = offset + size
     if group:
         yield group

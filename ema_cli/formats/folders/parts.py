@@ -24,6 +24,7 @@ from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks, names_in
 from ema_cli.formats.trainers.part_names import RANK_CONFIG, RANK_FILES, converter, parts_of
 from ema_cli.storage.location import location
+from ema_cli.storage.side_by_side import side_by_side
 
 _NUMBER = re.compile(r"[0-9]+")
 _TORCH = Reader(torch_file.matches, torch_file.open_part)
@@ -53,7 +54,7 @@ def _open(path: Path, paths: Sequence[Path], options: ReadOptions) -> Checkpoint
     if missing:
         raise IncompleteCheckpoint(_missing(missing, paths), subject=path)
     try:
-        parts = [_open_part(part, options) for part in paths]
+        parts = [call() for call in side_by_side(lambda part: _open_part(part, options), paths)]
     except CutBetweenRanks:
         from ema_cli.formats.ranks.checkpoint import open_ranks  # which no other format needs
 

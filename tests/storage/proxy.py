@@ -1,0 +1,128 @@
+"""A proxy on loopback between obstore and a store, which does to answers what networks and stores do to them."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_STALL_SECONDS = 60
+_HOPS = {"connection", "transfer-encoding", "keep-alive"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: its number from 0, its method, the path with its query, and the range of bytes that it asks for."""
+
+    number: int
+    method: str
+    path: str
+    range: str
+
+
+Fault = Callable[[Request], str | None]
+"""What is done to a request: `cut`, `stall`, the number of a status, or nothing."""
+
+
+@dataclass(slots=True)
+class Proxy:
+    """The proxy: where it listens, what it does, and what it was asked.
+
+    Attributes:
+        upstream: host and port of the store.
+        fault: see `Fault`. It may do what it likes meanwhile, as put another object in the place of one.
+        delay: seconds before each answer.
+        rate: bytes a second of one connection; 0 for as many as come.
+        requests: all that were made.
+    """
+
+    upstream: str
+    fault: Fault = lambda request: None
+    delay: float = 0.0
+    rate: int = 0
+    requests: list[Request] = field(default_factory=list)
+    address: str = ""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, method: str, path: str, wanted: str) -> Request:
+        """Add a request to those that were made."""
+        with self.lock:
+            request = Request(len(self.requests), method, path, wanted)
+            self.requests.append(request)
+            return request
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: Proxy
+
+    def handle_any(self) -> None:
+        """Pass a request on, and its answer back, or what the fault makes of it."""
+        proxy = self.proxy
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request = proxy.note(self.command, self.path, self.headers.get("Range", ""))
+        fault = proxy.fault(request)
+        time.sleep(proxy.delay)
+        if fault is not None and fault.isdigit():
+            self._answer(int(fault), {}, b"<Error><Message>this is a test</Message></Error>")
+            return
+        upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
+        with_all = {name: value for name, value in self.headers.items() if name.lower() not in _HOPS}
+        upstream.request(self.command, self.path, body, with_all)
+        answer = upstream.getresponse()
+        self._answer(answer.status, dict(answer.getheaders()), answer.read(), fault)
+        upstream.close()
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - so http.server calls them
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes, fault: str | None = None) -> None:
+        self.send_response_only(status)
+        headers = {name: value for name, value in headers.items() if name.lower() not in _HOPS}
+        if self.command != "HEAD":
+            headers["Content-Length"] = str(len(body))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(OSError):
+            self._send(body[: len(body) // 2] if fault in ("cut", "stall") else body)
+        if fault == "stall":
+            self.proxy.stopped.wait(_STALL_SECONDS)
+        if fault in ("cut", "stall"):
+            self.close_connection = True
+
+    def _send(self, body: bytes) -> None:
+        step = max(1, self.proxy.rate // 50) if self.proxy.rate else max(1, len(body))
+        for begin in range(0, len(body), step):
+            self.wfile.write(body[begin : begin + step])
+            if self.proxy.rate:
+                time.sleep(step / self.proxy.rate)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+
+@contextmanager
+def running_proxy(upstream: str) -> Iterator[Proxy]:
+    """Yield a proxy that runs before the store at `upstream`, which is host:port."""
+    proxy = Proxy(upstream)
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
+    proxy.address = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stopped.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
