@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoSuchWeights, NoWeights
+from ema_cli.formats.arrays import reader as arrays
 from ema_cli.formats.dcp import directory as dcp_directory
 from ema_cli.formats.folders import deepspeed, parts, refused, resumable, several
 from ema_cli.formats.folders.huggingface import open_tensors
@@ -28,7 +29,7 @@ from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
 from ema_cli.storage.location import location
 
 WHAT_IS_READ = (
-    "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), folders of Hugging Face, "
+    "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), .npz, folders of Hugging Face, "
     "torch.distributed.checkpoint and DeepSpeed"
 )
 
@@ -40,6 +41,7 @@ READERS: tuple[Reader, ...] = (
     dcp_directory.READER,
     deepspeed.READER,
     parts.READER,
+    arrays.READER,
     refused.READER,
     safetensors_file.READER,
     torch_file.READER,

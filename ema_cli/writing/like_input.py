@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import OutputError, option
+from ema_cli.formats.arrays.reader import READ_ONLY
 from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file, masters_in_file
 from ema_cli.formats.copies.classes import classes_in
 from ema_cli.formats.copies.copied_file import CopiedFile, Span
@@ -111,6 +112,8 @@ def lay_out_like(
     newest = plan.newest
     if newest.mark is not None or plan.approximation is not None:
         raise _refusal(newest, "is no checkpoint of a trainer's")
+    if newest.format in READ_ONLY:
+        raise _refusal(newest, f"{newest.format} is read only")
     try:
         originals, pieces = _originals(plan, copied)
     except NotWrittenBack as error:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -235,6 +236,29 @@ def _prefixed(folder: Path) -> tuple[Path, Tensors]:
     return folder / "weights.pt", {name.replace("module._orig_mod.", ""): tensor for name, tensor in loaded.items()}
 
 
+def _npz(save: Callable[..., None]) -> Callable[[Path], tuple[Path, Tensors]]:
+    def write(folder: Path) -> tuple[Path, Tensors]:
+        path = folder / "weights.npz"
+        arrays = {
+            name: tensor.view(torch.uint16).numpy().view("V2") if tensor.dtype == torch.bfloat16 else tensor.numpy()
+            for name, tensor in plain_tensors().items()
+        }
+        views = {"by.columns": np.asfortranarray(np.arange(60.0).reshape(3, 4, 5)), "row": np.ones((4, 3))[1]}
+        save(path, **arrays, **views)
+        with np.load(path) as loaded:
+            return path, {name: _tensor_of(loaded[name]) for name in loaded.files}
+
+    return write
+
+
+def _tensor_of(array: np.ndarray) -> torch.Tensor:
+    """Return an array as a tensor; numpy has two bytes without a type in the place of bfloat16."""
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    if array.dtype == "V2":
+        return torch.tensor(array.view("u2")).view(torch.bfloat16)
+    return torch.tensor(array) if array.size else torch.zeros(array.shape, dtype=torch.tensor(array).dtype)
+
+
 CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
     "torch bare": _torch_file(lambda tensors: tensors, lambda root: root),
     "torch nested": _torch_file(lambda tensors: {"model": tensors, "step": 3}, lambda root: root["model"]),
@@ -259,4 +283,6 @@ CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
     "pipeline": _pipeline,
     "adapter": _adapter,
     "prefixes": _prefixed,
+    "npz": _npz(np.savez),
+    "npz, compressed": _npz(np.savez_compressed),
 }

@@ -52,7 +52,11 @@ def open_part(path: Path, options: ReadOptions) -> Checkpoint:
 
 
 def from_torch(
-    file: InputFile, opened: TorchFile, options: ReadOptions, build: Callable[[StateDict], Tensors] | None = None
+    file: InputFile,
+    opened: TorchFile,
+    options: ReadOptions,
+    build: Callable[[StateDict], Tensors] | None = None,
+    form: str | None = None,
 ) -> Checkpoint:
     """Return the checkpoint in a file that is open already. An average that ema-cli made is recognised.
 
@@ -61,6 +65,7 @@ def from_torch(
         opened: its content.
         options: how it is read.
         build: makes the tensors of what the file has under their names; without it they lie in the file.
+        form: the container in words, where it is none of torch's.
     """
     from ema_cli.formats.trainers.parts import refuse_megatron_part
     from ema_cli.formats.trainers.places import select_tensors
@@ -83,7 +88,7 @@ def from_torch(
         path=path,
         tensors=(build or opened.tensors)(selection.tensors),
         files=(file, *sidecars),
-        format="torch zip" if is_zip(file) else "torch legacy",
+        format=form or ("torch zip" if is_zip(file) else "torch legacy"),
         trainer=selection.trainer,
         progress=progress,
         averages=selection.averages,

@@ -26,7 +26,7 @@ def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> To
     entries = read_directory(source)
     prefix = _find_prefix(source, entries)
     for entry in entries.values():
-        if entry.compressed:
+        if entry.method:
             raise CheckpointError(
                 f"the zip entry '{entry.name}' is compressed; torch stores entries as they are",
                 subject=source.path,
@@ -49,8 +49,7 @@ def _find_prefix(source: ByteSource, entries: Entries) -> str:
     prefixes = [prefix for prefix in prefixes if prefix.count("/") == 1]
     if len(prefixes) != 1:
         if any(name.endswith(".npy") for name in entries):
-            hint = "load it with numpy, and save the arrays as safetensors"
-            raise NoWeights("an archive of numpy's, which is not read", subject=source.path, hint=hint)
+            raise NoWeights("an archive of numpy's", subject=source.path, hint="give it a name that ends in .npz")
         raise NoWeights("a zip archive, but not one that torch.save wrote", subject=source.path)
     prefix = prefixes[0]
     text = "\n".join(("", *entries))

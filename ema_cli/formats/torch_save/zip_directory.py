@@ -1,7 +1,7 @@
 """Read the directory of a zip archive strictly: where the bytes of each entry lie in the file.
 
 Only archives such as torch writes are accepted: each name once, no entry outside the file, none over another.
-Compressed entries are marked, and never inflated: a small one can hide gigabytes, and torch writes none for tensors.
+Compressed entries are marked, and not inflated here: a small one can hide gigabytes, and torch writes none for tensors.
 """
 
 from __future__ import annotations
@@ -42,19 +42,21 @@ class ZipEntry:
         name: its name.
         size: the size of its bytes in the file.
         header_offset: the byte of the file at which its local header begins.
-        compressed: whether its bytes are compressed.
+        method: how its bytes are compressed; 0 where they are not.
         checksum: their CRC-32; 0 where the writer computed none.
         end: the byte at which the next entry, or the directory, begins.
         listed_at: the byte of the file at which its entry in the directory begins.
+        unpacked: the size of its content, which is `size` where nothing is compressed.
     """
 
     name: str
     size: int
     header_offset: int
-    compressed: bool = False
+    method: int = 0
     checksum: int = 0
     end: int = 0
     listed_at: int = 0
+    unpacked: int = 0
 
     def checksum_places(self, file: ByteSource) -> Iterator[int]:
         """Yield the bytes of the file at which its checksum stands: beside its bytes, and in the directory."""
@@ -108,7 +110,7 @@ def data_offsets(file: ByteSource, entries: Sequence[ZipEntry]) -> list[int]:
         signature, method, name_length, extra_length = _READ_LOCAL.unpack_from(headers, position)
         position += size
         is_same = name_length == len(name) and headers.endswith(name, 0, position)
-        if signature != b"PK\x03\x04" or method != 0 or not is_same:
+        if signature != b"PK\x03\x04" or method != entry.method or not is_same:
             raise CheckpointError(f"the zip entry '{entry.name}' is damaged", subject=file.path)
         start = entry.header_offset + size + extra_length
         if start + entry.size > entry.end:  # the local header, read only now, is longer than it should be
@@ -160,8 +162,11 @@ def locate_directory(file: ByteSource) -> tuple[int, int, int]:
             if fields[0] != b"PK\x06\x06":
                 raise CheckpointError("its zip directory is damaged", subject=file.path)
             count, size, start = fields[7:]
+            end_offset = offset64
     if disk != 0:
         raise CheckpointError("a zip archive in several parts is no torch checkpoint", subject=file.path)
+    if end_offset != start + size <= file.size:  # readers differ on which of the two is believed
+        raise CheckpointError("its zip directory is not where its end says", subject=file.path)
     return int(start), int(size), int(count)
 
 
@@ -191,7 +196,7 @@ def _read_entries(file: ByteSource, start: int, directory: bytes, count: int) ->
             raise CheckpointError(f"the zip entry '{name}' gives two sizes, {size} and {stored}", subject=file.path)
         if name in entries:
             raise CheckpointError(f"the zip entry '{name}' stands twice", subject=file.path)
-        entries[name] = ZipEntry(name, stored, offset, method != 0, checksum, listed_at=listed_at)
+        entries[name] = ZipEntry(name, stored, offset, method, checksum, listed_at=listed_at, unpacked=size)
     return entries
 
 

@@ -38,13 +38,19 @@ def state_dict(step: int) -> Tensors:
 class Case:
     """A run on disk: what to pass to the program beside it, and under which names and dtype the average comes out.
 
-    Of several `folders`, each has a model; "" is the checkpoint's own.
+    Of several `folders`, each has a model; "" is the checkpoint's own. `extra` is copied from the newest checkpoint.
     """
 
     def __init__(
-        self, *arguments: str, prefix: str = "", dtype: torch.dtype | None = None, folders: Sequence[str] = ("",)
+        self,
+        *arguments: str,
+        prefix: str = "",
+        dtype: torch.dtype | None = None,
+        folders: Sequence[str] = ("",),
+        extra: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.arguments = arguments
+        self.extra = extra or {}
         self.prefixes = [f"{folder}/" if folder else prefix for folder in folders]
         self.dtype = dtype
 
@@ -56,7 +62,7 @@ class Case:
             total = sum(w * tensors[name].double() for w, tensors in zip(weights, stored, strict=True))
             mean = total.to(newest.dtype) if newest.is_floating_point() else newest
             average.update({prefix + name: mean for prefix in self.prefixes})
-        return average
+        return {**average, **self.extra}
 
     def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
@@ -75,6 +81,19 @@ def each(name: str, wrap: Callable[[int], object], case: Case | None = None, *, 
         for step in STEPS:
             save(run / name.format(step), wrap(step), legacy=legacy)
         return case or Case()
+
+    return build
+
+
+def npz(name: str, save_arrays: Callable[..., None]) -> Callable[[Path], Case]:
+    """Return a builder of an archive of numpy's for each step, with a counter among the arrays."""
+
+    def build(run: Path) -> Case:
+        run.mkdir()
+        for step in STEPS:
+            arrays = {tensor_name: tensor.numpy() for tensor_name, tensor in state_dict(step).items()}
+            save_arrays(run / name.format(step), **arrays, **{"opt/step": step}, step=step)
+        return Case(extra={"step": torch.tensor(STEPS[-1])})
 
     return build
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tests.docs.table import builders as made
@@ -132,6 +133,7 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "kohya's sd-scripts, musubi-tuner, ai-toolkit": [made.kohya, made.ai_toolkit],
     "PEFT adapters": [made.peft],
     "value heads, projectors": [made.value_head],
+    "numpy": [made.npz("step-{}.npz", np.savez), made.npz("a{}.npz", np.savez_compressed)],
     "files of ranks": [
         made.ranks("step{}-rank{}.pt"),
         made.ranks("step-{}/consolidated.0{}.pth"),

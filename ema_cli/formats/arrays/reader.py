@@ -1,0 +1,50 @@
+"""Checkpoints that are one file in a container of another library than torch, known by the suffix of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.reader import Reader
+from ema_cli.formats.torch_save.file import from_torch
+from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
+
+if TYPE_CHECKING:
+    from ema_cli.formats.torch_save.tensors import TorchFile
+
+
+def _npz(file: InputFile) -> TorchFile:
+    from ema_cli.formats.arrays.npz import open_npz
+
+    return open_npz(file)
+
+
+# By suffix: the container, in words, and what reads its headers. Each is imported when such a file is there.
+_CONTAINERS: Mapping[str, tuple[str, Callable[[InputFile], TorchFile]]] = {
+    ".npz": ("npz", _npz),
+}
+
+READ_ONLY = frozenset(form for form, _ in _CONTAINERS.values())
+
+
+def matches(path: Path) -> bool:
+    """Return whether this is a file whose name ends as those of one of the containers do."""
+    return path.suffix.lower() in _CONTAINERS and not location(path).info().is_folder
+
+
+def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
+    """Read the file's headers, and find the model in it as in what torch.save writes.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong.
+    """
+    form, open_container = _CONTAINERS[path.suffix.lower()]
+    file = location(path).open()
+    return from_torch(file, open_container(file), options, form=form)
+
+
+READER = Reader(matches, open_checkpoint)

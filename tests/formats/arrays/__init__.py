@@ -1,0 +1,1 @@
+"""Tests of `formats.arrays`, named after its modules."""
