@@ -51,9 +51,9 @@ class RecipeOptions:
         str | None,
         Option(
             metavar="NAME",
-            autocompletion=offer("power", "uniform", "linear", "1-sqrt"),
+            autocompletion=offer("power", "uniform", "linear", "1-sqrt", "cosine", "inverse-sqrt"),
             help="Instead of a half-life: power (with --sigma-rel), uniform (all alike), or a falling learning rate "
-            "emulated: linear, 1-sqrt.",
+            "emulated: linear, 1-sqrt, cosine, inverse-sqrt.",
             rich_help_panel=LAW,
         ),
     ] = None

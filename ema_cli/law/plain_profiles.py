@@ -79,7 +79,7 @@ class Linear(_PlainProfile):
 
     def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
         """Return weights that add up to the falling learning rate."""
-        return weights.decay_weights(clocks, square_root=False)
+        return weights.decay_weights(clocks, weights.linear_mean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,30 @@ class SquareRoot(_PlainProfile):
 
     def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
         """Return weights that add up to the falling learning rate."""
-        return weights.decay_weights(clocks, square_root=True)
+        return weights.decay_weights(clocks, weights.square_root_mean)
 
 
-PLAIN_PROFILES: Mapping[str, Law] = {law.profile: law for law in (Uniform(), Linear(), SquareRoot())}
+@dataclass(frozen=True, slots=True)
+class Cosine(_PlainProfile):
+    """Emulates a learning rate that falls to 0 as half a cosine (WSM, arXiv 2507.17634)."""
+
+    profile: ClassVar[str] = "cosine"
+
+    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
+        """Return weights that add up to the falling learning rate."""
+        return weights.decay_weights(clocks, weights.cosine_mean)
+
+
+@dataclass(frozen=True, slots=True)
+class InverseSquareRoot(_PlainProfile):
+    """Emulates a learning rate that falls with the root of the clock, never to 0 (Vaswani et al. 2017)."""
+
+    profile: ClassVar[str] = "inverse-sqrt"
+
+    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
+        """Return weights that add up to the falling learning rate."""
+        return weights.inverse_square_root_weights(clocks)
+
+
+_ALL = (Uniform(), Linear(), SquareRoot(), Cosine(), InverseSquareRoot())
+PLAIN_PROFILES: Mapping[str, Law] = {law.profile: law for law in _ALL}

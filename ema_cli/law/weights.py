@@ -6,7 +6,7 @@ No torch, no numpy: plain float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
@@ -56,20 +56,52 @@ def uniform_weights(gaps: Gaps) -> list[float]:
     return _proportional(gaps)
 
 
-def decay_weights(clocks: Sequence[Fraction], *, square_root: bool) -> list[float]:
-    """Return the weights that emulate a learning rate that falls from 1 to 0 between the first and the last clock.
+def decay_weights(clocks: Sequence[Fraction], mean: Callable[[float, float], float]) -> list[float]:
+    """Return the weights that emulate a learning rate that falls from 1 between the first and the last clock.
 
     An average with weights c gives an update between checkpoints k - 1 and k the factor c_k + c_k+1 + ...: what the
-    learning rate would have given it (WSM, arXiv 2507.17634). So c_k = W_k - W_k+1, with W_k the mean of the schedule,
-    1 - x or with `square_root` 1 - sqrt(x), between the two; W_0 = 1 and W_n+1 = 0.
+    learning rate would have given it (WSM, arXiv 2507.17634). So c_k = W_k - W_k+1, with W_k the mean of the schedule
+    between the two; W_0 = 1 and W_n+1 = 0.
+
+    mean: gives the mean of the schedule between two places, of which 0 is the first clock and 1 the last.
     """
     first, length = clocks[0], clocks[-1] - clocks[0]
     if not length:
         return [1.0]
     at = [float((clock - first) / length) for clock in clocks]
-    power = 1.5 if square_root else 2.0
-    means = [1 - (end**power - begin**power) / power / (end - begin) for begin, end in pairwise(at)]
+    means = [mean(begin, end) for begin, end in pairwise(at)]
     return [before - after for before, after in pairwise([1.0, *means, 0.0])]
+
+
+def linear_mean(begin: float, end: float) -> float:
+    """Return the mean of 1 - x."""
+    return 1 - (math.pow(end, 2.0) - math.pow(begin, 2.0)) / 2.0 / (end - begin)
+
+
+def square_root_mean(begin: float, end: float) -> float:
+    """Return the mean of 1 - sqrt(x)."""
+    return 1 - (math.pow(end, 1.5) - math.pow(begin, 1.5)) / 1.5 / (end - begin)
+
+
+def cosine_mean(begin: float, end: float) -> float:
+    """Return the mean of (1 + cos(pi x)) / 2, without the cancellation of two sines of nearby places."""
+    half = math.pi * (end - begin) / 2
+    return 0.5 + math.cos(math.pi * (begin + end) / 2) * math.sin(half) / half / 2
+
+
+def inverse_square_root_weights(clocks: Sequence[Fraction]) -> list[float]:
+    """Return the weights that emulate a learning rate that falls as sqrt(t_0 / t), t the clock and t_0 the first one.
+
+    The schedule is that of Vaswani et al. 2017 (arXiv 1706.03762) after its warm-up; the newest checkpoint has what the
+    schedule has not fallen by. Its mean between two clocks is 2 sqrt(t_0) / (sqrt(a) + sqrt(b)). t_0 is above 0.
+    """
+    first = clocks[0]
+
+    def mean(begin: float, end: float) -> float:
+        roots = [math.sqrt(1 + place * float((clocks[-1] - first) / first)) for place in (begin, end)]
+        return 2 / math.fsum(roots)
+
+    return decay_weights(clocks, mean)
 
 
 def _unroll(kept: Sequence[float], entered: Sequence[float], first: float | None) -> list[float]:

@@ -13,7 +13,7 @@ from ema_cli.law.decay import UNIFORM_SIGMA_REL, power_share
 from ema_cli.law.events import Gap
 from ema_cli.law.law import Law, LiveLaw
 from ema_cli.law.laws import LAW_KEYS, PROFILES, HalfLife, Power, Smoothing, make_law
-from ema_cli.law.plain_profiles import Linear, SquareRoot, Uniform
+from ema_cli.law.plain_profiles import Cosine, InverseSquareRoot, Linear, SquareRoot, Uniform
 from ema_cli.law.time import Time, Unit
 
 
@@ -63,6 +63,8 @@ LAWS: list[tuple[Law, dict[str, Any], str]] = [
     (Uniform(), {"profile": "uniform"}, "uniform"),
     (Linear(), {"profile": "linear"}, "linear"),
     (SquareRoot(), {"profile": "1-sqrt"}, "1-sqrt"),
+    (Cosine(), {"profile": "cosine"}, "cosine"),
+    (InverseSquareRoot(), {"profile": "inverse-sqrt"}, "inverse-sqrt"),
 ]
 
 
@@ -82,7 +84,7 @@ def test_every_profile_is_a_law():
 
 def test_three_laws_can_be_applied_live():
     """Profiles that end at a clock need to know it, and are for checkpoints."""
-    assert [isinstance(law, LiveLaw) for law, _, _ in LAWS] == [True, True, True, True, False, False, False]
+    assert [isinstance(law, LiveLaw) for law, _, _ in LAWS] == [True] * 4 + [False] * 5
 
 
 def test_equal_laws_are_one_key():

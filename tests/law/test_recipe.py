@@ -47,7 +47,7 @@ from ema_cli.law.time import EVERY, Time, Unit
         ({"half_life": "5ba", "last": 0}, r"^last=: 0 is not a number of checkpoints$", "at least 1"),
         ({"half_life": "5ba", "last": -3}, r"^last=: -3 is not a number of checkpoints$", "at least 1"),
         ({"half_life": "5ba", "profile": "uniform"}, "only one of", "half_life='50ba'"),
-        ({"profile": "cosine"}, "^profile=: 'cosine' is unknown$", "power, uniform, linear, 1-sqrt"),
+        ({"profile": "sine"}, "^profile=: 'sine' is unknown$", "power, uniform, linear, 1-sqrt, cosine, inverse-sqrt"),
         ({"profile": "power"}, "^sigma_rel= is the width of profile='power'", "sigma_rel=0.1"),
         ({"profile": "linear", "sigma_rel": 0.1}, "^sigma_rel= is the width of profile='power'", "sigma_rel=0.1"),
         ({"half_life": "5ba", "sigma_rel": 0.1}, "^sigma_rel= is the width of profile='power'", "sigma_rel=0.1"),
@@ -140,6 +140,8 @@ def test_a_recipe_is_replaced_field_by_field():
         {"smoothing": 0.99},
         {"profile": "power", "sigma_rel": 0.1},
         {"profile": "1-sqrt"},
+        {"profile": "cosine"},
+        {"profile": "inverse-sqrt"},
     ],
 )
 def test_a_recipe_is_read_as_it_is_written(options: dict[str, Any]):

@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.law.laws import Power
-from ema_cli.law.weights import decay_weights, half_life_weights, power_weights, smoothing_weights, uniform_weights
+from ema_cli.law.weights import (
+    cosine_mean,
+    decay_weights,
+    half_life_weights,
+    inverse_square_root_weights,
+    linear_mean,
+    power_weights,
+    smoothing_weights,
+    square_root_mean,
+    uniform_weights,
+)
 
 GAPS = st.lists(st.fractions(Fraction(1, 100), 10**6, max_denominator=100), min_size=1, max_size=12)
 HALF_LIVES = st.fractions(Fraction(1, 10), 10**7, max_denominator=10)
@@ -245,22 +255,42 @@ def test_uniform_weights_follow_the_clocks():
     assert uniform_weights([Fraction(0)]) == [1.0]
 
 
-@given(clocks=CLOCKS.filter(lambda clocks: len(clocks) > 1), square_root=st.booleans())
-def test_decay_weights_emulate_a_falling_learning_rate(clocks: list[Fraction], square_root: bool):
+SCHEDULES = {
+    "linear": (lambda clocks: decay_weights(clocks, linear_mean), lambda x, first, length: 1 - x),
+    "1-sqrt": (lambda clocks: decay_weights(clocks, square_root_mean), lambda x, first, length: 1 - np.sqrt(x)),
+    "cosine": (
+        lambda clocks: decay_weights(clocks, cosine_mean),
+        lambda x, first, length: (1 + np.cos(np.pi * x)) / 2,
+    ),
+    "inverse-sqrt": (inverse_square_root_weights, lambda x, first, length: np.sqrt(first / (first + x * length))),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@given(clocks=CLOCKS.filter(lambda clocks: len(clocks) > 1 and clocks[0] > 0))
+def test_decay_weights_emulate_a_falling_learning_rate(schedule: str, clocks: list[Fraction]):
     """An update has in the average the mean factor that the schedule gives it between the checkpoints around it."""
-    weights = decay_weights(clocks, square_root=square_root)
+    law, rate = SCHEDULES[schedule]
+    weights = law(clocks)
     assert math.fsum(weights) == pytest.approx(1, abs=1e-12)
+    assert min(weights) >= -1e-15
     first, length = float(clocks[0]), float(clocks[-1] - clocks[0])
     for number, (begin, end) in enumerate(pairwise(map(float, clocks))):
         middles = begin + (end - begin) * (np.arange(20_000) + 0.5) / 20_000
-        x = (middles - first) / length
-        schedule = np.mean(1 - (np.sqrt(x) if square_root else x))
         # Updates between checkpoints k and k + 1 are in checkpoints k + 1, k + 2, ...
-        assert math.fsum(weights[number + 1 :]) == pytest.approx(schedule, abs=1e-5)
+        mean = np.mean(rate((middles - first) / length, first, length))
+        assert math.fsum(weights[number + 1 :]) == pytest.approx(mean, abs=1e-5)
 
 
 def test_linear_weights_of_evenly_spaced_checkpoints():
     """The ends have half the weight of the others: the trapezoid rule."""
     clocks = [Fraction(value) for value in (100, 200, 300, 400, 500)]
-    assert decay_weights(clocks, square_root=False) == pytest.approx([0.125, 0.25, 0.25, 0.25, 0.125])
-    assert decay_weights(clocks[:1], square_root=True) == [1.0]
+    assert decay_weights(clocks, linear_mean) == pytest.approx([0.125, 0.25, 0.25, 0.25, 0.125])
+    assert decay_weights(clocks[:1], square_root_mean) == [1.0]
+
+
+def test_an_inverse_square_root_leaves_the_rest_to_the_newest():
+    """From 100 to 400 the rate falls to a half, never to 0: what is left at the end is the newest checkpoint's."""
+    weights = inverse_square_root_weights([Fraction(100), Fraction(225), Fraction(400)])
+    assert weights == pytest.approx([1 - 2 / 2.5, 2 / 2.5 - 2 / 3.5, 2 / 3.5], abs=1e-15)
+    assert inverse_square_root_weights([Fraction(7)]) == [1.0]

@@ -67,6 +67,8 @@ LAWS = [
     ["--profile", "uniform"],
     ["--profile", "linear"],
     ["--profile", "1-sqrt"],
+    ["--profile", "cosine"],
+    ["--profile", "inverse-sqrt"],
     ["--profile", "power", "--sigma-rel", "0.15"],
     ["--half-life", "700ba", "--bias-correction"],
     ["--half-life", "700ba", "--start", "1ep", "--stop", "2500ba"],
