@@ -15,7 +15,7 @@ from typing import Any
 from ema_cli.checkpoint import MAX_TENSORS, SpecTable, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.dtypes import TORCH_DTYPES, DType
 from ema_cli.errors import CheckpointError, CutBetweenRanks
-from ema_cli.formats.pickles.distributed import is_cut
+from ema_cli.formats.pickles.distributed import is_cut, whole_of
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
 from ema_cli.storage.source import ByteSource
 
@@ -52,6 +52,8 @@ class TorchFile:
         if again is not None:
             return again
         path = self.source.path
+        if any(map(is_cut, refs.values())):
+            refs = {name: whole_of(ref) or ref if is_cut(ref) else ref for name, ref in refs.items()}
         if len(refs) > MAX_TENSORS:
             raise CheckpointError(f"holds {len(refs)} tensors; at most {MAX_TENSORS} are read", subject=path)
         specs: dict[str, TensorSpec] = {}

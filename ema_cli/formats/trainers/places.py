@@ -8,7 +8,6 @@ from typing import Any
 from ema_cli.checkpoint import Progress
 from ema_cli.errors import CheckpointError, NoWeights, mentioned, option
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.pickles.distributed import is_cut, whole_of
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.pickles.whole_module import is_module, module_tensors
 from ema_cli.formats.trainers.averages import averages_at_top, models_of_averages, sets_at, sets_in, sets_within
@@ -196,9 +195,6 @@ def _keep_tensors(selection: Selection, options: ReadOptions) -> None:
     for name, value in selection.tensors.items():
         if isinstance(value, TensorRef):
             kept[text_key(name)] = value
-            continue
-        if is_cut(value):
-            kept[text_key(name)] = whole_of(value) or value
             continue
         is_plain = value is None or isinstance(value, _PLAIN_VALUES)
         if _is_extra_state(name) and value is not None:
