@@ -129,9 +129,9 @@ def average(
     Several plans of one run share one reading. Tensors to be copied are named when the run is opened.
 
     Args:
-        target: a name that ends in .safetensors or .pt for one file, any other name for a folder, with `dcp:` before it
-            for one of torch.distributed.checkpoint's; of several plans a new folder for all, or a pattern with
-            `{half_life}` for their names in it.
+        target: a name that ends in .safetensors or .pt for one file, in .ckpt for one of Lightning's, any other name
+            for a folder, with `dcp:` before it for one of torch.distributed.checkpoint's; of several plans a new folder
+            for all, or a pattern with `{half_life}` for their names in it.
         threads: how many read and average at once. It does not show in the output.
         max_memory: most bytes of memory of the process, as "200MB". It does not show in the output.
         force: replace an output that is there.

@@ -41,7 +41,7 @@ class RecipeRow(_Source):
     masters: NotRequired[bool]
     copy: list[str]
     dtype: str | None
-    format: Literal["safetensors", "pt", "dcp", "input"]
+    format: Literal["safetensors", "pt", "ckpt", "dcp", "input"]
     folder: bool
     max_shard_size: int | None
     allow_non_finite: bool

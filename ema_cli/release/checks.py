@@ -136,11 +136,12 @@ def compare_frames(snapshot: Snapshot) -> Iterator[str]:
             yield from _named_classes(snapshot)
         return
     for name, checkpoint in snapshot.opened.items():
-        if snapshot.is_dcp:
+        if snapshot.format == "dcp":
             for file, fact in dcp_differences(snapshot.files, checkpoint):
                 yield snapshot.problem(file, fact)
         elif not name.lower().endswith(SAFETENSORS):
-            for fact in torch_differences(snapshot.files[name], checkpoint):
+            is_lightning = snapshot.format == "ckpt"
+            for fact in torch_differences(snapshot.files[name], checkpoint, is_lightning=is_lightning):
                 yield snapshot.problem(name, fact)
 
 

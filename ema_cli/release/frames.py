@@ -14,11 +14,13 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError, Unreadable, at_terminal
+from ema_cli.formats.copies.description import CannotCut
+from ema_cli.formats.copies.lightning import STATE_DICT, lightning_facts
 from ema_cli.formats.dcp.writer import lay_out_shard, metadata_text
 from ema_cli.formats.mark import METADATA_KEY, parse_mark
 from ema_cli.formats.safetensors.header import SafetensorsTensors
 from ema_cli.formats.safetensors.writer import SafetensorsOutput
-from ema_cli.formats.torch_save.writer import lay_out_torch_file
+from ema_cli.formats.torch_save.writer import lay_out_checkpoint, lay_out_torch_file
 from ema_cli.formats.trainers.folders import DCP_METADATA
 from ema_cli.release.snapshot import Snapshot
 from ema_cli.storage.source import InputFile
@@ -63,18 +65,25 @@ def _parsed(metadata: Mapping[str, str]) -> dict[str, object]:
     return {**metadata, METADATA_KEY: parse_mark(metadata.get(METADATA_KEY, ""))}
 
 
-def torch_differences(file: InputFile, checkpoint: Checkpoint) -> Iterator[str]:
+def torch_differences(file: InputFile, checkpoint: Checkpoint, *, is_lightning: bool) -> Iterator[str]:
     """Yield the difference between a file of torch's and what ema-cli writes around the tensors and mark in it.
 
-    So its pickle names nothing but tensors, and no second description is hidden in the archive. The checksums of the
-    tensors are taken as they stand there.
+    So its pickle names nothing but tensors, in a checkpoint of Lightning's plain values, too, and no second description
+    is hidden in the archive. The checksums of the tensors are taken as they stand there.
     """
     sink = _ComparingSink(file)
     try:
         mark = json.dumps(checkpoint.mark or {}, separators=(",", ":"))
-        expected = lay_out_torch_file(checkpoint.path.name, checkpoint.tensors.specs, mark)
+        name, specs = checkpoint.path.name, checkpoint.tensors.specs
+        if is_lightning:
+            expected = lay_out_checkpoint(name, specs, mark, STATE_DICT, lightning_facts(file).entries)
+        else:
+            expected = lay_out_torch_file(name, specs, mark)
     except Unreadable:
         raise
+    except CannotCut as error:
+        yield f"is no checkpoint that ema-cli writes: {error}"
+        return
     except EmaError as error:
         yield error.message(at_terminal, known=checkpoint.path.name)
         return

@@ -32,7 +32,7 @@ from ema_cli.writing.target import Target, default_target
 _ROUNDING = 1e-12  # tolerance for a weight: the logarithm of another processor may round differently
 # Tolerances for the error of stored averages: for each unit of the weights, which large ones multiply, and of itself.
 _ERROR_ROUNDING, _ERROR_SHARE = 1e-7, 1e-3
-_TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".distcp")
+_TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".distcp")
 
 
 @dataclass(frozen=True, slots=True)

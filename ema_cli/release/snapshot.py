@@ -76,9 +76,9 @@ class Snapshot:
         return _is_like_input(self.manifest)
 
     @property
-    def is_dcp(self) -> bool:
-        """Return whether it is a folder of torch.distributed.checkpoint's that ema-cli laid out."""
-        return _is_dcp(self.manifest)
+    def format(self) -> str:
+        """Return the format of the files with its tensors, as its manifest says; empty without one."""
+        return self.manifest["recipe"]["format"] if self.manifest is not None else ""
 
     @property
     def is_one_checkpoint(self) -> bool:

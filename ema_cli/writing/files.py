@@ -205,7 +205,7 @@ def read_back(path: Path, file: OutputFile) -> None:
         OutputError: where the file system does not give it.
     """
     with _reading_errors(path):
-        specs = _torch_specs(path) if isinstance(file, TorchOutput) else open_file(path).specs
+        specs = _torch_specs(path, file.key) if isinstance(file, TorchOutput) else open_file(path).specs
     if specs != file.table.specs:
         raise VerificationError("reads back with other tensors than were written", subject=path.name)
 
@@ -221,7 +221,7 @@ def _reading_errors(path: Path) -> Iterator[None]:
         raise VerificationError(f"does not read back: {error.fact}", subject=path.name) from error
 
 
-def _torch_specs(path: Path) -> Mapping[str, TensorSpec]:
-    """Return the tensors of a file that is marked as ours; none of any other."""
+def _torch_specs(path: Path, key: str) -> Mapping[str, TensorSpec]:
+    """Return the tensors of a file that is marked as ours, under a key in it or at the top; none of any other."""
     opened = open_torch(location(path).open())
-    return opened.tensors(opened.root).specs if opened.mark else {}
+    return opened.tensors(opened.root[key] if key else opened.root).specs if opened.mark else {}

@@ -9,18 +9,18 @@ from ema_cli.writing.outputs import Output
 
 # By the name of the trainer: the object that takes the state dict, and what does not.
 _LOADERS: Mapping[str, tuple[str, str]] = {
-    "Lightning": ("module", "load_from_checkpoint, which needs the trainer's own file"),
+    "Lightning": ("module", "load_from_checkpoint, which takes {stem}.ckpt"),
 }
 
 
 def loading_notes(plans: Sequence[Plan], outputs: Sequence[Output]) -> list[str]:
     """Return a note for the first file in torch's format that looks like a checkpoint of its trainer's, or is one."""
     for plan, output in zip(plans, outputs, strict=True):
-        if output.likeness is not None:
-            return list(output.likeness.notes)
+        if output.notes:
+            return list(output.notes)
         loader = _LOADERS.get(plan.newest.trainer or "")
         if output.target.is_torch and loader is not None:
             who, other = loader
-            path = output.target.path.as_posix()
+            path, other = output.target.path.as_posix(), other.format(stem=output.target.path.stem)
             return [f"{path} holds a state dict: {who}.load_state_dict(torch.load('{path}')); not for {other}"]
     return []

@@ -113,6 +113,7 @@ class Output:
         sources: the files from which `texts` and `copies` are made; they must not change meanwhile.
         originals: the name in the checkpoint of each tensor that is written under another name.
         likeness: how it takes over the newest checkpoint, None where it is of a form of our own.
+        notes: what to know of loading it, in words.
     """
 
     target: Target
@@ -122,6 +123,7 @@ class Output:
     sources: Sequence[InputFile] = ()
     originals: Mapping[str, str] = field(default_factory=dict)
     likeness: Likeness | None = None
+    notes: Sequence[str] = ()
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -204,8 +206,10 @@ def lay_out_output(
             hint=f"write a folder: {option('o', target.path.stem)}; or take one of the models with "
             f"{option('component', inner)}",
         )
-    if target.is_torch or target.is_dcp:
+    if target.is_torch or target.is_dcp or target.is_lightning:
         _check_no_header(plan, target)
+    if target.is_lightning:
+        return _lay_out_lightning(plan, target, specs, metadata[METADATA_KEY])
     if target.is_torch:
         return Output(target, [lay_out_torch_file(target.path.name, specs, metadata[METADATA_KEY], tables)])
     if target.is_dcp:
@@ -233,9 +237,9 @@ def _lay_out_like(
         return _metadata(plan, options, copied, names)[METADATA_KEY]
 
     like = lay_out_like(plan, target, copied, mark, manifest=manifest)
-    return Output(
-        target, like.likeness.files, like.texts, like.copies, tuple(like.copies.values()), likeness=like.likeness
-    )
+    likeness = like.likeness
+    copies = tuple(like.copies.values())
+    return Output(target, likeness.files, like.texts, like.copies, copies, likeness=likeness, notes=likeness.notes)
 
 
 def _lay_out_folder(
@@ -276,6 +280,14 @@ def _lay_out_dcp(
 
     shard = lay_out_shard(specs, tables)
     return Output(target, [shard], {DCP_METADATA: metadata_text(shard), RECORD: metadata[METADATA_KEY].encode()})
+
+
+def _lay_out_lightning(plan: Plan, target: Target, specs: Mapping[str, TensorSpec], mark: str) -> Output:
+    """Return the file of an average that Lightning's `load_from_checkpoint` takes."""
+    from ema_cli.writing.lightning_file import lay_out_lightning  # which most averages do not need
+
+    file, originals, notes = lay_out_lightning(plan.newest, target, specs, mark)
+    return Output(target, [file], originals=originals, notes=notes)
 
 
 def _check_no_header(plan: Plan, target: Target) -> None:

@@ -17,6 +17,7 @@ from ema_cli.storage.names import StorePath, as_path, check_no_address, common_f
 _DCP = "dcp:"  # before the name of a folder
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
 _TORCH_SUFFIXES = (".pt", ".pth")
+_LIGHTNING_SUFFIX = ".ckpt"
 _HALF_LIFE = "{half_life}"
 _PATTERN_HINT = f"as {option('o', f'averages/ema-{_HALF_LIFE}.safetensors')}, or {option('o', 'averages')}"
 
@@ -41,11 +42,16 @@ class Target:
     @property
     def format(self) -> str:
         """Return the format of its tensors, as a manifest has it."""
-        return "dcp" if self.is_dcp else "pt" if self.is_torch else "safetensors"
+        return "dcp" if self.is_dcp else "pt" if self.is_torch else "ckpt" if self.is_lightning else "safetensors"
+
+    @property
+    def is_lightning(self) -> bool:
+        """Return whether it is a file as Lightning writes it."""
+        return not self.is_folder and self.path.suffix.lower() == _LIGHTNING_SUFFIX
 
 
 def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
-    """Return what `-o` names: one file if it ends in .safetensors, .pt or .pth, a folder if it has no suffix.
+    """Return what `-o` names: one file if it ends in .safetensors, .pt, .pth or .ckpt, a folder if it has no suffix.
 
     With `dcp:` before it, the folder is one of torch.distributed.checkpoint's.
     With `like_input` it has the suffix of the newest checkpoint, whatever that is; see `assign_targets`.
@@ -81,10 +87,8 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
             option="output",
             hint=option("o", f"{_DCP}{_stem(path).as_posix()}"),
         )
-    if suffix[0].lower() not in (".safetensors", *_TORCH_SUFFIXES) and not like_input:
-        raise UsageError(
-            f"'{path}' ends in {suffix[0]}, which is not written", option="output", hint=_instead(path, suffix[0])
-        )
+    if suffix[0].lower() not in (".safetensors", _LIGHTNING_SUFFIX, *_TORCH_SUFFIXES) and not like_input:
+        raise UsageError(f"'{path}' ends in {suffix[0]}, which is not written", option="output", hint=_instead(path))
     return Target(path, is_folder=False)
 
 
@@ -96,16 +100,22 @@ def _stem(path: Path) -> Path:
     return path.with_name(stem)
 
 
-def _instead(path: Path, suffix: str) -> str:
+def _instead(path: Path) -> str:
     """Return the names under which an average can be written instead, ready to copy."""
     stem = _stem(path).name
     safe, torch, folder = (path.with_name(stem + end).as_posix() for end in (".safetensors", ".pt", ""))
-    ways = f"{option('o', safe)} or {option('o', torch)} for one file, {option('o', folder)} for a folder"
-    if suffix.lower() != ".ckpt":
-        return ways
-    load = f"module.load_state_dict(torch.load('{torch}'))"
-    whole = option("like_input", True)
-    return f"{ways}; {torch} is a state dict, for {load}. A checkpoint that its trainer loads: add {whole}"
+    return f"{option('o', safe)} or {option('o', torch)} for one file, {option('o', folder)} for a folder"
+
+
+def not_lightning(target: Target, newest: Checkpoint) -> UsageError:
+    """Return the error for a file of Lightning's that is asked for, of what Lightning did not write."""
+    torch = _stem(target.path).with_suffix(".pt").as_posix()
+    return UsageError(
+        f"'{target.path}' is a name for a checkpoint of Lightning's, and {newest.name} is none",
+        option="output",
+        hint=f"{_instead(target.path)}; {torch} is a state dict, for module.load_state_dict(torch.load('{torch}')). "
+        f"A checkpoint that its trainer loads: add {option('like_input', True)}",
+    )
 
 
 def default_target(plans: Sequence[Plan], *, like_input: bool = False) -> Target:

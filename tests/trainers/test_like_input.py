@@ -70,6 +70,45 @@ def test_lightning_loads_an_average_and_goes_on_from_it(cli: Cli, tmp_path: Path
     assert not torch.equal(module.state_dict()["net.0.weight"], watch.begun["net.0.weight"])
 
 
+def test_lightning_loads_a_file_from_scratch(cli: Cli, tmp_path: Path):
+    """load_from_checkpoint makes the module of plain hyper-parameters, and it is trained on."""
+    lightning = pytest.importorskip("lightning")
+
+    class Plain(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        """A module of plain hyper-parameters, with a compiled part."""
+
+        def __init__(self, width: int, rates: Sequence[float], **more: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = torch.compile(torch.nn.Linear(4, width), backend="eager")
+
+        def training_step(self, batch: Sequence[torch.Tensor], _index: int) -> torch.Tensor:
+            result: torch.Tensor = self.net(batch[0]).pow(2).mean()
+            return result
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=self.hparams.rates[0])
+
+    def trainer(folder: Path, steps: int) -> Any:
+        checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(folder, every_n_train_steps=4, save_top_k=-1)
+        return lightning.Trainer(
+            max_steps=steps, accelerator="cpu", devices=1, logger=False, callbacks=[checkpoints],
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        )  # fmt: skip
+
+    loader = DataLoader(TensorDataset(torch.randn(48, 4)), batch_size=4)
+    trainer(tmp_path / "run", 12).fit(Plain(3, (1e-2, 1e-3), name="x", deep={"a": [None, True]}), loader)
+    done = cli("average", tmp_path / "run", "--profile", "uniform", "-o", tmp_path / "avg.ckpt")
+    assert done.code == 0, done
+    assert cli("verify", tmp_path / "avg.ckpt", "--against", tmp_path / "run").code == 0
+    module = Plain.load_from_checkpoint(tmp_path / "avg.ckpt")
+    assert dict(module.hparams) == {"width": 3, "rates": (1e-2, 1e-3), "name": "x", "deep": {"a": [None, True]}}
+    assert_rounds(module.state_dict(), mean(test_lightning.saved(tmp_path / "run")))
+    begun = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    trainer(tmp_path / "on", 1).fit(module, loader)
+    assert all(not torch.equal(tensor, begun[name]) for name, tensor in module.state_dict().items())
+
+
 def test_timm_loads_an_average_and_resumes_from_it(cli: Cli, tmp_path: Path):
     """load_checkpoint and resume_checkpoint take it, with the newest optimizer; its own averages stay the newest's."""
     from timm.models import load_checkpoint, resume_checkpoint

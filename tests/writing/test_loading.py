@@ -30,6 +30,7 @@ def test_an_average_of_lightning_s_says_how_it_is_loaded(
     done = cli("average", "run", "--profile", "uniform", "-o", name, "--strict")
     assert done.code == 0, done
     (note,) = [line for line in done.err.splitlines() if line.startswith("note: ")]
+    assert note.endswith("not for load_from_checkpoint, which takes avg.ckpt")
     call = note[note.index("module.") : note.index(";")]
     assert isinstance(ast.parse(call).body[0], ast.Expr)
     assert call == f"module.load_state_dict(torch.load('{name}'))"
@@ -47,9 +48,9 @@ def test_others_need_no_word(cli: Cli, tmp_path: Path):
     assert "note: " not in cli("average", "own", "--profile", "uniform", "-o", "own.pt").err
 
 
-def test_a_checkpoint_of_a_trainer_s_is_not_written(cli: Cli, tmp_path: Path):
-    """`-o avg.ckpt` is refused before anything is read, and the names in the hint are taken."""
-    write_lightning(tmp_path / "run")
+def test_a_checkpoint_of_another_trainer_s_is_not_written(cli: Cli, tmp_path: Path):
+    """`-o avg.ckpt` is for Lightning's runs alone, and the names in the hint are taken."""
+    write_torch_run(tmp_path / "run", [1, 2])
     done = cli("average", "run", "--profile", "uniform", "-o", "avg.ckpt")
     assert (done.code, "-o avg.pt for one file" in done.err, "load_state_dict" in done.err) == (2, True, True), done
     for name in ("avg.safetensors", "avg.pt", "avg"):

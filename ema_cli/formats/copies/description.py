@@ -1,14 +1,15 @@
 """Leave entries out of the pickle that describes a file of torch's, or take one out, without running it.
 
 All other bytes stay as they are. A value is the bytes from where it begins to where the next one does. What stays may
-refer to what the pickle remembered in an entry that goes: that is still made in its place, and dropped from the stack.
+refer to a constant that the pickle remembered in an entry that goes: it is made anew where it is referred to first.
 """
 
 from __future__ import annotations
 
 import pickletools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,8 +21,13 @@ _CONSTANT = {
     *_STRINGS, *_PUTS, *_GETS, "GLOBAL", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
     "BINFLOAT", "BINBYTES", "SHORT_BINBYTES", "MARK", "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
 }  # fmt: skip
+_PLAIN_CODES = {
+    *_CONSTANT, "STOP", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "REDUCE",
+}  # fmt: skip
+_PLAIN_NAMES = ("collections.OrderedDict", "torch.Size")  # which are all that a plain value calls
 _MOST_PROTOCOL = 3  # newer ones number what they remember by its order, and have frames of a certain length
-_POP = b"0"
+_PUT, _GET = b"r", b"j"  # each with a number of four bytes
+_MOST_NUMBER = 1 << 31
 
 Path = tuple[str, ...]
 """The keys that lead to an entry of the dict that was saved, at most two."""
@@ -50,45 +56,83 @@ class _Entry:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Memo:
+    """An instruction that remembers a value under a number, or refers to one, from byte `at` up to byte `end`."""
+
+    at: int
+    end: int
+    number: int
+    is_put: bool
+
+
 @dataclass(slots=True)
 class _Reading:
     """The entries of a description that are wanted, and what it remembers.
 
     Attributes:
         entries: the entries, as they end.
+        memo: the instructions that remember values or refer to them, in order.
         puts: by its number, where a value that is remembered begins, and the instruction behind it ends.
-        gets: where values are referred to, and their numbers, in order.
         changing: where instructions stand that make no constant, in order.
     """
 
     entries: list[_Entry] = field(default_factory=list)
+    memo: list[_Memo] = field(default_factory=list)
     puts: dict[int, tuple[int, int]] = field(default_factory=dict)
-    gets: list[tuple[int, int]] = field(default_factory=list)
     changing: list[int] = field(default_factory=list)
 
-    def used(self, begin: int, end: int) -> set[int]:
-        """Return the numbers of the values to which something between two bytes refers."""
-        first, last = bisect_left(self.gets, (begin, 0)), bisect_left(self.gets, (end, 0))
-        return {number for _, number in self.gets[first:last]}
 
-    def remembered(self, pickle: bytes, numbers: set[int], begin: int, end: int) -> list[bytes]:
-        """Return what makes the values of these numbers, and drops them, as far as they are made between two bytes.
+@dataclass(slots=True)
+class _Copy:
+    """Copies parts of a description. A value that was remembered in no part is made where it is referred to first.
+
+    Attributes:
+        pickle, reading: the description.
+        lost: the numbers of values that are remembered in no part.
+        first: the number for the first value that a part remembers, the next ones for others; None: as they are.
+    """
+
+    pickle: bytes
+    reading: _Reading
+    lost: set[int]
+    first: int | None = None
+    _numbers: dict[int, int] = field(default_factory=dict)  # of what is remembered by now
+
+    @property
+    def remembered(self) -> int:
+        """Return how many values are remembered by now."""
+        return len(self._numbers)
+
+    def copy(self, begin: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes of a part.
 
         Raises:
-            CannotCut: for one that something could change later.
+            CannotCut: where it refers to a lost value that something could change later.
         """
-        todo, parts = list(numbers), dict[int, bytes]()
-        while todo:
-            number = todo.pop()
-            first, last = self.puts[number]
-            if first in parts or not begin <= first < end:
+        memo = self.reading.memo
+        first, last = (bisect_left(memo, byte, key=lambda instruction: instruction.at) for byte in (begin, end))
+        for instruction in memo[first:last]:
+            number = instruction.number
+            if number not in self.lost and self.first is None:
                 continue
-            at = bisect_left(self.changing, first)
-            if at < len(self.changing) and self.changing[at] < last:
-                raise CannotCut("the two share an object")
-            parts[first] = pickle[first:last] + _POP
-            todo += self.used(first, last)
-        return [parts[first] for first in sorted(parts)]
+            yield self.pickle[begin : instruction.at]
+            begin = instruction.end
+            if number not in self._numbers and not instruction.is_put:
+                yield from self._constant(*self.reading.puts[number])
+            elif number not in self._numbers:
+                self._numbers[number] = number if self.first is None else self.first + len(self._numbers)
+                yield _PUT + self._numbers[number].to_bytes(4, "little")
+            elif not instruction.is_put:
+                yield _GET + self._numbers[number].to_bytes(4, "little")
+        yield self.pickle[begin:end]
+
+    def _constant(self, begin: int, end: int) -> Iterator[bytes]:
+        changing = self.reading.changing
+        at = bisect_left(changing, begin)
+        if at < len(changing) and changing[at] < end:
+            raise CannotCut("the two share an object")
+        return self.copy(begin, end)
 
 
 def cut_description(pickle: bytes, is_cut: Callable[[Path], bool]) -> tuple[bytes, list[Path]]:
@@ -102,28 +146,50 @@ def cut_description(pickle: bytes, is_cut: Callable[[Path], bool]) -> tuple[byte
     for entry in sorted(reading.entries, key=lambda entry: entry.begin):
         if not cut or entry.begin >= cut[-1].end:  # else it lies in another that is cut
             cut.append(entry)
+    lost = {number for entry in cut for number, (at, _) in reading.puts.items() if entry.begin <= at < entry.end}
     borders = [0, *(byte for entry in cut for byte in (entry.begin, entry.end)), len(pickle)]
-    kept = list(zip(borders[::2], borders[1::2], strict=True))
-    numbers = set().union(*(reading.used(begin, end) for begin, end in kept))
-    parts = [pickle[: kept[0][1]]]
-    for entry, (begin, end) in zip(cut, kept[1:], strict=True):
-        parts += reading.remembered(pickle, numbers, entry.begin, entry.end)
-        parts.append(pickle[begin:end])
+    copy = _Copy(pickle, reading, lost)
+    with _no_endless_nesting():
+        parts = [part for begin, end in zip(borders[::2], borders[1::2], strict=True) for part in copy.copy(begin, end)]
     return b"".join(parts), [entry.path for entry in cut]
 
 
-def entry_bytes(pickle: bytes, path: Path) -> bytes | None:
-    """Return instructions that make the value of one entry, as it stands there; None where there is no such entry.
+def entry_bytes(pickle: bytes, paths: Collection[Path], first: int = 0) -> dict[Path, bytes]:
+    """Return instructions that make the value of each of some entries, as it stands there, by the keys that are there.
+
+    Each is whole by itself. They remember values under numbers from `first` on, which are all different.
 
     Raises:
-        CannotCut: where it shares an object with what stands before it, or the pickle is of a newer protocol.
+        CannotCut: where one shares an object with what stands before it, or the pickle is of a newer protocol.
     """
-    reading = _read(pickle, lambda other: other == path)
-    if not reading.entries:
-        return None
-    entry = reading.entries[-1]
-    before = reading.remembered(pickle, reading.used(entry.value, entry.end), 0, entry.value)
-    return b"".join([*before, pickle[entry.value : entry.end]])
+    reading = _read(pickle, lambda path: path in paths)
+    parts: dict[Path, bytes] = {}
+    for entry in sorted(reading.entries, key=lambda entry: entry.begin):
+        copy = _Copy(pickle, reading, set(), first)
+        with _no_endless_nesting():
+            parts[entry.path] = b"".join(copy.copy(entry.value, entry.end))
+        first += copy.remembered
+    return parts
+
+
+@contextmanager
+def _no_endless_nesting() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError as error:
+        raise CannotCut("its values are nested too deep") from error
+
+
+def foreign_names(instructions: bytes) -> list[str]:
+    """Return what a value's instructions name that is no plain value, container or number; of a tensor its storage."""
+    names = []
+    for code, argument, _ in pickletools.genops(instructions + b"."):
+        if code.name == "GLOBAL":
+            name = str(argument).replace(" ", ".")
+            names += [name] if name not in _PLAIN_NAMES else []
+        elif code.name not in _PLAIN_CODES:
+            names.append("a tensor" if code.name.endswith("PERSID") else f"what pickle's {code.name} makes")
+    return list(dict.fromkeys(names))
 
 
 def _read(pickle: bytes, is_wanted: Callable[[Path], bool]) -> _Reading:
@@ -135,11 +201,12 @@ def _read(pickle: bytes, is_wanted: Callable[[Path], bool]) -> _Reading:
             if (name == "PROTO" and argument > _MOST_PROTOCOL) or name in ("FRAME", "MEMOIZE"):
                 raise CannotCut("its description is a pickle of protocol 4 or newer")
             if name in _PUTS:
-                if argument in reading.puts:
+                if argument in reading.puts or argument >= _MOST_NUMBER:
                     raise CannotCut("its description remembers two values under one number")
+                reading.memo.append(_Memo(at, end, argument, is_put=True))
                 reading.puts[argument], texts[argument] = (stack[-1].begin, end), stack[-1].text
             elif name in _GETS:
-                reading.gets.append((at, argument))
+                reading.memo.append(_Memo(at, end, argument, is_put=False))
                 stack.append(_Value(at, texts[argument]))
             elif name in _STRINGS:
                 stack.append(_Value(at, argument))

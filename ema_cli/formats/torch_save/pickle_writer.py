@@ -23,19 +23,32 @@ class NoTorchType(Exception):
     """A tensor that torch has no type for."""
 
 
-def pickle_state_dict(specs: Mapping[str, TensorSpec]) -> bytes:
+def pickle_state_dict(
+    specs: Mapping[str, TensorSpec], key: str = "", beside: Mapping[str, bytes] | None = None
+) -> bytes:
     """Return the pickle of an OrderedDict of tensors, each contiguous in a storage of its own: 0, 1, 2, ... in order.
+
+    Args:
+        specs: the tensors.
+        key: where it stands in a dict around it; empty: there is none.
+        beside: the other entries of that dict; the value of each as the instructions that make it.
 
     Raises:
         NoTorchType: for a tensor that torch has no type for.
     """
     writer = PickleWriter()
+    if key:
+        writer.out += b"}("
+        writer.text(key)
     writer.constant(_ORDERED_DICT)
     writer.out += b")R"
     for number, (name, spec) in writer.items(specs.items()):
         writer.text(name)
         writer.tensor(str(number), spec, _torch_shape(name, spec))
-    writer.out += b"."
+    for name, value in (beside or {}).items():  # which may remember other values under our numbers from here on
+        writer.text(name)
+        writer.out += value
+    writer.out += b"u." if key else b"."
     return bytes(writer.out)
 
 

@@ -52,11 +52,17 @@ class TorchTable(Table):
 
 @dataclass(frozen=True, slots=True)
 class TorchOutput:
-    """One file to write as `torch.save` does; an `OutputFile`. `mark`: the content of our record, None without one."""
+    """One file to write as `torch.save` does; an `OutputFile`.
+
+    Attributes:
+        mark: the content of our record, None without one.
+        key: where the state dict stands in the dict that is saved; empty: it is all that is saved.
+    """
 
     name: str
     table: TorchTable
     mark: bytes | None
+    key: str = ""
 
     @property
     def header(self) -> bytes:
@@ -122,6 +128,20 @@ def lay_out_torch_file(
         if isinstance(table, TorchTable) and list(table.specs.items()) == list(specs.items()):
             return TorchOutput(name, table, mark.encode())
     return TorchOutput(name, _make_table(name, specs), mark.encode())
+
+
+def lay_out_checkpoint(
+    name: str, specs: Mapping[str, TensorSpec], mark: str, key: str, beside: Mapping[str, bytes]
+) -> TorchOutput:
+    """Return the layout of a file of torch's with a state dict and more in a dict around it.
+
+    Args:
+        name, specs, mark: as of `lay_out_torch_file`, whose errors it raises.
+        key: where the state dict stands.
+        beside: the other entries, as instructions of a pickle.
+    """
+    with _no_torch_type(name):
+        return TorchOutput(name, _table(pickle_state_dict(specs, key, beside), specs), mark.encode(), key)
 
 
 def lay_out_tensor(name: str, spec: TensorSpec) -> TorchOutput:

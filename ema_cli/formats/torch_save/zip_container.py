@@ -43,6 +43,15 @@ def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> To
     return TorchFile(source, root, locate, _mark(source, entries.get(f"{prefix}{RECORD}")))
 
 
+def read_description(source: ByteSource) -> bytes:
+    """Return the pickle in an archive of torch's, as it stands there; raise as `open_zip`."""
+    entries = read_directory(source)
+    entry = entries[f"{_find_prefix(source, entries)}data.pkl"]
+    if entry.size > MAX_PICKLE_BYTES or entry.method:
+        raise CheckpointError(f"its pickle of {entry.size} bytes is no description", subject=source.path)
+    return source.read(data_offset(source, entry), entry.size)
+
+
 def _find_prefix(source: ByteSource, entries: Entries) -> str:
     """Return the folder inside the archive; torch names it after the file."""
     prefixes = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
