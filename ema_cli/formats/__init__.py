@@ -13,7 +13,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoSuchWeights, NoWeights
 from ema_cli.formats.arrays import reader as arrays
 from ema_cli.formats.dcp import directory as dcp_directory
-from ema_cli.formats.folders import deepspeed, parts, refused, resumable, several
+from ema_cli.formats.folders import deepspeed, items, parts, refused, resumable, several
 from ema_cli.formats.folders.huggingface import open_tensors
 from ema_cli.formats.optimizer_beside import trained_schedule_free_beside
 from ema_cli.formats.options import ReadOptions, no_masters_error, one_model_error
@@ -40,6 +40,7 @@ READERS: tuple[Reader, ...] = (
     several.READER,
     dcp_directory.READER,
     deepspeed.READER,
+    items.READER,
     parts.READER,
     arrays.READER,
     refused.READER,

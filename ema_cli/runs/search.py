@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import is_checkpoint_folder
+from ema_cli.formats.folders.items import holds_items
 from ema_cli.formats.folders.processors import processor_states
 from ema_cli.formats.options import ReadOptions, no_component_error
 from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, EXTRAS, SHARD, TRAINER_STATE
@@ -108,8 +109,9 @@ class Search:
         called = [entry for entry in folders if AVERAGES_FOLDER.search(entry.name)]
         folders = [entry for entry in folders if entry not in called]
         beside = Beside(folder, self.options, is_root=folder == self.root) if is_checkpoint else around
+        has_items = is_checkpoint and holds_items(folder, [entry.name for entry in entries])
         files = self._checkpoint_files(
-            [entry for entry in entries if is_checkpoint or not around or _has_clock_in(entry)]
+            [entry for entry in entries if not has_items and (is_checkpoint or not around or _has_clock_in(entry))]
         )
         called_files = [path for path in files if AVERAGES_FILE.search(path.name)]
         side_files = self._add_files([path for path in files if path not in called_files], beside)

@@ -21,8 +21,8 @@ _FROM_JAX = (
 _FROM_TF = "load the model in its framework and save its weights as safetensors or with torch.save first"
 _FOLDERS = {
     "metadata.pkl": (
-        "a file for each part and each rank, as torchtitan's TorchCheckpointingManager writes",
-        "save with torch.distributed.checkpoint, or export to Hugging Face's format first",
+        "a file for each item and each rank, as torch_checkpointing writes, but not in torch.save's format",
+        "save the items without layouts of their own, or with torch.distributed.checkpoint",
     ),
     "_CHECKPOINT_METADATA": ("an Orbax checkpoint of JAX's", _FROM_JAX),
     "manifest.ocdbt": ("an Orbax checkpoint of JAX's", _FROM_JAX),

@@ -68,6 +68,10 @@ DCP_FOLDERS: Mapping[str, str] = {
     "weights": "NeMo",
 }
 
+# ---- Folders of torch_checkpointing ----
+
+ITEM_METADATA = "metadata.pkl"  # beside a file for each item and each rank
+
 # ---- What says that a checkpoint is whole ----
 
 LATEST = ("latest", "latest_checkpointed_iteration.txt")  # beside it, name the newest one: DeepSpeed, Megatron
