@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import is_checkpoint_folder
+from ema_cli.formats.arrays.reader import is_other_archive
 from ema_cli.formats.folders.items import holds_items
 from ema_cli.formats.folders.processors import processor_states
 from ema_cli.formats.options import ReadOptions, no_component_error
@@ -285,6 +286,9 @@ class Search:
             return False
         if not entry.is_file:
             self.pass_over(path, "a link that leads nowhere" if entry.is_link else "not a regular file", warn=True)
+            return False
+        if is_other_archive(path):
+            self.pass_over(path, "a zip archive without weights")
             return False
         target = _pointer(path)
         if target is not None:

@@ -23,9 +23,23 @@ def _npz(file: InputFile) -> TorchFile:
     return open_npz(file)
 
 
+def _stable_baselines(file: InputFile) -> TorchFile:
+    from ema_cli.formats.arrays.stable_baselines import open_model
+
+    return open_model(file)
+
+
+def _nemo(file: InputFile) -> TorchFile:
+    from ema_cli.formats.arrays.nemo import open_nemo
+
+    return open_nemo(file)
+
+
 # By suffix: the container, in words, and what reads its headers. Each is imported when such a file is there.
 _CONTAINERS: Mapping[str, tuple[str, Callable[[InputFile], TorchFile]]] = {
     ".npz": ("npz", _npz),
+    ".zip": ("stable-baselines3 zip", _stable_baselines),
+    ".nemo": ("nemo", _nemo),
 }
 
 READ_ONLY = frozenset(form for form, _ in _CONTAINERS.values())
@@ -36,13 +50,31 @@ def matches(path: Path) -> bool:
     return path.suffix.lower() in _CONTAINERS and not location(path).info().is_folder
 
 
+def is_other_archive(path: Path) -> bool:
+    """Return whether a file is a zip archive that can be read and holds no model: of source text, of data."""
+    if path.suffix.lower() != ".zip":
+        return False
+    from ema_cli.formats.arrays.stable_baselines import is_model
+
+    return not is_model(location(path).open())
+
+
+def open_container(file: InputFile) -> TorchFile:
+    """Read the headers of a file in one of the containers.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong.
+    """
+    return _CONTAINERS[file.path.suffix.lower()][1](file)
+
+
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """Read the file's headers, and find the model in it as in what torch.save writes.
 
     Raises:
         CheckpointError: naming the file and what is wrong.
     """
-    form, open_container = _CONTAINERS[path.suffix.lower()]
+    form, _ = _CONTAINERS[path.suffix.lower()]
     file = location(path).open()
     return from_torch(file, open_container(file), options, form=form)
 

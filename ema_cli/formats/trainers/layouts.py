@@ -173,6 +173,12 @@ LAYOUTS = (
         clocks={EP: ("epoch",), SP: ("frame",)},
     ),
     Layout(
+        "stable-baselines3",  # what it has as JSON, and its policy
+        marks=("policy", "num_timesteps"),
+        model=("policy",),
+        clocks={SP: ("num_timesteps",)},  # steps of the environments; _n_updates counts otherwise in each algorithm
+    ),
+    Layout(
         "MACE",  # its epochs are in the names, from 0
         marks=("model/atomic_numbers", "model/r_max", "optimizer", "lr_scheduler"),
         model=("model",),

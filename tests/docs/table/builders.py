@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import tarfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,27 @@ def npz(name: str, save_arrays: Callable[..., None]) -> Callable[[Path], Case]:
         return Case(extra={"step": torch.tensor(STEPS[-1])})
 
     return build
+
+
+def stable_baselines(run: Path) -> Case:
+    """Write archives of stable-baselines3."""
+    run.mkdir()
+    for step in STEPS:
+        with zipfile.ZipFile(run / f"rl_model_{9 * step}_steps.zip", "w") as archive:
+            archive.writestr("data", json.dumps({"num_timesteps": step, "_n_updates": 3}))
+            with archive.open("policy.pth", "w") as file:
+                torch.save(state_dict(step), file)
+    return Case("--half-life", "1sp")
+
+
+def nemo(run: Path) -> Case:
+    """Write archives of NeMo."""
+    run.mkdir()
+    for step in STEPS:
+        save(run.parent / "packed" / "model_weights.ckpt", state_dict(step))
+        with tarfile.open(run / f"step={step}.nemo", "w:") as archive:
+            archive.add(run.parent / "packed", arcname=".")
+    return Case()
 
 
 def ranks(name: str) -> Callable[[Path], Case]:

@@ -134,6 +134,8 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "PEFT adapters": [made.peft],
     "value heads, projectors": [made.value_head],
     "numpy": [made.npz("step-{}.npz", np.savez), made.npz("a{}.npz", np.savez_compressed)],
+    "stable-baselines3": [made.stable_baselines],
+    "NeMo's .nemo": [made.nemo],
     "files of ranks": [
         made.ranks("step{}-rank{}.pt"),
         made.ranks("step-{}/consolidated.0{}.pth"),
