@@ -99,7 +99,8 @@ class Profiles:
         sums = profile_sums(moments, profiles, spreads)
         self.products, self.ages = sums.products, sums.ages
         # A model that has come to rest was somewhere before: what nearly vanishes would be told as no number.
-        self._squares = np.maximum(sums.squares, _LEAST_SQUARE * np.diagonal(sums.products))
+        squares = np.maximum(sums.squares, _LEAST_SQUARE * np.diagonal(sums.products))
+        self._squares = np.where(squares > 0, squares, 1.0)  # of the first copy alone, which no update followed
         # The unit in which weights are solved for: the same rounding error for each.
         self._scales = np.ones(len(stored)) if rounding is None else rounding.errors / rounding.errors.max()
 
@@ -129,10 +130,10 @@ class Profiles:
         return Synthesis(weights, profile, rounded / self.rounding.changes[law])
 
     def _age(self, law: LiveLaw) -> float:
-        """Return the mean age of the target of this law, but at least an update."""
+        """Return the mean age of the target of this law, but at least an update; 1 where none was made."""
         last, before = self.moments[-1], self.moments[0]
         step = (last.clock - before.clock) / max(last.updates, 1)
-        return max(float(self.ages[self._targets[law]]), step)
+        return max(float(self.ages[self._targets[law]]), step) or 1.0
 
     def error(self, law: LiveLaw) -> float:
         """Return the relative error of the target of this law where all stored averages may be used."""

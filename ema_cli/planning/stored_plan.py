@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -61,7 +61,7 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
     ends = [end for _, end in stretches]
     approximation = Approximation(
         nearest.error,
-        profiles.error(law),
+        min(nearest.error, profiles.error(law)),
         reach,
         stretches,
         _shares(law, len(moments) - 1, ends, moments),
@@ -72,10 +72,10 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
     return Plan(stored.run, recipe, _entries(averages, nearest), (), approximation=approximation)
 
 
-def judge_stored(stored: StoredRun, recipe: Recipe, weights: Mapping[str, float]) -> float:
-    """Return how far stored averages with given weights are off from the average of a recipe, by their own headers.
+def judge_stored(stored: StoredRun, recipe: Recipe, weights: Mapping[str, float]) -> Iterator[float]:
+    """Yield how far stored averages with given weights are off from the average of a recipe, by their own headers.
 
-    What was stored after the newest of them does not matter.
+    That is the average at the newest of them; or, in turn, at what was stored later and given no weight.
 
     Args:
         stored: the averages that are there.
@@ -89,13 +89,18 @@ def judge_stored(stored: StoredRun, recipe: Recipe, weights: Mapping[str, float]
     _check_recipe(recipe, stored)
     law = _live_law(recipe)
     until_stop = _up_to_stop(stored, recipe.stop)
-    last = max((average.updates for average in until_stop if average.checkpoint.name in weights), default=0)
-    averages = [average for average in until_stop if average.updates <= last]
-    kept = {average.checkpoint.name for average in _thin_out(averages)} | weights.keys()
-    averages = [average for average in averages if average.checkpoint.name in kept]
-    late = sorted(weights.keys() - {average.checkpoint.name for average in averages})
+    late = sorted(weights.keys() - {average.checkpoint.name for average in until_stop})
     if late:
         raise RunError(f"'{late[0]}' was stored after {option('stop', str(recipe.stop))}", subject=stored.root)
+    newest = max((average.updates for average in until_stop if average.checkpoint.name in weights), default=0)
+    for last in sorted({newest, *(average.updates for average in until_stop if average.updates > newest)}):
+        averages = [average for average in until_stop if average.updates <= last]
+        kept = {average.checkpoint.name for average in _thin_out(averages)} | weights.keys()
+        yield _judge(stored, law, [average for average in averages if average.checkpoint.name in kept], weights)
+
+
+def _judge(stored: StoredRun, law: LiveLaw, averages: Sequence[StoredAverage], weights: Mapping[str, float]) -> float:
+    """Return how far averages with given weights are off from that of a law at the newest of them."""
     moments = _moments(stored, averages)
     number_of = {moment.updates: number for number, moment in enumerate(moments)}
     profiles = Profiles(

@@ -13,6 +13,7 @@ from ema_cli.law.synthesis import Rounding
 from ema_cli.runs.stored_file import StoredAverage
 
 _LEAST_ERROR = 1e-3  # of the largest: what is stored exactly is summed with a rounding all the same
+_LEAST_SPREAD = 1e-6  # of the largest: a model that rested, as while its rate was 0, has averages there all the same
 
 
 def measure_rounding(
@@ -60,6 +61,8 @@ def _spreads(measured: Sequence[Measured], moments: Sequence[Moment]) -> list[tu
     known = [at.get(moment.clock) for moment in moments[1:]]
     last = known[-1] or 1.0
     filled = [last if spread is None else spread for spread in known]
-    cells = list(zip([filled[0], *filled], filled, strict=False))
-    unit = max(cells[-1])
-    return [(begin / unit, end / unit) if unit else (1.0, 1.0) for begin, end in cells]
+    if not any(filled):
+        return [(1.0, 1.0)] * len(filled)
+    filled = [max(spread, _LEAST_SPREAD * max(filled)) for spread in filled]
+    unit = max(filled[-2:])
+    return [(begin / unit, end / unit) for begin, end in zip([filled[0], *filled], filled, strict=False)]

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
+from ema_cli import EMA
 from tests.conftest import Cli
 from tests.inprocess import write_stored_run
 from tests.release.verified import against, check, edit_mark, vouch
@@ -165,3 +167,24 @@ def test_what_was_stored_later_changes_nothing(out: Path, cli: Cli):
     stopped = ("--from", "stored", "--half-life", "30ba", "--stop", f"{STEPS}ba", "-o", "stopped.safetensors", "-q")
     assert cli("average", "longer", *stopped).code == 0
     assert against(out.parent / "stopped.safetensors", out.parent / "longer").problems == ()
+
+
+@pytest.mark.parametrize("rest", [range(0), range(1, 61), range(150, 201), range(1, 160), range(1, 201)])
+def test_a_model_that_rests_for_a_time(cli: Cli, tmp_path: Path, rest: range):
+    """While the rate is 0 no average is off; what is told is a number, holds, and numpy has nothing to say."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    ema = EMA(model, half_life=("20ba", "60ba"))
+    for step in range(1, 201):
+        with torch.no_grad():
+            for parameter in model.parameters() if step not in rest else ():
+                parameter += torch.randn_like(parameter) / 10
+        ema.update()
+        if step % 50 == 0:
+            ema.store(tmp_path / "run/ema")
+    for half_life in ("5ba", "30ba", "1000ba", "1e5ba", "1e6ba", "1e9ba", "infba"):
+        name = f"{half_life}.safetensors"
+        law = ("--from", "stored", "--half-life", half_life, "--allow-approximate")
+        assert cli("average", "run", *law, "-o", name, "-q").code == 0
+        done = cli("verify", name, "--against", "run", "--strict")
+        assert done.code == 0, (half_life, done)
