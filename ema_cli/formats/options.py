@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ema_cli.errors import NoSuchWeights, UsageError, option
+from ema_cli.formats.before import Before
 from ema_cli.law.time import UNIT_NAMES, Unit
 
 _MOST_PATTERNS = 256  # each is compared with the name of each tensor
@@ -28,6 +29,7 @@ class ReadOptions:
         copy: patterns of the names of tensors that are copied from the newest checkpoint instead of averaged.
         clock_key: places of counters in a pickled file, each with its unit: `trainer.step=ba`.
         masters: take the float32 weights that an optimizer keeps of a model in half precision.
+        before: what the files of the run were that were read before; no choice of the user's.
 
     Raises:
         UsageError: for `weights` that are neither, for too many patterns, and for a counter without a place or a unit.
@@ -40,6 +42,7 @@ class ReadOptions:
     copy: tuple[str, ...] = ()
     clock_key: tuple[str, ...] = ()
     masters: bool = False
+    before: Before = field(default_factory=Before, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.weights not in (None, "raw", "ema"):

@@ -160,6 +160,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     else:
         root, opened, rest = open_named(paths, options)
         rest.passed_over += [passed for passed in search.passed_over if passed.warn or passed.note] if search else []
+    read.before.clear()  # all of them are open
     opened, aliases = drop_aliases(opened)
     checkpoints, notes = settle_clocks(opened, options)
     warnings = overruled_warnings(opened, checkpoints, options)

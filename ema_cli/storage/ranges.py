@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from ema_cli.storage.names import StorePath
@@ -38,7 +38,7 @@ def join_ranges(ranges: Iterable[tuple[Owner, int, int]]) -> Iterator[tuple[Owne
 def read_ranges(ranges: Iterable[tuple[ByteSource, int, int]], out: memoryview) -> None:
     """Fill `out` with the bytes of the ranges, one after another. Small ones near each other come with one read."""
     groups, position = list[tuple[list[tuple[ByteSource, int, int]], memoryview]](), 0
-    for group in _near_ranges(ranges):
+    for group in near_ranges(ranges):
         size = sum(size for _, _, size in group)
         part = out[position : position + size]
         position += size
@@ -55,6 +55,15 @@ def read_ranges(ranges: Iterable[tuple[ByteSource, int, int]], out: memoryview) 
         _read_group(*groups[0])
 
 
+def read_each(source: ByteSource, spans: Sequence[tuple[int, int]]) -> bytes:
+    """Return the bytes of ranges of a source, first byte and size of each, one after another."""
+    if isinstance(source.path, StorePath):
+        out = bytearray(sum(size for _, size in spans))
+        read_ranges(((source, offset, size) for offset, size in spans), memoryview(out))
+        return bytes(out)
+    return b"".join([source.read(offset, size) for offset, size in spans])
+
+
 def _read_group(group: list[tuple[ByteSource, int, int]], out: memoryview) -> None:
     source, begin, size = group[0]
     if len(group) == 1:
@@ -67,9 +76,7 @@ def _read_group(group: list[tuple[ByteSource, int, int]], out: memoryview) -> No
         position += size
 
 
-def _near_ranges(
-    ranges: Iterable[tuple[ByteSource, int, int]],
-) -> Iterator[list[tuple[ByteSource, int, int]]]:
+def near_ranges(ranges: Iterable[tuple[ByteSource, int, int]]) -> Iterator[list[tuple[ByteSource, int, int]]]:
     """Yield the ranges in groups, each of them small ones near each other in one file, or a single one."""
     group: list[tuple[ByteSource, int, int]] = []
     end = most = 0  # of the group: where it ends, and where it must

@@ -19,7 +19,7 @@ from ema_cli.formats.pickles.machine import Machine
 from ema_cli.formats.pickles.values import Name, Storage, TensorRef
 
 _LEAST_ITEMS = 64
-_MOST_BYTES = 1 << 20  # of all batches; with what they are read into they take ten times as much
+MOST_BYTES = 1 << 20  # of all batches; with what they are read into they take ten times as much
 _PLAIN = (str, int, float, bool, type(None), Name, Storage, TensorRef)
 _SAME = (str, Name, Storage)  # with equal values nothing else tells two of them apart
 _USED = (*_SAME, TensorRef)
@@ -86,8 +86,8 @@ class Batches:
             or not all(isinstance(value, (*_PLAIN, tuple)) or value == {} for value in remembered)
         ):
             return
-        if self._nbytes + end - begin > _MOST_BYTES:
-            if self._taken or end - begin > _MOST_BYTES:
+        if self._nbytes + end - begin > MOST_BYTES:
+            if self._taken or end - begin > MOST_BYTES:
                 self._taken = False
                 return  # those that are here are of use
             self._batches.clear()

@@ -19,7 +19,6 @@ from ema_cli.formats.pickles.values import Inert, Name, PickleError, Storage, st
 from ema_cli.storage.source import ByteSource
 
 _MAX_REASON_CHARS = 200
-_BATCHES = Batches()  # of the checkpoints that were read last
 
 
 def describe_storage(identifier: Any) -> Storage | Name:
@@ -41,19 +40,28 @@ def describe_storage(identifier: Any) -> Storage | Name:
 
 
 def unpickle(
-    source: ByteSource, start: int = 0, persistent: Callable[[Any], object] = describe_storage
+    source: ByteSource,
+    start: int = 0,
+    persistent: Callable[[Any], object] = describe_storage,
+    batches: Batches | None = None,
 ) -> tuple[Any, int]:
     """Return what the pickle at byte `start` of `source` describes, and the byte at which it ends.
 
     The value is made of plain containers and of what `values.py` has. Sets come as lists, OrderedDict and defaultdict
-    as dicts. `persistent` says what an id of something outside the pickle stands for.
+    as dicts.
+
+    Args:
+        source: holds the pickle.
+        start: where it begins.
+        persistent: says what an id of something outside the pickle stands for.
+        batches: batches of the pickles that were read before, with the same `persistent`.
 
     Raises:
         PickleError: for anything that is not a pickle of protocol 0 to 5, as torch writes it.
         CheckpointError: where the file cannot be read.
     """
     machine = Machine(source, start, persistent)
-    return _execute(machine, _BATCHES if persistent is describe_storage else None), machine.base + machine.position
+    return _execute(machine, batches), machine.base + machine.position
 
 
 def names_in_pickle(source: ByteSource, start: int = 0) -> tuple[set[str], Any, int]:

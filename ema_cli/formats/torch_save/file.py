@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Averages, Checkpoint, Tensors
 from ema_cli.errors import CheckpointError, EmaError
+from ema_cli.formats.before import Before
 from ema_cli.formats.beginning import first_bytes
 from ema_cli.formats.mark import LIKE_INPUT, MADE_HERE
 from ema_cli.formats.options import ReadOptions
@@ -48,7 +49,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 def open_part(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a file that may be one of several, by its name."""
     file = location(path).open()
-    return from_torch(file, open_torch(file), options)
+    return from_torch(file, open_torch(file, options.before), options)
 
 
 def from_torch(
@@ -104,12 +105,17 @@ def from_torch(
     return settle_averages(replace(checkpoint, averages=Averages(MADE_HERE)), options) if made_here else checkpoint
 
 
-def open_torch(source: ByteSource) -> TorchFile:
-    """Read what `torch.save` wrote into a file, or into a record of a shard."""
+def open_torch(source: ByteSource, before: Before | None = None) -> TorchFile:
+    """Read what `torch.save` wrote into a file, or into a record of a shard.
+
+    Args:
+        source: the bytes.
+        before: what the files of the run were that were read before.
+    """
     if is_zip(source):
         from ema_cli.formats.torch_save.zip_container import open_zip
 
-        return open_zip(source)
+        return open_zip(source, before=before)
     from ema_cli.formats.torch_save.legacy_container import open_legacy
 
     return open_legacy(source)

@@ -12,7 +12,8 @@ from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.pickles.unpickle import describe_storage, unpickle
 from ema_cli.formats.pickles.values import PickleEnds, PickleError, Storage
-from ema_cli.formats.torch_save.tensors import Span, TorchFile
+from ema_cli.formats.torch_save.archive import Span
+from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.storage.source import ByteSource
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C

@@ -15,13 +15,14 @@ from typing import Any
 from ema_cli.checkpoint import MAX_TENSORS, SpecTable, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.dtypes import TORCH_DTYPES, DType
 from ema_cli.errors import CheckpointError, CutBetweenRanks
+from ema_cli.formats.before import Before
 from ema_cli.formats.pickles.distributed import is_cut, whole_of
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
+from ema_cli.formats.torch_save.archive import Span
 from ema_cli.storage.source import ByteSource
 
 _MAX_EXPANDED_BYTES = 1 << 30
-_MOST_KEPT = 1 << 13  # tensors
-Span = tuple[int, int]  # byte offset and size
+_TENSOR_BYTES = 1 << 10  # that each takes where tensors are kept
 _FLOATS = {"<f4": struct.Struct("<f"), "<f8": struct.Struct("<d")}
 
 
@@ -34,12 +35,14 @@ class TorchFile:
         root: the object that was saved, with a `TensorRef` for each tensor.
         locate: returns where in `source` the storages with some keys lie; those that are missing are left out.
         mark: the content of ema-cli's mark in an average that it made, None in other files.
+        before: what the files of the run were that were read before.
     """
 
     source: ByteSource
     root: Any
     locate: Callable[[Iterable[str]], Mapping[str, Span]]
     mark: Mapping[str, object] | None = None
+    before: Before | None = None
 
     def tensors(self, refs: Mapping[str, object]) -> TorchTensors:
         """Return the tensors that `refs` (name -> `TensorRef`) describe.
@@ -47,10 +50,11 @@ class TorchFile:
         Raises:
             CheckpointError: for one that is not a tensor, or does not lie in its storage.
         """
-        global _last
-        again = _last.of(self, refs) if _last is not None else None
-        if again is not None:
-            return again
+        last = self.before.get(_Last, _likeness(refs)) if self.before is not None else None
+        last = last.of(self, refs) if last is not None else None
+        if last is not None:
+            self._keep(last)
+            return last.tensors
         path = self.source.path
         if any(map(is_cut, refs.values())):
             refs = {name: whole_of(ref) or ref if is_cut(ref) else ref for name, ref in refs.items()}
@@ -61,7 +65,7 @@ class TorchFile:
         offsets = array("q")
         kept: list[TensorRef] = []
         views: dict[str, _View] = {}
-        spans = self.locate({ref.storage.key: None for ref in refs.values() if isinstance(ref, TensorRef)})
+        spans = self.locate([ref.storage.key for ref in refs.values() if isinstance(ref, TensorRef)])
         expanded = 0
         for name, ref in refs.items():
             check_tensor_name(name, path)
@@ -84,11 +88,14 @@ class TorchFile:
                 views[name] = view
         numbers = {name: number for number, name in enumerate(specs)}
         tensors = TorchTensors(specs, numbers, offsets, views, self.source)
-        if len(refs) <= _MOST_KEPT:
-            keys = [ref.storage.key for ref in kept]
-            begins = [offset - spans[key][0] for key, offset in zip(keys, offsets, strict=True)]
-            _last = _Last(refs, keys, [spans[key][1] for key in keys], begins, tensors)
+        keys = tuple([ref.storage.key for ref in kept])
+        begins = [offset - spans[key][0] for key, offset in zip(keys, offsets, strict=True)]
+        self._keep(_Last(refs, keys, spans, begins, tensors))
         return tensors
+
+    def _keep(self, last: _Last) -> None:
+        if self.before is not None:
+            self.before.keep(_likeness(last.refs), last, len(last.refs) * _TENSOR_BYTES)
 
     def scalar(self, name: str, ref: TensorRef) -> int | float | None:
         """Return the value of a tensor of one number (a clock), None for any other tensor."""
@@ -237,35 +244,39 @@ class TorchTensors:
 
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """The tensors of the checkpoint that was read last. Those of the next one of its run are mostly described alike.
+    """The tensors of a file that was read before. Those of the next one of its run are mostly described alike.
 
-    refs: their descriptions by name. Batches that come again in a pickle are the very same descriptions.
+    refs: their descriptions by name. Pickles that are equal, or batches in them, have the very same descriptions.
     keys: the key of the storage of each.
-    sizes: the size of each of these storages.
+    spans: where these storages lie.
     begins: the byte of its storage at which each tensor begins.
     tensors: what was made of them.
     """
 
     refs: Mapping[str, object]
-    keys: Sequence[str]
-    sizes: Sequence[int]
+    keys: tuple[str, ...]
+    spans: Mapping[str, Span]
     begins: Sequence[int]
     tensors: TorchTensors
 
-    def of(self, file: TorchFile, refs: Mapping[str, object]) -> TorchTensors | None:
-        """Return the tensors of another file with the same descriptions and sizes; None where anything differs."""
+    def of(self, file: TorchFile, refs: Mapping[str, object]) -> _Last | None:
+        """Return the same of another file with the same descriptions and sizes; None where anything differs."""
         if len(refs) != len(self.refs) or not all(map(is_, refs.values(), self.refs.values())):
             return None
         if list(refs) != list(self.refs):
             return None
-        spans = file.locate(dict.fromkeys(self.keys))
-        if [spans[key][1] if key in spans else -1 for key in self.keys] != self.sizes:
+        spans = file.locate(self.keys)
+        if spans is self.spans:
+            return replace(self, tensors=replace(self.tensors, source=file.source))
+        if [spans[key][1] if key in spans else -1 for key in self.keys] != [self.spans[key][1] for key in self.keys]:
             return None
         offsets = array("q", [spans[key][0] + begin for key, begin in zip(self.keys, self.begins, strict=True)])
-        return replace(self.tensors, offsets=offsets, source=file.source)
+        return replace(self, spans=spans, tensors=replace(self.tensors, offsets=offsets, source=file.source))
 
 
-_last: _Last | None = None
+def _likeness(refs: Mapping[str, object]) -> tuple[int, str]:
+    """Return what is equal in sets of tensors that may be alike."""
+    return len(refs), str(next(iter(refs), ""))
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

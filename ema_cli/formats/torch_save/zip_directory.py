@@ -76,6 +76,11 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
         IncompleteCheckpoint: where the directory, which is written last, is missing.
         CheckpointError: for compressed, encrypted, repeated or overlapping entries.
     """
+    return read_entries(file, *find_directory(file))
+
+
+def find_directory(file: ByteSource) -> tuple[int, bytes, int]:
+    """Return where the directory begins, its bytes, and the number of its entries; raise as `read_directory`."""
     start, size, count = locate_directory(file)
     if size > _MAX_DIRECTORY_BYTES or start + size > file.size:
         raise CheckpointError("its zip directory lies outside the file", subject=file.path)
@@ -83,7 +88,11 @@ def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
         raise CheckpointError(
             f"its zip directory has {count} entries; at most {_MAX_ENTRIES} are read", subject=file.path
         )
-    directory = file.read(start, size)
+    return start, file.read(start, size), count
+
+
+def read_entries(file: ByteSource, start: int, directory: bytes, count: int) -> dict[str, ZipEntry]:
+    """Return the entries in a directory, given what `find_directory` returns; raise as `read_directory`."""
     entries = _read_entries(file, start, directory, count)
     _check_spans(file, entries, start)
     return entries

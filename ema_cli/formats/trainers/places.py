@@ -70,7 +70,7 @@ def select_tensors(root: Any, options: ReadOptions, file: Unpickled) -> Selectio
             else _select(layout, root, options, file)
         )
         selection.layout = layout
-        selection.resumable = selection.trainer is not None or any(map(_is_of_training, root.items()))
+        selection.resumable = selection.trainer is not None or _is_of_training(root)
     _keep_tensors(selection, options)
     return selection
 
@@ -192,6 +192,8 @@ def _keep_tensors(selection: Selection, options: ReadOptions) -> None:
     """Drop plain values that stand between the tensors (a step in a bare state dict), and note it."""
     kept: dict[str, object] = {}
     dropped = []
+    if {*map(type, selection.tensors.values())} == {TensorRef} and {*map(type, selection.tensors)} == {str}:
+        return  # as mostly
     for name, value in selection.tensors.items():
         if isinstance(value, TensorRef):
             kept[text_key(name)] = value
@@ -217,10 +219,13 @@ def _keep_tensors(selection: Selection, options: ReadOptions) -> None:
     selection.tensors, selection.left_out = kept, tuple(name for name in dropped if isinstance(name, str))
 
 
-def _is_of_training(item: tuple[object, object]) -> bool:
+def _is_of_training(root: dict[Any, Any]) -> bool:
     """Return whether an entry at the top is the state of an optimizer or a scheduler."""
-    name, value = item
-    return isinstance(value, dict | list) and bool(value) and isinstance(name, str) and bool(OPTIMIZERS.match(name))
+    containers = [kind for kind in {*map(type, root.values())} if issubclass(kind, dict | list)]
+    return bool(containers) and any(
+        isinstance(value, dict | list) and bool(value) and isinstance(name, str) and bool(OPTIMIZERS.match(name))
+        for name, value in root.items()
+    )
 
 
 def _is_extra_state(name: object) -> bool:

@@ -102,7 +102,7 @@ def test_two_pickles_share_nothing_that_can_be_changed():
 
 def test_batches_of_more_bytes_than_a_limit_are_forgotten(monkeypatch: pytest.MonkeyPatch):
     """They take memory for as long as the program runs. Those that come again stay."""
-    monkeypatch.setattr("ema_cli.formats.pickles.batches._MOST_BYTES", 30_000)
+    monkeypatch.setattr("ema_cli.formats.pickles.batches.MOST_BYTES", 30_000)
     batches = Batches()
     for number in range(9):
         read(b"(" + b"Nq%c" % 0 + b"N\x94" * number + model() + b"t", batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations_with_replacement
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 from ema_cli.checkpoint import MAX_TENSORS
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError
+from ema_cli.formats.before import Before
 from ema_cli.formats.pickles.values import Inert, Refused, Storage, TensorRef
 from ema_cli.formats.torch_save import tensors
 from ema_cli.formats.torch_save.file import open_torch
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.tensors import TorchFile, TorchTensors
 from ema_cli.storage.location import location
 from tests.formats.pickles.pickled import Memory
 from tests.formats.reading import read_all, read_range, stored_bytes
@@ -196,12 +198,14 @@ def test_names_that_torch_gives_dtypes() -> None:
 
 def test_checkpoints_of_a_run_are_described_alike_and_read_each_from_its_own_file(tmp_path: Path) -> None:
     """What the first was helps to read the second, whose numbers and places are its own; one of other shapes too."""
+    before = Before()
     for step in (9, 10, 500, 70_000):  # in names and clocks of several lengths
         turned = torch.randn(4, 3).t()
         saved = {"step": step, "model": {f"w{number:03}": torch.randn(3, 5) for number in range(100)}, "t": turned}
         if step == 500:
             saved["model"]["w007"] = torch.randn(3, 6)
-        file = opened(tmp_path, saved, f"step-{step}.pt")
+        opened(tmp_path, saved, f"step-{step}.pt")
+        file = open_torch(location(tmp_path / f"step-{step}.pt").open(), before)
         assert file.root["step"] == step
         weights = file.tensors(file.root["model"] | {"t": file.root["t"]})
         for name, tensor in (saved["model"] | {"t": turned}).items():
@@ -211,13 +215,17 @@ def test_checkpoints_of_a_run_are_described_alike_and_read_each_from_its_own_fil
 
 def test_a_description_as_before_does_not_hide_a_storage_that_is_missing_or_of_another_size() -> None:
     """Where the bytes of the second file are others, it is refused as it would have been without the first."""
-    refs = {"w": ref("float32", (6,), (1,)), "v": ref("float32", (3,), (2,))}
-    assert file_of(a=24).tensors(refs).specs["w"].shape == (6,)
-    assert list(file_of(x=8, a=24).tensors(refs).offsets) == [8, 8]
-    assert list(file_of(a=24).tensors(dict(reversed(refs.items()))).specs) == ["v", "w"]
-    file_of(a=24).tensors(refs)
-    for wrong, fact in ((file_of(b=24), "'w' has its bytes in a storage that is missing"),
-                        (file_of(a=20), "'w' has a storage of 24 bytes, but 20 are in the file")):  # fmt: skip
+    refs, before = {"w": ref("float32", (6,), (1,)), "v": ref("float32", (3,), (2,))}, Before()
+
+    def tensors(refs: dict[str, TensorRef], **sizes: int) -> TorchTensors:
+        return replace(file_of(**sizes), before=before).tensors(refs)
+
+    assert tensors(refs, a=24).specs["w"].shape == (6,)
+    assert list(tensors(refs, x=8, a=24).offsets) == [8, 8]
+    assert list(tensors(dict(reversed(refs.items())), a=24).specs) == ["v", "w"]
+    tensors(refs, a=24)
+    for wrong, fact in (({"b": 24}, "'w' has its bytes in a storage that is missing"),
+                        ({"a": 20}, "'w' has a storage of 24 bytes, but 20 are in the file")):  # fmt: skip
         with pytest.raises(CheckpointError) as caught:
-            wrong.tensors(refs)
+            tensors(refs, **wrong)
         assert caught.value.fact == fact

@@ -1,0 +1,51 @@
+"""What files were that were read before: kept by class and key, within a bound, and no longer than a run is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ema_cli.formats import before as module
+from ema_cli.formats.before import Before
+from ema_cli.runs.options import OpenOptions
+from ema_cli.runs.run import read_run
+
+
+def test_a_value_is_kept_under_its_class_and_a_key() -> None:
+    """Another class, or another key, has another value; the second under one key takes the place of the first."""
+    before = Before()
+    before.keep("a", 1, 8)
+    before.keep("a", "text", 8)
+    before.keep("a", 2, 8)
+    assert (before.get(int, "a"), before.get(str, "a"), before.get(int, "b"), before.get(float, "a")) == (
+        2,
+        "text",
+        None,
+        None,
+    )
+    assert before.one(list, list, 8) is before.one(list, list, 8)
+    before.clear()
+    assert before.get(int, "a") is None
+
+
+def test_what_was_used_longest_ago_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most so many bytes are kept, and nothing that alone takes more."""
+    monkeypatch.setattr(module, "_MOST_BYTES", 30)
+    before = Before()
+    for number in range(3):
+        before.keep(number, number, 10)
+    assert before.get(int, 0) == 0
+    before.keep(3, 3, 10)
+    before.keep(4, 4, 31)
+    assert [before.get(int, number) for number in range(5)] == [0, None, 2, 3, None]
+
+
+def test_nothing_is_kept_of_a_run_that_is_open(tmp_path: Path) -> None:
+    """The options with which a run was opened hold nothing of its files."""
+    for step in (1, 2):
+        torch.save({"w": torch.ones(2)}, tmp_path / f"step-{step}.pt")
+    options = OpenOptions()
+    assert len(read_run([tmp_path], options).checkpoints) == 2
+    assert not options.read.before._kept
