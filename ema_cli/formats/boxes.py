@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -104,6 +105,22 @@ def parts_of_box(shape: tuple[int, ...], piece: Box) -> Callable[[int, int], Ite
     return runs
 
 
+class _Scratch(threading.local):
+    """Memory of each thread, for elements on their way: to allocate it for each read takes as long as to copy."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def take(self, size: int) -> memoryview:
+        """Return memory of this size, until the next call in this thread."""
+        if len(self._bytes) < size:
+            self._bytes = bytearray(size)
+        return memoryview(self._bytes)[:size]
+
+
+_scratch = _Scratch()
+
+
 def read_box(spec: TensorSpec, box: Box, read: Callable[[int, memoryview], None], start: int, out: memoryview) -> None:
     """Copy what a box has of a range of the whole tensor to its places in `out`.
 
@@ -130,7 +147,7 @@ def read_box(spec: TensorSpec, box: Box, read: Callable[[int, memoryview], None]
         begin = (lines.start(low) - first) * size
         read(low * size, out[begin : begin + (high - low) * size])
         return
-    data = memoryview(bytearray((high - low) * size))
+    data = _scratch.take((high - low) * size)
     read(low * size, data)
     lines.spread(data, low, size, first, out)
 

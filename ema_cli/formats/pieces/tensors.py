@@ -104,6 +104,8 @@ class PiecedTensors:
     table: PieceTable
     sources: Sequence[ByteSource]
     shard_name: str
+    # The boxes of the tensor that was read last: a fold reads it range by range.
+    _last: tuple[str, list[tuple[int, int, Box]]] = ("", [])
 
     def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
@@ -151,7 +153,11 @@ class PiecedTensors:
 
     def _read_boxes(self, name: str, start: int, out: memoryview) -> None:
         spec = self.specs[name]
-        for file, begin, box in self.table.boxes(self.tensor_of[name], spec.shape):
+        last, boxes = self._last
+        if last != name:
+            boxes = list(self.table.boxes(self.tensor_of[name], spec.shape))
+            self._last = name, boxes
+        for file, begin, box in boxes:
 
             def read(at: int, part: memoryview, source: ByteSource = self.sources[file], begin: int = begin) -> None:
                 source.read_into(begin + at, part)
