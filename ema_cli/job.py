@@ -10,7 +10,7 @@ from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DType
 from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.folding.blocks import bytes_to_read, make_groups
-from ema_cli.folding.buffers import DEFAULT_BYTES, BufferSizes, divide_memory, least_bytes
+from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.kernel import WeightTable
 from ema_cli.folding.sample import Sample
@@ -273,7 +273,7 @@ def memory_needed(job: Job, threads: int | None, max_memory: int | None) -> int:
 def buffer_sizes(job: Job, threads: int | None, max_memory: int | None) -> BufferSizes:
     """Return buffers that keep the process within `max_memory`; see `memory_needed`."""
     least = max(least_bytes(len(job.plans), job.newest), _LEAST_BUFFER_BYTES)
-    budget = max(DEFAULT_BYTES, least)
+    budget = max(default_bytes(job.checkpoints), least)
     if max_memory is not None:
         taken = peak_bytes() + _RESERVED_BYTES + len(job.tensors) * _RESERVED_BYTES_PER_TENSOR
         budget = max_memory - taken
@@ -284,4 +284,5 @@ def buffer_sizes(job: Job, threads: int | None, max_memory: int | None) -> Buffe
                 option="max_memory",
                 hint=f"{option('max_memory', f'{needed}MB')}",
             )
-    return divide_memory(budget, threads or default_threads(), len(job.plans), job.newest)
+    from_store = in_store(job.checkpoints)
+    return divide_memory(budget, threads or default_threads(), len(job.plans), job.newest, from_store=from_store)

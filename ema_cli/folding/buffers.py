@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ema_cli.checkpoint import Checkpoint
 from ema_cli.folding.kernel import Kernel, WorkspaceSize
 from ema_cli.folding.kernel.choice import chosen_kernel
+from ema_cli.storage.names import StorePath
 
 DEFAULT_BYTES = 64 << 20
+_STORE_BYTES = 128 << 20  # where checkpoints lie in a store
+_STORE_ROW_BYTES = 1 << 22  # one request: smaller ones cost the store more than they bring
+_STORE_ROWS = 8
 _LEAST_ROWS = 2
 _SHORT_ROW_BYTES = 1 << 17  # rather fewer rows than shorter ones
 _LEAST_ROW_BYTES = 1 << 16  # for 64 KiB of a row even a thread of many is worth its calls
@@ -43,8 +49,24 @@ def least_bytes(averages: int = 1, newest: int = 1, kernel: Kernel | None = None
     return BufferSizes(1, 1, _LEAST_ROWS, _LEAST_ROW_BYTES).worker_bytes(averages, newest, kernel)
 
 
+def default_bytes(checkpoints: Iterable[Checkpoint]) -> int:
+    """Return the memory of all threads where the user does not say."""
+    return _STORE_BYTES if in_store(checkpoints) else DEFAULT_BYTES
+
+
+def in_store(checkpoints: Iterable[Checkpoint]) -> bool:
+    """Return whether any of the checkpoints has to be waited for."""
+    return any(isinstance(checkpoint.path, StorePath) for checkpoint in checkpoints)
+
+
 def divide_memory(
-    nbytes: int, threads: int, averages: int = 1, newest: int = 1, kernel: Kernel | None = None
+    nbytes: int,
+    threads: int,
+    averages: int = 1,
+    newest: int = 1,
+    kernel: Kernel | None = None,
+    *,
+    from_store: bool = False,
 ) -> BufferSizes:
     """Return sizes that keep `threads` at work within `nbytes`; fewer threads where these do not fit.
 
@@ -54,11 +76,17 @@ def divide_memory(
         averages: averages that are made at once.
         newest: different newest checkpoints among these.
         kernel: the arithmetic; None for that of this process.
+        from_store: whether a row comes with a request: then there are rather fewer threads than small ones.
     """
     kernel = kernel or chosen_kernel().kernel
     least = least_bytes(averages, newest, kernel)
     assert nbytes >= least, "checked by the caller, who knows what the user asked for"
     sizes = BufferSizes(min(threads, nbytes // least), 1, kernel.rows, kernel.row_bytes)
+    if from_store:
+        nbytes = max(least, nbytes * 3 // 4)  # the rest is for what was received and lies in no row yet
+        sizes = BufferSizes(1, 1, _STORE_ROWS, _STORE_ROW_BYTES)
+        most = nbytes // sizes.worker_bytes(averages, newest, kernel)
+        sizes = replace(sizes, threads=max(1, min(threads, most)))
     while sizes.threads * sizes.worker_bytes(averages, newest, kernel) > nbytes:
         if sizes.row_bytes <= _SHORT_ROW_BYTES and sizes.rows > _LEAST_ROWS:
             sizes = replace(sizes, rows=sizes.rows // 2)

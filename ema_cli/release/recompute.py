@@ -15,7 +15,7 @@ import numpy as np
 from ema_cli.checkpoint import Tensors, TensorSpec
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
-from ema_cli.folding.buffers import DEFAULT_BYTES, divide_memory, least_bytes
+from ema_cli.folding.buffers import default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.folding.sample import Sample
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.output_file import whole_name
@@ -101,7 +101,9 @@ def _compare(
     )
     folded = job.fold(
         [comparison],
-        sizes=divide_memory(max(DEFAULT_BYTES, least_bytes()), threads),
+        sizes=divide_memory(
+            max(default_bytes(job.checkpoints), least_bytes()), threads, from_store=in_store(job.checkpoints)
+        ),
         checksums=record.checksums,
         sample=sample,
         progress=progress,

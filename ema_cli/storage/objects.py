@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ema_cli.errors import CheckpointError, Missing, OutputError
 from ema_cli.storage.info import Entry, Identity, Info, Kind
@@ -21,6 +21,7 @@ from ema_cli.storage.stores import client_of, obstore, store_errors
 if TYPE_CHECKING:
     from ema_cli.storage.staging import Staging
 
+_PIECE_BYTES = 1 << 18  # that are received before they are copied
 _KEPT_BYTES = 32 << 20  # of beginnings and ends of files, in all
 _NEAR_BYTES = 1 << 13  # before a small range in the middle of a file, and seven times that behind it
 _HINT_REWRITTEN = "average a run that is not being rewritten"
@@ -122,16 +123,19 @@ class ObjectFile:
         if kept is not None:
             return kept
         begin, end = self._around(offset, offset + size)
-        data = self._request(begin, end)
+        data = bytearray(end - begin)
+        self._request(begin, memoryview(data))
         if size <= FIRST_BYTES:
             _kept.put((self._path, self._stored.tag), begin, bytes(data))
         return bytes(memoryview(data)[offset - begin : offset - begin + size])
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from byte `offset`."""
-        if len(out):
-            kept = self._kept(offset, len(out))
-            out[:] = memoryview(self._request(offset, offset + len(out))) if kept is None else kept
+        kept = self._kept(offset, len(out)) if len(out) else b""
+        if kept is None:
+            self._request(offset, out)
+        else:
+            out[:] = kept
 
     def check_unchanged(self) -> None:
         """Do nothing: all that was read is of the object that was opened, whatever has its place now."""
@@ -147,9 +151,9 @@ class ObjectFile:
     def _kept(self, offset: int, size: int) -> bytes | None:
         return _kept.get((self._path, self._stored.tag), offset, size)
 
-    def _request(self, begin: int, end: int) -> Any:
-        """Return the bytes from `begin` to `end`, as a buffer."""
-        path, tag = self._path, self._stored.tag
+    def _request(self, begin: int, out: memoryview) -> None:
+        """Fill `out` from byte `begin` with one request."""
+        path, tag, end = self._path, self._stored.tag, begin + len(out)
         if end > self.size:
             raise CheckpointError(f"ends at byte {self.size} while it is read", subject=path)
         options: dict[str, object] = {"range": (begin, end)}
@@ -158,14 +162,16 @@ class ObjectFile:
         try:
             with store_errors(path, f"cannot be read at byte {begin}"):
                 answer = obstore().get(client_of(path), _key(path), options=options)
-                now, data = tag_of(answer.meta), answer.bytes()
+                now, count = tag_of(answer.meta), 0
+                for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
+                    out[count : count + len(piece)] = memoryview(piece)
+                    count += len(piece)
         except CheckpointError as error:
             self._check_same()
             raise error
         # Some servers do not look at the condition, but all say what they send.
-        if _plain(now) != _plain(tag) or len(data) != end - begin:
+        if _plain(now) != _plain(tag) or count != len(out):
             raise self._changed()
-        return data
 
     def _check_same(self) -> None:
         """Raise a CheckpointError if the reason why a read failed is that the object is gone, or another."""

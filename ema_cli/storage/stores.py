@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from ema_cli.errors import Missing, Unreadable, UsageError, option
 from ema_cli.storage.names import WEB, StorePath
 
-_CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)
+_CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)  # of one request
+_RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
 _MESSAGE = re.compile(r"<Message>([^<]{1,200})</Message>")
 _QUERY = re.compile(r"\?[^\s)\"']*")
@@ -81,7 +81,7 @@ def _make_client(path: StorePath, place: str) -> Any:
         "timeout": _WHOLE,
     }
     with store_errors(path, "cannot be reached"):
-        return obstore().store.from_url(url, client_options=options, **_provider(path))
+        return obstore().store.from_url(url, client_options=options, retry_config=_RETRY, **_provider(path))
 
 
 def _provider(path: StorePath) -> Mapping[str, Any]:
@@ -130,8 +130,3 @@ def _advice(path: StorePath, reason: str) -> str | None:
     if known is None or not reason.startswith(_ANSWERED_NO):
         return None
     return f"credentials come from the environment: {known}; what is public is read with {option('anonymous', True)}"
-
-
-def in_store(path: Path) -> bool:
-    """Return whether a place is in a store, where one request takes longer than many bytes."""
-    return isinstance(path, StorePath)

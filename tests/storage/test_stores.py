@@ -1,0 +1,207 @@
+"""Runs in a real store, SeaweedFS, by way of a proxy that does to answers what networks and stores do to them.
+
+What comes out is the average, the same bytes as from a disk, or one error that names the object, and nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ema_cli import Recipe, make_plan, open_run
+from ema_cli import average as write_average
+from ema_cli.storage import listing, objects, stores
+from ema_cli.storage.names import StorePath
+from tests.conftest import Cli, Outcome
+from tests.storage.conftest import KEY, SECRET
+from tests.storage.proxy import Proxy, Request
+from tests.storage.stores import put_folder
+
+STEPS = (100, 200, 300)
+LAW = ("--profile", "uniform")
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for seconds instead of minutes, and keep nothing of the test before."""
+    monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=0.5))
+    quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
+    monkeypatch.setattr(stores, "_RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=5), "backoff": quick})
+    monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run of three files of 1.2 MB, `run`, and its average, `average.safetensors`."""
+    folder = tmp_path_factory.mktemp("disk")
+    (folder / "run").mkdir()
+    for step in STEPS:
+        generator = torch.Generator().manual_seed(step)
+        tensors = {f"layer.{n}": torch.randn(320, 320, generator=generator) for n in range(3)}
+        save_file(tensors, folder / "run" / f"step-{step}.safetensors")
+    plan = make_plan(open_run(folder / "run"), Recipe(profile="uniform"))
+    write_average(plan, folder / "average.safetensors")
+    return folder
+
+
+@pytest.fixture
+def run(folder: StorePath, disk: Path) -> StorePath:
+    """Return the address of the same run in a store."""
+    put_folder(folder, {path.name: path.read_bytes() for path in (disk / "run").iterdir()})
+    listing.forget_listings()
+    return folder
+
+
+def once(fault: str, *, of: str = "step-200", number: int = 0) -> Callable[[Request], str | None]:
+    """Return a fault of one read of an object: of the first, whose number is 0, or a later one."""
+    seen: list[Request] = []
+
+    def decide(request: Request) -> str | None:
+        if request.method != "GET" or of not in request.path:
+            return None
+        seen.append(request)
+        return fault if len(seen) == number + 1 else None
+
+    return decide
+
+
+def always(fault: str, *, of: str = "step-200") -> Callable[[Request], str | None]:
+    """Return a fault of every read of an object."""
+    return lambda request: fault if request.method == "GET" and of in request.path else None
+
+
+def average(cli: Cli, run: StorePath, tmp_path: Path, *more: str) -> Outcome:
+    """Average a run into a file."""
+    return cli("average", run, *LAW, "-o", tmp_path / "out.safetensors", "-q", *more)
+
+
+def check_error(done: Outcome, run: StorePath, fact: str, tmp_path: Path) -> None:
+    """Check that it is one error that names the object, that nothing was written, and that no secret shows."""
+    assert done.code == 3, done
+    assert done.err.startswith(f"error: {run}/step-200.safetensors: {fact}"), done.err
+    assert len(done.err.splitlines()) <= 2
+    assert KEY not in done.err
+    assert SECRET not in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_inspect_takes_one_request_a_file(proxy: Proxy, run: StorePath, cli: Cli):
+    """And one for the listing."""
+    before = len(proxy.requests)
+    done = cli("inspect", f"{run}/", *LAW)
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"{run}: 3 checkpoints")
+    assert len(proxy.requests) - before == 1 + len(STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "number"), [("cut", 0), ("cut", 1), ("stall", 1), ("503", 0), ("503", 1), ("429", 1), ("500", 1)]
+)
+def test_what_a_network_does_once_is_made_good(
+    proxy: Proxy, run: StorePath, disk: Path, tmp_path: Path, cli: Cli, fault: str, number: int
+):
+    """A body that is cut or stalls, a store that is busy or fails: the average is the same."""
+    proxy.fault = once(fault, number=number)
+    assert average(cli, run, tmp_path).code == 0
+    assert (tmp_path / "out.safetensors").read_bytes() == (disk / "average.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "fact"),
+    [
+        ("503", "cannot be read at byte 0: 503 Service Unavailable: this is a test"),
+        ("429", "cannot be read at byte 0: 429 Too Many Requests: this is a test"),
+        ("500", "cannot be read at byte 0: 500 Internal Server Error: this is a test"),
+        ("416", "cannot be read at byte 0: 416"),
+        ("stall", "cannot be read at byte 0: "),
+        ("cut", "cannot be read at byte 0: "),
+    ],
+)
+def test_what_lasts_is_one_error(proxy: Proxy, run: StorePath, tmp_path: Path, cli: Cli, fault: str, fact: str):
+    """It names the object, and says what the store says."""
+    proxy.fault = always(fault)
+    check_error(average(cli, run, tmp_path), run, fact, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2], ids=["first-tensors", "later-tensors"])
+@pytest.mark.parametrize("content", [b"other" * 250_000, b""], ids=["replaced", "deleted"])
+def test_an_object_that_is_not_the_planned_one_is_one_error(
+    proxy: Proxy, run: StorePath, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, number: int, content: bytes
+):
+    """Replaced or deleted after its header was read: bytes of two versions are never mixed."""
+    monkeypatch.setattr("ema_cli.folding.buffers._STORE_ROW_BYTES", 1 << 17)
+    step = once("now", number=number)
+
+    def change(request: Request) -> str | None:
+        if step(request):
+            key = f"{run.key}/step-200.safetensors"
+            client = stores.client_of(run)
+            if content:
+                stores.obstore().put(client, key, content)
+            else:
+                stores.obstore().delete(client, key)
+        return None
+
+    proxy.fault = change
+    fact = "changed while it was used" if content else "disappeared while it was used"
+    check_error(average(cli, run, tmp_path), run, fact, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_average_is_verified_against_a_store(proxy: Proxy, run: StorePath, disk: Path, cli: Cli):
+    """Made anew from there, byte for byte."""
+    done = cli("verify", disk / "average.safetensors", "--against", run)
+    assert done.code == 0, done.err
+    assert "all bytes are those of 3 checkpoints averaged anew" in done.out
+
+
+@pytest.mark.slow
+def test_a_wrong_secret_is_an_error_with_a_way_on(
+    proxy: Proxy, run: StorePath, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """It names where credentials come from, and shows none."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    monkeypatch.setattr(stores, "_clients", {})
+    done = cli("inspect", run, *LAW)
+    assert done.code == 3
+    assert "403 Forbidden" in done.err
+    assert "AWS_ACCESS_KEY_ID" in done.err
+    assert "--anonymous" in done.err
+    assert "wrong-secret" not in done.err
+
+
+@pytest.mark.full
+def test_whatever_happens_it_is_the_average_or_an_error(
+    proxy: Proxy, run: StorePath, disk: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """Hundreds of runs with faults of all kinds, anywhere."""
+    monkeypatch.setattr("ema_cli.folding.buffers._STORE_ROW_BYTES", 1 << 17)
+    right = (disk / "average.safetensors").read_bytes()
+    outcomes = []
+    for seed in range(200):
+        draw = random.Random(seed)
+        kinds = ("cut", "503", "429", "500", "416") + (("stall",) if seed % 10 == 0 else ())
+        share = draw.choice((0.02, 0.1, 0.4))
+        proxy.fault = lambda _, draw=draw, kinds=kinds, share=share: (
+            draw.choice(kinds) if draw.random() < share else None
+        )
+        monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+        done = average(cli, run, tmp_path, "--force")
+        outcomes.append(done.code)
+        assert done.code in (0, 3), done
+        if done.code == 0:
+            assert (tmp_path / "out.safetensors").read_bytes() == right
+        else:
+            assert str(run) in done.err
+            assert len(done.err.splitlines()) <= 2
+    assert set(outcomes) == {0, 3}
