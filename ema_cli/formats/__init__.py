@@ -29,8 +29,8 @@ from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
 from ema_cli.storage.location import location
 
 WHAT_IS_READ = (
-    "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), .npz .zip .nemo, folders of Hugging Face, "
-    "torch.distributed.checkpoint and DeepSpeed"
+    "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), .npz .zip .nemo .pdparams, "
+    "folders of Hugging Face, torch.distributed.checkpoint and DeepSpeed"
 )
 
 # Most specific first; the first that matches opens the checkpoint.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -259,6 +260,19 @@ def _tensor_of(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array) if array.size else torch.zeros(array.shape, dtype=torch.tensor(array).dtype)
 
 
+def _pdparams(folder: Path) -> tuple[Path, Tensors]:
+    path = folder / "weights.pdparams"
+    kept = {name: tensor for name, tensor in plain_tensors().items() if tensor.dtype != torch.uint16}
+    arrays = {
+        name: tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+        for name, tensor in kept.items()
+    }
+    path.write_bytes(pickle.dumps({**arrays, "by.columns": np.asfortranarray(np.arange(60.0).reshape(3, 4, 5))}, 4))
+    loaded = {name: _tensor_of(array) for name, array in pickle.loads(path.read_bytes()).items()}
+    # So Paddle reads it, too, which has no uint16.
+    return path, {name: t.view(torch.bfloat16) if t.dtype == torch.uint16 else t for name, t in loaded.items()}
+
+
 CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
     "torch bare": _torch_file(lambda tensors: tensors, lambda root: root),
     "torch nested": _torch_file(lambda tensors: {"model": tensors, "step": 3}, lambda root: root["model"]),
@@ -283,6 +297,7 @@ CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
     "pipeline": _pipeline,
     "adapter": _adapter,
     "prefixes": _prefixed,
+    "pdparams": _pdparams,
     "npz": _npz(np.savez),
     "npz, compressed": _npz(np.savez_compressed),
 }

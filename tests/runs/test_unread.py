@@ -186,7 +186,7 @@ def test_a_foreign_file_does_not_stop_a_run(cli: Cli, tmp_path: Path, name: str)
     assert [each["name"] for each in seen["passed_over"]] == [name]
 
 
-@pytest.mark.parametrize("name", ["step-200.gguf", "step-200.h5", "step-200.onnx", "step-200.pdparams"])
+@pytest.mark.parametrize("name", ["step-200.gguf", "step-200.h5", "step-200.onnx", "step-200.keras"])
 def test_a_checkpoint_in_another_format_is_missed(cli: Cli, tmp_path: Path, name: str):
     """Where a checkpoint of the run is there in a format that is not read only, an average stops."""
     make_run(tmp_path / "run", "step-200.safetensors").unlink()

@@ -16,7 +16,7 @@ _CODES: Mapping[str, str] = {
     "u1": "uint8", "u2": "uint16", "u4": "uint32", "u8": "uint64",
     "f2": "float16", "f4": "float32", "f8": "float64", "c8": "complex64", "c16": "complex128", "V2": "bfloat16",
 }  # fmt: skip
-_NO_NUMBERS = ("S", "U", "M", "m", "a")  # texts and times
+_NO_NUMBERS = ("S", "U", "M", "m")  # texts and times
 OTHER_SAVE = "save the arrays anew, as numbers of a type that torch has"
 
 

@@ -35,11 +35,18 @@ def _nemo(file: InputFile) -> TorchFile:
     return open_nemo(file)
 
 
+def _paddle(file: InputFile) -> TorchFile:
+    from ema_cli.formats.arrays.paddle import open_pdparams
+
+    return open_pdparams(file)
+
+
 # By suffix: the container, in words, and what reads its headers. Each is imported when such a file is there.
 _CONTAINERS: Mapping[str, tuple[str, Callable[[InputFile], TorchFile]]] = {
     ".npz": ("npz", _npz),
     ".zip": ("stable-baselines3 zip", _stable_baselines),
     ".nemo": ("nemo", _nemo),
+    ".pdparams": ("pdparams", _paddle),
 }
 
 READ_ONLY = frozenset(form for form, _ in _CONTAINERS.values())

@@ -21,7 +21,7 @@ def _text(layout: str, errors: str) -> Callable[[Machine], object]:
 
 
 def _bytes(layout: str) -> Callable[[Machine], object]:
-    return lambda machine: machine.push(machine.take(machine.number(layout)))
+    return lambda machine: machine.push(machine.payload(machine.number(layout)))
 
 
 def _integer(layout: str) -> Callable[[Machine], object]:

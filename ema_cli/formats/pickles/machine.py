@@ -26,7 +26,6 @@ MAX_PICKLE_BYTES = 256 << 20
 # Elements copied by calls such as OrderedDict(pairs), which a small file can repeat on one large list.
 _MAX_COPIED = 5_000_000
 _MAX_NAME_CHARS = 1000  # of a class, which messages name
-_BLOCK_BYTES = 1 << 20  # what is read from the file at once
 _MAX_LINE_BYTES = 1 << 16
 _MAX_MEMO_INDEX = 1 << 32
 
@@ -39,6 +38,8 @@ class Machine:
         start: the byte at which the pickle begins.
         persistent: says what an id of something outside the pickle stands for.
     """
+
+    block_bytes = 1 << 20  # what is read from the file at once
 
     def __init__(self, source: ByteSource, start: int, persistent: Callable[[Any], object]) -> None:
         self.source = source
@@ -65,6 +66,10 @@ class Machine:
         self.position = end
         return taken
 
+    def payload(self, size: int) -> object:
+        """Return a value of `size` bytes, which come next."""
+        return self.take(size)
+
     def fetch(self, size: int) -> None:
         """Read on, so that at least `size` bytes lie ahead."""
         self.base += self.position
@@ -73,7 +78,7 @@ class Machine:
             if self.limit == self.source.size:
                 raise PickleEnds("it ends too early")
             raise PickleError("it is too large")
-        self.data = self.source.read(self.base, min(max(size, _BLOCK_BYTES), left))
+        self.data = self.source.read(self.base, min(max(size, self.block_bytes), left))
         self.position = 0
 
     def number(self, layout: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from ema_cli.formats.pickles.batches import Batches
 from ema_cli.formats.pickles.machine import Machine
 from ema_cli.formats.pickles.run import execute
-from ema_cli.formats.pickles.values import Inert, Name, PickleError, Storage, storage_dtype
+from ema_cli.formats.pickles.values import Blob, Inert, Name, PickleEnds, PickleError, Storage, storage_dtype
 from ema_cli.storage.source import ByteSource
 
 _MAX_REASON_CHARS = 200
@@ -73,6 +73,32 @@ def names_in_pickle(source: ByteSource, start: int = 0) -> tuple[set[str], Any, 
     machine = _NamingMachine(source, start, lambda identifier: Inert("persistent", (identifier,)))
     value = _execute(machine, None)
     return machine.names, value, machine.base + machine.position
+
+
+def unpickle_around_bytes(source: ByteSource) -> Any:
+    """Return what the pickle in `source` describes, with a `Blob` in the place of each value of bytes in it.
+
+    Raises:
+        PickleError, CheckpointError: as `unpickle`.
+    """
+    return _execute(_SkippingMachine(source, 0, lambda identifier: Inert("persistent", (identifier,))), None)
+
+
+class _SkippingMachine(Machine):
+    """A machine that passes over values of bytes, which may be gigabytes, and notes where they are."""
+
+    block_bytes = 1 << 12  # between two arrays there are few
+
+    def payload(self, size: int) -> Blob:
+        begin = self.base + self.position
+        if size < 0 or begin + size > self.source.size:
+            raise PickleEnds("it ends too early")
+        if self.position + size <= len(self.data):
+            self.position += size
+        else:
+            self.base, self.position, self.data = begin + size, 0, b""
+        self.limit = min(self.source.size, self.limit + size)
+        return Blob(begin, size)
 
 
 class _NamingMachine(Machine):

@@ -58,6 +58,14 @@ class Inert:
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes in the pickle itself that were not read: where in the file they begin, and how many there are."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Storage:
     """A block of bytes outside the pickle: `count` elements of `dtype` (torch's name), or bytes where that is None."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -118,6 +119,16 @@ def nemo(run: Path) -> Case:
         save(run.parent / "packed" / "model_weights.ckpt", state_dict(step))
         with tarfile.open(run / f"step={step}.nemo", "w:") as archive:
             archive.add(run.parent / "packed", arcname=".")
+    return Case()
+
+
+def paddle(run: Path) -> Case:
+    """Write what Paddle pickles of a model."""
+    for step in STEPS:
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+        arrays = {name: tensor.numpy() for name, tensor in state_dict(step).items()}
+        names = {"StructuredToParameterName@@": dict.fromkeys(arrays, "linear_0.w_0")}
+        (run / f"checkpoint-{step}" / "model_state.pdparams").write_bytes(pickle.dumps({**arrays, **names}, 4))
     return Case()
 
 

@@ -136,6 +136,7 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "numpy": [made.npz("step-{}.npz", np.savez), made.npz("a{}.npz", np.savez_compressed)],
     "stable-baselines3": [made.stable_baselines],
     "NeMo's .nemo": [made.nemo],
+    "Paddle": [made.paddle],
     "files of ranks": [
         made.ranks("step{}-rank{}.pt"),
         made.ranks("step-{}/consolidated.0{}.pth"),

@@ -83,7 +83,7 @@ def test_where_a_block_ends_makes_no_difference(
         stored = archive.read("a/data.pkl")
     whole = plain(unpickle(stored))
     assert len(whole["model"]) == 70
-    monkeypatch.setattr(machine, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(machine.Machine, "block_bytes", block)
     assert plain(unpickle(stored)) == whole
     for cut in range(1, len(stored), 101):
         with pytest.raises(PickleError):
