@@ -65,6 +65,15 @@ class RecipeOptions:
             rich_help_panel=LAW,
         ),
     ] = None
+    window: Annotated[
+        tuple[str, ...],
+        Option(
+            metavar="TIME",
+            help="Lay another profile over this much training before the newest: 5000ba. Repeatable: an average of "
+            "each.",
+            rich_help_panel=LAW,
+        ),
+    ] = ()
     bias_correction: BiasCorrection = False
     source: Source = None
     start: Start = None

@@ -37,17 +37,17 @@ def given(family: RecipeOptions | EnteringOptions | ModelOptions | ClockOptions 
 
 
 def recipes(law: RecipeOptions) -> tuple[Recipe, ...]:
-    """Return a recipe for each half-life, or one for the smoothing or the profile.
+    """Return a recipe for each half-life, or for each window of a profile, or one for the smoothing or the profile.
 
     Raises:
-        UsageError: for a value that makes no sense, and a half-life that is given twice.
+        UsageError: for a value that makes no sense, and a half-life or a window that is given twice.
     """
     made: list[Recipe] = []
-    one_each: tuple[str | None, ...] = law.half_life or (None,)
-    for half_life in one_each:
-        options: dict[str, Any] = {**{name: getattr(law, name) for name in LAW_KEYS}, "half_life": half_life}
+    varied = "half_life" if law.half_life else "window"
+    for value in law.half_life or law.window or (None,):
+        options: dict[str, Any] = {name: getattr(law, name) or None for name in ("half_life", "window")}
         recipe = Recipe(
-            **options,
+            **{**{name: getattr(law, name) for name in LAW_KEYS}, **options, varied: value},
             update_interval=law.update_interval,
             start=law.start,
             stop=law.stop,
@@ -55,7 +55,7 @@ def recipes(law: RecipeOptions) -> tuple[Recipe, ...]:
             bias_correction=law.bias_correction,
         )
         if recipe in made:
-            raise UsageError(f"'{half_life}' is given twice", option="half_life")
+            raise UsageError(f"'{value}' is given twice", option=varied)
         made.append(recipe)
     return tuple(made)
 

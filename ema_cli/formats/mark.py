@@ -24,7 +24,7 @@ def asked_for(recipe: Mapping[str, Any]) -> dict[str, str]:
         "from": recipe["from"] if recipe["from"] == "stored" else None,
         "bias_correction": recipe["bias_correction"] or None,
     }
-    return {name: str(given[name]) for name in _ASKED if given[name] is not None}
+    return {name: str(given[name]) for name in _ASKED if given.get(name) is not None}
 
 
 def parse_mark(text: str | bytes) -> Mapping[str, object]:

@@ -52,6 +52,10 @@ class Law(Protocol):
         """Return the unit of the clocks that the law needs; None where any will do."""
 
     @property
+    def window(self) -> Time | None:
+        """Return how far before the newest checkpoint those lie that enter; None where all do."""
+
+    @property
     def default_interval(self) -> Time | None:
         """Return the distance between update events where none is given; None where each checkpoint is one."""
 

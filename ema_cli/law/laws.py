@@ -23,18 +23,20 @@ from ema_cli.law.weights import Gaps
 
 
 class LawOptions(TypedDict, total=False):
-    """The options that choose a law: exactly one of `half_life`, `smoothing` and `profile`; `sigma_rel` with "power".
+    """The options that choose a law: exactly one of `half_life`, `smoothing` and `profile`, with what goes with it.
 
     half_life: training time after which a checkpoint counts half: "50ba", "2ep".
     smoothing: the share of the old average that one update keeps, in [0, 1].
     profile: one of `PROFILES`.
     sigma_rel: the relative width of the profile "power", in (0, 12 ** -0.5].
+    window: the training time before the newest checkpoint over which another profile is laid; all without it.
     """
 
     half_life: Time | str | None
     smoothing: float | None
     profile: str | None
     sigma_rel: float | None
+    window: Time | str | None
 
 
 LAW_KEYS = tuple(LawOptions.__annotations__)
@@ -59,6 +61,10 @@ class HalfLife:
     def unit(self) -> Unit:
         """Return the unit of the half-life."""
         return self.half_life.unit
+
+    @property
+    def window(self) -> None:
+        """Return None: all checkpoints enter."""
 
     @property
     def default_interval(self) -> Time | None:
@@ -129,6 +135,10 @@ class Smoothing:
     @property
     def unit(self) -> None:
         """Return None: only updates count."""
+
+    @property
+    def window(self) -> None:
+        """Return None: all checkpoints enter."""
 
     @property
     def default_interval(self) -> None:
@@ -238,7 +248,7 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
         UsageError: where they choose none or several, or for a value that makes no sense.
     """
     half_life, smoothing = options.get("half_life"), options.get("smoothing")
-    profile, sigma_rel = options.get("profile"), options.get("sigma_rel")
+    profile, sigma_rel, window = options.get("profile"), options.get("sigma_rel"), options.get("window")
     given = sum(value is not None for value in (half_life, smoothing, profile))
     if given != 1:
         raise UsageError(
@@ -253,11 +263,18 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
             f"{option('sigma_rel')} is the width of {option('profile', 'power')}, and goes with it",
             hint=f"as {option('profile', 'power')} {option('sigma_rel', 0.1)}",
         )
+    if window is not None and profile in (None, Power.profile):
+        raise UsageError(
+            f"{option('window')} is the stretch over which a profile is laid, and goes with one",
+            hint=f"as {option('profile', 'linear')} {option('window', str(window))}",
+        )
     if half_life is not None:
         return HalfLife(as_time(half_life, "half_life"))
     if smoothing is not None:
         return Smoothing(float(smoothing))
-    return Power(float(sigma_rel)) if sigma_rel is not None else PLAIN_PROFILES[str(profile)]
+    if sigma_rel is not None:
+        return Power(float(sigma_rel))
+    return PLAIN_PROFILES[str(profile)](None if window is None else as_time(window, "window"))
 
 
 def _every(interval: Time | None) -> str:

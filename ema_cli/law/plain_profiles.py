@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
+from ema_cli.errors import UsageError
 from ema_cli.law import weights
 from ema_cli.law.events import Gap
 from ema_cli.law.law import Law, Words
-from ema_cli.law.time import Time
+from ema_cli.law.time import Time, Unit
 from ema_cli.law.weights import Gaps
 
 
@@ -23,8 +26,14 @@ class Profile:
     over_clocks: ClassVar[bool] = True
 
     @property
-    def unit(self) -> None:
+    def unit(self) -> Unit | None:
         """Return None: any clock will do."""
+        return None
+
+    @property
+    def window(self) -> Time | None:
+        """Return None: all of the training counts."""
+        return None
 
     @property
     def default_interval(self) -> None:
@@ -35,33 +44,56 @@ class Profile:
         return gap.elapsed
 
 
-class _PlainProfile(Profile):
-    """A profile without a number of its own."""
+@dataclass(frozen=True, slots=True)
+class PlainProfile(Profile, ABC):
+    """A profile without a number of its own, over all of the training, or over a `window` before its end.
 
-    __slots__ = ()
+    Raises:
+        UsageError: for a window that is no stretch of training time.
+    """
+
+    window: Time | None = None
 
     profile: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        if self.window is not None and not 0 < self.window.value < math.inf:
+            raise UsageError(
+                f"'{self.window}' is no stretch of training time",
+                option="window",
+                hint="how long before the newest checkpoint it begins, as 5000ba",
+            )
+
     @property
     def name(self) -> str:
-        """Return the profile."""
-        return self.profile
+        """Return `linear`, with a window `linear-500ba`."""
+        return self.profile if self.window is None else f"{self.profile}-{self.window}"
+
+    @property
+    def unit(self) -> Unit | None:
+        """Return the unit of the window; without one any clock will do."""
+        return None if self.window is None else self.window.unit
+
+    @abstractmethod
+    def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
+        """Return the weights, as `Law.weights`."""
 
     def words(self) -> Words:
-        """Return the profile as people read it."""
-        return Words("profile", self.profile, (f"profile {self.profile}",))
+        """Return the profile and its window as people read them."""
+        window = () if self.window is None else (f"window {self.window}",)
+        return Words("profile", self.name, (f"profile {self.profile}", *window))
 
     def phrase(self, interval: Time | None) -> str:
         """Return the profile for a sentence."""
-        return f"the profile {self.profile}"
+        return f"the profile {self.profile}{f' over the last {self.window}' if self.window else ''}"
 
     def to_dict(self) -> dict[str, str | float]:
-        """Return the profile."""
-        return {"profile": self.profile}
+        """Return the profile, and the window where there is one."""
+        return {"profile": self.profile, **({} if self.window is None else {"window": str(self.window)})}
 
 
 @dataclass(frozen=True, slots=True)
-class Uniform(_PlainProfile):
+class Uniform(PlainProfile):
     """All of the training counts the same."""
 
     profile: ClassVar[str] = "uniform"
@@ -72,7 +104,7 @@ class Uniform(_PlainProfile):
 
 
 @dataclass(frozen=True, slots=True)
-class Linear(_PlainProfile):
+class Linear(PlainProfile):
     """Emulates a learning rate that falls to 0 in a straight line (WSM, arXiv 2507.17634)."""
 
     profile: ClassVar[str] = "linear"
@@ -83,7 +115,7 @@ class Linear(_PlainProfile):
 
 
 @dataclass(frozen=True, slots=True)
-class SquareRoot(_PlainProfile):
+class SquareRoot(PlainProfile):
     """Emulates a learning rate that falls to 0 as 1 - sqrt(x) (WSM, arXiv 2507.17634)."""
 
     profile: ClassVar[str] = "1-sqrt"
@@ -94,7 +126,7 @@ class SquareRoot(_PlainProfile):
 
 
 @dataclass(frozen=True, slots=True)
-class Cosine(_PlainProfile):
+class Cosine(PlainProfile):
     """Emulates a learning rate that falls to 0 as half a cosine (WSM, arXiv 2507.17634)."""
 
     profile: ClassVar[str] = "cosine"
@@ -105,7 +137,7 @@ class Cosine(_PlainProfile):
 
 
 @dataclass(frozen=True, slots=True)
-class InverseSquareRoot(_PlainProfile):
+class InverseSquareRoot(PlainProfile):
     """Emulates a learning rate that falls with the root of the clock, never to 0 (Vaswani et al. 2017)."""
 
     profile: ClassVar[str] = "inverse-sqrt"
@@ -115,5 +147,5 @@ class InverseSquareRoot(_PlainProfile):
         return weights.inverse_square_root_weights(clocks)
 
 
-_ALL = (Uniform(), Linear(), SquareRoot(), Cosine(), InverseSquareRoot())
-PLAIN_PROFILES: Mapping[str, Law] = {law.profile: law for law in _ALL}
+_ALL: tuple[type[PlainProfile], ...] = (Uniform, Linear, SquareRoot, Cosine, InverseSquareRoot)
+PLAIN_PROFILES: Mapping[str, Callable[[Time | None], Law]] = {law.profile: law for law in _ALL}

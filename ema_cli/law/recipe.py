@@ -21,6 +21,7 @@ class Recipe:
         Recipe(half_life="50ba", start="100ba")
         Recipe(smoothing=0.99)
         Recipe(profile="power", sigma_rel=0.1)
+        Recipe(profile="linear", window="5000ba")
 
     Attributes:
         law: how checkpoints are weighted.
@@ -157,8 +158,9 @@ def law_from_dict(data: Mapping[str, Any], *, subject: str = "the manifest") -> 
         UsageError: where the data are no law; it names the `subject` that holds them.
     """
     options: dict[str, Any] = {name: data.get(name) for name in LAW_KEYS}
-    if options["half_life"] is not None:
-        options["half_life"] = Time.parse(options["half_life"], subject=subject)
+    for name in ("half_life", "window"):
+        if options[name] is not None:
+            options[name] = Time.parse(options[name], subject=subject)
     return make_law(**options)
 
 
@@ -171,7 +173,8 @@ def _check_interval(interval: Time, law: Law) -> None:
         )
     if law.unit not in (None, interval.unit):
         raise UsageError(
-            f"'{interval}' and {option('half_life')} '{law.name}' have different units",
+            f"'{interval}' and {option('window' if law.window else 'half_life')} '{law.window or law.name}' "
+            "have different units",
             option="update_interval",
             hint="give both in the same unit",
         )

@@ -22,6 +22,7 @@ class RecipeRow(_Source):
     smoothing: float | None
     profile: str | None
     sigma_rel: float | None
+    window: NotRequired[str | None]
     update_interval: str
     start: str | None
     stop: str | None

@@ -40,10 +40,26 @@ class Advice:
     @cached_property
     def warnings(self) -> list[str]:
         """Return what a user should know before trusting the average: the sparse-checkpoint trap above all."""
-        if self.heaviest is None:
-            return []
-        holds = f"{self.heaviest.checkpoint.name} holds {self.heaviest.weight:.1%} of the average"
-        return [f"{holds}: {self._reason(self.heaviest)}"]
+        warnings = [] if self._beyond_first is None else [self._beyond_first]
+        if self.heaviest is not None:
+            holds = f"{self.heaviest.checkpoint.name} holds {self.heaviest.weight:.1%} of the average"
+            warnings.append(f"{holds}: {self._reason(self.heaviest)}")
+        return warnings
+
+    @property
+    def _beyond_first(self) -> str | None:
+        """Return in words that the window reaches so far back that a checkpoint is missing at its beginning."""
+        window = self.recipe.law.window
+        if window is None or not self.entries:
+            return None
+        first, newest = self.entries[0], self.entries[-1]
+        covered = Fraction(newest.clock.value) - Fraction(first.clock.value)
+        if window.value - covered <= max((entry.gap for entry in self.entries[1:]), default=0):
+            return None
+        return (
+            f"the window of {window} reaches beyond the first checkpoint, {first.checkpoint.name}: "
+            f"only {Time(covered, window.unit)} of it are there"
+        )
 
     @property
     def newest_is_heavy(self) -> bool:

@@ -30,6 +30,8 @@ _FEW = 3  # checkpoints that a hint names one by one
 
 def unit_needed_by(recipe: Recipe) -> str:
     """Return what in a recipe needs clocks in its unit."""
+    if recipe.law.window:
+        return option("window")
     return "the half-life" if recipe.law.unit else "the update interval" if recipe.interval else "the profile"
 
 
@@ -41,7 +43,7 @@ def check_units(run: Run, recipe: Recipe) -> None:
     """
     half_life = recipe.law.half_life if isinstance(recipe.law, HalfLife) else None
     for time, what in (
-        (half_life or recipe.interval, unit_needed_by(recipe)),
+        (half_life or recipe.law.window or recipe.interval, unit_needed_by(recipe)),
         (recipe.start, option("start")),
         (recipe.stop, option("stop")),
     ):
@@ -143,7 +145,7 @@ def _space(distance: Time) -> str:
 def _count_in(checkpoints: Sequence[Checkpoint], unit: Unit, what: str) -> str:
     """Return the advice to ask in another unit, with a time that fits the run."""
     spacing = measure_spacing([_clock(checkpoint, unit) for checkpoint in checkpoints])
-    if what in (option("start"), option("stop")) or spacing is None:
+    if what in (option("start"), option("stop"), option("window")) or spacing is None:
         return f"give {what} in {unit.plural}"
     name = "half_life" if what == "the half-life" else "update_interval"
     twice = option(name, str(Time(2 * spacing.usual, unit)))

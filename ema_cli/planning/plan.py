@@ -128,6 +128,7 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
         check_order(run, checkpoints, unit, unit_needed_by(recipe))
     checkpoints, twins = _keep_one_each(run, checkpoints, unit, skipped)
     folded = _fold_events(checkpoints, recipe, unit, skipped)
+    folded = _within_window(folded, recipe.law.window, skipped)
     if recipe.last is not None and len(folded) > recipe.last:
         older = folded[: -recipe.last]
         skipped += [Skipped(checkpoint, f"older than the last {recipe.last}") for checkpoint, _ in older]
@@ -170,6 +171,18 @@ def _select(run: Run, recipe: Recipe, skipped: list[Skipped]) -> list[Checkpoint
         skipped += [Skipped(checkpoint, f"after --stop {recipe.stop}") for checkpoint in later]
         kept = kept[: len(kept) - len(later)]
     return kept
+
+
+def _within_window(
+    folded: list[tuple[Checkpoint, Fraction]], window: Time | None, skipped: list[Skipped]
+) -> list[tuple[Checkpoint, Fraction]]:
+    """Return those that lie in the law's window before the newest, its beginning included."""
+    if window is None or not folded:
+        return folded
+    begin = _clock(folded[-1][0], window.unit) - window.value
+    earlier = [checkpoint for checkpoint, _ in folded if _clock(checkpoint, window.unit) < begin]
+    skipped += [Skipped(checkpoint, f"before the window of {window}") for checkpoint in earlier]
+    return folded[len(earlier) :]
 
 
 def _keep_one_each(

@@ -32,7 +32,8 @@ from ema_cli.text import plural, size, some
 _WIDE, _NARROW = 1040, 350  # of charts, in pixels
 _COLUMNS = {_WIDE: 150, _NARROW: 56}  # the most cells that a reader can distinguish in a row of a heat map
 _RECIPE_WORDS = {
-    "half_life": "half-life", "sigma_rel": "width of the profile", "update_interval": "update interval",
+    "half_life": "half-life", "sigma_rel": "width of the profile", "window": "window before the newest",
+    "update_interval": "update interval",
     "bias_correction": "bias correction", "from": "averaged from", "epoch_length": "epoch length",
     "spacing": "spacing given", "name_clock": "clock in the names", "clock_key": "clock in the files",
     "keep_prefix": "prefixes kept", "masters": "the optimizer's float32 weights", "max_shard_size": "largest shard",

@@ -64,6 +64,7 @@ LAWS: list[tuple[Law, dict[str, Any], str]] = [
     (Linear(), {"profile": "linear"}, "linear"),
     (SquareRoot(), {"profile": "1-sqrt"}, "1-sqrt"),
     (Cosine(), {"profile": "cosine"}, "cosine"),
+    (Cosine(Time.parse("500ba")), {"profile": "cosine", "window": "500ba"}, "cosine-500ba"),
     (InverseSquareRoot(), {"profile": "inverse-sqrt"}, "inverse-sqrt"),
 ]
 
@@ -84,7 +85,7 @@ def test_every_profile_is_a_law():
 
 def test_three_laws_can_be_applied_live():
     """Profiles that end at a clock need to know it, and are for checkpoints."""
-    assert [isinstance(law, LiveLaw) for law, _, _ in LAWS] == [True] * 4 + [False] * 5
+    assert [isinstance(law, LiveLaw) for law, _, _ in LAWS] == [True] * 4 + [False] * 6
 
 
 def test_equal_laws_are_one_key():

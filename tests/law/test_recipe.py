@@ -53,6 +53,15 @@ from ema_cli.law.time import EVERY, Time, Unit
         ({"half_life": "5ba", "sigma_rel": 0.1}, "^sigma_rel= is the width of profile='power'", "sigma_rel=0.1"),
         ({"profile": "power", "sigma_rel": 0.3}, r"^sigma_rel=: 0\.3 is not above 0 and at most 0\.2887$", "0.05"),
         ({"profile": "power", "sigma_rel": math.nan}, "^sigma_rel=: nan is not", "0.05"),
+        ({"half_life": "5ba", "window": "9ba"}, "^window= is the stretch over which a profile is laid", "window='9ba'"),
+        ({"profile": "power", "sigma_rel": 0.1, "window": "9ba"}, "^window= is the stretch", "profile='linear'"),
+        ({"profile": "linear", "window": "0ba"}, "^window=: '0ba' is no stretch of training time$", "5000ba"),
+        ({"profile": "linear", "window": "infba"}, "^window=: 'infba' is no stretch of training time$", "5000ba"),
+        (
+            {"profile": "linear", "window": "5ba", "update_interval": "1ep"},
+            "^update_interval=: '1ep' and window= '5ba' have different units$",
+            "same unit",
+        ),
         ({"profile": "uniform", "bias_correction": True}, "^bias_correction=True is for a half-life", "leave it out"),
         ({"half_life": "5ba", "start": "infba"}, r"^start=: infinity leaves nothing", "1000ba"),
     ],
@@ -141,6 +150,7 @@ def test_a_recipe_is_replaced_field_by_field():
         {"profile": "power", "sigma_rel": 0.1},
         {"profile": "1-sqrt"},
         {"profile": "cosine"},
+        {"profile": "cosine", "window": "500ba"},
         {"profile": "inverse-sqrt"},
     ],
 )

@@ -203,6 +203,29 @@ def test_a_run_of_which_nothing_is_left(clocks: list[Clocks], options: dict[str,
     assert str(raised.value) == f"run: {message}"
 
 
+def test_a_window_keeps_what_lies_in_it_before_the_newest_that_enters():
+    """Its beginning included; `stop` moves it; the profile is laid over what is left."""
+    run = batches(100, 200, 300, 400, 500)
+    plan = plan_of(run, profile="linear", window="200ba")
+    assert [entry.clock.value for entry in plan.entries] == [300, 400, 500]
+    assert plan.weights == pytest.approx([0.25, 0.5, 0.25])
+    assert [skip.reason for skip in plan.skipped] == ["before the window of 200ba"] * 2
+    earlier = plan_of(run, profile="uniform", window="299ba", stop="400ba")
+    assert [entry.clock.value for entry in earlier.entries] == [200, 300, 400]
+    assert plan.advice.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("window", "warned"),
+    [("400ba", None), ("500ba", None), ("501ba", "only 400ba of it are there")],
+)
+def test_a_window_longer_than_the_run_is_a_warning(window: str, warned: str | None):
+    """By more than a distance between two checkpoints: the first stands for what lies between it and the one before."""
+    warnings = plan_of(batches(100, 200, 300, 400, 500), profile="uniform", window=window).advice.warnings
+    assert [warning for warning in warnings if warned is None or warned not in warning] == []
+    assert len(warnings) == (warned is not None)
+
+
 def test_a_mean_age_that_is_no_time_is_zero():
     """A half-life a two-hundredth of the distance leaves an age of 1e-57 batches, which no time is written as."""
     assert plan_of(batches(10, 2000), "10ba").mean_age.value == 0

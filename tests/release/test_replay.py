@@ -67,7 +67,7 @@ LAWS = [
     ["--profile", "uniform"],
     ["--profile", "linear"],
     ["--profile", "1-sqrt"],
-    ["--profile", "cosine"],
+    ["--profile", "cosine", "--window", "10ba"],
     ["--profile", "inverse-sqrt"],
     ["--profile", "power", "--sigma-rel", "0.15"],
     ["--half-life", "700ba", "--bias-correction"],

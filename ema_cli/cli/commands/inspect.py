@@ -43,7 +43,7 @@ class InspectRequest:
         """
         law = options.run.law
         recipes: tuple[Recipe, ...] = ()
-        if law.half_life or law.smoothing is not None or law.profile or law.sigma_rel is not None:
+        if law.half_life or law.smoothing is not None or law.profile or law.sigma_rel is not None or law.window:
             recipes = requests.recipes(law)
         elif any(value is not None for value in (law.update_interval, law.start, law.stop, law.last)) or (
             law.bias_correction
