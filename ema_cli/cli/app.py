@@ -97,6 +97,10 @@ def _run(arguments: list[str], invocation: Invocation) -> int:
     call = app(arguments, prog_name="ema-cli", standalone_mode=False, obj=invocation)
     if not isinstance(call, Call):
         return call if isinstance(call, int) else 0  # help, or the version
+    if call.options.anonymous:
+        from ema_cli.storage.stores import read_anonymously  # which only those need who read from a store
+
+        read_anonymously()
     code = import_module(f"ema_cli.cli.commands.{call.command}").run(call.options)
     return code if isinstance(code, int) else 0
 

@@ -24,6 +24,7 @@ from ema_cli.cli.options import (
     RELEASE,
     SELECT,
     WRITE,
+    Anonymous,
     AsJson,
     Force,
     MaxMemory,
@@ -71,6 +72,7 @@ release.safetensors.sha256."""
         ),
     ] = None
     form: FormOptions = field(default_factory=FormOptions)
+    anonymous: Anonymous = False
     threads: Threads = None
     max_memory: MaxMemory = None
     force: Force = False
@@ -131,6 +133,7 @@ Only headers are read: the weights themselves are not compared. Nothing is writt
 
     run: RunOptions = field(default_factory=RunOptions)
     gates: GateOptions = field(default_factory=GateOptions)
+    anonymous: Anonymous = False
     as_json: AsJson = False
 
 
@@ -148,6 +151,7 @@ Both are read once, and nothing is written."""
     a: Annotated[Path, Argument(metavar="A", help="A checkpoint, or an average: a file or a folder.")]
     b: Annotated[Path, Argument(metavar="B", help="What it is compared with.")]
     model: ModelOptions = field(default_factory=ModelOptions)
+    anonymous: Anonymous = False
     threads: Threads = None
     as_json: AsJson = False
 
@@ -172,6 +176,7 @@ Without --against no checkpoint is read: weights, files and their sums are those
             rich_help_panel=READ,
         ),
     ] = None
+    anonymous: Anonymous = False
     threads: Threads = None
     output: Annotated[
         Path | None,
@@ -261,6 +266,7 @@ Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
             rich_help_panel=GATES,
         ),
     ] = False
+    anonymous: Anonymous = False
     threads: Threads = None
     as_json: AsJson = False
 

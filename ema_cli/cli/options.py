@@ -24,6 +24,14 @@ def offer(*values: str) -> Callable[[str], list[str]]:
     return offered
 
 
+Anonymous = Annotated[
+    bool,
+    Option(
+        "--anonymous",
+        help="Sign no request to a store: what is read is public. Default: credentials of the environment.",
+        rich_help_panel=READ,
+    ),
+]
 Threads = Annotated[
     int | None,
     Option(

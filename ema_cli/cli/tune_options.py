@@ -19,6 +19,7 @@ from ema_cli.cli.options import (
     GATES,
     LAW,
     WRITE,
+    Anonymous,
     AsJson,
     BiasCorrection,
     Copy,
@@ -183,6 +184,7 @@ the same line once more goes on where it was interrupted."""
         ),
     ] = None
     form: FormOptions = field(default_factory=FormOptions)
+    anonymous: Anonymous = False
     threads: Threads = None
     max_memory: MaxMemory = None
     force: Force = False

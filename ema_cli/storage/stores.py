@@ -62,17 +62,17 @@ def client_of(path: StorePath) -> Any:
     Raises:
         UsageError: where obstore is not installed, or a setting in the environment is not understood.
     """
-    place = str(path) if path.scheme in WEB else f"{path.scheme}://{path.bucket}"
+    url = str(path) if path.scheme in WEB else f"{path.scheme}://{path.bucket}"
+    url = f"{url}?{path.query}" if path.query else url
     with _lock:
-        if place not in _clients:
-            _clients[place] = _make_client(path, place)
-        return _clients[place]
+        if url not in _clients:
+            _clients[url] = _make_client(path, url)
+        return _clients[url]
 
 
-def _make_client(path: StorePath, place: str) -> Any:
+def _make_client(path: StorePath, url: str) -> Any:
     if path.scheme == "memory":
         return obstore().store.MemoryStore()
-    url = f"{place}?{path.query}" if path.query else place
     options: dict[str, object] = {
         # A store of one's own may be reached without TLS, where its address says so.
         "allow_http": True,

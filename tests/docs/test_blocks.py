@@ -33,6 +33,19 @@ def hugging_face(folder: Path) -> None:
     write_hf_run(folder / "ckpts", [500, 1000, 1500, 2000, 2500, 3000], epoch_length=1000)
 
 
+def in_a_bucket(folder: Path) -> None:
+    """Put the run that most pages show into a store in memory, which s3://bucket leads to in this process."""
+    from ema_cli.storage import stores
+    from ema_cli.storage.names import StorePath
+    from tests.storage.stores import obstore, put_folder
+
+    hugging_face(folder)
+    stores._clients["s3://bucket"] = obstore.store.MemoryStore()
+    run = folder / "ckpts"
+    files = {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    put_folder(StorePath("s3://bucket/run"), files)
+
+
 def without_clocks(folder: Path) -> None:
     """Leave runs whose files record no clock, and one that records batches only."""
     for number, step in enumerate((100, 200, 300, 400), start=1):
@@ -68,6 +81,7 @@ def every_trainer(folder: Path) -> None:
 # What lies in the folder in which a page's commands run. Pages that are not here begin with nothing.
 SETUPS: dict[str, Callable[[Path], None]] = {
     "README.md": hugging_face,
+    "docs/how-to/buckets.md": in_a_bucket,
     "docs/how-to/choose-a-half-life.md": hugging_face,
     "docs/how-to/release.md": hugging_face,
     "docs/how-to/several-half-lives.md": hugging_face,

@@ -16,12 +16,16 @@ _HOPS = {"connection", "transfer-encoding", "keep-alive"}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: its number from 0, its method, the path with its query, and the range of bytes that it asks for."""
+    """One request: its number from 0, its method, the path with its query, and the range of bytes that it asks for.
+
+    `signed` says whether a header signs it.
+    """
 
     number: int
     method: str
     path: str
     range: str
+    signed: bool
 
 
 Fault = Callable[[Request], str | None]
@@ -49,10 +53,10 @@ class Proxy:
     stopped: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, method: str, path: str, wanted: str) -> Request:
+    def note(self, method: str, path: str, wanted: str, *, signed: bool) -> Request:
         """Add a request to those that were made."""
         with self.lock:
-            request = Request(len(self.requests), method, path, wanted)
+            request = Request(len(self.requests), method, path, wanted, signed)
             self.requests.append(request)
             return request
 
@@ -65,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Pass a request on, and its answer back, or what the fault makes of it."""
         proxy = self.proxy
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        request = proxy.note(self.command, self.path, self.headers.get("Range", ""))
+        wanted, signed = self.headers.get("Range", ""), "Authorization" in self.headers
+        request = proxy.note(self.command, self.path, wanted, signed=signed)
         fault = proxy.fault(request)
         time.sleep(proxy.delay)
         if fault is not None and fault.isdigit():

@@ -166,6 +166,38 @@ def test_an_average_is_verified_against_a_store(proxy: Proxy, run: StorePath, di
 
 
 @pytest.mark.slow
+def test_what_is_public_is_read_without_a_signature(
+    proxy: Proxy, run: StorePath, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """With `--anonymous` no request is signed, although there are credentials. This store is not public."""
+    for cloud in ("AWS", "GOOGLE", "AZURE"):
+        monkeypatch.setenv(f"{cloud}_SKIP_SIGNATURE", "false")  # so that it is put back
+    monkeypatch.setattr(stores, "_clients", {})
+    before = len(proxy.requests)
+    assert cli("inspect", run, *LAW).code == 0
+    assert all(request.signed for request in proxy.requests[before:])
+    monkeypatch.setattr(stores, "_clients", {})
+    before = len(proxy.requests)
+    assert "403 Forbidden" in cli("inspect", run, *LAW, "--anonymous").err
+    assert not any(request.signed for request in proxy.requests[before:])
+
+
+@pytest.mark.slow
+def test_signed_addresses_are_read_and_not_shown(proxy: Proxy, run: StorePath, disk: Path, tmp_path: Path, cli: Cli):
+    """Of a web server single files are read; what signs them is in no output, no manifest and no error."""
+    client, day = stores.client_of(run), timedelta(days=1)
+    keys = [f"{run.key}/step-{step}.safetensors" for step in STEPS]
+    signed = [stores.obstore().sign(client, "GET", key, day) for key in keys]
+    done = cli("average", *signed, *LAW, "-o", tmp_path / "out.safetensors")
+    assert done.code == 0, done.err
+    assert (tmp_path / "out.safetensors").read_bytes() == (disk / "average.safetensors").read_bytes()
+    bad = cli("inspect", signed[0].replace("X-Amz-Signature=", "X-Amz-Signature=0"))
+    assert bad.code in (2, 3)
+    assert "X-Amz" in signed[0]
+    assert "X-Amz" not in (tmp_path / "out.safetensors.manifest.json").read_text() + done.err + done.out + bad.err
+
+
+@pytest.mark.slow
 def test_a_wrong_secret_is_an_error_with_a_way_on(
     proxy: Proxy, run: StorePath, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):

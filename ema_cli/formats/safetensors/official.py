@@ -9,19 +9,24 @@ from safetensors import SafetensorError, safe_open
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import CheckpointError, Unreadable
+from ema_cli.storage.names import StorePath
 from ema_cli.system.memory import give_back
 
 _MANY = 10_000  # tensors, of which the reader's tables take megabytes
 
 
 def different_tensors(path: Path, specs: Mapping[str, TensorSpec]) -> set[str]:
-    """Return the names of the tensors that the official reader does not find in a local file as `specs` have them.
+    """Return the names of the tensors that the official reader does not find in a file as `specs` have them.
+
+    It opens local files only: of one in a store there is nothing to compare.
 
     Raises:
         CheckpointError: where it refuses the file; the fact is its reason.
         Unreadable: where the file system does not give the file.
     """
     different: set[str] = set()
+    if isinstance(path, StorePath):
+        return different
     try:
         with safe_open(path, framework="np") as reader:
             names: list[str] = reader.keys()
