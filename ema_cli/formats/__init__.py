@@ -29,7 +29,7 @@ from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
 from ema_cli.storage.location import location
 
 WHAT_IS_READ = (
-    "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), .npz .zip .nemo .pdparams, "
+    "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), .npz .zip .nemo .pdparams .msgpack, "
     "folders of Hugging Face, torch.distributed.checkpoint and DeepSpeed"
 )
 

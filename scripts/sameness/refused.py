@@ -156,7 +156,7 @@ MAKERS: dict[str, Make] = {
     "fairseq-shard": lambda run: save(run / "checkpoint1-shard0.pt", {"model": model(1)}),
     "a-file-each-rank": _marked("metadata.pkl"),
     "orbax": _marked("_CHECKPOINT_METADATA"),
-    "flax": _marked("flax_model.msgpack"),
+    "flax": _marked("flax_model.msgpack.index.json"),
     "tensorflow": _marked("saved_model.pb"),
     "text": one("step-1.pt", b"hello, this is text"),
     "pickle-of-a-list": lambda run: save(run / "step-1.pt", [1, 2]),

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.formats import two_ranks
+from tests.formats.arrays.flax_files import packed
 from tests.formats.dcp_folders import load_folder, save_folder
 from tests.formats.pieces.make import halves, load_pieces, write_pieces
 from tests.formats.zero.make import small
@@ -273,6 +274,16 @@ def _pdparams(folder: Path) -> tuple[Path, Tensors]:
     return path, {name: t.view(torch.bfloat16) if t.dtype == torch.uint16 else t for name, t in loaded.items()}
 
 
+def _flax(folder: Path) -> tuple[Path, Tensors]:
+    path, tensors = folder / "weights.msgpack", plain_tensors()
+    arrays = {
+        name: tensor.view(torch.uint16).numpy().view("V2") if tensor.dtype == torch.bfloat16 else tensor.numpy()
+        for name, tensor in tensors.items()
+    }
+    path.write_bytes(packed(arrays, chunk=40))
+    return path, tensors
+
+
 CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
     "torch bare": _torch_file(lambda tensors: tensors, lambda root: root),
     "torch nested": _torch_file(lambda tensors: {"model": tensors, "step": 3}, lambda root: root["model"]),
@@ -297,6 +308,7 @@ CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
     "pipeline": _pipeline,
     "adapter": _adapter,
     "prefixes": _prefixed,
+    "Flax": _flax,
     "pdparams": _pdparams,
     "npz": _npz(np.savez),
     "npz, compressed": _npz(np.savez_compressed),

@@ -100,7 +100,7 @@ COMPRESSED = [
 FOLDERS = {
     "orbax": ("_CHECKPOINT_METADATA", "Orbax"),
     "orbax, another": ("manifest.ocdbt", "Orbax"),
-    "Flax": ("flax_model.msgpack", "Flax"),
+    "Flax": ("flax_model.msgpack.index.json", "Flax"),
     "a SavedModel": ("saved_model.pb", "TensorFlow"),
     "TensorFlow's weights": ("tf_model.h5", "TensorFlow"),
     "TensorFlow's checkpoint": ("ckpt.data-00000-of-00001", "TensorFlow"),

@@ -41,12 +41,19 @@ def _paddle(file: InputFile) -> TorchFile:
     return open_pdparams(file)
 
 
+def _flax(file: InputFile) -> TorchFile:
+    from ema_cli.formats.arrays.flax import open_msgpack
+
+    return open_msgpack(file)
+
+
 # By suffix: the container, in words, and what reads its headers. Each is imported when such a file is there.
 _CONTAINERS: Mapping[str, tuple[str, Callable[[InputFile], TorchFile]]] = {
     ".npz": ("npz", _npz),
     ".zip": ("stable-baselines3 zip", _stable_baselines),
     ".nemo": ("nemo", _nemo),
     ".pdparams": ("pdparams", _paddle),
+    ".msgpack": ("Flax msgpack", _flax),
 }
 
 READ_ONLY = frozenset(form for form, _ in _CONTAINERS.values())

@@ -27,7 +27,7 @@ _FOLDERS = {
     "_CHECKPOINT_METADATA": ("an Orbax checkpoint of JAX's", _FROM_JAX),
     "manifest.ocdbt": ("an Orbax checkpoint of JAX's", _FROM_JAX),
     "ocdbt.process_0": ("an Orbax checkpoint of JAX's", _FROM_JAX),
-    "flax_model.msgpack": ("a Flax model", _FROM_JAX),
+    "flax_model.msgpack.index.json": ("a Flax model in shards", _FROM_JAX),
     "saved_model.pb": ("a TensorFlow SavedModel", _FROM_TF),
     "tf_model.h5": ("a TensorFlow model", _FROM_TF),
     "*.data-?????-of-?????": ("TensorFlow's checkpoints", _FROM_TF),

@@ -15,10 +15,10 @@ from ema_cli.law.time import Unit
 EP, BA, SP, TOK = Unit.EPOCH, Unit.BATCH, Unit.SAMPLE, Unit.TOKEN
 # What stands at the top beside a model that has no place of its own there (torchtitan, Megatron).
 OTHERS = re.compile(
-    r"(?:optim\w*|opt|chained_\d+|lr_scheduler|scheduler|opt_param_scheduler|dataloader|train_state"
+    r"(?:optim\w*|opt(?:_state)?|chained_\d+|lr_scheduler|scheduler|opt_param_scheduler|dataloader|train_state"
     r"|trainer_state|common_state|rng|rng_state|rerun_state_machine|(?:grad_)?scaler|ema|ema_optimizer|frozen_param_fragments)(?:[./]|$)"
 )
-OPTIMIZERS = re.compile(r"(?:optim\w*|opt|lr_schedulers?|schedulers?)$")
+OPTIMIZERS = re.compile(r"(?:optim\w*|opt(?:_state)?|lr_schedulers?|schedulers?)$")
 
 _TIMESTAMP = "state/timestamp/Timestamp"
 COMPOSER = Layout(

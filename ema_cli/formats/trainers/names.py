@@ -22,9 +22,22 @@ AVERAGED_COUNT = "n_averaged"  # beside the weights in torch's AveragedModel
 EXTRA_STATE = "_extra_state"  # the end of the name of a module's value that only its own code can read
 IN_AVERAGES = "it is in a folder of averages, by its name"
 NAME_SAYS_AVERAGES = "its name says averages"
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".tgz", ".npz", ".zip", ".nemo", ".pdparams")
+WEIGHT_SUFFIXES = (
+    ".safetensors",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".ckpt",
+    ".tar",
+    ".tgz",
+    ".npz",
+    ".zip",
+    ".nemo",
+    ".pdparams",
+    ".msgpack",
+)
 # Of models in formats that are not read.
-FOREIGN_SUFFIXES = (".gguf", ".onnx", ".h5", ".hdf5", ".keras", ".msgpack")
+FOREIGN_SUFFIXES = (".gguf", ".onnx", ".h5", ".hdf5", ".keras")
 _COMPRESSED_SUFFIXES = (".zst", ".gz", ".lz4", ".bz2", ".xz", ".lzma", ".lzo")
 _SUFFIXES = (*WEIGHT_SUFFIXES, *FOREIGN_SUFFIXES, *_COMPRESSED_SUFFIXES)
 _NOT_WEIGHTS = (

@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+from tests.formats.arrays.flax_files import packed
 from tests.formats.dcp_folders import Box
 from tests.formats.pieces.make import halves, write_pieces
 from tests.formats.zero.make import Saved
@@ -129,6 +130,22 @@ def paddle(run: Path) -> Case:
         arrays = {name: tensor.numpy() for name, tensor in state_dict(step).items()}
         names = {"StructuredToParameterName@@": dict.fromkeys(arrays, "linear_0.w_0")}
         (run / f"checkpoint-{step}" / "model_state.pdparams").write_bytes(pickle.dumps({**arrays, **names}, 4))
+    return Case()
+
+
+def flax(run: Path) -> Case:
+    """Write states of trainings as Flax does: a tree by the parts of names, and averages and an optimizer beside it."""
+    run.mkdir()
+    for step in STEPS:
+        tree: dict[str, Any] = {}
+        for name, tensor in state_dict(step).items():
+            *around, last = name.split(".")
+            inner = tree
+            for key in around:
+                inner = inner.setdefault(key, {})
+            inner[last] = tensor.numpy()
+        state = {"step": step, "params": tree, "opt_state": {"0": {"mu": tree}}, "ema_params": tree}
+        (run / f"state{step}.msgpack").write_bytes(packed(state, chunk=32))
     return Case()
 
 

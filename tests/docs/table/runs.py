@@ -137,6 +137,7 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "stable-baselines3": [made.stable_baselines],
     "NeMo's .nemo": [made.nemo],
     "Paddle": [made.paddle],
+    "Flax": [made.flax],
     "files of ranks": [
         made.ranks("step{}-rank{}.pt"),
         made.ranks("step-{}/consolidated.0{}.pth"),

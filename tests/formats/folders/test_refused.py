@@ -86,7 +86,7 @@ FOLDERS = {
     "metadata.pkl": ("a file for each part and each rank", "torch.distributed.checkpoint"),
     "_CHECKPOINT_METADATA": ("an Orbax checkpoint", "safetensors"),
     "manifest.ocdbt": ("an Orbax checkpoint", "safetensors"),
-    "flax_model.msgpack": ("a Flax model", "safetensors"),
+    "flax_model.msgpack.index.json": ("a Flax model in shards", "safetensors"),
     "saved_model.pb": ("a TensorFlow SavedModel", "safetensors"),
     "tf_model.h5": ("a TensorFlow model", "safetensors"),
     "ckpt-5.data-00000-of-00001": ("TensorFlow's checkpoints", "safetensors"),
