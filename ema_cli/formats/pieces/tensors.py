@@ -80,11 +80,18 @@ class PieceTable:
 
     def boxes(self, tensor: int, shape: tuple[int, ...]) -> Iterator[tuple[int, int, Box]]:
         """Yield the boxes of a tensor of this shape, each with the number of its file and its first byte there."""
-        strides = [prod(shape[dimension + 1 :]) for dimension in range(len(shape))]
-        size = _PLACE + 2 * len(shape)
-        for at in range(self.first[tensor], self.first[tensor + 1], size):
-            file, start, *sides = self.numbers[at : at + size]
-            yield file, start, make_box(tuple(sides[: len(shape)]), tuple(sides[len(shape) :]), strides)
+        return boxes_in(self.numbers, shape, self.first[tensor], self.first[tensor + 1])
+
+
+def boxes_in(
+    numbers: array[int], shape: tuple[int, ...], begin: int = 0, end: int | None = None
+) -> Iterator[tuple[int, int, Box]]:
+    """Yield the boxes that numbers describe of a tensor of this shape, each with its file and its first byte there."""
+    strides = [prod(shape[dimension + 1 :]) for dimension in range(len(shape))]
+    size = _PLACE + 2 * len(shape)
+    for at in range(begin, len(numbers) if end is None else end, size):
+        file, start, *sides = numbers[at : at + size]
+        yield file, start, make_box(tuple(sides[: len(shape)]), tuple(sides[len(shape) :]), strides)
 
 
 @dataclass(slots=True)

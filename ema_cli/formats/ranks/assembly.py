@@ -10,11 +10,11 @@ from math import prod
 
 from ema_cli.checkpoint import MAX_TENSORS, SpecTable, TensorSpec
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, option
-from ema_cli.formats.boxes import Box, CoverCheck, Damaged, make_box
+from ema_cli.formats.boxes import Box, CoverCheck, Damaged
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.distributed import Share, is_cut, share_of
 from ema_cli.formats.pickles.values import TensorRef, Wrapped
-from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable
+from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, boxes_in
 from ema_cli.formats.placements import boxes_of
 from ema_cli.formats.ranks.copies import CopyCheck
 from ema_cli.formats.torch_save.tensors import TorchFile
@@ -27,7 +27,6 @@ _MAX_WORK = 1 << 25  # blocks and boxes, of all tensors at all ranks
 _MOST_SHOWN = 8
 # What batch normalization counts while it trains, each rank for itself.
 _COUNTED = ("running_mean", "running_var", "num_batches_tracked")
-_PLACE = 2  # numbers of a stored box before its offsets and its lengths
 
 
 @dataclass(slots=True)
@@ -46,12 +45,7 @@ class _Stored:
 
     def boxes(self) -> Iterator[tuple[int, int, Box]]:
         """Yield the boxes, each with the number of its file and its first byte there."""
-        shape = self.spec.shape
-        strides = [prod(shape[dimension + 1 :]) for dimension in range(len(shape))]
-        size = _PLACE + 2 * len(shape)
-        for at in range(0, len(self.numbers), size):
-            file, start, *sides = self.numbers[at : at + size]
-            yield file, start, make_box(tuple(sides[: len(shape)]), tuple(sides[len(shape) :]), strides)
+        return boxes_in(self.numbers, self.spec.shape)
 
 
 @dataclass(slots=True)

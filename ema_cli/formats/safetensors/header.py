@@ -89,14 +89,19 @@ def open_file(path: Path) -> SafetensorsTensors:
         CheckpointError: naming the file, the tensor and what is wrong.
     """
     file = location(path).open()
-    return _read_header(file)
+    return read_header(file, header_text(file))
 
 
 # By digest of a header: the tensors last read with it, while anything uses them. In a run most headers are equal.
 _in_use: WeakValueDictionary[bytes, SafetensorsTensors] = WeakValueDictionary()
 
 
-def _read_header(file: InputFile) -> SafetensorsTensors:
+def header_text(file: InputFile) -> bytes:
+    """Return the header of a file, as it stands there.
+
+    Raises:
+        CheckpointError: where it is too long, or the file too short.
+    """
     path = file.path
     if file.size < 8:
         raise IncompleteCheckpoint(f"holds {file.size} bytes, less than a safetensors header", subject=path)
@@ -105,7 +110,11 @@ def _read_header(file: InputFile) -> SafetensorsTensors:
         raise CheckpointError(f"a header of {length} bytes is no safetensors header", subject=path)
     if 8 + length > file.size:
         raise IncompleteCheckpoint(f"cut short: its header takes {length} bytes of {file.size}", subject=path)
-    text = file.read(8, length)
+    return file.read(8, length)
+
+
+def read_header(file: InputFile, text: bytes) -> SafetensorsTensors:
+    """Return the tensors of a file with this header; raise as `open_file`."""
     digest = blake2b(text).digest()
     known = _in_use.get(digest)
     # The size of a file follows from its header: an equal header is right in a file of the same size, and in no other.

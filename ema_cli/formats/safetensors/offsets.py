@@ -9,7 +9,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.json_text import parse_json
 from ema_cli.formats.safetensors.header import SafetensorsTensors
 
-_KEY = "DCP_SHARDING_INFO"  # in the header's metadata: {name: {"saved_offsets": [0, 4]}}
+SHARDING_INFO = "DCP_SHARDING_INFO"  # in the header's metadata: {name: {"saved_offsets": [0, 4]}}
 _OFFSETS = "saved_offsets"
 _MOST = 1 << 62  # as many elements as any tensor has
 
@@ -20,14 +20,14 @@ def saved_offsets(tensors: SafetensorsTensors) -> Mapping[str, tuple[int, ...]] 
     Raises:
         CheckpointError: where it says so in another way than torch's writer.
     """
-    text = tensors.metadata.get(_KEY)
+    text = tensors.metadata.get(SHARDING_INFO)
     if text is None:
         return None
     path = tensors.file.path
     try:
         table = parse_json(text.encode())
     except ValueError as error:
-        raise CheckpointError(f"its '{_KEY}' is not valid: {error}", subject=path) from error
+        raise CheckpointError(f"its '{SHARDING_INFO}' is not valid: {error}", subject=path) from error
     return {name: _offsets(table, name, len(spec.shape), tensors) for name, spec in tensors.specs.items()}
 
 
@@ -36,7 +36,7 @@ def _offsets(table: Any, name: str, dimensions: int, tensors: SafetensorsTensors
     offsets = entry.get(_OFFSETS) if isinstance(entry, dict) else None
     if not isinstance(offsets, list) or len(offsets) != dimensions or not all(map(_is_count, offsets)):
         raise CheckpointError(
-            f"its '{_KEY}' does not say where the piece of '{name}' begins", subject=tensors.file.path
+            f"its '{SHARDING_INFO}' does not say where the piece of '{name}' begins", subject=tensors.file.path
         )
     return tuple(offsets)
 

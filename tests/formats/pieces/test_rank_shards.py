@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats import open_checkpoint
+from ema_cli.formats.options import ReadOptions
 from tests.conftest import Cli
 from tests.formats.pieces.make import OWN, halves, load_pieces, write_pieces, write_shard
 from tests.formats.reading import read_all, stored_bytes
@@ -84,6 +85,20 @@ def test_a_run_with_one_checkpoint_that_lacks_the_last_rank_is_refused(cli: Cli,
     done = cli("average", tmp_path, "--half-life", "1ba", "-o", tmp_path / "out.safetensors")
     assert done.code == 4
     assert "[2, 3]" in done.err
+
+
+def test_files_with_equal_headers_are_read_by_the_tables_of_those_before(tmp_path: Path) -> None:
+    """Each checkpoint has its own bytes all the same; and one that is cut otherwise has its own tables."""
+    options = ReadOptions()
+    opened = []
+    for step, ranks in ((1, 2), (2, 2), (3, 4)):
+        whole = ROWS["w"] * step
+        folder = write_pieces(tmp_path / f"step-{step}", {"w": (whole, halves(whole, 0, ranks))})
+        opened.append(open_checkpoint(folder, options))
+        assert read_all(opened[-1].tensors) == {"w": stored_bytes(whole)}
+        assert [file.path.parent for file in opened[-1].files] == [folder] * ranks
+    assert opened[0].tensors.specs is opened[1].tensors.specs
+    assert read_all(opened[0].tensors) == {"w": stored_bytes(ROWS["w"])}
 
 
 WRONG = {
