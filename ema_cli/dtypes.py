@@ -7,9 +7,9 @@ torch nor numpy is imported here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 
 

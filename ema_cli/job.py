@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.folding.blocks import bytes_to_read, make_groups

@@ -6,7 +6,7 @@ the module of the same name in `commands` does the work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -32,6 +32,7 @@ from ema_cli.cli.options import (
     Threads,
 )
 from ema_cli.cli.tune_options import TuneOptions
+from ema_cli.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

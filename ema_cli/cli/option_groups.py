@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,7 @@ from ema_cli.cli.options import (
     UpdateInterval,
     offer,
 )
+from ema_cli.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

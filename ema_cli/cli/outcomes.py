@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ema_cli.dataclass import dataclass
 from ema_cli.runs.warnings import Remarks
 
 if TYPE_CHECKING:

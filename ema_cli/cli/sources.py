@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import NoWeights, UsageError, option
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.bounds import drop_outside

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from rich.cells import cell_len
@@ -19,6 +18,7 @@ from ema_cli.cli.comparison_sentences import distance_cells
 from ema_cli.cli.rich_console import shown
 from ema_cli.cli.sentences import law
 from ema_cli.cli.tune_sentences import result_note
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import printable
 from ema_cli.planning.plan import Approximation, Plan
 from ema_cli.text import size

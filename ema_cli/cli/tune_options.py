@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -34,6 +34,7 @@ from ema_cli.cli.options import (
     Threads,
     UpdateInterval,
 )
+from ema_cli.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from functools import cache
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -19,6 +19,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from ema_cli._version import __version__
 from ema_cli.cli.command_line import COMMANDS, Options
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.storage.names import as_path
 

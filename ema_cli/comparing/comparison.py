@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.comparing.distance import Distance, DistanceSums
 from ema_cli.comparing.layers import order_by_layer
 from ema_cli.comparing.measure import comparable_names, measure
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import RunError
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import natural_key

@@ -8,11 +8,11 @@ difference is 4.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ema_cli.dataclass import dataclass
 from ema_cli.folding.kernel.floats import Floats
 
 

@@ -17,10 +17,11 @@ import struct
 import threading
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 
 _FAR = 3.0  # times the distance of others

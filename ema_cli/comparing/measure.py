@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.comparing.distance import DistanceSums, ValueBlock
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.folding.blocks import Group, make_groups
 from ema_cli.folding.kernel.floats import decode

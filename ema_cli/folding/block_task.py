@@ -7,11 +7,11 @@ checkpoints: another process that opens the same files gets the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from ema_cli.checkpoint import Checkpoint, Tensors
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.folding.blocks import Block, Piece
 from ema_cli.folding.kernel import NonFiniteElements, SumSpec, WeightTable, Workspace

@@ -7,10 +7,10 @@ are enough for this: no tensor is read here.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.folding.kernel import sum_bytes
 from ema_cli.folding.sample import Range, Sample

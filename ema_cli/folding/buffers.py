@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.folding.kernel import Kernel, WorkspaceSize
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.storage.names import StorePath

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+
+from ema_cli.dataclass import dataclass
 
 _STRETCH = 1 << 12  # elements that lie side by side
 _PLACES = 14  # stretches between the beginning and the end

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.folding.blocks import Block
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from math import prod
 
 from ema_cli.checkpoint import TensorSpec
+from ema_cli.dataclass import dataclass
 
 _MAX_COMPARED = 4_000_000  # pairs of boxes, in all tensors whose boxes form no grid
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import NoSuchWeights, UsageError, option
 from ema_cli.formats.before import Before
 from ema_cli.law.time import UNIT_NAMES, Unit

@@ -7,11 +7,11 @@ order and from several threads, and last call `finish`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ema_cli.checkpoint import TensorSpec
+from ema_cli.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, product
 from math import prod
 
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.boxes import Damaged
 
 _MAX_BLOCKS = 1 << 12  # into which a dimension is cut, and of a dimension at one rank: those that are met have a few

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.options import ReadOptions
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from torch import nn
 
+from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.ema import EMA
 from ema_cli.online.store import Offload

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time, Unit
 
 _IDENTITY = re.compile(r"[0-9a-f]{8}")

@@ -5,9 +5,10 @@ The same for checkpoints that are folded afterwards and for a model that is aver
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
+
+from ema_cli.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ No torch, no numpy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Protocol, runtime_checkable
 
+from ema_cli.dataclass import dataclass
 from ema_cli.law.events import Gap
 from ema_cli.law.time import Time, Unit
 from ema_cli.law.weights import Gaps

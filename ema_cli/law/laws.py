@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, TypedDict, Unpack
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.law import decay, weights
 from ema_cli.law.events import Gap

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from ema_cli.dataclass import dataclass
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import Power, make_law
 from ema_cli.law.time import EVERY, Time, interval_text, parse_interval

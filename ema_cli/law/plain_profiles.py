@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.law import weights
 from ema_cli.law.events import Gap

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ema_cli.dataclass import dataclass
 from ema_cli.law.law import Growing, LiveLaw, Steady
 
 Vector = NDArray[np.float64]

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ema_cli.dataclass import dataclass
 from ema_cli.law.law import Growing, LiveLaw, Steady
 
 _ROUNDED = 0.42

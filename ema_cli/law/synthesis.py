@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ema_cli.dataclass import dataclass
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.live import NEAR, NEAR_ENOUGH
 from ema_cli.law.profile import Moment, Stored, Vector, profile_sums

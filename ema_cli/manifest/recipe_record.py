@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import RunError
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.recipe import Recipe

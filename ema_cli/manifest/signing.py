@@ -9,11 +9,11 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, UsageError
 from ema_cli.manifest.signature import SERIALIZATION, SIGNATURE_NAME, Signature
 from ema_cli.storage.output_stream import output_errors, sync_file

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.law.branches import Branch, Lineage
 from ema_cli.law.events import Events

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from fractions import Fraction
 from numbers import Rational, Real
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.law.time import Time, Unit
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from ema_cli.dataclass import dataclass
 
 if TYPE_CHECKING:
     from ema_cli.online.averages import Averages

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from ema_cli.dataclass import dataclass
 
 # The elements moved in one call: many small tensors together, or a part of a large one. With fewer, the calls take
 # most of the time; with more, values that are used twice have left the cache before they are used again.

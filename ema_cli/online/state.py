@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, RunError
 from ema_cli.law.branches import UNKNOWN, Lineage, lineage_from_list, lineage_to_list
 from ema_cli.law.time import Unit

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.law.events import Gap
 from ema_cli.law.law import LiveLaw

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, GateError, UsageError, option
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.small_file import read_small_file

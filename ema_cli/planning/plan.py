@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
 from ema_cli.checkpoint import MIN_CLOCK, Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import RunError, option
 from ema_cli.law.events import Events
 from ema_cli.law.recipe import Recipe

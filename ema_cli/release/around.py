@@ -6,10 +6,11 @@ No numpy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Progress
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.types import InputRow

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import chain
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, Unreadable, at_terminal
 from ema_cli.formats.copies.description import CannotCut
 from ema_cli.formats.copies.lightning import STATE_DICT, lightning_facts

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.recipe_record import read_options

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, option
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.signature import SIGNATURE_NAME, SIGNATURE_SUFFIX, signature_path

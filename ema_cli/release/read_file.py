@@ -6,7 +6,6 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.checkpoint import TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.storage.source import InputFile
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ema_cli.checkpoint import Tensors, TensorSpec
 from ema_cli.comparing.stored_sums import check_stored_sums
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
 from ema_cli.folding.buffers import default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.folding.sample import Sample

@@ -8,12 +8,13 @@ and the weights those that the law gives checkpoints of these clocks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 
 from ema_cli._version import __version__
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, RunError, VerificationError, option
 from ema_cli.law.recipe import Recipe
 from ema_cli.manifest.recipe_record import RecipeRecord

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, Unreadable, at_terminal
 from ema_cli.manifest.signature import Signature, read_signature
 from ema_cli.manifest.signing import PublicKey, signed_by

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, EmaError, Unreadable, at_terminal
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.folders.processors import processor_states

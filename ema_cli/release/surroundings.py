@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from ema_cli.dataclass import dataclass
 from ema_cli.release.published import Published, is_allowed, is_no_part
 from ema_cli.storage.location import location
 

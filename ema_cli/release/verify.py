@@ -6,9 +6,10 @@ Each statement that does not hold is a problem, and all problems are returned; o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ema_cli._version import __version__
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import at_terminal
 from ema_cli.folding.sample import Sample
 from ema_cli.formats.output_file import whole_name

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import printable
 
 SHADES = 9  # classes of colours, from near to far; the page's style defines them

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
@@ -11,6 +10,7 @@ from ema_cli.comparing.comparison import measure_layers
 from ema_cli.comparing.distance import Distance
 from ema_cli.comparing.layers import group_layers
 from ema_cli.comparing.measure import comparable_names
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions

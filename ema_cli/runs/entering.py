@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from glob import escape
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import IncompleteCheckpoint, RunError, option
 from ema_cli.formats.trainers.choice import MODEL_ITSELF, NOT_BEGUN
 from ema_cli.formats.trainers.names import COPIES

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from glob import escape
 from itertools import pairwise
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import option
 from ema_cli.formats.trainers.names import unit_before
 from ema_cli.law.time import Unit

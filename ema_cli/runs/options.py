@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.time import Time
 

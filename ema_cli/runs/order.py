@@ -7,11 +7,11 @@ does the opposite. One unit orders such a run, and the other is of no use where 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.entering import preference
 from ema_cli.text import natural_key, plural

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, RunError
 from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.arrays.reader import is_other_archive

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+
+from ema_cli.dataclass import dataclass
 
 _GAP = Fraction(3, 2)  # of the usual distance: a longer one is a gap
 

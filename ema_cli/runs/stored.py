@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Pretrained
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, RunError, UsageError, at_terminal
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.time import Time, Unit, interval_text

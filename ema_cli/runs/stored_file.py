@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, EmaError
 from ema_cli.formats.options import ReadOptions

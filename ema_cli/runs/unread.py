@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
 from ema_cli.checkpoint import Checkpoint, Progress
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import (
     CheckpointError,
     EmaError,

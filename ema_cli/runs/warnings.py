@@ -8,10 +8,10 @@ decided where nothing is wrong. `--strict` is for no warning.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.trainers.adapters import BASE
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.run import Run

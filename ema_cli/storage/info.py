@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+
+from ema_cli.dataclass import dataclass
 
 
 class Kind(Enum):

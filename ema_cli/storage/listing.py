@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, Unreadable
 from ema_cli.storage.names import WEB, StorePath
 from ema_cli.storage.stores import client_of, obstore, store_errors

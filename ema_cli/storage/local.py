@@ -12,11 +12,11 @@ import stat
 import threading
 from collections import OrderedDict
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, Missing, OutputError, Unreadable
 from ema_cli.storage.info import Entry, Identity, Info, Kind
 

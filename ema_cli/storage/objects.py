@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, Missing, OutputError
 from ema_cli.storage.info import Entry, Identity, Info, Kind
 from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of, tag_of

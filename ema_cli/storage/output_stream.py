@@ -8,9 +8,9 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, option
 from ema_cli.storage.checksums import RunningChecksum
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
 from ema_cli.storage.info import Identity
 

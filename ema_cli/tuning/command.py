@@ -10,11 +10,12 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.tuning.metric import EvaluationFailed, read_metric
 

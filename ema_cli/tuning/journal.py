@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, OutputError, option
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import output_errors

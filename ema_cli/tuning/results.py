@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import CandidateRow
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import RunError
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan

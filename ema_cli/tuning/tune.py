@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, GateError, option
 from ema_cli.job import prepare
 from ema_cli.law.recipe import Recipe

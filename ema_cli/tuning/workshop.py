@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from ema_cli.averaging import perform
+from ema_cli.dataclass import dataclass
 from ema_cli.job import Job, prepare
 from ema_cli.manifest.manifest import manifest_text, read_manifest
 from ema_cli.manifest.sums import manifest_path, parse_sums, sums_path, sums_text

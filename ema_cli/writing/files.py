@@ -6,11 +6,11 @@ import resource
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, OutputError, Unreadable, VerificationError
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats import open_checkpoint

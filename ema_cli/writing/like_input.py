@@ -6,10 +6,11 @@ A tensor that is copied, and all that is no tensor of the model, stays what it i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.arrays.reader import READ_ONLY
 from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file, masters_in_file

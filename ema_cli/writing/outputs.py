@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, Pretrained, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES, DType, output_dtype
 from ema_cli.errors import OutputError, UsageError, option
 from ema_cli.formats.mark import LIKE_INPUT, METADATA_KEY, RECORD, asked_for

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import Pretrained, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.folders.places import named_folders

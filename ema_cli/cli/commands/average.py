@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.stderr import ask_password
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.job import memory_needed, prepare
 from ema_cli.law.recipe import Recipe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
@@ -10,6 +10,7 @@ from ema_cli.cli import requests
 from ema_cli.cli.command_line import CompareOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.comparing.comparison import compare
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import RunError, UsageError
 from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions

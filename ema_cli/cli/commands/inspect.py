@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.cli import requests
@@ -11,6 +11,7 @@ from ema_cli.cli.command_line import InspectOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.views import Inspection, RunView, StoredView
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, RunError, UsageError, at_terminal, option
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
@@ -11,6 +10,7 @@ from ema_cli.cli.command_line import ReportOptions
 from ema_cli.cli.outcomes import Page
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
+from ema_cli.dataclass import dataclass
 from ema_cli.release.published import read_output
 from ema_cli.report.distances import check_report_target, measure_distances, report_target, write_page
 from ema_cli.report.page import make_page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.tune_options import EvaluationOptions, TunedLawOptions, TuneOptions
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, UsageError, option
 from ema_cli.job import checkpoints_read, prepare
 from ema_cli.law.recipe import Recipe

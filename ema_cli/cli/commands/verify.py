@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.cli import requests
@@ -10,6 +9,7 @@ from ema_cli.cli.command_line import VerifyOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.verify_sentences import not_verified
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, VerificationError, option
 from ema_cli.folding.sample import Sample
 from ema_cli.manifest.signing import PublicKey, open_public_keys

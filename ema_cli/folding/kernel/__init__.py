@@ -35,9 +35,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 
 if TYPE_CHECKING:

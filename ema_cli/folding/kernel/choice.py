@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from dataclasses import dataclass
 from functools import cache
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.folding.kernel import Kernel
 from ema_cli.folding.kernel.agreement import agrees

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ema_cli.dataclass import dataclass
 from ema_cli.folding.kernel import WorkspaceSize
 from ema_cli.folding.kernel.floats import Floats
 

@@ -18,11 +18,11 @@ spoilt a sum: 0 times infinity is NaN.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ema_cli.dataclass import dataclass
 from ema_cli.folding.kernel import NOBODY
 from ema_cli.folding.kernel.floats import Floats
 from ema_cli.folding.kernel.products import keep_zeros

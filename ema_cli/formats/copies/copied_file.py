@@ -7,8 +7,8 @@ computed anew, and our mark is put in, where the format has a place for it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.output_file import Stream, Table
 from ema_cli.formats.torch_save.writer import checksum
 from ema_cli.storage.source import InputFile

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.copies.description import entry_bytes, foreign_names
 from ema_cli.formats.torch_save.file import is_zip
 from ema_cli.formats.torch_save.zip_container import read_description

@@ -6,12 +6,13 @@ A format that is missing in `stored_pieces` is read, but not written over again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from ema_cli.checkpoint import Tensors, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.boxes import parts_of_box
 from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.formats.safetensors.header import SafetensorsTensors

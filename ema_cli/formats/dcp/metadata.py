@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from typing import Any, TypeGuard
 
 from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, TensorSpec, check_tensor_name
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape, make_box

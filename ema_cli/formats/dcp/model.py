@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, NoWeights, option
 from ema_cli.formats.dcp.metadata import Metadata
 from ema_cli.formats.options import ReadOptions

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 from ema_cli.checkpoint import TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.boxes import Box
 
 

@@ -6,9 +6,10 @@ around the tensor, its frame, are parsed once; a record with an equal frame is n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.tensors import TorchTensors
 from ema_cli.formats.torch_save.zip_container import open_zip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ema_cli.checkpoint import StoredRecord, Tensors, TensorSpec, shared
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.boxes import Box, parts_of_box, read_box
 from ema_cli.formats.dcp.pieces import StoredTensor, find_clash

@@ -6,10 +6,10 @@ One shard holds an archive of torch's for each tensor, one behind the other, and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from ema_cli.checkpoint import TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.output_file import Stream, Table
 from ema_cli.formats.torch_save.pickle_writer import PickleWriter

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import struct
 import threading
-from dataclasses import dataclass
 from typing import Any
 
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.pickles.machine import Machine
 from ema_cli.formats.pickles.values import Name, Storage, TensorRef
 

@@ -7,11 +7,11 @@ the offsets and sizes of parts. Both come from a pickle as inert placeholders, k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeGuard
 
 from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.boxes import Damaged
 from ema_cli.formats.pickles.values import Inert, TensorRef, Wrapped
 from ema_cli.formats.placements import Placement, Spans, spans_of

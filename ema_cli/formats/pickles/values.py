@@ -7,10 +7,10 @@ Each function there describes the object that the call would build; none makes a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ema_cli.checkpoint import MAX_DIMENSIONS
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES
 
 _MAX_KEY = (1 << 61) - 1  # an integer below is its own hash

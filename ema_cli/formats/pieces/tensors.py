@@ -9,10 +9,11 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 
 from ema_cli.checkpoint import StoredRecord, Tensors, TensorSpec, shared
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.boxes import Box, make_box, read_box
 from ema_cli.formats.torch_save.zip_records import records_at
 from ema_cli.storage.source import ByteSource

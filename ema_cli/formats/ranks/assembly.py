@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import groupby
 from math import prod
 
 from ema_cli.checkpoint import MAX_TENSORS, SpecTable, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, option
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged
 from ema_cli.formats.options import ReadOptions

@@ -5,8 +5,9 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.torch_save.file import is_zip
 from ema_cli.formats.torch_save.zip_directory import read_directory
 from ema_cli.storage.source import InputFile

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ema_cli.checkpoint import (
     check_tensor_name,
     shared,
 )
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import parse_json, unique

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ema_cli.checkpoint import TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES
 from ema_cli.formats.output_file import Stream, Table
 

@@ -7,9 +7,10 @@ the file's. All other bytes of the directory and of the local headers are compar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from operator import itemgetter
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, NoWeights
 from ema_cli.formats.before import Before
 from ema_cli.formats.torch_save.zip_directory import (

@@ -6,13 +6,14 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from operator import is_
 from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, SpecTable, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import TORCH_DTYPES, DType
 from ema_cli.errors import CheckpointError, CutBetweenRanks
 from ema_cli.formats.before import Before

@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 
 from ema_cli.checkpoint import TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.mark import RECORD
 from ema_cli.formats.output_file import Stream, Table

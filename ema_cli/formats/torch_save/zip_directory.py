@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from operator import attrgetter
 
 from ema_cli.checkpoint import MAX_TENSORS
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint
 from ema_cli.storage.ranges import read_ranges
 from ema_cli.storage.source import ByteSource

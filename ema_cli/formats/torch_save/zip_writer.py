@@ -9,8 +9,9 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.torch_save.zip_directory import CENTRAL, CHECKSUM_FOLLOWS, END, END64, END64_LOCATOR, IN_64, LOCAL
 
 ALIGNMENT = 64

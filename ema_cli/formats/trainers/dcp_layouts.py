@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.trainers import composer
 from ema_cli.formats.trainers.folders import DCP_META
 from ema_cli.law.time import Unit

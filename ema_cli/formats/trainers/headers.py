@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ema_cli.checkpoint import Progress
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.json_text import parse_json
 from ema_cli.formats.trainers.counters import take_counters
 from ema_cli.formats.trainers.layout import ClockPlaces

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ema_cli.checkpoint import Averages, Checkpoint, Progress
+from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Unit
 from ema_cli.storage.source import ByteSource, InputFile
 

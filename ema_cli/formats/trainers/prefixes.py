@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ema_cli.checkpoint import Checkpoint, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, option
 from ema_cli.formats.trainers.names import AVERAGED_COUNT
 from ema_cli.storage.source import ByteSource
