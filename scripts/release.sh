@@ -104,15 +104,19 @@ dry=
 while (($#)); do
     # The value of an option may stand behind it, or behind an equals sign; of -o, directly, too.
     case $1 in
-        --threads | --dtype | --max-shard-size | --max-memory | --recipe | --sign | --min-count | --max-share | --summary | \
-            --output | -o)
+        --*=*) name=${1%%=*} value=${1#*=} given=("$1") ;;
+        -o?*) name=-o value=${1#-o} given=("$1") ;;
+        -f | --force | -q | --quiet | -fq | -qf | --dry-run | --strict | --checksum | --json | --no-manifest | \
+            --bias-correction | --skip-damaged | --ignore-clocks | --keep-prefix | --masters | --like-input | \
+            --allow-approximate | --allow-non-finite)
+            name=$1 value='' given=("$1")
+            ;;
+        -*)
             if (($# < 2)); then fail_usage "$1 needs a value"; fi
             name=$1 value=$2 given=("$1" "$2")
             shift
             ;;
-        --*=*) name=${1%%=*} value=${1#*=} given=("$1") ;;
-        -o?*) name=-o value=${1#-o} given=("$1") ;;
-        *) name=$1 value='' given=("$1") ;;
+        *) fail_usage "$1 stands behind the options" ;;
     esac
     shift
     case $name in

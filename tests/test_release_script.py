@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from ema_cli.cli.app import app
+from ema_cli.cli.typer_commands import Invocation
 from tests import signing_stand_in
 from tests.conftest import write_hf_run, write_torch_run
 from tests.releases import BIN, ROOT, Job, github_release, gitlab_release, steps, workflow
@@ -72,17 +76,52 @@ def test_a_dry_run_writes_nothing(job: Job):
     assert job.names == set()
 
 
-@pytest.mark.slow
-def test_every_option_of_average_is_known_to_it(job: Job):
-    """What `inspect` does not have, the script knows; nothing is handed on to be refused there."""
-    named = []
-    for command in ("average", "inspect"):
-        done = subprocess.run([BIN / "ema-cli", command, "--help"], capture_output=True, text=True, check=True)
-        named.append(set(re.findall(r"(?m)^\W*(--[a-z-]+)", done.stdout)))
-    only = named[0] - named[1]
-    assert {"--checksum", "--summary", "--output", "--dtype", "--dry-run"} <= only
-    text = SCRIPT.read_text()
-    assert [name for name in sorted(only) if not re.search(rf"(?<![\w-]){name}(?![\w-])", text)] == []
+# What the script does itself, or refuses.
+OF_THE_SCRIPT = {"output", "summary", "checksum", "as_json", "no_manifest", "version", "dry_run"}
+STUB = """#!/usr/bin/env bash
+printf '%s\\0' "$@" >"$1.arguments"
+[[ $1 != average ]] || exit 7
+"""
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("recipe", [False, True])
+def test_every_option_of_average_reaches_the_commands_that_know_it(job: Job, joined: bool, recipe: bool):
+    """By the options of the commands themselves: with its value, in either spelling; `inspect` gets what it has.
+
+    A manifest knows no law, so `inspect` cannot check what is demanded of what would enter.
+    """
+    group: Any = typer.main.get_command(app)
+    commands = {name: group.commands[name] for name in ("average", "inspect")}
+    options = [
+        option
+        for option in commands["average"].params
+        if option.opts[0].startswith("--") and option.name not in OF_THE_SCRIPT and (recipe or option.name != "recipe")
+    ]
+    words, given = [], {}
+    for number, option in enumerate(options):
+        spelling, value = option.opts[number % len(option.opts)], f"--value {number}"
+        given[option.name] = True if option.is_flag else [value] if option.multiple else value
+        if option.is_flag:
+            words += [spelling]
+        else:
+            words += [f"{option.opts[0]}={value}"] if joined else [spelling, value]
+    job.shims.mkdir()
+    (job.shims / "ema-cli").write_text(STUB)
+    (job.shims / "ema-cli").chmod(0o755)
+    done = job.run(f"scripts/release.sh 'a run' 'an output' {shlex.join(words)}", {"SUMMARY": "mine.md"})
+    assert (done.returncode, steps(done.stderr)) == (7, ["inspect", "average"]), done.stderr
+    parsed = {}
+    for name, command in commands.items():
+        arguments = (job.folder / f"{name}.arguments").read_text().split("\0")[1:-1]
+        parsed[name] = command.make_context(name, arguments, obj=Invocation()).params
+    assert {name: parsed["average"][name] for name in given} == given
+    known = {name: value for name, value in given.items() if name in parsed["inspect"]}
+    if recipe:
+        known |= {"min_count": None, "max_share": None}
+    assert {name: parsed["inspect"][name] for name in known} == known
+    assert [list(parsed[name]["paths"]) for name in parsed] == [["a run"], ["a run"]]
+    assert (parsed["average"]["output"], parsed["average"]["summary"]) == ("an output", "mine.md")
 
 
 @pytest.mark.slow
