@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from library_files import averages, hugging_face, loops, plain, programs, zero
+from library_files import averages, hugging_face, loops, plain, programs, ranks, zero
 from library_files.comparing import differences
 
 WRITERS = {
@@ -24,6 +24,7 @@ WRITERS = {
     **loops.WRITERS,
     **averages.WRITERS,
     **zero.WRITERS,
+    **ranks.WRITERS,
     **programs.WRITERS,
 }
 

@@ -68,6 +68,7 @@ def every_trainer(folder: Path) -> None:
         "accelerate": "Accelerate",
         "dcp": "torch.distributed.checkpoint",
         "torchtitan": "torchtitan",
+        "verl": "FSDP's files of ranks",
         "deepspeed": "DeepSpeed",
         "timm": "timm",
         "fairseq": "fairseq",

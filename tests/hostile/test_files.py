@@ -104,7 +104,7 @@ FOLDERS = {
     "a SavedModel": ("saved_model.pb", "TensorFlow"),
     "TensorFlow's weights": ("tf_model.h5", "TensorFlow"),
     "TensorFlow's checkpoint": ("ckpt.data-00000-of-00001", "TensorFlow"),
-    "torchtitan's own": ("metadata.pkl", "torchtitan"),
+    "torch_checkpointing without torch": ("metadata.pkl", "torch_checkpointing"),
 }
 OTHERS = [
     Case(lambda path, _, file=file: (path.mkdir(), (path / file).write_bytes(whole(call(CREATE, IDLE))))[0], says,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -88,6 +89,17 @@ def zero_to_fp32(folder: Path) -> Tensors:
     whole = folder / "mp_rank_00_model_states.pt"
     module = torch.load(whole, weights_only=False)["module"] if whole.exists() else {}
     return {**module, **given}
+
+
+def gathered(kind: str) -> Callable[[Path], Tensors]:
+    """Return a function that gives what torch gathered from all ranks when they saved a checkpoint."""
+
+    def load(folder: Path) -> Tensors:
+        made = next(around for around in folder.parents if (around / "expected").is_dir())
+        (step,) = re.findall(r"step[-_](\d+)", folder.relative_to(made).as_posix())
+        return load_file(made / "expected" / f"{kind}-{step}.safetensors")
+
+    return load
 
 
 def olmo_core(folder: Path) -> Tensors:

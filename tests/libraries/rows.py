@@ -227,7 +227,19 @@ LIBRARIES: Mapping[str, list[Written]] = {
             lambda folder: load_pieces(folder / "sharded"),
         ),
     ],
+    "torch 2.13.0, FSDP": [
+        Written(
+            f"torch-fsdp-2.13.0/{kind}",
+            numbered("global_step_{}/actor", 10, 20),
+            loading.gathered(kind),
+            side_files=("config.json",),
+        )
+        for kind in ("fsdp1", "fsdp2", "fsdp2-tp", "hsdp")
+    ],
     "torch-ema 0.3": [Written("torch-ema-0.3", numbered("step-{}.pt", 1, 2, 3), torch_file("model"))],
+    "torch_checkpointing 0.1.1": [
+        Written("torch_checkpointing-0.1.1/steps", numbered("step-{}", 10, 20), loading.gathered("items"))
+    ],
     "ultralytics 8.4.190": [
         Written(
             "ultralytics-8.4.190",

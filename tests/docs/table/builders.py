@@ -14,10 +14,12 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
+from torch.distributed.tensor import Shard
 
 from tests.formats.arrays.flax_files import packed
 from tests.formats.dcp_folders import Box
 from tests.formats.pieces.make import halves, write_pieces
+from tests.formats.ranks.saves import Cut, save_ranks
 from tests.formats.zero.make import Saved
 
 Tensors = dict[str, torch.Tensor]
@@ -490,3 +492,26 @@ def deepspeed_universal(run: Path) -> Case:
     for step in STEPS:
         saved_by_zero(step).write_universal(run / f"global_step{step}")
     return Case()
+
+
+def files_of_ranks(run: Path) -> Case:
+    """Write what two ranks of FSDP save, as verl names it."""
+    for step in STEPS:
+        save_ranks(run / f"global_step_{step}" / "actor", shared(step), {"fsdp": 2})
+    return Case()
+
+
+def items_of_ranks(run: Path) -> Case:
+    """Write what two ranks save with torch_checkpointing."""
+    for step in STEPS:
+        for item, value in (("model", shared(step)), ("train_state", {"step": step})):
+            save_ranks(run / f"at{step}", value, {"fsdp": 2}, name=item + "_{rank}.pt")
+    return Case()
+
+
+def shared(step: int) -> dict[str, Any]:
+    """Return the weights, of which ranks share the rows of parameters, however many."""
+    return {
+        name: Cut(tensor, [Shard(0)]) if tensor.is_floating_point() else tensor
+        for name, tensor in state_dict(step).items()
+    }

@@ -75,6 +75,8 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
         distributed("step-{}", lambda step: {"model": state_dict(step), "optim": state_dict(9), "step": step}),
         distributed("s{}", lambda step: {"app": {"model": state_dict(step), "optim": state_dict(9), "step": step}}),
     ],
+    "FSDP's files of ranks": [made.files_of_ranks],
+    "torch_checkpointing": [made.items_of_ranks],
     "torchtitan": [distributed("step-{}", titan)],
     "Composer": [each("ep0-ba{}-rank0.pt", composer), distributed("ep0-ba{}", composer)],
     "Lightning": [

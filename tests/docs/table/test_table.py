@@ -125,8 +125,9 @@ def keep(*_: object) -> None:
 
 
 def one_rank(run: Path) -> Path:
-    """Write a folder of torchtitan's with a file for each rank."""
-    save(run / "step-1" / "model_0.pt", state_dict(1))
+    """Write a folder of torch_checkpointing's whose items are not in torch.save's format."""
+    (run / "step-1").mkdir(parents=True)
+    save_file(state_dict(1), run / "step-1" / "model_0.safetensors")
     (run / "step-1" / "metadata.pkl").write_bytes(b"\x80\x04N.")
     return run
 
@@ -171,7 +172,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], int, str]] = {
         "'s' cannot be averaged: .*sparse",
     ),
     "modules with state-dict hooks": (hooked, 3, r"hooks that change its state dict.*state_dict\(\)"),
-    "a rank's part of a model": (one_rank, 3, "for each part and each rank.*torch.distributed.checkpoint"),
+    "a rank's part of a model": (one_rank, 3, "for each item and each rank.*torch.distributed.checkpoint"),
     "JAX, TensorFlow, GGUF": (orbax, 3, "Orbax.*safetensors"),
     "averages already": (lambda run: COMPOSER / "ema-was-on", 4, "averaged already.*--weights raw"),
 }

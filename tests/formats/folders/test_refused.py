@@ -83,7 +83,7 @@ def test_files_of_other_kinds(name: str, tmp_path: Path) -> None:
 
 
 FOLDERS = {
-    "metadata.pkl": ("a file for each part and each rank", "torch.distributed.checkpoint"),
+    "metadata.pkl": ("a file for each item and each rank", "torch.distributed.checkpoint"),
     "_CHECKPOINT_METADATA": ("an Orbax checkpoint", "safetensors"),
     "manifest.ocdbt": ("an Orbax checkpoint", "safetensors"),
     "flax_model.msgpack.index.json": ("a Flax model in shards", "safetensors"),
