@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-_MOST_BYTES = 24 << 20  # of all that is kept, about
+_MOST_BYTES = 24 << 20  # of all that is kept, about, unless the last value alone takes more
 
 T = TypeVar("T")
 
@@ -40,12 +40,9 @@ class Before:
         """Keep a value, which takes about so many bytes, in place of what was kept of its class under the key."""
         place = (type(value), key)
         with self._lock:
-            self._nbytes -= self._kept.pop(place, (None, 0))[1]
-            if nbytes > _MOST_BYTES:
-                return
+            self._nbytes += nbytes - self._kept.pop(place, (None, 0))[1]
             self._kept[place] = value, nbytes
-            self._nbytes += nbytes
-            while self._nbytes > _MOST_BYTES:
+            while self._nbytes > _MOST_BYTES and len(self._kept) > 1:
                 self._nbytes -= self._kept.popitem(last=False)[1][1]
 
     def one(self, make: Callable[[], T], kind: type[T], nbytes: int) -> T:

@@ -31,15 +31,16 @@ def test_a_value_is_kept_under_its_class_and_a_key() -> None:
 
 
 def test_what_was_used_longest_ago_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most so many bytes are kept, and nothing that alone takes more."""
+    """At most so many bytes are kept, and the last value in any case."""
     monkeypatch.setattr(module, "_MOST_BYTES", 30)
     before = Before()
     for number in range(3):
         before.keep(number, number, 10)
     assert before.get(int, 0) == 0
     before.keep(3, 3, 10)
+    assert [before.get(int, number) for number in range(4)] == [0, None, 2, 3]
     before.keep(4, 4, 31)
-    assert [before.get(int, number) for number in range(5)] == [0, None, 2, 3, None]
+    assert [before.get(int, number) for number in range(5)] == [None, None, None, None, 4]
 
 
 def test_nothing_is_kept_of_a_run_that_is_open(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
 from ema_cli.errors import CUT_SHORT, CheckpointError, EmaError, IncompleteCheckpoint, option
+from ema_cli.formats.before import Before
 from ema_cli.formats.dcp.metadata import Metadata, read_metadata
 from ema_cli.formats.dcp.model import DcpModel, find_model
-from ema_cli.formats.dcp.pieces import Record, StoredTensor
-from ema_cli.formats.dcp.tensors import DcpTensors
+from ema_cli.formats.dcp.tensors import DcpTables, DcpTensors
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.torch_save.file import open_torch
@@ -59,7 +59,7 @@ def open_folder(
         averaged: how it is known from outside that the model is averages, None where it is not.
         is_own: whether ema-cli wrote it, so that all tensors are the model's.
     """
-    metadata = read_metadata(location(folder / DCP_METADATA).open())
+    metadata = read_metadata(location(folder / DCP_METADATA).open(), options.before)
     layout = _find_layout(folder, metadata)
     reader = _ItemReader(folder, metadata)
     try:
@@ -71,8 +71,8 @@ def open_folder(
         raise
     if len(selection.tensors) > MAX_TENSORS:
         raise CheckpointError(f"holds {len(selection.tensors)} tensors; at most {MAX_TENSORS} are read", subject=path)
-    tensors = {name: metadata.tensor(str(stored)) for name, stored in selection.tensors.items()}
-    files = _open_files(folder, tensors)
+    tables = _tables(metadata, {name: str(stored) for name, stored in selection.tensors.items()}, options.before)
+    files = _open_files(folder, tables)
     progress, sidecars = _sidecar_progress(path, folder)
     progress = progress if progress and progress.clocks else reader.progress()
     if options.clock_key:
@@ -86,7 +86,7 @@ def open_folder(
     return Checkpoint(
         name=path.name,
         path=path,
-        tensors=DcpTensors.of(tensors, files),
+        tensors=DcpTensors.of(tables, files),
         files=(metadata.file, *files.values(), *sidecars),
         format="DCP",
         trainer=selection.trainer,
@@ -144,26 +144,36 @@ def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> tuple[str
     return tuple(extra)
 
 
-def _open_files(folder: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, InputFile]:
-    files: dict[str, InputFile] = {}
-    for name, tensor in tensors.items():
-        for record in tensor.records:
-            _check_record(folder, name, record, files)
+def _tables(metadata: Metadata, names: Mapping[str, str], before: Before) -> DcpTables:
+    """Return the tensors of a model, given the name of each in the folder."""
+    key = metadata.digest, tuple(names.items())
+    tables = before.get(DcpTables, key)
+    if tables is None:
+        tables = DcpTables.of({name: metadata.tensor(stored) for name, stored in names.items()})
+        before.keep(key, tables, metadata.file.size)
+    return tables
+
+
+def _open_files(folder: Path, tables: DcpTables) -> dict[str, InputFile]:
+    """Open the files with the tensors, and check that these lie in them."""
+    files = {name: _open_shard(folder, name) for name in tables.ends}
+    for name, file in files.items():
+        beyond = tables.reaching_over(name, file.size)
+        if beyond is not None:
+            raise _cut_short(file, *beyond)
     return files
 
 
-def _check_record(folder: Path, name: str, record: Record, files: dict[str, InputFile]) -> None:
-    """Open the file of a record, once, and check that the record lies in it."""
-    if record.file not in files:
-        if not location(folder / record.file).info().exists:
-            raise IncompleteCheckpoint(f"shard '{record.file}' is missing", subject=folder)
-        files[record.file] = location(folder / record.file).open()
-    if record.start + record.size > files[record.file].size:
-        raise IncompleteCheckpoint(
-            f"cut short: '{name}' reaches to byte {record.start + record.size} of {files[record.file].size}",
-            subject=folder / record.file,
-            hint=CUT_SHORT,
-        )
+def _open_shard(folder: Path, name: str) -> InputFile:
+    if not location(folder / name).info().exists:
+        raise IncompleteCheckpoint(f"shard '{name}' is missing", subject=folder)
+    return location(folder / name).open()
+
+
+def _cut_short(file: InputFile, name: str, end: int) -> IncompleteCheckpoint:
+    """Return the error for a value that ends at a byte which its file does not have."""
+    fact = f"cut short: '{name}' reaches to byte {end} of {file.size}"
+    return IncompleteCheckpoint(fact, subject=file.path, hint=CUT_SHORT)
 
 
 class _ItemReader:
@@ -233,8 +243,11 @@ class _ItemReader:
             value = self._value(around) if around else None
             value = value.state if isinstance(value, Inert) else value
             return value.get(last) if isinstance(value, dict) else None
-        _check_record(self._folder, name, record, self._files)
-        saved = open_zip(FileRegion(self._files[record.file], record.start, record.size))
+        file = self._files.get(record.file) or _open_shard(self._folder, record.file)
+        self._files[record.file] = file
+        if record.start + record.size > file.size:
+            raise _cut_short(file, name, record.start + record.size)
+        saved = open_zip(FileRegion(file, record.start, record.size))
         return saved.scalar(name, saved.root) if isinstance(saved.root, TensorRef) else saved.root
 
 

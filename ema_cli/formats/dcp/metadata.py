@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
+from hashlib import blake2b
 from math import prod
 from typing import Any, TypeGuard
 
@@ -17,6 +18,7 @@ from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, Tensor
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError
+from ema_cli.formats.before import Before
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape, make_box
 from ema_cli.formats.dcp.pieces import Record, StoredTensor, find_clash, shown
 from ema_cli.formats.pickles.unpickle import unpickle
@@ -32,6 +34,10 @@ _INDEX = ("fqn",)
 _STORAGE = ("relative_path", "offset", "length")
 _MAX_SIDES = 4_000_000  # of all pieces of all tensors, however often one piece, or one list of them, is repeated
 _MAX_PATH = 256
+_MAX_BYTES = 128 << 20  # of the file; for each piece there are some 150
+_OBJECT = b"\x81\x94}\x94("  # how a pickle begins to make an object with attributes; for a piece there are three
+_MAX_OBJECTS = 1_200_000
+_MAX_INSTRUCTIONS = 40_000_000  # of the pickle; for each object there are some 23
 
 State = Mapping[object, object]
 """The attributes of an object in `.metadata`, as unpickled: names to anything."""
@@ -46,9 +52,11 @@ class Metadata:
         tensors: the entry of each tensor, as unpickled; `tensor` makes a `StoredTensor` of it.
         items: the record of each value that is no tensor.
         paths: the keys that led to a value in the nested dict that was saved, by name, where they are recorded.
+        digest: of the file's bytes.
     """
 
     file: InputFile
+    digest: bytes
     tensors: dict[str, Inert] = field(default_factory=dict)
     items: dict[str, Record] = field(default_factory=dict)
     paths: dict[str, tuple[object, ...]] = field(default_factory=dict)
@@ -104,21 +112,38 @@ class Metadata:
         return record
 
 
-def read_metadata(file: InputFile) -> Metadata:
+def read_metadata(file: InputFile, before: Before | None = None) -> Metadata:
     """Read the `.metadata` file of a folder.
+
+    Args:
+        file: the file.
+        before: what the files of the run were that were read before. Folders of one run mostly have equal ones.
 
     Raises:
         CheckpointError: for what is no such file, leads out of the folder, or is compressed or encrypted.
     """
+    if file.size > _MAX_BYTES:
+        raise CheckpointError(f"of {file.size} bytes; at most {_MAX_BYTES} are read", subject=file.path)
+    data = file.read(0, file.size)
+    digest = blake2b(data).digest()
+    known = before.get(Metadata, digest) if before is not None else None
+    if known is not None:
+        return replace(known, file=file, _sides=0, _cover=CoverCheck())
+    objects = data.count(_OBJECT)
+    if objects > _MAX_OBJECTS:
+        raise CheckpointError(f"describes {objects} things; at most {_MAX_OBJECTS} are read", subject=file.path)
     try:
-        root, _ = unpickle(file)
-        return _parse(file, _state(root, _METADATA))
+        root, _ = unpickle(file, most=_MAX_INSTRUCTIONS)
+        metadata = _parse(file, digest, _state(root, _METADATA))
     except (PickleError, Damaged) as error:
         raise CheckpointError(f"cannot be read: {error}", subject=file.path) from error
+    if before is not None:
+        before.keep(digest, metadata, file.size)
+    return metadata
 
 
-def _parse(file: InputFile, state: State) -> Metadata:
-    metadata = Metadata(file)
+def _parse(file: InputFile, digest: bytes, state: State) -> Metadata:
+    metadata = Metadata(file, digest)
     blobs = set()
     for name, entry in _dict(state.get("state_dict_metadata")).items():
         if isinstance(name, str) and _has(entry, _TENSOR):

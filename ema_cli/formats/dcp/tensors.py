@@ -18,17 +18,58 @@ from ema_cli.storage.source import FileRegion, InputFile
 _MAX_OPENED = 64
 
 
-@dataclass(slots=True)
-class DcpTensors:
-    """The tensors of one model, in one piece or in several.
+@dataclass(frozen=True, slots=True)
+class DcpTables:
+    """What `.metadata` says of the tensors of a model, in one piece or in several. Checkpoints mostly share it.
 
     Attributes:
         specs: dtype and shape of each tensor.
         pieces: the pieces of each tensor.
         first: the number of the record of each tensor's first piece; the records of its other pieces follow.
         records: three numbers for each record: the number of its file, its first byte, its size.
-        files: the shards.
+        ends: the byte at which the last record of each file ends, by the name of the file.
+        clash: a file in which one record lies over another, and words for it; None where there is none.
     """
+
+    specs: Mapping[str, TensorSpec]
+    pieces: Mapping[str, tuple[Box, ...]]
+    first: Mapping[str, int]
+    records: array[int]
+    ends: Mapping[str, int]
+    clash: tuple[str, str] | None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, StoredTensor]) -> DcpTables:
+        """Return the tensors that are described."""
+        clash = find_clash([(record, name) for name, tensor in tensors.items() for record in tensor.records])
+        ends: dict[str, int] = {}
+        numbers: dict[str, int] = {}
+        first, records = {}, array("q")
+        for name, tensor in tensors.items():
+            first[name] = len(records) // 3
+            for record in tensor.records:
+                number = numbers.setdefault(record.file, len(numbers))
+                records.extend((number, record.start, record.size))
+                ends[record.file] = max(ends.get(record.file, 0), record.start + record.size)
+        specs = {name: tensor.spec for name, tensor in tensors.items()}
+        return cls(specs, {name: tensor.pieces for name, tensor in tensors.items()}, first, records, ends, clash)
+
+    def reaching_over(self, file: str, size: int) -> tuple[str, int] | None:
+        """Return the first tensor with a record that reaches over the size of its file, and to where; None if none."""
+        if self.ends[file] <= size:
+            return None
+        number = list(self.ends).index(file)
+        for name, pieces in self.pieces.items():
+            for record in range(self.first[name], self.first[name] + len(pieces)):
+                own, start, length = self.records[3 * record : 3 * record + 3]
+                if own == number and start + length > size:
+                    return name, start + length
+        return None
+
+
+@dataclass(slots=True)
+class DcpTensors:
+    """The tensors of one model; the attributes are as in `DcpTables`, but for the shards, `files`."""
 
     specs: Mapping[str, TensorSpec]
     pieces: Mapping[str, tuple[Box, ...]]
@@ -40,32 +81,23 @@ class DcpTensors:
     _opened: dict[int, TorchTensors] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tensors: Mapping[str, StoredTensor], files: Mapping[str, InputFile]) -> DcpTensors:
-        """Return the tensors that are described, in tables that many checkpoints can share.
-
-        `files` are the shards, by the names that records have for them.
+    def of(cls, tables: DcpTables, files: Mapping[str, InputFile]) -> DcpTensors:
+        """Return the tensors; `files` are the shards, by the names that the tables have for them.
 
         Raises:
             CheckpointError: where one record lies over another.
         """
-        clash = find_clash([(record, name) for name, tensor in tensors.items() for record in tensor.records])
-        if clash is not None:
-            raise CheckpointError(f"{clash[1]}", subject=files[clash[0]].path)
-        number_of = {name: number for number, name in enumerate(files)}
-        first, records = {}, array("q")
-        for name, tensor in tensors.items():
-            first[name] = len(records) // 3
-            for record in tensor.records:
-                records.extend((number_of[record.file], record.start, record.size))
-        specs = {name: tensor.spec for name, tensor in tensors.items()}
-        pieces = {name: tensor.pieces for name, tensor in tensors.items()}
-        return cls(specs, pieces, first, records, tuple(files.values()))
+        if tables.clash is not None:
+            raise CheckpointError(f"{tables.clash[1]}", subject=files[tables.clash[0]].path)
+        ordered = tuple(files[name] for name in tables.ends)
+        return cls(tables.specs, tables.pieces, tables.first, tables.records, ordered)
 
     def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
         self.specs = shared(self.specs, other.specs)
         if isinstance(other, DcpTensors) and self.pieces == other.pieces and self.first == other.first:
             self.pieces, self.first, self._reader = other.pieces, other.first, other._reader
+            self.records = shared(self.records, other.records)
 
     def place(self, name: str) -> str:
         """Return the name: each tensor has records of its own."""

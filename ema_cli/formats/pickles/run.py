@@ -10,14 +10,14 @@ from ema_cli.formats.pickles.instructions import ACTIONS, STOP
 from ema_cli.formats.pickles.machine import Machine
 from ema_cli.formats.pickles.values import PickleError
 
-_MAX_INSTRUCTIONS = 20_000_000  # a tensor takes some forty
+MAX_INSTRUCTIONS = 20_000_000  # a tensor takes some forty
 _OPERAND_BYTES = 5  # the longest instruction of a fixed length that `execute` writes out, with its operand
 
 _uint, _int = struct.Struct("<I").unpack_from, struct.Struct("<i").unpack_from
 
 
-def execute(machine: Machine, batches: Batches | None = None) -> Any:
-    """Execute until STOP, and return the value on top of the stack.
+def execute(machine: Machine, batches: Batches | None = None, most: int = MAX_INSTRUCTIONS) -> Any:
+    """Execute until STOP, `most` instructions at most, and return the value on top of the stack.
 
     Batches of items that are among `batches` are taken over from there; others are put there.
 
@@ -31,7 +31,7 @@ def execute(machine: Machine, batches: Batches | None = None) -> Any:
     data, position, stack, memo = machine.data, machine.position, machine.stack, machine.memo
     last = len(data) - _OPERAND_BYTES  # up to there a whole operand lies ahead
     begun = (0, 0, 0)  # of the batch that was begun last: its byte in the file, and the lengths of memo and marks
-    for _ in range(_MAX_INSTRUCTIONS):
+    for _ in range(most):
         # A batch that is all of the pickle ends within an operand's length of its end.
         opcode = data[position] if position < last else 0x75 if data.startswith(b"u", position) else 0
         match opcode:

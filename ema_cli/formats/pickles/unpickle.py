@@ -14,7 +14,7 @@ from typing import Any
 
 from ema_cli.formats.pickles.batches import Batches
 from ema_cli.formats.pickles.machine import Machine
-from ema_cli.formats.pickles.run import execute
+from ema_cli.formats.pickles.run import MAX_INSTRUCTIONS, execute
 from ema_cli.formats.pickles.values import Blob, Inert, Name, PickleEnds, PickleError, Storage, storage_dtype
 from ema_cli.storage.source import ByteSource
 
@@ -44,6 +44,7 @@ def unpickle(
     start: int = 0,
     persistent: Callable[[Any], object] = describe_storage,
     batches: Batches | None = None,
+    most: int = MAX_INSTRUCTIONS,
 ) -> tuple[Any, int]:
     """Return what the pickle at byte `start` of `source` describes, and the byte at which it ends.
 
@@ -55,13 +56,14 @@ def unpickle(
         start: where it begins.
         persistent: says what an id of something outside the pickle stands for.
         batches: batches of the pickles that were read before, with the same `persistent`.
+        most: how many instructions it may have.
 
     Raises:
         PickleError: for anything that is not a pickle of protocol 0 to 5, as torch writes it.
         CheckpointError: where the file cannot be read.
     """
     machine = Machine(source, start, persistent)
-    return _execute(machine, batches), machine.base + machine.position
+    return _execute(machine, batches, most), machine.base + machine.position
 
 
 def names_in_pickle(source: ByteSource, start: int = 0) -> tuple[set[str], Any, int]:
@@ -71,7 +73,7 @@ def names_in_pickle(source: ByteSource, start: int = 0) -> tuple[set[str], Any, 
         PickleError, CheckpointError: as `unpickle`.
     """
     machine = _NamingMachine(source, start, lambda identifier: Inert("persistent", (identifier,)))
-    value = _execute(machine, None)
+    value = _execute(machine)
     return machine.names, value, machine.base + machine.position
 
 
@@ -113,9 +115,9 @@ class _NamingMachine(Machine):
         self.names.add(f"{module}.{name}")
 
 
-def _execute(machine: Machine, batches: Batches | None) -> Any:
+def _execute(machine: Machine, batches: Batches | None = None, most: int = MAX_INSTRUCTIONS) -> Any:
     try:
-        return execute(machine, batches)
+        return execute(machine, batches, most)
     except (
         IndexError,
         KeyError,

@@ -57,7 +57,7 @@ class Archive:
         self._name = _find_name(source, self._entries)
         _check_stored(source, self._entries)
         self._known = _Known.of(start, data, self._entries, self._name, compared=before is not None)
-        if before is not None:
+        if before is not None and self._known.directory is not None:
             before.keep(key, self._known, count * _ENTRY_BYTES)
 
     def size(self, name: str) -> int | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.dcp.metadata import read_metadata
-from ema_cli.formats.dcp.tensors import DcpTensors
+from ema_cli.formats.dcp.tensors import DcpTables, DcpTensors
 from ema_cli.storage.location import location
 from tests.formats.dcp_folders import Box, Pieces
 from tests.formats.reading import read_range
@@ -25,9 +25,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.complex64, torch.complex128, torc
 def open_weights(folder: Path) -> DcpTensors:
     """Return all tensors in the folder."""
     metadata = read_metadata(location(folder / ".metadata").open())
-    tensors = {name: metadata.tensor(name) for name in metadata.tensors}
-    names = {record.file for tensor in tensors.values() for record in tensor.records}
-    return DcpTensors.of(tensors, {name: location(folder / name).open() for name in sorted(names)})
+    tables = DcpTables.of({name: metadata.tensor(name) for name in metadata.tensors})
+    return DcpTensors.of(tables, {name: location(folder / name).open() for name in tables.ends})
 
 
 def filled(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
