@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from hashlib import blake2b
 from itertools import pairwise
+from json import JSONDecoder
 from math import prod
 from operator import add
 from pathlib import Path
@@ -30,6 +31,7 @@ from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
 _OTHER_SAVES = "the files of the folder are of different saves, or one is damaged: bring whole copies of all of them"
+_METADATA = b'{"__metadata__":'  # with which a header begins that has any
 _NAME_BYTES = 400  # that the tables of a tensor take, about
 
 
@@ -179,7 +181,7 @@ def open_pieces(folder: Path, names: Sequence[str], before: Before) -> RankModel
         CheckpointError: where they do not fit each other, or a file does not say where its pieces begin.
     """
     files = tuple(location(folder / name).open() for name in names)
-    headers = tuple((blake2b(header_text(file)).digest(), file.size) for file in files)
+    headers = tuple((_digest(header_text(file)), file.size) for file in files)
     known = before.get(RankModel, tuple(names))
     if known is not None and known.headers == headers:
         return known.in_files(files)
@@ -190,6 +192,26 @@ def open_pieces(folder: Path, names: Sequence[str], before: Before) -> RankModel
     model = RankModel(headers, tensors, metadata, files)
     before.keep(tuple(names), model, 8 * len(joining.table.numbers) + _NAME_BYTES * len(tensors.specs))
     return model
+
+
+def _digest(text: bytes) -> bytes:
+    """Return a digest of a header, which is not changed by the order of its metadata: its writer leaves that to chance.
+
+    What is no such header has its own digest: reading it says what is wrong.
+    """
+    digest = blake2b(len(text).to_bytes(8))
+    rest = text
+    if text.startswith(_METADATA):
+        try:
+            decoded = text.decode()
+            metadata, end = JSONDecoder().raw_decode(decoded, len(_METADATA))
+            rest = decoded[end:].encode()
+            for key in sorted(metadata):
+                digest.update(repr((key, metadata[key])).encode())
+        except (ValueError, TypeError, RecursionError):
+            rest = text
+    digest.update(rest)
+    return digest.digest()
 
 
 def _rows(shape: Shape, offsets: Sequence[array[int]], lengths: Sequence[array[int]]) -> list[int] | None:
