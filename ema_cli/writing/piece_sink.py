@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.folding.sink import TensorRange
-from ema_cli.formats.copies.copied_file import CopiedFile
+from ema_cli.formats.copies.copied_file import CopiedFile, Frame
 from ema_cli.formats.copies.stored import StoredPiece
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.writing.open_files import OpenFiles
@@ -36,10 +36,10 @@ class PieceSink(OpenFiles):
         """
         super().__init__(folder, summed=summed)
         self._pieces = pieces
-        self._files: dict[Path, tuple[OutputStream, int]] = {}  # by the original: the copy, and the shift of its bytes
+        self._files: dict[Path, tuple[OutputStream, Frame]] = {}  # by the original: the copy, and where its bytes go
         try:
             for file in files:
-                self._files[file.source.path] = self.make(file.name), file.frame.shift
+                self._files[file.source.path] = self.make(file.name), file.frame
         except BaseException:
             self.close()
             raise
@@ -57,7 +57,8 @@ class PieceSink(OpenFiles):
         position = 0
         for part in ranges:
             for piece in self._pieces.get(part.name, ()):
-                stream, shift = self._files[piece.file.path]
+                stream, frame = self._files[piece.file.path]
+                shift = frame.shift(piece.base)
                 size = piece.spec.dtype.itemsize
                 first = part.start // size
                 for inner, whole, count in piece.parts(first, first + part.size // size):

@@ -6,11 +6,12 @@ computed anew, and our mark is put in, where the format has a place for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 
 from ema_cli.dataclass import dataclass
 from ema_cli.formats.output_file import Stream, Table
-from ema_cli.formats.torch_save.writer import checksum
+from ema_cli.formats.torch_save.writer import write_frame
 from ema_cli.storage.source import InputFile
 
 _COPY_BYTES = 1 << 20  # read and written at once
@@ -30,25 +31,46 @@ class Summed:
 
 
 @dataclass(frozen=True, slots=True)
+class Copied:
+    """A range of the original that is copied, and how many bytes later it stands in the copy."""
+
+    begin: int
+    end: int
+    shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """What of a file is copied, and what stands in its place.
 
     Attributes:
-        copied: the range of the original that is copied.
-        head: stands before it, instead of what does in the original.
-        tail: stands behind it.
-        summed: the ranges whose checksums change.
+        copied: the ranges of the original that are copied, in order.
+        texts: what else the copy holds, each with its first byte in the copy, in order.
+        summed: the ranges of the copy whose checksums are computed anew, in order.
     """
 
-    copied: Span
-    head: bytes = b""
-    tail: bytes = b""
+    copied: Sequence[Copied]
+    texts: Sequence[tuple[int, bytes]] = ()
     summed: Sequence[Summed] = ()
 
     @property
-    def shift(self) -> int:
-        """Return how many bytes later in the copy than in the original a byte that is copied stands."""
-        return len(self.head) - self.copied[0]
+    def size(self) -> int:
+        """Return the size of the copy in bytes."""
+        ends = [copied.end + copied.shift for copied in self.copied[-1:]]
+        return max([*ends, *(at + len(text) for at, text in self.texts[-1:])], default=0)
+
+    def shift(self, at: int) -> int:
+        """Return how many bytes later in the copy than in the original a byte stands that is copied, or replaced."""
+        return self.copied[bisect_right(self.copied, at, key=_begin) - 1].shift
+
+    @property
+    def places(self) -> list[int]:
+        """Return the bytes of the copy at which checksums stand that are computed anew, in order."""
+        return sorted(place for summed in self.summed for place in summed.places)
+
+
+def _begin(copied: Copied) -> int:
+    return copied.begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,34 +104,51 @@ class CopiedFile:
     @property
     def size(self) -> int:
         """Return the size of the file in bytes."""
-        begin, end = self.frame.copied
-        return len(self.frame.head) + end - begin + len(self.frame.tail)
+        return self.frame.size
 
     def finish(self, stream: Stream) -> None:
         """Write all that stands around the averages, which are in place."""
-        frame, shift = self.frame, self.frame.shift
-        tail, tail_at = bytearray(frame.tail), frame.copied[1] + shift
-        inside = sorted(place for summed in frame.summed for place in summed.places if place < tail_at)
-        stream.write(0, frame.head)
-        for begin, end in self._kept([place - shift for place in inside]):
+        places = self.frame.places
+        for at, text in self.frame.texts:
+            if not _any_within(places, at, at + len(text)):
+                stream.write(at, text)
+        for begin, end, shift in self._kept(places):
             for at in range(begin, end, _COPY_BYTES):
                 stream.write(at + shift, self.source.read(at, min(_COPY_BYTES, end - at)))
-        for summed in frame.summed:
-            value = checksum(stream, summed.begin, summed.size).to_bytes(_CHECKSUM_BYTES, "little")
-            for place in summed.places:
-                if place < tail_at:
-                    stream.write(place, value)
-                else:
-                    tail[place - tail_at : place - tail_at + _CHECKSUM_BYTES] = value
-        stream.write(tail_at, bytes(tail))
+        write_frame(stream, self._checksums, ((summed.begin, summed.size) for summed in self.frame.summed))
 
-    def _kept(self, checksums: Sequence[int]) -> Iterator[Span]:
-        """Yield the ranges of the original that are copied: all but tensors, and checksums at the given bytes."""
-        at, end = self.frame.copied
-        holes = sorted([*self.replaced, *((place, place + _CHECKSUM_BYTES) for place in checksums)])
-        for low, high in holes:
-            if at < low:
-                yield at, low
-            at = max(at, high)
-        if at < end:
-            yield at, end
+    def _checksums(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
+        """Yield the checksums, and the texts in which some stand, each with its first byte."""
+        places = self.frame.places
+        texts = {at: bytearray(text) for at, text in self.frame.texts if _any_within(places, at, at + len(text))}
+        begins = list(texts)
+        for summed in self.frame.summed:
+            value = checksum_of(summed.begin, summed.size).to_bytes(_CHECKSUM_BYTES, "little")
+            for place in summed.places:
+                number = bisect_right(begins, place) - 1
+                at = begins[number] if number >= 0 else 0
+                if number >= 0 and place < at + len(texts[at]):
+                    texts[at][place - at : place - at + _CHECKSUM_BYTES] = value
+                else:
+                    yield place, value
+        yield from ((at, bytes(text)) for at, text in texts.items())
+
+    def _kept(self, places: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """Yield what is copied, all but tensors and checksums: the first byte, the one behind, the shift."""
+        for copied in self.frame.copied:
+            at, shift = copied.begin, copied.shift
+            first = bisect_left(self.replaced, (at, 0))
+            last = bisect_left(self.replaced, (copied.end, 0))
+            low, high = bisect_left(places, at + shift), bisect_left(places, copied.end + shift)
+            sums = ((place - shift, place - shift + _CHECKSUM_BYTES) for place in places[low:high])
+            for begin, end in sorted([*self.replaced[first:last], *sums]):
+                if at < begin:
+                    yield at, begin, shift
+                at = max(at, end)
+            if at < copied.end:
+                yield at, copied.end, shift
+
+
+def _any_within(places: Sequence[int], begin: int, end: int) -> bool:
+    number = bisect_left(places, begin)
+    return number < len(places) and places[number] < end

@@ -27,7 +27,7 @@ CHECKSUM_FOLLOWS = 1 << 3  # in the flags: behind the bytes, not before them
 # extra fields and comment, place; of the local header: signature, method, lengths of name and extra fields.
 _READ_CENTRAL = struct.Struct("<4s4x2H4x3L3H8xL")
 _READ_LOCAL = struct.Struct("<4s4xH16x2H")
-_CENTRAL_CHECKSUM, _LOCAL_CHECKSUM = 16, 14  # the byte at which it stands in each
+CENTRAL_CHECKSUM, _LOCAL_CHECKSUM = 16, 14  # the byte at which it stands in each
 IN_64 = 0xFFFFFFFF  # in a field of 32 bits: the number is in a zip64 record, which has fields of 64 bits
 _MAX_DIRECTORY_BYTES = 256 << 20
 _MAX_COMMENT_BYTES = 65535
@@ -66,7 +66,7 @@ class ZipEntry:
             yield start + self.size + 4 * (file.read(start + self.size, 4) == b"PK\x07\x08")
         else:
             yield self.header_offset + _LOCAL_CHECKSUM
-        yield self.listed_at + _CENTRAL_CHECKSUM
+        yield self.listed_at + CENTRAL_CHECKSUM
 
 
 def read_directory(file: ByteSource) -> dict[str, ZipEntry]:
@@ -138,7 +138,7 @@ def checksum_offsets(data: bytes) -> Iterator[int]:
         yield _LOCAL_CHECKSUM
     position = 0
     while data.startswith(b"PK\x01\x02", position) and position + CENTRAL.size <= len(data):
-        yield position + _CENTRAL_CHECKSUM
+        yield position + CENTRAL_CHECKSUM
         name_length, extra_length, comment_length = CENTRAL.unpack_from(data, position)[10:13]
         position += CENTRAL.size + name_length + extra_length + comment_length
 
