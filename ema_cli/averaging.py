@@ -141,7 +141,7 @@ def average(
             hold.
         sign: a private key (PEM), with which manifest, sums and all other files are signed; needs `ema-cli[sign]`.
         progress: is called with the bytes read so far, and in all, now and then.
-        form: `dtype`, `max_shard_size`, `allow_non_finite` and `like_input`; see `OutputKeywords`.
+        form: `dtype`, `max_shard_size`, `allow_non_finite`, `like_input` and `drop`; see `OutputKeywords`.
 
     Raises:
         UsageError: where `target` does not fit the number of plans, `max_memory` is too little, or a value is unknown.

@@ -281,3 +281,12 @@ class FormOptions:
             rich_help_panel=WRITE,
         ),
     ] = False
+    drop: Annotated[
+        str | None,
+        Option(
+            metavar="WHAT",
+            autocompletion=offer("optimizer"),
+            help="With --like-input: optimizer leaves out its state. Default: it stays the newest's.",
+            rich_help_panel=WRITE,
+        ),
+    ] = None

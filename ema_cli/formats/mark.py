@@ -13,6 +13,7 @@ METADATA_KEY = "ema_cli"  # in the header of a safetensors file
 RECORD = "ema_cli.json"  # in the archive of a file as torch.save writes it, and in a folder whose files have no place
 MAX_MARK_BYTES = 64 << 20
 LIKE_INPUT = "like_input"  # in a mark: the file is the newest checkpoint, with averages in the place of its weights
+DROP = "drop"  # in a mark: what of the newest checkpoint was left out
 MADE_HERE = "ema-cli made it"
 _ASKED = (*LAW_KEYS, "from", "update_interval", "start", "stop", "last", "bias_correction", "dtype")
 

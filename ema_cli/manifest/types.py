@@ -47,6 +47,7 @@ class RecipeRow(_Source):
     max_shard_size: int | None
     allow_non_finite: bool
     like_input: NotRequired[bool]
+    drop: NotRequired[str]
 
 
 class InputRow(TypedDict):

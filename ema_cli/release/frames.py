@@ -17,7 +17,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, Unreadable, at_terminal
 from ema_cli.formats.copies.description import CannotCut
 from ema_cli.formats.copies.lightning import STATE_DICT, lightning_facts
-from ema_cli.formats.dcp.writer import lay_out_shard, metadata_text
+from ema_cli.formats.dcp.writer import lay_out_shard, shard_metadata
 from ema_cli.formats.mark import METADATA_KEY, parse_mark
 from ema_cli.formats.safetensors.header import SafetensorsTensors
 from ema_cli.formats.safetensors.writer import SafetensorsOutput
@@ -98,7 +98,7 @@ def dcp_differences(files: Mapping[str, InputFile], checkpoint: Checkpoint) -> I
     tensors, and how: so `.metadata`, which torch runs, names nothing but what describes them.
     """
     shard = lay_out_shard(checkpoint.tensors.specs)
-    text = metadata_text(shard)
+    text = shard_metadata(shard)
     for name, size, parts in ((DCP_METADATA, len(text), [(0, text)]), (shard.name, shard.size, None)):
         if name not in files:
             yield name, "is missing"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ema_cli.formats.mark import LIKE_INPUT, asked_for
+from ema_cli.formats.mark import DROP, LIKE_INPUT, asked_for
 from ema_cli.manifest.types import Manifest
 from ema_cli.runs.tensor_rules import copied_names
 
@@ -48,6 +48,8 @@ def _expected_mark(manifest: Manifest, copied_files: Collection[str]) -> dict[st
     side_files = [name for name in names if name in copied_files or not _holds_tensors(name)]
     if recipe.get("like_input"):
         mark[LIKE_INPUT], side_files = True, names
+    if "drop" in recipe:
+        mark[DROP] = recipe["drop"]
     if recipe["folder"] and side_files:
         mark["files"] = side_files
     return mark

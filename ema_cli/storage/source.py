@@ -71,3 +71,24 @@ class FileRegion:
     def _check(self, offset: int, size: int) -> None:
         if offset < 0 or offset + size > self.size:
             raise CheckpointError(f"a record of {self.size} bytes is read past its end", subject=self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBytes:
+    """Bytes in memory, read as if they were a file; `path` is that of the file that they are made of."""
+
+    path: Path
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes."""
+        return len(self.data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from byte `offset`."""
+        return self.data[offset : offset + size]
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from byte `offset`."""
+        out[:] = self.data[offset : offset + len(out)]

@@ -5,7 +5,7 @@ A tensor that is copied, and all that is no tensor of the model, stays what it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from ema_cli.formats.arrays.reader import READ_ONLY
 from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file, masters_in_file
 from ema_cli.formats.copies.classes import classes_in
 from ema_cli.formats.copies.copied_file import CopiedFile, Span
-from ema_cli.formats.copies.frames import can_be_marked, frame_of, join_spans
+from ema_cli.formats.copies.frames import Cut, can_be_marked, frame_of, join_spans
+from ema_cli.formats.copies.optimizer import LeftOut, leave_out_optimizer
 from ema_cli.formats.copies.stored import NotWrittenBack, StoredPiece, check_apart, stored_pieces
 from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.mark import RECORD
@@ -29,7 +30,7 @@ from ema_cli.planning.plan import Plan
 from ema_cli.runs.ties import with_ties
 from ema_cli.storage.location import location, walk
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
-from ema_cli.storage.source import FileRegion, InputFile
+from ema_cli.storage.source import ByteSource, FileRegion, HeldBytes, InputFile
 from ema_cli.text import some
 from ema_cli.writing.card import CARD_NAME, model_card
 from ema_cli.writing.side_files import check_links
@@ -47,14 +48,12 @@ class Likeness:
         pieces: where each averaged tensor goes, by its name; of tied ones the first alone.
         classes: the classes and functions that loading the output imports and calls.
         notes: what stays that of the newest checkpoint, and what loading means, in words.
-        warnings: what of that could undo the average.
     """
 
     files: Sequence[CopiedFile]
     pieces: Mapping[str, Sequence[StoredPiece]]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -79,11 +78,12 @@ class _Original:
         """Leave the ranges of these tensors as they are, which had only to be apart from the others."""
         self.spans = [span for span in self.spans if span[2] not in names]
 
-    def copy(self, name: str, mark: bytes) -> CopiedFile:
-        """Return the file to be written, under that name and with that mark."""
+    def copy(self, name: str, mark: bytes, cut: Cut | None) -> CopiedFile:
+        """Return the file to be written, under that name and with that mark; `cut`: what stays of it, None for all."""
         replaced = self.replaced
         table = Table(b"", {}, self.specs, sum(spec.nbytes for spec in self.specs.values()))
-        return CopiedFile(name, table, self.file, replaced, frame_of(self.file, replaced, self.archives.values(), mark))
+        frame = frame_of(self.file, replaced, self.archives.values(), mark, cut)
+        return CopiedFile(name, table, self.file, replaced, frame)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,13 @@ class LikeFiles:
 
 
 def lay_out_like(
-    plan: Plan, target: Target, copied: frozenset[str], mark_of: Callable[[Sequence[str]], str], *, manifest: bool
+    plan: Plan,
+    target: Target,
+    copied: frozenset[str],
+    mark_of: Callable[[Sequence[str]], str],
+    *,
+    without_optimizer: bool,
+    manifest: bool,
 ) -> LikeFiles:
     """Return the files of an average in the form of its newest checkpoint.
 
@@ -105,6 +111,7 @@ def lay_out_like(
         target: the file or folder to write, as the newest checkpoint is one.
         copied: names of tensors that are copied because the user wants it.
         mark_of: returns our mark, given the names of all files in a folder.
+        without_optimizer: whether the state of the optimizer is left out.
         manifest: whether a manifest is written, too.
 
     Raises:
@@ -117,27 +124,39 @@ def lay_out_like(
         raise _refusal(newest, f"{newest.format} is read only")
     try:
         originals, pieces = _originals(plan, copied)
+        names = {path: _name(path, newest, target) for path in originals}
+        copies = _copies(newest.path, set(names.values())) if target.is_folder else {}
+        files = [original.file for original in originals.values()]
+        left = leave_out_optimizer(files, copies) if without_optimizer else LeftOut()
     except NotWrittenBack as error:
         raise _refusal(newest, f"{error}") from error
-    names = {path: _name(path, newest, target) for path in originals}
-    copies = _copies(newest.path, set(names.values())) if target.is_folder else {}
-    sources = [original.file for original in originals.values()]
-    classes = tuple(classes_in([*sources, *copies.values()]))
-    texts: dict[str, bytes] = {}
+    sources = [*_descriptions(originals, left), *(file for name, file in copies.items() if name not in left.files)]
+    classes = tuple(classes_in(sources))
+    for path in left.cuts.keys() - originals.keys():
+        originals[path] = _Original(location(path).open())
+        names[path] = _name(path, newest, target)
+    gone = {*left.files, *left.texts, *names.values()}
+    copies = {name: file for name, file in copies.items() if name not in gone}
+    texts = dict(left.texts)
     if target.is_folder and newest.pretrained is not None and CARD_NAME not in copies:
         card = model_card(plan, {}, manifest=FOLDER_NAME if manifest else None, classes=classes)
         texts[CARD_NAME] = card.encode()
-    unmarked = not any(can_be_marked(original.file) and not original.archives for original in originals.values())
+    unmarked = newest.format == "DCP" or not any(
+        can_be_marked(original.file) and not original.archives for original in originals.values()
+    )
     listed = [*names.values(), *copies, *texts, *([RECORD] if unmarked else [])] if target.is_folder else []
     mark = mark_of(sorted(listed)).encode()
     if unmarked and newest.format == "DCP":
         texts[RECORD] = mark
     elif unmarked:
         _check_outside(plan, target)
-    files = [original.copy(names[path], mark) for path, original in originals.items()]
-    beside = _beside(newest, originals, copies.values())
-    likeness = Likeness(files, pieces, classes, _notes(newest, beside, classes), _warnings(beside))
-    return LikeFiles(texts, copies, likeness)
+    copied_files = [original.copy(names[path], mark, left.cuts.get(path)) for path, original in originals.items()]
+    beside = _beside(newest, originals, copies.values(), left)
+    _check_no_masters(newest, beside, without_optimizer=without_optimizer)
+    notes = _notes(newest, beside, classes)
+    if without_optimizer:
+        notes = (f"left out: {some(left.places)}" if left.places else "of an optimizer nothing is left out", *notes)
+    return LikeFiles(texts, copies, Likeness(copied_files, pieces, classes, notes))
 
 
 def _originals(plan: Plan, copied: frozenset[str]) -> tuple[dict[Path, _Original], dict[str, list[StoredPiece]]]:
@@ -222,8 +241,17 @@ def _check_outside(plan: Plan, target: Target) -> None:
         )
 
 
-def _beside(newest: Checkpoint, originals: Mapping[Path, _Original], copies: Iterable[InputFile]) -> Beside:
-    """Return what lies beside the weights in the files of the newest checkpoint."""
+def _descriptions(originals: Mapping[Path, _Original], left: LeftOut) -> Iterator[ByteSource]:
+    """Yield the files with tensors; where something is left out of one, the description that stays."""
+    for path, original in originals.items():
+        description = left.cuts[path].description if path in left.cuts else None
+        yield original.file if description is None else HeldBytes(path, description)
+
+
+def _beside(
+    newest: Checkpoint, originals: Mapping[Path, _Original], copies: Iterable[InputFile], left: LeftOut
+) -> Beside:
+    """Return what lies beside the weights in the files of the newest checkpoint, and stays."""
     beside = Beside()
     for file in copies:
         beside.masters += masters_in_file(file)
@@ -234,8 +262,8 @@ def _beside(newest: Checkpoint, originals: Mapping[Path, _Original], copies: Ite
             beside.masters += one.masters
     metadata = next((file for file in newest.files if file.path.name == DCP_METADATA), None)
     if metadata is not None:
-        return beside_by_name(read_metadata(metadata).tensors, newest.tensors.specs)
-    return beside
+        beside = beside_by_name(read_metadata(metadata).tensors, newest.tensors.specs)
+    return beside.without(left.places)
 
 
 def _notes(newest: Checkpoint, beside: Beside, classes: Sequence[str]) -> tuple[str, ...]:
@@ -247,12 +275,17 @@ def _notes(newest: Checkpoint, beside: Beside, classes: Sequence[str]) -> tuple[
     return tuple(notes)
 
 
-def _warnings(beside: Beside) -> tuple[str, ...]:
+def _check_no_masters(newest: Checkpoint, beside: Beside, *, without_optimizer: bool) -> None:
+    """Check that no copies of the weights stay, which a trainer that resumes puts over the average."""
     if not beside.masters:
-        return ()
-    return (
-        f"{some(beside.masters)}: copies of the weights, which stay those of the newest checkpoint; a trainer that "
-        "resumes with them puts them over the average",
+        return
+    fact = f"{some(beside.masters)}: copies of the weights, which a trainer that resumes puts over the average"
+    if without_optimizer:
+        raise _refusal(newest, f"it would keep {fact}")
+    raise OutputError(
+        f"cannot be written over again as it is: it holds {fact}",
+        subject=newest.path,
+        hint=f"leave them out, with all of the optimizer's: {option('drop', 'optimizer')}",
     )
 
 

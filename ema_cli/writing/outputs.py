@@ -12,7 +12,7 @@ from ema_cli.checkpoint import Checkpoint, Pretrained, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES, DType, output_dtype
 from ema_cli.errors import OutputError, UsageError, option
-from ema_cli.formats.mark import LIKE_INPUT, METADATA_KEY, RECORD, asked_for
+from ema_cli.formats.mark import DROP, LIKE_INPUT, METADATA_KEY, RECORD, asked_for
 from ema_cli.formats.output_file import OutputFile, Table, whole_name
 from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.formats.torch_save.writer import lay_out_torch_file
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from ema_cli.writing.like_input import Likeness
 
 
+OPTIMIZER = "optimizer"  # what --drop leaves out
+
+
 class OutputKeywords(TypedDict, total=False):
     """The form of an output, in words.
 
@@ -40,12 +43,14 @@ class OutputKeywords(TypedDict, total=False):
     max_shard_size: most bytes of tensors in one file of a folder, as "5GB". Default: the shards of the newest.
     allow_non_finite: let NaN and infinity pass.
     like_input: write the newest checkpoint over again, with averages in the place of its weights.
+    drop: with like_input, "optimizer" leaves its state out.
     """
 
     dtype: str | DType | None
     max_shard_size: int | str | None
     allow_non_finite: bool
     like_input: bool
+    drop: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class OutputOptions:
         max_shard_size: most bytes of tensors in one file of a folder; None: the shards of the newest checkpoint.
         allow_non_finite: whether NaN and infinity are written, too.
         like_input: whether the output is the newest checkpoint, with averages in the place of its weights.
+        drop: what of that is left out: OPTIMIZER, or nothing.
         version: the version of ema-cli that the files name. Only a comparison with what another version wrote sets it.
     """
 
@@ -64,6 +70,7 @@ class OutputOptions:
     max_shard_size: int | None = None
     allow_non_finite: bool = False
     like_input: bool = False
+    drop: str | None = None
     version: str = __version__
 
     @classmethod
@@ -79,11 +86,18 @@ class OutputOptions:
                 raise UsageError(
                     f"is that of the input with {option('like_input', True)}", option=name, hint="leave out one"
                 )
+        drop = keywords.get("drop")
+        if drop not in (None, OPTIMIZER):
+            raise UsageError(f"'{drop}' is nothing that can be left out", option="drop", hint=option("drop", OPTIMIZER))
+        if drop is not None and not keywords.get("like_input"):
+            like_input = option("like_input", True)
+            raise UsageError(f"is for {like_input}: other outputs hold the weights alone", option="drop")
         return cls(
             output_dtype(dtype) if isinstance(dtype, str) else dtype,
             parse_size(size, "max_shard_size") if isinstance(size, str) else size,
             keywords.get("allow_non_finite", False),
             keywords.get("like_input", False),
+            drop,
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -93,13 +107,15 @@ class OutputOptions:
             "max_shard_size": self.max_shard_size,
             "allow_non_finite": self.allow_non_finite,
             **({LIKE_INPUT: True} if self.like_input else {}),
+            **({DROP: self.drop} if self.drop is not None else {}),
         }
 
     @classmethod
     def from_dict(cls, data: RecipeRow) -> OutputOptions:
         """Read what `to_dict` returned, in the recipe of a manifest."""
         dtype = DTYPES[data["dtype"]] if data["dtype"] else None
-        return cls(dtype, data["max_shard_size"], data["allow_non_finite"], data.get("like_input", False))
+        like_input, drop = data.get("like_input", False), data.get("drop")
+        return cls(dtype, data["max_shard_size"], data["allow_non_finite"], like_input, drop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +141,6 @@ class Output:
     originals: Mapping[str, str] = field(default_factory=dict)
     likeness: Likeness | None = None
     notes: Sequence[str] = ()
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """Return what could undo the average once it is loaded."""
-        return self.likeness.warnings if self.likeness is not None else ()
 
     @property
     def nbytes(self) -> int:
@@ -237,7 +248,8 @@ def _lay_out_like(
     def mark(names: Sequence[str]) -> str:
         return _metadata(plan, options, copied, names)[METADATA_KEY]
 
-    like = lay_out_like(plan, target, copied, mark, manifest=manifest)
+    drop = options.drop == OPTIMIZER
+    like = lay_out_like(plan, target, copied, mark, without_optimizer=drop, manifest=manifest)
     likeness = like.likeness
     copies = tuple(like.copies.values())
     return Output(target, likeness.files, like.texts, like.copies, copies, likeness=likeness, notes=likeness.notes)
@@ -277,10 +289,10 @@ def _lay_out_dcp(
     target: Target, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], tables: Sequence[Table]
 ) -> Output:
     """Return the files of an average that is a folder as torch.distributed.checkpoint writes it for one rank."""
-    from ema_cli.formats.dcp.writer import lay_out_shard, metadata_text  # which most averages do not need
+    from ema_cli.formats.dcp.writer import lay_out_shard, shard_metadata  # which most averages do not need
 
     shard = lay_out_shard(specs, tables)
-    return Output(target, [shard], {DCP_METADATA: metadata_text(shard), RECORD: metadata[METADATA_KEY].encode()})
+    return Output(target, [shard], {DCP_METADATA: shard_metadata(shard), RECORD: metadata[METADATA_KEY].encode()})
 
 
 def _lay_out_lightning(plan: Plan, target: Target, specs: Mapping[str, TensorSpec], mark: str) -> Output:
@@ -312,6 +324,8 @@ def _metadata(plan: Plan, options: OutputOptions, copied: frozenset[str], side_f
     mark["checkpoints"] = [[entry.checkpoint.name, str(entry.clock), entry.weight] for entry in plan.read]
     if options.like_input:
         mark[LIKE_INPUT] = True
+    if options.drop is not None:
+        mark[DROP] = options.drop
     if copied:
         mark["copied"] = sorted(copied)
     if side_files:

@@ -100,7 +100,6 @@ class Record:
             *self._remarks.warnings,
             *of_run.warnings,
             *plan.advice.warnings,
-            *output.warnings,
             *advice.non_finite_warnings(sorted(non_finite.let_through)),
         ]
         return Remarks(tuple(dict.fromkeys(warnings)), tuple(dict.fromkeys([*self._remarks.notes, *of_run.notes])))

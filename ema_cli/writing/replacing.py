@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from ema_cli.errors import CheckpointError, EmaError, OutputError, Unreadable, option
-from ema_cli.formats.dcp import directory as dcp_directory
-from ema_cli.formats.folders import several
-from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.safetensors import file as safetensors_file
-from ema_cli.formats.torch_save import file as torch_file
+from ema_cli.formats import open_checkpoint
 from ema_cli.manifest.signature import SIGNATURE_NAME
 from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, files_beside, is_own_sidecar
 from ema_cli.storage.info import Info, Kind
@@ -119,12 +115,8 @@ def _own_names(path: Path) -> set[str]:
     For an average in one file, that is the file itself, "".
     """
     is_folder = location(path).info().is_folder
-    readers = (several, dcp_directory) if is_folder else (safetensors_file, torch_file)
-    reader = next((reader for reader in readers if reader.matches(path)), None)
-    if reader is None:
-        return set()
     try:
-        checkpoint = reader.open_checkpoint(path, ReadOptions())
+        checkpoint = open_checkpoint(path)
     except Unreadable:
         raise  # nobody knows whose it is
     except EmaError:

@@ -108,6 +108,19 @@ def test_masters_are_what_deepspeed_s_script_gives(cli: Cli, written: Path, tmp_
     assert_rounds(load_file(tmp_path / "out.safetensors"), recurrence(saved, STEPS, 6))
 
 
+@pytest.mark.parametrize("kind", WHOLE)
+def test_deepspeed_loads_an_average_and_trains_on_from_it(cli: Cli, written: Path, tmp_path: Path, kind: str):
+    """Without the optimizer's state, whose float32 copies it would put over the average; with it, that is refused."""
+    run, output = written / kind / "out", tmp_path / "averaged"
+    like = ("average", run, "--half-life", "6ba", "-o", output, "--like-input")
+    assert (cli(*like).code == 5) == (kind != "0-float32")
+    done = cli(*like, "--drop", "optimizer", "--force")
+    assert done.code == 0, done
+    exact = recurrence(load_truth(written / kind), STEPS, 6)
+    save_file({name: torch.as_tensor(tensor) for name, tensor in exact.items()}, tmp_path / "exact.safetensors")
+    launch("load_deepspeed", tmp_path, *kind.split("-"), ranks=RANKS)
+
+
 def test_folder_within_one_of_the_hugging_face_trainer(cli: Cli, written: Path, tmp_path: Path):
     """Where the Hugging Face Trainer keeps DeepSpeed's folder in its own, its model is read, and counts once."""
     saved = load_truth(written / "1-bfloat16")

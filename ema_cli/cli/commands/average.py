@@ -158,7 +158,6 @@ def average(request: AverageRequest, printer: Printer) -> None:
     job = prepare(plans, opened.target, opened.output, force=request.force, manifest=request.manifest)
     printer.check_summary(job)
     remarks = Remarks.of(run, job.checkpoints)
-    remarks = replace(remarks, warnings=(*remarks.warnings, *job.outputs[0].warnings))
     if request.dry_run:
         twins = twin_warnings(pair for plan in plans for pair in plan.twins)
         remarks = replace(remarks, warnings=(*remarks.warnings, *twins))

@@ -39,6 +39,14 @@ class Beside:
     places: list[str] = field(default_factory=list)
     masters: list[str] = field(default_factory=list)
 
+    def without(self, left_out: Sequence[str]) -> Beside:
+        """Return what is left when these places are left out."""
+        gone = tuple(f"{place}{sign}" for place in left_out for sign in "/.:")
+        places, masters = (
+            [place for place in places if not f"{place}/".startswith(gone)] for places in (self.places, self.masters)
+        )
+        return Beside(places, masters)
+
 
 def beside_in_file(file: TorchFile, replaced: Sequence[Span]) -> Beside:
     """Return what a file holds beside the ranges of it that are replaced."""

@@ -56,7 +56,7 @@ _PLAIN = {
 }
 
 
-def classes_in(files: Iterable[InputFile]) -> list[str]:
+def classes_in(files: Iterable[ByteSource]) -> list[str]:
     """Return the names of the classes and functions whose code runs when one of the files is loaded, in order.
 
     A pickle that cannot be read may name anything, and is listed as such.
@@ -65,7 +65,7 @@ def classes_in(files: Iterable[InputFile]) -> list[str]:
     return sorted(name for name in names if name not in _PLAIN and not _STORAGE.fullmatch(name))
 
 
-def _names_in(file: InputFile) -> set[str]:
+def _names_in(file: ByteSource) -> set[str]:
     """Return all names in the pickles of a file; none where it holds no pickles.
 
     Of a folder of torch.distributed.checkpoint they are those of `.metadata`, and of the values that are no tensors:
@@ -73,7 +73,8 @@ def _names_in(file: InputFile) -> set[str]:
     """
     try:
         if file.path.name == DCP_METADATA:
-            return names_in_pickle(file)[0].union(*map(_names_in_source, _items(file)))
+            items = _items(location(file.path).open())
+            return names_in_pickle(file)[0].union(*map(_names_in_source, items))
         return set() if file.path.name.endswith(DCP_SHARD) else _names_in_source(file)
     except Unreadable:
         raise

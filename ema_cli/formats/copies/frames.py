@@ -10,8 +10,8 @@ import json
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.copies.copied_file import Copied, Frame, Span, Summed
 from ema_cli.formats.mark import METADATA_KEY, RECORD
 from ema_cli.formats.torch_save.file import is_zip

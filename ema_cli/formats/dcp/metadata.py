@@ -28,6 +28,7 @@ from ema_cli.storage.source import InputFile
 
 # The fields by which each class is known, torch's or a trainer's own.
 _METADATA = ("state_dict_metadata", "storage_data")
+_KNOWN = (*_METADATA, "planner_data", "storage_meta", "version")
 _TENSOR = ("properties", "size", "chunks")
 _PIECE = ("offsets", "sizes")
 _INDEX = ("fqn",)
@@ -53,6 +54,7 @@ class Metadata:
         items: the record of each value that is no tensor.
         paths: the keys that led to a value in the nested dict that was saved, by name, where they are recorded.
         digest: of the file's bytes.
+        more: the name of something that torch's own metadata do not say; empty where there is nothing.
     """
 
     file: InputFile
@@ -60,6 +62,7 @@ class Metadata:
     tensors: dict[str, Inert] = field(default_factory=dict)
     items: dict[str, Record] = field(default_factory=dict)
     paths: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    more: str = ""
     # Offsets as bytes: tuples of numbers can be chosen so that all their hashes are equal.
     _records: dict[tuple[str, bytes], Record] = field(default_factory=dict)
     _sides: int = 0
@@ -144,6 +147,7 @@ def read_metadata(file: InputFile, before: Before | None = None) -> Metadata:
 
 def _parse(file: InputFile, digest: bytes, state: State) -> Metadata:
     metadata = Metadata(file, digest)
+    metadata.more = ", ".join(f"{name}"[:_MAX_PATH] for name, value in state.items() if name not in _KNOWN and value)
     blobs = set()
     for name, entry in _dict(state.get("state_dict_metadata")).items():
         if isinstance(name, str) and _has(entry, _TENSOR):

@@ -11,6 +11,8 @@ from functools import lru_cache, partial
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, option
+from ema_cli.formats.boxes import Box
+from ema_cli.formats.dcp.pieces import Record, StoredTensor
 from ema_cli.formats.output_file import Stream, Table
 from ema_cli.formats.torch_save.pickle_writer import PickleWriter
 from ema_cli.formats.torch_save.writer import TorchOutput, lay_out_tensor, write_frame
@@ -106,30 +108,54 @@ def _archive(spec: TensorSpec) -> tuple[TorchOutput, int]:
     return archive, archive.header_size + archive.table.begins["tensor"]
 
 
-def metadata_text(shard: DcpShard) -> bytes:
+def shard_metadata(shard: DcpShard) -> bytes:
+    """Return the `.metadata` of a folder with one shard, in which each tensor is one piece."""
+    tensors = {}
+    for (name, spec), (start, archive) in zip(shard.table.specs.items(), shard.records(), strict=True):
+        box = Box((0,) * len(spec.shape), spec.shape, 0, spec.count)
+        tensors[name] = StoredTensor(spec, (box,), (Record(SHARD_NAME, start, archive.size),))
+    return metadata_text(tensors, {}, {name: (name,) for name in tensors})
+
+
+def metadata_text(
+    tensors: Mapping[str, StoredTensor], items: Mapping[str, Record], paths: Mapping[str, tuple[object, ...]]
+) -> bytes:
     """Return `.metadata`: the pickle of the dataclasses with which torch describes a folder.
 
-    It says no more than where each tensor lies, so that equal averages give equal bytes: no path, and no random id.
+    It says no more than where everything lies, so that equal averages give equal bytes: no path, and no random id.
+
+    Args:
+        tensors: spec, pieces and records of each tensor.
+        items: the record of each value that is no tensor.
+        paths: the keys that led to a value in the nested dict that was saved.
     """
-    specs = shard.table.specs
     writer = PickleWriter()
     writer.constant(_name("metadata", "Metadata"))
     writer.out += _NEW + b"}("
     writer.text("state_dict_metadata")
     writer.out += b"}"
-    for _, (name, spec) in writer.items(specs.items()):
+    for _, name in writer.items([*tensors, *items]):
         writer.text(name)
-        _write_tensor(writer, spec)
+        if name in tensors:
+            _write_tensor(writer, tensors[name])
+        else:
+            writer.constant(_name("metadata", "BytesStorageMetadata"))
+            writer.out += _NEW
     writer.text("planner_data")
     writer.out += b"}"
-    for _, name in writer.items(specs):
+    for _, (name, path) in writer.items(paths.items()):
         writer.text(name)
-        writer.text(name)
-        writer.out += b"\x85"  # a tuple: the keys that led to the tensor
+        writer.out += b"("
+        for key in path:
+            if isinstance(key, int):
+                writer.integer(key)
+            else:
+                writer.text(str(key))
+        writer.out += b"t"
     writer.text("storage_data")
     writer.out += b"}"
-    for _, ((name, spec), (start, archive)) in writer.items(zip(specs.items(), shard.records(), strict=True)):
-        _write_place(writer, name, spec, start, archive.size)
+    for _, (name, offsets, number, record) in writer.items(_places(tensors, items)):
+        _write_place(writer, name, offsets, number, record)
     for name, value in (("storage_meta", b"N"), ("version", b"X\x05\0\0\x001.0.0")):
         writer.text(name)
         writer.out += value
@@ -137,8 +163,20 @@ def metadata_text(shard: DcpShard) -> bytes:
     return bytes(writer.out)
 
 
-def _write_tensor(writer: PickleWriter, spec: TensorSpec) -> None:
-    """Write what a tensor is, and that it has one piece."""
+def _places(
+    tensors: Mapping[str, StoredTensor], items: Mapping[str, Record]
+) -> Iterator[tuple[str, tuple[int, ...] | None, int | None, Record]]:
+    """Yield name, offsets and number of each piece, and its record."""
+    for name, tensor in tensors.items():
+        for number, (piece, record) in enumerate(zip(tensor.pieces, tensor.records, strict=True)):
+            yield name, piece.offsets, number, record
+    for name, record in items.items():
+        yield name, None, None, record
+
+
+def _write_tensor(writer: PickleWriter, tensor: StoredTensor) -> None:
+    """Write what a tensor is, and its pieces."""
+    spec = tensor.spec
     writer.constant(_name("metadata", "TensorStorageMetadata"))
     writer.out += _NEW + b"}("
     writer.word("properties")
@@ -152,31 +190,38 @@ def _write_tensor(writer: PickleWriter, spec: TensorSpec) -> None:
     _write_size(writer, spec.shape)
     writer.word("chunks")
     writer.out += b"]"
-    writer.constant(_name("metadata", "ChunkStorageMetadata"))
-    writer.out += _NEW + b"}("
-    writer.word("offsets")
-    _write_size(writer, (0,) * len(spec.shape))
-    writer.word("sizes")
-    _write_size(writer, spec.shape)
-    writer.out += b"ubaub"
+    for piece in tensor.pieces:
+        writer.constant(_name("metadata", "ChunkStorageMetadata"))
+        writer.out += _NEW + b"}("
+        writer.word("offsets")
+        _write_size(writer, piece.offsets)
+        writer.word("sizes")
+        _write_size(writer, piece.shape)
+        writer.out += b"uba"
+    writer.out += b"ub"
 
 
-def _write_place(writer: PickleWriter, name: str, spec: TensorSpec, start: int, size: int) -> None:
-    """Write the key of a tensor's only piece, and where in the shard that lies."""
+def _write_place(
+    writer: PickleWriter, name: str, offsets: tuple[int, ...] | None, number: int | None, record: Record
+) -> None:
+    """Write the key of a piece, or of a value that is no tensor, and where that lies."""
     writer.constant(_name("metadata", "MetadataIndex"))
     writer.out += _NEW + b"}("
     writer.word("fqn")
     writer.text(name)
-    writer.word("offset")
-    _write_size(writer, (0,) * len(spec.shape))
     writer.word("index")
-    writer.integer(0)
+    if offsets is None or number is None:
+        writer.out += b"N"
+    else:
+        writer.integer(number)
+        writer.word("offset")
+        _write_size(writer, offsets)
     writer.out += b"ub"
     writer.constant(_name("filesystem", "_StorageInfo"))
     writer.out += _NEW + b"}("
     writer.word("relative_path")
-    writer.word(SHARD_NAME)
-    for field, value in (("offset", start), ("length", size)):
+    writer.text(record.file)
+    for field, value in (("offset", record.start), ("length", record.size)):
         writer.word(field)
         writer.integer(value)
     writer.out += b"ub"

@@ -1,0 +1,64 @@
+"""Load an average with DeepSpeed, as its trainings do, and train on from it.
+
+`python -m tests.trainers.load_deepspeed FOLDER STAGE DTYPE`, in each process of the training. FOLDER holds the average,
+`averaged/`, and `exact.safetensors`, which the model must hold then: also after a step of length 0, in which the
+optimizer puts its own copies of the weights into the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.trainers.ranks import gloo
+from tests.trainers.write_deepspeed import BATCH, Net
+
+
+def check(model: torch.nn.Module, folder: Path) -> None:
+    """Compare the model's weights with the exact ones, rounded once."""
+    state = model.state_dict()
+    for name, exact in load_file(folder / "exact.safetensors").items():
+        torch.testing.assert_close(state[name], exact.to(state[name].dtype), rtol=1e-2, atol=1e-6)
+
+
+def main(folder: Path, stage: int, dtype: str) -> None:
+    """Load, compare, train."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__.update(dict.fromkeys(deepspeed.ops.__compatible_ops__, False))
+    with gloo():
+        deepspeed.init_distributed("gloo")
+        model = Net()
+        config = {
+            "train_batch_size": BATCH * torch.distributed.get_world_size(),
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": dtype == "bfloat16"},
+        }
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        loaded, _ = engine.load_checkpoint(str(folder), tag="averaged", load_module_only=True)
+        assert loaded is not None
+        check(model, folder)
+        for length in (0.0, 0.5):
+            for group in engine.optimizer.param_groups:
+                group["lr"] = length
+            engine.backward(engine(torch.ones(BATCH, 5, dtype=getattr(torch, dtype))).float().pow(2).mean())
+            engine.step()
+            if not length:
+                model.seen -= 1
+                check(model, folder)
+        assert any(
+            not torch.equal(model.state_dict()[name].float(), exact.float())
+            for name, exact in load_file(folder / "exact.safetensors").items()
+            if exact.is_floating_point()
+        )
+        engine.destroy()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
