@@ -9,6 +9,7 @@ not finite is read once more.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -33,6 +34,7 @@ from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.system.threads import thread_errors
 
 _TICK_SECONDS = 0.1
+_PATIENCE_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,31 +128,39 @@ class _Workers:
 
     def run(self, tick: Callable[[], None]) -> None:
         """Fold all blocks; call `tick` now and then."""
-        with ThreadPoolExecutor(self.sizes.most_workers, "fold") as pool:
-            try:
-                workers = self._start(pool, self.sizes.threads)
-                number = len(workers)
-                while workers:
-                    done, workers = wait(workers, _TICK_SECONDS, FIRST_EXCEPTION)
-                    for worker in done:
-                        worker.result()
-                    tick()
-                    if workers and self.reader.pace.wants_more():
-                        # Threads that wait need no processor: let more of them wait, and for several files each.
-                        self.reader.read_side_by_side(self.sizes.most_workers * self.sizes.rows)
-                        more = min(number, self.sizes.most_workers - number)
-                        with suppress(EmaError):  # where no more may be started, those that run go on
-                            workers |= self._start(pool, more)
-                        number += more
-            except BaseException:
-                for sink in self.sinks:
-                    sink.give_up()
-                raise
-            finally:
-                # However this ends (an error, Ctrl-C), the other workers stop at their next block.
-                self._stopped = True
-                self._settler.shutdown(wait=False)
-                self.reader.stop()
+        pool, workers = ThreadPoolExecutor(self.sizes.most_workers, "fold"), set[Future[None]]()
+        try:
+            workers = self._start(pool, self.sizes.threads)
+            number = len(workers)
+            while workers:
+                done, workers = wait(workers, _TICK_SECONDS, FIRST_EXCEPTION)
+                for worker in done:
+                    worker.result()
+                tick()
+                if workers and self.reader.pace.wants_more():
+                    # Threads that wait need no processor: let more of them wait, and for several files each.
+                    self.reader.read_side_by_side(self.sizes.most_workers * self.sizes.rows)
+                    more = min(number, self.sizes.most_workers - number)
+                    with suppress(EmaError):  # where no more may be started, those that run go on
+                        workers |= self._start(pool, more)
+                    number += more
+        except BaseException:
+            for sink in self.sinks:
+                sink.give_up()
+            raise
+        finally:
+            # However this ends (an error, Ctrl-C), the other workers stop at their next block.
+            self._stopped = True
+            self._settler.shutdown(wait=False)
+            self.reader.stop()
+            pool.shutdown(wait=self._have_ended(workers))
+
+    def _have_ended(self, workers: set[Future[None]]) -> bool:
+        """Wait until the workers have ended, but not long for those that read: a store may not answer for minutes."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while workers and (time.monotonic() < deadline or len(workers) > self.reader.reading):
+            _, workers = wait(workers, _TICK_SECONDS)
+        return not workers
 
     def _start(self, pool: ThreadPoolExecutor, number: int) -> set[Future[None]]:
         with thread_errors():

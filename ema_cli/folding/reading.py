@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 from ema_cli.checkpoint import Checkpoint
@@ -31,6 +32,7 @@ class FoldReader(CheckpointReader):
         self.pace = Pace()
         self._checksums = checksums
         self._lock = threading.Lock()
+        self.reading = 0  # threads that read now
         self._stopped = False
         self._side_by_side: ThreadPoolExecutor | None = None
 
@@ -40,18 +42,32 @@ class FoldReader(CheckpointReader):
         Raises:
             Stopped: where the fold has ended.
         """
-        if self._stopped:
-            raise Stopped
         began, pool = time.perf_counter(), self._side_by_side
-        if pool is None:
-            for number, row in zip(numbers, rows, strict=True):
-                self._read_row(task, number, row)
-        else:
-            list(pool.map(partial(self._read_row, task), numbers, rows))
+        with self._counted():
+            if pool is None:
+                for number, row in zip(numbers, rows, strict=True):
+                    self._read_row(task, number, row)
+            else:
+                list(pool.map(partial(self._read_row, task), numbers, rows))
         seconds = time.perf_counter() - began
         self.pace.note(len(numbers), seconds if pool is not None else seconds / len(numbers))
         with self._lock:
             self.bytes_read += sum(map(len, rows))
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count this thread among those that read, and let it end if the fold ended meanwhile."""
+        with self._lock:
+            if self._stopped:
+                raise Stopped
+            self.reading += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.reading -= 1
+        if self._stopped:
+            raise Stopped
 
     def _read_row(self, task: BlockTask, number: int, row: memoryview) -> None:
         self.read_again(task, number, row)
@@ -76,7 +92,7 @@ class FoldReader(CheckpointReader):
         if self._checksums is not None:
             self._checksums.stop()
         if self._side_by_side is not None:
-            self._side_by_side.shutdown()
+            self._side_by_side.shutdown(wait=False)
 
 
 def _start_readers(number: int) -> ThreadPoolExecutor | None:

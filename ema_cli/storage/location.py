@@ -141,7 +141,7 @@ def location(path: str | Path) -> Location:
     if isinstance(path, StorePath):
         from ema_cli.storage.objects import ObjectPlace  # which only those need who read from a store
 
-        return ObjectPlace(path)
+        return ObjectPlace(path.without_dots())
     return LocalPath(path)
 
 

@@ -43,6 +43,10 @@ class StorePath(PosixPath):
         """Return the address itself, which depends on no working directory."""
         return self
 
+    def without_dots(self) -> StorePath:
+        """Return the same place without `..` in its address."""
+        return self if ".." not in self.parts else StorePath(os.path.normpath("/".join(self.parts)))
+
     @property
     def scheme(self) -> str:
         """Return the kind of store: s3, gs, ..."""
@@ -109,7 +113,7 @@ def check_no_address(path: Path) -> None:
 
 def plain(path: Path) -> Path:
     """Return the absolute path without `.` and `..` in it; links are not followed."""
-    return path if isinstance(path, StorePath) else Path(os.path.abspath(path))
+    return path.without_dots() if isinstance(path, StorePath) else Path(os.path.abspath(path))
 
 
 def common_folder(paths: Iterable[Path]) -> Path:

@@ -274,7 +274,7 @@ class Counted:
     """A file that notes how many bytes each read takes."""
 
     def __init__(self, file: ByteSource, reads: list[int]) -> None:
-        self.file, self.reads = file, reads
+        self.file, self.path, self.reads = file, file.path, reads
 
     def read_into(self, offset: int, out: memoryview) -> None:
         self.reads.append(len(out))
