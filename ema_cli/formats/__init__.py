@@ -51,7 +51,14 @@ READERS: tuple[Reader, ...] = (
 
 def is_checkpoint_folder(folder: Path) -> bool:
     """Return whether the folder itself is one checkpoint, read or refused."""
-    return any(reader.matches(folder) for reader in READERS)
+    return _reader_of(folder) is not None
+
+
+def _reader_of(path: Path) -> Reader | None:
+    """Return the reader of what lies at a path, None where there is none."""
+    is_folder = location(path).info().is_folder
+    asked = (reader for reader in READERS if (reader.folders if is_folder else reader.files))
+    return next((reader for reader in asked if reader.matches(path)), None)
 
 
 def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoint:
@@ -67,24 +74,24 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
     options = options or ReadOptions()
     if options.component is not None and _is_chosen(path, options.component):
         options = replace(options, component=None)
-    for reader in READERS:
-        if reader.matches(path):
-            if options.component is not None and not reader.takes_component:
-                raise one_model_error(path)
-            if options.masters and not reader.takes_masters:
-                raise no_masters_error(path)
-            try:
-                opened = reader.open(path, options)
-            except NoSuchWeights:
-                beside = _averages_in(path) if options.weights == "ema" else None
-                if beside is not None:
-                    return _open_averages(path, beside, options)
-                if options.weights != "ema" or trained_schedule_free_beside(path) is not False:
-                    raise
-                averages = open_checkpoint(path, replace(options, weights=None))
-                return replace(averages, averages=None, warnings=(*averages.warnings, AVERAGED_AGAIN))
-            checkpoint = add_sidecar_clocks(opened, lambda file: torch_file.open_torch(file).root)
-            return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
+    reader = _reader_of(path)
+    if reader is not None:
+        if options.component is not None and not reader.takes_component:
+            raise one_model_error(path)
+        if options.masters and not reader.takes_masters:
+            raise no_masters_error(path)
+        try:
+            opened = reader.open(path, options)
+        except NoSuchWeights:
+            beside = _averages_in(path) if options.weights == "ema" else None
+            if beside is not None:
+                return _open_averages(path, beside, options)
+            if options.weights != "ema" or trained_schedule_free_beside(path) is not False:
+                raise
+            averages = open_checkpoint(path, replace(options, weights=None))
+            return replace(averages, averages=None, warnings=(*averages.warnings, AVERAGED_AGAIN))
+        checkpoint = add_sidecar_clocks(opened, lambda file: torch_file.open_torch(file).root)
+        return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
     info = location(path).info()
     if info.is_folder:
         raise CheckpointError("a folder without a checkpoint", subject=path, hint=WHAT_IS_READ)

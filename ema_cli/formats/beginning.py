@@ -11,8 +11,6 @@ from ema_cli.storage.location import location
 def first_bytes(path: Path, count: int) -> bytes:
     """Return the first `count` bytes of a regular file, or all of a shorter one; nothing for anything else."""
     try:
-        if not location(path).info().is_file:
-            return b""
         file = location(path).open()
         return file.read(0, min(count, file.size))
     except CheckpointError:

@@ -20,9 +20,12 @@ class Reader:
         takes_component: whether a checkpoint may hold several models, of which `ReadOptions.component` chooses one.
             Where it does not, a component that is named is refused.
         takes_masters: the same of `ReadOptions.masters`.
+        files, folders: whether it reads any; it is not asked about others.
     """
 
     matches: Callable[[Path], bool]
     open: Callable[[Path, ReadOptions], Checkpoint]
     takes_component: bool = False
     takes_masters: bool = False
+    files: bool = True
+    folders: bool = True

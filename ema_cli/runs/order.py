@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
@@ -75,7 +75,12 @@ def falls(ordered: Iterable[Checkpoint], unit: Unit) -> list[Fall]:
 
 
 def _sorted(checkpoints: Iterable[Checkpoint], units: Sequence[Unit]) -> tuple[Checkpoint, ...]:
-    return tuple(sorted(checkpoints, key=lambda one: ([_clock(one, unit) for unit in units], preference(one))))
+    def clocks(checkpoint: Checkpoint) -> list[Fraction]:
+        return [_clock(checkpoint, unit) for unit in units]
+
+    moments = (list(moment) for _, moment in groupby(sorted(checkpoints, key=clocks), key=clocks))
+    # Of one moment there is mostly one.
+    return tuple(one for moment in moments for one in (moment if len(moment) == 1 else sorted(moment, key=preference)))
 
 
 def _leading(checkpoints: Sequence[Checkpoint], units: tuple[Unit, ...]) -> Unit:

@@ -121,4 +121,4 @@ def _check_complete(path: Path, folder: Path) -> None:
     check_latest(path)
 
 
-READER = Reader(matches, open_checkpoint, takes_component=True)
+READER = Reader(matches, open_checkpoint, takes_component=True, files=False)

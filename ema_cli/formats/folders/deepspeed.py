@@ -32,7 +32,7 @@ _INNER = "checkpoint"  # in which Lightning puts it
 
 def matches(path: Path) -> bool:
     """Return whether this is a folder with model states of DeepSpeed, or one file of them."""
-    return _is_part(path) or _find_folder(path) is not None
+    return _is_part(path) or (location(path).info().is_folder and _find_folder(path) is not None)
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:

@@ -128,4 +128,4 @@ def _check_moment(path: Path, rank: int, theirs: Progress, progress: Progress) -
             )
 
 
-READER = Reader(matches, open_checkpoint, takes_component=True)
+READER = Reader(matches, open_checkpoint, takes_component=True, files=False)

@@ -171,17 +171,18 @@ def _parts_of_ranks(path: Path) -> list[Path]:
 
     Where no other rank has anything at that place, the model is whole.
     """
-    for around in (path, *path.parents[:_MAX_FOLDERS]):
-        beside = around.parent
-        names = parts_of(around.name, partial(_is_folder_in, beside))
-        paths = [beside / name / path.relative_to(around) for name in names]
+    around = path
+    for _ in range(1 + _MAX_FOLDERS):
+        names = parts_of(around.name, partial(_is_folder_beside, around))
+        paths = [around.with_name(name) / path.relative_to(around) for name in names]
         if sum(location(part).info().exists for part in paths) > 1:
             return paths
+        around = around.parent
     return []
 
 
-def _is_folder_in(folder: Path, name: str) -> bool:
-    return location(folder / name).info().is_folder
+def _is_folder_beside(path: Path, name: str) -> bool:
+    return location(path.with_name(name)).info().is_folder
 
 
 def matches_folder(path: Path) -> bool:
@@ -222,4 +223,4 @@ def open_folder(path: Path, options: ReadOptions) -> Checkpoint:
 
 
 READER = Reader(matches, open_checkpoint)
-RANKS_READER = Reader(matches_folder, open_folder)
+RANKS_READER = Reader(matches_folder, open_folder, files=False)

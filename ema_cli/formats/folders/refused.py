@@ -12,7 +12,6 @@ from ema_cli.formats.beginning import first_bytes
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.names import names_in
-from ema_cli.storage.location import location
 
 # safetensors.numpy writes an array that is not contiguous, such as a transposed one, with its numbers in wrong places.
 _FROM_JAX = (
@@ -59,10 +58,10 @@ def open_checkpoint(path: Path, _options: ReadOptions) -> NoReturn:
 
 def _reason(path: Path) -> tuple[str, str] | None:
     """Return why the file or folder is not read, and the hint; None where it is of no such format."""
-    if location(path).info().is_folder:
+    beginning = first_bytes(path, 512)
+    if not beginning:
         names = names_in(path)
         return next((why for pattern, why in _FOLDERS.items() if fnmatch.filter(names, pattern)), None)
-    beginning = first_bytes(path, 512)
     if beginning[257:262] == b"ustar":
         return "is a tar archive", "unpack it: tar -xf FILE"
     return next((why for start, why in _BEGINNINGS.items() if beginning.startswith(start)), None)

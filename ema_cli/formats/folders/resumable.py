@@ -78,4 +78,4 @@ def _inner(path: Path, names: Collection[str]) -> Path | None:
     return path / tags[0] if is_one and deepspeed.matches(path / tags[0]) else None
 
 
-READER = Reader(matches, open_checkpoint, takes_component=True, takes_masters=True)
+READER = Reader(matches, open_checkpoint, takes_component=True, takes_masters=True, files=False)

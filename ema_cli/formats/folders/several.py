@@ -189,4 +189,4 @@ def _progress(path: Path, whole: Checkpoint) -> tuple[Progress, tuple[InputFile,
     return read_trainer_state(file), (*whole.files, file)
 
 
-READER = Reader(matches, open_checkpoint, takes_component=True)
+READER = Reader(matches, open_checkpoint, takes_component=True, files=False)

@@ -185,7 +185,7 @@ def open_pieces(folder: Path, names: Sequence[str], before: Before) -> RankModel
     known = before.get(RankModel, tuple(names))
     if known is not None and known.headers == headers:
         return known.in_files(files)
-    opened = [read_header(file, header_text(file)) for file in files]
+    opened = [read_header(file, header_text(file), before) for file in files]
     joining = _Joining(folder, opened)
     tensors = joining.tensors()
     metadata = {key: value for key, value in opened[0].metadata.items() if key != SHARDING_INFO}

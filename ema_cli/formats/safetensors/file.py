@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint, Progress, Tensors
+from ema_cli.checkpoint import AdapterSettings, Averages, Checkpoint, Progress, Tensors, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, NoSuchWeights, UsageError, option
+from ema_cli.formats.before import Before
 from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_mark
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
@@ -39,7 +41,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         CheckpointError: naming the file, the tensor and what is wrong.
         UsageError, RunError: where an option does not fit a file that holds one set of weights and nothing else.
     """
-    tensors = open_file(path)
+    tensors = open_file(path, options.before)
     _check_whole(path, tensors)
     return from_tensors(path, tensors, tensors.metadata, (tensors.file,), options)
 
@@ -81,7 +83,7 @@ def from_tensors(
         mark=parse_mark(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None,
         adapter=AdapterSettings(header_settings(kept[_LORA_KEY]), {"": kept}) if kept else AdapterSettings(),
     )
-    sets = None if averages else _sets(tensors)
+    sets = None if averages else _sets(tensors, options.before)
     return settle_averages(checkpoint, options) if sets is None else _choose(checkpoint, sets, options)
 
 
@@ -95,9 +97,25 @@ def _progress(metadata: Mapping[str, str], options: ReadOptions) -> tuple[str | 
     return header_progress(metadata, places)
 
 
-def _sets(tensors: Tensors) -> Sets | None:
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Whether any of the names of some tensors is called averages."""
+
+    specs: Mapping[str, TensorSpec]
+    may_hold: bool
+
+
+def _may_hold_averages(specs: Mapping[str, TensorSpec], before: Before) -> bool:
+    known = before.get(_Names, len(specs))
+    if known is None or known.specs is not specs:
+        known = _Names(specs, may_hold_averages(specs))
+        before.keep(len(specs), known, 0)  # the tables themselves are kept with the header
+    return known.may_hold
+
+
+def _sets(tensors: Tensors, before: Before) -> Sets | None:
     """Return the sets of weights where a part of the model is an average of the rest; None where there is one set."""
-    if not may_hold_averages(tensors.specs):
+    if not _may_hold_averages(tensors.specs, before):
         return None
     from ema_cli.formats.trainers.averages import sets_of_parts
     from ema_cli.formats.trainers.likeness import SAMPLE_BYTES, decode
@@ -166,4 +184,4 @@ def _averages(tensors: Tensors, metadata: Mapping[str, str]) -> Averages | None:
     return averaged_model(tensors)
 
 
-READER = Reader(matches, open_checkpoint)
+READER = Reader(matches, open_checkpoint, folders=False)

@@ -5,13 +5,14 @@ Stricter than the official reader: no duplicate keys, no space before the header
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 from ema_cli.checkpoint import (
     MAX_DIMENSIONS,
@@ -27,11 +28,14 @@ from ema_cli.checkpoint import (
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint
+from ema_cli.formats.before import Before
 from ema_cli.formats.json_text import parse_json, unique
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
+_TEXT = rb'"(?:[^"\\]|\\.)*+"'
+_METADATA_FIRST = re.compile(rb'\{"__metadata__":(\{(?:%b:%b(?:,(?!\})|(?=\})))*+\}),' % (_TEXT, _TEXT), re.DOTALL)
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -83,18 +87,18 @@ class SafetensorsTensors:
         self.file.read_into(self.data_start + self.offsets[name] + start, out)
 
 
-def open_file(path: Path) -> SafetensorsTensors:
+def open_file(path: Path, before: Before | None = None) -> SafetensorsTensors:
     """Read the header of the safetensors file at `path`.
+
+    Args:
+        path: the file.
+        before: what the files of the run were that were read before.
 
     Raises:
         CheckpointError: naming the file, the tensor and what is wrong.
     """
     file = location(path).open()
-    return read_header(file, header_text(file))
-
-
-# By digest of a header: the tensors last read with it, while anything uses them. In a run most headers are equal.
-_in_use: WeakValueDictionary[bytes, SafetensorsTensors] = WeakValueDictionary()
+    return read_header(file, header_text(file), before)
 
 
 def header_text(file: InputFile) -> bytes:
@@ -114,16 +118,32 @@ def header_text(file: InputFile) -> bytes:
     return file.read(8, length)
 
 
-def read_header(file: InputFile, text: bytes) -> SafetensorsTensors:
-    """Return the tensors of a file with this header; raise as `open_file`."""
-    digest = blake2b(text).digest()
-    known = _in_use.get(digest)
-    # The size of a file follows from its header: an equal header is right in a file of the same size, and in no other.
-    if known is not None and known.file.size == file.size:
-        tensors = replace(known, file=file)
-    else:
-        tensors = _parse_header(file, text)
-    _in_use[digest] = tensors
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The tensors of a file that was read, and the size of its data."""
+
+    tensors: SafetensorsTensors
+    nbytes: int
+
+
+def read_header(file: InputFile, text: bytes, before: Before | None = None) -> SafetensorsTensors:
+    """Return the tensors of a file with this header; raise as `open_file`.
+
+    In a run most headers are equal, but for the metadata, which the official writer puts first.
+    """
+    start = 8 + len(text)
+    match = _METADATA_FIRST.match(text)
+    # Spaces behind the header make its length a multiple of 8.
+    key = bool(match), blake2b((text[match.end() :] if match else text).rstrip(b" ")).digest()
+    known = before.get(_Known, key) if before is not None else None
+    # The size of the data follows from the header: an equal one is right in a file with as many, and in no other.
+    if known is not None and known.nbytes == file.size - start:
+        with suppress(ValueError, CheckpointError):  # in which case the whole header gives the error
+            metadata = _metadata(file.path, parse_json(match[1])) if match else known.tensors.metadata
+            return replace(known.tensors, file=file, data_start=start, metadata=metadata)
+    tensors = _parse_header(file, text)
+    if before is not None:
+        before.keep(key, _Known(tensors, file.size - start), len(text))
     return tensors
 
 

@@ -131,4 +131,4 @@ def is_pickle(source: ByteSource) -> bool:
     return source.size >= len(_PICKLE) and source.read(0, len(_PICKLE)) == _PICKLE
 
 
-READER = Reader(matches, open_checkpoint)
+READER = Reader(matches, open_checkpoint, folders=False)

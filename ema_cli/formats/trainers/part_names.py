@@ -57,6 +57,8 @@ def parts_of(name: str, is_there: Callable[[str], bool]) -> tuple[str, ...]:
     worlds = {match.span(2): int(match[1]) for match in _WORLD.finditer(name)}
     places = {match.span(2): int(match[3]) for match in _OF.finditer(name) if not _NO_PARTS.search(match[1])} | worlds
     places |= {match.span(1): 0 for match in _NUMBERED.finditer(name) if not _overlaps(match.span(1), places)}
+    if not places:
+        return ()  # as mostly
     texts = [
         _numbers(name, place, total, is_there, from_zero=not total or place in worlds)
         for place, total in sorted(places.items())
