@@ -6,10 +6,28 @@ import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any, cast
 
 from ema_cli.errors import UsageError
 
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?) ?(?:([kmgt])(i?))?b", re.IGNORECASE | re.ASCII)
+
+class _Pattern:
+    def __init__(self, expression: str, flags: int) -> None:
+        self._expression = expression
+        self._flags = flags
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(re.compile(self._expression, self._flags), name)
+        setattr(self, name, value)  # so that it is not asked for again
+        return value
+
+
+def lazy_pattern(expression: str, flags: int = 0) -> re.Pattern[str]:
+    """Return a pattern that is compiled when it is first used: tables hold a hundred, of which a run needs few."""
+    return cast(re.Pattern[str], _Pattern(expression, flags))
+
+
+_SIZE = lazy_pattern(r"(\d{1,12}(?:\.\d{1,12})?) ?(?:([kmgt])(i?))?b", re.IGNORECASE | re.ASCII)
 
 
 def natural_key(text: str) -> tuple[tuple[int, str], ...]:

@@ -16,11 +16,11 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import option
 from ema_cli.formats.trainers.names import unit_before
 from ema_cli.law.time import Unit
-from ema_cli.text import natural_key
+from ema_cli.text import lazy_pattern, natural_key
 
 # 1,000 and 1e3 and 10k are numbers here, where only the user says what is counted.
 NUMBER = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?(?:e\d{1,2}(?![a-z\d])|[kmb](?![a-z\d]))?"
-_NUMBER = re.compile(NUMBER, re.IGNORECASE)
+_NUMBER = lazy_pattern(NUMBER, re.IGNORECASE)
 # A date in one of the usual orders, with the time of the day if that shows; or seconds since 1970.
 _MONTH, _DAY, _TIME = (
     r"(?:0[1-9]|1[0-2])",
@@ -32,8 +32,8 @@ _DATE_TEXT = (
     rf"|(?<!\d)(?:(?:19|20)\d\d[-_.]?{_MONTH}[-_.]?{_DAY}|{_DAY}[-_.]{_MONTH}[-_.](?:19|20)\d\d"
     rf"|(?<![a-z])(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-_ ]?{_DAY})(?:[-_+T ]{_TIME})?(?!\d)"
 )
-_DATE = re.compile(_DATE_TEXT, re.IGNORECASE)
-_TIME_OF_DAY = re.compile(r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d")
+_DATE = lazy_pattern(_DATE_TEXT, re.IGNORECASE)
+_TIME_OF_DAY = lazy_pattern(r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d")
 _HIDDEN = "\0"  # stands for a date
 _HIDDEN_ESCAPED = re.escape(_HIDDEN)
 _THOUSANDS = {"k": 3, "m": 6, "b": 9}

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError, option
 from ema_cli.formats.trainers.names import EXTRA_STATE
+from ema_cli.text import lazy_pattern
 
 Specs = Mapping[str, TensorSpec]
 
@@ -23,20 +24,20 @@ _PACKED_NAMES = (
 )  # fmt: skip
 _BITSANDBYTES = ".quant_state.bitsandbytes__"  # next to its packed weights, which may be stored as floats
 # Tensors next to packed weights that scale them: GPTQ, AWQ, LLM.int8, compressed-tensors, fp8 and MXFP4 models.
-_SCALES = re.compile(
+_SCALES = lazy_pattern(
     r"^(?:scales?|absmax|quant_map|SCB|codebooks|.*[_:]_?scales?(?:_inv|_\d+)?|.*_zero_points?"
     r"|nested_absmax|nested_quant_map)$"
 )
 _BLOCKS = "_blocks"  # of MXFP4, next to ..._scales
 _NEVER = (
-    (re.compile(rf"{EXTRA_STATE}$"), "what is in it, only the module's own code can read"),
+    (lazy_pattern(rf"{EXTRA_STATE}$"), "what is in it, only the module's own code can read"),
     (
-        re.compile(r"lora_magnitude_vector|dora_scale"),
+        lazy_pattern(r"lora_magnitude_vector|dora_scale"),
         "of a DoRA adapter, whose directions and magnitudes cannot be averaged apart",
     ),
-    (re.compile(r"(?:^|[._])flat_param(?:_\d+)?$"), "one rank's part of a model that FSDP flattened"),
+    (lazy_pattern(r"(?:^|[._])flat_param(?:_\d+)?$"), "one rank's part of a model that FSDP flattened"),
 )
-_LORA = re.compile(r"(?:^|[._])lora_(?:[AaBb]|down|up|embedding_A|embedding_B)(?:[._]|$)|\.lora\.(?:down|up)\.")
+_LORA = lazy_pattern(r"(?:^|[._])lora_(?:[AaBb]|down|up|embedding_A|embedding_B)(?:[._]|$)|\.lora\.(?:down|up)\.")
 # Parts of a model that follow another part of it, mostly as its average: in self-distillation, or a critic's target.
 _FOLLOWED = {
     "teacher": ("student",),
@@ -48,8 +49,8 @@ _FOLLOWED = {
     "critic_target": ("critic",),
     "target_critic": ("critic",),
 }
-_FOLLOWER = re.compile(rf"(?:^|(?<=\.))({'|'.join(_FOLLOWED)})(?=\.)")
-_AVERAGES_INSIDE = re.compile(r"(?:^|\.)(?:model_ema|ema_model)\.|\.n_averaged$")
+_FOLLOWER = lazy_pattern(rf"(?:^|(?<=\.))({'|'.join(_FOLLOWED)})(?=\.)")
+_AVERAGES_INSIDE = lazy_pattern(r"(?:^|\.)(?:model_ema|ema_model)\.|\.n_averaged$")
 _STATISTICS = ("running_mean", "running_var")  # of BatchNorm
 STATISTICS_NOTE = (
     "the running statistics of BatchNorm are averaged as weights are; ema_cli.update_bn(model, loader) computes those "

@@ -5,10 +5,10 @@ Data only; read it as a page.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from ema_cli.law.time import Unit
+from ema_cli.text import lazy_pattern
 
 # What a folder calls its weights when `from_pretrained` loads it, as safetensors and as .bin: whole or with an index.
 BASES: Mapping[str, str] = {
@@ -23,11 +23,11 @@ ADAPTER_CONFIG = "adapter_config.json"
 # Files of tensors beside these that are parts of the model, each the only one of its kind: the value head of
 # LLaMA-Factory, the projector and the trained remainder of LLaVA. Written as they were: their loaders ask for the name.
 EXTRAS = ("value_head", "mm_projector", "non_lora_trainables")
-SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
+SHARD = lazy_pattern(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
 # A shard of one rank's, as torch's HuggingFaceStorageWriter names it when each rank writes its own: the rank from 1,
 # the name of the model, the shard's number, their count. They have no index; who puts them together writes into
 # CONSOLIDATED.
-RANK_SHARD = re.compile(r"^shard-(\d{5,})-(\w+)-(\d{5,})-of-(\d{5,})\.safetensors$")
+RANK_SHARD = lazy_pattern(r"^shard-(\d{5,})-(\w+)-(\d{5,})-of-(\d{5,})\.safetensors$")
 CONSOLIDATED = "consolidated"
 HF_METADATA = ".hf_metadata"  # beside such shards: NeMo AutoModel's configuration and tokenizer
 SAME_MODEL = (CONSOLIDATED, "sharded")  # folders in a checkpoint's with its model once more
@@ -42,18 +42,18 @@ PIPELINE = "model_index.json"  # of Diffusers: which folders hold the parts of a
 MODULES = "modules.json"  # of sentence-transformers: which folders hold the parts after the transformer
 ROUTER = "router_config.json"  # of one such part: which folders in its own hold the modules that it leads to
 # The ends of classes that such files name and that have no weights.
-WEIGHTLESS = re.compile(
+WEIGHTLESS = lazy_pattern(
     r"(?:Pooling|Normalize|Dropout|BoW|WordWeights|Router|Asym|Scheduler|Tokenizer(?:Fast)?|Extractor"
     r"|Processor(?:Fast)?|Watermark(?:er)?)$"
 )
 TRAINER_STATE = "trainer_state.json"  # of the Hugging Face Trainer, written after the weights
 # ---- Folders of DeepSpeed ----
 
-DEEPSPEED_TAG = re.compile(r"^global_step(\d+)$")
+DEEPSPEED_TAG = lazy_pattern(r"^global_step(\d+)$")
 # Model states: whole, by the rank of tensors; of a rank of ZeRO stage 3, and the rank of tensors. Optimizer states.
-DEEPSPEED_MODEL = re.compile(r"^mp_rank_(\d+)_model_states\.pt$")
-DEEPSPEED_PART = re.compile(r"^zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt$")
-DEEPSPEED_OPTIMIZER = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
+DEEPSPEED_MODEL = lazy_pattern(r"^mp_rank_(\d+)_model_states\.pt$")
+DEEPSPEED_PART = lazy_pattern(r"^zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt$")
+DEEPSPEED_OPTIMIZER = lazy_pattern(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
 DEEPSPEED_UNIVERSAL = "zero"  # with a folder for each parameter, in the universal format
 
 # ---- Folders of torch.distributed.checkpoint ----
@@ -80,5 +80,5 @@ OLMO_MARK = ".metadata.json"  # beside the folder with the shards
 OLMO_TRAIN = "train"  # the trainer's state, which is written first
 OLMO_STATE = "rank0.pt"  # in it, with these clocks; the epoch there is the one that runs
 OLMO_CLOCKS = {Unit.BATCH: "global_step", Unit.TOKEN: "global_train_tokens_seen"}
-OLMO_MERGED = re.compile(r"^step\d+-")  # averages of OLMo-core's ModelMergeCallback, with neither of the two
+OLMO_MERGED = lazy_pattern(r"^step\d+-")  # averages of OLMo-core's ModelMergeCallback, with neither of the two
 MEGATRON_MARK, MEGATRON_COMMON = "metadata.json", "common.pt"

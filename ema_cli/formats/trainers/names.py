@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.trainers.folders import SHARD
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
+from ema_cli.text import lazy_pattern
 
 AVERAGED_COUNT = "n_averaged"  # beside the weights in torch's AveragedModel
 EXTRA_STATE = "_extra_state"  # the end of the name of a module's value that only its own code can read
@@ -46,33 +47,33 @@ _NOT_WEIGHTS = (
     "scaler.pt", "sampler*", "dataloader*", "trainer_state*", "meta.pt", "metadata.pt", "common.pt",
     "bad-model*", "extra_state*", "data.pt",
 )  # fmt: skip
-_NOT_WEIGHTS_NAME = re.compile("|".join(map(fnmatch.translate, _NOT_WEIGHTS)))
+_NOT_WEIGHTS_NAME = lazy_pattern("|".join(map(fnmatch.translate, _NOT_WEIGHTS)))
 # In the folder of a checkpoint: transformers' state of an optimizer, Accelerate's, SpeechBrain's, other loops'.
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin", "optimizer.ckpt", "optimizer.pth")
 _UNFINISHED = ("tmp-*", "*.tmp", "*-tmp", "*.part", "*.partial", "*.incomplete", "*.orbax-checkpoint-tmp*")
-_UNFINISHED_NAME = re.compile("|".join(map(fnmatch.translate, _UNFINISHED)))
+_UNFINISHED_NAME = lazy_pattern("|".join(map(fnmatch.translate, _UNFINISHED)))
 # One part of a model: fairseq's names of shards, Accelerate's of FSDP's local state.
-PARTS = re.compile(r"-rank-\d+\.pt$|-shard\d+\.pt$|_fsdp_rank\d+\.bin$|\.distcp$")
-COPIES = re.compile(r"(?:^|[-_.])(?:last|latest|best|final|train_end)(?:[-_.]|$)|model_best", re.IGNORECASE)
-RECOVERY = re.compile(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
-AVERAGES_FOLDER = re.compile(r"(?:^|[-_])ema$|^step\d+-merged$", re.IGNORECASE)  # the latter OLMo-core's
+PARTS = lazy_pattern(r"-rank-\d+\.pt$|-shard\d+\.pt$|_fsdp_rank\d+\.bin$|\.distcp$")
+COPIES = lazy_pattern(r"(?:^|[-_.])(?:last|latest|best|final|train_end)(?:[-_.]|$)|model_best", re.IGNORECASE)
+RECOVERY = lazy_pattern(r"^recovery-\d+-\d+\.")  # timm's, in the middle of an epoch
+AVERAGES_FOLDER = lazy_pattern(r"(?:^|[-_])ema$|^step\d+-merged$", re.IGNORECASE)  # the latter OLMo-core's
 # What averages are called inside an object: params_ema, ema_model, modelEMA, swa_state_dict, model_avg, ema2. Not the
 # averages of gradients that optimizers call exp_avg.
-AVERAGES_KEY = re.compile(
+AVERAGES_KEY = lazy_pattern(
     r"(?:^|(?<!exp)[._-])(?i:ema|swa|avg|averaged?|shadow|polyak)\d*(?:[._-]|$|(?=[A-Z]))"
     r"|(?<=[a-z0-9])(?:E[Mm][Aa]|S[Ww][Aa]|Av(?:g|eraged?))\d*(?=[A-Z._-]|$)"
 )
 _AVERAGES_WORDS = ("ema", "swa", "avg", "average", "shadow", "polyak")  # one of them is in whatever that matches
 # What a model is called that follows the one that trains: its average, its copy at times, or one that stands still.
-FOLLOWER_KEY = re.compile(
+FOLLOWER_KEY = lazy_pattern(
     r"(?:^|[._-])(?i:teacher|target|slow|momentum)(?:[._-]|$|(?=[A-Z]))"
     r"|(?<=[a-z0-9])(?:Teacher|Target|Slow|Momentum)(?=[A-Z._-]|$)"
 )
-FROM_ITERATIONS = re.compile(r"^iter_\d+\.pth$")  # what mmcv saves in the middle of an epoch, or without epochs
+FROM_ITERATIONS = lazy_pattern(r"^iter_\d+\.pth$")  # what mmcv saves in the middle of an epoch, or without epochs
 # Averages as espnet (valid.acc.ave_10best.pth), wenet (avg_10.pt), NeMo (...-EMA.ckpt) and others name them. Not a
 # metric (val_ema_loss=0.1), and not our own outputs, which have a mark.
 _OWN = r"-(?:\d[\d.e]*|inf)(?:ba|ep|sp|tok)"
-AVERAGES_FILE = re.compile(
+AVERAGES_FILE = lazy_pattern(
     rf"(?:^|[-_.])(?:(?:ema|swa)(?![a-z]|[-_a-z]*=|{_OWN})"
     r"|(?:ave|avg|averaged?)(?:[-_]?(?:\d+(?:best)?|model|weights))?(?:\.till\d+epoch)?(?:\.[a-z]+)*$)",
     re.IGNORECASE,
@@ -83,30 +84,31 @@ _SHORT = r"(?:^|[^a-z0-9]|ep\d{1,9})"  # "ba" in "ep1-ba50" and "ep1ba50", not i
 _AFTER = r"(?!\d|[\d.]*(?:[kmbt](?![a-z])|,\d|e\d|(?:st|nd|rd|th)(?![a-z])))"
 _COUNT, _DECIMAL = r"(\d+)", r"(\d+(?:\.\d+)?)"
 _NO_LETTER = r"(?![a-z])"
-_COMPOSER_NAME = re.compile(r"ep\d+-ba\d+", re.IGNORECASE)
-# Each unit with what stands before its number, the number, and what may not come after it.
+_COMPOSER_NAME = lazy_pattern(r"ep\d+-ba\d+", re.IGNORECASE)
+# Each unit with words of which one is in whatever matches, what stands before its number, the number, and what may not
+# come after it.
 _NAME_CLOCKS = (
-    (Unit.EPOCH, rf"{_WORD}epoch", _DECIMAL, ""),
-    (Unit.EPOCH, r"(?:^|[^a-z0-9])ep", _DECIMAL, r"(?!(?!ba\d)[a-z])"),
-    (Unit.EPOCH, "^", _COUNT, r"(?=epoch\.)"),  # espnet
-    (Unit.BATCH, rf"{_WORD}(?:batch|steps?|iter(?:ation)?s?)", _COUNT, ""),
-    (Unit.BATCH, rf"{_SHORT}ba", _COUNT, _NO_LETTER),
-    (Unit.BATCH, r"^checkpoint-", _COUNT, "$"),  # a folder of the Hugging Face Trainer
-    (Unit.BATCH, "^", r"(\d{7,})", r"(?=_adapters\.safetensors$)"),  # mlx-lm
-    (Unit.SAMPLE, rf"{_WORD}samples?", _COUNT, ""),
-    (Unit.SAMPLE, rf"{_SHORT}sp", _COUNT, _NO_LETTER),
-    (Unit.TOKEN, rf"{_WORD}tokens?", _COUNT, ""),
-    (Unit.TOKEN, rf"{_SHORT}tok", _COUNT, _NO_LETTER),
+    (Unit.EPOCH, ("epoch",), rf"{_WORD}epoch", _DECIMAL, ""),
+    (Unit.EPOCH, ("ep",), r"(?:^|[^a-z0-9])ep", _DECIMAL, r"(?!(?!ba\d)[a-z])"),
+    (Unit.EPOCH, ("epoch.",), "^", _COUNT, r"(?=epoch\.)"),  # espnet
+    (Unit.BATCH, ("batch", "step", "iter"), rf"{_WORD}(?:batch|steps?|iter(?:ation)?s?)", _COUNT, ""),
+    (Unit.BATCH, ("ba",), rf"{_SHORT}ba", _COUNT, _NO_LETTER),
+    (Unit.BATCH, ("checkpoint-",), r"^checkpoint-", _COUNT, "$"),  # a folder of the Hugging Face Trainer
+    (Unit.BATCH, ("_adapters.",), "^", r"(\d{7,})", r"(?=_adapters\.safetensors$)"),  # mlx-lm
+    (Unit.SAMPLE, ("sample",), rf"{_WORD}samples?", _COUNT, ""),
+    (Unit.SAMPLE, ("sp",), rf"{_SHORT}sp", _COUNT, _NO_LETTER),
+    (Unit.TOKEN, ("token",), rf"{_WORD}tokens?", _COUNT, ""),
+    (Unit.TOKEN, ("tok",), rf"{_SHORT}tok", _COUNT, _NO_LETTER),
 )
-_NUMBER = re.compile(r"(?:^|(?<=[-_. =]))[0-9]+(?:[.,][0-9]+)*(?=$|[-_. =])|[0-9]+$")  # not the 2 of wav2vec
-_SEPARATORS = re.compile(r"[-_. =]{2,}")
+_NUMBER = lazy_pattern(r"(?:^|(?<=[-_. =]))[0-9]+(?:[.,][0-9]+)*(?=$|[-_. =])|[0-9]+$")  # not the 2 of wav2vec
+_SEPARATORS = lazy_pattern(r"[-_. =]{2,}")
 _CLOCKS = tuple(
-    (unit, re.compile(rf"{before}[-_=]?{number}{_AFTER}{after}", re.IGNORECASE))
-    for unit, before, number, after in _NAME_CLOCKS
+    (unit, words, lazy_pattern(rf"{before}[-_=]?{number}{_AFTER}{after}", re.IGNORECASE))
+    for unit, words, before, number, after in _NAME_CLOCKS
 )
 _WORDS = tuple(
-    (unit, re.compile(rf"{before}[-_=]?$", re.IGNORECASE))
-    for unit, before, _, _ in _NAME_CLOCKS
+    (unit, lazy_pattern(rf"{before}[-_=]?$", re.IGNORECASE))
+    for unit, _, before, _, _ in _NAME_CLOCKS
     if not before.startswith("^")
 )
 
@@ -116,12 +118,18 @@ def unit_before(text: str) -> Unit | None:
     return next((unit for unit, word in _WORDS if word.search(text)), None)
 
 
+def _clocks_for(text: str) -> Iterator[tuple[Unit, re.Pattern[str]]]:
+    """Yield the patterns that may match: few do, and they take long to compile."""
+    folded = text.casefold()
+    return ((unit, pattern) for unit, words, pattern in _CLOCKS if any(word in folded for word in words))
+
+
 @lru_cache(maxsize=1 << 14)  # a run's names are looked at more than once
 def name_clocks(name: str) -> Progress:
     """Return the clocks in a checkpoint's name; the innermost folder or file that has any decides."""
     for part in reversed(name.split("/")):
         clocks: dict[Unit, Clock] = {}
-        for unit, pattern in _CLOCKS:
+        for unit, pattern in _clocks_for(part):
             matches = pattern.findall(part)
             if matches and Fraction(matches[-1]) < 1 << 63:  # as in files; a longer number is no counter
                 clocks[unit] = Clock(Fraction(matches[-1]), "name")
@@ -134,7 +142,7 @@ def name_clocks(name: str) -> Progress:
 def component_name(name: str) -> str:
     """Return what the name of a file says of the model in it: `G` for G_1000.pth, G_step1000.pth and epoch_3-G.pth."""
     text = stem(name)
-    for _, clock in _CLOCKS:
+    for _, clock in _clocks_for(text):
         text = clock.sub("_", text)
     return _SEPARATORS.sub("_", _NUMBER.sub("", text)).strip("-_. =")
 

@@ -11,27 +11,28 @@ from itertools import product
 from math import prod
 
 from ema_cli.formats.trainers.folders import SHARD
+from ema_cli.text import lazy_pattern
 
 # After these words the number is that of a part. tp, pp, mp, sdp: kinds of parallel training.
 _WORDS = r"(?:[a-z]+[-_])*rank|(?:model[-_]?)?shard|model[-_]?part|mp|tp|pp|sdp|consolidated"
-_NUMBERED = re.compile(rf"(?:^|[-_.])(?:{_WORDS})[-_.]?(\d{{1,5}})(?=[-_.]|$)", re.IGNORECASE)
-_OF = re.compile(r"(?:^|[-_.])(?:([a-z_]*)[-_.]?)(\d{1,4})[-_]?of[-_]?(\d{1,4})(?=[-_.]|$)", re.IGNORECASE)
+_NUMBERED = lazy_pattern(rf"(?:^|[-_.])(?:{_WORDS})[-_.]?(\d{{1,5}})(?=[-_.]|$)", re.IGNORECASE)
+_OF = lazy_pattern(r"(?:^|[-_.])(?:([a-z_]*)[-_.]?)(\d{1,4})[-_]?of[-_]?(\d{1,4})(?=[-_.]|$)", re.IGNORECASE)
 # From 0 on, of as many as stand before them: verl's model_world_size_4_rank_0.pt.
-_WORLD = re.compile(r"world[-_]?size[-_.]?(\d{1,5})[-_.]rank[-_.]?(\d{1,5})(?=[-_.]|$)", re.IGNORECASE)
+_WORLD = lazy_pattern(r"world[-_]?size[-_.]?(\d{1,5})[-_.]rank[-_.]?(\d{1,5})(?=[-_.]|$)", re.IGNORECASE)
 # Before "1-of-5" they say that it is no part: a moment of the training, or a model trained on other data.
-_NO_PARTS = re.compile(
+_NO_PARTS = lazy_pattern(
     r"(?:ep|epoch|ba|batch|step|iter|iteration|fold|split|cv|seed|trial|run|phase|stage)s?$", re.IGNORECASE
 )
 # Who names the files of ranks so.
-RANK_FILES = ((re.compile(r"^model_world_size_\d+_rank_\d+\.pt$"), "verl"),)
+RANK_FILES = ((lazy_pattern(r"^model_world_size_\d+_rank_\d+\.pt$"), "verl"),)
 RANK_CONFIG = "huggingface"  # the folder beside such files with configuration and tokenizer
 # The trainers' own programs that put such parts together, by the names of the parts.
 CONVERTERS = (
-    (re.compile(r"^consolidated\.\d+\."), "transformers' convert_llama_weights_to_hf.py (Llama), or the model's own"),
-    (re.compile(r"tp-rank-\d+-of-\d+"), "nanotron's examples/llama/convert_nanotron_to_hf.py"),
-    (re.compile(r"^rank\d+\.pt$"), "OLMo's scripts/unshard.py"),
-    (re.compile(r"model_part-\d+"), "metaseq's python -m metaseq.scripts.convert_to_singleton"),
-    (re.compile(r"(?:tp|mp)_rank_\d+"), "Megatron's tools/checkpoint, or NeMo's megatron_change_num_partitions.py"),
+    (lazy_pattern(r"^consolidated\.\d+\."), "transformers' convert_llama_weights_to_hf.py (Llama), or the model's own"),
+    (lazy_pattern(r"tp-rank-\d+-of-\d+"), "nanotron's examples/llama/convert_nanotron_to_hf.py"),
+    (lazy_pattern(r"^rank\d+\.pt$"), "OLMo's scripts/unshard.py"),
+    (lazy_pattern(r"model_part-\d+"), "metaseq's python -m metaseq.scripts.convert_to_singleton"),
+    (lazy_pattern(r"(?:tp|mp)_rank_\d+"), "Megatron's tools/checkpoint, or NeMo's megatron_change_num_partitions.py"),
 )
 _MAX_PARTS = 1 << 14  # of one model
 _OWN_CONVERTER = "the trainer's own converter"

@@ -18,11 +18,12 @@ from ema_cli.formats.trainers.layout import ClockPlaces
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
+from ema_cli.text import lazy_pattern
 
 EP, BA, SP = Unit.EPOCH, Unit.BATCH, Unit.SAMPLE
 _MAX_BYTES = 16 << 20
-_LINE = re.compile(r"^([\w-]+): *(\S+)$", re.MULTILINE)
-_NUMBER = re.compile(r"\d{1,18}")
+_LINE = lazy_pattern(r"^([\w-]+): *(\S+)$", re.MULTILINE)
+_NUMBER = lazy_pattern(r"\d{1,18}")
 
 Unpickle = Callable[[InputFile], Any]
 
@@ -46,7 +47,7 @@ class Sidecar(ClockPlaces):
 SIDECARS = (
     Sidecar(
         "SpeechBrain",
-        path=re.compile(r"(?:^|/)CKPT\+[^/]+/[^/]+\.ckpt$"),
+        path=lazy_pattern(r"(?:^|/)CKPT\+[^/]+/[^/]+\.ckpt$"),
         files={"brain": "brain.ckpt", "counter": "counter.ckpt", "meta": "CKPT.yaml"},
         # The step begins again in each epoch; the counter is of the epoch that runs, from 1.
         clocks={BA: ("brain/optimizer_step",), EP: ("counter", "meta/epoch")},
@@ -55,25 +56,25 @@ SIDECARS = (
     ),
     Sidecar(
         "LeRobot",
-        path=re.compile(r"(?:^|/)pretrained_model$"),
+        path=lazy_pattern(r"(?:^|/)pretrained_model$"),
         files={"state": "../training_state/training_step.json"},
         clocks={BA: ("state/step",)},
     ),
     Sidecar(
         "nanochat",
-        path=re.compile(r"(?:^|/)model_(\d{6,})\.pt$"),
+        path=lazy_pattern(r"(?:^|/)model_(\d{6,})\.pt$"),
         files={"meta": r"meta_\1.json"},
         clocks={BA: ("meta/step",)},
     ),
     Sidecar(
         "openpi",
-        path=re.compile(r"(?:^|/)\d+$"),
+        path=lazy_pattern(r"(?:^|/)\d+$"),
         files={"meta": "metadata.pt"},
         clocks={BA: ("meta/global_step",)},
     ),
     Sidecar(
         "Megatron",
-        path=re.compile(r"(?:^|/)iter_\d{7}$"),
+        path=lazy_pattern(r"(?:^|/)iter_\d{7}$"),
         files={"common": "common.pt"},
         clocks={BA: ("common/iteration",), SP: ("common/args/consumed_train_samples",)},
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ema_cli.formats.trainers import names
 from ema_cli.formats.trainers.names import (
     AVERAGES_FILE,
     AVERAGES_FOLDER,
@@ -144,3 +145,12 @@ def test_no_name_of_averages_is_missed_by_the_quick_look():
     assert [may_hold_averages([name]) for name in names] == [bool(AVERAGES_KEY.search(name)) for name in names]
     assert may_hold_averages([1, "model.weight", "model_ema.weight"])
     assert not may_hold_averages([1, "model.weight", None])
+
+
+def test_no_clock_of_a_name_is_missed_by_the_quick_look():
+    """Whatever a pattern of clocks finds has one of its words in it, in any case."""
+    parts = [part for name in NAMES for part in name.split("/")]
+    for part in [*parts, *map(str.upper, parts), "0004000_adapters.safetensors", "\u017ftep-10", "to\u212aen5"]:
+        found = [pattern.findall(part) for _, _, pattern in names._CLOCKS]
+        looked = [pattern.findall(part) for _, pattern in names._clocks_for(part)]
+        assert [numbers for numbers in looked if numbers] == [numbers for numbers in found if numbers], part
