@@ -45,7 +45,7 @@ def at_terminal(name: str, value: str = "") -> str:
     flag = _SHORT.get(name) or f"--{name.replace('_', '-')}"
     if value == "False":
         return flag.replace("--", "--no-")
-    return f"{flag} {shlex.quote(str(literal_eval(value)))}" if value not in ("", "True") else flag
+    return f"{flag} {shlex.quote(printable(literal_eval(value)))}" if value not in ("", "True") else flag
 
 
 def in_python(name: str, value: str = "") -> str:

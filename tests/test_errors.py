@@ -77,6 +77,16 @@ def test_a_value_is_quoted_for_a_shell_where_it_must_be():
     assert EmaError(option("half_life", "50ba")).message(at_terminal) == "--half-life 50ba"
 
 
+def test_a_value_that_a_file_names_is_shown_escaped():
+    """What a manifest says of an option may be anything: its spelling at a terminal steers nothing either."""
+    value = "\x1b[31m\x07\x9b\u202e\nx##[y"
+    error = UsageError(f"{option('component', value)} is none", hint=option("component", value))
+    for text in (error.message(at_terminal), error.advice(at_terminal), at_terminal("component", repr(value))):
+        assert text is not None
+        assert text.isprintable()
+        assert "##[" not in text
+
+
 def test_an_error_inside_another_is_spelled_by_whoever_shows_it():
     """The text of the inner one keeps its mentions of options until somebody reads it."""
     inner = EmaError("holds two models", hint=f"say which: {option('key', 'model')}")

@@ -167,7 +167,7 @@ def read_manifest(path: Path) -> Manifest:
     errors = manifest["approximation"] or {}
     numbers = [(row, "weight") for row in manifest["inputs"]] + [(errors, name) for name in errors]
     recipe = manifest["recipe"]
-    numbers += [(recipe, name) for name in LAW_KEYS if not isinstance(recipe[name], str | None)]
+    numbers += [(recipe, name) for name in LAW_KEYS if not isinstance(recipe.get(name), str | None)]
     candidates = manifest["tune"]["candidates"] if "tune" in manifest else []
     numbers += [(row["values"], number) for row in candidates for number in range(len(row["values"]))]
     for owner, name in (*numbers, (manifest, "effective_checkpoints")):

@@ -15,7 +15,7 @@ import numpy as np
 from ema_cli.checkpoint import Tensors, TensorSpec
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import EmaError, RunError, UsageError, at_terminal
+from ema_cli.errors import EmaError, OutputError, RunError, UsageError, at_terminal
 from ema_cli.folding.buffers import default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.folding.sample import Sample
 from ema_cli.folding.sink import TensorRange
@@ -74,7 +74,10 @@ def verify_against(
         if not verified.problems:
             raise
         return _with_problems(verified, [f"not compared with the checkpoints: {error.message(at_terminal)}"])
-    return _compare(verified, snapshot.manifest, replay, sample=sample, threads=threads, progress=progress)
+    try:
+        return _compare(verified, snapshot.manifest, replay, sample=sample, threads=threads, progress=progress)
+    except OutputError as error:  # nothing is written here: no output can be laid out, or finished, by this manifest
+        return _with_problems(verified, [f"is nothing that averaging gives: {error.message(at_terminal)}"])
 
 
 def _compare(

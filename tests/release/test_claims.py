@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ema_cli._version import __version__
+from ema_cli.manifest.schema import read_schema
 from tests.conftest import Cli
 from tests.release.verified import SINGLE, Edit, against, check, edit_header, edit_mark, say_version, vouch
 
@@ -74,6 +75,27 @@ def test_words_of_another_version_are_named_as_not_compared(copy: Path, cli: Cli
     strict = cli("verify", name, "--against", run, "--strict", cwd=copy)
     assert strict.code == 6
     assert f"not compared, as ema-cli 0.0.9 wrote it, and this is {__version__}: {words} (--strict)" in strict.err
+
+
+RECIPE = read_schema("manifest")["properties"]["recipe"]
+
+
+@pytest.mark.parametrize("name", sorted(RECIPE["properties"].keys() - {*RECIPE["required"]}))
+def test_a_manifest_from_before_an_option(copy: Path, cli: Cli, name: str):
+    """What was no option yet was not given: such an average is verified, repeated and reported."""
+    manifest = copy / f"{SINGLE}.manifest.json"
+    vouch(copy / SINGLE, lambda manifest: manifest["recipe"].pop(name, None))
+    assert cli("verify", SINGLE, "--against", "pt", cwd=copy).code == 0
+    assert cli("average", "pt", "--recipe", manifest, "-o", "again.safetensors", "-q", cwd=copy).code == 0
+    assert cli("report", SINGLE, "-o", "page.html", cwd=copy).code == 0
+
+
+@pytest.mark.parametrize("sample", [False, True])
+@pytest.mark.parametrize(("name", "run"), [(SINGLE, "pt"), ("one.pt", "pt"), ("folder", "hf"), ("shards", "hf")])
+def test_a_form_that_no_output_can_have_is_a_problem(copy: Path, name: str, run: str, sample: bool):
+    """Nothing is written here, so nothing can fail as an output: the manifest is not true."""
+    vouch(copy / name, lambda manifest: manifest["recipe"].update(like_input=True))
+    assert against(copy / name, copy / run, sample=sample).problems
 
 
 def test_words_of_this_version_are_compared(copy: Path):
