@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoSuchWeights, NoWeights
+from ema_cli.formats.arrays import orbax_folder
 from ema_cli.formats.arrays import reader as arrays
 from ema_cli.formats.dcp import directory as dcp_directory
 from ema_cli.formats.folders import deepspeed, items, parts, refused, resumable, several
@@ -30,7 +31,7 @@ from ema_cli.storage.location import location
 
 WHAT_IS_READ = (
     "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), .npz .zip .nemo .pdparams .msgpack, "
-    "folders of Hugging Face, torch.distributed.checkpoint and DeepSpeed"
+    "folders of Hugging Face, torch.distributed.checkpoint, DeepSpeed and Orbax"
 )
 
 # Most specific first; the first that matches opens the checkpoint.
@@ -42,6 +43,7 @@ READERS: tuple[Reader, ...] = (
     deepspeed.READER,
     items.READER,
     parts.READER,
+    orbax_folder.READER,
     arrays.READER,
     refused.READER,
     safetensors_file.READER,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError
-from ema_cli.formats.arrays.reader import READ_ONLY, open_container
+from ema_cli.formats.arrays.reader import FORMATS, open_container
 from ema_cli.formats.safetensors.header import SafetensorsTensors
 from ema_cli.formats.torch_save.file import open_torch
 
@@ -23,7 +23,7 @@ def counters_of(checkpoint: Checkpoint) -> Mapping[str, int]:
             from ema_cli.formats.dcp.checkpoint import beside_the_model
 
             return dict(counters_in(beside_the_model(checkpoint.files[0])))
-        if checkpoint.format in READ_ONLY:
+        if checkpoint.format in FORMATS:
             return dict(counters_in(open_container(checkpoint.files[0]).root))
         if not checkpoint.format.startswith("torch") or not checkpoint.files:
             return {}

@@ -1,7 +1,8 @@
-"""The memory that this process has used. No numpy."""
+"""The memory that this process has used, and that it may use. No numpy."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
@@ -19,6 +20,16 @@ def peak_bytes() -> int:
         return int(peak[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def memory_bytes() -> int:
+    """Return the memory of this machine, or of the part of it that this process may use, in bytes."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return whole
+    return min(whole, int(limit)) if limit.isdecimal() else whole
 
 
 def give_back() -> None:

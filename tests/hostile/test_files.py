@@ -98,8 +98,6 @@ COMPRESSED = [
           f"zstd -d {shlex.quote('run/ep1-ba3 $(true);-rank0.pt.zst')}"),
 ]  # fmt: skip
 FOLDERS = {
-    "orbax": ("_CHECKPOINT_METADATA", "Orbax"),
-    "orbax, another": ("manifest.ocdbt", "Orbax"),
     "Flax": ("flax_model.msgpack.index.json", "Flax"),
     "a SavedModel": ("saved_model.pb", "TensorFlow"),
     "TensorFlow's weights": ("tf_model.h5", "TensorFlow"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.formats.arrays.orbax_folder import FORMAT as ORBAX
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.torch_save.file import from_torch
@@ -56,7 +57,8 @@ _CONTAINERS: Mapping[str, tuple[str, Callable[[InputFile], TorchFile]]] = {
     ".msgpack": ("Flax msgpack", _flax),
 }
 
-READ_ONLY = frozenset(form for form, _ in _CONTAINERS.values())
+FORMATS = frozenset(form for form, _ in _CONTAINERS.values())
+READ_ONLY = FORMATS | {ORBAX}
 
 
 def matches(path: Path) -> bool:

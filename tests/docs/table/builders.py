@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
@@ -148,6 +149,17 @@ def flax(run: Path) -> Case:
             inner[last] = tensor.numpy()
         state = {"step": step, "params": tree, "opt_state": {"0": {"mu": tree}}, "ema_params": tree}
         (run / f"state{step}.msgpack").write_bytes(packed(state, chunk=32))
+    return Case()
+
+
+def orbax(run: Path) -> Case:
+    """Write checkpoints of Orbax's, with an optimizer beside the model."""
+    pytest.importorskip("tensorstore")
+    from tests.formats.arrays.orbax_files import write_step
+
+    for step in STEPS:
+        arrays = {("params", *name.split(".")): tensor.numpy() for name, tensor in state_dict(step).items()}
+        write_step(run / f"{step}", {**arrays, ("opt_state", "0", "mu"): state_dict(9)["0.weight"].numpy()})
     return Case()
 
 

@@ -140,6 +140,7 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "NeMo's .nemo": [made.nemo],
     "Paddle": [made.paddle],
     "Flax": [made.flax],
+    "Orbax": [made.orbax],
     "files of ranks": [
         made.ranks("step{}-rank{}.pt"),
         made.ranks("step-{}/consolidated.0{}.pth"),

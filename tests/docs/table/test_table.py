@@ -132,10 +132,10 @@ def one_rank(run: Path) -> Path:
     return run
 
 
-def orbax(run: Path) -> Path:
-    """Write what marks a checkpoint of Orbax."""
-    (run / "100" / "default").mkdir(parents=True)
-    (run / "100" / "_CHECKPOINT_METADATA").write_text("{}")
+def saved_model(run: Path) -> Path:
+    """Write what marks a model of TensorFlow's."""
+    (run / "100").mkdir(parents=True)
+    (run / "100" / "saved_model.pb").write_bytes(b"")
     return run
 
 
@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], int, str]] = {
     ),
     "modules with state-dict hooks": (hooked, 3, r"hooks that change its state dict.*state_dict\(\)"),
     "a rank's part of a model": (one_rank, 3, "for each item and each rank.*torch.distributed.checkpoint"),
-    "JAX, TensorFlow, GGUF": (orbax, 3, "Orbax.*safetensors"),
+    "Flax in shards, TensorFlow, GGUF": (saved_model, 3, "TensorFlow SavedModel.*safetensors"),
     "averages already": (lambda run: COMPOSER / "ema-was-on", 4, "averaged already.*--weights raw"),
 }
 

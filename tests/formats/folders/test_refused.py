@@ -84,8 +84,6 @@ def test_files_of_other_kinds(name: str, tmp_path: Path) -> None:
 
 FOLDERS = {
     "metadata.pkl": ("a file for each item and each rank", "torch.distributed.checkpoint"),
-    "_CHECKPOINT_METADATA": ("an Orbax checkpoint", "safetensors"),
-    "manifest.ocdbt": ("an Orbax checkpoint", "safetensors"),
     "flax_model.msgpack.index.json": ("a Flax model in shards", "safetensors"),
     "saved_model.pb": ("a TensorFlow SavedModel", "safetensors"),
     "tf_model.h5": ("a TensorFlow model", "safetensors"),
@@ -147,7 +145,7 @@ def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
 def test_the_hint_for_jax_writes_what_is_there(dtype: str, tmp_path: Path) -> None:
     """safetensors.numpy writes a transposed array wrongly, without an error, unless it is made contiguous first."""
-    (tmp_path / "_CHECKPOINT_METADATA").write_text("{}")
+    (tmp_path / "flax_model.msgpack.index.json").write_text("{}")
     hint = refusal(tmp_path).hint or ""
     made = re.search(r"np\.\w+\(x\)", hint)
     assert made is not None
