@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import Shard
 
 from tests.formats import two_ranks
 from tests.formats.arrays.flax_files import packed
 from tests.formats.dcp_folders import load_folder, save_folder
 from tests.formats.pieces.make import halves, load_pieces, write_pieces
+from tests.formats.ranks.saves import Cut, save_ranks
 from tests.formats.zero.make import small
 
 Tensors = dict[str, torch.Tensor]
@@ -217,6 +219,12 @@ def _rank_shards(folder: Path) -> tuple[Path, Tensors]:
     return write_pieces(folder, cut), load_pieces(folder)
 
 
+def _rank_files(folder: Path) -> tuple[Path, Tensors]:
+    tensors = plain_tensors()
+    shared = {name: Cut(tensor, [Shard(0)]) if tensor.dim() else tensor for name, tensor in tensors.items()}
+    return save_ranks(folder, shared, {"fsdp": 2}), tensors
+
+
 def _pipeline(folder: Path) -> tuple[Path, Tensors]:
     (folder / "unet").mkdir()
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -305,6 +313,7 @@ CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
     "ZeRO": _zero,
     "ZeRO, universal": _universal,
     "shards of ranks": _rank_shards,
+    "files of ranks": _rank_files,
     "pipeline": _pipeline,
     "adapter": _adapter,
     "prefixes": _prefixed,

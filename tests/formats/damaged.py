@@ -21,11 +21,15 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 
 from ema_cli.checkpoint import Checkpoint
 from tests.formats.careful_pickles import CarefulUnpickler, torch_load
 from tests.formats.containers import DTYPE_NAMES
 from tests.formats.pieces.make import halves, write_pieces
+from tests.formats.ranks.saves import Cut as CutTensor
+from tests.formats.ranks.saves import save_ranks
 from tests.formats.reading import read_range, stored_bytes
 from tests.formats.zero.make import Saved
 
@@ -274,6 +278,48 @@ class ZeroFolder(Format):
         return {**tensors, **tied}
 
 
+@dataclass
+class RankFiles(Format):
+    """A folder with what two ranks save, who share the rows of tensors."""
+
+    zipped: bool
+
+    def write(self, folder: Path) -> Path:
+        matrix = torch.arange(12.0).reshape(3, 4)
+        state = {"layer.weight": CutTensor(matrix, [Shard(0)]), "layer.bias": CutTensor(torch.ones(2), [Shard(0)]),
+                 "scale": CutTensor(torch.ones(2), [Replicate()]), "counter": torch.tensor(3)}  # fmt: skip
+        return save_ranks(folder, state, {"fsdp": 2}, zipped=self.zipped)
+
+    def load(self, path: Path) -> Tensors:
+        """Put the parts at the places that torch computes for them, each element once."""
+        ranks = [torch_load(file) for file in sorted(path.iterdir())]
+        whole: dict[str, torch.Tensor] = {}
+        for name in {name: None for state in ranks for name in state}:
+            own = [state[name] for state in ranks if name in state]
+            parts = [value for value in own if isinstance(value, DTensor)]
+            if not parts:
+                whole[name] = own[0]
+                continue
+            shape, local = parts[0].shape, parts[0]._local_tensor
+            whole[name], covered = torch.zeros(shape, dtype=local.dtype), torch.zeros(shape)
+            assert len(parts) == len(own)
+            for part in parts:
+                mesh = part._spec.mesh
+                at = mesh._coordinate_on_dim
+                size, offset = _compute_local_shape_and_global_offset(shape, mesh.shape, at, part._spec.placements)
+                assert part.shape == shape
+                if 0 in size:
+                    continue
+                assert (part._local_tensor.shape, part._local_tensor.dtype) == (size, local.dtype)
+                place = tuple(slice(first, first + length) for first, length in zip(offset, size, strict=True))
+                if not bool(covered[place].all()):  # what several ranks have is the first one's
+                    assert not bool(covered[place].any())
+                    whole[name][place] = part._local_tensor
+                    covered[place] = 1
+            assert bool(covered.all())
+        return whole
+
+
 class TrainerState(Format):
     """A folder of the Hugging Face Trainer, whose state is damaged."""
 
@@ -364,6 +410,8 @@ FORMATS: dict[str, Format] = {
     "shards of ranks": RankShards(),
     "DCP": DcpFolder(),
     "ZeRO": ZeroFolder(),
+    "files of ranks": RankFiles(zipped=True),
+    "files of ranks, legacy": RankFiles(zipped=False),
     "npz": Npz(np.savez),
     "npz, compressed": Npz(np.savez_compressed),
     "trainer_state.json": TrainerState(),

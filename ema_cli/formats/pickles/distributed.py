@@ -47,15 +47,37 @@ def is_cut(value: object) -> TypeGuard[Wrapped]:
     return isinstance(value, Wrapped) and value.kind.rpartition(".")[2] in _CUT
 
 
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """A DTensor as it is described.
+
+    Attributes:
+        shape: of the whole.
+        local: the rank's own part, as unpickled.
+        cuts: for each dimension of the mesh, in the order in which they cut: the number of ranks along it, which of
+            them the rank is, and the placement; None for a rank outside of the mesh.
+        ranks: how many ranks the mesh around has.
+    """
+
+    shape: Shape
+    local: object
+    cuts: Sequence[tuple[int, int, Placement]] | None
+    ranks: int
+
+
 def whole_of(value: Wrapped) -> TensorRef | None:
     """Return the tensor in a share that is all of it, as on a mesh of one rank; None for any other."""
     try:
-        share = share_of(value)
+        if _is_sharded(value):
+            parts = _sharded(value).parts
+            return parts[0][0] if len(parts) == 1 and parts[0][0].shape == _shape(value.args[2]) else None
+        described = _described(value)
     except Damaged:
         return None
-    if len(share.parts) != 1 or share.parts[0][0].shape != share.shape:
+    local, cuts = described.local, described.cuts
+    if not isinstance(local, TensorRef) or local.shape != described.shape or cuts is None:
         return None
-    return share.parts[0][0]
+    return local if all(ranks == 1 or placement.dimension is None for ranks, _, placement in cuts) else None
 
 
 def share_of(value: Wrapped) -> Share:
@@ -64,21 +86,36 @@ def share_of(value: Wrapped) -> Share:
     Raises:
         Damaged: where the description does not say it, or says what is not read.
     """
+    if _is_sharded(value):
+        return _sharded(value)
+    described = _described(value)
+    shape, local, cuts = described.shape, described.local, described.cuts
+    if cuts is None:
+        return Share(shape, (), described.ranks)
+    spans = spans_of(shape, cuts)
+    if not isinstance(local, TensorRef):
+        raise Damaged("what the rank has of it is no plain tensor")
+    lengths = tuple(sum(length for _, length in own) for own in spans)
+    if local.shape != lengths and prod(lengths) + prod(local.shape):  # of nothing, any shape is right
+        raise Damaged(f"the rank has {list(local.shape)} of it, and by its placements {list(lengths)}")
+    parts = ((local, spans),) if prod(lengths) or not prod(shape) else ()
+    return Share(shape, parts, described.ranks, sum(placement.blocks for _, _, placement in cuts))
+
+
+def _described(value: Wrapped) -> _Described:
+    """Return a DTensor as its fields describe it, checked."""
     if len(value.args) < 3:
         raise Damaged(f"its description is not that of a {value.kind}")
-    return _sharded(value) if value.kind.endswith("ShardedTensor") else _distributed(value)
-
-
-def _distributed(value: Wrapped) -> Share:
-    """Return a rank's share of a DTensor."""
     shape, fields = _shape(value.args[2]), _fields(value.state)
-    local, spec = fields.get("_local_tensor"), _fields(fields.get("_spec"))
-    mesh = _fields(spec.get("mesh"))
+    spec = _fields(fields.get("_spec"))
+    mesh, meta = _fields(spec.get("mesh")), spec.get("tensor_meta")
+    if isinstance(meta, Inert) and meta.args and _shape(meta.args[0]) != shape:
+        raise Damaged("it is said to have two shapes")
     placements = [_placement(item) for item in _sequence(spec.get("placements"), "placements")]
     sizes, at = _mesh_sizes(mesh), mesh.get("_coordinate_on_dim")
     ranks = max(prod(sizes), prod(_mesh_sizes(_fields(mesh["_root_mesh"]))) if mesh.get("_root_mesh") else 0)
     if at is None:
-        return Share(shape, (), ranks)  # the rank is outside of the mesh
+        return _Described(shape, fields.get("_local_tensor"), None, ranks)
     coordinate = _shape(at, "its rank's place in the mesh")
     if not len(sizes) == len(coordinate) == len(placements) <= _MAX_MESH:
         raise Damaged("its placements are not those of its mesh")
@@ -86,14 +123,12 @@ def _distributed(value: Wrapped) -> Share:
     if value.kind.startswith(_BEFORE_STRIDED) and len(set(cut)) < len(cut):
         raise Damaged("it is cut twice along one dimension, and in which order torch before 2.5 did not write")
     cuts = list(zip(sizes, coordinate, placements, strict=True))
-    spans = spans_of(shape, [cuts[number] for number in _order(spec.get("shard_order"), len(cuts))])
-    if not isinstance(local, TensorRef):
-        raise Damaged("what the rank has of it is no plain tensor")
-    lengths = tuple(sum(length for _, length in own) for own in spans)
-    if local.shape != lengths and prod(lengths) + prod(local.shape):  # of nothing, any shape is right
-        raise Damaged(f"the rank has {list(local.shape)} of it, and by its placements {list(lengths)}")
-    work = sum(placement.blocks for placement in placements)
-    return Share(shape, ((local, spans),) if prod(lengths) or not prod(shape) else (), ranks, work)
+    ordered = [cuts[number] for number in _order(spec.get("shard_order"), len(cuts))]
+    return _Described(shape, fields.get("_local_tensor"), ordered, ranks)
+
+
+def _is_sharded(value: Wrapped) -> bool:
+    return value.kind.endswith("ShardedTensor")
 
 
 def _sharded(value: Wrapped) -> Share:
@@ -131,7 +166,10 @@ def _placement(value: object) -> Placement:
 def _order(stored: object, count: int) -> Sequence[int]:
     """Return the order in which dimensions of a mesh cut, where it is stored; else they cut from the first on."""
     entries = stored if isinstance(stored, tuple) else ()
-    order = [number for entry in entries if isinstance(entry, Inert) for number in _shape(entry.args[-1])]
+    sides = [entry.args[-1] for entry in entries if isinstance(entry, Inert) and entry.args]
+    order = [number for side in sides for number in _shape(side)]
+    if len(sides) < len(entries):
+        raise Damaged("its shards are in an order that is not described as torch does it")
     if len(set(order)) < len(order) or any(number >= count for number in order):
         raise Damaged("its shards are in an order that is none")
     return [*order, *(number for number in range(count) if number not in order)]

@@ -24,7 +24,7 @@ from ema_cli.text import plural
 
 OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole copies of all of them"
 _GATHERED = "save it with torch.distributed.checkpoint, or whole: tensor.full_tensor()"
-_MAX_WORK = 1 << 25  # blocks and boxes, of all tensors at all ranks
+_MAX_WORK = 1 << 23  # blocks and boxes, of all tensors at all ranks
 _MOST_SHOWN = 8
 # What batch normalization counts while it trains, each rank for itself.
 _COUNTED = ("running_mean", "running_var", "num_batches_tracked")
@@ -94,11 +94,9 @@ class Assembly:
             try:
                 for begin, offsets, lengths in boxes_of(spans, ref.strides):
                     stored.numbers.extend((number, start + spec.dtype.nbytes(begin), *offsets, *lengths))
-                    self._work += 1
+                    self._count(1, file)
             except Damaged as error:
                 raise CheckpointError(f"'{name}': {error}", subject=file.path) from None
-            if self._work > _MAX_WORK:
-                raise CheckpointError("it is cut into too many parts to be read", subject=file.path)
         self._named.update(dict.fromkeys(values))
         if len(self._named) > MAX_TENSORS:
             raise CheckpointError(
@@ -114,8 +112,14 @@ class Assembly:
         except Damaged as error:
             raise CheckpointError(f"'{name}': {error}", subject=file.path, hint=_GATHERED) from None
         self.ranks = max(self.ranks, share.ranks)
-        self._work += share.work
+        self._count(share.work, file)
         return share
+
+    def _count(self, work: int, file: InputFile) -> None:
+        """Count blocks and boxes, of which a small file can describe any number."""
+        self._work += work
+        if self._work > _MAX_WORK:
+            raise CheckpointError("it is cut into too many parts to be read", subject=file.path)
 
     def _tensor(self, name: str, spec: TensorSpec, file: InputFile, *, is_cut: bool) -> _Stored:
         """Return the tensor of a name, which all ranks must describe alike."""
