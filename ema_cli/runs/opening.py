@@ -7,20 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import EmaError, IncompleteCheckpoint, NoSuchWeights, UsageError
+from ema_cli.errors import EmaError, IncompleteCheckpoint, NoSuchWeights, NoWeights, UsageError
 from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.runs.called_averages import open_called, reopen, settle_begun, settle_called, settle_named, sort_absent
 from ema_cli.runs.empty_models import check_has_elements
-from ema_cli.runs.entering import drop_unmarked, unmarked_error
+from ema_cli.runs.entering import drop_aliases, drop_unmarked, unmarked_error
 from ema_cli.runs.members import check_not_parts, check_one_run, foreign_to_run, several_runs_error
 from ema_cli.runs.options import OpenOptions
-from ema_cli.runs.search import PassedOver, Search, runs_among
+from ema_cli.runs.search import PassedOver, Search, checkpoints_in
 from ema_cli.runs.unread import Sorted, Unread, exclude, no_checkpoint, sort_unread
 from ema_cli.storage.location import location
 from ema_cli.storage.names import common_folder, plain
 from ema_cli.storage.side_by_side import side_by_side
+
+_FEW = 4  # files in a named folder that are opened to tell which of them hold weights
 
 
 def search_folder(paths: Sequence[Path], options: ReadOptions) -> Search | None:
@@ -93,13 +95,19 @@ def open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoint
 
 
 def open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list[Checkpoint], Sorted]:
-    """Open the checkpoints at `paths`; return the folder that their names are relative to, and as `open_searched`."""
+    """Open the checkpoints at `paths`; return the folder that their names are relative to, and as `open_searched`.
+
+    A folder with one checkpoint in it names that checkpoint.
+    """
+    inside = checkpoints_in(paths) if len(paths) > 1 else {}
+    inside = {path: _with_weights(found, options) for path, found in inside.items()}
+    runs = {path: len(checkpoints) for path, checkpoints in inside.items() if len(checkpoints) > 1}
+    if runs:
+        raise several_runs_error(runs)
+    paths = [inside.get(path, [path])[0] for path in paths]
     # Equal inputs give equal names, however the paths to them are spelled.
     several = [plain(path) for path in paths]
     root = common_folder(path.parent for path in several)
-    runs = runs_among(paths) if len(paths) > 1 else {}
-    if runs:
-        raise several_runs_error(runs)
     opened: list[Checkpoint] = []
     excluded: list[PassedOver] = []
     absent: dict[str, tuple[Path, NoSuchWeights]] = {}
@@ -131,6 +139,21 @@ def open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list[
     if not opened:
         raise no_checkpoint(root, [], excluded)
     return root, opened, sort_unread([], opened, excluded, skip_damaged=options.skip_damaged)
+
+
+def _with_weights(paths: list[Path], options: OpenOptions) -> list[Path]:
+    """Return those of a few paths at which there are weights: one, where all names lead to the same files."""
+    if not 1 < len(paths) <= _FEW:
+        return paths
+    opened = []
+    for path in paths:
+        try:
+            opened.append(open_called(path, options.read, averages_by_name(path)))
+        except NoWeights:
+            continue
+        except EmaError:
+            return paths
+    return [checkpoint.path for checkpoint in drop_aliases(opened)[0]] or paths
 
 
 def open_by_name(paths: Mapping[str, Path], options: ReadOptions) -> list[Checkpoint]:

@@ -298,17 +298,20 @@ class Search:
         return True
 
 
-def runs_among(paths: Sequence[Path]) -> dict[Path, int]:
-    """Return the folders that hold a run instead of one checkpoint, with the number of its checkpoints."""
-    runs = {}
+def checkpoints_in(paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    """Return the folders that are no checkpoints themselves, each with what a search of it takes for checkpoints.
+
+    A folder in which there is none is left out.
+    """
+    inside = {}
     for path in paths:
         names = names_in(path)
         if names and (any(name_clocks(name).clocks for name in names) or not is_checkpoint_folder(path)):
             search = Search(path)
             search.visit(path)
             if search.paths not in ([], [path]):
-                runs[path] = len(search.paths)
-    return runs
+                inside[path] = [*search.paths, *search.weightless]
+    return inside
 
 
 def _are_checkpoints(paths: list[Path], beside: Beside) -> bool:

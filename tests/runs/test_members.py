@@ -14,7 +14,7 @@ from ema_cli import averaging
 from ema_cli.comparing.twins import check_twins
 from ema_cli.errors import RunError, UsageError
 from ema_cli.law.recipe import Recipe
-from ema_cli.law.time import Time
+from ema_cli.law.time import Time, Unit
 from ema_cli.planning.plan import make_plan
 from ema_cli.release.inputs import find_inputs, open_inputs
 from ema_cli.runs.run import Run, open_run
@@ -184,6 +184,34 @@ def test_folders_of_runs_of_files_are_told_as_such(tmp_path: Path):
     save_file(make_tensors(200), tmp_path / "a" / "model.safetensors")
     with pytest.raises(UsageError, match=r"are folders of runs: "):
         open_run([tmp_path / "a", tmp_path / "b"])
+
+
+@pytest.mark.parametrize("inside", ["model.pt", "rank0/model.pt", "tp_00/model.safetensors", "weights/net.pth"])
+@pytest.mark.parametrize("beside", [None, "rng.pt"])
+def test_a_folder_that_is_named_with_one_checkpoint_in_it_is_that_checkpoint(
+    inside: str, beside: str | None, tmp_path: Path
+):
+    """Files without weights beside it do not count."""
+    paths = [tmp_path / f"step-{step}" / inside for step in (100, 200)]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        values = make_tensors(1)
+        save_file(values, path) if path.suffix == ".safetensors" else torch.save(values, path)
+        if beside is not None:
+            torch.save({"seed": 1}, path.with_name(beside))
+    for named in (paths, [path.parent for path in paths], [tmp_path / "step-100", tmp_path / "step-200"]):
+        run = open_run(named)
+        assert [checkpoint.clock(Unit.BATCH) for checkpoint in run.checkpoints] == [100, 200]
+
+
+def test_folders_of_ranks_that_are_named_are_their_models(tmp_path: Path):
+    """Of parts the folder of any rank names the whole."""
+    for step in (100, 200):
+        for rank, name in enumerate(("a", "b")):
+            save(tmp_path / f"step-{step}" / f"tp_0{rank}" / "model.pt", {name: torch.full((2,), float(step))})
+    for rank in ("", "tp_00", "tp_01"):
+        run = open_run([tmp_path / f"step-{step}" / rank for step in (100, 200)])
+        assert [sorted(checkpoint.tensors.specs) for checkpoint in run.checkpoints] == [["a", "b"]] * 2
 
 
 def test_files_in_the_folder_of_one_moment_are_a_question(tmp_path: Path):

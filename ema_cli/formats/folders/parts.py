@@ -22,7 +22,7 @@ from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks, names_in
-from ema_cli.formats.trainers.part_names import RANK_CONFIG, RANK_FILES, converter, parts_of
+from ema_cli.formats.trainers.part_names import CUTTING, RANK_CONFIG, RANK_FILES, converter, parts_of
 from ema_cli.storage.location import location
 from ema_cli.storage.side_by_side import side_by_side
 
@@ -52,7 +52,9 @@ def _open(path: Path, paths: Sequence[Path], options: ReadOptions) -> Checkpoint
     """Return the parts at some paths as the checkpoint at `path`; raise as `open_checkpoint`."""
     missing = [part for part in paths if not location(part).info().exists]
     if missing:
-        raise IncompleteCheckpoint(_missing(missing, paths), subject=path)
+        empty = next((part.parent for part in missing if _is_empty_folder(part.parent)), None)
+        hint = None if empty is None else f"if that rank saved nothing on purpose, take its empty folder away: {empty}"
+        raise IncompleteCheckpoint(_missing(missing, paths), subject=path, hint=hint)
     try:
         parts = [call() for call in side_by_side(lambda part: _open_part(part, options), paths)]
     except CutBetweenRanks:
@@ -169,13 +171,21 @@ def _parts(path: Path) -> list[Path]:
 def _parts_of_ranks(path: Path) -> list[Path]:
     """Return the places of the model of which a rank's folder has a part at `path`: that folder's, or one in it.
 
-    Where no other rank has anything at that place, the model is whole.
+    Where no other rank has anything at that place, or at one of its own number, the model is whole: but not where ranks
+    cut tensors, by their names, or one of them has nothing at all.
     """
     around = path
     for _ in range(1 + _MAX_FOLDERS):
         names = parts_of(around.name, partial(_is_folder_beside, around))
-        paths = [around.with_name(name) / path.relative_to(around) for name in names]
-        if sum(location(part).info().exists for part in paths) > 1:
+        ranks = [around.with_name(name) for name in names]
+        inner = path.relative_to(around)
+        paths = [rank / inner for rank in ranks]
+        there = sum(location(part).info().exists for part in paths)
+        if there == 1 and len(inner.parts) == 1:
+            numbered = _numbered_parts(inner.name, ranks)
+            if numbered or CUTTING.search(around.name) or not all(map(names_in, ranks)):
+                return numbered or paths
+        if there > 1:
             return paths
         around = around.parent
     return []
@@ -183,6 +193,16 @@ def _parts_of_ranks(path: Path) -> list[Path]:
 
 def _is_folder_beside(path: Path, name: str) -> bool:
     return location(path.with_name(name)).info().is_folder
+
+
+def _numbered_parts(name: str, ranks: Sequence[Path]) -> list[Path]:
+    """Return the parts whose names have the number of the rank, too, as tp_00/model_tp00.pt; none if they are none."""
+    holders = {name: rank for rank in ranks for name in names_in(rank)}
+    return [holders.get(part, ranks[0]) / part for part in parts_of(name, holders.__contains__)]
+
+
+def _is_empty_folder(folder: Path) -> bool:
+    return location(folder).info().is_folder and not names_in(folder)
 
 
 def matches_folder(path: Path) -> bool:

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from json import JSONDecoder
 from math import prod
-from operator import add
+from operator import add, itemgetter
 from pathlib import Path
 
 from ema_cli.checkpoint import MAX_ELEMENTS, MAX_TENSORS, SpecTable, TensorSpec
@@ -205,11 +205,10 @@ def _digest(text: bytes) -> bytes:
         try:
             decoded = text.decode()
             metadata, end = JSONDecoder().raw_decode(decoded, len(_METADATA))
-            rest = decoded[end:].encode()
-            for key in sorted(metadata):
-                digest.update(repr((key, metadata[key])).encode())
-        except (ValueError, TypeError, RecursionError):
-            rest = text
+        except (ValueError, RecursionError):
+            metadata = None
+        if isinstance(metadata, dict):
+            rest = repr(sorted(metadata.items(), key=itemgetter(0))).encode() + decoded[end:].encode()
     digest.update(rest)
     return digest.digest()
 

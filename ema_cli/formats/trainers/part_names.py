@@ -16,6 +16,8 @@ from ema_cli.text import lazy_pattern
 # After these words the number is that of a part. tp, pp, mp, sdp: kinds of parallel training.
 _WORDS = r"(?:[a-z]+[-_])*rank|(?:model[-_]?)?shard|model[-_]?part|mp|tp|pp|sdp|consolidated"
 _NUMBERED = lazy_pattern(rf"(?:^|[-_.])(?:{_WORDS})[-_.]?(\d{{1,5}})(?=[-_.]|$)", re.IGNORECASE)
+# Before the number, where ranks cut tensors or have different ones: each is then a part.
+CUTTING = lazy_pattern(r"(?:^|[-_.])(?:tp|pp|mp|model[-_]?part)(?:[-_.]?rank)?[-_.]?\d", re.IGNORECASE)
 _OF = lazy_pattern(r"(?:^|[-_.])(?:([a-z_]*)[-_.]?)(\d{1,4})[-_]?of[-_]?(\d{1,4})(?=[-_.]|$)", re.IGNORECASE)
 # From 0 on, of as many as stand before them: verl's model_world_size_4_rank_0.pt.
 _WORLD = lazy_pattern(r"world[-_]?size[-_.]?(\d{1,5})[-_.]rank[-_.]?(\d{1,5})(?=[-_.]|$)", re.IGNORECASE)

@@ -235,3 +235,41 @@ def test_what_other_ranks_keep_for_themselves_is_no_part(tmp_path: Path):
     for rank in (8, 16):
         write(tmp_path / f"rank{rank}" / "step-100.pt", {"w": torch.ones(rank)})
     assert open_checkpoint(tmp_path / "rank8" / "step-100.pt").tensors.specs["w"].shape == (8,)
+
+
+def test_parts_may_have_the_number_of_the_rank_in_folder_and_name(tmp_path: Path):
+    """tp_00/model_tp00.pt and tp_01/model_tp01.pt are one model, by whichever name."""
+    for number, tensors in enumerate(halves(1)):
+        write(tmp_path / "step-1" / f"tp_0{number}" / f"model_tp0{number}.pt", tensors)
+    for path in (tmp_path / "step-1" / "tp_00" / "model_tp00.pt", tmp_path / "step-1" / "tp_01" / "model_tp01.pt"):
+        assert open_checkpoint(path).tensors.specs.keys() == make_tensors(1).keys()
+    assert len(open_run(tmp_path).checkpoints) == 1
+
+
+@pytest.mark.parametrize("folder", ["tp_0{}", "pp{}", "mp_rank_0{}", "model-part-{}"])
+@pytest.mark.parametrize("beside", [None, "log.txt"])
+def test_a_rank_that_cuts_tensors_and_saved_nothing_is_missing(folder: str, beside: str | None, tmp_path: Path):
+    """Half a model is none, whatever else lies in the folder of the other rank."""
+    path = tmp_path / "step-1" / folder.format(0) / "model.pt"
+    write(path, halves(1)[0])
+    other = tmp_path / "step-1" / folder.format(1)
+    other.mkdir()
+    if beside is not None:
+        (other / beside).write_text("")
+    with pytest.raises(CheckpointError, match=r"another part of the model by its name, is missing|one rank's part"):
+        open_checkpoint(path)
+
+
+def test_an_empty_folder_of_a_rank_is_a_question(tmp_path: Path):
+    """The hint helps: without it the model is that of the one rank; and so where the other rank has other files."""
+    path = tmp_path / "step-1" / "rank0" / "model.pt"
+    write(path, make_tensors(1))
+    other = tmp_path / "step-1" / "rank1"
+    other.mkdir()
+    with pytest.raises(IncompleteCheckpoint, match=r"'rank1/model\.pt', another part of the model") as raised:
+        open_checkpoint(path)
+    assert str(raised.value.hint).endswith(str(other))
+    other.rmdir()
+    assert open_checkpoint(path).tensors.specs.keys() == make_tensors(1).keys()
+    write(other / "rng.pt", {"state": torch.ones(2)})
+    assert open_checkpoint(path).tensors.specs.keys() == make_tensors(1).keys()
