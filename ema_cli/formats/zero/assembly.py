@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
+from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, SpecTable, Tensors, TensorSpec
 from ema_cli.dataclass import dataclass
@@ -13,6 +14,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, Run
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.torch_save.file import from_torch
+from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.zero.saved import RankFile
 from ema_cli.formats.zero.tables import ModelTables, Shape
 from ema_cli.storage.source import InputFile
@@ -34,11 +36,13 @@ class Assembly:
     """Puts a model's tensors into tables.
 
     Attributes:
+        folder: the folder of the save.
         files: the files, by the numbers that pieces have for them.
         are_placeholders: whether the model states have empty tensors in the place of parameters.
         stored: the tensors that are put together, by the names under which they are stored.
     """
 
+    folder: Path
     files: list[InputFile]
     are_placeholders: bool
     stored: dict[str, _Stored] = field(default_factory=dict)
@@ -79,10 +83,11 @@ class Assembly:
         return ShardedTensors(specs, part_of, [pieced, whole])
 
     def _check_lies(self, name: str, whole: Tensors, tables: ModelTables) -> None:
-        if self.are_placeholders and whole.specs[name].shape == (0,) and name not in tables.buffers:
+        is_known = name in tables.buffers or EXTRA_STATE in name  # the latter is empty where a module has none
+        if self.are_placeholders and whole.specs[name].shape == (0,) and not is_known:
             raise CheckpointError(
                 f"'{name}' is a parameter, but no table there says where its parts lie",
-                subject=self.files[-1].path.parent,
+                subject=self.folder,
                 hint="let a newer DeepSpeed save it: older ones leave out what does not train",
             )
 

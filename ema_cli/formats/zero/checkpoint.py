@@ -37,7 +37,7 @@ def open_parts(folder: Path, names: Collection[str], options: ReadOptions) -> Ch
             subject=folder,
             hint=OTHER_SAVES,
         )
-    assembly = Assembly([*files, *(model.file for model in models)], are_placeholders=True)
+    assembly = Assembly(folder, [*files, *(model.file for model in models)], are_placeholders=True)
     assembly.add(cut_each(tables.groups, partitions), tables.shapes, dtype_of(partitions))
     add_frozen(assembly, models, len(files), tables)
     return assembly.finish(models[0], tables, options)
@@ -55,7 +55,7 @@ def open_masters(folder: Path, names: Collection[str], model: RankFile, options:
         raise no_masters_error(folder)
     tables = tables_of([model])
     files, partitions = open_optimizer_states(folder, names)
-    assembly = Assembly([*files, model.file], are_placeholders=False)
+    assembly = Assembly(folder, [*files, model.file], are_placeholders=False)
     assembly.add(cut_rows(tables.groups, partitions), tables.shapes, dtype_of(partitions))
     return assembly.finish(model, tables, options)
 

@@ -15,6 +15,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.trainers.folders import DEEPSPEED_MODEL, DEEPSPEED_PART, DEEPSPEED_UNIVERSAL
+from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.checkpoint import add_frozen, tables_of
 from ema_cli.formats.zero.cutting import OTHER_SAVES, Row
@@ -39,7 +40,7 @@ def open_universal(folder: Path, names: Collection[str], options: ReadOptions) -
     tables = tables_of(models)
     # Where ranks cut tensors, the model states have parts of them, and only what was put together is whole.
     is_cut = sum(1 for name in names if DEEPSPEED_MODEL.search(name)) > 1
-    assembly = Assembly([model.file for model in models], are_placeholders=is_stage_3)
+    assembly = Assembly(folder, [model.file for model in models], are_placeholders=is_stage_3)
     for name in _parameters(folder, models[0], tables, is_cut=is_cut):
         _add(assembly, folder / DEEPSPEED_UNIVERSAL / name / _WEIGHT, name, None if is_cut else tables.shapes[name])
     if is_stage_3:
@@ -65,7 +66,9 @@ def _parameters(folder: Path, model: RankFile, tables: ModelTables, *, is_cut: b
         )
     whole = {*tables.buffers, *tables.shared}
     parameters = (
-        [name for name in listed if isinstance(name, str) and name not in whole] if is_cut else [*tables.shapes]
+        [name for name in listed if isinstance(name, str) and name not in whole and EXTRA_STATE not in name]
+        if is_cut
+        else [*tables.shapes]
     )
     missing = next((name for name in parameters if name not in stored), None)
     if missing is not None:

@@ -74,7 +74,9 @@ class Saved:
             if is_cut:
                 states["mp_world_size"] = tensor_ranks
                 states["module"] = {
-                    name: tensor if name in self.buffers or tensor.ndim == 0 else tensor.chunk(tensor_ranks)[0].clone()
+                    name: tensor.chunk(tensor_ranks)[0].clone()
+                    if name in self.masters.keys() - self.buffers.keys() and tensor.ndim
+                    else tensor
                     for name, tensor in states["module"].items()
                 }
             torch.save(states, folder / f"{name}_model_states.pt")

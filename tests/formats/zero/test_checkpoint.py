@@ -96,6 +96,30 @@ def test_tied_names_are_one_tensor(stage: int, tmp_path: Path) -> None:
     assert len({checkpoint.tensors.place(name) for name in saved.masters}) == len(saved.masters) - 1
 
 
+@pytest.mark.parametrize("universal", [1, 2, 0])
+@pytest.mark.parametrize("value", [torch.zeros(0, dtype=torch.uint8), torch.ones(3, dtype=torch.uint8), None])
+def test_extra_state_of_modules_is_no_parameter(
+    value: torch.Tensor | None, universal: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TransformerEngine's is a tensor of bytes, empty where there is nothing to keep: it lies whole in the file."""
+    saved = small(stage=1 if universal == 2 else 3)
+    states = Saved.model_states
+    monkeypatch.setattr(Saved, "model_states", lambda made, rank: add(states(made, rank), {"a._extra_state": value}))
+    folder = tmp_path / "global_step5"
+    checkpoint = open_checkpoint(saved.write_universal(folder, universal) if universal else saved.write(folder))
+    if value is None:
+        assert checkpoint.left_out == ("a._extra_state",)
+    else:
+        spec = checkpoint.tensors.specs["a._extra_state"]
+        assert (spec.dtype.name, spec.shape) == ("U8", tuple(value.shape))
+    assert read_all(checkpoint.tensors)["a.weight"] == stored_bytes(saved.masters["a.weight"])
+
+
+def add(states: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return model states with more in the module."""
+    return {**states, "module": {**states["module"], **values}}
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_model_itself_lies_whole_in_stages_1_and_2(stage: int, tmp_path: Path) -> None:
     """It is read as it lies; that the optimizer has float32 weights is said."""
