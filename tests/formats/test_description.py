@@ -58,6 +58,14 @@ def test_one_entry_is_taken_out(protocol: int):
     assert numbers == list(range(300, 300 + len(numbers)))
 
 
+@pytest.mark.parametrize("count", [999, 1000, 2000])
+def test_whole_batches_are_read(count: int):
+    """Behind a batch of a thousand, a pickler writes one of none."""
+    value = {f"entry {number}": number for number in range(count - 1)} | {"optimizer": {n: n for n in range(count)}}
+    cut, _ = cut_description(pickle.dumps(value, 2), is_optimizer)
+    assert pickle.loads(cut) == {f"entry {number}": number for number in range(count - 1)}
+
+
 def test_one_entry_that_is_all_of_a_batch_is_cut():
     """A pickler writes the last of 1001 entries by an instruction of its own."""
     value = {f"entry {number}": number for number in range(1000)} | {"optimizer": [1]}

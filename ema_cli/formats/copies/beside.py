@@ -51,10 +51,10 @@ class Beside:
 def beside_in_file(file: TorchFile, replaced: Sequence[Span]) -> Beside:
     """Return what a file holds beside the ranges of it that are replaced."""
     begins, beside = [begin for begin, _ in replaced], Beside()
+    spans = file.locate({ref.storage.key: None for ref in _tensors(file.root)})
 
     def is_replaced(ref: TensorRef) -> bool:
-        key, dtype = ref.storage.key, TORCH_DTYPES.get(ref.dtype)
-        span = file.locate([key]).get(key)
+        span, dtype = spans.get(ref.storage.key), TORCH_DTYPES.get(ref.dtype)
         if span is None or dtype is None:
             return False
         at = span[0] + ref.offset * dtype.itemsize

@@ -7,10 +7,12 @@ refer to a constant that the pickle remembered in an entry that goes: it is made
 from __future__ import annotations
 
 import pickletools
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -58,31 +60,36 @@ class _Entry:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Memo:
-    """An instruction that remembers a value under a number, or refers to one, from byte `at` up to byte `end`."""
-
-    at: int
-    end: int
-    number: int
-    is_put: bool
-
-
 @dataclass(slots=True)
 class _Reading:
-    """The entries of a description that are wanted, and what it remembers.
+    """The entries of a description that are wanted, and what it remembers: a few numbers for each instruction.
 
     Attributes:
         entries: the entries, as they end.
-        memo: the instructions that remember values or refer to them, in order.
-        puts: by its number, where a value that is remembered begins, and the instruction behind it ends.
+        places: where the instructions stand that remember a value under a number, or refer to one, in order.
+        ends: where each of them ends.
+        numbers: the number of each.
+        begins: where the value begins that it remembers; -1 where it refers to one.
+        puts: by its number, the index of the instruction that remembers a value.
         changing: where instructions stand that make no constant, in order.
     """
 
     entries: list[_Entry] = field(default_factory=list)
-    memo: list[_Memo] = field(default_factory=list)
-    puts: dict[int, tuple[int, int]] = field(default_factory=dict)
-    changing: list[int] = field(default_factory=list)
+    places: array[int] = field(default_factory=partial(array, "q"))
+    ends: array[int] = field(default_factory=partial(array, "q"))
+    numbers: array[int] = field(default_factory=partial(array, "q"))
+    begins: array[int] = field(default_factory=partial(array, "q"))
+    puts: dict[int, int] = field(default_factory=dict)
+    changing: array[int] = field(default_factory=partial(array, "q"))
+
+    def note(self, place: int, end: int, number: int, begin: int) -> None:
+        """Add an instruction."""
+        if begin >= 0:
+            self.puts[number] = len(self.places)
+        self.places.append(place)
+        self.ends.append(end)
+        self.numbers.append(number)
+        self.begins.append(begin)
 
 
 @dataclass(slots=True)
@@ -112,20 +119,20 @@ class _Copy:
         Raises:
             CannotCut: where it refers to a lost value that something could change later.
         """
-        memo = self.reading.memo
-        first, last = (bisect_left(memo, byte, key=lambda instruction: instruction.at) for byte in (begin, end))
-        for instruction in memo[first:last]:
-            number = instruction.number
+        reading = self.reading
+        for index in range(bisect_left(reading.places, begin), bisect_left(reading.places, end)):
+            number, is_put = reading.numbers[index], reading.begins[index] >= 0
             if number not in self.lost and self.first is None:
                 continue
-            yield self.pickle[begin : instruction.at]
-            begin = instruction.end
-            if number not in self._numbers and not instruction.is_put:
-                yield from self._constant(*self.reading.puts[number])
+            yield self.pickle[begin : reading.places[index]]
+            begin = reading.ends[index]
+            if number not in self._numbers and not is_put:
+                put = reading.puts[number]
+                yield from self._constant(reading.begins[put], reading.ends[put])
             elif number not in self._numbers:
                 self._numbers[number] = number if self.first is None else self.first + len(self._numbers)
                 yield _PUT + self._numbers[number].to_bytes(4, "little")
-            elif not instruction.is_put:
+            elif not is_put:
                 yield _GET + self._numbers[number].to_bytes(4, "little")
         yield self.pickle[begin:end]
 
@@ -148,7 +155,10 @@ def cut_description(pickle: bytes, is_cut: Callable[[Path], bool]) -> tuple[byte
     for entry in sorted(reading.entries, key=lambda entry: entry.begin):
         if not cut or entry.begin >= cut[-1].end:  # else it lies in another that is cut
             cut.append(entry)
-    lost = {number for entry in cut for number, (at, _) in reading.puts.items() if entry.begin <= at < entry.end}
+    lost: set[int] = set()
+    for entry in cut:
+        first, last = (bisect_left(reading.places, byte) for byte in (entry.begin, entry.end))
+        lost.update(reading.numbers[index] for index in range(first, last) if reading.begins[index] >= 0)
     borders = [0, *(byte for entry in cut for byte in (entry.begin, entry.end)), len(pickle)]
     copy = _Copy(pickle, reading, lost)
     with _no_endless_nesting():
@@ -205,10 +215,10 @@ def _read(pickle: bytes, is_wanted: Callable[[Path], bool]) -> _Reading:
             if name in _PUTS:
                 if argument in reading.puts or argument >= _MOST_NUMBER:
                     raise CannotCut("its description remembers two values under one number")
-                reading.memo.append(_Memo(at, end, argument, is_put=True))
-                reading.puts[argument], texts[argument] = (stack[-1].begin, end), stack[-1].text
+                reading.note(at, end, argument, stack[-1].begin)
+                texts[argument] = stack[-1].text
             elif name in _GETS:
-                reading.memo.append(_Memo(at, end, argument, is_put=False))
+                reading.note(at, end, argument, -1)
                 stack.append(_Value(at, texts[argument]))
             elif name in _STRINGS:
                 stack.append(_Value(at, argument))
@@ -258,6 +268,8 @@ def _entries(
     else:
         return
     items = stack[first:]
+    if not items:  # as a pickler writes it behind a thousand entries, or two thousand
+        return
     ends = [*(value.begin for value in items[2::2]), at if many else end]
     for key, value, behind in zip(items[::2], items[1::2], ends, strict=True):
         path = (*prefix, key.text)
