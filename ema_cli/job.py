@@ -23,6 +23,7 @@ from ema_cli.runs.tensor_rules import check_averageable, copied_names
 from ema_cli.runs.ties import with_ties
 from ema_cli.storage.checksums import Checksums
 from ema_cli.storage.location import location
+from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
@@ -33,6 +34,7 @@ from ema_cli.writing.target import Target, assign_targets, published_target
 
 _RESERVED_BYTES = 32 << 20  # of --max-memory, for all that is no buffer: half of it for numpy, if that has to be loaded
 _RESERVED_BYTES_PER_TENSOR = 1 << 10  # for the tables of the output, as it is laid out and as it is read back
+_ROOM_FOR_STORE = "it is made in the folder for temporary files first: make room there, or let TMPDIR name another"
 _LEAST_BUFFER_BYTES = 2 << 20
 
 
@@ -169,7 +171,7 @@ def prepare(
         raise OutputError(
             f"needs {job.bytes_to_write} bytes, but {free} are free",
             subject=job.target.path,
-            hint=f"make room, or {WRITE_ELSEWHERE}",
+            hint=_ROOM_FOR_STORE if isinstance(job.target.path, StorePath) else f"make room, or {WRITE_ELSEWHERE}",
         )
     return job
 

@@ -2,7 +2,7 @@
 
 A `Path` is the name of such a place; `location(path)` is the place itself, which can be looked at, listed, read and
 written. A kind of storage is a class that does what `Location` says, and a case in `location`: local files, and objects
-in stores, which are not written.
+in stores.
 """
 
 from __future__ import annotations

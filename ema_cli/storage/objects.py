@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, Missing, OutputError
+from ema_cli.errors import CheckpointError, Missing
 from ema_cli.storage.info import Entry, Identity, Info, Kind
 from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of, tag_of
 from ema_cli.storage.names import WEB, StorePath
@@ -66,27 +66,22 @@ class ObjectPlace:
         return self.path
 
     def free_bytes(self) -> int:
-        """Refuse: nothing is written here."""
-        self._refuse()
+        """Return how many bytes can be written where an output is made before it is put here."""
+        from ema_cli.storage.store_staging import free_temporary_bytes  # which only those need who write
+
+        return free_temporary_bytes()
 
     def check_writable(self) -> None:
-        """Refuse: nothing is written here."""
-        self._refuse()
+        """Do nothing: the claim on an output shows whether anything can be put here."""
 
     def make_folder(self) -> None:
-        """Refuse: nothing is written here."""
-        self._refuse()
+        """Do nothing: a store has no folders."""
 
     def staging(self) -> AbstractContextManager[Staging]:
-        """Refuse: nothing is written here."""
-        self._refuse()
+        """Return a private place on the disk for what will be put here."""
+        from ema_cli.storage.store_staging import StoreStaging
 
-    def _refuse(self) -> NoReturn:
-        raise OutputError(
-            "is in a store, from which is read only",
-            subject=self.path,
-            hint="write to a disk, and copy the output with the tool of the store",
-        )
+        return StoreStaging(self.path)
 
 
 class ObjectFile:

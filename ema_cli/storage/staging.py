@@ -149,8 +149,10 @@ class Staging:
             renames.rename(staged, path, replace=False)
             undo.append(lambda: path.rename(staged))
 
-    def publish_folder(self, name: str, *, force: bool) -> None:
+    def publish_folder(self, name: str, *, force: bool, last: str | None = None) -> None:
         """Rename the staged folder `name` to the target; with `force`, exchange it with the folder there.
+
+        One rename does it, so that no file comes `last`, as in a store.
 
         Raises:
             OutputError: where the file system refuses; the older folder is in its place then.

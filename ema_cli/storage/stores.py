@@ -16,7 +16,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from ema_cli.errors import Missing, Unreadable, UsageError, option
+from ema_cli.errors import Missing, OutputError, Unreadable, UsageError, option
 from ema_cli.storage.names import WEB, StorePath
 
 _CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)  # of one request
@@ -114,6 +114,16 @@ def store_errors(path: StorePath, what: str) -> Iterator[None]:
     except (obstore().exceptions.BaseError, ValueError) as error:
         reason = reason_of(error)
         raise Unreadable(f"{what}: {reason}", subject=path, hint=_advice(path, reason)) from error
+
+
+@contextmanager
+def output_errors_in_store(path: StorePath) -> Iterator[None]:
+    """Turn an error of obstore's into an OutputError about `path`."""
+    try:
+        yield
+    except (obstore().exceptions.BaseError, ValueError, FileNotFoundError) as error:
+        reason = reason_of(error)
+        raise OutputError(f"cannot be written: {reason}", subject=path, hint=_advice(path, reason)) from error
 
 
 def reason_of(error: Exception) -> str:

@@ -11,6 +11,7 @@ from ema_cli.manifest.signature import SIGNATURE_NAME
 from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, files_beside, is_own_sidecar
 from ema_cli.storage.info import Info, Kind
 from ema_cli.storage.location import location, walk
+from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.storage.source import InputFile
 from ema_cli.writing.target import Target
@@ -41,7 +42,7 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
 def _check_surroundings(target: Target) -> None:
     """Check that the folder around the target exists, and that files with the names of its sidecars are ours."""
     path, parent = target.path, target.path.absolute().parent
-    if not location(parent).info().is_folder:
+    if not isinstance(path, StorePath) and not location(parent).info().is_folder:
         raise OutputError(f"the folder {parent} does not exist", subject=path, hint=f"make it first: mkdir -p {parent}")
     for sidecar in () if target.is_folder else files_beside(path):
         if _look(sidecar).exists and not is_own_sidecar(sidecar, path.name):

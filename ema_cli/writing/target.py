@@ -13,7 +13,7 @@ from ema_cli.errors import UsageError, option
 from ema_cli.law.laws import HalfLife
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
-from ema_cli.storage.names import StorePath, as_path, check_no_address, common_folder
+from ema_cli.storage.names import WEB, StorePath, as_path, check_no_address, common_folder
 
 _DCP = "dcp:"  # before the name of a folder
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
@@ -63,11 +63,9 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
     text = str(path)
     path, is_dcp = as_path(text.removeprefix(_DCP)), text.startswith(_DCP)
     check_no_address(path)
-    if isinstance(path, StorePath):
+    if isinstance(path, StorePath) and path.scheme in WEB:
         raise UsageError(
-            "is in a store, from which is read only",
-            subject=path,
-            hint="write to a disk, and copy the output with the tool of the store",
+            "is on a web server, from which is read only", subject=path, hint="write to a disk or a bucket"
         )
     if path.name in ("", "..", "-"):  # nothing goes to standard output but the name
         raise UsageError(

@@ -81,7 +81,7 @@ USAGE = [
     (["average", "ckpts", "--no-such-option"], "No such option: --no-such-option"),
     (["average", "ckpts", "--device", "cuda"], "No such option: --device\nhint:  nothing runs on a device"),
     (["average", "hdfs://host/run", "--half-life", "5ba"], "hdfs://host/run: is the address of a store or server"),
-    (["average", "ckpts", "--half-life", "5ba", "-o", "gs://b/x"], "gs://b/x: is in a store, from which is read only"),
+    (["average", "ckpts", "--half-life", "5ba", "-o", "https://b/x"], "https://b/x: is on a web server, from which"),
     (["average", "ckpts", "--half-life", "5ba", "-o", "ftp://b/x"], "ftp://b/x: is the address of a store or server"),
     (["inspect", "hf://models/x"], "hf://models/x: is the address of a store or server"),
     (["verify", "ftp://host/x.safetensors"], "ftp://host/x.safetensors: is the address of a store or server"),

@@ -34,13 +34,13 @@ def hugging_face(folder: Path) -> None:
 
 
 def in_a_bucket(folder: Path) -> None:
-    """Put the run that most pages show into a store in memory, which s3://bucket leads to in this process."""
+    """Put the run that most pages show into a store in memory, s3://bucket to this process; s3://models is empty."""
     from ema_cli.storage import stores
     from ema_cli.storage.names import StorePath
     from tests.storage.stores import obstore, put_folder
 
     hugging_face(folder)
-    stores._clients["s3://bucket"] = obstore.store.MemoryStore()
+    stores._clients.update({f"s3://{name}": obstore.store.MemoryStore() for name in ("bucket", "models")})
     run = folder / "ckpts"
     files = {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     put_folder(StorePath("s3://bucket/run"), files)

@@ -52,6 +52,23 @@ class Proxy:
     address: str = ""
     stopped: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    passing: int = 0
+
+    def settle(self) -> None:
+        """Wait until no request is on its way to the store: not those either whose sender has gone."""
+        while self.passing:
+            time.sleep(0.01)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a request among those that are on their way."""
+        with self.lock:
+            self.passing += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.passing -= 1
 
     def note(self, method: str, path: str, wanted: str, *, signed: bool) -> Request:
         """Add a request to those that were made."""
@@ -67,7 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         """Pass a request on, and its answer back, or what the fault makes of it."""
-        proxy = self.proxy
+        with self.proxy.counted():
+            self._pass(self.proxy)
+
+    def _pass(self, proxy: Proxy) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         wanted, signed = self.headers.get("Range", ""), "Authorization" in self.headers
         request = proxy.note(self.command, self.path, wanted, signed=signed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ema_cli.errors import CheckpointError, Missing, OutputError, Unreadable
+from ema_cli.errors import CheckpointError, Missing, Unreadable
 from ema_cli.storage.info import Kind
 from ema_cli.storage.location import check_exists, location, walk
 from ema_cli.storage.names import StorePath, as_path
@@ -157,14 +157,6 @@ def test_a_store_that_ignores_conditions_mixes_nothing(bucket: StorePath, monkey
     monkeypatch.setattr(obstore, "get", get)
     with pytest.raises(CheckpointError, match="changed while it was used"):
         file.read(0, 8)
-
-
-def test_nothing_is_written(bucket: StorePath):
-    """The error says what to do instead."""
-    for call in ("staging", "make_folder", "check_writable", "free_bytes"):
-        with pytest.raises(OutputError, match="read only") as caught:
-            getattr(location(bucket / "x"), call)()
-        assert "copy the output" in str(caught.value.hint)
 
 
 def test_a_web_server_is_not_listed():

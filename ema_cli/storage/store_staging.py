@@ -1,0 +1,166 @@
+"""Publish into a store: made on the disk for temporary files, then put there, what makes it a release last.
+
+A store has no rename. While objects are put, a claim keeps other runs out, and nothing is a release: an older one is
+withdrawn first. After a kill there is the older one, the new one, or none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+from ema_cli.errors import CheckpointError, OutputError
+from ema_cli.storage.claim import Claim
+from ema_cli.storage.info import Entry
+from ema_cli.storage.listing import forget_listings
+from ema_cli.storage.location import location, walk
+from ema_cli.storage.names import StorePath
+from ema_cli.storage.staging import Staging
+from ema_cli.storage.stores import client_of, obstore, output_errors_in_store
+from ema_cli.system.signals import deferred_signals, note_publication
+
+_PART_BYTES = 8 << 20
+_MOST_PARTS = 9_000  # of one object: stores take 10,000
+_PARTS_AT_ONCE = 4
+_FILES_AT_ONCE = 2
+
+
+def temporary_folder() -> Path:
+    """Return the folder for temporary files, in which an output for a store is made."""
+    return Path(tempfile.gettempdir())
+
+
+def free_temporary_bytes() -> int:
+    """Return how many bytes can be written there."""
+    return shutil.disk_usage(temporary_folder()).free
+
+
+class StoreStaging(Staging):
+    """A private folder on the disk for what will be put at an address."""
+
+    def __init__(self, address: StorePath) -> None:
+        super().__init__(temporary_folder() / address.name)
+        self._address = address
+        self._claim = Claim(address)
+        self._put: dict[StorePath, Path] = {}  # what this run put: address -> file
+        self._stopped = False
+
+    def __enter__(self) -> StoreStaging:
+        try:
+            with deferred_signals():
+                self._claim.__enter__()
+                super().__enter__()
+        except BaseException as error:
+            # A signal that was held back surfaces here, too.
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with deferred_signals():
+            try:
+                super().__exit__(kind, error, trace)
+                with suppress(OutputError):  # the error that brings us here says more
+                    self._withdraw(self._put)
+            finally:
+                self._claim.__exit__(kind, error, trace)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Look anew at what is there: the claim holds off other runs all the time."""
+        forget_listings()
+        yield
+
+    def publish_file(self, name: str, sidecars: Mapping[str, Path] | None = None, *, force: bool) -> None:
+        """Put the staged file `name` at the address, after its sidecars; older ones of these are withdrawn first."""
+        paths = [(path, staged) for staged, path in (sidecars or {}).items() if isinstance(path, StorePath)]
+        beside = {path: self.folder / staged for path, staged in paths}
+        self._withdraw(beside)
+        self._upload({path: file for path, file in beside.items() if file.exists()})
+        self._check()
+        self._upload({self._address: self.folder / name})
+        self._confirm()
+
+    def publish_folder(self, name: str, *, force: bool, last: str | None = None) -> None:
+        """Put the files of the staged folder `name` below the address, those that are called `last` as the last ones.
+
+        Older ones of that name are withdrawn first, and what is not replaced is removed.
+        """
+        source = self.folder / name
+        files = {self._address / path.relative_to(source): path for path in source.rglob("*") if path.is_file()}
+        older = [self._address / entry.path.relative_to(self._address) for entry in self._present() if entry.is_file]
+        self._withdraw(path for path in older if path.name == last)
+        # Of a file and what belongs to it, which has a longer name, the file comes last.
+        self._upload({path: files[path] for path in sorted(files, reverse=True) if path.name != last})
+        self._withdraw(path for path in older if path not in files)
+        self._check()
+        self._upload({path: file for path, file in files.items() if path.name == last})
+        self._confirm()
+
+    def _present(self) -> list[Entry]:
+        """Return what lies below the address."""
+        return list(walk(self._address)) if location(self._address).info().exists else []
+
+    def _upload(self, files: Mapping[StorePath, Path]) -> None:
+        """Put local files at addresses, two at a time."""
+        self._put.update(files)
+        pool = ThreadPoolExecutor(_FILES_AT_ONCE, "put")
+        try:
+            for future in [pool.submit(self._put_one, path, file) for path, file in files.items()]:
+                future.result()
+        finally:
+            self._stopped = True
+            pool.shutdown(cancel_futures=True)  # nothing may come after the claim is given back
+            self._stopped = False
+
+    def _put_one(self, path: StorePath, file: Path) -> None:
+        size = file.stat().st_size
+        part = max(_PART_BYTES, -(-size // _MOST_PARTS))
+        with output_errors_in_store(path):
+            content = file.read_bytes() if size <= part else self._parts(file, part)
+            obstore().put(client_of(path), path.key, content, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+
+    def _parts(self, file: Path, part: int) -> Iterator[bytes]:
+        """Yield a file in parts, until the upload is to end."""
+        with file.open("rb") as stream:
+            while piece := stream.read(part):
+                if self._stopped:
+                    raise OutputError("the upload was stopped", subject=self._address)
+                yield piece
+
+    def _withdraw(self, paths: Iterable[StorePath]) -> None:
+        """Remove the objects at some addresses, if they are there."""
+        for path in paths:
+            with output_errors_in_store(path), suppress(FileNotFoundError):
+                obstore().delete(client_of(path), path.key)
+
+    def _check(self) -> None:
+        """Check that all is there that was put, in full, and that no other run took the claim.
+
+        Raises:
+            OutputError: where it is not so.
+        """
+        self._claim.check()
+        forget_listings()
+        for path, file in self._put.items():
+            try:
+                there = location(path).info().size
+            except CheckpointError as error:
+                raise OutputError(error.fact, subject=path) from error
+            if there != file.stat().st_size:
+                raise OutputError(
+                    f"has {there} bytes in the store, and {file.stat().st_size} on the disk", subject=path
+                )
+
+    def _confirm(self) -> None:
+        """Note that the output is published: what was put stays."""
+        note_publication()
+        self._put.clear()
+        forget_listings()

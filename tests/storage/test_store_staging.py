@@ -1,0 +1,230 @@
+"""Averages are written into stores: whole, or not as a release, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ema_cli.storage import claim, listing, stores
+from ema_cli.storage.location import walk
+from ema_cli.storage.names import StorePath
+from tests.conftest import Cli, write_hf_run
+from tests.storage.proxy import Proxy, Request
+from tests.storage.stores import obstore, put, put_folder
+
+_numbers = count()
+LAW = ("--half-life", "500ba")
+OTHER = ("--half-life", "200ba")
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run in `ckpts`."""
+    folder = tmp_path_factory.mktemp("disk")
+    write_hf_run(folder / "ckpts", [500, 1000, 1500])
+    return folder
+
+
+@pytest.fixture
+def models() -> StorePath:
+    """Return an address in an empty store in memory."""
+    return StorePath(f"memory://models-{next(_numbers)}/models")
+
+
+def present(folder: StorePath) -> dict[str, bytes]:
+    """Return the objects below an address."""
+    listing.forget_listings()
+    client = stores.client_of(folder)
+    keys = [meta["path"] for page in obstore.list(client, folder.key) for meta in page]
+    return {key.removeprefix(f"{folder.key}/"): bytes(obstore.get(client, key).bytes()) for key in keys}
+
+
+def local(folder: Path) -> dict[str, bytes]:
+    """Return the files below a folder."""
+    return {
+        entry.path.relative_to(folder).as_posix(): entry.path.read_bytes() for entry in walk(folder) if entry.is_file
+    }
+
+
+@pytest.mark.parametrize("name", ["release", "release.safetensors", "release.pt"])
+def test_what_is_written_to_a_store_is_what_is_written_to_a_disk(
+    models: StorePath, disk: Path, tmp_path: Path, cli: Cli, name: str
+):
+    """A folder or a file with all that belongs to it, byte for byte, and nothing else."""
+    done = cli("average", disk / "ckpts", *LAW, "-o", f"{models}/{name}", "-q")
+    assert (done.code, done.out) == (0, f"{models}/{name}\n"), done.err
+    (tmp_path / "models").mkdir()
+    assert cli("average", disk / "ckpts", *LAW, "-o", tmp_path / "models" / name, "-q").code == 0
+    assert present(models) == local(tmp_path / "models")
+    assert cli("verify", f"{models}/{name}", "--against", disk / "ckpts").code == 0
+
+
+def test_several_averages_are_written_to_a_store(models: StorePath, disk: Path, tmp_path: Path, cli: Cli):
+    """In one folder, as on a disk."""
+    both = (*LAW, *OTHER)
+    assert cli("average", disk / "ckpts", *both, "-o", models / "several").code == 0
+    assert cli("average", disk / "ckpts", *both, "-o", tmp_path / "several").code == 0
+    assert present(models / "several") == local(tmp_path / "several")
+    assert cli("verify", f"{models}/several").code == 0
+
+
+def test_what_is_there_is_replaced_only_by_force(models: StorePath, disk: Path, cli: Cli):
+    """And only where all of it is ema-cli's; what the new release has not is removed."""
+    target = models / "release"
+    assert cli("average", disk / "ckpts", *LAW, "-o", target, "--max-shard-size", "40B").code == 0
+    before = present(models)
+    refused = cli("average", disk / "ckpts", *OTHER, "-o", target)
+    assert (refused.code, present(models)) == (5, before)
+    assert cli("average", disk / "ckpts", *OTHER, "-o", target, "--force").code == 0
+    after = present(models)
+    assert any("-of-" in name for name in before)
+    assert not any("-of-" in name for name in after)
+    assert cli("verify", target, "--against", disk / "ckpts").code == 0
+    put(target / "notes.txt", b"mine")
+    refused = cli("average", disk / "ckpts", *LAW, "-o", target, "--force")
+    assert refused.code == 5
+    assert "notes.txt" in refused.err
+    assert present(models) == {**after, "release/notes.txt": b"mine"}
+
+
+def test_a_claim_keeps_a_second_run_out(models: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    """Until it is old: then its run has died, and it is taken over."""
+    put(claim.claim_path(models / "release"), b"another run's")
+    before = present(models)
+    refused = cli("average", disk / "ckpts", *LAW, "-o", models / "release")
+    assert refused.code == 5
+    assert f"{models}/release: the claim on it is held by another run" in refused.err
+    assert present(models) == before
+    monkeypatch.setattr(claim, "_LEASE", timedelta(0))
+    assert cli("average", disk / "ckpts", *LAW, "-o", models / "release").code == 0
+    assert cli("verify", models / "release").code == 0
+    assert not any("claim" in name for name in present(models))
+
+
+def test_a_web_server_is_not_written_to(disk: Path, cli: Cli):
+    """It is said before anything is read."""
+    done = cli("average", disk / "ckpts", *LAW, "-o", "https://127.0.0.1:9/release")
+    assert done.code == 2
+    assert done.err.startswith("error: https://127.0.0.1:9/release: is on a web server")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lasts", [False, True], ids=["once", "always"])
+def test_an_upload_that_fails_leaves_nothing(
+    proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, *, lasts: bool
+):
+    """A store that is busy is asked again; where it stays so, it is an error, and no object remains."""
+    monkeypatch.setattr(stores, "_RETRY", {"max_retries": 2, "retry_timeout": timedelta(seconds=3)})
+    seen: list[Request] = []
+
+    def busy(request: Request) -> str | None:
+        if request.method != "PUT" or "model.safetensors" not in request.path:
+            return None
+        seen.append(request)
+        return "503" if lasts or len(seen) == 1 else None
+
+    proxy.fault = busy
+    done = cli("average", disk / "ckpts", *LAW, "-o", folder / "release")
+    proxy.fault = lambda request: None
+    if lasts:
+        assert done.code == 5
+        assert "release/model.safetensors: cannot be written: 503" in done.err
+        assert present(folder) == {}
+    else:
+        assert done.code == 0, done.err
+        assert cli("verify", folder / "release").code == 0
+
+
+@pytest.mark.slow
+def test_large_files_go_up_in_parts(
+    proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """With as many parts as stores take; an interrupt in the middle leaves nothing."""
+    monkeypatch.setattr("ema_cli.storage.store_staging._PART_BYTES", 5 << 20)
+    (disk / "large").mkdir(exist_ok=True)
+    for step in (100, 200):
+        import torch
+        from safetensors.torch import save_file
+
+        save_file({"w": torch.full((1700, 1700), float(step))}, disk / "large" / f"step-{step}.safetensors")
+    before = len(proxy.requests)
+    done = cli("average", disk / "large", "--profile", "uniform", "-o", folder / "one.safetensors")
+    assert done.code == 0, done.err
+    assert sum("partNumber" in request.path for request in proxy.requests[before:]) == 3
+    assert cli("verify", folder / "one.safetensors", "--against", disk / "large").code == 0
+
+
+def kill_at(number: int, proxy: Proxy, disk: Path, target: StorePath, how: signal.Signals) -> int:
+    """Replace a release in a process of its own, and end that when it sends its n-th change; return its exit code."""
+    command = [sys.executable, "-m", "ema_cli", "average", disk / "ckpts", *OTHER, "-o", str(target), "--force"]
+    changes = count()
+
+    def end(request: Request) -> str | None:
+        if request.method in ("PUT", "DELETE", "POST") and next(changes) == number:
+            process.send_signal(how)
+            process.wait(30) if how is signal.SIGKILL else None
+        return None
+
+    proxy.fault = end
+    process: Any = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    code = process.wait(60)
+    proxy.settle()
+    proxy.fault = lambda request: None
+    return int(code)
+
+
+def check_after_kill(number: int, proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, tmp_path: Path) -> int:
+    """Kill a run that replaces a release; check that the old one, the new one or none is there, and make it again."""
+    target = folder / f"release-{number}"
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    for name, law in (("old", LAW), ("new", OTHER)):
+        made = cli("average", disk / "ckpts", *law, "-o", tmp_path / name / target.name, "--force")
+        assert made.code == 0, made.err
+    old, new = local(tmp_path / "old" / target.name), local(tmp_path / "new" / target.name)
+    put_folder(target, old)
+    code = kill_at(number, proxy, disk, target, signal.SIGKILL)
+    left = present(target)
+    if cli("verify", target).code == 0:
+        assert left.items() <= old.items() or left.items() <= new.items()
+    again = cli("average", disk / "ckpts", *OTHER, "-o", target, "--force")
+    assert again.code == 0, again.err
+    assert cli("verify", target, "--against", disk / "ckpts").code == 0
+    return code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 3])
+def test_after_a_kill_there_is_the_old_release_or_the_new_one_or_none(
+    proxy: Proxy, folder: StorePath, disk: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    """Never a mix that verifies; the next run takes over."""
+    monkeypatch.setattr(claim, "_LEASE", timedelta(0))
+    assert check_after_kill(number, proxy, folder, disk, cli, tmp_path) == -signal.SIGKILL
+
+
+@pytest.mark.full
+def test_after_a_kill_at_any_change_there_is_the_old_release_or_the_new_one_or_none(
+    proxy: Proxy, folder: StorePath, disk: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """At each request that changes anything, until none is left."""
+    monkeypatch.setattr(claim, "_LEASE", timedelta(0))
+    numbers = count()
+    while check_after_kill(next(numbers), proxy, folder, disk, cli, tmp_path) != 0:
+        pass
+    assert next(numbers) > 8
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_nothing(proxy: Proxy, folder: StorePath, disk: Path):
+    """Neither objects nor the claim."""
+    assert kill_at(2, proxy, disk, folder / "release", signal.SIGTERM) == 143
+    assert present(folder) == {}
