@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import field
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from ema_cli.comparing.final_model import final_model_notes
 from ema_cli.comparing.jumps import WeightSamples, jump_notes
@@ -20,7 +20,6 @@ from ema_cli.folding.fold import Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job, buffer_sizes, prepare
 from ema_cli.manifest.signature import signature_path
-from ema_cli.manifest.signing import Signer, open_signer
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.advice import non_finite_warnings
 from ema_cli.planning.plan import Plan
@@ -46,6 +45,9 @@ from ema_cli.writing.loading import loading_notes
 from ema_cli.writing.outputs import Output, OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target, parse_target
+
+if TYPE_CHECKING:  # which few averages need
+    from ema_cli.manifest.signing import Signer
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,11 @@ def average(
     options = OutputOptions.parse(**form)
     target = target if isinstance(target, Target) else parse_target(target, like_input=options.like_input)
     job = prepare(plans, target, options, force=force, manifest=manifest)
-    signer = open_signer(as_path(sign)) if sign is not None else None
+    signer = None
+    if sign is not None:
+        from ema_cli.manifest.signing import open_signer
+
+        signer = open_signer(as_path(sign))
     most_memory = parse_size(max_memory, "max_memory") if isinstance(max_memory, str) else max_memory
     recording = Recording(checksum, signer=signer)
     return perform(job, threads=threads, max_memory=most_memory, recording=recording, progress=progress)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from typer import Argument, Option
 
@@ -31,8 +31,12 @@ from ema_cli.cli.options import (
     Quiet,
     Threads,
 )
-from ema_cli.cli.tune_options import TuneOptions
 from ema_cli.dataclass import dataclass
+
+if TYPE_CHECKING:
+    from ema_cli.cli.tune_options import TuneOptions
+
+COMMANDS = ("average", "inspect", "tune", "compare", "report", "verify")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -272,13 +276,21 @@ Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
     as_json: AsJson = False
 
 
-Options = AverageOptions | InspectOptions | TuneOptions | CompareOptions | ReportOptions | VerifyOptions
+if TYPE_CHECKING:
+    Options = AverageOptions | InspectOptions | TuneOptions | CompareOptions | ReportOptions | VerifyOptions
 
-COMMANDS: dict[str, type[Options]] = {
-    "average": AverageOptions,
-    "inspect": InspectOptions,
-    "tune": TuneOptions,
-    "compare": CompareOptions,
-    "report": ReportOptions,
-    "verify": VerifyOptions,
-}
+
+def options_of(command: str) -> type[Options]:
+    """Return the arguments and options of a command."""
+    if command == "tune":
+        from ema_cli.cli.tune_options import TuneOptions  # many, which no other command needs
+
+        return TuneOptions
+    others: dict[str, type[Options]] = {
+        "average": AverageOptions,
+        "inspect": InspectOptions,
+        "compare": CompareOptions,
+        "report": ReportOptions,
+        "verify": VerifyOptions,
+    }
+    return others[command]

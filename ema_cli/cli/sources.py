@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import NoWeights, UsageError, option
@@ -13,7 +14,9 @@ from ema_cli.planning.bounds import drop_outside
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import Run, read_run
-from ema_cli.runs.stored import StoredRun, find_stored, open_stored
+
+if TYPE_CHECKING:  # what reads stored averages is loaded where they are asked for
+    from ema_cli.runs.stored import StoredRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class RawSource:
         try:
             return read_run(self.paths, self.options)
         except NoWeights as problem:
+            from ema_cli.runs.stored import find_stored
+
             if not find_stored(self.paths):
                 raise
             raise NoWeights(
@@ -80,6 +85,8 @@ class StoredSource:
                 "which averages?",
                 hint=f"name the folder that holds them: ema-cli average run/ {option('from', 'stored')}",
             )
+        from ema_cli.runs.stored import open_stored
+
         return open_stored(self.paths, copy=self.copy, component=self.component)
 
     def planner(self) -> tuple[Run, Callable[[Recipe], Plan]]:

@@ -12,16 +12,19 @@ from dataclasses import MISSING, fields
 from functools import cache
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from ema_cli._version import __version__
-from ema_cli.cli.command_line import COMMANDS, Options
+from ema_cli.cli.command_line import COMMANDS, options_of
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.storage.names import as_path
+
+if TYPE_CHECKING:
+    from ema_cli.cli.command_line import Options
 
 
 @dataclass(slots=True)
@@ -126,7 +129,7 @@ def _print_help(command: TyperCommand | TyperGroup, context: Any) -> None:
 
 def make_command(name: str) -> Any:
     """Return typer's command of that name, which returns a `Call`."""
-    options = COMMANDS[name]
+    options = options_of(name)
     family = _family(options)
 
     def call(**words: Any) -> Call:

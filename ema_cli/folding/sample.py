@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
+import os
 
 from ema_cli.dataclass import dataclass
 
@@ -28,7 +28,7 @@ class Sample:
     @classmethod
     def of(cls, seed: str | None) -> Sample:
         """Return the sample of a seed; without one, of a random one."""
-        return cls(secrets.token_hex(8) if seed is None else seed)
+        return cls(os.urandom(8).hex() if seed is None else seed)
 
     def ranges(self, name: str, count: int) -> tuple[Range, ...]:
         """Return the stretches of a tensor of `count` elements, in order; those that touch or overlap are one."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from ema_cli.dataclass import dataclass
@@ -97,9 +97,20 @@ def _start_writing(descriptor: int) -> None:
 
     What fails here fails again in the fsync, which says so.
     """
+    call = _sync_file_range()
+    if call is not None:
+        call(descriptor, 0, 0, _START_WRITING)
+
+
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], object] | None:
+    """Return that call of the system, None where it has none."""
+    import ctypes  # only for files that are long enough
+
     call = getattr(ctypes.CDLL(None), "sync_file_range", None)
     if call is not None:
-        call(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _START_WRITING)
+        call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return call
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.job import memory_needed, prepare
 from ema_cli.law.recipe import Recipe
-from ema_cli.manifest.signing import Signer, open_signer
 from ema_cli.planning.advice import twin_warnings
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
@@ -31,6 +30,7 @@ from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
 
 if TYPE_CHECKING:
+    from ema_cli.manifest.signing import Signer
     from ema_cli.release.replay import Replay
 
 
@@ -130,7 +130,7 @@ class AverageRequest:
             options.dry_run,
             not options.no_manifest,
             options.checksum,
-            open_signer(options.sign, ask_password) if options.sign is not None else None,
+            _signer(options.sign),
         )
 
 
@@ -229,6 +229,14 @@ def _check_recipe_alone(options: AverageOptions) -> None:
     if given:
         rest = " ".join(option(name) for name in given)
         raise UsageError(f"{option('recipe')} says it", option=given[0], hint=f"leave out {rest}")
+
+
+def _signer(key: Path | None) -> Signer | None:
+    if key is None:
+        return None
+    from ema_cli.manifest.signing import open_signer
+
+    return open_signer(key, ask_password)
 
 
 def _size(text: str | None, name: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sysconfig
 from functools import cache
 
 from ema_cli.dataclass import dataclass
@@ -49,6 +48,8 @@ def _best_kernel() -> Choice:
     try:
         from ema_cli.folding.kernel.compiled_kernel import CompiledKernel, variants
     except ImportError:
+        import sysconfig
+
         is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
         where = " for Pythons without the global lock" if is_free_threaded else ""
         return _numpy(f"the compiled kernel is not built{where}")

@@ -12,7 +12,6 @@ from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoW
 from ema_cli.formats.folders import refused
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
-from ema_cli.formats.pieces.rank_shards import open_pieces
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.shards import join_parts, open_index
 from ema_cli.formats.torch_save import file as torch_file
@@ -178,6 +177,8 @@ def _open_ranks(path: Path, names: Collection[str], options: ReadOptions) -> Che
     missing = min(set(range(1, count + 1)) - numbers, default=None)
     if missing is not None:
         raise IncompleteCheckpoint(f"holds no shard {missing} of {count}", subject=path)
+    from ema_cli.formats.pieces.rank_shards import open_pieces  # which few runs need
+
     model = open_pieces(path, list(shards), options.before)
     whole = safetensors_file.from_tensors(path, model.tensors, model.metadata, model.files, options)
     ranks = len({match[1] for match in shards.values()})
