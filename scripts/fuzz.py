@@ -26,6 +26,7 @@ from typing import Any
 FOLDER = Path(".fuzz")
 SECONDS_PER_INPUT = 5
 GIB = 1 << 30
+RANK_FILE = "model_rank_{}.pt"
 ZERO_MODEL, ZERO_OPTIMIZER = "zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 RANK_SHARD = "shard-0000{}-model-00001-of-00001.safetensors"
 READ_BYTES = 1 << 12  # from either end of a tensor
@@ -158,6 +159,13 @@ def fuzz_zero(name: str) -> Callable[[Path], Reader]:
         return lambda data: read_through(open_checkpoint(replaced(around / name, data).parent).tensors)
 
     return fuzz
+
+
+def fuzz_rank_file(around: Path) -> Reader:
+    """Read one rank's file with its share of tensors, beside that of another."""
+    from ema_cli.formats import open_checkpoint
+
+    return lambda data: read_through(open_checkpoint(replaced(around / RANK_FILE.format(0), data).parent).tensors)
 
 
 def fuzz_trainer_state(around: Path) -> Reader:
@@ -355,6 +363,26 @@ def zero_seeds(name: str) -> Callable[[Path], Seeds]:
     return seeds
 
 
+def rank_file_seeds(around: Path) -> Seeds:
+    """Write what two ranks have of a model, and yield the first one's file in the old format of torch's."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    for rank in range(2):
+        dist.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+        mesh = init_device_mesh("cpu", (2,))
+        state = {
+            name: distribute_tensor(torch.ones(3, 2), mesh, [placement], src_data_rank=None)
+            for name, placement in (("a", Shard(0)), ("b", Shard(1)), ("c", Replicate()))
+        }
+        torch.save(state, around / RANK_FILE.format(rank), _use_new_zipfile_serialization=False)
+        dist.destroy_process_group()
+    yield (around / RANK_FILE.format(0)).read_bytes()
+
+
 def trainer_state_seeds(around: Path) -> Seeds:
     """Yield the state as the Trainer writes it."""
     state = {"epoch": 1.5, "global_step": 300, "num_input_tokens_seen": 0, "log_history": [{"loss": float("nan")}]}
@@ -401,6 +429,12 @@ ZERO_WORDS = (
     "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params", "buffer_names", "module",
     "partition_count", "fp32_flat_groups", "single_partition_of_fp32_groups", "param_alignment_paddings", "zero_stage",
 )  # fmt: skip
+RANK_WORDS = (
+    "_local_tensor", "_spec", "mesh", "placements", "tensor_meta", "shard_order", "_layout", "axes", "_root_mesh",
+    "dim", "_coordinate_on_dim", "split_factor", "ctorch.distributed.tensor\nDTensor\n", "shard_offsets",
+    "ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\n", "ctorch._utils\n_rebuild_wrapper_subclass\n",
+    "shard_sizes", "ctorch.distributed.tensor.placement_types\n_StridedShard\n",
+)  # fmt: skip
 TARGETS: Mapping[str, Target] = {
     "safetensors": Target(fuzz_safetensors, safetensors_seeds, JSON_WORDS + TENSOR_WORDS),
     "index": Target(fuzz_index, index_seeds, (*JSON_WORDS, "weight_map", "..", "\\\\", "layer.bias")),
@@ -414,6 +448,7 @@ TARGETS: Mapping[str, Target] = {
     "metadata": Target(fuzz_metadata, metadata_seeds, PICKLE_WORDS + DCP_WORDS),
     "zero-model": Target(fuzz_zero(ZERO_MODEL), zero_seeds(ZERO_MODEL), PICKLE_WORDS + ZERO_WORDS),
     "zero-optimizer": Target(fuzz_zero(ZERO_OPTIMIZER), zero_seeds(ZERO_OPTIMIZER), PICKLE_WORDS + ZERO_WORDS),
+    "rank-file": Target(fuzz_rank_file, rank_file_seeds, PICKLE_WORDS + RANK_WORDS),
     "trainer-state": Target(fuzz_trainer_state, trainer_state_seeds, (*JSON_WORDS, "global_step", "epoch")),
     "adapter": Target(fuzz_adapter, adapter_seeds, JSON_WORDS),
     "names": Target(fuzz_names, name_seeds, ("step", "ep", "ba", "tok", "iter", ".", "/"), MAX_NAME_BYTES),

@@ -7,6 +7,9 @@ from pathlib import Path
 from ema_cli.errors import CheckpointError
 from ema_cli.storage.location import location
 
+_DESCRIBED = 1 << 16  # bytes at the beginning, in which a pickle names what the first tensors are
+_SHARES = (b"DTensor", b"ShardedTensor")
+
 
 def first_bytes(path: Path, count: int) -> bytes:
     """Return the first `count` bytes of a regular file, or all of a shorter one; nothing for anything else."""
@@ -15,3 +18,9 @@ def first_bytes(path: Path, count: int) -> bytes:
         return file.read(0, min(count, file.size))
     except CheckpointError:
         return b""  # whoever opens it says why
+
+
+def names_shares(path: Path) -> bool:
+    """Return whether a file of torch's names, near its beginning, a class of tensors that ranks share."""
+    beginning = first_bytes(path, _DESCRIBED)
+    return any(name in beginning for name in _SHARES)

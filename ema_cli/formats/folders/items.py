@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Progress
-from ema_cli.errors import CheckpointError, CutBetweenRanks, EmaError
+from ema_cli.errors import CheckpointError
+from ema_cli.formats.beginning import names_shares
 from ema_cli.formats.options import ReadOptions, no_component_error, several_models_error
 from ema_cli.formats.reader import Reader
-from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.folders import ITEM_METADATA
 from ema_cli.formats.trainers.names import is_weights_name, names_in
 from ema_cli.storage.location import location
@@ -45,13 +45,7 @@ def holds_items(path: Path, names: Collection[str]) -> bool:
         return bool(own) or (bool(items) and not any(name.endswith(".safetensors") for name in names))
     if len(items) < 2 or not own or any(files.keys() != own.keys() for files in items.values()):
         return False
-    try:
-        torch_file.open_part(own[min(own)], ReadOptions())
-    except CutBetweenRanks:
-        return True
-    except EmaError:
-        return False  # opening it as a checkpoint gives the reason
-    return False
+    return names_shares(own[min(own)])
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:

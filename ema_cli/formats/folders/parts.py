@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 
 from ema_cli.checkpoint import Checkpoint, Pretrained
 from ema_cli.errors import CheckpointError, CutBetweenRanks, EmaError, IncompleteCheckpoint, NoWeights
+from ema_cli.formats.beginning import names_shares
 from ema_cli.formats.folders import refused, several
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
@@ -55,9 +56,12 @@ def _open(path: Path, paths: Sequence[Path], options: ReadOptions) -> Checkpoint
         empty = next((part.parent for part in missing if _is_empty_folder(part.parent)), None)
         hint = None if empty is None else f"if that rank saved nothing on purpose, take its empty folder away: {empty}"
         raise IncompleteCheckpoint(_missing(missing, paths), subject=path, hint=hint)
+    is_shared = names_shares(paths[0])
     try:
-        parts = [call() for call in side_by_side(lambda part: _open_part(part, options), paths)]
+        parts = [] if is_shared else [call() for call in side_by_side(lambda part: _open_part(part, options), paths)]
     except CutBetweenRanks:
+        is_shared = True
+    if is_shared:
         from ema_cli.formats.ranks.checkpoint import open_ranks  # which no other format needs
 
         return _of_trainer(open_ranks(path, dict(enumerate(paths)), options), paths)
