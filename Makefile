@@ -9,13 +9,14 @@ PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
 # Some libraries ask for what they do not use here, or for older versions of what the others need, and are installed
 # without what they ask for.
-ALONE_LIBRARIES := ai2-olmo-core cached-path fastai speechbrain mmengine rl-games mace-torch e3nn opt-einsum-fx
+ALONE_LIBRARIES := ai2-olmo-core cached-path fastai speechbrain mmengine rl-games mace-torch e3nn opt-einsum-fx paddlepaddle
 LIBRARIES := torch safetensors transformers accelerate datasets sentence-transformers peft diffusers lightning \
 	pytorch-ignite skorch monai mlx mlx-cpu fastcore fastprogress fastdownload fasttransform cloudpickle pandas \
 	matplotlib scipy hyperpyyaml joblib sentencepiece bettermap omegaconf dataclass-extensions pytest \
 	torch-ema ema-pytorch schedulefree deepspeed 'ray[train]' gymnasium tensorboard tensorboardX \
 	setproctitle watchdog opencv-python-headless yapf addict termcolor torchmetrics ase h5py lmdb matscipy \
-	opt_einsum orjson prettytable python-hostlist configargparse GitPython
+	opt_einsum orjson prettytable python-hostlist configargparse GitPython \
+	stable-baselines3 flax orbax-checkpoint httpx
 OLMO_CORE_NEEDS := boto3 google-cloud-storage
 
 # Where this is set, every interpreter that a test starts would compile the program anew.

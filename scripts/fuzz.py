@@ -168,6 +168,17 @@ def fuzz_rank_file(around: Path) -> Reader:
     return lambda data: read_through(open_checkpoint(replaced(around / RANK_FILE.format(0), data).parent).tensors)
 
 
+def fuzz_container(suffix: str) -> Callable[[Path], Reader]:
+    """Return what reads one file in a container of another library, and every tensor."""
+
+    def fuzz(around: Path) -> Reader:
+        from ema_cli.formats.arrays.reader import open_container
+
+        return lambda data: read_torch(open_container(Memory(data, Path(f"input{suffix}"))))
+
+    return fuzz
+
+
 def fuzz_trainer_state(around: Path) -> Reader:
     """Read the Trainer's clocks."""
     from ema_cli.formats.trainers.trainer_state import read_trainer_state
@@ -383,6 +394,69 @@ def rank_file_seeds(around: Path) -> Seeds:
     yield (around / RANK_FILE.format(0)).read_bytes()
 
 
+def npz_seeds(around: Path) -> Seeds:
+    """Yield archives of numpy's, stored and compressed."""
+    import io
+
+    import numpy as np
+
+    for save in (np.savez, np.savez_compressed):
+        out = io.BytesIO()
+        arrays = {"a/w": np.arange(6.0).reshape(2, 3), "turned": np.asfortranarray(np.ones((2, 3), "f4"))}
+        save(out, step=3, texts=np.array(["a"]), half=np.zeros(2, "V2"), **arrays, **{"opt/mu": np.ones(2)})
+        yield out.getvalue()
+
+
+def zip_in_zip_seeds(around: Path) -> Seeds:
+    """Yield an archive as stable-baselines3 makes it."""
+    import io
+    import zipfile
+
+    for policy in torch_seeds(zipped=True):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("data", json.dumps({"num_timesteps": 64, "a": {":type:": "x", ":serialized:": "gASV"}}))
+            archive.writestr("policy.pth", policy)
+        yield out.getvalue()
+        return
+
+
+def nemo_seeds(around: Path) -> Seeds:
+    """Yield archives in each format of tar, with names that need headers of their own."""
+    import io
+    import tarfile
+
+    weights = next(torch_seeds(zipped=True))
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w:", format=form) as archive:
+            for name, content in (("./" + "n/" * 60 + "x", b"x"), ("./model_weights.ckpt", weights)):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        yield out.getvalue()
+
+
+def pdparams_seeds(around: Path) -> Seeds:
+    """Yield pickles of arrays as Paddle makes them."""
+    import numpy as np
+
+    arrays = {"w": np.arange(6.0).reshape(2, 3), "b": np.ones(2, "u2"), "t": np.asfortranarray(np.ones((2, 3)))}
+    for protocol in (3, 4):
+        yield pickle.dumps({**arrays, "StructuredToParameterName@@": {"w": "linear_0.w_0"}}, protocol)
+        yield pickle.dumps({"model": {"w": ("linear_0.w_0", np.ones(2))}, "epoch": 3}, protocol)
+
+
+def msgpack_seeds(around: Path) -> Seeds:
+    """Yield trees as Flax makes them, one with an array in chunks."""
+    array = b"\xc7\x16\x01\x93\x91\x02\xa7float32\xc4\x08" + bytes(8)
+    chunks = (
+        b"\x83\xb9__msgpack_chunked_array__\xc3\xa5shape\x81\xa10\x04\xa6chunks\x82\xa10" + array + b"\xa11" + array
+    )
+    yield b"\x83\xa6params\x82\xa1w" + array + b"\xa1v" + chunks + b"\xa4step\x03\xa9opt_state\x81\xa10\x80"
+    yield b"\x84\xa1a\xc0\xa1b\xcb?\xf0\0\0\0\0\0\0\xa1c\xd9\x01x\xa1w" + array
+
+
 def trainer_state_seeds(around: Path) -> Seeds:
     """Yield the state as the Trainer writes it."""
     state = {"epoch": 1.5, "global_step": 300, "num_input_tokens_seen": 0, "log_history": [{"loss": float("nan")}]}
@@ -435,6 +509,10 @@ RANK_WORDS = (
     "ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\n", "ctorch._utils\n_rebuild_wrapper_subclass\n",
     "shard_sizes", "ctorch.distributed.tensor.placement_types\n_StridedShard\n",
 )  # fmt: skip
+NUMPY_WORDS = (
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", "|V2", "<c16", "9223372036854775807", "float32",
+    "bfloat16", "cnumpy._core.multiarray\n_reconstruct\n", "cnumpy\ndtype\n", "__msgpack_chunked_array__", "chunks",
+)  # fmt: skip
 TARGETS: Mapping[str, Target] = {
     "safetensors": Target(fuzz_safetensors, safetensors_seeds, JSON_WORDS + TENSOR_WORDS),
     "index": Target(fuzz_index, index_seeds, (*JSON_WORDS, "weight_map", "..", "\\\\", "layer.bias")),
@@ -449,6 +527,15 @@ TARGETS: Mapping[str, Target] = {
     "zero-model": Target(fuzz_zero(ZERO_MODEL), zero_seeds(ZERO_MODEL), PICKLE_WORDS + ZERO_WORDS),
     "zero-optimizer": Target(fuzz_zero(ZERO_OPTIMIZER), zero_seeds(ZERO_OPTIMIZER), PICKLE_WORDS + ZERO_WORDS),
     "rank-file": Target(fuzz_rank_file, rank_file_seeds, PICKLE_WORDS + RANK_WORDS),
+    "npz": Target(fuzz_container(".npz"), npz_seeds, (*NUMPY_WORDS, "PK\x01\x02", "PK\x06\x06")),
+    "stable-baselines3": Target(
+        fuzz_container(".zip"), zip_in_zip_seeds, ("num_timesteps", "policy.pth", "PK\x01\x02", "PK\x06\x06"), 16384
+    ),
+    "nemo": Target(fuzz_container(".nemo"), nemo_seeds, ("ustar\0", "path=", "size=", "model_weights.ckpt"), 16384),
+    "pdparams": Target(fuzz_container(".pdparams"), pdparams_seeds, PICKLE_WORDS + NUMPY_WORDS),
+    "msgpack": Target(
+        fuzz_container(".msgpack"), msgpack_seeds, (*NUMPY_WORDS, "params", "batch_stats", "\xc9", "\xdf")
+    ),
     "trainer-state": Target(fuzz_trainer_state, trainer_state_seeds, (*JSON_WORDS, "global_step", "epoch")),
     "adapter": Target(fuzz_adapter, adapter_seeds, JSON_WORDS),
     "names": Target(fuzz_names, name_seeds, ("step", "ep", "ba", "tok", "iter", ".", "/"), MAX_NAME_BYTES),

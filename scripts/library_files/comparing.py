@@ -25,7 +25,7 @@ def differences(written: Path, before: Path) -> list[str]:
 def _layout(folder: Path) -> dict[str, str]:
     """Return what each file is, by its path without dates and measured numbers."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    varying = r"\d{4}-.*?(?=/)|\s*-\d+\.\d{3,}"  # dates, and what was measured
+    varying = r"\d{4}-.*?(?=/)|\s*-\d+\.\d{3,}|[0-9a-f]{32}$"  # dates, what was measured, and names of nothing
     return {re.sub(varying, "#", path.relative_to(folder).as_posix()): _describe(path) for path in files}
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import sys
 import types
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -100,6 +103,32 @@ def gathered(kind: str) -> Callable[[Path], Tensors]:
         return load_file(made / "expected" / f"{kind}-{step}.safetensors")
 
     return load
+
+
+def expected(place: str) -> Callable[[Path], Tensors]:
+    """Return what gives the tensors that a library loaded, from the file beside the run that has them.
+
+    `place` is its path from the folder of the library, with the step in the place of {}.
+    """
+
+    def load(path: Path) -> Tensors:
+        numbers = re.findall(r"\d+", path.name)
+        return load_file(path.parents[1] / place.format(numbers[0]))
+
+    return load
+
+
+def numpy_archive(path: Path) -> Tensors:
+    """Return the arrays in an archive of numpy's."""
+    with np.load(path) as archive:
+        return {name: torch.tensor(archive[name]) for name in archive.files}
+
+
+def stable_baselines3(path: Path) -> Tensors:
+    """Return the policy in an archive of stable-baselines3's."""
+    with zipfile.ZipFile(path) as archive, archive.open("policy.pth") as file:
+        tensors: Tensors = torch.load(io.BytesIO(file.read()), weights_only=True)
+        return tensors
 
 
 def olmo_core(folder: Path) -> Tensors:

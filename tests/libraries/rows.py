@@ -81,6 +81,12 @@ LIBRARIES: Mapping[str, list[Written]] = {
             arguments=("--name-clock", "ep"),
         )
     ],
+    "flax 0.12.8": [
+        Written(
+            f"flax-0.12.8/{kind}", numbered("state_{}.msgpack", 10, 20, 30), loading.expected("expected/{}.safetensors")
+        )
+        for kind in ("whole", "chunks")
+    ],
     "ignite 0.5.5": [
         Written(
             "ignite-0.5.5/model", numbered("model_{}.pt", 5, 10, 15), torch_file(), arguments=("--name-clock", "ba")
@@ -149,7 +155,23 @@ LIBRARIES: Mapping[str, list[Written]] = {
             arguments=("--exclude", "checkpoint_final_iteration=15.pt"),
         )
     ],
+    "numpy 2.4.6": [
+        Written(f"numpy-2.4.6/{kind}", numbered("step-{}.npz", 10, 20, 30), loading.numpy_archive)
+        for kind in ("stored", "compressed")
+    ],
     "OLMo-core 3.0.0": [Written("olmo-core-3.0.0", numbered("step{}", 1000, 2000, 3000), loading.olmo_core)],
+    "orbax 0.12.8": [
+        Written("orbax-0.12.8/manager", numbered("{}", 10, 20, 30), loading.expected("expected/{}.safetensors")),
+        Written("orbax-0.12.8/folders", numbered("step_{}", 10, 20, 30), loading.expected("expected/{}.safetensors")),
+    ],
+    "paddle 3.3.1": [
+        Written(
+            f"paddle-3.3.1/{kind}",
+            numbered("step-{}.pdparams", 10, 20, 30),
+            loading.expected(f"expected/{kind}-{{}}.safetensors"),
+        )
+        for kind in ("plain", "nested")
+    ],
     "peft 0.21.2": [
         Written(
             "peft-0.21.2",
@@ -215,6 +237,14 @@ LIBRARIES: Mapping[str, list[Written]] = {
             "speechbrain-1.1.2",
             {path.name: 5 * epoch for epoch, path in enumerate(sorted(DATA.glob("speechbrain-1.1.2/CKPT+*")), 1)},
             torch_file(name="model.ckpt"),
+        )
+    ],
+    "stable-baselines3 2.9.2": [
+        Written(
+            "stable-baselines3-2.9.2",
+            numbered("rl_model_{}_steps.zip", 64, 128, 192),
+            loading.stable_baselines3,
+            unit="sp",
         )
     ],
     "torch 2.13.0": [
