@@ -66,6 +66,7 @@ DCP_LAYOUTS = (
     DcpLayout("Lightning", file=DCP_META),  # or its Fabric
     DcpLayout("torchtitan", items="train_state"),
     DcpLayout("Megatron", items=MEGATRON_STATE),
+    DcpLayout("Megatron", items="checkpoint_version"),  # of its FSDP, fsdp_dtensor
 )
 DCP_CLOCKS: Mapping[Unit, tuple[str, ...]] = {
     Unit.EPOCH: ("epoch", f"{_TIMESTAMP}.epoch"),
@@ -76,8 +77,13 @@ DCP_CLOCKS: Mapping[Unit, tuple[str, ...]] = {
         "global_step",
         f"{_TIMESTAMP}.batch",
         f"{MEGATRON_STATE}.iteration",
+        "iteration",
     ),
-    Unit.SAMPLE: (f"{_TIMESTAMP}.sample", f"{MEGATRON_STATE}.args.consumed_train_samples"),
+    Unit.SAMPLE: (
+        f"{_TIMESTAMP}.sample",
+        f"{MEGATRON_STATE}.args.consumed_train_samples",
+        "args.consumed_train_samples",
+    ),
     Unit.TOKEN: ("train_state.ntokens_seen", f"{_TIMESTAMP}.token"),
 }
 DCP_BATCH_IN_EPOCH = f"{_TIMESTAMP}.batch_in_epoch"

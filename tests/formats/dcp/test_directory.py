@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -45,6 +46,12 @@ LAYOUTS: dict[str, tuple[dict[str, Any], str | None, dict[str, float]]] = {
     ),
     "a model with a part called model": ({"model": prefixed("model.", W), "optim": OPTIMIZER}, None, {}),
     "flat with a part called model": ({**prefixed("model.", W), "head": torch.ones(2)}, None, {}),
+    "Megatron's FSDP": (
+        {"model": W, "optimizer": OPTIMIZER, "iteration": 8, "checkpoint_version": 3.0, "rng_state": {"(0, 0)": [1]},
+         "args": argparse.Namespace(consumed_train_samples=32), "opt_param_scheduler": {"max_lr": 1.0}},
+        "Megatron",
+        {"ba": 8, "sp": 32},
+    ),
     "Megatron": ({**W, "chained_0": FLAT_OPTIMIZER, "rng_state": torch.ones(3), "optimizer": FLAT_OPTIMIZER}, None, {}),
 }  # fmt: skip
 EXPECTED = {
