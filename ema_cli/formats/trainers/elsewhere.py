@@ -15,6 +15,7 @@ from ema_cli.formats.trainers.nested import as_state_dict, quoted
 
 _T = TypeVar("_T")
 _MAX_PLACES = 64
+_FLAT = "flat_param.data"  # the one tensor of a rank in OLMo's local sharded checkpoints
 _ARRAYS = ("numpy.", "jax.", "jaxlib.")  # the modules of arrays that are no tensors of torch's
 
 
@@ -58,7 +59,13 @@ def joined_below(value: Any) -> StateDict:
 
 def no_weights(root: dict[Any, Any]) -> NoWeights:
     """Return the error for a file whose weights are in no place that is known; it says where there are tensors."""
-    places = [place for place, _ in islice(state_dicts_below(root), _MAX_PLACES)]
+    found = dict(islice(state_dicts_below(root), _MAX_PLACES))
+    places = list(found)
+    if any(_FLAT in tensors for tensors in found.values()):
+        return NoWeights(
+            f"holds what FSDP flattened of the parameters of one rank, at {quoted(places)}",
+            hint="put the files of all ranks together first, with OLMo's scripts/unshard.py or what saved them so",
+        )
     if places:
         around, *others = {place.rpartition(".")[0] for place in places}
         are_one = around and not others and len(places) > 1

@@ -23,6 +23,12 @@ def titan(step: int) -> dict[str, Any]:
     }
 
 
+def fsdp_dtensor(step: int) -> dict[str, Any]:
+    """Return what Megatron's FSDP saves, its model in the wrapper."""
+    model = {f"module.{name}": tensor for name, tensor in state_dict(step).items()}
+    return {"model": model, "optimizer": {"exp_avg": torch.ones(2)}, "iteration": step, "checkpoint_version": 3.0}
+
+
 def composer(step: int) -> dict[str, Any]:
     """Return what Composer saves, sharded or not."""
     timestamp = {"Timestamp": {"epoch": 0, "batch": step, "sample": 4 * step, "token": 0, "batch_in_epoch": step}}
@@ -125,6 +131,7 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "Megatron-Core": [
         distributed("iter_{:07}", state_dict, made.megatron_common),
         distributed("iter_{:07}", lambda step: {**state_dict(step), "common_state": {"iteration": step}}),
+        distributed("iter_{:07}", fsdp_dtensor),
     ],
     "Ray Train, fastai, skorch": [
         each("checkpoint_{:06}/checkpoint.ckpt", lightning),
