@@ -120,6 +120,27 @@ def fuzz_pickle(around: Path) -> Reader:
     return read
 
 
+def fuzz_description(around: Path) -> Reader:
+    """Cut an entry out of a pickle, and take others out of it: what is left is read as it was, without that entry."""
+    from ema_cli.formats.copies.description import CannotCut, cut_description, entry_bytes, foreign_names
+    from ema_cli.formats.pickles.unpickle import unpickle
+    from ema_cli.formats.pickles.values import PickleError
+
+    def read(data: bytes) -> None:
+        try:
+            for value in entry_bytes(data, [("model",), ("epoch",)], 256).values():
+                foreign_names(value)
+            cut, paths = cut_description(data, lambda path: path == ("optimizer",))
+            root, _ = unpickle(Memory(data))
+        except (CannotCut, PickleError):
+            return
+        left, _ = unpickle(Memory(cut))
+        if paths and isinstance(root, dict):
+            assert left.keys() == root.keys() - {"optimizer"}
+
+    return read
+
+
 def fuzz_module(around: Path) -> Reader:
     """Find weights and clocks in what a pickle holds, a whole module among others; each storage has 64 bytes."""
     from ema_cli.formats.pickles.unpickle import unpickle
@@ -522,6 +543,7 @@ TARGETS: Mapping[str, Target] = {
     "zip": Target(fuzz_zip, lambda around: torch_seeds(zipped=True), (*PICKLE_WORDS, "PK\x01\x02", "PK\x06\x06")),
     "legacy": Target(fuzz_legacy, lambda around: torch_seeds(zipped=False), PICKLE_WORDS),
     "pickle": Target(fuzz_pickle, pickle_seeds, PICKLE_WORDS),
+    "description": Target(fuzz_description, pickle_seeds, (*PICKLE_WORDS, "optimizer", "X\x09\x00\x00\x00optimizer")),
     "module": Target(fuzz_module, pickle_seeds, PICKLE_WORDS),
     "metadata": Target(fuzz_metadata, metadata_seeds, PICKLE_WORDS + DCP_WORDS),
     "zero-model": Target(fuzz_zero(ZERO_MODEL), zero_seeds(ZERO_MODEL), PICKLE_WORDS + ZERO_WORDS),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conftest import Cli
@@ -172,3 +172,21 @@ def test_shards_of_two_ranks_are_written_over_again(cli: Cli, tmp_path: Path):
         assert loaded.keys() == before.keys()
         for name in loaded.keys() - exact.keys() - {"model"}:
             assert repr(loaded[name]) == repr(before[name])
+
+
+def test_a_sharded_model_is_loaded_from_averages_and_trained_on(cli: Cli, tmp_path: Path):
+    """By torch in two processes: one in its input's form, one without its optimizer, and one from scratch."""
+    written, outputs = launch("write_dcp", tmp_path / "written"), tmp_path / "outputs"
+    outputs.mkdir()
+    steps = [load_file(written / "truth" / f"step-{step}.safetensors") for step in STEPS]
+    for name, layout, options, saved in (
+        ("plain", "plain", ("--like-input",), steps),
+        # The last checkpoint of torchtitan's has no optimizer.
+        ("dropped", "torchtitan", ("--like-input", "--drop", "optimizer", "--stop", f"{STEPS[-2]}ba"), steps[:-1]),
+        ("dcp:scratch", "torchtitan", (), steps),
+    ):
+        output = f"{name.removesuffix('scratch')}{outputs}/scratch" if name.startswith("dcp:") else outputs / name
+        done = cli("average", written / layout / "checkpoint", "--profile", "uniform", "-o", output, *options)
+        assert done.code == 0, done
+        save_file(mean(saved), outputs / f"{name.removeprefix('dcp:')}.safetensors")
+    launch("load_dcp", outputs)
