@@ -15,7 +15,8 @@ from ema_cli.formats.shards import open_index
 from ema_cli.formats.trainers.folders import SHARD
 from ema_cli.release.frames import dcp_differences, torch_differences
 from ema_cli.release.mark import mark_differences
-from ema_cli.release.snapshot import SAFETENSORS, Snapshot
+from ema_cli.release.snapshot import Snapshot
+from ema_cli.release.tensor_files import SAFETENSORS
 from ema_cli.text import some
 
 _INDEX = ".safetensors.index.json"  # after the base of the names of the shards

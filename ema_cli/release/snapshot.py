@@ -6,17 +6,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import field
-from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, EmaError, Unreadable, at_terminal
-from ema_cli.formats import open_checkpoint
+from ema_cli.errors import CheckpointError
 from ema_cli.formats.folders.processors import processor_states
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.safetensors import file as safetensors_file
-from ema_cli.formats.safetensors.official import different_tensors
-from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.recipe_record import read_options
 from ema_cli.manifest.sums import MAX_SUMS_BYTES, parse_sums
@@ -25,6 +20,7 @@ from ema_cli.release.positions import Positions, positions_in_files, positions_i
 from ema_cli.release.published import Published, is_allowed
 from ema_cli.release.read_file import FileSum, read_file
 from ema_cli.release.surroundings import look_around
+from ema_cli.release.tensor_files import SAFETENSORS, Problems, open_tensors, positions_in
 from ema_cli.storage.location import location
 from ema_cli.storage.small_file import read_small_file
 from ema_cli.storage.source import InputFile
@@ -33,7 +29,6 @@ from ema_cli.system.threads import thread_errors
 from ema_cli.writing.card import CARD_NAME
 
 _TICK_SECONDS = 0.1
-SAFETENSORS = ".safetensors"
 _TORCH = ".bin"  # in a folder: no side file has this suffix
 
 
@@ -117,9 +112,11 @@ def take_snapshot(
     Raises:
         CheckpointError: if this process cannot read a file or a folder, or one changes meanwhile.
     """
-    problems = _Problems(published)
+    problems, of_sums = Problems(published), Problems(published)
+    sums, sums_sha256 = _read_sums(published, of_sums)
+    early = _open_early(published, sums, allow_extra)
     manifest = _read_manifest(published, problems)
-    sums, sums_sha256 = _read_sums(published, problems)
+    problems.sentences += of_sums.sentences
     outputs = {row["name"] for row in manifest["outputs"]} if manifest is not None else set()
     listed = sums.keys() | outputs | {published.manifest.name}
     around = look_around(published, {*listed, published.sums.name}, allow_extra)
@@ -132,7 +129,11 @@ def take_snapshot(
         read = read_options(manifest["recipe"]) if manifest is not None and is_one else None
         if _is_dcp(manifest):
             read = ReadOptions(keep_prefix=True)  # names are as they were written
-        checkpoint = _open_tensors(published.folder / name, name, problems, read)
+        if read is None and name in early:
+            checkpoint, sentences = early.pop(name)
+            problems.sentences += sentences
+        else:
+            checkpoint = open_tensors(published.folder / name, name, problems, read)
         if checkpoint is not None:
             opened[name] = checkpoint
     missing = listed - present - {published.manifest.name}
@@ -143,7 +144,7 @@ def take_snapshot(
     elif is_one:
         positions = positions_in_files(published, opened)
     else:
-        positions = {name: _positions(name, checkpoint, problems) for name, checkpoint in opened.items()}
+        positions = {name: positions_in(name, checkpoint, problems) for name, checkpoint in opened.items()}
     readings = _read_files(files, positions, threads, progress)
     return Snapshot(
         published=published,
@@ -174,27 +175,7 @@ def _is_one_checkpoint(manifest: Manifest | None) -> bool:
     return _is_like_input(manifest) or _is_dcp(manifest)
 
 
-@dataclass(slots=True)
-class _Problems:
-    """The problems met while reading."""
-
-    published: Published
-    sentences: list[str] = field(default_factory=list)
-
-    def add(self, name: str, fact: str) -> None:
-        self.sentences.append(f"{self.published.folder / name}: {fact}")
-
-    def add_error(self, name: str, path: Path, error: EmaError) -> None:
-        """Turn an error into a problem of the file `name`.
-
-        A file that only this process cannot read is no problem of the average: that error is raised.
-        """
-        if isinstance(error, Unreadable):
-            raise error
-        self.add(name, error.message(at_terminal, known=path))
-
-
-def _read_manifest(published: Published, problems: _Problems) -> Manifest | None:
+def _read_manifest(published: Published, problems: Problems) -> Manifest | None:
     path = published.manifest
     if not location(path).info(follow=False).exists:
         problems.add(path.name, "is missing")
@@ -206,7 +187,7 @@ def _read_manifest(published: Published, problems: _Problems) -> Manifest | None
         return None
 
 
-def _read_sums(published: Published, problems: _Problems) -> tuple[Mapping[str, str], str]:
+def _read_sums(published: Published, problems: Problems) -> tuple[Mapping[str, str], str]:
     """Return the sum of each file as the checksum file lists it, and the sum of that file itself."""
     path, sums, text = published.sums, dict[str, str](), b""
     if not location(path).info(follow=False).exists:
@@ -234,7 +215,22 @@ def _edited(
     return frozenset() if listed == {readings[CARD_NAME].sha256} else frozenset({CARD_NAME})
 
 
-def _open_files(published: Published, names: Sequence[str], problems: _Problems) -> dict[str, InputFile]:
+def _open_early(
+    published: Published, sums: Mapping[str, str], allow_extra: Sequence[str]
+) -> dict[str, tuple[Checkpoint | None, list[str]]]:
+    """Open the files of safetensors that the checksums list, in a form of our own; return the problems of each, too.
+
+    That is before the manifest is read: the official reader takes about as much memory for a while.
+    """
+    opened = {}
+    for name in sorted(look_around(published, sums.keys(), allow_extra).present & sums.keys()):
+        if name.lower().endswith(SAFETENSORS):
+            problems = Problems(published)
+            opened[name] = open_tensors(published.folder / name, name, problems, None), problems.sentences
+    return opened
+
+
+def _open_files(published: Published, names: Sequence[str], problems: Problems) -> dict[str, InputFile]:
     files: dict[str, InputFile] = {}
     for name in names:
         path = published.folder / name
@@ -251,58 +247,6 @@ def _names_with_tensors(published: Published, files: Mapping[str, InputFile]) ->
         return [published.path.name] if published.path.name in files else []
     of_processors = processor_states(published.folder, files)  # copied as they are
     return [name for name in files if name.lower().endswith((SAFETENSORS, _TORCH)) and name not in of_processors]
-
-
-def _open_tensors(path: Path, name: str, problems: _Problems, read: ReadOptions | None) -> Checkpoint | None:
-    """Open a file of tensors with our own reader; add a problem if the official reader sees other tensors.
-
-    Args:
-        path: the file.
-        name: its name.
-        problems: takes what is wrong.
-        read: how what is in the form of its input, file or folder, is read; None for a file of a form of our own.
-    """
-    is_safetensors = name.lower().endswith(SAFETENSORS)
-    reader = safetensors_file if is_safetensors else torch_file
-    try:
-        if read is not None:
-            return open_checkpoint(path, read)
-        checkpoint: Checkpoint = reader.open_checkpoint(path, ReadOptions())
-    except EmaError as error:
-        problems.add_error(name, path, error)
-        return None
-    if is_safetensors:
-        _compare_with_official(path, name, checkpoint, problems)
-    return checkpoint
-
-
-def _compare_with_official(path: Path, name: str, checkpoint: Checkpoint, problems: _Problems) -> None:
-    """Add a problem if the official reader of safetensors sees other tensors in a file than ours."""
-    try:
-        different = different_tensors(path, checkpoint.tensors.specs)
-    except Unreadable:
-        raise
-    except CheckpointError as error:
-        problems.add(name, f"is not read by safetensors: {error.fact}")
-        return
-    if different:
-        problems.add(name, f"reads otherwise with safetensors: '{min(different)}'")
-
-
-def _positions(name: str, checkpoint: Checkpoint, problems: _Problems) -> Positions:
-    """Return the first byte and the spec of each tensor in a file; add a problem for a view or shared bytes."""
-    tensors, end = checkpoint.tensors, 0
-    positions: dict[str, tuple[int, TensorSpec]] = {}
-    located = [(place[1] if place else -1, tensor) for tensor in tensors.specs for place in [tensors.locate(tensor)]]
-    for begin, tensor in sorted(located):
-        spec = tensors.specs[tensor]
-        # Only torch files allow views and shared bytes; ema-cli gives each tensor its own bytes, in order.
-        if begin < 0 or (begin < end and spec.nbytes):
-            problems.add(name, f"'{tensor}' {'is a view' if begin < 0 else 'shares its bytes with another'}")
-            continue
-        positions[tensor] = (begin, spec)
-        end = begin + spec.nbytes
-    return positions
 
 
 def _read_files(
