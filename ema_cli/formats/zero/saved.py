@@ -15,6 +15,7 @@ from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.zero.cutting import OTHER_SAVES
 from ema_cli.formats.zero.tables import Partition, read_partition
 from ema_cli.storage.location import location
+from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.storage.source import InputFile
 from ema_cli.text import plural
 
@@ -51,7 +52,7 @@ def open_model_states(folder: Path, names: Collection[str]) -> list[RankFile]:
         CheckpointError: where they are of different saves.
     """
     of_rank = _by_rank(folder, names, DEEPSPEED_PART)
-    opened = [RankFile.open(folder / name) for name in of_rank.values()]
+    opened = [call() for call in side_by_side(RankFile.open, [folder / name for name in of_rank.values()])]
     ranks = opened[0].content.root.get("dp_world_size")
     _check_ranks(folder, of_rank, ranks if type(ranks) is int else len(of_rank), "model states")
     for key in _ALIKE:
