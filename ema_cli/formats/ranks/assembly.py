@@ -8,7 +8,7 @@ from dataclasses import field
 from itertools import groupby
 from math import prod
 
-from ema_cli.checkpoint import MAX_TENSORS, SpecTable, TensorSpec
+from ema_cli.checkpoint import MAX_TENSORS, Progress, SpecTable, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, option
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged
@@ -18,6 +18,8 @@ from ema_cli.formats.pickles.values import TensorRef, Wrapped
 from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, boxes_in
 from ema_cli.formats.placements import boxes_of
 from ema_cli.formats.ranks.copies import CopyCheck
+from ema_cli.formats.ranks.table import Part, RankTable
+from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.storage.source import InputFile
 from ema_cli.text import plural
@@ -65,55 +67,76 @@ class Assembly:
     _specs: SpecTable = field(default_factory=SpecTable)
     _work: int = 0
 
-    def add(self, rank: int, file: InputFile, opened: TorchFile, values: Mapping[str, object]) -> None:
-        """Add the file of a rank, with what it has under the names of the model's tensors.
+    def read(self, file: InputFile, opened: TorchFile, values: Mapping[str, object], progress: Progress) -> RankTable:
+        """Return what a rank's file has under the names of the model's tensors.
+
+        Args:
+            file: the file.
+            opened: its content.
+            values: what it has, by name.
+            progress: its clocks.
 
         Raises:
-            CheckpointError: for what cannot be read, or does not fit what the ranks before have.
+            CheckpointError: for what cannot be read.
         """
-        number = len(self.files)
-        self.files[rank] = file
         shares = {
-            name: self._share(name, value, file)
+            name: share_of_rank(name, value, file)
             for name, value in values.items()
             if isinstance(value, TensorRef) or is_cut(value)
         }
         if len(shares) < len(values):  # in the file's own words
             opened.tensors({name: value for name, value in values.items() if name not in shares})
-        parts = {
+        self._count(sum(share.work for share in shares.values()), file)
+        described = {
             name if part == 0 else f"{name} (shard {part})": (name, ref, spans)
             for name, share in shares.items()
             for part, (ref, spans) in enumerate(share.parts)
         }
-        tensors = opened.tensors({key: ref for key, (_, ref, _) in parts.items()})
-        for key, (name, ref, spans) in parts.items():
-            spec, start = tensors.specs[key], tensors.offset(key, 0)
+        tensors = opened.tensors({key: ref for key, (_, ref, _) in described.items()})
+        storages = opened.locate({ref.storage.key: None for _, ref, _ in described.values()})
+        parts = []
+        for key, (name, ref, spans) in described.items():
+            spec, (first, stored) = tensors.specs[key], storages[ref.storage.key]
             if spec.shape != ref.shape or ref.conjugate or ref.negative:
                 raise CheckpointError(f"'{name}' is {spec} in a form that is not put together", subject=file.path)
-            stored = self._tensor(name, TensorSpec(spec.dtype, shares[name].shape), file, is_cut=is_cut(values[name]))
+            start, boxes = tensors.offset(key, 0) - first, array("q")
             try:
                 for begin, offsets, lengths in boxes_of(spans, ref.strides):
-                    stored.numbers.extend((number, start + spec.dtype.nbytes(begin), *offsets, *lengths))
+                    boxes.extend((start + spec.dtype.nbytes(begin), *offsets, *lengths))
                     self._count(1, file)
             except Damaged as error:
                 raise CheckpointError(f"'{name}': {error}", subject=file.path) from None
-        self._named.update(dict.fromkeys(values))
+            whole = self._specs.spec(spec.dtype, shares[name].shape)
+            parts.append(Part(name, whole, is_cut(values[name]), ref.storage.key, stored, boxes))
+        ranks = max((share.ranks for share in shares.values()), default=0)
+        return RankTable(tuple(values), tuple(parts), ranks, progress)
+
+    def add(self, rank: int, file: InputFile, table: RankTable, spans: Mapping[str, Span]) -> None:
+        """Add the file of a rank.
+
+        Args:
+            rank: its number.
+            file: the file.
+            table: what it says.
+            spans: where its storages lie.
+
+        Raises:
+            CheckpointError: for what does not fit what the ranks before have.
+        """
+        number = len(self.files)
+        self.files[rank] = file
+        self.ranks = max(self.ranks, table.ranks)
+        for part in table.parts:
+            stored = self._tensor(part, file)
+            start, size = spans[part.key][0], 1 + 2 * len(part.spec.shape)
+            for at in range(0, len(part.boxes), size):
+                begin, *sides = part.boxes[at : at + size]
+                stored.numbers.extend((number, start + begin, *sides))
+        self._named.update(dict.fromkeys(table.names))
         if len(self._named) > MAX_TENSORS:
             raise CheckpointError(
                 f"holds {len(self._named)} tensors; at most {MAX_TENSORS} are read", subject=file.path
             )
-
-    def _share(self, name: str, value: TensorRef | Wrapped, file: InputFile) -> Share:
-        """Return what the rank has of a tensor, which may be the whole."""
-        if isinstance(value, TensorRef):
-            return Share(value.shape, ((value, [[(0, length)] for length in value.shape]),), 0)
-        try:
-            share = share_of(value)
-        except Damaged as error:
-            raise CheckpointError(f"'{name}': {error}", subject=file.path, hint=_GATHERED) from None
-        self.ranks = max(self.ranks, share.ranks)
-        self._count(share.work, file)
-        return share
 
     def _count(self, work: int, file: InputFile) -> None:
         """Count blocks and boxes, of which a small file can describe any number."""
@@ -121,12 +144,17 @@ class Assembly:
         if self._work > _MAX_WORK:
             raise CheckpointError("it is cut into too many parts to be read", subject=file.path)
 
-    def _tensor(self, name: str, spec: TensorSpec, file: InputFile, *, is_cut: bool) -> _Stored:
+    def _tensor(self, part: Part, file: InputFile) -> _Stored:
         """Return the tensor of a name, which all ranks must describe alike."""
-        stored = self._stored.setdefault(name, _Stored(self._specs.spec(spec.dtype, spec.shape), is_cut))
-        if (stored.spec, stored.is_cut) != (spec, is_cut):
+        stored = self._stored.get(part.name)
+        if stored is None:
+            stored = self._stored[part.name] = _Stored(part.spec, part.is_cut)
+        same = stored.spec is part.spec or stored.spec == part.spec
+        if not same or stored.is_cut != part.is_cut:
             raise CheckpointError(
-                f"'{name}' is {spec} here, and {stored.spec} at the ranks before", subject=file.path, hint=OTHER_SAVES
+                f"'{part.name}' is {part.spec} here, and {stored.spec} at the ranks before",
+                subject=file.path,
+                hint=OTHER_SAVES,
             )
         return stored
 
@@ -208,6 +236,20 @@ class Assembly:
             return CheckpointError(fact, subject=paths[other], hint=OTHER_SAVES)
         hint = f"where it is a buffer that each rank counts for itself, copy it from the first: {option('copy', name)}"
         return CheckpointError(fact, subject=paths[other], hint=hint)
+
+
+def share_of_rank(name: str, value: TensorRef | Wrapped, file: InputFile) -> Share:
+    """Return what the rank has of a tensor, which may be the whole.
+
+    Raises:
+        CheckpointError: where its description does not say it.
+    """
+    if isinstance(value, TensorRef):
+        return Share(value.shape, ((value, [[(0, length)] for length in value.shape]),), 0)
+    try:
+        return share_of(value)
+    except Damaged as error:
+        raise CheckpointError(f"'{name}': {error}", subject=file.path, hint=_GATHERED) from None
 
 
 def missing_ranks(missing: list[int], ranks: int) -> IncompleteCheckpoint:

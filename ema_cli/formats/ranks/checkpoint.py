@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Progress, Tensors
 from ema_cli.errors import CheckpointError, EmaError
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.ranks.assembly import OTHER_SAVES, Assembly
+from ema_cli.formats.ranks.table import Description, RankTable
 from ema_cli.formats.torch_save.file import from_torch, open_torch
+from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.formats.trainers.layout import StateDict
 from ema_cli.formats.trainers.places import select_tensors
 from ema_cli.storage.location import location
+from ema_cli.storage.source import InputFile
 from ema_cli.text import plural
 
 
@@ -26,13 +29,14 @@ def open_ranks(path: Path, files: Mapping[int, Path], options: ReadOptions) -> C
     """
     rank, *others = sorted(files)
     file = location(files[rank]).open()
-    opened = open_torch(file)
+    opened = open_torch(file, options.before)
     assembly, progress, warnings = Assembly(), dict[int, Progress](), list[str]()
+    reading = _Reading(assembly, options, len(files))
 
     def build(values: StateDict) -> Tensors:
-        assembly.add(rank, file, opened, {str(name): value for name, value in values.items()})
+        reading.add(rank, file, lambda: (opened, values, Progress()))
         for other in others:  # one at a time: of each only its boxes are kept
-            progress[other] = _add(assembly, other, files[other], options)
+            progress[other] = reading.open(other, files[other])
         tensors, said = assembly.finish(options)
         warnings.extend(said)
         return tensors
@@ -50,17 +54,43 @@ def open_ranks(path: Path, files: Mapping[int, Path], options: ReadOptions) -> C
     )
 
 
-def _add(assembly: Assembly, rank: int, path: Path, options: ReadOptions) -> Progress:
-    """Add the file of a further rank, and return its clocks."""
-    file = location(path).open()
-    opened = open_torch(file)
-    try:
-        selection = select_tensors(opened.root, options, opened)
-    except EmaError as error:
-        error.about(path)
-        raise
-    assembly.add(rank, file, opened, selection.tensors)
-    return selection.progress
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Reads the files of one checkpoint's ranks into an assembly."""
+
+    assembly: Assembly
+    options: ReadOptions
+    count: int
+
+    def open(self, rank: int, path: Path) -> Progress:
+        """Add the file of a further rank, and return its clocks."""
+        file = location(path).open()
+
+        def read() -> tuple[TorchFile, StateDict, Progress]:
+            opened = open_torch(file)
+            try:
+                selection = select_tensors(opened.root, self.options, opened)
+            except EmaError as error:
+                error.about(path)
+                raise
+            return opened, selection.tensors, selection.progress
+
+        return self.add(rank, file, read).progress
+
+    def add(self, rank: int, file: InputFile, read: Callable[[], tuple[TorchFile, StateDict, Progress]]) -> RankTable:
+        """Add a file, and return what it says; `read` reads it where no file before said the same."""
+        key = rank, self.count, self.options.key, self.options.weights
+        description = Description(file, key, self.options.before)
+        known = description.known()
+        if known is None:
+            opened, values, progress = read()
+            table = self.assembly.read(file, opened, {str(name): value for name, value in values.items()}, progress)
+            spans = opened.locate(dict.fromkeys(part.key for part in table.parts))
+            description.keep(table)
+        else:
+            table, spans = known
+        self.assembly.add(rank, file, table, spans)
+        return table
 
 
 def _check_progress(path: Path, first: Path, theirs: Progress, progress: Progress) -> None:
