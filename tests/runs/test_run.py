@@ -73,10 +73,10 @@ def test_named_checkpoints_in_any_order_are_shown_relative_to_their_common_paren
 
 def test_paths_that_cannot_be_a_run_are_usage_errors(tmp_path: Path):
     """A path that is not there, and the folder of a run among checkpoints: named, exit 2."""
-    write_torch_run(tmp_path / "run", [100])
+    write_torch_run(tmp_path / "run", [100, 200])
     with pytest.raises(UsageError, match=r"nowhere: does not exist$"):
         open_run([tmp_path / "nowhere"])
-    with pytest.raises(UsageError, match=r"run: is the folder of a run \(1 checkpoint\)$"):
+    with pytest.raises(UsageError, match=r"run: is the folder of a run \(2 checkpoints\)$"):
         open_run([tmp_path / "run", save(tmp_path / "step-5.pt", step=5)])
 
 
