@@ -82,8 +82,9 @@ class _State:
         Raises:
             RunError: naming what is missing, or is not what `take_state` writes there.
         """
-        if state.get("version") != _VERSION:
-            raise RunError(f"this is no state of an EMA, or one of a newer version: {state.get('version')!r}")
+        version = state.get("version") if isinstance(state, Mapping) else type(state).__name__
+        if version != _VERSION:
+            raise RunError(f"this is no state of an EMA, or one of a newer version: {version!r}")
         missing = [name for name in _NAMES if name not in state]
         if missing:
             raise RunError(f"the state is not whole: it has no '{missing[0]}'", hint=_WHOLE)

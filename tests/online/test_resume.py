@@ -169,3 +169,14 @@ def test_a_state_that_does_not_fit_changes_nothing():
     with pytest.raises(RunError, match="this is no state of an EMA"):
         ema.load_state_dict({"averages": {}})
     assert_same(held(ema), before)
+
+
+@pytest.mark.parametrize("state", [None, [], 3, "state", {}, {"version": None}, {"version": 10**9}])
+def test_what_is_no_state_changes_nothing(state: Any):
+    """Whatever a checkpoint holds in its place, the error says so."""
+    ema = EMA(torch.nn.Linear(2, 2), half_life="5ba")
+    ema.update()
+    before = ema.state_dict()
+    with pytest.raises(RunError, match="no state of an EMA"):
+        ema.load_state_dict(state)
+    assert ema.state_dict()["updates"] == before["updates"]
