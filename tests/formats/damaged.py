@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -398,6 +401,75 @@ class Npz(Format):
         return tensors
 
 
+class StableBaselines(Format):
+    """An archive of stable-baselines3, with torch's archive in it."""
+
+    def write(self, folder: Path) -> Path:
+        out = io.BytesIO()
+        torch.save(small_tensors(), out)
+        with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+            archive.writestr("data", '{"num_timesteps": 64}')
+            archive.writestr("policy.pth", out.getvalue())
+        return folder / "a.zip"
+
+    def load(self, path: Path) -> Tensors:
+        with zipfile.ZipFile(path) as archive:
+            archive.getinfo("policy.pth").CRC = None  # type: ignore[assignment]
+            return unpacked(path, archive.read("policy.pth"))
+
+
+class Nemo(Format):
+    """An archive of NeMo's, with torch's archive in it."""
+
+    def write(self, folder: Path) -> Path:
+        torch.save(small_tensors(), folder / "model_weights.ckpt")
+        with tarfile.open(folder / "a.nemo", "w:") as archive:
+            archive.add(folder / "model_weights.ckpt", "./model_weights.ckpt")
+        (folder / "model_weights.ckpt").unlink()
+        return folder / "a.nemo"
+
+    def load(self, path: Path) -> Tensors:
+        with tarfile.open(path, "r:") as archive:
+            names = [info.name for info in archive if info.name.removeprefix("./") == "model_weights.ckpt"]
+            file = archive.extractfile(names[0])
+            assert file is not None
+            return unpacked(path, file.read())
+
+
+def unpacked(path: Path, data: bytes) -> Tensors:
+    """Return what torch saved into a member of an archive."""
+    inner = path.with_name("inner")
+    inner.write_bytes(data)
+    try:
+        return torch_load(inner)
+    finally:
+        inner.unlink()
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """An unpickler of numpy's arrays alone."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+class Pdparams(Format):
+    """A pickle of arrays, as Paddle writes it."""
+
+    def write(self, folder: Path) -> Path:
+        arrays = {"weight": np.arange(6.0, dtype="f4").reshape(2, 3), "half": np.ones(2, "u2"), "count": np.array(3)}
+        (folder / "a.pdparams").write_bytes(pickle.dumps({**arrays, "turned": np.asfortranarray(np.ones((2, 3)))}, 4))
+        return folder / "a.pdparams"
+
+    def load(self, path: Path) -> Tensors:
+        with path.open("rb") as file:
+            arrays = ArrayUnpickler(file).load()
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        return {name: t.view(torch.bfloat16) if t.dtype == torch.uint16 else t for name, t in tensors.items()}
+
+
 FORMATS: dict[str, Format] = {
     "safetensors": Safetensors(),
     "torch zip": TorchSave(zipped=True, nested=False),
@@ -412,6 +484,9 @@ FORMATS: dict[str, Format] = {
     "ZeRO": ZeroFolder(),
     "files of ranks": RankFiles(zipped=True),
     "files of ranks, legacy": RankFiles(zipped=False),
+    "stable-baselines3": StableBaselines(),
+    "nemo": Nemo(),
+    "pdparams": Pdparams(),
     "npz": Npz(np.savez),
     "npz, compressed": Npz(np.savez_compressed),
     "trainer_state.json": TrainerState(),

@@ -82,15 +82,14 @@ class DeflatedEntry:
             data = self._next(state, len(out) - done)
             out[done : done + len(data)] = data
             done += len(data)
+        if offset + done == self.size:
+            self._check_end(state)
         self._keep(offset + done, state)
 
     def _next(self, state: _State, most: int) -> bytes:
         """Return the next bytes of the content, one at least."""
         while True:
-            left = state.inflate.unconsumed_tail
-            if not left:
-                left = self.file.read(self.start + state.taken, min(_CHUNK, self.stored - state.taken))
-                state.taken += len(left)
+            left = state.inflate.unconsumed_tail or self._more(state)
             try:
                 data = state.inflate.decompress(left, most)
             except zlib.error as error:
@@ -99,6 +98,23 @@ class DeflatedEntry:
                 return data
             if state.inflate.eof or not left:
                 raise CheckpointError("a compressed array in it ends too early", subject=self.path)
+
+    def _check_end(self, state: _State) -> None:
+        """Check that nothing follows the content, and that the stream says so."""
+        try:
+            while not state.inflate.eof and (left := state.inflate.unconsumed_tail or self._more(state)):
+                if state.inflate.decompress(left, 1):
+                    raise CheckpointError("a compressed array in it is longer than it says", subject=self.path)
+        except zlib.error as error:
+            raise CheckpointError("a compressed array in it is damaged", subject=self.path) from error
+        if not state.inflate.eof:
+            raise CheckpointError("a compressed array in it has no end", subject=self.path)
+
+    def _more(self, state: _State) -> bytes:
+        """Return the next bytes of the file that belong to the stream."""
+        data = self.file.read(self.start + state.taken, min(_CHUNK, self.stored - state.taken))
+        state.taken += len(data)
+        return data
 
     def _nearest(self, offset: int) -> tuple[int, _State]:
         """Return the state that was kept nearest before a byte of the content, and where it is; it is kept no more."""

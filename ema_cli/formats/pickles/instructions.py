@@ -111,7 +111,7 @@ def _pop(machine: Machine) -> None:
 
 _INSTRUCTIONS: Mapping[bytes, Callable[[Machine], object]] = {
     b"\x80": lambda machine: _refuse_newer(machine.number("B")),
-    b"\x95": lambda machine: machine.take(8),
+    b"\x95": lambda machine: machine.frame(machine.number("<Q")),
     b"(": lambda machine: machine.push_mark(),
     b"0": _pop,
     b"1": lambda machine: machine.pop_mark(),

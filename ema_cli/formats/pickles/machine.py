@@ -70,6 +70,9 @@ class Machine:
         """Return a value of `size` bytes, which come next."""
         return self.take(size)
 
+    def frame(self, size: int) -> None:
+        """Begin a frame of `size` bytes, which tells a reader of streams how much to fetch."""
+
     def fetch(self, size: int) -> None:
         """Read on, so that at least `size` bytes lie ahead."""
         self.base += self.position

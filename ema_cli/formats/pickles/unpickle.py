@@ -91,6 +91,10 @@ class _SkippingMachine(Machine):
 
     block_bytes = 1 << 12  # between two arrays there are few
 
+    def frame(self, size: int) -> None:
+        if self.base + self.position + size > self.source.size:
+            raise PickleEnds("it ends too early")
+
     def payload(self, size: int) -> Blob:
         begin = self.base + self.position
         if size < 0 or begin + size > self.source.size:

@@ -61,6 +61,9 @@ ROWS: dict[str, Row] = {
         "ignite",
     ),
     "MONAI": Row({"net": RAW, "opt": {"state": {}}}, "net", {}, "MONAI"),
+    "stable-baselines3": Row(
+        {"num_timesteps": 128, "_n_updates": 10, "policy": RAW}, "policy", {"sp": 128}, "stable-baselines3"
+    ),
     "rsl_rl": Row(
         {"model_state_dict": RAW, "optimizer_state_dict": {}, "iter": 50, "infos": None},
         "model_state_dict",
