@@ -28,6 +28,7 @@ OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole 
 _GATHERED = "save it with torch.distributed.checkpoint, or whole: tensor.full_tensor()"
 _MAX_WORK = 1 << 23  # blocks and boxes, of all tensors at all ranks
 _MOST_SHOWN = 8
+_FLAT = ("_flat_param", "flat_param")  # of FSDP's LOCAL_STATE_DICT
 # What batch normalization counts while it trains, each rank for itself.
 _COUNTED = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -79,6 +80,13 @@ class Assembly:
         Raises:
             CheckpointError: for what cannot be read.
         """
+        flat = next((name for name in values if name.rpartition(".")[2] in _FLAT), None)
+        if flat is not None:
+            raise CheckpointError(
+                f"'{flat}' is several parameters in a row, and the file does not say which",
+                subject=file.path,
+                hint="save with FSDP's SHARDED_STATE_DICT or FULL_STATE_DICT",
+            )
         shares = {
             name: share_of_rank(name, value, file)
             for name, value in values.items()

@@ -218,6 +218,15 @@ def test_a_share_of_another_size_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_flattened_parameters_are_refused(tmp_path: Path) -> None:
+    """FSDP's LOCAL_STATE_DICT has parameters in a row, and no names of them."""
+    state = {"layer._flat_param": Cut(torch.arange(35.0), [Shard(0)])}
+    save_ranks(tmp_path, state, {"fsdp": 2}, name="pytorch_model_fsdp_rank{rank}.bin")
+    with pytest.raises(CheckpointError, match="several parameters in a row") as caught:
+        open_checkpoint(tmp_path)
+    assert "SHARDED_STATE_DICT" in (caught.value.hint or "")
+
+
 def test_files_without_weights_are_none_of_ranks(tmp_path: Path) -> None:
     """What each rank keeps beside the model is no model."""
     save_ranks(tmp_path, {"lr_scheduler": {"last_epoch": 3}}, {"fsdp": 2})
