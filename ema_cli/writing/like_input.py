@@ -5,6 +5,7 @@ A tensor that is copied, and all that is no tensor of the model, stays what it i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -17,7 +18,7 @@ from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file
 from ema_cli.formats.copies.classes import classes_in
 from ema_cli.formats.copies.copied_file import CopiedFile, Span
 from ema_cli.formats.copies.frames import Cut, can_be_marked, frame_of, join_spans
-from ema_cli.formats.copies.optimizer import LeftOut, leave_out_optimizer
+from ema_cli.formats.copies.optimizer import LeftOut, is_optimizer_tensor, leave_out_optimizer
 from ema_cli.formats.copies.stored import NotWrittenBack, StoredPiece, check_apart, stored_pieces
 from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.mark import RECORD
@@ -36,6 +37,10 @@ from ema_cli.writing.card import CARD_NAME, model_card
 from ema_cli.writing.side_files import check_links
 from ema_cli.writing.target import Target
 
+# Of DeepSpeed, and of accelerate's FSDP, beside the Hugging Face Trainer's model.
+_WEIGHTS_AGAIN = re.compile(
+    r"(?:^|/)(?:[^/]*_model_states\.pt|pytorch_model_fsdp_\d+(?:/.*)?|pytorch_model_fsdp.*\.bin)$"
+)
 _NO_PART = (".git", FOLDER_NAME, SUMS_NAME, SIGNATURE_NAME)  # of a checkpoint's folder
 
 
@@ -131,8 +136,9 @@ def lay_out_like(
     except NotWrittenBack as error:
         raise _refusal(newest, f"{error}") from error
     sources = [*_descriptions(originals, left), *(file for name, file in copies.items() if name not in left.files)]
+    _check_no_weights(newest, copies)
     classes = tuple(classes_in(sources))
-    for path in left.cuts.keys() - originals.keys():
+    for path in [path for path in left.cuts if path not in originals]:
         originals[path] = _Original(location(path).open())
         names[path] = _name(path, newest, target)
     gone = {*left.files, *left.texts, *names.values()}
@@ -262,7 +268,8 @@ def _beside(
             beside.masters += one.masters
     metadata = next((file for file in newest.files if file.path.name == DCP_METADATA), None)
     if metadata is not None:
-        beside = beside_by_name(read_metadata(metadata).tensors, newest.tensors.specs)
+        names = [name for name in read_metadata(metadata).tensors if not (left.texts and is_optimizer_tensor(name))]
+        beside = beside_by_name(names, newest.tensors.specs)
     return beside.without(left.places)
 
 
@@ -273,6 +280,13 @@ def _notes(newest: Checkpoint, beside: Beside, classes: Sequence[str]) -> tuple[
     if classes:
         notes.append(f"loading it runs the code of {some(classes)}, as loading {newest.name} does")
     return tuple(notes)
+
+
+def _check_no_weights(newest: Checkpoint, copies: Iterable[str]) -> None:
+    """Check that no file that is copied holds the model once more, for the trainer to load it from there."""
+    again = next((name for name in copies if _WEIGHTS_AGAIN.search(name)), None)
+    if again is not None:
+        raise _refusal(newest, f"it holds the weights once more, in {again}, from which its trainer resumes")
 
 
 def _check_no_masters(newest: Checkpoint, beside: Beside, *, without_optimizer: bool) -> None:

@@ -54,6 +54,7 @@ def file(step: int) -> dict[str, dict[str, Any]]:
                       "timestamp": {"Timestamp": {"epoch": 1, "batch": step, "sample": step, "token": 0}}},
             "rng": [rest],
         },
+        "fastai": {"model": model(step), "opt": {"state": [torch.randn(3000)], "hypers": [{"lr": 1}]}, "step": step},
         "fairseq": {
             "args": argparse.Namespace(lr=1), "model": model(step), "last_optimizer_state": adam(step),
             "optimizer_history": [{"num_updates": step}], "extra_state": {"train_iterator": {"epoch": step}},
@@ -69,7 +70,7 @@ def weights_at(saved: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def without_optimizer(value: dict[str, Any]) -> dict[str, Any]:
     """Return what is to be left."""
-    keys = ("optimizer", "optimizer_states", "last_optimizer_state", "optimizers")
+    keys = ("opt", "optimizer", "optimizer_states", "last_optimizer_state", "optimizers")
     return {key: without_optimizer(item) if key == "state" else item for key, item in value.items() if key not in keys}
 
 
@@ -126,6 +127,34 @@ def test_copies_of_the_weights_are_refused_where_they_would_stay(run: InProcess)
     assert "master_param" in run.err
     assert "--drop optimizer" in run.err
     assert run("average", "run", "-o", "out.pt", *DROP)[0] == 0, run.err
+
+
+@pytest.mark.parametrize("name", ["global_step300/mp_rank_00_model_states.pt", "pytorch_model_fsdp_0/__0_0.distcp"])
+def test_weights_that_are_there_once_more_are_refused(run: InProcess, name: str):
+    """The Hugging Face Trainer resumes from DeepSpeed's and FSDP's files, where they lie beside its model."""
+    write_hf_run(run.folder / "run", [100, 200, 300])
+    for step in (100, 200, 300):
+        path = run.folder / f"run/checkpoint-{step}" / name.replace("300", str(step))
+        path.parent.mkdir()
+        torch.save({"module": model(step)}, path)
+    for options in (DROP, DROP[:3]):
+        assert run("average", "run", "-o", "out", *options)[0] == 5
+        assert f"holds the weights once more, in {name}" in run.err
+    assert run("average", "run", "-o", "out", *DROP[:2])[0] == 0, run.err
+
+
+def test_tensors_of_composer_s_shards_are_left_out(run: InProcess):
+    """Its optimizer stands within `state`, and its copies of the weights are none where they are gone."""
+    for step in STEPS:
+        clock = {"Timestamp": {"batch": step}}
+        inner = {"model": model(step), "optimizers": {"Adam": adam(step)}, "timestamp": clock}
+        save_folder(run.folder / f"run/step-{step}", {"state": inner})
+    assert run("average", "run", "-o", "out", *DROP[:3])[0] == 5
+    assert run("average", "run", "-o", "out", *DROP)[0] == 0, run.err
+    assert "left out: state.optimizers" in run.err
+    dcp_to_torch_save("out", "out.pt")
+    assert torch.load("out.pt", weights_only=False)["state"].keys() == {"model", "timestamp"}
+    assert run("verify", "out", "--against", "run", "--like-input")[0] == 0, run.err
 
 
 @pytest.mark.parametrize("flat", [False, True])

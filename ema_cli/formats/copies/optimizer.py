@@ -75,6 +75,11 @@ def leave_out_optimizer(originals: Collection[InputFile], copies: Mapping[str, I
     return left
 
 
+def is_optimizer_tensor(name: str) -> bool:
+    """Return whether a tensor of a distributed checkpoint is an optimizer's, by its name."""
+    return _TENSORS.match(name) is not None
+
+
 def _place(name: str) -> str:
     """Return the part of a name that says whose it is."""
     match = _FILES.search(name)
@@ -85,8 +90,12 @@ def _cut_archive(left: LeftOut, file: InputFile) -> None:
     """Leave entries out of an archive of torch's, and the storages that only they name."""
     if not is_zip(file):
         raise NotWrittenBack("is of torch's old format, out of which nothing can be left")
+    whole = read_description(file)
+    root, _ = unpickle(HeldBytes(file.path, whole))
+    # fastai's `opt` is a dict; what other trainers have there are their options.
+    more = {("opt",)} if isinstance(root, dict) and isinstance(root.get("opt"), dict) else set()
     try:
-        description, paths = cut_description(read_description(file), _is_optimizer_s)
+        description, paths = cut_description(whole, lambda path: path in more or _is_optimizer_s(path))
     except CannotCut as error:
         raise NotWrittenBack(f"nothing can be left out of {file.path.name}: {error}") from error
     if not paths:
@@ -114,10 +123,10 @@ def _cut_shards(left: LeftOut, file: InputFile, name: str) -> None:
     if metadata.more:
         raise NotWrittenBack(f"its {DCP_METADATA} says more than torch's own, {metadata.more}, and is not written anew")
     tensors = {tensor: metadata.tensor(tensor) for tensor in metadata.tensors}
-    gone = [tensor for tensor in (*tensors, *metadata.items) if _TENSORS.match(tensor)]
+    gone = [tensor for tensor in (*tensors, *metadata.items) if is_optimizer_tensor(tensor)]
     if not gone:
         return
-    left.places += dict.fromkeys(re.split(r"[./]", tensor.removeprefix("state."))[0] for tensor in gone)
+    left.places += dict.fromkeys(match[0][:-1] for tensor in gone if (match := _TENSORS.match(tensor)))
     records = [record for tensor in gone if tensor in tensors for record in tensors[tensor].records]
     records += [metadata.items[tensor] for tensor in gone if tensor in metadata.items]
     folder = name[: name.rfind("/") + 1]
