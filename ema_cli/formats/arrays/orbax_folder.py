@@ -78,4 +78,4 @@ def _item(path: Path, options: ReadOptions) -> Path:
     return path / models[0] if models else path
 
 
-READER = Reader(matches, open_checkpoint, takes_component=True)
+READER = Reader(matches, open_checkpoint, takes_component=True, files=False)

@@ -62,8 +62,8 @@ READ_ONLY = FORMATS | {ORBAX}
 
 
 def matches(path: Path) -> bool:
-    """Return whether this is a file whose name ends as those of one of the containers do."""
-    return path.suffix.lower() in _CONTAINERS and not location(path).info().is_folder
+    """Return whether the name of a file ends as those of one of the containers do."""
+    return path.suffix.lower() in _CONTAINERS
 
 
 def is_other_archive(path: Path) -> bool:
@@ -95,4 +95,4 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     return from_torch(file, open_container(file), options, form=form)
 
 
-READER = Reader(matches, open_checkpoint)
+READER = Reader(matches, open_checkpoint, folders=False)
