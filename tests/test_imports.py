@@ -38,7 +38,7 @@ def test_inspect_loads_neither_torch_nor_numpy(tmp_path: Path):
     write_hf_run(tmp_path / "hf", [100, 200])
     write_torch_run(tmp_path / "pt", [100, 200])
     for folder in ("hf", "pt"):
-        assert not loaded_by(["inspect", folder, "--half-life", "50ba"], tmp_path) & {"torch", "numpy"}
+        assert not loaded_by(["inspect", folder, "--half-life", "50ba"], tmp_path) & {"torch", "numpy", "obstore"}
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ class StorePath(PosixPath):
 
     def __fspath__(self) -> str:
         raise UsageError(
-            "is in a store, and this works with local files only", subject=self, hint="copy it to a disk first"
+            "is in a store, and this works with local files only", subject=self, hint="name a local path here"
         )
 
     def absolute(self) -> StorePath:

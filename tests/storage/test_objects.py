@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ema_cli.errors import CheckpointError, Missing, Unreadable
+from ema_cli.storage import stores
 from ema_cli.storage.info import Kind
 from ema_cli.storage.location import check_exists, location, walk
 from ema_cli.storage.names import StorePath, as_path
@@ -157,6 +158,23 @@ def test_a_store_that_ignores_conditions_mixes_nothing(bucket: StorePath, monkey
     monkeypatch.setattr(obstore, "get", get)
     with pytest.raises(CheckpointError, match="changed while it was used"):
         file.read(0, 8)
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(cli, monkeypatch: pytest.MonkeyPatch):
+    """Whatever is done with an address."""
+
+    def missing(name: str) -> None:
+        raise ImportError(f"No module named '{name}'")
+
+    monkeypatch.setattr(stores, "import_module", missing)
+    stores.obstore.cache_clear()
+    try:
+        for words in (["inspect"], ["average", "--profile", "uniform"], ["verify"]):
+            done = cli(words[0], "s3://bucket/run", *words[1:])
+            assert done.code == 2
+            assert done.err.endswith("hint:  install it: pip install 'ema-cli[cloud]'\n")
+    finally:
+        stores.obstore.cache_clear()
 
 
 def test_a_web_server_is_not_listed():
