@@ -182,7 +182,7 @@ def _open_ranks(path: Path, names: Collection[str], options: ReadOptions) -> Che
     model = open_pieces(path, list(shards), options.before)
     whole = safetensors_file.from_tensors(path, model.tensors, model.metadata, model.files, options)
     ranks = len({match[1] for match in shards.values()})
-    note = f"put together of what {plural(ranks, 'rank')} saved; if the last of them lack a file, none shows it"
+    note = f"put together of the files of {plural(ranks, 'rank')}; no file says whether there were more"
     return dataclasses.replace(whole, notes=(*whole.notes, note))
 
 

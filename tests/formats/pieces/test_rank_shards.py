@@ -50,7 +50,7 @@ def test_pieces_are_put_together_as_torch_does(ranks: int, tmp_path: Path) -> No
     assert {name: spec.shape for name, spec in checkpoint.tensors.specs.items()} == {
         name: tuple(tensor.shape) for name, tensor in expected.items()
     }
-    assert any("put together of what" in note for note in checkpoint.notes)
+    assert any("put together of the files of" in note for note in checkpoint.notes)
 
 
 def test_shards_of_ranks_that_hold_whole_tensors_are_one_model(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_pieces_are_taken_where_what_was_put_together_is_not_whole(tmp_path: Pat
     save_file(ROWS, model / "consolidated" / "model-00001-of-00002.safetensors")
     checkpoint = open_checkpoint(model)
     assert read_all(checkpoint.tensors) == {"w": stored_bytes(ROWS["w"])}
-    assert any("put together of what 2 ranks saved" in note for note in checkpoint.notes)
+    assert any("put together of the files of 2 ranks" in note for note in checkpoint.notes)
 
 
 def test_a_run_of_automodel_is_averaged(cli: Cli, tmp_path: Path) -> None:
