@@ -21,6 +21,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.before import Before
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape, make_box
 from ema_cli.formats.dcp.pieces import Record, StoredTensor, find_clash, shown
+from ema_cli.formats.pickles.beginnings import Beginning, unpickle_beginning
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import Inert, Name, PickleError
 from ema_cli.formats.shards import is_plain_name
@@ -28,7 +29,8 @@ from ema_cli.storage.source import InputFile
 
 # The fields by which each class is known, torch's or a trainer's own.
 _METADATA = ("state_dict_metadata", "storage_data")
-_KNOWN = (*_METADATA, "planner_data", "storage_meta", "version")
+_OF_TENSORS = (*_METADATA, "planner_data")
+_KNOWN = (*_OF_TENSORS, "storage_meta", "version")
 _TENSOR = ("properties", "size", "chunks")
 _PIECE = ("offsets", "sizes")
 _INDEX = ("fqn",)
@@ -38,6 +40,8 @@ _MAX_PATH = 256
 _MAX_BYTES = 128 << 20  # of the file; for each piece there are some 150
 _OBJECT = b"\x81\x94}\x94("  # how a pickle begins to make an object with attributes; for a piece there are three
 _MAX_OBJECTS = 1_200_000
+_OWN = b"\x8c\x0cstorage_meta"  # where the identity of each save begins, after all that is said of the tensors
+_LAST = b"ub."  # how a pickle ends that has nothing of its own
 _MAX_INSTRUCTIONS = 40_000_000  # of the pickle; for each object there are some 23
 
 State = Mapping[object, object]
@@ -53,7 +57,7 @@ class Metadata:
         tensors: the entry of each tensor, as unpickled; `tensor` makes a `StoredTensor` of it.
         items: the record of each value that is no tensor.
         paths: the keys that led to a value in the nested dict that was saved, by name, where they are recorded.
-        digest: of the file's bytes.
+        digest: of the bytes of the file that was parsed: this one, or one before it that says the same of tensors.
         more: the name of something that torch's own metadata do not say; empty where there is nothing.
     """
 
@@ -128,21 +132,54 @@ def read_metadata(file: InputFile, before: Before | None = None) -> Metadata:
     if file.size > _MAX_BYTES:
         raise CheckpointError(f"of {file.size} bytes; at most {_MAX_BYTES} are read", subject=file.path)
     data = file.read(0, file.size)
-    digest = blake2b(data).digest()
-    known = before.get(Metadata, digest) if before is not None else None
-    if known is not None:
-        return replace(known, file=file, _sides=0, _cover=CoverCheck())
+    own = data.rfind(_OWN)
+    end = own if own > 0 else max(len(data) - len(_LAST), 0)
+    key = end, blake2b(data[:end]).digest()
+    known = before.get(_Known, key) if before is not None else None
+    again = known.of(file) if known is not None else None
+    if again is not None:
+        return again
     objects = data.count(_OBJECT)
     if objects > _MAX_OBJECTS:
         raise CheckpointError(f"describes {objects} things; at most {_MAX_OBJECTS} are read", subject=file.path)
     try:
-        root, _ = unpickle(file, most=_MAX_INSTRUCTIONS)
-        metadata = _parse(file, digest, _state(root, _METADATA))
+        root, beginning = _unpickle(file, end)
+        metadata = _parse(file, blake2b(data).digest(), _state(root, _METADATA))
     except (PickleError, Damaged) as error:
         raise CheckpointError(f"cannot be read: {error}", subject=file.path) from error
-    if before is not None:
-        before.keep(digest, metadata, file.size)
+    read = _Known(metadata, beginning) if before is not None and beginning is not None else None
+    if before is not None and read is not None and read.of(file) is not None:  # its own end changes nothing
+        before.keep(key, read, file.size)
     return metadata
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a file was that was read before, and how it began: all but what each save has of its own, at its end."""
+
+    metadata: Metadata
+    beginning: Beginning
+
+    def of(self, file: InputFile) -> Metadata | None:
+        """Return what a file is that begins as this one did; None where its end tells something else of the tensors."""
+        try:
+            root = self.beginning.go_on(file)
+        except PickleError:
+            return None
+        state = root.state if isinstance(root, Inert) else None
+        values = self.beginning.values
+        taken = dict(zip(values[::2], values[1::2], strict=True))
+        if not (isinstance(state, dict) and state.keys() <= {*_KNOWN}):
+            return None
+        is_same = all(state.get(name) is taken.get(name) for name in _OF_TENSORS)
+        return replace(self.metadata, file=file, _sides=0, _cover=CoverCheck()) if is_same else None
+
+
+def _unpickle(file: InputFile, end: int) -> tuple[Any, Beginning | None]:
+    try:
+        return unpickle_beginning(file, end, _MAX_INSTRUCTIONS)
+    except PickleError:
+        return unpickle(file, most=_MAX_INSTRUCTIONS)[0], None  # the byte may lie within an instruction
 
 
 def _parse(file: InputFile, digest: bytes, state: State) -> Metadata:

@@ -9,7 +9,8 @@ items and state. So it reads more than an allow-list does, and nothing in the fi
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ema_cli.formats.pickles.batches import Batches
@@ -120,8 +121,15 @@ class _NamingMachine(Machine):
 
 
 def _execute(machine: Machine, batches: Batches | None = None, most: int = MAX_INSTRUCTIONS) -> Any:
-    try:
+    with pickle_errors():
         return execute(machine, batches, most)
+
+
+@contextmanager
+def pickle_errors() -> Iterator[None]:
+    """Make a PickleError of what a machine raises where its program is damaged."""
+    try:
+        yield
     except (
         IndexError,
         KeyError,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +47,44 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+TENSORS, STORAGE = b"\x8c\x13state_dict_metadata", b"\x8c\x0cstorage_data"
+ENDS = {
+    "another identity": b"\x8c\x0cstorage_metaNu",
+    "something else of its own": b"\x8c\x04more\x8c\x03yes\x8c\x0cstorage_metaNu",
+    "and more behind it": b"\x8c\x0cstorage_metaN\x8c\x04more\x8c\x03yesu",
+    "other tensors": b"\x8c\x0cstorage_metaN" + TENSORS + b"}u",
+    "other places": b"\x8c\x0cstorage_metaN" + STORAGE + b"}u",
+    "tensors that are changed": b"\x8c\x0cstorage_metaNu0h\x06(h\x07Nu0h\x03h\x04",
+    "what was remembered": b"\x8c\x0cstorage_metah\x06u",
+    "no end": b"\x8c\x0cstorage_metaN",
+    "too much": b"\x8c\x0cstorage_metaNuN",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_end_of_another_kind_is_read_as_by_itself(end: str, tmp_path: Path) -> None:
+    """What follows all that is said of the tensors is each file's own, and may say something else of them."""
+    first, second = saved(tmp_path / "step-1"), saved(tmp_path / "step-2")
+    stored = (second / ".metadata").read_bytes()
+    begin = stored.rindex(b"\x8c\x0cstorage_meta")
+    (second / ".metadata").write_bytes(stored[:begin] + ENDS[end] + b"b.")
+    alone, after = outcomes(first, second)
+    assert after == alone
+    again, as_before = outcomes(second, first)
+    assert as_before == again
+
+
+@pytest.mark.slow
+def test_no_byte_of_metadata_can_be_changed_unseen(tmp_path: Path) -> None:
+    """With any one byte changed, a reader that knows the file as it was finds what a new one finds."""
+    first, second = saved(tmp_path / "step-1"), saved(tmp_path / "step-2")
+    stored = (second / ".metadata").read_bytes()
+    for at in range(len(stored)):
+        (second / ".metadata").write_bytes(stored[:at] + bytes([stored[at] ^ 0x41]) + stored[at + 1 :])
+        alone, after = outcomes(first, second)
+        assert after == alone, at
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_folder_like_the_one_before_is_read_as_by_itself(change: str, tmp_path: Path) -> None:
     """Whatever differs from the first folder: the same tensors and clocks, or the same error."""
@@ -58,13 +95,15 @@ def test_a_folder_like_the_one_before_is_read_as_by_itself(change: str, tmp_path
 
 
 def test_equal_metadata_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten folders of a run have one table."""
+    """Folders of a run have one table; each has an identity of its own in its metadata."""
     parsed = []
     parse = metadata._parse
     monkeypatch.setattr(metadata, "_parse", lambda *args: parsed.append(args) or parse(*args))
-    shutil.copytree(saved(tmp_path / "step-1"), tmp_path / "step-2")
+    for number in range(1, 6):
+        saved(tmp_path / f"step-{number}")
     options = ReadOptions()
-    opened = [open_checkpoint(tmp_path / name, options).tensors for name in ("step-1", "step-2")]
+    opened = [open_checkpoint(tmp_path / f"step-{number}", options).tensors for number in range(1, 6)]
+    assert len({(tmp_path / f"step-{number}" / ".metadata").read_bytes() for number in range(1, 6)}) == 5
     assert len(parsed) == 1
     assert opened[0].specs is opened[1].specs
     assert opened[0].pieces is opened[1].pieces
@@ -75,7 +114,7 @@ def test_metadata_of_more_than_is_read_are_refused_before_they_are_read(
 ) -> None:
     """By their size, or by how many things they describe; nothing is unpickled."""
     folder = saved(tmp_path / "step-1")
-    monkeypatch.setattr(metadata, "unpickle", None)
+    monkeypatch.setattr(metadata, "unpickle_beginning", None)
     for limit, fact in (("_MAX_BYTES", "bytes; at most 10 are read"), ("_MAX_OBJECTS", "things; at most 10 are read")):
         with monkeypatch.context() as patched:
             patched.setattr(metadata, limit, 10)
