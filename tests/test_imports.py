@@ -76,6 +76,27 @@ def test_average_loads_neither_torch_nor_numpy(tmp_path: Path):
         assert ("numpy" in loaded) == (str(chosen_kernel()).startswith("numpy")), "only where the kernel is numpy"
 
 
+@pytest.mark.slow
+def test_a_command_loads_what_it_does(tmp_path: Path):
+    """An average of safetensors reads no pickles, pieces or stored averages, and neither signs nor draws tables."""
+    write_hf_run(tmp_path / "hf", [100, 200])
+    for optimizer in (tmp_path / "hf").rglob("optimizer.pt"):  # which may say that it is schedule-free
+        optimizer.unlink()
+    average = ["average", "hf", "--half-life", "50ba", "-o", "out.safetensors"]
+    others = {
+        "cli.tune_options", "cli.tables", "cli.json_printer", "comparing.distance", "formats.dcp.checkpoint",
+        "formats.pickles.unpickle", "formats.pieces.rank_shards", "formats.torch_save.zip_container",
+        "manifest.signing", "online.ema", "release.verify", "report.page", "runs.stored", "storage.objects",
+        "tuning.tune",
+    }  # fmt: skip
+    libraries = {"obstore", "rich", "random", "statistics", "importlib.metadata"}
+    loaded = loaded_by(average, tmp_path)
+    assert not loaded & (libraries | {f"ema_cli.{name}" for name in others})
+    reading = {"ema_cli.averaging", "ema_cli.folding.fold", "ema_cli.writing.outputs", "ctypes"}
+    assert not loaded_by(["inspect", "hf"], tmp_path) & reading
+    assert not loaded_by(["--version"], tmp_path) & {"ema_cli.formats", "ema_cli.runs.run", "rich"}
+
+
 def test_the_law_loads_no_numpy():
     """Plans are plain Python."""
     script = "import sys, ema_cli.planning.plan; print({'torch', 'numpy', 'typer', 'rich'} & set(sys.modules))"

@@ -7,7 +7,6 @@ that place finds it unlocked and removes it.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import time
 import weakref
@@ -64,7 +63,7 @@ class Staging:
     def _make_folder(self) -> None:
         lock = -1
         while lock < 0:
-            self.folder = self.parent / f"{_PREFIX}{secrets.token_hex(8)}"
+            self.folder = self.parent / f"{_PREFIX}{os.urandom(8).hex()}"
             self.folder.mkdir(mode=0o700)
             try:
                 lock = lock_folder(self.folder, required=False)
