@@ -56,8 +56,9 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         UsageError: where the item of the model is not said, or not there.
         CheckpointError: for what cannot be read.
     """
-    from ema_cli.formats.ranks.checkpoint import open_ranks  # which no other format needs
-    from ema_cli.formats.ranks.items import count_ranks, missing_ranks
+    from ema_cli.formats.ranks.assembly import missing_ranks  # which no other format needs
+    from ema_cli.formats.ranks.checkpoint import open_ranks
+    from ema_cli.formats.ranks.items import count_ranks
 
     names = names_in(path)
     items = _items(path, names)

@@ -8,7 +8,6 @@ from ema_cli.checkpoint import Progress
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import Inert, PickleError, TensorRef
-from ema_cli.formats.ranks.assembly import missing_ranks as missing_ranks
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.trainers.dcp_layouts import DCP_CLOCKS
 from ema_cli.formats.trainers.layout import ClockPlaces
