@@ -33,7 +33,7 @@ class Around:
     remarks: Remarks
 
 
-def look_around(
+def open_around(
     paths: Sequence[Path], record: RecipeRecord, rows: Sequence[InputRow], inputs: Sequence[Path]
 ) -> Around | None:
     """Open the run at `paths` as it was opened for an average; return None if it does not hold all inputs, or is none.

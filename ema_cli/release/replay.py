@@ -21,7 +21,7 @@ from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
-from ema_cli.release.around import Around, look_around
+from ema_cli.release.around import Around, open_around
 from ema_cli.release.clocks import settle_inputs
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
 from ema_cli.runs.order import order_units
@@ -120,7 +120,7 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
     if record.is_stored:
         plan, remarks = _stored_plan(manifest, record.recipe, paths)
     else:
-        around = look_around(paths, record, manifest["inputs"], list(inputs.paths.values()))
+        around = open_around(paths, record, manifest["inputs"], list(inputs.paths.values()))
         plan = _raw_plan(manifest, record, inputs.paths, around)
         remarks = None if around is None else around.remarks
     check_unchanged(manifest, [entry.checkpoint for entry in plan.read], threads)
