@@ -213,7 +213,7 @@ def lay_out_output(
     inner = next(iter(plan.newest.pretrained.bases), None) if plan.newest.pretrained else None
     if inner is not None and (target.is_dcp or not target.is_folder):
         raise OutputError(
-            f"{plan.newest.name} has a model of its own in '{inner}', which it has no place for",
+            f"{plan.newest.name} has a model of its own in '{inner}', which the output has no place for",
             subject=target.path,
             hint=f"write a folder: {option('o', target.path.stem)}; or take one of the models with "
             f"{option('component', inner)}",
@@ -308,7 +308,7 @@ def _check_no_header(plan: Plan, target: Target) -> None:
     lost = next((name for header in plan.newest.adapter.headers.values() for name in header), None)
     if lost is not None:
         raise OutputError(
-            f"{plan.newest.name} has '{lost}' in its header, which no file of torch's has a place for",
+            f"{plan.newest.name} has '{lost}' in its header, which a file of torch's has no place for",
             subject=target.path,
             hint=f"write it as safetensors: {option('o', 'NAME.safetensors')}",
         )
