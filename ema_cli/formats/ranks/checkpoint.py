@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Progress, Tensors
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, EmaError
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.ranks.assembly import OTHER_SAVES, Assembly

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 
 from ema_cli.checkpoint import Progress, TensorSpec
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.before import Before
 from ema_cli.formats.torch_save.archive import Archive, Span
 from ema_cli.formats.torch_save.file import is_zip
