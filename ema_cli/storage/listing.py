@@ -102,6 +102,23 @@ class Listing:
                 self._folders[key] = {**names, **dict.fromkeys(map(_last, listed["common_prefixes"]), FOLDER)}
             return self._folders[key]
 
+    def below(self, path: StorePath) -> dict[StorePath, StoredObject]:
+        """Return the objects at an address and below it, at any depth; none where nothing is there.
+
+        Raises:
+            Unreadable: where the store does not list them.
+        """
+        try:
+            stored = self.object(path)
+        except Missing:
+            return {}
+        if stored is not FOLDER:
+            return {path: stored}
+        found: dict[StorePath, StoredObject] = {}
+        for name in self.folder(path):
+            found |= self.below(path / name)
+        return found
+
     def _is_around(self, key: str) -> bool:
         """Return whether something is known to lie in a folder: then it may hold much that nobody asks for."""
         return any(known.startswith(f"{key}/") for known in (*self._whole, *self._single))

@@ -16,9 +16,7 @@ from types import TracebackType
 
 from ema_cli.errors import CheckpointError, OutputError
 from ema_cli.storage.claim import Claim
-from ema_cli.storage.info import Entry
-from ema_cli.storage.listing import forget_listings
-from ema_cli.storage.location import location, walk
+from ema_cli.storage.listing import forget_listings, listing_of
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging import Staging
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store
@@ -95,7 +93,7 @@ class StoreStaging(Staging):
         """
         source = self.folder / name
         files = {self._address / path.relative_to(source): path for path in source.rglob("*") if path.is_file()}
-        older = [self._address / entry.path.relative_to(self._address) for entry in self._present() if entry.is_file]
+        older = listing_of(self._address).below(self._address)
         self._withdraw(path for path in older if path.name == last)
         # Of a file and what belongs to it, which has a longer name, the file comes last.
         self._upload({path: files[path] for path in sorted(files, reverse=True) if path.name != last})
@@ -103,10 +101,6 @@ class StoreStaging(Staging):
         self._check()
         self._upload({path: file for path, file in files.items() if path.name == last})
         self._confirm()
-
-    def _present(self) -> list[Entry]:
-        """Return what lies below the address."""
-        return list(walk(self._address)) if location(self._address).info().exists else []
 
     def _upload(self, files: Mapping[StorePath, Path]) -> None:
         """Put local files at addresses, two at a time."""
@@ -151,9 +145,10 @@ class StoreStaging(Staging):
         forget_listings()
         for path, file in self._put.items():
             try:
-                there = location(path).info().size
+                stored = listing_of(path).object(path)
             except CheckpointError as error:
                 raise OutputError(error.fact, subject=path) from error
+            there = 0 if stored is None else stored.size
             if there != file.stat().st_size:
                 raise OutputError(
                     f"has {there} bytes in the store, and {file.stat().st_size} on the disk", subject=path

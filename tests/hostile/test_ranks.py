@@ -187,10 +187,10 @@ QUICK = (
     "shards that reach out", "shards without end", "the other rank's share", "another step in one rank",
     "a FIFO for the other rank",
 )  # fmt: skip
-KEPT = [replace(case, full=case.label not in QUICK) for case in CASES]
+CASES = [replace(case, full=case.label not in QUICK) for case in CASES]
 
 
-@pytest.mark.parametrize("case", parameters(KEPT))
+@pytest.mark.parametrize("case", parameters(CASES))
 def test_hostile_ranks(case: Case, harness: Harness) -> None:
     """Nothing in the files of the ranks runs, lies unnoticed, or takes for ever."""
     harness.check(KIND, case)

@@ -15,6 +15,7 @@ MAY = {
     "system": "files of this process, as /proc/self/status",
     "online": "where a live model stores its averages, on the training machine",
     "integrations": "the folders of trainers, on the training machine",
+    "formats/arrays/zarr.py": "tensorstore reads its files itself, where they are known to be local",
     "cli/app.py": "the standard output of this process",
     "report/markdown.py": "the summary of a job, a file of the service that runs it",
     "manifest/schema.py": "a schema that is a part of the package",

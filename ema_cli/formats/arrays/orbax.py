@@ -11,7 +11,6 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.arrays.inflating import JoinedSources
 from ema_cli.formats.arrays.numpy_types import describe
-from ema_cli.formats.arrays.orbax_folder import TREE
 from ema_cli.formats.arrays.trees import model_in_tree
 from ema_cli.formats.arrays.zarr import Store, load_tensorstore, open_arrays
 from ema_cli.formats.json_text import read_json
@@ -37,8 +36,8 @@ class Item:
     files: tuple[InputFile, ...]
 
 
-def open_item(folder: Path) -> Item:
-    """Read the tree of an item, and the headers of the arrays of its model.
+def open_item(folder: Path, tree: InputFile) -> Item:
+    """Read the `tree` of the arrays in the folder of an item, and the headers of those of its model.
 
     Raises:
         UsageError: where tensorstore is not installed.
@@ -46,7 +45,6 @@ def open_item(folder: Path) -> Item:
         CheckpointError: for what is damaged, and for blocks that do not fit into memory.
     """
     load_tensorstore(folder)
-    tree = location(folder / TREE).open()
     about = read_json(tree, _MAX_TREE_BYTES, constants=True)
     entries = about.get("tree_metadata") if isinstance(about, dict) else None
     if not isinstance(entries, dict) or len(entries) > 8 * MAX_TENSORS:

@@ -50,7 +50,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         raise CheckpointError("is a checkpoint of Orbax's in a store", subject=path, hint="copy it to a local folder")
     from ema_cli.formats.arrays.orbax import open_item
 
-    opened = open_item(item)
+    opened = open_item(item, location(item / TREE).open())
     files = opened.files
     checkpoint = from_torch(files[0], opened.content, replace(options, component=None), form=FORMAT)
     progress = checkpoint.progress
