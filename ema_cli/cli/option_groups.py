@@ -70,8 +70,8 @@ class RecipeOptions:
         tuple[str, ...],
         Option(
             metavar="TIME",
-            help="Lay another profile over this much training before the newest: 5000ba. Repeatable: an average of "
-            "each.",
+            help="With a profile, but not power: average only this much training before the newest checkpoint: "
+            "5000ba. Repeatable: an average of each.",
             rich_help_panel=LAW,
         ),
     ] = ()
@@ -138,7 +138,7 @@ class ClockOptions:
         tuple[str, ...],
         Option(
             metavar="NAME=UNIT",
-            help="Where in a pickled file a counter is: trainer.step=ba. Repeatable.",
+            help="Where in a file, not of safetensors, a counter is: trainer.step=ba. Repeatable.",
             rich_help_panel=READ,
         ),
     ] = ()
@@ -159,7 +159,9 @@ class ModelOptions:
     key: Annotated[
         str | None,
         Option(
-            metavar="NAME", help="Where in a pickled file the weights are: NAME or NAME.NAME.", rich_help_panel=READ
+            metavar="NAME",
+            help="Where in a file, not of safetensors, the weights are: NAME or NAME.NAME.",
+            rich_help_panel=READ,
         ),
     ] = None
     weights: Annotated[
@@ -286,7 +288,7 @@ class FormOptions:
         Option(
             metavar="WHAT",
             autocompletion=offer("optimizer"),
-            help="With --like-input: optimizer leaves out its state. Default: it stays the newest's.",
+            help="With --like-input: 'optimizer' leaves out the optimizer's state. Default: it stays the newest's.",
             rich_help_panel=WRITE,
         ),
     ] = None

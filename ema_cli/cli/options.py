@@ -28,7 +28,7 @@ Anonymous = Annotated[
     bool,
     Option(
         "--anonymous",
-        help="Sign no request to a store: what is read is public. Default: credentials of the environment.",
+        help="Read from a bucket without credentials, as it is public. Default: those of the environment.",
         rich_help_panel=READ,
     ),
 ]
@@ -64,7 +64,10 @@ AsJson = Annotated[bool, Option("--json", help="Print one JSON object, errors to
 
 Paths = Annotated[
     tuple[Path, ...],
-    Argument(metavar="PATHS...", help="One folder that holds a run, or its checkpoints in any order."),
+    Argument(
+        metavar="PATHS...",
+        help="One folder that holds a run, or its checkpoints in any order; in a bucket, too: s3://bucket/run.",
+    ),
 ]
 UpdateInterval = Annotated[
     str | None,

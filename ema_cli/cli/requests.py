@@ -45,7 +45,7 @@ def recipes(law: RecipeOptions) -> tuple[Recipe, ...]:
     made: list[Recipe] = []
     varied = "half_life" if law.half_life else "window"
     for value in law.half_life or law.window or (None,):
-        options: dict[str, Any] = {name: getattr(law, name) or None for name in ("half_life", "window")}
+        options: dict[str, Any] = {name: next(iter(getattr(law, name)), None) for name in ("half_life", "window")}
         recipe = Recipe(
             **{**{name: getattr(law, name) for name in LAW_KEYS}, **options, varied: value},
             update_interval=law.update_interval,

@@ -179,8 +179,8 @@ the same line once more goes on where it was interrupted."""
             "--output",
             "-o",
             metavar="PATH",
-            help="NAME.safetensors or NAME.pt for one file, of Lightning's runs NAME.ckpt; a name without suffix for a "
-            "folder, dcp:NAME for one of torch.distributed.checkpoint's. Default: ema-tuned.",
+            help="NAME.safetensors or NAME.pt for one file, of Lightning's runs also NAME.ckpt; a name without suffix "
+            "for a folder; dcp:NAME for a folder that torch.distributed.checkpoint loads. Default: ema-tuned.",
             rich_help_panel=WRITE,
         ),
     ] = None

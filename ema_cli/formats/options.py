@@ -23,12 +23,12 @@ class ReadOptions:
     """How checkpoints are read.
 
     Attributes:
-        key: where in a pickled file the weights are; dots descend.
+        key: where in a file, not of safetensors, the weights are; dots descend.
         weights: raw weights or averages, where a checkpoint holds both.
         component: the name of one model, where a checkpoint holds several.
         keep_prefix: whether names stay as wrappers made them.
         copy: patterns of the names of tensors that are copied from the newest checkpoint instead of averaged.
-        clock_key: places of counters in a pickled file, each with its unit: `trainer.step=ba`.
+        clock_key: places of counters in a file, not of safetensors, each with its unit: `trainer.step=ba`.
         masters: take the float32 weights that an optimizer keeps of a model in half precision.
         before: what the files of the run were that were read before; no choice of the user's.
 

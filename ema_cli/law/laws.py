@@ -249,6 +249,12 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
     """
     half_life, smoothing = options.get("half_life"), options.get("smoothing")
     profile, sigma_rel, window = options.get("profile"), options.get("sigma_rel"), options.get("window")
+    if window is not None and profile in (None, Power.profile):
+        raise UsageError(
+            f"{option('window')} is the stretch over which a profile is laid, and goes with one of "
+            f"{', '.join(PLAIN_PROFILES)}",
+            hint=f"as {option('profile', 'linear')} {option('window', str(window))}",
+        )
     given = sum(value is not None for value in (half_life, smoothing, profile))
     if given != 1:
         raise UsageError(
@@ -262,11 +268,6 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
         raise UsageError(
             f"{option('sigma_rel')} is the width of {option('profile', 'power')}, and goes with it",
             hint=f"as {option('profile', 'power')} {option('sigma_rel', 0.1)}",
-        )
-    if window is not None and profile in (None, Power.profile):
-        raise UsageError(
-            f"{option('window')} is the stretch over which a profile is laid, and goes with one",
-            hint=f"as {option('profile', 'linear')} {option('window', str(window))}",
         )
     if half_life is not None:
         return HalfLife(as_time(half_life, "half_life"))

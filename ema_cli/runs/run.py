@@ -105,7 +105,7 @@ def open_run(
 
     Args:
         paths: the folder of the run, or its checkpoints in any order.
-        key: where in a pickled file the model is, as "state.model".
+        key: where in a file, not of safetensors, the model is, as "state.model".
         weights: "raw" or "ema", where checkpoints hold averages, too.
         component: which model, in checkpoints that hold several.
         keep_prefix: leave the prefixes of wrappers in the names of tensors.
@@ -115,7 +115,7 @@ def open_run(
             k-th gets the clock k x `spacing`.
         name_clock: what the number in the names of the checkpoints counts: "ba", "ep", "sp" or "tok"; or a pattern of
             the names, as "run7-{ep}-{ba}.pt". It takes the place of recorded clocks in that unit.
-        clock_key: where in a pickled file a counter is, with its unit, as "trainer.step=ba".
+        clock_key: where in a file, not of safetensors, a counter is, with its unit, as "trainer.step=ba".
         masters: take the float32 weights that DeepSpeed's optimizer keeps of a model in half precision.
         ignore_clocks: let `spacing` take the place of recorded clocks.
         exclude: patterns of the names of checkpoints; what matches one does not enter.

@@ -10,6 +10,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
+from ema_cli.formats.arrays.reader import READ_ONLY
 from ema_cli.law.laws import HalfLife
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
@@ -180,6 +181,8 @@ def _like_newest(path: Path, newest: Checkpoint) -> Target:
     name = own[0].lower() if own else ""
     if location(newest.path).info().is_folder:
         return Target(path, is_folder=True)
+    if newest.format in READ_ONLY:
+        return Target(path, is_folder=False)  # which is refused, whatever its name
     if bool(name) < bool(suffix) or (name == safe) != (suffix == safe):
         stem = path.name.removesuffix(own[0] if own else "")
         raise UsageError(

@@ -28,6 +28,11 @@ USAGE = [
         ["average", "ckpts", "--half-life", "5ba", "--smoothing", "0.5"],
         "only one of --half-life, --smoothing and --profile",
     ),
+    (
+        ["average", "ckpts", "--half-life", "5ba", "--window", "9ba"],
+        "--window is the stretch over which a profile is laid, and goes with one of uniform, linear, 1-sqrt, cosine, "
+        "inverse-sqrt\nhint:  as --profile linear --window 9ba\n",
+    ),
     (["average", "ckpts", "--smoothing", "1.5"], "--smoothing: 1.5 is not in [0, 1]"),
     (["average", "ckpts", "--smoothing", "nan"], "--smoothing: nan is not in [0, 1]"),
     (["average", "ckpts", "--smoothing", "x"], "Invalid value for '--smoothing'"),

@@ -53,6 +53,7 @@ from ema_cli.law.time import EVERY, Time, Unit
         ({"half_life": "5ba", "sigma_rel": 0.1}, "^sigma_rel= is the width of profile='power'", "sigma_rel=0.1"),
         ({"profile": "power", "sigma_rel": 0.3}, r"^sigma_rel=: 0\.3 is not above 0 and at most 0\.2887$", "0.05"),
         ({"profile": "power", "sigma_rel": math.nan}, "^sigma_rel=: nan is not", "0.05"),
+        ({"window": "9ba"}, "^window= is the stretch over which a profile is laid", "profile='linear'"),
         ({"half_life": "5ba", "window": "9ba"}, "^window= is the stretch over which a profile is laid", "window='9ba'"),
         ({"profile": "power", "sigma_rel": 0.1, "window": "9ba"}, "^window= is the stretch", "profile='linear'"),
         ({"profile": "linear", "window": "0ba"}, "^window=: '0ba' is no stretch of training time$", "5000ba"),
