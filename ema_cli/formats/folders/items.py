@@ -20,7 +20,7 @@ from ema_cli.formats.trainers.names import is_weights_name, names_in
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
-_FILE = re.compile(r"^(\w+)_(\d{1,6})\.pt$", re.ASCII)
+_FILE = re.compile(r"^(\w+)_(0|[1-9]\d{0,5})\.pt$", re.ASCII)
 _MODEL = "model"
 _MAX_CLOCK_BYTES = 1 << 16  # of an item in which clocks are looked for
 _MAX_CLOCKS = 16
@@ -30,9 +30,10 @@ Items = Mapping[str, Mapping[int, Path]]
 
 
 def matches(path: Path) -> bool:
-    """Return whether the folder is known by its metadata, or has several items of equal ranks, with a model in shares.
+    """Return whether the folder is known by its metadata, or has several items, with a model of one rank or in shares.
 
-    Without metadata its files could as well be numbered by epochs: what is cut between ranks tells.
+    Without metadata its files could as well be numbered by epochs: what is cut between ranks tells. Where all numbers
+    are 0, the folder is one checkpoint in either case.
     """
     return holds_items(path, names_in(path))
 
@@ -43,9 +44,9 @@ def holds_items(path: Path, names: Collection[str]) -> bool:
     own = items.get(_MODEL, {})
     if ITEM_METADATA in names:
         return bool(own) or (bool(items) and not any(name.endswith(".safetensors") for name in names))
-    if len(items) < 2 or not own or any(files.keys() != own.keys() for files in items.values()):
+    if len(items) < 2 or not own:
         return False
-    return names_shares(own[min(own)])
+    return all(files.keys() == {0} for files in items.values()) or names_shares(own[min(own)])
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:

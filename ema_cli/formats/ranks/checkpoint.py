@@ -18,7 +18,6 @@ from ema_cli.formats.trainers.layout import StateDict
 from ema_cli.formats.trainers.places import select_tensors
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
-from ema_cli.text import plural
 
 
 def open_ranks(path: Path, files: Mapping[int, Path], options: ReadOptions) -> Checkpoint:
@@ -45,13 +44,14 @@ def open_ranks(path: Path, files: Mapping[int, Path], options: ReadOptions) -> C
     checkpoint = from_torch(file, opened, options, build)
     for other, theirs in progress.items():
         _check_progress(files[other], files[rank], theirs, checkpoint.progress)
+    said = (f"put together of the files of {len(files)} ranks",) if others else ()
     return replace(
         checkpoint,
         name=path.name,
         path=path,
         files=(*assembly.files.values(), *checkpoint.files[1:]),
         warnings=(*checkpoint.warnings, *warnings),
-        notes=(*checkpoint.notes, f"put together of the files of {plural(len(files), 'rank')}"),
+        notes=(*checkpoint.notes, *said),
     )
 
 

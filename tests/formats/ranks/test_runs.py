@@ -108,6 +108,31 @@ def test_items_are_one_checkpoint(cli: Cli, tmp_path: Path) -> None:
     assert (checkpoint.clock(Unit.BATCH), checkpoint.trainer) == (20, "torch_checkpointing")
 
 
+@pytest.mark.parametrize("state", ["train_state", "step"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_items_need_no_metadata(cli: Cli, tmp_path: Path, state: str, ranks: int) -> None:
+    """Not those of one rank, nor where only the first rank saves what all have alike."""
+    for step in STEPS:
+        folder = tmp_path / "run" / f"at-{step}"
+        cut = {"w": Cut(weight(step), [Shard(0)]) if ranks > 1 else weight(step)}
+        save_ranks(folder, cut, {"fsdp": ranks}, name=ITEM.format(item="model"))
+        save_ranks(folder, {"state": {0: {"exp_avg": torch.ones(3)}}}, {"fsdp": ranks}, name=ITEM.format(item="optim"))
+        fields = {"step": step, "rng": torch.ones(4, dtype=torch.uint8)}
+        torch.save(step if state == "step" else fields, folder / f"{state}_0.pt")
+    done = cli("average", tmp_path / "run", *LAW, "--strict", "-o", tmp_path / "out.safetensors")
+    assert (done.code, "1 rank" in done.err) == (0, False), done
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["w"], expected())
+
+
+def test_items_with_padded_numbers_are_checkpoints(cli: Cli, tmp_path: Path) -> None:
+    """No rank is written as 000000: this is a step, as nanochat names its files."""
+    for step in (0, 10, 20):
+        torch.save({"w": weight(step)}, tmp_path / f"model_{step:06}.pt")
+        torch.save({"state": {}}, tmp_path / f"optimizer_{step:06}.pt")
+    done = cli("inspect", tmp_path, "--name-clock", "ba")
+    assert (done.code, "3 checkpoints" in done.out + done.err) == (0, True), done
+
+
 def test_items_numbered_by_epochs_are_checkpoints(cli: Cli, tmp_path: Path) -> None:
     """Where nothing is cut between ranks, model_0.pt and model_1.pt are two checkpoints."""
     for epoch in range(2):
