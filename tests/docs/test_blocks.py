@@ -75,6 +75,7 @@ def every_trainer(folder: Path) -> None:
         "nanogpt": "nanoGPT, litgpt",
         "diffusers": "Diffusers",
         "peft": "PEFT adapters",
+        "flax": "Flax",
     }.items():
         READ[row][0](folder / name)
 
