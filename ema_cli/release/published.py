@@ -13,13 +13,14 @@ from ema_cli.manifest.signature import SIGNATURE_NAME, SIGNATURE_SUFFIX, signatu
 from ema_cli.manifest.sums import FILE_SUFFIX, SUMS_SUFFIX, manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.runs.run import read_run
-from ema_cli.storage.location import check_exists, location
+from ema_cli.storage.location import check_exists, claim_on, location, look_anew
 
 # What git, the Hub and a signer keep in the folder of a release. It is named, and neither entered nor compared.
 _NO_PART = (
     ".git", ".gitattributes", ".cache/huggingface", SIGNATURE_NAME,
     "SHA256SUMS.asc", "SHA256SUMS.sig", "SHA256SUMS.sigstore.json",
 )  # fmt: skip
+_WAIT = "wait for the end of that run; if it died, average again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,12 @@ class Published:
         return self.path if self.is_folder else self.path.parent
 
     @property
+    def unfinished(self) -> str:
+        """Return what follows, in words, where its manifest or its file is missing: who may be writing it."""
+        claim = claim_on(self.path)
+        return f"; {claim} is the claim of a run that writes there, or died" if claim is not None else ""
+
+    @property
     def vouched(self) -> bool:
         """Return whether a manifest or checksums exist."""
         return any(location(path).info(follow=False).exists for path in (self.manifest, self.sums))
@@ -66,10 +73,12 @@ def find_averages(paths: Iterable[Path], allow_extra: Sequence[str] = ()) -> lis
 
     Raises:
         UsageError: for a path that does not exist.
-        VerificationError: for one with raw checkpoints.
+        VerificationError: for one with raw checkpoints, and for one in a store where a run has begun to write.
     """
     averages: dict[Path, Published] = {}
-    for path in paths:
+    named = list(paths)
+    look_anew(named)
+    for path in named:
         at_path = _averages_at(path, allow_extra)
         if len(at_path) == 1 and not at_path[0].vouched and (raw := describe_raw(path)) is not None:
             raise VerificationError(raw[0], subject=path, hint=raw[1])
@@ -87,6 +96,8 @@ def _averages_at(path: Path, allow_extra: Sequence[str]) -> list[Published]:
             path = path.with_name(path.name.removesuffix(suffix))
     single = Published(path, is_folder=False)
     if not single.vouched:
+        if not location(path).info(follow=False).exists and single.unfinished:
+            raise VerificationError(f"is not there yet{single.unfinished}", subject=path, hint=_WAIT)
         check_exists(path, follow=False)
     # A file of a folder, its manifest or checksums too, stands for the folder.
     whole = Published(path.parent, is_folder=True)

@@ -178,7 +178,7 @@ def _is_one_checkpoint(manifest: Manifest | None) -> bool:
 def _read_manifest(published: Published, problems: Problems) -> Manifest | None:
     path = published.manifest
     if not location(path).info(follow=False).exists:
-        problems.add(path.name, "is missing")
+        problems.add(path.name, f"is missing: this is no whole average{published.unfinished}")
         return None
     try:
         return read_manifest(path)

@@ -164,7 +164,7 @@ def verify(
         snapshot = Snapshot(published)
         fact = (
             f"has neither a manifest ({published.manifest.name}) nor sums ({published.sums.name}), which say what it "
-            "must be; average again, without --no-manifest"
+            f"must be; average again, without --no-manifest{published.unfinished}"
         )
         if not (published.is_folder or published.path.name.lower().endswith(WEIGHT_SUFFIXES)):
             fact = "lies among averages, and ema-cli did not write it there"

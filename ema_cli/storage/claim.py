@@ -15,7 +15,8 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
 
-from ema_cli.errors import OutputError
+from ema_cli.errors import Missing, OutputError
+from ema_cli.storage.listing import listing_of
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store
 
@@ -26,6 +27,15 @@ _RENEWED_SECONDS = 60.0
 def claim_path(target: StorePath) -> StorePath:
     """Return the address of the claim on a place, beside it."""
     return target.with_name(f".{target.name}.ema-cli-claim")
+
+
+def claim_on(path: StorePath) -> StorePath | None:
+    """Return the claim on a place in a store, or on the folder of several around it; None where there is none."""
+    for place in (path, path.parent):
+        with suppress(Missing):
+            if place.key and listing_of(place).object(claim_path(place)) is not None:
+                return claim_path(place)
+    return None
 
 
 class Claim:
@@ -58,13 +68,13 @@ class Claim:
     ) -> None:
         self._ended.set()
         with suppress(OutputError), output_errors_in_store(self._path):
-            if self._is_ours():
+            if self.is_ours():
                 obstore().delete(client_of(self._path), self._path.key)
 
     def check(self) -> None:
         """Raise an OutputError if another run took the claim, as it may where this one did not renew it for long."""
         with output_errors_in_store(self._path):
-            if not self._is_ours():
+            if not self.is_ours():
                 raise self._refusal("was lost to another run, because this one did not renew it for long")
 
     def _put(self, mode: Any) -> Any:
@@ -75,7 +85,7 @@ class Claim:
         try:
             held = obstore().head(client_of(self._path), self._path.key)
             age = datetime.now(UTC) - held["last_modified"]
-            if age < _LEASE and not self._is_ours():
+            if age < _LEASE and not self.is_ours():
                 raise self._refusal(f"is held by another run, which was alive {int(age.total_seconds())} s ago")
             return self._put(_version(held))
         except (FileNotFoundError, obstore().exceptions.PreconditionError) as error:
@@ -86,7 +96,8 @@ class Claim:
         hint = f"wait for its end, or {minutes} minutes if it died; or write elsewhere"
         return OutputError(f"the claim on it {fact}", subject=self._target, hint=hint)
 
-    def _is_ours(self) -> bool:
+    def is_ours(self) -> bool:
+        """Return whether the claim there is the one that this run made."""
         try:
             answer = obstore().get(client_of(self._path), self._path.key)
             return bytes(answer.bytes()) == self._content

@@ -153,6 +153,15 @@ def look_anew(paths: Iterable[Path]) -> None:
         forget_listings()
 
 
+def claim_on(path: Path) -> Path | None:
+    """Return the claim on a place in a store, of a run that writes there or died; None elsewhere."""
+    if not isinstance(path, StorePath):
+        return None
+    from ema_cli.storage import claim  # which only those need who look into a store
+
+    return claim.claim_on(path)
+
+
 def check_exists(path: Path, *, follow: bool = True) -> None:
     """Check that something lies at a path that a user names.
 

@@ -9,13 +9,14 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path, PosixPath
+from typing import NoReturn
 
 from ema_cli.errors import UsageError
 
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "https", "http", "memory")
 WEB = ("https", "http")  # servers that cannot list what they have
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?!/)", re.ASCII)  # pathlib makes one slash of two
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.ASCII | re.IGNORECASE)  # pathlib makes one slash of two
 _queries: dict[Path, str] = {}  # what follows the question mark of a web address, which may be a signature
 
 
@@ -34,10 +35,22 @@ class StorePath(PosixPath):
     def __repr__(self) -> str:
         return f"StorePath({str(self)!r})"
 
-    def __fspath__(self) -> str:
+    def __fspath__(self) -> NoReturn:
         raise UsageError(
             "is in a store, and this works with local files only", subject=self, hint="name a local path here"
         )
+
+    def iterdir(self) -> NoReturn:
+        """Raise a UsageError: from Python 3.13 on these look at the text of a path."""
+        self.__fspath__()
+
+    def glob(self, *_: object, **__: object) -> NoReturn:
+        """Raise a UsageError."""
+        self.__fspath__()
+
+    def rglob(self, *_: object, **__: object) -> NoReturn:
+        """Raise a UsageError."""
+        self.__fspath__()
 
     def absolute(self) -> StorePath:
         """Return the address itself, which depends on no working directory."""
@@ -80,7 +93,7 @@ def as_path(word: str | Path) -> Path:
     if scheme is None or scheme[1] not in SCHEMES:
         return Path(word)
     text, _, query = str(word).partition("?") if scheme[1] in WEB else (str(word), "", "")
-    path = StorePath(text)
+    path = StorePath(f"{scheme[1]}:" if scheme[0].endswith("///") else text)
     user, at, host = path.bucket.rpartition("@")
     if at and (":" in user or path.scheme in WEB):
         raise UsageError(

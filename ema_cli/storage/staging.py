@@ -148,10 +148,15 @@ class Staging:
             renames.rename(staged, path, replace=False)
             undo.append(lambda: path.rename(staged))
 
-    def publish_folder(self, name: str, *, force: bool, last: str | None = None) -> None:
+    def publish_folder(self, name: str, *, force: bool, manifest: str = "", suffix: str = "") -> None:
         """Rename the staged folder `name` to the target; with `force`, exchange it with the folder there.
 
-        One rename does it, so that no file comes `last`, as in a store.
+        Args:
+            name: that of the staged folder.
+            force: whether the target may be there already.
+            manifest: the name of the manifest of a folder, and `suffix` what the name of a file's manifest adds to
+                that of the file. One rename does it here; where there is none, these come in their order.
+            suffix: see there.
 
         Raises:
             OutputError: where the file system refuses; the older folder is in its place then.

@@ -66,7 +66,8 @@ class StoreStaging(Staging):
             try:
                 super().__exit__(kind, error, trace)
                 with suppress(OutputError):  # the error that brings us here says more
-                    self._withdraw(self._put)
+                    if self._put and self._claim.is_ours():  # else what is there is another run's
+                        self._withdraw(self._put)
             finally:
                 self._claim.__exit__(kind, error, trace)
 
@@ -80,46 +81,66 @@ class StoreStaging(Staging):
         """Put the staged file `name` at the address, after its sidecars; older ones of these are withdrawn first."""
         paths = [(path, staged) for staged, path in (sidecars or {}).items() if isinstance(path, StorePath)]
         beside = {path: self.folder / staged for path, staged in paths}
+        self._claim.check()
         self._withdraw(beside)
-        self._upload({path: file for path, file in beside.items() if file.exists()})
+        self._upload({path: file for path, file in beside.items() if file.exists()}, new=True)
         self._check()
         self._upload({self._address: self.folder / name})
         self._confirm()
 
-    def publish_folder(self, name: str, *, force: bool, last: str | None = None) -> None:
-        """Put the files of the staged folder `name` below the address, those that are called `last` as the last ones.
+    def publish_folder(self, name: str, *, force: bool, manifest: str = "", suffix: str = "") -> None:
+        """Put the files of the staged folder `name` below the address; last what makes each average a release.
 
-        Older ones of that name are withdrawn first, and what is not replaced is removed.
+        Of an average that is a folder that is its manifest; of a file the file, which its manifest cannot vouch for
+        before. Older manifests are withdrawn first, and what is not replaced is removed.
         """
         source = self.folder / name
         files = {self._address / path.relative_to(source): path for path in source.rglob("*") if path.is_file()}
+        manifests = {path for path in files if path.name == manifest}
+        vouched = {path for path in files if suffix and path.with_name(path.name + suffix) in files}
+        last = manifests | vouched
+        self._claim.check()
         older = listing_of(self._address).below(self._address)
-        self._withdraw(path for path in older if path.name == last)
-        # Of a file and what belongs to it, which has a longer name, the file comes last.
-        self._upload({path: files[path] for path in sorted(files, reverse=True) if path.name != last})
+        self._withdraw(path for path in older if path.name == manifest or (suffix and path.name.endswith(suffix)))
+        self._upload({path: file for path, file in files.items() if path not in last})
         self._withdraw(path for path in older if path not in files)
         self._check()
-        self._upload({path: file for path, file in files.items() if path.name == last})
+        self._upload({path: files[path] for path in vouched})
+        self._upload({path: files[path] for path in manifests}, new=True)
         self._confirm()
 
-    def _upload(self, files: Mapping[StorePath, Path]) -> None:
-        """Put local files at addresses, two at a time."""
+    def _upload(self, files: Mapping[StorePath, Path], *, new: bool = False) -> None:
+        """Put local files at addresses, two at a time; where they are `new`, only if nothing is there."""
         self._put.update(files)
         pool = ThreadPoolExecutor(_FILES_AT_ONCE, "put")
         try:
-            for future in [pool.submit(self._put_one, path, file) for path, file in files.items()]:
+            for future in [pool.submit(self._put_one, path, file, new=new) for path, file in files.items()]:
                 future.result()
         finally:
             self._stopped = True
             pool.shutdown(cancel_futures=True)  # nothing may come after the claim is given back
             self._stopped = False
 
-    def _put_one(self, path: StorePath, file: Path) -> None:
+    def _put_one(self, path: StorePath, file: Path, *, new: bool) -> None:
+        if new:
+            self._create(path, file.read_bytes())
+            return
         size = file.stat().st_size
         part = max(_PART_BYTES, -(-size // _MOST_PARTS))
         with output_errors_in_store(path):
             content = file.read_bytes() if size <= part else self._parts(file, part)
             obstore().put(client_of(path), path.key, content, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+
+    def _create(self, path: StorePath, content: bytes) -> None:
+        """Put an object where nothing is; one with this content is ours, of a request whose answer was lost."""
+        client = client_of(path)
+        with output_errors_in_store(path):
+            try:
+                obstore().put(client, path.key, content, mode="create", use_multipart=False)
+            except obstore().exceptions.AlreadyExistsError as error:
+                if bytes(obstore().get(client, path.key).bytes()) != content:
+                    del self._put[path]
+                    raise OutputError("was put there by another run meanwhile", subject=path) from error
 
     def _parts(self, file: Path, part: int) -> Iterator[bytes]:
         """Yield a file in parts, until the upload is to end."""

@@ -19,7 +19,7 @@ from ema_cli.formats.output_file import OutputFile
 from ema_cli.formats.safetensors.header import open_file
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.writer import TorchOutput
-from ema_cli.manifest.sums import FOLDER_NAME, files_beside
+from ema_cli.manifest.sums import FILE_SUFFIX, FOLDER_NAME, files_beside
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file
 from ema_cli.storage.ranges import join_ranges
@@ -64,7 +64,7 @@ def publish(staging: Staging, target: Target, staged: Path, *, force: bool) -> N
         OutputError: where the file system refuses.
     """
     if target.is_folder:
-        staging.publish_folder(str(staged), force=force, last=FOLDER_NAME)
+        staging.publish_folder(str(staged), force=force, manifest=FOLDER_NAME, suffix=FILE_SUFFIX)
     else:
         beside = {str(staged.with_name(path.name)): path for path in files_beside(target.path)}
         staging.publish_file(str(staged), beside, force=force)

@@ -31,7 +31,9 @@ def test_names_are_found_from_an_address():
     assert file.absolute() == plain(file) == plain(file.parent / ".." / "step-1" / file.name) == file
 
 
-@pytest.mark.parametrize("word", ["run", "/data/run", "C:/run", "hdfs://host/run", "./s3:/bucket", "a/s3://bucket"])
+@pytest.mark.parametrize(
+    "word", ["run", "/data/run", "C:/run", "hdfs://host/run", "./s3:/bucket", "S3://bucket/run", "a/s3://bucket"]
+)
 def test_any_other_word_is_a_local_path(word: str):
     """Only the schemes of stores that are read make an address, at the beginning of a word."""
     assert type(as_path(word)) is type(Path())
@@ -41,6 +43,7 @@ def test_any_other_word_is_a_local_path(word: str):
     ("word", "fact"),
     [
         ("s3://", "s3://: names no bucket"),
+        ("s3:///bucket/run", "s3://: names no bucket"),
         ("az://box/../x", "az://box/../x: '..' has no meaning in a store"),
         ("s3://KEY:SECRET@bucket/run", "s3://...@bucket: holds a user's name and password"),
         ("https://token@host/x.pt", "https://...@host: holds a user's name and password"),
@@ -66,14 +69,15 @@ def test_a_signature_is_in_no_name():
     assert as_path("s3://bucket/what?.pt").name == "what?.pt"
 
 
-@pytest.mark.parametrize("call", [open, Path.exists, Path.resolve, Path.unlink, Path.iterdir, Path.read_bytes])
-def test_the_file_system_never_takes_an_address_for_a_file(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name", ["open", "exists", "resolve", "unlink", "iterdir", "glob", "rglob", "read_bytes"])
+def test_the_file_system_never_takes_an_address_for_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It is an error with the address, even where a file has that name."""
+    arguments = ("*",) if "glob" in name else ()
     monkeypatch.chdir(tmp_path)
     Path("s3:", "bucket").mkdir(parents=True)
     Path("s3:", "bucket", "run").touch()
     with pytest.raises(UsageError, match="local files only") as caught:
-        list(call(RUN))
+        list(getattr(RUN, name)(*arguments))
     assert caught.value.subject == RUN
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from ema_cli.storage import claim, listing, stores
 from ema_cli.storage.location import walk
 from ema_cli.storage.names import StorePath
+from ema_cli.storage.store_staging import StoreStaging
 from tests.conftest import Cli, write_hf_run
 from tests.storage.proxy import Proxy, Request
 from tests.storage.stores import obstore, put, put_folder
@@ -107,6 +109,83 @@ def test_a_claim_keeps_a_second_run_out(models: StorePath, disk: Path, cli: Cli,
     assert cli("average", disk / "ckpts", *LAW, "-o", models / "release").code == 0
     assert cli("verify", models / "release").code == 0
     assert not any("claim" in name for name in present(models))
+
+
+@pytest.mark.parametrize("name", ["release", "one.safetensors"])
+def test_what_has_no_manifest_yet_is_no_whole_average(models: StorePath, disk: Path, cli: Cli, name: str):
+    """Verify says so, whatever else is there, and names the claim on it; exit 6."""
+    target = models / name
+    assert cli("average", disk / "ckpts", *LAW, "-o", target).code == 0
+    own, whole = claim.claim_path(target), present(models)
+    manifest = next(path for path in whole if "manifest" in path)
+    put(own, b"another run's")
+    assert cli("verify", target).code == 0  # a run that replaces it has not withdrawn it yet
+    for gone in (manifest, *(path for path in whole if path != manifest)):
+        obstore.delete(stores.client_of(target), (models / gone).key)
+        done = cli("verify", target)
+        assert (done.code, f"; {own} is the claim of a run that writes there, or died" in done.err) == (6, True)
+    assert "is not there yet" in done.err
+
+
+def test_of_several_the_claim_on_their_folder_is_named(models: StorePath, disk: Path, cli: Cli):
+    """One claim is on all of them."""
+    target = models / "several"
+    assert cli("average", disk / "ckpts", *LAW, *OTHER, "-o", target).code == 0
+    put(claim.claim_path(target), b"another run's")
+    obstore.delete(stores.client_of(target), (target / "ema-200ba" / "ema-manifest.json").key)
+    done = cli("verify", target)
+    assert done.code == 6
+    assert (
+        f"ema-200ba/ema-manifest.json: is missing: this is no whole average; {claim.claim_path(target)} is" in done.err
+    )
+
+
+@pytest.mark.parametrize("pattern", ["several", "several/ema-{half_life}.safetensors"])
+def test_of_several_none_verifies_before_all_are_there(
+    models: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, pattern: str
+):
+    """Their manifests are withdrawn together, and their folder is a release only with the last of them."""
+    assert cli("average", disk / "ckpts", *LAW, *OTHER, "-o", models / pattern).code == 0
+    codes = []
+    upload = StoreStaging._upload
+
+    def upload_one(staging: StoreStaging, files: Mapping[StorePath, Path], *, new: bool = False) -> None:
+        for path, file in files.items():
+            codes.append(cli("verify", models / "several").code)
+            upload(staging, {path: file}, new=new)
+
+    monkeypatch.setattr(StoreStaging, "_upload", upload_one)
+    law = ("--half-life", "400ba", "--half-life", "200ba", "--bias-correction")
+    assert cli("average", disk / "ckpts", *law, "-o", models / pattern, "--force").code == 0
+    assert set(codes) == {6}
+    assert cli("verify", models / "several").code == 0
+
+
+def test_what_another_run_put_is_not_removed(models: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    """Where the claim was lost to it, and where it put its manifest first."""
+    target = models / "release"
+    check = claim.Claim.check
+
+    def lose(own: claim.Claim) -> None:
+        put(claim.claim_path(target), b"another run's")
+        put(target / "model.safetensors", b"another run's, too")
+        check(own)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claim.Claim, "check", lose)
+        done = cli("average", disk / "ckpts", *LAW, "-o", target)
+    assert done.code == 5
+    assert "was lost to another run" in done.err
+    assert present(models) == {
+        ".release.ema-cli-claim": b"another run's", "release/model.safetensors": b"another run's, too"
+    }  # fmt: skip
+    obstore.delete(stores.client_of(target), [claim.claim_path(target).key, (target / "model.safetensors").key])
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreStaging, "_check", lambda staging: put(target / "ema-manifest.json", b"another's"))
+        done = cli("average", disk / "ckpts", *LAW, "-o", target)
+    assert done.code == 5
+    assert "ema-manifest.json: was put there by another run meanwhile" in done.err
+    assert present(models) == {"release/ema-manifest.json": b"another's"}
 
 
 def test_a_web_server_is_not_written_to(disk: Path, cli: Cli):
