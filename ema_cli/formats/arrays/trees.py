@@ -6,15 +6,17 @@ The tensors of a tree of dicts get the places in it as names, its keys joined by
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.trainers.layouts import OTHERS, PLAIN
+from ema_cli.formats.trainers.names import AVERAGES_KEY
 
 _JOINT = re.compile("[./]")
+_TF_SLOT, _TF_OUTPUT = "/.OPTIMIZER_SLOT/", ":0"  # in and after TensorFlow's names of variables
 _CLOCKS = tuple(place for places in PLAIN.clocks.values() for place in places)
 _PARAMS, _STATISTICS = "params", "batch_stats"  # the collections of Flax's that make a model
 _MAX_DEPTH = 64
@@ -22,20 +24,51 @@ _DEPTH_OF_MODEL = 3
 
 
 def set_apart(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arrays by their names, those of an optimizer and the like in dicts of their own, beside the model.
+    """Return arrays by their names, those of an optimizer, averages and the like in dicts of their own, by the model.
 
     `opt/0/mu` is `0/mu` of `opt` then. Where all names are such, they are the model.
     """
-    others = [name for name in arrays if OTHERS.match(name) and _JOINT.search(name)]
-    beside = frozenset(others)
-    if not others or len(others) == len(arrays):
+    beside = {name: place for name in arrays if (place := _optimizers_place(name, arrays)) is not None}
+    beside.update(_averages_places([name for name in arrays if name not in beside]))
+    if not beside or len(beside) == len(arrays):
         return dict(arrays)
     model = {name: value for name, value in arrays.items() if name not in beside}
     root: dict[str, Any] = {name: model[name] for name in _CLOCKS if name in model}
-    for name in others:
-        top, rest = _JOINT.split(name, maxsplit=1)
+    for name, (top, rest) in beside.items():
         root.setdefault(top, {})[rest] = arrays[name]
     return {**root, "model": model}
+
+
+def _optimizers_place(name: str, arrays: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return what an array belongs to that is not the model's by its name, and its name there.
+
+    An array below another one, `w/Adam` below `w`, is what TensorFlow's optimizers and averages keep of that.
+    """
+    if OTHERS.match(name) and _JOINT.search(name):
+        top, rest = _JOINT.split(name, maxsplit=1)
+        return top, rest
+    if _TF_SLOT in name:
+        return "optimizer", name
+    around, _, last = name.removesuffix(_TF_OUTPUT).rpartition("/")
+    above = next((above for above in (around, around + _TF_OUTPUT) if above in arrays), None)
+    return None if above is None else (last, above)
+
+
+def _averages_places(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return places, under the model's names, of arrays whose first key is called averages and goes on as the model."""
+    below: dict[str, dict[str, str]] = {}
+    for name in names:
+        top, *rest = _JOINT.split(name, maxsplit=1)
+        if rest:
+            below.setdefault(top, {})[rest[0]] = name
+    called = [top for top in below if AVERAGES_KEY.search(top)]
+    apart = {name: name for name in names if _JOINT.split(name, maxsplit=1)[0] not in called}
+    models = [apart, *(inner for top, inner in below.items() if top not in called)]
+    places: dict[str, tuple[str, str]] = {}
+    for top in called:
+        raw = next((model for model in models if model.keys() == below[top].keys()), {})
+        places.update({below[top][rest]: (top, name) for rest, name in raw.items()})
+    return places
 
 
 def model_in_tree(root: Any) -> Any:

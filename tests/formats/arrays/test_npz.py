@@ -158,3 +158,44 @@ def test_an_archive_that_is_cut_short_is_incomplete(tmp_path: Path) -> None:
         with pytest.raises(EmaError) as caught:
             open_checkpoint(tmp_path / "a.npz")
         assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "averages"),
+    [("params/", "ema_params/"), ("params.", "params_ema."), ("", "ema/"), ("model/", "swa_model/")],
+)
+def test_averages_are_told_by_their_first_key(raw: str, averages: str, cli: Cli, tmp_path: Path) -> None:
+    """They are not taken for parts of the model, nor for what mmcv's hooks swap with it."""
+    base = np.random.default_rng(4).normal(size=400).astype("f4")
+    for step in (1, 2, 3):
+        own = {f"{raw}a": base * np.float32(step), f"{raw}b": base[:3]}
+        follow = {f"{averages}a": base * np.float32(step - 0.1), f"{averages}b": base[:3]}
+        np.savez(tmp_path / f"step-{step}.npz", **own, **follow)
+    for weights, factor in ((), 2.25), (("--weights", "raw"), 2.25), (("--weights", "ema"), 2.15):
+        done = cli("average", ".", "--half-life", "1ba", *weights, "--force", "-o", "out.safetensors")
+        assert done.code == 0, done
+        found = load_file(tmp_path / "out.safetensors")
+        assert {name.rpartition("/")[2].rpartition(".")[2] for name in found} == {"a", "b"}
+        value = next(array for name, array in found.items() if name.endswith("a"))
+        np.testing.assert_allclose(value, base.astype("f8") * factor, rtol=1e-5)
+
+
+def test_a_part_of_the_model_may_be_called_averages(tmp_path: Path) -> None:
+    """Where it has names of its own: a codebook that follows by averages."""
+    names = ("params/a", "ema_vq/embed", "ema_vq/size")
+    np.savez(tmp_path / "a.npz", **{name: np.ones(3, "f4") for name in names})
+    assert set(open_checkpoint(tmp_path / "a.npz").tensors.specs) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("variable", "slot"),
+    [
+        ("dense/w:0", "dense/w/Adam_1:0"),
+        ("dense/w", "dense/w/Momentum"),
+        ("w/.ATTRIBUTES/VARIABLE_VALUE", "w/.OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE"),
+    ],
+)
+def test_slots_of_tensorflow_s_optimizers_are_not_the_model_s(variable: str, slot: str, tmp_path: Path) -> None:
+    """What an optimizer keeps of a variable lies below that one's name."""
+    np.savez(tmp_path / "a.npz", **{variable: np.ones(3, "f4"), slot: np.ones(3, "f4")})
+    assert set(open_checkpoint(tmp_path / "a.npz").tensors.specs) == {variable}
