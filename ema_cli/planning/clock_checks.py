@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, option
-from ema_cli.formats.counters import counters_of
+from ema_cli.formats.clock_hints import counters_of
 from ema_cli.formats.trainers.names import unit_before
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.recipe import Recipe

@@ -1,7 +1,7 @@
 """Pickles that begin with the same bytes, and end in a few of their own: the beginning of the second is not executed.
 
 At the end of the beginning the machine stands as it stood in the first pickle. So it goes on from there, in the second
-pickle. In the place of what is not plain text it has marks then, which can be passed on and not be changed.
+pickle. What the beginning made is not plain text alone; in the place of the rest an `Opaque` stands then.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ema_cli.formats.pickles.values import Inert, Name
 from ema_cli.storage.source import ByteSource
 
 
-class Mark:
-    """Stands for a value that the beginning made."""
+class Opaque:
+    """Stands for a value that the beginning made. It can be passed on, and not be changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Beginning:
     Attributes:
         end: the byte at which the beginning ends.
         kind: the class of the object.
-        values: the entries before it, keys and values, these as marks.
+        values: the entries before it, keys and values, these opaque.
         memo: what is remembered.
     """
 
@@ -89,7 +89,7 @@ class _Pausing(Machine):
             case [[Inert() as around, dict() as attributes]] if not attributes and not self.memo_beyond:
                 if not all(isinstance(key, str) for key in self.stack[::2]):
                     return None
-                values = [Mark() if number % 2 else key for number, key in enumerate(self.stack)]
-                memo = [value if isinstance(value, str | Name) else Mark() for value in self.memo]
+                values = [Opaque() if number % 2 else key for number, key in enumerate(self.stack)]
+                memo = [value if isinstance(value, str | Name) else Opaque() for value in self.memo]
                 return Beginning(self.limit, around.kind, values, memo)
         return None
