@@ -82,12 +82,13 @@ def model_in_tree(root: Any) -> Any:
     """
     if not isinstance(root, dict):
         return root
-    around = _around_params(root)
+    around, outside = _around_params(root)
+    outside = {key: dict(_leaves(value, "")) for key, value in outside.items() if isinstance(value, dict)}
     top = {key: dict(_leaves(value, "")) if isinstance(value, dict) else value for key, value in around.items()}
     clocks = {name: root[name] for name in _CLOCKS if name in root and not isinstance(root[name], dict)}
     if isinstance(around.get(_PARAMS), dict):
         model = {**top.pop(_PARAMS), **_prefixed(_STATISTICS, top.pop(_STATISTICS, {}))}
-        return {**clocks, **top, "model": model}
+        return {**outside, **clocks, **top, "model": model}
     if any(_holds_tensors(top.get(place)) for place in PLAIN.model):
         return {**clocks, **top}
     others = {key: value for key, value in top.items() if OTHERS.match(key) and isinstance(value, dict)}
@@ -95,20 +96,25 @@ def model_in_tree(root: Any) -> Any:
     return {**clocks, **others, "model": dict(_leaves(rest, ""))} if others else dict(_leaves(rest, ""))
 
 
-def _around_params(root: dict[str, Any]) -> dict[str, Any]:
-    """Return the dict with the collections of a model, at the top or in the one place where one is, else `root`."""
-    level = [root]
+def _around_params(root: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the dict with the collections of a model, at the top or in the one place where one is, else `root`.
+
+    With it comes what stands beside the way to it.
+    """
+    level: list[tuple[dict[str, Any], tuple[tuple[dict[str, Any], str], ...]]] = [(root, ())]
     for _ in range(_DEPTH_OF_MODEL):
-        found = [around for around in level if isinstance(around.get(_PARAMS), dict)]
-        if found:
-            return found[0] if len(found) == 1 else root
+        places = [(around, way) for around, way in level if isinstance(around.get(_PARAMS), dict)]
+        if places:
+            around, way = places[0] if len(places) == 1 else (root, ())
+            steps = reversed(way)  # the outer names last, which hold
+            return around, {name: value for outer, key in steps for name, value in outer.items() if name != key}
         level = [
-            inner
-            for around in level
+            (inner, (*way, (around, key)))
+            for around, way in level
             for key, inner in around.items()
             if isinstance(inner, dict) and not OTHERS.match(key)
         ]
-    return root
+    return root, {}
 
 
 def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

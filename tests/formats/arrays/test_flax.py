@@ -145,3 +145,16 @@ def test_a_run_is_averaged_and_checked(cli: Cli, tmp_path: Path) -> None:
     assert cli("verify", "out.safetensors", "--against", ".").code == 0
     refused = cli("average", ".", "--half-life", "1ba", "-o", "like.msgpack", "--like-input")
     assert (refused.code, "Flax msgpack is read only" in refused.err) == (5, True), refused
+
+
+def test_what_stands_beside_the_way_to_the_params_is_said(tmp_path: Path) -> None:
+    """A head that lies beside `encoder` is not left out without a word; nor are averages there."""
+    value = np.arange(60, dtype="f4")
+    write(tmp_path / "a.msgpack", {"encoder": {"params": {"w": value}}, "head": {"dense": {"w": value}}})
+    checkpoint = open_checkpoint(tmp_path / "a.msgpack")
+    assert list(checkpoint.tensors.specs) == ["w"]
+    assert [w for w in checkpoint.warnings if "tensors beside the model, at 'head', are not taken" in w]
+    write(tmp_path / "b.msgpack", {"state": {"params": {"w": value}}, "ema": {"w": value * 0.9}, "rng": {"a": value}})
+    assert open_checkpoint(tmp_path / "b.msgpack").warnings == ()
+    averages = open_checkpoint(tmp_path / "b.msgpack", ReadOptions(weights="ema"))
+    assert read_all(averages.tensors) == {"w": (value * np.float32(0.9)).tobytes()}
