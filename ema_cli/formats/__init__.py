@@ -30,8 +30,8 @@ from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
 from ema_cli.storage.location import location
 
 WHAT_IS_READ = (
-    "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), .npz .zip .nemo .pdparams .msgpack, "
-    "folders of Hugging Face, torch.distributed.checkpoint, DeepSpeed and Orbax"
+    "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), .npz .nemo .pdparams .msgpack, "
+    "stable-baselines3's .zip, folders of Hugging Face, torch.distributed.checkpoint, DeepSpeed and Orbax"
 )
 
 # Most specific first; the first that matches opens the checkpoint.
