@@ -154,9 +154,10 @@ def prepare(
     options = options or OutputOptions()
     like_input = options.like_input
     targets = assign_targets(target, plans, like_input=like_input) if isinstance(target, Target) else target
-    if options.max_shard_size is not None and not all(assigned.is_folder for assigned in targets):
+    unsharded = next((assigned for assigned in targets if assigned.is_dcp or not assigned.is_folder), None)
+    if options.max_shard_size is not None and unsharded is not None:
         raise UsageError(
-            "is for a folder, and this is one file",
+            f"is for a folder{' of safetensors' if unsharded.is_dcp else ''}, and this is one file",
             option="max_shard_size",
             hint=f"a name without a suffix: {option('o', 'DIR')}",
         )

@@ -23,6 +23,10 @@ _CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timed
 _RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
 _MESSAGE = re.compile(r"<Message>([^<]{1,200})</Message>")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_SERVER = re.compile(r"https?://[^/\s]+(/\S*)?", re.IGNORECASE)
+_WORDS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
+_WORD = re.compile("[!-~]*")
 _QUERY = re.compile(r"\?[^\s)\"']*")
 _ANSWERED_NO = ("401", "403")
 _CREDENTIALS = {
@@ -73,6 +77,8 @@ def client_of(path: StorePath) -> Any:
 def _make_client(path: StorePath, url: str) -> Any:
     if path.scheme == "memory":
         return obstore().store.MemoryStore()
+    if path.scheme == "s3":
+        _check_settings(path)
     options: dict[str, object] = {
         # A store of one's own may be reached without TLS, where its address says so.
         "allow_http": True,
@@ -82,6 +88,20 @@ def _make_client(path: StorePath, url: str) -> Any:
     }
     with store_errors(path, "cannot be reached"):
         return obstore().store.from_url(url, client_options=options, retry_config=_RETRY, **_provider(path))
+
+
+def _check_settings(path: StorePath) -> None:
+    """Check what the environment says of S3, at the rest of which obstore breaks off.
+
+    Raises:
+        UsageError: naming the variable, and not its value, which may be a secret.
+    """
+    for name in _ENDPOINTS:
+        if not _SERVER.fullmatch(os.environ.get(name) or "http://unset"):
+            raise UsageError(f"{name} holds no address of a server", subject=path, hint=f"as {name}=http://host:port")
+    for name in _WORDS:
+        if not _WORD.fullmatch(os.environ.get(name, "")):
+            raise UsageError(f"{name} holds a blank, a line break or a letter outside ASCII", subject=path)
 
 
 def _provider(path: StorePath) -> Mapping[str, Any]:

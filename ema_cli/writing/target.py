@@ -68,12 +68,10 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
         raise UsageError(
             "is on a web server, from which is read only", subject=path, hint="write to a disk or a bucket"
         )
-    if path.name in ("", "..", "-"):  # nothing goes to standard output but the name
-        raise UsageError(
-            f"'{path}' is no name for something new",
-            option="output",
-            hint=f"as {option('o', 'release.safetensors')}",
-        )
+    is_bucket = isinstance(path, StorePath) and not path.key
+    if is_bucket or path.name in ("", "..", "-"):  # nothing goes to standard output but the name
+        example = str(path / "release") if is_bucket else "release.safetensors"
+        raise UsageError(f"'{path}' is no name for something new", option="output", hint=f"as {option('o', example)}")
     unknown = re.search(r"\{[^{}]*\}", path.name.replace(_HALF_LIFE, ""))
     if unknown or _HALF_LIFE in str(path.parent):
         fact = f"{unknown[0]} is no placeholder" if unknown else f"{_HALF_LIFE} is not in the last part"

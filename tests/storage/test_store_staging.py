@@ -188,6 +188,14 @@ def test_what_another_run_put_is_not_removed(models: StorePath, disk: Path, cli:
     assert present(models) == {"release/ema-manifest.json": b"another's"}
 
 
+def test_a_bucket_itself_is_no_output(disk: Path, cli: Cli):
+    """What is beside it, as a claim, would be in another bucket."""
+    done = cli("average", disk / "ckpts", *LAW, "-o", "memory://models/", "--force")
+    assert done.code == 2
+    assert "'memory://models' is no name for something new" in done.err
+    assert "-o memory://models/release" in done.err
+
+
 def test_a_web_server_is_not_written_to(disk: Path, cli: Cli):
     """It is said before anything is read."""
     done = cli("average", disk / "ckpts", *LAW, "-o", "https://127.0.0.1:9/release")

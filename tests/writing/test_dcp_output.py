@@ -170,6 +170,7 @@ def test_nan_in_the_shard_is_a_problem(run: InProcess):
         ("dcp:out.pt", (), "is a name for a file"),
         ("dcp:out", ("--like-input",), "asks for one"),
         ("dcp:", (), "is no name for something new"),
+        ("dcp:out", ("--max-shard-size", "1MB"), "is for a folder of safetensors, and this is one file"),
     ],
 )
 def test_what_is_no_such_folder_is_a_usage_error(run: InProcess, output: str, more: tuple[str, ...], fact: str):
