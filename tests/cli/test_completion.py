@@ -70,7 +70,7 @@ def test_commands_complete(complete: Complete):
 def test_options_complete(complete: Complete):
     """By their beginning, in each command."""
     assert complete("average", "--half") == ["--half-life"]
-    assert complete("average", "ckpts", "--half-life", "50ba", "--dr") == ["--dry-run"]
+    assert complete("average", "ckpts", "--half-life", "50ba", "--dr") == ["--drop", "--dry-run"]
     assert complete("inspect", "--update") == ["--update-interval"]
 
 
