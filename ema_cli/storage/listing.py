@@ -145,7 +145,11 @@ class Listing:
     def _begin(self, path: StorePath) -> StoredObject:
         """Read the beginning of a file of a web server: what is signed for reading allows nothing else."""
         with store_errors(path, "cannot be read"):
-            answer = obstore().get(client_of(path), "", options={"range": (0, FIRST_BYTES)})
+            try:
+                answer = obstore().get(client_of(path), "", options={"range": (0, FIRST_BYTES)})
+            except (obstore().exceptions.PermissionDeniedError, obstore().exceptions.UnauthenticatedError) as error:
+                # Nor does it say what lies beside that: buckets answer so where nothing is.
+                raise error if path.is_named else FileNotFoundError from error
             return StoredObject.of(answer.meta, bytes(answer.bytes()))
 
     def _list(self, path: StorePath) -> None:

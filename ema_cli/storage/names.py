@@ -17,7 +17,7 @@ SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "https", "http", "memory")
 WEB = ("https", "http")  # servers that cannot list what they have
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.ASCII | re.IGNORECASE)  # pathlib makes one slash of two
-_queries: dict[Path, str] = {}  # what follows the question mark of a web address, which may be a signature
+_queries: dict[Path, str] = {}  # what follows the question mark of web addresses that were named: it may be a signature
 
 
 class StorePath(PosixPath):
@@ -76,6 +76,11 @@ class StorePath(PosixPath):
         return "/".join(self.parts[2:])
 
     @property
+    def is_named(self) -> bool:
+        """Return whether a user named this web address, and not only a file beside it."""
+        return self in _queries
+
+    @property
     def query(self) -> str:
         """Return what followed the question mark in a web address: kept apart, since it may be a signature."""
         return _queries.get(self, "")
@@ -104,8 +109,8 @@ def as_path(word: str | Path) -> Path:
     if not path.bucket or ".." in path.parts:
         fact = "'..' has no meaning in a store" if path.bucket else "names no bucket"
         raise UsageError(fact, subject=path, hint="as s3://bucket/run")
-    if query:
-        _queries[path] = query
+    if query or path.scheme in WEB:
+        _queries[path] = query or path.query
     return path
 
 

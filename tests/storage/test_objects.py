@@ -201,14 +201,11 @@ def test_an_average_of_a_run_in_a_store_is_that_of_the_run_on_a_disk(bucket: Sto
 
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_SECRET_ACCESS_KEY"])
-@pytest.mark.parametrize("value", ["http://", "a b", "secret\n", "h\u00f6st"])
+@pytest.mark.parametrize("value", ["se cret", "secret\n", "h\u00f6st"])
 def test_settings_that_cannot_be_are_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch):
     """The package would break off. Their values, which may be secrets, are not shown."""
     monkeypatch.setattr(stores, "_clients", {})
     monkeypatch.setenv(name, value)
-    if value == "http://" and "ENDPOINT" not in name:
-        assert stores.client_of(StorePath("s3://bucket")) is not None
-        return
     with pytest.raises(UsageError) as caught:
         stores.client_of(StorePath("s3://bucket/run"))
     assert caught.value.fact.startswith(f"{name} holds ")

@@ -21,10 +21,11 @@ from ema_cli.storage.names import StorePath
 from tests.conftest import Cli, Outcome
 from tests.storage.conftest import KEY, SECRET
 from tests.storage.proxy import Proxy, Request
-from tests.storage.stores import put_folder
+from tests.storage.stores import obstore, put, put_folder
 
 STEPS = (100, 200, 300)
 LAW = ("--profile", "uniform")
+COMPOSER = Path(__file__).parents[1] / "data" / "composer" / "every-batch"
 
 
 @pytest.fixture(autouse=True)
@@ -237,3 +238,18 @@ def test_whatever_happens_it_is_the_average_or_an_error(
             assert str(run) in done.err
             assert len(done.err.splitlines()) <= 2
     assert set(outcomes) == {0, 3}
+
+
+@pytest.mark.slow
+def test_what_lies_beside_a_signed_file_needs_no_signature(proxy: Proxy, folder: StorePath, tmp_path: Path, cli: Cli):
+    """A bucket answers 403 for what is not there. Signatures are shown nowhere; where one is wrong that is an error."""
+    paths = [folder / path.name for path in sorted(COMPOSER.glob("*.pt"))[:3]]
+    for path in paths:
+        put(path, (COMPOSER / path.name).read_bytes())
+    urls = [obstore.sign(stores.client_of(path), "GET", path.key, timedelta(hours=1)) for path in paths]
+    done = cli("average", *urls, "--profile", "uniform", "-o", tmp_path / "release")
+    assert done.code == 0, done.err
+    written = "".join(path.read_text(errors="replace") for path in (tmp_path / "release").rglob("*") if path.is_file())
+    wrong = cli("inspect", f"{urls[0]}x")
+    assert (wrong.code, "403" in wrong.err) == (3, True)
+    assert "Signature" not in written + done.out + done.err + wrong.out + wrong.err.replace("request signature", "")
