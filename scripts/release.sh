@@ -100,6 +100,7 @@ done
 inspected=()
 average_options=()
 threads=()
+anonymous=()
 dry=
 while (($#)); do
     # The value of an option may stand behind it, or behind an equals sign; of -o, directly, too.
@@ -108,7 +109,7 @@ while (($#)); do
         -o?*) name=-o value=${1#-o} given=("$1") ;;
         -f | --force | -q | --quiet | -fq | -qf | --dry-run | --strict | --checksum | --json | --no-manifest | \
             --bias-correction | --skip-damaged | --ignore-clocks | --keep-prefix | --masters | --like-input | \
-            --allow-approximate | --allow-non-finite)
+            --allow-approximate | --allow-non-finite | --anonymous)
             name=$1 value='' given=("$1")
             ;;
         -*)
@@ -132,7 +133,8 @@ while (($#)); do
         --json | --no-manifest) fail_usage "$name is not for a release" ;;
         --dry-run) dry=yes ;;
         --threads) threads=("${given[@]}") ;;
-        --dtype | --max-shard-size | --max-memory | --recipe | --sign) ;;
+        --anonymous) inspected+=("$name") anonymous=("$name") ;;
+        --dtype | --max-shard-size | --max-memory | --recipe | --sign | --drop) ;;
         --min-count | --max-share) if [[ -z $replayed ]]; then inspected+=("${given[@]}"); fi ;;
         -f | --force | -q | --quiet | -fq | -qf | --allow-non-finite | --allow-approximate | --like-input) ;;
         *) inspected+=("${given[@]}") ;;
@@ -161,6 +163,7 @@ if [[ $written == -* ]]; then written=./$written; fi
 step verify ema-cli verify "$written" ${threads[@]+"${threads[@]}"}
 against=()
 for each in "${checkpoints[@]}"; do against+=(--against "$each"); done
+against+=(${anonymous[@]+"${anonymous[@]}"})
 if [[ $again == sample ]]; then against+=(--sample); fi
 if [[ $again != none ]]; then
     step again ema-cli verify "$written" "${against[@]}" ${threads[@]+"${threads[@]}"}
