@@ -12,7 +12,7 @@ from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.arrays.inflating import JoinedSources
 from ema_cli.formats.arrays.numpy_types import describe
 from ema_cli.formats.arrays.trees import model_in_tree
-from ema_cli.formats.arrays.zarr import Store, load_tensorstore, open_arrays
+from ema_cli.formats.arrays.zarr import Store, load_tensorstore, note_of, open_arrays
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.shards import is_plain_name
 from ema_cli.formats.torch_save.archive import Span
@@ -30,10 +30,11 @@ _MAX_DEPTH = 64
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item that is open: what it holds, and its files."""
+    """An item that is open: what it holds, its files, and what a user should know of how it is stored."""
 
     content: TorchFile
     files: tuple[InputFile, ...]
+    notes: tuple[str, ...]
 
 
 def open_item(folder: Path, tree: InputFile) -> Item:
@@ -70,7 +71,7 @@ def open_item(folder: Path, tree: InputFile) -> Item:
 
     for name, (around, key) in names.items():
         around[key] = describe(name, arrays[name].dtype, arrays[name].shape)
-    return Item(TorchFile(source, model_in_tree(root), locate), files)
+    return Item(TorchFile(source, model_in_tree(root), locate), files, note_of(arrays.values()))
 
 
 def _plant(

@@ -57,7 +57,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     if Unit.BATCH not in progress.clocks and path.name.isdecimal() and path.name.isascii():
         clock = Clock(Fraction(path.name), "name")
         progress = replace(progress, clocks={**progress.clocks, Unit.BATCH: clock})
-    return replace(checkpoint, name=path.name, path=path, files=(*files, *checkpoint.files[1:]), progress=progress)
+    files, notes = (*files, *checkpoint.files[1:]), (*checkpoint.notes, *opened.notes)
+    return replace(checkpoint, name=path.name, path=path, files=files, progress=progress, notes=notes)
 
 
 def _item(path: Path, options: ReadOptions) -> Path:

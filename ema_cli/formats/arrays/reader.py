@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,23 @@ def open_container(file: InputFile) -> TorchFile:
         CheckpointError: naming the file and what is wrong.
     """
     return _CONTAINERS[file.path.suffix.lower()][1](file)
+
+
+def memory_of_blocks(checkpoints: Iterable[Checkpoint]) -> int:
+    """Return the memory that decompressed blocks of arrays take, of which a range is read: those of Orbax."""
+    if all(checkpoint.format != ORBAX for checkpoint in checkpoints):
+        return 0
+    from ema_cli.formats.arrays.zarr import needed_bytes
+
+    return needed_bytes()
+
+
+def keep_blocks(checkpoints: Iterable[Checkpoint], nbytes: int) -> None:
+    """Let decompressed blocks take `nbytes` more, so that fewer are decompressed again."""
+    if memory_of_blocks(checkpoints):
+        from ema_cli.formats.arrays.zarr import keep_more
+
+        keep_more(nbytes)
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:

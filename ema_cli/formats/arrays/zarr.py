@@ -1,13 +1,15 @@
 """Read zarr arrays by range with the package tensorstore, from OCDBT or from folders, as Orbax writes them.
 
-Each array is compressed in blocks, which tensorstore decompresses whole and keeps for the next range: in up to a
-quarter of the machine's memory, for all checkpoints together. What has larger blocks is refused.
+Each array is compressed in blocks, which tensorstore decompresses whole and keeps for the next range: as many as fit
+into what the user lets the process take, else few. Large ones are read one after the other. What has blocks of more
+than an eighth of the machine's memory is refused.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from itertools import islice
 from math import prod
@@ -26,11 +28,15 @@ from ema_cli.text import size as size_text
 _MAX_INFLATED, _MOST_TIMES = 1 << 30, 16  # as of arrays of numpy's
 _MOST_OPEN = 256  # arrays
 _AT_ONCE = 64  # that are being opened
-_KEPT_SHARE = 4  # of the memory, for decompressed blocks: one part of so many
+_KEPT_BYTES = 16 << 20  # of decompressed blocks, where the user does not say
+_LARGE_BYTES = 2 << 20  # of a block, of which one is read at a time
+_BLOCK_SHARE = 8  # of the memory, for one block: one part of so many
+_TIMES_OF_BLOCK = 4  # compressed, decompressed, the one before, and what malloc holds
 _FAILURES = (ValueError, RuntimeError, TypeError, OverflowError, MemoryError, IndexError, OSError)
 _open_arrays: OrderedDict[tuple[str, str], Any] = OrderedDict()
 _context: list[Any] = []
-_lock = Lock()
+_lock, _reading = Lock(), Lock()
+_largest = [0]  # block that an array of this process has, in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class ZarrArray:
     dtype: str
     shape: tuple[int, ...]
     path: Path
+    block: int
 
     @property
     def size(self) -> int:
@@ -87,7 +94,8 @@ class ZarrArray:
         array = _opened(self)
         for box in _boxes(self.shape, first, first + len(out) // item):
             try:
-                data = array[box].read(order="C").result().tobytes()
+                with _reading if self.block > _LARGE_BYTES else nullcontext():
+                    data = array[box].read(order="C").result().tobytes()
             except _FAILURES as error:
                 raise _failure(error, self.name, self.path) from error
             out[done : done + len(data)] = data
@@ -97,7 +105,7 @@ class ZarrArray:
 def open_arrays(names: Iterable[str], store: Store, path: Path, stored: int) -> dict[str, ZarrArray]:
     """Read the headers of arrays, several at once; check that what they become fits."""
     arrays: dict[str, ZarrArray] = {}
-    inflated, kept = 0, memory_bytes() // _KEPT_SHARE
+    inflated = 0
     rest = iter(names)
     while some := list(islice(rest, _AT_ONCE)):
         opening = [_start(store, name, path) for name in some]
@@ -106,33 +114,70 @@ def open_arrays(names: Iterable[str], store: Store, path: Path, stored: int) -> 
                 opened = future.result()
             except _FAILURES as error:
                 raise _failure(error, name, path) from error
-            array = ZarrArray(store, name, str(opened.dtype.name), tuple(opened.shape), path)
+            block = _block_bytes(opened)
+            array = ZarrArray(store, name, str(opened.dtype.name), tuple(opened.shape), path, block)
             if array.dtype not in TORCH_DTYPES:
                 fact = f"'{name}' is of type '{array.dtype[:40]}', which no tensor has"
                 raise CheckpointError(fact, subject=path, hint=OTHER_SAVE)
             if prod(array.shape) > MAX_ELEMENTS:
                 raise CheckpointError(f"'{name}' has a shape that no tensor has", subject=path)
             inflated += array.size
-            _check_block(array, opened.chunk_layout.read_chunk.shape, kept)
+            _check_block(array)
             arrays[name] = array
     if inflated > max(_MAX_INFLATED, _MOST_TIMES * stored):
         raise CheckpointError(f"{stored} bytes in it become {inflated}, more than numbers of a model do", subject=path)
     return arrays
 
 
-def _check_block(array: ZarrArray, block: tuple[int, ...] | None, kept: int) -> None:
-    """Check that the blocks in which a range of an array lies can be kept until the next range is read."""
-    if not block or not array.shape or 0 in array.shape:
-        return
-    rows = min(block[0], array.shape[0])
-    nbytes = rows * prod(array.shape[1:]) * TORCH_DTYPES[array.dtype].itemsize
-    if 2 * nbytes > kept:
+def _block_bytes(opened: Any) -> int:
+    """Return the size of the blocks in which a range of an open array lies."""
+    block, shape = opened.chunk_layout.read_chunk.shape, opened.shape
+    if not block or not shape or 0 in shape:
+        return 0
+    return int(min(block[0], shape[0]) * prod(shape[1:]) * opened.dtype.numpy_dtype.itemsize)
+
+
+def _check_block(array: ZarrArray) -> None:
+    """Check that the blocks in which a range of an array lies fit into memory."""
+    most = memory_bytes() // _BLOCK_SHARE
+    _largest[0] = max(_largest[0], array.block)
+    if array.block > most:
         raise CheckpointError(
-            f"'{array.name}' is compressed in blocks of which {size_text(nbytes)} are needed at once, and "
-            f"{size_text(kept // 2)} are read at most",
+            f"'{array.name}' is compressed in blocks of which {size_text(array.block)} are needed at once, and "
+            f"{size_text(most)} are read at most",
             subject=array.path,
             hint="save with smaller blocks (chunk_byte_size of Orbax), or use a machine with more memory",
         )
+
+
+def note_of(arrays: Iterable[ZarrArray]) -> tuple[str, ...]:
+    """Return what a user should know of large blocks, if there are any."""
+    largest = max((array.block for array in arrays), default=0)
+    if largest <= _LARGE_BYTES:
+        return ()
+    text = size_text(largest)
+    return (
+        f"compressed in blocks of up to {text}, which are decompressed anew for each range of them: a --max-memory "
+        f"with room for one of each checkpoint keeps them, which is faster",
+    )
+
+
+def needed_bytes() -> int:
+    """Return the memory that reading takes beside the buffers: for what is kept, and for the largest block."""
+    return _KEPT_BYTES + _TIMES_OF_BLOCK * _largest[0]
+
+
+def keep_more(nbytes: int) -> None:
+    """Keep more decompressed blocks from now on, as many as `nbytes` more of memory allow."""
+    tensorstore = import_module("tensorstore")
+    more = max(0, nbytes * 3 // 4 - _TIMES_OF_BLOCK * _largest[0])  # it keeps a little more than its limit
+    with _lock:
+        _open_arrays.clear()
+        _context[:] = [_make_context(tensorstore, _KEPT_BYTES + more)]
+
+
+def _make_context(tensorstore: Any, kept: int) -> Any:
+    return tensorstore.Context({"cache_pool": {"total_bytes_limit": kept}, "data_copy_concurrency": {"limit": 1}})
 
 
 def _opened(array: ZarrArray) -> Any:
@@ -160,8 +205,7 @@ def _start(store: Store, name: str, path: Path) -> Any:
     tensorstore = load_tensorstore(path)
     with _lock:
         if not _context:
-            limit = {"total_bytes_limit": memory_bytes() // _KEPT_SHARE}
-            _context.append(tensorstore.Context({"cache_pool": limit}))
+            _context.append(_make_context(tensorstore, _KEPT_BYTES))
     try:
         return tensorstore.open(store.spec(name), open=True, read=True, context=_context[0])
     except _FAILURES as error:

@@ -196,3 +196,19 @@ def test_without_tensorstore_the_error_has_the_line_that_installs_it(
     with pytest.raises(UsageError, match="tensorstore") as caught:
         open_checkpoint(path)
     assert "pip install 'ema-cli[jax]'" in (caught.value.hint or "")
+
+
+def test_large_blocks_are_said_and_counted_in_the_memory(cli: Cli, tmp_path: Path) -> None:
+    """Too little memory is refused with what is needed, which is enough; more gives the same bytes."""
+    values = np.arange(600_000, dtype="f4").reshape(600, -1)
+    for step in (1, 2):
+        write_item(tmp_path / "run" / f"{step}", {("params", "w"): values * step})
+    law = ("average", "run", "--half-life", "1ba", "-o")
+    done = cli(*law, "a.safetensors")
+    assert (done.code, "compressed in blocks of up to 2.4 MB" in done.err) == (0, True), done
+    refused = cli(*law, "b.safetensors", "--max-memory", "20MB")
+    assert refused.code == 2, refused
+    needed = (refused.err.partition("hint:  --max-memory ")[2]).split()[0]
+    for name, memory in (("b", needed), ("c", "8GB")):
+        assert cli(*law, f"{name}.safetensors", "--max-memory", memory).code == 0
+        assert (tmp_path / f"{name}.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
