@@ -150,7 +150,11 @@ def assign_targets(target: Target, plans: Sequence[Plan], *, like_input: bool = 
         if len(plans) > 1 and path.parent.name in ("", ".."):
             raise UsageError(f"'{path}' names no new folder for the averages", option="output", hint=_PATTERN_HINT)
         if not all(isinstance(plan.recipe.law, HalfLife) for plan in plans):
-            raise UsageError(f"'{path}': there is no half-life to fill in", option="output")
+            raise UsageError(
+                f"'{path}': there is no half-life to fill in",
+                option="output",
+                hint=f"a name without it; of several averages that of a folder: {option('o', 'averages')}",
+            )
         names = [path.name.replace(_HALF_LIFE, plan.recipe.law.name) for plan in plans]
         targets = [replace(target, path=path.with_name(name)) for name in names]
     elif len(plans) == 1:
