@@ -110,11 +110,17 @@ def test_shards_average(cli: Cli, sharded: Path, tmp_path: Path):
     assert_rounds(load_file(tmp_path / "out.safetensors"), recurrence(saved, [4, 8, 12], 6))
 
 
-def test_file_of_each_process_is_refused(cli: Cli, sharded: Path, tmp_path: Path):
-    """Where each process saved its own part (use_dcp=False), no file has the model: refused, and nothing is written."""
+def test_a_file_of_each_process_averages(cli: Cli, sharded: Path, tmp_path: Path):
+    """Where each process saved its own part (use_dcp=False), the parts are put together, also where one is named."""
     run = sharded / "ranks"
+    saved = [load_file(sharded / "truth" / f"{number}.safetensors") for number in range(SAVES)]
     assert names(run / "checkpoint_0") == {f"pytorch_model_fsdp_0_rank{rank}.bin" for rank in range(2)}
-    for asked in (run, run / "checkpoint_0", run / "checkpoint_0" / "pytorch_model_fsdp_0_rank0.bin"):
-        done = cli("average", asked, "--half-life", "6ba", "--spacing", "4ba")
-        assert done.code in (3, 4), done
-    assert names(tmp_path) == set()
+    one = cli(
+        "average", run / "checkpoint_0" / "pytorch_model_fsdp_0_rank0.bin", "--last", "1", "-o", "one.safetensors"
+    )
+    assert one.code == 0, one
+    whole = load_file(tmp_path / "one.safetensors")
+    assert {name: torch.equal(whole[name], tensor) for name, tensor in saved[0].items()} == dict.fromkeys(whole, True)
+    done = cli("average", run, "--half-life", "6ba", "--spacing", "4ba", "-o", "out.safetensors")
+    assert done.code == 0, done
+    assert_rounds(load_file(tmp_path / "out.safetensors"), recurrence(saved, [4, 8, 12], 6))
