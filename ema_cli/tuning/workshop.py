@@ -22,6 +22,9 @@ from ema_cli.writing.files import publish
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target
 
+# In the private folder, which is locked: who publishes into a locked folder waits for whoever holds the lock.
+_CANDIDATES = "candidates"
+
 
 @dataclass(slots=True)
 class Workshop:
@@ -71,9 +74,10 @@ class Workshop:
 
     def _job(self, plans: Mapping[str, Plan]) -> Job:
         self._batches += 1
-        folders = [Path(str(self._batches), name) for name in plans]
-        if len(folders) == 1:
-            self.staging.make_folder(folders[0])  # else the folder of the batch is published
+        batch = Path(_CANDIDATES, str(self._batches))
+        folders = [batch / name for name in plans]
+        # Where there are several, the folder of the batch is published.
+        self.staging.make_folder(folders[0] if len(folders) == 1 else batch.parent)
         targets = [
             replace(self.target, path=self.staging.folder / folder / self.target.path.name) for folder in folders
         ]

@@ -15,6 +15,8 @@ from ema_cli import Recipe, Time, average, make_plan, open_run, tune
 from ema_cli.errors import GateError, OutputError, UsageError
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import manifest_path
+from ema_cli.storage import staging
+from ema_cli.storage.folder_locks import is_held_by_another
 from ema_cli.tuning.results import LAST
 from tests.conftest import write_hf_run, write_torch_run
 
@@ -38,6 +40,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     own = ("ema-manifest.json", "SHA256SUMS")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.name not in own}
+
+
+@pytest.mark.parametrize("half_lives", [["200ba", "400ba"], ["200ba"]])
+def test_it_waits_for_no_lock_of_its_own(half_lives: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Candidates are published beside a folder that this process holds, not into it."""
+    write_torch_run(tmp_path / "run", STEPS)
+    held = []
+    monkeypatch.setattr(staging, "is_held_by_another", lambda lock: held.append(is_held_by_another(lock)))
+    _, evaluate = recorded(lambda time: time)
+    tune(open_run([tmp_path / "run"]), tmp_path / "best.safetensors", evaluate=evaluate, half_lives=half_lives)
+    assert held
+    assert not any(held)
 
 
 @pytest.mark.parametrize("output", ["best", "best.safetensors", "best.pt"])
