@@ -20,6 +20,7 @@ FOREIGN = {
     "--install-completion",
     "--full",
     "--rounds",
+    "--peers",
     "--sets",
     "--markdown",
     "--chart",

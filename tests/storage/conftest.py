@@ -49,8 +49,8 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _wait_for(server, ports[0], folder / "log")
         yield f"127.0.0.1:{ports[0]}"
     finally:
-        server.terminate()
-        server.wait(10)
+        server.kill()  # its end on a signal may take longer than the tests; nobody needs what it has
+        server.wait()
 
 
 def _wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
