@@ -18,8 +18,7 @@ from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
-from ema_cli.formats.arrays.reader import keep_blocks
-from ema_cli.job import RESERVED_BYTES, Job, buffer_sizes, memory_needed, prepare
+from ema_cli.job import Job, buffer_sizes, keep_more_blocks, prepare
 from ema_cli.manifest.signature import signature_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.advice import non_finite_warnings
@@ -184,7 +183,7 @@ def perform(
     recording = recording or Recording()
     sizes = buffer_sizes(job, threads, max_memory)
     if max_memory is not None:
-        keep_blocks(job.checkpoints, max(0, max_memory - RESERVED_BYTES - memory_needed(job, threads, max_memory)))
+        keep_more_blocks(job, sizes, max_memory)
     check_twins(job.plans)
     for plan in job.plans:
         check_copies(plan)

@@ -16,7 +16,7 @@ from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.kernel import WeightTable
 from ema_cli.folding.sample import Sample
 from ema_cli.folding.sink import Sink
-from ema_cli.formats.arrays.reader import memory_of_blocks
+from ema_cli.formats.arrays.reader import keep_blocks, memory_of_blocks
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.same_model import check_same_model
@@ -33,7 +33,7 @@ from ema_cli.writing.outputs import Output, OutputOptions, lay_out_output, outpu
 from ema_cli.writing.replacing import check_target
 from ema_cli.writing.target import Target, assign_targets, published_target
 
-RESERVED_BYTES = 32 << 20  # of --max-memory, for all that is no buffer: half of it for numpy, if that has to be loaded
+_RESERVED_BYTES = 32 << 20  # of --max-memory, for all that is no buffer: half of it for numpy, if that has to be loaded
 _RESERVED_BYTES_PER_TENSOR = 1 << 10  # for the tables of the output, as it is laid out and as it is read back
 _ROOM_FOR_STORE = "it is made in the folder for temporary files first: make room there, or let TMPDIR name another"
 _LEAST_BUFFER_BYTES = 2 << 20
@@ -260,28 +260,28 @@ def refuse_damaged(plan: Plan) -> None:
         raise damaged.error
 
 
-def memory_needed(job: Job, threads: int | None, max_memory: int | None) -> int:
-    """Return about how many bytes of memory the process will take.
-
-    Args:
-        threads: how many; None for the default.
-        max_memory: the most, in bytes; None for the default.
-
-    Raises:
-        UsageError: where `max_memory` is too little.
-    """
-    sizes = buffer_sizes(job, threads, max_memory)
+def memory_needed(job: Job, sizes: BufferSizes) -> int:
+    """Return about how many bytes of memory the process will take with buffers of these sizes."""
     buffers = sizes.threads * sizes.worker_bytes(len(job.plans), job.newest)
     tables = len(job.tensors) * _RESERVED_BYTES_PER_TENSOR
     return peak_bytes() + buffers + tables + memory_of_blocks(job.checkpoints)
 
 
 def buffer_sizes(job: Job, threads: int | None, max_memory: int | None) -> BufferSizes:
-    """Return buffers that keep the process within `max_memory`; see `memory_needed`."""
+    """Return buffers that keep the process within `max_memory`; see `memory_needed`.
+
+    Args:
+        job: what is to be done.
+        threads: how many; None for the default.
+        max_memory: the most, in bytes; None for the default.
+
+    Raises:
+        UsageError: where `max_memory` is too little.
+    """
     least = max(least_bytes(len(job.plans), job.newest), _LEAST_BUFFER_BYTES)
     budget = max(default_bytes(job.checkpoints), least)
     if max_memory is not None:
-        taken = peak_bytes() + RESERVED_BYTES + len(job.tensors) * _RESERVED_BYTES_PER_TENSOR
+        taken = peak_bytes() + _RESERVED_BYTES + len(job.tensors) * _RESERVED_BYTES_PER_TENSOR
         blocks = memory_of_blocks(job.checkpoints)
         taken += blocks
         budget = max_memory - taken if not blocks else min(budget, max_memory - taken)  # the rest keeps blocks
@@ -294,3 +294,8 @@ def buffer_sizes(job: Job, threads: int | None, max_memory: int | None) -> Buffe
             )
     from_store = in_store(job.checkpoints)
     return divide_memory(budget, threads or default_threads(), len(job.plans), job.newest, from_store=from_store)
+
+
+def keep_more_blocks(job: Job, sizes: BufferSizes, max_memory: int) -> None:
+    """Give what the buffers leave of `max_memory` to decompressed blocks of arrays."""
+    keep_blocks(job.checkpoints, max(0, max_memory - _RESERVED_BYTES - memory_needed(job, sizes)))

@@ -68,6 +68,11 @@ def some(names: Sequence[str], most: int = 4) -> str:
     return f"{', '.join(names[:most])}{rest}"
 
 
+def first_few(texts: Sequence[str], most: int = 8) -> str:
+    """Return the first `most` texts, and whether there are others: `0, 1, 2, ...`."""
+    return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")
+
+
 def parse_size(text: str, option: str) -> int:
     """Read a number of bytes such as `200MB` or `1.5GiB`; `option` names the source in errors.
 

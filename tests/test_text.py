@@ -25,3 +25,9 @@ def test_a_lazy_pattern_is_compiled_once_and_does_what_any_does(monkeypatch: pyt
     assert compiled == [r"step-(\d+)"]
     assert steps.sub("_", "a step-3") == "a _"
     assert steps.pattern == r"step-(\d+)"
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, ""), (1, "0"), (3, "0, 1, 2"), (4, "0, 1, 2, ...")])
+def test_the_first_few_of_many(count: int, shown: str):
+    """Dots stand for the others, where there are others."""
+    assert text.first_few([str(number) for number in range(count)], 3) == shown

@@ -5,7 +5,7 @@ Nothing that the manifest says of a clock's source is believed: the checkpoints 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -31,7 +31,10 @@ class OtherClock(CheckpointError):
 
 
 def settle_inputs(
-    opened: Sequence[Checkpoint], manifest: Manifest, record: RecipeRecord, in_run: Sequence[Progress] | None
+    opened: Sequence[Checkpoint],
+    manifest: Manifest,
+    record: RecipeRecord,
+    in_run: Callable[[], Sequence[Progress] | None],
 ) -> list[Progress]:
     """Return the clocks of the inputs as the checkpoints give them now.
 
@@ -43,7 +46,7 @@ def settle_inputs(
         opened: the inputs, with the clocks that they record.
         manifest: what is said of them.
         record: its recipe, and how the run was opened.
-        in_run: their clocks in the run that they lie in; None if they lie in none.
+        in_run: returns their clocks in the run that they lie in, which may have to be opened; None if they lie in none.
 
     Raises:
         OtherClock: for an input whose clock is another one.
@@ -54,8 +57,8 @@ def settle_inputs(
     same_version = manifest["tool"]["version"] == __version__  # another may read fewer clocks from the same files
     settled = _settle_alone(opened, record)
     different = _first_difference(settled, rows, strict=same_version)
-    if different is not None and in_run is not None:
-        settled = list(in_run)
+    if different is not None and (progress := in_run()) is not None:
+        settled = list(progress)
         different = _first_difference(settled, rows, strict=same_version)
     if different is not None:
         number, unit = different

@@ -67,7 +67,7 @@ def verify_against(
     if snapshot.manifest is None or not snapshot.complete:
         return verified
     try:
-        replay = open_replay(snapshot.manifest, paths, threads=threads)
+        replay = open_replay(snapshot.manifest, paths, threads=threads, with_remarks=True)
     except (RunError, UsageError, OtherClock) as error:  # the manifest is not true, or its recipe is impossible
         return _with_problems(verified, [f"{snapshot.published.manifest}: {error.message(at_terminal)}"])
     except EmaError as error:
@@ -122,7 +122,7 @@ def _compare(
     tensors = record.tensors(output, replay.plan, non_finite)
     path, sampled = snapshot.published.manifest, sample is not None
     problems += manifest_differences(manifest, path, again, tensors, sample=sampled)
-    least, around = (record.remarks(output, replay.plan, non_finite, given) for given in (None, replay.remarks_around))
+    least, around = (record.remarks(replay.plan, non_finite, given) for given in (None, replay.remarks_around))
     missing, unknown = compare_remarks(manifest, path, least, around, sample=sampled)
     problems += missing
     inputs = [file for checkpoint in job.checkpoints for file in checkpoint.files]

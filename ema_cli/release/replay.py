@@ -7,13 +7,15 @@ and the weights those that the law gives checkpoints of these clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 
 from ema_cli._version import __version__
+from ema_cli.checkpoint import Progress
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, RunError, VerificationError, option
 from ema_cli.law.recipe import Recipe
@@ -42,7 +44,8 @@ class Replay:
 
     Attributes:
         paths: those of the inputs, by name.
-        remarks_around: what is said of the run at the given paths; None where that does not hold the inputs.
+        remarks_around: what is said of the run at the given paths; None where nobody asked, and where that
+            does not hold the inputs.
     """
 
     manifest: Manifest
@@ -99,8 +102,14 @@ class Replay:
             )
 
 
-def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) -> Replay:
+def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1, with_remarks: bool = False) -> Replay:
     """Find the inputs of an average at and below `paths`, and check that they are unchanged.
+
+    Args:
+        manifest: that of the average.
+        paths: where the inputs lie.
+        threads: how many read fingerprints.
+        with_remarks: also look at all of the run there, for `remarks_around`.
 
     Raises:
         CheckpointError: naming the input that is missing, has changed, or cannot be read.
@@ -116,20 +125,31 @@ def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1) 
         )
     if len(inputs.paths) < len(manifest["inputs"]):
         raise RunError("the manifest lists an input twice", hint="it was changed by hand, or by another program")
-    remarks: Remarks | None
+    remarks: Remarks | None = None
     if record.is_stored:
         plan, remarks = _stored_plan(manifest, record.recipe, paths)
     else:
-        around = open_around(paths, record, manifest["inputs"], list(inputs.paths.values()))
-        plan = _raw_plan(manifest, record, inputs.paths, around)
-        remarks = None if around is None else around.remarks
+
+        @cache
+        def look_around() -> Around | None:
+            return open_around(paths, record, manifest["inputs"], list(inputs.paths.values()))
+
+        if with_remarks and (around := look_around()) is not None:
+            remarks = around.remarks
+        plan = _raw_plan(manifest, record, inputs.paths, look_around)
     check_unchanged(manifest, [entry.checkpoint for entry in plan.read], threads)
     return Replay(manifest, plan, OutputOptions.from_dict(manifest["recipe"]), inputs.paths, remarks)
 
 
-def _raw_plan(manifest: Manifest, record: RecipeRecord, inputs: Mapping[str, Path], around: Around | None) -> Plan:
+def _raw_plan(
+    manifest: Manifest, record: RecipeRecord, inputs: Mapping[str, Path], look_around: Callable[[], Around | None]
+) -> Plan:
+    def in_run() -> Sequence[Progress] | None:
+        around = look_around()
+        return None if around is None else around.progress
+
     opened = open_inputs(manifest, inputs)
-    settled = settle_inputs(opened, manifest, record, None if around is None else around.progress)
+    settled = settle_inputs(opened, manifest, record, in_run)
     checkpoints = tuple(
         replace(checkpoint, progress=progress) for checkpoint, progress in zip(opened, settled, strict=True)
     )

@@ -16,7 +16,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import option
 from ema_cli.formats.trainers.names import unit_before
 from ema_cli.law.time import Unit
-from ema_cli.text import lazy_pattern, natural_key
+from ema_cli.text import first_few, lazy_pattern, natural_key
 
 # 1,000 and 1e3 and 10k are numbers here, where only the user says what is counted.
 NUMBER = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?(?:e\d{1,2}(?![a-z\d])|[kmb](?![a-z\d]))?"
@@ -65,7 +65,7 @@ class Column:
     def shown(self) -> str:
         """Return the first few numbers, for a message."""
         texts = sorted(dict.fromkeys(self.texts), key=number)
-        return ", ".join(texts[:_SHOWN]) + (", ..." if len(texts) > _SHOWN else "")
+        return first_few(texts, _SHOWN)
 
     @property
     def is_time(self) -> bool:

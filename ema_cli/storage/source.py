@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +44,22 @@ class InputFile(ByteSource, Protocol):
     def check_unchanged(self) -> None:
         """Raise a CheckpointError if what lies at the path is not what was opened."""
         ...
+
+
+class Filled(ABC):
+    """A source that only fills memory: its bytes are read into memory of their own."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from byte `offset`."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from byte `offset`."""
+        out = bytearray(size)
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
 
 
 @dataclass(frozen=True, slots=True)

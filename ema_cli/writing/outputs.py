@@ -218,7 +218,7 @@ def lay_out_output(
             hint=f"write a folder: {option('o', target.path.stem)}; or take one of the models with "
             f"{option('component', inner)}",
         )
-    if target.is_torch or target.is_dcp or target.is_lightning:
+    if target.format != "safetensors":
         _check_no_header(plan, target)
     if target.is_lightning:
         return _lay_out_lightning(plan, target, specs, metadata[METADATA_KEY])

@@ -75,7 +75,7 @@ class Record:
             written: its files by name.
             non_finite: which of its tensors hold NaN or infinity.
         """
-        remarks = self.remarks(output, plan, non_finite)
+        remarks = self.remarks(plan, non_finite)
         return make_manifest(
             plan,
             options=self._recorded_options(output, plan),
@@ -88,11 +88,11 @@ class Record:
             classes=None if output.likeness is None else output.likeness.classes,
         )
 
-    def remarks(self, output: Output, plan: Plan, non_finite: NonFinite, of_run: Remarks | None = None) -> Remarks:
+    def remarks(self, plan: Plan, non_finite: NonFinite, of_run: Remarks | None = None) -> Remarks:
         """Return what the manifest of one average says of it, without repetition.
 
         Args:
-            output, plan, non_finite: as of `manifest`.
+            plan, non_finite: as of `manifest`.
             of_run: what is said of the run; None for what the plan's run gives.
         """
         of_run = of_run or Remarks.of(plan.run, [entry.checkpoint for entry in plan.read])

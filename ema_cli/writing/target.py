@@ -159,11 +159,11 @@ def assign_targets(target: Target, plans: Sequence[Plan], *, like_input: bool = 
         targets = [replace(target, path=path.with_name(name)) for name in names]
     elif len(plans) == 1:
         targets = [target]
+    elif target.is_dcp:
+        targets = [Target(path / f"ema-{plan.recipe.law.name}", is_folder=True, is_dcp=True) for plan in plans]
     elif target.is_folder:
         inside = [default_target([plan], like_input=like_input) for plan in plans]
         targets = [Target(path / default.path, default.is_folder) for default in inside]
-        if target.is_dcp:
-            targets = [Target(path / f"ema-{plan.recipe.law.name}", is_folder=True, is_dcp=True) for plan in plans]
     else:
         raise UsageError(f"'{path}' is one file, for {len(plans)} averages", option="output", hint=_PATTERN_HINT)
     if len({target.path for target in targets}) < len(targets):

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import pytest
 
@@ -53,6 +53,48 @@ class Case:
     def name(self) -> str:
         """How the case is called: as its builder, or as it says."""
         return self.label or self.build.__name__
+
+
+class Made(Protocol):
+    """A folder to be written."""
+
+    def write(self, path: Path) -> None:
+        """Write the files."""
+
+
+M = TypeVar("M", bound=Made)
+
+
+@dataclass(frozen=True)
+class FolderCases(Generic[M]):
+    """Makes cases of folders that are changed before they are written; `file` is what an error names."""
+
+    new: Callable[[], M]
+    file: str
+
+    def folder(self, label: str, change: Callable[[M], object], says: str = "", tensor: str | None = None,
+               **more: Any) -> Case:  # fmt: skip
+        """Return a case of a folder that was changed before it was written."""
+
+        def write(path: Path, _canary: Path) -> None:
+            made = self.new()
+            change(made)
+            made.write(path)
+
+        return Case(write, says, tensor, label=label, **{"file": self.file, **more})
+
+    def planted(self, label: str, change: Callable[[M, bytes], object], value: Callable[[Path], bytes]) -> Case:
+        """Return a case of a value where nobody looks: the average is as without it.
+
+        The same machine reads it as in every other file of torch's, where `make test` plants all of them.
+        """
+
+        def write(path: Path, canary: Path) -> None:
+            made = self.new()
+            change(made, value(canary))
+            made.write(path)
+
+        return Case(write, code=0, label=label, full=True)
 
 
 @dataclass(frozen=True)

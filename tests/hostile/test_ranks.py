@@ -9,40 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.conftest import Case, Harness, Kind, parameters
+from tests.hostile.conftest import Case, FolderCases, Harness, Kind, parameters
 from tests.hostile.make import ESCAPES, SHOWN, build, call, name, number, numbers, pack, storage, tensor, text
 from tests.hostile.make_ranks import DTENSOR, FIRST, OTHER, SHAPES, Folder, mesh, placed, sharded, share, wrapped
 from tests.hostile.programs import CREATE, ENDLESS, IDLE, PROGRAMS, endless
 
 KIND = Kind("step-{}", lambda path, step: Folder(step).write(path))
+CHANGED = FolderCases(Folder, FIRST)
+folder, planted = CHANGED.folder, CHANGED.planted
 WHOLE, STEP = numbers(2, 3), numbers(3)
-
-
-def folder(label: str, change: Callable[[Folder], object], says: str = "", tensor: str | None = None,
-           **more: object) -> Case:  # fmt: skip
-    """Return a case of a folder that was changed before it was written."""
-
-    def write(path: Path, _canary: Path) -> None:
-        made = Folder()
-        change(made)
-        made.write(path)
-
-    given = {"file": FIRST, **more}
-    return Case(write, says, tensor, label=label, **given)  # type: ignore[arg-type]
-
-
-def planted(label: str, change: Callable[[Folder, bytes], object], value: Callable[[Path], bytes]) -> Case:
-    """Return a case of a value where nobody looks: the average is as without it.
-
-    The same machine reads it as in every other file of torch's, where `make test` plants all of them.
-    """
-
-    def write(path: Path, canary: Path) -> None:
-        made = Folder()
-        change(made, value(canary))
-        made.write(path)
-
-    return Case(write, code=0, label=label, full=True)
 
 
 def beside(made: Folder, value: bytes) -> None:

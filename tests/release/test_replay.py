@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ema_cli.release import replay
 from tests.conftest import COMPOSER, make_tensors, write_hf_run, write_torch_run
 from tests.inprocess import InProcess, write_stored_run
 
@@ -207,6 +208,18 @@ def test_one_of_several_is_repeated(run: InProcess):
     folder = average(run, "ckpts", *laws, "--checksum", "-o", "all")
     for law in ("0ba", "700ba", "infba"):
         assert_repeats(run, folder / f"ema-{law}", ["ckpts"])
+
+
+def test_only_the_inputs_are_opened(run: InProcess, big: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch):
+    """All of a run may be many more; it is opened where clocks need it, and for what `verify` says of it."""
+
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(replay, "open_around", refuse)
+    assert_repeats(run, big["none"], ["ckpts"])
+    with pytest.raises(AssertionError):
+        run("verify", big["none"], "--against", "ckpts")
 
 
 @pytest.mark.slow

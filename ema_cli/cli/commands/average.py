@@ -17,7 +17,7 @@ from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.stderr import ask_password
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.job import memory_needed, prepare
+from ema_cli.job import buffer_sizes, memory_needed, prepare
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.advice import twin_warnings
 from ema_cli.planning.gates import Gates
@@ -166,7 +166,8 @@ def average(request: AverageRequest, printer: Printer) -> None:
     if failed:
         raise failed
     if request.dry_run:
-        printer.planned(DryRun(job, memory_needed(job, request.threads, request.max_memory), remarks))
+        sizes = buffer_sizes(job, request.threads, request.max_memory)
+        printer.planned(DryRun(job, memory_needed(job, sizes), remarks))
         return
     printer.averaging(plans, remarks)
     with signals.unwinding(), printer.progress("averaging") as progress:

@@ -13,7 +13,7 @@ from ema_cli.formats.arrays.numpy_types import OTHER_SAVE, describe
 from ema_cli.formats.arrays.trees import model_in_tree
 from ema_cli.formats.pickles.values import Blob, TensorRef
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
 from ema_cli.storage.source import ByteSource, FileRegion
 
 _ARRAY, _SCALAR = 1, 3  # the extensions of Flax's that hold numbers of numpy's
@@ -44,16 +44,20 @@ def open_msgpack(file: ByteSource) -> TorchFile:
         raise
     except (UnicodeDecodeError, struct.error) as error:
         raise CheckpointError(f"the msgpack in it is damaged: {error}", subject=file.path) from error
-    return TorchFile(contents.joined(), root, contents.locate)
+    return TorchFile(contents.joined(), root, locate_in(contents.spans))
 
 
 class _Contents:
-    """Where the bytes of the arrays lie: those of an array in chunks behind the file, one chunk after the other."""
+    """Where the bytes of the arrays lie: those of an array in chunks behind the file, one chunk after the other.
+
+    Attributes:
+        spans: for each key of a storage, where it lies.
+    """
 
     def __init__(self, file: ByteSource) -> None:
         self._sources: list[ByteSource] = [file]
         self._end = file.size
-        self._spans: dict[str, Span] = {}
+        self.spans: dict[str, Span] = {}
 
     def add(self, blobs: list[Blob]) -> str:
         """Return the key of a storage that lies in these places."""
@@ -63,16 +67,12 @@ class _Contents:
             self._sources += [FileRegion(self._sources[0], blob.offset, blob.size) for blob in blobs if blob.size]
             self._end += size
         key = str(start) if size else ""
-        self._spans[key] = start, size
+        self.spans[key] = start, size
         return key
 
     def chunks(self, keys: Iterable[str]) -> list[Blob]:
         """Return the places of storages."""
-        return [Blob(*self._spans[key]) for key in keys]
-
-    def locate(self, keys: Iterable[str]) -> Mapping[str, Span]:
-        """Return where the storages with some keys lie; those that are missing are left out."""
-        return {key: self._spans[key] for key in keys if key in self._spans}
+        return [Blob(*self.spans[key]) for key in keys]
 
     def joined(self) -> ByteSource:
         """Return what the places are in."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
-from ema_cli.storage.source import ByteSource
+from ema_cli.storage.source import ByteSource, Filled
 
 if TYPE_CHECKING:
     from zlib import _Decompress
@@ -41,7 +41,7 @@ class _State:
 
 
 @dataclass(frozen=True, slots=True)
-class DeflatedEntry:
+class DeflatedEntry(Filled):
     """A deflated part of a file, read as what it holds.
 
     Attributes:
@@ -60,12 +60,6 @@ class DeflatedEntry:
     def path(self) -> Path:
         """Return the path of the file."""
         return self.file.path
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return exactly `size` bytes from byte `offset` of the content."""
-        out = bytearray(size)
-        self.read_into(offset, memoryview(out))
-        return bytes(out)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from byte `offset` of the content.
@@ -133,7 +127,7 @@ class DeflatedEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinedSources:
+class JoinedSources(Filled):
     """Several sources read as one, each behind the one before."""
 
     path: Path
@@ -153,12 +147,6 @@ class JoinedSources:
     def size(self) -> int:
         """Return the number of bytes of all."""
         return self.starts[-1] + self.sources[-1].size if self.sources else 0
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return exactly `size` bytes from byte `offset`."""
-        out = bytearray(size)
-        self.read_into(offset, memoryview(out))
-        return bytes(out)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from byte `offset`."""

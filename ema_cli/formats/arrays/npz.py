@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS
@@ -13,7 +12,7 @@ from ema_cli.formats.arrays.inflating import DeflatedEntry, JoinedSources
 from ema_cli.formats.arrays.numpy_types import describe, dtype_of
 from ema_cli.formats.arrays.trees import set_apart
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
 from ema_cli.formats.torch_save.zip_directory import ZipEntry, data_offsets, read_directory
 from ema_cli.storage.source import ByteSource
 
@@ -55,10 +54,7 @@ def open_npz(file: ByteSource) -> TorchFile:
             raise
         spans[name] = start + header, entry.unpacked - header
 
-    def locate(keys: Iterable[str]) -> Mapping[str, Span]:
-        return {key: spans[key] for key in keys if key in spans}
-
-    return TorchFile(source, set_apart(root), locate)
+    return TorchFile(source, set_apart(root), locate_in(spans))
 
 
 def _contents(file: ByteSource, entries: list[ZipEntry]) -> tuple[ByteSource, list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ema_cli.formats.arrays.zarr import Store, load_tensorstore, note_of, open_a
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.shards import is_plain_name
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
 from ema_cli.formats.trainers.layouts import OPTIMIZERS
 from ema_cli.storage.location import location, walk
 from ema_cli.storage.source import InputFile
@@ -66,12 +66,9 @@ def open_item(folder: Path, tree: InputFile) -> Item:
         name: (start, array.size) for (name, array), start in zip(arrays.items(), source.starts, strict=True)
     }
 
-    def locate(keys: Iterable[str]) -> Mapping[str, Span]:
-        return {key: spans[key] for key in keys if key in spans}
-
     for name, (around, key) in names.items():
         around[key] = describe(name, arrays[name].dtype, arrays[name].shape)
-    return Item(TorchFile(source, model_in_tree(root), locate), files, note_of(arrays.values()))
+    return Item(TorchFile(source, model_in_tree(root), locate_in(spans)), files, note_of(arrays.values()))
 
 
 def _plant(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
@@ -10,7 +9,7 @@ from ema_cli.formats.arrays.numpy_types import describe, dtype_of
 from ema_cli.formats.pickles.unpickle import unpickle_around_bytes
 from ema_cli.formats.pickles.values import Blob, Inert, PickleEnds, PickleError
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
 from ema_cli.storage.source import ByteSource
 
 _ARRAY = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
@@ -44,10 +43,7 @@ def open_pdparams(file: ByteSource) -> TorchFile:
         error.about(file.path)
         raise
 
-    def locate(keys: Iterable[str]) -> Mapping[str, Span]:
-        return {key: spans[key] for key in keys if key in spans}
-
-    return TorchFile(file, root, locate)
+    return TorchFile(file, root, locate_in(spans))
 
 
 def _described(value: Any, spans: dict[str, Span], name: str, depth: int) -> Any:

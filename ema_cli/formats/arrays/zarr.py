@@ -22,6 +22,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError
 from ema_cli.formats.arrays.numpy_types import OTHER_SAVE
+from ema_cli.storage.source import Filled
 from ema_cli.system.memory import memory_bytes
 from ema_cli.text import size as size_text
 
@@ -62,7 +63,7 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class ZarrArray:
+class ZarrArray(Filled):
     """An array as the bytes of its elements in C order."""
 
     store: Store
@@ -76,12 +77,6 @@ class ZarrArray:
     def size(self) -> int:
         """Return the number of bytes."""
         return prod(self.shape) * TORCH_DTYPES[self.dtype].itemsize
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return exactly `size` bytes from byte `offset`."""
-        out = bytearray(size)
-        self.read_into(offset, memoryview(out))
-        return bytes(out)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from byte `offset`; both are multiples of the size of an element.

@@ -25,7 +25,7 @@ from ema_cli.formats.pickles.beginnings import Beginning, unpickle_beginning
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import Inert, Name, PickleError
 from ema_cli.formats.shards import is_plain_name
-from ema_cli.storage.source import InputFile
+from ema_cli.storage.source import ByteSource, HeldBytes, InputFile
 
 # The fields by which each class is known, torch's or a trainer's own.
 _METADATA = ("state_dict_metadata", "storage_data")
@@ -134,22 +134,25 @@ def read_metadata(file: InputFile, before: Before | None = None) -> Metadata:
     data = file.read(0, file.size)
     own = data.rfind(_OWN)
     end = own if own > 0 else max(len(data) - len(_LAST), 0)
-    key = end, blake2b(data[:end]).digest()
+    held, digest = HeldBytes(file.path, data), blake2b(memoryview(data)[:end])
+    key = end, digest.digest()
     known = before.get(_Known, key) if before is not None else None
-    again = known.of(file) if known is not None else None
+    again = known.of(file, held) if known is not None else None
     if again is not None:
         return again
+    digest.update(memoryview(data)[end:])
     objects = data.count(_OBJECT)
     if objects > _MAX_OBJECTS:
         raise CheckpointError(f"describes {objects} things; at most {_MAX_OBJECTS} are read", subject=file.path)
     try:
-        root, beginning = _unpickle(file, end)
-        metadata = _parse(file, blake2b(data).digest(), _state(root, _METADATA))
+        root, beginning = _unpickle(held, end)
+        metadata = _parse(file, digest.digest(), _state(root, _METADATA))
     except (PickleError, Damaged) as error:
         raise CheckpointError(f"cannot be read: {error}", subject=file.path) from error
-    read = _Known(metadata, beginning) if before is not None and beginning is not None else None
-    if before is not None and read is not None and read.of(file) is not None:  # its own end changes nothing
-        before.keep(key, read, file.size)
+    if before is not None and beginning is not None:
+        known = _Known(metadata, beginning)
+        if known.of(file, held) is not None:  # its own end changes nothing
+            before.keep(key, known, file.size)
     return metadata
 
 
@@ -160,10 +163,15 @@ class _Known:
     metadata: Metadata
     beginning: Beginning
 
-    def of(self, file: InputFile) -> Metadata | None:
-        """Return what a file is that begins as this one did; None where its end tells something else of the tensors."""
+    def of(self, file: InputFile, data: ByteSource) -> Metadata | None:
+        """Return what a file is that begins as this one did; None where its end tells something else of the tensors.
+
+        Args:
+            file: the file.
+            data: its bytes.
+        """
         try:
-            root = self.beginning.go_on(file)
+            root = self.beginning.go_on(data)
         except PickleError:
             return None
         state = root.state if isinstance(root, Inert) else None
@@ -175,11 +183,11 @@ class _Known:
         return replace(self.metadata, file=file, _sides=0, _cover=CoverCheck()) if is_same else None
 
 
-def _unpickle(file: InputFile, end: int) -> tuple[Any, Beginning | None]:
+def _unpickle(data: ByteSource, end: int) -> tuple[Any, Beginning | None]:
     try:
-        return unpickle_beginning(file, end, _MAX_INSTRUCTIONS)
+        return unpickle_beginning(data, end, _MAX_INSTRUCTIONS)
     except PickleError:
-        return unpickle(file, most=_MAX_INSTRUCTIONS)[0], None  # the byte may lie within an instruction
+        return unpickle(data, most=_MAX_INSTRUCTIONS)[0], None  # the byte may lie within an instruction
 
 
 def _parse(file: InputFile, digest: bytes, state: State) -> Metadata:

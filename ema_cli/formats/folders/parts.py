@@ -26,11 +26,11 @@ from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, 
 from ema_cli.formats.trainers.part_names import CUTTING, RANK_CONFIG, RANK_FILES, converter, parts_of
 from ema_cli.storage.location import location
 from ema_cli.storage.side_by_side import side_by_side
+from ema_cli.text import first_few
 
 _NUMBER = re.compile(r"[0-9]+")
 _TORCH = Reader(torch_file.matches, torch_file.open_part)
 _READERS = (several.READER, refused.READER, safetensors_file.READER, _TORCH)
-_MOST_SHOWN = 8
 _MAX_FOLDERS = 2  # around a file that may be those of ranks: rank0/step-10/model.pt
 
 
@@ -100,8 +100,7 @@ def _missing(missing: Sequence[Path], paths: Sequence[Path]) -> str:
         name = _apart(missing[0], next(part for part in paths if part != missing[0]))
         return f"'{name}', another part of the model by its name, is missing"
     numbers = [str(number) for number, path in enumerate(paths) if path in missing]
-    shown = ", ".join(numbers[:_MOST_SHOWN]) + (", ..." if len(numbers) > _MOST_SHOWN else "")
-    return f"{len(missing)} of {len(paths)} parts of the model are missing, by their names: {shown}"
+    return f"{len(missing)} of {len(paths)} parts of the model are missing, by their names: {first_few(numbers)}"
 
 
 def _of_trainer(checkpoint: Checkpoint, paths: Sequence[Path]) -> Checkpoint:

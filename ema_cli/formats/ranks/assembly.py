@@ -22,12 +22,11 @@ from ema_cli.formats.ranks.table import Part, RankTable
 from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.storage.source import InputFile
-from ema_cli.text import plural
+from ema_cli.text import first_few, plural
 
 OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole copies of all of them"
 _GATHERED = "save it with torch.distributed.checkpoint, or whole: tensor.full_tensor()"
 _MAX_WORK = 1 << 23  # blocks and boxes, of all tensors at all ranks
-_MOST_SHOWN = 8
 _FLAT = ("_flat_param", "flat_param")  # of FSDP's LOCAL_STATE_DICT
 # What batch normalization counts while it trains, each rank for itself.
 _COUNTED = ("running_mean", "running_var", "num_batches_tracked")
@@ -262,10 +261,9 @@ def share_of_rank(name: str, value: TensorRef | Wrapped, file: InputFile) -> Sha
 
 def missing_ranks(missing: list[int], ranks: int) -> IncompleteCheckpoint:
     """Return the error for ranks whose files are not there, by their numbers."""
-    shown = ", ".join(map(str, missing[:_MOST_SHOWN])) + (", ..." if len(missing) > _MOST_SHOWN else "")
+    shown = first_few([str(rank) for rank in missing])
     return IncompleteCheckpoint(f"the files of {plural(len(missing), 'rank')} of {ranks} are missing: {shown}")
 
 
 def _warning(names: list[str], rank: int) -> str:
-    shown = ", ".join(names[:_MOST_SHOWN]) + (", ..." if len(names) > _MOST_SHOWN else "")
-    return f"buffers that differ between ranks are those of rank {rank}: {shown}"
+    return f"buffers that differ between ranks are those of rank {rank}: {first_few(names)}"

@@ -13,7 +13,7 @@ from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoW
 from ema_cli.formats.pickles.unpickle import describe_storage, unpickle
 from ema_cli.formats.pickles.values import PickleEnds, PickleError, Storage
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
 from ema_cli.storage.source import ByteSource
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -59,7 +59,7 @@ def open_legacy(source: ByteSource) -> TorchFile:
         kind = IncompleteCheckpoint if isinstance(error, PickleEnds) else CheckpointError
         raise kind(f"the pickle in it cannot be read: {error}", subject=source.path) from error
     spans = _find_spans(source, keys, storages, position)
-    return TorchFile(source, root, lambda keys: {key: spans[key] for key in keys if key in spans})
+    return TorchFile(source, root, locate_in(spans))
 
 
 def _find_spans(source: ByteSource, keys: Any, storages: dict[str, Storage], position: int) -> dict[str, Span]:

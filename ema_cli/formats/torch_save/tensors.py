@@ -27,6 +27,11 @@ _TENSOR_BYTES = 1 << 10  # that each takes where tensors are kept
 _FLOATS = {"<f4": struct.Struct("<f"), "<f8": struct.Struct("<d")}
 
 
+def locate_in(spans: Mapping[str, Span]) -> Callable[[Iterable[str]], Mapping[str, Span]]:
+    """Return what `TorchFile.locate` is where the places of all storages are known."""
+    return lambda keys: {key: spans[key] for key in keys if key in spans}
+
+
 @dataclass(frozen=True, slots=True)
 class TorchFile:
     """The content of a file, or of a record, that `torch.save` wrote, in either of its containers.

@@ -17,7 +17,7 @@ from ema_cli.formats.zero.tables import Partition, read_partition
 from ema_cli.storage.location import location
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.storage.source import InputFile
-from ema_cli.text import plural
+from ema_cli.text import first_few, plural
 
 _ALIKE = ("global_steps", "global_samples", "ds_version")  # in the model states of all ranks
 _MOST_SHOWN = 8
@@ -102,7 +102,7 @@ def _by_rank(folder: Path, names: Collection[str], pattern: re.Pattern[str]) -> 
 
 def _check_ranks(folder: Path, of_rank: Mapping[int, str], ranks: int, what: str) -> None:
     """Check that there is a file of each rank, and of no other."""
-    missing = [rank for rank in range(min(ranks, len(of_rank) + _MOST_SHOWN)) if rank not in of_rank]
+    missing = [rank for rank in range(min(ranks, len(of_rank) + _MOST_SHOWN + 1)) if rank not in of_rank]
     beyond = next((rank for rank in of_rank if rank >= ranks), None)
     if beyond is not None:
         raise CheckpointError(
@@ -112,7 +112,7 @@ def _check_ranks(folder: Path, of_rank: Mapping[int, str], ranks: int, what: str
         )
     if missing:
         count = ranks - len(of_rank)
-        shown = ", ".join(map(str, missing[:_MOST_SHOWN])) + (", ..." if count > _MOST_SHOWN else "")
+        shown = first_few([str(rank) for rank in missing], _MOST_SHOWN)
         raise IncompleteCheckpoint(f"holds no {what} of {plural(count, 'rank')} of {ranks}: {shown}", subject=folder)
 
 
