@@ -35,7 +35,8 @@ class RecipeOptions:
         tuple[str, ...],
         Option(
             metavar="TIME",
-            help="Training time after which a checkpoint counts half: 50ba, 2ep. Repeatable: an average of each.",
+            help="Training time after which a checkpoint counts half: 50ba, 2ep; 5%ba: 5 % of the training so far. "
+            "Repeatable: an average of each.",
             rich_help_panel=LAW,
         ),
     ] = ()

@@ -90,9 +90,10 @@ class Steady:
 
 @dataclass(frozen=True, slots=True)
 class Growing:
-    """Weights whose sum up to a clock grows as clock ** `exponent`."""
+    """Weights whose sum up to a clock grows as (clock - `origin`) ** `exponent`."""
 
     exponent: float
+    origin: float = 0.0
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from ema_cli.law import decay, weights
 from ema_cli.law.events import Gap
 from ema_cli.law.law import Growing, Law, Steady, Words
 from ema_cli.law.plain_profiles import PLAIN_PROFILES, Profile
+from ema_cli.law.relative import RelativeHalfLife, as_relative
 from ema_cli.law.time import Time, Unit, as_time
 from ema_cli.law.weights import Gaps
 
@@ -25,14 +26,14 @@ from ema_cli.law.weights import Gaps
 class LawOptions(TypedDict, total=False):
     """The options that choose a law: exactly one of `half_life`, `smoothing` and `profile`, with what goes with it.
 
-    half_life: training time after which a checkpoint counts half: "50ba", "2ep".
+    half_life: training time after which a checkpoint counts half: "50ba", "2ep"; or a share of it so far, "5%ba".
     smoothing: the share of the old average that one update keeps, in [0, 1].
     profile: one of `PROFILES`.
     sigma_rel: the relative width of the profile "power", in (0, 12 ** -0.5].
     window: the training time before the newest checkpoint over which another profile is laid; all without it.
     """
 
-    half_life: Time | str | None
+    half_life: Time | RelativeHalfLife | str | None
     smoothing: float | None
     profile: str | None
     sigma_rel: float | None
@@ -270,12 +271,23 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
             hint=f"as {option('profile', 'power')} {option('sigma_rel', 0.1)}",
         )
     if half_life is not None:
-        return HalfLife(as_time(half_life, "half_life"))
+        return half_life_law(half_life)
     if smoothing is not None:
         return Smoothing(float(smoothing))
     if sigma_rel is not None:
         return Power(float(sigma_rel))
     return PLAIN_PROFILES[str(profile)](None if window is None else as_time(window, "window"))
+
+
+def half_life_law(value: object) -> HalfLife | RelativeHalfLife:
+    """Return the law of a half-life: a time, or a share of the training so far.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if isinstance(value, RelativeHalfLife):
+        return value
+    return as_relative(value, option="half_life") or HalfLife(as_time(value, "half_life"))
 
 
 def _every(interval: Time | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from ema_cli.dataclass import dataclass
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import Power, make_law
+from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.law.time import EVERY, Time, interval_text, parse_interval
 
 NEAR, NEAR_ENOUGH = 0.01, 0.05
@@ -47,7 +48,7 @@ def live_law_to_dict(law: LiveLaw) -> dict[str, str]:
 
 
 def live_law_from_dict(data: Mapping[str, Any]) -> LiveLaw:
-    """Read what `live_law_to_dict` returned.
+    """Read what `live_law_to_dict` returned; where a schedule's `start` is there, the average begins at that.
 
     Raises:
         UsageError, ValueError: where the data are no such law.
@@ -59,6 +60,8 @@ def live_law_from_dict(data: Mapping[str, Any]) -> LiveLaw:
         profile=None if sigma_rel is None else Power.profile,
         sigma_rel=None if sigma_rel is None else float(sigma_rel),
     )
+    if isinstance(law, RelativeHalfLife) and "start" in data:
+        law = law.begun_at(Time.parse(str(data["start"])))
     if not isinstance(law, LiveLaw):
         raise ValueError(f"{law.name} is no law of a live average")
     return law

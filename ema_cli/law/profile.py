@@ -155,24 +155,25 @@ class _Cell:
         """Return the share of the average at the beginning of the cell that is left at its end."""
         course = self._course(law)
         if isinstance(course, Growing):
-            return math.pow(self.before.clock / self.after.clock, course.exponent)
+            return math.pow((self.before.clock - course.origin) / (self.after.clock - course.origin), course.exponent)
         return math.exp(course.log_kept * self._updates)
 
     def shape(self, law: LiveLaw) -> Vector:
         """Return the weights of the nodes in an average at the end of the cell, times the roots of `self.weights`."""
         course = self._course(law)
-        shape = self._growing(course.exponent) if isinstance(course, Growing) else self._steady(course.log_kept)
+        shape = self._growing(course) if isinstance(course, Growing) else self._steady(course.log_kept)
         return np.asarray(shape * np.sqrt(self.weights))
 
-    def _growing(self, exponent: float) -> Vector:
+    def _growing(self, course: Growing) -> Vector:
         # Counted from the event before, which is due a little earlier than the first copy where the interval is long.
         step = (self.after.clock - self.before.due) / self._updates
-        clocks = (self.before.due + step * self.nodes) / self.after.clock
-        earlier = np.maximum(clocks - step / self.after.clock, 0.0)
+        whole = self.after.clock - course.origin
+        clocks = np.maximum((self.before.due - course.origin + step * self.nodes) / whole, 0.0)
+        earlier = np.maximum(clocks - step / whole, 0.0)
         # Before the first event was the first copy; only single events are short enough to see it.
         alone = self.weights == 1
-        earlier[alone] = np.maximum(earlier[alone], self.before.clock / self.after.clock)
-        return np.asarray(clocks**exponent - earlier**exponent)
+        earlier[alone] = np.maximum(earlier[alone], (self.before.clock - course.origin) / whole)
+        return np.asarray(clocks**course.exponent - earlier**course.exponent)
 
     def _steady(self, log_kept: float) -> Vector:
         if log_kept == -math.inf:

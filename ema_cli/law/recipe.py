@@ -11,6 +11,7 @@ from ema_cli.errors import UsageError, option
 from ema_cli.law.law import Law
 from ema_cli.law.laws import LAW_KEYS, LawOptions, make_law
 from ema_cli.law.plain_profiles import Uniform
+from ema_cli.law.relative import RelativeHalfLife, as_relative
 from ema_cli.law.time import EVERY, Every, Time, Unit, as_time, interval_text, parse_interval
 
 
@@ -19,6 +20,7 @@ class Recipe:
     """What is asked for: a law, and which checkpoints it is applied to.
 
         Recipe(half_life="50ba", start="100ba")
+        Recipe(half_life="5%ba")
         Recipe(smoothing=0.99)
         Recipe(profile="power", sigma_rel=0.1)
         Recipe(profile="linear", window="5000ba")
@@ -62,8 +64,8 @@ class Recipe:
         law = make_law(**options) if law is None else law
         if bias_correction and not law.corrects_bias:
             raise UsageError(
-                f"{option('bias_correction', True)} is for a half-life or a "
-                "smoothing: a profile gives the first no excess",
+                f"{option('bias_correction', True)} is for a half-life that stays or a smoothing: {law.words().short} "
+                "gives the first no excess",
                 hint="leave it out",
             )
         if update_interval is not None:
@@ -75,6 +77,8 @@ class Recipe:
         start = None if start is None else as_time(start, "start")
         if start is not None and start.value == math.inf:
             raise UsageError("infinity leaves nothing to average", option="start", hint="give a clock, as 1000ba")
+        if isinstance(law, RelativeHalfLife):
+            law = law.begun_at(start)
         stop = None if stop is None else as_time(stop, "stop")
         for name, value in (
             ("law", law),
@@ -160,7 +164,8 @@ def law_from_dict(data: Mapping[str, Any], *, subject: str = "the manifest") -> 
     options: dict[str, Any] = {name: data.get(name) for name in LAW_KEYS}
     for name in ("half_life", "window"):
         if options[name] is not None:
-            options[name] = Time.parse(options[name], subject=subject)
+            share = as_relative(options[name], subject=subject) if name == "half_life" else None
+            options[name] = share or Time.parse(options[name], subject=subject)
     return make_law(**options)
 
 

@@ -40,7 +40,8 @@ class EMA:
 
     Args:
         model: the model that trains, bare or in DDP, FSDP2 (`fully_shard`) or torch.compile.
-        half_life: the training time after which a state of the model counts half: "50ba", "2ep". A sequence makes
+        half_life: the training time after which a state of the model counts half: "50ba", "2ep", or a share of the
+            training since `ema_start`, "5%ba", as torchtitan has it. A sequence makes
             several averages at once. "0ba" gives the newest state, "infba" the first. Default: "1000ba". Above some
             500,000 updates float32 rounds the steps away: then a warning asks for a longer `update_interval`.
         smoothing: instead, the share of the old average that each update keeps, in [0, 1]; also called decay.

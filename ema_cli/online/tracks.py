@@ -11,8 +11,9 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.law.events import Gap
 from ema_cli.law.law import LiveLaw
-from ema_cli.law.laws import HalfLife, Power, Smoothing
+from ema_cli.law.laws import Power, Smoothing, half_life_law
 from ema_cli.law.recipe import Recipe
+from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.law.time import EVERY, Time, Unit, as_time
 
 _LEAST_SHARE = 2.0**-20  # of a difference at one update; float32 rounds smaller shares away
@@ -59,7 +60,7 @@ def parse_tracks(
     if first.value == math.inf:
         raise UsageError("infinity leaves nothing to average", option="ema_start", hint="give a clock, as 1000ba")
     interval = update_interval if update_interval in (None, EVERY) else as_time(update_interval, "update_interval")
-    laws = _laws(half_life, smoothing, sigma_rel)
+    laws = _laws(half_life, smoothing, sigma_rel, first)
     names = [law.name for law in laws]
     if not laws or len(set(names)) < len(laws):
         raise UsageError("give each average once, and at least one")
@@ -79,14 +80,15 @@ def parse_tracks(
     return tracks
 
 
-def _laws(half_life: Times | None, smoothing: Numbers | None, sigma_rel: Numbers | None) -> list[LiveLaw]:
+def _laws(half_life: Times | None, smoothing: Numbers | None, sigma_rel: Numbers | None, start: Time) -> list[LiveLaw]:
     if smoothing is not None:
         return [Smoothing(share) for share in _numbers(smoothing, "smoothing")]
     if sigma_rel is not None:
         return [Power(width) for width in _numbers(sigma_rel, "sigma_rel")]
     half_life = _DEFAULT_HALF_LIFE if half_life is None else half_life
     several = half_life if isinstance(half_life, Sequence) and not isinstance(half_life, str) else [half_life]
-    return [HalfLife(as_time(value, "half_life")) for value in several]
+    laws = [half_life_law(value) for value in several]
+    return [law.begun_at(start) if isinstance(law, RelativeHalfLife) else law for law in laws]
 
 
 def _warn_of_tiny_shares(tracks: Tracks) -> None:

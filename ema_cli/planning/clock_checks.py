@@ -41,9 +41,11 @@ def check_units(run: Run, recipe: Recipe) -> None:
     Raises:
         RunError: naming one that has none, and the ways on.
     """
-    half_life = recipe.law.half_life if isinstance(recipe.law, HalfLife) else None
+    law = recipe.law
+    # A share of the training so far needs its unit; it is no time of its own.
+    needed = law.half_life if isinstance(law, HalfLife) else Time(Fraction(0), law.unit) if law.unit else None
     for time, what in (
-        (half_life or recipe.law.window or recipe.interval, unit_needed_by(recipe)),
+        (law.window or needed or recipe.interval, unit_needed_by(recipe)),
         (recipe.start, option("start")),
         (recipe.stop, option("stop")),
     ):

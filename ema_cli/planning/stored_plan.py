@@ -17,6 +17,7 @@ from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR, NEAR_ENOUGH
 from ema_cli.law.profile import Moment, Stored, share_before
 from ema_cli.law.recipe import Recipe
+from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.law.synthesis import Profiles, Synthesis
 from ema_cli.law.time import EVERY, Time, Unit
 from ema_cli.planning.entry import Entry
@@ -41,7 +42,7 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
         UsageError: for a start, a last or a bias correction, which the training has settled.
     """
     _check_recipe(recipe, stored)
-    law = _live_law(recipe)
+    law = _live_law(recipe, stored)
     averages = _thin_out(_up_to_stop(stored, recipe.stop))
     moments = _moments(stored, averages)
     number_of = {moment.updates: number for number, moment in enumerate(moments)}
@@ -87,7 +88,7 @@ def judge_stored(stored: StoredRun, recipe: Recipe, weights: Mapping[str, float]
         UsageError: for a recipe that is none for stored averages.
     """
     _check_recipe(recipe, stored)
-    law = _live_law(recipe)
+    law = _live_law(recipe, stored)
     until_stop = _up_to_stop(stored, recipe.stop)
     late = sorted(weights.keys() - {average.checkpoint.name for average in until_stop})
     if late:
@@ -139,12 +140,14 @@ def _check_recipe(recipe: Recipe, stored: StoredRun) -> None:
         )
 
 
-def _live_law(recipe: Recipe) -> LiveLaw:
+def _live_law(recipe: Recipe, stored: StoredRun) -> LiveLaw:
     if not isinstance(recipe.law, LiveLaw):
         raise UsageError(
             f"{option('profile', recipe.law.name)}: is for raw checkpoints",
             hint=f"leave out {option('from', 'stored')}",
         )
+    if isinstance(recipe.law, RelativeHalfLife):
+        return recipe.law.begun_at(stored.averages[0].schedule.start)
     return recipe.law
 
 

@@ -12,6 +12,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.formats.arrays.reader import READ_ONLY
 from ema_cli.law.laws import HalfLife
+from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
 from ema_cli.storage.names import WEB, StorePath, as_path, check_no_address, common_folder
@@ -149,7 +150,7 @@ def assign_targets(target: Target, plans: Sequence[Plan], *, like_input: bool = 
     if _HALF_LIFE in path.name:
         if len(plans) > 1 and path.parent.name in ("", ".."):
             raise UsageError(f"'{path}' names no new folder for the averages", option="output", hint=_PATTERN_HINT)
-        if not all(isinstance(plan.recipe.law, HalfLife) for plan in plans):
+        if not all(isinstance(plan.recipe.law, HalfLife | RelativeHalfLife) for plan in plans):
             raise UsageError(
                 f"'{path}': there is no half-life to fill in",
                 option="output",

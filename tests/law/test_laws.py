@@ -14,6 +14,7 @@ from ema_cli.law.events import Gap
 from ema_cli.law.law import Law, LiveLaw
 from ema_cli.law.laws import LAW_KEYS, PROFILES, HalfLife, Power, Smoothing, make_law
 from ema_cli.law.plain_profiles import Cosine, InverseSquareRoot, Linear, SquareRoot, Uniform
+from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.law.time import Time, Unit
 
 
@@ -60,6 +61,7 @@ LAWS: list[tuple[Law, dict[str, Any], str]] = [
     (HalfLife(Time.parse("infep")), {"half_life": "infep"}, "infep"),
     (Smoothing(0.99), {"smoothing": 0.99}, "smoothing-0.99"),
     (Power(0.1), {"profile": "power", "sigma_rel": 0.1}, "power-0.1"),
+    (RelativeHalfLife(Fraction(5), Unit.BATCH), {"half_life": "5%ba"}, "5%ba"),
     (Uniform(), {"profile": "uniform"}, "uniform"),
     (Linear(), {"profile": "linear"}, "linear"),
     (SquareRoot(), {"profile": "1-sqrt"}, "1-sqrt"),
@@ -83,9 +85,9 @@ def test_every_profile_is_a_law():
     assert [make_law(profile=profile).name for profile in PROFILES if profile != "power"] == list(PROFILES[1:])
 
 
-def test_three_laws_can_be_applied_live():
+def test_four_laws_can_be_applied_live():
     """Profiles that end at a clock need to know it, and are for checkpoints."""
-    assert [isinstance(law, LiveLaw) for law, _, _ in LAWS] == [True] * 4 + [False] * 6
+    assert [isinstance(law, LiveLaw) for law, _, _ in LAWS] == [True] * 5 + [False] * 6
 
 
 def test_equal_laws_are_one_key():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from ema_cli.errors import UsageError
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import HalfLife, Power, Smoothing
 from ema_cli.law.live import Schedule, live_law_from_dict, live_law_to_dict
-from ema_cli.law.time import Time
+from ema_cli.law.relative import RelativeHalfLife
+from ema_cli.law.time import Time, Unit
 
 
 @pytest.mark.parametrize(
@@ -19,12 +21,19 @@ from ema_cli.law.time import Time
         (HalfLife(Time.parse("50ba")), {"half_life": "50ba"}),
         (Smoothing(0.1 + 0.2), {"smoothing": "0.30000000000000004"}),
         (Power(0.1), {"sigma_rel": "0.1"}),
+        (RelativeHalfLife(Fraction(5), Unit.BATCH), {"half_life": "5%ba"}),
     ],
 )
 def test_a_live_law_is_text_and_read_again(law: LiveLaw, data: dict[str, str]):
     """Numbers keep all their digits; a width alone is that of the power profile."""
     assert live_law_to_dict(law) == data
     assert live_law_from_dict({"average": "x", **data}) == law
+
+
+def test_a_share_of_the_training_is_counted_from_the_start_of_the_schedule():
+    """A file says where its average began, and the law counts from there."""
+    law = live_law_from_dict({"half_life": "5%ba", "start": "100ba"})
+    assert law == RelativeHalfLife(Fraction(5), Unit.BATCH, origin=Fraction(100))
 
 
 @pytest.mark.parametrize(

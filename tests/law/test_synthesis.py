@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -9,14 +11,13 @@ from ema_cli.law.events import Events
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import HalfLife, Power, Smoothing
 from ema_cli.law.profile import Moment, Stored, share_before
+from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.law.synthesis import Profiles
 from ema_cli.law.time import Time, Unit
 
 
 def brute_profile(law: LiveLaw | None, clocks: list[int], updates: int, interval: int = 1) -> np.ndarray:
     """Return the weight of the model at each event in an average after so many updates, by the recurrence itself."""
-    from fractions import Fraction
-
     events = Events(Fraction(interval))
     profile = np.zeros(len(clocks))
     for number, clock in enumerate(clocks[: updates + 1]):
@@ -52,6 +53,7 @@ def a_half_life(batches: float) -> HalfLife:
 
 
 LAWS = [a_half_life(3.0), a_half_life(40.0), a_half_life(900.0), Smoothing(0.97), Power(0.1), Power(0.05)]
+LAWS += [RelativeHalfLife(Fraction(20), Unit.BATCH), RelativeHalfLife(Fraction(5), Unit.BATCH, origin=Fraction(1))]
 
 
 @pytest.mark.slow
@@ -134,7 +136,17 @@ def test_the_limits_of_the_half_life(half_life: float) -> None:
         assert found.error > 0.5
 
 
-@pytest.mark.parametrize("law", [None, a_half_life(30.0), Smoothing(0.95), Power(0.2), a_half_life(0.0)])
+@pytest.mark.parametrize(
+    "law",
+    [
+        None,
+        a_half_life(30.0),
+        Smoothing(0.95),
+        Power(0.2),
+        a_half_life(0.0),
+        RelativeHalfLife(Fraction(30), Unit.BATCH),
+    ],
+)
 def test_shares_of_the_training_are_sums_of_the_profile(law: LiveLaw | None) -> None:
     """How much an average owes to the training up to a clock is the sum of its profile up to there."""
     clocks = list(range(1, 201))

@@ -232,6 +232,25 @@ def test_power_profiles_are_their_integral(widths: tuple[float, float]):
         assert_near(held(ema, name), expected, updates=10)  # type: ignore[arg-type]
 
 
+def test_a_share_of_the_training_so_far_is_the_weights_of_checkpoints():
+    """With ema_start 5ba and half-lives of 10 % and 50 %, the average is the sum that the offline law gives."""
+    model = nn.Linear(3, 2)
+    ema = EMA(model, ("10%ba", "50%ba"), ema_start="5ba")
+    clocks = [Fraction(n) for n in range(1, 41)]
+    move, models = walk(model), []
+    for clock in clocks:
+        move()
+        models.append({name: tensor.double() for name, tensor in taken(model).items()})
+        ema.update(batch=clock)
+    for name in ema.names:
+        law = Recipe(half_life=name, start="5ba").law
+        weights = law.weights([], clocks[4:], bias_correction=False)
+        expected = {
+            key: sum(share * each[key] for share, each in zip(weights, models[4:], strict=True)) for key in models[0]
+        }
+        assert_near(held(ema, name), expected, updates=40)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("offload", [None, "cpu"])
 def test_several_at_once_are_each_alone(offload: Any):
     """Several half-lives in one pass give the bits of each alone."""

@@ -31,6 +31,7 @@ RESUMED: list[dict[str, Any]] = [
     {"half_life": ("2ba", "9ba"), "offload": "cpu"},
     {"half_life": "5ba", "offload": "cpu"},
     {"sigma_rel": (0.05, 0.2)},
+    {"half_life": ("20%ba", "5%ba"), "ema_start": "7ba"},
     {"smoothing": 0.9, "ema_start": "7ba"},
     {"half_life": "4ba", "train_with_ema_weights": True},
 ]
