@@ -23,8 +23,9 @@ that enters:
 2. average = x_n + sum of w_k (x_k - x_n), from the newest checkpoint to the oldest. Each difference, product and sum
    is rounded for itself: a fused multiply-add would round otherwise. Where all x_k are equal, the average is exactly
    that value; for neighbours, which checkpoints are, the differences are exact, so that little is lost.
-3. Where all checkpoints store the block as BF16, and so does the output, it is the plain sum of w_k x_k in float32,
-   whose error of some 1e-7 does not show after rounding.
+3. Where all checkpoints store the block as BF16, so does the output, and no weight is negative, it is the plain sum of
+   w_k x_k in float32, whose error of some 1e-7 does not show after rounding. Negative weights would multiply it.
+   Weights whose sum is not 1 always make the plain sum: rule 2 would not hold.
 4. A zero has the sign that it has in x_n, where that is zero too.
 5. What is not finite is settled as `settling.settle` says.
 6. The average is rounded once to the target: to nearest, ties to even.
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 NOBODY = -1
 """In place of a checkpoint to blame, where only the average is too large for the target."""
 
+_ROUNDED = 1e-12  # of the size of weights
+
 Load = Callable[[int, memoryview], None]
 """Takes the number of a checkpoint and memory, and fills it with the stored bytes of the block in that checkpoint."""
 
@@ -55,22 +58,35 @@ Load = Callable[[int, memoryview], None]
 class WeightTable:
     """The weights of one or several averages: `rows[a][k]` is that of checkpoint k in average a, the oldest first.
 
-    `newest[a]` is the number of the newest checkpoint that enters average a: whose weight is not 0.
+    `newest[a]` is the number of the newest checkpoint that enters average a: whose weight is not 0. `normal[a]` is
+    whether its weights sum to 1, `negative[a]` whether one of them is below 0.
     """
 
     rows: tuple[tuple[float, ...], ...]
     newest: tuple[int, ...]
+    normal: tuple[bool, ...]
+    negative: tuple[bool, ...]
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[float]]) -> WeightTable:
         """Return the table of these weights, a sequence for each average."""
         kept = tuple(map(tuple, rows))
-        return cls(kept, tuple(max(number for number, weight in enumerate(row) if weight) for row in kept))
+        return cls(
+            kept,
+            tuple(max(number for number, weight in enumerate(row) if weight) for row in kept),
+            tuple(map(sum_to_1, kept)),
+            tuple(min(row) < 0 for row in kept),
+        )
 
     @property
     def bases(self) -> list[int]:
         """Return the different numbers among `newest`, the newest first."""
         return sorted(set(self.newest), reverse=True)
+
+
+def sum_to_1(weights: Sequence[float]) -> bool:
+    """Return whether weights sum to 1, but for their own rounding."""
+    return abs(math.fsum(weights) - 1) <= _ROUNDED * (1 + math.fsum(map(abs, weights)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,13 @@ class SumSpec:
     dtypes: Sequence[DType]
     target: DType
     weights: WeightTable
+
+    def is_plain(self, average: int) -> bool:
+        """Return whether an average is the plain sum of values, instead of one of differences to the newest: rule 3."""
+        table = self.weights
+        if not table.normal[average]:
+            return True
+        return not table.negative[average] and all(dtype.name == "BF16" for dtype in (*self.dtypes, self.target))
 
 
 @dataclass(frozen=True, slots=True)

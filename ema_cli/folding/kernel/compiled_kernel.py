@@ -119,7 +119,7 @@ class CompiledSums:
         self._variant = variant
         self._count = spec.count * spec.target.components
         self._wide = sums_in_float64(spec.dtypes)
-        self._plain = all(dtype.name == "BF16" for dtype in (*spec.dtypes, spec.target))
+        self._plain = [spec.is_plain(average) for average in range(len(spec.weights.rows))]
         self._limit = overflow_limit(spec.target, spec.dtypes)
         self._newest = dict(zip(spec.weights.bases, memory.newest, strict=False))
         self._rows: list[memoryview] = []
@@ -144,11 +144,20 @@ class CompiledSums:
         begun = [average for average, newest in enumerate(table.newest) if newest >= numbers[-1]]
         rows = tuple(self._rows)
         kinds = bytes(_kind(self._spec.dtypes[number]) for number in numbers)
-        for start in range(0, len(begun), MOST_AVERAGES):
-            self._add(numbers, rows, kinds, begun[start : start + MOST_AVERAGES], ends=ends)
+        for plain in (True, False):
+            alike = [average for average in begun if self._plain[average] is plain]
+            for start in range(0, len(alike), MOST_AVERAGES):
+                self._add(numbers, rows, kinds, alike[start : start + MOST_AVERAGES], plain=plain, ends=ends)
 
     def _add(
-        self, numbers: Sequence[int], rows: tuple[memoryview, ...], kinds: bytes, averages: Sequence[int], *, ends: bool
+        self,
+        numbers: Sequence[int],
+        rows: tuple[memoryview, ...],
+        kinds: bytes,
+        averages: Sequence[int],
+        *,
+        plain: bool,
+        ends: bool,
     ) -> None:
         table, spec = self._spec.weights, self._spec
         bases = [table.newest[average] for average in averages]
@@ -164,7 +173,7 @@ class CompiledSums:
             self._count,
             _kind(spec.target),
             self._wide,
-            self._plain,
+            plain,
             self._limit,
             ends,
         )
@@ -180,7 +189,7 @@ class CompiledSums:
         from ema_cli.folding.kernel.rounded import settle_rounded
 
         weights = self._spec.weights.rows[average]
-        return settle_rounded(self.encode(average), self._spec, weights, load, plain=self._plain)
+        return settle_rounded(self.encode(average), self._spec, weights, load, plain=self._plain[average])
 
     def encode(self, average: int) -> memoryview:
         """Return a completed average as it is stored."""

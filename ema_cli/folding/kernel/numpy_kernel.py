@@ -83,7 +83,7 @@ class NumpySums:
     def __init__(self, spec: SumSpec, buffers: Buffers) -> None:
         self._spec = spec
         self._paired = all(dtype.name == "BF16" for dtype in spec.dtypes)
-        self._plain = self._paired and spec.target.name == "BF16"
+        self._plain = [spec.is_plain(average) for average in range(len(spec.weights.rows))]
         self._views = buffers.views(sum_dtype(spec.dtypes), spec.count * spec.target.components)
         self._limit = overflow_limit(spec.target, spec.dtypes)
         self._bases = spec.weights.bases
@@ -104,12 +104,19 @@ class NumpySums:
 
     def add(self, numbers: Sequence[int]) -> None:
         """Add these checkpoints, whose bytes are in the rows, to the sums."""
+        spec = self._spec
         with np.errstate(all="ignore"):
             self._decode_rows(numbers)
             for which, base in enumerate(self._bases):
                 if base >= numbers[-1]:  # others begin further down
-                    rows = self._terms(numbers, which)
-                    self._add_terms(numbers, base, rows)
+                    if base in numbers:
+                        np.copyto(self._views.newest[which], self._views.rows[1 + numbers.index(base)])
+                    averages = [number for number, newest in enumerate(spec.weights.newest) if newest == base]
+                    plain = [average for average in averages if self._plain[average]]
+                    self._add_terms(numbers, plain, self._views.rows)
+                    if len(plain) < len(averages):
+                        rest = [average for average in averages if not self._plain[average]]
+                        self._add_terms(numbers, rest, self._differences(numbers, which))
 
     def _decode_rows(self, numbers: Sequence[int]) -> None:
         """Convert the stored bytes to rows of floats. What pads a row must be numbers: NaN would count as its own."""
@@ -125,13 +132,9 @@ class NumpySums:
                 decode(dtype, stored[row, : dtype.nbytes(spec.count)], rows[row, : views.count])
         rows[:, views.count :] = 0
 
-    def _terms(self, numbers: Sequence[int], which: int) -> Floats:
-        """Return what is to be multiplied by weights, after one free row: the values, or differences to a base."""
-        base, newest, rows = self._bases[which], self._views.newest[which], self._views.rows
-        if base in numbers:
-            np.copyto(newest, rows[1 + numbers.index(base)])
-        if self._plain:
-            return rows
+    def _differences(self, numbers: Sequence[int], which: int) -> Floats:
+        """Return the differences to a base, after one free row. Nothing needs the values themselves afterwards."""
+        newest, rows = self._views.newest[which], self._views.rows
         # In place, unless the next base needs the rows as they are.
         is_last = which == len(self._bases) - 1
         terms = rows if is_last or self._views.spare is None else self._views.spare
@@ -139,12 +142,11 @@ class NumpySums:
         np.subtract(rows[used], newest, out=terms[used])
         return terms
 
-    def _add_terms(self, numbers: Sequence[int], base: int, rows: Floats) -> None:
-        """Add the terms to the sum of each average with this base."""
-        table = self._spec.weights
-        for average, newest in enumerate(table.newest):
-            weights = [table.rows[average][number] for number in numbers]
-            if newest != base or not any(weights):
+    def _add_terms(self, numbers: Sequence[int], averages: Sequence[int], rows: Floats) -> None:
+        """Add the terms to the sums of averages."""
+        for average in averages:
+            weights = [self._spec.weights.rows[average][number] for number in numbers]
+            if not any(weights):
                 continue
             total = self._views.sums[average]
             if average in self._begun:
@@ -159,7 +161,7 @@ class NumpySums:
         total = self._views.sums[average]
         newest = self._views.newest[self._bases.index(self._spec.weights.newest[average])]
         with np.errstate(all="ignore"):
-            if not self._plain:
+            if not self._plain[average]:
                 np.add(newest, total, out=total)
             keep_zeros(total, newest)
         if is_within(total, self._limit):
@@ -172,7 +174,7 @@ class NumpySums:
         weights = self._spec.weights.rows[average]
         with np.errstate(all="ignore"):
             wrong, culprits = settle(
-                lambda number: self._values(number, load), weights, total, self._limit, plain=self._plain
+                lambda number: self._values(number, load), weights, total, self._limit, plain=self._plain[average]
             )
         infinite = np.isinf(total)
         infinite[wrong] = False

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.dataclass import dataclass
-from ema_cli.folding.kernel import NOBODY
+from ema_cli.folding.kernel import NOBODY, sum_to_1
 from ema_cli.folding.kernel.floats import Floats
 from ema_cli.folding.kernel.products import keep_zeros
 
@@ -47,7 +47,8 @@ def settle(
     suspects = np.flatnonzero(~(np.abs(average) < limit))
     entering = [number for number, weight in enumerate(weights) if weight]
     evidence = _look_again(load, weights, entering, suspects, plain=plain)
-    settled = evidence.newest if len(entering) == 1 else _settled(evidence, limit)
+    normal = sum_to_1(weights)
+    settled = evidence.newest if normal and len(entering) == 1 else _settled(evidence, limit, normal=normal)
     average[suspects] = settled
     shared_infinity = evidence.equal & np.isinf(evidence.newest)
     wrong = ~shared_infinity & ~(np.abs(settled) < limit)
@@ -102,11 +103,12 @@ def _look_again(
     return evidence
 
 
-def _settled(evidence: _Evidence, limit: float) -> Floats:
-    """Return the values that the elements should have."""
+def _settled(evidence: _Evidence, limit: float, *, normal: bool) -> Floats:
+    """Return the values that the elements should have; `normal`: the weights sum to 1."""
     settled = evidence.again
     overflowed = ~(np.abs(settled) < limit)
     settled[overflowed] = evidence.exact[overflowed].astype(settled.dtype)
-    settled[evidence.equal] = evidence.newest[evidence.equal]
+    kept = evidence.equal if normal else evidence.equal & np.isinf(evidence.newest)
+    settled[kept] = evidence.newest[kept]
     settled[np.isnan(settled)] = np.nan  # one NaN, whichever have met
     return settled
