@@ -6,7 +6,8 @@
     print(plan.weights)  # before a single tensor is read
     average(plan, "release.safetensors", dtype="bfloat16")
 
-A list of plans of one run is averaged in one pass, into one folder: `average(plans, "sweep/ema-{half_life}")`.
+A list of plans of one run is averaged in one pass, into one folder: `average(plans, "sweep/ema-{half_life}")`;
+`make_series` gives those at each clock.
 Names are resolved when they are first used: importing ema_cli loads neither torch nor numpy.
 """
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # the same names, for type checkers
     from ema_cli.online.functional import compute_ema as compute_ema
     from ema_cli.planning.plan import Plan as Plan
     from ema_cli.planning.plan import make_plan as make_plan
+    from ema_cli.planning.series import make_series as make_series
     from ema_cli.runs.run import Run as Run
     from ema_cli.runs.run import open_run as open_run
     from ema_cli.tuning.tune import tune as tune
@@ -44,6 +46,7 @@ _MODULES = {
     "average": "averaging",
     "compute_ema": "online.functional",
     "make_plan": "planning.plan",
+    "make_series": "planning.series",
     "open_run": "runs.run",
     "parse_target": "writing.target",
     "tune": "tuning.tune",

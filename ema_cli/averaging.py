@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -15,12 +16,12 @@ from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.comparing.twins import check_alphas, check_averages_move, check_copies, check_twins
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
-from ema_cli.job import Job, buffer_sizes, keep_more_blocks, prepare
+from ema_cli.job import Job, prepare
 from ema_cli.manifest.signature import signature_path
 from ema_cli.manifest.types import Manifest
+from ema_cli.passes import Pass, keep_more_blocks, plan_passes
 from ema_cli.planning.advice import non_finite_warnings
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.tensor_rules import STATISTICS_NOTE, averages_statistics
@@ -134,7 +135,7 @@ def average(
     Args:
         target: a name that ends in .safetensors or .pt for one file, in .ckpt for one of Lightning's, any other name
             for a folder, with `dcp:` before it for one of torch.distributed.checkpoint's; of several plans a new folder
-            for all, or a pattern with `{half_life}` for their names in it.
+            for all, or a pattern with `{half_life}`, `{window}` or `{clock}` for their names in it.
         threads: how many read and average at once. It does not show in the output.
         max_memory: most bytes of memory of the process, as "200MB". It does not show in the output.
         force: replace an output that is there.
@@ -181,29 +182,29 @@ def perform(
     """Do what was prepared; see `average`. `recording` counts where the job has a manifest."""
     began = time.monotonic()
     recording = recording or Recording()
-    sizes = buffer_sizes(job, threads, max_memory)
+    passes = plan_passes(job, threads, max_memory)
     if max_memory is not None:
-        keep_more_blocks(job, sizes, max_memory)
+        keep_more_blocks(passes, max_memory)
+    threads = passes[-1].sizes.threads
     check_twins(job.plans)
     for plan in job.plans:
         check_copies(plan)
         check_averages_move(plan)
     check_alphas(job.checkpoints)
-    notes = check_stored_sums(job.checkpoints, sizes.threads, replaceable=True) if recording.checksum else []
+    notes = check_stored_sums(job.checkpoints, threads, replaceable=True) if recording.checksum else []
     if averages_statistics(name for name in job.tensors if name not in job.copied):
         notes.append(STATISTICS_NOTE)
     notes += final_model_notes(job.plans)
     notes += loading_notes(job.plans, job.outputs)
     samples = WeightSamples(len(job.checkpoints))
-    record = _record(job, recording, sizes.threads, samples) if job.manifest else None
+    record = _record(job, recording, threads, samples) if job.manifest else None
     notes += _jumps(job, samples)
+    done = _Done()
     with location(job.target.path).staging() as staging:
-        folders = [make_folder(staging, job.target, output.target) for output in job.outputs]
-        folded, written = _fold(job, folders, sizes, record, progress)
-        for output, plan, folder, files in zip(job.outputs, job.plans, folders, written, strict=True):
-            files.update(write_small_files(output, folder))
-            read_all_back(output, folder, plan.newest, plan.run.options.read)
-        manifests = _write_manifests(job, record, folders, folded, written, recording) if record else []
+        total = sum(each.job.bytes_to_read for each in passes)
+        for each in passes:
+            folders = [make_folder(staging, job.target, output.target) for output in each.job.outputs]
+            _make(each, folders, record, recording, done, partial(_report, progress, done.bytes_read, total))
         _check_unchanged(job)
         _publish(job, staging)
     averaged = sum(spec.dtype.averaged and name not in job.copied for name, spec in job.tensors.items())
@@ -212,16 +213,52 @@ def perform(
         job.outputs,
         averaged,
         len(job.tensors) - averaged,
-        folded.bytes_read,
+        done.bytes_read,
         job.bytes_to_write,
         time.monotonic() - began,
         peak_bytes(),
         str(chosen_kernel()),
-        tuple(sorted(set().union(*(non_finite.let_through for non_finite in folded.non_finite)))),
-        manifests,
+        tuple(sorted(done.non_finite)),
+        done.manifests,
         tuple(notes),
         record is not None and recording.signer is not None,
     )
+
+
+def _report(progress: ProgressCallback, before: int, total: int, read: int, _: int) -> None:
+    """Report what one pass has read after those before it, and what all read."""
+    progress(before + read, total)
+
+
+@dataclass(slots=True)
+class _Done:
+    """What the passes have done so far; the names of tensors that are not finite are those of any average."""
+
+    bytes_read: int = 0
+    non_finite: set[str] = field(default_factory=set)
+    manifests: list[Manifest] = field(default_factory=list)
+
+
+def _make(
+    part: Pass,
+    folders: Sequence[Path],
+    record: Record | None,
+    recording: Recording,
+    done: _Done,
+    progress: ProgressCallback,
+) -> None:
+    """Make the averages of one pass, each whole in its folder: tensors, small files, manifest."""
+    job = part.job
+    if record is not None:
+        record.begin(job.checkpoints)
+    folded, written = _fold(part, folders, record, progress)
+    for output, plan, folder, files in zip(job.outputs, job.plans, folders, written, strict=True):
+        files.update(write_small_files(output, folder))
+        read_all_back(output, folder, plan.newest, plan.run.options.read)
+    if record is not None:
+        done.manifests += _write_manifests(job, record, folders, folded, written, recording)
+    done.bytes_read += folded.bytes_read
+    done.non_finite.update(*(non_finite.let_through for non_finite in folded.non_finite))
 
 
 def _jumps(job: Job, samples: WeightSamples) -> list[str]:
@@ -245,12 +282,13 @@ def _record(job: Job, recording: Recording, threads: int, samples: WeightSamples
 
 
 def _fold(
-    job: Job, folders: Sequence[Path], sizes: BufferSizes, record: Record | None, progress: ProgressCallback
+    part: Pass, folders: Sequence[Path], record: Record | None, progress: ProgressCallback
 ) -> tuple[Folded, list[dict[str, WrittenFile]]]:
     """Fold into the files of all outputs; return what was done, and of each output the size and sum of its files.
 
     The tables for it are gone afterwards: reading back takes as much again.
     """
+    job, sizes = part.job, part.sizes
     with ExitStack() as stack:
         allow_descriptors(sum(len(output.files) for output in job.outputs))
         sinks = []

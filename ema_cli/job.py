@@ -11,12 +11,11 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import OutputError, RunError, UsageError, option
 from ema_cli.folding.blocks import bytes_to_read, make_groups
-from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, in_store, least_bytes
+from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.kernel import WeightTable
 from ema_cli.folding.sample import Sample
 from ema_cli.folding.sink import Sink
-from ema_cli.formats.arrays.reader import keep_blocks, memory_of_blocks
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.same_model import check_same_model
@@ -26,17 +25,12 @@ from ema_cli.storage.checksums import Checksums
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
-from ema_cli.system.memory import peak_bytes
-from ema_cli.system.processors import default_threads
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.outputs import Output, OutputOptions, lay_out_output, output_specs
 from ema_cli.writing.replacing import check_target
 from ema_cli.writing.target import Target, assign_targets, published_target
 
-_RESERVED_BYTES = 32 << 20  # of --max-memory, for all that is no buffer: half of it for numpy, if that has to be loaded
-_RESERVED_BYTES_PER_TENSOR = 1 << 10  # for the tables of the output, as it is laid out and as it is read back
 _ROOM_FOR_STORE = "it is made in the folder for temporary files first: make room there, or let TMPDIR name another"
-_LEAST_BUFFER_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -97,6 +91,11 @@ class Job:
         """
         inputs = [file for checkpoint in self.plans[0].run.checkpoints for file in checkpoint.files]
         check_target(self.target, inputs, force=self.force)
+
+    def part(self, begin: int, end: int) -> Job:
+        """Return the job of the averages from number `begin` to before `end`, which may be done by itself."""
+        plans = self.plans[begin:end]
+        return replace(self, plans=plans, checkpoints=checkpoints_read(plans), outputs=self.outputs[begin:end])
 
     @cached_property
     def weights(self) -> list[list[float]]:
@@ -197,9 +196,13 @@ def lay_out(plans: Sequence[Plan], targets: Sequence[Target], options: OutputOpt
     check_averageable(newest, copied)
     _check_alike(plans, dtype, copied)
     outputs: list[Output] = []
+    texts: dict[bytes, bytes] = {}
     for plan, target in zip(plans, targets, strict=True):
         tables = [file.table for file in outputs[0].files] if outputs else []
-        outputs.append(lay_out_output(plan, target, options, copied, tables, manifest=manifest))
+        output = lay_out_output(plan, target, options, copied, tables, manifest=manifest)
+        # An index is as long as the list of tensors, and the same for each average: one is kept.
+        shared = {name: texts.setdefault(text, text) for name, text in output.texts.items()}
+        outputs.append(replace(output, texts=shared))
     return Job(plans, checkpoints_read(plans), outputs, options, copied, manifest)
 
 
@@ -258,44 +261,3 @@ def refuse_damaged(plan: Plan) -> None:
     """Raise a CheckpointError for the first damaged checkpoint that `start` and `stop` do not leave out."""
     for damaged in plan.run.damaged:
         raise damaged.error
-
-
-def memory_needed(job: Job, sizes: BufferSizes) -> int:
-    """Return about how many bytes of memory the process will take with buffers of these sizes."""
-    buffers = sizes.threads * sizes.worker_bytes(len(job.plans), job.newest)
-    tables = len(job.tensors) * _RESERVED_BYTES_PER_TENSOR
-    return peak_bytes() + buffers + tables + memory_of_blocks(job.checkpoints)
-
-
-def buffer_sizes(job: Job, threads: int | None, max_memory: int | None) -> BufferSizes:
-    """Return buffers that keep the process within `max_memory`; see `memory_needed`.
-
-    Args:
-        job: what is to be done.
-        threads: how many; None for the default.
-        max_memory: the most, in bytes; None for the default.
-
-    Raises:
-        UsageError: where `max_memory` is too little.
-    """
-    least = max(least_bytes(len(job.plans), job.newest), _LEAST_BUFFER_BYTES)
-    budget = max(default_bytes(job.checkpoints), least)
-    if max_memory is not None:
-        taken = peak_bytes() + _RESERVED_BYTES + len(job.tensors) * _RESERVED_BYTES_PER_TENSOR
-        blocks = memory_of_blocks(job.checkpoints)
-        taken += blocks
-        budget = max_memory - taken if not blocks else min(budget, max_memory - taken)  # the rest keeps blocks
-        if budget < least:
-            needed = -(-(taken + least) // 10**6)
-            raise UsageError(
-                f"{max_memory / 1e6:.4g} MB are too few; this average needs {needed} MB",
-                option="max_memory",
-                hint=f"{option('max_memory', f'{needed}MB')}",
-            )
-    from_store = in_store(job.checkpoints)
-    return divide_memory(budget, threads or default_threads(), len(job.plans), job.newest, from_store=from_store)
-
-
-def keep_more_blocks(job: Job, sizes: BufferSizes, max_memory: int) -> None:
-    """Give what the buffers leave of `max_memory` to decompressed blocks of arrays."""
-    keep_blocks(job.checkpoints, max(0, max_memory - _RESERVED_BYTES - memory_needed(job, sizes)))

@@ -72,8 +72,8 @@ release.safetensors.sha256."""
             metavar="PATH",
             help="NAME.safetensors or NAME.pt for one file, of Lightning's runs also NAME.ckpt; a name without suffix "
             "for a folder; dcp:NAME for a folder that torch.distributed.checkpoint loads; each in a bucket, too: "
-            "s3://bucket/NAME. Of several half-lives: a new folder for all, or a pattern as in "
-            "averages/ema-{half_life}. Default: ema-HALF_LIFE.",
+            "s3://bucket/NAME. Of several averages: a new folder for all, or a pattern with "
+            "{half_life}, {window}, {clock}: averages/ema-{half_life}. Default: ema-HALF_LIFE.",
             rich_help_panel=WRITE,
         ),
     ] = None

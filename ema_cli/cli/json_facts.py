@@ -116,6 +116,7 @@ def plan_facts(plan: Plan) -> Facts:
         "from": "raw" if plan.approximation is None else "stored",
         "update_interval": interval_text(recipe.interval),
         "bias_correction": recipe.bias_correction,
+        "clock": str(plan.entries[-1].clock),
         "entries": [
             {"name": entry.checkpoint.name, "clock": str(entry.clock), "weight": entry.weight} for entry in plan.entries
         ],
@@ -182,7 +183,8 @@ def dry_run_facts(dry: DryRun) -> Facts:
             }
             for output in job.outputs
         ],
-        "bytes_to_read": job.bytes_to_read,
+        "passes": len(dry.passes),
+        "bytes_to_read": dry.bytes_to_read,
         "bytes_to_write": job.bytes_to_write,
         "bytes_free": job.bytes_free,
         "memory_bytes": dry.memory,

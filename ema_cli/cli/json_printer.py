@@ -20,9 +20,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.comparing.comparison import Comparison
     from ema_cli.job import Job
     from ema_cli.law.time import Time
-    from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
-    from ema_cli.runs.warnings import Remarks
     from ema_cli.tuning.half_lives import Range
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
@@ -49,7 +47,7 @@ class JsonPrinter(Printer):
         warnings = [*dry.remarks.warnings, *all_warnings(dry.job.plans)]
         print_json(self.command, json_facts.dry_run_facts(dry), warnings=warnings)
 
-    def averaging(self, plans: Sequence[Plan], remarks: Remarks) -> None:
+    def averaging(self, work: DryRun) -> None:
         """Print nothing yet."""
 
     def show_average(self, averaged: Averaged) -> None:

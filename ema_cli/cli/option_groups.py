@@ -18,10 +18,12 @@ from ema_cli.cli.options import (
     Copy,
     Last,
     Paths,
+    SeriesEvery,
     Source,
     Start,
     Stop,
     UpdateInterval,
+    WithSeries,
     offer,
 )
 from ema_cli.dataclass import dataclass
@@ -81,6 +83,8 @@ class RecipeOptions:
     start: Start = None
     stop: Stop = None
     last: Last = None
+    series: WithSeries = False
+    series_every: SeriesEvery = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -105,6 +105,23 @@ Stop = Annotated[
     str | None,
     Option(metavar="TIME", help="Leave out what is later than this: 9000ba. Default: nothing.", rich_help_panel=SELECT),
 ]
+WithSeries = Annotated[
+    bool,
+    Option(
+        "--series",
+        help="An average at each checkpoint, each of the run up to there, as with --stop; all in one reading.",
+        rich_help_panel=SELECT,
+    ),
+]
+SeriesEvery = Annotated[
+    str | None,
+    Option(
+        metavar="TIME",
+        help="A series with an average every so much instead: 25e9tok; at the first checkpoint there or after, and at "
+        "the newest.",
+        rich_help_panel=SELECT,
+    ),
+]
 Last = Annotated[
     int | None,
     Option(metavar="N", help="Of those that would enter, keep the newest N. Default: all.", rich_help_panel=SELECT),

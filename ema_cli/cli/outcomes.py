@@ -11,16 +11,27 @@ from ema_cli.runs.warnings import Remarks
 if TYPE_CHECKING:
     from ema_cli.averaging import Result
     from ema_cli.job import Job
+    from ema_cli.passes import Pass
     from ema_cli.planning.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What `average --dry-run` shows: the job, about how many bytes of memory it takes, and what is said of the run."""
+    """What `average --dry-run` shows: the job, its passes, and what is said of the run."""
 
     job: Job
-    memory: int
+    passes: Sequence[Pass]
     remarks: Remarks
+
+    @property
+    def memory(self) -> int:
+        """Return about how many bytes of memory the process will take."""
+        return max(each.memory for each in self.passes)
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Return how many bytes of tensors all passes read."""
+        return sum(each.job.bytes_to_read for each in self.passes)
 
 
 @dataclass(frozen=True, slots=True)

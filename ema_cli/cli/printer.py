@@ -17,9 +17,7 @@ if TYPE_CHECKING:  # they load what only some commands need
     from ema_cli.comparing.comparison import Comparison
     from ema_cli.job import Job
     from ema_cli.law.time import Time
-    from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
-    from ema_cli.runs.warnings import Remarks
     from ema_cli.tuning.half_lives import Range
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
@@ -78,8 +76,8 @@ class Printer(ABC):
         """Show what an average would be."""
 
     @abstractmethod
-    def averaging(self, plans: Sequence[Plan], remarks: Remarks) -> None:
-        """Show what to know before the work begins; `remarks` are those on the run."""
+    def averaging(self, work: DryRun) -> None:
+        """Show what to know before the work begins."""
 
     @abstractmethod
     def show_average(self, averaged: Averaged) -> None:

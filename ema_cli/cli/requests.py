@@ -19,12 +19,13 @@ from ema_cli.cli.option_groups import (
     RunOptions,
 )
 from ema_cli.cli.sources import RawSource, StoredSource
-from ema_cli.errors import UsageError
+from ema_cli.errors import UsageError, option
 from ema_cli.formats.options import Choice, ReadOptions
 from ema_cli.law.laws import LAW_KEYS
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.gates import Gates, read_keys
+from ema_cli.planning.series import Series
 from ema_cli.runs.options import OpenOptions
 
 
@@ -58,6 +59,20 @@ def recipes(law: RecipeOptions) -> tuple[Recipe, ...]:
             raise UsageError(f"'{value}' is given twice", option=varied)
         made.append(recipe)
     return tuple(made)
+
+
+def series(law: RecipeOptions) -> Series | None:
+    """Return at which clocks there is an average of a series; None where none is asked for.
+
+    Raises:
+        UsageError: for a value that makes no sense, and stored averages.
+    """
+    if not law.series and law.series_every is None:
+        return None
+    if law.source == "stored":
+        name = "series_every" if law.series_every is not None else "series"
+        raise UsageError(f"is for raw checkpoints, not for {option('from', 'stored')}", option=name)
+    return Series(_time(law.series_every, "series_every"))
 
 
 def source(options: RunOptions, *, allow_approximate: bool) -> RawSource | StoredSource:

@@ -10,6 +10,7 @@ from ema_cli.errors import EmaError, at_terminal, printable
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR_ENOUGH
 from ema_cli.law.time import Time, Unit
+from ema_cli.planning.series import at_the_end, is_series
 from ema_cli.runs.run import twin_advice
 from ema_cli.text import plural, size
 
@@ -81,6 +82,8 @@ def plan_lines(plans: Sequence[Plan]) -> list[str]:
     """Return what each plan comes to; of several on one short line each, warnings included."""
     if len(plans) == 1:
         return [plan_line(plans[0])]
+    if is_series(plans):
+        return [f"{series_line(plans)}; of the last:", *plan_lines(at_the_end(plans))]
     width = max(len(law(plan)) for plan in plans)
     lines = []
     for plan in plans:
@@ -154,7 +157,9 @@ def stored_lines(stored: StoredView | None, plans: Sequence[Plan]) -> list[str]:
 
 def _store_next_time(plans: Sequence[Plan]) -> list[str]:
     # A heavy first checkpoint is that of a long half-life: stored averages would have it, too.
-    sparse = [plan for plan in plans if isinstance(plan.recipe.law, HalfLife) and plan.advice.newest_is_heavy]
+    sparse = [
+        plan for plan in at_the_end(plans) if isinstance(plan.recipe.law, HalfLife) and plan.advice.newest_is_heavy
+    ]
     advised = dict.fromkeys(str(half_life) for plan in sparse for half_life in plan.advice.half_lives_to_store)
     if not advised:
         return []
@@ -167,19 +172,26 @@ def _store_next_time(plans: Sequence[Plan]) -> list[str]:
     ]
 
 
+def series_line(plans: Sequence[Plan]) -> str:
+    """Return how many averages a series has, and at which clocks."""
+    ends = dict.fromkeys(str(plan.entries[-1].clock) for plan in plans)
+    first, *_, last = ends
+    return f"A series of {len(plans)} averages, at {len(ends)} clocks from {first} to {last}"
+
+
 def plan_warnings(plans: Sequence[Plan]) -> list[str]:
     """Return what to know before anything else; several plans have it on their lines."""
     return list(plans[0].advice.warnings) if len(plans) == 1 else []
 
 
 def all_warnings(plans: Sequence[Plan]) -> list[str]:
-    """Return the warnings of all plans."""
-    return [message for plan in plans for message in plan.advice.warnings]
+    """Return the warnings of all plans; of a series those of the last, as the first can hold one checkpoint only."""
+    return [message for plan in at_the_end(plans) for message in plan.advice.warnings]
 
 
 def plan_notes(plans: Sequence[Plan]) -> list[str]:
     """Return what else to know of plans, where their warnings do not say it."""
-    notes = []
+    notes, plans = [], at_the_end(plans)
     for plan in plans:
         if plan.approximation:
             continue
@@ -192,7 +204,9 @@ def plan_notes(plans: Sequence[Plan]) -> list[str]:
 def advice(plans: Sequence[Plan]) -> list[str]:
     """Return which half-life would do."""
     enough = dict.fromkeys(
-        str(plan.advice.half_life_for_three) for plan in plans if plan.advice.half_life_for_three is not None
+        str(plan.advice.half_life_for_three)
+        for plan in at_the_end(plans)
+        if plan.advice.half_life_for_three is not None
     )
     return [f"Smallest half-life with three effective checkpoints: {' or '.join(enough)}"] if enough else []
 
@@ -219,8 +233,20 @@ def would_line(dry: DryRun) -> str:
     """Return in one line what would be done."""
     job = dry.job
     inside = f" ({len(job.outputs)} averages)" if len(job.outputs) > 1 else ""
-    sizes = f"reading {size(job.bytes_to_read)}, writing {size(job.bytes_to_write)}"
+    sizes = f"reading {size(dry.bytes_to_read)}, writing {size(job.bytes_to_write)}"
     return f"Would write {job.target.path.as_posix()}{inside}: {sizes}"
+
+
+def pass_lines(work: DryRun) -> list[str]:
+    """Return in how many passes the averages are made, where it is more than one."""
+    count = len(work.passes)
+    if count == 1:
+        return []
+    most = max(len(each.job.plans) for each in work.passes)
+    return [
+        f"{len(work.job.plans)} averages in {count} passes, at most {most} in each: more do not fit into the memory "
+        f"(--max-memory) or among the open files; {size(work.bytes_to_read)} are read in all"
+    ]
 
 
 def room_line(dry: DryRun) -> str:

@@ -12,6 +12,7 @@ from ema_cli.errors import NoWeights, UsageError, option
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.bounds import drop_outside
 from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.planning.series import Series, plan_series
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import Run, read_run
 
@@ -56,11 +57,13 @@ class RawSource:
         run = self.open()
         return run, partial(make_plan, run)
 
-    def open_with(self, recipes: Sequence[Recipe]) -> tuple[Run, tuple[Plan, ...]]:
-        """Return the run, and a plan of it for each recipe."""
+    def open_with(self, recipes: Sequence[Recipe], series: Series | None = None) -> tuple[Run, tuple[Plan, ...]]:
+        """Return the run, and a plan of it for each recipe, or for each recipe at each clock of a series."""
         run = self.open()
         for recipe in recipes[:1]:  # all have one start and one stop
             run = drop_outside(run, recipe)
+        if series is not None:
+            return run, tuple(plan_series(run, recipes, series))
         return run, tuple(make_plan(run, recipe) for recipe in recipes)
 
 
@@ -96,8 +99,9 @@ class StoredSource:
 
         return stored.run, partial(make_stored_plan, stored, allow_approximate=self.allow_approximate)
 
-    def open_with(self, recipes: Sequence[Recipe]) -> tuple[Run, tuple[Plan, ...]]:
+    def open_with(self, recipes: Sequence[Recipe], series: Series | None = None) -> tuple[Run, tuple[Plan, ...]]:
         """Return the averages as a run, and for each recipe the combination of them that comes nearest to it."""
+        assert series is None, "which is refused where the options are read"
         if not recipes:
             return self.open().run, ()
         run, plan = self.planner()

@@ -16,7 +16,7 @@ from rich.text import Text
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli.comparison_sentences import distance_cells
 from ema_cli.cli.rich_console import shown
-from ema_cli.cli.sentences import law
+from ema_cli.cli.sentences import law, mean_age
 from ema_cli.cli.tune_sentences import result_note
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import printable
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # it loads numpy: not for `inspect`
 Side = Literal["left", "right"]
 
 BAR_WIDTH = 24
+_MOST_AVERAGES = 40  # of a series, in a table
 _WIDE = 100  # columns that two bars of full width need
 _SMALL_BAR_WIDTH = 8  # where several averages are side by side
 _UNLIMITED = 100_000
@@ -135,6 +136,24 @@ def _run_table(
         skipped = averages and not any(name in average.weights for average in averages)
         table.add_row(shown(name), *cells, style="dim" if skipped else None)
     return table
+
+
+def print_series(out: Console, plans: Sequence[Plan]) -> None:
+    """Print one row for each average of a series: what enters, and how old it is, drawn; of very many, both ends."""
+    most = max(float(plan.mean_age.value) for plan in plans) or 1.0
+    titles = ("clock", plans[0].recipe.law.words().noun, "checkpoints", "effective", "mean age")
+    table = _table(*((title, "right") for title in titles), ("", "left"))
+    left_out = len(plans) - _MOST_AVERAGES
+    half = _MOST_AVERAGES // 2
+    for number, plan in enumerate(plans):
+        if left_out > 0 and number == half:
+            table.add_row("...", f"{left_out} more", "", "", "", "")
+        if left_out > 0 and half <= number < half + left_out:
+            continue
+        enters, effective = str(len(plan.read)), f"{plan.effective_count:.1f}"
+        bar = shown(draw_bar(float(plan.mean_age.value) / most), "cyan")
+        table.add_row(str(plan.entries[-1].clock), law(plan), enters, effective, mean_age(plan), bar)
+    print_table(out, table)
 
 
 def print_tensors(out: Console, checkpoint: Checkpoint) -> None:

@@ -11,11 +11,12 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli import comparison_sentences, sentences
 from ema_cli.cli.github import annotate, annotate_warnings
 from ema_cli.cli.rich_console import console, shown
-from ema_cli.cli.tables import Weights, print_distances, print_profile, print_tensors, print_weights
+from ema_cli.cli.tables import Weights, print_distances, print_profile, print_series, print_tensors, print_weights
 from ema_cli.cli.views import Inspection, RunView, StoredView
 from ema_cli.errors import EmaError
 from ema_cli.law.wording import recipes_line
 from ema_cli.planning.plan import Plan
+from ema_cli.planning.series import is_series
 from ema_cli.runs.search import PassedOver
 from ema_cli.runs.warnings import Remarks, and_more, passed_over_kinds
 from ema_cli.text import some
@@ -153,7 +154,10 @@ def _print_plans(
 ) -> None:
     """Print the law, the weights of all plans side by side, as many as there is room for, and what they come to."""
     out.print(shown(recipes_line([plan.recipe for plan in plans]), "bold"), soft_wrap=True)
-    print_weights(out, names, columns, list(map(Weights.of, plans)))
+    if is_series(plans):
+        print_series(out, plans)
+    else:
+        print_weights(out, names, columns, list(map(Weights.of, plans)))
     out.print()
     for text in sentences.plan_lines(plans):
         out.print(shown(text), soft_wrap=True)

@@ -21,9 +21,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.comparing.comparison import Comparison
     from ema_cli.job import Job
     from ema_cli.law.time import Time
-    from ema_cli.planning.plan import Plan
     from ema_cli.release.verify import Verified
-    from ema_cli.runs.warnings import Remarks
     from ema_cli.tuning.half_lives import Range
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
@@ -57,14 +55,15 @@ class TextPrinter(Printer):
         if not self.quiet:
             stderr.warnings(dry.remarks.warnings)
             stderr.notes(dry.remarks.notes)
-            stderr.lines([sentences.room_line(dry)])
+            stderr.lines([*sentences.pass_lines(dry), sentences.room_line(dry)])
         print_line(sentences.would_line(dry))
 
-    def averaging(self, plans: Sequence[Plan], remarks: Remarks) -> None:
-        """Print the warnings, and the notes."""
+    def averaging(self, work: DryRun) -> None:
+        """Print the warnings, the notes, and the passes, where there are several."""
         if not self.quiet:
-            stderr.warnings([*remarks.warnings, *sentences.plan_warnings(plans)])
-            stderr.notes(remarks.notes)
+            stderr.warnings([*work.remarks.warnings, *sentences.plan_warnings(work.job.plans)])
+            stderr.notes(work.remarks.notes)
+            stderr.lines(sentences.pass_lines(work))
 
     def show_average(self, averaged: Averaged) -> None:
         """Print what was done, and where the average is."""

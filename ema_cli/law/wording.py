@@ -13,15 +13,15 @@ _PLURALS = {"half-life": "half-lives"}
 def recipes_line(recipes: Sequence[Recipe]) -> str:
     """Return the line above the weights of plans: `With half-lives 25ba, 50ba, update interval 1ba:`.
 
-    The recipes differ in the value of their law.
+    The recipes differ in the value of their law, or in where they stop.
     """
     words = [recipe.law.words() for recipe in recipes]
     noun = words[0].noun
-    nouns = noun if len(words) == 1 else _PLURALS.get(noun, f"{noun}s")
+    values = dict.fromkeys(word.value for word in words)
+    nouns = noun if len(values) == 1 else _PLURALS.get(noun, f"{noun}s")
     intervals = dict.fromkeys(interval_text(recipe.interval) for recipe in recipes)
     correction = ", bias correction" if recipes[0].bias_correction else ""
-    values = ", ".join(word.value for word in words)
-    return f"With {nouns} {values}, update interval {' or '.join(intervals)}{correction}:"
+    return f"With {nouns} {', '.join(values)}, update interval {' or '.join(intervals)}{correction}:"
 
 
 def recipe_details(recipe: Recipe) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,12 @@ def allow_descriptors(outputs: int) -> None:
     if resource.RLIM_INFINITY != soft < wanted:
         wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+def most_open_files() -> float:
+    """Return how many files may be written at once, as far as the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if hard == resource.RLIM_INFINITY else hard - _INPUT_DESCRIPTORS
 
 
 def make_folder(staging: Staging, whole: Target, part: Target) -> Path:
@@ -98,7 +105,8 @@ class FileSink(OpenFiles):
             OutputError: where a file cannot be written.
         """
         super().__init__(folder, summed=summed)
-        self._files: dict[str, _TensorFile] = {}  # by the name of the tensor in the checkpoints
+        self._files: list[_TensorFile] = []  # no table of all names: of many averages each has a sink
+        self._last = 0  # the number of the file that had the last tensor
         try:
             for file in output.files:
                 stream = self.make(file.name)
@@ -106,19 +114,26 @@ class FileSink(OpenFiles):
                 begins = file.table.begins
                 if output.originals or "/" in file.name:
                     begins = {output.original(file, name): begin for name, begin in begins.items()}
-                self._files.update(dict.fromkeys(begins, _TensorFile(stream, file.header_size, begins)))
+                self._files.append(_TensorFile(stream, file.header_size, begins))
         except BaseException:
             self.close()
             raise
 
     def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
         """Write ranges of tensors, whose bytes lie one after another in `data`."""
-        files = ((self._files[part.name], part) for part in ranges)
+        files = ((self._file_of(part.name), part) for part in ranges)
         stretches = ((file.stream, file.offset(part), part.size) for file, part in files)
         position = 0
         for stream, offset, size in join_ranges(stretches):
             stream.write(offset, data[position : position + size])
             position += size
+
+    def _file_of(self, name: str) -> _TensorFile:
+        """Return the file of a tensor; the next one as a rule is in the same, or in the one after it."""
+        last = self._last
+        if name not in self._files[last].begins:
+            self._last = last = next(number for number, file in enumerate(self._files) if name in file.begins)
+        return self._files[last]
 
 
 def make_sink(output: Output, folder: Path, *, summed: bool) -> FileSink | PieceSink:

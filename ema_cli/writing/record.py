@@ -28,7 +28,7 @@ class Record:
     """Makes the manifests of averages that are written in one pass.
 
     Attributes:
-        checksums: where to report the bytes that are read of the checkpoints; None if their sums are not wanted.
+        checksums: where to report the bytes that are read in a pass; None if their sums are not wanted.
     """
 
     def __init__(
@@ -57,12 +57,18 @@ class Record:
             CheckpointError: where an input cannot be read.
         """
         self._checkpoints = checkpoints
+        self._checksum = checksum
         self._options = options
         self._copied = copied
         self._remarks = remarks
         self._libraries = library_versions()  # as they are before the output is written
         self._fingerprints = dict(zip(checkpoints, fingerprints(checkpoints, threads, watch), strict=True))
-        self.checksums = Checksums(len(checkpoints)) if checksum else None
+        self.begin(checkpoints)
+
+    def begin(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Begin a pass, which reads these checkpoints; the manifests of its averages are made after it."""
+        self._checkpoints = checkpoints
+        self.checksums = Checksums(len(checkpoints)) if self._checksum else None
 
     def manifest(
         self, output: Output, plan: Plan, written: Mapping[str, WrittenFile], non_finite: NonFinite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ema_cli.formats.arrays.reader import READ_ONLY
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.planning.plan import Plan
+from ema_cli.planning.series import is_series
 from ema_cli.storage.location import location
 from ema_cli.storage.names import WEB, StorePath, as_path, check_no_address, common_folder
 
@@ -21,13 +22,13 @@ _DCP = "dcp:"  # before the name of a folder
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
 _TORCH_SUFFIXES = (".pt", ".pth")
 _LIGHTNING_SUFFIX = ".ckpt"
-_HALF_LIFE = "{half_life}"
+_HALF_LIFE, _WINDOW, _CLOCK = PLACEHOLDERS = ("{half_life}", "{window}", "{clock}")
 _PATTERN_HINT = f"as {option('o', f'averages/ema-{_HALF_LIFE}.safetensors')}, or {option('o', 'averages')}"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The path of an output, and whether it is a folder or one file. `{half_life}` in its name is to be filled in.
+    """The path of an output, and whether it is a folder or one file. `PLACEHOLDERS` in its name are to be filled in.
 
     Attributes:
         is_dcp: whether it is a folder as torch.distributed.checkpoint writes it.
@@ -73,9 +74,10 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
     if is_bucket or path.name in ("", "..", "-"):  # nothing goes to standard output but the name
         example = str(path / "release") if is_bucket else "release.safetensors"
         raise UsageError(f"'{path}' is no name for something new", option="output", hint=f"as {option('o', example)}")
-    unknown = re.search(r"\{[^{}]*\}", path.name.replace(_HALF_LIFE, ""))
-    if unknown or _HALF_LIFE in str(path.parent):
-        fact = f"{unknown[0]} is no placeholder" if unknown else f"{_HALF_LIFE} is not in the last part"
+    unknown = re.search(r"\{[^{}]*\}", _filled(path.name, dict.fromkeys(PLACEHOLDERS, "")))
+    misplaced = next((placeholder for placeholder in PLACEHOLDERS if placeholder in str(path.parent)), None)
+    if unknown or misplaced:
+        fact = f"{unknown[0]} is no placeholder" if unknown else f"{misplaced} is not in the last part"
         raise UsageError(f"'{path}': {fact}", option="output", hint=_PATTERN_HINT)
     suffix = _SUFFIX.search(path.name)
     if suffix is None:
@@ -125,7 +127,9 @@ def default_target(plans: Sequence[Plan], *, like_input: bool = False) -> Target
     other model, and with --keep-prefix all, are averaged to one file with the names that they have. With `like_input`
     one average is what the newest checkpoint is.
     """
-    name = "-".join(["ema", *(plan.recipe.law.name for plan in plans)])
+    name = "-".join(["ema", *dict.fromkeys(plan.recipe.law.name for plan in plans)])
+    if is_series(plans):
+        return Target(Path(f"{name}-series"), is_folder=True)
     if like_input and len(plans) == 1:
         return _like_newest(Path(name + _suffix(plans[0].newest)), plans[0].newest)
     if len(plans) > 1 or plans[0].newest.pretrained is not None:
@@ -137,7 +141,9 @@ def assign_targets(target: Target, plans: Sequence[Plan], *, like_input: bool = 
     """Return the output of each plan: `target` for one plan; for several, one in the folder that `target` names.
 
     For example `averages/ema-{half_life}.safetensors` gives `averages/ema-50ba.safetensors` and
-    `averages/ema-100ba.safetensors`. With `like_input` each is a file or a folder as the newest checkpoint is.
+    `averages/ema-100ba.safetensors`; `{window}` is that of a profile, `{clock}` that of the newest checkpoint. Without
+    a pattern, the averages of a series are `ema-50ba-at-1000ba` and so on. With `like_input` each is a file or a folder
+    as the newest checkpoint is.
 
     Raises:
         UsageError: where two averages would get one name, or several no folder of their own.
@@ -147,31 +153,62 @@ def assign_targets(target: Target, plans: Sequence[Plan], *, like_input: bool = 
         raise UsageError(
             f"writes the form of the input, and {_DCP}{path} asks for one", option="like_input", hint="leave out one"
         )
-    if _HALF_LIFE in path.name:
+    if any(placeholder in path.name for placeholder in PLACEHOLDERS):
         if len(plans) > 1 and path.parent.name in ("", ".."):
             raise UsageError(f"'{path}' names no new folder for the averages", option="output", hint=_PATTERN_HINT)
-        if not all(isinstance(plan.recipe.law, HalfLife | RelativeHalfLife) for plan in plans):
-            raise UsageError(
-                f"'{path}': there is no half-life to fill in",
-                option="output",
-                hint=f"a name without it; of several averages that of a folder: {option('o', 'averages')}",
-            )
-        names = [path.name.replace(_HALF_LIFE, plan.recipe.law.name) for plan in plans]
-        targets = [replace(target, path=path.with_name(name)) for name in names]
+        targets = [replace(target, path=path.with_name(_filled(path.name, _values(path, plan)))) for plan in plans]
     elif len(plans) == 1:
         targets = [target]
-    elif target.is_dcp:
-        targets = [Target(path / f"ema-{plan.recipe.law.name}", is_folder=True, is_dcp=True) for plan in plans]
     elif target.is_folder:
-        inside = [default_target([plan], like_input=like_input) for plan in plans]
-        targets = [Target(path / default.path, default.is_folder) for default in inside]
+        targets = [_inside(target, plan, series=is_series(plans), like_input=like_input) for plan in plans]
     else:
         raise UsageError(f"'{path}' is one file, for {len(plans)} averages", option="output", hint=_PATTERN_HINT)
     if len({target.path for target in targets}) < len(targets):
-        raise UsageError("two of the averages would have one name", hint="average them one by one")
+        clock_lacks = is_series(plans) and _CLOCK not in path.name
+        hint = (
+            f"say at which clock: {option('o', f'series/ema-{_CLOCK}')}" if clock_lacks else "average them one by one"
+        )
+        raise UsageError("two of the averages would have one name", hint=hint)
     if like_input:
         return [_like_newest(target.path, plan.newest) for target, plan in zip(targets, plans, strict=True)]
     return targets
+
+
+def _inside(folder: Target, plan: Plan, *, series: bool, like_input: bool) -> Target:
+    """Return one of several averages in a folder, under its own name."""
+    default = default_target([plan], like_input=like_input)
+    name = f"ema-{plan.recipe.law.name}"
+    suffix = "" if folder.is_dcp else default.path.name.removeprefix(name)
+    path = folder.path / (name + (f"-at-{plan.entries[-1].clock}" if series else "") + suffix)
+    return Target(path, default.is_folder or folder.is_dcp, folder.is_dcp)
+
+
+def _values(path: Path, plan: Plan) -> dict[str, str]:
+    """Return what stands for each placeholder in the name of an average.
+
+    Raises:
+        UsageError: where the path has one that the plan has no value for.
+    """
+    law = plan.recipe.law
+    values = {_CLOCK: str(plan.entries[-1].clock)}
+    if isinstance(law, HalfLife | RelativeHalfLife):
+        values[_HALF_LIFE] = law.name
+    if law.window is not None:
+        values[_WINDOW] = str(law.window)
+    lacking = next((word for word in PLACEHOLDERS if word in path.name and word not in values), None)
+    if lacking is not None:
+        raise UsageError(
+            f"'{path}': there is no {'half-life' if lacking == _HALF_LIFE else 'window'} to fill in",
+            option="output",
+            hint=f"a name without it; of several averages that of a folder: {option('o', 'averages')}",
+        )
+    return values
+
+
+def _filled(name: str, values: Mapping[str, str]) -> str:
+    for placeholder, value in values.items():
+        name = name.replace(placeholder, value)
+    return name
 
 
 def _like_newest(path: Path, newest: Checkpoint) -> Target:

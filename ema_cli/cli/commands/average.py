@@ -17,11 +17,13 @@ from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.stderr import ask_password
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.job import buffer_sizes, memory_needed, prepare
+from ema_cli.job import prepare
 from ema_cli.law.recipe import Recipe
+from ema_cli.passes import plan_passes
 from ema_cli.planning.advice import twin_warnings
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
+from ema_cli.planning.series import Series
 from ema_cli.runs.warnings import Remarks
 from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
@@ -69,6 +71,7 @@ class AverageRequest:
     Attributes:
         source: what is averaged.
         recipes: one for each average; none where a manifest has it.
+        series: at which clocks there is an average of each recipe; None for one at the end.
         output: the form of the output; not used where a manifest says it.
         target: where the averages go; None for the default.
         signer: signs them; None where nobody does.
@@ -78,6 +81,7 @@ class AverageRequest:
 
     source: RawSource | StoredSource | ManifestSource
     recipes: tuple[Recipe, ...]
+    series: Series | None
     output: OutputOptions
     target: Target | None
     gates: Gates
@@ -121,6 +125,7 @@ class AverageRequest:
         return cls(
             source,
             recipes,
+            requests.series(options.run.law),
             output,
             target,
             gates,
@@ -154,8 +159,9 @@ def run(options: AverageOptions) -> None:
 def average(request: AverageRequest, printer: Printer) -> None:
     """Do what is requested."""
     opened = _open(request)
-    plans, run = opened.plans, opened.plans[0].run
+    plans, run = opened.plans, opened.plans[-1].run  # of a series, all of the run belongs to the last
     job = prepare(plans, opened.target, opened.output, force=request.force, manifest=request.manifest)
+    passes = plan_passes(job, request.threads, request.max_memory)
     printer.check_summary(job)
     remarks = Remarks.of(run, job.checkpoints)
     if request.dry_run:
@@ -166,10 +172,9 @@ def average(request: AverageRequest, printer: Printer) -> None:
     if failed:
         raise failed
     if request.dry_run:
-        sizes = buffer_sizes(job, request.threads, request.max_memory)
-        printer.planned(DryRun(job, memory_needed(job, sizes), remarks))
+        printer.planned(DryRun(job, passes, remarks))
         return
-    printer.averaging(plans, remarks)
+    printer.averaging(DryRun(job, passes, remarks))
     with signals.unwinding(), printer.progress("averaging") as progress:
         result = perform(
             job,
@@ -190,7 +195,7 @@ def _open(request: AverageRequest) -> _Opened:
         if not target.is_dcp:
             target = parse_target(target.path, like_input=like_input)
         return _Opened([replay.plan], replay.options, target, recording)
-    _, plans = request.source.open_with(request.recipes)
+    _, plans = request.source.open_with(request.recipes, request.series)
     target = request.target or default_target(plans, like_input=request.output.like_input)
     return _Opened(plans, request.output, target, Recording(request.checksum, signer=request.signer))
 

@@ -18,6 +18,7 @@ from ema_cli.law.time import Time, Unit
 from ema_cli.planning.clock_checks import check_units
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
+from ema_cli.planning.series import Series
 from ema_cli.runs.run import Run
 from ema_cli.runs.stored import find_stored, open_stored
 from ema_cli.runs.warnings import Remarks, refusal_warnings
@@ -32,6 +33,7 @@ class InspectRequest:
 
     source: RawSource | StoredSource
     recipes: tuple[Recipe, ...]
+    series: Series | None
     copy: tuple[str, ...]
     gates: Gates
 
@@ -46,9 +48,7 @@ class InspectRequest:
         recipes: tuple[Recipe, ...] = ()
         if law.half_life or law.smoothing is not None or law.profile or law.sigma_rel is not None or law.window:
             recipes = requests.recipes(law)
-        elif any(value is not None for value in (law.update_interval, law.start, law.stop, law.last)) or (
-            law.bias_correction
-        ):
+        elif set(requests.given(law)) - {"from"}:
             raise UsageError(
                 f"which law? {option('start')} and the like need one", hint=f"add {option('half_life', '50ba')}"
             )
@@ -58,7 +58,8 @@ class InspectRequest:
                 f"{option('min_count')} and {option('max_share')}: of which average?",
                 hint=f"add {option('half_life', '50ba')}",
             )
-        return cls(requests.source(options.run, allow_approximate=True), recipes, options.run.copy, gates)
+        source = requests.source(options.run, allow_approximate=True)
+        return cls(source, recipes, requests.series(law), options.run.copy, gates)
 
 
 def run(options: InspectOptions) -> int:
@@ -73,7 +74,7 @@ def inspect(request: InspectRequest) -> Inspection:
     """Look at what is requested: of tensors the headers only."""
     source = replace(request.source, paths=request.source.paths or (Path(),))
     is_stored = isinstance(source, StoredSource)
-    run, plans = source.open_with(request.recipes)
+    run, plans = source.open_with(request.recipes, request.series)
     newest = run.checkpoints[-1]
     remarks = Remarks.of(run, run.checkpoints)
     remarks = Remarks(

@@ -1,0 +1,97 @@
+"""How much is done at once: the buffers of a job, and its passes where more averages are made than fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from ema_cli.dataclass import dataclass
+from ema_cli.errors import UsageError, option
+from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, in_store, least_bytes
+from ema_cli.formats.arrays.reader import keep_blocks, memory_of_blocks
+from ema_cli.job import Job
+from ema_cli.system.memory import peak_bytes
+from ema_cli.system.processors import default_threads
+from ema_cli.writing.files import most_open_files
+
+_RESERVED_BYTES = 32 << 20  # of --max-memory, for all that is no buffer: half of it for numpy, if that has to be loaded
+_RESERVED_BYTES_PER_TENSOR = 1 << 10  # for the tables of the output, as it is laid out and as it is read back
+_LEAST_BUFFER_BYTES = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One reading of the checkpoints: the averages that are made of it, as a job, and its buffers."""
+
+    job: Job
+    sizes: BufferSizes
+
+    @property
+    def memory(self) -> int:
+        """Return about how many bytes of memory the process will take."""
+        buffers = self.sizes.threads * self.sizes.worker_bytes(len(self.job.plans), self.job.newest)
+        tables = len(self.job.tensors) * _RESERVED_BYTES_PER_TENSOR
+        return peak_bytes() + buffers + tables + memory_of_blocks(self.job.checkpoints)
+
+
+def plan_passes(job: Job, threads: int | None, max_memory: int | None) -> list[Pass]:
+    """Return the passes of a job: one, as long as the buffers of all averages fit; else as few as possible.
+
+    Averages that are neighbours share a pass: those of a series whose end is early read little.
+
+    Args:
+        job: what is to be done.
+        threads: how many; None for the default.
+        max_memory: the most for the process, in bytes; None for the default.
+
+    Raises:
+        UsageError: where `max_memory` is too little for a single average.
+    """
+    budget = _budget(job, max_memory)
+    count, most = len(job.plans), 1
+    while most < count and _least(job, most + 1) <= budget and _open_files(job, most + 1) <= most_open_files():
+        most += 1
+    number = -(-count // most)
+    ends = [count * part // number for part in range(number + 1)]
+    parts = [job] if number == 1 else [job.part(*both) for both in pairwise(ends)]
+    return [Pass(part, _sizes(part, budget, threads)) for part in parts]
+
+
+def keep_more_blocks(passes: Sequence[Pass], max_memory: int) -> None:
+    """Give what the buffers leave of `max_memory` to decompressed blocks of arrays."""
+    needed = max(each.memory for each in passes)
+    keep_blocks(passes[-1].job.checkpoints, max(0, max_memory - _RESERVED_BYTES - needed))
+
+
+def _least(job: Job, averages: int) -> int:
+    """Return the smallest buffers for so many averages of a job at once."""
+    return max(least_bytes(averages, min(averages, job.newest)), _LEAST_BUFFER_BYTES)
+
+
+def _open_files(job: Job, averages: int) -> int:
+    return averages * max(len(output.files) for output in job.outputs)
+
+
+def _budget(job: Job, max_memory: int | None) -> int:
+    """Return the memory for the buffers of all threads."""
+    least = _least(job, 1)
+    budget = max(default_bytes(job.checkpoints), least)
+    if max_memory is None:
+        return budget
+    blocks = memory_of_blocks(job.checkpoints)
+    taken = peak_bytes() + _RESERVED_BYTES + len(job.tensors) * _RESERVED_BYTES_PER_TENSOR + blocks
+    budget = max_memory - taken if not blocks else min(budget, max_memory - taken)  # the rest keeps blocks
+    if budget < least:
+        needed = -(-(taken + least) // 10**6)
+        raise UsageError(
+            f"{max_memory / 1e6:.4g} MB are too few; this average needs {needed} MB",
+            option="max_memory",
+            hint=f"{option('max_memory', f'{needed}MB')}",
+        )
+    return budget
+
+
+def _sizes(job: Job, budget: int, threads: int | None) -> BufferSizes:
+    """Return buffers that keep the threads at work."""
+    from_store = in_store(job.checkpoints)
+    return divide_memory(budget, threads or default_threads(), len(job.plans), job.newest, from_store=from_store)
