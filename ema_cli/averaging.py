@@ -29,7 +29,7 @@ from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
 from ema_cli.storage.names import as_path
 from ema_cli.storage.output_stream import WrittenFile
-from ema_cli.storage.staging import Staging
+from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import parse_size, plural, size
@@ -203,8 +203,8 @@ def perform(
     with location(job.target.path).staging() as staging:
         total = sum(each.job.bytes_to_read for each in passes)
         for each in passes:
-            folders = [make_folder(staging, job.target, output.target) for output in each.job.outputs]
-            _make(each, folders, record, recording, done, partial(_report, progress, done.bytes_read, total))
+            report = partial(_report, progress, done.bytes_read, total)
+            _make(each, staging, job.target, record, recording, done, report)
         _check_unchanged(job)
         _publish(job, staging)
     averaged = sum(spec.dtype.averaged and name not in job.copied for name, spec in job.tensors.items())
@@ -241,20 +241,23 @@ class _Done:
 
 def _make(
     part: Pass,
-    folders: Sequence[Path],
+    staging: Staging,
+    target: Target,
     record: Record | None,
     recording: Recording,
     done: _Done,
     progress: ProgressCallback,
 ) -> None:
-    """Make the averages of one pass, each whole in its folder: tensors, small files, manifest."""
+    """Make the averages of one pass, each whole in its folder of `target`: tensors, small files, manifest."""
     job = part.job
+    folders = [make_folder(staging, target, output.target) for output in job.outputs]
+    sender = staging.sender(len(job.plans)) if job.is_sent else None
     if record is not None:
         record.begin(job.checkpoints)
-    folded, written = _fold(part, folders, record, progress)
+    folded, written = _fold(part, folders, sender, record, progress)
     for output, plan, folder, files in zip(job.outputs, job.plans, folders, written, strict=True):
         files.update(write_small_files(output, folder))
-        read_all_back(output, folder, plan.newest, plan.run.options.read)
+        staging.read_back(folder, partial(_read_back, output, plan))
     if record is not None:
         done.manifests += _write_manifests(job, record, folders, folded, written, recording)
     done.bytes_read += folded.bytes_read
@@ -281,8 +284,13 @@ def _record(job: Job, recording: Recording, threads: int, samples: WeightSamples
     )
 
 
+def _read_back(output: Output, plan: Plan, folder: Path) -> None:
+    """Check that an average in `folder` is read as it was meant; see `read_all_back`."""
+    read_all_back(output, folder, plan.newest, plan.run.options.read)
+
+
 def _fold(
-    part: Pass, folders: Sequence[Path], record: Record | None, progress: ProgressCallback
+    part: Pass, folders: Sequence[Path], sender: Sender | None, record: Record | None, progress: ProgressCallback
 ) -> tuple[Folded, list[dict[str, WrittenFile]]]:
     """Fold into the files of all outputs; return what was done, and of each output the size and sum of its files.
 
@@ -293,7 +301,7 @@ def _fold(
         allow_descriptors(sum(len(output.files) for output in job.outputs))
         sinks = []
         for output, folder in zip(job.outputs, folders, strict=True):
-            sinks.append(make_sink(output, folder, summed=record is not None))
+            sinks.append(make_sink(output, folder, summed=record is not None, sender=sender))
             stack.callback(sinks[-1].close)
         checksums = record.checksums if record is not None else None
         folded = job.fold(sinks, sizes=sizes, checksums=checksums, progress=progress)

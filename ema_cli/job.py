@@ -79,6 +79,28 @@ class Job:
         return sum(output.nbytes for output in self.outputs)
 
     @cached_property
+    def is_sent(self) -> bool:
+        """Return whether the files of tensors go to a store while they are made: in the order of the fold only."""
+        order = list(self.outputs[0].dtypes)
+        in_order = all(output.likeness is None and list(output.dtypes) == order for output in self.outputs)
+        return isinstance(self.target.path, StorePath) and in_order
+
+    @cached_property
+    def bytes_on_disk(self) -> int:
+        """Return how much of the outputs is made on a disk: of what is sent, the small files alone."""
+        sent = sum(file.size for output in self.outputs for file in output.files) if self.is_sent else 0
+        return self.bytes_to_write - sent
+
+    def bytes_sending(self, averages: int) -> int:
+        """Return the memory for what is on its way to a store, or waits there for the rest, of so many averages."""
+        if not self.is_sent:
+            return 0
+        from ema_cli.storage.store_stream import memory_of_streams  # which only those need who write to a store
+
+        files = ([file.size for file in output.files] for output in self.outputs)
+        return averages * max(memory_of_streams(sizes, averages) for sizes in files)
+
+    @cached_property
     def bytes_free(self) -> int:
         """Return how much room the disk has that the outputs go to."""
         return location(self.target.path.absolute().parent).free_bytes()
@@ -168,9 +190,9 @@ def prepare(
     job.check_target()
     location(job.target.path.absolute().parent).check_writable()
     free = job.bytes_free
-    if job.bytes_to_write > free:
+    if job.bytes_on_disk > free:
         raise OutputError(
-            f"needs {job.bytes_to_write} bytes, but {free} are free",
+            f"needs {job.bytes_on_disk} bytes, but {free} are free",
             subject=job.target.path,
             hint=_ROOM_FOR_STORE if isinstance(job.target.path, StorePath) else f"make room, or {WRITE_ELSEWHERE}",
         )

@@ -16,6 +16,7 @@ from ema_cli.writing.files import most_open_files
 
 _RESERVED_BYTES = 32 << 20  # of --max-memory, for all that is no buffer: half of it for numpy, if that has to be loaded
 _RESERVED_BYTES_PER_TENSOR = 1 << 10  # for the tables of the output, as it is laid out and as it is read back
+_MOST_SENT = 8  # averages that are sent to a store at once where the user does not say how much memory there is
 _LEAST_BUFFER_BYTES = 2 << 20
 
 
@@ -31,7 +32,8 @@ class Pass:
         """Return about how many bytes of memory the process will take."""
         buffers = self.sizes.threads * self.sizes.worker_bytes(len(self.job.plans), self.job.newest)
         tables = len(self.job.tensors) * _RESERVED_BYTES_PER_TENSOR
-        return peak_bytes() + buffers + tables + memory_of_blocks(self.job.checkpoints)
+        sending = self.job.bytes_sending(len(self.job.plans))
+        return peak_bytes() + buffers + tables + memory_of_blocks(self.job.checkpoints) + sending
 
 
 def plan_passes(job: Job, threads: int | None, max_memory: int | None) -> list[Pass]:
@@ -64,8 +66,8 @@ def keep_more_blocks(passes: Sequence[Pass], max_memory: int) -> None:
 
 
 def _least(job: Job, averages: int) -> int:
-    """Return the smallest buffers for so many averages of a job at once."""
-    return max(least_bytes(averages, min(averages, job.newest)), _LEAST_BUFFER_BYTES)
+    """Return the smallest buffers for so many averages of a job at once, and what is sent of them."""
+    return max(least_bytes(averages, min(averages, job.newest)), _LEAST_BUFFER_BYTES) + job.bytes_sending(averages)
 
 
 def _open_files(job: Job, averages: int) -> int:
@@ -73,9 +75,10 @@ def _open_files(job: Job, averages: int) -> int:
 
 
 def _budget(job: Job, max_memory: int | None) -> int:
-    """Return the memory for the buffers of all threads."""
+    """Return the memory for the buffers of all threads, and for what is sent to a store."""
     least = _least(job, 1)
-    budget = max(default_bytes(job.checkpoints), least)
+    sending = job.bytes_sending(min(len(job.plans), _MOST_SENT))
+    budget = max(default_bytes(job.checkpoints) + sending, least)
     if max_memory is None:
         return budget
     blocks = memory_of_blocks(job.checkpoints)
@@ -86,12 +89,28 @@ def _budget(job: Job, max_memory: int | None) -> int:
         raise UsageError(
             f"{max_memory / 1e6:.4g} MB are too few; this average needs {needed} MB",
             option="max_memory",
-            hint=f"{option('max_memory', f'{needed}MB')}",
+            hint=option("max_memory", f"{needed}MB") + _smaller_shards(job, budget - least),
         )
     return budget
+
+
+def _smaller_shards(job: Job, short: int) -> str:
+    """Return a hint at the size of shards that would fit, where what is sent to a store takes the memory.
+
+    Args:
+        job: what is to be done.
+        short: how many bytes are there more than are needed: a negative number.
+    """
+    if not job.is_sent or not all(output.target.is_folder and not output.target.is_dcp for output in job.outputs):
+        return ""
+    from ema_cli.storage.store_stream import shard_that_fits
+
+    fitting = shard_that_fits(sum(file.size for file in job.outputs[0].files), job.bytes_sending(1) + short)
+    return "" if fitting is None else f", or {option('max_shard_size', f'{fitting // 10**6}MB')}"
 
 
 def _sizes(job: Job, budget: int, threads: int | None) -> BufferSizes:
     """Return buffers that keep the threads at work."""
     from_store = in_store(job.checkpoints)
+    budget -= job.bytes_sending(len(job.plans))
     return divide_memory(budget, threads or default_threads(), len(job.plans), job.newest, from_store=from_store)

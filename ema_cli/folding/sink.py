@@ -12,11 +12,15 @@ from ema_cli.folding.blocks import Block
 
 @dataclass(frozen=True, slots=True)
 class TensorRange:
-    """`size` bytes of a tensor of the output, from byte `start`; `name` is that in the checkpoints."""
+    """`size` bytes of a tensor of the output, from byte `start`; `name` is that in the checkpoints.
+
+    What is `tied` was given under another name already: its place may be far behind that of what comes next.
+    """
 
     name: str
     start: int
     size: int
+    tied: bool = False
 
 
 class Sink(Protocol):
@@ -39,5 +43,5 @@ def write_block(sink: Sink, block: Block, dtype: DType, data: memoryview) -> Non
     position = 0
     for piece, part in zip(block.pieces, ranges, strict=True):
         for name in piece.group.names[1:]:
-            sink.write([TensorRange(name, part.start, part.size)], data[position : position + part.size])
+            sink.write([TensorRange(name, part.start, part.size, tied=True)], data[position : position + part.size])
         position += part.size

@@ -47,8 +47,11 @@ class OutputStream:
         self._unsynced = 0  # bytes that the disk has not been asked for
         self._lock = threading.Lock()
 
-    def write(self, offset: int, data: bytes | memoryview, *, noted: bool = True) -> None:
-        """Write all of `data` at byte `offset`; what is not `noted`, as many small pieces, is summed up at the end."""
+    def write(self, offset: int, data: bytes | memoryview, *, noted: bool = True, ahead: bool = False) -> None:
+        """Write all of `data` at byte `offset`; what is not `noted`, as many small pieces, is summed up at the end.
+
+        Whether it is `ahead` of the rest makes no difference to a file.
+        """
         rest, position = memoryview(data), offset
         with output_errors(self.path):
             while len(rest):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
 
 from ema_cli.errors import OutputError, option
 from ema_cli.storage import renames
@@ -21,8 +22,21 @@ from ema_cli.storage.folder_locks import close_folder, is_held_by_another, lock_
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.system.signals import deferred_signals, note_publication
 
+if TYPE_CHECKING:
+    from ema_cli.storage.store_stream import Frame, StoreStream
+
 _PREFIX = ".ema-cli-"
 _PATIENCE_SECONDS = 5  # a run publishes in less
+
+
+class Sender(Protocol):
+    """Makes what sends a file to a store while it is made."""
+
+    def __call__(self, path: Path, size: int, header: bytes, frame: Frame | None, *, summed: bool) -> StoreStream:
+        """Return the stream of a file, `path` being the one that it would have in the private folder.
+
+        The other arguments are those of `StoreStream`.
+        """
 
 
 class Staging:
@@ -81,6 +95,23 @@ class Staging:
         with output_errors(self.target):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def sender(self, averages: int) -> Sender | None:
+        """Return what sends files to where they belong while they are made; None where a rename brings them there.
+
+        Args:
+            averages: of how many averages the files are sent at once.
+        """
+        return None
+
+    def read_back(self, folder: Path, check: Callable[[Path], object]) -> None:
+        """Check what was written into `folder`, in this one; at the latest before any of it is published.
+
+        Args:
+            folder: the folder.
+            check: is called with the folder in which the files are; may raise.
+        """
+        check(folder)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -1,4 +1,7 @@
-"""Publish into a store: made on the disk for temporary files, then put there, what makes it a release last.
+"""Publish into a store: sent while it is made, completed when all of it is there, what makes it a release last.
+
+Files of tensors are sent in parts, of which a store shows nothing until they are completed. Small files, and outputs
+that are not made in the order of their files, are made on the disk for temporary files first.
 
 A store has no rename. While objects are put, a claim keeps other runs out, and nothing is a release: an older one is
 withdrawn first. After a kill there is the older one, the new one, or none.
@@ -8,23 +11,24 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from ema_cli.errors import CheckpointError, OutputError
 from ema_cli.storage.claim import Claim
 from ema_cli.storage.listing import forget_listings, listing_of
+from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
-from ema_cli.storage.staging import Staging
+from ema_cli.storage.staging import Sender, Staging
+from ema_cli.storage.store_stream import Frame, StoreStream
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store
+from ema_cli.storage.uploads import part_bytes, parts_at_once
 from ema_cli.system.signals import deferred_signals, note_publication
 
-_PART_BYTES = 8 << 20
-_MOST_PARTS = 9_000  # of one object: stores take 10,000
-_PARTS_AT_ONCE = 4
 _FILES_AT_ONCE = 2
 
 
@@ -39,13 +43,16 @@ def free_temporary_bytes() -> int:
 
 
 class StoreStaging(Staging):
-    """A private folder on the disk for what will be put at an address."""
+    """A private folder on the disk for what will be put at an address, and what is sent there meanwhile."""
 
     def __init__(self, address: StorePath) -> None:
         super().__init__(temporary_folder() / address.name)
         self._address = address
         self._claim = Claim(address)
-        self._put: dict[StorePath, Path] = {}  # what this run put: address -> file
+        self._put: dict[StorePath, int] = {}  # the size of each object that this run put
+        self._streams: dict[StorePath, StoreStream] = {}  # what is sent while it is made
+        self._checks: list[Callable[[], object]] = []  # of what is sent, once it is there
+        self._completed: list[StoreStream] = []  # and not looked at yet
         self._stopped = False
 
     def __enter__(self) -> StoreStaging:
@@ -65,11 +72,40 @@ class StoreStaging(Staging):
         with deferred_signals():
             try:
                 super().__exit__(kind, error, trace)
+                for stream in self._streams.values():
+                    stream.give_up()
+                for stream in self._streams.values():
+                    stream.upload.abort()
                 with suppress(OutputError):  # the error that brings us here says more
                     if self._put and self._claim.is_ours():  # else what is there is another run's
                         self._withdraw(self._put)
             finally:
                 self._claim.__exit__(kind, error, trace)
+
+    def sender(self, averages: int) -> Sender:
+        """Return what sends files to where they belong while they are made."""
+        return partial(self._send, averages)
+
+    def _send(
+        self, averages: int, path: Path, size: int, header: bytes, frame: Frame | None, *, summed: bool
+    ) -> StoreStream:
+        address = self._address_of(path)
+        spill = self.folder / f"spill-{len(self._streams)}"
+        self._streams[address] = StoreStream(
+            address, size, header, frame, spill=spill, summed=summed, averages=averages
+        )
+        return self._streams[address]
+
+    def read_back(self, folder: Path, check: Callable[[Path], object]) -> None:
+        """Check a folder of the output: if it is sent, where it goes, and before anything is a release."""
+        if self._streams:
+            self._checks.append(partial(check, self._address_of(folder)))
+        else:
+            super().read_back(folder, check)
+
+    def _address_of(self, path: Path) -> StorePath:
+        """Return where in the store a path in the private folder belongs."""
+        return self._address.parent.joinpath(*path.relative_to(self.folder).parts)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -85,7 +121,11 @@ class StoreStaging(Staging):
         self._withdraw(beside)
         self._upload({path: file for path, file in beside.items() if file.exists()}, new=True)
         self._check()
-        self._upload({self._address: self.folder / name})
+        if self._address in self._streams:
+            self._complete([self._address])
+            self._check()
+        else:
+            self._upload({self._address: self.folder / name})
         self._confirm()
 
     def publish_folder(self, name: str, *, force: bool, manifest: str = "", suffix: str = "") -> None:
@@ -96,22 +136,41 @@ class StoreStaging(Staging):
         """
         source = self.folder / name
         files = {self._address / path.relative_to(source): path for path in source.rglob("*") if path.is_file()}
+        sent = [path for path in self._streams if path.is_relative_to(self._address)]
         manifests = {path for path in files if path.name == manifest}
-        vouched = {path for path in files if suffix and path.with_name(path.name + suffix) in files}
+        vouched = {path for path in (*files, *sent) if suffix and path.with_name(path.name + suffix) in files}
         last = manifests | vouched
         self._claim.check()
         older = listing_of(self._address).below(self._address)
         self._withdraw(path for path in older if path.name == manifest or (suffix and path.name.endswith(suffix)))
         self._upload({path: file for path, file in files.items() if path not in last})
-        self._withdraw(path for path in older if path not in files)
+        self._complete([path for path in sent if path not in vouched])
+        self._withdraw(path for path in older if path not in files and path not in sent)
         self._check()
-        self._upload({path: files[path] for path in vouched})
+        self._upload({path: file for path, file in files.items() if path in vouched})
+        self._complete([path for path in sent if path in vouched])
+        self._check()
         self._upload({path: files[path] for path in manifests}, new=True)
         self._confirm()
 
+    def _complete(self, paths: Iterable[StorePath]) -> None:
+        """Let the store put together what was sent, and look at it."""
+        streams = [self._streams.pop(path) for path in paths]
+        try:
+            for stream in streams:
+                self._put[stream.path] = stream.size
+                stream.upload.end()
+            for stream in streams:
+                stream.upload.wait()
+        except BaseException:
+            for stream in streams:
+                stream.upload.abort()
+            raise
+        self._completed += streams
+
     def _upload(self, files: Mapping[StorePath, Path], *, new: bool = False) -> None:
         """Put local files at addresses, two at a time; where they are `new`, only if nothing is there."""
-        self._put.update(files)
+        self._put.update({path: file.stat().st_size for path, file in files.items()})
         pool = ThreadPoolExecutor(_FILES_AT_ONCE, "put")
         try:
             for future in [pool.submit(self._put_one, path, file, new=new) for path, file in files.items()]:
@@ -126,10 +185,10 @@ class StoreStaging(Staging):
             self._create(path, file.read_bytes())
             return
         size = file.stat().st_size
-        part = max(_PART_BYTES, -(-size // _MOST_PARTS))
+        part, at_once = part_bytes(size), parts_at_once(size)
         with output_errors_in_store(path):
             content = file.read_bytes() if size <= part else self._parts(file, part)
-            obstore().put(client_of(path), path.key, content, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+            obstore().put(client_of(path), path.key, content, chunk_size=part, max_concurrency=at_once)
 
     def _create(self, path: StorePath, content: bytes) -> None:
         """Put an object where nothing is; one with this content is ours, of a request whose answer was lost."""
@@ -157,26 +216,45 @@ class StoreStaging(Staging):
                 obstore().delete(client_of(path), path.key)
 
     def _check(self) -> None:
-        """Check that all is there that was put, in full, and that no other run took the claim.
+        """Check that all is there that was put, in full, and that no other run took the claim; read back what was sent.
 
         Raises:
             OutputError: where it is not so.
+            VerificationError: where a file that was sent is not read as it was meant.
         """
         self._claim.check()
         forget_listings()
-        for path, file in self._put.items():
+        for path, size in self._put.items():
             try:
                 stored = listing_of(path).object(path)
             except CheckpointError as error:
                 raise OutputError(error.fact, subject=path) from error
             there = 0 if stored is None else stored.size
-            if there != file.stat().st_size:
-                raise OutputError(
-                    f"has {there} bytes in the store, and {file.stat().st_size} on the disk", subject=path
-                )
+            if there != size:
+                raise OutputError(f"has {there} bytes in the store, and {size} were put there", subject=path)
+        for stream in self._completed:
+            _check_end(stream)
+        self._completed.clear()
+        if not self._streams:
+            while self._checks:
+                self._checks.pop()()
 
     def _confirm(self) -> None:
         """Note that the output is published: what was put stays."""
         note_publication()
         self._put.clear()
         forget_listings()
+
+
+def _check_end(stream: StoreStream) -> None:
+    """Check that an object ends as what was sent.
+
+    Raises:
+        OutputError: where it does not.
+    """
+    try:
+        end = location(stream.path).open().read(stream.size - len(stream.last), len(stream.last))
+    except CheckpointError as error:
+        raise OutputError(f"does not read back: {error.fact}", subject=stream.path) from error
+    if end != stream.last:
+        raise OutputError("does not end in the store as it was sent", subject=stream.path)

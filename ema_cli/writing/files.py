@@ -16,7 +16,7 @@ from ema_cli.errors import EmaError, OutputError, Unreadable, VerificationError
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.output_file import OutputFile
+from ema_cli.formats.output_file import FramedFile, OutputFile
 from ema_cli.formats.safetensors.header import open_file
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.writer import TorchOutput
@@ -24,13 +24,14 @@ from ema_cli.manifest.sums import FILE_SUFFIX, FOLDER_NAME, files_beside
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file
 from ema_cli.storage.ranges import join_ranges
-from ema_cli.storage.staging import Staging
+from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.open_files import OpenFiles
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.target import Target
 
 if TYPE_CHECKING:
+    from ema_cli.storage.store_stream import StoreStream
     from ema_cli.writing.piece_sink import PieceSink
 
 _INPUT_DESCRIPTORS = 256
@@ -81,7 +82,7 @@ def publish(staging: Staging, target: Target, staged: Path, *, force: bool) -> N
 class _TensorFile:
     """An open file of tensors: the byte at which its data begin, and where in them each tensor does."""
 
-    stream: OutputStream
+    stream: OutputStream | StoreStream
     data_begin: int
     begins: Mapping[str, int]
 
@@ -93,13 +94,14 @@ class _TensorFile:
 class FileSink(OpenFiles):
     """Writes the tensors of one average into its files, in any order; a `Sink`."""
 
-    def __init__(self, output: Output, folder: Path, *, summed: bool) -> None:
+    def __init__(self, output: Output, folder: Path, *, summed: bool, sender: Sender | None = None) -> None:
         """Make the files in `folder`, and write their headers.
 
         Args:
             output: the average.
             folder: where its files are made.
             summed: whether to keep their sha256 up to date while they are written.
+            sender: makes what sends them to a store instead; None where they are made in the folder.
 
         Raises:
             OutputError: where a file cannot be written.
@@ -109,8 +111,7 @@ class FileSink(OpenFiles):
         self._last = 0  # the number of the file that had the last tensor
         try:
             for file in output.files:
-                stream = self.make(file.name)
-                stream.write(0, file.header)
+                stream = self._begin(file, sender)
                 begins = file.table.begins
                 if output.originals or "/" in file.name:
                     begins = {output.original(file, name): begin for name, begin in begins.items()}
@@ -119,13 +120,24 @@ class FileSink(OpenFiles):
             self.close()
             raise
 
+    def _begin(self, file: OutputFile, sender: Sender | None) -> OutputStream | StoreStream:
+        """Begin a file with its header."""
+        if sender is not None:
+            frame = file.frame if isinstance(file, FramedFile) else None
+            sent = sender(self.folder / file.name, file.size, file.header, frame, summed=self.summed)
+            self.streams.append(sent)
+            return sent
+        stream = self.make(file.name)
+        stream.write(0, file.header)
+        return stream
+
     def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
         """Write ranges of tensors, whose bytes lie one after another in `data`."""
         files = ((self._file_of(part.name), part) for part in ranges)
         stretches = ((file.stream, file.offset(part), part.size) for file, part in files)
         position = 0
         for stream, offset, size in join_ranges(stretches):
-            stream.write(offset, data[position : position + size])
+            stream.write(offset, data[position : position + size], ahead=ranges[0].tied)
             position += size
 
     def _file_of(self, name: str) -> _TensorFile:
@@ -136,20 +148,20 @@ class FileSink(OpenFiles):
         return self._files[last]
 
 
-def make_sink(output: Output, folder: Path, *, summed: bool) -> FileSink | PieceSink:
-    """Return the sink that writes an average into its files, which it makes in `folder`.
+def make_sink(output: Output, folder: Path, *, summed: bool, sender: Sender | None = None) -> FileSink | PieceSink:
+    """Return the sink that writes an average into its files, which it makes in `folder`, or through `sender`.
 
     Raises:
         OutputError: where a file cannot be written.
     """
     if output.likeness is None:
-        return FileSink(output, folder, summed=summed)
+        return FileSink(output, folder, summed=summed, sender=sender)
     from ema_cli.writing.piece_sink import PieceSink  # which most averages do not need
 
     return PieceSink(output.likeness.files, output.likeness.pieces, folder, summed=summed)
 
 
-def finish_files(files: Sequence[tuple[OutputFile, OutputStream]], threads: int) -> list[str]:
+def finish_files(files: Sequence[tuple[OutputFile, OutputStream | StoreStream]], threads: int) -> list[str]:
     """Finish files whose tensors are written, several at once; return the sha256 of each, empty where it is not kept.
 
     Each gets the bytes that depend on the tensors, is on the disk then, and is summed up to its end.
@@ -158,8 +170,9 @@ def finish_files(files: Sequence[tuple[OutputFile, OutputStream]], threads: int)
         OutputError: where one cannot be written.
     """
 
-    def finish(file: OutputFile, stream: OutputStream) -> str:
-        file.finish(stream)
+    def finish(file: OutputFile, stream: OutputStream | StoreStream) -> str:
+        if isinstance(stream, OutputStream):
+            file.finish(stream)
         stream.sync()
         return stream.sha256()
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
+
+if TYPE_CHECKING:
+    from ema_cli.storage.store_stream import StoreStream
 
 
 class OpenFiles:
@@ -14,9 +18,9 @@ class OpenFiles:
 
     def __init__(self, folder: Path, *, summed: bool) -> None:
         """Take the folder, and whether the sha256 of each file is kept up to date while it is written."""
-        self._folder = folder
-        self._summed = summed
-        self.streams: list[OutputStream] = []
+        self.folder = folder
+        self.summed = summed
+        self.streams: list[OutputStream | StoreStream] = []
 
     def make(self, name: str) -> OutputStream:
         """Make the file `name`, and the folders around it.
@@ -24,9 +28,9 @@ class OpenFiles:
         Raises:
             OutputError: where it cannot be made.
         """
-        path = self._folder / name
+        path = self.folder / name
         location(path.parent).make_folder()
-        stream = OutputStream(path, summed=self._summed)
+        stream = OutputStream(path, summed=self.summed)
         self.streams.append(stream)
         return stream
 

@@ -29,7 +29,7 @@ class Request:
 
 
 Fault = Callable[[Request], str | None]
-"""What is done to a request: `cut`, `stall`, the number of a status, or nothing."""
+"""What is done to a request: `cut`, `stall`, `flip` for a byte of its own, the number of a status, or nothing."""
 
 
 @dataclass(slots=True)
@@ -96,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.isdigit():
             self._answer(int(fault), {}, b"<Error><Message>this is a test</Message></Error>")
             return
+        if fault == "flip":
+            body = bytes([body[0] ^ 1]) + body[1:]
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
         with_all = {name: value for name, value in self.headers.items() if name.lower() not in _HOPS}
         upstream.request(self.command, self.path, body, with_all)

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from ema_cli.storage import claim, listing, stores
+from ema_cli.storage import claim, listing, store_stream, stores
 from ema_cli.storage.location import walk
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.store_staging import StoreStaging
+from ema_cli.system.memory import peak_bytes
 from tests.conftest import Cli, write_hf_run
 from tests.storage.proxy import Proxy, Request
 from tests.storage.stores import obstore, put, put_folder
@@ -231,22 +232,88 @@ def test_an_upload_that_fails_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_large_files_go_up_in_parts(
-    proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-):
-    """With as many parts as stores take; an interrupt in the middle leaves nothing."""
-    monkeypatch.setattr("ema_cli.storage.store_staging._PART_BYTES", 5 << 20)
-    (disk / "large").mkdir(exist_ok=True)
-    for step in (100, 200):
-        import torch
-        from safetensors.torch import save_file
-
-        save_file({"w": torch.full((1700, 1700), float(step))}, disk / "large" / f"step-{step}.safetensors")
-    before = len(proxy.requests)
-    done = cli("average", disk / "large", "--profile", "uniform", "-o", folder / "one.safetensors")
+def test_large_files_go_up_in_parts(proxy: Proxy, folder: StorePath, large: Path, cli: Cli):
+    """Equal ones, but for the last. Both averages are sent at once, and completed in the end."""
+    run = large / "safetensors"
+    laws = ("--half-life", "50ba", "--half-life", "100ba")
+    done = cli("average", run, *laws, "-o", folder / "several")
     assert done.code == 0, done.err
-    assert sum("partNumber" in request.path for request in proxy.requests[before:]) == 3
-    assert cli("verify", folder / "one.safetensors", "--against", disk / "large").code == 0
+    assert sum("partNumber" in request.path for request in proxy.requests) == 2 * 3
+    ends = [r.number for r in proxy.requests if r.method == "POST" and "uploadId" in r.path]
+    assert min(ends) > max(request.number for request in proxy.requests if "partNumber=2" in request.path)
+    assert cli("verify", folder / "several", "--against", run).code == 0
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with runs of two files of 12 MB, `pt` and `safetensors`; in the first two tensors are tied."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("large")
+    for suffix in ("pt", "safetensors"):
+        (folder / suffix).mkdir()
+    for step in (100, 200):
+        generator = torch.Generator().manual_seed(step)
+        tensors = {f"w{number}": torch.randn(1000, 500, generator=generator) for number in range(6)}
+        save_file(tensors, folder / "safetensors" / f"step-{step}.safetensors")
+        torch.save({**tensors, "z": tensors["w0"]}, folder / "pt" / f"step-{step}.pt")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suffix", "name"),
+    [("safetensors", "r.safetensors"), ("safetensors", "r.pt"), ("pt", "r.pt"), ("pt", "r"), ("pt", "dcp:r")],
+)
+def test_tensors_are_sent_and_not_made_on_the_disk(
+    models: StorePath, large: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, suffix: str, name: str
+):
+    """Whatever the form, the bytes are those on a disk. There is little room there: for small files alone."""
+    run = large / suffix
+    prefix, _, bare = name.rpartition(":")
+    prefix = f"{prefix}:" if prefix else ""
+    assert cli("average", run, "--profile", "uniform", "-o", f"{prefix}{tmp_path / bare}").code == 0
+    monkeypatch.setattr("ema_cli.storage.store_staging.free_temporary_bytes", lambda: 100_000)
+    monkeypatch.setattr("ema_cli.storage.store_stream.EARLY_BYTES", 1 << 20)
+    done = cli("average", run, "--profile", "uniform", "-o", f"{prefix}{models / bare}", "--threads", "4")
+    assert done.code == 0, done.err
+    assert present(models) == local(tmp_path)
+    assert cli("verify", models / bare, "--against", run).code == 0
+
+
+@pytest.mark.slow
+def test_what_is_made_like_its_input_is_made_on_the_disk_first(
+    models: StorePath, large: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """Its tensors lie in any order. Without room for that it is said before anything is read."""
+    run = large / "pt"
+    arguments = ("average", run, "--profile", "uniform", "--like-input", "-o", models / "r.pt")
+    assert cli(*arguments).code == 0
+    assert cli("verify", models / "r.pt", "--against", run).code == 0
+    monkeypatch.setattr("ema_cli.storage.store_staging.free_temporary_bytes", lambda: 100_000)
+    refused = cli(*arguments, "--force")
+    assert refused.code == 5
+    assert "bytes, but 100000 are free" in refused.err
+    assert "TMPDIR" in refused.err
+
+
+def test_too_little_memory_to_send_is_refused_with_a_size_of_shards_that_fits(
+    models: StorePath, large: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """Before anything is read: files that are smaller than a part are held to the end. Here they weigh more."""
+    held = store_stream.held_bytes
+    monkeypatch.setattr(store_stream, "held_bytes", lambda size: held(size) * 100)
+    most = f"{(peak_bytes() + 600_000_000) // 10**6}MB"
+    arguments = ("average", large / "safetensors", "--profile", "uniform", "-o", models / "r", "--max-memory", most)
+    refused = cli(*arguments, "--max-shard-size", "2MB")
+    assert refused.code == 2, refused
+    assert "are too few; this average needs" in refused.err
+    assert present(models) == {}
+    words = refused.err.split()
+    size = words[words.index("--max-shard-size") + 1]
+    assert size == "12MB"
+    assert cli(*arguments, "--max-shard-size", size).code == 0
 
 
 def kill_at(number: int, proxy: Proxy, disk: Path, target: StorePath, how: signal.Signals) -> int:
