@@ -21,11 +21,10 @@ from types import TracebackType
 from ema_cli.errors import CheckpointError, OutputError
 from ema_cli.storage.claim import Claim
 from ema_cli.storage.listing import forget_listings, listing_of
-from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.storage.store_stream import Frame, StoreStream
-from ema_cli.storage.stores import client_of, obstore, output_errors_in_store
+from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, store_errors
 from ema_cli.storage.uploads import part_bytes, parts_at_once
 from ema_cli.system.signals import deferred_signals, note_publication
 
@@ -252,9 +251,11 @@ def _check_end(stream: StoreStream) -> None:
     Raises:
         OutputError: where it does not.
     """
+    path, begin = stream.path, stream.size - len(stream.last)
     try:
-        end = location(stream.path).open().read(stream.size - len(stream.last), len(stream.last))
+        with store_errors(path, "does not read back"):
+            end = bytes(obstore().get_range(client_of(path), path.key, start=begin, end=stream.size))
     except CheckpointError as error:
-        raise OutputError(f"does not read back: {error.fact}", subject=stream.path) from error
+        raise OutputError(error.fact, subject=path) from error
     if end != stream.last:
-        raise OutputError("does not end in the store as it was sent", subject=stream.path)
+        raise OutputError("does not end in the store as it was sent", subject=path)
