@@ -16,13 +16,13 @@ from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.comparing.twins import check_alphas, check_averages_move, check_copies, check_twins
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.folding.fold import Folded
+from ema_cli.folding.fold import Factored, Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job, prepare
 from ema_cli.manifest.signature import signature_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.passes import Pass, keep_more_blocks, plan_passes
-from ema_cli.planning.advice import non_finite_warnings
+from ema_cli.planning.advice import factored_note, non_finite_warnings
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.tensor_rules import STATISTICS_NOTE, averages_statistics
 from ema_cli.runs.warnings import Remarks
@@ -144,7 +144,7 @@ def average(
             hold.
         sign: a private key (PEM), with which manifest, sums and all other files are signed; needs `ema-cli[sign]`.
         progress: is called with the bytes read so far, and in all, now and then.
-        form: `dtype`, `max_shard_size`, `allow_non_finite`, `like_input` and `drop`; see `OutputKeywords`.
+        form: `dtype`, `max_shard_size`, `allow_non_finite`, `like_input`, `drop`, `exact_lora`; see `OutputKeywords`.
 
     Raises:
         UsageError: where `target` does not fit the number of plans, `max_memory` is too little, or a value is unknown.
@@ -207,6 +207,7 @@ def perform(
             _make(each, staging, job.target, record, recording, done, report)
         _check_unchanged(job)
         _publish(job, staging)
+    notes += [factored_note(factored) for factored in done.factored]
     averaged = sum(spec.dtype.averaged and name not in job.copied for name, spec in job.tensors.items())
     return Result(
         job.target,
@@ -237,6 +238,7 @@ class _Done:
     bytes_read: int = 0
     non_finite: set[str] = field(default_factory=set)
     manifests: list[Manifest] = field(default_factory=list)
+    factored: list[Factored] = field(default_factory=list)
 
 
 def _make(
@@ -261,6 +263,7 @@ def _make(
     if record is not None:
         done.manifests += _write_manifests(job, record, folders, folded, written, recording)
     done.bytes_read += folded.bytes_read
+    done.factored += folded.factored
     done.non_finite.update(*(non_finite.let_through for non_finite in folded.non_finite))
 
 
@@ -322,10 +325,11 @@ def _write_manifests(
 ) -> list[Manifest]:
     """Write manifest, sums and, where that is wanted, signature of each output; return the manifests."""
     manifests = []
-    for output, plan, folder, files, non_finite in zip(
-        job.outputs, job.plans, folders, written, folded.non_finite, strict=True
+    several_factored: Sequence[Factored | None] = folded.factored or [None] * len(job.outputs)
+    for output, plan, folder, files, non_finite, factored in zip(
+        job.outputs, job.plans, folders, written, folded.non_finite, several_factored, strict=True
     ):
-        manifest = record.manifest(output, plan, files, non_finite)
+        manifest = record.manifest(output, plan, files, non_finite, factored)
         recording.check(manifest)
         sums = record.write(manifest, output, plan, folder, non_finite)
         if recording.signer is not None:

@@ -231,6 +231,8 @@ class Checkpoint:
         pretrained: set where a folder that `from_pretrained` loads can be written.
         adapter: settings of an adapter; empty for a whole model.
         output_dtypes: the dtype in which a tensor is written that is stored in a wider one, by name.
+        unchanged: names of tensors that are the same in all checkpoints of the run: those of a base model that none of
+            its adapters changes.
     """
 
     name: str
@@ -250,6 +252,7 @@ class Checkpoint:
     pretrained: Pretrained | None = None
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     output_dtypes: Mapping[str, DType] = field(default_factory=dict)
+    unchanged: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         clocks = ", ".join(f"{clock.value}{unit}" for unit, clock in self.progress.clocks.items()) or "no clock"

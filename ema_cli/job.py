@@ -16,6 +16,8 @@ from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.kernel import WeightTable
 from ema_cli.folding.sample import Sample
 from ema_cli.folding.sink import Sink
+from ema_cli.formats.adapters.pairs import bytes_of
+from ema_cli.formats.adapters.without_pairs import WithoutPairs
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.same_model import check_same_model
@@ -82,7 +84,9 @@ class Job:
     def is_sent(self) -> bool:
         """Return whether the files of tensors go to a store while they are made: in the order of the fold only."""
         order = list(self.outputs[0].dtypes)
-        in_order = all(output.likeness is None and list(output.dtypes) == order for output in self.outputs)
+        in_order = all(
+            output.likeness is None and not output.pairs and list(output.dtypes) == order for output in self.outputs
+        )
         return isinstance(self.target.path, StorePath) and in_order
 
     @cached_property
@@ -99,6 +103,12 @@ class Job:
 
         files = ([file.size for file in output.files] for output in self.outputs)
         return averages * max(memory_of_streams(sizes, averages) for sizes in files)
+
+    @cached_property
+    def bytes_to_factor(self) -> int:
+        """Return about how many bytes of memory it takes to factor products of an adapter's A and B; else 0."""
+        pairs = self.outputs[0].pairs
+        return bytes_of(pairs, self.tensors, len(self.checkpoints)) if pairs else 0
 
     @cached_property
     def bytes_free(self) -> int:
@@ -139,10 +149,17 @@ class Job:
         sample: Sample | None = None,
         progress: ProgressCallback = no_progress,
     ) -> Folded:
-        """Make all averages in one pass, the bytes of each plan into its sink; see `folding.fold.fold`."""
-        return fold(
+        """Make all averages in one pass, the bytes of each plan into its sink; see `folding.fold.fold`.
+
+        Of an adapter whose products are averaged, A and B are folded, too, as all else is: so they are summed up, and
+        searched for NaN. But what is written of them is made behind that, whole with a `sample`, too.
+        """
+        averages = [Average(weights, sink) for weights, sink in zip(self.weights, sinks, strict=True)]
+        rank, pairs = self.options.exact_lora, self.outputs[0].pairs
+        others = averages if rank is None else [replace(one, sink=WithoutPairs.of(one.sink, pairs)) for one in averages]
+        folded = fold(
             self._tied,
-            [Average(weights, sink) for weights, sink in zip(self.weights, sinks, strict=True)],
+            others,
             self.outputs[0].dtypes,
             copied=self.copied,
             allow_non_finite=self.options.allow_non_finite,
@@ -151,6 +168,13 @@ class Job:
             checksums=checksums,
             progress=progress,
         )
+        if rank is None:
+            return folded
+        from ema_cli.formats.adapters.exact import write_products  # which loads numpy, and few averages need
+
+        dtypes = self.outputs[0].dtypes
+        factored = [write_products(pairs, self._tied, one.weights, rank, dtypes, one.sink) for one in averages]
+        return replace(folded, factored=factored)
 
 
 def prepare(
@@ -212,6 +236,8 @@ def lay_out(plans: Sequence[Plan], targets: Sequence[Target], options: OutputOpt
     entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
     newest = plans[0].newest
     copied = copied_names(newest.tensors.specs, copy)
+    if dtype is None:  # else they are rounded as all is
+        copied |= newest.unchanged
     # What is copied may be missing in the newest, or have another shape in others.
     unlike = copied.union(*(copied_names(checkpoint.tensors.specs, copy) for checkpoint in entered)) if copy else copied
     check_same_model(entered, mixed_floats=dtype is not None, copied=unlike)

@@ -31,6 +31,7 @@ class Pass:
     def memory(self) -> int:
         """Return about how many bytes of memory the process will take."""
         buffers = self.sizes.threads * self.sizes.worker_bytes(len(self.job.plans), self.job.newest)
+        buffers = max(buffers, self.job.bytes_to_factor)  # one after the other
         tables = len(self.job.tensors) * _RESERVED_BYTES_PER_TENSOR
         sending = self.job.bytes_sending(len(self.job.plans))
         return peak_bytes() + buffers + tables + memory_of_blocks(self.job.checkpoints) + sending
@@ -67,7 +68,8 @@ def keep_more_blocks(passes: Sequence[Pass], max_memory: int) -> None:
 
 def _least(job: Job, averages: int) -> int:
     """Return the smallest buffers for so many averages of a job at once, and what is sent of them."""
-    return max(least_bytes(averages, min(averages, job.newest)), _LEAST_BUFFER_BYTES) + job.bytes_sending(averages)
+    least = max(least_bytes(averages, min(averages, job.newest)), _LEAST_BUFFER_BYTES, job.bytes_to_factor)
+    return least + job.bytes_sending(averages)
 
 
 def _open_files(job: Job, averages: int) -> int:

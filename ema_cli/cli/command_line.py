@@ -28,6 +28,7 @@ from ema_cli.cli.options import (
     AsJson,
     Force,
     MaxMemory,
+    MergeInto,
     Quiet,
     Threads,
 )
@@ -218,6 +219,7 @@ Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
             rich_help_panel=READ,
         ),
     ] = ()
+    merge_into: MergeInto = None
     sample: Annotated[
         bool,
         Option(

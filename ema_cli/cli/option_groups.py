@@ -17,6 +17,7 @@ from ema_cli.cli.options import (
     BiasCorrection,
     Copy,
     Last,
+    MergeInto,
     Paths,
     SeriesEvery,
     Source,
@@ -247,6 +248,7 @@ class RunOptions:
     clocks: ClockOptions = field(default_factory=ClockOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     copy: Copy = ()
+    merge_into: MergeInto = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -294,6 +296,15 @@ class FormOptions:
             metavar="WHAT",
             autocompletion=offer("optimizer"),
             help="With --like-input: 'optimizer' leaves out the optimizer's state. Default: it stays the newest's.",
+            rich_help_panel=WRITE,
+        ),
+    ] = None
+    exact_lora: Annotated[
+        int | None,
+        Option(
+            metavar="RANK",
+            help="Of LoRA adapters: average the products BA, and write the A and B of this rank that come nearest. "
+            "Default: A and B are averaged each.",
             rich_help_panel=WRITE,
         ),
     ] = None

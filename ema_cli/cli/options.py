@@ -126,6 +126,15 @@ Last = Annotated[
     int | None,
     Option(metavar="N", help="Of those that would enter, keep the newest N. Default: all.", rich_help_panel=SELECT),
 ]
+MergeInto = Annotated[
+    Path | None,
+    Option(
+        metavar="BASE",
+        help="Of LoRA adapters: average the whole model, each adapter merged into BASE, the model that it adapts (a "
+        "folder or a file).",
+        rich_help_panel=READ,
+    ),
+]
 Copy = Annotated[
     tuple[str, ...],
     Option(

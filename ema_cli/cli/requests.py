@@ -94,9 +94,11 @@ def source(options: RunOptions, *, allow_approximate: bool) -> RawSource | Store
             clocks.ignore_clocks,
             options.entering.exclude,
             options.entering.skip_damaged,
+            options.merge_into,
         )
         return RawSource(options.paths, opened)
-    for name in (*given(options.model), *given(clocks), *given(options.entering)):
+    merged = ["merge_into"] if options.merge_into is not None else []
+    for name in (*given(options.model), *given(clocks), *given(options.entering), *merged):
         if name != "component":
             raise UsageError("is for raw checkpoints; stored averages say what they are", option=name)
     return StoredSource(options.paths, options.copy, options.model.component, allow_approximate)

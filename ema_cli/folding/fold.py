@@ -51,11 +51,26 @@ class Average:
 
 
 @dataclass(frozen=True, slots=True)
+class Factored:
+    """How near the product of A and B comes to the average of the products, as a share of its Frobenius norm.
+
+    rank: of A and B.
+    error: of all modules together.
+    furthest: the module that is off most, and by how much.
+    """
+
+    rank: int
+    error: float
+    furthest: tuple[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Folded:
-    """What a fold has done: how many bytes it read, and of each average what is not finite."""
+    """What a fold has done: how many bytes it read, and of each average what is not finite, and what was factored."""
 
     bytes_read: int
     non_finite: Sequence[NonFinite]
+    factored: Sequence[Factored] = ()
 
 
 def fold(

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -27,6 +27,9 @@ from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WrittenFile
+
+if TYPE_CHECKING:
+    from ema_cli.folding.fold import Factored
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 30
@@ -44,6 +47,7 @@ def make_manifest(
     notes: Sequence[str],
     libraries: Mapping[str, str],
     classes: Sequence[str] | None = None,
+    factored: Factored | None = None,
 ) -> Manifest:
     """Return the manifest of one average, still without its tensors.
 
@@ -57,6 +61,7 @@ def make_manifest(
         notes: what else is said of the run, where nothing is wrong.
         libraries: the versions of those that it was made with.
         classes: the classes and functions that loading the output runs; None where it is of a form of our own.
+        factored: how near A and B come to the average of their products; None where that is not wanted.
     """
     manifest: Manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -77,7 +82,12 @@ def make_manifest(
         "warnings": list(warnings),
         "notes": list(notes),
     }
-    return manifest if classes is None else {**manifest, "classes": list(classes)}
+    if classes is not None:
+        manifest["classes"] = list(classes)
+    if factored is not None:
+        module, error = factored.furthest
+        manifest["exact_lora"] = {"relative_error": factored.error, "furthest": module, "furthest_error": error}
+    return manifest
 
 
 def _input(
@@ -164,8 +174,9 @@ def read_manifest(path: Path) -> Manifest:
     wrong = mismatch(manifest, read_schema("manifest"))
     if wrong:
         raise CheckpointError(f"is no manifest that this version of ema-cli reads: {wrong}", subject=path)
-    errors = manifest["approximation"] or {}
+    errors, factored = manifest["approximation"] or {}, manifest.get("exact_lora", {})
     numbers = [(row, "weight") for row in manifest["inputs"]] + [(errors, name) for name in errors]
+    numbers += [(factored, name) for name in factored if name != "furthest"]
     recipe = manifest["recipe"]
     numbers += [(recipe, name) for name in LAW_KEYS if not isinstance(recipe.get(name), str | None)]
     candidates = manifest["tune"]["candidates"] if "tune" in manifest else []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import RunError
+from ema_cli.errors import RunError, UsageError, option
+from ema_cli.formats.mark import MERGED
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
@@ -52,14 +54,18 @@ class RecipeRecord:
             "component": read.component,
             "keep_prefix": read.keep_prefix,
             "masters": read.masters,
+            **({MERGED: True} if opened.merge_into is not None else {}),
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RecipeRecord:
+    def from_dict(cls, data: Mapping[str, Any], merge_into: Path | None = None) -> RecipeRecord:
         """Read the recipe of a manifest.
 
+        Args:
+            merge_into: the base model of the adapters that were merged into it: a manifest names no paths.
+
         Raises:
-            UsageError: if the data are no recipe.
+            UsageError: if the data are no recipe, or need a base model that is not given, or none.
             RunError: if the recorded name of the law does not belong to the law.
         """
         recipe = Recipe.from_dict(data)
@@ -68,6 +74,7 @@ class RecipeRecord:
                 f"the manifest's law is {data['law'][:60]!r}, but what it says of it is {recipe.law.name}",
                 hint="it was changed by hand, or by another program",
             )
+        check_base(data, merge_into)
         opened = OpenOptions(
             read_options(data),
             _time(data["epoch_length"]),
@@ -77,8 +84,21 @@ class RecipeRecord:
             data.get("ignore_clocks", False),
             tuple(data.get("exclude", ())),
             data.get("skip_damaged", False),
+            merge_into,
         )
         return cls(recipe, data["from"] == "stored", opened)
+
+
+def check_base(recipe: Mapping[str, Any], merge_into: Path | None) -> None:
+    """Raise a UsageError for a base model that is given and not needed by a recipe, or needed and not given."""
+    is_needed = bool(recipe.get(MERGED))
+    if is_needed and merge_into is None:
+        raise UsageError(
+            "the adapters of this average were merged into their base model",
+            hint=f"say where that is: {option(MERGED, 'BASE')}",
+        )
+    if merge_into is not None and not is_needed:
+        raise UsageError("is for averages of adapters that were merged into it", option=MERGED, hint="leave it out")
 
 
 def read_options(data: Mapping[str, Any]) -> ReadOptions:

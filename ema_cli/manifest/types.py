@@ -48,6 +48,8 @@ class RecipeRow(_Source):
     allow_non_finite: bool
     like_input: NotRequired[bool]
     drop: NotRequired[str]
+    exact_lora: NotRequired[int]
+    merge_into: NotRequired[bool]
 
 
 class InputRow(TypedDict):
@@ -106,6 +108,14 @@ class ErrorRow(TypedDict):
     least_error: float
 
 
+class FactoredRow(TypedDict):
+    """How far A and B are from the average of their products, relative; and the module that is off most."""
+
+    relative_error: float
+    furthest: str
+    furthest_error: float
+
+
 class CandidateRow(TypedDict):
     """A candidate of `tune`: its half-life or `last`, and its metric each time it was evaluated, or why there is none.
 
@@ -147,3 +157,4 @@ class Manifest(TypedDict):
     warnings: list[str]
     notes: NotRequired[list[str]]  # of older manifests they are among the warnings
     classes: NotRequired[list[str]]
+    exact_lora: NotRequired[FactoredRow]

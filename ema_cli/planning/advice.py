@@ -11,6 +11,7 @@ from math import floor
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
+from ema_cli.folding.fold import Factored
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
@@ -144,3 +145,12 @@ def _gaps_of_one_unit(entries: Sequence[Entry]) -> list[float]:
     """Return the gaps that these checkpoints would have with an update interval of one unit."""
     events = sorted({floor(Fraction(entry.clock.value)) for entry in entries} - {0}) or [0]
     return [0.0, *(float(newer - older) for older, newer in pairwise(events))]
+
+
+def factored_note(factored: Factored) -> str:
+    """Return how near A and B come to the average of an adapter's products."""
+    module, error = factored.furthest
+    return (
+        f"A and B of rank {factored.rank} come within {factored.error:.2%} of the average of the products BA, by the "
+        f"norm of the difference; furthest off is '{module}', by {error:.2%}"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ema_cli.formats.mark import DROP, LIKE_INPUT, asked_for
+from ema_cli.formats.mark import DROP, EXACT_LORA, LIKE_INPUT, MERGED, asked_for
 from ema_cli.manifest.types import Manifest
 from ema_cli.runs.tensor_rules import copied_names
 
@@ -50,6 +50,10 @@ def _expected_mark(manifest: Manifest, copied_files: Collection[str]) -> dict[st
         mark[LIKE_INPUT], side_files = True, names
     if "drop" in recipe:
         mark[DROP] = recipe["drop"]
+    if "exact_lora" in recipe:
+        mark[EXACT_LORA] = recipe["exact_lora"]
+    if recipe.get("merge_into"):
+        mark[MERGED] = True
     if recipe["folder"] and side_files:
         mark["files"] = side_files
     return mark

@@ -21,6 +21,7 @@ from ema_cli.folding.sample import Sample
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.output_file import whole_name
 from ema_cli.job import Job, lay_out
+from ema_cli.manifest.recipe_record import check_base
 from ema_cli.manifest.types import Manifest
 from ema_cli.release.clocks import OtherClock, overruled_by
 from ema_cli.release.frames import frame_differences
@@ -44,6 +45,7 @@ def verify_against(
     paths: Sequence[Path],
     *,
     sample: Sample | None = None,
+    merge_into: Path | None = None,
     threads: int = 1,
     progress: ProgressCallback = no_progress,
 ) -> Verified:
@@ -55,10 +57,12 @@ def verify_against(
         verified: the average as `verify` returned it.
         paths: the places at and below which the inputs are searched.
         sample: average and compare only these elements of each tensor.
+        merge_into: the base model, of an average of adapters that were merged into it.
         threads: the number of threads for reading and averaging.
         progress: called with the bytes read so far and the total.
 
     Raises:
+        UsageError: where a base model is given and not needed, or needed and not given.
         CheckpointError: naming a checkpoint that is missing, has changed, or cannot be read.
         RunError: if the checkpoints do not fit together.
         NonFiniteError: if they hold NaN or infinity, and the manifest does not allow it.
@@ -66,8 +70,9 @@ def verify_against(
     snapshot = verified.snapshot
     if snapshot.manifest is None or not snapshot.complete:
         return verified
+    check_base(snapshot.manifest["recipe"], merge_into)
     try:
-        replay = open_replay(snapshot.manifest, paths, threads=threads, with_remarks=True)
+        replay = open_replay(snapshot.manifest, paths, merge_into=merge_into, threads=threads, with_remarks=True)
     except (RunError, UsageError, OtherClock) as error:  # the manifest is not true, or its recipe is impossible
         return _with_problems(verified, [f"{snapshot.published.manifest}: {error.message(at_terminal)}"])
     except EmaError as error:
@@ -118,7 +123,7 @@ def _compare(
     if not problems:
         problems += frame_differences(snapshot, output, same_version=not words)
     non_finite = folded.non_finite[0]
-    again = record.manifest(output, replay.plan, {}, non_finite)
+    again = record.manifest(output, replay.plan, {}, non_finite, next(iter(folded.factored), None))
     tensors = record.tensors(output, replay.plan, non_finite)
     path, sampled = snapshot.published.manifest, sample is not None
     problems += manifest_differences(manifest, path, again, tensors, sample=sampled)

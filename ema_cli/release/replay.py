@@ -26,6 +26,7 @@ from ema_cli.planning.plan import Approximation, Plan, make_plan
 from ema_cli.release.around import Around, open_around
 from ema_cli.release.clocks import settle_inputs
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
+from ema_cli.runs.merging import merge_all
 from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
 from ema_cli.runs.warnings import Remarks
@@ -102,20 +103,29 @@ class Replay:
             )
 
 
-def open_replay(manifest: Manifest, paths: Sequence[Path], *, threads: int = 1, with_remarks: bool = False) -> Replay:
+def open_replay(
+    manifest: Manifest,
+    paths: Sequence[Path],
+    *,
+    merge_into: Path | None = None,
+    threads: int = 1,
+    with_remarks: bool = False,
+) -> Replay:
     """Find the inputs of an average at and below `paths`, and check that they are unchanged.
 
     Args:
         manifest: that of the average.
         paths: where the inputs lie.
+        merge_into: the base model, of an average of adapters that were merged into it.
         threads: how many read fingerprints.
         with_remarks: also look at all of the run there, for `remarks_around`.
 
     Raises:
+        UsageError: where a base model is given and not needed, or needed and not given.
         CheckpointError: naming the input that is missing, has changed, or cannot be read.
         RunError: if the weights of the manifest do not follow from the law that it names, or it lists an input twice.
     """
-    record = RecipeRecord.from_dict(manifest["recipe"])
+    record = RecipeRecord.from_dict(manifest["recipe"], merge_into)
     inputs = find_inputs(manifest, paths)
     if inputs.missing:
         raise CheckpointError(
@@ -153,6 +163,8 @@ def _raw_plan(
     checkpoints = tuple(
         replace(checkpoint, progress=progress) for checkpoint, progress in zip(opened, settled, strict=True)
     )
+    if record.opened.merge_into is not None:
+        checkpoints = merge_all(checkpoints, record.opened.merge_into)
     # The clocks in the plan are in the unit that the run was ordered by, which these checkpoints alone need not show.
     shown = manifest["inputs"][-1]["clock"] if manifest["inputs"] else ""
     units = sorted(order_units(checkpoints), key=lambda unit: not shown.endswith(unit))

@@ -68,9 +68,16 @@ def measure_distances(
         The distances, and the opened checkpoints: the average first, then its inputs.
 
     Raises:
+        UsageError: for an average of adapters that were merged into their base model.
         RunError: if all inputs are missing, or no tensor can be compared.
         CheckpointError: if one cannot be read, has changed since it was averaged, or changes meanwhile.
     """
+    if manifest["recipe"].get("merge_into"):
+        raise UsageError(
+            "the average is of whole models, and the checkpoints are adapters: there is no distance",
+            option="against",
+            hint="leave it out",
+        )
     found_inputs = find_inputs(manifest, [against])
     if not found_inputs.paths:
         raise RunError(

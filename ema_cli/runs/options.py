@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import field
+from pathlib import Path
 
 from ema_cli.dataclass import dataclass
 from ema_cli.formats.options import ReadOptions
@@ -22,6 +23,7 @@ class OpenOptions:
         ignore_clocks: whether recorded clocks give way to `spacing`.
         exclude: patterns of the names of checkpoints that do not enter.
         skip_damaged: whether damaged checkpoints are passed over instead of refused.
+        merge_into: the base model, a folder or a file, into which each checkpoint, an adapter, is merged.
     """
 
     read: ReadOptions = field(default_factory=ReadOptions)
@@ -31,6 +33,7 @@ class OpenOptions:
     ignore_clocks: bool = False
     exclude: tuple[str, ...] = ()
     skip_damaged: bool = False
+    merge_into: Path | None = None
 
     def excluded_by(self, name: str) -> str | None:
         """Return the pattern by which the user leaves out the checkpoint called `name`, None where it may enter."""

@@ -100,6 +100,7 @@ def open_run(
     ignore_clocks: bool = False,
     exclude: str | Sequence[str] = (),
     skip_damaged: bool = False,
+    merge_into: str | Path | None = None,
 ) -> Run:
     """Read the headers of one run.
 
@@ -120,6 +121,7 @@ def open_run(
         ignore_clocks: let `spacing` take the place of recorded clocks.
         exclude: patterns of the names of checkpoints; what matches one does not enter.
         skip_damaged: pass over damaged checkpoints, with a warning, instead of refusing the run.
+        merge_into: the base model of an adapter: each checkpoint is the whole model, with the adapter merged into it.
 
     Raises:
         UsageError: for a value that is unknown, or a path at which there is nothing.
@@ -135,6 +137,7 @@ def open_run(
         ignore_clocks,
         _several(exclude),
         skip_damaged,
+        None if merge_into is None else as_path(merge_into),
     )
     return read_run([as_path(path) for path in several], options)
 
@@ -180,7 +183,12 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     warnings += falls
     run = Run(root, ordered, units, all_passed_over, (), tuple(notes), options, tuple(rest.damaged), uncompared)
     final_models = () if search is None else tuple(search.final_models)
-    return replace(run, warnings=(*warnings, *_twin_warnings(run)), final_models=final_models)
+    run = replace(run, warnings=(*warnings, *_twin_warnings(run)), final_models=final_models)
+    if options.merge_into is None:
+        return run
+    from ema_cli.runs.merging import merge_all  # which few runs need
+
+    return replace(run, checkpoints=merge_all(run.checkpoints, options.merge_into))
 
 
 def _at_terminal(name: str, value: str) -> str:

@@ -56,7 +56,10 @@ STATISTICS_NOTE = (
     "the running statistics of BatchNorm are averaged as weights are; ema_cli.update_bn(model, loader) computes those "
     "that the averaged weights give"
 )
-ADAPTER_NOTE = "an adapter: A and B are averaged each, which is not the average of their products BA"
+ADAPTER_NOTE = (
+    "an adapter: A and B are averaged each, which is not the average of their products BA; --exact-lora RANK averages "
+    "these, --merge-into BASE the whole model"
+)
 
 
 def copied_names(names: Iterable[str], patterns: Sequence[str]) -> frozenset[str]:

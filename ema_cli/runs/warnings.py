@@ -8,6 +8,7 @@ decided where nothing is wrong. `--strict` is for no warning.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -16,7 +17,13 @@ from ema_cli.formats.trainers.adapters import BASE
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
-from ema_cli.runs.tensor_rules import copied_names, inner_averages_warnings, refusals, tensor_notes
+from ema_cli.runs.tensor_rules import (
+    ADAPTER_NOTE,
+    copied_names,
+    inner_averages_warnings,
+    refusals,
+    tensor_notes,
+)
 from ema_cli.runs.ties import tie_notes
 
 _T = TypeVar("_T")
@@ -33,6 +40,10 @@ class Remarks:
     def of(cls, run: Run, checkpoints: Sequence[Checkpoint]) -> Remarks:
         """Return what is said of a run, and of those of its checkpoints that are read."""
         return cls(tuple(run_warnings(run, checkpoints)), tuple(run_notes(run, checkpoints)))
+
+    def of_products(self) -> Remarks:
+        """Return what is said where the products of an adapter's A and B are averaged, and not these."""
+        return replace(self, notes=tuple(note for note in self.notes if not note.endswith(ADAPTER_NOTE)))
 
 
 def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:

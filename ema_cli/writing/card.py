@@ -55,7 +55,9 @@ def model_card(plan: Plan, configs: Mapping[str, bytes], *, manifest: str | None
 
 
 def _base_model(configs: Mapping[str, bytes]) -> str | None:
-    """Return the name of the model from which the training began, where a configuration names one on the Hub."""
+    """Return the name of the model from which the training began, where an adapter or a configuration names one on
+    the Hub.
+    """
     for name, key in _BASE_KEYS:
         value = _parsed(configs.get(name, b"")).get(key)
         if isinstance(value, str) and _ON_HUB.fullmatch(value):
@@ -82,6 +84,8 @@ def _summary(plan: Plan) -> str:
         of = f"made of {plural(count, 'average')} that one training run stored"
     else:
         of = f"the weighted average of {plural(count, 'checkpoint')} of one training run"
+    if plan.run.options.merge_into is not None:
+        of = f"a base model with {of}, of an adapter, merged into it"
     return f"These weights are {of}, {recipe_phrase(plan.recipe)}. ema-cli {__version__} made them."
 
 

@@ -12,7 +12,8 @@ from ema_cli.checkpoint import Checkpoint, Pretrained, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES, DType, output_dtype
 from ema_cli.errors import OutputError, UsageError, option
-from ema_cli.formats.mark import DROP, LIKE_INPUT, METADATA_KEY, RECORD, asked_for
+from ema_cli.formats.adapters.pairs import Pair, factored_specs, find_pairs, names_of, settings_of
+from ema_cli.formats.mark import DROP, EXACT_LORA, LIKE_INPUT, MERGED, METADATA_KEY, RECORD, asked_for
 from ema_cli.formats.output_file import OutputFile, Table, whole_name
 from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.formats.torch_save.writer import lay_out_torch_file
@@ -44,6 +45,7 @@ class OutputKeywords(TypedDict, total=False):
     allow_non_finite: let NaN and infinity pass.
     like_input: write the newest checkpoint over again, with averages in the place of its weights.
     drop: with like_input, "optimizer" leaves its state out.
+    exact_lora: of an adapter, average the products BA, and write A and B of this rank.
     """
 
     dtype: str | DType | None
@@ -51,6 +53,7 @@ class OutputKeywords(TypedDict, total=False):
     allow_non_finite: bool
     like_input: bool
     drop: str | None
+    exact_lora: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class OutputOptions:
         allow_non_finite: whether NaN and infinity are written, too.
         like_input: whether the output is the newest checkpoint, with averages in the place of its weights.
         drop: what of that is left out: OPTIMIZER, or nothing.
+        exact_lora: the rank of A and B whose product is the average of an adapter's products; None: each is averaged.
         version: the version of ema-cli that the files name. Only a comparison with what another version wrote sets it.
     """
 
@@ -71,6 +75,7 @@ class OutputOptions:
     allow_non_finite: bool = False
     like_input: bool = False
     drop: str | None = None
+    exact_lora: int | None = None
     version: str = __version__
 
     @classmethod
@@ -92,12 +97,15 @@ class OutputOptions:
         if drop is not None and not keywords.get("like_input"):
             like_input = option("like_input", True)
             raise UsageError(f"is for {like_input}: other outputs hold the weights alone", option="drop")
+        rank = keywords.get("exact_lora")
+        _check_exact(rank, keywords)
         return cls(
             output_dtype(dtype) if isinstance(dtype, str) else dtype,
             parse_size(size, "max_shard_size") if isinstance(size, str) else size,
             keywords.get("allow_non_finite", False),
             keywords.get("like_input", False),
             drop,
+            rank,
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -108,14 +116,29 @@ class OutputOptions:
             "allow_non_finite": self.allow_non_finite,
             **({LIKE_INPUT: True} if self.like_input else {}),
             **({DROP: self.drop} if self.drop is not None else {}),
+            **({EXACT_LORA: self.exact_lora} if self.exact_lora is not None else {}),
         }
 
     @classmethod
     def from_dict(cls, data: RecipeRow) -> OutputOptions:
         """Read what `to_dict` returned, in the recipe of a manifest."""
         dtype = DTYPES[data["dtype"]] if data["dtype"] else None
-        like_input, drop = data.get("like_input", False), data.get("drop")
-        return cls(dtype, data["max_shard_size"], data["allow_non_finite"], like_input, drop)
+        like_input, drop, rank = data.get("like_input", False), data.get("drop"), data.get("exact_lora")
+        return cls(dtype, data["max_shard_size"], data["allow_non_finite"], like_input, drop, rank)
+
+
+def _check_exact(rank: int | None, keywords: OutputKeywords) -> None:
+    """Raise a UsageError for a rank of A and B that makes no sense, or with which another option makes none."""
+    if rank is None:
+        return
+    if rank < 1:
+        raise UsageError(f"{rank} is no rank of a matrix", option="exact_lora", hint="at least 1")
+    for name, fact in (
+        ("like_input", "writes A and B of the shapes that the input has"),
+        ("allow_non_finite", "lets NaN pass, and a matrix with NaN cannot be factored"),
+    ):
+        if keywords.get(name):
+            raise UsageError(f"{option(name, True)} {fact}", option="exact_lora", hint="leave out one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +154,7 @@ class Output:
         originals: the name in the checkpoint of each tensor that is written under another name.
         likeness: how it takes over the newest checkpoint, None where it is of a form of our own.
         notes: what to know of loading it, in words.
+        pairs: A and B of an adapter that are written as factors of the averaged products.
     """
 
     target: Target
@@ -141,6 +165,7 @@ class Output:
     originals: Mapping[str, str] = field(default_factory=dict)
     likeness: Likeness | None = None
     notes: Sequence[str] = ()
+    pairs: Sequence[Pair] = ()
 
     @property
     def nbytes(self) -> int:
@@ -209,6 +234,10 @@ def lay_out_output(
     if options.like_input:
         return _lay_out_like(plan, target, options, copied, manifest=manifest)
     specs = output_specs(plan.newest, options.dtype, copied)
+    pairs: Sequence[Pair] = ()
+    if options.exact_lora is not None:
+        pairs = _exact_pairs(plan.newest, target, copied)
+        specs = factored_specs(specs, pairs, options.exact_lora)
     metadata = _metadata(plan, options, copied, [])
     inner = next(iter(plan.newest.pretrained.bases), None) if plan.newest.pretrained else None
     if inner is not None and (target.is_dcp or not target.is_folder):
@@ -236,7 +265,28 @@ def lay_out_output(
     if not target.is_folder:
         named = with_header(metadata, plan.newest, "")
         return Output(target, [lay_out_file(target.path.name, specs, named, tables)])
-    return _lay_out_folder(plan, target, specs, options, copied, tables, manifest=manifest)
+    output = _lay_out_folder(plan, target, specs, options, copied, tables, manifest=manifest)
+    return replace(output, pairs=pairs)
+
+
+def _exact_pairs(newest: Checkpoint, target: Target, copied: frozenset[str]) -> list[Pair]:
+    """Return A and B of the newest checkpoint, which are written anew.
+
+    Raises:
+        RunError: where it is no adapter that PEFT wrote.
+        OutputError: where their rank and scale cannot be written beside them.
+    """
+    pairs = find_pairs(newest, settings_of(newest, "exact_lora"))
+    if not target.is_folder or target.is_dcp:
+        raise OutputError(
+            "is no folder, and the rank of A and B, and their scale, have to be in adapter_config.json beside them",
+            subject=target.path,
+            hint=option("o", target.path.stem),
+        )
+    kept = next((name for name in names_of(pairs) if name in copied), None)
+    if kept is not None:
+        raise UsageError(f"'{kept}' is of a pair of which the product is averaged", option="copy", hint="leave out one")
+    return pairs
 
 
 def _lay_out_like(
@@ -269,6 +319,10 @@ def _lay_out_folder(
     pretrained = plan.newest.pretrained or Pretrained("model")
     beside = SideFiles.of(pretrained)
     sources = list(beside.copies.values())
+    if options.exact_lora is not None:
+        beside.set_rank(options.exact_lora)
+    if plan.run.options.merge_into is not None:
+        beside.copies.pop(CARD_NAME, None)  # that of the base model, which this is no longer
     originals: dict[str, str] = {}
     if pretrained.inner_files is not None:
         originals = loaded_names(plan.newest, pretrained.inner_files)
@@ -326,8 +380,14 @@ def _metadata(plan: Plan, options: OutputOptions, copied: frozenset[str], side_f
         mark[LIKE_INPUT] = True
     if options.drop is not None:
         mark[DROP] = options.drop
-    if copied:
-        mark["copied"] = sorted(copied)
+    if options.exact_lora is not None:
+        mark[EXACT_LORA] = options.exact_lora
+    if plan.run.options.merge_into is not None:
+        mark[MERGED] = True
+    read, of_base = plan.run.options.read, plan.newest.unchanged
+    asked_copies = sorted(name for name in copied if name not in of_base or read.copies(name))
+    if asked_copies:
+        mark["copied"] = asked_copies
     if side_files:
         mark["files"] = list(side_files)
     return {"format": "pt", METADATA_KEY: json.dumps(mark, separators=(",", ":"))}

@@ -19,6 +19,7 @@ from ema_cli.storage.output_stream import WrittenFile, write_file
 
 if TYPE_CHECKING:
     from ema_cli.checkpoint import Checkpoint
+    from ema_cli.folding.fold import Factored
     from ema_cli.folding.non_finite import NonFinite
     from ema_cli.planning.plan import Plan
     from ema_cli.writing.outputs import Output, OutputOptions
@@ -71,7 +72,12 @@ class Record:
         self.checksums = Checksums(len(checkpoints)) if self._checksum else None
 
     def manifest(
-        self, output: Output, plan: Plan, written: Mapping[str, WrittenFile], non_finite: NonFinite
+        self,
+        output: Output,
+        plan: Plan,
+        written: Mapping[str, WrittenFile],
+        non_finite: NonFinite,
+        factored: Factored | None = None,
     ) -> Manifest:
         """Return the manifest of one average, still without its tensors.
 
@@ -80,6 +86,7 @@ class Record:
             plan: the plan that it follows.
             written: its files by name.
             non_finite: which of its tensors hold NaN or infinity.
+            factored: how near A and B come to the average of their products; None where that is not wanted.
         """
         remarks = self.remarks(plan, non_finite)
         return make_manifest(
@@ -92,6 +99,7 @@ class Record:
             notes=remarks.notes,
             libraries=self._libraries,
             classes=None if output.likeness is None else output.likeness.classes,
+            factored=factored,
         )
 
     def remarks(self, plan: Plan, non_finite: NonFinite, of_run: Remarks | None = None) -> Remarks:
@@ -102,6 +110,8 @@ class Record:
             of_run: what is said of the run; None for what the plan's run gives.
         """
         of_run = of_run or Remarks.of(plan.run, [entry.checkpoint for entry in plan.read])
+        if self._options.exact_lora is not None:
+            of_run = of_run.of_products()
         warnings = [
             *self._remarks.warnings,
             *of_run.warnings,
@@ -134,7 +144,7 @@ class Record:
         written = [(output.whole(file, name), name, file) for file in output.files for name in file.table.specs]
         for whole, name, file in sorted(written, key=lambda row: row[0]):
             spec, original = file.table.specs[name], output.original(file, name)
-            why = _pattern(original, plan.run.options.read.copy) if original in self._copied else None
+            why = _why_copied(original, plan) if original in self._copied else None
             yield tensor_row(whole, spec, newest[original], why, non_finite=original in non_finite_names)
 
     def _recorded_options(self, output: Output, plan: Plan) -> dict[str, Any]:
@@ -161,6 +171,8 @@ def _format(output: Output) -> str:
     return "input" if output.likeness is not None else output.target.format
 
 
-def _pattern(name: str, patterns: Sequence[str]) -> str:
-    """Return the option by which a tensor is copied."""
-    return next(f"--copy '{pattern}'" for pattern in patterns if fnmatch.fnmatchcase(name, pattern))
+def _why_copied(name: str, plan: Plan) -> str:
+    """Return the option by which a tensor is copied, or that it is the base model's."""
+    patterns = plan.run.options.read.copy
+    asked = (f"--copy '{pattern}'" for pattern in patterns if fnmatch.fnmatchcase(name, pattern))
+    return next(asked, "of the base model, as it is there")

@@ -14,6 +14,7 @@ from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.folders.places import named_folders
 from ema_cli.formats.folders.processors import PROCESSORS, processor_states
+from ema_cli.formats.trainers.folders import ADAPTER_CONFIG
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
@@ -77,6 +78,15 @@ class SideFiles:
         if changed != text:
             self.texts[name] = changed
             self.copies.pop(name, None)
+
+    def set_rank(self, rank: int) -> None:
+        """Make an adapter_config.json say that every A and B has this rank, and that BA is added as it is.
+        That it is a JSON object was seen when the checkpoint was opened.
+        """
+        config = json.loads(self.contents([ADAPTER_CONFIG])[ADAPTER_CONFIG])
+        plain = {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
+        self.texts[ADAPTER_CONFIG] = (json.dumps({**config, **plain}, indent=2, ensure_ascii=False) + "\n").encode()
+        self.copies.pop(ADAPTER_CONFIG, None)
 
 
 def find_side_files(folder: Path, models: Iterable[str] = ()) -> dict[str, InputFile]:

@@ -19,6 +19,8 @@ import pytest
 from tests.conftest import write_hf_run, write_torch_run
 from tests.docs.pages import PAGES, README, ROOT, blocks, name_of
 from tests.docs.table.runs import READ
+from tests.formats.adapters.adapters import write_base
+from tests.formats.adapters.adapters import write_run as write_adapters
 from tests.inprocess import InProcess
 
 RUN = {"console", "python"}
@@ -80,9 +82,16 @@ def every_trainer(folder: Path) -> None:
         READ[row][0](folder / name)
 
 
+def adapters(folder: Path) -> None:
+    """Leave a run of an adapter, and its base model."""
+    write_base(folder / "base")
+    write_adapters(folder / "run")
+
+
 # What lies in the folder in which a page's commands run. Pages that are not here begin with nothing.
 SETUPS: dict[str, Callable[[Path], None]] = {
     "README.md": hugging_face,
+    "docs/how-to/adapters.md": adapters,
     "docs/how-to/buckets.md": in_a_bucket,
     "docs/how-to/choose-a-half-life.md": hugging_face,
     "docs/how-to/release.md": hugging_face,

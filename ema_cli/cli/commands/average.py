@@ -42,6 +42,7 @@ class ManifestSource:
 
     manifest: Path
     paths: tuple[Path, ...]
+    merge_into: Path | None
     threads: int
 
     def open(self) -> Replay:
@@ -61,7 +62,7 @@ class ManifestSource:
 
         manifest = read_manifest(self.manifest)
         manifest["tensors"] = []  # they are not needed here, and may be many
-        return open_replay(manifest, self.paths, threads=self.threads)
+        return open_replay(manifest, self.paths, merge_into=self.merge_into, threads=self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,9 @@ class AverageRequest:
         source: RawSource | StoredSource | ManifestSource
         if options.recipe is not None:
             _check_recipe_alone(options)
-            source = ManifestSource(options.recipe, options.run.paths, options.threads or default_threads())
+            source = ManifestSource(
+                options.recipe, options.run.paths, options.run.merge_into, options.threads or default_threads()
+            )
         else:
             recipes = requests.recipes(options.run.law)
             if options.allow_approximate and options.run.law.source != "stored":
@@ -164,6 +167,8 @@ def average(request: AverageRequest, printer: Printer) -> None:
     passes = plan_passes(job, request.threads, request.max_memory)
     printer.check_summary(job)
     remarks = Remarks.of(run, job.checkpoints)
+    if opened.output.exact_lora is not None:
+        remarks = remarks.of_products()
     if request.dry_run:
         twins = twin_warnings(pair for plan in plans for pair in plan.twins)
         remarks = replace(remarks, warnings=(*remarks.warnings, *twins))

@@ -27,6 +27,7 @@ class VerifyRequest:
 
     outputs: tuple[Path, ...]
     against: tuple[Path, ...]
+    merge_into: Path | None
     sample: bool
     seed: str | None
     allow_extra: tuple[str, ...]
@@ -49,6 +50,7 @@ class VerifyRequest:
             ("sample", options.against),
             ("strict", options.against or options.signed_by),
             ("like_input", options.against),
+            ("merge_into", options.against),
         )
         for name, applies in wanted:
             if getattr(options, name) and not applies:
@@ -64,6 +66,7 @@ class VerifyRequest:
         return cls(
             options.outputs,
             options.against,
+            options.merge_into,
             options.sample,
             options.seed,
             options.allow_extra,
@@ -106,6 +109,7 @@ def _verify(published: Published, request: VerifyRequest, printer: Printer) -> V
                 verified,
                 request.against,
                 sample=Sample.of(request.seed) if request.sample else None,
+                merge_into=request.merge_into,
                 threads=request.threads,
                 progress=progress,
             )

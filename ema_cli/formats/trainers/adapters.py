@@ -20,6 +20,7 @@ _FIELDS = (
     "peft_type", "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
     "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "fan_in_fan_out", "target_parameters",
     "exclude_modules", "layer_replication", "lora_bias", "trainable_token_indices", BASE, "revision",
+    "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
     "init_lora_weights",  # some ways change the base model, and A and B fit only that
 )  # fmt: skip
 

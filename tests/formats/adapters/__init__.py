@@ -1,0 +1,1 @@
+"""Tests of LoRA adapters, and of their products."""
