@@ -201,6 +201,7 @@ def perform(
     notes += _jumps(job, samples)
     done = _Done()
     with location(job.target.path).staging() as staging:
+        notes += staging.notes
         total = sum(each.job.bytes_to_read for each in passes)
         for each in passes:
             report = partial(_report, progress, done.bytes_read, total)

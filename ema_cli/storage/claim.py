@@ -1,7 +1,7 @@
 """The claim on a place in a store: a small object beside it that keeps a second run out.
 
 It is made only where it is not there, and renewed while its run lives. One that was not renewed for long is of a run
-that died, and is taken over.
+that died, and is taken over. It says what its run puts there: so the next one can tell what a run that died has left.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, OutputError
 from ema_cli.storage.listing import listing_of
 from ema_cli.storage.names import StorePath
@@ -38,6 +39,43 @@ def claim_on(path: StorePath) -> StorePath | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A run that died while it wrote to a place: the objects that it had put, or withdrawn what made them a release."""
+
+    puts: frozenset[StorePath]
+
+
+def died_at(target: StorePath) -> Died | None:
+    """Return what a run that died has said of a place; None where none did, or its release is whole.
+
+    Raises:
+        OutputError: where the store does not say.
+    """
+    path = claim_path(target)
+    with output_errors_in_store(path):
+        try:
+            answer = obstore().get(client_of(path), path.key)
+            if datetime.now(UTC) - answer.meta["last_modified"] < _LEASE:
+                return None
+            said = json.loads(bytes(answer.bytes()))
+        except (FileNotFoundError, ValueError):
+            return None
+    puts, last = (_own(target, said, name) for name in ("puts", "last"))
+    there = listing_of(target).below
+    return None if any(there(one) for one in last) else Died(frozenset(puts))
+
+
+def _own(target: StorePath, said: object, name: str) -> list[StorePath]:
+    """Return the addresses that a claim lists: only those that a run to its place may put."""
+    keys = said.get(name) if isinstance(said, dict) else None
+    begins = (f"{target.key}/", f"{target.key}.")
+    root = StorePath(*target.parts[:2])
+    listed = keys if isinstance(keys, list) else []
+    own = [key for key in listed if isinstance(key, str) and (key == target.key or key.startswith(begins))]
+    return [root / key for key in own if ".." not in key.split("/")]
+
+
 class Claim:
     """The claim of this run on a place, as a context manager.
 
@@ -48,8 +86,11 @@ class Claim:
     def __init__(self, target: StorePath) -> None:
         self._target = target
         self._path = claim_path(target)
-        self._content = json.dumps({"tool": "ema-cli", "owner": secrets.token_hex(8)}).encode()
+        self._said: dict[str, object] = {"tool": "ema-cli", "owner": secrets.token_hex(8)}
+        self._content = json.dumps(self._said).encode()
         self._held: Any = None  # what tells the claim from another run's
+        self._lock = threading.Lock()
+        self.died: Died | None = None  # the run whose claim was taken over
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="claim", daemon=True)
 
@@ -77,6 +118,22 @@ class Claim:
             if not self.is_ours():
                 raise self._refusal("was lost to another run, because this one did not renew it for long")
 
+    def say(self, puts: Iterable[StorePath], last: Iterable[StorePath]) -> None:
+        """Say what this run puts, and which of that comes last, for whoever comes after its death.
+
+        Raises:
+            OutputError: where another run took the claim.
+        """
+        self.check()
+        with self._lock, output_errors_in_store(self._path):
+            self._said |= {"puts": [path.key for path in puts], "last": [path.key for path in last]}
+            self._content = json.dumps(self._said).encode()
+            try:
+                self._held = self._put(_version(self._held))
+            except obstore().exceptions.PreconditionError as error:
+                if not self.is_ours():  # else the answer to an earlier request was lost
+                    raise self._refusal("was lost to another run") from error
+
     def _put(self, mode: Any) -> Any:
         return obstore().put(client_of(self._path), self._path.key, self._content, mode=mode, use_multipart=False)
 
@@ -87,7 +144,10 @@ class Claim:
             age = datetime.now(UTC) - held["last_modified"]
             if age < _LEASE and not self.is_ours():
                 raise self._refusal(f"is held by another run, which was alive {int(age.total_seconds())} s ago")
-            return self._put(_version(held))
+            died = died_at(self._target)
+            taken = self._put(_version(held))
+            self.died = died
+            return taken
         except (FileNotFoundError, obstore().exceptions.PreconditionError) as error:
             raise self._refusal("is in use by another run") from error
 
@@ -107,7 +167,8 @@ class Claim:
     def _renew(self) -> None:
         """Put the claim anew again and again, as long as it is ours."""
         while not self._ended.wait(_RENEWED_SECONDS):
-            with suppress(OutputError), output_errors_in_store(self._path):  # tried again; who publishes checks it
+            # tried again; who publishes checks it
+            with suppress(OutputError), self._lock, output_errors_in_store(self._path):
                 self._held = self._put(_version(self._held))
 
 

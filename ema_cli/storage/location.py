@@ -162,6 +162,16 @@ def claim_on(path: Path) -> Path | None:
     return claim.claim_on(path)
 
 
+def left_by_the_dead(path: Path) -> frozenset[Path]:
+    """Return what a run that died has left at a place in a store: whoever writes there next removes it."""
+    if not isinstance(path, StorePath):
+        return frozenset()
+    from ema_cli.storage import claim
+
+    died = claim.died_at(path)
+    return frozenset() if died is None else died.puts
+
+
 def check_exists(path: Path, *, follow: bool = True) -> None:
     """Check that something lies at a path that a user names.
 

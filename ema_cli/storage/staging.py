@@ -46,6 +46,7 @@ class Staging:
         target: the path that is published.
         parent: the folder around it.
         folder: the private folder.
+        notes: what is worth knowing of the place.
 
     Raises:
         OutputError: where the file system refuses.
@@ -55,6 +56,7 @@ class Staging:
         self.target = target
         self.parent = target.absolute().parent
         self.folder = Path()
+        self.notes: list[str] = []
         self._discard: Callable[[], object] = lambda: None
 
     def __enter__(self) -> Staging:

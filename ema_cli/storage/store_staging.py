@@ -19,14 +19,16 @@ from pathlib import Path
 from types import TracebackType
 
 from ema_cli.errors import CheckpointError, OutputError
-from ema_cli.storage.claim import Claim
+from ema_cli.storage.claim import Claim, Died
 from ema_cli.storage.listing import forget_listings, listing_of
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.storage.store_stream import Frame, StoreStream
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, store_errors
+from ema_cli.storage.unfinished import abort_unfinished
 from ema_cli.storage.uploads import part_bytes, parts_at_once
 from ema_cli.system.signals import deferred_signals, note_publication
+from ema_cli.text import plural
 
 _FILES_AT_ONCE = 2
 
@@ -59,6 +61,8 @@ class StoreStaging(Staging):
             with deferred_signals():
                 self._claim.__enter__()
                 super().__enter__()
+                if self._claim.died is not None:
+                    self._remove_left(self._claim.died)
         except BaseException as error:
             # A signal that was held back surfaces here, too.
             self.__exit__(type(error), error, error.__traceback__)
@@ -80,6 +84,18 @@ class StoreStaging(Staging):
                         self._withdraw(self._put)
             finally:
                 self._claim.__exit__(kind, error, trace)
+
+    def _remove_left(self, died: Died) -> None:
+        """Remove what a run that died has left."""
+        forget_listings()
+        left = [path for path in died.puts if listing_of(path).below(path)]
+        uploads = abort_unfinished(self._address)
+        self._withdraw(left)
+        forget_listings()
+        what = [plural(len(left), "object")] if left else []
+        what += [plural(uploads, "unfinished upload")] if uploads else []
+        if what:
+            self.notes.append(f"{self._address}: a run that died there left {' and '.join(what)}: removed")
 
     def sender(self, averages: int) -> Sender:
         """Return what sends files to where they belong while they are made."""
@@ -116,7 +132,7 @@ class StoreStaging(Staging):
         """Put the staged file `name` at the address, after its sidecars; older ones of these are withdrawn first."""
         paths = [(path, staged) for staged, path in (sidecars or {}).items() if isinstance(path, StorePath)]
         beside = {path: self.folder / staged for path, staged in paths}
-        self._claim.check()
+        self._claim.say([*beside, self._address], [self._address])
         self._withdraw(beside)
         self._upload({path: file for path, file in beside.items() if file.exists()}, new=True)
         self._check()
@@ -139,8 +155,8 @@ class StoreStaging(Staging):
         manifests = {path for path in files if path.name == manifest}
         vouched = {path for path in (*files, *sent) if suffix and path.with_name(path.name + suffix) in files}
         last = manifests | vouched
-        self._claim.check()
         older = listing_of(self._address).below(self._address)
+        self._claim.say({**files, **dict.fromkeys(sent), **older}, manifests or vouched)
         self._withdraw(path for path in older if path.name == manifest or (suffix and path.name.endswith(suffix)))
         self._upload({path: file for path, file in files.items() if path not in last})
         self._complete([path for path in sent if path not in vouched])

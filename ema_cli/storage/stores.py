@@ -91,6 +91,11 @@ def _make_client(path: StorePath, url: str) -> Any:
         return obstore().store.from_url(url, client_options=options, retry_config=_RETRY, **more)
 
 
+def endpoint() -> str:
+    """Return the address of the S3 store that the environment names; empty for AWS's own."""
+    return next((value for name in _ENDPOINTS if (value := os.environ.get(name))), "").rstrip("/")
+
+
 def _sums(path: StorePath) -> Mapping[str, str]:
     """Return the setting with which S3 gets a sum of each part, and refuses a part that has another.
 

@@ -10,7 +10,7 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.manifest.signature import SIGNATURE_NAME
 from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, files_beside, is_own_sidecar
 from ema_cli.storage.info import Info, Kind
-from ema_cli.storage.location import location, walk
+from ema_cli.storage.location import left_by_the_dead, location, walk
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.storage.source import InputFile
@@ -30,7 +30,7 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
     try:
         _check_surroundings(target)
         info = _look(target.path)
-        if info.exists:
+        if info.exists and not _is_left_alone(target.path, info):
             _check_replaceable(target, info, force=force)
             _check_no_input(target, inputs)
             if target.is_folder:
@@ -49,6 +49,12 @@ def _check_surroundings(target: Target) -> None:
             raise OutputError(
                 "exists already, and is not ema-cli's", subject=sidecar, hint="move it away, or write elsewhere"
             )
+
+
+def _is_left_alone(path: Path, info: Info) -> bool:
+    """Return whether all that a folder in a store holds was left by a run that died."""
+    left = left_by_the_dead(path) if info.is_folder else frozenset()
+    return bool(left) and all(entry.path in left for entry in walk(path) if entry.is_file)
 
 
 def _look(path: Path) -> Info:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ema_cli.storage import claim, listing, store_stream, stores
+from ema_cli.storage import claim, listing, store_stream, stores, unfinished
 from ema_cli.storage.location import walk
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.store_staging import StoreStaging
@@ -318,11 +319,22 @@ def test_too_little_memory_to_send_is_refused_with_a_size_of_shards_that_fits(
 
 def kill_at(number: int, proxy: Proxy, disk: Path, target: StorePath, how: signal.Signals) -> int:
     """Replace a release in a process of its own, and end that when it sends its n-th change; return its exit code."""
-    command = [sys.executable, "-m", "ema_cli", "average", disk / "ckpts", *OTHER, "-o", str(target), "--force"]
     changes = count()
 
+    def is_time(request: Request) -> bool:
+        return request.method in ("PUT", "DELETE", "POST") and next(changes) == number
+
+    return kill_when(is_time, proxy, [disk / "ckpts", *OTHER, "-o", str(target), "--force"], how)
+
+
+def kill_when(
+    is_time: Callable[[Request], bool], proxy: Proxy, arguments: list[object], how: signal.Signals = signal.SIGKILL
+) -> int:
+    """Average in a process of its own, and end that when it sends some request; return its exit code."""
+    command: list[Any] = [sys.executable, "-m", "ema_cli", "average", *arguments]
+
     def end(request: Request) -> str | None:
-        if request.method in ("PUT", "DELETE", "POST") and next(changes) == number:
+        if is_time(request):
             process.send_signal(how)
             process.wait(30) if how is signal.SIGKILL else None
         return None
@@ -382,3 +394,61 @@ def test_an_interrupt_leaves_nothing(proxy: Proxy, folder: StorePath, disk: Path
     """Neither objects nor the claim."""
     assert kill_at(2, proxy, disk, folder / "release", signal.SIGTERM) == 143
     assert present(folder) == {}
+
+
+def uploads(folder: StorePath) -> int:
+    """Return how many unfinished uploads there are below an address in SeaweedFS."""
+    keys = unfinished._find_keys()
+    assert keys is not None
+    query = {"uploads": "", "prefix": folder.key}
+    return unfinished._ask("GET", folder.bucket, "", query, keys).count("<UploadId>")
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_left_is_named_and_removed_by_the_next(
+    proxy: Proxy, folder: StorePath, large: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """Once its lease is old: unfinished uploads, and objects that no manifest makes a release. Others' objects stay."""
+    target = folder / "release"
+    arguments: list[object] = [large / "safetensors", "--profile", "uniform", "-o", str(target)]
+    put(folder / "release-2" / "model.safetensors", b"another's")
+    for is_time, left in (
+        (lambda request: "partNumber=2" in request.path, "1 unfinished upload"),
+        (lambda request: request.method == "POST" and "uploadId" in request.path, "3 objects"),
+    ):
+        assert kill_when(is_time, proxy, arguments) == -signal.SIGKILL
+        assert claim.claim_path(target).name in present(folder)
+        refused = cli("average", *arguments)
+        assert refused.code == 5
+        with monkeypatch.context() as patch:
+            patch.setattr(claim, "_LEASE", timedelta(0))
+            again = cli("average", *arguments)
+        assert again.code == 0, again.err
+        assert f"{target}: a run that died there left {left}: removed" in again.out + again.err
+        assert uploads(folder) == 0
+        assert cli("verify", target, "--against", large / "safetensors").code == 0
+        for path in present(target):
+            obstore.delete(stores.client_of(target), (target / path).key)
+    assert present(folder) == {"release-2/model.safetensors": b"another's"}
+
+
+def test_a_claim_of_a_dead_run_is_no_leave_to_remove_what_is_not_its_own(
+    models: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever it says: a whole release, and what lies elsewhere, stays."""
+    monkeypatch.setattr(claim, "_LEASE", timedelta(0))
+    target, other = models / "release", models / "other" / "notes.txt"
+    put(other, b"mine")
+    put(target / "a.bin", b"left")
+    said = {"puts": [other.key, f"{target.key}/../other/notes.txt", f"{target.key}/a.bin", 7], "last": None}
+    put(claim.claim_path(target), json.dumps(said).encode())
+    assert cli("average", disk / "ckpts", *LAW, "-o", target).code == 0
+    whole = present(target)
+    assert "a.bin" not in whole
+    assert present(models)["other/notes.txt"] == b"mine"
+    manifest = target / "ema-manifest.json"
+    said = {"puts": [(target / name).key for name in whole], "last": [manifest.key]}
+    put(claim.claim_path(target), json.dumps(said).encode())
+    refused = cli("average", disk / "ckpts", *LAW, "-o", target)
+    assert (refused.code, "exists already" in refused.err) == (5, True)
+    assert present(target) == whole
