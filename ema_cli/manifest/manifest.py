@@ -22,7 +22,7 @@ from ema_cli.law.laws import LAW_KEYS
 from ema_cli.manifest.fingerprint import CHECKSUM, FINGERPRINT
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.schema import mismatch, read_schema
-from ema_cli.manifest.types import InputRow, Manifest, RecipeRow, TensorRow
+from ema_cli.manifest.types import InputFacts, InputRow, Manifest, RecipeRow, TensorRow
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
@@ -48,6 +48,7 @@ def make_manifest(
     libraries: Mapping[str, str],
     classes: Sequence[str] | None = None,
     factored: Factored | None = None,
+    known: dict[Checkpoint, InputFacts] | None = None,
 ) -> Manifest:
     """Return the manifest of one average, still without its tensors.
 
@@ -62,13 +63,15 @@ def make_manifest(
         libraries: the versions of those that it was made with.
         classes: the classes and functions that loading the output runs; None where it is of a form of our own.
         factored: how near A and B come to the average of their products; None where that is not wanted.
+        known: what manifests of other averages said of the checkpoints; this one shares it, and adds to it.
     """
+    known = {} if known is None else known
     manifest: Manifest = {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "ema-cli", "version": __version__},
         "libraries": dict(libraries),
         "recipe": cast(RecipeRow, {**RecipeRecord.of(plan).to_dict(), **options}),  # each law knows its own keys
-        "inputs": [_input(entry, fingerprints, blocks) for entry in plan.entries],
+        "inputs": [_input(entry, fingerprints, blocks, known) for entry in plan.entries],
         "fingerprint": FINGERPRINT,
         "checksum": None if blocks is None else CHECKSUM,
         "outputs": [
@@ -91,12 +94,29 @@ def make_manifest(
 
 
 def _input(
-    entry: Entry, fingerprints: Mapping[Checkpoint, str], blocks: Mapping[Checkpoint, Sequence[str]] | None
+    entry: Entry,
+    fingerprints: Mapping[Checkpoint, str],
+    blocks: Mapping[Checkpoint, Sequence[str]] | None,
+    known: dict[Checkpoint, InputFacts],
 ) -> InputRow:
     checkpoint = entry.checkpoint
-    row: InputRow = {
+    if checkpoint not in known:
+        known[checkpoint] = _facts(checkpoint)
+    row = cast(
+        InputRow,
+        {
+            **known[checkpoint],
+            "clock": sys.intern(str(entry.clock)),
+            "weight": entry.weight,
+            "fingerprint": fingerprints.get(checkpoint),  # None if its weight is 0: it is not read
+        },
+    )
+    return row if blocks is None else {**row, "blocks": list(blocks.get(checkpoint, ()))}
+
+
+def _facts(checkpoint: Checkpoint) -> InputFacts:
+    return {
         "name": checkpoint.name,
-        "clock": str(entry.clock),
         "clocks": {
             str(unit): {"value": str(clock.value), "from": clock.source}
             for unit, clock in checkpoint.progress.clocks.items()
@@ -104,10 +124,7 @@ def _input(
         "format": checkpoint.format,
         "trainer": checkpoint.trainer,
         "bytes": checkpoint.nbytes,
-        "weight": entry.weight,
-        "fingerprint": fingerprints.get(checkpoint),  # None if its weight is 0: it is not read
     }
-    return row if blocks is None else {**row, "blocks": list(blocks.get(checkpoint, ()))}
 
 
 def tensor_row(name: str, spec: TensorSpec, newest: TensorSpec, why: str | None, *, non_finite: bool) -> TensorRow:

@@ -52,15 +52,20 @@ class RecipeRow(_Source):
     merge_into: NotRequired[bool]
 
 
-class InputRow(TypedDict):
-    """A checkpoint that entered, oldest first. `fingerprint` is None if its weight is 0: it was not read."""
+class InputFacts(TypedDict):
+    """What is the same of a checkpoint in every average that it enters."""
 
     name: str
-    clock: str
     clocks: dict[str, ClockRow]
     format: str
     trainer: str | None
     bytes: int
+
+
+class InputRow(InputFacts):
+    """A checkpoint that entered, oldest first. `fingerprint` is None if its weight is 0: it was not read."""
+
+    clock: str
     weight: float
     fingerprint: str | None
     blocks: NotRequired[list[str]]

@@ -11,7 +11,7 @@ from ema_cli.manifest.fingerprint import Watch, fingerprints
 from ema_cli.manifest.libraries import library_versions
 from ema_cli.manifest.manifest import make_manifest, manifest_text, tensor_row
 from ema_cli.manifest.sums import manifest_path, sums_path, sums_text
-from ema_cli.manifest.types import Manifest, TensorRow
+from ema_cli.manifest.types import InputFacts, Manifest, TensorRow
 from ema_cli.planning import advice
 from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.checksums import Checksums
@@ -62,6 +62,7 @@ class Record:
         self._options = options
         self._copied = copied
         self._remarks = remarks
+        self._known: dict[Checkpoint, InputFacts] = {}
         self._libraries = library_versions()  # as they are before the output is written
         self._fingerprints = dict(zip(checkpoints, fingerprints(checkpoints, threads, watch), strict=True))
         self.begin(checkpoints)
@@ -100,6 +101,7 @@ class Record:
             libraries=self._libraries,
             classes=None if output.likeness is None else output.likeness.classes,
             factored=factored,
+            known=self._known,
         )
 
     def remarks(self, plan: Plan, non_finite: NonFinite, of_run: Remarks | None = None) -> Remarks:
