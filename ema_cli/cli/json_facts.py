@@ -15,7 +15,7 @@ from ema_cli.law.time import interval_text
 if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.averaging import Result
     from ema_cli.checkpoint import Checkpoint
-    from ema_cli.cli.outcomes import Averaged, DryRun, Page
+    from ema_cli.cli.outcomes import Averaged, Candidates, DryRun, Page
     from ema_cli.cli.views import Inspection, RunView, Sizes, StoredView
     from ema_cli.comparing.comparison import Comparison, TensorTotal
     from ema_cli.comparing.distance import Distance
@@ -265,6 +265,18 @@ def _against_facts(against: Against) -> Facts:
         "tensors_different": against.tensors_different,
         "bytes_different": against.bytes_different,
     }
+
+
+def candidates_facts(candidates: Candidates) -> Facts:
+    """Return what `tune` would evaluate, and what room that takes; in bytes."""
+    would_evaluate = {
+        "path": candidates.job.target.path.as_posix(),
+        "candidates": candidates.most + 1,
+        "bytes_each": candidates.job.bytes_to_write,
+        "bytes_at_once": candidates.bytes_at_once,
+        "bytes_free": candidates.job.bytes_free,
+    }
+    return {"plans": [plan_facts(plan) for plan in candidates.plans], "would_evaluate": would_evaluate}
 
 
 def tuned_facts(tuned: Tuned) -> Facts:

@@ -15,13 +15,10 @@ from ema_cli.errors import EmaError
 from ema_cli.system.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:  # each command loads what it shows
-    from ema_cli.cli.outcomes import Averaged, DryRun, Page
+    from ema_cli.cli.outcomes import Averaged, Candidates, DryRun, Page
     from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
-    from ema_cli.job import Job
-    from ema_cli.law.time import Time
     from ema_cli.release.verify import Verified
-    from ema_cli.tuning.half_lives import Range
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
 
@@ -56,8 +53,12 @@ class JsonPrinter(Printer):
         annotated = [*warnings, *all_warnings(averaged.plans)]
         print_json(self.command, json_facts.averaged_facts(averaged, warnings), warnings=annotated)
 
-    def tuning(self, half_lives: Sequence[Time] | Range, job: Job) -> None:
+    def tuning(self, candidates: Candidates) -> None:
         """Print nothing yet."""
+
+    def tuning_planned(self, candidates: Candidates) -> None:
+        """Print the plans, and what room they would take."""
+        print_json(self.command, json_facts.candidates_facts(candidates), warnings=all_warnings(candidates.plans))
 
     def evaluated(self, result: Result) -> None:
         """Print nothing yet."""

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
 from ema_cli.runs.warnings import Remarks
+from ema_cli.tuning.half_lives import Range
 
 if TYPE_CHECKING:
     from ema_cli.averaging import Result
     from ema_cli.job import Job
+    from ema_cli.law.time import Time
     from ema_cli.passes import Pass
     from ema_cli.planning.plan import Plan
 
@@ -32,6 +34,35 @@ class DryRun:
     def bytes_to_read(self) -> int:
         """Return how many bytes of tensors all passes read."""
         return sum(each.job.bytes_to_read for each in self.passes)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What `tune` will evaluate besides the last checkpoint.
+
+    Attributes:
+        half_lives: those that are named, or the range to search.
+        series: the number of averages in a series of them; 0 where there is none.
+        job: one of them as it would be written: all are of one size.
+        plans: where nothing is evaluated, those that would be made first: of a range, its grid.
+    """
+
+    half_lives: Sequence[Time] | Range
+    series: int
+    job: Job
+    plans: Sequence[Plan] = ()
+
+    @property
+    def most(self) -> int:
+        """Return how many there are at most, the last checkpoint not counted."""
+        if isinstance(self.half_lives, Range):
+            return self.half_lives.tries
+        return self.series or len(self.half_lives)
+
+    @property
+    def bytes_at_once(self) -> int:
+        """Return the room that all of them take with the last checkpoint, if they lie there at once."""
+        return self.job.bytes_to_write * (self.most + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,11 @@ from ema_cli.errors import EmaError
 from ema_cli.system.progress import ProgressCallback
 
 if TYPE_CHECKING:  # they load what only some commands need
-    from ema_cli.cli.outcomes import Averaged, DryRun, Page
+    from ema_cli.cli.outcomes import Averaged, Candidates, DryRun, Page
     from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
     from ema_cli.job import Job
-    from ema_cli.law.time import Time
     from ema_cli.release.verify import Verified
-    from ema_cli.tuning.half_lives import Range
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
 
@@ -84,8 +82,12 @@ class Printer(ABC):
         """Show what was averaged."""
 
     @abstractmethod
-    def tuning(self, half_lives: Sequence[Time] | Range, job: Job) -> None:
-        """Show what will be evaluated; `job` is that of one candidate."""
+    def tuning(self, candidates: Candidates) -> None:
+        """Show what will be evaluated."""
+
+    @abstractmethod
+    def tuning_planned(self, candidates: Candidates) -> None:
+        """Show what would be evaluated."""
 
     @abstractmethod
     def evaluated(self, result: Result) -> None:

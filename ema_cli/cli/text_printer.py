@@ -16,13 +16,10 @@ from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import size, some
 
 if TYPE_CHECKING:  # each command loads what it shows
-    from ema_cli.cli.outcomes import Averaged, DryRun, Page
+    from ema_cli.cli.outcomes import Averaged, Candidates, DryRun, Page
     from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
-    from ema_cli.job import Job
-    from ema_cli.law.time import Time
     from ema_cli.release.verify import Verified
-    from ema_cli.tuning.half_lives import Range
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
 
@@ -77,10 +74,18 @@ class TextPrinter(Printer):
             stderr.lines([*sentences.plan_lines(plans), *advice, sentences.result_line(result)])
         print_line(result.target.path.as_posix())
 
-    def tuning(self, half_lives: Sequence[Time] | Range, job: Job) -> None:
+    def tuning(self, candidates: Candidates) -> None:
         """Print what will be evaluated, and what room it takes."""
         if not self.quiet:
-            stderr.lines([tune_sentences.tuning_line(half_lives, job)])
+            stderr.lines([tune_sentences.tuning_line(candidates)])
+
+    def tuning_planned(self, candidates: Candidates) -> None:
+        """Print the plans as tables, and what room they would take."""
+        from ema_cli.cli.terminal import print_plans
+
+        plans = candidates.plans
+        print_plans(plans, [checkpoint.name for checkpoint in plans[0].run.checkpoints])
+        print_line(tune_sentences.would_line(candidates))
 
     def evaluated(self, result: Result) -> None:
         """Print the metric of a candidate."""

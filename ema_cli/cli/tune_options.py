@@ -28,11 +28,13 @@ from ema_cli.cli.options import (
     MaxMemory,
     Paths,
     Quiet,
+    SeriesEvery,
     Source,
     Start,
     Stop,
     Threads,
     UpdateInterval,
+    WithSeries,
 )
 from ema_cli.dataclass import dataclass
 
@@ -68,6 +70,8 @@ class TunedLawOptions:
     start: Start = None
     stop: Stop = None
     last: Last = None
+    series: WithSeries = False
+    series_every: SeriesEvery = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -189,5 +193,13 @@ the same line once more goes on where it was interrupted."""
     threads: Threads = None
     max_memory: MaxMemory = None
     force: Force = False
+    dry_run: Annotated[
+        bool,
+        Option(
+            "--dry-run",
+            help="Print the candidates and the disk they need; evaluate nothing, write nothing.",
+            rich_help_panel=WRITE,
+        ),
+    ] = False
     as_json: AsJson = False
     quiet: Quiet = False

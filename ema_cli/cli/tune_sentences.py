@@ -8,24 +8,33 @@ from typing import TYPE_CHECKING
 from ema_cli.text import size
 
 if TYPE_CHECKING:
-    from ema_cli.job import Job
-    from ema_cli.law.time import Time
-    from ema_cli.tuning.half_lives import Range
+    from ema_cli.cli.outcomes import Candidates
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
 
 LAST_WORDS = "the last checkpoint"
 
 
-def tuning_line(half_lives: Sequence[Time] | Range, job: Job) -> str:
-    """Return what will be evaluated, and what room the candidates take; `job` is that of one."""
-    most = len(half_lives) if isinstance(half_lives, Sequence) else half_lives.tries
-    if isinstance(half_lives, Sequence):
+def tuning_line(candidates: Candidates) -> str:
+    """Return what will be evaluated, and what room the candidates take."""
+    return f"evaluating {_what(candidates)}"
+
+
+def would_line(candidates: Candidates) -> str:
+    """Return what would be evaluated, what room the candidates take, and what there is."""
+    return f"Would evaluate {_what(candidates)}; {size(candidates.job.bytes_free)} are free"
+
+
+def _what(candidates: Candidates) -> str:
+    half_lives, most = candidates.half_lives, candidates.most
+    if candidates.series:
+        what = f"a series of {most} averages"
+    elif isinstance(half_lives, Sequence):
         what = "one half-life" if most == 1 else f"{most} half-lives"
     else:
         what = f"at most {most} half-lives from {half_lives.low} to {half_lives.high}"
-    room = job.bytes_to_write
-    return f"evaluating {what} and {LAST_WORDS}: {size(room)} of disk each, {size(room * (most + 1))} for all at once"
+    each, together = size(candidates.job.bytes_to_write), size(candidates.bytes_at_once)
+    return f"{what} and {LAST_WORDS}: {each} of disk each, {together} for all at once"
 
 
 def result_line(result: Result) -> str:

@@ -12,6 +12,7 @@ from ema_cli.manifest.types import CandidateRow, InputRow, OutputRow, TensorRow,
 from ema_cli.report.charts import text
 from ema_cli.report.distances import Distances
 from ema_cli.text import plural, relative, size, some
+from ema_cli.tuning.results import name_parts
 
 _MOST_ROWS = 1000
 _FOLDED_ROWS = 30
@@ -95,7 +96,9 @@ def candidates_table(tune: TuneRow) -> str:
         note = note or (f"the same weights as {row['same_as']}" if "same_as" in row else "")
         metric = f"{mean_metric(row):.6g}" if row["values"] else "-"
         rows.append([text(row["name"]), text(metric), text(note)])
-    return _table("candidates", [("half-life", "word"), ("metric", "number"), ("", "")], rows)
+    of_series = any(name_parts(row["name"])[1] for row in tune["candidates"])
+    title = "average" if of_series else "half-life"
+    return _table("candidates", [(title, "word"), ("metric", "number"), ("", "")], rows)
 
 
 def mean_metric(row: CandidateRow) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import CandidateRow, TuneRow
@@ -11,7 +11,7 @@ from ema_cli.report import charts
 from ema_cli.report.charts import BOTTOM, LEFT, RIGHT, TOP, Mark, Plane, dot, px, text
 from ema_cli.report.tables import candidates_table, mean_metric
 from ema_cli.text import plural
-from ema_cli.tuning.results import LAST
+from ema_cli.tuning.results import LAST, name_parts
 
 _ROOM = 0.08  # above and below the values, as a share of their range
 
@@ -41,12 +41,15 @@ def tuning_section(tune: TuneRow, widths: Sequence[tuple[str, int]]) -> str:
 
 
 class _MetricPlane(Plane):
-    """Axes with half-lives on a logarithmic scale, and values of a metric, which need not begin at 0."""
+    """Axes with clocks, or half-lives on a logarithmic scale, and values of a metric, which need not begin at 0."""
 
-    def __init__(self, width: int, logarithms: Sequence[float], values: Sequence[float], unit: str) -> None:
-        super().__init__(width, 280 if width > 600 else 230, logarithms, values, unit)
+    def __init__(
+        self, width: int, places: Sequence[float], values: Sequence[float], unit: str, *, over_clocks: bool
+    ) -> None:
+        super().__init__(width, 280 if width > 600 else 230, places, values, unit)
         room = (max(values) - min(values)) * _ROOM or abs(values[0]) * _ROOM or 1.0
         self.low, self.high = min(values) - room, max(values) + room
+        self._over_clocks = over_clocks
 
     def frame(self, title: str) -> None:
         """Draw both axes, with their units."""
@@ -55,36 +58,54 @@ class _MetricPlane(Plane):
             y = self.y(value)
             self.parts.append(f'<path class="grid" d="M{LEFT} {px(y)}H{right}"/>')
             self.parts.append(f'<text class="end" x="{LEFT - 7}" y="{px(y + 4)}">{value:.5g}</text>')
-        for half_life in _round_half_lives(10**self.first, 10**self.last):
-            x = px(self.x(math.log10(half_life)))
+        for place, shown in self._ticks():
+            x = px(self.x(place))
             self.parts.append(f'<path class="axis" d="M{x} {bottom}v5"/>')
-            self.parts.append(f'<text class="mid" x="{x}" y="{bottom + 19}">{charts.amount(half_life)}</text>')
+            self.parts.append(f'<text class="mid" x="{x}" y="{bottom + 19}">{charts.amount(shown)}</text>')
         self.parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
-        middle = px((LEFT + right) / 2)
-        self.parts.append(f'<text class="mid name" x="{middle}" y="{self.height - 6}">half-life [{self.unit}]</text>')
+        middle, what = px((LEFT + right) / 2), "training time" if self._over_clocks else "half-life"
+        self.parts.append(f'<text class="mid name" x="{middle}" y="{self.height - 6}">{what} [{self.unit}]</text>')
         self.parts.append(f'<text class="name" x="4" y="13">{text(title)}</text>')
+
+    def _ticks(self) -> Iterator[tuple[float, float]]:
+        """Yield places on the axis, each with the number that is written there."""
+        if self._over_clocks:
+            yield from ((clock, clock) for clock in charts.ticks(self.first, self.last, 8 if self.width > 600 else 4))
+            return
+        for half_life in _round_half_lives(10**self.first, 10**self.last):
+            yield math.log10(half_life), half_life
 
 
 def _chart(tune: TuneRow, averages: Sequence[CandidateRow], last: float | None, width: int) -> str:
-    times = [Time.parse(row["name"]) for row in averages]
-    places = [math.log10(time.value) if time.value > 0 else 0.0 for time in times]
+    names = [name_parts(row["name"]) for row in averages]
+    over_clocks = any(clock is not None for _, clock in names)
+    times = [Time.parse(clock or half_life) for half_life, clock in names]
+    places = [float(time.value) if over_clocks else math.log10(time.value) if time.value > 0 else 0.0 for time in times]
     values = [mean_metric(row) for row in averages]
-    plane = _MetricPlane(width, places, [*values, *([] if last is None else [last])], times[0].unit.plural)
+    known = [*values, *([] if last is None else [last])]
+    plane = _MetricPlane(width, places, known, times[0].unit.plural, over_clocks=over_clocks)
     plane.frame(tune["metric"] or "metric")
     if last is not None:
         y = plane.y(last)
         plane.parts.append(f'<path class="mean" d="M{LEFT} {px(y)}H{plane.width - RIGHT}"/>')
         plane.parts.append(f'<text class="end name" x="{plane.width - RIGHT}" y="{px(y - 5)}">last checkpoint</text>')
-    points = sorted((plane.x(place), plane.y(value)) for place, value in zip(places, values, strict=True))
-    plane.parts.append(f'<path class="line" d="M{"L".join(f"{px(x)} {px(y)}" for x, y in points)}"/>')
+    lines: dict[str, list[tuple[float, float]]] = {}  # of a series one for each half-life, else one
+    for (half_life, _), place, value in zip(names, places, values, strict=True):
+        lines.setdefault(half_life if over_clocks else "", []).append((plane.x(place), plane.y(value)))
+    for points in lines.values():
+        plane.parts.append(f'<path class="line" d="M{"L".join(f"{px(x)} {px(y)}" for x, y in sorted(points))}"/>')
+    for half_life, points in lines.items() if over_clocks else ():
+        x, y = max(points)
+        plane.parts.append(f'<text class="end" x="{px(x)}" y="{px(y - 8)}">{text(half_life)}</text>')
     for row, place, value in zip(averages, places, values, strict=True):
         plane.parts.append(dot(plane, Mark(place, value, f"{row['name']}: {value:.6g}"), 3.0))
         if row["name"] == tune["winner"]:
-            x, y = px(plane.x(place)), plane.y(value)
-            plane.parts.append(f'<circle class="noted" cx="{x}" cy="{px(y)}" r="4.5"/>')
+            x, y = plane.x(place), plane.y(value)
+            plane.parts.append(f'<circle class="noted" cx="{px(x)}" cy="{px(y)}" r="4.5"/>')
             above = y - 12 if y - 12 > TOP else y + 20
-            plane.parts.append(f'<text class="mid note" x="{x}" y="{px(above)}">{text(row["name"])}</text>')
-    return plane.svg("Metric of each candidate against its half-life")
+            plane.parts.append(f'<text class="mid note" x="{px(x)}" y="{px(above)}">{text(row["name"])}</text>')
+    what = "clock" if over_clocks else "half-life"
+    return plane.svg(f"Metric of each candidate against its {what}")
 
 
 def _round_half_lives(low: float, high: float) -> list[float]:

@@ -18,6 +18,7 @@ from typing import IO
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.tuning.metric import EvaluationFailed, read_metric
+from ema_cli.tuning.results import name_parts
 
 PLACEHOLDER = "{path}"
 _MOST_BYTES = 1 << 20  # of the output's end, in which the metric is looked for
@@ -71,7 +72,10 @@ class Command:
             EvaluationFailed: where the command fails, prints no metric, or takes too long.
         """
         with ExitStack() as stack:
-            environment = {**os.environ, "EMA_PATH": str(path), "EMA_HALF_LIFE": name}
+            half_life, clock = name_parts(name)
+            environment = {**os.environ, "EMA_PATH": str(path), "EMA_HALF_LIFE": half_life}
+            if clock is not None:
+                environment["EMA_CLOCK"] = clock
             if self.devices:
                 device = self._free.get()
                 stack.callback(self._free.put, device)

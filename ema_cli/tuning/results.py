@@ -9,9 +9,24 @@ from collections.abc import Sequence
 from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import CandidateRow
+from ema_cli.planning.plan import Plan
 
 LAST = "last"
 """The name of the last checkpoint among the candidates: it is no average, but the bar to beat."""
+
+
+_AT = "-at-"
+
+
+def series_name(plan: Plan) -> str:
+    """Return the name of a candidate of a series: 50ba-at-3000ba."""
+    return f"{plan.recipe.law.name}{_AT}{plan.entries[-1].clock}"
+
+
+def name_parts(name: str) -> tuple[str, str | None]:
+    """Return the half-life in the name of a candidate, and the clock, which only those of a series have."""
+    half_life, at, clock = name.partition(_AT)
+    return half_life, clock if at else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +34,7 @@ class Result:
     """What the evaluation of one candidate gave.
 
     Attributes:
-        name: the half-life, as 50ba, or `LAST`.
+        name: the half-life, as 50ba, or `LAST`; of a series with the clock, as 50ba-at-3000ba.
         values: its metric, once for each time it was evaluated; none where it failed.
         failed: why there is no metric.
         same_as: the name of the candidate with the same weights, whose values these are.
@@ -38,12 +53,23 @@ class Result:
     @property
     def half_life(self) -> Time | None:
         """Return the half-life, None of the last checkpoint."""
-        return None if self.name == LAST else Time.parse(self.name)
+        return None if self.name == LAST else Time.parse(name_parts(self.name)[0])
+
+    @property
+    def clock(self) -> Time | None:
+        """Return the clock at which the average ends, None of one that is of no series."""
+        clock = name_parts(self.name)[1]
+        return None if clock is None else Time.parse(clock)
 
     @property
     def length(self) -> float:
         """Return the half-life as a number to sort by; the last checkpoint has none, as if it were 0."""
         return 0.0 if self.half_life is None else float(self.half_life.value)
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Return half-life and clock as numbers to sort by."""
+        return self.length, 0.0 if self.clock is None else float(self.clock.value)
 
     @property
     def mean(self) -> float:
@@ -73,8 +99,8 @@ class Result:
 def choose(results: Sequence[Result], *, maximize: bool) -> Result | None:
     """Return the best result; None where none has a metric.
 
-    What lies within the spread of the best, or within its own, is a tie: the shortest half-life of those wins, and the
-    last checkpoint loses against any.
+    What lies within the spread of the best, or within its own, is a tie: the shortest half-life of those wins, of a
+    series the latest clock of these, and the last checkpoint loses against any.
     """
     sign = -1 if maximize else 1
     able = [result for result in results if result.values]
@@ -84,5 +110,5 @@ def choose(results: Sequence[Result], *, maximize: bool) -> Result | None:
     ties = [result for result in able if abs(result.mean - best.mean) <= max(result.spread, best.spread)]
     averages = [result for result in ties if not result.is_last]
     if averages:
-        return min(averages, key=lambda result: result.length)
+        return min(averages, key=lambda result: (result.length, -result.place[1]))
     return next((result for result in ties if result.name == LAST), best)

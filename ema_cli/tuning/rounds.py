@@ -19,7 +19,7 @@ from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.tuning.half_lives import Range
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.metric import EvaluationFailed
-from ema_cli.tuning.results import LAST, Result, choose
+from ema_cli.tuning.results import LAST, Result, choose, series_name
 from ema_cli.tuning.workshop import Workshop
 
 _SAME_WEIGHTS = 2.0**-24  # of a share: float32 cannot tell averages with such weights apart
@@ -67,11 +67,13 @@ class Candidates:
         plan: gives the plan of a half-life.
         half_lives: those that the user names, or a range to search.
         last: the plan of the last checkpoint alone, None where there is none.
+        series: instead of `half_lives`, the plans of a series.
     """
 
     plan: Callable[[Time], Plan]
     half_lives: Sequence[Time] | Range
     last: Plan | None
+    series: Sequence[Plan] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,10 @@ class Rounds:
         """Evaluate all candidates."""
         search = self.candidates.half_lives
         first = search.grid() if isinstance(search, Range) else list(search)
-        self._evaluate_all(first, self.candidates.last)
+        plans = {series_name(plan): plan for plan in self.candidates.series} or self._plans_of(first)
+        self._evaluate_all(plans, self.candidates.last)
         while isinstance(search, Range) and (following := search.refined(self._scores())) is not None:
-            self._evaluate_all([following])
+            self._evaluate_all(self._plans_of([following]))
 
     def best(self) -> Result | None:
         """Return the result that wins so far."""
@@ -108,7 +111,7 @@ class Rounds:
 
     def ordered(self) -> tuple[Result, ...]:
         """Return all results, the last checkpoint first, then by half-life."""
-        return tuple(sorted(self.results.values(), key=lambda result: result.length))
+        return tuple(sorted(self.results.values(), key=lambda result: result.place))
 
     def _scores(self) -> dict[Time, float]:
         """Return what the search knows: less is better, and a failure is worst."""
@@ -119,13 +122,12 @@ class Rounds:
             if result.half_life is not None
         }
 
-    def _evaluate_all(self, half_lives: Sequence[Time], last: Plan | None = None) -> None:
-        """Evaluate some half-lives, and the last checkpoint where it is given: in one reading, where there is room.
+    def _evaluate_all(self, averages: Mapping[str, Plan], last: Plan | None = None) -> None:
+        """Evaluate some averages, and the last checkpoint where it is given: in one reading, where there is room.
 
         What is known already, or has the weights of another candidate, is not evaluated.
         """
-        plans = {LAST: last} if last is not None else {}
-        plans |= self._plans_of(half_lives)
+        plans = {LAST: last, **averages} if last is not None else averages
         known = self.journal.results if self.journal else {}
         waiting: dict[str, Plan] = {}
         alike: dict[str, str] = {}
@@ -167,7 +169,7 @@ class Rounds:
         left = dict(plans)
         while left:
             first = next(iter(left.values()))
-            of_one_run = ((name, plan) for name, plan in left.items() if plan.run is first.run)
+            of_one_run = ((name, plan) for name, plan in left.items() if _of_one_run(plan, first))
             batch = dict(islice(of_one_run, self.workshop.room(first)))
             left = {name: plan for name, plan in left.items() if name not in batch}
             with self.watcher.reading() as progress:
@@ -206,8 +208,15 @@ class Rounds:
         self.watcher.result(result)
 
 
+def _of_one_run(one: Plan, other: Plan) -> bool:
+    """Return whether one reading can make both."""
+    return one.run.checkpoints is other.run.checkpoints
+
+
 def _same_weights(one: Plan, other: Plan) -> bool:
     """Return whether float32 cannot tell the averages of two plans apart."""
+    if one.newest is not other.newest and min(abs(plan.read[-1].weight) for plan in (one, other)) > _SAME_WEIGHTS:
+        return False  # the later one does not enter the other: as of most pairs in a series
     weights = {entry.checkpoint: entry.weight for entry in one.read}
     for entry in other.read:
         weights[entry.checkpoint] = weights.get(entry.checkpoint, 0.0) - entry.weight

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import EmaError, GateError, option
+from ema_cli.errors import EmaError, GateError, UsageError, option
 from ema_cli.job import prepare
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, as_time
 from ema_cli.manifest.types import TuneRow
 from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.planning.series import make_series
 from ema_cli.runs.run import Run
 from ema_cli.storage.location import location
 from ema_cli.system.progress import no_progress
@@ -69,6 +70,8 @@ def tune(
     tries: int = TRIES,
     maximize: bool = False,
     repeats: int = 1,
+    series: bool = False,
+    series_every: Time | str | None = None,
     state_dict: bool = False,
     allow_last: bool = False,
     force: bool = False,
@@ -88,6 +91,8 @@ def tune(
         tries: how many half-lives of a range to evaluate at most.
         maximize: whether more is better.
         repeats: how many times each is evaluated; what differs by no more than the spread is a tie.
+        series: evaluate each half-life at each clock of the run, of the run up to there; excludes `between`.
+        series_every: the same, with an average every so much; see `make_series`.
         state_dict: `evaluate` gets the tensors by name instead of the path. Needs torch.
         allow_last: write the last checkpoint where it is the best.
         force: replace an output that is there.
@@ -104,10 +109,15 @@ def tune(
     else:
         searched = [as_time(half_life, "half_life") for half_life in half_lives]
         check_half_lives(searched)
+    if series or series_every is not None:
+        named = no_range(searched)
+        recipes = [Recipe(half_life=half_life, **fixed) for half_life in named]
+        of_series = make_series(run, recipes, every=series_every)
     plans = Candidates(
         lambda half_life: make_plan(run, Recipe(half_life=half_life, **fixed)),
         searched,
         make_plan(run, last_checkpoint(fixed.get("start"), fixed.get("stop"))),
+        of_series if series or series_every is not None else (),
     )
     read: Callable[[Path], Any] = Path
     if state_dict:
@@ -137,6 +147,19 @@ def tune(
 def last_checkpoint(start: Time | str | None, stop: Time | str | None) -> Recipe:
     """Return the recipe of the last checkpoint alone, from `start` to `stop`."""
     return Recipe(profile="uniform", last=1, start=start, stop=stop)
+
+
+def no_range(half_lives: Sequence[Time] | Range) -> Sequence[Time]:
+    """Return half-lives that are named, as those of a series must be.
+
+    Raises:
+        UsageError: for a range.
+    """
+    if isinstance(half_lives, Range):
+        raise UsageError(
+            f"excludes {option('between')}", option="series", hint=f"name half-lives: {option('half_life', '500ba')}"
+        )
+    return half_lives
 
 
 def longest(half_lives: Sequence[Time] | Range) -> Time:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ema_cli.manifest.manifest import read_manifest
 from tests.conftest import Cli, write_hf_run, write_torch_run
 from tests.runs.stored_run import train
 
@@ -279,3 +280,65 @@ def test_interrupted_it_leaves_no_candidate_and_no_evaluation(run_folder: Path):
         os.kill(evaluation, 0)
     assert {path.name for path in run_folder.iterdir()} == {"ckpts", "best.tune"}
     assert json.loads((run_folder / "best.tune" / "tune.jsonl").read_text())["tune"] == 1
+
+
+CLOCK_VALLEY = """
+import os
+half_life, clock = os.environ["EMA_HALF_LIFE"], os.environ.get("EMA_CLOCK", "0ba")
+open("calls", "a").write(f"{half_life}@{clock}\\n")
+print(9 if half_life == "last" else abs(int(clock[:-2]) - 1000) + abs(int(half_life[:-2]) - 400))
+"""
+HALVES = ("--half-life", "200ba", "--half-life", "400ba")
+
+
+def test_a_series_is_tuned_and_the_best_clock_wins(cli: Cli, run_folder: Path):
+    """Each average once; what wins is what `--stop` gives, to the byte, and its manifest and report say the clock."""
+    done = cli("tune", "ckpts", *HALVES, "--series-every", "500ba", "--eval", python(CLOCK_VALLEY), "-o", "best")
+    assert (done.code, done.out) == (0, "best\n"), done
+    assert "evaluating a series of 8 averages and the last checkpoint" in done.err
+    assert "best: 400ba-at-1000ba with 0; the last checkpoint has 9" in done.err
+    assert len(calls(run_folder)) == len(set(calls(run_folder))) == 9
+    assert cli("average", "ckpts", "--half-life", "400ba", "--stop", "1000ba", "-o", "alone").code == 0
+    alone, best = (read_manifest(run_folder / name / "ema-manifest.json") for name in ("alone", "best"))
+    assert best.pop("tune")["winner"] == "400ba-at-1000ba"
+    assert alone == best
+    assert cli("verify", "best", "--against", "ckpts").code == 0
+    assert cli("report", "best", "--against", "ckpts", "-o", "best.html").code == 0
+    page = (run_folder / "best.html").read_text()
+    assert "Metric of each candidate against its clock" in page
+    assert "400ba-at-1000ba: 0" in page
+    again = cli("tune", "ckpts", *HALVES, "--series-every", "500ba", "--eval", python(CLOCK_VALLEY), "-o", "best", "-f")
+    assert again.code == 0
+    assert len(calls(run_folder)) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "candidates", "rows"),
+    [
+        (HALVES, 3, ["200ba", "400ba"]),
+        (("--between", "100ba", "900ba", "--tries", "6"), 7, ["100ba", "900ba"]),
+        ((*HALVES, "--series-every", "1000ba"), 5, ["1000ba", "2000ba", "400ba"]),
+    ],
+)
+def test_what_would_be_evaluated_is_shown_and_nothing_is_done(
+    options: tuple[str, ...], candidates: int, rows: list[str], cli: Cli, run_folder: Path
+):
+    """The plans, and the disk that the candidates need; no log, no call."""
+    command = ["tune", "ckpts", *options, "--eval", python(CLOCK_VALLEY), "--dry-run"]
+    done = cli(*command)
+    assert done.code == 0, done
+    assert "Would evaluate" in done.out
+    assert "are free" in done.out
+    assert all(row in done.out for row in rows)
+    facts = cli(*command, "--json").json
+    would = facts["would_evaluate"]
+    assert would["candidates"] == candidates
+    assert would["bytes_at_once"] == candidates * would["bytes_each"] > 0
+    assert [path.name for path in run_folder.iterdir()] == ["ckpts"]
+
+
+def test_a_range_is_no_series(cli: Cli, run_folder: Path):
+    """The half-lives of a series are named."""
+    done = cli("tune", "ckpts", "--between", "5ba", "50ba", "--series", "--eval", "true")
+    assert done.code == 2
+    assert "--series: excludes --between" in done.err

@@ -211,3 +211,20 @@ def test_half_lives_or_a_range_must_be_said(tmp_path: Path):
     write_torch_run(tmp_path / "run", STEPS)
     with pytest.raises(UsageError, match="which half-lives"):
         tune(open_run([tmp_path / "run"]), tmp_path / "best", evaluate=lambda path: 0.0)
+
+
+def test_a_series_from_python(tmp_path: Path):
+    """The best clock of the best half-life, evaluated by a function."""
+    write_torch_run(tmp_path / "run", STEPS)
+    run = open_run([tmp_path / "run"])
+
+    def evaluate(path: Path) -> float:
+        recipe = read_manifest(manifest_path(path, is_folder=path.is_dir()))["recipe"]
+        return 9.0 if recipe["stop"] is None else abs(float(Time.parse(recipe["stop"]).value) - 600) / 1000
+
+    tuned = tune(run, tmp_path / "best", evaluate=evaluate, half_lives=["200ba", "400ba"], series_every="300ba")
+    assert tuned.best is not None
+    assert tuned.best.name == "200ba-at-600ba"  # a tie: the shorter half-life
+    assert [result.name for result in tuned.results][:3] == [LAST, "200ba-at-300ba", "200ba-at-600ba"]
+    with pytest.raises(UsageError, match=r"series=: excludes between"):
+        tune(run, tmp_path / "other", evaluate=evaluate, between=("200ba", "400ba"), series=True)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.cli import requests
+from ema_cli.cli import outcomes, requests
 from ema_cli.cli.option_groups import RecipeOptions, RunOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.tune_options import EvaluationOptions, TunedLawOptions, TuneOptions
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import EmaError, UsageError, option
+from ema_cli.errors import EmaError, RunError, UsageError, option
 from ema_cli.job import checkpoints_read, prepare
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.planning.plan import Plan
+from ema_cli.planning.series import Series, plan_series
+from ema_cli.runs.run import Run
 from ema_cli.storage.location import location
 from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
@@ -30,7 +32,7 @@ from ema_cli.tuning.command import Command
 from ema_cli.tuning.half_lives import TRIES, Range, check_half_lives
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.rounds import Candidates, Evaluation, Watcher
-from ema_cli.tuning.tune import Tuned, last_checkpoint, longest, perform
+from ema_cli.tuning.tune import Tuned, last_checkpoint, longest, no_range, perform
 from ema_cli.tuning.workshop import Workshop
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
@@ -46,12 +48,14 @@ class TuneRequest:
         source: what is averaged.
         raw: the raw checkpoints there, the last of which is the bar to beat.
         half_lives: those to evaluate, or the range.
+        series: at which clocks each half-life is evaluated; None for the end of the run.
         fixed: the rest of each recipe, as `Recipe` takes it.
     """
 
     source: RawSource | StoredSource
     raw: RawSource | StoredSource
     half_lives: tuple[Time, ...] | Range
+    series: Series | None
     fixed: dict[str, Any]
     evaluation: EvaluationOptions
     output: OutputOptions
@@ -74,12 +78,16 @@ class TuneRequest:
         for half_life in _ends(half_lives):
             Recipe(half_life=half_life, **fixed)  # which checks what goes together
         _check_evaluation(options.evaluation)
+        series = requests.series(RecipeOptions(source=law.source, series=law.series, series_every=law.series_every))
+        if series is not None:
+            no_range(half_lives)
         source = requests.source(_run_options(options, law.source), allow_approximate=False)
         raw = requests.source(_run_options(options, "raw"), allow_approximate=False)
         return cls(
             source,
             raw,
             half_lives,
+            series,
             fixed,
             options.evaluation,
             OutputOptions.parse(**asdict(options.form)),
@@ -89,6 +97,12 @@ class TuneRequest:
             options.force,
         )
 
+    def series_of(self, run: Run) -> list[Plan]:
+        """Return the plans of the series, none where none is asked for."""
+        if self.series is None:
+            return []
+        return plan_series(run, list(map(self.recipe, no_range(self.half_lives))), self.series)
+
     def recipe(self, half_life: Time) -> Recipe:
         """Return the recipe of a half-life."""
         return Recipe(half_life=half_life, **self.fixed)
@@ -97,13 +111,15 @@ class TuneRequest:
 def run(options: TuneOptions) -> int:
     """Choose a half-life, write its average, and show all results; return the exit code."""
     printer = make_printer("tune", as_json=options.as_json, quiet=options.quiet)
-    tuned = tune_requested(TuneRequest.resolve(options), printer)
+    tuned = tune_requested(TuneRequest.resolve(options), printer, dry_run=options.dry_run)
+    if tuned is None:
+        return 0
     printer.tuned(tuned)
     return tuned.problem.exit_code if tuned.problem else 0
 
 
-def tune_requested(request: TuneRequest, printer: Printer) -> Tuned:
-    """Do what is requested."""
+def tune_requested(request: TuneRequest, printer: Printer, *, dry_run: bool = False) -> Tuned | None:
+    """Do what is requested; return None from a `dry_run`, which only shows it."""
     run, planner = request.source.planner()
     last = _last_plan(request)
 
@@ -115,6 +131,7 @@ def tune_requested(request: TuneRequest, printer: Printer) -> Tuned:
     else:
         first = plan(longest(request.half_lives))
         inputs = checkpoints_read([first])
+    series = request.series_of(run)
     named = request.target or _default_target(first, request.output)
     job = prepare([first], named, request.output, force=request.force)
     target = job.target  # in the form of the input it is a file or a folder as that is
@@ -128,12 +145,17 @@ def tune_requested(request: TuneRequest, printer: Printer) -> Tuned:
         command=command.text,
         metric=command.metric,
     )
+    candidates = outcomes.Candidates(request.half_lives, len(series), job)
+    if dry_run:
+        plans = series or [made for half_life in _first(request.half_lives) for made in _plan_if_any(plan, half_life)]
+        printer.tuning_planned(replace(candidates, plans=plans or [first]))
+        return None
     inputs += [] if last is None else [last.newest]
     journal = Journal.open(command.logs, _what(request, evaluation, inputs, target))
-    printer.tuning(request.half_lives, job)
+    printer.tuning(candidates)
     with signals.unwinding(), location(target.path).staging() as staging:
         return perform(
-            Candidates(plan, request.half_lives, last),
+            Candidates(plan, request.half_lives, last, series),
             evaluation,
             Workshop(staging, target, request.output, request.evaluation.keep, request.threads, request.max_memory),
             journal=journal,
@@ -168,6 +190,18 @@ def _half_lives(law: TunedLawOptions) -> tuple[Time, ...] | Range:
 
 def _ends(half_lives: Sequence[Time] | Range) -> Sequence[Time]:
     return (half_lives.low, half_lives.high) if isinstance(half_lives, Range) else half_lives
+
+
+def _plan_if_any(plan: Callable[[Time], Plan], half_life: Time) -> list[Plan]:
+    """Return the plan of a half-life; none where it would fail, as one that stored averages are too far from."""
+    try:
+        return [plan(half_life)]
+    except RunError:
+        return []
+
+
+def _first(half_lives: Sequence[Time] | Range) -> Sequence[Time]:
+    return half_lives.grid() if isinstance(half_lives, Range) else half_lives
 
 
 def _check_evaluation(evaluation: EvaluationOptions) -> None:
