@@ -12,7 +12,8 @@ from typing import Any
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, Unreadable
-from ema_cli.storage.names import WEB, StorePath
+from ema_cli.storage.hub import forget_commits, hub_files
+from ema_cli.storage.names import HUB, WEB, StorePath
 from ema_cli.storage.stores import client_of, obstore, store_errors
 
 FIRST_BYTES = 1 << 18  # of a web server's file, which says its size only with some of its bytes
@@ -27,6 +28,7 @@ class StoredObject:
     tag: str
     is_etag: bool = True
     first_bytes: bytes = b""
+    pinned: str = ""  # where it is read on the Hub
 
     @classmethod
     def of(cls, meta: Mapping[str, Any], first_bytes: bytes = b"") -> StoredObject:
@@ -95,6 +97,8 @@ class Listing:
         with self._lock:
             if self.object(path) is not FOLDER:
                 raise Unreadable("cannot be looked into: not a folder", subject=path)
+            if key not in self._folders and path.scheme == HUB:
+                self._list_hub(path)
             if key not in self._folders:
                 with store_errors(path, "cannot be looked into"):
                     listed = obstore().list_with_delimiter(client_of(path), key or None)
@@ -130,6 +134,8 @@ class Listing:
         """Return what lies at an address, of which nothing is known yet."""
         if path.scheme in WEB:
             return self._begin(path)
+        if path.scheme == HUB:
+            return self._list_hub(path)
         # Names of files have a suffix, as a rule: then one request is enough.
         for look in (self._head, self._list) if path.suffix else (self._list, self._head):
             try:
@@ -151,6 +157,20 @@ class Listing:
                 # Nor does it say what lies beside that: buckets answer so where nothing is.
                 raise error if path.is_named else FileNotFoundError from error
             return StoredObject.of(answer.meta, bytes(answer.bytes()))
+
+    def _list_hub(self, path: StorePath) -> StoredObject | None:
+        """List all that lies at an address of the Hub and below it."""
+        folders = dict[str, dict[str, StoredObject | None]]({path.key: {}})
+        for file in hub_files(path):
+            stored = StoredObject(file.size, file.tag, is_etag=False, pinned=file.pinned)
+            if file.key == path.key:
+                return stored
+            _put(folders, file.key, stored, path.key)
+        if not folders[path.key]:
+            raise Missing("does not exist", subject=path)
+        self._folders.update(folders)
+        self._whole.add(path.key)
+        return FOLDER
 
     def _list(self, path: StorePath) -> None:
         """List all that lies below an address."""
@@ -199,3 +219,4 @@ def forget_listings() -> None:
     """Look anew at all buckets from now on."""
     with _lock:
         _listings.clear()
+    forget_commits()

@@ -13,9 +13,11 @@ from typing import NoReturn
 
 from ema_cli.errors import UsageError
 
-SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "https", "http", "memory")
+HUB = "hf"  # the Hugging Face Hub, which has owners in the place of buckets
+SCHEMES = ("s3", "gs", "az", "abfs", "abfss", HUB, "https", "http", "memory")
 WEB = ("https", "http")  # servers that cannot list what they have
 
+_HUB_PARTS = 3  # scheme, owner, repository
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.ASCII | re.IGNORECASE)  # pathlib makes one slash of two
 _queries: dict[Path, str] = {}  # what follows the question mark of web addresses that were named: it may be a signature
 
@@ -109,6 +111,8 @@ def as_path(word: str | Path) -> Path:
     if not path.bucket or ".." in path.parts:
         fact = "'..' has no meaning in a store" if path.bucket else "names no bucket"
         raise UsageError(fact, subject=path, hint="as s3://bucket/run")
+    if path.scheme == HUB and len(path.parts) < _HUB_PARTS + (path.bucket in ("datasets", "spaces", "buckets")):
+        raise UsageError("names no repository", subject=path, hint="as hf://org/model@main/checkpoints")
     if query or path.scheme in WEB:
         _queries[path] = query or path.query
     return path

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, Missing
+from ema_cli.storage.hub import check_same_on_hub, read_from_hub
 from ema_cli.storage.info import Entry, Identity, Info, Kind
 from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of, tag_of
 from ema_cli.storage.names import WEB, StorePath
@@ -133,7 +134,9 @@ class ObjectFile:
             out[:] = kept
 
     def check_unchanged(self) -> None:
-        """Do nothing: all that was read is of the object that was opened, whatever has its place now."""
+        """Check a file of a bucket on the Hub; all else that was read is of the object that was opened."""
+        if self._stored.pinned:
+            check_same_on_hub(self._path, self._stored.pinned, self._stored.tag, _HINT_REWRITTEN)
 
     def _around(self, begin: int, end: int) -> tuple[int, int]:
         """Return what is read for the bytes from `begin` to `end`: headers are at an end of a file, or near others."""
@@ -151,6 +154,9 @@ class ObjectFile:
         path, tag, end = self._path, self._stored.tag, begin + len(out)
         if end > self.size:
             raise CheckpointError(f"ends at byte {self.size} while it is read", subject=path)
+        if self._stored.pinned:
+            read_from_hub(path, self._stored.pinned, begin, out)
+            return
         options: dict[str, object] = {"range": (begin, end)}
         if self._stored.is_etag and not tag.startswith("W/"):  # which no server takes for a condition
             options["if_match"] = tag if tag.startswith('"') else f'"{tag}"'

@@ -42,6 +42,7 @@ def read_anonymously() -> None:
     """Sign no request from now on: what is read is public."""
     for cloud in ("AWS", "GOOGLE", "AZURE"):
         os.environ[f"{cloud}_SKIP_SIGNATURE"] = "true"
+    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
 
 
 @cache
@@ -167,7 +168,12 @@ def reason_of(error: Exception) -> str:
     status, message = _STATUS.search(text), _MESSAGE.search(text)
     if status is not None:
         return f"{status[1].strip()}: {message[1]}" if message else status[1].strip()
-    return _QUERY.sub("?...", text.rpartition(" - ")[2].strip())[:300]
+    return without_queries(text.rpartition(" - ")[2].strip())[:300]
+
+
+def without_queries(text: str) -> str:
+    """Return a text in which no address has what follows the question mark: it may be a signature."""
+    return _QUERY.sub("?...", text)
 
 
 def _advice(path: StorePath, reason: str) -> str | None:

@@ -16,7 +16,7 @@ from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.planning.plan import Plan
 from ema_cli.planning.series import is_series
 from ema_cli.storage.location import location
-from ema_cli.storage.names import WEB, StorePath, as_path, check_no_address, common_folder
+from ema_cli.storage.names import HUB, WEB, StorePath, as_path, check_no_address, common_folder
 
 _DCP = "dcp:"  # before the name of a folder
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
@@ -66,6 +66,12 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
     text = str(path)
     path, is_dcp = as_path(text.removeprefix(_DCP)), text.startswith(_DCP)
     check_no_address(path)
+    if isinstance(path, StorePath) and path.scheme == HUB:
+        raise UsageError(
+            "is on the Hugging Face Hub, from which is read only",
+            subject=path,
+            hint=f"write a folder, {option('o', 'release')}, and put it there: hf upload org/model release",
+        )
     if isinstance(path, StorePath) and path.scheme in WEB:
         raise UsageError(
             "is on a web server, from which is read only", subject=path, hint="write to a disk or a bucket"
