@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import field
 from functools import partial
@@ -15,10 +16,12 @@ from ema_cli.comparing.jumps import WeightSamples, jump_notes
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.comparing.twins import check_alphas, check_averages_move, check_copies, check_twins
 from ema_cli.dataclass import dataclass
+from ema_cli.engines.engine import Engine
 from ema_cli.errors import UsageError, option
 from ema_cli.folding.fold import Factored, Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job, prepare
+from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.signature import signature_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.passes import Pass, keep_more_blocks, plan_passes
@@ -48,6 +51,7 @@ from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target, parse_target
 
 if TYPE_CHECKING:  # which few averages need
+    from ema_cli.engines.spread import Spread, WorkerShare
     from ema_cli.manifest.signing import Signer
 
 
@@ -80,6 +84,7 @@ class Result:
         non_finite: names of the tensors with NaN or infinity that was let through.
         notes: what is worth knowing of the checkpoints, as their tensors show it, and no reason to warn.
         signed: whether each output has a signature.
+        workers: what each worker did, where an engine was asked.
         manifests: that of each output, its tensors left out.
     """
 
@@ -96,6 +101,7 @@ class Result:
     manifests: Sequence[Manifest] = ()
     notes: tuple[str, ...] = ()
     signed: bool = False
+    workers: tuple[WorkerShare, ...] = ()
 
     def __repr__(self) -> str:
         """Return the result in one line: what was written, of how much, how fast."""
@@ -125,6 +131,7 @@ def average(
     manifest: bool = True,
     checksum: bool = False,
     sign: str | Path | None = None,
+    executor: Executor | None = None,
     progress: ProgressCallback = no_progress,
     **form: Unpack[OutputKeywords],
 ) -> Result:
@@ -143,6 +150,10 @@ def average(
         checksum: put the sums of all that is read into the manifest, too, and check those that files of torch.save
             hold.
         sign: a private key (PEM), with which manifest, sums and all other files are signed; needs `ema-cli[sign]`.
+        executor: has the tensor files made by its workers, in processes or on machines that see inputs and output
+            under the same paths; any of `concurrent.futures`, as `ProcessPoolExecutor(8)` or Dask's
+            `client.get_executor()`. `threads` are those of one task then, by default one. It does not show in the
+            output.
         progress: is called with the bytes read so far, and in all, now and then.
         form: `dtype`, `max_shard_size`, `allow_non_finite`, `like_input`, `drop`, `exact_lora`; see `OutputKeywords`.
 
@@ -168,7 +179,8 @@ def average(
         signer = open_signer(as_path(sign))
     most_memory = parse_size(max_memory, "max_memory") if isinstance(max_memory, str) else max_memory
     recording = Recording(checksum, signer=signer)
-    return perform(job, threads=threads, max_memory=most_memory, recording=recording, progress=progress)
+    engine = None if executor is None else Engine("executor", executor)
+    return perform(job, threads=threads, max_memory=most_memory, recording=recording, engine=engine, progress=progress)
 
 
 def perform(
@@ -177,12 +189,16 @@ def perform(
     threads: int | None = None,
     max_memory: int | None = None,
     recording: Recording | None = None,
+    engine: Engine | None = None,
     progress: ProgressCallback = no_progress,
 ) -> Result:
-    """Do what was prepared; see `average`. `recording` counts where the job has a manifest."""
+    """Do what was prepared; see `average`.
+
+    `recording` counts where the job has a manifest. `engine` makes the files of tensors; None for this process.
+    """
     began = time.monotonic()
     recording = recording or Recording()
-    passes = plan_passes(job, threads, max_memory)
+    passes = plan_passes(job, threads or (engine.threads if engine is not None else None), max_memory)
     if max_memory is not None:
         keep_more_blocks(passes, max_memory)
     threads = passes[-1].sizes.threads
@@ -200,12 +216,13 @@ def perform(
     record = _record(job, recording, threads, samples) if job.manifest else None
     notes += _jumps(job, samples)
     done = _Done()
-    with location(job.target.path).staging() as staging:
+    spread = None if engine is None else _spread(job, engine, record, threads)
+    with spread or location(job.target.path).staging() as staging:
         notes += staging.notes
         total = sum(each.job.bytes_to_read for each in passes)
         for each in passes:
             report = partial(_report, progress, done.bytes_read, total)
-            _make(each, staging, job.target, record, recording, done, report)
+            _make(each, staging, job.target, record, recording, done, spread or _fold, report)
         _check_unchanged(job)
         _publish(job, staging)
     notes += [factored_note(factored) for factored in done.factored]
@@ -219,17 +236,33 @@ def perform(
         job.bytes_to_write,
         time.monotonic() - began,
         peak_bytes(),
-        str(chosen_kernel()),
+        str(chosen_kernel()) if spread is None else spread.kernels,
         tuple(sorted(done.non_finite)),
         done.manifests,
         tuple(notes),
         record is not None and recording.signer is not None,
+        () if spread is None else spread.shares,
     )
+
+
+def _spread(job: Job, engine: Engine, record: Record | None, threads: int) -> Spread:
+    """Return what has the tensor files of all outputs made by an engine."""
+    from ema_cli.engines.spread import Spread  # which most averages do not need
+
+    prints = record.fingerprints if record is not None else fingerprints(job.checkpoints, threads)
+    return Spread(job, engine, prints, checksum=record is not None and record.checksums is not None)
 
 
 def _report(progress: ProgressCallback, before: int, total: int, read: int, _: int) -> None:
     """Report what one pass has read after those before it, and what all read."""
     progress(before + read, total)
+
+
+Fold = Callable[
+    [Pass, Sequence[Path], Sender | None, Record | None, ProgressCallback],
+    tuple[Folded, list[dict[str, WrittenFile]]],
+]
+"""Makes the tensor files of one pass: `_fold`, or by an engine."""
 
 
 @dataclass(slots=True)
@@ -249,6 +282,7 @@ def _make(
     record: Record | None,
     recording: Recording,
     done: _Done,
+    fold: Fold,
     progress: ProgressCallback,
 ) -> None:
     """Make the averages of one pass, each whole in its folder of `target`: tensors, small files, manifest."""
@@ -257,7 +291,7 @@ def _make(
     sender = staging.sender(len(job.plans)) if job.is_sent else None
     if record is not None:
         record.begin(job.checkpoints)
-    folded, written = _fold(part, folders, sender, record, progress)
+    folded, written = fold(part, folders, sender, record, progress)
     for output, plan, folder, files in zip(job.outputs, job.plans, folders, written, strict=True):
         files.update(write_small_files(output, folder))
         staging.read_back(folder, partial(_read_back, output, plan))

@@ -72,8 +72,8 @@ class Job:
     @cached_property
     def bytes_to_read(self) -> int:
         """Return how many bytes of tensors enter."""
-        groups = make_groups(self._tied, self.outputs[0].dtypes, self.copied)
-        return bytes_to_read(self._tied, groups, WeightTable.of(self.weights).bases)
+        groups = make_groups(self.tied, self.outputs[0].dtypes, self.copied)
+        return bytes_to_read(self.tied, groups, WeightTable.of(self.weights).bases)
 
     @cached_property
     def bytes_to_write(self) -> int:
@@ -136,7 +136,7 @@ class Job:
         return [[table.get(checkpoint, 0.0) for checkpoint in self.checkpoints] for table in tables]
 
     @cached_property
-    def _tied(self) -> Sequence[Checkpoint]:
+    def tied(self) -> Sequence[Checkpoint]:
         """Return the checkpoints with all names of the newest, also those that some only have tied to others."""
         return [with_ties(checkpoint, self.checkpoints[-1]) for checkpoint in self.checkpoints]
 
@@ -158,7 +158,7 @@ class Job:
         rank, pairs = self.options.exact_lora, self.outputs[0].pairs
         others = averages if rank is None else [replace(one, sink=WithoutPairs.of(one.sink, pairs)) for one in averages]
         folded = fold(
-            self._tied,
+            self.tied,
             others,
             self.outputs[0].dtypes,
             copied=self.copied,
@@ -173,7 +173,7 @@ class Job:
         from ema_cli.formats.adapters.exact import write_products  # which loads numpy, and few averages need
 
         dtypes = self.outputs[0].dtypes
-        factored = [write_products(pairs, self._tied, one.weights, rank, dtypes, one.sink) for one in averages]
+        factored = [write_products(pairs, self.tied, one.weights, rank, dtypes, one.sink) for one in averages]
         return replace(folded, factored=factored)
 
 

@@ -29,6 +29,7 @@ from ema_cli.cli.options import (
     Force,
     MaxMemory,
     MergeInto,
+    On,
     Quiet,
     Threads,
 )
@@ -80,6 +81,7 @@ release.safetensors.sha256."""
     ] = None
     form: FormOptions = field(default_factory=FormOptions)
     anonymous: Anonymous = False
+    on: On = None
     threads: Threads = None
     max_memory: MaxMemory = None
     force: Force = False

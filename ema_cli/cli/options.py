@@ -40,6 +40,16 @@ Threads = Annotated[
         rich_help_panel=READ,
     ),
 ]
+On = Annotated[
+    str | None,
+    Option(
+        metavar="ENGINE",
+        help="Have it done by many: dask://HOST:8786 by the workers of a cluster, processes=4 or dask:local=4 by "
+        "processes of this machine. All see inputs and output under the same paths. --threads are those of one task "
+        "then, of which each worker does one at a time.",
+        rich_help_panel=READ,
+    ),
+]
 MaxMemory = Annotated[
     str | None,
     Option(

@@ -13,7 +13,7 @@ from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.folding.kernel import sum_bytes
-from ema_cli.folding.sample import Range, Sample
+from ema_cli.folding.sample import Range, Selection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +94,7 @@ def make_groups(
     checkpoints: Sequence[Checkpoint],
     targets: Mapping[str, DType],
     copied: frozenset[str],
-    sample: Sample | None = None,
+    sample: Selection | None = None,
 ) -> Iterator[Group]:
     """Yield the tensors to fold; those that are tied in every checkpoint come together.
 
@@ -105,7 +105,7 @@ def make_groups(
         sample: fold only these elements of each tensor.
     """
     specs = checkpoints[-1].tensors.specs
-    tied = _tied_names(checkpoints, targets, copied)
+    tied = _tied_names(checkpoints, targets, copied, sample)
     others = {name for names in tied.values() for name in names[1:]}
     for name, target in targets.items():
         if name not in others:
@@ -120,7 +120,7 @@ def make_groups(
 
 
 def _tied_names(
-    checkpoints: Sequence[Checkpoint], names: Iterable[str], copied: frozenset[str]
+    checkpoints: Sequence[Checkpoint], names: Iterable[str], copied: frozenset[str], sample: Selection | None
 ) -> dict[str, tuple[str, ...]]:
     """Return the names that share their bytes in every checkpoint, by the first of them."""
     newest = checkpoints[-1].tensors
@@ -137,7 +137,7 @@ def _tied_names(
         parts: dict[object, list[str]] = {}
         for name in group:
             places = tuple(checkpoint.tensors.place(name) for checkpoint in checkpoints)
-            parts.setdefault(places, []).append(name)
+            parts.setdefault((places, None if sample is None else sample.kind(name)), []).append(name)
         tied.update({part[0]: tuple(part) for part in parts.values() if len(part) > 1})
     return tied
 

@@ -27,7 +27,7 @@ from ema_cli.folding.kernel import Kernel, NonFiniteElements, WeightTable, Works
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.non_finite import NonFinite
 from ema_cli.folding.reading import FoldReader, Stopped
-from ema_cli.folding.sample import Sample
+from ema_cli.folding.sample import Selection
 from ema_cli.folding.sink import Sink, write_block
 from ema_cli.storage.checksums import Checksums
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -80,10 +80,11 @@ def fold(
     *,
     copied: frozenset[str] = frozenset(),
     allow_non_finite: bool = False,
-    sample: Sample | None = None,
+    sample: Selection | None = None,
     sizes: BufferSizes | None = None,
     checksums: Checksums | None = None,
     kernel: Kernel | None = None,
+    check: Callable[[], None] | None = None,
     progress: ProgressCallback = no_progress,
 ) -> Folded:
     """Make all averages of the checkpoints in one pass.
@@ -100,6 +101,7 @@ def fold(
         sizes: threads, and their memory.
         checksums: takes what is read, to sum it up.
         kernel: the arithmetic; None for that of this process.
+        check: called before each block, in the thread that folds it; what it raises ends the fold.
         progress: called in this thread with the bytes read so far, and in all.
 
     Raises:
@@ -120,6 +122,7 @@ def fold(
         ledgers=ledgers,
         make_workspace=partial(kernel.workspace, sizes.workspace(len(averages), len(weights.bases))),
         sizes=sizes,
+        check=check,
     )
     total = bytes_to_read(checkpoints, groups(), weights.bases)
     workers.run(lambda: progress(reader.bytes_read, total))
@@ -136,6 +139,7 @@ class _Workers:
     ledgers: Sequence[NonFinite]
     make_workspace: Callable[[], Workspace]
     sizes: BufferSizes
+    check: Callable[[], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     # One thread for all that takes several times the memory of a row, which malloc keeps for the thread.
     _settler: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "settle"))
@@ -185,6 +189,8 @@ class _Workers:
         workspace = self.make_workspace()
         with suppress(Stopped):
             while (task := self._next_task()) is not None:
+                if self.check is not None:
+                    self.check()
                 if task.is_copied:
                     self.reader.skip_unread(task)
                 for output in run_block(task, self.reader, workspace, self._settle):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Hashable, Mapping
+from typing import Protocol
 
 from ema_cli.dataclass import dataclass
 
@@ -13,6 +15,33 @@ _STEP = 8  # elements of few bits share bytes: a stretch begins at a whole byte
 
 Range = tuple[int, int]
 """First element, and number of elements."""
+
+
+class Selection(Protocol):
+    """Says which elements of each tensor are made."""
+
+    def ranges(self, name: str, count: int) -> tuple[Range, ...]:
+        """Return the stretches of a tensor of `count` elements, in order, none over another."""
+        ...
+
+    def kind(self, name: str) -> Hashable:
+        """Return what tied tensors must have equal to be folded as one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One stretch of each of some tensors, by name; any other tensor is taken whole."""
+
+    parts: Mapping[str, Range]
+
+    def ranges(self, name: str, count: int) -> tuple[Range, ...]:
+        """Return the stretch of a tensor of `count` elements."""
+        return (self.parts.get(name, (0, count)),)
+
+    def kind(self, name: str) -> Hashable:
+        """Return the stretch: tied tensors of which others are made are folded one by one."""
+        return self.parts.get(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +58,10 @@ class Sample:
     def of(cls, seed: str | None) -> Sample:
         """Return the sample of a seed; without one, of a random one."""
         return cls(os.urandom(8).hex() if seed is None else seed)
+
+    def kind(self, name: str) -> Hashable:
+        """Return the same for all: of tied tensors the elements of the first are made."""
+        return None
 
     def ranges(self, name: str, count: int) -> tuple[Range, ...]:
         """Return the stretches of a tensor of `count` elements, in order; those that touch or overlap are one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 BLOCK_BYTES = 16 << 20
 _STEP = 1 << 20
@@ -78,6 +79,16 @@ class RunningChecksum:
             begin += len(data)
 
 
+class BlockStream(Protocol):
+    """Takes a stream of bytes in order, and gives the sha256 of its blocks."""
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes."""
+
+    def checksums(self) -> list[str]:
+        """Return the checksums."""
+
+
 class Checksums:
     """The sha256 of each 16 MiB of the bytes that are read of each checkpoint, made while several threads read.
 
@@ -87,11 +98,17 @@ class Checksums:
     checkpoints bytes are copied.
     """
 
-    def __init__(self, count: int) -> None:
-        """Begin the checksums of `count` checkpoints."""
+    def __init__(self, count: int, stream_of: Callable[[int, bool], BlockStream] | None = None) -> None:
+        """Begin the checksums of `count` checkpoints.
+
+        Args:
+            count: how many.
+            stream_of: what takes the bytes of a checkpoint, the copied or the averaged ones; None to sum up all blocks.
+        """
+        make = stream_of or (lambda checkpoint, copied: Stream())
         self._next = [0] * count
-        self._averaged = [_Stream() for _ in range(count)]
-        self._copied = [_Stream() for _ in range(count)]
+        self._averaged = [make(checkpoint, False) for checkpoint in range(count)]
+        self._copied = [make(checkpoint, True) for checkpoint in range(count)]
         self._turn = threading.Condition()
         self._stopped = False
 
@@ -123,7 +140,7 @@ class Checksums:
         return [*self._averaged[checkpoint].checksums(), *copied]
 
 
-class _Stream:
+class Stream:
     """The checksum of each block of a stream of bytes; the last block may be shorter."""
 
     def __init__(self) -> None:
@@ -132,6 +149,7 @@ class _Stream:
         self._done: list[str] = []
 
     def update(self, data: memoryview) -> None:
+        """Take the next bytes."""
         while len(data):
             part = data[: self._room]
             self._sha256.update(part)
@@ -142,5 +160,6 @@ class _Stream:
                 self._sha256, self._room = hashlib.sha256(), BLOCK_BYTES
 
     def checksums(self) -> list[str]:
+        """Return the checksum of each block."""
         last = [self._sha256.hexdigest()] if self._room < BLOCK_BYTES else []
         return [*self._done, *last]

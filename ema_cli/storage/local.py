@@ -198,11 +198,26 @@ class LocalFile:
             raise _refusal("disappeared while it was used", self.path, error) from error
         self._check_identity(status)
 
+    def __getstate__(self) -> tuple[Path, tuple[int | str, ...], int]:
+        """Return what another process needs to open the file when it reads it.
+
+        Device and inode are left out: on another machine the same file system may have other numbers for them.
+        """
+        return Path(os.path.abspath(self._path)), self._identity.parts[2:], self._size
+
+    def __setstate__(self, state: tuple[Path, tuple[int | str, ...], int]) -> None:
+        self._path, parts, self._size = state
+        self._identity = Identity(("", "", *parts))
+        self._users = 0
+
     def _unread(self, offset: int, error: OSError) -> Missing | Unreadable:
         return _refusal(f"cannot be read at byte {offset}", self.path, error)
 
     def _check_identity(self, status: os.stat_result) -> None:
-        if _identity(status) != self._identity:
+        now = _identity(status)
+        if self._identity.parts[:1] == ("",):
+            now = Identity(("", "", *now.parts[2:]))
+        if now != self._identity:
             raise CheckpointError("changed while it was used", subject=self.path, hint=_HINT_REWRITTEN)
 
     def _take_descriptor(self) -> int:

@@ -33,19 +33,28 @@ class OutputStream:
     Args:
         path: where; nothing may be there yet.
         summed: whether to keep its sha256 up to date while it is written. Then no byte may be written twice.
+        stretch: the bytes of the file, from and to, that are written and summed up here; others may write around them,
+            and the file may be there. None for a new file, all of it.
 
     Raises:
         OutputError: where the file system refuses; all methods raise it.
     """
 
-    def __init__(self, path: Path, *, summed: bool = True) -> None:
+    def __init__(self, path: Path, *, summed: bool = True, stretch: tuple[int, int] | None = None) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._begin, self._end = stretch if stretch is not None else (0, -1)  # -1: where the file ends
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if stretch else os.O_EXCL)
         with output_errors(path):
             self._descriptor = os.open(path, flags, 0o666)  # the umask takes its bits off, as for any file
-        self._sum = RunningChecksum(self.read) if summed else None
+        self._sum = RunningChecksum(lambda at, size: self.read(self._begin + at, size)) if summed else None
         self._unsynced = 0  # bytes that the disk has not been asked for
         self._lock = threading.Lock()
+
+    def extend(self, size: int) -> None:
+        """Make the file that long, if it is shorter: what nobody wrote yet reads as zeros."""
+        with output_errors(self.path):
+            if os.fstat(self._descriptor).st_size < size:
+                os.ftruncate(self._descriptor, size)
 
     def write(self, offset: int, data: bytes | memoryview, *, noted: bool = True, ahead: bool = False) -> None:
         """Write all of `data` at byte `offset`; what is not `noted`, as many small pieces, is summed up at the end.
@@ -59,7 +68,7 @@ class OutputStream:
                 position += count
                 rest = rest[count:]
         if self._sum is not None and noted:
-            self._sum.add(offset, memoryview(data))
+            self._sum.add(offset - self._begin, memoryview(data))
         with self._lock:
             self._unsynced += len(data)
             if is_much := self._unsynced >= _UNSYNCED_BYTES:
@@ -73,11 +82,12 @@ class OutputStream:
             return os.pread(self._descriptor, size, offset)
 
     def sha256(self) -> str:
-        """Return the sha256 of the whole file as hexadecimal text, empty where it is not summed."""
+        """Return the sha256 of the whole file, or of the stretch, as hexadecimal text, empty where it is not summed."""
         if self._sum is None:
             return ""
         with output_errors(self.path):
-            return self._sum.hexdigest(os.fstat(self._descriptor).st_size)
+            end = os.fstat(self._descriptor).st_size if self._end < 0 else self._end
+            return self._sum.hexdigest(end - self._begin)
 
     def give_up(self) -> None:
         """End a `sha256` that another thread waits for: nobody needs it any more."""

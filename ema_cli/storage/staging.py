@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from ema_cli.storage.store_stream import Frame, StoreStream
 
 _PREFIX = ".ema-cli-"
+_SHARED_PREFIX = f"{_PREFIX}parts-"
 _PATIENCE_SECONDS = 5  # a run publishes in less
+_SHARED_DAYS = 7  # parts of an average may wait in a queue, and those that are done wait for them
 
 
 class Sender(Protocol):
@@ -219,8 +221,45 @@ class Staging:
             ) from error
 
 
+class SharedStaging(Staging):
+    """A staging folder whose name others know: workers of this run on other machines, other parts, and the next run.
+
+    It outlives its run where that says `keep`, or is killed: whoever makes the same average goes on with what is there.
+
+    Attributes:
+        tasks: a folder in it for what is told between them.
+    """
+
+    def __init__(self, target: Path, digest: str) -> None:
+        super().__init__(target)
+        self._name = f"{_SHARED_PREFIX}{digest[:16]}"
+        self.tasks = Path()
+
+    def _make_folder(self) -> None:
+        self.folder = self.parent / self._name
+        self.tasks = self.folder / ".tasks"
+        self.tasks.mkdir(parents=True, exist_ok=True)
+        self._discard = weakref.finalize(self, _discard, self.folder, -1)
+
+    def keep(self) -> None:
+        """Leave the folder as it is at the end, for who goes on."""
+        if isinstance(self._discard, weakref.finalize):
+            self._discard.detach()
+        self._discard = lambda: None
+
+    def is_there(self) -> bool:
+        """Return whether the folder still is there: who publishes removes it."""
+        return self.tasks.is_dir()
+
+
 def remove_abandoned(parent: Path) -> None:
-    """Remove the staging folders in `parent` that no living process holds."""
+    """Remove the staging folders in `parent` that no living process holds, and shared ones unused for days."""
+    for folder in parent.glob(f"{_SHARED_PREFIX}{'[0-9a-f]' * 16}"):
+        with suppress(OSError):
+            names = ["", ".tasks", *(f".tasks/{name}" for name in os.listdir(folder / ".tasks"))]
+            used = max([(folder / name).stat().st_mtime for name in names])
+            if not folder.is_symlink() and time.time() - used > _SHARED_DAYS * 86400:
+                _discard(folder, -1)
     for folder in parent.glob(f"{_PREFIX}{'[0-9a-f]' * 16}"):
         if not folder.is_dir() or folder.is_symlink():
             continue

@@ -7,6 +7,7 @@ import resource
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,14 +112,25 @@ class FileSink(OpenFiles):
         self._last = 0  # the number of the file that had the last tensor
         try:
             for file in output.files:
-                stream = self._begin(file, sender)
-                begins = file.table.begins
-                if output.originals or "/" in file.name:
-                    begins = {output.original(file, name): begin for name, begin in begins.items()}
-                self._files.append(_TensorFile(stream, file.header_size, begins))
+                self._take(output, file, self._begin(file, sender))
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def into(cls, output: Output, stream: OutputStream) -> FileSink:
+        """Return a sink that writes into a file that is open already, the only one of `output`; its header is not."""
+        sink = cls(replace(output, files=[]), stream.path.parent, summed=False)
+        sink._take(output, output.files[0], stream)
+        sink.streams.append(stream)
+        return sink
+
+    def _take(self, output: Output, file: OutputFile, stream: OutputStream | StoreStream) -> None:
+        """Write the tensors of a file into a stream from now on."""
+        begins = file.table.begins
+        if output.originals or "/" in file.name:
+            begins = {output.original(file, name): begin for name, begin in begins.items()}
+        self._files.append(_TensorFile(stream, file.header_size, begins))
 
     def _begin(self, file: OutputFile, sender: Sender | None) -> OutputStream | StoreStream:
         """Begin a file with its header."""

@@ -29,7 +29,9 @@ class Record:
     """Makes the manifests of averages that are written in one pass.
 
     Attributes:
-        checksums: where to report the bytes that are read in a pass; None if their sums are not wanted.
+        fingerprints: those of the checkpoints.
+        checksums: where to report the bytes that are read of the checkpoints, or what others summed up; None if their
+            sums are not wanted.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class Record:
         self._remarks = remarks
         self._known: dict[Checkpoint, InputFacts] = {}
         self._libraries = library_versions()  # as they are before the output is written
-        self._fingerprints = dict(zip(checkpoints, fingerprints(checkpoints, threads, watch), strict=True))
+        self.fingerprints = fingerprints(checkpoints, threads, watch)
+        self._fingerprints = dict(zip(checkpoints, self.fingerprints, strict=True))
         self.begin(checkpoints)
 
     def begin(self, checkpoints: Sequence[Checkpoint]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ema_cli.cli.printer import Printer
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.stderr import ask_password
 from ema_cli.dataclass import dataclass
+from ema_cli.engines.opening import open_engine
 from ema_cli.errors import UsageError, option
 from ema_cli.job import prepare
 from ema_cli.law.recipe import Recipe
@@ -32,6 +34,7 @@ from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
 
 if TYPE_CHECKING:
+    from ema_cli.engines.engine import Engine
     from ema_cli.manifest.signing import Signer
     from ema_cli.release.replay import Replay
 
@@ -76,6 +79,7 @@ class AverageRequest:
         output: the form of the output; not used where a manifest says it.
         target: where the averages go; None for the default.
         signer: signs them; None where nobody does.
+        engine: opens the engine that does it; nothing where this process does.
         threads: how many; None for the default.
         max_memory: of the whole process, in bytes; None for the default.
     """
@@ -93,6 +97,7 @@ class AverageRequest:
     manifest: bool
     checksum: bool
     signer: Signer | None
+    engine: AbstractContextManager[Engine | None] = field(default_factory=nullcontext)
 
     @classmethod
     def resolve(cls, options: AverageOptions) -> AverageRequest:
@@ -139,6 +144,7 @@ class AverageRequest:
             not options.no_manifest,
             options.checksum,
             _signer(options.sign),
+            nullcontext() if options.on is None else open_engine(options.on),
         )
 
 
@@ -180,12 +186,13 @@ def average(request: AverageRequest, printer: Printer) -> None:
         printer.planned(DryRun(job, passes, remarks))
         return
     printer.averaging(DryRun(job, passes, remarks))
-    with signals.unwinding(), printer.progress("averaging") as progress:
+    with signals.unwinding(), request.engine as engine, printer.progress("averaging") as progress:
         result = perform(
             job,
             threads=request.threads,
             max_memory=request.max_memory,
             recording=opened.recording,
+            engine=engine,
             progress=progress,
         )
     printer.averaged(Averaged(plans, result, remarks))

@@ -1,0 +1,108 @@
+"""Dask: workers of a cluster that runs, or of one of this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from ema_cli.engines.engine import Engine, EngineError, Loss, plain_loss
+from ema_cli.errors import UsageError
+from ema_cli.system.processors import default_threads
+
+_CONNECT_SECONDS = 30
+
+
+def _distributed() -> Any:
+    try:
+        import distributed
+    except ImportError as error:
+        raise UsageError(
+            f"needs the package distributed: {error}", option="on", hint="pip install 'ema-cli[dask]'"
+        ) from error
+    return distributed
+
+
+@contextmanager
+def dask_cluster(name: str, address: str) -> Iterator[Engine]:
+    """Yield the workers of the scheduler at an address, as tcp://host:8786.
+
+    Raises:
+        UsageError: where Dask is not installed.
+        EngineError: where the scheduler does not answer.
+    """
+    distributed = _distributed()
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        try:
+            client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+        except (OSError, TimeoutError) as error:
+            raise EngineError(
+                f"the scheduler does not answer: {error}", subject=name, hint="start it: dask scheduler"
+            ) from error
+        stack.callback(client.close)
+        yield _engine(name, client)
+
+
+@contextmanager
+def local_dask(name: str, number: int) -> Iterator[Engine]:
+    """Yield so many workers of Dask on this machine.
+
+    Raises:
+        UsageError: where Dask is not installed.
+    """
+    distributed = _distributed()
+    import dask
+
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        # We send what was lost again ourselves, and count how often. Nobody needs a page to look at.
+        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 0}))
+        cluster = stack.enter_context(
+            distributed.LocalCluster(
+                n_workers=number,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                memory_limit=None,  # a fold takes what `--max-memory` says
+                silence_logs=logging.CRITICAL,
+            )
+        )
+        client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
+        yield _engine(name, client, max(1, default_threads() // number))
+
+
+def _engine(name: str, client: Any, threads: int = 1) -> Engine:
+    def check() -> None:
+        if client.status != "running":
+            raise EngineError(
+                "the scheduler went away",
+                subject=name,
+                hint="start it anew; the same command goes on with what is finished",
+            )
+
+    executor = client.get_executor(pure=False, retries=0)
+    return Engine(name, executor, threads, _loss, check)
+
+
+def _loss(error: BaseException) -> Loss | None:
+    if type(error).__name__ == "KilledWorker":
+        # The scheduler gave it to so many workers, one after another, as its own setting says.
+        worker, failures = getattr(error, "last_worker", None), getattr(error, "allowed_failures", 0)
+        return Loss(str(getattr(worker, "address", "")), failures + 1)
+    return Loss() if isinstance(error, CancelledError) else plain_loss(error)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask's own words about lost workers off the terminal: what matters of them is said by us."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,50 @@
+"""What an engine is to us: an executor, and how it says that a worker was lost. All else is the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, CancelledError, Executor
+
+from ema_cli.dataclass import dataclass
+from ema_cli.errors import OutputError
+
+
+class EngineError(OutputError):
+    """Workers, or the engine itself, that were lost. What is finished is kept: the same command goes on with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A worker that was lost with a task.
+
+    Attributes:
+        worker: its name, for people; empty where the engine does not say.
+        tries: how often the engine itself gave the task to a worker.
+    """
+
+    worker: str = ""
+    tries: int = 1
+
+
+def plain_loss(error: BaseException) -> Loss | None:
+    """Return what any executor says by its error: that a worker was lost, or None for any other error."""
+    return Loss() if isinstance(error, BrokenExecutor | CancelledError) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Those who do tasks.
+
+    Attributes:
+        name: as the user named it.
+        executor: takes tasks.
+        threads: of one task, where the user does not say.
+        loss: what an error of a task says of a lost worker; None where it is an error of the task itself.
+        check: raises an EngineError if the engine went away.
+    """
+
+    name: str
+    executor: Executor
+    threads: int = 1
+    loss: Callable[[BaseException], Loss | None] = plain_loss
+    check: Callable[[], None] = lambda: None

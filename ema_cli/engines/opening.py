@@ -1,0 +1,47 @@
+"""What `--on` names: an engine that runs somewhere, or one of this machine. Its library is loaded only here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from ema_cli.engines.engine import Engine
+from ema_cli.errors import UsageError
+from ema_cli.system.processors import default_threads
+
+KINDS = "dask://HOST:8786, dask:local=4 or processes=4"
+_NUMBERED = re.compile(r"(dask:local|processes)=([0-9]{1,4})")
+
+
+def open_engine(name: str) -> AbstractContextManager[Engine]:
+    """Return what opens the engine that a user names.
+
+    Raises:
+        UsageError: for any other name; when it is entered, where its library is not installed.
+        EngineError: when it is entered, where it does not answer.
+    """
+    numbered = _NUMBERED.fullmatch(name)
+    if numbered is not None and int(numbered[2]):
+        if numbered[1] == "processes":
+            return _processes(name, int(numbered[2]))
+        from ema_cli.engines.dask_cluster import local_dask
+
+        return local_dask(name, int(numbered[2]))
+    if name.startswith(("dask://", "dask+tls://")) and len(name) > len("dask://"):
+        from ema_cli.engines.dask_cluster import dask_cluster
+
+        scheme, _, place = name.partition("://")
+        return dask_cluster(name, f"{'tls' if scheme.endswith('tls') else 'tcp'}://{place}")
+    raise UsageError(f"'{name}' is no engine", option="on", hint=f"one of {KINDS}")
+
+
+@contextmanager
+def _processes(name: str, number: int) -> Iterator[Engine]:
+    from ema_cli.engines.process_pool import Processes, process_loss
+
+    pool = Processes(number)
+    try:
+        yield Engine(name, pool, max(1, default_threads() // number), process_loss)
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,74 @@
+"""What became of a task: sums, sizes, what is not finite; kept beside the files, so that nobody does it twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ema_cli.dataclass import dataclass
+from ema_cli.engines.tasks import Task
+from ema_cli.storage.output_stream import output_errors
+
+_SUFFIX = ".json"
+
+BlockSum = tuple[int, bool, int, str]
+"""Checkpoint, whether it is of its copied bytes, block, sha256."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A task that is done.
+
+    Attributes:
+        number: that of the task.
+        digest: that of the averaging.
+        worker: who did it, for people.
+        kernel: what did the arithmetic there.
+        seconds: how long it took.
+        bytes_read: of tensors.
+        sums: of each output, the sha256 of each of its files, or of its stretch of one; empty where none is wanted.
+        let_through, infinite: of each average, the names of tensors that are not finite; see `NonFinite`.
+        blocks: sums of what was read.
+    """
+
+    number: int
+    digest: str
+    worker: str
+    kernel: str
+    seconds: float
+    bytes_read: int
+    sums: list[list[str]]
+    let_through: list[list[str]]
+    infinite: list[list[str]]
+    blocks: list[BlockSum]
+
+
+def write_done(folder: Path, done: Done, token: str) -> None:
+    """Keep what became of a task; `token` tells this try from others.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    path = _path(folder, done.number)
+    fresh = path.with_name(f"{path.name}-{token}")
+    with output_errors(path):
+        fresh.write_text(json.dumps(asdict(done)))
+        fresh.replace(path)
+
+
+def read_done(folder: Path, task: Task, digest: str) -> Done | None:
+    """Return what became of a task of the averaging, None where nothing is known."""
+    try:
+        data = json.loads(_path(folder, task.number).read_bytes())
+        done = Done(**{**data, "blocks": [tuple(block) for block in data["blocks"]]})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    is_whole = done.number == task.number and [len(sums) for sums in done.sums] == [
+        len(numbers) for numbers in task.files
+    ]
+    return done if is_whole and done.digest == digest else None
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05}{_SUFFIX}"

@@ -1,0 +1,269 @@
+"""Do one task: fold its range of the output, write it, tell what became of it. Done twice, it gives the same bytes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from ema_cli.dtypes import DType
+from ema_cli.engines.block_sums import BlockSums
+from ema_cli.engines.records import Done, read_done, write_done
+from ema_cli.engines.tasks import Step, Task
+from ema_cli.engines.work import Work, check_versions, unpack
+from ema_cli.errors import EmaError, OutputError
+from ema_cli.folding.fold import Average, Folded, fold
+from ema_cli.folding.kernel.choice import chosen_kernel
+from ema_cli.folding.sample import Parts
+from ema_cli.storage.lease import Watch
+from ema_cli.storage.location import location
+from ema_cli.storage.output_stream import OutputStream, output_errors
+from ema_cli.storage.source import ByteSource
+from ema_cli.system.progress import ProgressCallback
+from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_sink
+from ema_cli.writing.outputs import Output
+from ema_cli.writing.piece_sink import PieceSink
+
+_TOLD_SECONDS = 1.0  # after so long a task tells how far it is
+_READ_BYTES = 1 << 20
+AT_SUFFIX = ".at"
+
+
+def run_task(wanted: Mapping[str, str], packed: bytes, task: Task) -> Done:
+    """Do a task in this process, for another one.
+
+    Args:
+        wanted: the versions of the one who asks.
+        packed: the work, as `pack` made it.
+        task: the task.
+
+    Raises:
+        UsageError: where this process has other versions.
+        EmaError: as averaging; it names this worker.
+    """
+    worker = name_of_worker()
+    check_versions(wanted, worker)  # before anything of another version is opened
+    try:
+        return do_task(unpack(packed), task, worker)
+    except EmaError as error:
+        error.fact = f"{error.fact} (worker {worker})"
+        raise
+
+
+def name_of_worker() -> str:
+    """Return the name of this process, for people."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = lambda nbytes: None) -> Done:
+    """Do a task, unless it is done already.
+
+    Args:
+        work: the averaging.
+        task: the task.
+        worker: who does it.
+        told: is called now and then with the bytes read so far.
+
+    Raises:
+        EmaError: as averaging.
+    """
+    check = _check_of(work)
+    if check is not None:
+        check()
+    done = read_done(work.tasks, task, work.digest)
+    if done is not None and _is_there(work, task, done.sums):
+        return replace(done, seconds=0.0, bytes_read=0, worker=worker)
+    token, began = secrets.token_hex(4), time.monotonic()
+    outputs = [_with_functions(work, output, number) for number, output in enumerate(task.select(work.outputs))]
+    folded: Folded | None = None
+    blocks: BlockSums | None = None
+    with _telling(work.tasks / f"{task.number:05}{AT_SUFFIX}", told) as progress:
+        if task.step is Step.WHOLE:
+            folder = work.tasks / f"{task.number:05}-{token}"
+            folded, blocks, sums = _make_whole(work, outputs, folder, check, progress)
+        elif task.step is Step.STRETCH:
+            folded, blocks, sums = _make_stretch(work, task, outputs, check, progress)
+        else:
+            sums = [_finish(work, output, number) for number, output in enumerate(outputs)]
+    none: list[list[str]] = [[] for _ in outputs]
+    done = Done(
+        task.number,
+        work.digest,
+        worker,
+        str(chosen_kernel()),
+        time.monotonic() - began,
+        folded.bytes_read if folded is not None else 0,
+        sums,
+        [sorted(each.let_through) for each in folded.non_finite] if folded is not None else none,
+        [sorted(each.infinite) for each in folded.non_finite] if folded is not None else none,
+        blocks.sums() if blocks is not None else [],
+    )
+    write_done(work.tasks, done, token)
+    return done
+
+
+def _check_of(work: Work) -> Callable[[], None] | None:
+    """Return what looks whether the one for whom the work is done is there; None where that is this process."""
+    if work.lease is None:
+        return None
+    path, owner, seconds = work.lease
+    if not work.tasks.is_dir():
+        raise OutputError(
+            "the folder in which the average is made is not there",
+            subject=work.tasks.parents[1],
+            hint="name an output on a file system that all workers see under the same path",
+        )
+    watch = Watch(path, seconds=seconds)
+    return lambda: watch.check(owner)
+
+
+def _make_whole(
+    work: Work, outputs: Sequence[Output], folder: Path, check: Callable[[], None] | None, progress: ProgressCallback
+) -> tuple[Folded, BlockSums | None, list[list[str]]]:
+    """Make files in a folder of this try's own, then put them where they belong."""
+    allow_descriptors(sum(len(output.files) for output in outputs))
+    with ExitStack() as stack:
+        sinks: list[FileSink | PieceSink] = []
+        for number, output in enumerate(outputs):
+            sinks.append(make_sink(output, folder / str(number), summed=work.summed))
+            stack.callback(sinks[-1].close)
+        folded, blocks = _fold(work, outputs, sinks, None, check, progress)
+        streams = [stream for sink in sinks for stream in sink.streams]
+        files = [file for output in outputs for file in output.files]
+        rest = iter(finish_files(list(zip(files, streams, strict=True)), work.sizes.threads))
+        sums = [[next(rest) for _ in output.files] for output in outputs]
+    for number, output in enumerate(outputs):
+        for file in output.files:
+            place = work.folders[number] / file.name
+            location(place.parent).make_folder()
+            with output_errors(place):
+                (folder / str(number) / file.name).replace(place)
+    return folded, blocks, sums
+
+
+def _make_stretch(
+    work: Work, task: Task, outputs: Sequence[Output], check: Callable[[], None] | None, progress: ProgressCallback
+) -> tuple[Folded, BlockSums | None, list[list[str]]]:
+    """Write a stretch of one file of each output, beside others who write other stretches."""
+    with ExitStack() as stack:
+        sinks, streams = [], []
+        for number, output in enumerate(outputs):
+            (file,) = output.files
+            place = work.folders[number] / file.name
+            location(place.parent).make_folder()
+            begin, end = (file.header_size + at for at in (task.begin, task.end))
+            streams.append(OutputStream(place, summed=work.summed, stretch=(begin, end)))
+            stack.callback(streams[-1].close)
+            streams[-1].extend(file.size)
+            sinks.append(FileSink.into(output, streams[-1]))
+        folded, blocks = _fold(work, outputs, sinks, task.parts(outputs[0]), check, progress)
+        for stream in streams:
+            stream.sync()
+        return folded, blocks, [[stream.sha256()] for stream in streams]
+
+
+def _finish(work: Work, output: Output, number: int) -> list[str]:
+    """Complete a file whose stretches are all there; return its sum."""
+    (file,) = output.files
+    place = work.folders[number] / file.name
+    stream = OutputStream(place, summed=work.summed, stretch=(0, file.size))
+    try:
+        stream.write(0, file.header, noted=False)
+        return finish_files([(file, stream)], 1)
+    finally:
+        stream.close()
+
+
+def _fold(
+    work: Work,
+    outputs: Sequence[Output],
+    sinks: Sequence[FileSink | PieceSink],
+    parts: Parts | None,
+    check: Callable[[], None] | None,
+    progress: ProgressCallback,
+) -> tuple[Folded, BlockSums | None]:
+    targets: Mapping[str, DType] = outputs[0].dtypes
+    if parts is not None:
+        targets = {name: dtype for name, dtype in targets.items() if name in parts.parts}
+    blocks = None
+    if work.checksum:
+        everything = work.outputs[0].dtypes
+        blocks = BlockSums(work.checkpoints, everything, work.copied, targets, parts)
+    folded = fold(
+        work.checkpoints,
+        [Average(weights, sink) for weights, sink in zip(work.weights, sinks, strict=True)],
+        targets,
+        copied=work.copied,
+        allow_non_finite=work.allow_non_finite,
+        sample=parts,
+        sizes=work.sizes,
+        checksums=blocks.checksums if blocks is not None else None,
+        check=check,
+        progress=progress,
+    )
+    for file in {file.path: file for checkpoint in work.checkpoints for file in checkpoint.files}.values():
+        file.check_unchanged()
+    return folded, blocks
+
+
+def _is_there(work: Work, task: Task, sums: Sequence[Sequence[str]]) -> bool:
+    """Return whether the files of a task, or its stretches of them, are there with these sums, if they have any."""
+    for output, folder, expected in zip(task.select(work.outputs), work.folders, sums, strict=True):
+        for file, known in zip(output.files, expected, strict=True):
+            begin, end = 0, file.size
+            if task.step is Step.STRETCH:
+                begin, end = file.header_size + task.begin, file.header_size + task.end
+            try:
+                there = location(folder / file.name).open()
+                if there.size < end or (task.step is not Step.STRETCH and there.size != end):
+                    return False
+                if known and _sum_of(there, begin, end) != known:
+                    return False
+            except EmaError:
+                return False
+    return True
+
+
+def _sum_of(file: ByteSource, begin: int, end: int) -> str:
+    digest = sha256()
+    for at in range(begin, end, _READ_BYTES):
+        digest.update(file.read(at, min(_READ_BYTES, end - at)))
+    return digest.hexdigest()
+
+
+def _with_functions(work: Work, output: Output, number: int) -> Output:
+    """Return an output with what says where in its files averaged tensors go, which does not travel."""
+    likeness = output.likeness
+    if likeness is None:
+        return output
+    from ema_cli.formats.copies.stored import stored_pieces  # which most averages do not need
+
+    tensors = work.checkpoints[work.newest[number]].tensors
+    pieces = {name: list(stored_pieces(tensors, name)) for name in likeness.pieces}
+    return replace(output, likeness=replace(likeness, pieces=pieces))
+
+
+@contextmanager
+def _telling(path: Path, told: Callable[[int], None]) -> Iterator[ProgressCallback]:
+    """Yield what tells now and then how many bytes are read: here, and to who looks into the folder."""
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        told(done)
+        now = time.monotonic()
+        if now - last >= _TOLD_SECONDS:
+            last = now
+            with output_errors(path):
+                path.write_text(str(done))
+
+    try:
+        yield tell
+    finally:
+        path.unlink(missing_ok=True)

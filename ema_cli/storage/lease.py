@@ -1,0 +1,214 @@
+"""A lease: a small file that its owner writes anew while it lives. If it stands still, the owner is gone.
+
+Locks do not reach other machines on every file system, and their clocks differ. So nobody compares times of two
+machines: a lease is old if its text stays the same for long, by the clock of the one who looks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+
+from ema_cli.errors import OutputError
+from ema_cli.storage.output_stream import output_errors
+
+LEASE_SECONDS = 60.0
+"""A lease that stood still for so long is given up. Network file systems may show a new text only seconds later."""
+
+_RENEWED_SHARE = 1 / 12  # of that time
+_LOOK_SHARE = 1 / 60
+
+
+class LeaseLost(OutputError):
+    """The one for whom the work was done is gone, or somebody else took its place."""
+
+
+class Lease:
+    """The lease of this process, renewed by a thread; a context manager. It is made only where none is.
+
+    Raises:
+        OutputError: where somebody who lives holds it, or the file system refuses.
+    """
+
+    def __init__(self, path: Path, *, seconds: float = LEASE_SECONDS) -> None:
+        self.path = path
+        self.owner = secrets.token_hex(8)
+        self._seconds = seconds
+        self._count = 0
+        self._ended = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        with output_errors(self.path):
+            if not self._make():
+                self._take_over()
+        self._renewing.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._renewing.ident is not None:
+            self._renewing.join()
+        with suppress(OSError):
+            if owner_of(self.path) == self.owner:
+                self.path.unlink()
+
+    def _make(self) -> bool:
+        """Make the file, and return whether none was there."""
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            os.write(descriptor, self._text())
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _take_over(self) -> None:
+        """Wait until it is clear that the owner is gone, and take its place.
+
+        Raises:
+            OutputError: where the owner lives.
+        """
+        watch = Watch(self.path, seconds=self._seconds)
+        while watch.is_renewed_in_time() and not _is_dead(_held(watch.text)):
+            if watch.was_renewed:
+                raise OutputError(
+                    "another run is making the same average here",
+                    subject=self.path.parent.parent,
+                    hint="wait for its end, or write elsewhere",
+                )
+            time.sleep(self._seconds * _LOOK_SHARE)
+        aside = self.path.with_name(f"{self.path.name}-{self.owner}")
+        with suppress(FileNotFoundError):  # its owner ended, or somebody else was faster
+            self.path.rename(aside)
+        with suppress(FileNotFoundError):
+            aside.unlink()
+        if not self._make():
+            raise OutputError("another run has just begun to make the same average", subject=self.path.parent.parent)
+
+    def _text(self) -> bytes:
+        self._count += 1
+        held = {"owner": self.owner, "machine": _machine(), "process": os.getpid(), "count": self._count}
+        return f"{json.dumps(held)}\n".encode()
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self._seconds * _RENEWED_SHARE):
+            with suppress(OSError):  # tried again; who looks is patient
+                if owner_of(self.path) != self.owner:
+                    return  # taken away: who wanted that has said so
+                fresh = self.path.with_name(f"{self.path.name}-{self.owner}")
+                fresh.write_bytes(self._text())
+                fresh.replace(self.path)
+
+
+class Watch:
+    """Looks whether a lease is renewed."""
+
+    def __init__(self, path: Path, *, seconds: float = LEASE_SECONDS) -> None:
+        self._path = path
+        self._seconds = seconds
+        self._text: bytes | None = None
+        self._changes = -1
+        self._since = time.monotonic()
+        self._looked = float("-inf")
+
+    @property
+    def text(self) -> bytes:
+        """Return what the lease said when it was last looked at."""
+        return self._text or b""
+
+    @property
+    def was_renewed(self) -> bool:
+        """Return whether it was, since the first look."""
+        return self._changes > 0
+
+    def is_renewed_in_time(self) -> bool:
+        """Look, unless that was just done; return False where the lease is gone or stood still for too long.
+
+        Raises:
+            OSError: where the file system does not say.
+        """
+        now = time.monotonic()
+        if now - self._looked < self._seconds * _LOOK_SHARE:
+            return True
+        self._looked = now
+        try:
+            text = self._path.read_bytes()
+        except FileNotFoundError:
+            return False
+        if text != self._text:
+            self._text, self._since, self._changes = text, now, self._changes + 1
+        return now - self._since < self._seconds
+
+    def check(self, owner: str) -> None:
+        """Check that the one for whom this process works is there.
+
+        Raises:
+            LeaseLost: where it is not.
+        """
+        try:
+            is_there = self.is_renewed_in_time()
+        except OSError:
+            return  # asked again at the next block; what is written there fails by itself
+        held = _held(self.text)
+        if not is_there or held.get("owner", owner) != owner or _is_dead(held):
+            raise LeaseLost("the one for whom it was made is gone", subject=self._path.parent.parent)
+
+
+def owner_of(path: Path) -> str | None:
+    """Return who holds a lease; None where nobody does.
+
+    Raises:
+        OSError: where the file system does not say.
+    """
+    try:
+        owner = _held(path.read_bytes()).get("owner")
+    except FileNotFoundError:
+        return None
+    return None if owner is None else str(owner)
+
+
+def _held(text: bytes) -> dict[str, object]:
+    """Return what the text of a lease says; nothing where it is just being made."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+@cache
+def _machine() -> str:
+    """Return what tells this machine, or this container, from others, as far as the numbers of processes go."""
+    try:
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        processes = ""
+    return f"{socket.gethostname()} {processes}"
+
+
+def _is_dead(held: Mapping[str, object]) -> bool:
+    """Return whether the owner of a lease was a process of this machine, and is no more."""
+    process = held.get("process")
+    if held.get("machine") != _machine() or not isinstance(process, int):
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
