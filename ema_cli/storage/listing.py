@@ -5,6 +5,7 @@ A store has no folders; the names of objects make them. Below a place that someb
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import field
@@ -17,6 +18,11 @@ from ema_cli.storage.names import HUB, WEB, StorePath
 from ema_cli.storage.stores import client_of, obstore, store_errors
 
 FIRST_BYTES = 1 << 18  # of a web server's file, which says its size only with some of its bytes
+_MOST_INDEX_BYTES = 64 << 20
+_BESIDE = (
+    "config.json", "generation_config.json", "trainer_state.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+)  # fmt: skip
 _MOST_OBJECTS = 200_000  # that are listed at once; above that, folder by folder
 
 
@@ -34,6 +40,21 @@ class StoredObject:
     def of(cls, meta: Mapping[str, Any], first_bytes: bytes = b"") -> StoredObject:
         """Return the object of obstore's description."""
         return cls(int(meta["size"]), tag_of(meta), meta["e_tag"] is not None, first_bytes)
+
+
+def shards_of(text: bytes, index: StorePath) -> list[str]:
+    """Return the names of the files that a list of shards names.
+
+    Raises:
+        Unreadable: where it is none.
+    """
+    try:
+        names = set(json.loads(text)["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Unreadable("is no list of shards", subject=index) from error
+    if not all(isinstance(name, str) and name and "/" not in name and name not in (".", "..") for name in names):
+        raise Unreadable("names a shard that is no file beside it", subject=index)
+    return sorted(names)
 
 
 def tag_of(meta: Mapping[str, Any]) -> str:
@@ -90,13 +111,17 @@ class Listing:
             Unreadable: where the store does not list it.
         """
         key = path.key
-        if path.scheme in WEB:
+        if path.scheme in WEB and path.index is None:
             raise Unreadable(
-                "cannot be looked into: a web server does not list", subject=path, hint="name the files themselves"
+                "cannot be looked into: a web server does not list",
+                subject=path,
+                hint="name the files themselves, or the list of a model's shards: https://.../model.safetensors.index.json",
             )
         with self._lock:
             if self.object(path) is not FOLDER:
                 raise Unreadable("cannot be looked into: not a folder", subject=path)
+            if key not in self._folders and path.index is not None:
+                self._folders[key] = self._indexed(path, path.index)
             if key not in self._folders and path.scheme == HUB:
                 self._list_hub(path)
             if key not in self._folders:
@@ -133,7 +158,7 @@ class Listing:
     def _ask(self, path: StorePath) -> StoredObject | None:
         """Return what lies at an address, of which nothing is known yet."""
         if path.scheme in WEB:
-            return self._begin(path)
+            return self._begin(path) if path.index is None else FOLDER
         if path.scheme == HUB:
             return self._list_hub(path)
         # Names of files have a suffix, as a rule: then one request is enough.
@@ -157,6 +182,23 @@ class Listing:
                 # Nor does it say what lies beside that: buckets answer so where nothing is.
                 raise error if path.is_named else FileNotFoundError from error
             return StoredObject.of(answer.meta, bytes(answer.bytes()))
+
+    def _indexed(self, path: StorePath, index: StorePath) -> dict[str, StoredObject | None]:
+        """Return what a folder of a web server holds: the shards that a list names, and what belongs to a model."""
+        with store_errors(index, "cannot be read"):
+            answer = obstore().get(client_of(index), "")
+            if int(answer.meta["size"]) > _MOST_INDEX_BYTES:
+                raise Unreadable("is too long for a list of shards", subject=index)
+            text = bytes(answer.bytes())
+        shards = shards_of(text, index)
+        found: dict[str, StoredObject | None] = {index.name: StoredObject.of(answer.meta)}
+        for name in (*shards, *_BESIDE):
+            try:
+                found[name] = self._begin(path / name)
+            except Missing:
+                if name in shards:
+                    raise
+        return found
 
     def _list_hub(self, path: StorePath) -> StoredObject | None:
         """List all that lies at an address of the Hub and below it."""

@@ -19,6 +19,8 @@ WEB = ("https", "http")  # servers that cannot list what they have
 
 _HUB_PARTS = 3  # scheme, owner, repository
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.ASCII | re.IGNORECASE)  # pathlib makes one slash of two
+_INDEX = ".index.json"  # what the name of a list of shards ends with
+_indexes: dict[Path, str] = {}  # of a folder of a web server: the name of the list of its shards
 _queries: dict[Path, str] = {}  # what follows the question mark of web addresses that were named: it may be a signature
 
 
@@ -85,7 +87,14 @@ class StorePath(PosixPath):
     @property
     def query(self) -> str:
         """Return what followed the question mark in a web address: kept apart, since it may be a signature."""
-        return _queries.get(self, "")
+        index = _indexes.get(self.parent)
+        return _queries.get(self, "") or ("" if index is None else _queries.get(self.parent / index, ""))
+
+    @property
+    def index(self) -> StorePath | None:
+        """Return the list of shards that a user named to name this folder of a web server."""
+        name = _indexes.get(self)
+        return None if name is None else self / name
 
 
 def as_path(word: str | Path) -> Path:
@@ -115,6 +124,10 @@ def as_path(word: str | Path) -> Path:
         raise UsageError("names no repository", subject=path, hint="as hf://org/model@main/checkpoints")
     if query or path.scheme in WEB:
         _queries[path] = query or path.query
+    if path.scheme in WEB and path.name.endswith(_INDEX):
+        # A web server does not list a folder, but this file does.
+        _indexes[path.parent] = path.name
+        return path.parent
     return path
 
 

@@ -1,0 +1,133 @@
+"""Models on a web server, which does not list: their files are named, or the list of their shards is."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ema_cli.storage import listing, objects
+from tests.conftest import Cli
+from tests.storage.stores import obstore
+
+assert obstore
+NAME = "model.safetensors.index.json"
+
+
+class _Web(ThreadingHTTPServer):
+    """Files below a folder, by range; with a `word` only to those who know it, and 403 for what is not there."""
+
+    daemon_threads = True
+    folder = Path()
+    word = ""
+    requests: list[str]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Web
+
+    def do_GET(self) -> None:
+        """Answer a range of a file."""
+        url = urlsplit(self.path)
+        self.server.requests.append(url.path)
+        file = self.server.folder / url.path.removeprefix("/")
+        if not file.is_file() or self.server.word not in url.query:
+            self._send(403 if self.server.word else 404, b"", {})
+            return
+        data, wanted = file.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        facts = {"ETag": f'"{hash(data)}"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+        if wanted is None:
+            self._send(200, data, facts)
+            return
+        begin, end = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
+        self._send(206, data[begin:end], {**facts, "Content-Range": f"bytes {begin}-{end - 1}/{len(data)}"})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response_only(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Web]:
+    """Return a server that has what lies in `tmp_path`."""
+    monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+    listing.forget_listings()
+    server = _Web(("127.0.0.1", 0), _Handler)
+    server.folder, server.requests = tmp_path, []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    listing.forget_listings()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Return a folder with two models in two shards each."""
+    for step in (100, 200):
+        folder = tmp_path / "run" / f"step-{step}"
+        folder.mkdir(parents=True)
+        tensors = {f"w{number}": torch.full((50, 50), float(step + number)) for number in range(2)}
+        names = [f"model-0000{number + 1}-of-00002.safetensors" for number in range(2)]
+        for name, (tensor, value) in zip(names, tensors.items(), strict=True):
+            save_file({tensor: value}, folder / name)
+        index = {"metadata": {}, "weight_map": dict(zip(tensors, names, strict=True))}
+        (folder / NAME).write_text(json.dumps(index))
+        (folder / "config.json").write_text('{"architectures": ["A"], "model_type": "a"}')
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("word", ["", "sig=secret"])
+def test_the_list_of_its_shards_names_a_model(web: _Web, run: Path, tmp_path: Path, cli: Cli, word: str):
+    """The average is that from a disk, with its configuration; what signs the list is for its shards, and not shown."""
+    web.word = word
+    query = f"?{word}" if word else ""
+    address = f"http://127.0.0.1:{web.server_address[1]}/run"
+    law = ("--profile", "uniform")
+    done = cli("average", *(f"{address}/step-{n}/{NAME}{query}" for n in (100, 200)), *law, "-o", tmp_path / "there")
+    assert done.code == 0, done.err
+    assert cli("average", run, *law, "-o", tmp_path / "here").code == 0
+    here, there = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if "manifest" not in path.name}
+        for name in ("here", "there")
+    )
+    assert here.keys() == there.keys()
+    for name in here.keys() - {"SHA256SUMS"}:
+        assert here[name] == there[name], name
+    assert "secret" not in done.out + done.err + (tmp_path / "there" / "ema-manifest.json").read_text()
+    first = "/run/step-100/model-00001-of-00002.safetensors"
+    assert web.requests.count(first) == 1  # it is small: its header came with all of it
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("[1]", "is no list of shards"),
+        ('{"weight_map": {"w": "../x.safetensors"}}', "names a shard that is no file beside it"),
+        ('{"weight_map": {"w": "gone.safetensors"}}', "gone.safetensors: does not exist"),
+    ],
+)
+def test_a_list_that_is_none_is_an_error(web: _Web, run: Path, cli: Cli, text: str, fact: str):
+    """Nothing outside the folder is asked for."""
+    (run / "step-100" / NAME).write_text(text)
+    done = cli("inspect", f"http://127.0.0.1:{web.server_address[1]}/run/step-100/{NAME}")
+    assert done.code in (2, 3), done
+    assert fact in done.err
+    assert not any("x.safetensors" in path for path in web.requests)
