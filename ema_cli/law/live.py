@@ -7,7 +7,8 @@ from typing import Any
 
 from ema_cli.dataclass import dataclass
 from ema_cli.law.law import LiveLaw
-from ema_cli.law.laws import Power, make_law
+from ema_cli.law.laws import make_law
+from ema_cli.law.power import Power
 from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.law.time import EVERY, Time, interval_text, parse_interval
 

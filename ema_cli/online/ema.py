@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ema_cli.errors import UsageError
-from ema_cli.law.laws import Power
+from ema_cli.law.power import Power
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.averages import Averages
 from ema_cli.online.clocks import Count

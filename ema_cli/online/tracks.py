@@ -11,7 +11,8 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.law.events import Gap
 from ema_cli.law.law import LiveLaw
-from ema_cli.law.laws import Power, Smoothing, half_life_law
+from ema_cli.law.laws import Smoothing, half_life_law
+from ema_cli.law.power import Power
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.law.time import EVERY, Time, Unit, as_time

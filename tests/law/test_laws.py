@@ -12,8 +12,9 @@ from ema_cli.errors import UsageError
 from ema_cli.law.decay import UNIFORM_SIGMA_REL, power_share
 from ema_cli.law.events import Gap
 from ema_cli.law.law import Law, LiveLaw
-from ema_cli.law.laws import LAW_KEYS, PROFILES, HalfLife, Power, Smoothing, make_law
+from ema_cli.law.laws import LAW_KEYS, PROFILES, HalfLife, Smoothing, make_law
 from ema_cli.law.plain_profiles import Cosine, InverseSquareRoot, Linear, SquareRoot, Uniform
+from ema_cli.law.power import Power
 from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.law.time import Time, Unit
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ema_cli.law.laws import Power
+from ema_cli.law.power import Power
 from ema_cli.law.weights import (
     cosine_mean,
     decay_weights,
