@@ -307,7 +307,8 @@ def _jumps(job: Job, samples: WeightSamples) -> list[str]:
     if any(plan.approximation is not None for plan in job.plans):
         return []
     clocks = {entry.checkpoint: float(entry.clock.value) for plan in job.plans for entry in plan.read}
-    return jump_notes(samples, job.checkpoints, [clocks[checkpoint] for checkpoint in job.checkpoints])
+    of_run = [checkpoint for checkpoint in job.checkpoints if checkpoint is not job.plans[0].run.base]
+    return jump_notes(samples, of_run, [clocks[checkpoint] for checkpoint in of_run])
 
 
 def _record(job: Job, recording: Recording, threads: int, samples: WeightSamples) -> Record:

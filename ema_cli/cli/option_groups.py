@@ -1,4 +1,4 @@
-"""Options that belong together, which several commands take: the law, the run and how it is read, the output."""
+"""Options that belong together, which several commands take: the run and how it is read, the output."""
 
 from __future__ import annotations
 
@@ -8,84 +8,18 @@ from typing import Annotated
 
 from typer import Option
 
+from ema_cli.cli.law_options import RecipeOptions
 from ema_cli.cli.options import (
     GATES,
-    LAW,
     READ,
     SELECT,
     WRITE,
-    BiasCorrection,
     Copy,
-    Last,
     MergeInto,
     Paths,
-    SeriesEvery,
-    Source,
-    Start,
-    Stop,
-    UpdateInterval,
-    WithSeries,
     offer,
 )
 from ema_cli.dataclass import dataclass
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class RecipeOptions:
-    """What is averaged: the law, and the checkpoints that it is applied to."""
-
-    half_life: Annotated[
-        tuple[str, ...],
-        Option(
-            metavar="TIME",
-            help="Training time after which a checkpoint counts half: 50ba, 2ep; 5%ba: 5 % of the training so far. "
-            "Repeatable: an average of each.",
-            rich_help_panel=LAW,
-        ),
-    ] = ()
-    update_interval: UpdateInterval = None
-    smoothing: Annotated[
-        float | None,
-        Option(
-            metavar="S",
-            help="Instead of a half-life: the share of the old average kept at one update (also called decay), 0 to 1.",
-            rich_help_panel=LAW,
-        ),
-    ] = None
-    profile: Annotated[
-        str | None,
-        Option(
-            metavar="NAME",
-            autocompletion=offer("power", "uniform", "linear", "1-sqrt", "cosine", "inverse-sqrt"),
-            help="Instead of a half-life: power (with --sigma-rel), uniform (all alike), or a falling learning rate "
-            "emulated: linear, 1-sqrt, cosine, inverse-sqrt.",
-            rich_help_panel=LAW,
-        ),
-    ] = None
-    sigma_rel: Annotated[
-        float | None,
-        Option(
-            metavar="S",
-            help="Width of --profile power as a share of the training, at most 0.2887: 0.1.",
-            rich_help_panel=LAW,
-        ),
-    ] = None
-    window: Annotated[
-        tuple[str, ...],
-        Option(
-            metavar="TIME",
-            help="With a profile, but not power: average only this much training before the newest checkpoint: "
-            "5000ba. Repeatable: an average of each.",
-            rich_help_panel=LAW,
-        ),
-    ] = ()
-    bias_correction: BiasCorrection = False
-    source: Source = None
-    start: Start = None
-    stop: Stop = None
-    last: Last = None
-    series: WithSeries = False
-    series_every: SeriesEvery = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -9,21 +9,23 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, cast
 
+from ema_cli.cli.law_options import RecipeOptions
 from ema_cli.cli.option_groups import (
     ClockOptions,
     EnteringOptions,
     FormOptions,
     GateOptions,
     ModelOptions,
-    RecipeOptions,
     RunOptions,
 )
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.errors import UsageError, option
 from ema_cli.formats.options import Choice, ReadOptions
+from ema_cli.law.bema import Bema
 from ema_cli.law.laws import LAW_KEYS
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
+from ema_cli.planning.coefficients import read_coefficients
 from ema_cli.planning.gates import Gates, read_keys
 from ema_cli.planning.series import Series
 from ema_cli.runs.options import OpenOptions
@@ -45,10 +47,14 @@ def recipes(law: RecipeOptions) -> tuple[Recipe, ...]:
     """
     made: list[Recipe] = []
     varied = "half_life" if law.half_life else "window"
+    options: dict[str, Any] = {name: getattr(law, name) for name in LAW_KEYS}
+    options |= {name: next(iter(options[name]), None) for name in ("half_life", "window")}
+    options["any_sum"] = law.any_sum or None
+    if law.coefficients is not None:
+        options["coefficients"] = read_coefficients(law.coefficients)
     for value in law.half_life or law.window or (None,):
-        options: dict[str, Any] = {name: next(iter(getattr(law, name)), None) for name in ("half_life", "window")}
         recipe = Recipe(
-            **{**{name: getattr(law, name) for name in LAW_KEYS}, **options, varied: value},
+            **{**options, varied: value},
             update_interval=law.update_interval,
             start=law.start,
             stop=law.stop,
@@ -82,7 +88,9 @@ def source(options: RunOptions, *, allow_approximate: bool) -> RawSource | Store
         UsageError: for a value that is unknown, and for options of raw checkpoints where averages are stored.
     """
     read = replace(read_options(options.model, options.copy), clock_key=options.clocks.clock_key)
-    kind, clocks = options.law.source, options.clocks
+    kind, clocks, base = options.law.source, options.clocks, options.law.base
+    if base is not None and options.law.profile != Bema.profile:
+        raise UsageError(f"goes with {option('profile', Bema.profile)}", option="base", hint="leave out one, or add it")
     if kind not in (None, "raw", "stored"):
         raise UsageError(f"'{kind}' is neither raw nor stored", option="from")
     if kind != "stored":
@@ -95,10 +103,11 @@ def source(options: RunOptions, *, allow_approximate: bool) -> RawSource | Store
             options.entering.exclude,
             options.entering.skip_damaged,
             options.merge_into,
+            base,
         )
         return RawSource(options.paths, opened)
-    merged = ["merge_into"] if options.merge_into is not None else []
-    for name in (*given(options.model), *given(clocks), *given(options.entering), *merged):
+    whole_models = [name for name, value in (("merge_into", options.merge_into), ("base", base)) if value is not None]
+    for name in (*given(options.model), *given(clocks), *given(options.entering), *whole_models):
         if name != "component":
             raise UsageError("is for raw checkpoints; stored averages say what they are", option=name)
     return StoredSource(options.paths, options.copy, options.model.component, allow_approximate)

@@ -193,7 +193,7 @@ def plan_notes(plans: Sequence[Plan]) -> list[str]:
     """Return what else to know of plans, where their warnings do not say it."""
     notes, plans = [], at_the_end(plans)
     for plan in plans:
-        if plan.approximation:
+        if plan.approximation or not plan.recipe.law.corrects_bias:
             continue
         much = len(plan.weights) > 2 and plan.weights[0] > 2 * plan.weights[1]
         if much and not plan.advice.warnings and not plan.recipe.bias_correction:

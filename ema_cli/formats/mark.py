@@ -17,7 +17,18 @@ EXACT_LORA = "exact_lora"  # in a mark: the rank of A and B whose product is the
 MERGED = "merge_into"  # in a mark: whether the average is of the whole model, an adapter merged into its base
 DROP = "drop"  # in a mark: what of the newest checkpoint was left out
 MADE_HERE = "ema-cli made it"
-_ASKED = (*LAW_KEYS, "from", "update_interval", "start", "stop", "last", "bias_correction", "dtype")
+_LISTED = ("coefficients",)  # the weights themselves are in the list of checkpoints
+_LAW = tuple(key for key in LAW_KEYS if key not in _LISTED)
+_ASKED = (
+    *_LAW,
+    "from",
+    "update_interval",
+    "start",
+    "stop",
+    "last",
+    "bias_correction",
+    "dtype",
+)
 
 
 def asked_for(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -5,9 +5,9 @@ No torch, no numpy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ema_cli.dataclass import dataclass
 from ema_cli.law.events import Gap
@@ -77,7 +77,7 @@ class Law(Protocol):
     def phrase(self, interval: Time | None) -> str:
         """Return the law with its update interval for a sentence, after "with"."""
 
-    def to_dict(self) -> dict[str, str | float]:
+    def to_dict(self) -> Mapping[str, Any]:
         """Return the law as data under some of `LAW_KEYS`, from which `make_law` makes it again."""
 
 

@@ -1,21 +1,24 @@
 """The laws of averaging, one class each. Add a law here: `make_law` and all that shows, stores or applies laws follow.
 
 A law turns the gaps between checkpoints into weights that sum to 1. A live law is also applied update by update while
-a model trains. The equations are in `decay` and `weights`; profiles are in `plain_profiles`, `power` and `relative`. No torch,
-no numpy.
+a model trains. The equations are in `decay` and `weights`; other laws are in modules of their own, the profiles without
+a number in `plain_profiles`. No torch, no numpy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.law import decay, weights
+from ema_cli.law.bema import BEMA_KEYS, Bema
+from ema_cli.law.coefficients import Coefficients
 from ema_cli.law.events import Gap
+from ema_cli.law.extrapolated import Extrapolated
 from ema_cli.law.law import Law, Steady, Words
 from ema_cli.law.plain_profiles import PLAIN_PROFILES
 from ema_cli.law.power import Power
@@ -32,6 +35,11 @@ class LawOptions(TypedDict, total=False):
     profile: one of `PROFILES`.
     sigma_rel: the relative width of the profile "power", in (0, 12 ** -0.5].
     window: the training time before the newest checkpoint over which another profile is laid; all without it.
+    lag, multiplier, bias_power, ema_power: the numbers of the profile "bema".
+    extrapolate: how far beyond the average, of a half-life or a window, on the line from another one.
+    extrapolate_from: the half-life, or the window, of that; by default twice as long.
+    coefficients: instead, the weight of each checkpoint, by name or clock.
+    any_sum: take coefficients as they are, whatever their sum.
     """
 
     half_life: Time | RelativeHalfLife | str | None
@@ -39,6 +47,14 @@ class LawOptions(TypedDict, total=False):
     profile: str | None
     sigma_rel: float | None
     window: Time | str | None
+    lag: float | None
+    multiplier: float | None
+    bias_power: float | None
+    ema_power: float | None
+    extrapolate: float | None
+    extrapolate_from: Time | str | None
+    coefficients: Mapping[str, float] | None
+    any_sum: bool | None
 
 
 LAW_KEYS = tuple(LawOptions.__annotations__)
@@ -63,6 +79,10 @@ class HalfLife:
     def unit(self) -> Unit:
         """Return the unit of the half-life."""
         return self.half_life.unit
+
+    def doubled(self) -> HalfLife:
+        """Return the law of a half-life that is twice as long."""
+        return HalfLife(Time(2 * self.half_life.value, self.half_life.unit))
 
     @property
     def window(self) -> None:
@@ -179,7 +199,7 @@ class Smoothing:
         return {"smoothing": self.value}
 
 
-PROFILES = (Power.profile, *PLAIN_PROFILES)
+PROFILES = (Power.profile, *PLAIN_PROFILES, Bema.profile)
 
 
 def make_law(**options: Unpack[LawOptions]) -> Law:
@@ -190,17 +210,19 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
     """
     half_life, smoothing = options.get("half_life"), options.get("smoothing")
     profile, sigma_rel, window = options.get("profile"), options.get("sigma_rel"), options.get("window")
-    if window is not None and profile in (None, Power.profile):
+    coefficients = options.get("coefficients")
+    _check_companions(options)
+    if window is not None and profile not in PLAIN_PROFILES:
         raise UsageError(
             f"{option('window')} is the stretch over which a profile is laid, and goes with one of "
             f"{', '.join(PLAIN_PROFILES)}",
             hint=f"as {option('profile', 'linear')} {option('window', str(window))}",
         )
-    given = sum(value is not None for value in (half_life, smoothing, profile))
+    given = sum(value is not None for value in (half_life, smoothing, profile, coefficients))
     if given != 1:
         raise UsageError(
-            f"{'only one' if given else 'one'} of {option('half_life')}, "
-            f"{option('smoothing')} and {option('profile')} is needed",
+            f"{'only one' if given else 'one'} of {option('half_life')}, {option('smoothing')}, {option('profile')} "
+            f"and {option('coefficients')} is needed",
             hint=f"for instance {option('half_life', '50ba')}: after 50 batches a checkpoint counts half",
         )
     if profile is not None and profile not in PROFILES:
@@ -210,13 +232,55 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
             f"{option('sigma_rel')} is the width of {option('profile', 'power')}, and goes with it",
             hint=f"as {option('profile', 'power')} {option('sigma_rel', 0.1)}",
         )
+    if (factor := options.get("extrapolate")) is not None:
+        return _extrapolated(float(factor), options)
+    if coefficients is not None:
+        return Coefficients.of(coefficients, any_sum=bool(options.get("any_sum")))
     if half_life is not None:
         return half_life_law(half_life)
     if smoothing is not None:
         return Smoothing(float(smoothing))
     if sigma_rel is not None:
         return Power(float(sigma_rel))
+    if profile == Bema.profile:
+        named: Mapping[str, Any] = options
+        return Bema(**{name: float(named[name]) for name in BEMA_KEYS if named.get(name) is not None})
     return PLAIN_PROFILES[str(profile)](None if window is None else as_time(window, "window"))
+
+
+def _check_companions(options: LawOptions) -> None:
+    """Raise a UsageError for an option that goes with another one, without that."""
+    named: Mapping[str, Any] = options
+    companions = {
+        **dict.fromkeys(BEMA_KEYS, ("profile", Bema.profile)),
+        "extrapolate_from": ("extrapolate", 0.5),
+        "any_sum": ("coefficients", None),
+    }
+    for name, (owner, value) in companions.items():
+        theirs = named.get(owner)
+        if named.get(name) and (theirs is None or (owner == "profile" and theirs != value)):
+            raise UsageError(f"goes with {option(owner, value)}", option=name, hint="leave out one, or add the other")
+    if options.get("extrapolate") is not None and options.get("half_life") is None and options.get("window") is None:
+        raise UsageError(
+            f"goes on from an average of {option('half_life')}, or of a profile with {option('window')}",
+            option="extrapolate",
+            hint=f"as {option('half_life', '500ba')} {option('extrapolate', 0.5)}",
+        )
+
+
+def _extrapolated(factor: float, options: LawOptions) -> Extrapolated:
+    """Return the law beyond the average that the other options choose; see `Extrapolated`."""
+    inner: dict[str, Any] = {**options, "extrapolate": None, "extrapolate_from": None}
+    varied = "half_life" if options.get("half_life") is not None else "window"
+    average, other = make_law(**inner), options.get("extrapolate_from")
+    if other is None:
+        if isinstance(average, HalfLife | RelativeHalfLife):
+            return Extrapolated(average, average.doubled(), factor)
+        window = average.window
+        other = None if window is None else Time(2 * window.value, window.unit)
+    elif varied == "half_life":
+        return Extrapolated(average, half_life_law(other), factor)
+    return Extrapolated(average, make_law(**{**inner, varied: other}), factor)
 
 
 def half_life_law(value: object) -> HalfLife | RelativeHalfLife:

@@ -8,11 +8,15 @@ from typing import Any, Unpack
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
+from ema_cli.law.coefficients import Coefficients
+from ema_cli.law.extrapolated import Extrapolated
 from ema_cli.law.law import Law
 from ema_cli.law.laws import LAW_KEYS, LawOptions, make_law
 from ema_cli.law.plain_profiles import Uniform
 from ema_cli.law.relative import RelativeHalfLife, as_relative
 from ema_cli.law.time import EVERY, Every, Time, Unit, as_time, interval_text, parse_interval
+
+_ALWAYS_THERE = ("half_life", "smoothing", "profile", "sigma_rel", "window")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -24,6 +28,9 @@ class Recipe:
         Recipe(smoothing=0.99)
         Recipe(profile="power", sigma_rel=0.1)
         Recipe(profile="linear", window="5000ba")
+        Recipe(profile="bema")  # of a run that was opened with its base
+        Recipe(half_life="50ba", extrapolate=0.5, extrapolate_from="100ba")
+        Recipe(coefficients={"step-100": -0.5, "200ba": 1.5})
 
     Attributes:
         law: how checkpoints are weighted.
@@ -64,8 +71,8 @@ class Recipe:
         law = make_law(**options) if law is None else law
         if bias_correction and not law.corrects_bias:
             raise UsageError(
-                f"{option('bias_correction', True)} is for a half-life that stays or a smoothing: {law.words().short} "
-                "gives the first no excess",
+                f"{option('bias_correction', True)} is for a fixed half-life or a smoothing, where the first has an "
+                f"excess, not for {law.words().short}",
                 hint="leave it out",
             )
         if update_interval is not None:
@@ -77,9 +84,11 @@ class Recipe:
         start = None if start is None else as_time(start, "start")
         if start is not None and start.value == math.inf:
             raise UsageError("infinity leaves nothing to average", option="start", hint="give a clock, as 1000ba")
-        if isinstance(law, RelativeHalfLife):
+        if isinstance(law, RelativeHalfLife | Extrapolated):
             law = law.begun_at(start)
         stop = None if stop is None else as_time(stop, "stop")
+        if isinstance(law, Coefficients):
+            _check_alone(update_interval=update_interval, start=start, stop=stop, last=last)
         for name, value in (
             ("law", law),
             ("update_interval", update_interval),
@@ -151,8 +160,11 @@ class Recipe:
 
 
 def law_to_dict(law: Law) -> dict[str, Any]:
-    """Return the law of a recipe as data: its name, and each option that chooses a law, null where it does not."""
-    return {"law": law.name, **dict.fromkeys(LAW_KEYS), **law.to_dict()}
+    """Return the law of a recipe as data: its name, and each option that chooses a law, null where it does not.
+
+    What only a few laws know is not there where it is not needed.
+    """
+    return {"law": law.name, **dict.fromkeys(_ALWAYS_THERE), **law.to_dict()}
 
 
 def law_from_dict(data: Mapping[str, Any], *, subject: str = "the manifest") -> Law:
@@ -167,6 +179,12 @@ def law_from_dict(data: Mapping[str, Any], *, subject: str = "the manifest") -> 
             share = as_relative(options[name], subject=subject) if name == "half_life" else None
             options[name] = share or Time.parse(options[name], subject=subject)
     return make_law(**options)
+
+
+def _check_alone(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{option('coefficients')} says what enters", option=name, hint="leave it out")
 
 
 def _check_interval(interval: Time, law: Law) -> None:

@@ -98,6 +98,10 @@ class RelativeHalfLife:
     def default_interval(self) -> None:
         """Return None: each checkpoint, or each update of a live model, is an event."""
 
+    def doubled(self) -> Self:
+        """Return the law of twice the share."""
+        return replace(self, percent=2 * self.percent)
+
     def measure(self, gap: Gap) -> Fraction:
         """Return the training time from one checkpoint to the next."""
         return gap.elapsed

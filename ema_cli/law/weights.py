@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
+from ema_cli.errors import UsageError, option
 from ema_cli.law.decay import admitted, kept, power_share
 
 Gaps = Sequence[Fraction] | Sequence[float]
@@ -102,6 +103,33 @@ def inverse_square_root_weights(clocks: Sequence[Fraction]) -> list[float]:
         return 2 / math.fsum(roots)
 
     return decay_weights(clocks, mean)
+
+
+def bema_weights(
+    clocks: Sequence[Fraction], *, lag: float, multiplier: float, bias_power: float, ema_power: float
+) -> list[float]:
+    """Return the weights of a base and of checkpoints after it, by BEMA (arXiv 2508.00180, algorithm 1).
+
+    alpha_t (newest - base) + EMA_t, where EMA_t = (1 - beta_t) EMA_before + beta_t checkpoint begins with the base;
+    alpha_t = (lag + multiplier t) ** -bias_power, beta_t = (lag + multiplier t) ** -ema_power, and t is the clock. What
+    is added for the newest is taken from the base, so that all sum to 1.
+
+    Raises:
+        UsageError: where beta_t or alpha_t would be above 1.
+    """
+    ages = [lag + multiplier * float(clock) for clock in clocks[1:]]
+    if min(ages, default=1.0) < 1:
+        raise UsageError(
+            f"{option('lag')} and {option('multiplier')} give {min(ages):g}, and a share above 1 of the newest",
+            hint="lag + multiplier x batches is at least 1",
+        )
+    entered = [1.0, *(math.pow(age, -ema_power) for age in ages)]
+    unrolled = _unroll([1 - share for share in entered], entered, None)
+    if ages:
+        alpha = math.pow(ages[-1], -bias_power)
+        unrolled[0] -= alpha
+        unrolled[-1] += alpha
+    return unrolled
 
 
 def _unroll(kept: Sequence[float], entered: Sequence[float], first: float | None) -> list[float]:

@@ -19,6 +19,7 @@ from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.json_text import read_json
 from ema_cli.law.laws import LAW_KEYS
+from ema_cli.law.time import Time
 from ema_cli.manifest.fingerprint import CHECKSUM, FINGERPRINT
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.schema import mismatch, read_schema
@@ -179,6 +180,13 @@ def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False, default=dict)
 
 
+def recorded_age(manifest: Manifest) -> Time:
+    """Return the mean age; where weights are negative it may be below 0, beyond the newest checkpoint."""
+    text = manifest["mean_age"]
+    age = Time.parse(text.removeprefix("-"), subject="the manifest")
+    return Time(-age.value, age.unit) if text.startswith("-") else age
+
+
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest at `path`, checked as far as it is used.
 
@@ -195,7 +203,9 @@ def read_manifest(path: Path) -> Manifest:
     numbers = [(row, "weight") for row in manifest["inputs"]] + [(errors, name) for name in errors]
     numbers += [(factored, name) for name in factored if name != "furthest"]
     recipe = manifest["recipe"]
-    numbers += [(recipe, name) for name in LAW_KEYS if not isinstance(recipe.get(name), str | None)]
+    coefficients = recipe.get("coefficients", {})
+    numbers += [(recipe, name) for name in LAW_KEYS if not isinstance(recipe.get(name), str | bool | dict | None)]
+    numbers += [(coefficients, name) for name in coefficients]
     candidates = manifest["tune"]["candidates"] if "tune" in manifest else []
     numbers += [(row["values"], number) for row in candidates for number in range(len(row["values"]))]
     for owner, name in (*numbers, (manifest, "effective_checkpoints")):

@@ -24,17 +24,19 @@ class RecipeRecord:
         recipe: the law, and the selection of checkpoints.
         is_stored: whether the inputs are averages that the training stored, instead of raw checkpoints.
         opened: how the run was opened.
+        base: the name of the input that is the model from which the training began; None where none enters.
     """
 
     recipe: Recipe
     is_stored: bool
     opened: OpenOptions
+    base: str | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> RecipeRecord:
         """Return the record of a plan."""
         run = plan.run
-        return cls(plan.recipe, plan.approximation is not None, run.options)
+        return cls(plan.recipe, plan.approximation is not None, run.options, run.base.name if run.base else None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as in a manifest. The patterns of copied tensors are with the options of the output."""
@@ -55,6 +57,7 @@ class RecipeRecord:
             "keep_prefix": read.keep_prefix,
             "masters": read.masters,
             **({MERGED: True} if opened.merge_into is not None else {}),
+            **({} if self.base is None else {"base": self.base}),
         }
 
     @classmethod
@@ -86,7 +89,7 @@ class RecipeRecord:
             data.get("skip_damaged", False),
             merge_into,
         )
-        return cls(recipe, data["from"] == "stored", opened)
+        return cls(recipe, data["from"] == "stored", opened, data.get("base"))
 
 
 def check_base(recipe: Mapping[str, Any], merge_into: Path | None) -> None:

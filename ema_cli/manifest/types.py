@@ -23,6 +23,15 @@ class RecipeRow(_Source):
     profile: str | None
     sigma_rel: float | None
     window: NotRequired[str | None]
+    lag: NotRequired[float]
+    multiplier: NotRequired[float]
+    bias_power: NotRequired[float]
+    ema_power: NotRequired[float]
+    extrapolate: NotRequired[float]
+    extrapolate_from: NotRequired[str]
+    coefficients: NotRequired[dict[str, float]]
+    any_sum: NotRequired[bool]
+    base: NotRequired[str]
     update_interval: str
     start: str | None
     stop: str | None

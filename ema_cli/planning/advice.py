@@ -35,6 +35,8 @@ class Advice:
     @cached_property
     def heaviest(self) -> Entry | None:
         """Return the entry that holds more than half of the average, if any."""
+        if any(entry.weight < 0 for entry in self.entries):
+            return None  # more than all of it may be what is asked for
         heaviest = max(self.entries, key=lambda entry: entry.weight, default=None)
         return heaviest if heaviest is not None and heaviest.weight > 0.5 + _ROUNDING else None
 

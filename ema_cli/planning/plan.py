@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 
 from ema_cli.checkpoint import MIN_CLOCK, Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import RunError, option
+from ema_cli.errors import RunError, UsageError, option
+from ema_cli.law.bema import Bema
+from ema_cli.law.coefficients import Coefficients
 from ema_cli.law.events import Events
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit, format_number
 from ema_cli.planning.advice import Advice, effective_count
 from ema_cli.planning.bounds import drop_outside
 from ema_cli.planning.clock_checks import check_order, check_units, count_names, unit_needed_by
+from ema_cli.planning.coefficients import entries_of
 from ema_cli.planning.entry import Entry, Skipped
 from ema_cli.runs.run import Run
 from ema_cli.text import plural
@@ -95,8 +99,9 @@ class Plan:
     def mean_age(self) -> Time:
         """Return the weighted mean of how long before the newest the checkpoints were saved; 0 below any time."""
         newest = Fraction(self.entries[-1].clock.value)
-        age = math.fsum(entry.weight * float(newest - Fraction(entry.clock.value)) for entry in self.entries)
-        return Time(age if abs(age) >= MIN_CLOCK else 0.0, self.entries[-1].clock.unit)
+        ages = [entry.weight * float(newest - Fraction(entry.clock.value)) for entry in self.entries]
+        age, rounding = math.fsum(ages), 1e-15 * math.fsum(map(abs, ages))  # where weights below 0 cancel others
+        return Time(age if abs(age) >= MIN_CLOCK and abs(age) > rounding else 0.0, self.entries[-1].clock.unit)
 
     @property
     def between_updates(self) -> int:
@@ -106,7 +111,8 @@ class Plan:
     @cached_property
     def advice(self) -> Advice:
         """Return what is worth knowing before the average is trusted."""
-        return Advice(self.recipe, self.entries if self.approximation is None else ())
+        is_asked_for = self.approximation is not None or isinstance(self.recipe.law, Coefficients)
+        return Advice(self.recipe, () if is_asked_for else self.entries)
 
 
 def make_plan(run: Run, recipe: Recipe) -> Plan:
@@ -117,12 +123,21 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     """
     if not run.checkpoints:
         raise RunError("no checkpoint to average", subject=run.root)
+    if isinstance(recipe.law, Bema) != (run.base is not None):
+        raise UsageError(
+            f"{option('profile', Bema.profile)} goes with {option('base')}, the model that the training began with",
+            hint=f"as {option('profile', Bema.profile)} {option('base', 'MODEL')}",
+        )
     run = drop_outside(run, recipe)
+    if isinstance(recipe.law, Coefficients):
+        check_units(run, recipe)
+        entries, skipped = entries_of(run, recipe.law)
+        return Plan(replace(run, damaged=()), recipe, entries, tuple(skipped))
     if not run.units and recipe.needs_no_order(len(run.checkpoints)):
         run = count_names(run)
     check_units(run, recipe)
     unit = recipe.unit or (run.units[0] if recipe.law.over_clocks else None)
-    skipped: list[Skipped] = []
+    skipped = []
     checkpoints = _select(run, recipe, skipped)
     if unit is not None:
         check_order(run, checkpoints, unit, unit_needed_by(recipe))
@@ -135,6 +150,9 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
         folded = folded[-recipe.last :]
     if not folded:
         raise _nothing_left(run, recipe, skipped)
+    if run.base is not None and unit is not None:
+        begin = _clock(run.base, unit)
+        folded = [(run.base, Fraction(0)), (folded[0][0], _clock(folded[0][0], unit) - begin), *folded[1:]]
     entries = _weighted(folded, recipe, unit or run.units[0])
     entered = {entry.checkpoint for entry in entries}
     order = {checkpoint: number for number, checkpoint in enumerate(run.checkpoints)}
@@ -160,6 +178,11 @@ def _nothing_left(run: Run, recipe: Recipe, skipped: Sequence[Skipped]) -> RunEr
 def _select(run: Run, recipe: Recipe, skipped: list[Skipped]) -> list[Checkpoint]:
     """Apply `start`, then `stop`, both inclusive."""
     kept = list(run.checkpoints)
+    if run.base is not None:
+        unit, kept = recipe.unit or run.units[0], kept[1:]
+        begin = _clock(run.base, unit)
+        skipped += [Skipped(each, f"not after {run.base.name}") for each in kept if 0 < _clock(each, unit) <= begin]
+        kept = [each for each in kept if begin == 0 or _clock(each, unit) > begin]
     if recipe.start is not None:
         check_order(run, kept, recipe.start.unit, option("start"))
         earlier = [checkpoint for checkpoint in kept if _clock(checkpoint, recipe.start.unit) < recipe.start.value]

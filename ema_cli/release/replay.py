@@ -24,6 +24,7 @@ from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
 from ema_cli.release.around import Around, open_around
+from ema_cli.release.base import base_row, places_without, with_recorded_base, without
 from ema_cli.release.clocks import settle_inputs
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
 from ema_cli.runs.merging import merge_all
@@ -131,7 +132,9 @@ def open_replay(
         raise CheckpointError(
             f"'{inputs.missing[0]}', which entered the average, is missing",
             subject=", ".join(map(str, paths)),
-            hint="give the folder that the inputs lie in",
+            hint=f"name the model that the training began with, too: {paths[0]} MODEL"
+            if inputs.missing[0] == record.base
+            else "give the folder that the inputs lie in",
         )
     if len(inputs.paths) < len(manifest["inputs"]):
         raise RunError("the manifest lists an input twice", hint="it was changed by hand, or by another program")
@@ -139,10 +142,15 @@ def open_replay(
     if record.is_stored:
         plan, remarks = _stored_plan(manifest, record.recipe, paths)
     else:
+        base = base_row(manifest, record)
+        own = without(manifest, base)["inputs"]
+        around_paths = places_without(paths, inputs.paths[base["name"]] if base else None)
 
         @cache
         def look_around() -> Around | None:
-            return open_around(paths, record, manifest["inputs"], list(inputs.paths.values()))
+            if not around_paths:
+                return None
+            return open_around(around_paths, record, own, [inputs.paths[row["name"]] for row in own])
 
         if with_remarks and (around := look_around()) is not None:
             remarks = around.remarks
@@ -158,8 +166,10 @@ def _raw_plan(
         around = look_around()
         return None if around is None else around.progress
 
-    opened = open_inputs(manifest, inputs)
-    settled = settle_inputs(opened, manifest, record, in_run)
+    base = base_row(manifest, record)
+    own = without(manifest, base)
+    opened = open_inputs(own, {row["name"]: inputs[row["name"]] for row in own["inputs"]})
+    settled = settle_inputs(opened, own, record, in_run)
     checkpoints = tuple(
         replace(checkpoint, progress=progress) for checkpoint, progress in zip(opened, settled, strict=True)
     )
@@ -168,13 +178,14 @@ def _raw_plan(
     # The clocks in the plan are in the unit that the run was ordered by, which these checkpoints alone need not show.
     shown = manifest["inputs"][-1]["clock"] if manifest["inputs"] else ""
     units = sorted(order_units(checkpoints), key=lambda unit: not shown.endswith(unit))
-    run = Run(_root(inputs), checkpoints, tuple(units), options=record.opened)
+    run = Run(_root(own["inputs"], inputs), checkpoints, tuple(units), options=record.opened)
+    run = with_recorded_base(run, base, inputs, record)
     plan = make_plan(run, record.recipe)
-    same = len(plan.entries) == len(checkpoints) and all(
+    same = len(plan.entries) == len(run.checkpoints) and all(
         entry.checkpoint is checkpoint
         and str(entry.clock) == row["clock"]
         and abs(entry.weight - row["weight"]) <= _ROUNDING
-        for entry, checkpoint, row in zip(plan.entries, checkpoints, manifest["inputs"], strict=False)
+        for entry, checkpoint, row in zip(plan.entries, run.checkpoints, manifest["inputs"], strict=False)
     )
     if not same:
         raise RunError(
@@ -248,8 +259,9 @@ def _with_weights(entries: Sequence[Entry], inputs: Sequence[InputRow]) -> tuple
     return tuple(replace(entry, weight=row["weight"]) for entry, row in zip(entries, inputs, strict=True))
 
 
-def _root(paths: Mapping[str, Path]) -> Path:
-    name, path = next(iter(paths.items()))
+def _root(rows: Sequence[InputRow], paths: Mapping[str, Path]) -> Path:
+    name = rows[0]["name"]
+    path = paths[name]
     depth = len(PurePosixPath(name).parts)
     return path.absolute().parents[depth - 1]
 

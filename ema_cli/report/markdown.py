@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ema_cli.errors import EmaError, OutputError, at_terminal, printable
 from ema_cli.law.recipe import Recipe
-from ema_cli.law.time import Time
 from ema_cli.law.wording import recipe_details
+from ema_cli.manifest.manifest import recorded_age
 from ema_cli.manifest.sums import FOLDER_NAME, files_beside, sidecars
 from ema_cli.manifest.types import Manifest
 from ema_cli.text import plural, size
@@ -172,7 +172,7 @@ def _law_line(manifest: Manifest) -> str:
         what = f"{plural(entered, 'stored average')} combined, {manifest['approximation']['relative_error']:.2%} off"
     else:
         what = f"{plural(entered, 'checkpoint')} averaged, {manifest['effective_checkpoints']:.1f} effective"
-        age = Time.parse(manifest["mean_age"])
+        age = recorded_age(manifest)
         what += f", mean age {float(age.value):.4g}{age.unit}"
     dtype = f", written as {recipe['dtype']}" if recipe["dtype"] else ""
     return f"{what}: {', '.join(recipe_details(Recipe.from_dict(recipe)))}{dtype}."

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from ema_cli.law.recipe import law_from_dict
 from ema_cli.law.time import Time
+from ema_cli.manifest.manifest import recorded_age
 from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.report import charts
 from ema_cli.report.charts import Mark, Row, text
@@ -101,7 +102,7 @@ def _tiles(manifest: Manifest, distances: Distances | None) -> str:
         tiles.append(("off the profile asked for", f"{float(manifest['approximation']['relative_error']):.2%}"))
     else:
         tiles.append(("effective number", f"{float(manifest['effective_checkpoints']):.1f}"))
-        tiles.append(("mean age", text(_short(Time.parse(manifest["mean_age"])))))
+        tiles.append(("mean age", text(_short(recorded_age(manifest)))))
     times = _times(inputs)
     spacing = measure_spacing([time.value for time in times])
     if spacing is not None:
@@ -137,7 +138,7 @@ def _weights(manifest: Manifest) -> str:
     unit = times[0].unit
     mean = None
     if manifest["approximation"] is None and len(clocks) > 1:
-        age = Time.parse(manifest["mean_age"])
+        age = recorded_age(manifest)
         mean = clocks[-1] - float(age.value), f"mean age {_short(age)}"
     shaded = [(float(older.value), float(newer.value)) for older, newer in gaps]
     drawn = {

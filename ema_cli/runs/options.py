@@ -24,6 +24,7 @@ class OpenOptions:
         exclude: patterns of the names of checkpoints that do not enter.
         skip_damaged: whether damaged checkpoints are passed over instead of refused.
         merge_into: the base model, a folder or a file, into which each checkpoint, an adapter, is merged.
+        base: the model from which the training began, for a law that needs it.
     """
 
     read: ReadOptions = field(default_factory=ReadOptions)
@@ -34,6 +35,7 @@ class OpenOptions:
     exclude: tuple[str, ...] = ()
     skip_damaged: bool = False
     merge_into: Path | None = None
+    base: Path | None = None
 
     def excluded_by(self, name: str) -> str | None:
         """Return the pattern by which the user leaves out the checkpoint called `name`, None where it may enter."""

@@ -15,6 +15,7 @@ from ema_cli.errors import (
 )
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.time import Time, Unit, as_time
+from ema_cli.runs.base import open_base, place_base
 from ema_cli.runs.clocks import overruled_warnings, settle_clocks
 from ema_cli.runs.entering import drop_aliases, drop_unclocked, preference
 from ema_cli.runs.even_spacing import space
@@ -49,6 +50,7 @@ class Run:
         uncompared: checkpoints of the same model without a clock, which are passed over as copies: an average stops
             at the first that may be newer than all others.
         final_models: folders of models beside their own checkpoints, which do not enter.
+        base: the model from which the training began, which is the first of the checkpoints then.
     """
 
     root: Path
@@ -61,6 +63,7 @@ class Run:
     damaged: tuple[Damaged, ...] = ()
     uncompared: tuple[Checkpoint, ...] = ()
     final_models: tuple[Path, ...] = ()
+    base: Checkpoint | None = None
 
     def __repr__(self) -> str:
         """Return the run in one line: how many checkpoints, from which clock to which."""
@@ -101,6 +104,7 @@ def open_run(
     exclude: str | Sequence[str] = (),
     skip_damaged: bool = False,
     merge_into: str | Path | None = None,
+    base: str | Path | None = None,
 ) -> Run:
     """Read the headers of one run.
 
@@ -122,6 +126,8 @@ def open_run(
         exclude: patterns of the names of checkpoints; what matches one does not enter.
         skip_damaged: pass over damaged checkpoints, with a warning, instead of refusing the run.
         merge_into: the base model of an adapter: each checkpoint is the whole model, with the adapter merged into it.
+        base: the model from which the training began, for the profile "bema": a file or a folder, at clock 0; or a
+            checkpoint of the run, at its own.
 
     Raises:
         UsageError: for a value that is unknown, or a path at which there is nothing.
@@ -138,6 +144,7 @@ def open_run(
         _several(exclude),
         skip_damaged,
         None if merge_into is None else as_path(merge_into),
+        None if base is None else as_path(base),
     )
     return read_run([as_path(path) for path in several], options)
 
@@ -184,11 +191,18 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     run = Run(root, ordered, units, all_passed_over, (), tuple(notes), options, tuple(rest.damaged), uncompared)
     final_models = () if search is None else tuple(search.final_models)
     run = replace(run, warnings=(*warnings, *_twin_warnings(run)), final_models=final_models)
-    if options.merge_into is None:
-        return run
-    from ema_cli.runs.merging import merge_all  # which few runs need
+    if options.merge_into is not None:
+        from ema_cli.runs.merging import merge_all  # which few runs need
 
-    return replace(run, checkpoints=merge_all(run.checkpoints, options.merge_into))
+        run = replace(run, checkpoints=merge_all(run.checkpoints, options.merge_into))
+    return run if options.base is None else with_base(run, open_base(options.base, options))
+
+
+def with_base(run: Run, base: Checkpoint) -> Run:
+    """Return a run with the model from which it began as its first checkpoint."""
+    base = place_base(base, run.checkpoints, run.units)
+    others = (checkpoint for checkpoint in run.checkpoints if checkpoint.path.absolute() != base.path.absolute())
+    return replace(run, checkpoints=(base, *others), base=base)
 
 
 def _at_terminal(name: str, value: str) -> str:

@@ -11,8 +11,6 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.formats.arrays.reader import READ_ONLY
-from ema_cli.law.laws import HalfLife
-from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.planning.plan import Plan
 from ema_cli.planning.series import is_series
 from ema_cli.storage.location import location
@@ -196,11 +194,11 @@ def _values(path: Path, plan: Plan) -> dict[str, str]:
         UsageError: where the path has one that the plan has no value for.
     """
     law = plan.recipe.law
-    values = {_CLOCK: str(plan.entries[-1].clock)}
-    if isinstance(law, HalfLife | RelativeHalfLife):
+    asked, values = law.to_dict(), {_CLOCK: str(plan.entries[-1].clock)}
+    if "half_life" in asked:
         values[_HALF_LIFE] = law.name
-    if law.window is not None:
-        values[_WINDOW] = str(law.window)
+    if "window" in asked:
+        values[_WINDOW] = asked["window"]
     lacking = next((word for word in PLACEHOLDERS if word in path.name and word not in values), None)
     if lacking is not None:
         raise UsageError(

@@ -130,7 +130,7 @@ def _first(run: Run) -> Chart:
 
 
 def _profiles(run: Run) -> Chart:
-    laws = {f"{name} 0.1" if name == "power" else name: name for name in PROFILES}
+    laws = {f"{name} 0.1" if name == "power" else name: name for name in PROFILES if name != "bema"}
     widths = {"power": 0.1}
     return Chart(
         "Weights by other laws",

@@ -16,7 +16,7 @@ from ema_cli.cli.typer_commands import make_command
 from tests.conftest import COMPOSER, Cli, make_tensors, oracle, write_torch_run
 
 USAGE = [
-    (["average", "ckpts"], "one of --half-life, --smoothing and --profile is needed"),
+    (["average", "ckpts"], "one of --half-life, --smoothing, --profile and --coefficients is needed"),
     (["average", "--half-life", "50ba"], "which checkpoints?"),
     (["average", "none", "--half-life", "50ba"], "none: does not exist"),
     (["average", "ckpts", "--half-life", "50"], "--half-life: '50' is not a time"),
@@ -26,7 +26,7 @@ USAGE = [
     (["average", "ckpts", "--half-life", "5min"], "--half-life: '5min' is not a time"),
     (
         ["average", "ckpts", "--half-life", "5ba", "--smoothing", "0.5"],
-        "only one of --half-life, --smoothing and --profile",
+        "only one of --half-life, --smoothing, --profile and --coefficients",
     ),
     (
         ["average", "ckpts", "--half-life", "5ba", "--window", "9ba"],
@@ -65,7 +65,7 @@ USAGE = [
     (["inspect", "ckpts", *("--half-life", "5ba", "--half-life", "6")], "--half-life: '6' is not a time"),
     (
         ["average", "ckpts", "--half-life", "5ba", "--half-life", "6ba", "--smoothing", "0.5"],
-        "only one of --half-life, --smoothing and --profile",
+        "only one of --half-life, --smoothing, --profile and --coefficients",
     ),
     (
         ["average", "ckpts", "--half-life", "5ba", "--half-life", "6ep", "--update-interval", "1ba"],

@@ -19,16 +19,16 @@ from ema_cli.law.time import EVERY, Time, Unit
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({}, "one of half_life=, smoothing= and profile= is needed", "half_life='50ba'"),
-        ({"start": "5ba"}, "one of half_life=, smoothing= and profile= is needed", "half_life='50ba'"),
+        ({}, "one of half_life=, smoothing=, profile= and coefficients= is needed", "half_life='50ba'"),
+        ({"start": "5ba"}, "one of half_life=, smoothing=, profile= and coefficients= is needed", "half_life='50ba'"),
         (
             {"half_life": "5ba", "smoothing": 0.9},
-            "only one of half_life=, smoothing= and profile=",
+            "only one of half_life=, smoothing=, profile= and coefficients=",
             "half_life='50ba'",
         ),
         (
             {"half_life": "0ba", "smoothing": 0.0},
-            "only one of half_life=, smoothing= and profile=",
+            "only one of half_life=, smoothing=, profile= and coefficients=",
             "half_life='50ba'",
         ),
         ({"smoothing": -0.1}, r"^smoothing=: -0\.1 is not in \[0, 1\]$", "0.99"),
@@ -63,7 +63,11 @@ from ema_cli.law.time import EVERY, Time, Unit
             "^update_interval=: '1ep' and window= '5ba' have different units$",
             "same unit",
         ),
-        ({"profile": "uniform", "bias_correction": True}, "^bias_correction=True is for a half-life", "leave it out"),
+        (
+            {"profile": "uniform", "bias_correction": True},
+            "^bias_correction=True is for a fixed half-life",
+            "leave it out",
+        ),
         ({"half_life": "5ba", "start": "infba"}, r"^start=: infinity leaves nothing", "1000ba"),
     ],
 )

@@ -118,5 +118,5 @@ def test_a_start_in_another_unit_is_refused():
 
 def test_no_bias_correction():
     """The first checkpoint has no excess."""
-    with pytest.raises(UsageError, match="half-life 5%ba gives the first no excess"):
+    with pytest.raises(UsageError, match="not for half-life 5%ba"):
         Recipe(half_life="5%ba", bias_correction=True)

@@ -13,6 +13,7 @@ from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.views import Inspection, RunView, StoredView
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, RunError, UsageError, at_terminal, option
+from ema_cli.law.laws import LAW_KEYS
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.planning.clock_checks import check_units
@@ -46,7 +47,7 @@ class InspectRequest:
         """
         law = options.run.law
         recipes: tuple[Recipe, ...] = ()
-        if law.half_life or law.smoothing is not None or law.profile or law.sigma_rel is not None or law.window:
+        if not set(LAW_KEYS).isdisjoint(requests.given(law)):
             recipes = requests.recipes(law)
         elif set(requests.given(law)) - {"from"}:
             raise UsageError(

@@ -10,7 +10,8 @@ from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli import outcomes, requests
-from ema_cli.cli.option_groups import RecipeOptions, RunOptions
+from ema_cli.cli.law_options import RecipeOptions
+from ema_cli.cli.option_groups import RunOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.sources import RawSource, StoredSource

@@ -1,0 +1,131 @@
+"""Coefficients for checkpoints: the file that holds them, and the checkpoints that they are for. No numpy."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import CheckpointError, RunError, UsageError, option
+from ema_cli.formats.json_text import parse_json
+from ema_cli.law.coefficients import Coefficients
+from ema_cli.law.time import Time
+from ema_cli.planning.entry import Entry, Skipped
+from ema_cli.runs.run import Run
+from ema_cli.storage.small_file import read_small_file
+
+_MOST_BYTES = 16 << 20
+_MOST_ROWS = 100_000
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:e[+-]?[0-9]{1,3})?", re.IGNORECASE | re.ASCII)
+_TITLES = ("name", "clock", "checkpoint")
+_HINT = 'CSV: on each line a name or a clock, a comma and a number; or JSON: {"step-100": -0.5, "200ba": 1.5}'
+
+
+def read_coefficients(path: Path) -> dict[str, float]:
+    """Return the coefficients in a file, by the name or the clock of a checkpoint.
+
+    JSON is an object, or a list of objects with `name` or `clock` and `weight`; CSV has the two columns.
+
+    Raises:
+        UsageError: where there is no such file, or it holds something else.
+    """
+    try:
+        content = read_small_file(path, _MOST_BYTES)
+        text = content.decode("utf-8-sig")
+        is_json = text.lstrip().startswith(("{", "["))
+        rows: Sequence[tuple[str, Any]] = _in_json(text) if is_json else _in_csv(text)
+        if len(rows) > _MOST_ROWS:
+            raise ValueError(f"{len(rows)} coefficients are too many; at most {_MOST_ROWS} are read")
+        given: dict[str, float] = {}
+        for key, value in rows:
+            if key in given:
+                raise ValueError(f"'{key[:60]}' stands twice")
+            given[key] = float(value)
+    except CheckpointError as error:
+        raise UsageError(error.fact, option="coefficients", subject=path, hint=_HINT) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("is no text", option="coefficients", subject=path, hint=_HINT) from error
+    except (ValueError, OverflowError, csv.Error) as error:
+        raise UsageError(str(error), option="coefficients", subject=path, hint=_HINT) from error
+    if not given:
+        raise UsageError("holds no coefficient", option="coefficients", subject=path, hint=_HINT)
+    return given
+
+
+def _in_json(text: str) -> list[tuple[str, Fraction | int]]:
+    content: Any = parse_json(text.encode())
+    if isinstance(content, dict):
+        content = [{"name": key, "weight": value} for key, value in content.items()]
+    rows: list[tuple[str, Fraction | int]] = []
+    for row in content:
+        key = row.get("name", row.get("clock")) if isinstance(row, dict) else None
+        value = row.get("weight") if isinstance(row, dict) else None
+        if not isinstance(key, str) or isinstance(value, bool) or not isinstance(value, int | Fraction):
+            raise ValueError("is no object of numbers, and no list of objects with name or clock, and weight")
+        rows.append((key, value))
+    return rows
+
+
+def _in_csv(text: str) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for number, cells in enumerate(csv.reader(io.StringIO(text), strict=True), 1):
+        cells = [cell.strip() for cell in cells]
+        if not any(cells) or (not rows and cells[0].lower() in _TITLES):
+            continue
+        if len(cells) != 2 or not _NUMBER.fullmatch(cells[1]):
+            raise ValueError(f"line {number} has not a name or a clock, and a number")
+        rows.append((cells[0], cells[1]))
+    return rows
+
+
+def entries_of(run: Run, law: Coefficients) -> tuple[tuple[Entry, ...], list[Skipped]]:
+    """Return the checkpoints that have a coefficient, oldest first, and the others.
+
+    Raises:
+        RunError: for what is not the name or the clock of one checkpoint, and for one that is meant twice.
+        CheckpointError: for a checkpoint that is damaged.
+    """
+    weights: dict[Checkpoint, float] = {}
+    for key, weight in law.shares().items():
+        checkpoint = _meant(run, key)
+        if checkpoint in weights:
+            raise RunError(f"{option('coefficients')} has {checkpoint.name} twice, once as '{key}'", subject=run.root)
+        weights[checkpoint] = weight
+    entering = [checkpoint for checkpoint in run.checkpoints if checkpoint in weights]
+    unit = run.units[0]
+    clocks = [checkpoint.progress.clocks[unit].value for checkpoint in entering]
+    gaps = [Fraction(0), *(newer - older for older, newer in pairwise(clocks))]
+    entries = tuple(
+        Entry(checkpoint, Time(clock, unit), gap, weights[checkpoint])
+        for checkpoint, clock, gap in zip(entering, clocks, gaps, strict=True)
+    )
+    others = [checkpoint for checkpoint in run.checkpoints if checkpoint not in weights]
+    return entries, [Skipped(checkpoint, "has no coefficient") for checkpoint in others]
+
+
+def _meant(run: Run, key: str) -> Checkpoint:
+    """Return the checkpoint of a name or a clock."""
+    for damaged in run.damaged:
+        if damaged.name == key:
+            raise damaged.error
+    named = [checkpoint for checkpoint in run.checkpoints if checkpoint.name == key]
+    if not named:
+        try:
+            time = Time.parse(key)
+        except UsageError:
+            time = None
+        named = [] if time is None else [each for each in run.checkpoints if each.clock(time.unit) == time.value]
+    if len(named) == 1:
+        return named[0]
+    what = "no checkpoint" if not named else f"each of {', '.join(checkpoint.name for checkpoint in named[:3])}"
+    raise RunError(
+        f"'{key[:200]}' is the name or the clock of {what}",
+        subject=run.root,
+        hint=f"names and clocks are those that ema-cli inspect {run.root} shows",
+    )
