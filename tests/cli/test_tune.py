@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ema_cli.manifest.manifest import read_manifest
+from ema_cli.tuning.half_lives import LEAST_STEP
 from tests.conftest import Cli, write_hf_run, write_torch_run
 from tests.runs.stored_run import train
 
@@ -342,3 +343,65 @@ def test_a_range_is_no_series(cli: Cli, run_folder: Path):
     done = cli("tune", "ckpts", "--between", "5ba", "50ba", "--series", "--eval", "true")
     assert done.code == 2
     assert "--series: excludes --between" in done.err
+
+
+MISBEHAVING = """
+import math, os, sys, time
+calls = open("calls", "a+")
+calls.seek(0)
+noise = 0.0005 * (-1) ** len(calls.readlines())
+print(os.environ["EMA_HALF_LIFE"], file=calls, flush=True)
+half_life = 9e9 if os.environ["EMA_HALF_LIFE"] == "last" else float(os.environ["EMA_HALF_LIFE"][:-2])
+if half_life < 60:
+    sys.exit("no such layer")
+elif half_life < 100:
+    sys.exit(print("loss nan"))
+elif half_life > 4000 and half_life < 9e9:
+    time.sleep(60)
+elif half_life > 2000 and half_life < 9e9:
+    sys.exit(0)
+elif half_life > 1000 and half_life < 9e9:
+    os.kill(os.getpid(), 9)
+print("loss", math.log(half_life / 333) ** 2 + noise)
+"""
+
+
+@pytest.mark.slow
+def test_among_noise_and_failures_of_every_kind_the_valley_is_found(cli: Cli, run_folder: Path):
+    """Within one step of the refinement, in as many evaluations as said; the winner's bytes are those of `average`."""
+    options = ["--between", "50ba", "5000ba", "--tries", "12", "--timeout", "5", "--jobs", "2"]
+    done = cli("tune", "ckpts", *options, "--eval", python(MISBEHAVING), "-o", "best", "--json")
+    assert done.code == 0, done
+    best = done.json["best"]
+    assert float(best[:-2]) == pytest.approx(333, rel=LEAST_STEP)
+    assert len(calls(run_folder)) == len(set(calls(run_folder))) <= 13
+    failed = {row["name"]: row["failed"] for row in done.json["candidates"] if row["failed"]}
+    reasons = {
+        "50ba": "it ended with exit code 1: no such layer",
+        "96.5ba": "its metric is nan",
+        "1340ba": "it was ended by SIGKILL",
+        "2590ba": "it printed nothing",
+        "5000ba": "it took longer than 5 s",
+    }
+    assert failed == reasons
+    cli("average", "ckpts", "--half-life", best, "-o", "alone")
+    alone, winner = ((run_folder / name / "model.safetensors").read_bytes() for name in ("alone", "best"))
+    assert alone == winner
+
+
+def test_a_tie_within_the_spread_goes_to_the_shorter_half_life(cli: Cli, run_folder: Path):
+    """With --repeats; each is evaluated as many times, and mean and spread are shown."""
+    code = """
+import os
+calls = open("calls", "a+")
+calls.seek(0)
+number = sum(line.strip() == os.environ["EMA_HALF_LIFE"] for line in calls.readlines())
+print(os.environ["EMA_HALF_LIFE"], file=calls)
+print({"last": 9, "200ba": 1.02, "400ba": 1.0, "800ba": 5}[os.environ["EMA_HALF_LIFE"]] + 0.05 * number)
+"""
+    halves = [word for number in (800, 400, 200) for word in ("--half-life", f"{number}ba")]
+    done = cli("tune", "ckpts", *halves, "--repeats", "3", "--eval", python(code), "-o", "best")
+    assert done.code == 0, done
+    assert "best: 200ba with 1.07" in done.err
+    assert re.search(r"400ba +1\.05 +0\.05", done.err)
+    assert sorted(calls(run_folder)) == sorted(["last", "200ba", "400ba", "800ba"] * 3)
