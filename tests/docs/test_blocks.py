@@ -95,6 +95,7 @@ SETUPS: dict[str, Callable[[Path], None]] = {
     "docs/how-to/buckets.md": in_a_bucket,
     "docs/how-to/choose-a-half-life.md": hugging_face,
     "docs/how-to/release.md": hugging_face,
+    "docs/how-to/series.md": hugging_face,
     "docs/how-to/several-half-lives.md": hugging_face,
     "docs/how-to/your-trainer.md": every_trainer,
     "docs/how-to/go-on-training.md": every_trainer,
