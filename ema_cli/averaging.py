@@ -51,7 +51,9 @@ from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target, parse_target
 
 if TYPE_CHECKING:  # which few averages need
-    from ema_cli.engines.spread import Spread, WorkerShare
+    from ema_cli.engines.parts import Part, Parts
+    from ema_cli.engines.sharing import WorkerShare
+    from ema_cli.engines.spread import Spread
     from ema_cli.manifest.signing import Signer
 
 
@@ -73,6 +75,21 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True)
+class PartDone:
+    """A part of an average that is made.
+
+    Attributes:
+        part: which, and of how many.
+        published: whether it was the last, and all is published.
+        waiting: how many tasks of other parts are not done; none where another part is just publishing.
+    """
+
+    part: Part
+    published: bool
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What was done.
 
@@ -85,6 +102,7 @@ class Result:
         notes: what is worth knowing of the checkpoints, as their tensors show it, and no reason to warn.
         signed: whether each output has a signature.
         workers: what each worker did, where an engine was asked.
+        part: which part this was, where it was one; then all but it may not be published yet.
         manifests: that of each output, its tensors left out.
     """
 
@@ -102,6 +120,7 @@ class Result:
     notes: tuple[str, ...] = ()
     signed: bool = False
     workers: tuple[WorkerShare, ...] = ()
+    part: PartDone | None = None
 
     def __repr__(self) -> str:
         """Return the result in one line: what was written, of how much, how fast."""
@@ -179,8 +198,8 @@ def average(
         signer = open_signer(as_path(sign))
     most_memory = parse_size(max_memory, "max_memory") if isinstance(max_memory, str) else max_memory
     recording = Recording(checksum, signer=signer)
-    engine = None if executor is None else Engine("executor", executor)
-    return perform(job, threads=threads, max_memory=most_memory, recording=recording, engine=engine, progress=progress)
+    by = None if executor is None else Engine("executor", executor)
+    return perform(job, threads=threads, max_memory=most_memory, recording=recording, by=by, progress=progress)
 
 
 def perform(
@@ -189,16 +208,17 @@ def perform(
     threads: int | None = None,
     max_memory: int | None = None,
     recording: Recording | None = None,
-    engine: Engine | None = None,
+    by: Engine | Part | None = None,
     progress: ProgressCallback = no_progress,
 ) -> Result:
     """Do what was prepared; see `average`.
 
-    `recording` counts where the job has a manifest. `engine` makes the files of tensors; None for this process.
+    `recording` counts where the job has a manifest. An engine makes the files of tensors; or this process makes one
+    part of them, and publishes all if it is the last.
     """
     began = time.monotonic()
     recording = recording or Recording()
-    passes = plan_passes(job, threads or (engine.threads if engine is not None else None), max_memory)
+    passes = plan_passes(job, threads or (by.threads if isinstance(by, Engine) else None), max_memory)
     if max_memory is not None:
         keep_more_blocks(passes, max_memory)
     threads = passes[-1].sizes.threads
@@ -216,15 +236,17 @@ def perform(
     record = _record(job, recording, threads, samples) if job.manifest else None
     notes += _jumps(job, samples)
     done = _Done()
-    spread = None if engine is None else _spread(job, engine, record, threads)
-    with spread or location(job.target.path).staging() as staging:
+    sharing, parts = _sharing(job, by, record, threads)
+    with sharing or location(job.target.path).staging() as staging:
         notes += staging.notes
         total = sum(each.job.bytes_to_read for each in passes)
-        for each in passes:
-            report = partial(_report, progress, done.bytes_read, total)
-            _make(each, staging, job.target, record, recording, done, spread or _fold, report)
+        publishes = parts is None or parts.make(passes, job, summed=record is not None, progress=progress)
+        for each in passes if publishes else ():
+            report = partial(_report, progress, done.bytes_read, total) if parts is None else no_progress
+            _make(each, staging, job.target, record, recording, done, sharing or _fold, report)
         _check_unchanged(job)
-        _publish(job, staging)
+        if publishes:
+            _publish(job, staging)
     notes += [factored_note(factored) for factored in done.factored]
     averaged = sum(spec.dtype.averaged and name not in job.copied for name, spec in job.tensors.items())
     return Result(
@@ -232,25 +254,36 @@ def perform(
         job.outputs,
         averaged,
         len(job.tensors) - averaged,
-        done.bytes_read,
+        done.bytes_read if parts is None else sum(share.bytes_read for share in parts.shares),
         job.bytes_to_write,
         time.monotonic() - began,
         peak_bytes(),
-        str(chosen_kernel()) if spread is None else spread.kernels,
+        str(chosen_kernel()) if sharing is None else sharing.kernels,
         tuple(sorted(done.non_finite)),
         done.manifests,
         tuple(notes),
         record is not None and recording.signer is not None,
-        () if spread is None else spread.shares,
+        () if sharing is None else sharing.shares,
+        None if parts is None else PartDone(parts.part, publishes, parts.waiting),
     )
 
 
-def _spread(job: Job, engine: Engine, record: Record | None, threads: int) -> Spread:
-    """Return what has the tensor files of all outputs made by an engine."""
-    from ema_cli.engines.spread import Spread  # which most averages do not need
-
+def _sharing(
+    job: Job, by: Engine | Part | None, record: Record | None, threads: int
+) -> tuple[Spread | Parts | None, Parts | None]:
+    """Return what makes the tensor files where several do, an engine or parts; and that once more if they are parts."""
+    if by is None:
+        return None, None
     prints = record.fingerprints if record is not None else fingerprints(job.checkpoints, threads)
-    return Spread(job, engine, prints, checksum=record is not None and record.checksums is not None)
+    checksum = record is not None and record.checksums is not None
+    if isinstance(by, Engine):
+        from ema_cli.engines.spread import Spread  # which most averages do not need
+
+        return Spread(job, by, prints, checksum=checksum), None
+    from ema_cli.engines.parts import Parts
+
+    parts = Parts(job, by, prints, checksum=checksum)
+    return parts, parts
 
 
 def _report(progress: ProgressCallback, before: int, total: int, read: int, _: int) -> None:

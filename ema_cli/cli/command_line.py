@@ -30,6 +30,7 @@ from ema_cli.cli.options import (
     MaxMemory,
     MergeInto,
     On,
+    Part,
     Quiet,
     Threads,
 )
@@ -82,6 +83,7 @@ release.safetensors.sha256."""
     form: FormOptions = field(default_factory=FormOptions)
     anonymous: Anonymous = False
     on: On = None
+    part: Part = None
     threads: Threads = None
     max_memory: MaxMemory = None
     force: Force = False

@@ -217,6 +217,24 @@ def _result_facts(result: Result) -> Facts:
         "bytes_per_second": result.bytes_per_second,
         "peak_memory_bytes": result.peak_memory,
         "kernel": result.kernel,
+        "workers": [
+            {
+                "name": share.worker,
+                "kernel": share.kernel,
+                "tasks": share.tasks,
+                "seconds": round(share.seconds, 3),
+                "bytes_read": share.bytes_read,
+            }
+            for share in result.workers
+        ],
+        "part": None
+        if result.part is None
+        else {
+            "number": result.part.part.number,
+            "count": result.part.part.count,
+            "published": result.part.published,
+            "waiting_for": result.part.waiting,
+        },
         "non_finite": list(result.non_finite),
         "notes": list(result.notes),
     }

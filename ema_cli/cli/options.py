@@ -50,6 +50,16 @@ On = Annotated[
         rich_help_panel=READ,
     ),
 ]
+Part = Annotated[
+    str | None,
+    Option(
+        metavar="K/N|auto",
+        autocompletion=offer("auto"),
+        help="Make part K, from 0, of N: the same command on each of N machines that see inputs and output under the "
+        "same paths. The last to end publishes. auto: both numbers from Slurm, mpirun, torchrun or Kubernetes.",
+        rich_help_panel=READ,
+    ),
+]
 MaxMemory = Annotated[
     str | None,
     Option(

@@ -53,10 +53,10 @@ class Printer(ABC):
 
     def averaged(self, averaged: Averaged) -> None:
         """Show what was averaged, and append it to the summary."""
-        if self.summary is not None:
+        result = averaged.result
+        if self.summary is not None and (result.part is None or result.part.published):
             from ema_cli.report.markdown import append, summary_text
 
-            result = averaged.result
             paths = [output.target.path for output in result.outputs]
             append(self.summary, summary_text(list(zip(paths, result.manifests, strict=True))))
         self.show_average(averaged)

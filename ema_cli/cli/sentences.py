@@ -15,7 +15,7 @@ from ema_cli.runs.run import twin_advice
 from ema_cli.text import plural, size
 
 if TYPE_CHECKING:  # each command loads what it shows
-    from ema_cli.averaging import Result
+    from ema_cli.averaging import PartDone, Result
     from ema_cli.checkpoint import Checkpoint
     from ema_cli.cli.outcomes import DryRun
     from ema_cli.cli.views import RunView, StoredView, TensorTotals
@@ -226,6 +226,15 @@ def result_line(result: Result) -> str:
         f"{plural(result.tensors_averaged, 'tensor')} averaged, {result.tensors_copied} copied; "
         f"read {size(result.bytes_read)} in {result.seconds:.2f} s ({size(result.bytes_per_second)}/s), "
         f"wrote {size(result.bytes_written)}, peak memory {size(result.peak_memory)}"
+    )
+
+
+def part_line(result: Result, part: PartDone) -> str:
+    """Return in one line that a part is made, and what the whole waits for."""
+    rest = f"{plural(part.waiting, 'task')} of other parts to come" if part.waiting else "another part publishes"
+    return (
+        f"part {part.part} made: read {size(result.bytes_read)} in {result.seconds:.2f} s, "
+        f"peak memory {size(result.peak_memory)}; {rest}"
     )
 
 

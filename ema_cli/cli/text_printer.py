@@ -65,6 +65,9 @@ class TextPrinter(Printer):
     def show_average(self, averaged: Averaged) -> None:
         """Print what was done, and where the average is."""
         plans, result = averaged.plans, averaged.result
+        if result.part is not None and not result.part.published:
+            stderr.lines([] if self.quiet else [sentences.part_line(result, result.part)])
+            return
         if not self.quiet:
             stderr.warnings(result.warnings)
             stderr.notes(result.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -68,6 +69,11 @@ def read_done(folder: Path, task: Task, digest: str) -> Done | None:
         len(numbers) for numbers in task.files
     ]
     return done if is_whole and done.digest == digest else None
+
+
+def is_done(names: Collection[str], task: Task) -> bool:
+    """Return whether something is known of a task, by the names in the folder in which that is kept."""
+    return _path(Path(), task.number).name in names
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -32,11 +32,16 @@ class LeaseLost(OutputError):
     """The one for whom the work was done is gone, or somebody else took its place."""
 
 
+class Held(OutputError):
+    """A lease that somebody holds who lives."""
+
+
 class Lease:
     """The lease of this process, renewed by a thread; a context manager. It is made only where none is.
 
     Raises:
-        OutputError: where somebody who lives holds it, or the file system refuses.
+        Held: where somebody who lives holds it.
+        OutputError: where the file system refuses.
     """
 
     def __init__(self, path: Path, *, seconds: float = LEASE_SECONDS) -> None:
@@ -85,7 +90,7 @@ class Lease:
         watch = Watch(self.path, seconds=self._seconds)
         while watch.is_renewed_in_time() and not _is_dead(_held(watch.text)):
             if watch.was_renewed:
-                raise OutputError(
+                raise Held(
                     "another run is making the same average here",
                     subject=self.path.parent.parent,
                     hint="wait for its end, or write elsewhere",
@@ -97,7 +102,7 @@ class Lease:
         with suppress(FileNotFoundError):
             aside.unlink()
         if not self._make():
-            raise OutputError("another run has just begun to make the same average", subject=self.path.parent.parent)
+            raise Held("another run has just begun to make the same average", subject=self.path.parent.parent)
 
     def _text(self) -> bytes:
         self._count += 1

@@ -35,6 +35,7 @@ from ema_cli.writing.target import Target, default_target, parse_target
 
 if TYPE_CHECKING:
     from ema_cli.engines.engine import Engine
+    from ema_cli.engines.parts import Part
     from ema_cli.manifest.signing import Signer
     from ema_cli.release.replay import Replay
 
@@ -79,7 +80,7 @@ class AverageRequest:
         output: the form of the output; not used where a manifest says it.
         target: where the averages go; None for the default.
         signer: signs them; None where nobody does.
-        engine: opens the engine that does it; nothing where this process does.
+        by: opens the engine that does it, or yields the part that this process does; nothing where it does all.
         threads: how many; None for the default.
         max_memory: of the whole process, in bytes; None for the default.
     """
@@ -97,7 +98,7 @@ class AverageRequest:
     manifest: bool
     checksum: bool
     signer: Signer | None
-    engine: AbstractContextManager[Engine | None] = field(default_factory=nullcontext)
+    by: AbstractContextManager[Engine | Part | None] = field(default_factory=nullcontext)
 
     @classmethod
     def resolve(cls, options: AverageOptions) -> AverageRequest:
@@ -144,7 +145,7 @@ class AverageRequest:
             not options.no_manifest,
             options.checksum,
             _signer(options.sign),
-            nullcontext() if options.on is None else open_engine(options.on),
+            _by(options),
         )
 
 
@@ -186,13 +187,13 @@ def average(request: AverageRequest, printer: Printer) -> None:
         printer.planned(DryRun(job, passes, remarks))
         return
     printer.averaging(DryRun(job, passes, remarks))
-    with signals.unwinding(), request.engine as engine, printer.progress("averaging") as progress:
+    with signals.unwinding(), request.by as by, printer.progress("averaging") as progress:
         result = perform(
             job,
             threads=request.threads,
             max_memory=request.max_memory,
             recording=opened.recording,
-            engine=engine,
+            by=by,
             progress=progress,
         )
     printer.averaged(Averaged(plans, result, remarks))
@@ -210,6 +211,21 @@ def _open(request: AverageRequest) -> _Opened:
     _, plans = request.source.open_with(request.recipes, request.series)
     target = request.target or default_target(plans, like_input=request.output.like_input)
     return _Opened(plans, request.output, target, Recording(request.checksum, signer=request.signer))
+
+
+def _by(options: AverageOptions) -> AbstractContextManager[Engine | Part | None]:
+    """Return what opens who does the work: an engine, a part; nobody but this process.
+
+    Raises:
+        UsageError: for an unknown engine, for no part, and for both.
+    """
+    if options.part is not None:
+        if options.on is not None:
+            raise UsageError(f"is for those who have no engine, and {option('on')} names one", option="part")
+        from ema_cli.engines.parts import Part
+
+        return nullcontext(Part.parse(options.part))
+    return nullcontext() if options.on is None else open_engine(options.on)
 
 
 def _check_exclusions(options: AverageOptions) -> None:

@@ -1,0 +1,231 @@
+"""Parts of an average, made by processes that know nothing of each other but a folder that all see: no engine.
+
+Every part makes its own tasks. Whoever finds that all are done tries to claim the publishing; one does, checks every
+sum, and publishes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from ema_cli.dataclass import dataclass
+from ema_cli.engines.records import Done, is_done
+from ema_cli.engines.sharing import FINISHING, MAKING, Sharing
+from ema_cli.engines.tasks import Task
+from ema_cli.engines.work import Work
+from ema_cli.engines.worker import do_task, name_of_worker
+from ema_cli.errors import Missing, OutputError, UsageError, option
+from ema_cli.folding.fold import Folded
+from ema_cli.job import Job
+from ema_cli.passes import Pass
+from ema_cli.storage.lease import Held, Lease
+from ema_cli.storage.location import location
+from ema_cli.storage.output_stream import WrittenFile
+from ema_cli.storage.staging import Sender, SharedStaging
+from ema_cli.system.progress import ProgressCallback
+from ema_cli.system.threads import thread_errors
+from ema_cli.writing.files import make_folder
+from ema_cli.writing.record import Record
+
+_NUMBERS = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
+_HINT = "as 0/8 to 7/8; auto takes both numbers from Slurm, mpirun, torchrun or Kubernetes"
+# Who starts processes says in the environment which of how many a process is. What lies inside comes first: mpirun, or
+# torchrun, may run in a job of Slurm's.
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMIX_RANK", "PMIX_SIZE"),
+    ("RANK", "WORLD_SIZE"),
+    ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+)
+_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which part, from 0, of how many."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Part:
+        """Read what a user gives, as `3/8`, or `auto`.
+
+        Raises:
+            UsageError: for anything else; for `auto` where nothing says which part this is.
+        """
+        if text == "auto":
+            return _launched(environment)
+        numbers = _NUMBERS.fullmatch(text)
+        if numbers is None:
+            raise UsageError(f"'{text}' is no part", option="part", hint=_HINT)
+        return cls.of(int(numbers[1]), int(numbers[2]))
+
+    @classmethod
+    def of(cls, number: int, count: int) -> Part:
+        """Return the part.
+
+        Raises:
+            UsageError: where there is no such part.
+        """
+        if not 0 <= number < count:
+            raise UsageError(
+                f"there is no part {number} of {count}: they are counted from 0", option="part", hint=_HINT
+            )
+        return cls(number, count)
+
+
+def _launched(environment: Mapping[str, str]) -> Part:
+    for number, count in _LAUNCHERS:
+        if number not in environment:
+            continue
+        if count not in environment:
+            raise UsageError(
+                f"{number} says which part this is, but not {count} of how many",
+                option="part",
+                hint=option("part", f"${number}/8"),
+            )
+        if environment[count] == "1" and all(name in environment for name in _ARRAY):  # a job of an array
+            index, first, of = (_number(environment, name) for name in _ARRAY)
+            return Part.of(index - first, of)
+        return Part.of(_number(environment, number), _number(environment, count))
+    names = ", ".join(number for number, _ in _LAUNCHERS)
+    raise UsageError(f"nothing in the environment says which part this is: none of {names}", option="part", hint=_HINT)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise UsageError(f"{name} is '{environment[name]}', which is no number", option="part", hint=_HINT) from None
+
+
+class Parts(Sharing):
+    """An averaging of which this process makes one part, and perhaps publishes all.
+
+    A context manager that yields the folder that all parts see.
+
+    Attributes:
+        part: which part this process makes.
+        waiting: how many tasks of other parts are not done.
+    """
+
+    def __init__(self, job: Job, part: Part, fingerprints: Sequence[str], *, checksum: bool) -> None:
+        super().__init__(job, fingerprints, checksum=checksum, by="part")
+        self.part = part
+        self.waiting = 0
+        self._stack = ExitStack()
+        self._publishes = False
+
+    def __enter__(self) -> SharedStaging:
+        self.staging.__enter__()
+        return self.staging
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        if error is not None or not self._publishes:
+            self.staging.keep()  # the other parts go on in it
+        self.staging.__exit__(kind, error, trace)
+
+    def make(self, passes: Sequence[Pass], target_job: Job, *, summed: bool, progress: ProgressCallback) -> bool:
+        """Make this part of all passes; return whether this process is to publish the whole.
+
+        Args:
+            passes: those of the averaging.
+            target_job: the averaging.
+            summed: whether files are summed up.
+            progress: called now and then with the bytes that were read, and that this part reads.
+
+        Raises:
+            EmaError: as averaging.
+        """
+        everything: list[tuple[Path, list[Task]]] = []
+        lease = Lease(self.staging.tasks / f"part-{self.part.number}-{os.urandom(4).hex()}")
+        with lease:  # so that nobody takes the folder for abandoned
+            for each in passes:
+                folders = [make_folder(self.staging, target_job.target, output.target) for output in each.job.outputs]
+                work, tasks = self._cut(each, folders, summed=summed, lease=None)
+                making = [task for task in tasks if task.step in MAKING]
+                everything.append((work.tasks, making))
+                self._make_own(work, making, each.job.bytes_to_read, progress)
+        try:
+            # Looked for after the last thing that this part wrote: so the last one sees all, whatever is cached.
+            self.waiting = sum(_count_waiting(folder, tasks) for folder, tasks in everything)
+            if self.waiting:
+                return False
+            self._stack.enter_context(Lease(self.staging.tasks / "publishing"))
+        except Held:
+            return False  # another part publishes
+        except (OutputError, Missing):
+            if self.staging.is_there():
+                raise
+            return False  # another part has published, and removed the folder
+        self._publishes = True
+        return True
+
+    def _make_own(self, work: Work, tasks: Sequence[Task], bytes_to_read: int, progress: ProgressCallback) -> None:
+        """Make those of some tasks that are this part's."""
+        own, worker, before = share_of(tasks, self.part), name_of_worker(), 0
+        total = bytes_to_read * sum(task.nbytes for task in own) // max(sum(task.nbytes for task in tasks), 1)
+
+        def told(read: int) -> None:
+            progress(min(before + read, total), total)
+
+        for task in own:
+            self._done.append(do_task(work, task, worker, told))
+            before += self._done[-1].bytes_read
+
+    def __call__(
+        self,
+        part: Pass,
+        folders: Sequence[Path],
+        sender: Sender | None,
+        record: Record | None,
+        progress: ProgressCallback,
+    ) -> tuple[Folded, list[dict[str, WrittenFile]]]:
+        """Check the sums of all that the parts made of one pass, and complete it; see `Spread`."""
+        work, tasks = self._cut(part, folders, summed=record is not None, lease=None)
+        worker, done = name_of_worker(), list[Done]()
+        for steps in (MAKING, FINISHING):
+            now = [task for task in tasks if task.step in steps]
+            with thread_errors(), ThreadPoolExecutor(part.sizes.threads, "check") as pool:
+                done += pool.map(lambda task: do_task(work, task, worker), now)
+        own, self._done = self._done, []
+        result = self._gather(part.job, tasks, done, record)
+        self._done = own
+        return result
+
+
+def share_of(tasks: Sequence[Task], part: Part) -> list[Task]:
+    """Return the tasks of a part: all parts get about as many bytes."""
+    loads = [(0, number) for number in range(part.count)]
+    own = []
+    for task in sorted(tasks, key=lambda task: (-task.nbytes, task.number)):
+        load, number = heapq.heappop(loads)
+        heapq.heappush(loads, (load + task.nbytes + 1, number))
+        if number == part.number:
+            own.append(task)
+    return sorted(own, key=lambda task: task.number)
+
+
+def _count_waiting(folder: Path, tasks: Sequence[Task]) -> int:
+    """Return how many tasks are not done, by what they told in a folder.
+
+    Raises:
+        Missing: where the folder is gone.
+    """
+    names = frozenset(location(folder).names())
+    return sum(not is_done(names, task) for task in tasks)

@@ -1,0 +1,154 @@
+"""What several who make one average share: its digest, the folder that all see, what becomes of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ema_cli.dataclass import dataclass
+from ema_cli.engines.block_sums import together
+from ema_cli.engines.digest import digest_of
+from ema_cli.engines.records import Done
+from ema_cli.engines.tasks import Step, Task, cut_tasks
+from ema_cli.engines.work import Work
+from ema_cli.engines.worker import AT_SUFFIX
+from ema_cli.errors import UsageError, option
+from ema_cli.folding.fold import Folded
+from ema_cli.folding.non_finite import NonFinite
+from ema_cli.job import Job
+from ema_cli.passes import Pass
+from ema_cli.storage.location import location
+from ema_cli.storage.output_stream import WrittenFile
+from ema_cli.storage.staging import SharedStaging
+from ema_cli.writing.record import Record
+
+MAKING, FINISHING = (Step.WHOLE, Step.STRETCH), (Step.FINISH,)
+"""Tasks that may be done in any order, and those that come after all of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerShare:
+    """What one worker did.
+
+    Attributes:
+        worker: its name.
+        kernel: what did the arithmetic there.
+        tasks: how many.
+        seconds: how long they took, one after another.
+        bytes_read: of tensors.
+    """
+
+    worker: str
+    kernel: str
+    tasks: int
+    seconds: float
+    bytes_read: int
+
+
+class Sharing:
+    """One averaging that several make: workers of an engine, or parts.
+
+    Attributes:
+        staging: the folder that all of them see.
+    """
+
+    def __init__(self, job: Job, fingerprints: Sequence[str], *, checksum: bool, by: str) -> None:
+        """Take what is to be done.
+
+        Args:
+            job: the averaging.
+            fingerprints: of its checkpoints.
+            checksum: whether all that is read is summed up.
+            by: the option that asks for several.
+
+        Raises:
+            UsageError: for an output that no task makes.
+        """
+        if job.options.exact_lora is not None:
+            raise UsageError(
+                f"averages products of adapters, which are small: {option(by)} does not",
+                option="exact_lora",
+                hint=f"leave out {option(by)}",
+            )
+        self._checksum = checksum
+        self._digest = digest_of(job, fingerprints, checksum=checksum)
+        self.staging = SharedStaging(job.target.path, self._digest)
+        self._done: list[Done] = []
+
+    @property
+    def shares(self) -> tuple[WorkerShare, ...]:
+        """Return what each worker did."""
+        workers: dict[tuple[str, str], list[Done]] = {}
+        for each in self._done:
+            workers.setdefault((each.worker, each.kernel), []).append(each)
+        return tuple(
+            WorkerShare(worker, kernel, len(own), sum(one.seconds for one in own), sum(one.bytes_read for one in own))
+            for (worker, kernel), own in sorted(workers.items())
+        )
+
+    @property
+    def kernels(self) -> str:
+        """Return what did the arithmetic, of all workers."""
+        return ", ".join(sorted({share.kernel for share in self.shares}))
+
+    def _cut(
+        self, part: Pass, folders: Sequence[Path], *, summed: bool, lease: tuple[Path, str, float] | None
+    ) -> tuple[Work, list[Task]]:
+        """Return the tasks of a pass, and what they have in common; see `Work`."""
+        job = part.job
+        first = "-".join(output.target.path.name for output in (job.outputs[0], job.outputs[-1]))
+        tasks = self.staging.tasks / f"{len(job.outputs)}-{first}"
+        location(tasks).make_folder()
+        work = Work(
+            self._digest,
+            job.tied,
+            job.weights,
+            [job.checkpoints.index(plan.newest) for plan in job.plans],
+            job.outputs,
+            [folder.absolute() for folder in folders],
+            job.copied,
+            job.options.allow_non_finite,
+            summed=summed,
+            checksum=self._checksum,
+            sizes=part.sizes,
+            tasks=tasks.absolute(),
+            lease=lease,
+        )
+        return work, cut_tasks(job.outputs, shared_files=True)
+
+    def _gather(
+        self, job: Job, tasks: Sequence[Task], done: Sequence[Done], record: Record | None
+    ) -> tuple[Folded, list[dict[str, WrittenFile]]]:
+        """Return what the tasks of a job did together; of each output the size and the sum of its files."""
+        self._done += done
+        if record is not None and self._checksum:
+            record.checksums = together(len(job.checkpoints), (block for each in done for block in each.blocks))
+        by_number = {each.number: each for each in done}
+        non_finite = [NonFinite(job.checkpoints, allowed=job.options.allow_non_finite) for _ in job.outputs]
+        written: list[dict[str, WrittenFile]] = [{} for _ in job.outputs]
+        for task in tasks:
+            each = by_number[task.number]
+            for ledger, through, infinite in zip(non_finite, each.let_through, each.infinite, strict=True):
+                ledger.let_through.update(through)
+                ledger.infinite.update(infinite)
+            if task.step is not Step.STRETCH:
+                for files, output, numbers, sums in zip(written, job.outputs, task.files, each.sums, strict=True):
+                    for number, sha256 in zip(numbers, sums, strict=True):
+                        file = output.files[number]
+                        files[file.name] = WrittenFile(file.size, sha256)
+        ordered = [
+            {file.name: files[file.name] for file in output.files}
+            for output, files in zip(job.outputs, written, strict=True)
+        ]
+        return Folded(sum(each.bytes_read for each in done), non_finite), ordered
+
+
+def bytes_so_far(ended: Sequence[Done], tasks: Path) -> int:
+    """Return how many bytes were read: by tasks that are done, and by others as far as they tell."""
+    running = 0
+    for name in location(tasks).names():
+        if name.endswith(AT_SUFFIX):
+            with suppress(OSError, ValueError):  # it has just ended, or is just being written
+                running += int((tasks / name).read_text())
+    return sum(each.bytes_read for each in ended) + running

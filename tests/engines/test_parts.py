@@ -1,0 +1,166 @@
+"""Parts of an average, made by processes that know nothing of each other but a folder."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from ema_cli.averaging import Result, perform
+from ema_cli.engines.parts import Part, share_of
+from ema_cli.engines.tasks import Step, Task
+from ema_cli.errors import CheckpointError, UsageError
+from ema_cli.job import prepare
+from ema_cli.planning.plan import Plan
+from ema_cli.storage.lease import Lease
+from ema_cli.writing.target import parse_target
+from tests.conftest import Cli
+from tests.engines.runs import RUNS, files_below
+from tests.engines.test_equal_bytes import plans
+
+pytestmark = pytest.mark.usefixtures("small_tasks", "small_blocks")
+
+
+def make(made: list[Plan], place: Path, part: Part | None = None) -> Result:
+    return perform(prepare(made, parse_target(place), force=False), by=part, threads=2)
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+def test_parts_in_any_order(tmp_path: Path, run: str, count: int):
+    """The last one publishes what one process makes, the others nothing; nothing else is left."""
+    made = plans(RUNS[run](tmp_path / run), "200ba")
+    for folder in ("alone", "parts"):
+        (tmp_path / folder).mkdir()
+    make(made, tmp_path / "alone" / "x.safetensors")
+    order = random.Random(count).sample(range(count), count)
+    results = [make(made, tmp_path / "parts" / "x.safetensors", Part(number, count)) for number in order]
+    assert files_below(tmp_path / "parts") == files_below(tmp_path / "alone")
+    assert [result.part is not None and result.part.published for result in results].count(True) == 1
+
+
+def test_a_part_that_died_is_made_again_alone(tmp_path: Path):
+    """What the others made stays, also where a part ended with an error: only its own tasks are done then."""
+    run = RUNS["transformers"](tmp_path / "transformers")
+    made = plans(run, "200ba")
+    make(made, tmp_path / "alone")
+    make(made, tmp_path / "x", Part(0, 2))
+    shard = run / "checkpoint-200" / "model-00002-of-00003.safetensors"
+    shard.rename(shard.with_name("aside"))
+    with pytest.raises(CheckpointError):
+        make(made, tmp_path / "x", Part(1, 2))
+    assert not (tmp_path / "x").exists()
+    shard.with_name("aside").rename(shard)
+    assert make(made, tmp_path / "x", Part(0, 2)).bytes_read == 0, "it is done"
+    result = make(made, tmp_path / "x", Part(1, 2))
+    assert result.part is not None
+    assert result.part.published
+    assert files_below(tmp_path / "x") == files_below(tmp_path / "alone")
+    assert hidden(tmp_path) == []
+
+
+def test_a_damaged_part_is_found_and_made_again(tmp_path: Path):
+    """Whoever publishes reads every sum again: one byte that another part did not write is mended."""
+    made = plans(RUNS["one file"](tmp_path / "one file"), "200ba")
+    (tmp_path / "out").mkdir()
+    make(made, tmp_path / "out" / "x.safetensors", Part(0, 2))
+    (staged,) = (tmp_path / "out").glob(".ema-cli-parts-*/x.safetensors")
+    with staged.open("r+b") as file:
+        file.seek(staged.stat().st_size - 3000)
+        before = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([before[0] ^ 1]))
+    make(made, tmp_path / "out" / "x.safetensors", Part(1, 2))
+    (tmp_path / "alone").mkdir()
+    make(made, tmp_path / "alone" / "x.safetensors")
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
+
+
+def test_only_one_publishes(tmp_path: Path):
+    """Where another part holds the claim on publishing, and lives, this one ends well without it."""
+    made = plans(RUNS["transformers"](tmp_path / "transformers"), "200ba")
+    make(made, tmp_path / "x", Part(0, 2))
+    (tasks,) = tmp_path.glob(".ema-cli-parts-*/.tasks")
+    with Lease(tasks / "publishing", seconds=1):
+        result = make(made, tmp_path / "x", Part(1, 2))
+    assert result.part is not None
+    assert (result.part.published, result.part.waiting) == (False, 0)
+    assert not (tmp_path / "x").exists()
+    again = make(made, tmp_path / "x", Part(1, 2))
+    assert again.part is not None
+    assert again.part.published, "the other one died"
+
+
+def test_another_recipe_goes_on_with_nothing(tmp_path: Path):
+    """Parts of another average, with another half-life, are no parts of this one."""
+    run = RUNS["transformers"](tmp_path / "transformers")
+    make(plans(run, "200ba"), tmp_path / "x", Part(0, 2))
+    make(plans(run, "100ba"), tmp_path / "x", Part(1, 2))
+    assert not (tmp_path / "x").exists()
+    assert len(hidden(tmp_path)) == 2
+
+
+def test_tasks_are_shared_out_by_their_size():
+    """Each task belongs to one part, and no part has more than another by more than a task."""
+    tasks = [Task(number, Step.WHOLE, ((number,),), 100 + number % 7) for number in range(100)]
+    parts = [share_of(tasks, Part(number, 8)) for number in range(8)]
+    assert sorted(task.number for part in parts for task in part) == list(range(100))
+    loads = [sum(task.nbytes for task in part) for part in parts]
+    assert max(loads) - min(loads) <= 107
+
+
+@pytest.mark.parametrize(
+    ("environment", "part"),
+    [
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, "3/8"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, "1/2"),
+        ({"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "6", "SLURM_PROCID": "0", "SLURM_NTASKS": "3"}, "5/6"),
+        ({"JOB_COMPLETION_INDEX": "2", "JOB_COMPLETIONS": "4"}, "2/4"),
+        (
+            {
+                "SLURM_PROCID": "0", "SLURM_NTASKS": "1",
+                "SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "4",
+            },
+            "3/4",
+        ),
+    ],
+)  # fmt: skip
+def test_auto_takes_what_launchers_say(environment: dict[str, str], part: str):
+    """Slurm, torchrun and mpirun, also where these run in a job of Slurm's; Kubernetes; an array of Slurm's."""
+    assert str(Part.parse("auto", environment)) == part
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "said"),
+    [
+        ("auto", {}, "nothing in the environment"),
+        ("auto", {"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETIONS"),
+        ("auto", {"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x'"),
+        ("8/8", {}, "no part 8 of 8"),
+        ("0/0", {}, "no part 0 of 0"),
+        ("1", {}, "'1' is no part"),
+    ],
+)
+def test_what_is_no_part(text: str, environment: dict[str, str], said: str):
+    """An error that says what is missing."""
+    with pytest.raises(UsageError, match=said):
+        Part.parse(text, environment)
+
+
+def test_the_command_line(tmp_path: Path, cli: Cli):
+    """A part that does not publish prints no path, and says what is missing; the last one prints the path."""
+    RUNS["transformers"](tmp_path / "run")
+    arguments = ("average", "run", "--half-life", "200ba", "-o", "x")
+    first = cli(*arguments, "--part", "0/2")
+    assert (first.code, first.out) == (0, "")
+    assert "part 0/2 made" in first.err
+    last = cli(*arguments, "--part", "auto", "--json", env={"RANK": "1", "WORLD_SIZE": "2"})
+    assert last.json["written"]["part"] == {"number": 1, "count": 2, "published": True, "waiting_for": 0}
+    assert (tmp_path / "x").is_dir()
+    both = cli(*arguments, "--part", "0/2", "--on", "processes=2")
+    assert both.code == 2
