@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the same names, for type checkers
     from ema_cli.runs.run import Run as Run
     from ema_cli.runs.run import open_run as open_run
     from ema_cli.tuning.tune import tune as tune
+    from ema_cli.watching.watch import watch as watch
     from ema_cli.writing.target import parse_target as parse_target
 
 _MODULES = {
@@ -51,6 +52,7 @@ _MODULES = {
     "parse_target": "writing.target",
     "tune": "tuning.tune",
     "update_bn": "online.batch_norm",
+    "watch": "watching.watch",
 }
 
 __all__ = ["__version__", *_MODULES]

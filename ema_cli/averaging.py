@@ -23,7 +23,7 @@ from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job, prepare
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.signature import signature_path
-from ema_cli.manifest.types import Manifest
+from ema_cli.manifest.types import Manifest, WatchRow
 from ema_cli.passes import Pass, keep_more_blocks, plan_passes
 from ema_cli.planning.advice import factored_note, non_finite_warnings
 from ema_cli.planning.plan import Plan
@@ -66,12 +66,14 @@ class Recording:
         remarks: come before those that are made here.
         check: is called with each manifest before anything is published, and may raise.
         signer: signs the manifest, the sums and all other files.
+        watched: what `watch` says of its averages, None for those of others.
     """
 
     checksum: bool = False
     remarks: Remarks = field(default_factory=Remarks)
     check: Callable[[Manifest], None] = lambda manifest: None
     signer: Signer | None = None
+    watched: WatchRow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +310,15 @@ class _Done:
     factored: list[Factored] = field(default_factory=list)
 
 
+def write_readymade(job: Job, passes: Sequence[Pass], record: Record, recording: Recording) -> None:
+    """Write averages that are made already in the form that a job says, all of them or nothing; see `Job.readymade`."""
+    done = _Done()
+    with location(job.target.path).staging() as staging:
+        for each in passes:
+            _make(each, staging, job.target, record, recording, done, _fold, no_progress)
+        _publish(job, staging)
+
+
 def _make(
     part: Pass,
     staging: Staging,
@@ -399,6 +410,8 @@ def _write_manifests(
         job.outputs, job.plans, folders, written, folded.non_finite, several_factored, strict=True
     ):
         manifest = record.manifest(output, plan, files, non_finite, factored)
+        if recording.watched is not None:
+            manifest["watch"] = recording.watched
         recording.check(manifest)
         sums = record.write(manifest, output, plan, folder, non_finite)
         if recording.signer is not None:

@@ -44,6 +44,8 @@ class Job:
         copied: names of tensors that are copied from the newest, though they could be averaged.
         manifest: whether a manifest and sums are written; the model card tells of them.
         force: whether an output that is there is replaced.
+        readymade: for each plan its average, made already in wider types, which is read in place of the checkpoints;
+            empty where these are read.
     """
 
     plans: Sequence[Plan]
@@ -53,6 +55,7 @@ class Job:
     copied: frozenset[str]
     manifest: bool = True
     force: bool = False
+    readymade: Sequence[Checkpoint] = ()
 
     @cached_property
     def target(self) -> Target:
@@ -127,7 +130,13 @@ class Job:
     def part(self, begin: int, end: int) -> Job:
         """Return the job of the averages from number `begin` to before `end`, which may be done by itself."""
         plans = self.plans[begin:end]
-        return replace(self, plans=plans, checkpoints=checkpoints_read(plans), outputs=self.outputs[begin:end])
+        return replace(
+            self,
+            plans=plans,
+            checkpoints=checkpoints_read(plans),
+            outputs=self.outputs[begin:end],
+            readymade=self.readymade[begin:end],
+        )
 
     @cached_property
     def weights(self) -> list[list[float]]:
@@ -154,6 +163,19 @@ class Job:
         Of an adapter whose products are averaged, A and B are folded, too, as all else is: so they are summed up, and
         searched for NaN. But what is written of them is made behind that, whole with a `sample`, too.
         """
+        if self.readymade:
+            done = [
+                fold(
+                    [made],
+                    [Average([1.0], sink)],
+                    self.outputs[0].dtypes,
+                    copied=self.copied,
+                    allow_non_finite=self.options.allow_non_finite,
+                    sizes=sizes,
+                )
+                for made, sink in zip(self.readymade, sinks, strict=True)
+            ]
+            return Folded(sum(one.bytes_read for one in done), [one.non_finite[0] for one in done])
         averages = [Average(weights, sink) for weights, sink in zip(self.weights, sinks, strict=True)]
         rank, pairs = self.options.exact_lora, self.outputs[0].pairs
         others = averages if rank is None else [replace(one, sink=WithoutPairs.of(one.sink, pairs)) for one in averages]

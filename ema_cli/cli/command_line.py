@@ -38,8 +38,9 @@ from ema_cli.dataclass import dataclass
 
 if TYPE_CHECKING:
     from ema_cli.cli.tune_options import TuneOptions
+    from ema_cli.cli.watch_options import WatchOptions
 
-COMMANDS = ("average", "inspect", "tune", "compare", "report", "verify")
+COMMANDS = ("average", "inspect", "tune", "watch", "compare", "report", "verify")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -284,7 +285,9 @@ Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
 
 
 if TYPE_CHECKING:
-    Options = AverageOptions | InspectOptions | TuneOptions | CompareOptions | ReportOptions | VerifyOptions
+    Options = (
+        AverageOptions | InspectOptions | TuneOptions | WatchOptions | CompareOptions | ReportOptions | VerifyOptions
+    )
 
 
 def options_of(command: str) -> type[Options]:
@@ -293,6 +296,10 @@ def options_of(command: str) -> type[Options]:
         from ema_cli.cli.tune_options import TuneOptions  # many, which no other command needs
 
         return TuneOptions
+    if command == "watch":
+        from ema_cli.cli.watch_options import WatchOptions
+
+        return WatchOptions
     others: dict[str, type[Options]] = {
         "average": AverageOptions,
         "inspect": InspectOptions,

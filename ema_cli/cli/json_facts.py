@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.release.signed import Signed
     from ema_cli.release.verify import Against, Verified
     from ema_cli.tuning.tune import Tuned
+    from ema_cli.watching.loop import Watched
 
 Facts = dict[str, object]
 
@@ -316,6 +317,30 @@ def tuned_facts(tuned: Tuned) -> Facts:
         "best": tuned.best.name if tuned.best else None,
         "plan": plan_facts(tuned.plan) if tuned.plan is not None else None,
         "written": {"path": tuned.target.path.as_posix()} if written else None,
+    }
+
+
+def watched_facts(watched: Watched) -> Facts:
+    """Return what `watch` has done until it ended."""
+    return {
+        "clock": None if watched.clock is None else str(watched.clock),
+        "checkpoints": watched.folded,
+        "entered": [
+            {
+                "name": entered.name,
+                "clock": str(entered.clock),
+                "seconds": entered.seconds,
+                "skipped": entered.skipped,
+            }
+            for entered in watched.entered
+        ],
+        "gaps": list(watched.gaps),
+        "written": None
+        if watched.job is None
+        else {
+            "path": watched.target.path.as_posix(),
+            "averages": [output.target.path.as_posix() for output in watched.job.outputs],
+        },
     }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.release.verify import Verified
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
+    from ema_cli.watching.loop import Entered, Watched
 
 
 class JsonPrinter(Printer):
@@ -66,6 +67,22 @@ class JsonPrinter(Printer):
     def tuned(self, tuned: Tuned) -> None:
         """Print all results."""
         print_json(self.command, json_facts.tuned_facts(tuned), problem=tuned.problem)
+
+    def entered(self, entered: Entered) -> None:
+        """Print nothing yet."""
+
+    def refreshed(self, clock: Time, seconds: float, job: Job) -> None:
+        """Print nothing yet."""
+
+    def missed(self, text: str) -> None:
+        """Print nothing yet."""
+
+    def waiting(self, clock: Time | None) -> None:
+        """Print nothing yet."""
+
+    def watched(self, watched: Watched) -> None:
+        """Print what was done in all."""
+        print_json(self.command, json_facts.watched_facts(watched), warnings=watched.gaps)
 
     def compared(self, comparison: Comparison) -> None:
         """Print the distance of each tensor and each layer."""

@@ -13,6 +13,7 @@ from typer import Argument, Option
 LAW, SELECT, READ, WRITE, GATES = "Law", "Which checkpoints", "Reading", "Output", "What is demanded (exit 6)"
 RELEASE = "Release"
 EVALUATION = "Evaluation"
+WATCHING = "Waiting, and what is kept"
 
 
 def offer(*values: str) -> Callable[[str], list[str]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # they load what only some commands need
     from ema_cli.release.verify import Verified
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
+    from ema_cli.watching.loop import Entered, Watched
 
 
 class Printer(ABC):
@@ -96,6 +97,26 @@ class Printer(ABC):
     @abstractmethod
     def tuned(self, tuned: Tuned) -> None:
         """Show all results, and the average that was written, or why there is none."""
+
+    @abstractmethod
+    def entered(self, entered: Entered) -> None:
+        """Show what became of a checkpoint that `watch` has met."""
+
+    @abstractmethod
+    def refreshed(self, clock: Time, seconds: float, job: Job) -> None:
+        """Show that the averages were written over again, as they are at a clock."""
+
+    @abstractmethod
+    def missed(self, text: str) -> None:
+        """Show what was missed, in words."""
+
+    @abstractmethod
+    def waiting(self, clock: Time | None) -> None:
+        """Show that nothing happens; the averages are at this clock."""
+
+    @abstractmethod
+    def watched(self, watched: Watched) -> None:
+        """Show what was done in all, and where the averages are."""
 
     @abstractmethod
     def compared(self, comparison: Comparison) -> None:

@@ -6,7 +6,7 @@ No checkpoint is opened here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, cast
 
 from ema_cli.cli.law_options import RecipeOptions
@@ -87,7 +87,7 @@ def source(options: RunOptions, *, allow_approximate: bool) -> RawSource | Store
     Raises:
         UsageError: for a value that is unknown, and for options of raw checkpoints where averages are stored.
     """
-    read = replace(read_options(options.model, options.copy), clock_key=options.clocks.clock_key)
+    read = read_options(options.model, options.copy, options.clocks.clock_key)
     kind, clocks, base = options.law.source, options.clocks, options.law.base
     if base is not None and options.law.profile != Bema.profile:
         raise UsageError(f"goes with {option('profile', Bema.profile)}", option="base", hint="leave out one, or add it")
@@ -113,14 +113,14 @@ def source(options: RunOptions, *, allow_approximate: bool) -> RawSource | Store
     return StoredSource(options.paths, options.copy, options.model.component, allow_approximate)
 
 
-def read_options(model: ModelOptions, copy: tuple[str, ...] = ()) -> ReadOptions:
+def read_options(model: ModelOptions, copy: tuple[str, ...] = (), clock_key: tuple[str, ...] = ()) -> ReadOptions:
     """Return how checkpoints are read.
 
     Raises:
         UsageError: for a value that is unknown.
     """
     weights = cast("Choice", model.weights)  # which is checked there
-    return ReadOptions(model.key, weights, model.component, model.keep_prefix, copy, masters=model.masters)
+    return ReadOptions(model.key, weights, model.component, model.keep_prefix, copy, clock_key, masters=model.masters)
 
 
 def gates(options: GateOptions) -> Gates:

@@ -19,6 +19,7 @@ from ema_cli.text import size
 
 _PLAIN_SECONDS = 30
 _SHORT_SECONDS = 0.5  # what takes no longer needs no bar
+_has_status = False
 _RED, _YELLOW, _BOLD = "31", "33", "1"  # of a terminal's codes
 
 
@@ -48,6 +49,16 @@ def last_words(number: int) -> None:
     lines(signals.last_words(number).splitlines())
 
 
+def status(text: str) -> None:
+    """Show on a terminal what goes on, in a line that the next line takes the place of; nothing elsewhere."""
+    global _has_status
+    if sys.stderr is None or not sys.stderr.isatty():
+        return
+    sys.stderr.write(f"\r\x1b[K{printable(text)}")
+    sys.stderr.flush()
+    _has_status = True
+
+
 def lines(texts: Sequence[str]) -> None:
     """Print texts, each on a line of its own."""
     for text in texts:
@@ -58,10 +69,18 @@ def _print(text: str, *, label: str = "", codes: Sequence[str] = ()) -> None:
     """Print a line, with a label before it that a terminal shows with these codes."""
     if sys.stderr is None:  # closed by the caller
         return
+    _end_status()
     codes = _shown(codes)
     styled = f"\x1b[{';'.join(codes)}m{label}\x1b[0m" if codes else label
     sys.stderr.write(f"{styled}{text}\n")
     sys.stderr.flush()
+
+
+def _end_status() -> None:
+    global _has_status
+    if _has_status:
+        sys.stderr.write("\r\x1b[K")
+        _has_status = False
 
 
 def _shown(codes: Sequence[str]) -> Sequence[str]:

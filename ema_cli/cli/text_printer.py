@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ema_cli.cli import sentences, stderr, tune_sentences, verify_sentences
+from ema_cli.cli import sentences, stderr, tune_sentences, verify_sentences, watch_sentences
 from ema_cli.cli.github import annotate_warnings
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.stdout import print_line
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.release.verify import Verified
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
+    from ema_cli.watching.loop import Entered, Watched
 
 
 class TextPrinter(Printer):
@@ -108,6 +109,32 @@ class TextPrinter(Printer):
         if not self.quiet:
             stderr.lines([tune_sentences.best_line(tuned)])
         print_line(tuned.target.path.as_posix())
+
+    def entered(self, entered: Entered) -> None:
+        """Print what became of a checkpoint."""
+        if not self.quiet:
+            stderr.lines([watch_sentences.entered_line(entered)])
+
+    def refreshed(self, clock: Time, seconds: float, job: Job) -> None:
+        """Print that the averages were written."""
+        if not self.quiet:
+            stderr.lines([watch_sentences.refreshed_line(clock, seconds, job)])
+
+    def missed(self, text: str) -> None:
+        """Print a warning."""
+        stderr.warnings([text])
+
+    def waiting(self, clock: Time | None) -> None:
+        """Show on a terminal that it waits."""
+        if not self.quiet:
+            stderr.status(watch_sentences.waiting_line(clock))
+
+    def watched(self, watched: Watched) -> None:
+        """Print what was done in all, and where the averages are."""
+        if not self.quiet:
+            stderr.lines([watch_sentences.watched_line(watched)])
+        if watched.job is not None:
+            print_line(watched.target.path.as_posix())
 
     def compared(self, comparison: Comparison) -> None:
         """Print a table of distances."""

@@ -152,6 +152,15 @@ class TuneRow(TypedDict):
     candidates: list[CandidateRow]
 
 
+class WatchRow(TypedDict):
+    """How the average was kept up with a training: `gaps` are what was missed, in words.
+
+    Each input was folded when it was there, into float32; many are gone now.
+    """
+
+    gaps: list[str]
+
+
 class Manifest(TypedDict):
     """The record of one average. While it is made it has no `tensors`: they are written one after another."""
 
@@ -168,6 +177,7 @@ class Manifest(TypedDict):
     mean_age: str
     approximation: ErrorRow | None
     tune: NotRequired[TuneRow]
+    watch: NotRequired[WatchRow]
     warnings: list[str]
     notes: NotRequired[list[str]]  # of older manifests they are among the warnings
     classes: NotRequired[list[str]]

@@ -43,7 +43,7 @@ def settle_clocks(checkpoints: Sequence[Checkpoint], options: OpenOptions) -> tu
     if options.name_clock is not None:
         settled = _take_name_clock(settled, checkpoints, options.name_clock)
     settled = _complete_composer_epochs(settled)
-    settled, notes = _shift_epochs(settled)
+    settled, notes = _shift_epochs(settled, known=options.epochs_from_zero)
     if options.epoch_length is not None:
         settled = _convert_epochs(settled, options.epoch_length)
     return settled, notes
@@ -218,11 +218,14 @@ def _complete_epoch(checkpoint: Checkpoint, length: Fraction) -> Checkpoint:
     return with_clock(checkpoint, Unit.EPOCH, epoch.value + 1, epoch.source)
 
 
-def _shift_epochs(checkpoints: list[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
-    """Turn epochs that were counted from 0 into completed ones, unless epoch 0 is the untrained model; note it."""
+def _shift_epochs(checkpoints: list[Checkpoint], *, known: bool) -> tuple[list[Checkpoint], list[str]]:
+    """Turn epochs that were counted from 0 into completed ones, unless epoch 0 is the untrained model; note it.
+
+    Where that is `known`, none of them needs to show it.
+    """
     unknown = [checkpoint for checkpoint in checkpoints if checkpoint.progress.epoch_origin_unknown]
     first = min(unknown, key=lambda checkpoint: checkpoint.clock(Unit.EPOCH) or Fraction(0), default=None)
-    if first is None or first.clock(Unit.EPOCH) != 0 or first.clock(Unit.BATCH) == 0:
+    if first is None or (not known and (first.clock(Unit.EPOCH) != 0 or first.clock(Unit.BATCH) == 0)):
         return checkpoints, []
     note = f"epochs are counted from 0 ({first.name}): each is taken as one more completed epoch"
     return [_count_from_one(checkpoint) for checkpoint in checkpoints], [note]

@@ -25,6 +25,7 @@ class OpenOptions:
         skip_damaged: whether damaged checkpoints are passed over instead of refused.
         merge_into: the base model, a folder or a file, into which each checkpoint, an adapter, is merged.
         base: the model from which the training began, for a law that needs it.
+        epochs_from_zero: whether epochs are known to be counted from 0, though the one that shows it may be gone.
     """
 
     read: ReadOptions = field(default_factory=ReadOptions)
@@ -36,6 +37,7 @@ class OpenOptions:
     skip_damaged: bool = False
     merge_into: Path | None = None
     base: Path | None = None
+    epochs_from_zero: bool = False
 
     def excluded_by(self, name: str) -> str | None:
         """Return the pattern by which the user leaves out the checkpoint called `name`, None where it may enter."""

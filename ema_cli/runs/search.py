@@ -50,6 +50,7 @@ class PassedOver:
         note: nobody would want it, and it is said all the same.
         excluded: the user left it out.
         damaged: it is a checkpoint of the run that cannot be read: it is said by itself.
+        unfinished: it is still being written, by its name or its contents.
     """
 
     name: str
@@ -58,6 +59,7 @@ class PassedOver:
     note: bool = False
     excluded: bool = False
     damaged: bool = False
+    unfinished: bool = False
 
 
 @dataclass(slots=True)
@@ -134,9 +136,9 @@ class Search:
         elif folder != self.root and name_clocks(folder.name).clocks and not inside:
             self.weightless.append(folder)
 
-    def pass_over(self, path: Path, reason: str, *, warn: bool = False) -> None:
+    def pass_over(self, path: Path, reason: str, *, warn: bool = False, unfinished: bool = False) -> None:
         """Add `path` to the paths that do not enter."""
-        self.passed_over.append(PassedOver(self.name(path), reason, warn))
+        self.passed_over.append(PassedOver(self.name(path), reason, warn, unfinished=unfinished))
 
     def choose(self, component: str) -> None:
         """Keep one of several models of each moment, if a file or folder has the name; else a format may know it.
@@ -242,7 +244,7 @@ class Search:
             self.pass_over(entry.path, "a link that leads out of the folder", warn=True)
             return False
         if is_unfinished_name(entry.name):
-            self.pass_over(entry.path, "unfinished, as its name says", warn=True)
+            self.pass_over(entry.path, "unfinished, as its name says", warn=True, unfinished=True)
             return False
         return True
 
@@ -276,7 +278,7 @@ class Search:
         if name.startswith(".") or entry.is_folder or SHARD.search(name):
             return False
         if is_unfinished_name(name):
-            self.pass_over(path, "unfinished, as its name says", warn=True)
+            self.pass_over(path, "unfinished, as its name says", warn=True, unfinished=True)
             return False
         if not is_weights_name(name):
             if entry.is_file and name.lower().endswith(FOREIGN_SUFFIXES):

@@ -109,7 +109,8 @@ def sort_unread(
         elif beside is not None:
             sorted_.passed_over.append(PassedOver(entry.name, f"beside {beside}; {_reason(entry)}"))
         elif isinstance(entry.error, Unfinished) or (isinstance(entry.error, IncompleteCheckpoint) and newer is None):
-            sorted_.passed_over.append(PassedOver(entry.name, f"half-written: {_reason(entry)}", warn=True))
+            reason = f"half-written: {_reason(entry)}"
+            sorted_.passed_over.append(PassedOver(entry.name, reason, warn=True, unfinished=True))
         elif isinstance(entry.error, CheckpointError):
             reason = _damaged_reason(entry, skip=skip_damaged)
             sorted_.passed_over.append(PassedOver(entry.name, reason, warn=True, damaged=True))

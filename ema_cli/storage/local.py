@@ -274,6 +274,13 @@ def _close_idle() -> None:
         os.close(_open_files.pop(file))
 
 
+def close_idle_files() -> None:
+    """Close every file that nobody reads now: the room of a file that was removed is free only then."""
+    with _lock:
+        for file in [file for file in _open_files if file._users == 0]:
+            os.close(_open_files.pop(file))
+
+
 def _identity(status: os.stat_result) -> Identity:
     if stat.S_ISDIR(status.st_mode):
         return Identity((status.st_dev, status.st_ino))

@@ -45,6 +45,18 @@ def unwinding() -> Iterator[None]:
                 signal.signal(number, _end)
 
 
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Make the first ending signal raise `Interrupted` in the block, and a second one end the program at once."""
+    try:
+        _handle(_interrupt_once)
+        yield
+    finally:
+        for number in _ENDING:
+            if signal.getsignal(number) is _interrupt_once:
+                signal.signal(number, _end)
+
+
 def note_publication() -> None:
     """Note that something was put where it belongs, so that an interrupt does not say that nothing was."""
     _published.set()
@@ -77,6 +89,11 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     # A second signal must not interrupt the clean-up.
     _handle(_ignore)
+    raise Interrupted(number)
+
+
+def _interrupt_once(number: int, _frame: FrameType | None) -> NoReturn:
+    _handle(_end)
     raise Interrupted(number)
 
 

@@ -44,6 +44,7 @@ class Record:
         threads: int,
         remarks: Remarks,
         watch: Watch | None = None,
+        known: Sequence[str] | None = None,
     ) -> None:
         """Take the fingerprints of the inputs.
 
@@ -55,6 +56,7 @@ class Record:
             threads: how many fingerprints to take at once.
             remarks: are put before those on the plan.
             watch: looks at what is read for the fingerprints.
+            known: the fingerprint of each, where they were taken before: nothing is read then.
 
         Raises:
             CheckpointError: where an input cannot be read.
@@ -66,7 +68,7 @@ class Record:
         self._remarks = remarks
         self._known: dict[Checkpoint, InputFacts] = {}
         self._libraries = library_versions()  # as they are before the output is written
-        self.fingerprints = fingerprints(checkpoints, threads, watch)
+        self.fingerprints = fingerprints(checkpoints, threads, watch) if known is None else list(known)
         self._fingerprints = dict(zip(checkpoints, self.fingerprints, strict=True))
         self.begin(checkpoints)
 

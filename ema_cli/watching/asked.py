@@ -1,0 +1,160 @@
+"""What `watch` is asked for: which averages, of what, and how it waits. Values are checked here; nothing is opened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from ema_cli.dataclass import dataclass
+from ema_cli.errors import UsageError, option
+from ema_cli.law.law import LiveLaw
+from ema_cli.law.plain_profiles import Uniform
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time
+from ema_cli.runs.options import OpenOptions
+from ema_cli.storage.names import StorePath
+from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.target import Target
+
+SETTLE, EVERY, PATIENCE = 10.0, 10.0, 600.0
+"""Seconds: between two equal looks at a checkpoint, between two looks at the folder, for one that is not complete."""
+
+_SUFFIX = ".watch"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How it waits, in seconds, and for what.
+
+    Attributes:
+        every: the time between two looks at the folder.
+        settle: how long a checkpoint without a mark of completeness must have stayed as it is.
+        patience: how long one that is not complete holds back those after it.
+        once: end after what is there.
+        until: end at this clock.
+    """
+
+    every: float = EVERY
+    settle: float = SETTLE
+    patience: float = PATIENCE
+    once: bool = False
+    until: Time | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "settle", "patience"):
+            seconds = getattr(self, name)
+            if not 0 <= seconds < math.inf or (name == "every" and not seconds):
+                raise UsageError(f"{seconds:g} is no number of seconds", option=name, hint="as 10")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked for.
+
+    Attributes:
+        path: the folder of the run, or the one file that a training writes again and again.
+        opened: how the run is opened.
+        recipes: one for each average; all have one update interval and one start.
+        target: where the averages go.
+        output: their form.
+        publish_every: the training time between two outputs; None for one at each checkpoint.
+        store_every: the training time between two moments that are kept; None to keep the newest alone.
+        restart_from: the clock of the stored moment to go back to.
+        force: whether an output that was there before may be replaced.
+
+    Raises:
+        UsageError: for values that make no sense, and what needs checkpoints that are not there yet, or no more.
+    """
+
+    path: Path
+    opened: OpenOptions
+    recipes: tuple[Recipe, ...]
+    target: Target
+    output: OutputOptions = field(default_factory=OutputOptions)
+    waiting: Waiting = field(default_factory=Waiting)
+    publish_every: Time | None = None
+    store_every: Time | None = None
+    restart_from: Time | None = None
+    threads: int | None = None
+    max_memory: int | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        check_recipes(self.recipes)
+        if isinstance(self.target.path, StorePath):
+            raise UsageError(
+                "is in a store, and what is kept to go on is written on a disk",
+                subject=self.target.path,
+                hint="write to a folder, and copy the averages from there",
+            )
+        if self.opened.spacing is not None:
+            raise UsageError("counts all checkpoints, and some are gone", option="spacing", hint=_NAME_CLOCK)
+        for name in ("publish_every", "store_every"):
+            time = getattr(self, name)
+            if time is not None and not 0 < time.value < math.inf:
+                raise UsageError(f"{time} is no training time between two", option=name, hint="as 1000ba")
+        if self.output.like_input or self.target.is_lightning:
+            raise UsageError(
+                "a checkpoint that its trainer loads holds more than weights, and the newest may be deleted by then",
+                hint=f"write weights: {option('o', 'averages')}, or NAME.safetensors, or NAME.pt",
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of what is kept to go on, beside the output: its name with `.watch`."""
+        path = self.target.path
+        base = path.parent if "{half_life}" in path.name else path
+        return base.with_name(f"{base.name}{_SUFFIX}")
+
+    def what(self) -> dict[str, Any]:
+        """Return what decides an average, as JSON has it: a watch goes on with the same only."""
+        read = self.opened.read
+        return {
+            "laws": [{name: value for name, value in recipe.to_dict().items() if value} for recipe in self.recipes],
+            "epoch_length": None if self.opened.epoch_length is None else str(self.opened.epoch_length),
+            "name_clock": self.opened.name_clock,
+            "clock_key": list(read.clock_key),
+            "key": read.key,
+            "weights": read.weights,
+            "component": read.component,
+            "keep_prefix": read.keep_prefix,
+            "masters": read.masters,
+            "copy": list(read.copy),
+        }
+
+
+_NAME_CLOCK = f"clocks that names have: {option('name_clock', 'ba')}"
+
+
+def check_recipes(recipes: Sequence[Recipe]) -> None:
+    """Check that averages can be brought up to date by one checkpoint after another, and all at the same ones.
+
+    Raises:
+        UsageError: for what needs checkpoints that are not there yet, or no more, and for different schedules.
+    """
+    if not recipes:
+        raise UsageError("which average?", hint=f"as {option('half_life', '500ba')}")
+    for recipe in recipes:
+        law = recipe.law
+        if not isinstance(law, LiveLaw | Uniform) or law.window is not None:
+            raise UsageError(
+                "each new checkpoint changes the shares of all others, and those are gone",
+                option="window" if law.window is not None else "profile",
+                hint=f"watch half-lives, power or uniform; {law.name} is for {option('from', 'raw')}, afterwards",
+            )
+        for name in ("last", "bias_correction", "stop"):
+            if getattr(recipe, name):
+                raise UsageError(
+                    "needs checkpoints that are not there yet, or no more",
+                    option=name,
+                    hint=f"leave it out; {option('until')} says when to end" if name == "stop" else "leave it out",
+                )
+    if len({(recipe.interval, recipe.start, recipe.unit) for recipe in recipes}) > 1:
+        raise UsageError(
+            "the averages have different update intervals or units",
+            option="half_life",
+            hint="say one for all of them: update_interval='1ba', or 'every'; or watch them one by one",
+        )

@@ -1,0 +1,58 @@
+"""What a watch cannot go on with: a training that was resumed from an earlier point, and what to do."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import RunError, option
+from ema_cli.law.time import Time, Unit
+from ema_cli.runs.run import Run
+from ema_cli.watching.asked import Asked
+from ema_cli.watching.moments import Moment, moments_in
+from ema_cli.watching.past import Past, time_of
+
+
+def other_contents(asked: Asked, checkpoint: Checkpoint, known: Past, unit: Unit) -> RunError:
+    """Return the error for a checkpoint at a clock at which another one was folded."""
+    clock = time_of(checkpoint, unit)
+    what = "skipped" if known.skipped is not None else "folded"
+    return RunError(
+        f"is at {clock}, where {known.name} was {what}, and has other contents: the training was resumed, or it is "
+        "another one",
+        subject=checkpoint.path,
+        hint=_way_back(asked, clock, strictly=True),
+    )
+
+
+def goes_back(asked: Asked, checkpoint: Checkpoint, moment: Moment, unit: Unit) -> RunError:
+    """Return the error for a checkpoint with a clock that was passed."""
+    clock = time_of(checkpoint, unit)
+    return RunError(
+        f"is at {clock}, but the averages are at {moment.clock}: the training was resumed from an earlier point",
+        subject=checkpoint.path,
+        hint=_way_back(asked, clock, strictly=True),
+    )
+
+
+def _way_back(asked: Asked, clock: Time, *, strictly: bool) -> str:
+    clocks = [Time.parse(path.name) for path in moments_in(asked.folder)]
+    kept = [one for one in clocks if Fraction(one.value) < Fraction(clock.value)]
+    anew = f"begin anew with another {option('o')}"
+    if kept:
+        return (
+            f"go back to a moment that is kept, before it was resumed: {option('restart_from', str(kept[-1]))}; "
+            f"or {anew}; or leave it out: {option('exclude')}"
+        )
+    return (
+        f"{anew}, or leave it out: {option('exclude')}; next time {option('store_every')} keeps moments to go back to"
+    )
+
+
+def no_clock(run: Run) -> RunError:
+    """Return the error for a run that records no clock."""
+    return RunError(
+        "records no clock: nobody knows what is new",
+        subject=run.root,
+        hint=f"say where clocks are: {option('name_clock', 'ba')}, or {option('clock_key', 'step=ba')}",
+    )

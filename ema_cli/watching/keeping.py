@@ -1,0 +1,236 @@
+"""Fold one checkpoint into the averages: from one moment to the next, all of it or nothing.
+
+An average in float32 is brought up to date as `average` would make it: with the share w of the new checkpoint, it is
+w x (checkpoint) + (1 - w) x (average before). So the arithmetic is that of a fold of two: `folding.kernel`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ema_cli._version import __version__
+from ema_cli.checkpoint import Checkpoint, TensorSpec
+from ema_cli.dataclass import dataclass
+from ema_cli.dtypes import DTYPES
+from ema_cli.errors import OutputError
+from ema_cli.folding.buffers import BufferSizes
+from ema_cli.folding.fold import Average, fold
+from ema_cli.formats.mark import METADATA_KEY
+from ema_cli.formats.safetensors.writer import lay_out_file
+from ema_cli.law.law import LiveLaw
+from ema_cli.law.live import Schedule, live_law_to_dict
+from ema_cli.law.time import Time
+from ema_cli.planning.plan import Plan
+from ema_cli.runs.stored_file import FIRST
+from ema_cli.storage.location import location
+from ema_cli.storage.output_stream import output_errors, write_file
+from ema_cli.system.progress import ProgressCallback, no_progress
+from ema_cli.watching.moments import JOURNAL, SIDE_FILES, Journal, Moment
+from ema_cli.watching.past import clocks_text
+from ema_cli.writing.files import FileSink, finish_files, read_back
+from ema_cli.writing.outputs import Output
+from ema_cli.writing.side_files import SideFiles
+from ema_cli.writing.target import Target
+
+_FIRST_FILE = f"{FIRST}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One checkpoint, and what its fold makes of the averages.
+
+    Attributes:
+        checkpoint: the new one.
+        plans: for each average which checkpoints are in it then, the new one last.
+        journal: what will have been done.
+        copied: names of tensors that are copied though they could be averaged.
+    """
+
+    checkpoint: Checkpoint
+    plans: Sequence[Plan]
+    journal: Journal
+    copied: frozenset[str]
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the averages."""
+        return [plan.recipe.law.name for plan in self.plans]
+
+    @property
+    def clock(self) -> Time:
+        """Return the clock of the new checkpoint."""
+        clock = self.checkpoint.clock(self.journal.unit)
+        assert clock is not None
+        return Time(clock, self.journal.unit)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Return the specs of the averages as they are kept: in float32, or wider where the checkpoint is."""
+        return {
+            name: replace(spec, dtype=DTYPES["F32"]) if spec.dtype.is_narrow and name not in self.copied else spec
+            for name, spec in self.checkpoint.tensors.specs.items()
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Return how many bytes are written."""
+        files = len(self.plans) + (len(self.journal.folded) == 1)
+        return files * sum(spec.nbytes for spec in self.specs.values())
+
+
+def update(
+    folder: Path, before: Moment | None, made: Update, sizes: BufferSizes, progress: ProgressCallback = no_progress
+) -> Moment:
+    """Fold a checkpoint, and return the moment that is there then. After an error the moment before is as it was.
+
+    Args:
+        folder: that of the moments.
+        before: the newest moment; None where the checkpoint is the first copy.
+        made: the checkpoint, and what comes of it.
+        sizes: the memory.
+        progress: is called with the bytes read so far, and in all.
+
+    Raises:
+        NonFiniteError: for a NaN or infinity.
+        CheckpointError: where the checkpoint cannot be read, or is not the same any more.
+        OutputError: where the moment cannot be written.
+    """
+    path = folder / str(made.clock)
+    free = location(folder).free_bytes()
+    if made.nbytes > free:
+        raise OutputError(f"needs {made.nbytes} bytes, but {free} are free", subject=path, hint="make room")
+    with ExitStack() as stack:
+        first = stack.enter_context(location(folder / _FIRST_FILE).staging()) if before is None else None
+        staging = stack.enter_context(location(path).staging())
+        inside = staging.make_folder(Path(path.name))
+        _write_averages(inside, before, made, sizes, progress, first=first.folder if first else None)
+        _write_side_files(inside / SIDE_FILES, made.checkpoint)
+        write_file(inside / JOURNAL, [made.journal.to_bytes()])
+        for file in made.checkpoint.files:
+            file.check_unchanged()
+        if first is not None:
+            first.publish_file(_FIRST_FILE, force=True)
+        staging.publish_folder(path.name, force=False)
+    return Moment(path, made.journal)
+
+
+def _write_averages(
+    inside: Path,
+    before: Moment | None,
+    made: Update,
+    sizes: BufferSizes,
+    progress: ProgressCallback,
+    *,
+    first: Path | None,
+) -> None:
+    """Write all averages into a folder, and the first copy into `first`, in one reading of the checkpoint."""
+    specs, newest = made.specs, made.checkpoint
+    older = [] if before is None else [before.average(name) for name in made.names]
+    shares = [plan.entries[-1].weight for plan in made.plans]
+    outputs = [
+        _lay_out(inside, name, specs, _record(made, plan)) for name, plan in zip(made.names, made.plans, strict=True)
+    ]
+    weights = [
+        [*((1 - share) * (number == own) for own in range(len(older))), share] for number, share in enumerate(shares)
+    ]
+    if first is not None:
+        outputs.append(_lay_out(first, FIRST, specs, _first_record(made)))
+        weights = [[1.0] for _ in outputs]
+    with ExitStack() as stack:
+        sinks = []
+        for output in outputs:
+            sinks.append(FileSink(output, output.target.path.parent, summed=False))
+            stack.callback(sinks[-1].close)
+        fold(
+            [*older, newest],
+            [Average(row, sink) for row, sink in zip(weights, sinks, strict=True)],
+            outputs[0].dtypes,
+            copied=made.copied,
+            sizes=sizes,
+            progress=progress,
+        )
+        streams = [stream for sink in sinks for stream in sink.streams]
+        finish_files(list(zip((output.files[0] for output in outputs), streams, strict=True)), sizes.threads)
+    for output in outputs:
+        read_back(output.target.path, output.files[0])
+
+
+def _lay_out(folder: Path, name: str, specs: Mapping[str, TensorSpec], record: Mapping[str, Any]) -> Output:
+    file = f"{name}.safetensors"
+    text = json.dumps({"version": __version__, **record, "checkpoints": []}, separators=(",", ":"))
+    return Output(
+        Target(folder / file, is_folder=False), [lay_out_file(file, specs, {"format": "pt", METADATA_KEY: text})]
+    )
+
+
+def _record(made: Update, plan: Plan) -> dict[str, Any]:
+    """Return what the header of an average says; of uniform weights, which no live average has, only that it is one."""
+    law, recipe = plan.recipe.law, plan.recipe
+    if not isinstance(law, LiveLaw):
+        return {"watched": law.name}
+    began = Time(made.journal.folded[0].clocks[made.journal.unit].value, made.journal.unit)
+    return {
+        "stored": {
+            "average": law.name,
+            **Schedule(recipe.interval, recipe.start).to_dict(),
+            **live_law_to_dict(law),
+            "clock": str(made.clock),
+            "began": str(began),
+            "updates": len(made.journal.folded) - 1,
+            "clocks": clocks_text(made.checkpoint.progress.clocks),
+            "branches": [{"id": made.journal.branch}],
+            "types": _types(made),
+        }
+    }
+
+
+def _first_record(made: Update) -> dict[str, Any]:
+    recipe = made.plans[0].recipe
+    return {
+        "stored": {
+            "average": FIRST,
+            **Schedule(recipe.interval, recipe.start).to_dict(),
+            "clock": str(made.clock),
+            "began": str(made.clock),
+            "updates": 0,
+            "clocks": {},
+            "branches": [{"id": made.journal.branch}],
+            "types": _types(made),
+        }
+    }
+
+
+def _types(made: Update) -> dict[str, Any]:
+    """Return the dtypes of the tensors that are kept in a wider one: `{"BF16": "all"}`, or names by dtype."""
+    averaged = {
+        name: spec.dtype
+        for name, spec in made.checkpoint.tensors.specs.items()
+        if spec.dtype.averaged and name not in made.copied
+    }
+    narrow = {name: dtype.name for name, dtype in averaged.items() if dtype.is_narrow}
+    if len(set(narrow.values())) == 1 and len(narrow) == len(averaged):
+        return {next(iter(narrow.values())): "all"}
+    return {dtype: sorted(name for name in narrow if narrow[name] == dtype) for dtype in sorted(set(narrow.values()))}
+
+
+def _write_side_files(folder: Path, checkpoint: Checkpoint) -> None:
+    """Copy what an output has beside its tensors: it must be there when the checkpoint is gone."""
+    if checkpoint.pretrained is None:
+        return
+    side = SideFiles.of(checkpoint.pretrained)
+    for name, file in side.copies.items():
+        _write(folder / name, file.read(0, file.size))
+        file.check_unchanged()
+    for name, text in side.texts.items():
+        _write(folder / name, text)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, [content])

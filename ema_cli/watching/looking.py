@@ -1,0 +1,184 @@
+"""Look at the folder of a training: by stat alone until something has changed, then at the headers of what is there."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
+from ema_cli.formats.json_text import read_json
+from ema_cli.formats.trainers.folders import TRAINER_STATE
+from ema_cli.formats.trainers.names import name_clocks
+from ema_cli.law.time import Unit
+from ema_cli.runs.options import OpenOptions
+from ema_cli.runs.run import Run, read_run
+from ema_cli.storage.info import Identity
+from ema_cli.storage.location import location, look_anew, walk
+
+_LAST_FILES = (TRAINER_STATE, ".metadata")  # what transformers and torch.distributed.checkpoint write last
+_MOST_STATE_BYTES = 128 << 20
+
+Table = Mapping[Path, Identity]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A checkpoint that is not complete.
+
+    name: as the run has it.
+    path: where it lies.
+    clock: by its name; None where that says none.
+    """
+
+    name: str
+    path: Path
+    clock: Fraction | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is in the folder.
+
+    Attributes:
+        run: the run; None where no checkpoint is complete.
+        pending: what is not complete.
+        problem: why there is no run.
+        may_come: whether the problem is only that nothing is complete yet.
+    """
+
+    run: Run | None
+    pending: tuple[Pending, ...]
+    problem: EmaError | None = None
+    may_come: bool = False
+
+
+@dataclass(slots=True)
+class Lookout:
+    """Looks at a folder again and again, and knows since when each file is as it is.
+
+    Attributes:
+        path: the folder, or a file.
+        options: how the run is opened.
+        ours: folders in it that are the watch's own.
+    """
+
+    path: Path
+    options: OpenOptions
+    ours: tuple[Path, ...] = ()
+    table: Table = field(default_factory=dict)
+    _since: dict[Path, float] = field(default_factory=dict)
+    _begun: bool = False
+
+    def look(self) -> bool:
+        """Look at names, sizes and times alone; return whether anything is other than it was."""
+        look_anew([self.path])
+        now, table = time.monotonic(), self._stats()
+        self._since = {
+            path: self._since[path] if self.table.get(path) == identity else now for path, identity in table.items()
+        }
+        changed, self.table = not self._begun or table != self.table, table
+        self._begun = True
+        return changed
+
+    def quiet_for(self, path: Path) -> float:
+        """Return for how many seconds all that lies at a path has been as it is."""
+        since = [self._since[file] for file in self.files_at(path)]
+        return time.monotonic() - max(since) if since else 0.0
+
+    def files_at(self, path: Path) -> list[Path]:
+        """Return the files at and below a path."""
+        return [file for file in self.table if file == path or path in file.parents]
+
+    def look_of(self, path: Path) -> str:
+        """Return what tells the files at a path from what they were, or will be, without reading them."""
+        digest = hashlib.sha256()
+        for file in sorted(self.files_at(path)):
+            _, _, *size_and_time = self.table[file].parts
+            name = file.relative_to(path).as_posix() if file != path else ""
+            digest.update(f"{name}\0{size_and_time}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+    def age_of(self, path: Path) -> float:
+        """Return how many seconds ago the files at a path were written last, by their own times; 0 without any."""
+        times = [int(self.table[file].parts[-1]) / 1e9 for file in self.files_at(path)]
+        return time.time() - max(times) if times else 0.0
+
+    def is_as_looked_at(self, checkpoint: Checkpoint) -> bool:
+        """Return whether the files of a checkpoint were as they are already when they were looked at."""
+        return all(self.table.get(file.path, file.identity) == file.identity for file in checkpoint.files)
+
+    def is_there(self, checkpoint: Checkpoint) -> bool:
+        """Return whether a checkpoint still lies where it was found, as it was."""
+        try:
+            return all(location(file.path).info().identity == file.identity for file in checkpoint.files)
+        except CheckpointError:
+            return False
+
+    def examine(self) -> Seen:
+        """Read the headers of what is there.
+
+        Raises:
+            EmaError: as `open_run`, but for what is not complete.
+        """
+        if not self.table:
+            problem = NoWeights("no checkpoint is there yet", subject=self.path)
+            return Seen(None, (), problem, may_come=True)
+        try:
+            run = read_run([self.path], self.options)
+        except (IncompleteCheckpoint, NoWeights) as problem:
+            return Seen(None, (), problem, may_come=True)
+        names = [passed.name for passed in run.passed_over if passed.unfinished]
+        names += [damaged.name for damaged in run.damaged]
+        pending = [Pending(name, run.root / name, None) for name in dict.fromkeys(names)]
+        return Seen(run, tuple(pending))
+
+    def _stats(self) -> dict[Path, Identity]:
+        """Return the identity of each file: which one, how large, and when it was written."""
+        place = location(self.path)
+        info = place.info()
+        if info.is_file and info.identity is not None:
+            return {self.path: info.identity}
+        found: dict[Path, Identity] = {}
+        for entry in walk(self.path, skip_unreadable=True) if info.is_folder else ():
+            path = entry.path
+            if entry.is_folder or any(own in path.parents for own in self.ours):
+                continue
+            try:
+                looked = location(path).info()
+            except CheckpointError:
+                continue
+            if looked.is_file and looked.identity is not None:
+                found[path] = looked.identity
+        return found
+
+
+def is_marked(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint holds the file that its trainer writes last."""
+    return any(location(checkpoint.path / name).info().is_file for name in _LAST_FILES)
+
+
+def is_last(checkpoint: Checkpoint) -> bool:
+    """Return whether its trainer says that the training ends with it: transformers' does."""
+    path = checkpoint.path / TRAINER_STATE
+    try:
+        state: Any = read_json(location(path).open(), _MOST_STATE_BYTES, constants=True)
+    except CheckpointError:
+        return False
+    steps, most = (state.get(name) if isinstance(state, dict) else None for name in ("global_step", "max_steps"))
+    return type(steps) is int and type(most) is int and 0 < most <= steps
+
+
+def with_clock(pending: Iterable[Pending], unit: Unit) -> list[Pending]:
+    """Return what is pending, with its clock in a unit by its name."""
+    clocked = []
+    for one in pending:
+        clock = name_clocks(one.name).clocks.get(unit)
+        clocked.append(Pending(one.name, one.path, None if clock is None else clock.value))
+    return clocked

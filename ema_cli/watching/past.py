@@ -1,0 +1,178 @@
+"""Checkpoints that were folded, and may be gone: what is known of each, and stand-ins for them in a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ema_cli.checkpoint import (
+    AdapterSettings,
+    Checkpoint,
+    Clock,
+    Pretrained,
+    Progress,
+    StoredRecord,
+    Tensors,
+    TensorSpec,
+)
+from ema_cli.dataclass import dataclass
+from ema_cli.errors import CheckpointError
+from ema_cli.law.time import Time, Unit, format_number
+from ema_cli.storage.source import ByteSource
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A checkpoint that was looked at.
+
+    Attributes:
+        name: relative to the run's folder.
+        clocks: its clocks, each with its source.
+        format, trainer: as of a checkpoint.
+        fingerprint: tells its contents.
+        look: what tells its files from others without reading them, as `look_of` returns it.
+        skipped: why it was not folded; None where it was.
+    """
+
+    name: str
+    clocks: Mapping[Unit, Clock]
+    format: str
+    trainer: str | None
+    fingerprint: str
+    look: str
+    skipped: str | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, fingerprint: str, look: str, skipped: str | None = None) -> Past:
+        """Return what is known of a checkpoint that is there."""
+        return cls(
+            checkpoint.name,
+            checkpoint.progress.clocks,
+            checkpoint.format,
+            checkpoint.trainer,
+            fingerprint,
+            look,
+            skipped,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        clocks = {str(unit): [str(clock.value), clock.source] for unit, clock in self.clocks.items()}
+        row = {
+            "name": self.name,
+            "clocks": clocks,
+            "format": self.format,
+            "trainer": self.trainer,
+            "fingerprint": self.fingerprint,
+            "look": self.look,
+        }
+        return row if self.skipped is None else {**row, "skipped": self.skipped}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Past:
+        """Read what `to_dict` returned.
+
+        Raises:
+            ValueError, LookupError, TypeError, AttributeError: where it is nothing of the kind.
+        """
+        clocks = {Unit(unit): Clock(Fraction(value), str(source)) for unit, (value, source) in row["clocks"].items()}
+        trainer, skipped = row["trainer"], row.get("skipped")
+        return cls(
+            str(row["name"]),
+            clocks,
+            str(row["format"]),
+            None if trainer is None else str(trainer),
+            str(row["fingerprint"]),
+            str(row["look"]),
+            None if skipped is None else str(skipped),
+        )
+
+    def clock(self, unit: Unit) -> Fraction | None:
+        """Return the clock in a unit, None where it has none."""
+        clock = self.clocks.get(unit)
+        return None if clock is None else clock.value
+
+
+class PastTensors:
+    """The tensors of checkpoints that may be gone: their specs alone; `Tensors`."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec], shards: Mapping[str, str]) -> None:
+        """Take the specs, and the file that holds each tensor, where that is known."""
+        self.specs = specs
+        self._shards = shards
+
+    def share(self, other: Tensors) -> None:
+        """Do nothing: all have one table."""
+
+    def place(self, name: str) -> Hashable:
+        """Return the name: nothing is known of ties."""
+        return name
+
+    def locate(self, name: str) -> tuple[ByteSource, int] | None:
+        """Return None: it is in no file."""
+        return None
+
+    def offset(self, name: str, start: int) -> int:
+        """Return 0: nobody knows."""
+        return 0
+
+    def shard(self, name: str) -> str:
+        """Return the name of the file that held a tensor."""
+        return self._shards.get(name, "")
+
+    def stored_records(self) -> Iterator[StoredRecord]:
+        """Yield nothing."""
+        return iter(())
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Refuse it."""
+        raise CheckpointError(f"'{name}' is not read: the checkpoint was folded, and may be gone")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the newest checkpoint says of the output: the same for all that were folded before.
+
+    Attributes:
+        specs: of its tensors.
+        shards: the file that holds each tensor, where there are several.
+        pretrained: set where a folder is written that `from_pretrained` loads; its side files are kept.
+        adapter: settings of an adapter.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    shards: Mapping[str, str]
+    pretrained: Pretrained | None
+    adapter: AdapterSettings
+
+    def stand_ins(self, past: Sequence[Past], root: Path) -> list[Checkpoint]:
+        """Return a stand-in for each checkpoint that was folded: its clocks, with the specs of the newest."""
+        tensors = PastTensors(self.specs, self.shards)
+        return [
+            Checkpoint(
+                one.name,
+                root / one.name,
+                tensors,
+                (),
+                one.format,
+                one.trainer,
+                Progress(one.clocks),
+                pretrained=self.pretrained,
+                adapter=self.adapter,
+            )
+            for one in past
+        ]
+
+
+def clocks_text(clocks: Mapping[Unit, Clock]) -> dict[str, str]:
+    """Return clocks as a stored average has them."""
+    return {str(unit): format_number(clock.value) for unit, clock in sorted(clocks.items())}
+
+
+def time_of(past: Past | Checkpoint, unit: Unit) -> Time:
+    """Return a clock that is known to be there."""
+    clock = past.clock(unit)
+    assert clock is not None
+    return Time(clock, unit)

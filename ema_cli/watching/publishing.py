@@ -1,0 +1,78 @@
+"""Publish the averages of a moment: as `average` would write them, from what is kept alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ema_cli.averaging import Recording, write_readymade
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import EmaError
+from ema_cli.job import Job, buffer_sizes, lay_out
+from ema_cli.law.time import Time, Unit
+from ema_cli.manifest.manifest import read_manifest
+from ema_cli.manifest.sums import manifest_path
+from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.runs.order import order_units
+from ema_cli.runs.run import Run
+from ema_cli.runs.warnings import Remarks
+from ema_cli.storage.location import location
+from ema_cli.watching.asked import Asked
+from ema_cli.watching.moments import Moment
+from ema_cli.writing.record import Record
+from ema_cli.writing.target import assign_targets
+
+
+def plans_over(asked: Asked, checkpoints: Sequence[Checkpoint], unit: Unit) -> list[Plan]:
+    """Return a plan for each average, over checkpoints of which most are stand-ins.
+
+    Raises:
+        RunError: where none of them enters.
+    """
+    units = sorted(order_units(checkpoints), key=lambda one: one is not unit)
+    run = Run(asked.path, tuple(checkpoints), tuple(units), options=asked.opened)
+    return [make_plan(run, recipe) for recipe in asked.recipes]
+
+
+def job_of(asked: Asked, moment: Moment) -> Job:
+    """Return what there is to write at a moment, laid out.
+
+    Raises:
+        CheckpointError: where what is kept cannot be read.
+        OutputError: where the output cannot be laid out, or holds what is not ours.
+    """
+    averages = tuple(moment.average(recipe.law.name) for recipe in asked.recipes)
+    stand_ins = moment.form(averages[0]).stand_ins(moment.journal.folded, asked.path)
+    plans = plans_over(asked, stand_ins, moment.journal.unit)
+    job = replace(lay_out(plans, assign_targets(asked.target, plans), asked.output), force=True, readymade=averages)
+    job.check_target()
+    return job
+
+
+def publish(asked: Asked, moment: Moment) -> Job:
+    """Write the averages of a moment in the place of older ones, all of them or nothing.
+
+    Raises:
+        OutputError: where they cannot be written.
+        NonFiniteError: for an overflow on the way to the output's dtype.
+    """
+    job = job_of(asked, moment)
+    sizes = buffer_sizes(replace(job, plans=job.plans[:1]), asked.threads, asked.max_memory)  # one after another
+    prints = [past.fingerprint for past in moment.journal.folded]
+    known = dict(zip(job.plans[0].run.checkpoints, prints, strict=True))
+    record = Record(job.checkpoints, job.options, job.copied, checksum=False, threads=1, remarks=Remarks(), known=known)
+    write_readymade(job, sizes, record, Recording(watched={"gaps": list(moment.journal.gaps)}))
+    return job
+
+
+def published_clock(job: Job) -> Time | None:
+    """Return the clock of the averages that are there: the least, None where one is not."""
+    clocks = []
+    for output in job.outputs:
+        path = manifest_path(output.target.path, is_folder=output.target.is_folder)
+        try:
+            inputs = read_manifest(path)["inputs"] if location(path).info().is_file else []
+            clocks.append(Time.parse(inputs[-1]["clock"]))
+        except (EmaError, IndexError):
+            return None
+    return min(clocks, key=lambda clock: clock.value)

@@ -1,0 +1,129 @@
+"""Watching, on one page: wait until a checkpoint is complete, fold it, publish the averages; again and again."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from ema_cli.errors import EmaError
+from ema_cli.law.recipe import Recipe
+from ema_cli.law.time import Time, as_time
+from ema_cli.runs.options import OpenOptions
+from ema_cli.storage.local import close_idle_files
+from ema_cli.storage.location import check_exists
+from ema_cli.storage.names import as_path
+from ema_cli.watching.asked import EVERY, PATIENCE, SETTLE, Asked, Waiting
+from ema_cli.watching.looking import Lookout
+from ema_cli.watching.loop import Listener, Loop, Watched
+from ema_cli.watching.moments import alone
+from ema_cli.writing.outputs import OutputKeywords, OutputOptions
+from ema_cli.writing.replacing import check_target
+from ema_cli.writing.target import Target, parse_target
+
+
+class WaitingKeywords(TypedDict, total=False):
+    """How `watch` waits: seconds, but for `once` and `until`; see `Waiting`."""
+
+    every: float
+    settle: float
+    patience: float
+    once: bool
+    until: Time | str | None
+
+
+def watch(
+    path: str | Path,
+    target: str | Path,
+    recipes: Recipe | list[Recipe],
+    *,
+    options: OpenOptions | None = None,
+    publish_every: Time | str | None = None,
+    store_every: Time | str | None = None,
+    restart_from: Time | str | None = None,
+    waiting: WaitingKeywords | None = None,
+    listener: Listener | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    **form: Unpack[OutputKeywords],
+) -> Watched:
+    """Fold each checkpoint of a training when it is complete, and keep the averages at `target` up to date.
+
+        watch("ckpts", "averages", [Recipe(half_life="500ba"), Recipe(half_life="2000ba")])
+        watch("ckpts", "averages", Recipe(half_life="500ba"), waiting={"once": True})
+
+    Args:
+        path: the folder of the run, or the one file that a training writes again and again.
+        target: as of `average`. Beside it, in NAME.watch, lies what it goes on with: the averages as `EMA.store`
+            writes them.
+        recipes: one for each average: a half-life, a smoothing, `power` or `uniform`, with one update interval and one
+            start for all.
+        options: how the run is opened.
+        publish_every: the training time between two outputs, as "1000ba". Default: at each checkpoint.
+        store_every: the training time between two moments that stay in NAME.watch. Default: only the newest does.
+        restart_from: the clock of such a moment, to go back to it.
+        waiting: seconds `every`, `settle` and `patience`; whether to end after what is there (`once`); the clock to end
+            at (`until`).
+        listener: is told what happens.
+        threads: how many read and average at once. It does not show in the output.
+        force: replace an output that was there before.
+        form: `dtype` and `max_shard_size`; see `OutputKeywords`.
+
+    Raises:
+        UsageError: for values that make no sense, and laws that need checkpoints that are not there yet, or no more.
+        RunError: where the training goes on from an earlier point, or with other tensors.
+        NonFiniteError: for a NaN or infinity.
+        CheckpointError: where a checkpoint cannot be read.
+        OutputError: where the output cannot be written, exists without `force`, or another watch writes it.
+    """
+    words = {"every": EVERY, "settle": SETTLE, "patience": PATIENCE, "once": False, **(waiting or {})}
+    until = words.pop("until", None)
+    asked = Asked(
+        as_path(path),
+        options or OpenOptions(),
+        (recipes,) if isinstance(recipes, Recipe) else tuple(recipes),
+        parse_target(target),
+        OutputOptions.parse(**form),
+        Waiting(**words, until=_time(until, "until")),  # type: ignore[arg-type]
+        _time(publish_every, "publish_every"),
+        _time(store_every, "store_every"),
+        _time(restart_from, "restart_from"),
+        threads,
+        force=force,
+    )
+    return perform(asked, listener)
+
+
+def _time(value: object, name: str) -> Time | None:
+    return None if value is None else as_time(value, name)
+
+
+def perform(asked: Asked, listener: Listener | None = None) -> Watched:
+    """Do what is asked for; see `watch`. Whatever ends it, what was folded is published."""
+    check_exists(asked.path)
+    if not asked.folder.exists():
+        check_target(_published(asked), [], force=asked.force)
+    with alone(asked.folder):
+        loop = Loop(asked, listener or Listener(), Lookout(asked.path, asked.opened, (asked.folder, asked.target.path)))
+        try:
+            loop.begin()
+            loop.run()
+        except BaseException:
+            with suppress(EmaError):
+                loop.recover()
+            raise
+        finally:
+            close_idle_files()
+        loop.publish()
+        return loop.result()
+
+
+def _published(asked: Asked) -> Target:
+    """Return what one rename publishes."""
+    target = asked.target
+    if "{half_life}" in target.path.name:
+        if len(asked.recipes) > 1:
+            return Target(target.path.parent, is_folder=True)
+        name = target.path.name.replace("{half_life}", asked.recipes[0].law.name)
+        return Target(target.path.with_name(name), target.is_folder)
+    return target
