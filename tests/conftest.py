@@ -141,8 +141,13 @@ def write_torch_run(folder: Path, steps: Sequence[int], name: str = "step-{}.pt"
     return saved
 
 
-def write_hf_run(folder: Path, steps: Sequence[int], epoch_length: int = 100) -> list[dict[str, torch.Tensor]]:
-    """Write `checkpoint-N` folders as the Hugging Face Trainer leaves them; return the state dicts."""
+def write_hf_run(
+    folder: Path, steps: Sequence[int], epoch_length: int = 100, most_steps: int | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """Write `checkpoint-N` folders as the Hugging Face Trainer leaves them; return the state dicts.
+
+    `most_steps`: with how many the training ends, as the Trainer says; None where it does not.
+    """
     saved = []
     for step in steps:
         checkpoint = folder / f"checkpoint-{step}"
@@ -150,6 +155,7 @@ def write_hf_run(folder: Path, steps: Sequence[int], epoch_length: int = 100) ->
         tensors = make_tensors(step)
         save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
         state = {"epoch": step / epoch_length, "global_step": step, "log_history": [], "num_input_tokens_seen": 0}
+        state |= {} if most_steps is None else {"max_steps": most_steps}
         (checkpoint / "trainer_state.json").write_text(json.dumps(state, indent=2))
         (checkpoint / "config.json").write_text('{\n  "dtype": "float32",\n  "model_type": "tiny"\n}\n')
         (checkpoint / "tokenizer.json").write_text("{}")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.cli.outcomes import Averaged, Candidates, DryRun, Page
     from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
+    from ema_cli.job import Job
+    from ema_cli.law.time import Time
     from ema_cli.release.verify import Verified
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # they load what only some commands need
     from ema_cli.cli.views import Inspection
     from ema_cli.comparing.comparison import Comparison
     from ema_cli.job import Job
+    from ema_cli.law.time import Time
     from ema_cli.release.verify import Verified
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned

@@ -178,7 +178,7 @@ class WatchOptions:
 Examples: beside a training; one step, for cron or a trainer's hook
 
   ema-cli watch ckpts/ --half-life 500ba --half-life 2000ba -o averages
-  ema-cli watch ckpts/ --half-life 500ba -o averages --once
+  ema-cli watch ckpts/ --half-life 500ba -o average --once
 
 Each checkpoint is folded once, when it is complete. OUT.watch holds what is needed to go on: the averages in float32, \
 as EMA.store writes them. Ctrl-C and SIGTERM publish what is folded; a second one ends at once."""

@@ -25,7 +25,7 @@ from ema_cli.writing.outputs import Output
 _STEP = 1 << 20
 _MOST_CHARS = 80  # of a value in a problem
 # They depend on the machine, are compared in another way, or cannot be: nobody repeats the evaluation of `tune`.
-_NOT_COMPARED = ("libraries", "tool", "outputs", "tune", "warnings", "notes")
+_NOT_COMPARED = ("libraries", "tool", "outputs", "tune", "watch", "warnings", "notes")
 _NOT_SAMPLED = ("checksum",)
 
 

@@ -30,6 +30,7 @@ from ema_cli.release.published import Published
 from ema_cli.release.replay import Replay, open_replay
 from ema_cli.release.snapshot import Snapshot
 from ema_cli.release.verify import Against, Verified
+from ema_cli.release.watched import verify_watched
 from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import ByteSource
@@ -51,7 +52,7 @@ def verify_against(
 ) -> Verified:
     """Average the checkpoints at and below `paths` again, and add each difference to the problems of an average.
 
-    Nothing is compared if the manifest, or a file that it lists, is missing.
+    Nothing is compared if the manifest, or a file that it lists, is missing. Of what `watch` wrote, see `watched`.
 
     Args:
         verified: the average as `verify` returned it.
@@ -71,6 +72,8 @@ def verify_against(
     if snapshot.manifest is None or not snapshot.complete:
         return verified
     check_base(snapshot.manifest["recipe"], merge_into)
+    if "watch" in snapshot.manifest:
+        return verify_watched(verified, snapshot.manifest, paths, threads)
     try:
         replay = open_replay(snapshot.manifest, paths, merge_into=merge_into, threads=threads, with_remarks=True)
     except (RunError, UsageError, OtherClock) as error:  # the manifest is not true, or its recipe is impossible

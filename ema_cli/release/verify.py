@@ -21,6 +21,7 @@ from ema_cli.release.published import Published
 from ema_cli.release.signed import Signed, check_signature
 from ema_cli.release.snapshot import Snapshot, take_snapshot
 from ema_cli.system.progress import ProgressCallback, no_progress
+from ema_cli.text import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,15 @@ class Verified:
         """Return what was not compared, in words.
 
         What the user allows to differ, what another version words, what was said of files that lay around the
-        checkpoints, and how a half-life was chosen, which only the evaluation can tell.
+        checkpoints, how a half-life was chosen, which only the evaluation can tell, and what `watch` has folded.
         """
         manifest = self.snapshot.manifest
-        tuned = ["how the half-life was chosen (tune)"] if manifest is not None and "tune" in manifest else []
-        return tuple(dict.fromkeys([*sorted(self.snapshot.edited), *self.own_words, *self.unknown, *tuned]))
+        others = []
+        if manifest is not None and "tune" in manifest:
+            others.append("how the half-life was chosen (tune)")
+        if manifest is not None and "watch" in manifest and self.against is None:
+            others.append(f"{plural(len(manifest['inputs']), 'input')}, which watch folded as they came")
+        return tuple(dict.fromkeys([*sorted(self.snapshot.edited), *self.own_words, *self.unknown, *others]))
 
     @property
     def overruled(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,11 @@ from ema_cli.checkpoint import (
     Clock,
     Pretrained,
     Progress,
-    StoredRecord,
-    Tensors,
     TensorSpec,
 )
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError
 from ema_cli.law.time import Time, Unit, format_number
-from ema_cli.storage.source import ByteSource
+from ema_cli.runs.specs_only import SpecsOnly
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,42 +92,6 @@ class Past:
         return None if clock is None else clock.value
 
 
-class PastTensors:
-    """The tensors of checkpoints that may be gone: their specs alone; `Tensors`."""
-
-    def __init__(self, specs: Mapping[str, TensorSpec], shards: Mapping[str, str]) -> None:
-        """Take the specs, and the file that holds each tensor, where that is known."""
-        self.specs = specs
-        self._shards = shards
-
-    def share(self, other: Tensors) -> None:
-        """Do nothing: all have one table."""
-
-    def place(self, name: str) -> Hashable:
-        """Return the name: nothing is known of ties."""
-        return name
-
-    def locate(self, name: str) -> tuple[ByteSource, int] | None:
-        """Return None: it is in no file."""
-        return None
-
-    def offset(self, name: str, start: int) -> int:
-        """Return 0: nobody knows."""
-        return 0
-
-    def shard(self, name: str) -> str:
-        """Return the name of the file that held a tensor."""
-        return self._shards.get(name, "")
-
-    def stored_records(self) -> Iterator[StoredRecord]:
-        """Yield nothing."""
-        return iter(())
-
-    def read_into(self, name: str, start: int, out: memoryview) -> None:
-        """Refuse it."""
-        raise CheckpointError(f"'{name}' is not read: the checkpoint was folded, and may be gone")
-
-
 @dataclass(frozen=True, slots=True)
 class Form:
     """What the newest checkpoint says of the output: the same for all that were folded before.
@@ -149,7 +110,7 @@ class Form:
 
     def stand_ins(self, past: Sequence[Past], root: Path) -> list[Checkpoint]:
         """Return a stand-in for each checkpoint that was folded: its clocks, with the specs of the newest."""
-        tensors = PastTensors(self.specs, self.shards)
+        tensors = SpecsOnly(self.specs, self.shards)
         return [
             Checkpoint(
                 one.name,

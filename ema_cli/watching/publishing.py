@@ -8,10 +8,11 @@ from dataclasses import replace
 from ema_cli.averaging import Recording, write_readymade
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError
-from ema_cli.job import Job, buffer_sizes, lay_out
+from ema_cli.job import Job, lay_out
 from ema_cli.law.time import Time, Unit
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import manifest_path
+from ema_cli.passes import plan_passes
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
@@ -57,11 +58,19 @@ def publish(asked: Asked, moment: Moment) -> Job:
         NonFiniteError: for an overflow on the way to the output's dtype.
     """
     job = job_of(asked, moment)
-    sizes = buffer_sizes(replace(job, plans=job.plans[:1]), asked.threads, asked.max_memory)  # one after another
     prints = [past.fingerprint for past in moment.journal.folded]
     known = dict(zip(job.plans[0].run.checkpoints, prints, strict=True))
-    record = Record(job.checkpoints, job.options, job.copied, checksum=False, threads=1, remarks=Remarks(), known=known)
-    write_readymade(job, sizes, record, Recording(watched={"gaps": list(moment.journal.gaps)}))
+    record = Record(
+        job.checkpoints,
+        job.options,
+        job.copied,
+        checksum=False,
+        threads=1,
+        remarks=Remarks(),
+        known=[known[checkpoint] for checkpoint in job.checkpoints],
+    )
+    passes = plan_passes(job, asked.threads, asked.max_memory)
+    write_readymade(job, passes, record, Recording(watched={"gaps": list(moment.journal.gaps)}))
     return job
 
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from ema_cli.cli.app import app
-from ema_cli.cli.command_line import AverageOptions, CompareOptions
+from ema_cli.cli.command_line import COMMANDS, AverageOptions, CompareOptions
 from ema_cli.cli.typer_commands import Call, Invocation
 from ema_cli.errors import UsageError
 
@@ -63,5 +63,5 @@ def test_a_word_that_is_no_value_is_an_error_of_ours(words: list[str], message: 
 def test_a_command_is_made_when_it_is_called():
     """The tree has all commands by name, and makes the others when they are looked at."""
     group = typer.main.get_command(app)
-    assert list(group.commands) == ["average", "inspect", "tune", "compare", "report", "verify"]  # type: ignore[attr-defined]
+    assert list(group.commands) == list(COMMANDS)  # type: ignore[attr-defined]
     assert group.commands["verify"].name == "verify"  # type: ignore[attr-defined]

@@ -35,6 +35,11 @@ def hugging_face(folder: Path) -> None:
     write_hf_run(folder / "ckpts", [500, 1000, 1500, 2000, 2500, 3000], epoch_length=1000)
 
 
+def until_its_end(folder: Path) -> None:
+    """Leave a run whose trainer says that the training has ended."""
+    write_hf_run(folder / "ckpts", [500, 1000, 1500, 2000, 2500, 3000], epoch_length=1000, most_steps=3000)
+
+
 def in_a_bucket(folder: Path) -> None:
     """Put the run that most pages show into a store in memory, s3://bucket to this process; s3://models is empty."""
     from ema_cli.storage import stores
@@ -94,6 +99,7 @@ SETUPS: dict[str, Callable[[Path], None]] = {
     "docs/how-to/adapters.md": adapters,
     "docs/how-to/buckets.md": in_a_bucket,
     "docs/how-to/choose-a-half-life.md": hugging_face,
+    "docs/how-to/keep-up-with-a-training.md": until_its_end,
     "docs/how-to/release.md": hugging_face,
     "docs/how-to/series.md": hugging_face,
     "docs/how-to/several-half-lives.md": hugging_face,

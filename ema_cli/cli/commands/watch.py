@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ema_cli.cli import requests
-from ema_cli.cli.option_groups import RecipeOptions
+from ema_cli.cli.law_options import RecipeOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.watch_options import WatchOptions
 from ema_cli.errors import UsageError, option
