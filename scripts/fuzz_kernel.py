@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from array import array
 from pathlib import Path
 
 FOLDER = Path(".fuzz/kernel")
@@ -69,22 +70,58 @@ def arguments(source: random.Random, arena: bytearray) -> tuple[object, ...]:
     )
 
 
+def reading(source: random.Random, arena: bytearray, given: tuple[object, ...], file: int) -> tuple[object, ...]:
+    """Return arguments of `read_and_add`: those of `add`, and spans of a file for its rows, most of which fit."""
+    rows, kinds, count = given[1], given[2], given[8]
+    assert isinstance(rows, tuple)
+    assert isinstance(kinds, bytes)
+    assert isinstance(count, int)
+    most = source.choice((1, 7, 64, 128, 256, 1 << 20))
+    keeps = bytes(source.choices((0, 1), k=len(kinds)))
+    spans, counts = [], []
+    for kind in kinds:
+        left, number = count * SIZES[kind], 0
+        while left or not number:
+            size = left if source.random() < 0.5 else source.randrange(left + 1)
+            size += source.choice((0,) * 499 + (1, -1))
+            spans.append((source.choice((file,) * 499 + (-1, 2**31)), source.choice((0, 1, 63, 10**5)), size))
+            left, number = max(0, left - size), number + 1
+        counts.append(number + source.choice((0,) * 499 + (1, -1)))
+    numbers = array("q", [number for span in spans for number in span]).tobytes()
+    shift = source.choice((0, 0, 1, 5))  # where it lies
+    held = bytearray(shift) + numbers[: len(numbers) - source.choice((0,) * 99 + (1, 24))]
+    needed = [count if kept else min(most, count) for kept in keeps]
+    memories = tuple(memory(source, arena, number * SIZES[kind]) for number, kind in zip(needed, kinds, strict=True))
+    stop = bytearray([int(source.random() < 0.02)])
+    return (
+        *(given[0], memories if len(memories) == len(rows) else rows, *given[2:]),
+        *(memoryview(held)[shift:], array("q", counts).tobytes(), keeps, most, stop),
+    )
+
+
 def fuzz(seconds: float, seed: int) -> None:
     """Call the extension until the time is over; print how often it took its arguments."""
     sys.path.insert(0, str(FOLDER.resolve()))
     import _compiled
 
     source, arena = random.Random(seed), bytearray(1 << 16)
-    ends, calls, taken = time.monotonic() + seconds, 0, 0
+    ends, calls, taken, read = time.monotonic() + seconds, 0, 0, 0
+    file = os.memfd_create("rows")
+    os.write(file, source.randbytes(30_000))
     while time.monotonic() < ends:
         calls += 1
+        given = arguments(source, arena)
         try:
-            _compiled.add(*arguments(source, arena))
+            if calls % 2:
+                _compiled.add(*given)
+            else:
+                _compiled.read_and_add(*reading(source, arena, given, file))
+                read += 1
             taken += 1
         except REFUSALS:
             continue
-    print(f"kernel: {calls} calls, {taken} with arguments that fit, seed {seed}")
-    if not taken or taken == calls:
+    print(f"kernel: {calls} calls, {taken} with arguments that fit, {read} of these from a file, seed {seed}")
+    if not read or taken == calls:
         sys.exit("kernel: none or all of the arguments fit: that tests nothing")
 
 

@@ -79,6 +79,9 @@ def main() -> None:
         from ema_cli.folding.kernel.compiled_kernel import CompiledSums
 
         CompiledSums.add = watch.timed("convert, multiply, add, round", CompiledSums.add)  # type: ignore[method-assign]
+        CompiledSums.read_and_add = watch.timed(  # type: ignore[method-assign]
+            "read, convert, multiply, add, round", CompiledSums.read_and_add
+        )
     for owner, name, part in PARTS:
         setattr(owner, name, watch.timed(part, getattr(owner, name)))
     job.fold = watch.timed("fold", fold.fold)

@@ -14,7 +14,8 @@ from ema_cli.checkpoint import Checkpoint, Tensors
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.folding.blocks import Block, Piece
-from ema_cli.folding.kernel import NonFiniteElements, SumSpec, WeightTable, Workspace
+from ema_cli.folding.direct import Span, local_spans, read_and_add
+from ema_cli.folding.kernel import BlockSums, NonFiniteElements, SumSpec, WeightTable, Workspace
 from ema_cli.storage.ranges import join_ranges, read_ranges
 
 Aside = Callable[[Callable[[], NonFiniteElements]], NonFiniteElements]
@@ -72,6 +73,13 @@ class Reader(Protocol):
             CheckpointError: where a checkpoint cannot be read.
         """
 
+    def read_and_add(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> bool:
+        """Read the blocks of these checkpoints and add them, if that can be done at once; return whether it was.
+
+        Raises:
+            CheckpointError: where a checkpoint cannot be read.
+        """
+
     def read_again(self, task: BlockTask, number: int, row: memoryview) -> None:
         """Fill the row with a block that has been read before."""
 
@@ -92,6 +100,25 @@ class CheckpointReader:
         """Fill each row with the block of a checkpoint."""
         for number, row in zip(numbers, rows, strict=True):
             self.read_again(task, number, row)
+
+    def read_and_add(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> bool:
+        """Read the blocks of these checkpoints and add them, where kernel and files allow it; return whether."""
+        rows = self._spans(task, numbers, sums)
+        if rows is not None:
+            read_and_add(sums, numbers, rows, bytearray(1))
+        return rows is not None
+
+    def _spans(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> list[list[Span]] | None:
+        """Return the spans of the block in each checkpoint; None where kernel or files do not allow it."""
+        rows: list[list[Span]] = []
+        if not sums.reads(numbers):
+            return None
+        for number in numbers:
+            spans = local_spans(self._checkpoints[number].tensors, task.block.pieces, task.block.dtypes[number])
+            if spans is None:
+                return None
+            rows.append(spans)
+        return rows
 
     def read_again(self, task: BlockTask, number: int, row: memoryview) -> None:
         """Fill the row with the block of one checkpoint."""
@@ -136,8 +163,9 @@ def _average(task: BlockTask, reader: Reader, workspace: Workspace, aside: Aside
     sums = workspace.begin(SumSpec(block.count, block.dtypes, block.target, task.weights))
     for last in range(len(block.dtypes) - 1, -1, -task.rows):
         numbers = range(last, max(last - task.rows, -1), -1)
-        reader.read(task, numbers, sums.rows(numbers, [reader.offset(task, number) for number in numbers]))
-        sums.add(numbers)
+        if not reader.read_and_add(task, numbers, sums):
+            reader.read(task, numbers, sums.rows(numbers, [reader.offset(task, number) for number in numbers]))
+            sums.add(numbers)
     for average in range(len(task.weights.rows)):
         non_finite = None
         if not sums.complete(average):

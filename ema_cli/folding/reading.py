@@ -11,6 +11,8 @@ from functools import partial
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.folding.block_task import BlockTask, CheckpointReader
+from ema_cli.folding.direct import read_and_add
+from ema_cli.folding.kernel import BlockSums
 from ema_cli.folding.pace import Pace
 from ema_cli.storage.checksums import Checksums
 
@@ -33,7 +35,7 @@ class FoldReader(CheckpointReader):
         self._checksums = checksums
         self._lock = threading.Lock()
         self.reading = 0  # threads that read now
-        self._stopped = False
+        self._stop = bytearray(1)  # 1 where the fold has ended
         self._side_by_side: ThreadPoolExecutor | None = None
 
     def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
@@ -58,7 +60,7 @@ class FoldReader(CheckpointReader):
     def _counted(self) -> Iterator[None]:
         """Count this thread among those that read, and let it end if the fold ended meanwhile."""
         with self._lock:
-            if self._stopped:
+            if self._stop[0]:
                 raise Stopped
             self.reading += 1
         try:
@@ -66,8 +68,26 @@ class FoldReader(CheckpointReader):
         finally:
             with self._lock:
                 self.reading -= 1
-        if self._stopped:
+        if self._stop[0]:
             raise Stopped
+
+    def read_and_add(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> bool:
+        """Read the blocks of these checkpoints and add them, unless they are summed up or waited for; return whether.
+
+        Raises:
+            Stopped: where the fold has ended.
+        """
+        if self._checksums is not None or self._side_by_side is not None:
+            return False
+        rows = self._spans(task, numbers, sums)
+        if rows is None:
+            return False
+        with self._counted():
+            end = read_and_add(sums, numbers, rows, self._stop)
+        self.pace.note(len(numbers), end.seconds / len(numbers))
+        with self._lock:
+            self.bytes_read += sum(size for row in rows for _, _, size in row)
+        return True
 
     def _read_row(self, task: BlockTask, number: int, row: memoryview) -> None:
         self.read_again(task, number, row)
@@ -88,7 +108,7 @@ class FoldReader(CheckpointReader):
 
     def stop(self) -> None:
         """End the reading in all threads, as soon as each comes to its next read."""
-        self._stopped = True
+        self._stop[0] = 1
         if self._checksums is not None:
             self._checksums.stop()
         if self._side_by_side is not None:

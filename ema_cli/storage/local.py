@@ -11,7 +11,8 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,7 +163,7 @@ class LocalFile:
         try:
             data = os.pread(descriptor, size, offset)
         except OSError as error:
-            raise self._unread(offset, error) from error
+            raise self.unread(offset, error.errno or errno.EIO) from error
         finally:
             self._give_back()
         if len(data) == size:
@@ -178,15 +179,11 @@ class LocalFile:
             while len(out):
                 count = os.preadv(descriptor, [out], offset)
                 if count == 0:
-                    raise CheckpointError(
-                        f"ends at byte {offset} while it is read",
-                        subject=self.path,
-                        hint=f"something cut it short; {_HINT_REWRITTEN}",
-                    )
+                    raise self.unread(offset)
                 offset += count
                 out = out[count:]
         except OSError as error:
-            raise self._unread(offset, error) from error
+            raise self.unread(offset, error.errno or errno.EIO) from error
         finally:
             self._give_back()
 
@@ -210,8 +207,15 @@ class LocalFile:
         self._identity = Identity(("", "", *parts))
         self._users = 0
 
-    def _unread(self, offset: int, error: OSError) -> Missing | Unreadable:
-        return _refusal(f"cannot be read at byte {offset}", self.path, error)
+    def unread(self, offset: int, number: int = 0) -> CheckpointError:
+        """Return the error that a byte cannot be read: with the system's number for why, or where the file ends."""
+        if number:
+            return _refusal(f"cannot be read at byte {offset}", self.path, OSError(number, os.strerror(number)))
+        return CheckpointError(
+            f"ends at byte {offset} while it is read",
+            subject=self.path,
+            hint=f"something cut it short; {_HINT_REWRITTEN}",
+        )
 
     def _check_identity(self, status: os.stat_result) -> None:
         now = _identity(status)
@@ -261,6 +265,17 @@ class LocalFile:
                 raise _refusal("cannot be opened", self.path, error) from error
             raise
         return descriptor, status
+
+
+@contextmanager
+def held_open(files: Iterable[LocalFile]) -> Iterator[list[int]]:
+    """Yield a descriptor of each file, to read from in the block only; raise a CheckpointError as `LocalFile`."""
+    with ExitStack() as stack:
+        descriptors = []
+        for file in files:
+            descriptors.append(file._take_descriptor())
+            stack.callback(file._give_back)
+        yield descriptors
 
 
 _lock = threading.Lock()

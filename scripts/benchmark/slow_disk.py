@@ -1,6 +1,7 @@
 """Run ema-cli on a disk that is far away: `slow_disk.py --latency 0.02 --bandwidth 500e6 -- average ckpts/ ...`.
 
-Stands in for os.preadv and os.pread, through which ema-cli reads. Every read waits for the latency; reads of several
+Stands in for os.preadv and os.pread, through which ema-cli reads; the compiled kernel, which reads by itself, is kept
+from it. Every read waits for the latency; reads of several
 threads wait side by side, and share the bandwidth. Nothing reads ahead, as the kernel does for a real network file
 system, and what is written is written at full speed.
 """
@@ -60,6 +61,9 @@ def main() -> None:
     os.preadv = disk.slowed(os.preadv, int)
     os.pread = disk.slowed(os.pread, len)
     from ema_cli.__main__ import main as ema_cli
+    from ema_cli.folding.reading import FoldReader
+
+    FoldReader.read_and_add = lambda *_: False  # type: ignore[method-assign]
 
     sys.argv = ["ema-cli", *options.command[1:]]
     ema_cli()

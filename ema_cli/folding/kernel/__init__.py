@@ -42,6 +42,8 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 
 if TYPE_CHECKING:
+    from array import array
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -126,6 +128,36 @@ class NonFiniteElements:
     infinite: NDArray[np.intp]
 
 
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Where the stored bytes of several checkpoints' blocks lie in open files.
+
+    offsets: where in its file the block of each checkpoint begins.
+    numbers: of each span a descriptor, its first byte there, and its bytes; those of a checkpoint one after another.
+    counts: how many spans each checkpoint has.
+    """
+
+    offsets: Sequence[int]
+    numbers: array[int]
+    counts: array[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEnd:
+    """How the reading of spans ended.
+
+    seconds: that all reads took.
+    span: the number of the span whose bytes could not be read; below 0 where all were, or `stop` was set.
+    offset: where in its file.
+    error: the system's number for the reason; 0 where the file ends there.
+    """
+
+    seconds: float
+    span: int
+    offset: int
+    error: int
+
+
 class BlockSums(Protocol):
     """The sums of one block, while checkpoints are added."""
 
@@ -140,6 +172,15 @@ class BlockSums(Protocol):
 
     def add(self, numbers: Sequence[int]) -> None:
         """Add these checkpoints, whose bytes are in the rows that were last returned for them, to the sums."""
+
+    def reads(self, numbers: Sequence[int]) -> bool:
+        """Return whether `read_and_add` takes these checkpoints; a kernel that reads no files takes none."""
+
+    def read_and_add(self, numbers: Sequence[int], spans: Spans, stop: bytearray) -> ReadEnd:
+        """Read these checkpoints' blocks and add them, in place of `rows` and `add`; end soon where `stop` becomes 1.
+
+        Where it ends early the sums are lost.
+        """
 
     def complete(self, average: int) -> bool:
         """Finish the sum of one average; return whether all of it is finite, and fits into the target."""

@@ -19,4 +19,26 @@ def add(
     ends: bool,
     /,
 ) -> int: ...
+def read_and_add(
+    variant: int,
+    rows: tuple[Buffer, ...],
+    kinds: bytes,
+    weights: Buffer,
+    newest: tuple[Buffer, ...],
+    newest_kinds: bytes,
+    begins: bytes,
+    sums: tuple[Buffer, ...],
+    count: int,
+    target: int,
+    wide: bool,
+    plain: bool,
+    limit: float,
+    ends: bool,
+    spans: Buffer,
+    counts: Buffer,
+    keeps: bytes,
+    most: int,
+    stop: Buffer,
+    /,
+) -> tuple[int, int, int, int, int]: ...
 def variants() -> list[tuple[int, str]]: ...

@@ -33,13 +33,14 @@
 enum { BF16, F16, F32, F64, KINDS, SAME = KINDS };
 static const size_t SIZES[KINDS] = {2, 2, 4, 8};
 
-/* One average. `sums` has room for its sum so far, and takes the average in the end. */
+/* One average. `sums` has room for its sum so far; the average in the end goes to `out`, which is not further on. */
 typedef struct {
     double weights[MOST_ROWS];
     const char *newest;
     int newest_kind;
     int begins; /* whether there is no sum so far */
     char *sums;
+    char *out;
 } Average;
 
 /* What is to be done: add the rows to all averages. */
@@ -176,6 +177,15 @@ static const struct {
 };
 #define VARIANT_COUNT ((int)(sizeof VARIANTS / sizeof *VARIANTS))
 
+/* Return whether the processor runs a variant. Asked once: a virtual machine takes its time to answer. */
+static int is_here(int variant)
+{
+    static signed char known[sizeof VARIANTS / sizeof *VARIANTS]; /* 1 or -1 where it was asked; only ever so */
+    if (known[variant] == 0)
+        known[variant] = VARIANTS[variant].is_here() ? 1 : -1;
+    return known[variant] > 0;
+}
+
 /* Run in the arithmetic of IEEE 754, whatever mode another library left: to nearest, with subnormals. */
 static uint64_t run(int variant, int wide, const Fold *fold)
 {
@@ -187,9 +197,11 @@ static uint64_t run(int variant, int wide, const Fold *fold)
     return beyond;
 }
 
+#include "compiled_read.h"
+
 /* The buffers of one call, all released together. */
 typedef struct {
-    Py_buffer views[MOST_ROWS + 2 * MOST_AVERAGES + 1];
+    Py_buffer views[MOST_ROWS + 2 * MOST_AVERAGES + 4];
     int number;
 } Buffers;
 
@@ -227,7 +239,7 @@ typedef struct {
 /* Check the arguments that tell how much there is; return whether they fit together. */
 static int fits(const Arguments *given, const Fold *fold)
 {
-    if (given->variant < 0 || given->variant >= VARIANT_COUNT || !VARIANTS[given->variant].is_here())
+    if (given->variant < 0 || given->variant >= VARIANT_COUNT || !is_here(given->variant))
         return 0;
     if (given->count < 0 || given->count > PY_SSIZE_T_MAX / 16 || !is_kind(fold->target, given->wide))
         return 0;
@@ -247,7 +259,7 @@ static int fits(const Arguments *given, const Fold *fold)
 }
 
 /* Take the memory of all arguments; return 0, or -1 with an error set. */
-static int take(const Arguments *given, Fold *fold, Buffers *buffers)
+static int take(const Arguments *given, Fold *fold, Buffers *buffers, const Stretch *stretch)
 {
     const size_t row_bytes = sizeof(double) * (size_t)fold->rows;
     const char *weights = memory(buffers, given->weights, PyBUF_SIMPLE, row_bytes * (size_t)fold->averages);
@@ -255,7 +267,9 @@ static int take(const Arguments *given, Fold *fold, Buffers *buffers)
         return -1;
     for (int k = 0; k < fold->rows; k++) {
         fold->kinds[k] = given->kinds[k];
-        fold->row[k] = memory(buffers, PyTuple_GetItem(given->rows, k), PyBUF_SIMPLE, fold->count * SIZES[fold->kinds[k]]);
+        const size_t numbers = stretch == NULL || stretch->keeps[k] ? fold->count : stretch->most;
+        const int flags = stretch == NULL ? PyBUF_SIMPLE : PyBUF_WRITABLE;
+        fold->row[k] = memory(buffers, PyTuple_GetItem(given->rows, k), flags, numbers * SIZES[fold->kinds[k]]);
         if (fold->row[k] == NULL)
             return -1;
     }
@@ -272,6 +286,7 @@ static int take(const Arguments *given, Fold *fold, Buffers *buffers)
             buffers, PyTuple_GetItem(given->sums, a), PyBUF_WRITABLE, fold->count * (given->wide ? 8 : 4));
         if (average->sums == NULL)
             return -1;
+        average->out = average->sums;
     }
     return 0;
 }
@@ -296,7 +311,7 @@ static PyObject *add(PyObject *Py_UNUSED(module), PyObject *arguments)
         return NULL;
     }
     uint64_t beyond = 0;
-    const int failed = take(&given, &fold, &buffers);
+    const int failed = take(&given, &fold, &buffers, NULL);
     if (!failed) {
         Py_BEGIN_ALLOW_THREADS
         beyond = run(given.variant, given.wide, &fold);
@@ -306,12 +321,81 @@ static PyObject *add(PyObject *Py_UNUSED(module), PyObject *arguments)
     return failed ? NULL : PyLong_FromUnsignedLongLong(beyond);
 }
 
+/* Take the spans of all rows, and check that each row has its bytes; return 0, or -1 with an error set. */
+static int take_spans(const Fold *fold, Reading *reading, Buffers *buffers, PyObject *spans, PyObject *numbers)
+{
+    const char *const number = memory(buffers, numbers, PyBUF_SIMPLE, (size_t)fold->rows * sizeof(int64_t));
+    const char *const given = number == NULL ? NULL : memory(buffers, spans, PyBUF_SIMPLE, 0);
+    if (given == NULL)
+        return -1;
+    size_t left = (size_t)buffers->views[buffers->number - 1].len / sizeof(Span), at = 0;
+    for (int k = 0; k < fold->rows; k++) {
+        int64_t counted, needed = (int64_t)(fold->count * SIZES[fold->kinds[k]]);
+        memcpy(&counted, number + (size_t)k * sizeof counted, sizeof counted);
+        reading->place[k] = (Place){given, at, 0};
+        for (; needed >= 0 && counted > 0 && left > 0; counted--, left--, at++) {
+            const Span span = span_at(given, at);
+            const int is_good = 0 <= span.descriptor && span.descriptor <= INT32_MAX && 0 <= span.size &&
+                                span.size <= needed && 0 <= span.offset && span.offset <= INT64_MAX - span.size;
+            needed = is_good ? needed - span.size : -1;
+        }
+        if (needed != 0 || counted != 0) {
+            PyErr_SetString(PyExc_ValueError, "the spans of a row do not fit together");
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *read_and_add(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    Arguments given;
+    Buffers buffers = {.number = 0};
+    Fold fold;
+    Reading reading;
+    PyObject *spans, *numbers, *stop;
+    Py_ssize_t most, keeps_size;
+    if (!PyArg_ParseTuple(
+            arguments, "iO!y#OO!y#y#O!nippdpOOy#nO", &given.variant, &PyTuple_Type, &given.rows, &given.kinds,
+            &given.kinds_size, &given.weights, &PyTuple_Type, &given.newest, &given.newest_kinds, &given.newest_size,
+            &given.begins, &given.begins_size, &PyTuple_Type, &given.sums, &given.count, &fold.target, &given.wide,
+            &fold.plain, &fold.limit, &fold.ends, &spans, &numbers, &reading.stretch.keeps, &keeps_size, &most, &stop))
+        return NULL;
+    const Py_ssize_t rows = PyTuple_Size(given.rows), averages = PyTuple_Size(given.newest);
+    fold.rows = rows > MOST_ROWS ? 0 : (int)rows;
+    fold.averages = averages > MOST_AVERAGES ? 0 : (int)averages;
+    fold.count = (size_t)given.count;
+    if (!fits(&given, &fold) || keeps_size != fold.rows || most < 1) {
+        PyErr_SetString(PyExc_ValueError, "the arguments do not fit together");
+        return NULL;
+    }
+    reading.stretch.most = (size_t)most < fold.count ? (size_t)most : fold.count;
+    uint64_t beyond = 0;
+    int64_t taken = 0;
+    End end = {READ, 0, 0, 0};
+    int failed = take(&given, &fold, &buffers, &reading.stretch) || take_spans(&fold, &reading, &buffers, spans, numbers);
+    if (!failed) {
+        reading.stop = memory(&buffers, stop, PyBUF_SIMPLE, 1);
+        failed = reading.stop == NULL;
+    }
+    if (!failed) {
+        Py_BEGIN_ALLOW_THREADS
+        taken = read_rows(given.variant, given.wide, &fold, &reading, &beyond, &end);
+        Py_END_ALLOW_THREADS
+    }
+    release(&buffers);
+    if (failed)
+        return NULL;
+    const long long span = end.how == READ ? -1 : end.how == STOPPED ? -2 : (long long)end.span;
+    return Py_BuildValue("(KLLLi)", (unsigned long long)beyond, (long long)taken, span, (long long)end.offset, end.error);
+}
+
 static PyObject *variants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     PyObject *names = PyList_New(0);
     for (int variant = 0; names != NULL && variant < VARIANT_COUNT; variant++) {
         PyObject *name = Py_BuildValue("(is)", variant, VARIANTS[variant].name);
-        if (name == NULL || (VARIANTS[variant].is_here() && PyList_Append(names, name) < 0))
+        if (name == NULL || (is_here(variant) && PyList_Append(names, name) < 0))
             Py_CLEAR(names);
         Py_XDECREF(name);
     }
@@ -320,6 +404,9 @@ static PyObject *variants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)
 
 static PyMethodDef METHODS[] = {
     {"add", add, METH_VARARGS, "Add rows to the sums of averages; return a bit for each that is not below the limit."},
+    {"read_and_add", read_and_add, METH_VARARGS,
+     "Read rows from open files, stretch by stretch, and add them; return the bits of `add`, the nanoseconds of the reads,\n"
+     "and the span, the offset and the error where they ended: span -1 where all was read, -2 where they were stopped."},
     {"variants", variants, METH_NOARGS, "Return number and name of each variant that this processor runs, the best first."},
     {NULL, NULL, 0, NULL},
 };

@@ -15,6 +15,8 @@ from ema_cli.dtypes import DType
 from ema_cli.folding.kernel import (
     Load,
     NonFiniteElements,
+    ReadEnd,
+    Spans,
     SumSpec,
     WorkspaceSize,
     _compiled,
@@ -22,6 +24,10 @@ from ema_cli.folding.kernel import (
     sums_in_float64,
 )
 
+Arguments = tuple[
+    int, tuple[memoryview, ...], bytes, "array[float]", tuple[memoryview, ...], bytes, bytes, tuple[memoryview, ...],
+    int, int, bool, bool, float, bool,
+]  # fmt: skip
 MOST_ROWS = 32  # of one call, as in compiled.c
 MOST_AVERAGES = 32
 # On some processors the system copies five times slower to memory that lies a few bytes further in a page than what is
@@ -29,6 +35,9 @@ MOST_AVERAGES = 32
 _PLACES = 64
 # Between rows: the places, and that addresses that differ by a power of two would share few lines of a cache.
 _STAGGER = 17 * _PLACES
+# Of a row that is read and added at once: sixteen of them lie in a processor's caches. Larger ones come from memory
+# again, smaller ones take more calls of the system.
+_STRETCH = 1 << 18
 
 
 def variants() -> list[tuple[int, str]]:
@@ -140,31 +149,46 @@ class CompiledSums:
 
     def add(self, numbers: Sequence[int]) -> None:
         """Add these checkpoints, whose bytes are in the rows, to the sums; round these after the last."""
-        table, ends = self._spec.weights, numbers[-1] == 0
-        begun = [average for average, newest in enumerate(table.newest) if newest >= numbers[-1]]
-        rows = tuple(self._rows)
-        kinds = bytes(_kind(self._spec.dtypes[number]) for number in numbers)
+        for averages in self._calls(numbers):
+            self._note(averages, _compiled.add(*self._arguments(numbers, averages)))
+
+    def reads(self, numbers: Sequence[int]) -> bool:
+        """Return whether `read_and_add` takes these checkpoints."""
+        return len(self._calls(numbers)) == 1
+
+    def read_and_add(self, numbers: Sequence[int], spans: Spans, stop: bytearray) -> ReadEnd:
+        """Read these checkpoints' blocks from open files and add them, a stretch of all after the other."""
+        (averages,) = self._calls(numbers)
+        self.rows(numbers, spans.offsets)
+        most = _STRETCH // max(self._spec.dtypes[number].component_bits // 8 for number in numbers)
+        beyond, nanoseconds, span, offset, error = _compiled.read_and_add(
+            *self._arguments(numbers, averages),
+            spans.numbers,
+            spans.counts,
+            bytes(number in self._newest for number in numbers),
+            most,
+            stop,
+        )
+        self._note(averages, beyond)
+        return ReadEnd(nanoseconds * 1e-9, span, offset, error)
+
+    def _calls(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Return the averages into which these checkpoints may enter: as many as one call takes, plain ones apart."""
+        begun = [average for average, newest in enumerate(self._spec.weights.newest) if newest >= numbers[-1]]
+        calls = []
         for plain in (True, False):
             alike = [average for average in begun if self._plain[average] is plain]
-            for start in range(0, len(alike), MOST_AVERAGES):
-                self._add(numbers, rows, kinds, alike[start : start + MOST_AVERAGES], plain=plain, ends=ends)
+            calls += [alike[start : start + MOST_AVERAGES] for start in range(0, len(alike), MOST_AVERAGES)]
+        return calls
 
-    def _add(
-        self,
-        numbers: Sequence[int],
-        rows: tuple[memoryview, ...],
-        kinds: bytes,
-        averages: Sequence[int],
-        *,
-        plain: bool,
-        ends: bool,
-    ) -> None:
+    def _arguments(self, numbers: Sequence[int], averages: Sequence[int]) -> Arguments:
+        """Return the arguments of both of the extension's calls."""
         table, spec = self._spec.weights, self._spec
         bases = [table.newest[average] for average in averages]
-        beyond = _compiled.add(
+        return (
             self._variant,
-            rows,
-            kinds,
+            tuple(self._rows),
+            bytes(_kind(spec.dtypes[number]) for number in numbers),
             array("d", [table.rows[average][number] for average in averages for number in numbers]),
             tuple(self._newest[base] for base in bases),
             bytes(_kind(spec.dtypes[base]) for base in bases),
@@ -173,10 +197,13 @@ class CompiledSums:
             self._count,
             _kind(spec.target),
             self._wide,
-            plain,
+            self._plain[averages[0]],
             self._limit,
-            ends,
+            numbers[-1] == 0,
         )
+
+    def _note(self, averages: Sequence[int], beyond: int) -> None:
+        """Note that something was added to these averages, and which of them are not below the limit everywhere."""
         self._begun.update(averages)
         self._beyond.update(average for bit, average in enumerate(averages) if beyond >> bit & 1)
 

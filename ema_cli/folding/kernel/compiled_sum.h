@@ -243,7 +243,7 @@ static FOR_CPU uint64_t NAME(fold)(const Fold *fold)
         for (int a = 0; a < fold->averages; a++) {
             const Average *average = &fold->average[a];
             char *const sums = average->sums + at * sizeof(REAL);
-            char *const out = average->sums + at * SIZES[fold->target];
+            char *const out = average->out + at * SIZES[fold->target];
             tile.newest_kind = average->newest_kind;
             tile.newest = average->newest + at * SIZES[tile.newest_kind];
             tile.sums = sums;

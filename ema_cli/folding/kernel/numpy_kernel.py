@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.dtypes import DType
-from ema_cli.folding.kernel import Kernel, Load, NonFiniteElements, SumSpec, WorkspaceSize, overflow_limit
+from ema_cli.folding.kernel import (
+    Kernel,
+    Load,
+    NonFiniteElements,
+    ReadEnd,
+    Spans,
+    SumSpec,
+    WorkspaceSize,
+    overflow_limit,
+)
 from ema_cli.folding.kernel.floats import (
     Floats,
     decode,
@@ -117,6 +126,14 @@ class NumpySums:
                     if len(plain) < len(averages):
                         rest = [average for average in averages if not self._plain[average]]
                         self._add_terms(numbers, rest, self._differences(numbers, which))
+
+    def reads(self, numbers: Sequence[int]) -> bool:
+        """Return that it reads no files."""
+        return False
+
+    def read_and_add(self, numbers: Sequence[int], spans: Spans, stop: bytearray) -> ReadEnd:
+        """Do nothing: `reads` says so."""
+        raise NotImplementedError
 
     def _decode_rows(self, numbers: Sequence[int]) -> None:
         """Convert the stored bytes to rows of floats. What pads a row must be numbers: NaN would count as its own."""

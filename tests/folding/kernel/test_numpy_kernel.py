@@ -13,7 +13,7 @@ import torch
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.folding.fold import Average
 from ema_cli.folding.fold import fold as run_fold
-from ema_cli.folding.kernel import Kernel, Load, NonFiniteElements, SumSpec, WeightTable, WorkspaceSize
+from ema_cli.folding.kernel import Kernel, Load, NonFiniteElements, ReadEnd, Spans, SumSpec, WeightTable, WorkspaceSize
 from ema_cli.folding.kernel.numpy_buffers import Buffers
 from ema_cli.folding.kernel.numpy_kernel import NUMPY
 from tests.folding.in_memory import MemorySink, checkpoint, small
@@ -41,6 +41,12 @@ class LoopSums:
             if self.spec.dtypes[number].name == "BF16":
                 row = b"".join(b"\0\0" + row[at : at + 2] for at in range(0, len(row), 2))
             self.values[number] = list(struct.unpack(f"<{self.spec.count}f", row))
+
+    def reads(self, numbers: Sequence[int]) -> bool:
+        return False
+
+    def read_and_add(self, numbers: Sequence[int], spans: Spans, stop: bytearray) -> ReadEnd:
+        raise AssertionError("it reads no files")
 
     def complete(self, average: int) -> bool:
         return True

@@ -1,0 +1,57 @@
+"""Read blocks that lie in open local files and add them without the interpreter, where the kernel can."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from ema_cli.checkpoint import Tensors
+from ema_cli.dtypes import DType
+from ema_cli.folding.blocks import Piece
+from ema_cli.folding.kernel import BlockSums, ReadEnd, Spans
+from ema_cli.storage.local import LocalFile, held_open
+from ema_cli.storage.ranges import join_ranges
+from ema_cli.storage.source import ByteSource, FileRegion
+
+_MOST_SPANS = 8  # of a row: more of them are small, and come several with one read
+
+Span = tuple[LocalFile, int, int]
+"""A file, the first byte, and the number of bytes."""
+
+
+def local_spans(tensors: Tensors, pieces: Sequence[Piece], dtype: DType) -> list[Span] | None:
+    """Return where the bytes of a block lie in one checkpoint; None where not all lie in a few runs of local files."""
+    found: list[tuple[ByteSource, int, int]] = []
+    for piece in pieces:
+        place = tensors.locate(piece.group.names[0])
+        if place is None:
+            return None
+        found.append((place[0], place[1] + dtype.nbytes(piece.start), dtype.nbytes(piece.count)))
+    spans: list[Span] = []
+    for source, offset, size in found if len(found) == 1 else join_ranges(found):
+        while isinstance(source, FileRegion):
+            if offset + size > source.size:
+                return None  # who reads it there says what is wrong
+            offset, source = source.start + offset, source.file
+        if not isinstance(source, LocalFile) or len(spans) == _MOST_SPANS:
+            return None
+        spans.append((source, offset, size))
+    return spans
+
+
+def read_and_add(sums: BlockSums, numbers: Sequence[int], rows: Sequence[Sequence[Span]], stop: bytearray) -> ReadEnd:
+    """Read the blocks of these checkpoints, the spans of each in `rows`, and add them.
+
+    Raises:
+        CheckpointError: where a file ends early, has changed or cannot be read.
+    """
+    spans = [span for row in rows for span in row]
+    with held_open(file for file, _, _ in spans) as descriptors:
+        table = array("q")
+        for descriptor, (_, offset, size) in zip(descriptors, spans, strict=True):
+            table.extend((descriptor, offset, size))
+        offsets = [row[0][1] if row else 0 for row in rows]
+        end = sums.read_and_add(numbers, Spans(offsets, table, array("q", map(len, rows))), stop)
+    if end.span >= 0:
+        raise spans[end.span][0].unread(end.offset, end.error)
+    return end

@@ -1,0 +1,140 @@
+"""The compiled kernel as it reads: rows in spans of open files, a stretch at a time, and reads that end early."""
+
+from __future__ import annotations
+
+import errno
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ema_cli.dtypes import DTYPES
+from ema_cli.folding.kernel import Kernel, ReadEnd, Spans, SumSpec, WeightTable, WorkspaceSize, sum_bytes
+
+tests = pytest.importorskip("tests.folding.kernel.test_compiled_kernel", reason="the extension is not built")
+compiled_kernel, every_variant = tests.compiled_kernel, tests.every_variant
+
+
+def spans_of(random: np.random.Generator, rows: Sequence[bytes]) -> tuple[Spans, list[int]]:
+    """Write the rows into two files in memory, each in spans; return these, and the files."""
+    files = [os.memfd_create("rows") for _ in range(2)]
+    offsets, numbers, counts = [], array("q"), array("q")
+    for row in rows:
+        cuts = sorted(random.integers(0, len(row) + 1, int(random.integers(0, 3))).tolist())
+        begins, ends = [0, *cuts], [*cuts, len(row)]
+        for begin, end in zip(begins, ends, strict=True):
+            file = files[int(random.integers(0, 2))]
+            at = os.fstat(file).st_size + int(random.integers(0, 70))
+            os.pwrite(file, b"\xff" + row[begin:end], at)
+            numbers.extend((file, at + 1, end - begin))
+            if begin == 0:
+                offset = at + 1
+        offsets.append(offset)
+        counts.append(len(begins))
+    return Spans(offsets, numbers, counts), files
+
+
+def summed(
+    kernel: Kernel, spec: SumSpec, rows: Sequence[bytes], group: int, seed: int | None
+) -> list[tuple[bool, bytes]]:
+    """Sum up a block that is read from files, or in memory where `seed` is None: each average, if finite."""
+    nbytes = -(-spec.count * sum_bytes(spec.dtypes) // 64) * 64
+    workspace = kernel.workspace(WorkspaceSize(group, nbytes, len(spec.weights.rows), len(spec.weights.bases)))
+    sums, random = workspace.begin(spec), np.random.default_rng(seed)
+    for last in range(len(rows) - 1, -1, -group):
+        numbers = range(last, max(last - group, -1), -1)
+        if seed is None or not sums.reads(numbers):
+            for number, memory in zip(numbers, sums.rows(numbers, [0] * len(numbers)), strict=True):
+                memory[:] = rows[number]
+            sums.add(numbers)
+            continue
+        spans, files = spans_of(random, [rows[number] for number in numbers])
+        end = sums.read_and_add(numbers, spans, bytearray(1))
+        assert end.span == -1
+        assert end.seconds > 0
+        for file in files:
+            os.close(file)
+
+    def load(number: int, memory: memoryview) -> None:
+        memory[:] = rows[number]
+
+    found: list[tuple[bool, bytes]] = []
+    for average in range(len(spec.weights.rows)):
+        if not (complete := sums.complete(average)):
+            sums.settle(average, load)  # which NaN comes out of two depends on the place in a tile
+        found.append((complete, bytes(sums.encode(average))))
+    return found
+
+
+@every_variant
+@given(block=tests.blocks(), stretch=st.sampled_from([8, 64, 1000, 1 << 18]), seed=st.integers(0, 2**32 - 1))
+def test_what_is_read_gives_the_bytes_of_what_lies_in_memory(
+    kernel: Kernel, block: tuple[SumSpec, list[bytes], int, int], stretch: int, seed: int
+):
+    """Any dtypes, averages and groups, in spans of any length at any place, and in stretches of any length."""
+    spec, rows, group, _ = block
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_kernel, "_STRETCH", stretch)
+        found = summed(kernel, spec, rows, group, seed)
+    assert found == summed(kernel, spec, rows, group, None)
+
+
+COUNT = 1000
+SPEC = SumSpec(COUNT, [DTYPES["F32"]] * 2, DTYPES["F32"], WeightTable.of([[0.5, 0.5]]))
+
+
+def ended(spans: Sequence[tuple[int, int, int]], stop: int = 0) -> ReadEnd:
+    """Read two checkpoints of 4000 bytes, the first half of the spans and the second."""
+    kernel = compiled_kernel.CompiledKernel(compiled_kernel.variants()[0][0])
+    sums = kernel.workspace(WorkspaceSize(2, 1 << 12, 1, 1)).begin(SPEC)
+    numbers = array("q", [number for span in spans for number in span])
+    half = len(spans) // 2
+    return sums.read_and_add([1, 0], Spans([10, 10], numbers, array("q", [half, half])), bytearray([stop]))
+
+
+@pytest.fixture
+def file() -> Iterator[int]:
+    """Return a file in memory of 4010 bytes."""
+    descriptor = os.memfd_create("row")
+    os.pwrite(descriptor, np.ones(COUNT, np.float32).tobytes(), 10)
+    yield descriptor
+    os.close(descriptor)
+
+
+def test_a_file_that_ends_early_is_told(file: int):
+    """The span and the byte at which the file ends, within the second span of the second row."""
+    os.ftruncate(file, 3000)
+    end = ended([(file, 10, 1600), (file, 10, 2400), (file, 10, 1600), (file, 1610, 2400)])
+    assert (end.span, end.offset, end.error) == (3, 3000, 0)
+
+
+def test_a_read_that_fails_is_told(file: int):
+    """The system's number, for a descriptor that cannot be read from."""
+    unreadable = os.open("/dev/null", os.O_WRONLY)
+    end = ended([(file, 10, 4000), (unreadable, 10, 4000)])
+    os.close(unreadable)
+    assert (end.span, end.offset, end.error) == (1, 10, errno.EBADF)
+
+
+def test_reads_end_where_they_are_stopped(file: int):
+    """Before the next read, with no span to blame."""
+    assert ended([(file, 10, 4000)] * 2).span == -1
+    assert ended([(file, 10, 4000)] * 2, stop=1).span == -2
+
+
+@pytest.mark.parametrize("sizes", [[3999], [4001], [4000, 1], [4000, -1, 1], [2**62], []])
+def test_spans_of_another_length_than_the_row_are_refused(file: int, sizes: list[int]):
+    """Too few bytes, too many, or fewer than none: nothing is read."""
+    with pytest.raises(ValueError, match="the spans of a row do not fit together"):
+        ended([(file, 10, size) for size in sizes] * 2)
+
+
+@pytest.mark.parametrize(("descriptor", "offset"), [(-1, 10), (2**31, 10), (None, -1), (None, 2**63 - 4000)])
+def test_spans_that_are_nowhere_are_refused(file: int, descriptor: int | None, offset: int):
+    """No descriptor, and no place in a file."""
+    with pytest.raises(ValueError, match="the spans of a row do not fit together"):
+        ended([(file if descriptor is None else descriptor, offset, 4000)] * 2)
