@@ -101,7 +101,13 @@ def _run(arguments: list[str], invocation: Invocation) -> int:
         from ema_cli.storage.stores import read_anonymously  # which only those need who read from a store
 
         read_anonymously()
-    code = import_module(f"ema_cli.cli.commands.{call.command}").run(call.options)
+    from ema_cli.storage.header_cache import keep_headers  # which help does not need
+
+    keep_headers(wanted=not call.options.no_cache)
+    try:
+        code = import_module(f"ema_cli.cli.commands.{call.command}").run(call.options)
+    finally:
+        keep_headers(wanted=False)
     return code if isinstance(code, int) else 0
 
 

@@ -29,6 +29,7 @@ from ema_cli.cli.options import (
     Force,
     MaxMemory,
     MergeInto,
+    NoCache,
     On,
     Part,
     Quiet,
@@ -83,6 +84,7 @@ release.safetensors.sha256."""
     ] = None
     form: FormOptions = field(default_factory=FormOptions)
     anonymous: Anonymous = False
+    no_cache: NoCache = False
     on: On = None
     part: Part = None
     threads: Threads = None
@@ -146,6 +148,7 @@ Only headers are read: the weights themselves are not compared. Nothing is writt
     run: RunOptions = field(default_factory=RunOptions)
     gates: GateOptions = field(default_factory=GateOptions)
     anonymous: Anonymous = False
+    no_cache: NoCache = False
     as_json: AsJson = False
 
 
@@ -164,6 +167,7 @@ Both are read once, and nothing is written."""
     b: Annotated[Path, Argument(metavar="B", help="What it is compared with.")]
     model: ModelOptions = field(default_factory=ModelOptions)
     anonymous: Anonymous = False
+    no_cache: NoCache = False
     threads: Threads = None
     as_json: AsJson = False
 
@@ -189,6 +193,7 @@ Without --against no checkpoint is read: weights, files and their sums are those
         ),
     ] = None
     anonymous: Anonymous = False
+    no_cache: NoCache = False
     threads: Threads = None
     output: Annotated[
         Path | None,
@@ -280,6 +285,7 @@ Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
         ),
     ] = False
     anonymous: Anonymous = False
+    no_cache: NoCache = False
     threads: Threads = None
     as_json: AsJson = False
 

@@ -33,6 +33,15 @@ Anonymous = Annotated[
         rich_help_panel=READ,
     ),
 ]
+NoCache = Annotated[
+    bool,
+    Option(
+        "--no-cache",
+        help="Read the headers of what is in a bucket anew. Default: those that were read before are kept below "
+        "XDG_CACHE_HOME (~/.cache), up to 256 MiB.",
+        rich_help_panel=READ,
+    ),
+]
 Threads = Annotated[
     int | None,
     Option(

@@ -26,6 +26,7 @@ from ema_cli.cli.options import (
     Force,
     Last,
     MaxMemory,
+    NoCache,
     Paths,
     Quiet,
     SeriesEvery,
@@ -190,6 +191,7 @@ the same line once more goes on where it was interrupted."""
     ] = None
     form: FormOptions = field(default_factory=FormOptions)
     anonymous: Anonymous = False
+    no_cache: NoCache = False
     threads: Threads = None
     max_memory: MaxMemory = None
     force: Force = False

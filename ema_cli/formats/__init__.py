@@ -27,6 +27,7 @@ from ema_cli.formats.trainers.folders import AVERAGES_INSIDE
 from ema_cli.formats.trainers.names import averages_file, component_name, names_in, stem
 from ema_cli.formats.trainers.prefixes import strip_prefixes
 from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
+from ema_cli.storage.header_cache import opening
 from ema_cli.storage.location import location
 
 WHAT_IS_READ = (
@@ -63,6 +64,7 @@ def _reader_of(path: Path) -> Reader | None:
     return next((reader for reader in asked if reader.matches(path)), None)
 
 
+@opening()
 def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoint:
     """Read the headers of the checkpoint at `path`, a file or a directory.
 

@@ -29,6 +29,7 @@ from ema_cli.runs.schedule_free import settle_schedule_free
 from ema_cli.runs.search import PassedOver
 from ema_cli.runs.siblings import sibling_warnings
 from ema_cli.runs.unread import Damaged
+from ema_cli.storage.header_cache import opening
 from ema_cli.storage.names import as_path
 from ema_cli.text import plural
 
@@ -153,6 +154,7 @@ def _several(patterns: str | Sequence[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
+@opening()
 def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     """Do what `open_run` does, with its arguments as data.
 

@@ -22,6 +22,7 @@ from ema_cli.runs.run import Run
 from ema_cli.runs.search import PassedOver
 from ema_cli.runs.stored_branches import choose_branch
 from ema_cli.runs.stored_file import FIRST, StoredAverage, open_stored_file
+from ema_cli.storage.header_cache import opening
 from ema_cli.storage.location import location, walk
 from ema_cli.storage.names import common_folder, relative_name
 from ema_cli.text import natural_key
@@ -89,6 +90,7 @@ def find_stored(paths: Sequence[Path]) -> list[Path]:
     return sorted(dict.fromkeys(stored), key=lambda path: natural_key(path.as_posix()))
 
 
+@opening()
 def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = (), component: str | None = None) -> StoredRun:
     """Read the headers of the stored averages at and below `paths`.
 

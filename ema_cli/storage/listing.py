@@ -36,6 +36,11 @@ class StoredObject:
     first_bytes: bytes = b""
     pinned: str = ""  # where it is read on the Hub
 
+    @property
+    def is_identified(self) -> bool:
+        """Return whether the tag tells the object from all that may ever be put in its place."""
+        return bool(self.pinned) or (self.is_etag and not self.tag.startswith("W/"))
+
     @classmethod
     def of(cls, meta: Mapping[str, Any], first_bytes: bytes = b"") -> StoredObject:
         """Return the object of obstore's description."""

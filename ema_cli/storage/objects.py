@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, Missing
+from ema_cli.storage import header_cache
 from ema_cli.storage.hub import check_same_on_hub, read_from_hub
 from ema_cli.storage.info import Entry, Identity, Info, Kind
 from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of, tag_of
 from ema_cli.storage.names import WEB, StorePath
-from ema_cli.storage.stores import client_of, obstore, store_errors
+from ema_cli.storage.stores import client_of, obstore, place_of, store_errors
 
 if TYPE_CHECKING:
     from ema_cli.storage.staging import Staging
@@ -118,6 +119,16 @@ class ObjectFile:
         kept = self._kept(offset, size)
         if kept is not None:
             return kept
+        is_header = self._stored.is_identified and self._path.scheme != "memory" and header_cache.is_kept(size)
+        if is_header and (known := header_cache.find(self._name(), offset, size)) is not None:
+            return known
+        data = self._read_around(offset, size)
+        if is_header:
+            header_cache.keep(self._name(), offset, data)
+        return data
+
+    def _read_around(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from byte `offset`, and keep in memory what lies around them."""
         begin, end = self._around(offset, offset + size)
         data = bytearray(end - begin)
         self._request(begin, memoryview(data))
@@ -128,6 +139,8 @@ class ObjectFile:
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from byte `offset`."""
         kept = self._kept(offset, len(out)) if len(out) else b""
+        if kept is None and header_cache.is_kept(len(out)):
+            kept = self.read(offset, len(out))
         if kept is None:
             self._request(offset, out)
         else:
@@ -137,6 +150,10 @@ class ObjectFile:
         """Check a file of a bucket on the Hub; all else that was read is of the object that was opened."""
         if self._stored.pinned:
             check_same_on_hub(self._path, self._stored.pinned, self._stored.tag, _HINT_REWRITTEN)
+
+    def _name(self) -> str:
+        """Return what tells the object from every other that anybody may read on this machine."""
+        return "\0".join((place_of(self._path), str(self._path), str(self.size), self._stored.tag))
 
     def _around(self, begin: int, end: int) -> tuple[int, int]:
         """Return what is read for the bytes from `begin` to `end`: headers are at an end of a file, or near others."""

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from ema_cli.errors import Missing, OutputError, Unreadable, UsageError, option
-from ema_cli.storage.names import WEB, StorePath
+from ema_cli.storage.names import HUB, WEB, StorePath
 
 _CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)  # of one request
 _RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
@@ -95,6 +95,13 @@ def _make_client(path: StorePath, url: str) -> Any:
 def endpoint() -> str:
     """Return the address of the S3 store that the environment names; empty for AWS's own."""
     return next((value for name in _ENDPOINTS if (value := os.environ.get(name))), "").rstrip("/")
+
+
+def place_of(path: StorePath) -> str:
+    """Return which of several stores with the same addresses is meant, as the environment says."""
+    if path.scheme == HUB:
+        return os.environ.get("HF_ENDPOINT", "")
+    return endpoint() if path.scheme == "s3" else ""
 
 
 def _sums(path: StorePath) -> Mapping[str, str]:

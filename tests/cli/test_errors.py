@@ -88,7 +88,7 @@ USAGE = [
     (["average", "hdfs://host/run", "--half-life", "5ba"], "hdfs://host/run: is the address of a store or server"),
     (["average", "ckpts", "--half-life", "5ba", "-o", "https://b/x"], "https://b/x: is on a web server, from which"),
     (["average", "ckpts", "--half-life", "5ba", "-o", "ftp://b/x"], "ftp://b/x: is the address of a store or server"),
-    (["inspect", "hf://models/x"], "hf://models/x: is the address of a store or server"),
+    (["inspect", "hdfs://models/x"], "hdfs://models/x: is the address of a store or server"),
     (["verify", "ftp://host/x.safetensors"], "ftp://host/x.safetensors: is the address of a store or server"),
     (["inspect", "s3://"], "s3://: names no bucket"),
     (["inspect", "https://me:secret@host/x.pt"], "https://...@host: holds a user's name and password"),

@@ -72,9 +72,10 @@ def _wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 
 @pytest.fixture
-def proxy(seaweed: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def proxy(seaweed: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     """Return a proxy before SeaweedFS, by way of which s3:// leads there in this process."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setattr(stores, "_clients", {})
     listing.forget_listings()

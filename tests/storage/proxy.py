@@ -6,7 +6,7 @@ import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -100,10 +100,15 @@ class _Handler(BaseHTTPRequestHandler):
             body = bytes([body[0] ^ 1]) + body[1:]
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
         with_all = {name: value for name, value in self.headers.items() if name.lower() not in _HOPS}
-        upstream.request(self.command, self.path, body, with_all)
-        answer = upstream.getresponse()
-        self._answer(answer.status, dict(answer.getheaders()), answer.read(), fault)
-        upstream.close()
+        with closing(upstream):
+            try:
+                upstream.request(self.command, self.path, body, with_all)
+                answer = upstream.getresponse()
+                content = answer.read()
+            except (OSError, http.client.HTTPException):  # as a store does to parts of an upload that was aborted
+                self._answer(503, {}, b"")
+                return
+        self._answer(answer.status, dict(answer.getheaders()), content, fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - so http.server calls them
 

@@ -27,6 +27,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setattr(storage_hub, "_PAUSE_SECONDS", 0.0)
     monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     listing.forget_listings()
     with running_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)

@@ -66,6 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Web]:
     """Return a server that has what lies in `tmp_path`."""
     monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     listing.forget_listings()
     server = _Web(("127.0.0.1", 0), _Handler)
     server.folder, server.requests = tmp_path, []
