@@ -19,6 +19,7 @@ from ema_cli.cli.options import (
     AsJson,
     Copy,
     MaxMemory,
+    NoCache,
     Quiet,
     Start,
     Threads,
@@ -232,6 +233,7 @@ as EMA.store writes them. Ctrl-C and SIGTERM publish what is folded; a second on
         ),
     ] = None
     anonymous: Anonymous = False
+    no_cache: NoCache = False
     threads: Threads = None
     max_memory: MaxMemory = None
     force: Annotated[

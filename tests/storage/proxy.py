@@ -119,8 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Length"] = str(len(body))
         for name, value in headers.items():
             self.send_header(name, value)
-        self.end_headers()
         with suppress(OSError):
+            self.end_headers()
             self._send(body[: len(body) // 2] if fault in ("cut", "stall") else body)
         if fault == "stall":
             self.proxy.stopped.wait(_STALL_SECONDS)
