@@ -13,12 +13,13 @@ from ema_cli.engines.records import Done
 from ema_cli.engines.tasks import Step, Task, cut_tasks
 from ema_cli.engines.work import Work
 from ema_cli.engines.worker import AT_SUFFIX
-from ema_cli.errors import UsageError, option
+from ema_cli.errors import CheckpointError, UsageError, option
 from ema_cli.folding.fold import Folded
 from ema_cli.folding.non_finite import NonFinite
 from ema_cli.job import Job
 from ema_cli.passes import Pass
 from ema_cli.storage.location import location
+from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.staging import SharedStaging
 from ema_cli.writing.record import Record
@@ -70,6 +71,12 @@ class Sharing:
                 f"averages products of adapters, which are small: {option(by)} does not",
                 option="exact_lora",
                 hint=f"leave out {option(by)}",
+            )
+        if isinstance(job.target.path, StorePath):
+            raise UsageError(
+                f"is in a store, and {option(by)} writes into folders that all see",
+                subject=job.target.path,
+                hint=f"write to a file system that all machines share, or leave out {option(by)}",
             )
         self._checksum = checksum
         self._digest = digest_of(job, fingerprints, checksum=checksum)
@@ -147,7 +154,11 @@ class Sharing:
 def bytes_so_far(ended: Sequence[Done], tasks: Path) -> int:
     """Return how many bytes were read: by tasks that are done, and by others as far as they tell."""
     running = 0
-    for name in location(tasks).names():
+    try:
+        names = location(tasks).names()
+    except CheckpointError:  # what is wrong with it the tasks will say
+        names = []
+    for name in names:
         if name.endswith(AT_SUFFIX):
             with suppress(OSError, ValueError):  # it has just ended, or is just being written
                 running += int((tasks / name).read_text())
