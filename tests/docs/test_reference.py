@@ -29,7 +29,7 @@ def test_every_field_of_the_manifest_has_a_row():
 def test_every_field_that_json_prints_has_its_place():
     """For each command, the fields of its schema but the envelope's, which the text explains."""
     shapes = schema("output")["$defs"]
-    names = {"average --dry-run": "average_dry_run"}
+    names = {"average --dry-run": "average_dry_run", "tune --dry-run": "tune_dry_run"}
     rows = {cells[0]: cells[1].split(", ") for cells in table(REFERENCE / "manifest-and-json.md", "command")}
     commands = [ref["$ref"].removeprefix("#/$defs/") for ref in schema("output")["oneOf"]]
     assert {names.get(row, row) for row in rows} == set(commands) - {"failure"}
