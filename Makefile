@@ -63,7 +63,7 @@ format: .venv/dev
 docs: .venv/dev  ## make the parts of docs/ that come from the program: command line, rooms, pictures
 	$(BIN)/python scripts/make_docs.py
 
-demo: .venv/dev  ## train a small model for two minutes, average its checkpoints, compare
+demo: .venv/dev  ## train a small model for 1000 batches, let tune choose its average, compare
 	$(BIN)/python scripts/demo.py
 
 fuzz: .venv/fuzz  ## fuzz each reader, and the kernel's entry, for FUZZ_SECONDS; what is found stays in .fuzz/

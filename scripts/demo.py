@@ -1,17 +1,21 @@
-"""Train a small language model, average its checkpoints at several half-lives, and measure what that gives.
+"""Train a small language model, let `ema-cli tune` choose the half-life of an average, and measure what that gives.
 
-Each half-life is reached by three roads: from the checkpoints, from two averages that the training stored, and by an
-average of every batch, which the other two come near to.
+`tune` evaluates each half-life by this script's own evaluation (`--loss-of PATH`). Beside its table stand averages of
+the same half-lives from two that the training stored, and of every batch, which the other two come near to.
 
-Run by `make demo`; two CPU cores are enough. The figures are reported as they come out: a half-life that
-loses to the last checkpoint is in the table and in the chart like any other.
+Run by `make demo`; two CPU cores are enough. It trains a number of batches, whatever time they take, as only the number
+decides what comes out. The figures are reported as they come out: a half-life that loses to the last checkpoint is in
+the table and in the chart like any other.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -31,9 +35,9 @@ WIDTH, HEADS, LAYERS = 96, 3, 3
 WINDOWS_PER_BATCH = 8
 LEARNING_RATE = 3e-3
 WARM_UP = 40  # batches; after them the learning rate never changes
-TIMED_INTERVAL = 20  # batches between checkpoints where only the seconds are known beforehand
-FEWEST = 400  # batches of a timed run, however slow the machine is: after some fifty no average is better yet
-MAX_CHECKPOINTS = 240  # ends a timed run on a fast machine before it fills the disk
+BATCHES = 1000  # with seeds 0 and 1, half-lives from 10 to 100 batches are better then; after some fifty none is yet
+CHECKPOINTS = 100  # so many at least, however short the run is
+MEASURED = 20  # batches, the first one left out, tell how long the rest will take
 CURVE_POINTS = 16
 STORED = ("50ba", "200ba")  # of these averages any half-life is made afterwards
 STORED_EVERY = 5  # checkpoints
@@ -102,22 +106,22 @@ def prepare_folder(folder: Path) -> None:
         path.unlink()
 
 
-def train(text: Tensor, folder: Path, batches: int | None, seconds: float) -> EMA:
+def train(text: Tensor, folder: Path, batches: int, seconds: float = math.inf) -> EMA:
     """Train at a constant learning rate and save a checkpoint at every interval and at the end.
 
-    Averages are stored in `ema/` beside them; those of every batch, of all half-lives, are returned.
+    Averages are stored in `ema/` beside them; those of every batch, of all half-lives, are returned. After so many
+    `seconds` it ends early with a checkpoint, and says so.
     """
-    interval = TIMED_INTERVAL if batches is None else max(n for n in NICE if n <= max(1, batches // 100))
-    last = batches or MAX_CHECKPOINTS * interval
+    interval = max(n for n in NICE if n <= max(1, batches // CHECKPOINTS))
     model = ByteModel()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / WARM_UP))
     stored = EMA(model, half_life=STORED)
-    dense = EMA(model, half_life=[f"{half_life}ba" for half_life in NICE if interval <= half_life <= last])
+    dense = EMA(model, half_life=[f"{half_life}ba" for half_life in NICE if interval <= half_life <= batches])
     sizes = f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
     log(f"training: {sizes}, learning rate {LEARNING_RATE:g}, constant after {WARM_UP} batches of warm-up")
     started = shown = time.monotonic()
-    for step in range(1, last + 1):
+    for step in range(1, batches + 1):
         starts = torch.randint(len(text) - CONTEXT, (WINDOWS_PER_BATCH, 1))
         loss = model(text[starts + torch.arange(CONTEXT + 1)])
         optimizer.zero_grad()
@@ -128,24 +132,32 @@ def train(text: Tensor, folder: Path, batches: int | None, seconds: float) -> EM
         stored.update()
         dense.update()
         now = time.monotonic()
+        if step == 1:
+            started = now  # the first takes longer than any other
         # The clock is read only where a checkpoint is due, so that the run ends with one.
-        late = batches is None and step % interval == 0 and now - started >= seconds
-        ends = step == last or (late and step >= FEWEST)
+        late = step % interval == 0 and now - started >= seconds
+        ends = step == batches or late
         if step % interval == 0 or ends:
             state = {"model": model.state_dict(), "step": step, "loss": loss.item()}
             torch.save(state, folder / f"step-{step:05d}.pt")
         if step % (interval * STORED_EVERY) == 0 or ends:
             stored.store(folder / "ema")
+        left = (now - started) * (batches - step) / max(step - 1, 1)
+        if step == MEASURED + 1:
+            log(f"{batches} batches: {duration(left)} on this machine as it is now, and then the evaluations")
         if ends or now - shown >= 10:
             shown = now
-            left = (now - started) * (last - step) / step
-            if batches is None:
-                fewest = (now - started) * (FEWEST - step) / step
-                left = min(left, max(0.0, seconds - (now - started), fewest))
-            log(f"batch {step:5d}  training loss {loss.item():.3f}  {0 if ends else left:4.0f} s left")
+            log(f"batch {step:5d} of {batches}  training loss {loss.item():.3f}  {0 if ends else left:4.0f} s left")
+        if late and step < batches:
+            log(f"stopped early, after {step} of {batches} batches, by --seconds: too few tell nothing of averages")
         if ends:
             break
     return dense
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words."""
+    return f"about {math.ceil(seconds / 60)} min" if seconds > 90 else f"about {math.ceil(seconds)} s"
 
 
 def log(line: str) -> None:
@@ -155,26 +167,36 @@ def log(line: str) -> None:
 
 def run_ema_cli(*arguments: str) -> None:
     """Show an `ema-cli` command and run it; leave with its exit code if it fails."""
-    print("$ ema-cli", *arguments, flush=True)
+    print("$ ema-cli", shlex.join(arguments), flush=True)
     code = subprocess.run([sys.executable, "-m", "ema_cli", *arguments], check=False).returncode
     if code:
         log(f"error: ema-cli {arguments[0]} failed with exit code {code}")
         sys.exit(code)
 
 
-def average(folder: Path, output: Path, half_lives: list[int], dense: EMA) -> dict[str, dict[int, Path]]:
-    """Average by each of the three roads, and return the files by road and half-life, in batches."""
-    middle = f"{half_lives[len(half_lives) // 2]}ba"
+def tune(folder: Path, output: Path, half_lives: list[int]) -> dict[str, float]:
+    """Let `ema-cli tune` evaluate the half-lives; return the loss of each, and of the last checkpoint, by its name."""
+    shutil.rmtree(f"{output}.tune", ignore_errors=True)  # of an earlier demo: it was another run
+    evaluation = shlex.join([sys.executable, str(Path(__file__).resolve()), "--loss-of"])
     asked = [argument for half_life in half_lives for argument in ("--half-life", f"{half_life}ba")]
-    run_ema_cli("inspect", str(folder), "--half-life", middle)
-    files: dict[str, dict[int, Path]] = {}
-    for road, options in (("files", []), ("stored", ["--from", "stored", "--allow-approximate"])):
-        pattern = output / f"from-{road}" / "ema-{half_life}.safetensors"
-        pattern.parent.mkdir(exist_ok=True)
-        run_ema_cli("average", str(folder), *options, *asked, "-o", str(pattern), "--force", "-q")
-        files[road] = {half_life: Path(str(pattern).format(half_life=f"{half_life}ba")) for half_life in half_lives}
-    files["every batch"] = {half_life: output / "dense" / f"ema-{half_life}ba.safetensors" for half_life in half_lives}
+    run_ema_cli("inspect", str(folder), "--half-life", f"{half_lives[len(half_lives) // 2]}ba")
+    tuning = ["tune", str(folder), *asked, "--eval", f"{evaluation} {{path}}", "-o", str(output)]
+    run_ema_cli(*tuning, "--allow-last", "--force")
+    manifest = json.loads(output.with_name(f"{output.name}.manifest.json").read_text())
+    return {row["name"]: math.fsum(row["values"]) for row in manifest["tune"]["candidates"]}
+
+
+def average_otherwise(folder: Path, output: Path, half_lives: list[int], dense: EMA) -> dict[str, dict[int, Path]]:
+    """Average from what the training stored, and of every batch; return the files by road and half-life, in batches."""
+    asked = [argument for half_life in half_lives for argument in ("--half-life", f"{half_life}ba")]
+    pattern = output / "from-stored" / "ema-{half_life}.safetensors"
+    options = ["--from", "stored", "--allow-approximate"]
+    run_ema_cli("average", str(folder), *options, *asked, "-o", str(pattern), "--force", "-q")
     (output / "dense").mkdir(exist_ok=True)
+    files = {
+        "stored": {half_life: Path(str(pattern).format(half_life=f"{half_life}ba")) for half_life in half_lives},
+        "every batch": {half_life: output / "dense" / f"ema-{half_life}ba.safetensors" for half_life in half_lives},
+    }
     for half_life, path in files["every batch"].items():
         dense.save(path, f"{half_life}ba", force=True)
     return files
@@ -238,37 +260,45 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--seconds", type=float, default=120, help=f"how long to train, after {FEWEST} batches (default: 120)"
+        "--batches", type=int, default=BATCHES, help=f"how many to train (default: {BATCHES}, which suffice)"
     )
-    parser.add_argument("--batches", type=int, help="train this many batches instead, whatever time it takes")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end the training early after so many")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="where all files go (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the batches (default: 0)")
+    parser.add_argument("--loss-of", type=Path, metavar="PATH", help="print the held-out loss of a model, and end")
     arguments = parser.parse_args()
-    if arguments.batches is not None and arguments.batches < 1:
+    if arguments.batches < 1:
         parser.error("--batches must be at least 1")
     return arguments
 
 
 def main() -> None:
-    """Train, average, evaluate, report."""
+    """Train, tune, evaluate, report."""
     arguments = parse_arguments()
-    folder, chart = arguments.dir / "ckpts", arguments.dir / "curve.png"
-    prepare_folder(folder)
     # So small a model gains nothing from more threads, and loses much to them where others use the processors.
     torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
     training_text, held_out = load_text()
+    if arguments.loss_of is not None:
+        print(f"held-out loss {evaluate(arguments.loss_of, held_out)!r}")
+        return
+    folder, chart = arguments.dir / "ckpts", arguments.dir / "curve.png"
+    prepare_folder(folder)
+    torch.manual_seed(arguments.seed)
     dense = train(training_text, folder, arguments.batches, arguments.seconds)
 
     checkpoints = {int(path.stem.removeprefix("step-")): path for path in sorted(folder.glob("*.pt"))}
     steps = sorted(checkpoints)
-    files = average(folder, arguments.dir, [h for h in NICE if steps[0] <= h <= steps[-1]], dense)
-    log("evaluating on the held-out text")
-    losses = {road: {h: evaluate(path, held_out) for h, path in each.items()} for road, each in files.items()}
+    half_lives = [half_life for half_life in NICE if steps[0] <= half_life <= steps[-1]]
+    tuned = tune(folder, arguments.dir / "best.safetensors", half_lives)
+    others = average_otherwise(folder, arguments.dir, half_lives, dense)
+    log("evaluating the other averages, and the checkpoints for the chart")
+    losses = {"files": {half_life: tuned[f"{half_life}ba"] for half_life in half_lives}}
+    losses |= {road: {h: evaluate(path, held_out) for h, path in each.items()} for road, each in others.items()}
     points = min(CURVE_POINTS, len(steps))
     shown = {steps[round((k + 1) * len(steps) / points) - 1] for k in range(points)}
     curve = {step: evaluate(checkpoints[step], held_out) for step in sorted(shown)}
-    print_table(steps[-1], curve[steps[-1]], losses)
+    curve[steps[-1]] = tuned["last"]
+    print_table(steps[-1], tuned["last"], losses)
     draw(chart, curve, losses)
     print(f"chart: {chart}")
 

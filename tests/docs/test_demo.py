@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ema_cli.manifest.manifest import read_manifest
 from scripts import demo
 from tests.conftest import write_torch_run
 from tests.docs.pages import PAGES, README, ROOT, blocks
@@ -31,27 +32,49 @@ def test_the_first_commands_exist():
 
 @pytest.mark.slow
 def test_the_demo_runs_end_to_end(tmp_path: Path):
-    """A short demo trains, averages, compares and draws its chart."""
-    command = [sys.executable, ROOT / "scripts" / "demo.py", "--batches", "2", "--dir", tmp_path / "demo"]
+    """A short demo trains, lets `tune` evaluate by the demo's own evaluation, compares and draws its chart."""
+    command = [sys.executable, ROOT / "scripts" / "demo.py", "--batches", "2", "--dir", tmp_path / "a demo"]
+    results = tmp_path / "a demo" / "best.safetensors.tune"  # of an earlier demo
+    results.mkdir(parents=True)
+    (results / "tune.jsonl").write_text('{"tune": 1, "command": "another"}\n')
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"last checkpoint \(step 2\) +\d\.\d{4}", done.stdout)
+    last = float(re.search(r"last checkpoint \(step 2\) +(\d\.\d{4})", done.stdout)[1])
     files, stored, dense = map(float, re.search(r"half-life 2ba" + r" +(\d\.\d{4})" * 3, done.stdout).groups())
     assert abs(stored - dense) < 0.01  # what was stored makes nearly the average of every batch
     assert files == dense  # of which each is in a file here
-    assert (tmp_path / "demo" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    tuned = read_manifest(tmp_path / "a demo" / "best.safetensors.manifest.json")["tune"]
+    metrics = {row["name"]: round(row["values"][0], 4) for row in tuned["candidates"]}
+    assert (metrics["last"], metrics["2ba"]) == (last, files)
+    assert "--loss-of {path}" in tuned["command"]
+    assert (tmp_path / "a demo" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_a_timed_demo_trains_its_fewest_batches_however_slow_the_machine_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_demo_trains_by_batches_and_says_where_it_stops_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """When the time is over, training goes on to the batch from which on the averages are better."""
-    monkeypatch.setattr(demo, "FEWEST", 4)
-    monkeypatch.setattr(demo, "TIMED_INTERVAL", 2)
-    monkeypatch.setattr(demo, "STORED_EVERY", 1)
-    demo.train(demo.load_text()[0], tmp_path, None, seconds=0)
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step-00002.pt", "step-00004.pt"]
+    """However slow the machine is, unless it is asked to stop; how long it will take is said near the beginning."""
+    monkeypatch.setattr(demo, "CHECKPOINTS", 2)
+    monkeypatch.setattr(demo, "MEASURED", 2)
+    text = demo.load_text()[0]
+    for name in ("whole", "early"):
+        (tmp_path / name).mkdir()
+    demo.train(text, tmp_path / "whole", 4)
+    assert [path.name for path in sorted((tmp_path / "whole").glob("*.pt"))] == ["step-00002.pt", "step-00004.pt"]
+    said = capsys.readouterr().err
+    assert re.search(r"4 batches: about \d+ s on this machine", said)
+    assert "stopped" not in said
+    demo.train(text, tmp_path / "early", 4, seconds=0)
+    assert [path.name for path in (tmp_path / "early").glob("*.pt")] == ["step-00002.pt"]
+    assert "stopped early, after 2 of 4 batches" in capsys.readouterr().err
+
+
+def test_durations_are_in_words():
+    """Seconds, or minutes from a minute and a half on."""
+    assert [demo.duration(seconds) for seconds in (0.2, 90, 91, 3000)] == [
+        "about 1 s", "about 90 s", "about 2 min", "about 50 min"
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
