@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import field
 from fractions import Fraction
 from math import prod
@@ -101,6 +101,10 @@ class StoredRecord:
     checksum: int
 
 
+Run = tuple[ByteSource, int, int]
+"""A run of bytes: the file, the first byte in it, and the number of bytes."""
+
+
 class Tensors(Protocol):
     """A set of named tensors that can be read by range: what each container format provides.
 
@@ -117,6 +121,13 @@ class Tensors(Protocol):
 
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return the file that holds tensor `name` in C order, and its first byte there; None if no file does."""
+
+    def runs(self, name: str, start: int, size: int) -> Sequence[Run] | None:
+        """Return the runs of bytes that make up `size` bytes of tensor `name` from byte `start`; None if none do.
+
+        Raises:
+            CheckpointError: where that has to be looked up in a file, and it cannot be read.
+        """
 
     def offset(self, name: str, start: int) -> int:
         """Return where in its file byte `start` of tensor `name` lies, modulo 64 at least; 0 where nobody knows."""

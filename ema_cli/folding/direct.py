@@ -5,13 +5,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from ema_cli.checkpoint import Tensors
+from ema_cli.checkpoint import Run, Tensors
 from ema_cli.dtypes import DType
 from ema_cli.folding.blocks import Piece
 from ema_cli.folding.kernel import BlockSums, ReadEnd, Spans
 from ema_cli.storage.local import LocalFile, held_open
 from ema_cli.storage.ranges import join_ranges
-from ema_cli.storage.source import ByteSource, FileRegion
+from ema_cli.storage.source import FileRegion
 
 _MOST_SPANS = 8  # of a row: more of them are small, and come several with one read
 
@@ -21,12 +21,12 @@ Span = tuple[LocalFile, int, int]
 
 def local_spans(tensors: Tensors, pieces: Sequence[Piece], dtype: DType) -> list[Span] | None:
     """Return where the bytes of a block lie in one checkpoint; None where not all lie in a few runs of local files."""
-    found: list[tuple[ByteSource, int, int]] = []
+    found: list[Run] = []
     for piece in pieces:
-        place = tensors.locate(piece.group.names[0])
-        if place is None:
+        runs = tensors.runs(piece.group.names[0], dtype.nbytes(piece.start), dtype.nbytes(piece.count))
+        if runs is None:
             return None
-        found.append((place[0], place[1] + dtype.nbytes(piece.start), dtype.nbytes(piece.count)))
+        found += runs
     spans: list[Span] = []
     for source, offset, size in found if len(found) == 1 else join_ranges(found):
         while isinstance(source, FileRegion):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, StoredRecord, Tensors, TensorSpec, shared
+from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Run, StoredRecord, Tensors, TensorSpec, shared
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.json_text import read_json
@@ -42,6 +42,10 @@ class ShardedTensors:
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return the part's file and the byte in it where tensor `name` begins."""
         return self.parts[self.part_of[name]].locate(name)
+
+    def runs(self, name: str, start: int, size: int) -> Sequence[Run] | None:
+        """Return where bytes of tensor `name` lie."""
+        return self.parts[self.part_of[name]].runs(name, start, size)
 
     def offset(self, name: str, start: int) -> int:
         """Return where in its file byte `start` of tensor `name` lies."""
@@ -86,6 +90,10 @@ class PlacedTensors:
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return the file and the byte in it where tensor `name` begins."""
         return self.tensors.locate(self._inner(name))
+
+    def runs(self, name: str, start: int, size: int) -> Sequence[Run] | None:
+        """Return where bytes of tensor `name` lie."""
+        return self.tensors.runs(self._inner(name), start, size)
 
     def offset(self, name: str, start: int) -> int:
         """Return where in its file byte `start` of tensor `name` lies."""

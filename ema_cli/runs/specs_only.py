@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from ema_cli.checkpoint import StoredRecord, Tensors, TensorSpec
+from ema_cli.checkpoint import Run, StoredRecord, Tensors, TensorSpec
 from ema_cli.errors import CheckpointError
 from ema_cli.storage.source import ByteSource
 
@@ -26,6 +26,10 @@ class SpecsOnly:
 
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return None: it is in no file."""
+        return None
+
+    def runs(self, name: str, start: int, size: int) -> Sequence[Run] | None:
+        """Return None: they are in no file."""
         return None
 
     def offset(self, name: str, start: int) -> int:

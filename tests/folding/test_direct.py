@@ -118,8 +118,8 @@ def test_spans_are_where_the_tensors_lie(tmp_path: Path):
         specs = tensors.specs
         size = 4 * 777
 
-        def locate(self, _: str) -> tuple[object, int]:
-            return FileRegion(FileRegion(file, 1, file.size - 1), start - 1, self.size), 0
+        def runs(self, _: str, at: int, nbytes: int) -> list[tuple[FileRegion, int, int]]:
+            return [(FileRegion(FileRegion(file, 1, file.size - 1), start - 1, self.size), at, nbytes)]
 
     inside = Inside()
     placed = replace(checkpoint, tensors=inside)  # type: ignore[arg-type]

@@ -60,6 +60,19 @@ def test_any_range_is_equal(case: tuple[Checkpoint, Tensors], data: st.DataObjec
     last = data.draw(st.integers(first, count))
     expected = stored_bytes(tensors[name])[first * size : last * size]
     assert read_range(checkpoint.tensors, name, first * size, last * size) == expected
+    runs = checkpoint.tensors.runs(name, first * size, (last - first) * size)
+    assert runs is None or b"".join(source.read(at, nbytes) for source, at, nbytes in runs) == expected
+
+
+def test_the_runs_of_whole_tensors_are_their_bytes(case: tuple[Checkpoint, Tensors]) -> None:
+    """Where the bytes of a tensor are known to lie in runs of files, they are there; a tensor in one place is known."""
+    checkpoint, tensors = case
+    for name, tensor in tensors.items():
+        runs = checkpoint.tensors.runs(name, 0, tensor.nbytes)
+        if runs is not None:
+            assert b"".join(source.read(at, nbytes) for source, at, nbytes in runs) == stored_bytes(tensor)
+        else:
+            assert checkpoint.tensors.locate(name) is None
 
 
 def test_tensors_share_a_place_where_they_share_their_bytes(case: tuple[Checkpoint, Tensors]) -> None:

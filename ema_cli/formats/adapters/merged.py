@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ema_cli.checkpoint import AdapterSettings, Checkpoint, StoredRecord, Tensors, TensorSpec, shared
+from ema_cli.checkpoint import AdapterSettings, Checkpoint, Run, StoredRecord, Tensors, TensorSpec, shared
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, RunError, option
@@ -63,6 +63,10 @@ class MergedTensors:
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return the file and the byte in it where a tensor begins that is not changed."""
         return None if name in self.changes else self._base.locate(name)
+
+    def runs(self, name: str, start: int, size: int) -> Sequence[Run] | None:
+        """Return where bytes of a tensor lie that is not changed."""
+        return None if name in self.changes else self._base.runs(name, start, size)
 
     def offset(self, name: str, start: int) -> int:
         """Return where in its file byte `start` of tensor `name` lies."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
+from operator import itemgetter
 
-from ema_cli.checkpoint import StoredRecord, Tensors, TensorSpec, shared
+from ema_cli.checkpoint import Run, StoredRecord, Tensors, TensorSpec, shared
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.boxes import Box, parts_of_box, read_box
@@ -105,6 +106,23 @@ class DcpTensors:
 
     def locate(self, name: str) -> None:
         """Return None: the small archive around the bytes must be read first to know where they lie."""
+
+    def runs(self, name: str, start: int, size: int) -> Sequence[Run] | None:
+        """Return where bytes of tensor `name` lie in its records; None where a piece is no run of elements."""
+        spec, found = self.specs[name], list[tuple[int, Run]]()
+        width = spec.dtype.itemsize
+        first, last = start // width, (start + size) // width
+        for number, box in enumerate(self.pieces[name], self.first[name]):
+            low, high = max(first, box.begin), min(last, box.end)
+            if low >= high:
+                continue
+            if not box.is_run:
+                return None
+            inside = self._open(name, box, number).runs(name, (low - box.begin) * width, (high - low) * width)
+            if inside is None:
+                return None
+            found += [(low, run) for run in inside]
+        return [run for _, run in sorted(found, key=itemgetter(0))]
 
     def offset(self, name: str, start: int) -> int:
         """Return where in its file byte `start` of tensor `name` lies, modulo 64: torch aligns it so in its record."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from math import prod
 
+from ema_cli.checkpoint import Run as FileRun
 from ema_cli.checkpoint import StoredRecord, Tensors, TensorSpec, shared
 from ema_cli.dataclass import dataclass
 from ema_cli.formats.boxes import Box, make_box, read_box
@@ -130,6 +131,12 @@ class PiecedTensors:
         """Return the file and the byte in it where a tensor of one run begins, None for one of several pieces."""
         pieces = [] if self._is_boxed(name) else list(self._runs(name, 0, self.specs[name].nbytes))
         return (self.sources[pieces[0][0]], pieces[0][1]) if len(pieces) == 1 else None
+
+    def runs(self, name: str, start: int, size: int) -> Sequence[FileRun] | None:
+        """Return where bytes of tensor `name` lie; None where its pieces are boxes."""
+        if self._is_boxed(name):
+            return None
+        return [(self.sources[file], begin, length) for file, begin, length in self._runs(name, start, start + size)]
 
     def offset(self, name: str, start: int) -> int:
         """Return where in its file byte `start` of tensor `name` lies; 0 where that takes long to find."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
@@ -18,6 +18,7 @@ from ema_cli.checkpoint import (
     MAX_DIMENSIONS,
     MAX_ELEMENTS,
     MAX_TENSORS,
+    Run,
     SpecTable,
     StoredRecord,
     Tensors,
@@ -69,6 +70,10 @@ class SafetensorsTensors:
     def locate(self, name: str) -> tuple[InputFile, int]:
         """Return the file and the byte in it where tensor `name` begins."""
         return self.file, self.data_start + self.offsets[name]
+
+    def runs(self, name: str, start: int, size: int) -> Sequence[Run]:
+        """Return where bytes of tensor `name` lie."""
+        return ((self.file, self.data_start + self.offsets[name] + start, size),)
 
     def offset(self, name: str, start: int) -> int:
         """Return where in its file byte `start` of tensor `name` lies."""

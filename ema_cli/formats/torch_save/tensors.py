@@ -12,7 +12,7 @@ from operator import is_
 from pathlib import Path
 from typing import Any
 
-from ema_cli.checkpoint import MAX_TENSORS, SpecTable, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
+from ema_cli.checkpoint import MAX_TENSORS, Run, SpecTable, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import TORCH_DTYPES, DType
 from ema_cli.errors import CheckpointError, CutBetweenRanks
@@ -217,6 +217,10 @@ class TorchTensors:
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return the file and the byte in it where tensor `name` begins; None for a view that needs more than that."""
         return None if name in self.views else (self.source, self.offsets[self.numbers[name]])
+
+    def runs(self, name: str, start: int, size: int) -> Sequence[Run] | None:
+        """Return where bytes of tensor `name` lie; None for a view that needs more than that."""
+        return None if name in self.views else ((self.source, self.offsets[self.numbers[name]] + start, size),)
 
     def offset(self, name: str, start: int) -> int:
         """Return where in its file byte `start` of tensor `name` lies, of a view its first byte and so much more."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ema_cli.checkpoint import Checkpoint, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
+from ema_cli.checkpoint import Checkpoint, Run, StoredRecord, Tensors, TensorSpec, check_tensor_name, shared
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, option
 from ema_cli.formats.trainers.names import AVERAGED_COUNT
@@ -40,6 +40,10 @@ class Renamed:
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return the file and the byte in it where tensor `name` begins."""
         return self.tensors.locate(self.stored[name])
+
+    def runs(self, name: str, start: int, size: int) -> Sequence[Run] | None:
+        """Return where bytes of tensor `name` lie."""
+        return self.tensors.runs(self.stored[name], start, size)
 
     def offset(self, name: str, start: int) -> int:
         """Return where in its file byte `start` of tensor `name` lies."""

@@ -58,6 +58,10 @@ def test_any_range_of_a_tensor_in_boxes_is_that_of_the_whole(data: st.DataObject
     last = data.draw(st.integers(first, spec.count))
     size = spec.dtype.itemsize
     assert read_range(tensors, "w", first * size, last * size) == whole.tobytes()[first * size : last * size]
+    runs = tensors.runs("w", first * size, (last - first) * size)
+    if runs is not None:
+        found = b"".join(source.read(at, nbytes) for source, at, nbytes in runs)
+        assert found == whole.tobytes()[first * size : last * size]
     located = tensors.locate("w")
     if located is not None:
         assert located[0].read(located[1], spec.nbytes) == whole.tobytes()
