@@ -22,7 +22,7 @@ OLMO_CORE_NEEDS := boto3 google-cloud-storage
 # Where this is set, every interpreter that a test starts would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test test-full test-quick test-trainers test-libraries test-package wheel lint types format docs demo fuzz bench bench-full bench-online clean
+.PHONY: test test-full test-quick test-trainers test-engines test-libraries test-package wheel lint types format docs demo fuzz bench bench-full bench-online clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(PYTEST) $(PARALLEL)
@@ -33,7 +33,11 @@ test-full: lint types  ## the same with every exhaustive loop whole, and all of 
 	EMA_KERNEL=numpy $(PYTEST) $(PARALLEL) --full
 
 test-quick: .venv/dev  ## the tests that run in seconds, in less than a minute
-	$(PYTEST) $(PARALLEL) -m "not slow and not trainers and not package" --ignore tests/faults --ignore tests/trainers
+	$(PYTEST) $(PARALLEL) -m "not slow and not trainers and not package and not engines" --ignore tests/faults --ignore tests/trainers
+
+test-engines: .venv/dev  ## averages made by Ray and by MPI
+	$(PIP_INSTALL) --editable '.[engines]'
+	$(PYTEST) -m engines tests/engines
 
 test-trainers: .venv/trainers  ## tests on files that trainers write here and now
 	$(PYTEST) --numprocesses auto --dist loadfile -m trainers tests/trainers tests/docs

@@ -54,9 +54,9 @@ On = Annotated[
     str | None,
     Option(
         metavar="ENGINE",
-        help="Have it done by many: dask://HOST:8786 by the workers of a cluster, processes=4 or dask:local=4 by "
-        "processes of this machine. All see inputs and output under the same paths. --threads are those of one task "
-        "then, of which each worker does one at a time.",
+        help="Have it done by many: the workers of dask://HOST:8786, ray://HOST:10001, ray:auto or mpi; processes of "
+        "this machine: processes=4, dask:local=4. All see inputs and output under the same paths. --threads are those "
+        "of one task then.",
         rich_help_panel=READ,
     ),
 ]

@@ -10,7 +10,7 @@ from ema_cli.engines.engine import Engine
 from ema_cli.errors import UsageError
 from ema_cli.system.processors import default_threads
 
-KINDS = "dask://HOST:8786, dask:local=4 or processes=4"
+KINDS = "dask://HOST:8786, dask:local=4, ray://HOST:10001, ray:auto, mpi, processes=4"
 _NUMBERED = re.compile(r"(dask:local|processes)=([0-9]{1,4})")
 
 
@@ -33,7 +33,28 @@ def open_engine(name: str) -> AbstractContextManager[Engine]:
 
         scheme, _, place = name.partition("://")
         return dask_cluster(name, f"{'tls' if scheme.endswith('tls') else 'tcp'}://{place}")
+    if name == "ray:auto" or (name.startswith("ray://") and len(name) > len("ray://")):
+        from ema_cli.engines.ray_cluster import ray_cluster
+
+        return ray_cluster(name, name.removeprefix("ray:") if name == "ray:auto" else name)
+    if name == "mpi":
+        from ema_cli.engines.mpi_ranks import mpi_ranks
+
+        return mpi_ranks()
     raise UsageError(f"'{name}' is no engine", option="on", hint=f"one of {KINDS}")
+
+
+def only_works(name: str | None) -> bool:
+    """Return True, at the end of all work, in a process that was started to do tasks for another one: a rank of MPI's.
+
+    Raises:
+        UsageError: where what that needs is not there.
+    """
+    if name != "mpi":
+        return False
+    from ema_cli.engines.mpi_ranks import join_ranks
+
+    return join_ranks()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ema_cli.cli.printer import Printer
 from ema_cli.cli.sources import RawSource, StoredSource
 from ema_cli.cli.stderr import ask_password
 from ema_cli.dataclass import dataclass
-from ema_cli.engines.opening import open_engine
+from ema_cli.engines.opening import only_works, open_engine
 from ema_cli.errors import UsageError, option
 from ema_cli.job import prepare
 from ema_cli.law.recipe import Recipe
@@ -161,6 +161,8 @@ class _Opened:
 
 def run(options: AverageOptions) -> None:
     """Write the average, or show the plan of it."""
+    if only_works(options.on):
+        return
     printer = make_printer("average", as_json=options.as_json, quiet=options.quiet, summary=options.summary)
     with printer.summarized():
         average(AverageRequest.resolve(options), printer)

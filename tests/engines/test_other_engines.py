@@ -1,0 +1,100 @@
+"""Ray and MPI, in the opt-in group: their libraries are large. All of it is bound to this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ema_cli.averaging import average
+from tests.engines.lost import first_worker_killed
+from tests.engines.runs import files_below
+from tests.engines.test_equal_bytes import plans
+
+pytestmark = pytest.mark.engines
+
+BIN = Path(sys.executable).parent
+COMMAND = """
+from ema_cli.engines import tasks
+from ema_cli.__main__ import main
+tasks._LEAST_BYTES = 1 << 20
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four checkpoints of 48 MB."""
+    folder = tmp_path_factory.mktemp("others") / "one file"
+    folder.mkdir()
+    for step in (100, 200, 300, 400):
+        random = torch.Generator().manual_seed(step)
+        saved = {f"layer.{number}": torch.randn(1000, 1000, generator=random) for number in range(12)}
+        save_file(saved, folder / f"step-{step}.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process makes of it."""
+    folder = tmp_path_factory.mktemp("alone")
+    average(plans(run, "200ba"), folder / "x.safetensors")
+    return files_below(folder)
+
+
+def command(run: Path, folder: Path, engine: str) -> list[str]:
+    """Return the program and its arguments, which write into `folder`."""
+    (folder / "out").mkdir()
+    (folder / "script.py").write_text(COMMAND)
+    arguments = [run, "--name-clock", "ba", "--half-life", "200ba", "-o", "out/x.safetensors", "--on", engine]
+    return [sys.executable, "script.py", "average", *map(str, arguments)]
+
+
+@pytest.fixture
+def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A cluster of Ray's with two processors; yield the environment in which it is found."""
+    pytest.importorskip("ray")
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": "/tmp"}
+    start = [BIN / "ray", "start", "--head", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=2"]
+    start += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=80000000", "--block"]
+    head = subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert head.stdout is not None
+        for line in head.stdout:
+            if "Ray runtime started" in line:
+                break
+        yield environment
+    finally:
+        head.terminate()
+        head.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_ray(run: Path, alone: dict[str, bytes], tmp_path: Path, ray_head: dict[str, str], killed: bool):
+    """The bytes of one process, also where a worker is killed in the middle."""
+    arguments = command(run, tmp_path, "ray:auto")
+    with first_worker_killed(tmp_path / "out") if killed else nullcontext([0]) as died:
+        done = subprocess.run(arguments, cwd=tmp_path, env=ray_head, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert died
+    assert (done.returncode, done.stdout) == (0, "out/x.safetensors\n"), "nothing of Ray's own is there"
+    assert files_below(tmp_path / "out") == alone
+
+
+def test_mpi(run: Path, alone: dict[str, bytes], tmp_path: Path):
+    """The bytes of one process, of three ranks; and an error of rank 0 lets the others go."""
+    pytest.importorskip("mpi4py")
+    launch = [str(BIN / "mpiexec") if (BIN / "mpiexec").exists() else "mpiexec", "-n", "3"]
+    subprocess.run([*launch, *command(run, tmp_path, "mpi")], cwd=tmp_path, check=True, timeout=120)
+    assert files_below(tmp_path / "out") == alone
+    again = [*launch, sys.executable, "-m", "ema_cli", "average", "nowhere", "--half-life", "1ba", "--on", "mpi"]
+    failed = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert failed.returncode != 0
+    assert "nowhere: does not exist" in failed.stderr
