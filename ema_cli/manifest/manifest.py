@@ -28,6 +28,7 @@ from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WrittenFile
+from ema_cli.system.memory import give_back
 
 if TYPE_CHECKING:
     from ema_cli.folding.fold import Factored
@@ -215,6 +216,9 @@ def read_manifest(path: Path) -> Manifest:
             what = name if isinstance(name, str) else "metric"
             raise CheckpointError(f"its {what} is too large for a number", subject=path) from error
     checked: Manifest = manifest
-    for row in checked["tensors"]:  # one copy of each name, as in headers
+    shapes: dict[str, list[int]] = {}
+    for row in checked["tensors"]:  # one copy of each name, as in headers, and of each shape
         row["name"], row["dtype"] = sys.intern(row["name"]), sys.intern(row["dtype"])
+        row["shape"] = shapes.setdefault(str(row["shape"]), row["shape"])
+    give_back(len(checked["tensors"]))
     return checked

@@ -21,13 +21,14 @@ from ema_cli.formats.dcp.writer import lay_out_shard, shard_metadata
 from ema_cli.formats.mark import METADATA_KEY, parse_mark
 from ema_cli.formats.safetensors.header import SafetensorsTensors
 from ema_cli.formats.safetensors.writer import SafetensorsOutput
-from ema_cli.formats.torch_save.writer import lay_out_checkpoint, lay_out_torch_file
+from ema_cli.formats.torch_save.writer import Part, lay_out_checkpoint, lay_out_torch_file
 from ema_cli.formats.trainers.folders import DCP_METADATA
 from ema_cli.release.snapshot import Snapshot
 from ema_cli.storage.source import InputFile
 from ema_cli.writing.outputs import Output
 
 _MORE = "holds something around its tensors that ema-cli does not write"
+_STEP = 1 << 20  # bytes that are read at once
 _CHECKSUM_AT = 4  # in the bytes behind a tensor, which hold its checksum
 
 
@@ -88,7 +89,8 @@ def torch_differences(file: InputFile, checkpoint: Checkpoint, *, is_lightning: 
     except EmaError as error:
         yield error.message(at_terminal, known=checkpoint.path.name)
         return
-    sink.compare(chain([(0, expected.header)], expected.frame(sink.checksum_there)))
+    header: Part = 0, expected.header
+    sink.compare(chain([header], expected.frame(sink.checksum_there)))
     if sink.different or expected.size != file.size:
         yield f"{_MORE}, {sink.where}"
 
@@ -133,7 +135,7 @@ class _ComparingSink:
         at = begin + size + _CHECKSUM_AT
         return int(struct.unpack("<L", self.read(at, 4).ljust(4, b"\0"))[0]) if size else 0
 
-    def compare(self, parts: Iterable[tuple[int, bytes]]) -> None:
+    def compare(self, parts: Iterable[Part]) -> None:
         """Compare parts, each with its offset, up to the first that differs."""
         for offset, data in parts:
             self.write(offset, data)
@@ -141,5 +143,9 @@ class _ComparingSink:
                 break
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        if self.read(offset, len(data)) != data:
-            self.different.append(offset)
+        whole = memoryview(data)
+        for at in range(0, len(whole), _STEP):
+            part = whole[at : at + _STEP]
+            if self.read(offset + at, len(part)) != part:
+                self.different.append(offset)
+                break

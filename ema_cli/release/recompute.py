@@ -34,6 +34,7 @@ from ema_cli.release.watched import verify_watched
 from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import ByteSource
+from ema_cli.system.memory import give_back
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.text import plural
 from ema_cli.writing.outputs import Output
@@ -100,6 +101,8 @@ def _compare(
     """Fold the inputs, and compare the result with the published average."""
     snapshot = verified.snapshot
     job = _job(replay, snapshot.published)
+    for checkpoint in snapshot.opened.values():
+        checkpoint.tensors.share(job.checkpoints[-1].tensors)
     comparison = _Comparison(_holders(snapshot))
     problems = comparison.expect(job.outputs[0])
     notes = [] if sample is not None else check_stored_sums(job.checkpoints, threads)
@@ -120,6 +123,7 @@ def _compare(
         sample=sample,
         progress=progress,
     )
+    give_back(comparison.tensors)  # the buffers of the fold
     problems += comparison.problems()
     output, words = job.outputs[0], own_words(manifest, job.outputs[0])
     problems += side_file_differences(snapshot, output, {*words, *snapshot.edited})
@@ -212,7 +216,8 @@ class _Comparison:
     there: Mapping[str, _Holder]
     tensors: int = 0
     different: dict[str, _Difference] = field(default_factory=dict)
-    _expected: dict[str, str] = field(default_factory=dict)  # tensor name in the fold -> in the output
+    _renamed: dict[str, str] = field(default_factory=dict)  # tensor name in the fold -> another in the output
+    _unexpected: set[str] = field(default_factory=set)  # names in the fold of what is not there
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def expect(self, output: Output) -> list[str]:
@@ -220,19 +225,25 @@ class _Comparison:
         problems = []
         for file in output.files:
             for name, spec in file.table.specs.items():
-                whole = output.whole(file, name)
+                whole, original = output.whole(file, name), output.original(file, name)
                 holder = self.there.get(whole)
                 if holder is None or holder.spec(whole) != spec:
                     has = f"is {holder.spec(whole)}" if holder is not None else "is not there"
                     problems.append(f"{output.target.path}: '{whole}' {has}, but the checkpoints give {spec}")
-                else:
-                    self._expected[output.original(file, name)] = whole
-        self.tensors = len(self._expected)
+                    self._unexpected.add(original)
+                    continue
+                self.tensors += 1
+                if original != whole:
+                    self._renamed[original] = whole
         return problems
+
+    def _name(self, original: str) -> str | None:
+        """Return the name in the output of a tensor of the fold, None of one that is not there."""
+        return None if original in self._unexpected else self._renamed.get(original, original)
 
     def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
         """Compare averaged ranges of tensors with the published ones."""
-        names = [self._expected[part.name] for part in ranges if part.name in self._expected]
+        names = [name for part in ranges if (name := self._name(part.name)) is not None]
         known = [place for name in names if (place := self.there[name].locate(name)) is not None]
         if len(known) < len(ranges):
             self._compare_ranges(ranges, data)
@@ -253,7 +264,7 @@ class _Comparison:
         """Compare range by range, and note the bytes that differ."""
         position = 0
         for part in ranges:
-            name = self._expected.get(part.name)
+            name = self._name(part.name)
             if name is not None:
                 there = bytearray(part.size)
                 self.there[name].read(name, part.start, memoryview(there))

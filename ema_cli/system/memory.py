@@ -8,6 +8,8 @@ import resource
 import sys
 from pathlib import Path
 
+_MANY = 10_000  # tensors, of which texts and tables take megabytes
+
 
 def peak_bytes() -> int:
     """Return the peak of the resident memory of this process so far, in bytes."""
@@ -32,8 +34,13 @@ def memory_bytes() -> int:
     return min(whole, int(limit)) if limit.isdecimal() else whole
 
 
-def give_back() -> None:
-    """Return to the system what malloc holds free: by itself the C library keeps it, here for good."""
+def give_back(tensors: int) -> None:
+    """Return to the system what malloc holds free after work on so many tensors: by itself the C library keeps it.
+
+    It keeps the place of each long text, too: the next one rarely fits there.
+    """
+    if tensors < _MANY:
+        return
     import ctypes  # only where it is needed: it takes longer than most of what a command line imports
 
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it

@@ -26,6 +26,7 @@ from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file
 from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.staging import Sender, Staging
+from ema_cli.system.memory import give_back
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.open_files import OpenFiles
 from ema_cli.writing.outputs import Output
@@ -244,6 +245,7 @@ def read_back(path: Path, file: OutputFile) -> None:
         VerificationError: where the file is refused, or holds other tensors.
         OutputError: where the file system does not give it.
     """
+    give_back(len(file.table.specs))
     with _reading_errors(path):
         specs = _torch_specs(path, file.key) if isinstance(file, TorchOutput) else open_file(path).specs
     if specs != file.table.specs:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 import tracemalloc
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from ema_cli.errors import CheckpointError, UsageError
 from ema_cli.formats.options import ReadOptions
@@ -103,21 +99,3 @@ def test_a_list_of_keys_has_a_cap(tmp_path: Path):
     (tmp_path / "small").write_text("x" * 11)
     with pytest.raises(CheckpointError, match="11 bytes are too many for this file; at most 10 are read"):
         read_small_file(tmp_path / "small", 10)
-
-
-@pytest.mark.full
-def test_memory_of_a_comparison_is_a_constant_and_a_kilobyte_a_name(tmp_path: Path, program: Cli):
-    """Of a hundred thousand tensors: the peak of the whole process, the official reader of the format included."""
-    names = 100_000
-    values = {f"model.layers.{number}.some.weight": np.float32([number, 1]) for number in range(names)}
-    (tmp_path / "run").mkdir()
-    for step in (100, 200):
-        save_file(values, tmp_path / f"run/step-{step}.safetensors")
-    assert program("average", "run", "--half-life", "100ba", "-o", SINGLE, "-q").code == 0
-    script = (
-        "from ema_cli.__main__ import main; from ema_cli.system.memory import peak_bytes\n"
-        "try: main()\nfinally: print(peak_bytes())"
-    )
-    command = [sys.executable, "-c", script, "verify", SINGLE, "--against", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) <= (120 << 20) + 1024 * names

@@ -181,8 +181,9 @@ def average(request: AverageRequest, printer: Printer) -> None:
     if request.dry_run:
         twins = twin_warnings(pair for plan in plans for pair in plan.twins)
         remarks = replace(remarks, warnings=(*remarks.warnings, *twins))
-    names = {name for file in job.outputs[0].files for name in file.table.specs}
-    failed = request.gates.problem(plans, remarks.warnings, names)
+    failed = request.gates.problem(
+        plans, remarks.warnings, {name for file in job.outputs[0].files for name in file.table.specs}
+    )
     if failed:
         raise failed
     if request.dry_run:

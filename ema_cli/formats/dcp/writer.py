@@ -15,7 +15,7 @@ from ema_cli.formats.boxes import Box
 from ema_cli.formats.dcp.pieces import Record, StoredTensor
 from ema_cli.formats.output_file import Stream, Table
 from ema_cli.formats.torch_save.pickle_writer import PickleWriter
-from ema_cli.formats.torch_save.writer import TorchOutput, lay_out_tensor, write_frame
+from ema_cli.formats.torch_save.writer import Part, TorchOutput, lay_out_tensor, write_frame
 
 SHARD_NAME = "__0_0.distcp"  # the first file of rank 0
 
@@ -57,7 +57,7 @@ class DcpShard:
         specs, begins = self.table.specs, self.table.begins
         write_frame(stream, self.frame, ((begins[name], spec.nbytes) for name, spec in specs.items()))
 
-    def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
+    def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[Part]:
         """Yield all bytes that are no tensor's, each part with its offset.
 
         Args:

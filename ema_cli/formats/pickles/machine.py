@@ -7,6 +7,7 @@ instructions does to them. `instructions.py` maps each instruction to those; `ru
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -139,7 +140,7 @@ class Machine:
             key = pairs[index]
             if type(key) is not str and (key := checked_key(key)) is not pairs[index]:
                 self.count_copies((key,))  # a placeholder of its own, however often one value is the key
-            target[key] = pairs[index + 1]
+            target[sys.intern(key) if type(key) is str else key] = pairs[index + 1]  # one copy, as in headers
 
     def append(self, values: list[Any]) -> None:
         """Append values to the list on top of the stack."""

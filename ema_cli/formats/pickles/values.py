@@ -7,6 +7,7 @@ Each function there describes the object that the call would build; none makes a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from ema_cli.checkpoint import MAX_DIMENSIONS
@@ -14,6 +15,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES
 
 _MAX_KEY = (1 << 61) - 1  # an integer below is its own hash
+_SHAPES = 64  # that are kept; with so few no file can slow it by values whose hashes are equal
 _STORAGE_DTYPES: Mapping[str, str | None] = {
     "UntypedStorage": None,
     **{dtype.torch_storage: dtype.torch for dtype in DTYPES.values() if dtype.torch_storage is not None},
@@ -168,8 +170,14 @@ def _sizes(values: Any) -> tuple[int, ...]:
             if type(value) is not int or not 0 <= value < 1 << 63:
                 break
         else:
-            return values
+            return _one_of(values)
     raise PickleError("a tensor's shape, strides or offset are not counts")
+
+
+@lru_cache(_SHAPES)
+def _one_of(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Return equal counts as one object: a model has many tensors, and few shapes."""
+    return values
 
 
 def _parameter(data: Any, grad: Any, hooks: Any, _state: Any = None) -> Any:

@@ -33,6 +33,7 @@ from ema_cli.formats.before import Before
 from ema_cli.formats.json_text import parse_json, unique
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
+from ema_cli.system.memory import give_back
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
 _TEXT = rb'"(?:[^"\\]|\\.)*+"'
@@ -188,6 +189,8 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
         spans.append((begin, end, name))
     _check_contiguous(file, 8 + len(text), spans)
     offsets = {name: begin for begin, _, name in spans}
+    spans.clear()
+    give_back(len(specs))
     return SafetensorsTensors(specs, offsets, 8 + len(text), file, metadata)
 
 

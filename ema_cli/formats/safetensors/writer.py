@@ -28,9 +28,11 @@ class SafetensorsOutput:
     @property
     def header(self) -> bytes:
         """Return the bytes before the tensors."""
-        text = b"{%b}" % b",".join(filter(None, (self.metadata, self.table.text)))
-        text = text.ljust(self.header_size - 8)
-        return len(text).to_bytes(8, "little") + text
+        comma = b"," if self.metadata and self.table.text else b""
+        parts = (b"{", self.metadata, comma, self.table.text, b"}")
+        length = self.header_size - 8
+        spaces = b" " * (length - sum(map(len, parts)))
+        return b"".join((length.to_bytes(8, "little"), *parts, spaces))  # in one go: it can be tens of megabytes
 
     @property
     def header_size(self) -> int:
@@ -67,8 +69,7 @@ def lay_out_file(
 def _make_table(specs: Mapping[str, TensorSpec]) -> Table:
     """Place the tensors one behind the other: the widest dtypes first, tensors of one dtype by name."""
     ordered = sorted(specs, key=lambda tensor: (_RANK[specs[tensor].dtype.name], tensor))
-    # The JSON is made entry by entry: a hundred thousand tensors need no hundred thousand dicts.
-    pieces = []
+    text = bytearray()  # made entry by entry: a hundred thousand tensors need no hundred thousand dicts, or texts
     begins: dict[str, int] = {}
     position = 0
     for tensor in ordered:
@@ -76,9 +77,9 @@ def _make_table(specs: Mapping[str, TensorSpec]) -> Table:
         begins[tensor] = position
         end = position + spec.nbytes
         entry = {"dtype": spec.dtype.name, "shape": list(spec.shape), "data_offsets": [position, end]}
-        pieces.append(f"{_json(tensor)}:{_json(entry)}")
+        text += f"{',' if text else ''}{_json(tensor)}:{_json(entry)}".encode()
         position = end
-    return Table(",".join(pieces).encode(), begins, {tensor: specs[tensor] for tensor in ordered}, position)
+    return Table(bytes(text), begins, {tensor: specs[tensor] for tensor in ordered}, position)
 
 
 def _json(value: object) -> str:

@@ -27,6 +27,7 @@ from ema_cli.storage.source import ByteSource
 Span = tuple[int, int]  # byte offset and size
 _MOST_ENTRIES = 1 << 14  # of an archive that is kept
 _ENTRY_BYTES = 1 << 10  # that it takes for each
+_AT_ONCE = 1 << 12  # records whose local headers are checked
 _MOST_HEADERS = 16  # of an archive: requests for local headers that are kept
 # What no reader of ours looks at: in the directory's entries times and the checksum, in local headers sizes, too.
 _UNREAD_IN_CENTRAL, _UNREAD_IN_LOCAL = (12, 20), (10, 26)
@@ -45,25 +46,29 @@ class Archive:
 
     def __init__(self, source: ByteSource, before: Before | None) -> None:
         self._source = source
-        self._directory = start, data, count = find_directory(source)
-        self._entries: dict[str, ZipEntry] | None = None
+        self._entries: Mapping[str, ZipEntry] | None = None
+        directory = start, data, count = find_directory(source)
         key = start, len(data), count
         known = before.get(_Known, key) if before is not None else None
         name = known.name_in(data) if known is not None else None
         if known is not None and name is not None:
-            self._name, self._known = name, known
+            self._name, self._known, self._directory = name, known, directory
             return
-        self._entries = read_entries(source, *self._directory)
+        self._entries = read_entries(source, *directory)
         self._name = _find_name(source, self._entries)
         _check_stored(source, self._entries)
         self._known = _Known.of(start, data, self._entries, self._name, compared=before is not None)
         if before is not None and self._known.directory is not None:
             before.keep(key, self._known, count * _ENTRY_BYTES)
 
+    @property
+    def count(self) -> int:
+        """Return the number of records."""
+        return len(self._known.entries)
+
     def size(self, name: str) -> int | None:
         """Return the size of a record, None where there is none of this name."""
-        record = self._known.records.get(name)
-        return None if record is None else record.size
+        return self._known.size(name)
 
     def spans(self, names: Iterable[str], folder: str = "") -> Mapping[str, Span]:
         """Return where records lie, as far as they are there. Their local headers are checked.
@@ -82,11 +87,18 @@ class Archive:
         if self._entries is None:
             self._entries = read_entries(self._source, *self._directory)
         around = f"{self._name.decode()}/{folder}"
-        entries = {name: entry for name in key[1] if (entry := self._entries.get(around + name)) is not None}
-        starts = data_offsets(self._source, list(entries.values()))
-        spans = {name: (start, entry.size) for (name, entry), start in zip(entries.items(), starts, strict=True)}
-        if entries and self._known.directory is not None and len(self._known.headers) < _MOST_HEADERS:
-            self._known.headers[key] = _Headers.of(self._source, list(entries.values()), len(self._name), spans)
+        spans: dict[str, Span] = {}
+        for begin in range(0, len(key[1]), _AT_ONCE):
+            entries = {
+                name: entry
+                for name in key[1][begin : begin + _AT_ONCE]
+                if (entry := self._entries.get(around + name)) is not None
+            }
+            starts = data_offsets(self._source, list(entries.values()))
+            spans.update((name, (start, entries[name].size)) for name, start in zip(entries, starts, strict=True))
+        if spans and self._known.directory is not None and len(self._known.headers) < _MOST_HEADERS:
+            found = [self._entries[around + name] for name in spans]
+            self._known.headers[key] = _Headers.of(self._source, found, len(self._name), spans)
         return spans
 
     def read(self, name: str) -> bytes:
@@ -165,12 +177,14 @@ class _Known:
     """An archive that was read, for those that are like it.
 
     directory: what has to be in the directory; None where another archive cannot be known by it.
-    records: the entries of the directory, by their names behind the archive's own.
+    entries: the entries of the directory, by their names.
+    around: with what these begin: the archive's own name.
     headers: local headers that were read, by the names of their records.
     """
 
     directory: _Pattern | None
-    records: Mapping[str, ZipEntry]
+    entries: Mapping[str, ZipEntry]
+    around: str
     headers: dict[tuple[str, tuple[str, ...]], _Headers] = field(default_factory=dict)
 
     @classmethod
@@ -187,9 +201,9 @@ class _Known:
             compared: whether others will be compared with it.
         """
         length, around = len(name), f"{name.decode()}/"
-        records = {full.removeprefix(around): entry for full, entry in entries.items() if full.startswith(around)}
-        if not compared or len(records) < len(entries) or len(entries) > _MOST_ENTRIES:
-            return cls(None, records)
+        is_comparable = compared and len(entries) <= _MOST_ENTRIES
+        if not is_comparable or not all(full.startswith(around) for full in entries):
+            return cls(None, entries, around)
         first, after = _UNREAD_IN_CENTRAL
         places = [entry.listed_at - start for entry in entries.values()]
         rest, names = [slice(0, first)], []
@@ -197,7 +211,12 @@ class _Known:
             begin = at + CENTRAL.size
             names.append(slice(begin, begin + length))
             rest += slice(at + after, begin), slice(begin + length, following + first)
-        return cls(_Pattern.of(directory, rest, names), records)
+        return cls(_Pattern.of(directory, rest, names), entries, around)
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a record by its name behind the archive's own, None where there is none."""
+        entry = self.entries.get(self.around + name)
+        return None if entry is None else entry.size
 
     def name_in(self, directory: bytes) -> bytes | None:
         """Return the name of another archive that has this directory, None where it is not alike."""

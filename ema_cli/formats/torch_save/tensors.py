@@ -56,10 +56,11 @@ class TorchFile:
         Raises:
             CheckpointError: for one that is not a tensor, or does not lie in its storage.
         """
-        last = self.before.get(_Last, _likeness(refs)) if self.before is not None else None
+        before = self.before
+        last = before.get(_Last, _likeness(refs)) if before is not None else None
         last = last.of(self, refs) if last is not None else None
-        if last is not None:
-            self._keep(last)
+        if before is not None and last is not None:
+            self._keep(before, last)
             return last.tensors
         path = self.source.path
         if any(map(is_cut, refs.values())):
@@ -94,14 +95,14 @@ class TorchFile:
                 views[name] = view
         numbers = {name: number for number, name in enumerate(specs)}
         tensors = TorchTensors(specs, numbers, offsets, views, self.source)
-        keys = tuple([ref.storage.key for ref in kept])
-        begins = [offset - spans[key][0] for key, offset in zip(keys, offsets, strict=True)]
-        self._keep(_Last(refs, keys, spans, begins, tensors))
+        if before is not None:
+            keys = tuple([ref.storage.key for ref in kept])
+            begins = [offset - spans[key][0] for key, offset in zip(keys, offsets, strict=True)]
+            self._keep(before, _Last(refs, keys, spans, begins, tensors))
         return tensors
 
-    def _keep(self, last: _Last) -> None:
-        if self.before is not None:
-            self.before.keep(_likeness(last.refs), last, len(last.refs) * _TENSOR_BYTES)
+    def _keep(self, before: Before, last: _Last) -> None:
+        before.keep(_likeness(last.refs), last, len(last.refs) * _TENSOR_BYTES)
 
     def scalar(self, name: str, ref: TensorRef) -> int | float | None:
         """Return the value of a tensor of one number (a clock), None for any other tensor."""

@@ -33,7 +33,10 @@ _FOLDER = "archive"  # as torch calls it where it does not know the file's name
 _BLOCK_BYTES = 1 << 20
 _AHEAD = 64  # tensors
 
-Frame = Callable[[Callable[[int, int], int]], Iterable[tuple[int, bytes]]]
+Part = tuple[int, bytes | memoryview]
+"""The byte of a file at which something begins, and what stands there."""
+
+Frame = Callable[[Callable[[int, int], int]], Iterable[Part]]
 """Yields what stands around tensors, given what returns the CRC-32 of so many bytes from a byte of the file on."""
 
 
@@ -85,24 +88,26 @@ class TorchOutput:
         records = _tensor_records(self.table.specs, self.header_size)
         write_frame(stream, self.frame, ((record.begin, record.size) for record in records))
 
-    def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
+    def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[Part]:
         """Yield all bytes behind the header that are no tensor's, each part with its offset.
 
         Args:
             checksum_of: returns the CRC-32 of a tensor, which has so many bytes from a byte of the file on.
         """
-        entries = [self.table.entries]
+        directory = bytearray(self.table.entries)
         gap, at = b"", self.header_size
         for record in _tensor_records(self.table.specs, self.header_size):
             yield at, gap + record.header
             checksum = checksum_of(record.begin, record.size)
             gap, at = record.descriptor(checksum), record.begin + record.size
-            entries.append(record.entry(checksum))
+            directory += record.entry(checksum)
         last = self._last_records()
         whole, more = _whole_records(last)
-        directory = b"".join([*entries, more])
-        count = len(_first_contents(b"")) + len(self.table.specs) + len(last)
-        yield at, gap + whole + directory + directory_end(last[-1][0].end, len(directory), count)
+        directory += more
+        begin, count = last[-1][0].end, len(_first_contents(b"")) + len(self.table.specs) + len(last)
+        yield at, gap + whole
+        directory += directory_end(begin, len(directory), count)
+        yield begin, memoryview(directory)
 
     def _last_records(self) -> list[tuple[ZipRecord, bytes]]:
         """Return the records behind the tensors, with their content."""

@@ -16,6 +16,7 @@ from ema_cli.formats.pickles.values import PickleError
 from ema_cli.formats.torch_save.archive import Archive, Span
 from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.storage.source import ByteSource, FileRegion
+from ema_cli.system.memory import give_back
 
 _PICKLE, _BYTE_ORDER, _STORAGES = "data.pkl", "byteorder", "data/"
 _MOST_KEPT_BYTES = 1 << 20  # of a pickle that is kept
@@ -36,6 +37,8 @@ def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES, befor
     archive = Archive(source, before)
     _check_byte_order(source, archive)
     root = _unpickle(source, archive, max_pickle_bytes, before)
+
+    give_back(archive.count)
 
     def locate(keys: Iterable[str]) -> Mapping[str, Span]:
         return archive.spans(keys, _STORAGES)
