@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
 from ema_cli.runs.warnings import Remarks
+from ema_cli.tuning.factors import Factors
 from ema_cli.tuning.half_lives import Range
 
 if TYPE_CHECKING:
@@ -41,13 +42,13 @@ class Candidates:
     """What `tune` will evaluate besides the last checkpoint.
 
     Attributes:
-        half_lives: those that are named, or the range to search.
+        half_lives: those that are named, or the range to search, of half-lives or of factors.
         series: the number of averages in a series of them; 0 where there is none.
         job: one of them as it would be written: all are of one size.
         plans: where nothing is evaluated, those that would be made first: of a range, its grid.
     """
 
-    half_lives: Sequence[Time] | Range
+    half_lives: Sequence[Time] | Range | Factors
     series: int
     job: Job
     plans: Sequence[Plan] = ()
@@ -55,7 +56,7 @@ class Candidates:
     @property
     def most(self) -> int:
         """Return how many there are at most, the last checkpoint not counted."""
-        if isinstance(self.half_lives, Range):
+        if isinstance(self.half_lives, Range | Factors):
             return self.half_lives.tries
         return self.series or len(self.half_lives)
 

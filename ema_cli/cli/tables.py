@@ -184,8 +184,9 @@ def print_results(out: Console, tuned: Tuned) -> None:
     worst, best = (means[0], means[-1]) if means else (0.0, 0.0)
     repeated = any(result.spread for result in tuned.results)
     of_series = any(result.clock is not None for result in tuned.results)
+    of_factors = any(result.factor is not None for result in tuned.results)
     table = _table(
-        ("average" if of_series else "half-life", "right"),
+        ("average" if of_series else "factor" if of_factors else "half-life", "right"),
         ("metric", "right"),
         *((("spread", "right"),) if repeated else ()),
         ("", "left"),

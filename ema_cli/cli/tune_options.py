@@ -60,8 +60,24 @@ class TunedLawOptions:
         int | None,
         Option(
             metavar="N",
-            help="With --between: how many half-lives to evaluate at most. Default: 12; fewer where the next would "
-            "differ by less than 5 %.",
+            help="With --between or --extrapolate: how many averages to evaluate at most. Default: 12; fewer where the "
+            "next would differ by less than 5 %, or by a hundredth of the range of --extrapolate.",
+            rich_help_panel=LAW,
+        ),
+    ] = None
+    extrapolate: Annotated[
+        tuple[str, str] | None,
+        Option(
+            metavar="FROM TO",
+            help="With one half-life: search how far to go beyond its average, as average --extrapolate does: 0 1.",
+            rich_help_panel=LAW,
+        ),
+    ] = None
+    extrapolate_from: Annotated[
+        str | None,
+        Option(
+            metavar="TIME",
+            help="With --extrapolate: the half-life of the other average. Default: twice as long.",
             rich_help_panel=LAW,
         ),
     ] = None
@@ -168,7 +184,7 @@ Examples: among some; in a range
   ema-cli tune ckpts/ --between 10ba 9000ba --eval './eval {path}' -o best
 
 The last checkpoint is always evaluated, as the bar to beat. {path} is a file or folder as --output would be, and \
-EMA_PATH and EMA_HALF_LIFE say the same in the environment. Results and what the command prints are kept in OUT.tune; \
+EMA_PATH and EMA_HALF_LIFE, or EMA_EXTRAPOLATE, say the same in the environment. Results and what the command prints are kept in OUT.tune; \
 the same line once more goes on where it was interrupted."""
 
     paths: Paths = ()

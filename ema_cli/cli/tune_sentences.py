@@ -32,7 +32,8 @@ def _what(candidates: Candidates) -> str:
     elif isinstance(half_lives, Sequence):
         what = "one half-life" if most == 1 else f"{most} half-lives"
     else:
-        what = f"at most {most} half-lives from {half_lives.low} to {half_lives.high}"
+        kind = "factors" if isinstance(half_lives.low, float) else "half-lives"
+        what = f"at most {most} {kind} from {half_lives.low} to {half_lives.high}"
     each, together = size(candidates.job.bytes_to_write), size(candidates.bytes_at_once)
     return f"{what} and {LAST_WORDS}: {each} of disk each, {together} for all at once"
 

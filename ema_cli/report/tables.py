@@ -12,6 +12,7 @@ from ema_cli.manifest.types import CandidateRow, InputRow, OutputRow, TensorRow,
 from ema_cli.report.charts import text
 from ema_cli.report.distances import Distances
 from ema_cli.text import plural, relative, size, some
+from ema_cli.tuning.factors import parse_factor
 from ema_cli.tuning.results import name_parts
 
 _MOST_ROWS = 1000
@@ -97,7 +98,8 @@ def candidates_table(tune: TuneRow) -> str:
         metric = f"{mean_metric(row):.6g}" if row["values"] else "-"
         rows.append([text(row["name"]), text(metric), text(note)])
     of_series = any(name_parts(row["name"])[1] for row in tune["candidates"])
-    title = "average" if of_series else "half-life"
+    of_factors = any(parse_factor(row["name"]) for row in tune["candidates"])
+    title = "average" if of_series else "factor" if of_factors else "half-life"
     return _table("candidates", [(title, "word"), ("metric", "number"), ("", "")], rows)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import CandidateRow, TuneRow
 from ema_cli.report import charts
 from ema_cli.report.charts import BOTTOM, LEFT, RIGHT, TOP, Mark, Plane, dot, px, text
 from ema_cli.report.tables import candidates_table, mean_metric
 from ema_cli.text import plural
+from ema_cli.tuning.factors import parse_factor
 from ema_cli.tuning.results import LAST, name_parts
 
 _ROOM = 0.08  # above and below the values, as a share of their range
@@ -40,16 +42,24 @@ def tuning_section(tune: TuneRow, widths: Sequence[tuple[str, int]]) -> str:
     )
 
 
-class _MetricPlane(Plane):
-    """Axes with clocks, or half-lives on a logarithmic scale, and values of a metric, which need not begin at 0."""
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """What candidates differ in, its unit, and where on the axis each lies."""
 
-    def __init__(
-        self, width: int, places: Sequence[float], values: Sequence[float], unit: str, *, over_clocks: bool
-    ) -> None:
-        super().__init__(width, 280 if width > 600 else 230, places, values, unit)
+    what: str
+    unit: str
+    places: Sequence[float]
+    is_linear: bool
+
+
+class _MetricPlane(Plane):
+    """Axes with clocks or factors, or half-lives on a logarithmic scale, and a metric, which need not begin at 0."""
+
+    def __init__(self, width: int, values: Sequence[float], axis: _Axis) -> None:
+        super().__init__(width, 280 if width > 600 else 230, axis.places, values, axis.unit)
         room = (max(values) - min(values)) * _ROOM or abs(values[0]) * _ROOM or 1.0
         self.low, self.high = min(values) - room, max(values) + room
-        self._over_clocks = over_clocks
+        self._axis = axis
 
     def frame(self, title: str) -> None:
         """Draw both axes, with their units."""
@@ -63,13 +73,13 @@ class _MetricPlane(Plane):
             self.parts.append(f'<path class="axis" d="M{x} {bottom}v5"/>')
             self.parts.append(f'<text class="mid" x="{x}" y="{bottom + 19}">{charts.amount(shown)}</text>')
         self.parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
-        middle, what = px((LEFT + right) / 2), "training time" if self._over_clocks else "half-life"
+        middle, what = px((LEFT + right) / 2), "training time" if self._axis.what == "clock" else self._axis.what
         self.parts.append(f'<text class="mid name" x="{middle}" y="{self.height - 6}">{what} [{self.unit}]</text>')
         self.parts.append(f'<text class="name" x="4" y="13">{text(title)}</text>')
 
     def _ticks(self) -> Iterator[tuple[float, float]]:
         """Yield places on the axis, each with the number that is written there."""
-        if self._over_clocks:
+        if self._axis.is_linear:
             yield from ((clock, clock) for clock in charts.ticks(self.first, self.last, 8 if self.width > 600 else 4))
             return
         for half_life in _round_half_lives(10**self.first, 10**self.last):
@@ -79,11 +89,11 @@ class _MetricPlane(Plane):
 def _chart(tune: TuneRow, averages: Sequence[CandidateRow], last: float | None, width: int) -> str:
     names = [name_parts(row["name"]) for row in averages]
     over_clocks = any(clock is not None for _, clock in names)
-    times = [Time.parse(clock or half_life) for half_life, clock in names]
-    places = [float(time.value) if over_clocks else math.log10(time.value) if time.value > 0 else 0.0 for time in times]
+    axis = _axis(averages)
+    places = axis.places
     values = [mean_metric(row) for row in averages]
     known = [*values, *([] if last is None else [last])]
-    plane = _MetricPlane(width, places, known, times[0].unit.plural, over_clocks=over_clocks)
+    plane = _MetricPlane(width, known, axis)
     plane.frame(tune["metric"] or "metric")
     if last is not None:
         y = plane.y(last)
@@ -104,8 +114,20 @@ def _chart(tune: TuneRow, averages: Sequence[CandidateRow], last: float | None, 
             plane.parts.append(f'<circle class="noted" cx="{px(x)}" cy="{px(y)}" r="4.5"/>')
             above = y - 12 if y - 12 > TOP else y + 20
             plane.parts.append(f'<text class="mid note" x="{px(x)}" y="{px(above)}">{text(row["name"])}</text>')
-    what = "clock" if over_clocks else "half-life"
-    return plane.svg(f"Metric of each candidate against its {what}")
+    return plane.svg(f"Metric of each candidate against its {axis.what}")
+
+
+def _axis(averages: Sequence[CandidateRow]) -> _Axis:
+    factors = [parse_factor(row["name"]) for row in averages]
+    known = [factor.value for factor in factors if factor is not None]
+    if len(known) == len(averages):
+        return _Axis("factor", "times the distance of the other average", known, is_linear=True)
+    names = [name_parts(row["name"]) for row in averages]
+    over_clocks = any(clock is not None for _, clock in names)
+    times = [Time.parse(clock or half_life) for half_life, clock in names]
+    values = [float(time.value) for time in times]
+    places = values if over_clocks else [math.log10(value) if value > 0 else 0.0 for value in values]
+    return _Axis("clock" if over_clocks else "half-life", times[0].unit.plural, places, is_linear=over_clocks)
 
 
 def _round_half_lives(low: float, high: float) -> list[float]:

@@ -17,6 +17,7 @@ from typing import IO
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
+from ema_cli.tuning.factors import parse_factor
 from ema_cli.tuning.metric import EvaluationFailed, read_metric
 from ema_cli.tuning.results import name_parts
 
@@ -73,7 +74,9 @@ class Command:
         """
         with ExitStack() as stack:
             half_life, clock = name_parts(name)
-            environment = {**os.environ, "EMA_PATH": str(path), "EMA_HALF_LIFE": half_life}
+            factor = parse_factor(name)
+            own = {"EMA_HALF_LIFE": half_life} if factor is None else {"EMA_EXTRAPOLATE": repr(factor.value)}
+            environment = {**os.environ, "EMA_PATH": str(path), **own}
             if clock is not None:
                 environment["EMA_CLOCK"] = clock
             if self.devices:

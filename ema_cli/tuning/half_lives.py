@@ -52,7 +52,7 @@ class Range:
 
     def grid(self) -> list[Time]:
         """Return the half-lives to begin with, at equal ratios; the ends are among them where there are two or more."""
-        count = min(self.tries, max(3, math.ceil(self.tries * _GRID_SHARE)))
+        count = grid_count(self.tries)
         low, high = math.log(self.low.value), math.log(self.high.value)
         if count == 1:
             return [_rounded((low + high) / 2, self.unit)]
@@ -63,22 +63,40 @@ class Range:
     def refined(self, scores: Mapping[Time, float]) -> Time | None:
         """Return the next half-life to evaluate, None where the tries are spent or nothing is left between.
 
-        It is where a parabola through the best and its neighbours is least, or else, where there is none, the golden
-        section of the wider side.
-
         Args:
             scores: what was evaluated; less is better, and infinite where it failed.
         """
-        if len(scores) >= self.tries or not any(map(math.isfinite, scores.values())):
+        if len(scores) >= self.tries:
             return None
-        points = sorted((math.log(time.value), score) for time, score in scores.items())
-        best = min(range(len(points)), key=lambda number: points[number][1])
-        at = _vertex(points[best - 1 : best + 2]) if 0 < best < len(points) - 1 else None
-        if at is None:
-            at = _golden(points, best)
-        if at is None or min(abs(at - known) for known, _ in points) < math.log1p(LEAST_STEP):
-            return None
-        return _rounded(at, self.unit)
+        at = next_place({math.log(time.value): score for time, score in scores.items()}, math.log1p(LEAST_STEP))
+        return None if at is None else _rounded(at, self.unit)
+
+
+def grid_count(tries: int) -> int:
+    """Return how many of so many tries the grid takes."""
+    return min(tries, max(3, math.ceil(tries * _GRID_SHARE)))
+
+
+def next_place(scores: Mapping[float, float], least_step: float) -> float | None:
+    """Return the place to evaluate next, None where every place near it is known.
+
+    It is where a parabola through the best and its neighbours is least, or else, where there is none, the golden
+    section of the wider side.
+
+    Args:
+        scores: by place what was evaluated; less is better, and infinite where it failed.
+        least_step: what is nearer to a known place than this is known.
+    """
+    if not any(map(math.isfinite, scores.values())):
+        return None
+    points = sorted(scores.items())
+    best = min(range(len(points)), key=lambda number: points[number][1])
+    at = _vertex(points[best - 1 : best + 2]) if 0 < best < len(points) - 1 else None
+    if at is None:
+        at = _golden(points, best)
+    if at is None or min(abs(at - known) for known, _ in points) < least_step:
+        return None
+    return at
 
 
 def check_half_lives(times: list[Time]) -> None:

@@ -10,6 +10,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import CandidateRow
 from ema_cli.planning.plan import Plan
+from ema_cli.tuning.factors import Factor, parse_factor
 
 LAST = "last"
 """The name of the last checkpoint among the candidates: it is no average, but the bar to beat."""
@@ -34,7 +35,8 @@ class Result:
     """What the evaluation of one candidate gave.
 
     Attributes:
-        name: the half-life, as 50ba, or `LAST`; of a series with the clock, as 50ba-at-3000ba.
+        name: the half-life, as 50ba, or `LAST`; of a series with the clock, as 50ba-at-3000ba; of an extrapolation the
+            factor, as x0.5.
         values: its metric, once for each time it was evaluated; none where it failed.
         failed: why there is no metric.
         same_as: the name of the candidate with the same weights, whose values these are.
@@ -52,8 +54,20 @@ class Result:
 
     @property
     def half_life(self) -> Time | None:
-        """Return the half-life, None of the last checkpoint."""
-        return None if self.name == LAST else Time.parse(name_parts(self.name)[0])
+        """Return the half-life, None of the last checkpoint, and of an extrapolation."""
+        if self.name == LAST or self.factor is not None:
+            return None
+        return Time.parse(name_parts(self.name)[0])
+
+    @property
+    def factor(self) -> Factor | None:
+        """Return how far a candidate extrapolates, None of any other."""
+        return parse_factor(self.name)
+
+    @property
+    def turned(self) -> Time | Factor | None:
+        """Return what is searched: the half-life, or the factor; None of the last checkpoint."""
+        return self.factor or self.half_life
 
     @property
     def clock(self) -> Time | None:
@@ -63,13 +77,15 @@ class Result:
 
     @property
     def length(self) -> float:
-        """Return the half-life as a number to sort by; the last checkpoint has none, as if it were 0."""
+        """Return the half-life, or the factor, as a number to sort by; that of the last checkpoint is 0."""
+        if self.factor is not None:
+            return self.factor.value
         return 0.0 if self.half_life is None else float(self.half_life.value)
 
     @property
     def place(self) -> tuple[float, float]:
-        """Return half-life and clock as numbers to sort by."""
-        return self.length, 0.0 if self.clock is None else float(self.clock.value)
+        """Return half-life and clock as numbers to sort by; the last checkpoint is first."""
+        return -2.0 if self.name == LAST else self.length, 0.0 if self.clock is None else float(self.clock.value)
 
     @property
     def mean(self) -> float:

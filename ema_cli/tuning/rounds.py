@@ -16,6 +16,7 @@ from ema_cli.errors import RunError
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan
 from ema_cli.system.progress import ProgressCallback, no_progress
+from ema_cli.tuning.factors import Factor, Factors
 from ema_cli.tuning.half_lives import Range
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.metric import EvaluationFailed
@@ -64,14 +65,14 @@ class Candidates:
     """What is evaluated.
 
     Attributes:
-        plan: gives the plan of a half-life.
-        half_lives: those that the user names, or a range to search.
+        plan: gives the plan of a half-life, or of a factor.
+        half_lives: those that the user names, or a range to search, of half-lives or of factors.
         last: the plan of the last checkpoint alone, None where there is none.
         series: instead of `half_lives`, the plans of a series.
     """
 
-    plan: Callable[[Time], Plan]
-    half_lives: Sequence[Time] | Range
+    plan: Callable[[Time | Factor], Plan]
+    half_lives: Sequence[Time] | Range | Factors
     last: Plan | None
     series: Sequence[Plan] = ()
 
@@ -99,11 +100,20 @@ class Rounds:
     def run(self) -> None:
         """Evaluate all candidates."""
         search = self.candidates.half_lives
-        first = search.grid() if isinstance(search, Range) else list(search)
+        first: Sequence[Time | Factor] = search.grid() if isinstance(search, Range | Factors) else list(search)
         plans = {series_name(plan): plan for plan in self.candidates.series} or self._plans_of(first)
         self._evaluate_all(plans, self.candidates.last)
-        while isinstance(search, Range) and (following := search.refined(self._scores())) is not None:
+        while (following := self._following()) is not None:
             self._evaluate_all(self._plans_of([following]))
+
+    def _following(self) -> Time | Factor | None:
+        """Return what the search wants to know next, None where it ends, and where all is named."""
+        search, scores = self.candidates.half_lives, self._scores()
+        if isinstance(search, Range):
+            return search.refined({turned: score for turned, score in scores.items() if isinstance(turned, Time)})
+        if isinstance(search, Factors):
+            return search.refined({turned: score for turned, score in scores.items() if isinstance(turned, Factor)})
+        return None
 
     def best(self) -> Result | None:
         """Return the result that wins so far."""
@@ -113,13 +123,13 @@ class Rounds:
         """Return all results, the last checkpoint first, then by half-life."""
         return tuple(sorted(self.results.values(), key=lambda result: result.place))
 
-    def _scores(self) -> dict[Time, float]:
+    def _scores(self) -> dict[Time | Factor, float]:
         """Return what the search knows: less is better, and a failure is worst."""
         sign = -1 if self.evaluation.maximize else 1
         return {
-            result.half_life: sign * result.mean if result.values else math.inf
+            result.turned: sign * result.mean if result.values else math.inf
             for result in self.results.values()
-            if result.half_life is not None
+            if result.turned is not None
         }
 
     def _evaluate_all(self, averages: Mapping[str, Plan], last: Plan | None = None) -> None:
@@ -145,7 +155,7 @@ class Rounds:
         for name, same in alike.items():
             self._note(replace(self.results[same], name=name, same_as=same))
 
-    def _plans_of(self, half_lives: Sequence[Time]) -> dict[str, Plan]:
+    def _plans_of(self, half_lives: Sequence[Time | Factor]) -> dict[str, Plan]:
         """Return the plans by name; what has none failed.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -19,6 +19,7 @@ from ema_cli.planning.series import make_series
 from ema_cli.runs.run import Run
 from ema_cli.storage.location import location
 from ema_cli.system.progress import no_progress
+from ema_cli.tuning.factors import Factor, Factors, Line
 from ema_cli.tuning.half_lives import TRIES, Range, check_half_lives
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.metric import EvaluationFailed
@@ -27,6 +28,8 @@ from ema_cli.tuning.rounds import Candidates, Evaluation, Rounds, Watcher
 from ema_cli.tuning.workshop import Workshop
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, parse_target
+
+Searched = Sequence[Time] | Range | Factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ def tune(
     repeats: int = 1,
     series: bool = False,
     series_every: Time | str | None = None,
+    extrapolate: tuple[float, float] | None = None,
+    extrapolate_from: Time | str | None = None,
     state_dict: bool = False,
     allow_last: bool = False,
     force: bool = False,
@@ -93,6 +98,8 @@ def tune(
         repeats: how many times each is evaluated; what differs by no more than the spread is a tie.
         series: evaluate each half-life at each clock of the run, of the run up to there; excludes `between`.
         series_every: the same, with an average every so much; see `make_series`.
+        extrapolate: the ends of a range of factors to search, beyond the average of the one half-life that is named.
+        extrapolate_from: the half-life of the other average on that line; see `Recipe`.
         state_dict: `evaluate` gets the tensors by name instead of the path. Needs torch.
         allow_last: write the last checkpoint where it is the best.
         force: replace an output that is there.
@@ -105,16 +112,20 @@ def tune(
     """
     if between is not None:
         low, high = (as_time(end, "between") for end in between)
-        searched: Sequence[Time] | Range = Range(low, high, tries)
+        searched: Searched = Range(low, high, tries)
     else:
-        searched = [as_time(half_life, "half_life") for half_life in half_lives]
-        check_half_lives(searched)
+        named = [as_time(half_life, "half_life") for half_life in half_lives]
+        check_half_lives(named)
+        searched = named
+    line = None
+    if extrapolate is not None:
+        line = line_of(searched, extrapolate_from, series=series or series_every is not None)
+        searched = Factors(*extrapolate, tries)
     if series or series_every is not None:
-        named = no_range(searched)
-        recipes = [Recipe(half_life=half_life, **fixed) for half_life in named]
+        recipes = [Recipe(half_life=half_life, **fixed) for half_life in no_range(searched)]
         of_series = make_series(run, recipes, every=series_every)
     plans = Candidates(
-        lambda half_life: make_plan(run, Recipe(half_life=half_life, **fixed)),
+        lambda turned: make_plan(run, recipe_of(turned, line, fixed)),
         searched,
         make_plan(run, last_checkpoint(fixed.get("start"), fixed.get("stop"))),
         of_series if series or series_every is not None else (),
@@ -149,22 +160,47 @@ def last_checkpoint(start: Time | str | None, stop: Time | str | None) -> Recipe
     return Recipe(profile="uniform", last=1, start=start, stop=stop)
 
 
-def no_range(half_lives: Sequence[Time] | Range) -> Sequence[Time]:
+def recipe_of(turned: Time | Factor, line: Line | None, fixed: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a half-life, or of a factor on a line."""
+    if isinstance(turned, Time):
+        return Recipe(half_life=turned, **fixed)
+    assert line is not None  # factors are searched on one
+    return line.recipe(turned, **fixed)
+
+
+def line_of(searched: Searched, away_from: Time | str | None, *, series: bool) -> Line:
+    """Return the line through the average of the one half-life that is named, and another one.
+
+    Raises:
+        UsageError: for another number of half-lives, a range, and a series.
+    """
+    if series or isinstance(searched, Range | Factors) or len(searched) != 1:
+        raise UsageError(
+            "goes on from the average of one half-life, at the end of the run",
+            option="extrapolate",
+            hint=f"{option('half_life', '500ba')} {option('extrapolate')} 0 1",
+        )
+    return Line(searched[0], away_from)
+
+
+def no_range(half_lives: Searched) -> Sequence[Time]:
     """Return half-lives that are named, as those of a series must be.
 
     Raises:
         UsageError: for a range.
     """
-    if isinstance(half_lives, Range):
+    if isinstance(half_lives, Range | Factors):
         raise UsageError(
             f"excludes {option('between')}", option="series", hint=f"name half-lives: {option('half_life', '500ba')}"
         )
     return half_lives
 
 
-def longest(half_lives: Sequence[Time] | Range) -> Time:
-    """Return the longest half-life, whose average takes in the most checkpoints."""
-    return half_lives.high if isinstance(half_lives, Range) else max(half_lives, key=lambda time: time.value)
+def longest(searched: Searched) -> Time | Factor:
+    """Return the longest half-life, whose average takes in the most checkpoints; of factors the largest."""
+    if isinstance(searched, Factors):
+        return Factor(searched.high)
+    return searched.high if isinstance(searched, Range) else max(searched, key=lambda time: time.value)
 
 
 def perform(

@@ -103,6 +103,7 @@ SETUPS: dict[str, Callable[[Path], None]] = {
     "docs/how-to/release.md": hugging_face,
     "docs/how-to/series.md": hugging_face,
     "docs/how-to/several-half-lives.md": hugging_face,
+    "docs/how-to/weights-of-your-own.md": hugging_face,
     "docs/how-to/your-trainer.md": every_trainer,
     "docs/how-to/go-on-training.md": every_trainer,
     "docs/how-to/checkpoints-without-clocks.md": without_clocks,

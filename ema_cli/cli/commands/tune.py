@@ -30,10 +30,11 @@ from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
 from ema_cli.text import parse_size
 from ema_cli.tuning.command import Command
+from ema_cli.tuning.factors import Factor, Factors, Line
 from ema_cli.tuning.half_lives import TRIES, Range, check_half_lives
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.rounds import Candidates, Evaluation, Watcher
-from ema_cli.tuning.tune import Tuned, last_checkpoint, longest, no_range, perform
+from ema_cli.tuning.tune import Searched, Tuned, last_checkpoint, line_of, longest, no_range, perform, recipe_of
 from ema_cli.tuning.workshop import Workshop
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
@@ -48,14 +49,16 @@ class TuneRequest:
     Attributes:
         source: what is averaged.
         raw: the raw checkpoints there, the last of which is the bar to beat.
-        half_lives: those to evaluate, or the range.
+        half_lives: those to evaluate, or the range of them, or of factors.
+        line: on which factors are searched; None where half-lives are.
         series: at which clocks each half-life is evaluated; None for the end of the run.
         fixed: the rest of each recipe, as `Recipe` takes it.
     """
 
     source: RawSource | StoredSource
     raw: RawSource | StoredSource
-    half_lives: tuple[Time, ...] | Range
+    half_lives: Searched
+    line: Line | None
     series: Series | None
     fixed: dict[str, Any]
     evaluation: EvaluationOptions
@@ -75,9 +78,9 @@ class TuneRequest:
         requests.check_threads(options.threads)
         law = options.law
         fixed = {name: getattr(law, name) for name in ("update_interval", "start", "stop", "last", "bias_correction")}
-        half_lives = _half_lives(law)
-        for half_life in _ends(half_lives):
-            Recipe(half_life=half_life, **fixed)  # which checks what goes together
+        half_lives, line = _searched(law)
+        for turned in _ends(half_lives):
+            recipe_of(turned, line, fixed)  # which checks what goes together
         _check_evaluation(options.evaluation)
         series = requests.series(RecipeOptions(source=law.source, series=law.series, series_every=law.series_every))
         if series is not None:
@@ -88,6 +91,7 @@ class TuneRequest:
             source,
             raw,
             half_lives,
+            line,
             series,
             fixed,
             options.evaluation,
@@ -104,9 +108,9 @@ class TuneRequest:
             return []
         return plan_series(run, list(map(self.recipe, no_range(self.half_lives))), self.series)
 
-    def recipe(self, half_life: Time) -> Recipe:
-        """Return the recipe of a half-life."""
-        return Recipe(half_life=half_life, **self.fixed)
+    def recipe(self, turned: Time | Factor) -> Recipe:
+        """Return the recipe of a half-life, or of a factor."""
+        return recipe_of(turned, self.line, self.fixed)
 
 
 def run(options: TuneOptions) -> int:
@@ -124,8 +128,8 @@ def tune_requested(request: TuneRequest, printer: Printer, *, dry_run: bool = Fa
     run, planner = request.source.planner()
     last = _last_plan(request)
 
-    def plan(half_life: Time) -> Plan:
-        return planner(request.recipe(half_life))
+    def plan(turned: Time | Factor) -> Plan:
+        return planner(request.recipe(turned))
 
     if isinstance(request.source, StoredSource):
         first, inputs = last or plan(longest(request.half_lives)), list(run.checkpoints)
@@ -171,6 +175,25 @@ def _run_options(options: TuneOptions, source: str | None) -> RunOptions:
     return RunOptions(options.paths, law, options.entering, options.clocks, options.model, options.copy)
 
 
+def _searched(law: TunedLawOptions) -> tuple[Searched, Line | None]:
+    """Return what is searched: half-lives, or factors on a line."""
+    if law.extrapolate is None:
+        if law.extrapolate_from is not None:
+            raise UsageError(f"goes with {option('extrapolate')}", option="extrapolate_from", hint="leave out one")
+        return _half_lives(law), None
+    half_lives = _half_lives(replace(law, tries=None))
+    line = line_of(half_lives, law.extrapolate_from, series=law.series or law.series_every is not None)
+    low, high = map(_number, law.extrapolate)
+    return Factors(low, high, TRIES if law.tries is None else law.tries), line
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"'{text[:60]}' is no number", option="extrapolate", hint="two numbers: 0 1") from error
+
+
 def _half_lives(law: TunedLawOptions) -> tuple[Time, ...] | Range:
     """Return the half-lives to evaluate.
 
@@ -189,11 +212,13 @@ def _half_lives(law: TunedLawOptions) -> tuple[Time, ...] | Range:
     return Range(low, high, TRIES if law.tries is None else law.tries)
 
 
-def _ends(half_lives: Sequence[Time] | Range) -> Sequence[Time]:
-    return (half_lives.low, half_lives.high) if isinstance(half_lives, Range) else half_lives
+def _ends(searched: Searched) -> Sequence[Time | Factor]:
+    if isinstance(searched, Factors):
+        return Factor(searched.low), Factor(searched.high)
+    return (searched.low, searched.high) if isinstance(searched, Range) else searched
 
 
-def _plan_if_any(plan: Callable[[Time], Plan], half_life: Time) -> list[Plan]:
+def _plan_if_any(plan: Callable[[Time | Factor], Plan], half_life: Time | Factor) -> list[Plan]:
     """Return the plan of a half-life; none where it would fail, as one that stored averages are too far from."""
     try:
         return [plan(half_life)]
@@ -201,8 +226,8 @@ def _plan_if_any(plan: Callable[[Time], Plan], half_life: Time) -> list[Plan]:
         return []
 
 
-def _first(half_lives: Sequence[Time] | Range) -> Sequence[Time]:
-    return half_lives.grid() if isinstance(half_lives, Range) else half_lives
+def _first(searched: Searched) -> Sequence[Time | Factor]:
+    return searched.grid() if isinstance(searched, Range | Factors) else searched
 
 
 def _check_evaluation(evaluation: EvaluationOptions) -> None:
@@ -241,6 +266,15 @@ def _command(evaluation: EvaluationOptions, logs: Path) -> Command:
     return Command(evaluation.command, evaluation.metric, logs, evaluation.shell, evaluation.timeout, devices)
 
 
+def _on_line(line: Line | None) -> dict[str, str | None]:
+    if line is None:
+        return {}
+    return {
+        "half_life": str(line.half_life),
+        "extrapolate_from": None if line.away_from is None else str(line.away_from),
+    }
+
+
 def _what(request: TuneRequest, evaluation: Evaluation, inputs: Sequence[Checkpoint], target: Target) -> dict[str, Any]:
     """Return what decides a metric, as the journal has it: it goes on only with the same."""
     threads = request.threads or default_threads()
@@ -250,7 +284,11 @@ def _what(request: TuneRequest, evaluation: Evaluation, inputs: Sequence[Checkpo
     return {
         "tune": 1,
         "checkpoints": digest.hexdigest(),
-        "law": {**request.fixed, "from": "stored" if isinstance(request.source, StoredSource) else "raw"},
+        "law": {
+            **request.fixed,
+            **_on_line(request.line),
+            "from": "stored" if isinstance(request.source, StoredSource) else "raw",
+        },
         "output": {**request.output.to_dict(), "suffix": target.path.suffix if not target.is_folder else None},
         "command": evaluation.command,
         "metric": evaluation.metric,
