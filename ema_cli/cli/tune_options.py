@@ -184,7 +184,8 @@ Examples: among some; in a range
   ema-cli tune ckpts/ --between 10ba 9000ba --eval './eval {path}' -o best
 
 The last checkpoint is always evaluated, as the bar to beat. {path} is a file or folder as --output would be, and \
-EMA_PATH and EMA_HALF_LIFE, or EMA_EXTRAPOLATE, say the same in the environment. Results and what the command prints are kept in OUT.tune; \
+EMA_PATH and EMA_HALF_LIFE, or EMA_EXTRAPOLATE, say the same in the environment. \
+Results and what the command prints are kept in OUT.tune; \
 the same line once more goes on where it was interrupted."""
 
     paths: Paths = ()
