@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import field
@@ -24,6 +25,8 @@ from ema_cli.storage.location import location, look_anew, walk
 
 _LAST_FILES = (TRAINER_STATE, ".metadata")  # what transformers and torch.distributed.checkpoint write last
 _MOST_STATE_BYTES = 128 << 20
+_FOLDER_PARTS = 2  # of the identity of a folder, which stays the same whatever is put into it
+_MOST_DIGITS = 18  # of a number in a name
 
 Table = Mapping[Path, Identity]
 
@@ -94,7 +97,11 @@ class Lookout:
 
     def files_at(self, path: Path) -> list[Path]:
         """Return the files at and below a path."""
-        return [file for file in self.table if file == path or path in file.parents]
+        return [
+            file
+            for file, identity in self.table.items()
+            if len(identity.parts) > _FOLDER_PARTS and (file == path or path in file.parents)
+        ]
 
     def look_of(self, path: Path) -> str:
         """Return what tells the files at a path from what they were, or will be, without reading them."""
@@ -140,7 +147,7 @@ class Lookout:
         return Seen(run, tuple(pending))
 
     def _stats(self) -> dict[Path, Identity]:
-        """Return the identity of each file: which one, how large, and when it was written."""
+        """Return the identity of each file (which one, how large, when it was written), and which folder is there."""
         place = location(self.path)
         info = place.info()
         if info.is_file and info.identity is not None:
@@ -148,13 +155,13 @@ class Lookout:
         found: dict[Path, Identity] = {}
         for entry in walk(self.path, skip_unreadable=True) if info.is_folder else ():
             path = entry.path
-            if entry.is_folder or any(own in path.parents for own in self.ours):
+            if any(own == path or own in path.parents for own in self.ours):
                 continue
             try:
                 looked = location(path).info()
             except CheckpointError:
                 continue
-            if looked.is_file and looked.identity is not None:
+            if looked.identity is not None:
                 found[path] = looked.identity
         return found
 
@@ -175,10 +182,21 @@ def is_last(checkpoint: Checkpoint) -> bool:
     return type(steps) is int and type(most) is int and 0 < most <= steps
 
 
-def with_clock(pending: Iterable[Pending], unit: Unit) -> list[Pending]:
-    """Return what is pending, with its clock in a unit by its name."""
+def with_clock(pending: Iterable[Pending], unit: Unit, run: Run) -> list[Pending]:
+    """Return what is pending, with its clock in a unit by its name.
+
+    That is what the name says in words; or its last number, where that is the clock in the names of the run.
+    """
+    known = [(_last_number(checkpoint.name), checkpoint.clock(unit)) for checkpoint in run.checkpoints]
+    numbered = bool(known) and all(number is not None and number == clock for number, clock in known)
     clocked = []
     for one in pending:
-        clock = name_clocks(one.name).clocks.get(unit)
-        clocked.append(Pending(one.name, one.path, None if clock is None else clock.value))
+        said = name_clocks(one.name).clocks.get(unit)
+        clock = said.value if said is not None else _last_number(one.name) if numbered else None
+        clocked.append(Pending(one.name, one.path, clock))
     return clocked
+
+
+def _last_number(name: str) -> Fraction | None:
+    found = re.findall("[0-9]+", name)
+    return Fraction(int(found[-1])) if found and len(found[-1]) <= _MOST_DIGITS else None

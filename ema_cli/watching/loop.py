@@ -193,7 +193,7 @@ class Loop:
 
     @property
     def _left_out(self) -> set[str]:
-        """Return the names of those that nobody waits for any longer."""
+        """Return the clocks of those that nobody waits for any longer."""
         return {*self.given_up, *(() if self.moment is None else self.moment.journal.given_up)}
 
     def _examine(self) -> Seen:
@@ -222,8 +222,13 @@ class Loop:
         self.unit = unit = self.unit or self.asked.recipes[0].unit or next(iter(run.units), None)
         if unit is None:
             raise no_clock(run)
-        pending = [one for one in with_clock(seen.pending, unit) if one.clock is not None and one.clock > self._last]
-        self._tell_gone({*(checkpoint.name for checkpoint in run.checkpoints), *(one.name for one in pending)})
+        pending = [
+            one for one in with_clock(seen.pending, unit, run) if one.clock is not None and one.clock > self._last
+        ]
+        self._tell_gone(
+            {*(checkpoint.name for checkpoint in run.checkpoints), *(one.name for one in pending)},
+            {checkpoint.clock(unit) for checkpoint in run.checkpoints},
+        )
         for checkpoint in run.checkpoints:
             if self.over or not self._meet(run, checkpoint, unit, pending):
                 break
@@ -262,13 +267,13 @@ class Loop:
 
     def _holds(self, name: str, path: Path, clock: Fraction | None) -> bool:
         """Return whether what is not complete is waited for still; where that ends, say so, once."""
-        if clock is None or name in self._left_out:
+        assert self.unit is not None
+        if clock is None or str(Time(clock, self.unit)) in self._left_out:
             return False
         if not self._has_waited(self._wait_for(name, path, clock)):
             return True
-        assert self.unit is not None
         del self.waited[name]
-        self.given_up.append(name)
+        self.given_up.append(str(Time(clock, self.unit)))
         seconds = self.asked.waiting.patience
         self._tell_gap(f"{name} ({Time(clock, self.unit)}) was not complete after {seconds:g} s, and is left out")
         return False
@@ -308,7 +313,7 @@ class Loop:
                 return
             if all(past.fingerprint != fingerprint for past in alike):
                 raise other_contents(self.asked, checkpoint, alike[0], self.unit)
-        elif checkpoint.name in self._left_out:
+        elif str(Time(clock, self.unit)) in self._left_out:
             self.listener.told(f"{checkpoint.name} came too late: the averages are at {self.moment.clock}")
         elif clock >= (self.moment.journal.folded[0].clock(self.unit) or 0):
             raise goes_back(self.asked, checkpoint, self.moment, self.unit)
@@ -382,14 +387,14 @@ class Loop:
         until = self.asked.waiting.until
         return until is not None and (checkpoint.clock(until.unit) or 0) >= until.value
 
-    def _tell_gone(self, present: set[str]) -> None:
-        """Tell of what was seen, and is gone before it was folded."""
+    def _tell_gone(self, present: set[str], clocks: set[Fraction | None]) -> None:
+        """Tell of what was seen, and is gone before it was folded; what is complete now may have another name."""
         assert self.unit is not None
         for name, waited in [*self.waited.items()]:
             if name in present or location(waited.path).info().exists:
                 continue
             del self.waited[name]
-            if waited.clock > self._last:
+            if waited.clock > self._last and waited.clock not in clocks:
                 self._tell_gap(f"{name} ({Time(waited.clock, self.unit)}) was deleted before it was read")
 
     def _tell_gap(self, text: str) -> None:

@@ -46,7 +46,7 @@ class Journal:
         branch: 8 hexadecimal digits that no other watch has.
         folded: the checkpoints that entered, oldest first.
         skipped: those that did not, with the reason.
-        given_up: the names of those that nobody waited for any longer.
+        given_up: the clocks of those that nobody waited for any longer.
         gaps: what was missed, in words.
         epochs_from_zero: whether epochs are counted from 0 in the checkpoints.
         kept: whether the moment stays when a newer one is there.
