@@ -19,6 +19,7 @@ from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.runs.run import Run
 from ema_cli.storage.local import close_idle_files
 from ema_cli.storage.location import location
+from ema_cli.storage.staging import remove_abandoned
 from ema_cli.watching.asked import Asked
 from ema_cli.watching.errors import goes_back, no_clock, other_contents
 from ema_cli.watching.keeping import Update, update
@@ -125,6 +126,7 @@ class Loop:
             for path in go_back(asked.folder, asked.restart_from):
                 self.listener.told(f"given up, and kept as {path}: remove it when nobody needs it")
         remove_litter(asked.folder)
+        remove_abandoned(asked.folder.parent)
         self.moment = newest_moment(asked.folder, asked.what())
         if self.moment is None:
             return

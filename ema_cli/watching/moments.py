@@ -28,6 +28,7 @@ from ema_cli.law.time import Time, Unit
 from ema_cli.storage.folder_locks import close_folder, lock_folder, sync_folder
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.storage.small_file import read_small_file
+from ema_cli.storage.staging import remove_abandoned
 from ema_cli.watching.past import Form, Past
 
 JOURNAL, SIDE_FILES = "watch.json", "model"
@@ -327,5 +328,6 @@ def drop_older(folder: Path, newest: Path) -> None:
 
 def remove_litter(folder: Path) -> None:
     """Remove what a watch that was killed had not removed yet."""
+    remove_abandoned(folder)
     for path in folder.glob(".*.removed-*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -140,6 +140,14 @@ class Bench:
                 self._states[output, half_life] = left.state
         assert len({str(state) for state in self._states.values()}) == 10
 
+    def take_server(self) -> subprocess.Popen[str]:
+        """Return a process that runs the program, for as long as nobody else has it."""
+        return self._servers.get()
+
+    def give_server(self, server: subprocess.Popen[str]) -> None:
+        """Give it back."""
+        self._servers.put(server)
+
     def arguments(self, scenario: Scenario, half_life: str = "10ba") -> list[str]:
         """Return the arguments that write the scenario's output into the current folder."""
         half_lives = [word for each in scenario.half_lives(half_life) for word in ("--half-life", each)]
