@@ -13,7 +13,7 @@ from ema_cli.storage.names import StorePath
 
 DEFAULT_BYTES = 64 << 20
 _STORE_BYTES = 128 << 20  # where checkpoints lie in a store
-_STORE_ROW_BYTES = 1 << 22  # one request: smaller ones cost the store more than they bring
+_STORE_ROW_BYTES = 1 << 21  # one request: smaller ones cost the store more than they bring
 _STORE_ROWS = 8
 _LEAST_ROWS = 2
 _SHORT_ROW_BYTES = 1 << 17  # rather fewer rows than shorter ones
@@ -29,12 +29,14 @@ class BufferSizes:
     most_workers: threads on a slow disk, where most of them wait.
     rows: checkpoints that a thread reads before it adds them.
     row_bytes: bytes of one block of one checkpoint, in the type in which it is summed up.
+    waits: whether each read is known to wait, as for a store: then all workers start, and read all rows at once.
     """
 
     threads: int
     most_workers: int
     rows: int
     row_bytes: int
+    waits: bool = False
 
     def workspace(self, averages: int = 1, newest: int = 1) -> WorkspaceSize:
         """Return the size of one thread's workspace, for averages with so many different newest checkpoints."""
@@ -85,7 +87,7 @@ def divide_memory(
     sizes = BufferSizes(min(threads, nbytes // least), 1, kernel.rows, kernel.row_bytes)
     if from_store:
         nbytes = max(least, nbytes * 3 // 4)  # the rest is for what was received and lies in no row yet
-        sizes = BufferSizes(1, 1, _STORE_ROWS, _STORE_ROW_BYTES)
+        sizes = BufferSizes(1, 1, _STORE_ROWS, _STORE_ROW_BYTES, waits=True)
         most = nbytes // sizes.worker_bytes(averages, newest, kernel)
         sizes = replace(sizes, threads=max(1, min(threads, most)))
     while sizes.threads * sizes.worker_bytes(averages, newest, kernel) > nbytes:

@@ -149,8 +149,11 @@ class _Workers:
         """Fold all blocks; call `tick` now and then."""
         pool, workers = ThreadPoolExecutor(self.sizes.most_workers, "fold"), set[Future[None]]()
         try:
-            workers = self._start(pool, self.sizes.threads)
-            number = len(workers)
+            number = self.sizes.threads
+            if self.sizes.waits:
+                self.reader.read_side_by_side(self.sizes.most_workers * self.sizes.rows)
+                number = self.sizes.most_workers
+            workers = self._start(pool, number)
             while workers:
                 done, workers = wait(workers, _TICK_SECONDS, FIRST_EXCEPTION)
                 for worker in done:

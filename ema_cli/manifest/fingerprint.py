@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.manifest.types import ChecksumKind, FingerprintKind
 from ema_cli.storage.checksums import BLOCK_BYTES
+from ema_cli.storage.names import StorePath
 from ema_cli.system.threads import thread_errors
 
 SAMPLES = 16
 SAMPLE_BYTES = 4096
+_THREADS_IN_STORE = 32  # that wait for a request each
 FINGERPRINT: FingerprintKind = {
     "what": "sha256 over names, dtypes and shapes of all tensors, by name, and over sample blocks of their bytes, "
     "at equal distances: not over all of them",
@@ -51,6 +53,8 @@ def fingerprints(checkpoints: Sequence[Checkpoint], threads: int, watch: Watch |
     def fingerprint(checkpoint: Checkpoint) -> str:
         return tables[id(checkpoint.tensors.specs)].fingerprint(checkpoint, watch)
 
+    if any(isinstance(checkpoint.path, StorePath) for checkpoint in checkpoints):
+        threads = max(threads, _THREADS_IN_STORE)
     with thread_errors(), ThreadPoolExecutor(threads, "fingerprint") as pool:
         return list(pool.map(fingerprint, checkpoints))
 
