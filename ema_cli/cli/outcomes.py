@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
 from ema_cli.runs.warnings import Remarks
-from ema_cli.tuning.factors import Factors
-from ema_cli.tuning.half_lives import Range
 
 if TYPE_CHECKING:
     from ema_cli.averaging import Result
@@ -16,6 +14,8 @@ if TYPE_CHECKING:
     from ema_cli.law.time import Time
     from ema_cli.passes import Pass
     from ema_cli.planning.plan import Plan
+    from ema_cli.tuning.factors import Factors
+    from ema_cli.tuning.half_lives import Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class Candidates:
     @property
     def most(self) -> int:
         """Return how many there are at most, the last checkpoint not counted."""
-        if isinstance(self.half_lives, Range | Factors):
-            return self.half_lives.tries
-        return self.series or len(self.half_lives)
+        if isinstance(self.half_lives, Sequence):
+            return self.series or len(self.half_lives)
+        return self.half_lives.tries
 
     @property
     def bytes_at_once(self) -> int:

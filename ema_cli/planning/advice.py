@@ -8,15 +8,18 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from math import floor
+from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.folding.fold import Factored
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.entry import Entry
 from ema_cli.runs.warnings import grouped
+
+if TYPE_CHECKING:  # `inspect` folds nothing
+    from ema_cli.folding.fold import Factored
 
 _ROUNDING = 1e-9  # two checkpoints of one half each are not one that holds more
 _ENOUGH = 3  # effective checkpoints

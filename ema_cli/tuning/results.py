@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import CandidateRow
-from ema_cli.planning.plan import Plan
 from ema_cli.tuning.factors import Factor, parse_factor
+
+if TYPE_CHECKING:
+    from ema_cli.planning.plan import Plan
 
 LAST = "last"
 """The name of the last checkpoint among the candidates: it is no average, but the bar to beat."""
