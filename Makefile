@@ -9,7 +9,8 @@ PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
 # Some libraries ask for what they do not use here, or for older versions of what the others need, and are installed
 # without what they ask for.
-ALONE_LIBRARIES := ai2-olmo-core cached-path fastai speechbrain mmengine rl-games mace-torch e3nn opt-einsum-fx paddlepaddle
+ALONE_LIBRARIES := ai2-olmo-core cached-path fastai speechbrain mmengine rl-games mace-torch e3nn opt-einsum-fx paddlepaddle \
+	torch-checkpointing
 LIBRARIES := torch safetensors transformers accelerate datasets sentence-transformers peft diffusers lightning \
 	pytorch-ignite skorch monai mlx mlx-cpu fastcore fastprogress fastdownload fasttransform cloudpickle pandas \
 	matplotlib scipy hyperpyyaml joblib sentencepiece bettermap omegaconf dataclass-extensions pytest \

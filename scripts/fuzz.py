@@ -209,10 +209,23 @@ def fuzz_trainer_state(around: Path) -> Reader:
 
 
 def fuzz_adapter(around: Path) -> Reader:
-    """Read the settings of an adapter."""
-    from ema_cli.formats.trainers.adapters import adapter_settings
+    """Read the settings of an adapter, and what it adds to the weights of a model."""
+    from ema_cli.formats import open_checkpoint
+    from ema_cli.formats.adapters.merged import merge
 
-    return lambda data: adapter_settings(replaced(around / "adapter_config.json", data).parent)
+    def read(data: bytes) -> None:
+        adapter = open_checkpoint(replaced(around / "adapter_config.json", data).parent)
+        for merged in merge([adapter], open_checkpoint(around / "base.safetensors")):
+            read_through(merged.tensors)
+
+    return read
+
+
+def fuzz_orbax(around: Path) -> Reader:
+    """Read the tree of an item of Orbax's, and the good arrays that it names."""
+    from ema_cli.formats import open_checkpoint
+
+    return lambda data: read_through(open_checkpoint(replaced(around / "_METADATA", data).parent).tensors)
 
 
 def fuzz_names(around: Path) -> Reader:
@@ -485,8 +498,32 @@ def trainer_state_seeds(around: Path) -> Seeds:
 
 
 def adapter_seeds(around: Path) -> Seeds:
-    """Yield a configuration as PEFT writes it."""
-    yield json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 1.5, "target_modules": ["q", "v"]}).encode()
+    """Write an adapter and its base model, and yield configurations as PEFT writes them."""
+    import torch
+    from safetensors.torch import save_file
+
+    pairs = {f"base_model.model.q.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+    save_file(pairs, around / "adapter_model.safetensors")
+    save_file({"q.weight": torch.ones(2, 2), "v.weight": torch.ones(3)}, around / "base.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 1.5, "target_modules": ["q", "v"]}
+    more = {
+        "alpha_pattern": {"q": 3, "^v": 1.5},
+        "use_rslora": True,
+        "init_lora_weights": "gaussian",
+        "use_dora": False,
+    }
+    yield json.dumps(config).encode()
+    yield json.dumps({**config, **more}).encode()
+
+
+def orbax_seeds(around: Path) -> Seeds:
+    """Copy an item that Orbax wrote, and yield the tree of its arrays."""
+    import shutil
+
+    saved = next((Path(__file__).parents[1] / "tests" / "data").glob("orbax-*"))
+    tree = min(saved.rglob("_METADATA"), key=lambda path: len(path.parts))
+    shutil.copytree(tree.parent, around, dirs_exist_ok=True)
+    yield tree.read_bytes()
 
 
 def name_seeds(around: Path) -> Seeds:
@@ -555,6 +592,12 @@ TARGETS: Mapping[str, Target] = {
     ),
     "nemo": Target(fuzz_container(".nemo"), nemo_seeds, ("ustar\0", "path=", "size=", "model_weights.ckpt"), 16384),
     "pdparams": Target(fuzz_container(".pdparams"), pdparams_seeds, PICKLE_WORDS + NUMPY_WORDS),
+    "orbax": Target(
+        fuzz_orbax,
+        orbax_seeds,
+        (*JSON_WORDS, "tree_metadata", "key_metadata", "value_metadata", "use_zarr3", "../x"),
+        16384,
+    ),
     "msgpack": Target(
         fuzz_container(".msgpack"), msgpack_seeds, (*NUMPY_WORDS, "params", "batch_stats", "\xc9", "\xdf")
     ),

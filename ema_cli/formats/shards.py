@@ -20,11 +20,18 @@ _MAX_FILE_NAME = 255
 
 @dataclass(slots=True)
 class ShardedTensors:
-    """The tensors of several files as one model."""
+    """The tensors of several files as one model.
+
+    Attributes:
+        part_of: of each tensor the number of its part.
+        copies: some of the tensors once more, in the same type or a narrower one: they are not read, but whoever
+            writes the checkpoint over again has to write them, too.
+    """
 
     specs: Mapping[str, TensorSpec]
-    part_of: Mapping[str, int]  # tensor name -> index in `parts`
+    part_of: Mapping[str, int]
     parts: Sequence[Tensors]
+    copies: Sequence[Tensors] = ()
 
     def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""

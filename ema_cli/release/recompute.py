@@ -24,6 +24,7 @@ from ema_cli.job import Job, lay_out
 from ema_cli.manifest.recipe_record import check_base
 from ema_cli.manifest.types import Manifest
 from ema_cli.release.clocks import OtherClock, overruled_by
+from ema_cli.release.copies import copy_differences
 from ema_cli.release.frames import frame_differences
 from ema_cli.release.metadata import compare_remarks, manifest_differences, own_words, side_file_differences
 from ema_cli.release.published import Published
@@ -129,6 +130,8 @@ def _compare(
     problems += side_file_differences(snapshot, output, {*words, *snapshot.edited})
     if not problems:
         problems += frame_differences(snapshot, output, same_version=not words)
+    if not problems and output.likeness is not None:
+        problems += copy_differences(snapshot, output.likeness, comparison.there)
     non_finite = folded.non_finite[0]
     again = record.manifest(output, replay.plan, {}, non_finite, next(iter(folded.factored), None))
     tensors = record.tensors(output, replay.plan, non_finite)

@@ -24,7 +24,7 @@ from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.mark import RECORD
 from ema_cli.formats.output_file import Table
 from ema_cli.formats.torch_save.file import open_torch
-from ema_cli.formats.trainers.folders import DCP_METADATA
+from ema_cli.formats.trainers.folders import DCP_METADATA, DEEPSPEED_OPTIMIZER, DEEPSPEED_UNIVERSAL
 from ema_cli.manifest.signature import SIGNATURE_NAME
 from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME
 from ema_cli.planning.plan import Plan
@@ -41,6 +41,8 @@ from ema_cli.writing.target import Target
 _WEIGHTS_AGAIN = re.compile(
     r"(?:^|/)(?:[^/]*_model_states\.pt|pytorch_model_fsdp_\d+(?:/.*)?|pytorch_model_fsdp.*\.bin)$"
 )
+# Of stage 3, in DeepSpeed's universal format: has one rank's weights, too, which are read from the files beside it.
+_UNREAD = re.compile(rf"/{DEEPSPEED_UNIVERSAL}/optimizer_state\.pt$")
 _NO_PART = (".git", FOLDER_NAME, SUMS_NAME, SIGNATURE_NAME)  # of a checkpoint's folder
 
 
@@ -136,7 +138,8 @@ def lay_out_like(
     except NotWrittenBack as error:
         raise _refusal(newest, f"{error}") from error
     sources = [*_descriptions(originals, left), *(file for name, file in copies.items() if name not in left.files)]
-    _check_no_weights(newest, copies)
+    own = {file.path for file in newest.files}
+    _check_no_weights(newest, [name for name, file in copies.items() if file.path not in own], originals)
     classes = tuple(classes_in(sources))
     for path in [path for path in left.cuts if path not in originals]:
         originals[path] = _Original(location(path).open())
@@ -260,7 +263,8 @@ def _beside(
     """Return what lies beside the weights in the files of the newest checkpoint, and stays."""
     beside = Beside()
     for file in copies:
-        beside.masters += masters_in_file(file)
+        if not _UNREAD.search(file.path.as_posix()):
+            beside.masters += masters_in_file(file)
     for path, original in originals.items():
         if path.suffix.lower() != ".safetensors" and newest.format != "DCP":
             one = beside_in_file(open_torch(original.file), original.replaced)
@@ -282,8 +286,10 @@ def _notes(newest: Checkpoint, beside: Beside, classes: Sequence[str]) -> tuple[
     return tuple(notes)
 
 
-def _check_no_weights(newest: Checkpoint, copies: Iterable[str]) -> None:
+def _check_no_weights(newest: Checkpoint, copies: Iterable[str], originals: Iterable[Path]) -> None:
     """Check that no file that is copied holds the model once more, for the trainer to load it from there."""
+    if newest.pretrained is not None and any(DEEPSPEED_OPTIMIZER.search(path.name) for path in originals):
+        raise _refusal(newest, "its weights lie in DeepSpeed's files, and its own file of them would stay")
     again = next((name for name in copies if _WEIGHTS_AGAIN.search(name)), None)
     if again is not None:
         raise _refusal(newest, f"it holds the weights once more, in {again}, from which its trainer resumes")
@@ -299,7 +305,8 @@ def _check_no_masters(newest: Checkpoint, beside: Beside, *, without_optimizer: 
     raise OutputError(
         f"cannot be written over again as it is: it holds {fact}",
         subject=newest.path,
-        hint=f"leave them out, with all of the optimizer's: {option('drop', 'optimizer')}",
+        hint=f"leave them out, with all of the optimizer's: {option('drop', 'optimizer')}"
+        + (f"; or average these, and replace both: {option('masters', True)}" if newest.trainer == "DeepSpeed" else ""),
     )
 
 

@@ -59,7 +59,7 @@ class PieceSink(OpenFiles):
             for piece in self._pieces.get(part.name, ()):
                 stream, frame = self._files[piece.file.path]
                 shift = frame.shift(piece.base)
-                size = piece.spec.dtype.itemsize
+                size = piece.dtype.itemsize
                 first = part.start // size
                 for inner, whole, count in piece.parts(first, first + part.size // size):
                     at = position + (whole - first) * size

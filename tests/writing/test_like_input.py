@@ -459,8 +459,8 @@ def test_files_of_libraries_are_written_over_again(run: InProcess, run_of: str, 
 
 
 def test_what_is_read_only_is_refused(run: InProcess):
-    """Parts that ZeRO cut are put together as they are read; the hint is followed."""
-    data = Path(__file__).parents[1] / "data/deepspeed-0.19.8/zero3-float32-3"
+    """What ranks have of a model is put together as it is read, from one of several copies; the hint is followed."""
+    data = Path(__file__).parents[1] / "data/torch_checkpointing-0.1.1/steps"
     assert run("average", data, "-o", "avg", *LIKE)[0] == 5
     assert "cannot be written over again: is stored in a form that is read only" in run.err
     assert "hint:  leave out --like-input" in run.err

@@ -13,8 +13,11 @@ import numpy as np
 
 from ema_cli.checkpoint import Tensors, TensorSpec
 from ema_cli.dataclass import dataclass
+from ema_cli.dtypes import DType
+from ema_cli.folding.kernel.floats import decode, encode, sum_dtype
 from ema_cli.formats.boxes import parts_of_box
 from ema_cli.formats.dcp.tensors import DcpTensors
+from ema_cli.formats.pieces.tensors import PiecedTensors
 from ema_cli.formats.safetensors.header import SafetensorsTensors
 from ema_cli.formats.shards import PlacedTensors, ShardedTensors
 from ema_cli.formats.torch_save.strided import apply_lazy_bits, scatter
@@ -44,6 +47,7 @@ class StoredPiece:
         strides: in elements; None in C order.
         conjugate, negative: torch's lazy bits.
         archive: the archive of torch's within the file that holds it, None where the file is one.
+        copy_of: the dtype of the tensor of which this is a copy in a narrower one, None where it is the tensor itself.
     """
 
     file: ByteSource
@@ -54,11 +58,17 @@ class StoredPiece:
     conjugate: bool = False
     negative: bool = False
     archive: FileRegion | None = None
+    copy_of: DType | None = None
+
+    @property
+    def dtype(self) -> DType:
+        """Return the dtype of the averages that are put here, rounded where the piece has another."""
+        return self.copy_of or self.spec.dtype
 
     @property
     def in_order(self) -> bool:
-        """Return whether its bytes in C order are those in the file."""
-        return self.strides is None and not (self.conjugate or self.negative)
+        """Return whether the bytes of the average in C order are those in the file."""
+        return self.strides is None and not (self.conjugate or self.negative) and self.dtype == self.spec.dtype
 
     def spans(self) -> list[tuple[int, int]]:
         """Return the ranges of the file that hold its elements and nothing else: first byte, and the one behind.
@@ -88,8 +98,10 @@ class StoredPiece:
         return [(begin, begin + run * size) for begin in begins]
 
     def write(self, write: Callable[[int, memoryview], None], first: int, data: memoryview) -> None:
-        """Write elements of the piece, from number `first` on in C order, at their bytes in the file."""
+        """Write elements of the average, from number `first` of the piece on in C order, at their bytes in the file."""
         dtype = self.spec.dtype
+        if self.dtype != dtype:
+            data = rounded(self.dtype, dtype, data)
         if self.conjugate or self.negative:
             data = memoryview(bytearray(data))
             apply_lazy_bits(dtype, data, conjugate=self.conjugate, negative=self.negative)
@@ -118,6 +130,13 @@ def stored_pieces(tensors: Tensors, name: str) -> Iterator[StoredPiece]:
             yield from stored_pieces(tensors.tensors, tensors.stored[name])
         case ShardedTensors():
             yield from stored_pieces(tensors.parts[tensors.part_of[name]], name)
+            for copy in (copy for copy in tensors.copies if name in copy.specs):
+                yield from (replace(piece, copy_of=tensors.specs[name].dtype) for piece in stored_pieces(copy, name))
+        case PiecedTensors() if tensors.is_all:
+            spec = tensors.specs[name]
+            for source, start, part in tensors.places(name):
+                piece = _whole(source, start, replace(spec, shape=part.shape))
+                yield replace(piece, parts=parts_of_box(spec.shape, part))
         case PlacedTensors():
             yield from stored_pieces(tensors.tensors, name.removeprefix(f"{tensors.folder}/"))
         case DcpTensors():
@@ -127,6 +146,15 @@ def stored_pieces(tensors: Tensors, name: str) -> Iterator[StoredPiece]:
                     yield replace(piece, parts=parts_of_box(shape, box))
         case _:
             raise NotWrittenBack("is stored in a form that is read only")
+
+
+def rounded(dtype: DType, narrower: DType, data: memoryview) -> memoryview:
+    """Return numbers of one dtype in another, each rounded once."""
+    stored = np.frombuffer(data, np.uint8)
+    values = np.empty(len(data) // dtype.itemsize, sum_dtype([dtype]))
+    decode(dtype, stored, values)
+    with np.errstate(all="ignore"):
+        return encode(narrower, values, np.empty_like(values))
 
 
 def _whole(source: ByteSource, offset: int, spec: TensorSpec) -> StoredPiece:

@@ -106,6 +106,7 @@ class PiecedTensors:
         table: the pieces.
         sources: the files.
         shard_name: the file that names the tensors.
+        is_all: whether the pieces are all that there is of the tensors, so that others can be put into their places.
     """
 
     specs: Mapping[str, TensorSpec]
@@ -113,6 +114,7 @@ class PiecedTensors:
     table: PieceTable
     sources: Sequence[ByteSource]
     shard_name: str
+    is_all: bool = False
     # The boxes of the tensor that was read last: a fold reads it range by range.
     _last: tuple[str, list[tuple[int, int, Box]]] = ("", [])
 
@@ -146,6 +148,18 @@ class PiecedTensors:
     def shard(self, name: str) -> str:
         """Return one name for all: the output is not cut as the ranks cut the tensors."""
         return self.shard_name
+
+    def places(self, name: str) -> Iterator[tuple[ByteSource, int, Box]]:
+        """Yield the pieces of a tensor: the file, the first byte, and the box; a run is a box of one dimension."""
+        spec, position = self.specs[name], 0
+        if self._is_boxed(name):
+            for file, start, box in self.table.boxes(self.tensor_of[name], spec.shape):
+                yield self.sources[file], start, box
+            return
+        for file, start, size in self._runs(name, 0, spec.nbytes):
+            count = size // spec.dtype.itemsize
+            yield self.sources[file], start, Box((position,), (count,), position, position + count)
+            position += count
 
     def stored_records(self) -> Iterator[StoredRecord]:
         """Yield the records of the files in which pieces lie, each once."""

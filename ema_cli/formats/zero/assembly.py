@@ -15,11 +15,16 @@ from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, Run
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.torch_save.file import from_torch
 from ema_cli.formats.trainers.names import EXTRA_STATE
+from ema_cli.formats.trainers.nested import dig
+from ema_cli.formats.trainers.prefixes import Renamed
 from ema_cli.formats.zero.saved import RankFile
 from ema_cli.formats.zero.tables import ModelTables, Shape
 from ema_cli.storage.source import InputFile
 
-_KEPT_WIDE = "the optimizer's float32 weights are averaged, and written in the model's {dtype} (--masters: in float32)"
+_KEPT_WIDE = (
+    "the optimizer's float32 weights are averaged, and written in the model's {dtype} (--masters and --like-input: in "
+    "float32)"
+)
 _MASTERS = "the optimizer's float32 weights are taken, and not the model's"
 
 
@@ -39,12 +44,16 @@ class Assembly:
         folder: the folder of the save.
         files: the files, by the numbers that pieces have for them.
         are_placeholders: whether the model states have empty tensors in the place of parameters.
+        others: the model states of the other ranks, which have each the model's buffers.
+        is_all: whether what is put together can be written over again: nothing else has a part of it.
         stored: the tensors that are put together, by the names under which they are stored.
     """
 
     folder: Path
     files: list[InputFile]
     are_placeholders: bool
+    others: Sequence[RankFile] = ()
+    is_all: bool = True
     stored: dict[str, _Stored] = field(default_factory=dict)
     _specs: SpecTable = field(default_factory=SpecTable)
 
@@ -79,8 +88,25 @@ class Assembly:
             elif name in whole.specs:  # else the other name of what was not saved
                 self._check_lies(name, whole, tables)
                 specs[name], part_of[name] = whole.specs[name], 1
-        pieced = PiecedTensors({name: specs[name] for name in tensor_of}, tensor_of, table, self.files, name_of_file)
-        return ShardedTensors(specs, part_of, [pieced, whole])
+        pieced = PiecedTensors(
+            {name: specs[name] for name in tensor_of}, tensor_of, table, self.files, name_of_file, self.is_all
+        )
+        return ShardedTensors(specs, part_of, [pieced, whole], self._copies(whole, specs, part_of))
+
+    def _copies(self, whole: Tensors, specs: Mapping[str, TensorSpec], part_of: Mapping[str, int]) -> list[Tensors]:
+        """Return what the model states hold once more: weights in the model's type; buffers, of the other ranks."""
+        again = [name for name, spec in whole.specs.items() if not part_of[name] and spec.shape == specs[name].shape]
+        copies: list[Tensors] = []
+        if again:
+            copies.append(
+                Renamed({name: whole.specs[name] for name in again}, dict(zip(again, again, strict=True)), whole)
+            )
+        buffers = [name for name in whole.specs if part_of[name] and specs[name].dtype.averaged]
+        for other in self.others if buffers else ():
+            module = dig(other.content.root, "module")
+            if isinstance(module, dict) and all(name in module for name in buffers):
+                copies.append(other.content.tensors({name: module[name] for name in buffers}))
+        return copies
 
     def _check_lies(self, name: str, whole: Tensors, tables: ModelTables) -> None:
         is_known = name in tables.buffers or EXTRA_STATE in name  # the latter is empty where a module has none

@@ -37,7 +37,7 @@ def open_parts(folder: Path, names: Collection[str], options: ReadOptions) -> Ch
             subject=folder,
             hint=OTHER_SAVES,
         )
-    assembly = Assembly(folder, [*files, *(model.file for model in models)], are_placeholders=True)
+    assembly = Assembly(folder, [*files, *(model.file for model in models)], are_placeholders=True, others=models[1:])
     assembly.add(cut_each(tables.groups, partitions), tables.shapes, dtype_of(partitions))
     add_frozen(assembly, models, len(files), tables)
     return assembly.finish(models[0], tables, options)

@@ -40,7 +40,9 @@ def open_universal(folder: Path, names: Collection[str], options: ReadOptions) -
     tables = tables_of(models)
     # Where ranks cut tensors, the model states have parts of them, and only what was put together is whole.
     is_cut = sum(1 for name in names if DEEPSPEED_MODEL.search(name)) > 1
-    assembly = Assembly(folder, [model.file for model in models], are_placeholders=is_stage_3)
+    assembly = Assembly(
+        folder, [model.file for model in models], are_placeholders=is_stage_3, others=models[1:], is_all=not is_cut
+    )
     for name in _parameters(folder, models[0], tables, is_cut=is_cut):
         _add(assembly, folder / DEEPSPEED_UNIVERSAL / name / _WEIGHT, name, None if is_cut else tables.shapes[name])
     if is_stage_3:

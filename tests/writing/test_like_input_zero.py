@@ -1,0 +1,143 @@
+"""DeepSpeed's folders written over again: the optimizer's float32 weights, and the model's own in its type."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ema_cli.formats import open_checkpoint
+from ema_cli.formats.options import ReadOptions
+from tests.conftest import Cli
+
+DATA = Path(__file__).parents[1] / "data" / "deepspeed-0.19.8"
+KINDS = ["zero1-bfloat16-2", "zero2-bfloat16-3", "zero3-bfloat16-2", "zero3-float32-3"]
+UNIVERSAL = ["universal/zero1-bfloat16-2", "universal/zero3-bfloat16-2"]
+LIKE = ("--half-life", "2ba", "--like-input")
+
+
+def expected(kind: str) -> dict[str, torch.Tensor]:
+    """Return the mean of what DeepSpeed's script made of both checkpoints."""
+    name = kind.removeprefix("universal/")
+    one, other = (load_file(DATA / "expected" / f"{name}-{step}.safetensors") for step in (2, 4))
+    return {key: ((one[key].double() + other[key].double()) / 2).float() for key in one if one[key].is_floating_point()}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *UNIVERSAL])
+def test_masters_and_the_model_are_the_average(cli: Cli, tmp_path: Path, kind: str) -> None:
+    """Read again, with float32 weights and without: both are the average, each in its type, and verified."""
+    done = cli("average", DATA / kind, *LIKE, "--masters", "-o", "averaged")
+    assert done.code == 0, done
+    exact, folder = expected(kind), tmp_path / "averaged"
+    tensors = open_checkpoint(folder, ReadOptions(masters=True)).tensors
+    for name, value in exact.items():
+        data = bytearray(tensors.specs[name].nbytes)
+        tensors.read_into(name, 0, memoryview(data))
+        held = torch.frombuffer(data, dtype=getattr(torch, str(tensors.specs[name].dtype.torch))).view(value.shape)
+        torch.testing.assert_close(held, value.to(held.dtype), rtol=1e-6, atol=1e-8, msg=name)
+        if "zero3" not in kind:
+            module = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+            assert torch.equal(module[name], held.to(module[name].dtype)), name
+    for path in sorted(folder.rglob("*_model_states.pt")):  # each rank's own, with the buffers
+        mean = torch.load(path, weights_only=False)["module"]["mean"]
+        torch.testing.assert_close(mean, exact["mean"].to(mean.dtype))
+    done = cli("verify", "averaged", "--against", DATA / kind, "--like-input")
+    assert done.code == 0, done
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_else_changes(cli: Cli, tmp_path: Path, kind: str) -> None:
+    """Of each file what is no weight stays: all that torch loads from it, the optimizer's states above all."""
+    assert cli("average", DATA / kind, *LIKE, "--masters", "-o", "averaged").code == 0
+    newest = DATA / kind / "global_step4"
+    for path in newest.iterdir():
+        one, other = (torch.load(each / path.name, weights_only=False) for each in (newest, tmp_path / "averaged"))
+        if "optim" in path.name:
+            states = [each["optimizer_state_dict"] for each in (one, other)]
+            inner = "optimizer_state_dict" if "optimizer_state_dict" in states[0] else "base_optimizer_state"
+            moments = [each[inner]["state"] for each in states]
+            for number, state in moments[0].items():
+                assert all(
+                    torch.equal(torch.as_tensor(state[key]), torch.as_tensor(moments[1][number][key])) for key in state
+                )
+        else:
+            assert one.keys() == other.keys()
+            assert one["global_steps"] == other["global_steps"]
+            assert torch.equal(one["module"]["seen"], other["module"]["seen"])
+
+
+def test_without_masters_their_copies_are_named(cli: Cli) -> None:
+    """Of the stages in which the model lies whole: the error says both ways on."""
+    done = cli("average", DATA / "zero2-bfloat16-3", *LIKE, "-o", "averaged")
+    assert done.code == 5
+    assert "--drop optimizer" in done.err
+    assert "--masters" in done.err
+
+
+def test_a_changed_copy_is_found(cli: Cli, tmp_path: Path) -> None:
+    """Sums that somebody wrote anew hide no other weights in the model's own type."""
+    kind = "zero1-bfloat16-2"
+    assert cli("average", DATA / kind, *LIKE, "--masters", "-o", "averaged").code == 0
+    folder = tmp_path / "averaged"
+    name = "mp_rank_00_model_states.pt"
+    path = folder / name
+    module = torch.load(path, weights_only=False, mmap=True)["module"]
+    wanted = module["body.0.weight"].view(torch.uint8).numpy().tobytes()
+    data = bytearray(path.read_bytes())
+    at = data.index(wanted)
+    with zipfile.ZipFile(path) as archive:
+        record = max(
+            (each for each in archive.infolist() if each.header_offset < at), key=lambda each: each.header_offset
+        )
+        before = archive.read(record)
+    start = data.index(before)
+    data[at] ^= 1
+    after = data[start : start + len(before)]
+    sums = [crc32(part).to_bytes(4, "little") for part in (before, after)]
+    data = bytearray(bytes(data).replace(*sums))  # in the archive, too
+    path.write_bytes(data)
+    rows = json.loads((folder / "ema-manifest.json").read_text())["outputs"]
+    old = next(row["sha256"] for row in rows if row["name"] == name)
+    for listing in ("ema-manifest.json", "SHA256SUMS"):
+        manifest = sha256((folder / "ema-manifest.json").read_bytes()).hexdigest()
+        text = (folder / listing).read_text().replace(old, sha256(data).hexdigest())
+        (folder / listing).write_text(text)
+        if listing == "ema-manifest.json":
+            sums = (folder / "SHA256SUMS").read_text()
+            (folder / "SHA256SUMS").write_text(sums.replace(manifest, sha256(text.encode()).hexdigest()))
+    done = cli("verify", "averaged", "--against", DATA / kind, "--like-input")
+    assert done.code == 6
+    assert "'body.0.weight' is not the average that lies elsewhere, too" in done.err
+
+
+def test_a_trainer_s_folder_around_it_is_refused(cli: Cli, tmp_path: Path) -> None:
+    """There the model's own file would stay as it was, and be loaded."""
+    for step in (2, 4):
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        shutil.copytree(DATA / "zero3-bfloat16-2" / f"global_step{step}", folder / f"global_step{step}")
+        (folder / "latest").write_text(f"global_step{step}")
+        (folder / "config.json").write_text("{}")
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        torch.save({"body.0.weight": torch.zeros(0)}, folder / "pytorch_model.bin")
+        (folder / "zero_to_fp32.py").write_text("")
+    done = cli("average", "run", *LIKE, "-o", "averaged")
+    assert done.code == 5, done
+    assert "DeepSpeed's files" in done.err
+
+
+def test_several_models_of_tensor_parallel_ranks_are_refused(cli: Cli, tmp_path: Path) -> None:
+    """Their model states have parts, which would stay as they were."""
+    for step in (2, 4):
+        folder = tmp_path / "run" / f"global_step{step}"
+        shutil.copytree(DATA / "universal/zero1-bfloat16-2" / f"global_step{step}", folder)
+        shutil.copy(folder / "mp_rank_00_model_states.pt", folder / "mp_rank_01_model_states.pt")
+    done = cli("average", "run", *LIKE, "-o", "averaged")
+    assert done.code == 5, done
+    assert "read only" in done.err
