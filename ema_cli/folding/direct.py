@@ -5,12 +5,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from ema_cli.checkpoint import Run, Tensors
+from ema_cli.checkpoint import Tensors
 from ema_cli.dtypes import DType
 from ema_cli.folding.blocks import Piece
 from ema_cli.folding.kernel import BlockSums, ReadEnd, Spans
 from ema_cli.storage.local import LocalFile, held_open
-from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import FileRegion
 
 _MOST_SPANS = 8  # of a row: more of them are small, and come several with one read
@@ -21,21 +20,24 @@ Span = tuple[LocalFile, int, int]
 
 def local_spans(tensors: Tensors, pieces: Sequence[Piece], dtype: DType) -> list[Span] | None:
     """Return where the bytes of a block lie in one checkpoint; None where not all lie in a few runs of local files."""
-    found: list[Run] = []
+    spans: list[Span] = []
     for piece in pieces:
         runs = tensors.runs(piece.group.names[0], dtype.nbytes(piece.start), dtype.nbytes(piece.count))
         if runs is None:
             return None
-        found += runs
-    spans: list[Span] = []
-    for source, offset, size in found if len(found) == 1 else join_ranges(found):
-        while isinstance(source, FileRegion):
-            if offset + size > source.size:
-                return None  # who reads it there says what is wrong
-            offset, source = source.start + offset, source.file
-        if not isinstance(source, LocalFile) or len(spans) == _MOST_SPANS:
-            return None
-        spans.append((source, offset, size))
+        for source, offset, size in runs:
+            while isinstance(source, FileRegion):
+                if offset + size > source.size:
+                    return None  # who reads it there says what is wrong
+                offset, source = source.start + offset, source.file
+            if not isinstance(source, LocalFile):
+                return None
+            if spans and spans[-1][0] is source and sum(spans[-1][1:]) == offset:
+                spans[-1] = source, spans[-1][1], spans[-1][2] + size
+            elif len(spans) == _MOST_SPANS:
+                return None
+            else:
+                spans.append((source, offset, size))
     return spans
 
 

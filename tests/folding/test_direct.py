@@ -105,6 +105,16 @@ def spans(checkpoint: Checkpoint, names: Sequence[str]) -> object:
     return local_spans(tensors, pieces, pieces[0].group.spec.dtype)
 
 
+def test_many_small_runs_are_left_to_others(tmp_path: Path):
+    """Tensors that do not touch are no spans from the ninth on: several of them come with one read elsewhere."""
+    torch.save({f"{number:02}": torch.zeros(3) for number in range(9)}, tmp_path / "model.pt")
+    checkpoint, names = open_checkpoint(tmp_path / "model.pt", ReadOptions()), [f"{number:02}" for number in range(9)]
+    found = spans(checkpoint, names[:8])
+    assert isinstance(found, list)
+    assert [size for _, _, size in found] == [12] * 8
+    assert spans(checkpoint, names) is None
+
+
 def test_spans_are_where_the_tensors_lie(tmp_path: Path):
     """Neighbours are one span; a region of a file is the file; what lies in no local file has none."""
     (checkpoint,) = run(tmp_path, 1)
