@@ -1,7 +1,8 @@
 """Train a small language model, let `ema-cli tune` choose the half-life of an average, and measure what that gives.
 
-`tune` evaluates each half-life by this script's own evaluation (`--loss-of PATH`). Beside its table stand averages of
-the same half-lives from two that the training stored, and of every batch, which the other two come near to.
+`tune` evaluates each half-life by this script's own evaluation (`--loss-of PATH`). Beside its results stand averages of
+the same half-lives by three other roads: of the checkpoints as they came, which `ema-cli watch` followed; from two
+averages that the training stored; and of every batch, which all others come near to.
 
 Run by `make demo`; two CPU cores are enough. It trains a number of batches, whatever time they take, as only the number
 decides what comes out. The figures are reported as they come out: a half-life that loses to the last checkpoint is in
@@ -16,6 +17,7 @@ import math
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -106,18 +108,24 @@ def prepare_folder(folder: Path) -> None:
         path.unlink()
 
 
+def plan(batches: int) -> tuple[int, list[int]]:
+    """Return the distance between checkpoints, and the half-lives to try; in batches."""
+    interval = max(n for n in NICE if n <= max(1, batches // CHECKPOINTS))
+    return interval, [half_life for half_life in NICE if interval <= half_life <= batches]
+
+
 def train(text: Tensor, folder: Path, batches: int, seconds: float = math.inf) -> EMA:
     """Train at a constant learning rate and save a checkpoint at every interval and at the end.
 
     Averages are stored in `ema/` beside them; those of every batch, of all half-lives, are returned. After so many
     `seconds` it ends early with a checkpoint, and says so.
     """
-    interval = max(n for n in NICE if n <= max(1, batches // CHECKPOINTS))
+    interval, half_lives = plan(batches)
     model = ByteModel()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / WARM_UP))
     stored = EMA(model, half_life=STORED)
-    dense = EMA(model, half_life=[f"{half_life}ba" for half_life in NICE if interval <= half_life <= batches])
+    dense = EMA(model, half_life=[f"{half_life}ba" for half_life in half_lives])
     sizes = f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
     log(f"training: {sizes}, learning rate {LEARNING_RATE:g}, constant after {WARM_UP} batches of warm-up")
     started = shown = time.monotonic()
@@ -158,6 +166,37 @@ def train(text: Tensor, folder: Path, batches: int, seconds: float = math.inf) -
 def duration(seconds: float) -> str:
     """Return a duration in words."""
     return f"about {math.ceil(seconds / 60)} min" if seconds > 90 else f"about {math.ceil(seconds)} s"
+
+
+class Watcher:
+    """`ema-cli watch` beside a training, in a process of its own."""
+
+    def __init__(self, folder: Path, output: Path, half_lives: list[int], batches: int) -> None:
+        for old in (output, output.with_name(f"{output.name}.watch")):  # of an earlier demo
+            shutil.rmtree(old, ignore_errors=True)
+        asked = [argument for half_life in half_lives for argument in ("--half-life", f"{half_life}ba")]
+        pace = ["--every", "1s", "--settle", "2s", "--publish-every", f"{batches}ba", "--until", f"{batches}ba"]
+        self._pattern = output / "ema-{half_life}.safetensors"
+        self._arguments = ["watch", str(folder), *asked, *pace, "-o", str(self._pattern), "--quiet"]
+        print("$ ema-cli", shlex.join(self._arguments), "&", flush=True)
+        self._process = subprocess.Popen([sys.executable, "-m", "ema_cli", *self._arguments])
+
+    def finish(self, half_lives: list[int], *, early: bool) -> dict[int, Path]:
+        """Wait until the last checkpoint is in the averages; return these by half-life.
+
+        Where the training ended `early`, that checkpoint is not the one that is waited for: another call takes it in.
+        """
+        if early:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait()
+            run_ema_cli(*self._arguments, "--once")
+        elif code := self._process.wait():
+            sys.exit(f"error: ema-cli watch failed with exit code {code}")
+        return {half_life: Path(str(self._pattern).format(half_life=f"{half_life}ba")) for half_life in half_lives}
+
+    def stop(self) -> None:
+        """End it, where something else has failed."""
+        self._process.terminate()
 
 
 def log(line: str) -> None:
@@ -241,9 +280,10 @@ def draw(path: Path, curve: dict[int, float], roads: dict[str, dict[int, float]]
     run.scatter([], [], marker="_", s=120, color="tab:blue", label="averages")
     run.set(title="The run", xlabel="training time [batches]", ylabel="held-out loss [nats per byte]")
     sweep.axhline(curve[last], color="tab:gray", linestyle="--", label=f"last checkpoint (step {last})")
-    styles = zip(roads.items(), ("tab:blue", "tab:orange", "tab:green"), ("o", "s", "x"), ("-", "--", ":"), strict=True)
+    colors = ("tab:blue", "tab:red", "tab:orange", "tab:green")
+    styles = zip(roads.items(), colors, ("o", "+", "s", "x"), ("-", "-.", "--", ":"), strict=True)
     for (road, each), color, marker, line in styles:
-        label = f"averages of {road}"
+        label = f"averages: {road}"
         sweep.plot(list(each), list(each.values()), marker=marker, linestyle=line, color=color, label=label)
     sweep.set(title="The averages", xlabel="half-life [batches]", ylabel="held-out loss [nats per byte]")
     sweep.set_xscale("log")
@@ -284,13 +324,19 @@ def main() -> None:
     folder, chart = arguments.dir / "ckpts", arguments.dir / "curve.png"
     prepare_folder(folder)
     torch.manual_seed(arguments.seed)
-    dense = train(training_text, folder, arguments.batches, arguments.seconds)
+    watcher = Watcher(folder, arguments.dir / "watched", plan(arguments.batches)[1], arguments.batches)
+    try:
+        dense = train(training_text, folder, arguments.batches, arguments.seconds)
+    except BaseException:
+        watcher.stop()
+        raise
 
     checkpoints = {int(path.stem.removeprefix("step-")): path for path in sorted(folder.glob("*.pt"))}
     steps = sorted(checkpoints)
     half_lives = [half_life for half_life in NICE if steps[0] <= half_life <= steps[-1]]
+    watched = watcher.finish(half_lives, early=steps[-1] < arguments.batches)
     tuned = tune(folder, arguments.dir / "best.safetensors", half_lives)
-    others = average_otherwise(folder, arguments.dir, half_lives, dense)
+    others = {"watched": watched, **average_otherwise(folder, arguments.dir, half_lives, dense)}
     log("evaluating the other averages, and the checkpoints for the chart")
     losses = {"files": {half_life: tuned[f"{half_life}ba"] for half_life in half_lives}}
     losses |= {road: {h: evaluate(path, held_out) for h, path in each.items()} for road, each in others.items()}

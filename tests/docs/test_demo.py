@@ -32,7 +32,7 @@ def test_the_first_commands_exist():
 
 @pytest.mark.slow
 def test_the_demo_runs_end_to_end(tmp_path: Path):
-    """A short demo trains, lets `tune` evaluate by the demo's own evaluation, compares and draws its chart."""
+    """A short demo trains while `watch` follows, lets `tune` evaluate by its own evaluation, and compares."""
     command = [sys.executable, ROOT / "scripts" / "demo.py", "--batches", "2", "--dir", tmp_path / "a demo"]
     results = tmp_path / "a demo" / "best.safetensors.tune"  # of an earlier demo
     results.mkdir(parents=True)
@@ -40,9 +40,10 @@ def test_the_demo_runs_end_to_end(tmp_path: Path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     last = float(re.search(r"last checkpoint \(step 2\) +(\d\.\d{4})", done.stdout)[1])
-    files, stored, dense = map(float, re.search(r"half-life 2ba" + r" +(\d\.\d{4})" * 3, done.stdout).groups())
+    row = re.search(r"half-life 2ba" + r" +(\d\.\d{4})" * 4, done.stdout)
+    files, watched, stored, dense = map(float, row.groups())
     assert abs(stored - dense) < 0.01  # what was stored makes nearly the average of every batch
-    assert files == dense  # of which each is in a file here
+    assert files == watched == dense  # each batch is in a file here
     tuned = read_manifest(tmp_path / "a demo" / "best.safetensors.manifest.json")["tune"]
     metrics = {row["name"]: round(row["values"][0], 4) for row in tuned["candidates"]}
     assert (metrics["last"], metrics["2ba"]) == (last, files)
