@@ -28,7 +28,8 @@ class Done:
         kernel: what did the arithmetic there.
         seconds: how long it took.
         bytes_read: of tensors.
-        sums: of each output, the sha256 of each of its files, or of its stretch of one; empty where none is wanted.
+        sums: of each output, the sha256 of each of its files, or the CRC-32 of its stretch of one; empty where none is
+            wanted.
         let_through, infinite: of each average, the names of tensors that are not finite; see `NonFinite`.
         blocks: sums of what was read.
     """

@@ -21,6 +21,7 @@ from ema_cli.errors import EmaError, OutputError
 from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.sample import Parts
+from ema_cli.storage.checksums import Crc32, Digest
 from ema_cli.storage.lease import Watch
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, output_errors
@@ -158,21 +159,22 @@ def _make_stretch(
             place = work.folders[number] / file.name
             location(place.parent).make_folder()
             begin, end = (file.header_size + at for at in (task.begin, task.end))
-            streams.append(OutputStream(place, summed=work.summed, stretch=(begin, end)))
+            streams.append(OutputStream(place, summed=work.summed, shared=True, stretch=(begin, end)))
             stack.callback(streams[-1].close)
             streams[-1].extend(file.size)
             sinks.append(FileSink.into(output, streams[-1]))
         folded, blocks = _fold(work, outputs, sinks, task.parts(outputs[0]), check, progress)
         for stream in streams:
             stream.sync()
-        return folded, blocks, [[stream.sha256()] for stream in streams]
+        return folded, blocks, [[stream.crc32()] for stream in streams]
 
 
 def _finish(work: Work, output: Output, number: int) -> list[str]:
     """Complete a file whose stretches are all there; return its sum."""
     (file,) = output.files
     place = work.folders[number] / file.name
-    stream = OutputStream(place, summed=work.summed, stretch=(0, file.size))
+    stream = OutputStream(place, summed=work.summed, shared=True)
+    stream.extend(file.size)
     try:
         stream.write(0, file.header, noted=False)
         return finish_files([(file, stream)], 1)
@@ -216,25 +218,24 @@ def _is_there(work: Work, task: Task, sums: Sequence[Sequence[str]]) -> bool:
     """Return whether the files of a task, or its stretches of them, are there with these sums, if they have any."""
     for output, folder, expected in zip(task.select(work.outputs), work.folders, sums, strict=True):
         for file, known in zip(output.files, expected, strict=True):
-            begin, end = 0, file.size
+            begin, end, checksum = 0, file.size, Crc32() if task.step is Step.STRETCH else sha256()
             if task.step is Step.STRETCH:
                 begin, end = file.header_size + task.begin, file.header_size + task.end
             try:
                 there = location(folder / file.name).open()
                 if there.size < end or (task.step is not Step.STRETCH and there.size != end):
                     return False
-                if known and _sum_of(there, begin, end) != known:
+                if known and _sum_of(there, begin, end, checksum) != known:
                     return False
             except EmaError:
                 return False
     return True
 
 
-def _sum_of(file: ByteSource, begin: int, end: int) -> str:
-    digest = sha256()
+def _sum_of(file: ByteSource, begin: int, end: int, checksum: Digest) -> str:
     for at in range(begin, end, _READ_BYTES):
-        digest.update(file.read(at, min(_READ_BYTES, end - at)))
-    return digest.hexdigest()
+        checksum.update(file.read(at, min(_READ_BYTES, end - at)))
+    return checksum.hexdigest()
 
 
 def _with_functions(work: Work, output: Output, number: int) -> Output:

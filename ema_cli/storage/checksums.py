@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import zlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,19 +12,48 @@ BLOCK_BYTES = 16 << 20
 _STEP = 1 << 20
 
 
-class RunningChecksum:
-    """The sha256 of a file that is written by range, in any order.
+class Digest(Protocol):
+    """A checksum of bytes, as hashlib has them."""
 
-    sha256 takes bytes in order only. A range that begins where the last one ended is added from memory, by the thread
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take the next bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the checksum as text."""
+        ...
+
+
+class Crc32:
+    """The CRC-32 of bytes, as hashlib has its checksums: it finds damage in a third of the time, but no intent."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take the next bytes."""
+        self._value = zlib.crc32(data, self._value)
+
+    def hexdigest(self) -> str:
+        """Return the checksum as text."""
+        return f"{self._value:08x}"
+
+
+class RunningChecksum:
+    """The sha256, or another checksum, of a file that is written by range, in any order.
+
+    It takes bytes in order only. A range that begins where the last one ended is added from memory, by the thread
     that wrote it. A range that comes too early, or while another thread adds, is noted, and read back when its turn
     has come: no thread waits for another. With ranges 0-9, 20-29, 10-19, written in that order: the first is added
     at once, the second noted, the third added at once, and then the second is read back.
     """
 
-    def __init__(self, read: Callable[[int, int], bytes]) -> None:
-        """`read(offset, size)` returns at most `size` written bytes from byte `offset`."""
+    def __init__(self, read: Callable[[int, int], bytes], checksum: Digest | None = None) -> None:
+        """Begin the checksum; None for a sha256.
+
+        `read(offset, size)` returns at most `size` written bytes from byte `offset`.
+        """
         self._read = read
-        self._sha256 = hashlib.sha256()
+        self._checksum: Digest = checksum or hashlib.sha256()
         self._end = 0  # all bytes before this one are added
         self._early: dict[int, int] = {}  # begin -> end of written ranges that are not added yet, neighbours joined
         self._begins: dict[int, int] = {}  # end -> begin of the same
@@ -40,7 +70,7 @@ class RunningChecksum:
                 self._note(offset, offset + len(data))
                 return
             self._busy = True
-        self._sha256.update(data)
+        self._checksum.update(data)
         end = offset + len(data)
         while True:
             with self._lock:
@@ -55,7 +85,7 @@ class RunningChecksum:
         """Return the checksum of the file of `size` bytes; those that are not added yet are read back now."""
         self._read_back(self._end, size)
         self._end = size
-        return self._sha256.hexdigest()
+        return self._checksum.hexdigest()
 
     def give_up(self) -> None:
         """Let a thread that reads back end with an error: nobody needs the checksum any more."""
@@ -75,7 +105,7 @@ class RunningChecksum:
             data = self._read(begin, min(_STEP, end - begin))
             if not data or self._given_up:
                 raise OSError(f"ends at byte {begin} while it is summed up")
-            self._sha256.update(data)
+            self._checksum.update(data)
             begin += len(data)
 
 

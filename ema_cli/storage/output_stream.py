@@ -7,12 +7,12 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, option
-from ema_cli.storage.checksums import RunningChecksum
+from ema_cli.storage.checksums import Crc32, RunningChecksum
 
 _UNSYNCED_BYTES = 16 << 20  # so many at once: fewer cost more calls, and more are left for the end
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
@@ -33,20 +33,24 @@ class OutputStream:
     Args:
         path: where; nothing may be there yet.
         summed: whether to keep its sha256 up to date while it is written. Then no byte may be written twice.
-        stretch: the bytes of the file, from and to, that are written and summed up here; others may write around them,
-            and the file may be there. None for a new file, all of it.
+        shared: whether others write into it, too: then it may be there.
+        stretch: the bytes of a shared file, from and to, that are written here; of them `crc32` is kept, not sha256.
 
     Raises:
         OutputError: where the file system refuses; all methods raise it.
     """
 
-    def __init__(self, path: Path, *, summed: bool = True, stretch: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, path: Path, *, summed: bool = True, shared: bool = False, stretch: tuple[int, int] | None = None
+    ) -> None:
         self.path = path
         self._begin, self._end = stretch if stretch is not None else (0, -1)  # -1: where the file ends
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if stretch else os.O_EXCL)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if shared else os.O_EXCL)
         with output_errors(path):
             self._descriptor = os.open(path, flags, 0o666)  # the umask takes its bits off, as for any file
-        self._sum = RunningChecksum(lambda at, size: self.read(self._begin + at, size)) if summed else None
+        checksum = None if stretch is None else Crc32()
+        read_own = partial(self._read_from, self._begin)
+        self._sum = RunningChecksum(read_own, checksum) if summed else None
         self._unsynced = 0  # bytes that the disk has not been asked for
         self._lock = threading.Lock()
 
@@ -81,13 +85,20 @@ class OutputStream:
         with output_errors(self.path):
             return os.pread(self._descriptor, size, offset)
 
+    def _read_from(self, begin: int, offset: int, size: int) -> bytes:
+        return self.read(begin + offset, size)
+
     def sha256(self) -> str:
-        """Return the sha256 of the whole file, or of the stretch, as hexadecimal text, empty where it is not summed."""
+        """Return the sha256 of the whole file as hexadecimal text, empty where it is not summed."""
         if self._sum is None:
             return ""
         with output_errors(self.path):
             end = os.fstat(self._descriptor).st_size if self._end < 0 else self._end
             return self._sum.hexdigest(end - self._begin)
+
+    def crc32(self) -> str:
+        """Return the CRC-32 of the stretch as hexadecimal text, empty where it is not summed."""
+        return self.sha256()
 
     def give_up(self) -> None:
         """End a `sha256` that another thread waits for: nobody needs it any more."""
