@@ -10,6 +10,7 @@ from math import ceil, floor, inf
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import RunError, UsageError, option
+from ema_cli.law.coefficients import Coefficients
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit, as_time
 from ema_cli.planning.clock_checks import check_units
@@ -86,6 +87,12 @@ def plan_series(run: Run, recipes: Sequence[Recipe], series: Series) -> list[Pla
     """Return the plans of a series; see `make_series`."""
     if not recipes:
         raise UsageError(f"which law? a series needs one: add {option('half_life', '50ba')}")
+    if any(isinstance(recipe.law, Coefficients) for recipe in recipes):
+        raise UsageError(
+            "an average at each clock has weights by a law",
+            option="coefficients",
+            hint=f"leave out {option('series', True)}",
+        )
     check_units(run, recipes[0])
     whole = [make_plan(run, recipe) for recipe in recipes]  # whatever else is wrong with clocks shows here
     ends, shared = series.ends(run), _Shared()

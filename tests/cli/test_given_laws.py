@@ -145,6 +145,11 @@ def test_a_manifest_that_is_not_true_is_told(run: Path, cli: Cli, key: str, valu
         (("--coefficients", "nowhere.csv"), 2, "--coefficients: nowhere.csv: cannot be opened"),
         (("--coefficients", "tasks.json"), 2, "--coefficients: the sum is 1.25, not 1"),
         (("--any-sum", "--half-life", "5ba"), 2, "--any-sum: goes with --coefficients"),
+        (
+            ("--coefficients", "weights.csv", "--series"),
+            2,
+            "--coefficients: an average at each clock has weights by a law",
+        ),
     ],
 )
 def test_errors_name_the_option(run: Path, cli: Cli, arguments: tuple[str, ...], code: int, message: str):

@@ -203,6 +203,13 @@ def _half_lives(law: TunedLawOptions) -> tuple[Time, ...] | Range:
     if law.between is None:
         if law.tries is not None:
             raise UsageError(f"is for {option('between')}", option="tries", hint="name each half-life, or a range")
+        shares = [text for text in law.half_life if "%" in text]
+        if shares:
+            raise UsageError(
+                f"'{shares[0][:60]}' is a share of the training so far, and tune compares times",
+                option="half_life",
+                hint="name half-lives as 500ba; average takes a share",
+            )
         named = [Time.parse(text, "half_life") for text in law.half_life]
         check_half_lives(named)
         return tuple(named)
