@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ema_cli.errors import CheckpointError, Missing, Unreadable, UsageError
+from ema_cli.folding.block_task import CheckpointReader
 from ema_cli.storage import stores
 from ema_cli.storage.info import Kind
 from ema_cli.storage.location import check_exists, location, walk
@@ -210,3 +214,24 @@ def test_settings_that_cannot_be_are_named(name: str, value: str, monkeypatch: p
         stores.client_of(StorePath("s3://bucket/run"))
     assert caught.value.fact.startswith(f"{name} holds ")
     assert value not in str(caught.value)
+
+
+def test_blocks_of_several_checkpoints_are_read_at_once(
+    bucket: StorePath, tmp_path: Path, cli, monkeypatch: pytest.MonkeyPatch
+):
+    """From the first on: nobody waits to learn that a store makes him wait. Here each of six waits for five others."""
+    for step in (100, 200, 300):
+        save_file({"w": torch.full((300, 300), float(step))}, tmp_path / "file")
+        put(bucket / f"step-{step}.safetensors", (tmp_path / "file").read_bytes())
+    monkeypatch.setattr("ema_cli.folding.buffers._STORE_ROW_BYTES", 1 << 17)
+    together, calls, read_again = threading.Barrier(6), count(), CheckpointReader.read_again
+
+    def read(*arguments: Any) -> None:
+        if next(calls) < 6:
+            together.wait(20)
+        read_again(*arguments)
+
+    monkeypatch.setattr(CheckpointReader, "read_again", read)
+    done = cli("average", bucket, "--profile", "uniform", "-o", tmp_path / "out.safetensors", "--threads", "1")
+    assert done.code == 0, done.err
+    assert next(calls) > 6

@@ -134,24 +134,6 @@ def test_what_lasts_is_one_error(proxy: Proxy, run: StorePath, tmp_path: Path, c
 
 
 @pytest.mark.slow
-def test_requests_go_side_by_side_from_the_beginning(
-    proxy: Proxy, run: StorePath, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-):
-    """Those of several blocks, each of several checkpoints: nobody waits to learn that a store makes him wait."""
-    monkeypatch.setattr("ema_cli.folding.buffers._STORE_ROW_BYTES", 1 << 17)
-    proxy.delay = 0.1
-    most: list[int] = []
-
-    def watch(request: Request) -> None:
-        if request.range and not request.range.startswith("bytes=0-"):
-            most.append(proxy.passing)
-
-    proxy.fault = watch
-    assert average(cli, run, tmp_path, "--threads", "1").code == 0
-    assert max(most) > 2 * len(STEPS)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2], ids=["first-tensors", "later-tensors"])
 @pytest.mark.parametrize("content", [b"other" * 250_000, b""], ids=["replaced", "deleted"])
 def test_an_object_that_is_not_the_planned_one_is_one_error(
