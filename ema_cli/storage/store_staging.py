@@ -31,6 +31,7 @@ from ema_cli.system.signals import deferred_signals, note_publication
 from ema_cli.text import plural
 
 _FILES_AT_ONCE = 2
+_TRIES = 3  # of a removal
 
 
 def temporary_folder() -> Path:
@@ -228,7 +229,7 @@ class StoreStaging(Staging):
         """Remove the objects at some addresses, if they are there."""
         for path in paths:
             with output_errors_in_store(path), suppress(FileNotFoundError):
-                obstore().delete(client_of(path), path.key)
+                _delete(path)
 
     def _check(self) -> None:
         """Check that all is there that was put, in full, and that no other run took the claim; read back what was sent.
@@ -259,6 +260,15 @@ class StoreStaging(Staging):
         note_publication()
         self._put.clear()
         forget_listings()
+
+
+def _delete(path: StorePath) -> None:
+    """Remove an object. obstore does not ask again where the answer was cut; to remove what is gone does no harm."""
+    for _ in range(_TRIES - 1):
+        with suppress(obstore().exceptions.GenericError):
+            obstore().delete(client_of(path), path.key)
+            return
+    obstore().delete(client_of(path), path.key)
 
 
 def _check_end(stream: StoreStream) -> None:

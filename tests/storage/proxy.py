@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.isdigit():
             self._answer(int(fault), {}, b"<Error><Message>this is a test</Message></Error>")
             return
-        if fault == "flip":
+        if fault == "flip" and body:
             body = bytes([body[0] ^ 1]) + body[1:]
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
         with_all = {name: value for name, value in self.headers.items() if name.lower() not in _HOPS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from ema_cli.storage.names import StorePath
 from ema_cli.storage.store_staging import StoreStaging
 from ema_cli.system.memory import peak_bytes
 from tests.conftest import Cli, write_hf_run
+from tests.storage.conftest import SECRET
 from tests.storage.proxy import Proxy, Request
 from tests.storage.stores import obstore, put, put_folder
 
@@ -452,3 +454,79 @@ def test_a_claim_of_a_dead_run_is_no_leave_to_remove_what_is_not_its_own(
     refused = cli("average", disk / "ckpts", *LAW, "-o", target)
     assert (refused.code, "exists already" in refused.err) == (5, True)
     assert present(target) == whole
+
+
+def fault_of_writes(kind: str, number: int) -> Callable[[Request], str | None]:
+    """Return a fault of one request that changes something: of the first, whose number is 0, or a later one."""
+    seen = count()
+    return lambda request: kind if request.method in ("PUT", "POST", "DELETE") and next(seen) == number else None
+
+
+def check_after_fault(
+    fault: Callable[[Request], str | None],
+    proxy: Proxy,
+    target: StorePath,
+    disk: Path,
+    cli: Cli,
+    old: dict[str, bytes],
+) -> int:
+    """Replace a release while faults happen; check that the old one, the new one or none is there."""
+    for path in present(target):
+        obstore.delete(stores.client_of(target), (target / path).key)
+    put_folder(target, old)
+    proxy.fault = fault
+    done = cli("average", disk / "ckpts", *OTHER, "-o", target, "--force")
+    proxy.fault = lambda request: None
+    assert done.code in (0, 5), done
+    assert SECRET not in done.out + done.err
+    left, verified = present(target), cli("verify", target).code
+    if done.code == 0:
+        assert cli("verify", target, "--against", disk / "ckpts").code == 0
+    else:
+        lines = [line for line in done.err.splitlines() if not line.startswith("warning: ")]
+        assert lines[0].startswith((f"error: {target}", f"error: {claim.claim_path(target)}")), done.err
+        assert len(lines) <= 2
+        assert left == old if verified == 0 else "ema-manifest.json" not in left
+    assert not any("claim" in name for name in present(target.parent)) or done.code
+    return done.code
+
+
+@pytest.fixture
+def old(disk: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Return the files of an older release; requests are not tried again for minutes."""
+    quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
+    monkeypatch.setattr(stores, "_RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=5), "backoff": quick})
+    monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=1))
+    assert cli("average", disk / "ckpts", *LAW, "-o", tmp_path / "release").code == 0
+    return local(tmp_path / "release")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [("cut", 3, 0), ("503", 2, 0), ("429", 5, 0), ("500", 4, 0), ("stall", 4, 0), ("flip", 4, 5), ("416", 5, 5)],
+)
+def test_a_fault_of_a_write_is_made_good_or_an_error(
+    proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, old: dict[str, bytes], kind: str, number: int, code: int
+):
+    """Each kind once. After it there is the old release, the new one or none."""
+    fault = fault_of_writes(kind, number)
+    assert check_after_fault(fault, proxy, folder / "release", disk, cli, old) == code
+
+
+@pytest.mark.full
+def test_whatever_happens_to_writes_there_is_the_old_release_the_new_one_or_none(
+    proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, old: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    """Hundreds of runs, with faults of all kinds at any request, one or several."""
+    monkeypatch.setattr(claim, "_LEASE", timedelta(0))
+    outcomes, kinds = [], ("cut", "503", "429", "500", "416", "flip")
+    for seed in range(300):
+        draw = random.Random(seed)
+        share = draw.choice((0.03, 0.1, 0.3))
+
+        def fault(request: Request, draw: random.Random = draw, share: float = share) -> str | None:
+            return draw.choice(kinds) if request.method != "GET" and draw.random() < share else None
+
+        outcomes.append(check_after_fault(fault, proxy, folder / "release", disk, cli, old))
+    assert set(outcomes) == {0, 5}
