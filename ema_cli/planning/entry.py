@@ -14,7 +14,7 @@ class Entry:
     """A checkpoint that enters.
 
     `clock` is in the plan's unit; `gap` is the distance to the checkpoint folded before it, in training time or, with a
-    smoothing, in updates; `weight` is its share in the average, negative for some of stored averages.
+    smoothing, in updates; `weight` is its share in the average, negative by some laws and of some stored averages.
     """
 
     checkpoint: Checkpoint

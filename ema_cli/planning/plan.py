@@ -54,7 +54,8 @@ class Approximation:
 
 @dataclass(frozen=True)
 class Plan:
-    """The checkpoints of a run that enter, oldest first, with weights that sum to 1; the others, with the reason.
+    """The checkpoints of a run that enter, oldest first, with weights that sum to 1, unless given ones need not; the
+    others, with the reason.
 
     `twins` are pairs with one clock, of which the first is in the plan; their tensors must prove equal.
     `approximation` is there where the entries are averages that the training stored.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
@@ -67,6 +67,21 @@ class Factors:
             )
         if self.tries < 1:
             raise UsageError(f"{self.tries} is not a number of candidates", option="tries", hint="at least 1")
+
+    @classmethod
+    def parse(cls, ends: tuple[str, str], tries: int) -> Self:
+        """Read both ends.
+
+        Raises:
+            UsageError: for what is no number, and as the class.
+        """
+        try:
+            low, high = map(float, ends)
+        except ValueError as error:
+            raise UsageError(
+                f"'{' '.join(ends)[:60]}' are not two numbers", option="extrapolate", hint="as 0 1"
+            ) from error
+        return cls(low, high, tries)
 
     def grid(self) -> list[Factor]:
         """Return the factors to begin with, at equal distances; the ends are among them where there are two or more."""

@@ -63,7 +63,7 @@ def test_the_best_factor_is_found_and_its_average_published(run: Path, cli: Cli)
         (("--half-life", "5ba", "--extrapolate", 0, 1, "--series"), "--extrapolate: goes on from the average of one"),
         (("--half-life", "5%ba"), "--half-life: '5%ba' is a share of the training so far, and tune compares times"),
         (("--half-life", "5ba", "--extrapolate", 1, 0), "--extrapolate: 1 to 0 is no range of factors"),
-        (("--half-life", "5ba", "--extrapolate", "a", 0), "--extrapolate: 'a' is no number"),
+        (("--half-life", "5ba", "--extrapolate", "a", 0), "--extrapolate: 'a 0' are not two numbers"),
         (("--half-life", "5ba", "--extrapolate-from", "9ba"), "--extrapolate-from: goes with --extrapolate"),
         (("--half-life", "5ba", "--extrapolate-from", "5ba", "--extrapolate", 0, 1), "5ba is the average itself"),
         (("--half-life", "5ba", "--extrapolate", 0, 1, "--bias-correction"), "not for half-life 5ba extrapolated by 0"),

@@ -183,15 +183,7 @@ def _searched(law: TunedLawOptions) -> tuple[Searched, Line | None]:
         return _half_lives(law), None
     half_lives = _half_lives(replace(law, tries=None))
     line = line_of(half_lives, law.extrapolate_from, series=law.series or law.series_every is not None)
-    low, high = map(_number, law.extrapolate)
-    return Factors(low, high, TRIES if law.tries is None else law.tries), line
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UsageError(f"'{text[:60]}' is no number", option="extrapolate", hint="two numbers: 0 1") from error
+    return Factors.parse(law.extrapolate, TRIES if law.tries is None else law.tries), line
 
 
 def _half_lives(law: TunedLawOptions) -> tuple[Time, ...] | Range:
