@@ -11,10 +11,11 @@ from ema_cli.errors import CheckpointError, EmaError, Unreadable, at_terminal
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
-from ema_cli.formats.safetensors.official import different_tensors
+from ema_cli.formats.safetensors.official import different_tensors, digest_of, official_digest
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.release.positions import Positions
 from ema_cli.release.published import Published
+from ema_cli.storage.names import StorePath
 
 SAFETENSORS = ".safetensors"
 
@@ -53,26 +54,36 @@ def open_tensors(path: Path, name: str, problems: Problems, read: ReadOptions | 
     try:
         if read is not None:
             return open_checkpoint(path, read)
+        official = _official_digest(path, name, problems) if is_safetensors else None
         checkpoint: Checkpoint = reader.open_checkpoint(path, ReadOptions())
+        if official is not None and official != digest_of(checkpoint.tensors.specs):
+            different = different_tensors(path, checkpoint.tensors.specs)
+            problems.add(name, f"reads otherwise with safetensors: '{min(different, default='')}'")
     except EmaError as error:
         problems.add_error(name, path, error)
         return None
-    if is_safetensors:
-        _compare_with_official(path, name, checkpoint, problems)
     return checkpoint
 
 
-def _compare_with_official(path: Path, name: str, checkpoint: Checkpoint, problems: Problems) -> None:
-    """Add a problem if the official reader of safetensors sees other tensors in a file than ours."""
+def _official_digest(path: Path, name: str, problems: Problems) -> bytes | None:
+    """Return what the official reader of safetensors sees in a file; None where it sees nothing, which is a problem.
+
+    It opens local files only: of one in a store there is nothing to compare. Ours has read the file before it, and
+    reads it again behind it: of many tensors the tables of both would be too much at once.
+
+    Raises:
+        EmaError: where our own reader refuses the file.
+    """
+    if isinstance(path, StorePath):
+        return None
+    tensors = len(safetensors_file.open_checkpoint(path, ReadOptions()).tensors.specs)
     try:
-        different = different_tensors(path, checkpoint.tensors.specs)
+        return official_digest(path, tensors)
     except Unreadable:
         raise
     except CheckpointError as error:
         problems.add(name, f"is not read by safetensors: {error.fact}")
-        return
-    if different:
-        problems.add(name, f"reads otherwise with safetensors: '{min(different)}'")
+        return None
 
 
 def positions_in(name: str, checkpoint: Checkpoint, problems: Problems) -> Positions:

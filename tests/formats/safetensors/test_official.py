@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, Unreadable
-from ema_cli.formats.safetensors.official import different_tensors
+from ema_cli.formats.safetensors.official import different_tensors, digest_of, official_digest
 
 SPECS = {"a": TensorSpec(DTYPES["F32"], (2,)), "b": TensorSpec(DTYPES["BF16"], (3, 1))}
 
@@ -24,7 +24,9 @@ def write(path: Path) -> Path:
 
 def test_equal_tensors_differ_in_nothing(tmp_path: Path):
     """The same names, dtypes and shapes."""
-    assert different_tensors(write(tmp_path / "x.safetensors"), SPECS) == set()
+    path = write(tmp_path / "x.safetensors")
+    assert different_tensors(path, SPECS) == set()
+    assert official_digest(path, 2) == digest_of(SPECS)
 
 
 @pytest.mark.parametrize(
@@ -39,14 +41,16 @@ def test_equal_tensors_differ_in_nothing(tmp_path: Path):
 )
 def test_a_difference_names_the_tensors(specs: dict[str, TensorSpec], different: set[str], tmp_path: Path):
     """A tensor too few, too many, under another name, of another dtype or shape."""
-    assert different_tensors(write(tmp_path / "x.safetensors"), specs) == different
+    path = write(tmp_path / "x.safetensors")
+    assert different_tensors(path, specs) == different
+    assert official_digest(path, 2) != digest_of(specs)
 
 
 def test_a_refused_file_is_told_from_one_that_cannot_be_read(tmp_path: Path):
     """The first is damaged; of the second nobody knows."""
     (tmp_path / "x.safetensors").write_bytes(b"no header")
     with pytest.raises(CheckpointError) as caught:
-        different_tensors(tmp_path / "x.safetensors", SPECS)
+        official_digest(tmp_path / "x.safetensors", 2)
     assert type(caught.value) is CheckpointError
     with pytest.raises(Unreadable):
-        different_tensors(tmp_path / "none.safetensors", SPECS)
+        official_digest(tmp_path / "none.safetensors", 2)
