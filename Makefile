@@ -23,7 +23,7 @@ OLMO_CORE_NEEDS := boto3 google-cloud-storage
 # Where this is set, every interpreter that a test starts would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test test-full test-quick test-trainers test-engines test-libraries test-package wheel lint types format docs demo fuzz bench bench-full bench-online clean
+.PHONY: test test-full test-quick test-trainers test-engines test-libraries test-package wheel lint types format docs demo demo-bucket fuzz bench bench-full bench-online clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(PYTEST) $(PARALLEL)
@@ -70,6 +70,9 @@ docs: .venv/dev  ## make the parts of docs/ that come from the program: command 
 
 demo: .venv/dev  ## train a small model for 1000 batches, let tune choose its average, compare
 	$(BIN)/python scripts/demo.py
+
+demo-bucket: .venv/dev  ## put the demo's run into a store on this machine, average it from there into there, verify that
+	$(BIN)/python -m scripts.demo_bucket
 
 fuzz: .venv/fuzz  ## fuzz each reader, and the kernel's entry, for FUZZ_SECONDS; what is found stays in .fuzz/
 	$(BIN)/python scripts/fuzz.py --seconds $(FUZZ_SECONDS)
