@@ -242,7 +242,7 @@ def perform(
     with sharing or location(job.target.path).staging() as staging:
         notes += staging.notes
         total = sum(each.job.bytes_to_read for each in passes)
-        publishes = parts is None or parts.make(passes, job, summed=record is not None, progress=progress)
+        publishes = parts is None or parts.make(passes, job, record, progress)
         for each in passes if publishes else ():
             report = partial(_report, progress, done.bytes_read, total) if parts is None else no_progress
             _make(each, staging, job.target, record, recording, done, sharing or _fold, report)

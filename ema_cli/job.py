@@ -206,6 +206,7 @@ def prepare(
     *,
     force: bool,
     manifest: bool = True,
+    may_be_made: bool = False,
 ) -> Job:
     """Check everything that headers can tell, and return what there is to do.
 
@@ -215,6 +216,7 @@ def prepare(
         options: the form of the outputs.
         force: replace an output that is there.
         manifest: write a manifest and sums, too.
+        may_be_made: whether another part of the same average may have published it; `perform` looks, then.
 
     Raises:
         UsageError, CheckpointError, RunError, OutputError: as `averaging.average`.
@@ -233,7 +235,8 @@ def prepare(
         refuse_damaged(plan)
         refuse_averaged(plan)
     job = replace(lay_out(plans, targets, options, manifest=manifest), force=force)
-    job.check_target()
+    if not may_be_made:
+        job.check_target()
     location(job.target.path.absolute().parent).check_writable()
     free = job.bytes_free
     if job.bytes_on_disk > free:

@@ -126,7 +126,7 @@ class Parts(Sharing):
         self.part = part
         self.waiting = 0
         self._stack = ExitStack()
-        self._publishes = False
+        self._is_over = False  # nobody needs the folder any more
 
     def __enter__(self) -> SharedStaging:
         self.staging.__enter__()
@@ -136,28 +136,32 @@ class Parts(Sharing):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-        if error is not None or not self._publishes:
+        if error is not None or not self._is_over:
             self.staging.keep()  # the other parts go on in it
         self.staging.__exit__(kind, error, trace)
 
-    def make(self, passes: Sequence[Pass], target_job: Job, *, summed: bool, progress: ProgressCallback) -> bool:
+    def make(self, passes: Sequence[Pass], target_job: Job, record: Record | None, progress: ProgressCallback) -> bool:
         """Make this part of all passes; return whether this process is to publish the whole.
 
         Args:
             passes: those of the averaging.
             target_job: the averaging.
-            summed: whether files are summed up.
+            record: looks whether all is published already; None where no manifest is made.
             progress: called now and then with the bytes that were read, and that this part reads.
 
         Raises:
             EmaError: as averaging.
         """
+        if record is not None and all(map(record.is_made, target_job.outputs, target_job.plans)):
+            self._is_over = True
+            return False
+        target_job.check_target()
         everything: list[tuple[Path, list[Task]]] = []
         lease = Lease(self.staging.tasks / f"part-{self.part.number}-{os.urandom(4).hex()}")
         with lease:  # so that nobody takes the folder for abandoned
             for each in passes:
                 folders = [make_folder(self.staging, target_job.target, output.target) for output in each.job.outputs]
-                work, tasks = self._cut(each, folders, summed=summed, lease=None)
+                work, tasks = self._cut(each, folders, summed=record is not None, lease=None)
                 making = [task for task in tasks if task.step in MAKING]
                 everything.append((work.tasks, making))
                 self._make_own(work, making, each.job.bytes_to_read, progress)
@@ -173,7 +177,7 @@ class Parts(Sharing):
             if self.staging.is_there():
                 raise
             return False  # another part has published, and removed the folder
-        self._publishes = True
+        self._is_over = True
         return True
 
     def _make_own(self, work: Work, tasks: Sequence[Task], bytes_to_read: int, progress: ProgressCallback) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ema_cli.errors import EmaError
 from ema_cli.manifest.fingerprint import Watch, fingerprints
 from ema_cli.manifest.libraries import library_versions
-from ema_cli.manifest.manifest import make_manifest, manifest_text, tensor_row
+from ema_cli.manifest.manifest import make_manifest, manifest_text, read_manifest, tensor_row
 from ema_cli.manifest.sums import manifest_path, sums_path, sums_text
 from ema_cli.manifest.types import InputFacts, Manifest, TensorRow
 from ema_cli.planning import advice
@@ -108,6 +109,27 @@ class Record:
             factored=factored,
             known=self._known,
         )
+
+    def is_made(self, output: Output, plan: Plan) -> bool:
+        """Return whether an average is at its place, by its manifest there: of the same inputs, made the same."""
+        path = manifest_path(output.target.path, is_folder=output.target.is_folder)
+        try:
+            there = read_manifest(path)
+        except EmaError:
+            return False
+        own = make_manifest(
+            plan,
+            options=self._recorded_options(output, plan),
+            fingerprints={entry.checkpoint: self._fingerprints[entry.checkpoint] for entry in plan.read},
+            blocks=None,
+            outputs={},
+            warnings=[],
+            notes=[],
+            libraries=self._libraries,
+        )
+        inputs = [[(row["name"], row["weight"], row["fingerprint"]) for row in one["inputs"]] for one in (own, there)]
+        alike = [[one["tool"], one["libraries"], one["recipe"]] for one in (own, there)]
+        return inputs[0] == inputs[1] and alike[0] == alike[1]
 
     def remarks(self, plan: Plan, non_finite: NonFinite, of_run: Remarks | None = None) -> Remarks:
         """Return what the manifest of one average says of it, without repetition.

@@ -100,6 +100,7 @@ SETUPS: dict[str, Callable[[Path], None]] = {
     "docs/how-to/buckets.md": in_a_bucket,
     "docs/how-to/choose-a-half-life.md": hugging_face,
     "docs/how-to/keep-up-with-a-training.md": until_its_end,
+    "docs/how-to/many-machines.md": hugging_face,
     "docs/how-to/release.md": hugging_face,
     "docs/how-to/series.md": hugging_face,
     "docs/how-to/several-half-lives.md": hugging_face,

@@ -10,7 +10,7 @@ import pytest
 from ema_cli.averaging import Result, perform
 from ema_cli.engines.parts import Part, share_of
 from ema_cli.engines.tasks import Step, Task
-from ema_cli.errors import CheckpointError, UsageError
+from ema_cli.errors import CheckpointError, OutputError, UsageError
 from ema_cli.job import prepare
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.lease import Lease
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("small_tasks", "small_blocks")
 
 
 def make(made: list[Plan], place: Path, part: Part | None = None) -> Result:
-    return perform(prepare(made, parse_target(place), force=False), by=part, threads=2)
+    return perform(prepare(made, parse_target(place), force=False, may_be_made=part is not None), by=part, threads=2)
 
 
 def hidden(folder: Path) -> list[str]:
@@ -94,6 +94,20 @@ def test_only_one_publishes(tmp_path: Path):
     again = make(made, tmp_path / "x", Part(1, 2))
     assert again.part is not None
     assert again.part.published, "the other one died"
+
+
+def test_a_part_that_comes_late(tmp_path: Path):
+    """Where all is published already, a part ends well, and reads no tensor; another average is not written over."""
+    run = RUNS["transformers"](tmp_path / "transformers")
+    for number in (0, 1):
+        make(plans(run, "200ba"), tmp_path / "x", Part(number, 2))
+    before = files_below(tmp_path / "x")
+    late = make(plans(run, "200ba"), tmp_path / "x", Part(0, 2))
+    assert late.part is not None
+    assert (late.part.published, late.part.waiting, late.bytes_read) == (False, 0, 0)
+    with pytest.raises(OutputError, match="exists already"):
+        make(plans(run, "100ba"), tmp_path / "x", Part(0, 2))
+    assert files_below(tmp_path / "x") == before
 
 
 def test_another_recipe_goes_on_with_nothing(tmp_path: Path):

@@ -81,6 +81,7 @@ class AverageRequest:
         target: where the averages go; None for the default.
         signer: signs them; None where nobody does.
         by: opens the engine that does it, or yields the part that this process does; nothing where it does all.
+        is_part: whether it is a part.
         threads: how many; None for the default.
         max_memory: of the whole process, in bytes; None for the default.
     """
@@ -99,6 +100,7 @@ class AverageRequest:
     checksum: bool
     signer: Signer | None
     by: AbstractContextManager[Engine | Part | None] = field(default_factory=nullcontext)
+    is_part: bool = False
 
     @classmethod
     def resolve(cls, options: AverageOptions) -> AverageRequest:
@@ -146,6 +148,7 @@ class AverageRequest:
             options.checksum,
             _signer(options.sign),
             _by(options),
+            options.part is not None,
         )
 
 
@@ -172,7 +175,14 @@ def average(request: AverageRequest, printer: Printer) -> None:
     """Do what is requested."""
     opened = _open(request)
     plans, run = opened.plans, opened.plans[-1].run  # of a series, all of the run belongs to the last
-    job = prepare(plans, opened.target, opened.output, force=request.force, manifest=request.manifest)
+    job = prepare(
+        plans,
+        opened.target,
+        opened.output,
+        force=request.force,
+        manifest=request.manifest,
+        may_be_made=request.is_part,
+    )
     passes = plan_passes(job, request.threads, request.max_memory)
     printer.check_summary(job)
     remarks = Remarks.of(run, job.checkpoints)
