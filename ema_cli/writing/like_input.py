@@ -18,9 +18,8 @@ from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file
 from ema_cli.formats.copies.classes import classes_in
 from ema_cli.formats.copies.copied_file import CopiedFile, Span
 from ema_cli.formats.copies.frames import Cut, can_be_marked, frame_of, join_spans
-from ema_cli.formats.copies.optimizer import LeftOut, is_optimizer_tensor, leave_out_optimizer
+from ema_cli.formats.copies.left_out import LeftOut
 from ema_cli.formats.copies.stored import NotWrittenBack, StoredPiece, check_apart, stored_pieces
-from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.mark import RECORD
 from ema_cli.formats.output_file import Table
 from ema_cli.formats.torch_save.file import open_torch
@@ -134,7 +133,7 @@ def lay_out_like(
         names = {path: _name(path, newest, target) for path in originals}
         copies = _copies(newest.path, set(names.values())) if target.is_folder else {}
         files = [original.file for original in originals.values()]
-        left = leave_out_optimizer(files, copies) if without_optimizer else LeftOut()
+        left = _without_optimizer(files, copies) if without_optimizer else LeftOut()
     except NotWrittenBack as error:
         raise _refusal(newest, f"{error}") from error
     sources = [*_descriptions(originals, left), *(file for name, file in copies.items() if name not in left.files)]
@@ -250,6 +249,12 @@ def _check_outside(plan: Plan, target: Target) -> None:
         )
 
 
+def _without_optimizer(originals: Collection[InputFile], copies: Mapping[str, InputFile]) -> LeftOut:
+    from ema_cli.formats.copies.optimizer import leave_out_optimizer  # which few ask for
+
+    return leave_out_optimizer(originals, copies)
+
+
 def _descriptions(originals: Mapping[Path, _Original], left: LeftOut) -> Iterator[ByteSource]:
     """Yield the files with tensors; where something is left out of one, the description that stays."""
     for path, original in originals.items():
@@ -272,6 +277,9 @@ def _beside(
             beside.masters += one.masters
     metadata = next((file for file in newest.files if file.path.name == DCP_METADATA), None)
     if metadata is not None:
+        from ema_cli.formats.copies.optimizer import is_optimizer_tensor
+        from ema_cli.formats.dcp.metadata import read_metadata
+
         names = [name for name in read_metadata(metadata).tensors if not (left.texts and is_optimizer_tensor(name))]
         beside = beside_by_name(names, newest.tensors.specs)
     return beside.without(left.places)

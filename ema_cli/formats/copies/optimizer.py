@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from ema_cli.dataclass import dataclass
 from ema_cli.formats.copies.copied_file import Span
 from ema_cli.formats.copies.description import CannotCut, cut_description
 from ema_cli.formats.copies.frames import Cut
+from ema_cli.formats.copies.left_out import LeftOut
 from ema_cli.formats.copies.stored import NotWrittenBack
 from ema_cli.formats.dcp.metadata import Metadata, read_metadata
 from ema_cli.formats.dcp.pieces import Record, StoredTensor
@@ -33,23 +33,6 @@ _FILES = re.compile(
 )
 _ENTRIES = re.compile(r"(?:last_)?optim(?:izer)?s?(?:_states?)?(?:_dict)?")
 _TENSORS = re.compile(r"(?:state\.|chained_\d+\.)?optim\w*[./]")
-
-
-@dataclass(slots=True)
-class LeftOut:
-    """What is left out of the files of a checkpoint.
-
-    Attributes:
-        cuts: what stays of files of which a part is left out, by the path of the original.
-        texts: small files that are written anew, by name.
-        files: the names of files that are left out whole.
-        places: what is left out, in words.
-    """
-
-    cuts: dict[Path, Cut] = field(default_factory=dict)
-    texts: dict[str, bytes] = field(default_factory=dict)
-    files: list[str] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
 
 
 def leave_out_optimizer(originals: Collection[InputFile], copies: Mapping[str, InputFile]) -> LeftOut:

@@ -9,23 +9,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
-
 from ema_cli.checkpoint import Tensors, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
-from ema_cli.folding.kernel.floats import decode, encode, sum_dtype
 from ema_cli.formats.boxes import parts_of_box
 from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.formats.pieces.tensors import PiecedTensors
 from ema_cli.formats.safetensors.header import SafetensorsTensors
 from ema_cli.formats.shards import PlacedTensors, ShardedTensors
-from ema_cli.formats.torch_save.strided import apply_lazy_bits, scatter
 from ema_cli.formats.torch_save.tensors import TorchTensors
 from ema_cli.formats.trainers.prefixes import Renamed
 from ema_cli.storage.source import ByteSource, FileRegion
-
-_MOST_RUNS = 1 << 20  # of one tensor with gaps between its elements
 
 Part = tuple[int, int, int]
 """A run of elements: the first in a piece, the first in the whole tensor, and how many."""
@@ -76,38 +70,32 @@ class StoredPiece:
         Raises:
             NotWrittenBack: where several elements share their bytes.
         """
-        size = self.spec.dtype.itemsize
         if self.strides is None:
             return [(self.base, self.base + self.spec.nbytes)] if self.spec.count else []
-        # From the innermost dimension outwards: those without gaps are one run.
-        sides = sorted(
-            (stride, length) for stride, length in zip(self.strides, self.spec.shape, strict=True) if length > 1
-        )
-        run, reach, starts = 1, 1, np.zeros(1, np.int64)
-        for stride, length in sides:
-            if stride < reach:
-                raise NotWrittenBack("is a view of which several elements share their bytes")
-            if stride == run and len(starts) == 1:
-                run *= length
-            else:
-                starts = (np.arange(length)[:, None] * stride + starts).reshape(-1)
-            reach = (length - 1) * stride + reach
-            if len(starts) > _MOST_RUNS:
-                raise NotWrittenBack("is a view with millions of gaps")
-        begins = (self.base + starts * size).tolist()
-        return [(begin, begin + run * size) for begin in begins]
+        from ema_cli.formats.copies.apart import Overlapping, runs_of  # which loads numpy, and few tensors need
+
+        try:
+            return runs_of(self.base, self.spec, self.strides)
+        except Overlapping as error:
+            raise NotWrittenBack(str(error)) from None
 
     def write(self, write: Callable[[int, memoryview], None], first: int, data: memoryview) -> None:
         """Write elements of the average, from number `first` of the piece on in C order, at their bytes in the file."""
         dtype = self.spec.dtype
         if self.dtype != dtype:
+            from ema_cli.formats.copies.apart import rounded
+
             data = rounded(self.dtype, dtype, data)
         if self.conjugate or self.negative:
             data = memoryview(bytearray(data))
+            from ema_cli.formats.torch_save.strided import apply_lazy_bits
+
             apply_lazy_bits(dtype, data, conjugate=self.conjugate, negative=self.negative)
         if self.strides is None:
             write(self.base + dtype.nbytes(first), data)
         else:
+            from ema_cli.formats.torch_save.strided import scatter
+
             scatter(write, self.base, self.spec, self.strides, dtype.nbytes(first), data)
 
 
@@ -146,15 +134,6 @@ def stored_pieces(tensors: Tensors, name: str) -> Iterator[StoredPiece]:
                     yield replace(piece, parts=parts_of_box(shape, box))
         case _:
             raise NotWrittenBack("is stored in a form that is read only")
-
-
-def rounded(dtype: DType, narrower: DType, data: memoryview) -> memoryview:
-    """Return numbers of one dtype in another, each rounded once."""
-    stored = np.frombuffer(data, np.uint8)
-    values = np.empty(len(data) // dtype.itemsize, sum_dtype([dtype]))
-    decode(dtype, stored, values)
-    with np.errstate(all="ignore"):
-        return encode(narrower, values, np.empty_like(values))
 
 
 def _whole(source: ByteSource, offset: int, spec: TensorSpec) -> StoredPiece:
