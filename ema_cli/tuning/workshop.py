@@ -17,7 +17,8 @@ from ema_cli.planning.plan import Plan
 from ema_cli.storage.output_stream import write_file
 from ema_cli.storage.staging import Staging
 from ema_cli.system import signals
-from ema_cli.system.progress import ProgressCallback
+from ema_cli.system.progress import ProgressCallback, no_progress
+from ema_cli.tuning.results import LAST
 from ema_cli.writing.files import publish
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target
@@ -62,11 +63,14 @@ class Workshop:
         return max(min(fit, (self.most or fit) - len(self.made)), 1)
 
     def make(self, plans: Mapping[str, Plan], progress: ProgressCallback) -> None:
-        """Make the candidate of each plan, by name, in one reading.
+        """Make the candidate of each plan, by name: all averages in one reading, and the last checkpoint as a copy.
 
         Raises:
             EmaError: as `averaging.perform`.
         """
+        if LAST in plans and len(plans) > 1:
+            self.make({LAST: plans[LAST]}, no_progress)  # among the averages it would be summed up like them
+            plans = {name: plan for name, plan in plans.items() if name != LAST}
         job = self._job(plans)
         perform(job, threads=self.threads, max_memory=self.max_memory, progress=progress)
         signals.note_nothing_published()
