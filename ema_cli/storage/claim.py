@@ -91,6 +91,7 @@ class Claim:
         self._held: Any = None  # what tells the claim from another run's
         self._lock = threading.Lock()
         self.died: Died | None = None  # the run whose claim was taken over
+        self.is_heeded = True  # by the store: else a second run is not kept out
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="claim", daemon=True)
 
@@ -101,6 +102,8 @@ class Claim:
                 self._held = self._put("create")
             except exceptions.AlreadyExistsError:
                 self._held = self._take_over()
+            else:
+                self.is_heeded = self._is_heeded()
         self._renewing.start()
         return self
 
@@ -136,6 +139,14 @@ class Claim:
 
     def _put(self, mode: Any) -> Any:
         return obstore().put(client_of(self._path), self._path.key, self._content, mode=mode, use_multipart=False)
+
+    def _is_heeded(self) -> bool:
+        """Return whether the store refuses to make the claim once more, as one that heeds conditions does."""
+        try:
+            self._held = self._put("create")
+        except obstore().exceptions.AlreadyExistsError:
+            return True
+        return False
 
     def _take_over(self) -> Any:
         """Take the claim of a run that died; this run's own, where the answer to the first request was lost."""

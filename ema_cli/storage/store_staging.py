@@ -30,6 +30,7 @@ from ema_cli.storage.uploads import part_bytes, parts_at_once
 from ema_cli.system.signals import deferred_signals, note_publication
 from ema_cli.text import plural
 
+IGNORES_CONDITIONS = "this store ignores conditions: it keeps no second run out, so let only one write there at a time"
 _FILES_AT_ONCE = 2
 _TRIES = 3  # of a removal
 
@@ -62,6 +63,8 @@ class StoreStaging(Staging):
             with deferred_signals():
                 self._claim.__enter__()
                 super().__enter__()
+                if not self._claim.is_heeded:
+                    self.notes.append(f"{self._address}: {IGNORES_CONDITIONS}")
                 if self._claim.died is not None:
                     self._remove_left(self._claim.died)
         except BaseException as error:
@@ -80,7 +83,8 @@ class StoreStaging(Staging):
                     stream.give_up()
                 for stream in self._streams.values():
                     stream.upload.abort()
-                with suppress(OutputError):  # the error that brings us here says more
+                # The error that brings us here says more.
+                with suppress(OutputError), output_errors_in_store(self._address):
                     if self._put and self._claim.is_ours():  # else what is there is another run's
                         self._withdraw(self._put)
             finally:
@@ -280,7 +284,8 @@ def _check_end(stream: StoreStream) -> None:
     path, begin = stream.path, stream.size - len(stream.last)
     try:
         with store_errors(path, "does not read back"):
-            end = bytes(obstore().get_range(client_of(path), path.key, start=begin, end=stream.size))
+            options = {"range": (begin, stream.size)} if begin else {}
+            end = bytes(obstore().get(client_of(path), path.key, options=options).bytes())
     except CheckpointError as error:
         raise OutputError(error.fact, subject=path) from error
     if end != stream.last:

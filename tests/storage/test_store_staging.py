@@ -504,7 +504,7 @@ def old(disk: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "number", "code"),
-    [("cut", 3, 0), ("503", 2, 0), ("429", 5, 0), ("500", 4, 0), ("stall", 4, 0), ("flip", 4, 5), ("416", 5, 5)],
+    [("cut", 3, 0), ("503", 2, 0), ("429", 5, 0), ("500", 4, 0), ("stall", 4, 0), ("flip", 6, 5), ("416", 5, 5)],
 )
 def test_a_fault_of_a_write_is_made_good_or_an_error(
     proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, old: dict[str, bytes], kind: str, number: int, code: int
