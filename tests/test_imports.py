@@ -71,9 +71,11 @@ def test_average_loads_neither_torch_nor_numpy(tmp_path: Path):
     write_hf_run(tmp_path / "hf", [100, 200])
     write_torch_run(tmp_path / "pt", [100, 200])
     for folder in ("hf", "pt"):
-        loaded = loaded_by(["average", folder, "--half-life", "50ba", "-o", f"out-{folder}"], tmp_path)
-        assert not loaded & {"torch", "pydantic"}
-        assert ("numpy" in loaded) == (str(chosen_kernel()).startswith("numpy")), "only where the kernel is numpy"
+        for more in ([], ["--like-input"]):
+            output = f"out-{folder}{'.pt' if more and folder == 'pt' else ''}"
+            loaded = loaded_by(["average", folder, "--half-life", "50ba", "-o", output, "--force", *more], tmp_path)
+            assert not loaded & {"torch", "pydantic"}
+            assert ("numpy" in loaded) == (str(chosen_kernel()).startswith("numpy")), "only where the kernel is numpy"
 
 
 @pytest.mark.slow

@@ -236,7 +236,7 @@ def lay_out_output(
     specs = output_specs(plan.newest, options.dtype, copied)
     pairs: Sequence[Pair] = ()
     if options.exact_lora is not None:
-        pairs = _exact_pairs(plan.newest, target, copied)
+        pairs = _exact_pairs(plan, options.exact_lora, target, copied)
         specs = factored_specs(specs, pairs, options.exact_lora)
     metadata = _metadata(plan, options, copied, [])
     inner = next(iter(plan.newest.pretrained.bases), None) if plan.newest.pretrained else None
@@ -269,14 +269,23 @@ def lay_out_output(
     return replace(output, pairs=pairs)
 
 
-def _exact_pairs(newest: Checkpoint, target: Target, copied: frozenset[str]) -> list[Pair]:
+def _exact_pairs(plan: Plan, rank: int, target: Target, copied: frozenset[str]) -> list[Pair]:
     """Return A and B of the newest checkpoint, which are written anew.
 
     Raises:
         RunError: where it is no adapter that PEFT wrote.
+        UsageError: for a rank that no sum of their products has, and where one is to be copied.
         OutputError: where their rank and scale cannot be written beside them.
     """
+    newest = plan.newest
     pairs = find_pairs(newest, settings_of(newest, "exact_lora"))
+    most = len(plan.read) * max(pair.rank for pair in pairs)
+    if rank > most:
+        raise UsageError(
+            f"{rank} is more than the sum of the products can have, which is {most}",
+            option="exact_lora",
+            hint=option("exact_lora", most),
+        )
     if not target.is_folder or target.is_dcp:
         raise OutputError(
             "is no folder, and the rank of A and B, and their scale, have to be in adapter_config.json beside them",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
@@ -98,7 +99,7 @@ def find_pairs(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> list[Pair
         match = _HALF.search(name)
         if match:
             halves.setdefault((match[1], bool(match[2])), {})[match[3]] = name
-    pairs = []
+    pairs, alphas = [], Alphas.read(checkpoint.path, settings)
     for (place, is_embedding), names in halves.items():
         if len(names) < 2:
             have, lacks = ("A", "B") if "A" in names else ("B", "A")
@@ -108,7 +109,7 @@ def find_pairs(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> list[Pair
             raise CheckpointError(
                 f"'{names['B']}' is {b}, which cannot be multiplied with A, {a}", subject=checkpoint.path
             )
-        scale = _scale(checkpoint, settings, module, a.shape[0])
+        scale = _scale(alphas, module, a.shape[0], by_root=bool(settings.get("use_rslora")))
         transposed = is_embedding or bool(settings.get("fan_in_fan_out"))
         pairs.append(Pair(module, names["A"], names["B"], a.shape[0], scale, transposed, is_embedding))
     if not pairs:
@@ -127,31 +128,69 @@ def whole_name(name: str) -> str | None:
     return None if re.search(r"(?:^|\.)(?:lora_|trainable_tokens)", bare) else _BESIDE.sub("", bare)
 
 
-def _scale(checkpoint: Checkpoint, settings: Mapping[str, Any], module: str, rank: int) -> float:
+def _scale(alphas: Alphas, module: str, rank: int, *, by_root: bool) -> float:
     """Return by what PEFT multiplies BA: alpha / r, or alpha / sqrt(r) with rsLoRA (D. Kalajdzievski, 2023)."""
-    patterns = settings.get("alpha_pattern") or {}
-    alpha = settings.get("lora_alpha")
-    if isinstance(patterns, dict):
-        alpha = next((value for key, value in patterns.items() if _matches(checkpoint, key, module)), alpha)
-    try:
-        if isinstance(alpha, bool) or not isinstance(alpha, int | str) or (isinstance(alpha, str) and "/" not in alpha):
-            raise ValueError
-        number = float(Fraction(alpha))  # which is how a number that is no integer is kept: as text, 1/2
-    except (ValueError, ArithmeticError):
-        fact = f"its lora_alpha is {str(alpha)[:40]}, which is no number"
-        raise CheckpointError(fact, subject=checkpoint.path) from None
-    return number / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return alphas.of(module) / (math.sqrt(rank) if by_root else rank)
 
 
-def _matches(checkpoint: Checkpoint, key: str, module: str) -> bool:
-    """Return whether a key of alpha_pattern is of a module: its name, or the end of that from a dot on."""
-    if not _PLAIN.search(key):
-        raise CheckpointError(
-            f"its alpha_pattern has the regular expression '{key[:60]}'; names of modules alone are read",
-            subject=checkpoint.path,
-        )
-    name = key.replace("\\", "").removeprefix("^")
-    return module == name or (not key.startswith("^") and module.endswith(f".{name}"))
+@dataclass(frozen=True, slots=True)
+class Alphas:
+    """The alpha of each module.
+
+    Attributes:
+        path: the adapter.
+        default: that of modules without their own.
+        whole, ends: those of modules by their names, or the ends of these from a dot on, each with its position:
+            of several, PEFT takes the first.
+    """
+
+    path: Path
+    default: object
+    whole: Mapping[str, tuple[int, object]]
+    ends: Mapping[str, tuple[int, object]]
+
+    @classmethod
+    def read(cls, path: Path, settings: Mapping[str, Any]) -> Alphas:
+        """Return what the settings of an adapter say.
+
+        Raises:
+            CheckpointError: for patterns that are no names.
+        """
+        patterns = settings.get("alpha_pattern") or {}
+        whole: dict[str, tuple[int, object]] = {}
+        ends: dict[str, tuple[int, object]] = {}
+        for number, (key, value) in enumerate(patterns.items() if isinstance(patterns, dict) else ()):
+            if not _PLAIN.search(key):
+                raise CheckpointError(
+                    f"its alpha_pattern has the regular expression '{key[:60]}'; names of modules alone are read",
+                    subject=path,
+                )
+            name = key.replace("\\", "").removeprefix("^")
+            (whole if key.startswith("^") else ends).setdefault(name, (number, value))
+        return cls(path, settings.get("lora_alpha"), whole, ends)
+
+    def of(self, module: str) -> float:
+        """Return the alpha of a module.
+
+        Raises:
+            CheckpointError: where it is no number.
+        """
+        parts = module.split(".")
+        names = (".".join(parts[at:]) for at in range(len(parts)))
+        found = [self.ends[name] for name in names if name in self.ends]
+        found += [self.whole[module]] if module in self.whole else []
+        alpha = min(found, key=lambda each: each[0])[1] if found else self.default
+        try:
+            if (
+                isinstance(alpha, bool)
+                or not isinstance(alpha, int | str)
+                or (isinstance(alpha, str) and "/" not in alpha)
+            ):
+                raise ValueError
+            return float(Fraction(alpha))  # which is how a number that is no integer is kept: as text, 1/2
+        except (ValueError, ArithmeticError):
+            fact = f"its lora_alpha is {str(alpha)[:40]}, which is no number"
+            raise CheckpointError(fact, subject=self.path) from None
 
 
 def factored_specs(specs: Mapping[str, TensorSpec], pairs: Sequence[Pair], rank: int) -> dict[str, TensorSpec]:

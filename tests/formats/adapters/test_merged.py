@@ -237,6 +237,8 @@ def test_what_is_no_base_model_is_refused(cli: Cli, tmp_path: Path) -> None:
     ("options", "told"),
     [
         (("--exact-lora", "0"), "0 is no rank"),
+        (("--exact-lora", "7"), "--exact-lora 6"),
+        (("--exact-lora", "1000000000"), "more than the sum of the products can have"),
         (("--exact-lora", "2", "--like-input"), "leave out one"),
         (("--exact-lora", "2", "--allow-non-finite"), "cannot be factored"),
         (("--exact-lora", "2", "-o", "out.safetensors"), "adapter_config.json beside them"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def test_pairs_of_all_kinds_of_modules(tmp_path: Path) -> None:
         ({"alpha_pattern": {"^layer\\.q": 1}}, 0.5),
         ({"alpha_pattern": {"^q": 1, "ayer.q": 1, "embed": 1}}, 3.0),
         ({"alpha_pattern": None}, 3.0),
+        ({"alpha_pattern": {"a": 9, "q": 1, "layer.q": 2}}, 1.0),
+        ({"alpha_pattern": {"^layer.q": 4, "q": 1}}, 2.0),
     ],
     ids=str,
 )
@@ -62,6 +65,13 @@ def test_regular_expressions_are_not_run(tmp_path: Path) -> None:
     """A pattern of a file's own could run for hours: names alone are read, and others refused by what they are."""
     with pytest.raises(CheckpointError, match=r"has the regular expression '\(a\+\)\+"):
         pairs(tmp_path, alpha_pattern={"(a+)+$": 1})
+
+
+def test_many_patterns_take_no_longer(tmp_path: Path) -> None:
+    """A configuration of a hundred thousand patterns is looked up, and not gone through for each module."""
+    began = time.process_time()
+    assert pairs(tmp_path, alpha_pattern={f"other.{n}": n for n in range(100_000)})["layer.q"].scale == 3.0
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
