@@ -137,9 +137,16 @@ def _provider(path: StorePath) -> Mapping[str, Any]:
         raise UsageError(
             f"a profile of AWS needs the package boto3 ({error})", subject=path, hint="install it: pip install boto3"
         ) from error
-    session = boto3.Session()
-    region = {"region": session.region_name} if session.region_name else {}
-    return {"credential_provider": auth.Boto3CredentialProvider(session), **region}
+    try:
+        session = boto3.Session()
+        region = {"region": session.region_name} if session.region_name else {}
+        return {"credential_provider": auth.Boto3CredentialProvider(session), **region}
+    except Exception as error:
+        raise UsageError(
+            f"the profile of AWS in AWS_PROFILE cannot be used: {error}",
+            subject=path,
+            hint="`aws configure list-profiles` names those that there are",
+        ) from error
 
 
 @contextmanager

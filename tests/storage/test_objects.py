@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from importlib import import_module
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,3 +237,19 @@ def test_blocks_of_several_checkpoints_are_read_at_once(
     done = cli("average", bucket, "--profile", "uniform", "-o", tmp_path / "out.safetensors", "--threads", "1")
     assert done.code == 0, done.err
     assert next(calls) > 6
+
+
+def test_a_profile_of_aws_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    """Whatever boto3 raises. Here something stands for boto3."""
+
+    def session() -> None:
+        raise LookupError("The config profile (nobody) could not be found")
+
+    stand_in = SimpleNamespace(Session=session)
+    monkeypatch.setattr(stores, "_clients", {})
+    monkeypatch.setattr(stores, "import_module", lambda name: stand_in if "boto3" in name else import_module(name))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(UsageError) as caught:
+        stores.client_of(StorePath("s3://bucket/run"))
+    assert "AWS_PROFILE cannot be used: The config profile (nobody) could not be found" in str(caught.value)
