@@ -11,6 +11,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, EmaError
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.ranks.assembly import OTHER_SAVES, Assembly
+from ema_cli.formats.ranks.schedules import check_schedules
 from ema_cli.formats.ranks.table import Description, RankTable
 from ema_cli.formats.torch_save.file import from_torch, open_torch
 from ema_cli.formats.torch_save.tensors import TorchFile
@@ -44,12 +45,13 @@ def open_ranks(path: Path, files: Mapping[int, Path], options: ReadOptions) -> C
     checkpoint = from_torch(file, opened, options, build)
     for other, theirs in progress.items():
         _check_progress(files[other], files[rank], theirs, checkpoint.progress)
+    schedules = check_schedules(files) if others and not checkpoint.progress.clocks else ()
     said = (f"put together of the files of {len(files)} ranks",) if others else ()
     return replace(
         checkpoint,
         name=path.name,
         path=path,
-        files=(*assembly.files.values(), *checkpoint.files[1:]),
+        files=(*assembly.files.values(), *checkpoint.files[1:], *schedules),
         warnings=(*checkpoint.warnings, *warnings),
         notes=(*checkpoint.notes, *said),
     )
