@@ -106,6 +106,7 @@ def _compare(
         checkpoint.tensors.share(job.checkpoints[-1].tensors)
     comparison = _Comparison(_holders(snapshot))
     problems = comparison.expect(job.outputs[0])
+    give_back(comparison.tensors)  # what reading headers and laying out took
     notes = [] if sample is not None else check_stored_sums(job.checkpoints, threads)
     record = Record(
         job.checkpoints,
