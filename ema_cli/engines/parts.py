@@ -123,14 +123,21 @@ class Parts(Sharing):
 
     def __init__(self, job: Job, part: Part, fingerprints: Sequence[str], *, checksum: bool) -> None:
         super().__init__(job, fingerprints, checksum=checksum, by="part")
+        if not isinstance(self.staging, SharedStaging):
+            raise UsageError(
+                f"is in a store, and {option('part')} writes into a folder that all parts see",
+                subject=job.target.path,
+                hint=f"write to a file system that all machines share, or have it done with {option('on')}",
+            )
+        self._shared = self.staging
         self.part = part
         self.waiting = 0
         self._stack = ExitStack()
         self._is_over = False  # nobody needs the folder any more
 
     def __enter__(self) -> SharedStaging:
-        self.staging.__enter__()
-        return self.staging
+        self._shared.__enter__()
+        return self._shared
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -174,7 +181,7 @@ class Parts(Sharing):
         except Held:
             return False  # another part publishes
         except (OutputError, Missing):
-            if self.staging.is_there():
+            if self._shared.is_there():
                 raise
             return False  # another part has published, and removed the folder
         self._is_over = True

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ema_cli.dataclass import dataclass
 from ema_cli.engines.tasks import Task
+from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import output_errors
 
 _SUFFIX = ".json"
@@ -53,6 +54,11 @@ def write_done(folder: Path, done: Done, token: str) -> None:
         OutputError: where it cannot be written.
     """
     path = _path(folder, done.number)
+    if isinstance(path, StorePath):
+        from ema_cli.storage.store_sharing import put_text  # which only those need who write to a store
+
+        put_text(path, json.dumps(asdict(done)))
+        return
     fresh = path.with_name(f"{path.name}-{token}")
     with output_errors(path):
         fresh.write_text(json.dumps(asdict(done)))
@@ -62,7 +68,7 @@ def write_done(folder: Path, done: Done, token: str) -> None:
 def read_done(folder: Path, task: Task, digest: str) -> Done | None:
     """Return what became of a task of the averaging, None where nothing is known."""
     try:
-        data = json.loads(_path(folder, task.number).read_bytes())
+        data = json.loads(_read(_path(folder, task.number)))
         done = Done(**{**data, "blocks": [tuple(block) for block in data["blocks"]]})
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -70,6 +76,14 @@ def read_done(folder: Path, task: Task, digest: str) -> Done | None:
         len(numbers) for numbers in task.files
     ]
     return done if is_whole and done.digest == digest else None
+
+
+def _read(path: Path) -> str:
+    if isinstance(path, StorePath):
+        from ema_cli.storage.store_sharing import read_text
+
+        return read_text(path) or ""
+    return path.read_text()
 
 
 def is_done(names: Collection[str], task: Task) -> bool:

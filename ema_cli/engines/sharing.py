@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
 from ema_cli.engines.block_sums import together
@@ -22,7 +23,11 @@ from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.staging import SharedStaging
+from ema_cli.text import size
 from ema_cli.writing.record import Record
+
+if TYPE_CHECKING:
+    from ema_cli.storage.store_sharing import SharedStoreStaging
 
 MAKING, FINISHING = (Step.WHOLE, Step.STRETCH), (Step.FINISH,)
 """Tasks that may be done in any order, and those that come after all of these."""
@@ -72,16 +77,28 @@ class Sharing:
                 option="exact_lora",
                 hint=f"leave out {option(by)}",
             )
-        if isinstance(job.target.path, StorePath):
-            raise UsageError(
-                f"is in a store, and {option(by)} writes into folders that all see",
-                subject=job.target.path,
-                hint=f"write to a file system that all machines share, or leave out {option(by)}",
-            )
         self._checksum = checksum
         self._digest = digest_of(job, fingerprints, checksum=checksum)
-        self.staging = SharedStaging(job.target.path, self._digest)
+        self.staging = self._staging_of(job)
         self._done: list[Done] = []
+
+    def _staging_of(self, job: Job) -> SharedStaging | SharedStoreStaging:
+        path = job.target.path
+        if not isinstance(path, StorePath):
+            return SharedStaging(path, self._digest)
+        from ema_cli.storage.store_sharing import (  # which only those need who write there
+            MOST_COPIED,
+            SharedStoreStaging,
+        )
+
+        large = next((file for output in job.outputs for file in output.files if file.size > MOST_COPIED), None)
+        if large is not None:
+            raise UsageError(
+                f"{large.name} has {size(large.size)}, and a store copies at most {size(MOST_COPIED)} at once",
+                subject=path,
+                hint=f"write a folder of smaller shards: {option('max_shard_size', '5GB')}",
+            )
+        return SharedStoreStaging(path, self._digest)
 
     @property
     def shares(self) -> tuple[WorkerShare, ...]:
@@ -107,13 +124,15 @@ class Sharing:
         first = "-".join(output.target.path.name for output in (job.outputs[0], job.outputs[-1]))
         tasks = self.staging.tasks / f"{len(job.outputs)}-{first}"
         location(tasks).make_folder()
+        is_stored = isinstance(tasks, StorePath)
+        places = [self.staging.folder_of(folder) for folder in folders]
         work = Work(
             self._digest,
             job.tied,
             job.weights,
             [job.checkpoints.index(plan.newest) for plan in job.plans],
             job.outputs,
-            [folder.absolute() for folder in folders],
+            places,
             job.copied,
             job.options.allow_non_finite,
             summed=summed,
@@ -122,7 +141,7 @@ class Sharing:
             tasks=tasks.absolute(),
             lease=lease,
         )
-        return work, cut_tasks(job.outputs, shared_files=True)
+        return work, cut_tasks(job.outputs, shared_files=not is_stored)
 
     def _gather(
         self, job: Job, tasks: Sequence[Task], done: Sequence[Done], record: Record | None
@@ -155,7 +174,7 @@ def bytes_so_far(ended: Sequence[Done], tasks: Path) -> int:
     """Return how many bytes were read: by tasks that are done, and by others as far as they tell."""
     running = 0
     try:
-        names = location(tasks).names()
+        names = [] if isinstance(tasks, StorePath) else location(tasks).names()
     except CheckpointError:  # what is wrong with it the tasks will say
         names = []
     for name in names:

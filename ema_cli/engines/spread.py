@@ -17,7 +17,7 @@ from ema_cli.job import Job
 from ema_cli.passes import Pass
 from ema_cli.storage.lease import LEASE_SECONDS, Lease
 from ema_cli.storage.output_stream import WrittenFile
-from ema_cli.storage.staging import Sender, SharedStaging
+from ema_cli.storage.staging import Sender, SharedStaging, Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.record import Record
 
@@ -53,8 +53,10 @@ class Spread(Sharing):
         self._lease: Lease | None = None
         self._sent: set[Future[Done]] = set()
 
-    def __enter__(self) -> SharedStaging:
+    def __enter__(self) -> Staging:
         self.staging.__enter__()
+        if not isinstance(self.staging, SharedStaging):
+            return self.staging  # its claim is the lease
         lease = Lease(self.staging.tasks / _LEASE_NAME, seconds=self._lease_seconds)
         try:
             lease.__enter__()
@@ -98,8 +100,7 @@ class Spread(Sharing):
             EngineError: where workers are lost again and again, or the engine is.
             EmaError: as averaging.
         """
-        assert self._lease is not None, "entered"
-        job, lease = part.job, (self._lease.path.absolute(), self._lease.owner, self._lease_seconds)
+        job, lease = part.job, self._lease_of_workers(part.job, folders)
         work, tasks = self._cut(part, folders, summed=record is not None, lease=lease)
         packed, done = pack(work), list[Done]()
 
@@ -110,3 +111,14 @@ class Spread(Sharing):
             now = [task for task in tasks if task.step in steps]
             done += dispatch(self._engine, packed, now, lambda task: task.describe(job.outputs), tick, self._sent)
         return self._gather(job, tasks, done, record)
+
+    def _lease_of_workers(self, job: Job, folders: Sequence[Path]) -> tuple[Path, str, float]:
+        """Return what workers look at: the lease, its owner, and when it is old. In a store it is the claim."""
+        if isinstance(self.staging, SharedStaging):
+            assert self._lease is not None, "entered"
+            return self._lease.path.absolute(), self._lease.owner, self._lease_seconds
+        from ema_cli.storage.store_sharing import CLAIM_SECONDS
+
+        for output, folder in zip(job.outputs, folders, strict=True):
+            self.staging.expect(folder, {file.name: file.size for file in output.files})
+        return *self.staging.claim, CLAIM_SECONDS

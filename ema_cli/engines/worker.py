@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ema_cli.dtypes import DType
 from ema_cli.engines.block_sums import BlockSums
@@ -23,7 +24,8 @@ from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.sample import Parts
 from ema_cli.storage.checksums import Crc32, Digest
 from ema_cli.storage.lease import Watch
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, look_anew
+from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import OutputStream, output_errors
 from ema_cli.storage.source import ByteSource
 from ema_cli.system.progress import ProgressCallback
@@ -86,8 +88,8 @@ def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = l
     blocks: BlockSums | None = None
     with _telling(work.tasks / f"{task.number:05}{AT_SUFFIX}", told) as progress:
         if task.step is Step.WHOLE:
-            folder = work.tasks / f"{task.number:05}-{token}"
-            folded, blocks, sums = _make_whole(work, outputs, folder, check, progress)
+            with _own_folder(work.tasks, f"{task.number:05}-{token}") as folder:
+                folded, blocks, sums = _make_whole(work, outputs, folder, check, progress)
         elif task.step is Step.STRETCH:
             folded, blocks, sums = _make_stretch(work, task, outputs, check, progress)
         else:
@@ -114,6 +116,11 @@ def _check_of(work: Work) -> Callable[[], None] | None:
     if work.lease is None:
         return None
     path, owner, seconds = work.lease
+    if isinstance(path, StorePath):
+        from ema_cli.storage.store_sharing import ClaimWatch  # which only those need who write to a store
+
+        claim = ClaimWatch(path, seconds=seconds)
+        return lambda: claim.check(owner)
     if not work.tasks.is_dir():
         raise OutputError(
             "the folder in which the average is made is not there",
@@ -141,11 +148,30 @@ def _make_whole(
         sums = [[next(rest) for _ in output.files] for output in outputs]
     for number, output in enumerate(outputs):
         for file in output.files:
-            place = work.folders[number] / file.name
-            location(place.parent).make_folder()
-            with output_errors(place):
-                (folder / str(number) / file.name).replace(place)
+            _put(folder / str(number) / file.name, work.folders[number] / file.name)
     return folded, blocks, sums
+
+
+@contextmanager
+def _own_folder(tasks: Path, name: str) -> Iterator[Path]:
+    """Yield the folder in which one try makes files: beside the output, or on this machine where that is a store."""
+    if not isinstance(tasks, StorePath):
+        yield tasks / name  # which goes with all that is in the making
+        return
+    with TemporaryDirectory(prefix="ema-cli-") as folder:
+        yield Path(folder)
+
+
+def _put(file: Path, place: Path) -> None:
+    """Bring a file to where it belongs."""
+    if isinstance(place, StorePath):
+        from ema_cli.storage.store_sharing import put_file
+
+        put_file(place, file)
+        return
+    location(place.parent).make_folder()
+    with output_errors(place):
+        file.replace(place)
 
 
 def _make_stretch(
@@ -222,6 +248,7 @@ def _is_there(work: Work, task: Task, sums: Sequence[Sequence[str]]) -> bool:
             if task.step is Step.STRETCH:
                 begin, end = file.header_size + task.begin, file.header_size + task.end
             try:
+                look_anew([folder])
                 there = location(folder / file.name).open()
                 if there.size < end or (task.step is not Step.STRETCH and there.size != end):
                     return False
@@ -259,7 +286,7 @@ def _telling(path: Path, told: Callable[[int], None]) -> Iterator[ProgressCallba
         nonlocal last
         told(done)
         now = time.monotonic()
-        if now - last >= _TOLD_SECONDS:
+        if now - last >= _TOLD_SECONDS and not isinstance(path, StorePath):
             last = now
             with output_errors(path):
                 path.write_text(str(done))
@@ -267,4 +294,5 @@ def _telling(path: Path, told: Callable[[int], None]) -> Iterator[ProgressCallba
     try:
         yield tell
     finally:
-        path.unlink(missing_ok=True)
+        if not isinstance(path, StorePath):
+            path.unlink(missing_ok=True)

@@ -86,7 +86,8 @@ class Claim:
     def __init__(self, target: StorePath) -> None:
         self._target = target
         self._path = claim_path(target)
-        self._said: dict[str, object] = {"tool": "ema-cli", "owner": secrets.token_hex(8)}
+        self.owner = secrets.token_hex(8)
+        self._said: dict[str, object] = {"tool": "ema-cli", "owner": self.owner}
         self._content = json.dumps(self._said).encode()
         self._held: Any = None  # what tells the claim from another run's
         self._lock = threading.Lock()
@@ -114,6 +115,11 @@ class Claim:
         with suppress(OutputError), output_errors_in_store(self._path):
             if self.is_ours():
                 obstore().delete(client_of(self._path), self._path.key)
+
+    @property
+    def path(self) -> StorePath:
+        """Return the address of the claim."""
+        return self._path
 
     def check(self) -> None:
         """Raise an OutputError if another run took the claim, as it may where this one did not renew it for long."""

@@ -241,6 +241,10 @@ class SharedStaging(Staging):
         self.tasks.mkdir(parents=True, exist_ok=True)
         self._discard = weakref.finalize(self, _discard, self.folder, -1)
 
+    def folder_of(self, folder: Path) -> Path:
+        """Return where others find a folder in this one."""
+        return folder.absolute()
+
     def keep(self) -> None:
         """Leave the folder as it is at the end, for who goes on."""
         if isinstance(self._discard, weakref.finalize):

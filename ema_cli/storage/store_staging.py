@@ -56,6 +56,7 @@ class StoreStaging(Staging):
         self._streams: dict[StorePath, StoreStream] = {}  # what is sent while it is made
         self._checks: list[Callable[[], object]] = []  # of what is sent, once it is there
         self._completed: list[StoreStream] = []  # and not looked at yet
+        self._placed: dict[StorePath, tuple[StorePath, int]] = {}  # what workers made, where, and its size
         self._stopped = False
 
     def __enter__(self) -> StoreStaging:
@@ -141,7 +142,7 @@ class StoreStaging(Staging):
         self._withdraw(beside)
         self._upload({path: file for path, file in beside.items() if file.exists()}, new=True)
         self._check()
-        if self._address in self._streams:
+        if self._address in self._streams or self._address in self._placed:
             self._complete([self._address])
             self._check()
         else:
@@ -156,7 +157,7 @@ class StoreStaging(Staging):
         """
         source = self.folder / name
         files = {self._address / path.relative_to(source): path for path in source.rglob("*") if path.is_file()}
-        sent = [path for path in self._streams if path.is_relative_to(self._address)]
+        sent = [path for path in (*self._streams, *self._placed) if path.is_relative_to(self._address)]
         manifests = {path for path in files if path.name == manifest}
         vouched = {path for path in (*files, *sent) if suffix and path.with_name(path.name + suffix) in files}
         last = manifests | vouched
@@ -255,7 +256,7 @@ class StoreStaging(Staging):
         for stream in self._completed:
             _check_end(stream)
         self._completed.clear()
-        if not self._streams:
+        if not self._streams and self._placed.keys() <= self._put.keys():
             while self._checks:
                 self._checks.pop()()
 

@@ -9,6 +9,9 @@ import pytest
 
 from ema_cli.engines import block_sums, tasks
 from ema_cli.storage import checksums
+from tests.storage.conftest import folder, proxy, seaweed
+
+__all__ = ["folder", "proxy", "seaweed"]  # fixtures
 
 
 @pytest.fixture

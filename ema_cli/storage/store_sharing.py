@@ -1,0 +1,175 @@
+"""An output in a store that workers make: each puts whole files beside it, and the store copies them to their places.
+
+So an older release stays until the new one is whole, and what is finished outlives the one who asked for it. What lies
+beside goes when the output is published.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from ema_cli.errors import CheckpointError
+from ema_cli.storage.lease import LeaseLost
+from ema_cli.storage.listing import forget_listings, listing_of
+from ema_cli.storage.names import StorePath
+from ema_cli.storage.store_staging import StoreStaging
+from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, store_errors
+from ema_cli.storage.uploads import part_bytes, parts_at_once
+
+CLAIM_SECONDS = 600.0
+"""A claim that was not renewed for so long is that of a run that died."""
+
+_LOOKED_SECONDS = 15.0
+_COPIES_AT_ONCE = 8
+MOST_COPIED = 5 * 10**9
+"""Stores copy at most so many bytes in one request."""
+
+
+class SharedStoreStaging(StoreStaging):
+    """What workers make at an address, and what the one who asks adds to it.
+
+    Attributes:
+        tasks: the address below which workers tell of their tasks.
+    """
+
+    def __init__(self, address: StorePath, digest: str) -> None:
+        super().__init__(address)
+        self._shared = f".{address.name}.ema-cli-parts-"
+        self.tasks = address.with_name(f"{self._shared}{digest[:16]}")
+        self._kept = False
+
+    @property
+    def claim(self) -> tuple[StorePath, str]:
+        """Return the address of the claim under which workers put files, and its owner."""
+        return self._claim.path, self._claim.owner
+
+    def folder_of(self, folder: Path) -> StorePath:
+        """Return where workers put the files of a folder in the private one."""
+        return self.tasks.joinpath("files", *folder.relative_to(self.folder).parts)
+
+    def expect(self, folder: Path, files: Mapping[str, int]) -> None:
+        """Note the files that workers make of a folder in the private one, by name, each with its size."""
+        for name, size in files.items():
+            self._placed[self._address_of(folder) / name] = self.folder_of(folder) / name, size
+
+    def _complete(self, paths: Iterable[StorePath]) -> None:
+        """Copy what workers put to where it belongs, and complete what was sent."""
+        wanted = list(paths)
+        copied = {path: self._placed[path] for path in wanted if path in self._placed}
+        self._put.update({path: size for path, (_, size) in copied.items()})
+        with ThreadPoolExecutor(_COPIES_AT_ONCE, "copy") as pool:
+            list(pool.map(_copy, [source for source, _ in copied.values()], copied))
+        super()._complete(path for path in wanted if path not in copied)
+
+    def keep(self) -> None:
+        """Leave what workers put, for who goes on."""
+        self._kept = True
+
+    def read_back(self, folder: Path, check: Callable[[Path], object]) -> None:
+        """Check a folder where it goes, before anything is a release."""
+        self._checks.append(partial(check, self._address_of(folder)))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._kept:
+            self._put.clear()
+        else:
+            forget_listings()
+            beside: Iterable[StorePath] = ()
+            with suppress(CheckpointError):  # what is left there the next run removes
+                beside = listing_of(self._address.parent).below(self._address.parent)
+            # Of other averages, too, that were never finished: the claim keeps those out that are at work.
+            depth = len(self._address.parent.parts)
+            self._withdraw(path for path in beside if path.parts[depth].startswith(self._shared))
+        super().__exit__(kind, error, trace)
+
+
+class ClaimWatch:
+    """Looks whether a claim is renewed, as `lease.Watch` does."""
+
+    def __init__(self, path: StorePath, *, seconds: float = CLAIM_SECONDS) -> None:
+        self._path = path
+        self._seconds = seconds
+        self._seen: object = None
+        self._since = self._looked = float("-inf")
+
+    def check(self, owner: str) -> None:
+        """Check that the one for whom this process works is there.
+
+        Raises:
+            LeaseLost: where it is not.
+        """
+        now = time.monotonic()
+        if now - self._looked < min(_LOOKED_SECONDS, self._seconds / 40):
+            return
+        self._looked = now
+        try:
+            with store_errors(self._path, "cannot be looked at"):
+                answer = obstore().get(client_of(self._path), self._path.key)
+                held, seen = json.loads(bytes(answer.bytes())), (answer.meta["last_modified"], answer.meta["e_tag"])
+        except FileNotFoundError:
+            held, seen = {}, None
+        except (CheckpointError, ValueError) as error:
+            if not isinstance(error, CheckpointError) or not is_missing(error):
+                return  # asked again at the next block
+            held, seen = {}, None
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        if held.get("owner") != owner or now - self._since > self._seconds:
+            raise LeaseLost("the one for whom it was made is gone", subject=self._path)
+
+
+def is_missing(error: CheckpointError) -> bool:
+    """Return whether an error says that nothing is there."""
+    return isinstance(error.__cause__, FileNotFoundError)
+
+
+def _copy(source: StorePath, path: StorePath) -> None:
+    with output_errors_in_store(path):
+        obstore().copy(client_of(path), source.key, path.key)
+
+
+def put_file(path: StorePath, file: Path) -> None:
+    """Put a local file at an address.
+
+    Raises:
+        OutputError: where the store refuses.
+    """
+    size = file.stat().st_size
+    part, at_once = part_bytes(size), parts_at_once(size)
+    with output_errors_in_store(path):
+        content = file.read_bytes() if size <= part else _pieces(file, part)
+        obstore().put(client_of(path), path.key, content, chunk_size=part, max_concurrency=at_once)
+
+
+def put_text(path: StorePath, text: str) -> None:
+    """Put a small object at an address.
+
+    Raises:
+        OutputError: where the store refuses.
+    """
+    with output_errors_in_store(path):
+        obstore().put(client_of(path), path.key, text.encode(), use_multipart=False)
+
+
+def read_text(path: StorePath) -> str | None:
+    """Return the content of a small object as it is now, None where it cannot be read."""
+    try:
+        with store_errors(path, "cannot be read"):
+            return bytes(obstore().get(client_of(path), path.key).bytes()).decode()
+    except (CheckpointError, FileNotFoundError, UnicodeDecodeError):
+        return None
+
+
+def _pieces(file: Path, size: int) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while piece := stream.read(size):
+            yield piece

@@ -1,0 +1,148 @@
+"""Workers that read from a store, and write into one: the objects are those that one process makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+from concurrent.futures import BrokenExecutor, Executor
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from ema_cli.averaging import average, perform
+from ema_cli.engines.engine import Engine, EngineError, plain_loss
+from ema_cli.engines.opening import open_engine
+from ema_cli.errors import UsageError
+from ema_cli.job import Job, prepare
+from ema_cli.law.recipe import Recipe
+from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.runs.run import open_run
+from ema_cli.storage import listing, store_sharing, stores
+from ema_cli.storage.names import StorePath
+from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.target import parse_target
+from tests.engines.lost import Wrapped
+from tests.engines.runs import RUNS
+from tests.storage.stores import obstore, put_folder
+
+pytestmark = pytest.mark.usefixtures("small_tasks")
+_numbers = count()
+
+
+def present(folder: StorePath) -> dict[str, bytes]:
+    """Return the objects whose names begin with that of a folder, by the rest of their names."""
+    listing.forget_listings()
+    client = stores.client_of(folder)
+    keys = [meta["path"] for page in obstore.list(client, folder.parent.key or None) for meta in page]
+    return {
+        key.removeprefix(f"{folder.parent.key}/"): bytes(obstore.get(client, key).bytes())
+        for key in keys
+        if folder.name in key.removeprefix(f"{folder.parent.key}/").partition("/")[0]
+    }
+
+
+def put_run(folder: StorePath, disk: Path) -> list[Plan]:
+    """Put a run of shards into a store; return the plan of its average."""
+    run = RUNS["transformers"](disk / "transformers")
+    files = {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    put_folder(folder, files)
+    listing.forget_listings()
+    return [make_plan(open_run(folder), Recipe(half_life="200ba"))]
+
+
+@pytest.fixture
+def bucket() -> StorePath:
+    """Return an address in an empty store in memory."""
+    return StorePath(f"memory://shared-{next(_numbers)}/models")
+
+
+def test_a_folder_in_a_store(tmp_path: Path, bucket: StorePath, executor: Executor):
+    """Shards, manifest and sums are those of one process; nothing else is left, no claim and no word of a task."""
+    made = put_run(bucket / "run", tmp_path)
+    average(made, bucket / "alone", checksum=True, max_shard_size=1500)
+    average(made, bucket / "workers", checksum=True, max_shard_size=1500, executor=executor)
+    alone, workers = present(bucket / "alone"), present(bucket / "workers")
+    assert len(alone) > 5
+    assert {name.replace("workers", "alone", 1): content for name, content in workers.items()} == alone
+
+
+def test_a_release_that_is_replaced(tmp_path: Path, bucket: StorePath, executor: Executor):
+    """With force, the older one stays until the new one is whole; what it had more is gone at the end."""
+    made = put_run(bucket / "run", tmp_path)
+    average(made, bucket / "out", max_shard_size=600)
+    average(made, bucket / "out", max_shard_size=1500, executor=executor, force=True)
+    average(made, bucket / "alone", max_shard_size=1500)
+    there = {name.replace("alone", "out", 1): content for name, content in present(bucket / "alone").items()}
+    assert present(bucket / "out") == there
+
+
+def test_workers_that_are_lost(tmp_path: Path, bucket: StorePath, executor: Executor):
+    """After an error nothing is left; where workers were lost, what is finished stays, and the next run goes on."""
+    made = put_run(bucket / "run", tmp_path)
+
+    def lose(*_: object) -> None:
+        raise EngineBroken
+
+    broken = Engine("x", Wrapped(executor, lose, lambda task: task.number == 2), 1, plain_loss)
+    with pytest.raises(EngineError, match="was lost with model-"):
+        perform(prepared(made, bucket / "out", 1500), by=broken)
+    left = present(bucket / "out")
+    assert not any(name.endswith("ema-manifest.json") for name in left)
+    assert any(".ema-cli-parts-" in name for name in left)
+    again = prepared(made, bucket / "out", 1500)
+    assert perform(again, by=Engine("x", executor)).bytes_read < again.bytes_to_read
+    average(made, bucket / "alone", max_shard_size=1500)
+    there = {name.replace("alone", "out", 1): content for name, content in present(bucket / "alone").items()}
+    assert present(bucket / "out") == there
+
+
+class EngineBroken(BrokenExecutor):
+    """A worker that is lost."""
+
+
+def test_a_single_file(tmp_path: Path, bucket: StorePath, executor: Executor, monkeypatch: pytest.MonkeyPatch):
+    """One worker makes it; one that no store copies is refused, with what can be written instead."""
+    made = put_run(bucket / "run", tmp_path)
+    average(made, bucket / "alone.safetensors")
+    average(made, bucket / "x.safetensors", executor=executor)
+    there = {name.replace("alone", "x", 1): content for name, content in present(bucket / "alone.safetensors").items()}
+    found = present(bucket / "x.safetensors")
+    assert found.keys() == there.keys()
+    assert found["x.safetensors"] == there["x.safetensors"]
+    monkeypatch.setattr(store_sharing, "MOST_COPIED", 1000)
+    with pytest.raises(UsageError, match=r"x\.safetensors has .*, and a store copies at most 1 kB at once"):
+        average(made, bucket / "y" / "x.safetensors", executor=executor)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("proxy")
+@pytest.mark.parametrize("engine", ["processes=2", pytest.param("dask:local=2", marks=pytest.mark.full)])
+def test_processes_of_which_one_is_killed(tmp_path: Path, folder: StorePath, engine: str):
+    """From SeaweedFS into SeaweedFS, by processes of which one is killed in the middle: the objects of one process."""
+    made = put_run(folder / "run", tmp_path)
+    average(made, folder / "alone", max_shard_size=600)
+    job = prepared(made, folder / "out", 600)
+    killed = threading.Event()
+
+    with open_engine(engine) as opened:
+
+        def kill(done: int, total: int) -> None:
+            there = present(folder / "out")
+            told = [json.loads(there[name]) for name in there if re.search(r"parts-.*/\d+\.json$", name)]
+            if told and not killed.is_set():
+                killed.set()
+                os.kill(int(told[0]["worker"].rpartition(":")[2]), signal.SIGKILL)
+
+        perform(job, by=opened, progress=kill)
+    assert killed.is_set()
+    there = {name.replace("alone", "out", 1): content for name, content in present(folder / "alone").items()}
+    assert present(folder / "out") == there
+
+
+def prepared(made: list[Plan], place: StorePath, most_bytes: int) -> Job:
+    """Return the job of an average in shards of so many bytes."""
+    return prepare(made, parse_target(place), OutputOptions.parse(max_shard_size=most_bytes), force=False)
