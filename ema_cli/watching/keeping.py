@@ -1,7 +1,8 @@
 """Fold one checkpoint into the averages: from one moment to the next, all of it or nothing.
 
 An average in float32 is brought up to date as `average` would make it: with the share w of the new checkpoint, it is
-w x (checkpoint) + (1 - w) x (average before). So the arithmetic is that of a fold of two: `folding.kernel`.
+w x (checkpoint) + (1 - w) x (average before). So the arithmetic is that of a fold of two: `folding.kernel`. What
+float32 rounds off is kept beside it: see `rest`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ema_cli.dtypes import DTYPES
 from ema_cli.errors import OutputError
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Average, fold
+from ema_cli.folding.sink import Sink
 from ema_cli.formats.mark import METADATA_KEY
 from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.law.law import LiveLaw
@@ -30,8 +32,9 @@ from ema_cli.runs.stored_file import FIRST
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import output_errors, write_file
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.watching.moments import JOURNAL, SIDE_FILES, Journal, Moment
+from ema_cli.watching.moments import JOURNAL, REST, SIDE_FILES, Journal, Moment
 from ema_cli.watching.past import clocks_text
+from ema_cli.watching.rest import RestSink, rest_specs, wide_spec, with_rest
 from ema_cli.writing.files import FileSink, finish_files, read_back
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.side_files import SideFiles
@@ -77,10 +80,17 @@ class Update:
         }
 
     @property
+    def with_rest(self) -> frozenset[str]:
+        """Return the names of the tensors of which a rest is kept, too."""
+        return with_rest(self.specs, self.copied)
+
+    @property
     def nbytes(self) -> int:
         """Return how many bytes are written."""
-        files = len(self.plans) + (len(self.journal.folded) == 1)
-        return files * sum(spec.nbytes for spec in self.specs.values())
+        specs, is_first = self.specs, len(self.journal.folded) == 1
+        rests = 0 if is_first else sum(spec.nbytes for spec in rest_specs(specs, self.with_rest).values())
+        kept = sum(spec.nbytes for spec in specs.values())
+        return len(self.plans) * (kept + rests) + kept * is_first
 
 
 def update(
@@ -129,35 +139,49 @@ def _write_averages(
     first: Path | None,
 ) -> None:
     """Write all averages into a folder, and the first copy into `first`, in one reading of the checkpoint."""
-    specs, newest = made.specs, made.checkpoint
-    older = [] if before is None else [before.average(name) for name in made.names]
-    shares = [plan.entries[-1].weight for plan in made.plans]
+    specs, newest, names = made.specs, made.checkpoint, made.with_rest
     outputs = [
         _lay_out(inside, name, specs, _record(made, plan)) for name, plan in zip(made.names, made.plans, strict=True)
     ]
-    weights = [
-        [*((1 - share) * (number == own) for own in range(len(older))), share] for number, share in enumerate(shares)
-    ]
-    if first is not None:
-        outputs.append(_lay_out(first, FIRST, specs, _first_record(made)))
+    rests: list[Output] = []
+    if before is None:
+        older, names = [], frozenset[str]()
+        outputs += [] if first is None else [_lay_out(first, FIRST, specs, _first_record(made))]
         weights = [[1.0] for _ in outputs]
+    else:
+        older = [before.summed(name, names) for name in made.names]
+        rests = [_lay_out_rest(inside / REST, name, rest_specs(specs, names)) for name in made.names]
+        shares = [plan.entries[-1].weight for plan in made.plans]
+        weights = [
+            [*((1 - share) * (number == own) for own in range(len(older))), share]
+            for number, share in enumerate(shares)
+        ]
     with ExitStack() as stack:
-        sinks = []
-        for output in outputs:
-            sinks.append(FileSink(output, output.target.path.parent, summed=False))
-            stack.callback(sinks[-1].close)
+        files = [FileSink(output, output.target.path.parent, summed=False) for output in (*outputs, *rests)]
+        for file in files:
+            stack.callback(file.close)
+        sinks: Sequence[Sink] = files
+        if rests:
+            pairs = zip(files, files[len(outputs) :], strict=False)
+            sinks = [RestSink(file, rest, names) for file, rest in pairs]
         fold(
             [*older, newest],
             [Average(row, sink) for row, sink in zip(weights, sinks, strict=True)],
-            outputs[0].dtypes,
+            {name: (wide_spec(specs[name]) if name in names else specs[name]).dtype for name in outputs[0].dtypes},
             copied=made.copied,
             sizes=sizes,
             progress=progress,
         )
-        streams = [stream for sink in sinks for stream in sink.streams]
-        finish_files(list(zip((output.files[0] for output in outputs), streams, strict=True)), sizes.threads)
-    for output in outputs:
+        streams = [stream for file in files for stream in file.streams]
+        layouts = [output.files[0] for output in (*outputs, *rests)]
+        finish_files(list(zip(layouts, streams, strict=True)), sizes.threads)
+    for output in (*outputs, *rests):
         read_back(output.target.path, output.files[0])
+
+
+def _lay_out_rest(folder: Path, name: str, specs: Mapping[str, TensorSpec]) -> Output:
+    file = f"{name}.safetensors"
+    return Output(Target(folder / file, is_folder=False), [lay_out_file(file, specs, {})])
 
 
 def _lay_out(folder: Path, name: str, specs: Mapping[str, TensorSpec], record: Mapping[str, Any]) -> Output:

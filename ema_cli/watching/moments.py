@@ -1,8 +1,9 @@
 """The state of a watch on the disk: moments, each a folder with the averages as `EMA.store` writes them.
 
 In the folder lie `first.safetensors`, the first copy, and for the newest moment, and each that is kept, a folder with
-the name of its clock: an average in float32 for each law, `watch.json` with what was folded, and in `model` the side
-files of the newest checkpoint. A moment is there as a whole or not at all; the newest is where a watch goes on.
+the name of its clock: an average in float32 for each law, in `rest` what was rounded off it, `watch.json` with what was
+folded, and in `model` the side files of the newest checkpoint. A moment is there as a whole or not at all; the newest
+is where a watch goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ema_cli.storage.small_file import read_small_file
 from ema_cli.storage.staging import remove_abandoned
 from ema_cli.watching.past import Form, Past
 
-JOURNAL, SIDE_FILES = "watch.json", "model"
+JOURNAL, SIDE_FILES, REST = "watch.json", "model", "rest"
 _VERSION = 1
 _MOST_BYTES = 1 << 30
 _GONE = "given-up"
@@ -138,6 +139,19 @@ class Moment:
             CheckpointError: where it cannot be read.
         """
         return open_checkpoint(self.folder / f"{name}.safetensors", ReadOptions(keep_prefix=True))
+
+    def summed(self, name: str, names: frozenset[str]) -> Checkpoint:
+        """Open the average of a law with what was rounded off it, as float64; `names` are the tensors of which it was.
+
+        Raises:
+            CheckpointError: where one of them cannot be read.
+        """
+        from ema_cli.watching.rest import opened  # which loads numpy
+
+        path = self.folder / REST / f"{name}.safetensors"
+        is_first = len(self.journal.folded) == 1
+        rest = None if is_first else open_checkpoint(path, ReadOptions(keep_prefix=True))
+        return opened(self.average(name), rest, names)
 
     def form(self, average: Checkpoint) -> Form:
         """Return what the newest checkpoint said of the output, by an average of the moment.

@@ -291,3 +291,30 @@ def test_a_checkpoint_of_another_model_is_an_error(tmp_path: Path):
     torch.save({"model": {"layer.weight": torch.ones(4, 5)}, "step": 200}, tmp_path / "run" / "step-200.pt")
     with pytest.raises(RunError, match="layer"):
         watch(tmp_path / "run", tmp_path / "out.safetensors", LAWS["half-life"], waiting=ONCE)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*(pytest.param(kind, marks=pytest.mark.full) for kind in ("walk", "rest in bfloat16")), "rest"],
+)
+def test_a_hundred_checkpoints_of_half_life_err_no_more_than_one(kind: str, tmp_path: Path):
+    """Of weights near 1 that wander, and of weights that have come to rest, of which float32 alone would lose all.
+
+    What is rounded off is kept, so that only the last rounding is left.
+    """
+    random = torch.Generator().manual_seed(3)
+    value, saved, shares = torch.ones(2000), [], []
+    (tmp_path / "run").mkdir()
+    recipe = Recipe(half_life="100ba", update_interval="every")
+    for step in range(1, 151):
+        if kind == "walk" or step < 30:
+            value = value + 0.01 * torch.randn(2000, generator=random)
+        saved.append(value.bfloat16() if "bfloat16" in kind else value)
+        save_file({"w": saved[-1]}, tmp_path / "run" / f"step-{step}.safetensors")
+    watch(tmp_path / "run", tmp_path / "out.safetensors", recipe, waiting=ONCE, dtype="float32")
+    shares = [2.0 ** -(1 / 100)] * 150
+    exact = saved[0].double()
+    for tensor, share in zip(saved[1:], shares, strict=False):
+        exact = share * exact + (1 - share) * tensor.double()
+    written = load_file(tmp_path / "out.safetensors")["w"].double()
+    assert (written - exact).abs().max() <= 0.7 * 2.0**-24 * exact.abs().max().ceil()
