@@ -39,9 +39,11 @@ class BlockTask:
 
     @property
     def is_copied(self) -> bool:
-        """Return whether the block is written as it is stored: a lone checkpoint is, in its own dtype."""
+        """Return whether the block is written as it is stored: a lone checkpoint of weight 1 is, in its own dtype."""
         dtypes = self.block.dtypes
-        return not self.block.averaged or (len(dtypes) == 1 and dtypes[0] == self.block.target)
+        return not self.block.averaged or (
+            len(dtypes) == 1 and dtypes[0] == self.block.target and all(self.weights.normal)
+        )
 
 
 @dataclass(frozen=True, slots=True)

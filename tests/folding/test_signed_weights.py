@@ -64,6 +64,16 @@ def test_each_sum_is_that_of_float64_and_beside_others_to_the_byte_what_it_is_al
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel", [NUMPY, chosen_kernel().kernel], ids=["numpy", "chosen"])
+def test_a_lone_checkpoint_has_its_weight_too(dtype: torch.dtype, kernel: Kernel):
+    """It is not copied, unless its weight is 1: powers of 2, and the sign, are exact."""
+    (only,) = models(dtype, 1)
+    rows = [[-1.0], [0.5], [2.0], [1.0]]
+    for (weight,), data in zip(rows, folded([only], rows, kernel), strict=True):
+        assert torch.equal(values(data, dtype), only * weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", [NUMPY, chosen_kernel().kernel], ids=["numpy", "chosen"])
 def test_equal_values_stay_to_the_bit_whatever_the_weights(dtype: torch.dtype, kernel: Kernel):
     """As long as weights sum to 1, frozen values stay as they are: also by 50,000 and -49,999 times the same."""
     (frozen,) = models(dtype, 1)
