@@ -258,7 +258,9 @@ def _check_companions(options: LawOptions) -> None:
     }
     for name, (owner, value) in companions.items():
         theirs = named.get(owner)
-        if named.get(name) and (theirs is None or (owner == "profile" and theirs != value)):
+        own = named.get(name)
+        is_given = own is not None and own is not False  # 0 is given
+        if is_given and (theirs is None or (owner == "profile" and theirs != value)):
             raise UsageError(f"goes with {option(owner, value)}", option=name, hint="leave out one, or add the other")
     if options.get("extrapolate") is not None and options.get("half_life") is None and options.get("window") is None:
         raise UsageError(

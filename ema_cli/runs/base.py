@@ -10,6 +10,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.errors import RunError, option
 from ema_cli.law.time import Unit
+from ema_cli.runs.entering import files_of
 from ema_cli.runs.opening import open_named, open_searched, search_folder
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.paths import check_paths
@@ -39,10 +40,11 @@ def open_base(path: Path, options: OpenOptions) -> Checkpoint:
 
 def place_base(base: Checkpoint, checkpoints: Sequence[Checkpoint], units: Sequence[Unit]) -> Checkpoint:
     """Return the model with a name that no checkpoint has, at clock 0; or, where it is one of these, as that is."""
-    path = base.path.absolute()
-    same = next((checkpoint for checkpoint in checkpoints if checkpoint.path.absolute() == path), None)
+    files = files_of(base)
+    same = next((checkpoint for checkpoint in checkpoints if files_of(checkpoint) == files), None)
     if same is not None:
         return same
+    path = base.path.absolute()
     return replace(at_beginning(base, units), name=_free_name(path, {each.name for each in checkpoints}))
 
 

@@ -46,12 +46,17 @@ def drop_aliases(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[Passe
     kept: dict[object, Checkpoint] = {}
     dropped = []
     for checkpoint in sorted(opened, key=preference):
-        key = tuple(file.identity for file in checkpoint.files)
+        key = files_of(checkpoint)
         if key in kept:
             dropped.append(PassedOver(checkpoint.name, f"the same file as {kept[key].name}"))
         else:
             kept[key] = checkpoint
     return list(kept.values()), dropped
+
+
+def files_of(checkpoint: Checkpoint) -> tuple[object, ...]:
+    """Return which files a checkpoint consists of, whatever path leads to them."""
+    return tuple(file.identity for file in checkpoint.files)
 
 
 def preference(checkpoint: Checkpoint) -> tuple[object, ...]:

@@ -92,6 +92,21 @@ def test_an_average_is_what_inspect_says_and_is_verified_and_repeated(run: Path,
         assert done.code == 0, done.err
 
 
+def test_a_checkpoint_is_the_base_at_its_own_clock_by_whatever_path_it_is_named(run: Path, cli: Cli):
+    """Through a link, by the folder's other name, or with dots in it: it does not enter twice, nor count from 0."""
+    (run / "link").symlink_to("ckpts")
+    (run / "begin.safetensors").symlink_to("ckpts/step-200.safetensors")
+    law = ("--profile", "bema", "--json")
+    plain = json.loads(cli("inspect", "ckpts", *law, "--base", "ckpts/step-200.safetensors").out)["plans"]
+    assert plain[0]["entries"][0] == {
+        "name": "step-200.safetensors",
+        "clock": "200ba",
+        "weight": pytest.approx(0.48, 0.1),
+    }
+    for base in ("ckpts/../ckpts/step-200.safetensors", "link/step-200.safetensors", "begin.safetensors"):
+        assert json.loads(cli("inspect", "ckpts", *law, "--base", base).out)["plans"] == plain, base
+
+
 def test_the_manifest_tells_what_was_given(run: Path, cli: Cli):
     """Numbers, coefficients, and that they may have any sum; and the name of the base."""
     recipes = {}
@@ -145,6 +160,7 @@ def test_a_manifest_that_is_not_true_is_told(run: Path, cli: Cli, key: str, valu
         (("--coefficients", "nowhere.csv"), 2, "--coefficients: nowhere.csv: cannot be opened"),
         (("--coefficients", "tasks.json"), 2, "--coefficients: the sum is 1.25, not 1"),
         (("--any-sum", "--half-life", "5ba"), 2, "--any-sum: goes with --coefficients"),
+        (("--lag", "0", "--half-life", "5ba"), 2, "--lag: goes with --profile bema"),
         (
             ("--coefficients", "weights.csv", "--series"),
             2,
