@@ -286,6 +286,7 @@ Nothing is written. Sums alone: sha256sum -c release.safetensors.sha256"""
     ] = False
     anonymous: Anonymous = False
     no_cache: NoCache = False
+    on: On = None
     threads: Threads = None
     as_json: AsJson = False
 

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TypeVar
 
 from ema_cli.engines.engine import Engine, EngineError, Loss
-from ema_cli.engines.records import Done
 from ema_cli.engines.tasks import Task
 from ema_cli.engines.work import versions
-from ema_cli.engines.worker import run_task
 from ema_cli.errors import EmaError, UsageError
 
+T = TypeVar("T")
 _MOST_TRIES = 4  # a task is sent, and three times again
 _TICK_SECONDS = 0.2
 
 
 def dispatch(
     engine: Engine,
+    function: Callable[[Mapping[str, str], bytes, Task], T],
     packed: bytes,
     tasks: Sequence[Task],
     describe: Callable[[Task], str],
-    tick: Callable[[Sequence[Done]], None],
-    sent: set[Future[Done]],
-) -> list[Done]:
+    tick: Callable[[Sequence[T]], None],
+    sent: set[Future[T]],
+) -> list[T]:
     """Have tasks done, in any order; return what became of them.
 
     Args:
         engine: does them.
+        function: does one, given our versions, the work and the task: as `worker.run_task`.
         packed: the work.
         tasks: the tasks.
         describe: says what a task makes, for messages.
@@ -38,11 +40,11 @@ def dispatch(
         EngineError: where workers are lost again and again with one task, or the engine is.
         EmaError: of a task.
     """
-    wanted, tries, done = versions(), dict.fromkeys(tasks, 0), list[Done]()
+    wanted, tries, done = versions(), dict.fromkeys(tasks, 0), list[T]()
 
-    def send(task: Task) -> Future[Done]:
+    def send(task: Task) -> Future[T]:
         try:
-            future = engine.executor.submit(run_task, wanted, packed, task)
+            future = engine.executor.submit(function, wanted, packed, task)
         except RuntimeError as error:  # a broken pool, or one that was shut down
             engine.check()
             raise EngineError(
@@ -51,7 +53,7 @@ def dispatch(
         sent.add(future)
         return future
 
-    running: dict[Future[Done], Task] = {}
+    running: dict[Future[T], Task] = {}
     try:
         for task in tasks:
             running[send(task)] = task
@@ -76,14 +78,14 @@ def dispatch(
     return done
 
 
-def _lost(engine: Engine, future: Future[Done]) -> Loss | None:
+def _lost(engine: Engine, future: Future[T]) -> Loss | None:
     if future.cancelled():
         return Loss()
     error = future.exception()
     return None if error is None else engine.loss(error)
 
 
-def _result(future: Future[Done], engine: Engine) -> Done:
+def _result(future: Future[T], engine: Engine) -> T:
     """Return the result of a task.
 
     Raises:

@@ -11,7 +11,9 @@ from ema_cli.engines.dispatch import dispatch
 from ema_cli.engines.engine import Engine, EngineError
 from ema_cli.engines.records import Done
 from ema_cli.engines.sharing import FINISHING, MAKING, Sharing, bytes_so_far
+from ema_cli.engines.tasks import Task
 from ema_cli.engines.work import pack
+from ema_cli.engines.worker import run_task
 from ema_cli.folding.fold import Folded
 from ema_cli.job import Job
 from ema_cli.passes import Pass
@@ -107,9 +109,14 @@ class Spread(Sharing):
         def tick(ended: Sequence[Done]) -> None:
             progress(min(bytes_so_far([*done, *ended], work.tasks), job.bytes_to_read), job.bytes_to_read)
 
+        def describe(task: Task) -> str:
+            return task.describe(job.outputs)
+
         for steps in (MAKING, FINISHING):
             now = [task for task in tasks if task.step in steps]
-            done += dispatch(self._engine, packed, now, lambda task: task.describe(job.outputs), tick, self._sent)
+            done += dispatch(
+                self._engine, run_task, packed, now, lambda task: task.describe(job.outputs), tick, self._sent
+            )
         return self._gather(job, tasks, done, record)
 
     def _lease_of_workers(self, job: Job, folders: Sequence[Path]) -> tuple[Path, str, float]:

@@ -56,7 +56,7 @@ class Work:
 
 def pack(work: Work) -> bytes:
     """Return the work as bytes, for workers."""
-    outputs = [_without_functions(output) for output in work.outputs]
+    outputs = [travelling(output) for output in work.outputs]
     return zlib.compress(pickle.dumps(replace(work, outputs=outputs), protocol=5), 1)
 
 
@@ -73,7 +73,7 @@ def unpack(packed: bytes) -> Work:
         return _opened[1]
 
 
-def _without_functions(output: Output) -> Output:
+def travelling(output: Output) -> Output:
     """Return an output that can travel: what says where tensors go is found again by who needs it."""
     likeness = output.likeness
     if likeness is not None:

@@ -22,6 +22,7 @@ from ema_cli.errors import EmaError, OutputError
 from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.sample import Parts
+from ema_cli.folding.sink import Sink
 from ema_cli.storage.checksums import Crc32, Digest
 from ema_cli.storage.lease import Watch
 from ema_cli.storage.location import location, look_anew
@@ -94,8 +95,23 @@ def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = l
             folded, blocks, sums = _make_stretch(work, task, outputs, check, progress)
         else:
             sums = [_finish(work, output, number) for number, output in enumerate(outputs)]
-    none: list[list[str]] = [[] for _ in outputs]
-    done = Done(
+    done = done_of(work, task, worker, began, folded, blocks, sums)
+    write_done(work.tasks, done, token)
+    return done
+
+
+def done_of(
+    work: Work,
+    task: Task,
+    worker: str,
+    began: float,
+    folded: Folded | None,
+    blocks: BlockSums | None,
+    sums: list[list[str]],
+) -> Done:
+    """Return what became of a task that `worker` began at a time of the monotonic clock."""
+    ledgers = folded.non_finite if folded is not None else []
+    return Done(
         task.number,
         work.digest,
         worker,
@@ -103,12 +119,10 @@ def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = l
         time.monotonic() - began,
         folded.bytes_read if folded is not None else 0,
         sums,
-        [sorted(each.let_through) for each in folded.non_finite] if folded is not None else none,
-        [sorted(each.infinite) for each in folded.non_finite] if folded is not None else none,
+        [sorted(each.let_through) for each in ledgers] or [[] for _ in sums],
+        [sorted(each.infinite) for each in ledgers] or [[] for _ in sums],
         blocks.sums() if blocks is not None else [],
     )
-    write_done(work.tasks, done, token)
-    return done
 
 
 def _check_of(work: Work) -> Callable[[], None] | None:
@@ -141,7 +155,7 @@ def _make_whole(
         for number, output in enumerate(outputs):
             sinks.append(make_sink(output, folder / str(number), summed=work.summed))
             stack.callback(sinks[-1].close)
-        folded, blocks = _fold(work, outputs, sinks, None, check, progress)
+        folded, blocks = fold_task(work, outputs, sinks, None, check, progress)
         streams = [stream for sink in sinks for stream in sink.streams]
         files = [file for output in outputs for file in output.files]
         rest = iter(finish_files(list(zip(files, streams, strict=True)), work.sizes.threads))
@@ -189,7 +203,7 @@ def _make_stretch(
             stack.callback(streams[-1].close)
             streams[-1].extend(file.size)
             sinks.append(FileSink.into(output, streams[-1]))
-        folded, blocks = _fold(work, outputs, sinks, task.parts(outputs[0]), check, progress)
+        folded, blocks = fold_task(work, outputs, sinks, task.parts(outputs[0]), check, progress)
         for stream in streams:
             stream.sync()
         return folded, blocks, [[stream.crc32()] for stream in streams]
@@ -208,14 +222,24 @@ def _finish(work: Work, output: Output, number: int) -> list[str]:
         stream.close()
 
 
-def _fold(
+def fold_task(
     work: Work,
     outputs: Sequence[Output],
-    sinks: Sequence[FileSink | PieceSink],
+    sinks: Sequence[Sink],
     parts: Parts | None,
     check: Callable[[], None] | None,
     progress: ProgressCallback,
 ) -> tuple[Folded, BlockSums | None]:
+    """Fold the range of a task into a sink for each average; return the sums of what is read, too, if they are wanted.
+
+    Args:
+        work: the averaging.
+        outputs: its outputs, with the files of the task alone.
+        sinks: take the bytes.
+        parts: the elements of a stretch; None for all.
+        check: called before each block; may raise.
+        progress: called now and then.
+    """
     targets: Mapping[str, DType] = outputs[0].dtypes
     if parts is not None:
         targets = {name: dtype for name, dtype in targets.items() if name in parts.parts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ema_cli.cli import requests
@@ -10,6 +11,8 @@ from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.verify_sentences import not_verified
 from ema_cli.dataclass import dataclass
+from ema_cli.engines.engine import Engine
+from ema_cli.engines.opening import only_works, open_engine
 from ema_cli.errors import UsageError, VerificationError, option
 from ema_cli.folding.sample import Sample
 from ema_cli.manifest.signing import PublicKey, open_public_keys
@@ -35,6 +38,7 @@ class VerifyRequest:
     like_input: bool
     strict: bool
     threads: int
+    engine: AbstractContextManager[Engine | None]
 
     @classmethod
     def resolve(cls, options: VerifyOptions) -> VerifyRequest:
@@ -51,6 +55,7 @@ class VerifyRequest:
             ("strict", options.against or options.signed_by),
             ("like_input", options.against),
             ("merge_into", options.against),
+            ("on", options.against),
         )
         for name, applies in wanted:
             if getattr(options, name) and not applies:
@@ -59,6 +64,8 @@ class VerifyRequest:
                     option=name,
                     hint=f"say where the checkpoints are: {option('against')} ckpts/ {option(name)}",
                 )
+        if options.on is not None and options.sample:
+            raise UsageError("reads little, which this process does", option="sample", hint=f"leave out {option('on')}")
         for path in options.against:
             check_exists(path)
         if not options.outputs:
@@ -74,16 +81,19 @@ class VerifyRequest:
             options.like_input,
             options.strict,
             options.threads or default_threads(),
+            nullcontext() if options.on is None else open_engine(options.on),
         )
 
 
 def run(options: VerifyOptions) -> int:
     """Show of each average whether it holds; return the exit code."""
+    if only_works(options.on):
+        return 0
     request = VerifyRequest.resolve(options)
     printer = make_printer("verify", as_json=options.as_json)
-    averages = [
-        _verify(published, request, printer) for published in find_averages(request.outputs, request.allow_extra)
-    ]
+    found = find_averages(request.outputs, request.allow_extra)
+    with request.engine as engine:
+        averages = [_verify(published, request, engine, printer) for published in found]
     problem = None
     if any(verified.problems for verified in averages):
         problem = VerificationError(not_verified(averages), hint=_HINT)
@@ -91,7 +101,7 @@ def run(options: VerifyOptions) -> int:
     return problem.exit_code if problem else 0
 
 
-def _verify(published: Published, request: VerifyRequest, printer: Printer) -> Verified:
+def _verify(published: Published, request: VerifyRequest, engine: Engine | None, printer: Printer) -> Verified:
     with printer.progress("verifying") as progress:
         verified = verify(
             published,
@@ -111,6 +121,7 @@ def _verify(published: Published, request: VerifyRequest, printer: Printer) -> V
                 sample=Sample.of(request.seed) if request.sample else None,
                 merge_into=request.merge_into,
                 threads=request.threads,
+                engine=engine,
                 progress=progress,
             )
     return demand_all(verified) if request.strict else verified

@@ -1,0 +1,115 @@
+"""Have an average compared with its checkpoints by an engine: the same cuts as when it is made, and nothing written."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ema_cli.dataclass import dataclass
+from ema_cli.engines.block_sums import together
+from ema_cli.engines.dispatch import dispatch
+from ema_cli.engines.engine import Engine
+from ema_cli.engines.records import Done
+from ema_cli.engines.sharing import MAKING
+from ema_cli.engines.tasks import Step, Task, cut_tasks
+from ema_cli.engines.work import Work, check_versions, travelling
+from ema_cli.engines.worker import done_of, fold_task, name_of_worker
+from ema_cli.errors import EmaError
+from ema_cli.folding.buffers import BufferSizes
+from ema_cli.folding.fold import Folded
+from ema_cli.folding.non_finite import NonFinite
+from ema_cli.job import Job
+from ema_cli.release.byte_comparison import Comparison
+from ema_cli.system.progress import ProgressCallback, no_progress
+from ema_cli.writing.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A task whose range is compared: as one that is done, and of each tensor the bytes that differ, and the first."""
+
+    done: Done
+    differences: list[tuple[str, int, int]]
+
+
+def compare_by(
+    engine: Engine, job: Job, comparison: Comparison, record: Record, sizes: BufferSizes, progress: ProgressCallback
+) -> Folded:
+    """Have the average of a job compared by an engine.
+
+    Args:
+        engine: does it.
+        job: the average.
+        comparison: what it is compared with; takes the differences.
+        record: is told the sums of what is read.
+        sizes: threads and memory of one task.
+        progress: called now and then.
+
+    Raises:
+        EngineError: where workers are lost again and again, or the engine is.
+        EmaError: as averaging.
+    """
+    work = Work(
+        "",
+        job.tied,
+        job.weights,
+        [job.checkpoints.index(plan.newest) for plan in job.plans],
+        [travelling(output) for output in job.outputs],
+        [],
+        job.copied,
+        job.options.allow_non_finite,
+        summed=False,
+        checksum=record.checksums is not None,
+        sizes=sizes,
+        tasks=Path(),
+        lease=None,
+    )
+    packed = zlib.compress(pickle.dumps((work, comparison), protocol=5), 1)
+    tasks = [task for task in cut_tasks(job.outputs, shared_files=True) if task.step in MAKING]
+
+    def tick(ended: Sequence[Compared]) -> None:
+        progress(sum(each.done.bytes_read for each in ended), job.bytes_to_read)
+
+    compared = dispatch(engine, run_comparison, packed, tasks, lambda task: task.describe(job.outputs), tick, set())
+    non_finite = NonFinite(job.checkpoints, allowed=job.options.allow_non_finite)
+    for each in compared:
+        comparison.add(each.differences)
+        non_finite.let_through.update(each.done.let_through[0])
+        non_finite.infinite.update(each.done.infinite[0])
+    if record.checksums is not None:
+        record.checksums = together(len(job.checkpoints), (sums for each in compared for sums in each.done.blocks))
+    return Folded(sum(each.done.bytes_read for each in compared), [non_finite])
+
+
+_opened: tuple[bytes, tuple[Work, Comparison]] | None = None
+_opening = threading.Lock()
+
+
+def run_comparison(wanted: Mapping[str, str], packed: bytes, task: Task) -> Compared:
+    """Compare the range of a task in this process, for another one; see `engines.worker.run_task`.
+
+    Raises:
+        UsageError: where this process has other versions.
+        EmaError: as averaging; it names this worker.
+    """
+    global _opened
+    worker, began = name_of_worker(), time.monotonic()
+    check_versions(wanted, worker)
+    with _opening:
+        if _opened is None or _opened[0] != packed:
+            _opened = packed, pickle.loads(zlib.decompress(packed))
+        work, whole = _opened[1]
+    comparison = whole.again()
+    outputs = task.select(work.outputs)
+    parts = task.parts(outputs[0]) if task.step is Step.STRETCH else None
+    try:
+        folded, blocks = fold_task(work, outputs, [comparison], parts, None, no_progress)
+    except EmaError as error:
+        error.fact = f"{error.fact} (worker {worker})"
+        raise
+    done = done_of(work, task, worker, began, folded, blocks, [[] for _ in outputs])
+    return Compared(done, [(name, each.nbytes, each.first) for name, each in comparison.different.items()])
