@@ -203,12 +203,13 @@ def _parse(file: InputFile, digest: bytes, state: State) -> Metadata:
             raise Damaged(f"{shown(name)} is described by a {_kind(entry)}, which is unknown")
     if len(metadata.tensors) > 4 * MAX_TENSORS:  # the optimizer has some for each of the model's
         raise Damaged(f"it names {len(metadata.tensors)} tensors; at most {4 * MAX_TENSORS} are read")
+    plain: set[str] = set()
     for key, info in _dict(state.get("storage_data")).items():
         index = _state(key, _INDEX)
         name = index.get("fqn")
         if not isinstance(name, str):
             raise Damaged("it stores something without a name")
-        record = _record(name, _state(info, _STORAGE))
+        record = _record(name, _state(info, _STORAGE), plain)
         if name in blobs:
             metadata.items[name] = record
         else:
@@ -238,14 +239,16 @@ def _joined_length(path: tuple[str | int, ...]) -> int:
     return sum(len(part) if isinstance(part, str) else len(str(part)) for part in path) + len(path) - 1
 
 
-def _record(name: str, info: State) -> Record:
+def _record(name: str, info: State, plain: set[str]) -> Record:
+    """Return the record that a storage info describes; `plain`: names of files that were seen to be names."""
     file, start, size = info.get("relative_path"), info.get("offset"), info.get("length")
-    if not isinstance(file, str) or not is_plain_name(file):
+    if not isinstance(file, str) or not (file in plain or is_plain_name(file)):
         raise Damaged(f"'{name}' is said to be in {shown(file)}, which is not a file name")
     if not (_is_count(start) and _is_count(size)):
         raise Damaged(f"'{name}' lies at no place in its file")
     if info.get("transform_descriptors"):
         raise Damaged(f"'{name}' is stored compressed or encrypted, which is not read")
+    plain.add(file)
     return Record(file, start, size)
 
 

@@ -90,6 +90,7 @@ class _Pausing(Machine):
                 if not all(isinstance(key, str) for key in self.stack[::2]):
                     return None
                 values = [Opaque() if number % 2 else key for number, key in enumerate(self.stack)]
-                memo = [value if isinstance(value, str | Name) else Opaque() for value in self.memo]
+                other = Opaque()  # one for all: of millions nothing is asked but that they are passed on
+                memo = [value if isinstance(value, str | Name) else other for value in self.memo]
                 return Beginning(self.limit, around.kind, values, memo)
         return None

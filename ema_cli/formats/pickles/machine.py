@@ -54,6 +54,7 @@ class Machine:
         self.memo: list[Any] = []  # what was remembered under 0, 1, 2, ..., as is usual
         self.memo_beyond: dict[int, Any] = {}  # and what was not in that order
         self.copied = 0
+        self.unknown: set[str] = set()  # what was called, and means nothing here
 
     def take(self, size: int) -> bytes:
         """Return the next `size` bytes."""
@@ -169,6 +170,9 @@ class Machine:
         if not isinstance(function, Name):
             self.push(Inert("unnamed", args))
             return
+        if function.path in self.unknown:
+            self.push(Inert(function.path, args))
+            return
         known = KNOWN_CALLS.get(function.path)
         if known is not None:
             for arg in args if not function.path.startswith("torch._") else ():  # which copy nothing
@@ -179,6 +183,7 @@ class Machine:
             kind = function.path.rpartition(".")[2].removeprefix("_rebuild_").replace("_", " ")
             self.push(Refused(f"it is a tensor of an unsupported kind ({kind})"))
         else:
+            self.unknown.add(function.path)
             self.push(Inert(function.path, args))
 
     def name(self, module: str, name: str) -> None:
