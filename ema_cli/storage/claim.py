@@ -19,7 +19,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, OutputError
 from ema_cli.storage.listing import listing_of
 from ema_cli.storage.names import StorePath
-from ema_cli.storage.stores import client_of, obstore, output_errors_in_store
+from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, remove
 
 _LEASE = timedelta(minutes=10)  # clocks of machines and stores differ by less
 _RENEWED_SECONDS = 60.0
@@ -114,7 +114,7 @@ class Claim:
         self._ended.set()
         with suppress(OutputError), output_errors_in_store(self._path):
             if self.is_ours():
-                obstore().delete(client_of(self._path), self._path.key)
+                remove(self._path)
 
     @property
     def path(self) -> StorePath:

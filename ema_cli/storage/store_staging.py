@@ -24,7 +24,7 @@ from ema_cli.storage.listing import forget_listings, listing_of
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.storage.store_stream import Frame, StoreStream
-from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, store_errors
+from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, remove, store_errors
 from ema_cli.storage.unfinished import abort_unfinished
 from ema_cli.storage.uploads import part_bytes, parts_at_once
 from ema_cli.system.signals import deferred_signals, note_publication
@@ -32,7 +32,6 @@ from ema_cli.text import plural
 
 IGNORES_CONDITIONS = "this store ignores conditions: it keeps no second run out, so let only one write there at a time"
 _FILES_AT_ONCE = 2
-_TRIES = 3  # of a removal
 
 
 def temporary_folder() -> Path:
@@ -234,7 +233,7 @@ class StoreStaging(Staging):
         """Remove the objects at some addresses, if they are there."""
         for path in paths:
             with output_errors_in_store(path), suppress(FileNotFoundError):
-                _delete(path)
+                remove(path)
 
     def _check(self) -> None:
         """Check that all is there that was put, in full, and that no other run took the claim; read back what was sent.
@@ -265,15 +264,6 @@ class StoreStaging(Staging):
         note_publication()
         self._put.clear()
         forget_listings()
-
-
-def _delete(path: StorePath) -> None:
-    """Remove an object. obstore does not ask again where the answer was cut; to remove what is gone does no harm."""
-    for _ in range(_TRIES - 1):
-        with suppress(obstore().exceptions.GenericError):
-            obstore().delete(client_of(path), path.key)
-            return
-    obstore().delete(client_of(path), path.key)
 
 
 def _check_end(stream: StoreStream) -> None:

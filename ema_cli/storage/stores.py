@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from importlib import import_module
@@ -21,6 +21,7 @@ from ema_cli.storage.names import HUB, WEB, StorePath
 
 _CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)  # of one request
 _RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
+_TRIES = 3  # of a removal
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
 _MESSAGE = re.compile(r"<Message>([^<]{1,200})</Message>")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -195,3 +196,12 @@ def _advice(path: StorePath, reason: str) -> str | None:
     if known is None or not reason.startswith(_ANSWERED_NO):
         return None
     return f"credentials come from the environment: {known}; what is public is read with {option('anonymous', True)}"
+
+
+def remove(path: StorePath) -> None:
+    """Remove an object. obstore does not ask again where the answer was cut; to remove what is gone does no harm."""
+    for _ in range(_TRIES - 1):
+        with suppress(obstore().exceptions.GenericError):
+            obstore().delete(client_of(path), path.key)
+            return
+    obstore().delete(client_of(path), path.key)
