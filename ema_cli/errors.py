@@ -150,6 +150,10 @@ class RunError(EmaError):
     exit_code = 4
 
 
+class NothingLeft(RunError):
+    """A recipe by which no checkpoint of a run enters."""
+
+
 class NoSuchWeights(RunError):
     """A checkpoint without the weights that were asked for: raw ones or averages."""
 

@@ -27,6 +27,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "against": ("source", "sources", "inputs", "checkpoints"),
 }
 _ALL_ALIKE = ("--uniform", "--mean", "--swa")
+_OF_ALL = ("--last", "--stop", "--window", "--bias-correction", "--series", "--coefficients")
 OPTIONS = {f"--{word}": name for name, words in _WORDS.items() for word in words}
 
 
@@ -42,6 +43,8 @@ def known_elsewhere(typed: str, options: set[str], hint: str) -> UsageError | No
     dashed = typed.lower().replace("_", "-")
     if dashed in ("--device", "--cuda", "--gpu"):
         return UsageError(fact, hint=_DEVICE)
+    if dashed in _OF_ALL and "--restart-from" in options:
+        return UsageError(fact, hint="it needs checkpoints that are not there yet, or no more: leave it out")
     name = dashed.removeprefix("--").replace("-", "_") if dashed in options else OPTIONS.get(dashed)
     if name is None or f"--{name.replace('_', '-')}" not in options:
         return None

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from ema_cli.checkpoint import MIN_CLOCK, Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import RunError, UsageError, option
+from ema_cli.errors import NothingLeft, RunError, UsageError, option
 from ema_cli.law.bema import Bema
 from ema_cli.law.coefficients import Coefficients
 from ema_cli.law.events import Events
@@ -161,15 +161,15 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     return Plan(run, recipe, entries, tuple(skipped), tuple(pair for pair in twins if pair[0] in entered))
 
 
-def _nothing_left(run: Run, recipe: Recipe, skipped: Sequence[Skipped]) -> RunError:
+def _nothing_left(run: Run, recipe: Recipe, skipped: Sequence[Skipped]) -> NothingLeft:
     """Return the error for a recipe by which no checkpoint enters."""
     between = [skip for skip in skipped if skip.between_updates]
     shown = between[-1] if between else skipped[0]
     fact = f"no checkpoint is left to average: {shown.checkpoint.name}: {shown.reason}"
     if not between or recipe.interval is None:
-        return RunError(fact, subject=run.root, hint=f"see what each checkpoint is: ema-cli inspect {run.root}")
+        return NothingLeft(fact, subject=run.root, hint=f"see what each checkpoint is: ema-cli inspect {run.root}")
     unit = recipe.interval.unit
-    return RunError(
+    return NothingLeft(
         f"{fact}, and it is at {Time(_clock(shown.checkpoint, unit), unit)}",
         subject=run.root,
         hint=f"fold each checkpoint, whatever time passed: {option('update_interval', 'every')}",

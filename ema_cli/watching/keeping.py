@@ -180,8 +180,7 @@ def _write_averages(
 
 
 def _lay_out_rest(folder: Path, name: str, specs: Mapping[str, TensorSpec]) -> Output:
-    file = f"{name}.safetensors"
-    return Output(Target(folder / file, is_folder=False), [lay_out_file(file, specs, {})])
+    return _lay_out(folder, name, specs, {"watched": f"what was rounded off {name}"})
 
 
 def _lay_out(folder: Path, name: str, specs: Mapping[str, TensorSpec], record: Mapping[str, Any]) -> Output:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import RunError, UsageError, option
+from ema_cli.errors import NothingLeft, UsageError, option
 from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, least_bytes
 from ema_cli.job import lay_out, refuse_averaged
 from ema_cli.law.time import Unit
@@ -57,9 +57,7 @@ def make_update(
         before = form.stand_ins(journal.folded, asked.path)
     try:
         plans = plans_over(asked, [*before, checkpoint], unit)
-    except RunError as problem:
-        if before:
-            raise
+    except NothingLeft as problem:
         return Skip(problem.fact)
     reason = _skipped(plans[0], checkpoint)
     if reason is not None:

@@ -318,3 +318,23 @@ def test_a_hundred_checkpoints_of_half_life_err_no_more_than_one(kind: str, tmp_
         exact = share * exact + (1 - share) * tensor.double()
     written = load_file(tmp_path / "out.safetensors")["w"].double()
     assert (written - exact).abs().max() <= 0.7 * 2.0**-24 * exact.abs().max().ceil()
+
+
+def test_averages_in_the_folder_of_the_run_are_none_of_its_checkpoints(tmp_path: Path):
+    """Neither what is published there nor what is kept."""
+    for step in STEPS:
+        write_torch_run(tmp_path / "run", [step])
+        watched = watch(tmp_path / "run", tmp_path / "run" / "averages", LAWS["two"], waiting=ONCE, store_every="300ba")
+        assert [entered.name for entered in watched.entered] == [f"step-{step}.pt"]
+    assert [checkpoint.name for checkpoint in open_run(tmp_path / "run").checkpoints] == [
+        f"step-{step}.pt" for step in STEPS
+    ]
+
+
+def test_a_half_life_of_the_training_so_far_is_watched_too(tmp_path: Path):
+    """Its share follows from the clocks, as that of the power profile does."""
+    write_torch_run(tmp_path / "run", STEPS)
+    recipe = Recipe(half_life="20%ba")
+    watch(tmp_path / "run", tmp_path / "watched.safetensors", recipe, waiting=ONCE)
+    average(make_plan(open_run(tmp_path / "run"), recipe), tmp_path / "averaged.safetensors")
+    assert_near(tmp_path / "watched.safetensors", tmp_path / "averaged.safetensors")

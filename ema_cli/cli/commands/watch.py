@@ -72,6 +72,8 @@ def resolve(options: WatchOptions) -> Asked:
 
 def _recipes(options: WatchOptions) -> tuple[Recipe, ...]:
     law = options.law
+    if not law.half_life and law.smoothing is None and law.profile is None:
+        raise UsageError("which average?", hint=f"as {option('half_life', '500ba')}, repeatable: an average of each")
     return requests.recipes(
         RecipeOptions(
             half_life=law.half_life,
