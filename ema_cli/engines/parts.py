@@ -18,17 +18,18 @@ from types import TracebackType
 from ema_cli.dataclass import dataclass
 from ema_cli.engines.records import Done, is_done
 from ema_cli.engines.sharing import FINISHING, MAKING, Sharing
-from ema_cli.engines.tasks import Task
+from ema_cli.engines.tasks import Task, cut_tasks
 from ema_cli.engines.work import Work
 from ema_cli.engines.worker import do_task, name_of_worker
 from ema_cli.errors import Missing, OutputError, UsageError, option
 from ema_cli.folding.fold import Folded
 from ema_cli.job import Job
 from ema_cli.passes import Pass
-from ema_cli.storage.lease import Held, Lease
-from ema_cli.storage.location import location
+from ema_cli.storage.lease import Held
+from ema_cli.storage.location import location, look_anew
+from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WrittenFile
-from ema_cli.storage.staging import Sender, SharedStaging
+from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.files import make_folder
@@ -122,22 +123,21 @@ class Parts(Sharing):
     """
 
     def __init__(self, job: Job, part: Part, fingerprints: Sequence[str], *, checksum: bool) -> None:
-        super().__init__(job, fingerprints, checksum=checksum, by="part")
-        if not isinstance(self.staging, SharedStaging):
+        super().__init__(job, fingerprints, checksum=checksum, by="part", claims=False)
+        if isinstance(job.target.path, StorePath) and len(cut_tasks(job.outputs, shared_files=False)) < 2:
             raise UsageError(
-                f"is in a store, and {option('part')} writes into a folder that all parts see",
+                "is one file in a store, in which each part makes whole files only",
                 subject=job.target.path,
-                hint=f"write to a file system that all machines share, or have it done with {option('on')}",
+                hint=f"write a folder of shards: {option('o', str(job.target.path.with_suffix('')))} "
+                f"{option('max_shard_size', '5GB')}",
             )
-        self._shared = self.staging
         self.part = part
         self.waiting = 0
         self._stack = ExitStack()
         self._is_over = False  # nobody needs the folder any more
 
-    def __enter__(self) -> SharedStaging:
-        self._shared.__enter__()
-        return self._shared
+    def __enter__(self) -> Staging:
+        return self.staging.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -164,8 +164,7 @@ class Parts(Sharing):
             return False
         target_job.check_target()
         everything: list[tuple[Path, list[Task]]] = []
-        lease = Lease(self.staging.tasks / f"part-{self.part.number}-{os.urandom(4).hex()}")
-        with lease:  # so that nobody takes the folder for abandoned
+        with self.staging.working(f"part-{self.part.number}-{os.urandom(4).hex()}"):
             for each in passes:
                 folders = [make_folder(self.staging, target_job.target, output.target) for output in each.job.outputs]
                 work, tasks = self._cut(each, folders, summed=record is not None, lease=None)
@@ -177,13 +176,15 @@ class Parts(Sharing):
             self.waiting = sum(_count_waiting(folder, tasks) for folder, tasks in everything)
             if self.waiting:
                 return False
-            self._stack.enter_context(Lease(self.staging.tasks / "publishing"))
+            self._stack.enter_context(self.staging.publishing())
         except Held:
             return False  # another part publishes
         except (OutputError, Missing):
-            if self._shared.is_there():
+            if self.staging.is_there():
                 raise
             return False  # another part has published, and removed the folder
+        if not self.staging.is_there():
+            return False
         self._is_over = True
         return True
 
@@ -209,6 +210,7 @@ class Parts(Sharing):
     ) -> tuple[Folded, list[dict[str, WrittenFile]]]:
         """Check the sums of all that the parts made of one pass, and complete it; see `Spread`."""
         work, tasks = self._cut(part, folders, summed=record is not None, lease=None)
+        self._expect(part.job, folders)
         worker, done = name_of_worker(), list[Done]()
         for steps in (MAKING, FINISHING):
             now = [task for task in tasks if task.step in steps]
@@ -238,5 +240,6 @@ def _count_waiting(folder: Path, tasks: Sequence[Task]) -> int:
     Raises:
         Missing: where the folder is gone.
     """
+    look_anew([folder])
     names = frozenset(location(folder).names())
     return sum(not is_done(names, task) for task in tasks)

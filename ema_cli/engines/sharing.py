@@ -59,7 +59,7 @@ class Sharing:
         staging: the folder that all of them see.
     """
 
-    def __init__(self, job: Job, fingerprints: Sequence[str], *, checksum: bool, by: str) -> None:
+    def __init__(self, job: Job, fingerprints: Sequence[str], *, checksum: bool, by: str, claims: bool) -> None:
         """Take what is to be done.
 
         Args:
@@ -67,6 +67,7 @@ class Sharing:
             fingerprints: of its checkpoints.
             checksum: whether all that is read is summed up.
             by: the option that asks for several.
+            claims: whether this process has the claim on an output in a store from the beginning.
 
         Raises:
             UsageError: for an output that no task makes.
@@ -79,10 +80,10 @@ class Sharing:
             )
         self._checksum = checksum
         self._digest = digest_of(job, fingerprints, checksum=checksum)
-        self.staging = self._staging_of(job)
+        self.staging = self._staging_of(job, claims=claims)
         self._done: list[Done] = []
 
-    def _staging_of(self, job: Job) -> SharedStaging | SharedStoreStaging:
+    def _staging_of(self, job: Job, *, claims: bool) -> SharedStaging | SharedStoreStaging:
         path = job.target.path
         if not isinstance(path, StorePath):
             return SharedStaging(path, self._digest)
@@ -98,7 +99,7 @@ class Sharing:
                 subject=path,
                 hint=f"write a folder of smaller shards: {option('max_shard_size', '5GB')}",
             )
-        return SharedStoreStaging(path, self._digest)
+        return SharedStoreStaging(path, self._digest, claims=claims)
 
     @property
     def shares(self) -> tuple[WorkerShare, ...]:
@@ -142,6 +143,12 @@ class Sharing:
             lease=lease,
         )
         return work, cut_tasks(job.outputs, shared_files=not is_stored)
+
+    def _expect(self, job: Job, folders: Sequence[Path]) -> None:
+        """Tell a store which files its workers make."""
+        if not isinstance(self.staging, SharedStaging):
+            for output, folder in zip(job.outputs, folders, strict=True):
+                self.staging.expect(folder, {file.name: file.size for file in output.files})
 
     def _gather(
         self, job: Job, tasks: Sequence[Task], done: Sequence[Done], record: Record | None

@@ -49,7 +49,7 @@ class Spread(Sharing):
             engine: does it.
             lease_seconds: after so long without a sign of life from here, workers end their work.
         """
-        super().__init__(job, fingerprints, checksum=checksum, by="on")
+        super().__init__(job, fingerprints, checksum=checksum, by="on", claims=True)
         self._engine = engine
         self._lease_seconds = lease_seconds
         self._lease: Lease | None = None
@@ -126,6 +126,5 @@ class Spread(Sharing):
             return self._lease.path.absolute(), self._lease.owner, self._lease_seconds
         from ema_cli.storage.store_sharing import CLAIM_SECONDS
 
-        for output, folder in zip(job.outputs, folders, strict=True):
-            self.staging.expect(folder, {file.name: file.size for file in output.files})
+        self._expect(job, folders)
         return *self.staging.claim, CLAIM_SECONDS

@@ -11,7 +11,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from ema_cli.errors import OutputError, option
 from ema_cli.storage import renames
 from ema_cli.storage.folder_locks import close_folder, is_held_by_another, lock_folder, open_folder, sync_folder
+from ema_cli.storage.lease import Lease
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.system.signals import deferred_signals, note_publication
 
@@ -250,6 +251,23 @@ class SharedStaging(Staging):
         if isinstance(self._discard, weakref.finalize):
             self._discard.detach()
         self._discard = lambda: None
+
+    def working(self, name: str) -> AbstractContextManager[object]:
+        """Return what keeps the folder from being taken for abandoned, under a name of its own.
+
+        Raises:
+            OutputError: where the file system refuses.
+        """
+        return Lease(self.tasks / name)
+
+    def publishing(self) -> AbstractContextManager[object]:
+        """Return the claim on the publishing, which one at a time can have.
+
+        Raises:
+            Held: where another has it, when it is entered.
+            OutputError: where the file system refuses.
+        """
+        return Lease(self.tasks / "publishing")
 
     def is_there(self) -> bool:
         """Return whether the folder still is there: who publishes removes it."""

@@ -10,15 +10,17 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from ema_cli.errors import CheckpointError
-from ema_cli.storage.lease import LeaseLost
+from ema_cli.errors import CheckpointError, Missing, OutputError
+from ema_cli.storage.claim import claim_on
+from ema_cli.storage.lease import Held, LeaseLost
 from ema_cli.storage.listing import forget_listings, listing_of
 from ema_cli.storage.names import StorePath
+from ema_cli.storage.staging import Staging
 from ema_cli.storage.store_staging import StoreStaging
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, store_errors
 from ema_cli.storage.uploads import part_bytes, parts_at_once
@@ -39,11 +41,46 @@ class SharedStoreStaging(StoreStaging):
         tasks: the address below which workers tell of their tasks.
     """
 
-    def __init__(self, address: StorePath, digest: str) -> None:
+    def __init__(self, address: StorePath, digest: str, *, claims: bool) -> None:
+        """Take the address, the digest of the average, and whether this process has the claim from the beginning."""
         super().__init__(address)
-        self._shared = f".{address.name}.ema-cli-parts-"
-        self.tasks = address.with_name(f"{self._shared}{digest[:16]}")
+        self.tasks = address.with_name(f".{address.name}.ema-cli-parts-{digest[:16]}")
         self._kept = False
+        self._claims = claims
+
+    def __enter__(self) -> SharedStoreStaging:
+        if self._claims:
+            super().__enter__()
+        else:
+            Staging.__enter__(self)
+        return self
+
+    def working(self, name: str) -> AbstractContextManager[object]:
+        """Do nothing: nobody removes what lies in a store because it is old."""
+        return nullcontext()
+
+    def publishing(self) -> AbstractContextManager[object]:
+        """Take the claim, until the end.
+
+        Raises:
+            Held: where another run has it.
+            OutputError: where the store refuses.
+        """
+        try:
+            self._claim.__enter__()
+        except OutputError as error:
+            forget_listings()
+            if claim_on(self._address) is None:
+                raise
+            raise Held("another run is just publishing", subject=self._address) from error
+        return nullcontext()
+
+    def is_there(self) -> bool:
+        """Return whether what was told of tasks is still there: who publishes removes it."""
+        forget_listings()
+        with suppress(Missing):
+            return bool(listing_of(self.tasks).below(self.tasks))
+        return False
 
     @property
     def claim(self) -> tuple[StorePath, str]:
@@ -79,16 +116,10 @@ class SharedStoreStaging(StoreStaging):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._kept:
-            self._put.clear()
-        else:
+        if not self._kept:
             forget_listings()
-            beside: Iterable[StorePath] = ()
-            with suppress(CheckpointError):  # what is left there the next run removes
-                beside = listing_of(self._address.parent).below(self._address.parent)
-            # Of other averages, too, that were never finished: the claim keeps those out that are at work.
-            depth = len(self._address.parent.parts)
-            self._withdraw(path for path in beside if path.parts[depth].startswith(self._shared))
+            with suppress(CheckpointError, OutputError):  # the error that brings us here says more
+                self._withdraw(listing_of(self.tasks).below(self.tasks))
         super().__exit__(kind, error, trace)
 
 

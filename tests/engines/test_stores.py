@@ -16,6 +16,7 @@ import pytest
 from ema_cli.averaging import average, perform
 from ema_cli.engines.engine import Engine, EngineError, plain_loss
 from ema_cli.engines.opening import open_engine
+from ema_cli.engines.parts import Part
 from ema_cli.errors import UsageError
 from ema_cli.job import Job, prepare
 from ema_cli.law.recipe import Recipe
@@ -102,6 +103,25 @@ def test_workers_that_are_lost(tmp_path: Path, bucket: StorePath, executor: Exec
 
 class EngineBroken(BrokenExecutor):
     """A worker that is lost."""
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_parts(tmp_path: Path, bucket: StorePath, count: int):
+    """Parts know nothing of each other but what lies beside the output; the last one publishes."""
+    made = put_run(bucket / "run", tmp_path)
+    average(made, bucket / "alone", max_shard_size=600)
+    published = []
+    for number in range(count):
+        job = prepared(made, bucket / "out", 600)
+        result = perform(job, by=Part(number, count), threads=2)
+        assert result.part is not None
+        published.append(result.part.published)
+    assert published == [False] * (count - 1) + [True]
+    there = {name.replace("alone", "out", 1): content for name, content in present(bucket / "alone").items()}
+    assert present(bucket / "out") == there
+    with pytest.raises(UsageError, match="one file in a store, in which each part") as caught:
+        perform(prepare(made, parse_target(bucket / "x.safetensors"), force=False), by=Part(0, 2))
+    assert caught.value.hint == f"write a folder of shards: target='{bucket}/x' max_shard_size='5GB'"
 
 
 def test_a_single_file(tmp_path: Path, bucket: StorePath, executor: Executor, monkeypatch: pytest.MonkeyPatch):
