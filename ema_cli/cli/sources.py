@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import NoWeights, UsageError, option
+from ema_cli.errors import NoSuchWeights, NoWeights, UsageError, option
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.bounds import drop_outside
 from ema_cli.planning.plan import Plan, make_plan
@@ -41,12 +41,13 @@ class RawSource:
             )
         try:
             return read_run(self.paths, self.options)
-        except NoWeights as problem:
+        except (NoSuchWeights, NoWeights) as problem:
             from ema_cli.runs.stored import find_stored
 
-            if not find_stored(self.paths):
+            wants_averages = not isinstance(problem, NoSuchWeights) or self.options.read.weights == "ema"
+            if not (wants_averages and find_stored(self.paths)):
                 raise
-            raise NoWeights(
+            raise type(problem)(
                 problem.fact,
                 subject=problem.subject,
                 hint=f"averages that the training stored are there: {option('from', 'stored')}",

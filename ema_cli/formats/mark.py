@@ -51,6 +51,11 @@ def parse_mark(text: str | bytes) -> Mapping[str, object]:
     return mark if isinstance(entries, list) and all(map(_is_entry, entries)) else {}
 
 
+def is_of_training(mark: Mapping[str, object] | None) -> bool:
+    """Return whether a mark is that of an average which was kept as the model trained, by `EMA.save`."""
+    return mark is not None and "clock" in mark and not mark.get("checkpoints")
+
+
 def _is_entry(value: object) -> bool:
     match value:
         case [str(), str(), float(weight)]:

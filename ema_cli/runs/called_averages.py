@@ -15,6 +15,7 @@ from ema_cli.checkpoint import Averages, Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, NoSuchWeights
 from ema_cli.formats import open_checkpoint
+from ema_cli.formats.mark import is_of_training
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.names import IN_AVERAGES, NAME_SAYS_AVERAGES, averages_by_name, stem
@@ -157,7 +158,7 @@ def _reason_against(
 ) -> str | None:
     """Return why what a name calls averages does not enter, None if it does."""
     if newest.mark is not None:
-        return "averaged by ema-cli"
+        return None if options.weights == "ema" and is_of_training(newest.mark) else "averaged by ema-cli"
     if options.weights == "ema" and not (newest.holds_both or (newest.resumable and is_folder)):
         return None if known_clocks(newest) or not opened else AS_ITS_NAME_SAYS
     if newest.averages is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError, IncompleteCheckpoint, NoSuchWeights, NoWeights, UsageError
 from ema_cli.formats import is_checkpoint_folder
+from ema_cli.formats.mark import is_of_training
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
 from ema_cli.runs.called_averages import open_called, reopen, settle_begun, settle_called, settle_named, sort_absent
@@ -66,7 +67,7 @@ def open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoint
             continue
         try:
             checkpoint = next(calls)()
-            if checkpoint.mark is not None:
+            if checkpoint.mark is not None and not (options.read.weights == "ema" and is_of_training(checkpoint.mark)):
                 search.pass_over(path, "averaged by ema-cli")
                 continue
             _add(opened, replace(checkpoint, name=name))

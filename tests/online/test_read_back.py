@@ -54,6 +54,13 @@ def hugging_face(folder: Path, step: int, model: nn.Module, ema: EMA) -> None:
     torch.save(ema.state_dict(), checkpoint / "ema_state.pt")
 
 
+def saved_beside(folder: Path, step: int, model: nn.Module, ema: EMA) -> None:
+    """Save a checkpoint of the weights alone, and the average in a folder beside all of them."""
+    torch.save({"model": model.state_dict(), "step": step}, folder / f"step-{step}.pt")
+    (folder / "ema").mkdir(exist_ok=True)
+    ema.save(folder / f"ema/step-{step}.safetensors", ema.names[0])
+
+
 def train(folder: Path, save: Callable[[Path, int, nn.Module, EMA], None], asked: Any) -> list[dict[str, Tensor]]:
     """Train, saving at some steps; return the first average at these, in float64."""
     folder.mkdir()
@@ -70,7 +77,7 @@ def train(folder: Path, save: Callable[[Path, int, nn.Module, EMA], None], asked
 
 
 @pytest.mark.parametrize("asked", ["5ba", ("5ba", "20ba")], ids=str)
-@pytest.mark.parametrize("save", [lightning, one_s_own, nested, hugging_face])
+@pytest.mark.parametrize("save", [lightning, one_s_own, nested, hugging_face, saved_beside])
 def test_our_own_averages_are_taken(
     cli: Cli, tmp_path: Path, save: Callable[[Path, int, nn.Module, EMA], None], asked: Any
 ) -> None:
@@ -88,14 +95,14 @@ def test_our_own_averages_are_taken(
     assert cli("verify", "out", "--against", "run").code == 0
 
 
-@pytest.mark.parametrize("save", [lightning, one_s_own, hugging_face])
+@pytest.mark.parametrize("save", [lightning, one_s_own, hugging_face, saved_beside])
 def test_raw_weights_are_taken_as_before(
     cli: Cli, tmp_path: Path, save: Callable[[Path, int, nn.Module, EMA], None]
 ) -> None:
     """Without the option, the raw weights are averaged; where averages lie in the same file, that is said."""
     seen = train(tmp_path / "run", save, "5ba")
     done = cli("inspect", "run", "--half-life", "20ba")
-    assert (save is hugging_face) or "averages lie beside them" in done.out
+    assert save in (hugging_face, saved_beside) or "averages lie beside them" in done.out
     assert cli("average", "run", "--half-life", "20ba", "-o", "out").code == 0
     found = load_file(tmp_path / "out/model.safetensors")
     average = {name: 0.25 * seen[0][name] + 0.25 * seen[1][name] + 0.5 * seen[2][name] for name in seen[0]}
@@ -113,3 +120,36 @@ def test_averages_that_have_not_begun_are_none(cli: Cli, tmp_path: Path) -> None
     done = cli("average", "run", "--weights", "ema", "--half-life", "20ba", "-o", "out")
     assert done.code == 4
     assert "no averages" in done.err
+
+
+def test_a_folder_of_saved_averages_is_a_run_of_them(cli: Cli, tmp_path: Path) -> None:
+    """Named itself, with the option; without it they are averages that ema-cli made, and no checkpoints."""
+    train(tmp_path / "run", saved_beside, "5ba")
+    assert cli("average", "run/ema", "--weights", "ema", "--half-life", "20ba", "-o", "out").code == 0
+    assert cli("verify", "out", "--against", "run/ema").code == 0
+    assert cli("average", "run/ema", "--half-life", "20ba", "-o", "again").code == 3
+
+
+def test_what_ema_cli_averaged_is_no_average_of_the_training(cli: Cli, tmp_path: Path) -> None:
+    """An average of checkpoints that lies in `ema/` does not enter: it holds some of them already."""
+    train(tmp_path / "run", one_s_own, "5ba")
+    (tmp_path / "run/ema").mkdir()
+    given = ("average", "run", "--weights", "ema", "--half-life", "20ba", "-o")
+    assert cli(*given, "run/ema/step-80.safetensors").code == 0
+    assert cli(*given, "out").code == 0
+    inputs = json.loads((tmp_path / "out/manifest.json").read_text())["inputs"]
+    assert [row["name"] for row in inputs] == [f"step-{step}.pt" for step in STEPS]
+
+
+def test_stored_averages_beside_raw_checkpoints_are_named(cli: Cli, tmp_path: Path) -> None:
+    """They are no checkpoints to average as such: the hint gives the option that combines them, and it works."""
+
+    def stored(folder: Path, step: int, model: nn.Module, ema: EMA) -> None:
+        torch.save({"model": model.state_dict(), "step": step}, folder / f"step-{step}.pt")
+        ema.store(folder / "ema")
+
+    train(tmp_path / "run", stored, ("5ba", "20ba"))
+    done = cli("average", "run", "--weights", "ema", "--half-life", "10ba", "-o", "out")
+    assert done.code == 4
+    assert "--from stored" in done.err
+    assert cli("average", "run", "--from", "stored", "--half-life", "10ba", "-o", "out").code == 0
