@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.release.signed import Signed
     from ema_cli.release.verify import Against, Verified
     from ema_cli.tuning.tune import Tuned
-    from ema_cli.watching.loop import Watched
+    from ema_cli.watching.telling import Watched
 
 Facts = dict[str, object]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # they load what only some commands need
     from ema_cli.release.verify import Verified
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
-    from ema_cli.watching.loop import Entered, Watched
+    from ema_cli.watching.telling import Entered, Watched
 
 
 class Printer(ABC):

@@ -9,7 +9,7 @@ from ema_cli.text import plural
 if TYPE_CHECKING:
     from ema_cli.job import Job
     from ema_cli.law.time import Time
-    from ema_cli.watching.loop import Entered, Watched
+    from ema_cli.watching.telling import Entered, Watched
 
 
 def entered_line(entered: Entered) -> str:

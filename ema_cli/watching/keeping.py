@@ -32,7 +32,8 @@ from ema_cli.runs.stored_file import FIRST
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import output_errors, write_file
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.watching.moments import JOURNAL, REST, SIDE_FILES, Journal, Moment
+from ema_cli.watching.journal import JOURNAL, Journal
+from ema_cli.watching.moments import REST, SIDE_FILES, Moment
 from ema_cli.watching.past import clocks_text
 from ema_cli.watching.rest import RestSink, rest_specs, wide_spec, with_rest
 from ema_cli.writing.files import FileSink, finish_files, read_back

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import field, replace
 from fractions import Fraction
-from math import floor
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, RunError, UsageError
+from ema_cli.errors import CheckpointError, RunError
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.job import Job
 from ema_cli.law.time import Time, Unit
@@ -26,53 +25,13 @@ from ema_cli.watching.keeping import Update, update
 from ema_cli.watching.looking import Lookout, Pending, Seen, is_last, is_marked, with_clock
 from ema_cli.watching.missing import spacing_gap
 from ema_cli.watching.moments import Moment, drop_older, go_back, newest_moment, remove_litter
+from ema_cli.watching.multiples import is_due, is_kept
 from ema_cli.watching.past import Past, time_of
 from ema_cli.watching.publishing import job_of, publish, published_clock
+from ema_cli.watching.telling import Entered, Listener, Watched
 from ema_cli.watching.updating import Skip, make_update, sizes_for
-from ema_cli.writing.target import Target
 
 _LEAST_SLEEP = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Entered:
-    """A checkpoint that was folded, or not, with the reason; and how long that took."""
-
-    clock: Time
-    name: str
-    seconds: float
-    skipped: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """Who is told what happens: of each checkpoint; of each output; of what is missed; and that nothing happens."""
-
-    entered: Callable[[Entered], None] = lambda entered: None
-    published: Callable[[Time, float, Job], None] = lambda clock, seconds, job: None
-    told: Callable[[str], None] = lambda text: None
-    waiting: Callable[[Time | None], None] = lambda clock: None
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """What was watched.
-
-    Attributes:
-        target: the file or folder of the averages.
-        clock: that of the newest checkpoint in them; None where there was none yet.
-        folded: how many checkpoints are in them.
-        entered: those of this time.
-        gaps: what was missed, in words.
-        job: what was written; None where nothing is there yet.
-    """
-
-    target: Target
-    clock: Time | None
-    folded: int
-    entered: tuple[Entered, ...]
-    gaps: tuple[str, ...]
-    job: Job | None
 
 
 @dataclass(slots=True)
@@ -358,7 +317,7 @@ class Loop:
             skipped=(*made.journal.skipped, *self.skipped),
             given_up=(*made.journal.given_up, *self.given_up),
             gaps=(*made.journal.gaps, *self.gaps, *([] if missing is None else [missing])),
-            kept=self._passes(self.asked.store_every, made.checkpoint),
+            kept=is_kept(self.asked.store_every, self.moment, made.checkpoint),
         )
         if self.sizes is None:
             self.sizes = sizes_for(self.asked, made)
@@ -369,21 +328,9 @@ class Loop:
 
     def _is_due(self) -> bool:
         """Return whether the averages are to be written now."""
-        every = self.asked.publish_every
         if self.moment is None or self.shown == self.moment.clock:
             return False
-        if every is None or self.shown is None:
-            return True
-        shown, unit = self.shown, self.moment.journal.unit
-        before = [_in_unit(past, every) for past in self.moment.journal.folded if time_of(past, unit) == shown]
-        return not before or _multiples(_in_unit(self.moment.newest, every), every) > _multiples(before[0], every)
-
-    def _passes(self, every: Time | None, checkpoint: Checkpoint) -> bool:
-        """Return whether a multiple of a time lies between the checkpoint and what was folded before."""
-        if every is None:
-            return False
-        before = Fraction(0) if self.moment is None else _in_unit(self.moment.newest, every)
-        return _multiples(_in_unit(checkpoint, every), every) > _multiples(before, every)
+        return self.shown is None or is_due(self.asked.publish_every, self.moment, self.shown)
 
     def _reaches(self, checkpoint: Checkpoint) -> bool:
         until = self.asked.waiting.until
@@ -402,19 +349,3 @@ class Loop:
     def _tell_gap(self, text: str) -> None:
         self.gaps.append(text)
         self.listener.told(text)
-
-
-def _multiples(clock: Fraction, every: Time) -> int:
-    return floor(clock / Fraction(every.value))
-
-
-def _in_unit(checkpoint: Past | Checkpoint, every: Time) -> Fraction:
-    """Return a clock in the unit of a time.
-
-    Raises:
-        UsageError: where there is none.
-    """
-    clock = checkpoint.clock(every.unit)
-    if clock is None:
-        raise UsageError(f"{checkpoint.name} records no clock in {every.unit.plural}: '{every}' cannot be counted")
-    return clock

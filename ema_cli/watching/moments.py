@@ -14,105 +14,25 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ema_cli.checkpoint import AdapterSettings, Checkpoint, Pretrained, TensorSpec
+from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, EmaError, OutputError, UsageError, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors.file import open_checkpoint
-from ema_cli.law.time import Time, Unit
+from ema_cli.law.time import Time
 from ema_cli.storage.folder_locks import close_folder, lock_folder, sync_folder
 from ema_cli.storage.output_stream import output_errors
-from ema_cli.storage.small_file import read_small_file
 from ema_cli.storage.staging import remove_abandoned
-from ema_cli.watching.past import Form, Past
+from ema_cli.watching.form import Form, form_of
+from ema_cli.watching.journal import JOURNAL, Journal
+from ema_cli.watching.past import Past
 
-JOURNAL, SIDE_FILES, REST = "watch.json", "model", "rest"
-_VERSION = 1
-_MOST_BYTES = 1 << 30
+SIDE_FILES, REST = "model", "rest"
 _GONE = "given-up"
-
-
-@dataclass(frozen=True, slots=True)
-class Journal:
-    """What was done up to a moment.
-
-    Attributes:
-        what: what decides the averages, as `Asked.what` returns it.
-        unit: that of the clocks that count.
-        branch: 8 hexadecimal digits that no other watch has.
-        folded: the checkpoints that entered, oldest first.
-        skipped: those that did not, with the reason.
-        given_up: the clocks of those that nobody waited for any longer.
-        gaps: what was missed, in words.
-        epochs_from_zero: whether epochs are counted from 0 in the checkpoints.
-        kept: whether the moment stays when a newer one is there.
-        newest: what else the newest checkpoint says of the output; see `describe`.
-    """
-
-    what: Mapping[str, Any]
-    unit: Unit
-    branch: str
-    folded: tuple[Past, ...] = ()
-    skipped: tuple[Past, ...] = ()
-    given_up: tuple[str, ...] = ()
-    gaps: tuple[str, ...] = ()
-    epochs_from_zero: bool = False
-    kept: bool = False
-    newest: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_bytes(self) -> bytes:
-        """Return the journal as JSON."""
-        content = {
-            "watch": _VERSION,
-            "what": self.what,
-            "unit": str(self.unit),
-            "branch": self.branch,
-            "folded": [past.to_dict() for past in self.folded],
-            "skipped": [past.to_dict() for past in self.skipped],
-            "given_up": list(self.given_up),
-            "gaps": list(self.gaps),
-            "epochs_from_zero": self.epochs_from_zero,
-            "kept": self.kept,
-            "newest": self.newest,
-        }
-        return json.dumps(content, separators=(",", ":")).encode() + b"\n"
-
-    @classmethod
-    def read(cls, path: Path) -> Journal:
-        """Read the journal of a moment.
-
-        Raises:
-            CheckpointError: where it is none, or cannot be read.
-        """
-        text = read_small_file(path, _MOST_BYTES)
-        try:
-            content = json.loads(text)
-            if content["watch"] != _VERSION:
-                raise ValueError("another version of ema-cli wrote it")
-            return cls(
-                content["what"],
-                Unit(content["unit"]),
-                str(content["branch"]),
-                tuple(map(Past.from_dict, content["folded"])),
-                tuple(map(Past.from_dict, content["skipped"])),
-                tuple(map(str, content["given_up"])),
-                tuple(map(str, content["gaps"])),
-                bool(content["epochs_from_zero"]),
-                bool(content["kept"]),
-                content["newest"],
-            )
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(
-                f"is no record of a watch: {error}",
-                subject=path,
-                hint=f"move {path.parent} away to go on from an older moment, or from the beginning",
-            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,80 +80,9 @@ class Moment:
             CheckpointError: where the journal does not fit the average.
         """
         try:
-            return _form(self.journal.newest, average, self.folder / SIDE_FILES)
+            return form_of(self.journal.newest, average, self.folder / SIDE_FILES)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(f"is damaged: {error}", subject=self.folder / JOURNAL) from error
-
-
-def describe(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a checkpoint says of the output, besides the specs of its tensors, as JSON has it.
-
-    Args:
-        checkpoint: the one that is folded.
-        renamed: of a model inside a file, whose configuration is in it: the names that load, by those in the file.
-    """
-    specs, pretrained = checkpoint.tensors.specs, checkpoint.pretrained
-    narrow: dict[str, list[str]] = {}
-    for name, spec in specs.items():
-        if spec.dtype.is_narrow:
-            narrow.setdefault(spec.dtype.name, []).append(name)
-    shards = {name: checkpoint.tensors.shard(name) for name in specs} if pretrained is not None else {}
-    return {
-        "order": list(specs),
-        "types": narrow,
-        "shards": shards if len(set(shards.values())) > 1 else next(iter(shards.values()), ""),
-        "pretrained": None
-        if pretrained is None
-        else {
-            "base": pretrained.base,
-            "bases": dict(pretrained.bases),
-            "inside": dict(renamed) if pretrained.inner_files is not None else None,
-        },
-        "adapter": {
-            "values": dict(checkpoint.adapter.values),
-            "headers": {folder: dict(header) for folder, header in checkpoint.adapter.headers.items()},
-        },
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class _KeptFiles:
-    """Configuration and tokenizer that lay inside a checkpoint, and are kept; `InnerFiles`."""
-
-    folder: Path
-    names: Mapping[str, str]
-
-    def read(self) -> Mapping[str, bytes]:
-        """Return the content of the files, by name."""
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return {path.relative_to(self.folder).as_posix(): read_small_file(path, _MOST_BYTES) for path in files}
-
-    def loaded_name(self, name: str) -> str:
-        """Return the name that a tensor has in a folder that loads."""
-        return self.names.get(name, name)
-
-
-def _form(newest: Mapping[str, Any], average: Checkpoint, side_files: Path) -> Form:
-    there = average.tensors.specs
-    types = {name: DTYPES[dtype] for dtype, names in newest["types"].items() for name in names}
-    specs = {name: TensorSpec(types.get(name, there[name].dtype), there[name].shape) for name in newest["order"]}
-    shards, described = newest["shards"], newest["pretrained"]
-    pretrained = None
-    if described is not None:
-        inside = described["inside"]
-        pretrained = Pretrained(
-            str(described["base"]),
-            side_files if inside is None and side_files.is_dir() else None,
-            None if inside is None else _KeptFiles(side_files, inside),
-            described["bases"],
-        )
-    adapter = newest["adapter"]
-    return Form(
-        specs,
-        shards if isinstance(shards, dict) else dict.fromkeys(specs, str(shards)),
-        pretrained,
-        AdapterSettings(adapter["values"], adapter["headers"]),
-    )
 
 
 @contextmanager

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import (
-    AdapterSettings,
     Checkpoint,
     Clock,
-    Pretrained,
-    Progress,
-    TensorSpec,
 )
 from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time, Unit, format_number
-from ema_cli.runs.specs_only import SpecsOnly
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,41 +84,6 @@ class Past:
         """Return the clock in a unit, None where it has none."""
         clock = self.clocks.get(unit)
         return None if clock is None else clock.value
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What the newest checkpoint says of the output: the same for all that were folded before.
-
-    Attributes:
-        specs: of its tensors.
-        shards: the file that holds each tensor, where there are several.
-        pretrained: set where a folder is written that `from_pretrained` loads; its side files are kept.
-        adapter: settings of an adapter.
-    """
-
-    specs: Mapping[str, TensorSpec]
-    shards: Mapping[str, str]
-    pretrained: Pretrained | None
-    adapter: AdapterSettings
-
-    def stand_ins(self, past: Sequence[Past], root: Path) -> list[Checkpoint]:
-        """Return a stand-in for each checkpoint that was folded: its clocks, with the specs of the newest."""
-        tensors = SpecsOnly(self.specs, self.shards)
-        return [
-            Checkpoint(
-                one.name,
-                root / one.name,
-                tensors,
-                (),
-                one.format,
-                one.trainer,
-                Progress(one.clocks),
-                pretrained=self.pretrained,
-                adapter=self.adapter,
-            )
-            for one in past
-        ]
 
 
 def clocks_text(clocks: Mapping[Unit, Clock]) -> dict[str, str]:

@@ -17,8 +17,10 @@ from ema_cli.runs.tensor_rules import copied_names
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
 from ema_cli.watching.asked import Asked
+from ema_cli.watching.form import describe
+from ema_cli.watching.journal import Journal
 from ema_cli.watching.keeping import Update
-from ema_cli.watching.moments import Journal, Moment, describe
+from ema_cli.watching.moments import Moment
 from ema_cli.watching.past import Past
 from ema_cli.watching.publishing import plans_over
 from ema_cli.writing.target import assign_targets

@@ -15,8 +15,9 @@ from ema_cli.storage.location import check_exists
 from ema_cli.storage.names import as_path
 from ema_cli.watching.asked import EVERY, PATIENCE, SETTLE, Asked, Waiting
 from ema_cli.watching.looking import Lookout
-from ema_cli.watching.loop import Listener, Loop, Watched
+from ema_cli.watching.loop import Loop
 from ema_cli.watching.moments import alone
+from ema_cli.watching.telling import Listener, Watched
 from ema_cli.writing.outputs import OutputKeywords, OutputOptions
 from ema_cli.writing.replacing import check_target
 from ema_cli.writing.target import Target, parse_target

@@ -13,8 +13,8 @@ from ema_cli import Recipe, watch
 from ema_cli.errors import OutputError
 from ema_cli.system.processors import default_threads
 from ema_cli.watching import keeping, looking, loop
-from ema_cli.watching.loop import Listener, Watched
 from ema_cli.watching.moments import alone
+from ema_cli.watching.telling import Listener, Watched
 from ema_cli.watching.watch import WaitingKeywords
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
 

@@ -17,7 +17,7 @@ from ema_cli.manifest.sums import manifest_path
 from ema_cli.release.published import find_averages
 from ema_cli.release.verify import verify
 from ema_cli.runs.stored import open_stored
-from ema_cli.watching.loop import Entered, Listener
+from ema_cli.watching.telling import Entered, Listener
 from ema_cli.watching.watch import WaitingKeywords
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
 

@@ -15,7 +15,7 @@ from ema_cli.runs.options import OpenOptions
 from ema_cli.system import signals
 from ema_cli.text import parse_size
 from ema_cli.watching.asked import Asked, Waiting
-from ema_cli.watching.loop import Listener
+from ema_cli.watching.telling import Listener
 from ema_cli.watching.watch import perform
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import parse_target
