@@ -106,9 +106,7 @@ class CheckpointReader:
     def read_and_add(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> bool:
         """Read the blocks of these checkpoints and add them, where kernel and files allow it; return whether."""
         rows = self._spans(task, numbers, sums)
-        if rows is not None:
-            read_and_add(sums, numbers, rows, bytearray(1))
-        return rows is not None
+        return rows is not None and read_and_add(sums, numbers, rows, bytearray(1)) is not None
 
     def _spans(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> list[list[Span]] | None:
         """Return the spans of the block in each checkpoint; None where kernel or files do not allow it."""

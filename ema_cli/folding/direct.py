@@ -41,14 +41,20 @@ def local_spans(tensors: Tensors, pieces: Sequence[Piece], dtype: DType) -> list
     return spans
 
 
-def read_and_add(sums: BlockSums, numbers: Sequence[int], rows: Sequence[Sequence[Span]], stop: bytearray) -> ReadEnd:
+def read_and_add(
+    sums: BlockSums, numbers: Sequence[int], rows: Sequence[Sequence[Span]], stop: bytearray
+) -> ReadEnd | None:
     """Read the blocks of these checkpoints, the spans of each in `rows`, and add them.
+
+    None where that takes too many open files: nothing is read then.
 
     Raises:
         CheckpointError: where a file ends early, has changed or cannot be read.
     """
     spans = [span for row in rows for span in row]
     with held_open(file for file, _, _ in spans) as descriptors:
+        if descriptors is None:
+            return None
         table = array("q")
         for descriptor, (_, offset, size) in zip(descriptors, spans, strict=True):
             table.extend((descriptor, offset, size))

@@ -72,7 +72,9 @@ class FoldReader(CheckpointReader):
             raise Stopped
 
     def read_and_add(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> bool:
-        """Read the blocks of these checkpoints and add them, unless they are summed up or waited for; return whether.
+        """Read the blocks of these checkpoints and add them, if that can be done at once; return whether it was.
+
+        It cannot where they are summed up or waited for, or lie in too many files.
 
         Raises:
             Stopped: where the fold has ended.
@@ -84,6 +86,8 @@ class FoldReader(CheckpointReader):
             return False
         with self._counted():
             end = read_and_add(sums, numbers, rows, self._stop)
+        if end is None:
+            return False
         self.pace.note(len(numbers), end.seconds / len(numbers))
         with self._lock:
             self.bytes_read += sum(size for row in rows for _, _, size in row)

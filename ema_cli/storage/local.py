@@ -245,6 +245,8 @@ class LocalFile:
     def _give_back(self) -> None:
         with _lock:
             self._users -= 1
+            if len(_open_files) > _MAX_OPEN:
+                _close_idle()
 
     def _open(self) -> tuple[int, os.stat_result]:
         """Return a new descriptor of the file, and what the file system says of it."""
@@ -268,13 +270,20 @@ class LocalFile:
 
 
 @contextmanager
-def held_open(files: Iterable[LocalFile]) -> Iterator[list[int]]:
-    """Yield a descriptor of each file, to read from in the block only; raise a CheckpointError as `LocalFile`."""
+def held_open(files: Iterable[LocalFile]) -> Iterator[list[int] | None]:
+    """Yield a descriptor of each file, to read from in the block only; raise a CheckpointError as `LocalFile`.
+
+    None where more files than `_MAX_OPEN` would be in use at once: each thread may want a hundred, and the system has
+    a limit.
+    """
     with ExitStack() as stack:
         descriptors = []
         for file in files:
             descriptors.append(file._take_descriptor())
             stack.callback(file._give_back)
+            if len(_open_files) > _MAX_OPEN:  # and none of them is idle
+                yield None
+                return
         yield descriptors
 
 

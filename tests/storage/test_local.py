@@ -10,7 +10,7 @@ import pytest
 
 from ema_cli.errors import CheckpointError
 from ema_cli.formats import open_checkpoint
-from ema_cli.storage.local import LocalFile
+from ema_cli.storage.local import LocalFile, held_open
 
 MANY = 300  # more than are ever kept open
 
@@ -47,6 +47,24 @@ def test_few_descriptors_stay_open(tmp_path: Path) -> None:
     for number in (0, MANY - 1, 5, 150, 0):
         assert files[number].read(0, 8) == f"file {number:03}".encode()
     assert open_descriptors() - before <= 130
+
+
+def test_no_more_descriptors_are_held_than_stay_open(tmp_path: Path) -> None:
+    """Whoever wants to hold more gets none, with others who hold some, too; afterwards few stay open."""
+    files = [LocalFile(path) for path in write_many(tmp_path)]
+    before = open_descriptors()
+    with held_open(files[:100]) as some, held_open(files[50:128]) as shared, held_open(files[100:140]) as more:
+        assert some is not None
+        assert shared is not None
+        assert some[50:] == shared[:50]
+        assert more is None
+        assert open_descriptors() <= before + 1
+        assert files[140].read(0, 8) == b"file 140"
+    assert open_descriptors() <= before
+    with held_open(files[:129]) as none:
+        assert none is None
+    with held_open(files[172:]) as last:
+        assert last is not None
 
 
 @pytest.mark.slow
