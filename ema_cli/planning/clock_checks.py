@@ -13,6 +13,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, option
 from ema_cli.formats.clock_hints import counters_of
 from ema_cli.formats.trainers.names import unit_before
+from ema_cli.law.bema import Bema
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
@@ -25,6 +26,7 @@ from ema_cli.runs.spacing import measure_spacing
 from ema_cli.text import natural_key, plural
 
 _MOST_PARTS = 4  # of a run, in one message
+_PROFILE = "the profile"  # whose unit is its own, and no option says it
 _FEW = 3  # checkpoints that a hint names one by one
 
 
@@ -32,7 +34,9 @@ def unit_needed_by(recipe: Recipe) -> str:
     """Return what in a recipe needs clocks in its unit."""
     if recipe.law.window:
         return option("window")
-    return "the half-life" if recipe.law.unit else "the update interval" if recipe.interval else "the profile"
+    if isinstance(recipe.law, Bema):
+        return _PROFILE
+    return "the half-life" if recipe.law.unit else "the update interval" if recipe.interval else _PROFILE
 
 
 def check_units(run: Run, recipe: Recipe) -> None:
@@ -50,7 +54,7 @@ def check_units(run: Run, recipe: Recipe) -> None:
         (recipe.stop, option("stop")),
     ):
         if time is not None:
-            _check_clocks(run, time, what)
+            check_clocks(run, time, what)
     if not run.units:
         ways = [
             _advise_clock_key(run.checkpoints, Unit.BATCH),
@@ -66,8 +70,12 @@ def check_units(run: Run, recipe: Recipe) -> None:
         )
 
 
-def _check_clocks(run: Run, time: Time, what: str) -> None:
-    """Check that all checkpoints have a clock in the unit of a time, which `what` in the recipe asks for."""
+def check_clocks(run: Run, time: Time, what: str) -> None:
+    """Check that all checkpoints have a clock in the unit of a time, which `what`, a part of the recipe, asks for.
+
+    Raises:
+        RunError: naming one that has none, and the ways on.
+    """
     unit = time.unit
     missing = next((checkpoint for checkpoint in run.checkpoints if unit not in checkpoint.progress.clocks), None)
     if missing is None:
@@ -144,10 +152,12 @@ def _space(distance: Time) -> str:
     return f"say how far apart the checkpoints are, as {option('spacing', str(distance))} says it"
 
 
-def _count_in(checkpoints: Sequence[Checkpoint], unit: Unit, what: str) -> str:
-    """Return the advice to ask in another unit, with a time that fits the run."""
+def _count_in(checkpoints: Sequence[Checkpoint], unit: Unit, what: str) -> str | None:
+    """Return the advice to ask in another unit, with a time that fits the run; None where no option says the unit."""
+    if what == _PROFILE:
+        return None
     spacing = measure_spacing([_clock(checkpoint, unit) for checkpoint in checkpoints])
-    if what in (option("start"), option("stop"), option("window")) or spacing is None:
+    if what in map(option, ("start", "stop", "window", "series_every")) or spacing is None:
         return f"give {what} in {unit.plural}"
     name = "half_life" if what == "the half-life" else "update_interval"
     twice = option(name, str(Time(2 * spacing.usual, unit)))
@@ -207,13 +217,13 @@ def _last_part(run: Run, checkpoints: Sequence[Checkpoint], found: Sequence[Fall
     begins = [0, *(checkpoints.index(fall.newer) for fall in found), len(checkpoints)]
     parts = [f"{checkpoints[begin].name} to {checkpoints[end - 1].name}" for begin, end in pairwise(begins)]
     shown = "; ".join([*(["..."] if len(parts) > _MOST_PARTS else []), *parts[-_MOST_PARTS:]])
-    ways = []
+    ways: list[str | None] = []
     if _clock(last.newer, leading) > _clock(last.older, leading):
         start = option("start", str(Time(_clock(last.newer, leading), leading)))
         count = plural(len(checkpoints) - begins[-2], "checkpoint")
         ways.append(f"average the last part, of {count}: {start}")
     ways.append(_count_in(checkpoints, leading, what))
-    return f"the parts of this run are {shown}; " + ", or ".join(ways)
+    return f"the parts of this run are {shown}; " + ", or ".join(filter(None, ways))
 
 
 def _begins_again(run: Run, checkpoints: Sequence[Checkpoint], found: Sequence[Fall]) -> str | None:

@@ -13,7 +13,7 @@ from ema_cli.errors import RunError, UsageError, option
 from ema_cli.law.coefficients import Coefficients
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit, as_time
-from ema_cli.planning.clock_checks import check_units
+from ema_cli.planning.clock_checks import check_clocks, check_units
 from ema_cli.planning.entry import Entry, Skipped
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import Run
@@ -48,7 +48,7 @@ class Series:
         """
         if self.every is None:
             return list(run.checkpoints)
-        check_units(run, Recipe(half_life=self.every))
+        check_clocks(run, self.every, option("series_every"))
         passed = [
             floor((checkpoint.clock(self.every.unit) or Fraction(0)) / Fraction(self.every.value))
             for checkpoint in run.checkpoints
@@ -100,9 +100,12 @@ def plan_series(run: Run, recipes: Sequence[Recipe], series: Series) -> list[Pla
     order = {checkpoint: number for number, checkpoint in enumerate(run.checkpoints)}
     plans = sorted((plan for each in made for plan in each), key=lambda plan: order[_end(plan)])
     if len(plans) < 2:  # which would go where the target says, and not into a folder
-        raise RunError(
-            "a series of it is a single average", subject=run.root, hint=f"leave out {option('series', True)}"
-        )
+        hint = f"leave out {option('series', True)}"
+        if series.every is not None:
+            hint = f"a shorter {option('series_every')} than {series.every}, or none: {option('series', True)}"
+        raise RunError("a series of it is a single average", subject=run.root, hint=hint)
+    # What is damaged behind the last that can be read would be after its `stop`, and yet belongs to the run.
+    plans[-1] = replace(plans[-1], run=replace(plans[-1].run, damaged=whole[-1].run.damaged))
     return plans
 
 

@@ -15,6 +15,8 @@ _LOADERS: Mapping[str, tuple[str, str]] = {
 
 def loading_notes(plans: Sequence[Plan], outputs: Sequence[Output]) -> list[str]:
     """Return a note for the first file in torch's format that looks like a checkpoint of its trainer's, or is one."""
+    if len({tuple(output.notes) for output in outputs}) > 1:  # as those of a series, each in the form of its own newest
+        return [f"{outputs[-1].target.path.name}: {note}" for note in outputs[-1].notes]
     for plan, output in zip(plans, outputs, strict=True):
         if output.notes:
             return list(output.notes)

@@ -168,14 +168,25 @@ def assign_targets(target: Target, plans: Sequence[Plan], *, like_input: bool = 
     else:
         raise UsageError(f"'{path}' is one file, for {len(plans)} averages", option="output", hint=_PATTERN_HINT)
     if len({target.path for target in targets}) < len(targets):
-        clock_lacks = is_series(plans) and _CLOCK not in path.name
-        hint = (
-            f"say at which clock: {option('o', f'series/ema-{_CLOCK}')}" if clock_lacks else "average them one by one"
-        )
-        raise UsageError("two of the averages would have one name", hint=hint)
+        raise UsageError("two of the averages would have one name", hint=_telling_apart(path, plans))
     if like_input:
         return [_like_newest(target.path, plan.newest) for target, plan in zip(targets, plans, strict=True)]
     return targets
+
+
+def _telling_apart(path: Path, plans: Sequence[Plan]) -> str:
+    """Return the hint at a pattern with all placeholders in which the averages differ."""
+    needed = {
+        _CLOCK: is_series(plans),
+        _HALF_LIFE: len({plan.recipe.law.name for plan in plans if "half_life" in plan.recipe.law.to_dict()}) > 1,
+        _WINDOW: len({plan.recipe.law.window for plan in plans}) > 1,
+    }
+    if all(placeholder in path.name for placeholder, is_needed in needed.items() if is_needed):
+        return "average them one by one"
+    suffix = _SUFFIX.search(path.name)
+    pattern = "-".join(placeholder for placeholder, is_needed in needed.items() if is_needed)
+    named = path.with_name(pattern + (suffix[0] if suffix else ""))
+    return f"say which is which: {option('o', named.as_posix())}"
 
 
 def _inside(folder: Target, plan: Plan, *, series: bool, like_input: bool) -> Target:

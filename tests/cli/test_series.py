@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import Cli, write_torch_run
 
@@ -83,7 +84,14 @@ def test_a_program_learns_clocks_passes_and_sizes(cli: Cli, run: Path):
         (["--half-life", "9ba", "--series-every", "infba"], 2, "no distance"),
         (["--half-life", "9ba", "--series", "--from", "stored"], 2, "is for raw checkpoints"),
         (["--half-life", "9ba", "--series", "-o", "x.safetensors"], 2, "one file, for 3 averages"),
-        (["--half-life", "9ba", "--series", "-o", "a/x-{half_life}"], 2, "-o 'series/ema-{clock}'"),
+        (["--half-life", "9ba", "--series", "-o", "a/x-{half_life}"], 2, "-o 'a/{clock}'"),
+        ([*HALVES, "--series", "-o", "a/x-{clock}.pt"], 2, "-o 'a/{clock}-{half_life}.pt'"),
+        (
+            ["--half-life", "9ba", "--series-every", "900ba"],
+            4,
+            "a shorter --series-every than 900ba, or none: --series",
+        ),
+        (["--half-life", "9ba", "--series-every", "1tok"], 4, "no clock in tokens, which --series-every needs"),
         (["--half-life", "9ba", "--series", "-o", "a/x-{window}"], 2, "no window to fill in"),
         (["--half-life", "9ba", "--series", "--start", "300ba"], 4, "single average"),
         (["--recipe", "x.json", "--series"], 2, "says it"),
@@ -108,3 +116,32 @@ def test_windows_have_a_placeholder(cli: Cli, run: Path):
     assert cli("average", "ckpts", *windows, "-o", "out/{window}.pt", "--no-manifest").code == 0
     assert {path.name for path in (run.parent / "out").iterdir()} == {"100ba.pt", "200ba.pt"}
     assert cli("average", "ckpts", *windows[:4], "-o", "x-{window}-{clock}.pt").out == "x-100ba-300ba.pt\n"
+
+
+def test_what_cannot_be_read_at_the_end_is_told_as_of_a_single_average(cli: Cli, run: Path):
+    """A damaged newest checkpoint is an error, a half-written one a warning, unless --stop leaves them out."""
+    newest = max(run.glob("*"), key=lambda path: path.name)
+    whole = newest.read_bytes()
+    for content, code, words in (
+        (b"PK\x05\x06" + bytes(18), 3, "--skip-damaged"),
+        (whole[:-9], 0, f"warning: {newest.name} is passed over: half-written"),
+    ):
+        newest.write_bytes(content)
+        for series in ((), ("--series",)):
+            done = cli("average", "ckpts", "--half-life", "100ba", *series, "-o", "out", "-f")
+            assert (done.code, words in done.err) == (code, True), done
+    assert cli("average", "ckpts", "--half-life", "100ba", "--series", "--stop", "200ba", "-o", "out", "-f").code == 0
+
+
+def test_each_stays_beside_what_its_own_newest_holds(cli: Cli, run: Path):
+    """With --like-input the note is of the last, and says so."""
+    torch.manual_seed(0)
+    for path in run.iterdir():
+        path.unlink()
+    for step in (100, 200):
+        torch.save(
+            {"model": {"w": torch.rand(3)}, "optimizer": {"lr": torch.rand(1)}, "step": step}, run / f"s{step}.pt"
+        )
+    done = cli("average", "ckpts", "--half-life", "100ba", "--series", "--like-input", "-o", "out")
+    assert done.code == 0, done
+    assert "note: ema-100ba-at-200ba.pt: beside the weights, all stays that of s200.pt: optimizer" in done.err

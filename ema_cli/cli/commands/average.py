@@ -26,6 +26,7 @@ from ema_cli.planning.advice import twin_warnings
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
 from ema_cli.planning.series import Series
+from ema_cli.runs.run import Run
 from ema_cli.runs.warnings import Remarks
 from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
@@ -156,6 +157,7 @@ class AverageRequest:
 class _Opened:
     """What is averaged, opened; the form of the output; where it goes, and what its manifest tells besides."""
 
+    run: Run
     plans: Sequence[Plan]
     output: OutputOptions
     target: Target
@@ -174,7 +176,7 @@ def run(options: AverageOptions) -> None:
 def average(request: AverageRequest, printer: Printer) -> None:
     """Do what is requested."""
     opened = _open(request)
-    plans, run = opened.plans, opened.plans[-1].run  # of a series, all of the run belongs to the last
+    plans, run = opened.plans, opened.run
     job = prepare(
         plans,
         opened.target,
@@ -220,10 +222,12 @@ def _open(request: AverageRequest) -> _Opened:
         target = request.target or replay.target
         if not target.is_dcp:
             target = parse_target(target.path, like_input=like_input)
-        return _Opened([replay.plan], replay.options, target, recording)
-    _, plans = request.source.open_with(request.recipes, request.series)
+        return _Opened(replay.plan.run, [replay.plan], replay.options, target, recording)
+    run, plans = request.source.open_with(request.recipes, request.series)
+    if request.series is None:  # else each plan is of the run up to its clock, and the last has not the rest
+        run = plans[-1].run
     target = request.target or default_target(plans, like_input=request.output.like_input)
-    return _Opened(plans, request.output, target, Recording(request.checksum, signer=request.signer))
+    return _Opened(run, plans, request.output, target, Recording(request.checksum, signer=request.signer))
 
 
 def _by(options: AverageOptions) -> AbstractContextManager[Engine | Part | None]:
