@@ -265,7 +265,7 @@ def lay_out(plans: Sequence[Plan], targets: Sequence[Target], options: OutputOpt
         copied |= newest.unchanged
     # What is copied may be missing in the newest, or have another shape in others.
     unlike = copied.union(*(copied_names(checkpoint.tensors.specs, copy) for checkpoint in entered)) if copy else copied
-    check_same_model(entered, mixed_floats=dtype is not None, copied=unlike)
+    check_same_model(entered, mixed_floats=dtype is not None, copied=unlike, base=plans[0].run.base)
     check_averageable(newest, copied)
     _check_alike(plans, dtype, copied)
     outputs: list[Output] = []

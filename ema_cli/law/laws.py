@@ -276,6 +276,13 @@ def _extrapolated(factor: float, options: LawOptions) -> Extrapolated:
     varied = "half_life" if options.get("half_life") is not None else "window"
     average, other = make_law(**inner), options.get("extrapolate_from")
     if other is None:
+        if isinstance(average, RelativeHalfLife) and 2 * average.percent > 100:
+            another = f"{100 if average.percent < 100 else 50}%{average.unit}"
+            raise UsageError(
+                f"goes on from a half-life twice as long, and twice {average.name} is more than the training so far",
+                option="extrapolate",
+                hint=f"name another: {option('extrapolate_from', another)}",
+            )
         if isinstance(average, HalfLife | RelativeHalfLife):
             return Extrapolated(average, average.doubled(), factor)
         window = average.window

@@ -109,6 +109,12 @@ def entries_of(run: Run, law: Coefficients) -> tuple[tuple[Entry, ...], list[Ski
     return entries, [Skipped(checkpoint, "has no coefficient") for checkpoint in others]
 
 
+def _is_at(checkpoint: Checkpoint, time: Time) -> bool:
+    """Return whether a checkpoint is at a time, or at a clock that is shown as that: a third as 0.333333."""
+    clock = checkpoint.clock(time.unit)
+    return clock is not None and (clock == time.value or str(Time(clock, time.unit)) == str(time))
+
+
 def _meant(run: Run, key: str) -> Checkpoint:
     """Return the checkpoint of a name or a clock."""
     for damaged in run.damaged:
@@ -120,7 +126,7 @@ def _meant(run: Run, key: str) -> Checkpoint:
             time = Time.parse(key)
         except UsageError:
             time = None
-        named = [] if time is None else [each for each in run.checkpoints if each.clock(time.unit) == time.value]
+        named = [] if time is None else [each for each in run.checkpoints if _is_at(each, time)]
     if len(named) == 1:
         return named[0]
     what = "no checkpoint" if not named else f"each of {', '.join(checkpoint.name for checkpoint in named[:3])}"

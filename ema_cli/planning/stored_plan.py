@@ -142,10 +142,10 @@ def _check_recipe(recipe: Recipe, stored: StoredRun) -> None:
 
 def _live_law(recipe: Recipe, stored: StoredRun) -> LiveLaw:
     if not isinstance(recipe.law, LiveLaw):
-        raise UsageError(
-            f"{option('profile', recipe.law.name)}: is for raw checkpoints",
-            hint=f"leave out {option('from', 'stored')}",
-        )
+        asked = recipe.law.to_dict()
+        name = next(name for name in ("extrapolate", "coefficients", "profile") if name in asked)
+        value = None if name == "coefficients" else asked[name]
+        raise UsageError(f"{option(name, value)}: is for raw checkpoints", hint=f"leave out {option('from', 'stored')}")
     if isinstance(recipe.law, RelativeHalfLife):
         return recipe.law.begun_at(stored.averages[0].schedule.start)
     return recipe.law

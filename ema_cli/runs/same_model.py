@@ -43,18 +43,25 @@ def first_differences(
 
 
 def check_same_model(
-    checkpoints: Sequence[Checkpoint], *, mixed_floats: bool = False, copied: Collection[str] = ()
+    checkpoints: Sequence[Checkpoint],
+    *,
+    mixed_floats: bool = False,
+    copied: Collection[str] = (),
+    base: Checkpoint | None = None,
 ) -> None:
     """Check that all checkpoints have the same tensor names, shapes and dtypes, and the same settings.
 
     Raises:
-        RunError: with the sentences of `first_differences`, and a way to leave out the checkpoints that they name.
+        RunError: with the sentences of `first_differences`, and a way to leave out the checkpoints that they name; the
+            `base` is none that could be left out.
     """
     most, others = _split(checkpoints, mixed_floats, copied)
     if not others:
         return
     if not mixed_floats and not _split(checkpoints, True, copied)[1]:
         hint = f"average them in one float type: {option('dtype', 'float32')}"
+    elif others == [base]:
+        hint = f"name the model that this training began with: {option('base', 'MODEL')}"
     else:
         patterns = _patterns([checkpoint.name for checkpoint in others], [checkpoint.name for checkpoint in most])
         hint = f"average checkpoints of one model; leave out others: {' '.join(option('exclude', p) for p in patterns)}"

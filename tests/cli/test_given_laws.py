@@ -178,14 +178,31 @@ def test_errors_name_the_option(run: Path, cli: Cli, arguments: tuple[str, ...],
     assert sorted(run.rglob("*")) == before
 
 
+def test_a_base_of_another_model_is_no_checkpoint_to_leave_out(run: Path, cli: Cli):
+    """The hint is at another base, not at --exclude, which leaves out none."""
+    save_file({"w": torch.zeros(3)}, run / "models/other.safetensors")
+    done = cli("average", "ckpts", "--profile", "bema", "--base", "models/other.safetensors")
+    assert (done.code, "--exclude" in done.err) == (4, False), done.err
+    assert "name the model that this training began with: --base MODEL" in done.err
+
+
+def test_bema_needs_batches_and_no_option_of_it_says_another_unit(tmp_path: Path, cli: Cli):
+    """The hint does not ask for a half-life."""
+    for epoch in (1, 2, 3):
+        torch.save({"w": torch.zeros(3)}, tmp_path / f"ep{epoch}.pt")
+    done = cli("average", ".", "--name-clock", "ep", "--profile", "bema", "--base", "ep1.pt")
+    assert (done.code, "--half-life" in done.err, "--epoch-length" in done.err) == (4, False, True), done.err
+    assert "records no clock in batches, which the profile needs" in done.err
+
+
 def test_laws_that_look_at_the_whole_run_are_for_raw_checkpoints(run: Path, cli: Cli):
     """Of stored averages there is no base, no line and no coefficient: the error names the option."""
     from tests.inprocess import write_stored_run
 
     write_stored_run(run / "stored/ema", ("20ba", "60ba"), steps=100)
-    for law in (LAWS["extrapolated"], LAWS["coefficients"]):
-        done = cli("average", "stored", "--from", "stored", *law)
-        assert (done.code, "is for raw checkpoints" in done.err) == (2, True), done.err
+    for law, said in (("extrapolated", "--extrapolate 1.5"), ("coefficients", "--coefficients")):
+        done = cli("average", "stored", "--from", "stored", *LAWS[law])
+        assert (done.code, f"error: {said}: is for raw checkpoints" in done.err) == (2, True), done.err
     done = cli("average", "stored", "--from", "stored", "--half-life", "80%ba", "--allow-approximate", "-o", "o.pt")
     assert done.code == 0, done.err
     assert cli("verify", "o.pt", "--against", "stored").code == 0

@@ -84,7 +84,7 @@ def test_it_is_made_again_from_its_data():
         ({"half_life": "0ba", "extrapolate": 1}, "^extrapolate_from=: 0ba is the average itself"),
         ({"half_life": "5ba", "extrapolate": 1, "extrapolate_from": "5ep"}, "^extrapolate_from=: .* different units"),
         ({"half_life": "0.7ep", "extrapolate": 1}, "^extrapolate_from=: .* or updates"),
-        ({"half_life": "60%ba", "extrapolate": 1}, "^half_life=: 120%ba is no share"),
+        ({"half_life": "60%ba", "extrapolate": 1}, "^extrapolate=: .* twice 60%ba is more than the training so far"),
         ({"profile": "uniform", "extrapolate": 1}, "^extrapolate=: goes on from an average of half_life="),
         ({"smoothing": 0.9, "extrapolate": 1}, "^extrapolate=: goes on from an average of half_life="),
         ({"half_life": "5ba", "extrapolate_from": "9ba"}, "^extrapolate_from=: goes with extrapolate="),

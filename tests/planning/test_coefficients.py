@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,13 @@ def test_names_and_clocks_are_those_of_the_run():
     ]
     assert [skip.reason for skip in plan.skipped] == ["has no coefficient"]
     assert plan.advice.warnings == []
+
+
+def test_a_clock_is_meant_as_it_is_shown():
+    """A third of an epoch is 0.333333."""
+    run = make_run(*({"ep": Fraction(third, 3)} for third in (1, 2, 3)))
+    plan = make_plan(run, Recipe(coefficients={"0.333333ep": 0.5, "1ep": 0.5}))
+    assert [entry.clock.value for entry in plan.entries] == [Fraction(1, 3), 1]
 
 
 @pytest.mark.parametrize(
