@@ -77,6 +77,7 @@ class Lookout:
     ours: tuple[Path, ...] = ()
     table: Table = field(default_factory=dict)
     _since: dict[Path, float] = field(default_factory=dict)
+    _at: dict[Path, list[Path]] = field(default_factory=dict)  # the files at and below each path
     _begun: bool = False
 
     def look(self) -> bool:
@@ -88,6 +89,11 @@ class Lookout:
         }
         changed, self.table = not self._begun or table != self.table, table
         self._begun = True
+        if changed:
+            self._at = {}
+            for file, identity in table.items():
+                for place in (file, *file.parents) if len(identity.parts) > _FOLDER_PARTS else ():
+                    self._at.setdefault(place, []).append(file)
         return changed
 
     def quiet_for(self, path: Path) -> float:
@@ -97,11 +103,7 @@ class Lookout:
 
     def files_at(self, path: Path) -> list[Path]:
         """Return the files at and below a path."""
-        return [
-            file
-            for file, identity in self.table.items()
-            if len(identity.parts) > _FOLDER_PARTS and (file == path or path in file.parents)
-        ]
+        return self._at.get(path, [])
 
     def look_of(self, path: Path) -> str:
         """Return what tells the files at a path from what they were, or will be, without reading them."""

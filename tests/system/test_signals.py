@@ -41,6 +41,27 @@ def test_a_signal_unwinds_with_its_number(number: int):
     kill_self(number)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_while_something_is_finished_a_second_signal_ends_at_once(number: int):
+    """The first one unwinds, so that the rest can be published; whoever sends another does not want to wait."""
+    code = (
+        "import os, signal, time\n"
+        "from ema_cli.system import signals\n"
+        "signals.install()\n"
+        "with signals.finishing():\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    except signals.Interrupted:\n"
+        "        print('finishing', flush=True)\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "        time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 128 + number
+    assert done.stdout == "finishing\n"
+    assert "Traceback" not in done.stderr
+
+
 def test_a_signal_waits_for_the_end_of_the_block():
     """The block is done whole, with other threads around that could take the signal; then it surfaces."""
     waiting = threading.Event()
