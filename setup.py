@@ -13,7 +13,7 @@ KERNEL = "ema_cli/folding/kernel"
 compiled = Extension(
     f"{KERNEL.replace('/', '.')}._compiled",
     sources=[f"{KERNEL}/compiled.c"],
-    depends=[f"{KERNEL}/compiled_sum.h", f"{KERNEL}/compiled_read.h"],
+    depends=[f"{KERNEL}/compiled_{part}.h" for part in ("arguments", "read", "sum", "variants")],
     libraries=["m"],
     # What keeps each step rounded for itself stands last, after whatever CFLAGS says. Equal sources give equal bytes.
     extra_compile_args=["-std=gnu11", "-O3", "-g0", "-Wall", "-Wno-psabi", "-fno-fast-math", "-ffp-contract=off"],

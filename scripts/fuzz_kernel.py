@@ -94,7 +94,7 @@ def reading(source: random.Random, arena: bytearray, given: tuple[object, ...], 
     memories = tuple(memory(source, arena, number * SIZES[kind]) for number, kind in zip(needed, kinds, strict=True))
     stop = bytearray([int(source.random() < 0.02)])
     return (
-        *(given[0], memories if len(memories) == len(rows) else rows, *given[2:]),
+        (given[0], memories if len(memories) == len(rows) else rows, *given[2:]),
         *(memoryview(held)[shift:], array("q", counts).tobytes(), keeps, most, stop),
     )
 

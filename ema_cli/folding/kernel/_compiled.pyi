@@ -2,6 +2,12 @@
 
 from typing_extensions import Buffer
 
+Arguments = tuple[
+    int, tuple[Buffer, ...], bytes, Buffer, tuple[Buffer, ...], bytes, bytes, tuple[Buffer, ...],
+    int, int, bool, bool, float, bool,
+]  # fmt: skip
+"""Those of `add`."""
+
 def add(
     variant: int,
     rows: tuple[Buffer, ...],
@@ -20,20 +26,7 @@ def add(
     /,
 ) -> int: ...
 def read_and_add(
-    variant: int,
-    rows: tuple[Buffer, ...],
-    kinds: bytes,
-    weights: Buffer,
-    newest: tuple[Buffer, ...],
-    newest_kinds: bytes,
-    begins: bytes,
-    sums: tuple[Buffer, ...],
-    count: int,
-    target: int,
-    wide: bool,
-    plain: bool,
-    limit: float,
-    ends: bool,
+    arguments: Arguments,
     spans: Buffer,
     counts: Buffer,
     keeps: bytes,

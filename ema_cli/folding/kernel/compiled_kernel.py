@@ -162,7 +162,7 @@ class CompiledSums:
         self.rows(numbers, spans.offsets)
         most = _STRETCH // max(self._spec.dtypes[number].component_bits // 8 for number in numbers)
         beyond, nanoseconds, span, offset, error = _compiled.read_and_add(
-            *self._arguments(numbers, averages),
+            self._arguments(numbers, averages),
             spans.numbers,
             spans.counts,
             bytes(number in self._newest for number in numbers),

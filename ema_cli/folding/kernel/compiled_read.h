@@ -48,7 +48,7 @@ static int64_t nanoseconds(void)
 }
 
 /* Fill memory with the next bytes of a row; return 0, or -1 with the end noted. The spans have so many bytes. */
-static int fill(Place *place, char *to, size_t nbytes, const volatile char *stop, End *end)
+static int fill(Place *place, char *to, size_t nbytes, const char *stop, End *end)
 {
     while (nbytes > 0) {
         const Span span = span_at(place->spans, place->span);
@@ -58,7 +58,7 @@ static int fill(Place *place, char *to, size_t nbytes, const volatile char *stop
             place->done = 0;
             continue;
         }
-        if (*stop) {
+        if (__atomic_load_n(stop, __ATOMIC_RELAXED)) { /* which other threads set */
             end->how = STOPPED;
             return -1;
         }
@@ -81,7 +81,7 @@ static int fill(Place *place, char *to, size_t nbytes, const volatile char *stop
 typedef struct {
     Stretch stretch;
     Place place[MOST_ROWS];
-    const volatile char *stop;
+    const char *stop;
 } Reading;
 
 /* Read a stretch of all rows, and add it while it is in the cache; then the next. Return how long the reads took. */
