@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, pairwise
 
@@ -46,6 +47,13 @@ def test_whole_tensors_are_equal(case: tuple[Checkpoint, Tensors]) -> None:
     """Every tensor's bytes in C order are those that the library gives."""
     checkpoint, tensors = case
     found = read_all(checkpoint.tensors)
+    assert [name for name in tensors if found[name] != stored_bytes(tensors[name])] == []
+
+
+def test_a_checkpoint_that_travels_is_equal(case: tuple[Checkpoint, Tensors]) -> None:
+    """Pickled and unpickled, as on its way to a worker, it has the same bytes."""
+    checkpoint, tensors = case
+    found = read_all(pickle.loads(pickle.dumps(checkpoint)).tensors)
     assert [name for name in tensors if found[name] != stored_bytes(tensors[name])] == []
 
 
