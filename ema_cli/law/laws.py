@@ -287,9 +287,11 @@ def _extrapolated(factor: float, options: LawOptions) -> Extrapolated:
             return Extrapolated(average, average.doubled(), factor)
         window = average.window
         other = None if window is None else Time(2 * window.value, window.unit)
-    elif varied == "half_life":
-        return Extrapolated(average, half_life_law(other), factor)
-    return Extrapolated(average, make_law(**{**inner, varied: other}), factor)
+    try:
+        away_from = make_law(**{**inner, varied: other})
+    except UsageError as error:
+        raise UsageError(error.fact, option="extrapolate_from", hint=error.hint) from error
+    return Extrapolated(average, away_from, factor)
 
 
 def half_life_law(value: object) -> HalfLife | RelativeHalfLife:

@@ -81,6 +81,15 @@ def test_it_is_made_again_from_its_data():
             {"half_life": "5ba", "extrapolate": 1, "extrapolate_from": "5ba"},
             "^extrapolate_from=: 5ba is the average itself",
         ),
+        ({"half_life": "5ba", "extrapolate": 1, "extrapolate_from": "x"}, "^extrapolate_from=: 'x' is not a time"),
+        (
+            {"half_life": "5ba", "extrapolate": 1, "extrapolate_from": "500%ba"},
+            "^extrapolate_from=: 500%ba is no share",
+        ),
+        (
+            {"profile": "uniform", "window": "5ba", "extrapolate": 1, "extrapolate_from": "0ba"},
+            "^extrapolate_from=: '0ba' is no stretch",
+        ),
         ({"half_life": "0ba", "extrapolate": 1}, "^extrapolate_from=: 0ba is the average itself"),
         ({"half_life": "5ba", "extrapolate": 1, "extrapolate_from": "5ep"}, "^extrapolate_from=: .* different units"),
         ({"half_life": "0.7ep", "extrapolate": 1}, "^extrapolate_from=: .* or updates"),
