@@ -32,7 +32,8 @@ SIGNERS = {
     "--signature", "--public_key", "--ignore_unsigned_files", "--use_ambient_credentials", "--identity",
     "--identity_provider",
 }  # fmt: skip
-LAUNCHERS = {"--array", "--ntasks-per-node"}
+LAUNCHERS = {"--array", "--ntasks-per-node"}  # of Slurm's
+SCRIPTS = {"--measure"}
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.float64, torch.complex128)
 WHOLE = (torch.int64, torch.int8, torch.uint8, torch.bool)
 HOW_TO, EXPLANATION = DOCS / "how-to", DOCS / "explanation"
@@ -49,7 +50,7 @@ def options_of_all_commands() -> set[str]:
 def test_every_option_on_a_page_exists(page: Path) -> None:
     """Options that a page names are those of a command, or of the benchmark."""
     named = set(re.findall(r"(?<![\w\-&])--[a-z][a-z_-]*[a-z]", page.read_text("utf-8")))
-    assert named <= options_of_all_commands() | FOREIGN | SIGNERS | LAUNCHERS
+    assert named <= options_of_all_commands() | FOREIGN | SIGNERS | LAUNCHERS | SCRIPTS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
