@@ -212,10 +212,15 @@ class LocalFile:
         if number:
             return _refusal(f"cannot be read at byte {offset}", self.path, OSError(number, os.strerror(number)))
         return CheckpointError(
-            f"ends at byte {offset} while it is read",
+            f"ends at byte {min(offset, self._size_now())} while it is read",
             subject=self.path,
             hint=f"something cut it short; {_HINT_REWRITTEN}",
         )
+
+    def _size_now(self) -> int:
+        with _lock:
+            descriptor = _open_files.get(self)
+            return self._size if descriptor is None else os.fstat(descriptor).st_size
 
     def _check_identity(self, status: os.stat_result) -> None:
         now = _identity(status)

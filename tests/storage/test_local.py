@@ -86,6 +86,17 @@ def test_reading_past_the_end_names_the_file_and_the_byte(tmp_path: Path) -> Non
     assert str(caught.value) == f"{path}: ends at byte 10 while it is read"
 
 
+def test_the_end_of_a_file_is_told_wherever_the_read_began(tmp_path: Path) -> None:
+    """The byte at which the file ends, not that from which on nothing was found: threads read in any order."""
+    path = tmp_path / "a"
+    path.write_bytes(bytes(10_000))
+    file = LocalFile(path)
+    os.truncate(path, 100)
+    for offset in (99, 100, 5000):
+        with pytest.raises(CheckpointError, match="ends at byte 100 while it is read"):
+            file.read(offset, 50)
+
+
 def test_a_file_cut_short_while_open_is_an_error(tmp_path: Path) -> None:
     """A truncation under our feet gives an error with the file's name; a mapping would kill the process."""
     path = tmp_path / "a"

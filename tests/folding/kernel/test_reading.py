@@ -105,6 +105,21 @@ def file() -> Iterator[int]:
     os.close(descriptor)
 
 
+@pytest.mark.parametrize("offset", [2**31 - 2000, 2**32 - 2000, 5 << 30])
+def test_offsets_may_have_more_than_32_bits(file: int, offset: int):
+    """Of rows across 2 and 4 GiB, and beyond; and of the byte at which such a file ends."""
+    os.pwrite(file, np.full(COUNT, 3, np.float32).tobytes(), offset)
+    kernel = compiled_kernel.CompiledKernel(compiled_kernel.variants()[0][0])
+    sums = kernel.workspace(WorkspaceSize(2, 1 << 12, 1, 1)).begin(SPEC)
+    spans = Spans([10, offset], array("q", [file, 10, 4000, file, offset, 4000]), array("q", [1, 1]))
+    assert sums.read_and_add([1, 0], spans, bytearray(1)).span == -1
+    assert sums.complete(0)
+    assert bytes(sums.encode(0)) == np.full(COUNT, 2, np.float32).tobytes()
+    os.ftruncate(file, offset + 3000)
+    end = ended([(file, 10, 4000), (file, offset, 4000)])
+    assert (end.span, end.offset, end.error) == (1, offset + 3000, 0)
+
+
 def test_a_file_that_ends_early_is_told(file: int):
     """The span and the byte at which the file ends, within the second span of the second row."""
     os.ftruncate(file, 3000)
