@@ -97,6 +97,11 @@ class StorePath(PosixPath):
         return None if name is None else self / name
 
 
+def remember_query(path: StorePath, query: str) -> None:
+    """Note what follows the question mark of a web address that came from another process."""
+    _queries[path] = query
+
+
 def as_path(word: str | Path) -> Path:
     """Return the name of the place that a user writes.
 

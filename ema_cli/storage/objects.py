@@ -17,7 +17,7 @@ from ema_cli.storage import header_cache
 from ema_cli.storage.hub import check_same_on_hub, read_from_hub
 from ema_cli.storage.info import Entry, Identity, Info, Kind
 from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of, tag_of
-from ema_cli.storage.names import WEB, StorePath
+from ema_cli.storage.names import WEB, StorePath, remember_query
 from ema_cli.storage.stores import client_of, obstore, place_of, store_errors
 
 if TYPE_CHECKING:
@@ -98,6 +98,15 @@ class ObjectFile:
         self._stored = stored
         if stored.first_bytes:
             _kept.put((path, stored.tag), 0, stored.first_bytes)
+
+    def __getstate__(self) -> tuple[StorePath, StoredObject, str]:
+        """Return what another process needs to read the object: of a web address its query, too."""
+        return self._path, self._stored, self._path.query
+
+    def __setstate__(self, state: tuple[StorePath, StoredObject, str]) -> None:
+        self._path, self._stored, query = state
+        if query:
+            remember_query(self._path, query)
 
     @property
     def path(self) -> StorePath:

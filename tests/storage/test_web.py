@@ -117,6 +117,16 @@ def test_the_list_of_its_shards_names_a_model(web: _Web, run: Path, tmp_path: Pa
     assert web.requests.count(first) == 1  # it is small: its header came with all of it
 
 
+@pytest.mark.slow
+def test_workers_know_what_signs_an_address(web: _Web, run: Path, tmp_path: Path, cli: Cli):
+    """A process that does tasks for this one reads by the same signed addresses; nothing shows them."""
+    web.word = "sig=secret"
+    names = [f"http://127.0.0.1:{web.server_address[1]}/run/step-{n}/{NAME}?sig=secret" for n in (100, 200)]
+    done = cli("average", *names, "--profile", "uniform", "-o", tmp_path / "there", "--on", "processes=1")
+    assert done.code == 0, done.err
+    assert "secret" not in done.out + done.err + (tmp_path / "there" / "ema-manifest.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "fact"),
     [
