@@ -41,6 +41,9 @@ def _against(verified: Verified) -> str:
     against = verified.against
     if against is None:
         return ""
+    if not against.tensors:  # of what `watch` has folded, where some are gone
+        left, are = plural(against.checkpoints, "input"), "is" if against.checkpoints == 1 else "are"
+        return f"{left} of it {are} there unchanged, and the weights are those of the law"
     if against.sample is not None:
         elements, seed = against.sample.most_elements, printable(against.sample.seed)
         what = f"up to {elements:,} elements of each tensor (--seed {seed}) and the bytes around them are those"

@@ -14,6 +14,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.output_file import whole_name
 from ema_cli.release.snapshot import Snapshot
+from ema_cli.release.watch_rounding import WatchRounding
 from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import plural
@@ -63,9 +64,15 @@ def holders(snapshot: Snapshot) -> dict[str, Holder]:
 
 @dataclass(slots=True)
 class Comparison:
-    """A sink that compares the bytes of a fold with the published ones; `there`: what holds a tensor, by its name."""
+    """A sink that compares the bytes of a fold with the published ones.
+
+    Attributes:
+        there: what holds a tensor, by its name.
+        rounding: that of `watch`, which explains small differences; None where there may be none.
+    """
 
     there: Mapping[str, Holder]
+    rounding: WatchRounding | None = None
     tensors: int = 0
     different: dict[str, Difference] = field(default_factory=dict)
     _renamed: dict[str, str] = field(default_factory=dict)  # tensor name in the fold -> another in the output
@@ -95,7 +102,7 @@ class Comparison:
 
     def again(self) -> Comparison:
         """Return a comparison of the same tensors that has found nothing yet."""
-        return Comparison(self.there, self.tensors, _unexpected=self._unexpected, _renamed=self._renamed)
+        return Comparison(self.there, tensors=self.tensors, _unexpected=self._unexpected, _renamed=self._renamed)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _comparison, (self.there, self._unexpected, self._renamed)
@@ -134,9 +141,13 @@ class Comparison:
                 self.there[name].read(name, part.start, memoryview(there))
                 wanted = np.frombuffer(data[position : position + part.size], np.uint8)
                 wrong = np.flatnonzero(np.frombuffer(there, np.uint8) != wanted)
-                if len(wrong):
+                if len(wrong) and not self._is_rounding(name, part, there, wanted.tobytes()):
                     self._note(name, len(wrong), part.start + int(wrong[0]))
             position += part.size
+
+    def _is_rounding(self, name: str, part: TensorRange, there: bytes | bytearray, wanted: bytes) -> bool:
+        dtype = self.there[name].spec(name).dtype
+        return self.rounding is not None and self.rounding.explains(dtype, part.name, part.start, there, wanted)
 
     def _note(self, name: str, nbytes: int, first: int) -> None:
         with self._lock:

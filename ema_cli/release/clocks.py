@@ -55,14 +55,14 @@ def settle_inputs(
     """
     rows = manifest["inputs"]
     same_version = manifest["tool"]["version"] == __version__  # another may read fewer clocks from the same files
-    settled = _settle_alone(opened, record)
+    settled = settle_alone(opened, record)
     different = _first_difference(settled, rows, strict=same_version)
     if different is not None and (progress := in_run()) is not None:
         settled = list(progress)
         different = _first_difference(settled, rows, strict=same_version)
     if different is not None:
         number, unit = different
-        now, was = settled[number].clocks.get(unit), _clocks(rows[number]).get(unit)
+        now, was = settled[number].clocks.get(unit), clocks_of(rows[number]).get(unit)
         values = [f"{clock.value}{unit}" if clock else "none" for clock in (now, was)]
         raise OtherClock(
             f"its clock is {values[0]}, but was {values[1]} when it was averaged",
@@ -93,7 +93,8 @@ def overruled_by(recipe: RecipeRow, sources: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _settle_alone(opened: Sequence[Checkpoint], record: RecipeRecord) -> list[Progress]:
+def settle_alone(opened: Sequence[Checkpoint], record: RecipeRecord) -> list[Progress]:
+    """Return the clocks of checkpoints as if they were all that there is."""
     settled, _ = settle_clocks(opened, record.opened)
     if record.opened.spacing is not None:
         settled, _ = space(settled, record.opened.spacing, opened)
@@ -119,7 +120,7 @@ def _first_difference(
     With `strict`, a clock that the manifest does not give is a difference, too.
     """
     for number, (progress, row) in enumerate(zip(settled, rows, strict=True)):
-        given = _clocks(row)
+        given = clocks_of(row)
         for unit in (*given, *(progress.clocks if strict else ())):
             now, was = progress.clocks.get(unit), given.get(unit)
             if now is None or was is None or now.value != was.value:
@@ -127,7 +128,12 @@ def _first_difference(
     return None
 
 
-def _clocks(row: InputRow) -> Clocks:
+def clocks_of(row: InputRow) -> Clocks:
+    """Return the clocks that a manifest gives an input.
+
+    Raises:
+        CheckpointError: for one that is none.
+    """
     try:
         return {Unit(unit): Clock(Fraction(clock["value"]), clock["from"]) for unit, clock in row["clocks"].items()}
     except (ValueError, ZeroDivisionError) as error:

@@ -22,11 +22,13 @@ from ema_cli.release.clocks import OtherClock, overruled_by
 from ema_cli.release.comparison_task import compare_by
 from ema_cli.release.copies import copy_differences
 from ema_cli.release.frames import frame_differences
+from ema_cli.release.inputs import find_inputs
 from ema_cli.release.metadata import compare_remarks, manifest_differences, own_words, side_file_differences
 from ema_cli.release.published import Published
 from ema_cli.release.replay import Replay, open_replay
 from ema_cli.release.verify import Against, Verified
-from ema_cli.release.watched import verify_watched
+from ema_cli.release.watch_rounding import WatchRounding
+from ema_cli.release.watched import ROUNDED, verify_watched
 from ema_cli.runs.warnings import Remarks
 from ema_cli.system.memory import give_back
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -67,7 +69,7 @@ def verify_against(
     if snapshot.manifest is None or not snapshot.complete:
         return verified
     check_base(snapshot.manifest["recipe"], merge_into)
-    if "watch" in snapshot.manifest:
+    if "watch" in snapshot.manifest and find_inputs(snapshot.manifest, paths).missing:
         return verify_watched(verified, snapshot.manifest, paths, threads)
     try:
         replay = open_replay(snapshot.manifest, paths, merge_into=merge_into, threads=threads, with_remarks=True)
@@ -100,7 +102,10 @@ def _compare(
     job = _job(replay, snapshot.published)
     for checkpoint in snapshot.opened.values():
         checkpoint.tensors.share(job.checkpoints[-1].tensors)
-    comparison = Comparison(holders(snapshot))
+    weights = [entry.weight for entry in replay.plan.entries]
+    is_watched = "watch" in manifest
+    rounding = WatchRounding.of([entry.checkpoint for entry in replay.plan.entries], weights) if is_watched else None
+    comparison = Comparison(holders(snapshot), rounding)
     problems = comparison.expect(job.outputs[0])
     give_back(comparison.tensors)  # what reading headers and laying out took
     notes = [] if sample is not None else check_stored_sums(job.checkpoints, threads)
@@ -112,11 +117,11 @@ def _compare(
         threads=threads,
         remarks=Remarks(),
     )
-    threads = threads if engine is None else engine.threads
+    threads = threads if engine is None or is_watched else engine.threads
     sizes = divide_memory(
         max(default_bytes(job.checkpoints), least_bytes()), threads, from_store=in_store(job.checkpoints)
     )
-    if engine is None:
+    if engine is None or is_watched:  # workers know of no rounding
         folded = job.fold([comparison], sizes=sizes, checksums=record.checksums, sample=sample, progress=progress)
     else:
         folded = compare_by(engine, job, comparison, record, sizes, progress)
@@ -136,6 +141,7 @@ def _compare(
     least, around = (record.remarks(replay.plan, non_finite, given) for given in (None, replay.remarks_around))
     missing, unknown = compare_remarks(manifest, path, least, around, sample=sampled)
     problems += missing
+    unknown = (*unknown, *([ROUNDED] if is_watched else []))
     inputs = [file for checkpoint in job.checkpoints for file in checkpoint.files]
     for file in (*inputs, *snapshot.files.values()):
         file.check_unchanged()

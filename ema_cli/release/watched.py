@@ -1,23 +1,24 @@
 """Compare an average that `watch` kept up to date with those of its checkpoints that are still there.
 
-They were folded one after another, each rounded to float32, and most may be gone: no byte of the average follows from
-those that are left. But each must be what it was, and the weights must be those of the law.
+They were folded one after another, each rounded to float32. While all are there, they are averaged anew, and compared
+to within that rounding (`watch_rounding`). Where some are gone, no byte of the average follows from those that are
+left. But each of these must be what it was, at its clock, and the weights must be those of the law.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
-from ema_cli.checkpoint import Checkpoint, Clock, Progress
+from ema_cli.checkpoint import Checkpoint, Progress
 from ema_cli.errors import EmaError, at_terminal
-from ema_cli.law.time import Unit
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.planning.plan import make_plan
+from ema_cli.release.clocks import clocks_of, overruled_by, settle_alone, settle_inputs
 from ema_cli.release.inputs import find_inputs, open_inputs
 from ema_cli.release.verify import Against, Verified
 from ema_cli.runs.order import order_units
@@ -25,11 +26,12 @@ from ema_cli.runs.run import Run
 from ema_cli.runs.specs_only import SpecsOnly
 from ema_cli.text import plural, some
 
+ROUNDED = "how watch rounded the values at each checkpoint"
 _ROUNDING = 1e-9  # of a weight
 
 
 def verify_watched(verified: Verified, manifest: Manifest, paths: Sequence[Path], threads: int) -> Verified:
-    """Add a problem for each input that has changed, and for weights that are not those of the law.
+    """Add a problem for each input that has changed or has another clock, and for numbers that do not follow.
 
     Args:
         verified: the average as `verify` returned it.
@@ -48,17 +50,18 @@ def verify_watched(verified: Verified, manifest: Manifest, paths: Sequence[Path]
         for checkpoint, fingerprint in zip(there, fingerprints(there, threads), strict=True)
         if fingerprint != rows[checkpoint.name]["fingerprint"]
     ]
-    problems += [f"{verified.published.manifest}: {fact}" for fact in _weight_problems(manifest)]
+    record = RecipeRecord.from_dict(manifest["recipe"])
+    try:
+        progress = _settle(there, manifest, record)
+        facts = _differences(manifest, record)
+    except EmaError as error:
+        progress, facts = [], [error.message(at_terminal)]
+    problems += [f"{verified.published.manifest}: {fact}" for fact in facts]
     gone = inputs.missing
-    unknown = [
-        *(
-            [f"{plural(len(gone), 'input')} that {'is' if len(gone) == 1 else 'are'} gone ({some(gone)})"]
-            if gone
-            else []
-        ),
-        "the values, which watch rounded at each checkpoint",
-    ]
-    against = Against(len(there), 0, None, 0, 0, 0)
+    are_gone = f"{plural(len(gone), 'input')} that {'is' if len(gone) == 1 else 'are'} gone ({some(gone)})"
+    unknown = [are_gone, "tensors and files, which follow from all inputs"]
+    sources = [clock.source for each in progress for clock in each.clocks.values()]
+    against = Against(len(there), 0, None, 0, 0, 0, overruled=overruled_by(manifest["recipe"], sources))
     return replace(
         verified,
         problems=(*verified.problems, *problems),
@@ -67,30 +70,52 @@ def verify_watched(verified: Verified, manifest: Manifest, paths: Sequence[Path]
     )
 
 
-def _weight_problems(manifest: Manifest) -> list[str]:
-    """Return what is wrong with the weights, in words."""
+def _settle(there: Sequence[Checkpoint], manifest: Manifest, record: RecipeRecord) -> list[Progress]:
+    """Return the clocks of what is left.
+
+    Raises:
+        OtherClock: where the manifest gives another one.
+    """
+    if not there:
+        return []
+    names = {checkpoint.name for checkpoint in there}
+    rows = [row for row in manifest["inputs"] if row["name"] in names]
+    # That the first epoch was 0 shows in a checkpoint that may be gone.
+    from_zero = replace(record, opened=replace(record.opened, epochs_from_zero=True))
+    left = cast("Manifest", {**manifest, "inputs": rows})
+    return settle_inputs(there, left, record, lambda: settle_alone(there, from_zero))
+
+
+def _differences(manifest: Manifest, record: RecipeRecord) -> list[str]:
+    """Return what does not follow from the clocks, in words: weights, and numbers that follow from these."""
     checkpoints = [_stand_in(row) for row in manifest["inputs"]]
-    record = RecipeRecord.from_dict(manifest["recipe"])
     shown = manifest["inputs"][-1]["clock"] if manifest["inputs"] else ""
     units = sorted(order_units(checkpoints), key=lambda unit: not shown.endswith(unit))
-    try:
-        plan = make_plan(Run(Path(), tuple(checkpoints), tuple(units), options=record.opened), record.recipe)
-    except EmaError as error:
-        return [error.message(at_terminal)]
+    plan = make_plan(Run(Path(), tuple(checkpoints), tuple(units), options=record.opened), record.recipe)
     weights = {entry.checkpoint.name: entry.weight for entry in plan.entries}
+    clocks = {entry.checkpoint.name: str(entry.clock) for entry in plan.entries}
     wrong = [
         row["name"]
         for row in manifest["inputs"]
-        if not abs(weights.get(row["name"], -1.0) - row["weight"]) <= _ROUNDING
+        if not abs(weights.get(row["name"], -1.0) - row["weight"]) <= _ROUNDING or clocks[row["name"]] != row["clock"]
     ]
-    if not wrong:
-        return []
-    return [
-        f"the weights are not those that {record.recipe.law.name} gives checkpoints of these clocks ({some(wrong)})"
+    if wrong:
+        law = record.recipe.law.name
+        return [f"the weights are not those that {law} gives checkpoints of these clocks ({some(wrong)})"]
+    numbers: list[tuple[str, object, object, bool]] = [
+        (
+            "effective_checkpoints",
+            manifest["effective_checkpoints"],
+            plan.effective_count,
+            abs(manifest["effective_checkpoints"] - plan.effective_count) <= _ROUNDING * plan.effective_count,
+        ),
+        ("mean_age", manifest["mean_age"], str(plan.mean_age), manifest["mean_age"] == str(plan.mean_age)),
     ]
+    return [f"says {name} {ours}, but the weights give {theirs}" for name, ours, theirs, same in numbers if not same]
 
 
 def _stand_in(row: InputRow) -> Checkpoint:
-    clocks = {Unit(unit): Clock(Fraction(clock["value"]), clock["from"]) for unit, clock in row["clocks"].items()}
     name = row["name"]
-    return Checkpoint(name, Path(name), SpecsOnly({}, {}), (), row["format"], row["trainer"], Progress(clocks))
+    return Checkpoint(
+        name, Path(name), SpecsOnly({}, {}), (), row["format"], row["trainer"], Progress(dict(clocks_of(row)))
+    )

@@ -137,7 +137,7 @@ def test_what_ema_cli_averaged_is_no_average_of_the_training(cli: Cli, tmp_path:
     given = ("average", "run", "--weights", "ema", "--half-life", "20ba", "-o")
     assert cli(*given, "run/ema/step-80.safetensors").code == 0
     assert cli(*given, "out").code == 0
-    inputs = json.loads((tmp_path / "out/manifest.json").read_text())["inputs"]
+    inputs = json.loads((tmp_path / "out/ema-manifest.json").read_text())["inputs"]
     assert [row["name"] for row in inputs] == [f"step-{step}.pt" for step in STEPS]
 
 
