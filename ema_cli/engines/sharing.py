@@ -22,7 +22,7 @@ from ema_cli.passes import Pass
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WrittenFile
-from ema_cli.storage.staging import SharedStaging
+from ema_cli.storage.shared_staging import SharedStaging
 from ema_cli.text import size
 from ema_cli.writing.record import Record
 

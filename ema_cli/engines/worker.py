@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ema_cli.dtypes import DType
 from ema_cli.engines.block_sums import BlockSums
+from ema_cli.engines.checking import is_there
 from ema_cli.engines.records import Done, read_done, write_done
 from ema_cli.engines.tasks import Step, Task
 from ema_cli.engines.work import Work, check_versions, unpack
@@ -23,12 +23,10 @@ from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.sample import Parts
 from ema_cli.folding.sink import Sink
-from ema_cli.storage.checksums import Crc32, Digest
 from ema_cli.storage.lease import Watch
-from ema_cli.storage.location import location, look_anew
+from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import OutputStream, output_errors
-from ema_cli.storage.source import ByteSource
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_sink
 from ema_cli.writing.outputs import Output
@@ -81,7 +79,7 @@ def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = l
     if check is not None:
         check()
     done = read_done(work.tasks, task, work.digest)
-    if done is not None and _is_there(work, task, done.sums):
+    if done is not None and is_there(work, task, done.sums):
         return replace(done, seconds=0.0, bytes_read=0, worker=worker)
     token, began = secrets.token_hex(4), time.monotonic()
     outputs = [_with_functions(work, output, number) for number, output in enumerate(task.select(work.outputs))]
@@ -262,31 +260,6 @@ def fold_task(
     for file in {file.path: file for checkpoint in work.checkpoints for file in checkpoint.files}.values():
         file.check_unchanged()
     return folded, blocks
-
-
-def _is_there(work: Work, task: Task, sums: Sequence[Sequence[str]]) -> bool:
-    """Return whether the files of a task, or its stretches of them, are there with these sums, if they have any."""
-    for output, folder, expected in zip(task.select(work.outputs), work.folders, sums, strict=True):
-        for file, known in zip(output.files, expected, strict=True):
-            begin, end, checksum = 0, file.size, Crc32() if task.step is Step.STRETCH else sha256()
-            if task.step is Step.STRETCH:
-                begin, end = file.header_size + task.begin, file.header_size + task.end
-            try:
-                look_anew([folder])
-                there = location(folder / file.name).open()
-                if there.size < end or (task.step is not Step.STRETCH and there.size != end):
-                    return False
-                if known and _sum_of(there, begin, end, checksum) != known:
-                    return False
-            except EmaError:
-                return False
-    return True
-
-
-def _sum_of(file: ByteSource, begin: int, end: int, checksum: Digest) -> str:
-    for at in range(begin, end, _READ_BYTES):
-        checksum.update(file.read(at, min(_READ_BYTES, end - at)))
-    return checksum.hexdigest()
 
 
 def _with_functions(work: Work, output: Output, number: int) -> Output:

@@ -11,7 +11,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Protocol
 from ema_cli.errors import OutputError, option
 from ema_cli.storage import renames
 from ema_cli.storage.folder_locks import close_folder, is_held_by_another, lock_folder, open_folder, sync_folder
-from ema_cli.storage.lease import Lease
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.system.signals import deferred_signals, note_publication
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ema_cli.storage.store_stream import Frame, StoreStream
 
 _PREFIX = ".ema-cli-"
-_SHARED_PREFIX = f"{_PREFIX}parts-"
+SHARED_PREFIX = f"{_PREFIX}parts-"
 _PATIENCE_SECONDS = 5  # a run publishes in less
 _SHARED_DAYS = 7  # parts of an average may wait in a queue, and those that are done wait for them
 
@@ -92,7 +91,7 @@ class Staging:
                 raise
         # A finalizer: a signal can surface just before __exit__ holds signals back, and then the exit of the
         # interpreter must remove the folder.
-        self._discard = weakref.finalize(self, _discard, self.folder, lock)
+        self._discard = weakref.finalize(self, discard, self.folder, lock)
 
     def make_folder(self, name: Path) -> Path:
         """Make the folder `name` in this one, unless it is there already, and return its path."""
@@ -222,66 +221,14 @@ class Staging:
             ) from error
 
 
-class SharedStaging(Staging):
-    """A staging folder whose name others know: workers of this run on other machines, other parts, and the next run.
-
-    It outlives its run where that says `keep`, or is killed: whoever makes the same average goes on with what is there.
-
-    Attributes:
-        tasks: a folder in it for what is told between them.
-    """
-
-    def __init__(self, target: Path, digest: str) -> None:
-        super().__init__(target)
-        self._name = f"{_SHARED_PREFIX}{digest[:16]}"
-        self.tasks = Path()
-
-    def _make_folder(self) -> None:
-        self.folder = self.parent / self._name
-        self.tasks = self.folder / ".tasks"
-        self.tasks.mkdir(parents=True, exist_ok=True)
-        self._discard = weakref.finalize(self, _discard, self.folder, -1)
-
-    def folder_of(self, folder: Path) -> Path:
-        """Return where others find a folder in this one."""
-        return folder.absolute()
-
-    def keep(self) -> None:
-        """Leave the folder as it is at the end, for who goes on."""
-        if isinstance(self._discard, weakref.finalize):
-            self._discard.detach()
-        self._discard = lambda: None
-
-    def working(self, name: str) -> AbstractContextManager[object]:
-        """Return what keeps the folder from being taken for abandoned, under a name of its own.
-
-        Raises:
-            OutputError: where the file system refuses.
-        """
-        return Lease(self.tasks / name)
-
-    def publishing(self) -> AbstractContextManager[object]:
-        """Return the claim on the publishing, which one at a time can have.
-
-        Raises:
-            Held: where another has it, when it is entered.
-            OutputError: where the file system refuses.
-        """
-        return Lease(self.tasks / "publishing")
-
-    def is_there(self) -> bool:
-        """Return whether the folder still is there: who publishes removes it."""
-        return self.tasks.is_dir()
-
-
 def remove_abandoned(parent: Path) -> None:
     """Remove the staging folders in `parent` that no living process holds, and shared ones unused for days."""
-    for folder in parent.glob(f"{_SHARED_PREFIX}{'[0-9a-f]' * 16}"):
+    for folder in parent.glob(f"{SHARED_PREFIX}{'[0-9a-f]' * 16}"):
         with suppress(OSError):
             names = ["", ".tasks", *(f".tasks/{name}" for name in os.listdir(folder / ".tasks"))]
             used = max([(folder / name).stat().st_mtime for name in names])
             if not folder.is_symlink() and time.time() - used > _SHARED_DAYS * 86400:
-                _discard(folder, -1)
+                discard(folder, -1)
     for folder in parent.glob(f"{_PREFIX}{'[0-9a-f]' * 16}"):
         if not folder.is_dir() or folder.is_symlink():
             continue
@@ -290,10 +237,10 @@ def remove_abandoned(parent: Path) -> None:
         except OSError:
             continue
         if lock >= 0:
-            _discard(folder, lock)
+            discard(folder, lock)
 
 
-def _discard(folder: Path, lock: int) -> None:
+def discard(folder: Path, lock: int) -> None:
     """Remove a staging folder, as far as the file system lets us, and give back its lock.
 
     If the output in it was not published, files and folders that were set aside for it go back to their places first.
