@@ -36,11 +36,12 @@ _LEAST_SLEEP = 0.01
 
 @dataclass(slots=True)
 class _Waited:
-    """A checkpoint that was seen, and is not folded yet: where, at which clock, and since when."""
+    """A checkpoint that was seen, and is not folded yet: where, at which clock, since when, and whether it was read."""
 
     path: Path
     clock: Fraction
     since: float
+    readable: bool
 
 
 @dataclass(slots=True)
@@ -204,17 +205,18 @@ class Loop:
         clock = checkpoint.clock(unit)
         if clock is None:
             raise RunError(f"records no clock in {unit.plural}, in which the averages count", subject=checkpoint.path)
-        held = any(self._holds(one.name, one.path, one.clock) for one in pending if (one.clock or 0) < clock)
+        earlier = (one for one in pending if (one.clock or 0) < clock)
+        held = any(self._holds(one.name, one.path, one.clock, readable=False) for one in earlier)
         until = self.asked.waiting.until
         if until is not None and (checkpoint.clock(until.unit) or 0) > until.value:
             self.over = not held
             return False
         if not self._is_settled(checkpoint):
-            return clock <= self._last or not self._holds(checkpoint.name, checkpoint.path, clock)
+            return clock <= self._last or not self._holds(checkpoint.name, checkpoint.path, clock, readable=True)
         if clock <= self._last:
             self._check_older(checkpoint, clock)
         elif held:
-            self._wait_for(checkpoint.name, checkpoint.path, clock)
+            self._wait_for(checkpoint.name, checkpoint.path, clock, readable=True)
             return False
         else:
             self._fold(run, checkpoint)
@@ -223,15 +225,15 @@ class Loop:
     def _is_known(self, checkpoint: Checkpoint) -> bool:
         return (checkpoint.name, self.lookout.look_of(checkpoint.path)) in self.known
 
-    def _wait_for(self, name: str, path: Path, clock: Fraction) -> _Waited:
-        return self.waited.setdefault(name, _Waited(path, clock, time.monotonic()))
+    def _wait_for(self, name: str, path: Path, clock: Fraction, *, readable: bool) -> _Waited:
+        return self.waited.setdefault(name, _Waited(path, clock, time.monotonic(), readable))
 
-    def _holds(self, name: str, path: Path, clock: Fraction | None) -> bool:
+    def _holds(self, name: str, path: Path, clock: Fraction | None, *, readable: bool) -> bool:
         """Return whether what is not complete is waited for still; where that ends, say so, once."""
         assert self.unit is not None
         if clock is None or str(Time(clock, self.unit)) in self._left_out:
             return False
-        if not self._has_waited(self._wait_for(name, path, clock)):
+        if not self._has_waited(self._wait_for(name, path, clock, readable=readable)):
             return True
         del self.waited[name]
         self.given_up.append(str(Time(clock, self.unit)))
@@ -240,9 +242,13 @@ class Loop:
         return False
 
     def _has_waited(self, waited: _Waited) -> bool:
-        """Return whether something was waited for long enough; of a single look, its files say how long that is."""
+        """Return whether something was waited for long enough.
+
+        Of a single look, the files of what is not complete say how long that is. What can be read has only to stay as
+        it is for a while, however old it is.
+        """
         seconds = time.monotonic() - waited.since
-        if self.asked.waiting.once:
+        if self.asked.waiting.once and not waited.readable:
             seconds = self.lookout.age_of(waited.path)
         return seconds >= self.asked.waiting.patience
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,16 @@ def test_it_gives_what_average_gives(law: str, kind: str, tmp_path: Path):
         if name.rpartition("/")[2] in ("config.json", "tokenizer.json", "README.md"):
             assert mine[name] == theirs[name]
     assert [problem for one in find_averages([tmp_path / "averages"]) for problem in verify(one).problems] == []
+
+
+def test_old_checkpoints_without_a_mark_are_no_gap(tmp_path: Path):
+    """Older than the patience, and complete: they are waited for until they are settled, and nothing is told."""
+    write_torch_run(tmp_path / "run", STEPS)
+    for path in (tmp_path / "run").iterdir():
+        os.utime(path, (0, 0))
+    waiting: WaitingKeywords = {**ONCE, "settle": 1.0}
+    watched = watch(tmp_path / "run", tmp_path / "average.safetensors", LAWS["half-life"], waiting=waiting)
+    assert (watched.folded, watched.gaps) == (len(STEPS), ())
 
 
 def test_one_after_another_gives_the_bytes_of_all_at_once(tmp_path: Path):
