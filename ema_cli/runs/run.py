@@ -10,9 +10,7 @@ from typing import Literal
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import (
-    at_terminal,
-)
+from ema_cli.errors import UsageError, at_terminal, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.time import Time, Unit, as_time
 from ema_cli.runs.base import open_base, place_base
@@ -163,6 +161,12 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     """
     options = options or OpenOptions()
     read = options.read
+    if options.base is not None and options.merge_into is not None:
+        raise UsageError(
+            f"is for whole models, and {option('merge_into')} makes them of adapters",
+            option="base",
+            hint=f"leave out {option('merge_into')}: of adapters the first checkpoint may be the base",
+        )
     check_paths(paths)
     search = search_folder(paths, read)
     # A folder that is itself its only checkpoint counts as named by the user.
