@@ -9,7 +9,7 @@ from ema_cli.checkpoint import Tensors
 from ema_cli.dtypes import DType
 from ema_cli.folding.blocks import Piece
 from ema_cli.folding.kernel import BlockSums, ReadEnd, Spans
-from ema_cli.storage.local import LocalFile, held_open
+from ema_cli.storage.local_file import LocalFile, held_open
 from ema_cli.storage.source import FileRegion
 
 _MOST_SPANS = 8  # of a row: more of them are small, and come several with one read

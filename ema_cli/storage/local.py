@@ -1,39 +1,29 @@
-"""Local files and folders. Files are read by range, with few descriptors open whatever their number.
-
-There is no memory mapping: a file that is cut short under a mapping kills the process with SIGBUS; here it is an error
-with a name. Network file systems read several times faster this way, too.
-"""
+"""Local files and folders, as places."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from itertools import islice
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, Missing, OutputError, Unreadable
-from ema_cli.storage.info import Entry, Identity, Info, Kind
+from ema_cli.errors import OutputError, Unreadable
+from ema_cli.storage.info import Entry, Info, Kind
+from ema_cli.storage.local_file import LocalFile, identity_of, refusal
 
 if TYPE_CHECKING:
     from ema_cli.storage.staging import Staging
 
-_MAX_OPEN = 128
 _NOTHING_THERE = {
     errno.ENOENT: Kind.MISSING,
     errno.ENOTDIR: Kind.MISSING,
     errno.ELOOP: Kind.MISSING,
     errno.ENAMETOOLONG: Kind.IMPOSSIBLE,
 }
-_NOT_REGULAR = "is not a regular file"
 _NOT_LISTED = "cannot be looked into"
-_HINT_REWRITTEN = "average a run that is not being rewritten"
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.LINK}
 
 
@@ -50,18 +40,18 @@ class LocalPath:
         except OSError as error:
             if error.errno in _NOTHING_THERE:
                 return Info(_NOTHING_THERE[error.errno])
-            raise _refusal("cannot be looked at", self.path, error) from error
+            raise refusal("cannot be looked at", self.path, error) from error
         except ValueError:  # a zero byte in the name
             return Info(Kind.IMPOSSIBLE)
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), Kind.OTHER)
-        return Info(kind, status.st_size if kind is Kind.FILE else 0, _identity(status))
+        return Info(kind, status.st_size if kind is Kind.FILE else 0, identity_of(status))
 
     def names(self) -> list[str]:
         """Return the names in the folder here, in no order."""
         try:
             return os.listdir(self.path)
         except OSError as error:
-            raise _refusal(_NOT_LISTED, self.path, error) from error
+            raise refusal(_NOT_LISTED, self.path, error) from error
 
     def entries(self) -> list[Entry]:
         """Return what the folder here holds, in no order."""
@@ -69,7 +59,7 @@ class LocalPath:
             with os.scandir(self.path) as found:
                 return [self._entry(entry) for entry in found]
         except OSError as error:
-            raise _refusal(_NOT_LISTED, self.path, error) from error
+            raise refusal(_NOT_LISTED, self.path, error) from error
 
     def open(self) -> LocalFile:
         """Return the file here, to be read by range."""
@@ -80,7 +70,7 @@ class LocalPath:
         try:
             return self.path.resolve()
         except OSError as error:
-            raise _refusal("cannot be looked at", self.path, error) from error
+            raise refusal("cannot be looked at", self.path, error) from error
 
     def free_bytes(self) -> int:
         """Return how many bytes can be written into the folder here."""
@@ -121,202 +111,3 @@ class LocalPath:
             return Entry(self.path, entry.name, Kind.FOLDER, is_link=False)
         kind = Kind.FILE if entry.is_file(follow_symlinks=False) else Kind.OTHER
         return Entry(self.path, entry.name, kind, is_link=False)
-
-
-class LocalFile:
-    """A regular file that must not change while we use it; an `InputFile`. Safe to read from several threads.
-
-    Raises:
-        CheckpointError: where no regular file is there, or it has changed since it was opened.
-        Missing, Unreadable: where it is gone, or the file system refuses to open it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._users = 0
-        descriptor, status = self._open()
-        self._identity = _identity(status)
-        self._size = status.st_size
-        with _lock:
-            _open_files[self] = descriptor
-            if len(_open_files) > _MAX_OPEN:
-                _close_idle()
-
-    @property
-    def path(self) -> Path:
-        """Return where the file lies."""
-        return self._path
-
-    @property
-    def size(self) -> int:
-        """Return the size in bytes, as it was when the file was opened first."""
-        return self._size
-
-    @property
-    def identity(self) -> Identity:
-        """Return what tells the file, as it was when it was opened first, from every other."""
-        return self._identity
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return exactly `size` bytes from byte `offset`."""
-        descriptor = self._take_descriptor()
-        try:
-            data = os.pread(descriptor, size, offset)
-        except OSError as error:
-            raise self.unread(offset, error.errno or errno.EIO) from error
-        finally:
-            self._give_back()
-        if len(data) == size:
-            return data
-        out = bytearray(size)  # in several parts, or it ends
-        self.read_into(offset, memoryview(out))
-        return bytes(out)
-
-    def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill `out` from byte `offset`."""
-        descriptor = self._take_descriptor()
-        try:
-            while len(out):
-                count = os.preadv(descriptor, [out], offset)
-                if count == 0:
-                    raise self.unread(offset)
-                offset += count
-                out = out[count:]
-        except OSError as error:
-            raise self.unread(offset, error.errno or errno.EIO) from error
-        finally:
-            self._give_back()
-
-    def check_unchanged(self) -> None:
-        """Raise a CheckpointError if what lies at the path is not what was opened."""
-        try:
-            status = os.stat(self.path)
-        except OSError as error:
-            raise _refusal("disappeared while it was used", self.path, error) from error
-        self._check_identity(status)
-
-    def __getstate__(self) -> tuple[Path, tuple[int | str, ...], int]:
-        """Return what another process needs to open the file when it reads it.
-
-        Device and inode are left out: on another machine the same file system may have other numbers for them.
-        """
-        return Path(os.path.abspath(self._path)), self._identity.parts[2:], self._size
-
-    def __setstate__(self, state: tuple[Path, tuple[int | str, ...], int]) -> None:
-        self._path, parts, self._size = state
-        self._identity = Identity(("", "", *parts))
-        self._users = 0
-
-    def unread(self, offset: int, number: int = 0) -> CheckpointError:
-        """Return the error that a byte cannot be read: with the system's number for why, or where the file ends."""
-        if number:
-            return _refusal(f"cannot be read at byte {offset}", self.path, OSError(number, os.strerror(number)))
-        return CheckpointError(
-            f"ends at byte {min(offset, self._size_now())} while it is read",
-            subject=self.path,
-            hint=f"something cut it short; {_HINT_REWRITTEN}",
-        )
-
-    def _size_now(self) -> int:
-        with _lock:
-            descriptor = _open_files.get(self)
-            return self._size if descriptor is None else os.fstat(descriptor).st_size
-
-    def _check_identity(self, status: os.stat_result) -> None:
-        now = _identity(status)
-        if self._identity.parts[:1] == ("",):
-            now = Identity(("", "", *now.parts[2:]))
-        if now != self._identity:
-            raise CheckpointError("changed while it was used", subject=self.path, hint=_HINT_REWRITTEN)
-
-    def _take_descriptor(self) -> int:
-        """Return a descriptor that stays open until it is given back."""
-        with _lock:
-            descriptor = _open_files.get(self)
-            if descriptor is None:
-                descriptor, status = self._open()
-                try:
-                    self._check_identity(status)
-                except BaseException:
-                    os.close(descriptor)
-                    raise
-                _open_files[self] = descriptor
-            _open_files.move_to_end(self)
-            self._users += 1
-            if len(_open_files) > _MAX_OPEN:
-                _close_idle()
-            return descriptor
-
-    def _give_back(self) -> None:
-        with _lock:
-            self._users -= 1
-            if len(_open_files) > _MAX_OPEN:
-                _close_idle()
-
-    def _open(self) -> tuple[int, os.stat_result]:
-        """Return a new descriptor of the file, and what the file system says of it."""
-        descriptor = -1
-        try:
-            # Before it is opened, too: to open a device can be an action of its own.
-            if not stat.S_ISREG(os.stat(self.path).st_mode):
-                raise CheckpointError(_NOT_REGULAR, subject=self.path)
-            # O_NONBLOCK: should a FIFO take its place now, nobody waits for a writer that never comes.
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(_NOT_REGULAR, subject=self.path)
-        except BaseException as error:
-            if descriptor >= 0:
-                os.close(descriptor)
-            if isinstance(error, OSError):
-                raise _refusal("cannot be opened", self.path, error) from error
-            raise
-        return descriptor, status
-
-
-@contextmanager
-def held_open(files: Iterable[LocalFile]) -> Iterator[list[int] | None]:
-    """Yield a descriptor of each file, to read from in the block only; raise a CheckpointError as `LocalFile`.
-
-    None where more files than `_MAX_OPEN` would be in use at once: each thread may want a hundred, and the system has
-    a limit.
-    """
-    with ExitStack() as stack:
-        descriptors = []
-        for file in files:
-            descriptors.append(file._take_descriptor())
-            stack.callback(file._give_back)
-            if len(_open_files) > _MAX_OPEN:  # and none of them is idle
-                yield None
-                return
-        yield descriptors
-
-
-_lock = threading.Lock()
-_open_files: OrderedDict[LocalFile, int] = OrderedDict()
-
-
-def _close_idle() -> None:
-    """Close the descriptors that were used longest ago, until few enough are open."""
-    idle = (file for file in _open_files if file._users == 0)
-    for file in list(islice(idle, len(_open_files) - _MAX_OPEN)):
-        os.close(_open_files.pop(file))
-
-
-def close_idle_files() -> None:
-    """Close every file that nobody reads now: the room of a file that was removed is free only then."""
-    with _lock:
-        for file in [file for file in _open_files if file._users == 0]:
-            os.close(_open_files.pop(file))
-
-
-def _identity(status: os.stat_result) -> Identity:
-    if stat.S_ISDIR(status.st_mode):
-        return Identity((status.st_dev, status.st_ino))
-    return Identity((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
-
-
-def _refusal(what: str, path: Path, error: OSError) -> Missing | Unreadable:
-    """Return the error that says what cannot be done, and why."""
-    kind = Missing if error.errno == errno.ENOENT else Unreadable
-    return kind(f"{what}: {error.strerror}", subject=path)

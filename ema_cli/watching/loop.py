@@ -16,7 +16,7 @@ from ema_cli.job import Job
 from ema_cli.law.time import Time, Unit
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.runs.run import Run
-from ema_cli.storage.local import close_idle_files
+from ema_cli.storage.local_file import close_idle_files
 from ema_cli.storage.location import location
 from ema_cli.storage.staging import remove_abandoned
 from ema_cli.watching.asked import Asked

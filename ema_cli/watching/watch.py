@@ -10,7 +10,7 @@ from ema_cli.errors import EmaError
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, as_time
 from ema_cli.runs.options import OpenOptions
-from ema_cli.storage.local import close_idle_files
+from ema_cli.storage.local_file import close_idle_files
 from ema_cli.storage.location import check_exists
 from ema_cli.storage.names import as_path
 from ema_cli.watching.asked import EVERY, PATIENCE, SETTLE, Asked, Waiting

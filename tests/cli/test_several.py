@@ -17,11 +17,14 @@ from safetensors.torch import load_file, save_file
 from ema_cli import averaging, job
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import NonFiniteError, OutputError, RunError, UsageError
+from ema_cli.folding import reading
+from ema_cli.folding.direct import Span
+from ema_cli.folding.kernel import BlockSums, ReadEnd
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import open_run
-from ema_cli.storage.local import LocalFile
+from ema_cli.storage.local_file import LocalFile
 from ema_cli.writing import files
 from ema_cli.writing.target import Target, default_target, parse_target
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
@@ -159,14 +162,24 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         save_file(make_tensors(step), tmp_path / "run" / f"step-{step}.safetensors")
     plans = plans_of(tmp_path / "run", ["3ba", "0ba", "20ba", "infba"], start=Time.parse("2ba"))
     read: dict[tuple[str, int], int] = {}
-    real = LocalFile.read_into
+    in_python, in_kernel = LocalFile.read_into, reading.read_and_add
 
-    def counting(self: LocalFile, offset: int, out: memoryview) -> None:
-        for at in range(offset, offset + len(out)):
-            read[self.path.name, at] = read.get((self.path.name, at), 0) + 1
-        real(self, offset, out)
+    def count(file: LocalFile, offset: int, size: int) -> None:
+        for at in range(offset, offset + size):
+            read[file.path.name, at] = read.get((file.path.name, at), 0) + 1
 
-    monkeypatch.setattr(LocalFile, "read_into", counting)
+    def read_into(self: LocalFile, offset: int, out: memoryview) -> None:
+        count(self, offset, len(out))
+        in_python(self, offset, out)
+
+    def read_and_add(sums: BlockSums, numbers: range, rows: list[list[Span]], stop: bytearray) -> ReadEnd | None:
+        for row in rows:
+            for span in row:
+                count(*span)
+        return in_kernel(sums, numbers, rows, stop)
+
+    monkeypatch.setattr(LocalFile, "read_into", read_into)
+    monkeypatch.setattr(reading, "read_and_add", read_and_add)
     done = averaging.average(plans, Target(tmp_path / "out", is_folder=True), manifest=False)
     assert set(read.values()) == {1}
     # Floats of the five that enter; the counters of the oldest and the newest, which end averages.

@@ -87,7 +87,7 @@ def test_a_file_that_is_cut_short_meanwhile_is_an_error(tmp_path: Path, calls: l
 def test_a_file_that_is_replaced_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where its descriptor was closed, and it is opened again."""
     with monkeypatch.context() as patch:
-        patch.setattr("ema_cli.storage.local._MAX_OPEN", 1)
+        patch.setattr("ema_cli.storage.local_file._MAX_OPEN", 1)
         checkpoints = run(tmp_path, 3)
     path = tmp_path / "step-00.safetensors"
     content = path.read_bytes()
@@ -101,7 +101,7 @@ def test_blocks_of_too_many_files_are_read_in_python(tmp_path: Path, calls: list
     """A row a file: threads that read sixteen of eight shards each would come to the system's limit."""
     checkpoints = run(tmp_path, 5)
     expected, done = fold(checkpoints, [0.2] * 5, sizes=SIZES)
-    monkeypatch.setattr("ema_cli.storage.local._MAX_OPEN", 4)
+    monkeypatch.setattr("ema_cli.storage.local_file._MAX_OPEN", 4)
     monkeypatch.setattr("ema_cli.folding.direct.Spans", None)  # nothing comes so far
     calls.clear()
     found, again = fold(checkpoints, [0.2] * 5, sizes=SIZES)

@@ -19,7 +19,7 @@ from ema_cli.manifest.manifest import manifest_text
 from ema_cli.manifest.sums import is_own_sidecar, sidecars, sums_text
 from ema_cli.planning.plan import make_plan
 from ema_cli.runs.run import open_run
-from ema_cli.storage.local import LocalFile
+from ema_cli.storage.local_file import LocalFile
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 from ema_cli.writing.replacing import check_target

@@ -82,7 +82,7 @@ def test_no_bytes_of_arrays_are_read_with_the_headers(tmp_path: Path, monkeypatc
     path = write(tmp_path / "a.pdparams", large)
     read: list[int] = []
     monkeypatch.setattr(
-        "ema_cli.storage.local.LocalFile.read",
+        "ema_cli.storage.local_file.LocalFile.read",
         lambda self, offset, size: read.append(size) or path.read_bytes()[offset : offset + size],
     )
     checkpoint = open_checkpoint(path)

@@ -10,7 +10,7 @@ import pytest
 
 from ema_cli.errors import CheckpointError
 from ema_cli.formats import open_checkpoint
-from ema_cli.storage.local import LocalFile, held_open
+from ema_cli.storage.local_file import LocalFile, held_open
 
 MANY = 300  # more than are ever kept open
 
