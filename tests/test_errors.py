@@ -10,7 +10,7 @@ from ema_cli.errors import EmaError, UsageError, at_terminal, mentioned, option,
 CODES = {
     "Unreadable": 3, "Missing": 3, "Unfinished": 3, "NoSuchWeights": 4,
     "UsageError": 2, "CheckpointError": 3, "IncompleteCheckpoint": 3, "NoWeights": 3,
-    "CutBetweenRanks": 3, "RunError": 4, "OutputError": 5,
+    "CutBetweenRanks": 3, "RunError": 4, "NothingLeft": 4, "OutputError": 5,
     "NonFiniteError": 6, "VerificationError": 6, "GateError": 6,
 }  # fmt: skip
 

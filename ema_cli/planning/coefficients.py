@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -51,7 +49,7 @@ def read_coefficients(path: Path) -> dict[str, float]:
         raise UsageError(error.fact, option="coefficients", subject=path, hint=_HINT) from error
     except UnicodeDecodeError as error:
         raise UsageError("is no text", option="coefficients", subject=path, hint=_HINT) from error
-    except (ValueError, OverflowError, csv.Error) as error:
+    except (ValueError, OverflowError) as error:
         raise UsageError(str(error), option="coefficients", subject=path, hint=_HINT) from error
     if not given:
         raise UsageError("holds no coefficient", option="coefficients", subject=path, hint=_HINT)
@@ -73,8 +71,14 @@ def _in_json(text: str) -> list[tuple[str, Fraction | int]]:
 
 
 def _in_csv(text: str) -> list[tuple[str, str]]:
+    import csv  # which few averages need
+
     rows: list[tuple[str, str]] = []
-    for number, cells in enumerate(csv.reader(io.StringIO(text), strict=True), 1):
+    try:
+        lines = list(csv.reader(text.splitlines(keepends=True), strict=True))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    for number, cells in enumerate(lines, 1):
         cells = [cell.strip() for cell in cells]
         if not any(cells) or (not rows and cells[0].lower() in _TITLES):
             continue

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import socket
 import threading
 import time
@@ -46,7 +45,7 @@ class Lease:
 
     def __init__(self, path: Path, *, seconds: float = LEASE_SECONDS) -> None:
         self.path = path
-        self.owner = secrets.token_hex(8)
+        self.owner = os.urandom(8).hex()
         self._seconds = seconds
         self._count = 0
         self._ended = threading.Event()

@@ -21,6 +21,8 @@ MAY = {
     "manifest/schema.py": "a schema that is a part of the package",
     "manifest/signing.py": "what the library that signs prints is kept in memory",
     "runs/paths.py": "what a pattern in quotes would have named, for a hint",
+    "watching": "what it keeps beside its averages, on the training machine",
+    "engines": "what tasks tell of themselves, in a folder that all workers see",
     "tuning": "a command of the user's, what it prints, and candidates that lie in a private folder meanwhile",
 }
 METHODS = {
