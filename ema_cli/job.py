@@ -261,6 +261,13 @@ def lay_out(plans: Sequence[Plan], targets: Sequence[Target], options: OutputOpt
     entered = _of_any(plans, [entry.checkpoint for plan in plans for entry in plan.entries])
     newest = plans[0].newest
     copied = copied_names(newest.tensors.specs, copy)
+    made = next((name for name in copied if name in newest.output_dtypes), None)
+    if made is not None and plans[0].run.options.merge_into is not None:
+        raise UsageError(
+            f"'{made}' is made of the base model and the adapters: there is nothing to copy",
+            option="copy",
+            hint=f"leave out one of {option('copy', True)} and {option('merge_into', True)}",
+        )
     if dtype is None:  # else they are rounded as all is
         copied |= newest.unchanged
     # What is copied may be missing in the newest, or have another shape in others.

@@ -28,13 +28,13 @@ class Factors:
 
     left: [rows, rank]; right: [rank, columns]. Both have the same singular values; where the sum has a smaller rank,
         the last columns and rows are 0.
-    square: the square of the sum's norm.
-    lost: the square of the norm of the difference.
+    norm: that of the sum.
+    lost: the norm of the difference.
     """
 
     left: Matrix
     right: Matrix
-    square: float
+    norm: float
     lost: float
 
 
@@ -46,19 +46,30 @@ def factor_sum(lefts: Sequence[Matrix], rights: Sequence[Matrix], rank: int) -> 
         rights: [r_k, columns] each.
         rank: of the factors.
     """
-    left, left_scale = _scaled(np.concatenate([each.T for each in lefts]))
-    right, right_scale = _scaled(np.concatenate(rights))
+    left, left_exponent = _scaled(np.concatenate([each.T for each in lefts]))
+    right, right_exponent = _scaled(np.concatenate(rights))
     # The sum is left^T right = Q1^T (T1^T T2) Q2, with orthonormal rows in Q1 and Q2.
     basis, triangle = orthonormal(left)
     other_basis, other_triangle = orthonormal(right)
     u, values, v = decompose(multiply(np.ascontiguousarray(triangle.T), other_triangle))
-    values = values * (left_scale * right_scale)
-    squares = values * values
+    exponent = left_exponent + right_exponent
+    norm, lost = (_times(np.sqrt([_total(some * some)]), exponent)[0] for some in (values, values[rank:]))
+    values = _times(values, exponent)
     roots, kept = np.sqrt(values[:rank])[:, None], len(values[:rank])
     factors = np.zeros((rank, left.shape[1])), np.zeros((rank, right.shape[1]))
-    factors[0][:kept] = multiply(u[:rank] * roots, basis)
-    factors[1][:kept] = multiply(v[:rank] * roots, other_basis)
-    return Factors(np.ascontiguousarray(factors[0].T), factors[1], _total(squares), _total(squares[rank:]))
+    with np.errstate(all="ignore"):  # what is not finite, a caller finds
+        factors[0][:kept] = multiply(u[:rank] * roots, basis)
+        factors[1][:kept] = multiply(v[:rank] * roots, other_basis)
+    return Factors(np.ascontiguousarray(factors[0].T), factors[1], float(norm), float(lost))
+
+
+def product_norm(left: Matrix, right: Matrix) -> float:
+    """Return the Frobenius norm of the product of a high and a wide matrix, without making it."""
+    left, left_exponent = _scaled(left)
+    right, right_exponent = _scaled(right)
+    squares = multiply(np.ascontiguousarray(left.T), left) * multiply(right, np.ascontiguousarray(right.T))
+    square = max(0.0, _total(squares.ravel()))
+    return float(_times(np.sqrt([square]), left_exponent + right_exponent)[0])
 
 
 def orthonormal(rows: Matrix) -> tuple[Matrix, Matrix]:
@@ -183,8 +194,14 @@ def _total(values: NDArray[np.float64]) -> float:
     return float(_sums(values[None])[0])
 
 
-def _scaled(rows: Matrix) -> tuple[Matrix, float]:
-    """Return the rows times a power of two, so that their squares are in range, and its inverse."""
+def _scaled(rows: Matrix) -> tuple[Matrix, int]:
+    """Return the rows divided by a power of two, so that their squares are in range, and its exponent."""
     largest = float(np.abs(rows).max(initial=0.0))
     exponent = int(np.frexp(largest)[1]) if largest else 0
-    return np.ldexp(rows, -exponent), float(np.ldexp(1.0, exponent))
+    return np.ldexp(rows, -exponent), exponent
+
+
+def _times(values: NDArray[np.float64], exponent: int) -> NDArray[np.float64]:
+    """Return values times a power of two: infinite where no float holds that."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(np.ldexp(values, exponent))

@@ -188,7 +188,6 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     warnings += sibling_warnings(opened, read) if search is None else []
     warnings += training_warnings(opened)
     warnings += _unmatched_exclusions(options, rest.passed_over)
-    warnings += _unmatched_patterns(checkpoints, read)
     ordered, units, falls = order_checkpoints(checkpoints)
     ordered = settle_schedule_free(ordered, read)
     all_passed_over = (*rest.passed_over, *aliases, *(dropped.passed_over for dropped in unclocked))
@@ -201,6 +200,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
         from ema_cli.runs.merging import merge_all  # which few runs need
 
         run = replace(run, checkpoints=merge_all(run.checkpoints, options.merge_into))
+    run = replace(run, warnings=(*run.warnings, *_unmatched_patterns(run.checkpoints, read)))
     return run if options.base is None else with_base(run, open_base(options.base, options))
 
 

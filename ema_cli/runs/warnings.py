@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dataclass import dataclass
+from ema_cli.formats.mark import EXACT_LORA
 from ema_cli.formats.trainers.adapters import BASE
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.run import Run
@@ -69,7 +70,8 @@ def run_warnings(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
 def run_notes(run: Run, checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Return what is worth saying of a run and of what is in its checkpoints, where nothing is wrong."""
     of_checkpoints = [(note, checkpoint.name) for checkpoint in checkpoints for note in checkpoint.notes]
-    pairs = [*of_checkpoints, *_of_specs(checkpoints, tensor_notes), *tie_notes(checkpoints)]
+    plain = [checkpoint for checkpoint in checkpoints if EXACT_LORA not in (checkpoint.mark or {})]
+    pairs = [*of_checkpoints, *_of_specs(plain, tensor_notes), *tie_notes(checkpoints)]
     return [*_passed_over_lines([passed for passed in run.passed_over if passed.note]), *run.notes, *_lines(pairs)]
 
 

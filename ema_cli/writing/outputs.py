@@ -200,7 +200,8 @@ def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[
     specs, dtypes = checkpoint.tensors.specs, checkpoint.output_dtypes
     if dtype is None:
         return {
-            name: replace(spec, dtype=dtypes.get(name, spec.dtype)) if dtypes else spec for name, spec in specs.items()
+            name: replace(spec, dtype=dtypes[name]) if name in dtypes and name not in copied else spec
+            for name, spec in specs.items()
         }
     return {
         name: replace(spec, dtype=dtype) if spec.dtype.kind == "float" and name not in copied else spec

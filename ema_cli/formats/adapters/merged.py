@@ -52,6 +52,10 @@ class MergedTensors:
         self._pairs: OrderedDict[str, tuple[Matrix, Matrix]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Take the tables alone to a worker, without the factors that are kept."""
+        return MergedTensors, (self._base, self._adapter, self.changes)
+
     def share(self, other: Tensors) -> None:
         """Use the other's table of specs, where it is equal."""
         self.specs = shared(self.specs, other.specs)
@@ -173,6 +177,8 @@ def _changes(adapter: Checkpoint, base: Checkpoint) -> dict[str, Change]:
         target = _target(whole, adapter, base)
         if specs[target].shape != spec.shape:
             raise _unlike(f"'{name}' is {spec}, but {specs[target]}", adapter, base)
+        if target in changes:
+            raise _twice(target, f"'{changes[target].whole}' and '{name}'", adapter)
         changes[target] = Change(name)
     pairs = find_pairs(adapter, settings)
     used = {name for pair in pairs for name in (pair.a, pair.b)}
@@ -185,11 +191,39 @@ def _changes(adapter: Checkpoint, base: Checkpoint) -> dict[str, Change]:
         shape = (*a.shape[1:], b.shape[0]) if pair.is_transposed else (b.shape[0], *a.shape[1:])
         if spec.shape != shape:
             raise _unlike(f"'{pair.module}' is changed by {list(shape)}, but is {spec}", adapter, base)
-        changes[target] = replace(changes.get(target, Change()), pair=pair)
+        change = changes.get(target, Change())
+        if change.pair is not None:
+            raise _twice(target, f"'{change.pair.a}' and '{pair.a}'", adapter)
+        changes[target] = replace(change, pair=pair)
+    changes |= _tied(changes, adapter, base)
     packed = next((name for name in changes if specs[name].dtype.kind != "float"), None)
     if packed is not None:
         raise _unlike(f"'{packed}' is changed, but is {specs[packed]}", adapter, base)
     return changes
+
+
+def _tied(changes: Mapping[str, Change], adapter: Checkpoint, base: Checkpoint) -> dict[str, Change]:
+    """Return the changes of tensors that the base model's file holds as one with those to which something is added."""
+    added = {base.tensors.place(name): name for name, change in changes.items() if change.pair is not None}
+    if len(added) < sum(change.pair is not None for change in changes.values()):
+        one, other = next(
+            (added[base.tensors.place(name)], name)
+            for name, change in changes.items()
+            if change.pair is not None and added[base.tensors.place(name)] != name
+        )
+        raise _twice(one, f"as '{other}', too", adapter)
+    found: dict[str, Change] = {}
+    for name, spec in base.tensors.specs.items() if added else ():
+        leader = added.get(base.tensors.place(name))
+        if leader not in (None, name) and spec == base.tensors.specs[leader]:
+            if name in changes:
+                raise _twice(leader, f"as '{name}', too", adapter)
+            found[name] = changes[leader]
+    return found
+
+
+def _twice(target: str, by: str, adapter: Checkpoint) -> CheckpointError:
+    return CheckpointError(f"changes '{target}' of the base model twice: {by}", subject=adapter.path)
 
 
 def _target(name: str, adapter: Checkpoint, base: Checkpoint) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 from ema_cli.formats.json_text import read_json
@@ -65,7 +66,12 @@ def header_settings(text: str) -> dict[str, str]:
 def _as_text(values: Mapping[str, object]) -> dict[str, str]:
     # The modules that are adapted are a set, which PEFT writes in any order.
     return {
-        name: json.dumps(sorted(value, key=str) if isinstance(value, list) else value, sort_keys=True, default=str)
+        name: json.dumps(sorted(value, key=str) if isinstance(value, list) else value, sort_keys=True, default=_number)
         for name, value in values.items()
         if value is not None
     }
+
+
+def _number(value: object) -> int | str:
+    """Return a number with a point, which is read as a fraction: 8.0 is the integer, 0.5 the text 1/2."""
+    return value.numerator if isinstance(value, Fraction) and value.denominator == 1 else str(value)

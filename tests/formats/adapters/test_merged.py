@@ -246,6 +246,8 @@ def test_what_is_no_base_model_is_refused(cli: Cli, tmp_path: Path) -> None:
         (("--exact-lora", "2", "--copy", "*lora_A*"), "leave out one"),
         (("--exact-lora", "2", *MERGE), "is no LoRA adapter"),
         ((*MERGE, "--like-input"), "read only"),
+        ((*MERGE, "--copy", "layer.q.*"), "'layer.q.weight' is made of the base model and the adapters"),
+        ((*MERGE, "--copy", "layer.q.*", "--dtype", "bfloat16"), "there is nothing to copy"),
         ((*MERGE, "--from", "stored"), "is for raw checkpoints"),
     ],
     ids=str,
@@ -297,3 +299,109 @@ def test_base_model_as_a_part(cli: Cli, tmp_path: Path) -> None:
         write_adapter(tmp_path / "run" / f"checkpoint-{step}", tensors)
     assert cli("average", "run", *HALF_LIFE, *MERGE, "-o", "out").code == 0
     assert load_file(tmp_path / "out/model.safetensors").keys() == base_tensors().keys()
+
+
+def test_what_no_adapter_changes_may_be_copied(cli: Cli, tmp_path: Path) -> None:
+    """A pattern is of names of the base model: with --dtype, what matches keeps its type; what matches none is told."""
+    write_base(tmp_path / "base")
+    write_run(tmp_path / "run")
+    copy = ("--copy", "layer.q.bias", "--copy", "*lora_A*", "--dtype", "float16")
+    done = cli("average", "run", *HALF_LIFE, *MERGE, *copy, "-o", "out")
+    assert (done.code, "--copy '*lora_A*' matches no tensor" in done.err, "layer.q.bias" in done.err) == (
+        0,
+        True,
+        False,
+    )
+    ours = load_file(tmp_path / "out/model.safetensors")
+    assert (ours["layer.q.bias"].dtype, ours["layer.q.weight"].dtype) == (torch.float32, torch.float16)
+
+
+@pytest.mark.parametrize("asked", [("--on", "processes=1"), ("--part", "0/1")], ids=str)
+def test_workers_make_the_same_file(cli: Cli, tmp_path: Path, asked: tuple[str, str]) -> None:
+    """An adapter and its base model go to them; the bytes are those of one process."""
+    write_base(tmp_path / "base")
+    write_run(tmp_path / "run")
+    for number, more in enumerate([(), asked]):
+        done = cli("average", "run", *HALF_LIFE, *MERGE, *more, "-o", f"out{number}.safetensors")
+        assert done.code == 0, done
+    assert (tmp_path / "out0.safetensors").read_bytes() == (tmp_path / "out1.safetensors").read_bytes()
+
+
+def test_tied_weights_change_together(cli: Cli, tmp_path: Path) -> None:
+    """Where the base model's file holds two names as one tensor, both are changed; and not twice."""
+    embed = base_tensors()["embed.weight"]
+    tied = {"head.weight": embed, "other": torch.ones(2), "embed.weight": embed}
+    torch.save(tied, tmp_path / "base.pt")
+    own = [BEGIN + SHAPE.format(part) for SHAPE in ("embed.lora_embedding_{}",) for part in "AB"]
+    runs = [write_adapter(tmp_path / f"run/checkpoint-{step}", _only(adapter_tensors(step), own)) for step in (1, 2)]
+    assert cli("average", "run", *HALF_LIFE, "--merge-into", "base.pt", "-o", "out.pt").code == 0
+    ours = torch.load(tmp_path / "out.pt")
+    assert torch.equal(ours["embed.weight"], ours["head.weight"])
+    deltas = [_embedding(folder) for folder in runs]
+    expected = embed.double().numpy() + mean(deltas, [0.5, 0.5])["embed.weight"]
+    assert torch.equal(ours["head.weight"], torch.from_numpy(expected).float())
+    for step in (1, 2):
+        shutil.rmtree(tmp_path / f"run/checkpoint-{step}")
+        write_adapter(tmp_path / f"run/checkpoint-{step}", _only(adapter_tensors(step), [*own, f"{BEGIN}head.weight"]))
+    done = cli("average", "run", *HALF_LIFE, "--merge-into", "base.pt", "-o", "again.pt")
+    assert (done.code, "'embed.weight' of the base model twice: as 'head.weight', too" in done.err) == (3, True)
+
+
+def _only(tensors: dict[str, torch.Tensor], wanted: list[str]) -> dict[str, torch.Tensor]:
+    return {name: tensors[name] for name in wanted}
+
+
+def _embedding(folder: Path) -> dict[str, Any]:
+    stored = load_file(folder / "adapter_model.safetensors")
+    a, b = (stored[f"{BEGIN}embed.lora_embedding_{part}"].double().numpy() for part in "AB")
+    return {"embed.weight": 3 * (b @ a).T}
+
+
+def test_two_modules_are_not_one_tensor(cli: Cli, tmp_path: Path) -> None:
+    """An encoder's and a decoder's adapter for a base model that is one of the two: neither is lost in silence."""
+    save_file({"q.weight": torch.zeros(4, 5)}, tmp_path / "base.safetensors")
+    for step in (1, 2):
+        tensors = adapter_tensors(step)
+        parts = {part: tensors[f"{BEGIN}layer.q.lora_{part}.weight"] for part in "AB"}
+        write_adapter(
+            tmp_path / f"run/checkpoint-{step}",
+            {
+                f"{BEGIN}{side}.q.lora_{part}.weight": parts[part].clone()
+                for side in ("encoder", "decoder")
+                for part in "AB"
+            },
+        )
+    done = cli("average", "run", *HALF_LIFE, "--merge-into", "base.safetensors", "-o", "out")
+    assert (done.code, "changes 'q.weight' of the base model twice" in done.err) == (3, True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rank", [2, 6])
+def test_the_error_that_is_told_is_that_of_what_is_written(cli: Cli, tmp_path: Path, dtype: str, rank: int) -> None:
+    """A and B are rounded to their dtype, which moves their product, too; bfloat16 most."""
+    checkpoints = write_run(tmp_path / "run")
+    assert cli("average", "run", *HALF_LIFE, "--exact-lora", str(rank), "--dtype", dtype, "-o", "out").code == 0
+    ours, exact = dense(tmp_path / "out"), mean([dense(each) for each in checkpoints], WEIGHTS)
+    off = {name: float(np.linalg.norm(ours[name] - delta)) for name, delta in exact.items()}
+    norms = {name: float(np.linalg.norm(delta)) for name, delta in exact.items()}
+    told = json.loads((tmp_path / "out/ema-manifest.json").read_text())["exact_lora"]
+    assert told["relative_error"] == pytest.approx(
+        np.hypot.reduce([*off.values()]) / np.hypot.reduce([*norms.values()]), rel=0.01
+    )
+    assert told["furthest_error"] == pytest.approx(max(off[name] / norms[name] for name in off), rel=0.01)
+    assert "averaged each" not in cli("inspect", "out").out
+
+
+def test_an_alpha_with_a_point_is_a_number(cli: Cli, tmp_path: Path) -> None:
+    """6.0 is 6, also beside it in other checkpoints of the run; 1.5 is one and a half."""
+    write_run(tmp_path / "run")
+    write_adapter(tmp_path / "run/checkpoint-4", adapter_tensors(4), lora_alpha=6.0, alpha_pattern={"conv": 1.5})
+    shutil.rmtree(tmp_path / "run/checkpoint-1")
+    write_adapter(tmp_path / "run/checkpoint-1", adapter_tensors(1), lora_alpha=6, alpha_pattern={"conv": 1.5})
+    for name in ("checkpoint-2", "checkpoint-3"):
+        shutil.rmtree(tmp_path / "run" / name)
+    assert cli("average", "run", *HALF_LIFE, "--exact-lora", "4", "-o", "out").code == 0
+    ours = dense(tmp_path / "out")
+    exact = mean([dense(tmp_path / f"run/checkpoint-{step}") for step in (1, 4)], [0.125, 0.875])
+    for name, delta in exact.items():
+        np.testing.assert_allclose(ours[name], delta, rtol=0, atol=1e-6 * np.abs(delta).max())
