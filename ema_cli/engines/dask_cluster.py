@@ -13,6 +13,14 @@ from ema_cli.errors import UsageError
 from ema_cli.system.processors import default_threads
 
 _CONNECT_SECONDS = 30
+_LOCAL = {
+    # We send what was lost again ourselves, and count how often.
+    "distributed.scheduler.allowed-failures": 0,
+    # Nobody looks at what these measure.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+}
 
 
 def _distributed() -> Any:
@@ -58,8 +66,7 @@ def local_dask(name: str, number: int) -> Iterator[Engine]:
 
     with ExitStack() as stack:
         stack.enter_context(_quiet())
-        # We send what was lost again ourselves, and count how often. Nobody needs a page to look at.
-        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 0}))
+        stack.enter_context(dask.config.set(_LOCAL))
         cluster = stack.enter_context(
             distributed.LocalCluster(
                 n_workers=number,
