@@ -24,6 +24,7 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.storage.source import FileRegion
 from tests.folding.in_memory import fold
+from tests.formats.dcp_folders import Pieces
 
 pytestmark = pytest.mark.skipif(chosen_kernel().kernel is NUMPY, reason="numpy reads no files")
 SIZES = BufferSizes(threads=2, most_workers=2, rows=16, row_bytes=1 << 14)
@@ -40,8 +41,24 @@ def run(folder: Path, number: int, form: str = "safetensors") -> list[Checkpoint
             **{f"small.{each}": torch.randn(5, generator=random) for each in range(4)},
         }
         path = folder / f"step-{step:02}.{form}"
-        save_file(tensors, path) if form == "safetensors" else torch.save(tensors, path)
+        if form == "safetensors":
+            save_file(tensors, path)
+        elif form == "pt":
+            torch.save(tensors, path)
+        else:
+            write_parts(path, tensors)
     return [open_checkpoint(path, ReadOptions()) for path in sorted(folder.iterdir())]
+
+
+def write_parts(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a folder of torch.distributed.checkpoint: tensors cut at odd places, and one matrix in its columns."""
+    parts = Pieces(folder)
+    for name, tensor in tensors.items():
+        cut = len(tensor) // 3
+        parts.add(name, tensor, [((0,), (cut,)), ((cut,), (len(tensor) - cut,))])
+    matrix = tensors["wide"].view(21, 37)
+    parts.add("matrix", matrix, [((0, 0), (21, 10)), ((0, 10), (21, 27))])
+    parts.write()
 
 
 @pytest.fixture
@@ -58,12 +75,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("form", ["safetensors", "pt"])
+@pytest.mark.parametrize("form", ["safetensors", "pt", "parts"])
 @pytest.mark.parametrize("number", [3, 35])
 def test_the_average_is_that_of_what_python_reads(
     tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch, form: str, number: int
 ):
-    """For more checkpoints than one call takes, and in both formats; the same bytes are counted as read."""
+    """For more checkpoints than one call takes, and in each format; the same bytes are counted as read."""
     checkpoints = run(tmp_path, number, form)
     weights = [1 / number] * number
     found, done = fold(checkpoints, weights, sizes=SIZES)
