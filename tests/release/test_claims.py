@@ -177,3 +177,20 @@ def test_a_sample_compares_the_end_of_an_archive_too(copy: Path):
     vouch(copy / "one.pt")
     (problem,) = against(copy / "one.pt", copy / "pt", sample=True).problems
     assert "something else around them" in problem
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("skip_damaged", True), ("keep_prefix", True), ("allow_non_finite", True)]
+)
+def test_an_option_that_changes_no_byte_is_followed(copy: Path, option: str, value: object):
+    """The same bytes are made with it: nobody can tell whether it was given."""
+    vouch(copy / SINGLE, lambda manifest: manifest["recipe"].update({option: True}))
+    assert against(copy / SINGLE, copy / "pt").problems == ()
+
+
+def test_how_a_manifest_is_spaced_and_ordered_is_free(copy: Path):
+    """What it says is compared, not its text; `vouch` spaces it otherwise than `average`."""
+    before = (copy / f"{SINGLE}.manifest.json").read_bytes()
+    vouch(copy / SINGLE, lambda manifest: manifest["tensors"].reverse())
+    assert (copy / f"{SINGLE}.manifest.json").read_bytes() != before
+    assert against(copy / SINGLE, copy / "pt").problems == ()
