@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # it loads numpy: not for `inspect`
 _NO_OPTION = ("checkpoints", "files", "like_input", "version", "types", "clocks")  # of what a mark holds
 _MOST_ENTRIES = 500  # of a mark, which anybody can have written
 _OPTION_WORDS = {"half_life": "half-life"}
+_LAWS = frozenset(("half_life", "smoothing", "profile"))  # one is in each mark, but where the weights were given
 _COMPARISON_WORDS = "distance: |A - B|; relative: to |B|; largest: of the differences between two values"
 
 
@@ -99,11 +100,12 @@ def _print_mark(out: Console, mark: Mapping[str, object]) -> None:
     out.print()
     stored = mark.get("stored")
     options = stored if isinstance(stored, Mapping) else mark
-    words = ", ".join(
-        f"{_OPTION_WORDS.get(name, name.replace('_', ' '))} {value}"
+    facts = [
+        f"{_OPTION_WORDS.get(name, name.replace('_', ' '))}{'' if str(value) == 'True' else f' {value}'}"
         for name, value in options.items()
         if name not in _NO_OPTION
-    )
+    ]
+    words = ", ".join(facts if not _LAWS.isdisjoint(options) else ["given coefficients", *facts])
     how = "Stored by EMA.store" if stored else "Averaged by ema-cli"
     out.print(shown(f"{how} {mark.get('version', '?')}: {words}", "bold"), soft_wrap=True)
     entries = mark.get("checkpoints")
