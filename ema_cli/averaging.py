@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
-from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -15,131 +13,30 @@ from ema_cli.comparing.final_model import final_model_notes
 from ema_cli.comparing.jumps import WeightSamples, jump_notes
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.comparing.twins import check_alphas, check_averages_move, check_copies, check_twins
-from ema_cli.dataclass import dataclass
 from ema_cli.engines.engine import Engine
 from ema_cli.errors import UsageError, option
-from ema_cli.folding.fold import Factored, Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job, prepare
+from ema_cli.making import Made, Recording, fold_here, make_pass, publish_outputs
 from ema_cli.manifest.fingerprint import fingerprints
-from ema_cli.manifest.signature import signature_path
-from ema_cli.manifest.types import Manifest, WatchRow
-from ema_cli.passes import Pass, keep_more_blocks, plan_passes
-from ema_cli.planning.advice import factored_note, non_finite_warnings
+from ema_cli.passes import keep_more_blocks, plan_passes
+from ema_cli.planning.advice import factored_note
 from ema_cli.planning.plan import Plan
+from ema_cli.result import PartDone, Result
 from ema_cli.runs.tensor_rules import STATISTICS_NOTE, averages_statistics
-from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
 from ema_cli.storage.names import as_path
-from ema_cli.storage.output_stream import WrittenFile
-from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.text import parse_size, plural, size
-from ema_cli.writing.files import (
-    allow_descriptors,
-    finish_files,
-    make_folder,
-    make_sink,
-    publish,
-    read_all_back,
-    write_small_files,
-)
+from ema_cli.text import parse_size
 from ema_cli.writing.loading import loading_notes
-from ema_cli.writing.outputs import Output, OutputKeywords, OutputOptions
+from ema_cli.writing.outputs import OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target, parse_target
 
 if TYPE_CHECKING:  # which few averages need
     from ema_cli.engines.parts import Part, Parts
-    from ema_cli.engines.sharing import WorkerShare
     from ema_cli.engines.spread import Spread
-    from ema_cli.manifest.signing import Signer
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """What a manifest tells besides the average, and who looks at it first.
-
-    Attributes:
-        checksum: put the sums of all that is read into it, too, and check those that files of torch.save hold.
-        remarks: come before those that are made here.
-        check: is called with each manifest before anything is published, and may raise.
-        signer: signs the manifest, the sums and all other files.
-        watched: what `watch` says of its averages, None for those of others.
-    """
-
-    checksum: bool = False
-    remarks: Remarks = field(default_factory=Remarks)
-    check: Callable[[Manifest], None] = lambda manifest: None
-    signer: Signer | None = None
-    watched: WatchRow | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PartDone:
-    """A part of an average that is made.
-
-    Attributes:
-        part: which, and of how many.
-        published: whether it was the last, and all is published.
-        waiting: how many tasks of other parts are not done; none where another part is just publishing.
-    """
-
-    part: Part
-    published: bool
-    waiting: int
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What was done.
-
-    Attributes:
-        tensors_averaged, tensors_copied: how many of each output.
-        bytes_read, bytes_written: the latter of tensors and side files.
-        peak_memory: of the process, in bytes.
-        kernel: what did the arithmetic, for people; it does not show in the output.
-        non_finite: names of the tensors with NaN or infinity that was let through.
-        notes: what is worth knowing of the checkpoints, as their tensors show it, and no reason to warn.
-        signed: whether each output has a signature.
-        workers: what each worker did, where an engine was asked.
-        part: which part this was, where it was one; then all but it may not be published yet.
-        manifests: that of each output, its tensors left out.
-    """
-
-    target: Target
-    outputs: Sequence[Output]
-    tensors_averaged: int
-    tensors_copied: int
-    bytes_read: int
-    bytes_written: int
-    seconds: float
-    peak_memory: int
-    kernel: str
-    non_finite: tuple[str, ...]
-    manifests: Sequence[Manifest] = ()
-    notes: tuple[str, ...] = ()
-    signed: bool = False
-    workers: tuple[WorkerShare, ...] = ()
-    part: PartDone | None = None
-
-    def __repr__(self) -> str:
-        """Return the result in one line: what was written, of how much, how fast."""
-        return (
-            f"<Result {self.target.path}: {plural(len(self.outputs), 'average')}, "
-            f"read {size(self.bytes_read)} in {self.seconds:.2f} s, wrote {size(self.bytes_written)}>"
-        )
-
-    @property
-    def bytes_per_second(self) -> int:
-        """Return how fast the checkpoints were read."""
-        return round(self.bytes_read / max(self.seconds, 1e-3))
-
-    @property
-    def warnings(self) -> list[str]:
-        """Return what the averages should be warned of."""
-        return non_finite_warnings(self.non_finite)
 
 
 def average(
@@ -237,32 +134,32 @@ def perform(
     samples = WeightSamples(len(job.checkpoints))
     record = _record(job, recording, threads, samples) if job.manifest else None
     notes += _jumps(job, samples)
-    done = _Done()
+    made = Made()
     sharing, parts = _sharing(job, by, record, threads)
     with sharing or location(job.target.path).staging() as staging:
         notes += staging.notes
         total = sum(each.job.bytes_to_read for each in passes)
         publishes = parts is None or parts.make(passes, job, record, progress)
         for each in passes if publishes else ():
-            report = partial(_report, progress, done.bytes_read, total) if parts is None else no_progress
-            _make(each, staging, job.target, record, recording, done, sharing or _fold, report)
+            report = partial(_report, progress, made.bytes_read, total) if parts is None else no_progress
+            make_pass(each, staging, job.target, record, recording, made, sharing or fold_here, report)
         _check_unchanged(job)
         if publishes:
-            _publish(job, staging)
-    notes += [factored_note(factored) for factored in done.factored]
+            publish_outputs(job, staging)
+    notes += [factored_note(factored) for factored in made.factored]
     averaged = sum(spec.dtype.averaged and name not in job.copied for name, spec in job.tensors.items())
     return Result(
         job.target,
         job.outputs,
         averaged,
         len(job.tensors) - averaged,
-        done.bytes_read if parts is None else sum(share.bytes_read for share in parts.shares),
+        made.bytes_read if parts is None else sum(share.bytes_read for share in parts.shares),
         job.bytes_to_write,
         time.monotonic() - began,
         peak_bytes(),
         str(chosen_kernel()) if sharing is None else sharing.kernels,
-        tuple(sorted(done.non_finite)),
-        done.manifests,
+        tuple(sorted(made.non_finite)),
+        made.manifests,
         tuple(notes),
         record is not None and recording.signer is not None,
         () if sharing is None else sharing.shares,
@@ -293,59 +190,6 @@ def _report(progress: ProgressCallback, before: int, total: int, read: int, _: i
     progress(before + read, total)
 
 
-Fold = Callable[
-    [Pass, Sequence[Path], Sender | None, Record | None, ProgressCallback],
-    tuple[Folded, list[dict[str, WrittenFile]]],
-]
-"""Makes the tensor files of one pass: `_fold`, or by an engine."""
-
-
-@dataclass(slots=True)
-class _Done:
-    """What the passes have done so far; the names of tensors that are not finite are those of any average."""
-
-    bytes_read: int = 0
-    non_finite: set[str] = field(default_factory=set)
-    manifests: list[Manifest] = field(default_factory=list)
-    factored: list[Factored] = field(default_factory=list)
-
-
-def write_readymade(job: Job, passes: Sequence[Pass], record: Record, recording: Recording) -> None:
-    """Write averages that are made already in the form that a job says, all of them or nothing; see `Job.readymade`."""
-    done = _Done()
-    with location(job.target.path).staging() as staging:
-        for each in passes:
-            _make(each, staging, job.target, record, recording, done, _fold, no_progress)
-        _publish(job, staging)
-
-
-def _make(
-    part: Pass,
-    staging: Staging,
-    target: Target,
-    record: Record | None,
-    recording: Recording,
-    done: _Done,
-    fold: Fold,
-    progress: ProgressCallback,
-) -> None:
-    """Make the averages of one pass, each whole in its folder of `target`: tensors, small files, manifest."""
-    job = part.job
-    folders = [make_folder(staging, target, output.target) for output in job.outputs]
-    sender = staging.sender(len(job.plans)) if job.is_sent else None
-    if record is not None:
-        record.begin(job.checkpoints)
-    folded, written = fold(part, folders, sender, record, progress)
-    for output, plan, folder, files in zip(job.outputs, job.plans, folders, written, strict=True):
-        files.update(write_small_files(output, folder))
-        staging.read_back(folder, partial(_read_back, output, plan))
-    if record is not None:
-        done.manifests += _write_manifests(job, record, folders, folded, written, recording)
-    done.bytes_read += folded.bytes_read
-    done.factored += folded.factored
-    done.non_finite.update(*(non_finite.let_through for non_finite in folded.non_finite))
-
-
 def _jumps(job: Job, samples: WeightSamples) -> list[str]:
     """Return a note where the weights show checkpoints of another run; averages that were stored are no run."""
     if any(plan.approximation is not None for plan in job.plans):
@@ -367,70 +211,8 @@ def _record(job: Job, recording: Recording, threads: int, samples: WeightSamples
     )
 
 
-def _read_back(output: Output, plan: Plan, folder: Path) -> None:
-    """Check that an average in `folder` is read as it was meant; see `read_all_back`."""
-    read_all_back(output, folder, plan.newest, plan.run.options.read)
-
-
-def _fold(
-    part: Pass, folders: Sequence[Path], sender: Sender | None, record: Record | None, progress: ProgressCallback
-) -> tuple[Folded, list[dict[str, WrittenFile]]]:
-    """Fold into the files of all outputs; return what was done, and of each output the size and sum of its files.
-
-    The tables for it are gone afterwards: reading back takes as much again.
-    """
-    job, sizes = part.job, part.sizes
-    with ExitStack() as stack:
-        allow_descriptors(sum(len(output.files) for output in job.outputs))
-        sinks = []
-        for output, folder in zip(job.outputs, folders, strict=True):
-            sinks.append(make_sink(output, folder, summed=record is not None, sender=sender))
-            stack.callback(sinks[-1].close)
-        checksums = record.checksums if record is not None else None
-        folded = job.fold(sinks, sizes=sizes, checksums=checksums, progress=progress)
-        streams = [stream for sink in sinks for stream in sink.streams]
-        files = [file for output in job.outputs for file in output.files]
-        sums = iter(finish_files(list(zip(files, streams, strict=True)), sizes.threads))
-        written = [{file.name: WrittenFile(file.size, next(sums)) for file in output.files} for output in job.outputs]
-    return folded, written
-
-
-def _write_manifests(
-    job: Job,
-    record: Record,
-    folders: Sequence[Path],
-    folded: Folded,
-    written: Sequence[Mapping[str, WrittenFile]],
-    recording: Recording,
-) -> list[Manifest]:
-    """Write manifest, sums and, where that is wanted, signature of each output; return the manifests."""
-    manifests = []
-    several_factored: Sequence[Factored | None] = folded.factored or [None] * len(job.outputs)
-    for output, plan, folder, files, non_finite, factored in zip(
-        job.outputs, job.plans, folders, written, folded.non_finite, several_factored, strict=True
-    ):
-        manifest = record.manifest(output, plan, files, non_finite, factored)
-        if recording.watched is not None:
-            manifest["watch"] = recording.watched
-        recording.check(manifest)
-        sums = record.write(manifest, output, plan, folder, non_finite)
-        if recording.signer is not None:
-            name, is_folder = output.target.path.name, output.target.is_folder
-            path = signature_path(folder if is_folder else folder / name, is_folder=is_folder)
-            recording.signer.sign(name, sums, path)
-        manifests.append(manifest)
-    return manifests
-
-
 def _check_unchanged(job: Job) -> None:
     """Raise a CheckpointError if an input changed while it was read."""
     inputs = [file for checkpoint in job.checkpoints for file in checkpoint.files]
     for source in (*inputs, *(source for output in job.outputs for source in output.sources)):
         source.check_unchanged()
-
-
-def _publish(job: Job, staging: Staging) -> None:
-    """Put the outputs where they belong, in one step."""
-    with staging.alone():
-        job.check_target()  # once more: what somebody put there meanwhile must not be replaced
-        publish(staging, job.target, Path(job.target.path.name), force=job.force)

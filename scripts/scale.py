@@ -152,10 +152,11 @@ def measure(megabytes: int, repeats: int) -> None:
     from safetensors.numpy import save_file
 
     from ema_cli import Recipe, make_plan, open_run
-    from ema_cli.averaging import Result, perform
+    from ema_cli.averaging import perform
     from ema_cli.engines.engine import Engine
     from ema_cli.engines.opening import open_engine
     from ema_cli.job import prepare
+    from ema_cli.result import Result
     from ema_cli.writing.target import parse_target
 
     with tempfile.TemporaryDirectory() as name:

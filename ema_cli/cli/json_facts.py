@@ -13,7 +13,6 @@ from ema_cli.law.recipe import law_to_dict
 from ema_cli.law.time import interval_text
 
 if TYPE_CHECKING:  # each command loads what it shows
-    from ema_cli.averaging import Result
     from ema_cli.checkpoint import Checkpoint
     from ema_cli.cli.outcomes import Averaged, Candidates, DryRun, Page
     from ema_cli.cli.views import Inspection, RunView, Sizes, StoredView
@@ -22,6 +21,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.planning.plan import Approximation, Plan
     from ema_cli.release.signed import Signed
     from ema_cli.release.verify import Against, Verified
+    from ema_cli.result import Result
     from ema_cli.tuning.tune import Tuned
     from ema_cli.watching.telling import Watched
 

@@ -9,11 +9,11 @@ from ema_cli.dataclass import dataclass
 from ema_cli.runs.warnings import Remarks
 
 if TYPE_CHECKING:
-    from ema_cli.averaging import Result
     from ema_cli.job import Job
     from ema_cli.law.time import Time
     from ema_cli.passes import Pass
     from ema_cli.planning.plan import Plan
+    from ema_cli.result import Result
     from ema_cli.tuning.factors import Factors
     from ema_cli.tuning.half_lives import Range
 

@@ -15,11 +15,11 @@ from ema_cli.runs.run import twin_advice
 from ema_cli.text import plural, size
 
 if TYPE_CHECKING:  # each command loads what it shows
-    from ema_cli.averaging import PartDone, Result
     from ema_cli.checkpoint import Checkpoint
     from ema_cli.cli.outcomes import DryRun
     from ema_cli.cli.views import RunView, StoredView, TensorTotals
     from ema_cli.planning.plan import Approximation, Plan
+    from ema_cli.result import PartDone, Result
 
 _MENTIONED = 0.1  # of an error: the share from which on a part of it is named
 UNIT_NAMES = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.SAMPLE: "sample", Unit.TOKEN: "token"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ema_cli.averaging import Recording, write_readymade
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError
 from ema_cli.job import Job, lay_out
 from ema_cli.law.time import Time, Unit
+from ema_cli.making import Recording, write_readymade
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import manifest_path
 from ema_cli.passes import plan_passes

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli.averaging import Result, perform
+from ema_cli.averaging import perform
 from ema_cli.engines.parts import Part, share_of
 from ema_cli.engines.tasks import Step, Task
 from ema_cli.errors import CheckpointError, OutputError, UsageError
 from ema_cli.job import prepare
 from ema_cli.planning.plan import Plan
+from ema_cli.result import Result
 from ema_cli.storage.lease import Lease
 from ema_cli.writing.target import parse_target
 from tests.conftest import Cli

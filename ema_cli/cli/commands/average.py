@@ -8,7 +8,7 @@ from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ema_cli.averaging import Recording, perform
+from ema_cli.averaging import perform
 from ema_cli.cli import requests
 from ema_cli.cli.command_line import AverageOptions
 from ema_cli.cli.outcomes import Averaged, DryRun
@@ -21,6 +21,7 @@ from ema_cli.engines.opening import only_works, open_engine
 from ema_cli.errors import UsageError, option
 from ema_cli.job import prepare
 from ema_cli.law.recipe import Recipe
+from ema_cli.making import Recording
 from ema_cli.passes import plan_passes
 from ema_cli.planning.advice import twin_warnings
 from ema_cli.planning.gates import Gates
