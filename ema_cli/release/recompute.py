@@ -62,7 +62,6 @@ def verify_against(
     Raises:
         UsageError: where a base model is given and not needed, or needed and not given.
         CheckpointError: naming a checkpoint that is missing, has changed, or cannot be read.
-        RunError: if the checkpoints do not fit together.
         NonFiniteError: if they hold NaN or infinity, and the manifest does not allow it.
     """
     snapshot = verified.snapshot
@@ -83,7 +82,11 @@ def verify_against(
         return _compare(
             verified, snapshot.manifest, replay, sample=sample, threads=threads, engine=engine, progress=progress
         )
-    except OutputError as error:  # nothing is written here: no output can be laid out, or finished, by this manifest
+    except (
+        OutputError,
+        RunError,
+        UsageError,
+    ) as error:  # by this manifest no output can be laid out
         return _with_problems(verified, [f"is nothing that averaging gives: {error.message(at_terminal)}"])
 
 

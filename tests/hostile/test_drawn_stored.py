@@ -145,7 +145,8 @@ def test_one_field_is_drawn(
 def profile(mark: dict[str, Any], updates: int) -> Any:
     """Return the share of each update in a stored average, by the update's number; number 0 is the first copy."""
     stored = mark["stored"]
-    smoothing = 2 ** (-1 / float(stored["half_life"].removesuffix("ba"))) if "half_life" in stored else 1.0
+    has_law = stored.get("average") != "first"  # of the first copy nothing else is read
+    smoothing = 2 ** (-1 / float(stored["half_life"].removesuffix("ba"))) if has_law else 1.0
     numbers = np.arange(updates + 1, dtype=np.float64)
     ages = stored["updates"] - numbers
     share = np.where(ages >= 0, (1 - smoothing) * smoothing**ages, 0.0)

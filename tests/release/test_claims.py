@@ -194,3 +194,11 @@ def test_how_a_manifest_is_spaced_and_ordered_is_free(copy: Path):
     vouch(copy / SINGLE, lambda manifest: manifest["tensors"].reverse())
     assert (copy / f"{SINGLE}.manifest.json").read_bytes() != before
     assert against(copy / SINGLE, copy / "pt").problems == ()
+
+
+def test_a_recipe_by_which_nothing_is_averaged_is_a_problem(copy: Path, cli: Cli):
+    """No adapter is among the checkpoints: that is the manifest's fault, and no hint is for its options."""
+    vouch(copy / SINGLE, lambda manifest: manifest["recipe"].update(exact_lora=2))
+    done = cli("verify", str(copy / SINGLE), "--against", str(copy / "pt"))
+    assert done.code == 6
+    assert "is nothing that averaging gives" in done.err
