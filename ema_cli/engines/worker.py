@@ -267,10 +267,13 @@ def _with_functions(work: Work, output: Output, number: int) -> Output:
     likeness = output.likeness
     if likeness is None:
         return output
-    from ema_cli.formats.copies.stored import stored_pieces  # which most averages do not need
+    from ema_cli.formats.copies.stored import StoredPiece, stored_pieces  # which most averages do not need
 
     tensors = work.checkpoints[work.newest[number]].tensors
-    pieces = {name: list(stored_pieces(tensors, name)) for name in likeness.pieces}
+    filled, pieces = set[object](), dict[str, list[StoredPiece]]()
+    for name in likeness.pieces:  # of tied tensors, a place is the first one's
+        pieces[name] = [piece for piece in stored_pieces(tensors, name) if piece.place not in filled]
+        filled.update(piece.place for piece in pieces[name])
     return replace(output, likeness=replace(likeness, pieces=pieces))
 
 

@@ -190,11 +190,14 @@ def _originals(plan: Plan, copied: frozenset[str]) -> tuple[dict[Path, _Original
         if first is None:
             raise NotWrittenBack(f"'{name}' is in no file of it")
         first.specs[name] = spec
-        if not spec.dtype.averaged or name in tied:
+        if not spec.dtype.averaged:
             continue
+        if name in tied:  # its weights are its leader's; copies of them may lie apart
+            filled = {piece.place for piece in stored_pieces(newest.tensors, tied[name])}
+            stored = [piece for piece in stored if piece.place not in filled]
         for piece in stored:
             originals[piece.file.path].take(name, piece)
-        if name not in copied:
+        if name not in copied and (stored or name not in tied):
             pieces[name] = stored
     for original in originals.values():
         check_apart(original.spans)
@@ -202,22 +205,24 @@ def _originals(plan: Plan, copied: frozenset[str]) -> tuple[dict[Path, _Original
     return originals, pieces
 
 
-def _tied(plan: Plan, copied: frozenset[str]) -> set[str]:
-    """Return the names of tensors that have all their bytes from others before them, in every checkpoint that enters.
+def _tied(plan: Plan, copied: frozenset[str]) -> dict[str, str]:
+    """Return the names of tensors that have their bytes from others before them, in every checkpoint that enters.
+
+    Each with the name of that other.
 
     Where they have not, their averages may differ, and one place cannot take both.
     """
     newest = plan.newest
     first: dict[object, str] = {}
     leaders: dict[str, str] = {}
-    for name in newest.tensors.specs.keys() - copied:
+    for name in [name for name in newest.tensors.specs if name not in copied]:
         leader = first.setdefault((newest.tensors.place(name), str(newest.tensors.specs[name])), name)
         if leader is not name:
             leaders[name] = leader
     for entry in plan.read if leaders else ():
         tensors = with_ties(entry.checkpoint, newest).tensors
         leaders = {one: other for one, other in leaders.items() if tensors.place(one) == tensors.place(other)}
-    return set(leaders)
+    return leaders
 
 
 def _name(path: Path, newest: Checkpoint, target: Target) -> str:

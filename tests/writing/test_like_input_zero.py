@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from tests.conftest import Cli
+from tests.formats.zero.make import Saved
 
 DATA = Path(__file__).parents[1] / "data" / "deepspeed-0.19.8"
 KINDS = ["zero1-bfloat16-2", "zero2-bfloat16-3", "zero3-bfloat16-2", "zero3-float32-3"]
@@ -141,3 +142,24 @@ def test_several_models_of_tensor_parallel_ranks_are_refused(cli: Cli, tmp_path:
     done = cli("average", "run", *LIKE, "-o", "averaged")
     assert done.code == 5, done
     assert "read only" in done.err
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("more", [(), ("--on", "processes=1")], ids=str)
+def test_tied_weights_that_lie_apart_are_all_replaced(
+    cli: Cli, tmp_path: Path, ranks: int, more: tuple[str, ...]
+) -> None:
+    """One float32 weight in the optimizer, and in the model two copies of it, each with bytes of its own."""
+    weights = [torch.full((3, 5), float(step)) for step in (2, 4)]
+    for step, weight in zip((2, 4), weights, strict=True):
+        saved = Saved(2, ranks, [{"embed": weight, "z": weight * 2}], shared={"head": "embed"}, step=step)
+        saved.write(tmp_path / f"run/global_step{step}")
+    for number in (0, 1):
+        done = cli("average", "run", *LIKE, "--masters", *more, "-o", f"averaged{number}")
+        assert done.code == 0, done
+    module = torch.load(tmp_path / "averaged0/mp_rank_00_model_states.pt")["module"]
+    for name, factor in (("embed", 1), ("head", 1), ("z", 2)):
+        torch.testing.assert_close(module[name], factor * torch.full((3, 5), 3.0, dtype=torch.bfloat16))
+    for path in (tmp_path / "averaged0").glob("*.pt"):
+        assert path.read_bytes() == (tmp_path / "averaged1" / path.name).read_bytes()
+    assert cli("verify", "averaged0", "--against", "run", "--like-input").code == 0

@@ -60,6 +60,11 @@ class StoredPiece:
         return self.copy_of or self.spec.dtype
 
     @property
+    def place(self) -> tuple[object, ...]:
+        """Return what is equal for pieces of the same bytes."""
+        return self.file.path, self.base, self.spec, self.strides
+
+    @property
     def in_order(self) -> bool:
         """Return whether the bytes of the average in C order are those in the file."""
         return self.strides is None and not (self.conjugate or self.negative) and self.dtype == self.spec.dtype
