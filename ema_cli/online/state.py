@@ -92,23 +92,40 @@ class _State:
             unit = Unit(state["unit"])
             passed = [entry.partition("=") for entry in state["clocks"].split()]
             averages = {str(name): _checked(tensors) for name, tensors in state["averages"].items()}
-            began = state["began"]
+            previous = None if state["previous"] is None else Fraction(state["previous"])
+            began = None if state["began"] is None else Fraction(state["began"])
+            clocks = Clocks({Unit(name): Fraction(value) for name, _, value in passed})
+            _check_moments(began, previous, clocks.passed.get(unit), state["updates"], state["mixed"])
             return cls(
                 averages,
                 _checked(state["copied"]),
                 None if state["first"] is None else _checked(state["first"]),
                 {str(name): str(text) for name, text in state["laws"].items()},
                 unit,
-                Clocks({Unit(name): Fraction(value) for name, _, value in passed}),
-                None if state["previous"] is None else Fraction(state["previous"]),
-                None if began is None else Fraction(began),
-                int(state["updates"]),
-                bool(state["mixed"]),
+                clocks,
+                previous,
+                began,
+                state["updates"],
+                state["mixed"],
                 # A state of an earlier version says none.
                 lineage_from_list(json.loads(state["branches"]), unit) if "branches" in state else UNKNOWN,
             )
         except (EmaError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise RunError(f"the state is damaged: {error}", hint=_WHOLE) from error
+
+
+def _check_moments(
+    began: Fraction | None, previous: Fraction | None, now: Fraction | None, updates: object, mixed: object
+) -> None:
+    """Raise a ValueError where the first copy, the last update, the clock and the number of updates do not fit."""
+    if type(updates) is not int or type(mixed) is not bool:
+        raise ValueError(f"{updates!r} are no updates, or {mixed!r} is neither true nor false")
+    if began is None or previous is None:
+        fits = began is previous and updates == 0
+    else:
+        fits = 0 < began <= previous and updates >= 0 and (now is None or previous <= now)
+    if not fits:
+        raise ValueError(f"{updates} updates do not fit a first copy at {began} and the last update at {previous}")
 
 
 def _checked(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -171,7 +171,7 @@ NAMES = ["averages", "copied", "first", "laws", "unit", "clocks", "previous", "b
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("value", ["missing", "wrong", None, 3, {"x": 1}], ids=str)
+@pytest.mark.parametrize("value", ["missing", "wrong", None, -1, {"x": 1}], ids=str)
 def test_a_state_that_is_not_whole_changes_nothing(name: str, value: Any) -> None:
     """Without one of its parts, or with something else there, a state is refused, and nothing is loaded."""
     model = small_model()
@@ -188,16 +188,16 @@ def test_a_state_that_is_not_whole_changes_nothing(name: str, value: Any) -> Non
         del state[name]
     else:
         state[name] = value
-    try:
+    if (name, value) == ("first", None):  # as with keep_first=False
         ema.load_state_dict(state)
-    except RunError:
-        for each in ema.names:
-            assert_same(held(ema, each), before[each])
-        assert (ema.clock, ema.updates, ema.averages.began, ema.averages.lineage) == known
-        walk(model, 10)()
-        ema.update()
-    else:  # a number, or nothing, may stand there
-        assert name in ("first", "began", "updates", "previous", "mixed")
+        return
+    with pytest.raises(RunError, match=r"the state is damaged|is not whole|the state counts in|the state is of"):
+        ema.load_state_dict(state)
+    for each in ema.names:
+        assert_same(held(ema, each), before[each])
+    assert (ema.clock, ema.updates, ema.averages.began, ema.averages.lineage) == known
+    walk(model, 10)()
+    ema.update()
 
 
 def copied(ema: EMA) -> EMA:
