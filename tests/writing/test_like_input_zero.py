@@ -163,3 +163,21 @@ def test_tied_weights_that_lie_apart_are_all_replaced(
     for path in (tmp_path / "averaged0").glob("*.pt"):
         assert path.read_bytes() == (tmp_path / "averaged1" / path.name).read_bytes()
     assert cli("verify", "averaged0", "--against", "run", "--like-input").code == 0
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_parameters_that_ceased_to_train_are_replaced_where_a_script_looks(
+    cli: Cli, tmp_path: Path, stage: int
+) -> None:
+    """Their fragments are what `zero_to_fp32.py` takes, and lie beside the model: frozen on the way, they differ."""
+    for step in (2, 4):
+        weight, frozen = torch.full((3, 5), float(step)), torch.full((4,), 10.0 * step)
+        saved = Saved(stage, 2, [{"w": weight}], frozen={"f": frozen}, step=step, dtype=torch.float32)
+        saved.write(tmp_path / f"run/global_step{step}")
+    done = cli("average", "run", *LIKE, "--masters", "-o", "averaged")
+    assert done.code == 0, done
+    states = [torch.load(path) for path in sorted((tmp_path / "averaged").glob("*model_states.pt"))]
+    assert torch.cat([each["frozen_param_fragments"]["f"] for each in states]).tolist() == [30.0] * 4
+    if stage < 3:
+        assert states[0]["module"]["f"].tolist() == [30.0] * 4
+    assert cli("verify", "averaged", "--against", "run", "--like-input").code == 0

@@ -11,6 +11,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, Run
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.torch_save.file import from_torch
@@ -62,12 +63,12 @@ class Assembly:
         for name, parts in pieces.items():
             self.stored[name] = _Stored(self._specs.spec(dtype, shapes[name]), parts)
 
-    def _build(self, whole: Tensors, name_of_file: str, tables: ModelTables) -> ShardedTensors:
+    def _build(self, whole: Tensors, model: RankFile, tables: ModelTables) -> ShardedTensors:
         """Return all tensors: those of the model states, in their order, and what is stored besides.
 
         Args:
             whole: the tensors of the model states: those that are not cut, and placeholders of the others.
-            name_of_file: where these lie.
+            model: where these lie.
             tables: what that file says of the model.
 
         Raises:
@@ -89,9 +90,10 @@ class Assembly:
                 self._check_lies(name, whole, tables)
                 specs[name], part_of[name] = whole.specs[name], 1
         pieced = PiecedTensors(
-            {name: specs[name] for name in tensor_of}, tensor_of, table, self.files, name_of_file, self.is_all
+            {name: specs[name] for name in tensor_of}, tensor_of, table, self.files, model.file.path.name, self.is_all
         )
-        return ShardedTensors(specs, part_of, [pieced, whole], self._copies(whole, specs, part_of))
+        copies = [*self._copies(whole, specs, part_of), *([] if self.are_placeholders else _frozen(model, specs))]
+        return ShardedTensors(specs, part_of, [pieced, whole], copies)
 
     def _copies(self, whole: Tensors, specs: Mapping[str, TensorSpec], part_of: Mapping[str, int]) -> list[Tensors]:
         """Return what the model states hold once more: weights in the model's type; buffers, of the other ranks."""
@@ -120,7 +122,7 @@ class Assembly:
     def finish(self, model: RankFile, tables: ModelTables, options: ReadOptions) -> Checkpoint:
         """Return the checkpoint: what the model states say of it, with the tensors that were put together."""
         whole = from_torch(model.file, model.content, options)
-        tensors = self._build(whole.tensors, model.file.path.name, tables)
+        tensors = self._build(whole.tensors, model, tables)
         narrow = {
             name: spec.dtype
             for name, spec in whole.tensors.specs.items()
@@ -133,3 +135,14 @@ class Assembly:
             dtypes = narrow
             notes.append(_KEPT_WIDE.format(dtype=next(iter(narrow.values())).torch))
         return replace(whole, tensors=tensors, files=tuple(self.files), notes=tuple(notes), output_dtypes=dtypes)
+
+
+def _frozen(model: RankFile, specs: Mapping[str, TensorSpec]) -> list[Tensors]:
+    """Return what the model states hold once more, whole, of parameters that do not train: for DeepSpeed's script."""
+    fragments = model.content.root.get("frozen_param_fragments")
+    stored = {name: value for name, value in fragments.items() if name in specs} if isinstance(fragments, dict) else {}
+    if not stored or not all(isinstance(value, TensorRef) for value in stored.values()):
+        return []
+    tensors = model.content.tensors(stored)
+    alike = {name: name for name, spec in tensors.specs.items() if spec == specs[name]}
+    return [Renamed({name: tensors.specs[name] for name in alike}, alike, tensors)] if alike else []
