@@ -109,6 +109,17 @@ class Asked:
         base = path.parent if "{half_life}" in path.name else path
         return base.with_name(f"{base.name}{_SUFFIX}")
 
+    @property
+    def published(self) -> Target:
+        """Return what one rename publishes."""
+        target = self.target
+        if "{half_life}" not in target.path.name:
+            return target
+        if len(self.recipes) > 1:
+            return Target(target.path.parent, is_folder=True)
+        name = target.path.name.replace("{half_life}", self.recipes[0].law.name)
+        return Target(target.path.with_name(name), target.is_folder)
+
     def what(self) -> dict[str, Any]:
         """Return what decides an average, as JSON has it: a watch goes on with the same only."""
         read = self.opened.read

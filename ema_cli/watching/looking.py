@@ -13,7 +13,7 @@ from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights
+from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoWeights, option
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.trainers.folders import TRAINER_STATE
 from ema_cli.formats.trainers.names import name_clocks
@@ -26,6 +26,7 @@ from ema_cli.storage.location import location, look_anew, walk
 _LAST_FILES = (TRAINER_STATE, ".metadata")  # what transformers and torch.distributed.checkpoint write last
 _MOST_STATE_BYTES = 128 << 20
 _FOLDER_PARTS = 2  # of the identity of a folder, which stays the same whatever is put into it
+_WAIT = f"without {option('once', True)} it is waited for"
 _MOST_DIGITS = 18  # of a number in a name
 
 Table = Mapping[Path, Identity]
@@ -137,7 +138,7 @@ class Lookout:
             EmaError: as `open_run`, but for what is not complete.
         """
         if not self.table:
-            problem = NoWeights("no checkpoint is there yet", subject=self.path)
+            problem = NoWeights("no checkpoint is there yet", subject=self.path, hint=_WAIT)
             return Seen(None, (), problem, may_come=True)
         try:
             run = read_run([self.path], self.options)

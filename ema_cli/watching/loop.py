@@ -15,6 +15,7 @@ from ema_cli.folding.buffers import BufferSizes
 from ema_cli.job import Job
 from ema_cli.law.time import Time, Unit
 from ema_cli.manifest.fingerprint import fingerprints
+from ema_cli.planning.clock_checks import check_units
 from ema_cli.runs.run import Run
 from ema_cli.storage.local_file import close_idle_files
 from ema_cli.storage.location import location
@@ -27,9 +28,10 @@ from ema_cli.watching.missing import spacing_gap
 from ema_cli.watching.moments import Moment, drop_older, go_back, newest_moment, remove_litter
 from ema_cli.watching.multiples import is_due, is_kept
 from ema_cli.watching.past import Past, time_of
-from ema_cli.watching.publishing import job_of, publish, published_clock
+from ema_cli.watching.publishing import is_watched, job_of, publish, published_clock
 from ema_cli.watching.telling import Entered, Listener, Watched
 from ema_cli.watching.updating import Skip, make_update, sizes_for
+from ema_cli.writing.replacing import check_no_input, check_target
 
 _LEAST_SLEEP = 0.01
 
@@ -56,6 +58,7 @@ class Loop:
         waited: what is not folded yet, by name.
         given_up, gaps, skipped: what is not written down yet; see `Journal`.
         shown: the clock of the averages that are published.
+        begun: whether it is known that this output is to be written.
         due: whether newer ones are to be.
         over: whether nothing more will come.
         unsettled: seconds until something may be complete.
@@ -75,6 +78,7 @@ class Loop:
     sizes: BufferSizes | None = None
     shown: Time | None = None
     job: Job | None = None
+    begun: bool = False
     due: bool = False
     over: bool = False
     unsettled: float | None = None
@@ -89,13 +93,18 @@ class Loop:
         remove_abandoned(asked.folder.parent)
         self.moment = newest_moment(asked.folder, asked.what())
         if self.moment is None:
+            check_target(asked.published, [], force=asked.force)
+            self.begun = True
             return
         journal = self.moment.journal
         self.unit = journal.unit
         self.known.update((past.name, past.look) for past in (*journal.folded, *journal.skipped))
         drop_older(asked.folder, self.moment.folder)
-        self.job = job_of(asked, self.moment)
-        self.shown = published_clock(self.job)
+        self.job = job = job_of(asked, self.moment)
+        self.shown = published_clock(job)
+        if not is_watched(job):  # as where somebody has put something else there
+            check_target(asked.published, [], force=asked.force)
+        self.begun = True
         if self._is_due():
             self.publish()
 
@@ -126,9 +135,10 @@ class Loop:
         self.listener.published(self.shown, time.monotonic() - began, self.job)
 
     def recover(self) -> None:
-        """Publish what is folded, wherever the loop was ended."""
-        self.moment = newest_moment(self.asked.folder, self.asked.what())
-        self.publish()
+        """Publish what is folded, wherever the loop was ended; nothing where it had not begun."""
+        if self.begun:
+            self.moment = newest_moment(self.asked.folder, self.asked.what())
+            self.publish()
 
     def result(self) -> Watched:
         """Return what was done."""
@@ -181,6 +191,7 @@ class Loop:
         run = seen.run
         if run is None:
             return
+        check_no_input(self.asked.published, (file for one in run.checkpoints for file in one.files))
         self.unit = unit = self.unit or self.asked.recipes[0].unit or next(iter(run.units), None)
         if unit is None:
             raise no_clock(run)
@@ -204,6 +215,7 @@ class Loop:
             return True
         clock = checkpoint.clock(unit)
         if clock is None:
+            check_units(run, self.asked.recipes[0])
             raise RunError(f"records no clock in {unit.plural}, in which the averages count", subject=checkpoint.path)
         earlier = (one for one in pending if (one.clock or 0) < clock)
         held = any(self._holds(one.name, one.path, one.clock, readable=False) for one in earlier)

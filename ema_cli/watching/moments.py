@@ -87,7 +87,7 @@ class Moment:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Make the folder of a watch, unless it is there, and keep a second watch out of it.
+    """Make the folder of a watch, unless it is there, and keep a second watch out of it; remove it where it is empty.
 
     Raises:
         OutputError: where another watch has it, or it cannot be made.
@@ -104,6 +104,8 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # unless something is kept
+            folder.rmdir()
         close_folder(lock)
 
 

@@ -12,6 +12,7 @@ from ema_cli.law.time import Time, Unit
 from ema_cli.making import Recording, write_readymade
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import manifest_path
+from ema_cli.manifest.types import Manifest
 from ema_cli.passes import plan_passes
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.order import order_units
@@ -20,6 +21,7 @@ from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
 from ema_cli.watching.asked import Asked
 from ema_cli.watching.moments import Moment
+from ema_cli.writing.outputs import Output
 from ema_cli.writing.record import Record
 from ema_cli.writing.target import assign_targets
 
@@ -74,14 +76,26 @@ def publish(asked: Asked, moment: Moment) -> Job:
     return job
 
 
+def is_watched(job: Job) -> bool:
+    """Return whether averages of a watch are there already."""
+    return any("watch" in (_manifest(output) or {}) for output in job.outputs)
+
+
 def published_clock(job: Job) -> Time | None:
     """Return the clock of the averages that are there: the least, None where one is not."""
     clocks = []
     for output in job.outputs:
-        path = manifest_path(output.target.path, is_folder=output.target.is_folder)
-        try:
-            inputs = read_manifest(path)["inputs"] if location(path).info().is_file else []
-            clocks.append(Time.parse(inputs[-1]["clock"]))
-        except (EmaError, IndexError):
+        manifest = _manifest(output)
+        if manifest is None or "watch" not in manifest or not manifest["inputs"]:
             return None
+        clocks.append(Time.parse(manifest["inputs"][-1]["clock"]))
     return min(clocks, key=lambda clock: clock.value)
+
+
+def _manifest(output: Output) -> Manifest | None:
+    """Return the manifest of an output, None where none is there that can be read."""
+    path = manifest_path(output.target.path, is_folder=output.target.is_folder)
+    try:
+        return read_manifest(path) if location(path).info().is_file else None
+    except EmaError:
+        return None

@@ -20,7 +20,7 @@ from ema_cli.watching.moments import alone
 from ema_cli.watching.telling import Listener, Watched
 from ema_cli.writing.outputs import OutputKeywords, OutputOptions
 from ema_cli.writing.replacing import check_target
-from ema_cli.writing.target import Target, parse_target
+from ema_cli.writing.target import parse_target
 
 
 class WaitingKeywords(TypedDict, total=False):
@@ -103,7 +103,7 @@ def perform(asked: Asked, listener: Listener | None = None) -> Watched:
     """Do what is asked for; see `watch`. Whatever ends it, what was folded is published."""
     check_exists(asked.path)
     if not asked.folder.exists():
-        check_target(_published(asked), [], force=asked.force)
+        check_target(asked.published, [], force=asked.force)
     with alone(asked.folder):
         loop = Loop(asked, listener or Listener(), Lookout(asked.path, asked.opened, (asked.folder, asked.target.path)))
         try:
@@ -117,14 +117,3 @@ def perform(asked: Asked, listener: Listener | None = None) -> Watched:
             close_idle_files()
         loop.publish()
         return loop.result()
-
-
-def _published(asked: Asked) -> Target:
-    """Return what one rename publishes."""
-    target = asked.target
-    if "{half_life}" in target.path.name:
-        if len(asked.recipes) > 1:
-            return Target(target.path.parent, is_folder=True)
-        name = target.path.name.replace("{half_life}", asked.recipes[0].law.name)
-        return Target(target.path.with_name(name), target.is_folder)
-    return target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 from ema_cli.errors import CheckpointError, EmaError, OutputError, Unreadable, option
@@ -32,7 +32,7 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
         info = _look(target.path)
         if info.exists and not _is_left_alone(target.path, info):
             _check_replaceable(target, info, force=force)
-            _check_no_input(target, inputs)
+            check_no_input(target, inputs)
             if target.is_folder:
                 _check_own_folder(target.path)
     except CheckpointError as error:
@@ -81,8 +81,12 @@ def _check_replaceable(target: Target, info: Info, *, force: bool) -> None:
         raise OutputError(f"is {present}, and {wanted} would replace it", subject=path, hint=WRITE_ELSEWHERE)
 
 
-def _check_no_input(target: Target, inputs: Sequence[InputFile]) -> None:
-    """Check that the target is none of the inputs, and no folder around one, by whatever links."""
+def check_no_input(target: Target, inputs: Iterable[InputFile]) -> None:
+    """Check that the target is none of the inputs, and no folder around one, by whatever links.
+
+    Raises:
+        OutputError: where it is.
+    """
     real = location(target.path).resolve()
     for file in inputs:
         if location(file.path).resolve().is_relative_to(real):

@@ -349,3 +349,62 @@ def test_a_half_life_of_the_training_so_far_is_watched_too(tmp_path: Path):
     watch(tmp_path / "run", tmp_path / "watched.safetensors", recipe, waiting=ONCE)
     average(make_plan(open_run(tmp_path / "run"), recipe), tmp_path / "averaged.safetensors")
     assert_near(tmp_path / "watched.safetensors", tmp_path / "averaged.safetensors")
+
+
+def test_an_input_is_never_replaced(tmp_path: Path):
+    """Neither a checkpoint of the folder nor the one file that is watched, whatever is forced."""
+    write_torch_run(tmp_path / "run", [100, 200, 300])
+    newest = tmp_path / "run" / "step-300.pt"
+    before = contents(tmp_path / "run")
+    for path in (tmp_path / "run", newest):
+        with pytest.raises(OutputError, match=r"holds an input, step-300\.pt"):
+            watch(path, newest, LAWS["half-life"], waiting=ONCE, force=True)
+    assert contents(tmp_path / "run") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_somebody_else_put_there_is_not_replaced_unasked(tmp_path: Path):
+    """Before there was anything to publish, and in the place of what was published."""
+    (tmp_path / "run").mkdir()
+    with pytest.raises(EmaError, match="no checkpoint is there yet") as raised:
+        watch(tmp_path / "run", tmp_path / "out.safetensors", LAWS["half-life"], waiting=ONCE)
+    assert "once" in str(raised.value.hint)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    write_torch_run(tmp_path / "run", STEPS[:3])
+    watch(tmp_path / "run", tmp_path / "out.safetensors", LAWS["half-life"], waiting=ONCE)
+    for path in (tmp_path / "out.safetensors.manifest.json", tmp_path / "out.safetensors.sha256"):
+        path.unlink()
+    (tmp_path / "out.safetensors").write_bytes(b"somebody's")
+    write_torch_run(tmp_path / "run", STEPS[:4])
+    with pytest.raises(OutputError, match="exists already"):
+        watch(tmp_path / "run", tmp_path / "out.safetensors", LAWS["half-life"], waiting=ONCE)
+    assert (tmp_path / "out.safetensors").read_bytes() == b"somebody's"
+    assert (
+        watch(tmp_path / "run", tmp_path / "out.safetensors", LAWS["half-life"], waiting=ONCE, force=True).folded == 4
+    )
+
+
+def test_an_error_before_it_begins_writes_nothing(tmp_path: Path):
+    """A moment that is not kept: what was published is not written anew."""
+    write_torch_run(tmp_path / "run", STEPS)
+    watch(tmp_path / "run", tmp_path / "out.safetensors", LAWS["half-life"], waiting=ONCE)
+    told: list[str] = []
+    listener = Listener(published=lambda clock, seconds, job: told.append(str(clock)))
+    with pytest.raises(OutputError, match="no moment is kept"):
+        watch(
+            tmp_path / "run",
+            tmp_path / "out.safetensors",
+            LAWS["half-life"],
+            waiting=ONCE,
+            restart_from="550ba",
+            listener=listener,
+        )
+    assert told == []
+
+
+def test_a_clock_that_is_not_recorded_is_an_error_that_says_which_are(tmp_path: Path):
+    """And how to count in them."""
+    write_torch_run(tmp_path / "run", STEPS)
+    with pytest.raises(RunError, match=r"records no clock in tokens.*known: batches") as raised:
+        watch(tmp_path / "run", tmp_path / "out", Recipe(half_life="100tok"), waiting=ONCE)
+    assert "count in batches" in str(raised.value.hint)
