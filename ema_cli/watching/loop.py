@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, RunError
+from ema_cli.errors import CheckpointError, RunError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.job import Job
 from ema_cli.law.time import Time, Unit
 from ema_cli.manifest.fingerprint import fingerprints
-from ema_cli.planning.clock_checks import check_units
+from ema_cli.planning.clock_checks import check_clocks, check_units
 from ema_cli.runs.run import Run
 from ema_cli.storage.local_file import close_idle_files
 from ema_cli.storage.location import location
@@ -34,6 +34,7 @@ from ema_cli.watching.updating import Skip, make_update, sizes_for
 from ema_cli.writing.replacing import check_no_input, check_target
 
 _LEAST_SLEEP = 0.01
+_LATE = "came too late"
 
 
 @dataclass(slots=True)
@@ -118,6 +119,7 @@ class Loop:
                 if self.due and not self.over:
                     self.publish()
             if self.over or (waiting.once and self.unsettled is None):
+                self._tell_waiting()
                 return
             self.listener.waiting(None if self.moment is None else self.moment.clock)
             soon = waiting.every if self.unsettled is None else max(self.unsettled, _LEAST_SLEEP)
@@ -213,13 +215,21 @@ class Loop:
         """Deal with a checkpoint, if it is time; return whether those after it may be dealt with, too."""
         if self._is_known(checkpoint):
             return True
+        asked, waiting = self.asked, self.asked.waiting
         clock = checkpoint.clock(unit)
         if clock is None:
             check_units(run, self.asked.recipes[0])
             raise RunError(f"records no clock in {unit.plural}, in which the averages count", subject=checkpoint.path)
+        for name, every in (
+            ("until", waiting.until),
+            ("publish_every", asked.publish_every),
+            ("store_every", asked.store_every),
+        ):
+            if every is not None:
+                check_clocks(run, every, option(name))
         earlier = (one for one in pending if (one.clock or 0) < clock)
         held = any(self._holds(one.name, one.path, one.clock, readable=False) for one in earlier)
-        until = self.asked.waiting.until
+        until = waiting.until
         if until is not None and (checkpoint.clock(until.unit) or 0) > until.value:
             self.over = not held
             return False
@@ -282,7 +292,7 @@ class Loop:
         """
         assert self.moment is not None
         assert self.unit is not None
-        alike = [past for past in self._looked_at if past.clock(self.unit) == clock]
+        alike = [past for past in self._looked_at if past.clock(self.unit) == clock and past.skipped != _LATE]
         if alike:
             try:
                 fingerprint = fingerprints([checkpoint], 1)[0]
@@ -293,7 +303,9 @@ class Loop:
             if all(past.fingerprint != fingerprint for past in alike):
                 raise other_contents(self.asked, checkpoint, alike[0], self.unit)
         elif str(Time(clock, self.unit)) in self._left_out:
-            self.listener.told(f"{checkpoint.name} came too late: the averages are at {self.moment.clock}")
+            self.listener.told(f"{checkpoint.name} {_LATE}: the averages are at {self.moment.clock}")
+            look = self.lookout.look_of(checkpoint.path)
+            self.skipped.append(Past.of(checkpoint, "", look, _LATE))
         elif clock >= (self.moment.journal.folded[0].clock(self.unit) or 0):
             raise goes_back(self.asked, checkpoint, self.moment, self.unit)
         self.known.add((checkpoint.name, self.lookout.look_of(checkpoint.path)))
@@ -363,6 +375,16 @@ class Loop:
             del self.waited[name]
             if waited.clock > self._last and waited.clock not in clocks:
                 self._tell_gap(f"{name} ({Time(waited.clock, self.unit)}) was deleted before it was read")
+
+    def _tell_waiting(self) -> None:
+        """Tell what nothing that comes after it could enter for, where nobody waits here."""
+        if self.waited and not self.over:
+            name, first = min(self.waited.items(), key=lambda item: item[1].clock)
+            assert self.unit is not None
+            clock, seconds = Time(first.clock, self.unit), self.asked.waiting.patience
+            self.listener.told(
+                f"{name} ({clock}) is not complete, and holds back what comes after it, for {seconds:g} s"
+            )
 
     def _tell_gap(self, text: str) -> None:
         self.gaps.append(text)

@@ -25,6 +25,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors.file import open_checkpoint
 from ema_cli.law.time import Time
 from ema_cli.storage.folder_locks import close_folder, lock_folder, sync_folder
+from ema_cli.storage.local_file import close_idle_files
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.storage.staging import remove_abandoned
 from ema_cli.watching.form import Form, form_of
@@ -188,6 +189,7 @@ def drop_older(folder: Path, newest: Path) -> None:
         aside = path.with_name(f".{path.name}.removed-{os.urandom(4).hex()}")
         with output_errors(path):
             path.rename(aside)
+    close_idle_files()  # the room of what is removed is free only then
     remove_litter(folder)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from ema_cli import Recipe, watch
-from ema_cli.errors import OutputError
+from ema_cli.errors import OutputError, RunError
 from ema_cli.system.processors import default_threads
 from ema_cli.watching import keeping, looking, loop
 from ema_cli.watching.moments import alone
@@ -245,6 +246,21 @@ def test_it_holds_no_file_open_that_may_be_deleted(tmp_path: Path):
     assert held == []
 
 
+def test_the_room_of_older_moments_is_free_while_it_catches_up(tmp_path: Path):
+    """Of many checkpoints at once, no moment but the newest takes room: none that is removed is held open."""
+    write_torch_run(tmp_path / "run", range(100, 900, 100))
+    held: list[str] = []
+
+    def look(_: object) -> None:
+        for link in Path("/proc/self/fd").iterdir() if Path("/proc/self/fd").exists() else ():
+            with suppress(OSError):
+                target = str(link.readlink())
+                held.extend([target] if "out.watch" in target and "(deleted)" in target else [])
+
+    watch(tmp_path / "run", tmp_path / "out", RECIPE, waiting={**QUICK, "once": True}, listener=Listener(entered=look))
+    assert held == []
+
+
 def test_two_watches_of_one_output_are_refused(tmp_path: Path):
     """The second has nothing to do with the first one's files."""
     write_torch_run(tmp_path / "run", [100])
@@ -321,3 +337,38 @@ def test_threads_do_not_show_in_the_averages(tmp_path: Path):
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in names)
     assert one == other
     assert loop.Listener().waiting(None) is None
+
+
+@pytest.mark.parametrize("name", ["until", "publish_every", "store_every"])
+def test_a_clock_that_no_checkpoint_has_is_an_error_at_the_first(name: str, tmp_path: Path):
+    """An end that never comes is not waited for, and nothing is kept."""
+    write_torch_run(tmp_path / "run", [100, 200])
+    words: dict[str, object] = {"waiting": {**QUICK, "until": "5tok"}} if name == "until" else {name: "5tok"}
+    with pytest.raises(RunError, match=r"records no clock in tokens, which .* needs; known: batches"):
+        watch(tmp_path / "run", tmp_path / "out", RECIPE, **{"waiting": {**QUICK, "once": True}, **words})  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_once_says_what_holds_back_the_rest_and_tells_once_what_came_too_late(tmp_path: Path):
+    """A file that is cut short: those after it wait, as long as patience says; when it is whole nobody needs it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for step in (100, 200, 300):
+        saves(run, step)()
+    whole = (run / "step-200.pt").read_bytes()
+    (run / "step-200.pt").write_bytes(whole[: len(whole) // 2])
+    training = Training(run)
+    training.watch(once=True, patience=600.0)
+    assert training.entered == ["100ba"]
+    assert training.told == ["step-200.pt (200ba) is not complete, and holds back what comes after it, for 600 s"]
+    training.watch(once=True, patience=0.0)
+    assert training.entered == ["100ba", "300ba"]
+    (run / "step-200.pt").write_bytes(whole)
+    told = []
+    for step in (400, 500, 600):
+        saves(run, step)()
+        training.told.clear()
+        training.watch(once=True)
+        told.append([*training.told])
+    assert training.entered == ["100ba", "300ba", "400ba", "500ba", "600ba"]
+    assert told == [["step-200.pt came too late: the averages are at 300ba"], [], []]
