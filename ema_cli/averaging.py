@@ -146,7 +146,8 @@ def perform(
         _check_unchanged(job)
         if publishes:
             publish_outputs(job, staging)
-    notes += [factored_note(factored) for factored in made.factored]
+    for output, factored in zip(job.outputs, made.factored, strict=bool(made.factored)):
+        notes.append((f"{output.target.path.name}: " if len(job.outputs) > 1 else "") + factored_note(factored))
     averaged = sum(spec.dtype.averaged and name not in job.copied for name, spec in job.tensors.items())
     return Result(
         job.target,

@@ -57,10 +57,16 @@ def write_products(
         norms.append(factors.norm)
         # To round A and B moves their product by dB (A + dA) + B dA; it hardly turns it to what the rank cuts off.
         moved = product_norm(np.hstack([rounded[1], b]), np.vstack([a + rounded[0], rounded[0]]))
-        lost.append(math.hypot(factors.lost, moved))
+        lost.append(_joint_norm([factors.lost, moved]))
     errors = [_ratio(one, other) for one, other in zip(lost, norms, strict=True)]
     worst = max(range(len(pairs)), key=errors.__getitem__)
-    return Factored(rank, _ratio(math.hypot(*lost), math.hypot(*norms)), (pairs[worst].module, errors[worst]))
+    return Factored(rank, _ratio(_joint_norm(lost), _joint_norm(norms)), (pairs[worst].module, errors[worst]))
+
+
+def _joint_norm(norms: Sequence[float]) -> float:
+    """Return the norm of parts that have these; not by `math.hypot`, whose last bit is another in another Python."""
+    largest = max(norms)
+    return largest * math.sqrt(math.fsum((norm / largest) * (norm / largest) for norm in norms)) if largest else 0.0
 
 
 def _ratio(lost: float, norm: float) -> float:

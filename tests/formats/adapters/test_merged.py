@@ -115,7 +115,8 @@ def test_several_half_lives_have_factors_of_their_own(cli: Cli, tmp_path: Path) 
     """In one pass, as any averages; each says how near it comes."""
     checkpoints = write_run(tmp_path / "run")
     lives = ("--half-life", "1ba", "--half-life", "1000ba")
-    assert cli("average", "run", *lives, "--exact-lora", "6", "-o", "out").code == 0
+    done = cli("average", "run", *lives, "--exact-lora", "6", "-o", "out")
+    assert (done.code, "ema-1ba: A and B" in done.err, "ema-1000ba: A and B" in done.err) == (0, True, True)
     last = dense(checkpoints[-1])
     near, far = (dense(tmp_path / "out" / name) for name in ("ema-1ba", "ema-1000ba"))
     assert np.abs(near["layer.q.weight"] - last["layer.q.weight"]).max() > 0.1
