@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from tests.conftest import Cli
+from tests.release.verified import vouch
 from tests.trainers.conftest import names
 from tests.trainers.test_peft import STEPS, make_adapter, make_base, save
 
@@ -83,6 +84,18 @@ def test_factors_of_full_rank_are_the_average(cli: Cli, tmp_path: Path, options:
         expected = sum(w * each[name].double() for w, each in zip(WEIGHTS, saved, strict=True))
         torch.testing.assert_close(whole[name].double(), expected, rtol=1e-6, atol=1e-6)
     assert cli("verify", "out", "--against", "run").code == 0
+
+
+@pytest.mark.parametrize("name", ["relative_error", "furthest", "furthest_error"])
+def test_how_far_a_smaller_rank_is_off_is_computed_anew(name: str, cli: Cli, tmp_path: Path):
+    """What a manifest says of it is not believed."""
+    run_of(tmp_path / "run")
+    assert cli("average", "run", *HALF_LIFE, "--exact-lora", "2", "-o", "out").code == 0
+    assert cli("verify", "out", "--against", "run").code == 0
+    vouch(tmp_path / "out", lambda manifest: manifest["exact_lora"].update({name: {"furthest": "w"}.get(name, 1e-9)}))
+    done = cli("verify", "out", "--against", "run")
+    assert done.code == 6
+    assert f"says exact_lora.{name}" in done.err
 
 
 def test_a_smaller_rank_is_the_nearest(cli: Cli, tmp_path: Path):
