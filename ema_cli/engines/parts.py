@@ -41,12 +41,13 @@ _HINT = "as 0/8 to 7/8; auto takes both numbers from Slurm, mpirun, torchrun or 
 # torchrun, may run in a job of Slurm's.
 _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PMIX_RANK", "PMIX_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
     ("RANK", "WORLD_SIZE"),
     ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
     ("SLURM_PROCID", "SLURM_NTASKS"),
 )
 _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+_STEP = "SLURM_ARRAY_TASK_STEP"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +89,25 @@ class Part:
 
 
 def _launched(environment: Mapping[str, str]) -> Part:
+    is_array = all(name in environment for name in _ARRAY)
+    halves = []
     for number, count in _LAUNCHERS:
-        if number not in environment:
-            continue
-        if count not in environment:
-            raise UsageError(
-                f"{number} says which part this is, but not {count} of how many",
-                option="part",
-                hint=option("part", f"${number}/8"),
-            )
-        if environment[count] == "1" and all(name in environment for name in _ARRAY):  # a job of an array
-            index, first, of = (_number(environment, name) for name in _ARRAY)
-            return Part.of(index - first, of)
-        return Part.of(_number(environment, number), _number(environment, count))
+        if number in environment and count in environment:
+            if environment[count] == "1" and is_array:
+                break
+            return Part.of(_number(environment, number), _number(environment, count))
+        if number in environment:
+            halves.append((number, count))
+    if is_array:  # whose jobs may have no SLURM_NTASKS
+        index, first, of = (_number(environment, name) for name in _ARRAY)
+        step = _number(environment, _STEP) if _STEP in environment else 1
+        return Part.of((index - first) // max(step, 1), of)
+    for number, count in halves:
+        raise UsageError(
+            f"{number} says which part this is, but not {count} of how many",
+            option="part",
+            hint=option("part", f"${number}/8"),
+        )
     names = ", ".join(number for number, _ in _LAUNCHERS)
     raise UsageError(f"nothing in the environment says which part this is: none of {names}", option="part", hint=_HINT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import asdict
@@ -53,29 +54,38 @@ def write_done(folder: Path, done: Done, token: str) -> None:
     Raises:
         OutputError: where it cannot be written.
     """
-    path = _path(folder, done.number)
+    path, text = _path(folder, done.number), json.dumps(asdict(done))
+    text = f"{_sum_of(text)}\n{text}"
     if isinstance(path, StorePath):
         from ema_cli.storage.store_sharing import put_text  # which only those need who write to a store
 
-        put_text(path, json.dumps(asdict(done)))
+        put_text(path, text)
         return
     fresh = path.with_name(f"{path.name}-{token}")
     with output_errors(path):
-        fresh.write_text(json.dumps(asdict(done)))
+        fresh.write_text(text)
         fresh.replace(path)
 
 
 def read_done(folder: Path, task: Task, digest: str) -> Done | None:
-    """Return what became of a task of the averaging, None where nothing is known."""
+    """Return what became of a task of the averaging, None where nothing is known, or what is there is not whole.
+
+    What it says goes into a manifest, and not all of it can be read from the files: so it has a sum.
+    """
     try:
-        data = json.loads(_read(_path(folder, task.number)))
+        checked, _, text = _read(_path(folder, task.number)).partition("\n")
+        if checked != _sum_of(text):
+            return None
+        data = json.loads(text)
         done = Done(**{**data, "blocks": [tuple(block) for block in data["blocks"]]})
-    except (OSError, ValueError, TypeError, KeyError):
+        is_whole = [len(sums) for sums in done.sums] == [len(numbers) for numbers in task.files]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    is_whole = done.number == task.number and [len(sums) for sums in done.sums] == [
-        len(numbers) for numbers in task.files
-    ]
-    return done if is_whole and done.digest == digest else None
+    return done if is_whole and done.number == task.number and done.digest == digest else None
+
+
+def _sum_of(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _read(path: Path) -> str:

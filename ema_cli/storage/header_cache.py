@@ -71,7 +71,9 @@ def find(identity: str, begin: int, size: int) -> bytes | None:
             (key, begin, begin + size),
         )
         for first, data, checked in rows:
-            if checked == _sum(key, first, data):
+            # A file that somebody else made may hold anything in any column.
+            is_range = isinstance(first, int) and first >= 0 and isinstance(data, bytes)
+            if is_range and checked == _sum(key, first, data):
                 return bytes(data[begin - first : begin - first + size])
     return None
 
@@ -130,11 +132,12 @@ def _open() -> Any:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     if path.stat().st_uid != os.getuid():
         return None
+    _path = path
     database = sqlite3.connect(path, timeout=_PATIENCE_SECONDS, isolation_level=None, check_same_thread=False)
     database.execute("pragma journal_mode = wal")
     database.execute("pragma synchronous = off")  # what a power cut takes is read again; each range has its sum
     database.execute(_TABLE)
-    _connection, _path = database, path
+    _connection = database
     return database
 
 
@@ -162,8 +165,9 @@ def _failures() -> Iterator[None]:
             raise
         _is_broken, _connection = True, None
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError) and _path:
-            with suppress(OSError):
-                _path.unlink()
+            for name in (_path.name, f"{_path.name}-wal", f"{_path.name}-shm"):
+                with suppress(OSError):
+                    _path.with_name(name).unlink()
 
 
 def _key(identity: str) -> bytes:

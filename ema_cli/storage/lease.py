@@ -189,7 +189,7 @@ def _held(text: bytes) -> dict[str, object]:
     """Return what the text of a lease says; nothing where it is just being made."""
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -207,12 +207,12 @@ def _machine() -> str:
 def _is_dead(held: Mapping[str, object]) -> bool:
     """Return whether the owner of a lease was a process of this machine, and is no more."""
     process = held.get("process")
-    if held.get("machine") != _machine() or not isinstance(process, int):
+    if held.get("machine") != _machine() or not isinstance(process, int) or process <= 0:
         return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except OSError:
+    except (OSError, OverflowError):
         return False
     return False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import weakref
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ema_cli.errors import OutputError
 from ema_cli.storage.lease import Lease
 from ema_cli.storage.staging import SHARED_PREFIX, Staging, discard
 
@@ -27,8 +30,23 @@ class SharedStaging(Staging):
     def _make_folder(self) -> None:
         self.folder = self.parent / self._name
         self.tasks = self.folder / ".tasks"
-        self.tasks.mkdir(parents=True, exist_ok=True)
+        if not self.folder.is_symlink():
+            self.tasks.mkdir(parents=True, exist_ok=True)
+        self._check_owner()
         self._discard = weakref.finalize(self, discard, self.folder, -1)
+
+    def _check_owner(self) -> None:
+        """Check that nobody else made the folder: its name can be guessed, and what lies in it is published.
+
+        Raises:
+            OutputError: where somebody did.
+        """
+        if self.folder.is_symlink() or self.folder.stat().st_uid != owner_of_files_in(self.tasks):
+            raise OutputError(
+                "belongs to somebody else, and what lies in it would be published",
+                subject=self.folder,
+                hint="let its owner remove it, or write to a folder of your own",
+            )
 
     def folder_of(self, folder: Path) -> Path:
         """Return where others find a folder in this one."""
@@ -60,3 +78,9 @@ class SharedStaging(Staging):
     def is_there(self) -> bool:
         """Return whether the folder still is there: who publishes removes it."""
         return self.tasks.is_dir()
+
+
+def owner_of_files_in(folder: Path) -> int:
+    """Return who owns what this process makes there, as the file system tells it: one of a network may map users."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_uid

@@ -36,7 +36,7 @@ def workers_that_did_something(folder: Path) -> list[int]:
     told = []
     for path in folder.glob(".ema-cli-parts-*/.tasks/*/*.json"):
         try:
-            told.append(int(json.loads(path.read_text())["worker"].rpartition(":")[2]))
+            told.append(int(json.loads(path.read_text().splitlines()[1])["worker"].rpartition(":")[2]))
         except (OSError, ValueError):
             continue  # it is just being put there
     return told

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from ema_cli.errors import CheckpointError, OutputError, UsageError
 from ema_cli.job import prepare
 from ema_cli.planning.plan import Plan
 from ema_cli.result import Result
+from ema_cli.storage import shared_staging
 from ema_cli.storage.lease import Lease
 from ema_cli.writing.target import parse_target
 from tests.conftest import Cli
@@ -82,6 +85,47 @@ def test_a_damaged_part_is_found_and_made_again(tmp_path: Path):
     assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace('"let_through": [[]]', '"let_through": [["w"]]'),
+        lambda text: text.replace('"sums": [[', '"sums": [["", '),
+        lambda text: text[:-9],
+        lambda text: "[" * 100_000,
+        lambda text: "",
+    ],
+)
+def test_a_damaged_record_of_a_task_is_not_believed(tmp_path: Path, damage: Callable[[str], str]):
+    """The task is done again, by whoever publishes: the manifest says what one process says."""
+    made = plans(RUNS["transformers"](tmp_path / "transformers"), "200ba")
+    make(made, tmp_path / "alone")
+    make(made, tmp_path / "x", Part(0, 2))
+    for record in tmp_path.glob(".ema-cli-parts-*/.tasks/*/*.json"):
+        before = record.read_text()
+        record.write_text(damage(before))
+        assert record.read_text() != before
+    make(made, tmp_path / "x", Part(1, 2))
+    assert files_below(tmp_path / "x") == files_below(tmp_path / "alone")
+
+
+def test_a_folder_that_somebody_else_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What lies in it would be published; nor is a link followed. Both stay as they are."""
+    made = plans(RUNS["one file"](tmp_path / "one file"), "200ba")
+    make(made, tmp_path / "x", Part(0, 2))
+    (shared,) = tmp_path.glob(".ema-cli-parts-*")
+    elsewhere = shared.rename(tmp_path / "elsewhere")
+    shared.symlink_to(elsewhere)
+    before = files_below(elsewhere)
+    with pytest.raises(OutputError, match="belongs to somebody else"):
+        make(made, tmp_path / "x", Part(1, 2))
+    shared.unlink()
+    elsewhere.rename(shared)
+    monkeypatch.setattr(shared_staging, "owner_of_files_in", lambda folder: os.getuid() + 1)
+    with pytest.raises(OutputError, match="belongs to somebody else"):
+        make(made, tmp_path / "x", Part(1, 2))
+    assert files_below(shared) == before
+
+
 def test_only_one_publishes(tmp_path: Path):
     """Where another part holds the claim on publishing, and lives, this one ends well without it."""
     made = plans(RUNS["transformers"](tmp_path / "transformers"), "200ba")
@@ -143,10 +187,22 @@ def test_tasks_are_shared_out_by_their_size():
             },
             "3/4",
         ),
+        (
+            {
+                "SLURM_PROCID": "0", "SLURM_ARRAY_TASK_STEP": "2",
+                "SLURM_ARRAY_TASK_ID": "8", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "4",
+            },
+            "2/4",
+        ),
+        ({"PMIX_RANK": "3", "SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, "3/8"),
+        ({"PMI_RANK": "3", "PMI_SIZE": "4"}, "3/4"),
     ],
 )  # fmt: skip
 def test_auto_takes_what_launchers_say(environment: dict[str, str], part: str):
-    """Slurm, torchrun and mpirun, also where these run in a job of Slurm's; Kubernetes; an array of Slurm's."""
+    """Slurm, torchrun and mpirun, also where these run in a job of Slurm's; Kubernetes; an array of Slurm's.
+
+    A job of an array has no number of tasks unless its script asks for one; Slurm's PMIx says the rank alone.
+    """
     assert str(Part.parse("auto", environment)) == part
 
 

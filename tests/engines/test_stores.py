@@ -152,7 +152,9 @@ def test_processes_of_which_one_is_killed(tmp_path: Path, folder: StorePath, eng
 
         def kill(done: int, total: int) -> None:
             there = present(folder / "out")
-            told = [json.loads(there[name]) for name in there if re.search(r"parts-.*/\d+\.json$", name)]
+            told = [
+                json.loads(there[name].splitlines()[1]) for name in there if re.search(r"parts-.*/\d+\.json$", name)
+            ]
             if told and not killed.is_set():
                 killed.set()
                 os.kill(int(told[0]["worker"].rpartition(":")[2]), signal.SIGKILL)

@@ -78,6 +78,30 @@ def test_damage_is_not_believed(place: Path):
     assert find("one", 0, 10) == b"0123456789"
 
 
+@pytest.mark.parametrize(
+    "change", ["data = '0123456789'", "data = 5", "begin = -1", "begin = 0.5", "sum = null", "sum = 'x'"]
+)
+def test_values_of_other_types_are_not_believed(place: Path, change: str):
+    """Whoever made the file: what cannot have been kept is not there."""
+    keep("one", 0, b"0123456789")
+    header_cache.close()
+    with sqlite3.connect(place) as database:
+        database.execute(f"update ranges set {change}")
+    database.close()
+    assert find("one", 2, 3) is None
+    keep("one", 0, b"0123456789")
+    assert find("one", 2, 3) == b"234"
+
+
+def test_a_file_that_was_damaged_before_this_process_goes_too(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else no command would ever keep a header again."""
+    monkeypatch.setattr(header_cache, "_path", None)
+    place.parent.mkdir()
+    place.write_bytes(b"this is no database" * 100)
+    assert find("one", 0, 10) is None
+    assert list(place.parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("folder", ["/proc/nothing", "relative"])
 def test_without_a_folder_nothing_is_kept(place: Path, monkeypatch: pytest.MonkeyPatch, folder: str):
     """And that is no error."""
