@@ -11,7 +11,7 @@ OUT    what to write: a name without a suffix for a folder, NAME.safetensors or 
        with --output OUT among the options, all that stands before them is CKPTS
 OPTION those of `ema-cli average`: a law, as --half-life 50ba, and what is demanded, as --min-count 10 --strict;
        or --recipe MANIFEST, to repeat a release to the byte. With --dry-run nothing is written and nothing verified.
-       Not --json, as what is printed is a path, nor --no-manifest, as nothing could be verified.
+       Not --json, as what is printed is a path, nor --no-manifest, as nothing could be verified, nor --part.
 
 Steps, each of which ends the release with its own exit code if it fails:
   inspect  shows the run, and checks what is demanded of it; reads no tensor            (3, 4, 6)
@@ -100,7 +100,8 @@ done
 inspected=()
 average_options=()
 threads=()
-anonymous=()
+read_as=()
+against=()
 dry=
 while (($#)); do
     # The value of an option may stand behind it, or behind an equals sign; of -o, directly, too.
@@ -109,7 +110,7 @@ while (($#)); do
         -o?*) name=-o value=${1#-o} given=("$1") ;;
         -f | --force | -q | --quiet | -fq | -qf | --dry-run | --strict | --checksum | --json | --no-manifest | \
             --bias-correction | --skip-damaged | --ignore-clocks | --keep-prefix | --masters | --like-input | \
-            --allow-approximate | --allow-non-finite | --anonymous)
+            --allow-approximate | --allow-non-finite | --anonymous | --any-sum | --no-cache)
             name=$1 value='' given=("$1")
             ;;
         -*)
@@ -131,10 +132,14 @@ while (($#)); do
             ;;
         --checksum) continue ;; # always given
         --json | --no-manifest) fail_usage "$name is not for a release" ;;
+        --part) fail_usage "$name makes a part of it; average in parts first, and verify what comes of them" ;;
         --dry-run) dry=yes ;;
         --threads) threads=("${given[@]}") ;;
-        --anonymous) inspected+=("$name") anonymous=("$name") ;;
-        --dtype | --max-shard-size | --max-memory | --recipe | --sign | --drop) ;;
+        --anonymous | --no-cache) inspected+=("$name") read_as+=("$name") ;;
+        --merge-into) inspected+=("${given[@]}") against+=("${given[@]}") ;;
+        --base) inspected+=("${given[@]}") against+=(--against "$value") ;;
+        --on) if [[ $again == all ]]; then against+=("${given[@]}"); fi ;; # a sample is small
+        --dtype | --max-shard-size | --max-memory | --recipe | --sign | --drop | --exact-lora) ;;
         --min-count | --max-share) if [[ -z $replayed ]]; then inspected+=("${given[@]}"); fi ;;
         -f | --force | -q | --quiet | -fq | -qf | --allow-non-finite | --allow-approximate | --like-input) ;;
         *) inspected+=("${given[@]}") ;;
@@ -161,9 +166,8 @@ keep=$work/path step average ema-cli average "${checkpoints[@]}" --output "$outp
 written=$(<"$work/path")
 if [[ $written == -* ]]; then written=./$written; fi
 step verify ema-cli verify "$written" ${threads[@]+"${threads[@]}"}
-against=()
 for each in "${checkpoints[@]}"; do against+=(--against "$each"); done
-against+=(${anonymous[@]+"${anonymous[@]}"})
+against+=(${read_as[@]+"${read_as[@]}"})
 if [[ $again == sample ]]; then against+=(--sample); fi
 if [[ $again != none ]]; then
     step again ema-cli verify "$written" "${against[@]}" ${threads[@]+"${threads[@]}"}

@@ -77,7 +77,7 @@ def test_a_dry_run_writes_nothing(job: Job):
 
 
 # What the script does itself, or refuses.
-OF_THE_SCRIPT = {"output", "summary", "checksum", "as_json", "no_manifest", "version", "dry_run"}
+OF_THE_SCRIPT = {"output", "summary", "checksum", "as_json", "no_manifest", "version", "dry_run", "part"}
 STUB = """#!/usr/bin/env bash
 printf '%s\\0' "$@" >"$1.arguments"
 [[ $1 != average ]] || exit 7
@@ -124,6 +124,21 @@ def test_every_option_of_average_reaches_the_commands_that_know_it(job: Job, joi
     assert (parsed["average"]["output"], parsed["average"]["summary"]) == ("an output", "mine.md")
 
 
+def test_what_averaging_again_needs_reaches_verify(job: Job):
+    """The models beside the checkpoints, how these are read, and who averages, where all is averaged again."""
+    job.shims.mkdir()
+    stub = STUB.replace(
+        "[[ $1 != average ]] || exit 7", """[[ $1 != average ]] || echo out; [[ "$*" != *--against* ]] || exit 7"""
+    )
+    (job.shims / "ema-cli").write_text(stub)
+    (job.shims / "ema-cli").chmod(0o755)
+    options = "--merge-into model --base=start --on processes=2 --no-cache --any-sum --coefficients c.json --threads 2"
+    wanted = "--merge-into model --against start --on processes=2 --against run --no-cache --threads 2"
+    done = job.run(f"scripts/release.sh run out {options}", {"AGAIN": "all"})
+    assert (done.returncode, steps(done.stderr)[-1]) == (7, "again"), done.stderr
+    assert (job.folder / "verify.arguments").read_text().split("\0")[2:-1] == wanted.split()
+
+
 @pytest.mark.slow
 def test_several_averages_in_a_folder(job: Job):
     """Each has its sums, and all of them are checked: of folders, and of files with theirs beside them."""
@@ -137,7 +152,8 @@ def test_several_averages_in_a_folder(job: Job):
 
 @pytest.mark.parametrize(
     ("arguments", "code"), [("--help", 0), ("", 2), ("a", 2), ("a b", 2), ("a --half-life 1ba", 2), ("a b --dtype", 2),
-     ("a b --half-life 1ba --json", 2), ("a b --half-life 1ba --no-manifest", 2), ("a -o", 2),
+     ("a b --half-life 1ba --json", 2), ("a b --half-life 1ba --no-manifest", 2), ("a b --half-life 1ba --part 1/2", 2),
+     ("a -o", 2),
      ("-o b --half-life 1ba", 2)],
 )  # fmt: skip
 def test_too_few_arguments_end_with_usage_and_exit_2(job: Job, arguments: str, code: int):
