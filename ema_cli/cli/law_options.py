@@ -12,6 +12,8 @@ from ema_cli.cli.options import (
     BiasCorrection,
     Last,
     SeriesEvery,
+    SigmaRel,
+    Smoothing,
     Source,
     Start,
     Stop,
@@ -36,14 +38,7 @@ class RecipeOptions:
         ),
     ] = ()
     update_interval: UpdateInterval = None
-    smoothing: Annotated[
-        float | None,
-        Option(
-            metavar="S",
-            help="Instead of a half-life: the share of the old average kept at one update (also called decay), 0 to 1.",
-            rich_help_panel=LAW,
-        ),
-    ] = None
+    smoothing: Smoothing = None
     profile: Annotated[
         str | None,
         Option(
@@ -54,14 +49,7 @@ class RecipeOptions:
             rich_help_panel=LAW,
         ),
     ] = None
-    sigma_rel: Annotated[
-        float | None,
-        Option(
-            metavar="S",
-            help="Width of --profile power as a share of the training, at most 0.2887: 0.1.",
-            rich_help_panel=LAW,
-        ),
-    ] = None
+    sigma_rel: SigmaRel = None
     window: Annotated[
         tuple[str, ...],
         Option(

@@ -14,8 +14,14 @@ from ema_cli.cli.options import (
     READ,
     SELECT,
     WRITE,
+    ClockKey,
     Copy,
+    Dtype,
+    EpochLength,
+    Exclude,
+    MaxShardSize,
     MergeInto,
+    NameClock,
     Paths,
     offer,
 )
@@ -26,14 +32,7 @@ from ema_cli.dataclass import dataclass
 class EnteringOptions:
     """Which checkpoints are left out before any law applies."""
 
-    exclude: Annotated[
-        tuple[str, ...],
-        Option(
-            metavar="PATTERN",
-            help="Leave out checkpoints of these names ('*-best.pt'), as inspect shows them. Repeatable.",
-            rich_help_panel=SELECT,
-        ),
-    ] = ()
+    exclude: Exclude = ()
     skip_damaged: Annotated[
         bool,
         Option(
@@ -48,14 +47,7 @@ class EnteringOptions:
 class ClockOptions:
     """Where clocks come from, where checkpoints record none or wrong ones."""
 
-    epoch_length: Annotated[
-        str | None,
-        Option(
-            metavar="TIME",
-            help="Batches in an epoch (1000ba), to convert clocks. Default: as recorded.",
-            rich_help_panel=READ,
-        ),
-    ] = None
+    epoch_length: EpochLength = None
     spacing: Annotated[
         str | None,
         Option(
@@ -64,24 +56,8 @@ class ClockOptions:
             rich_help_panel=READ,
         ),
     ] = None
-    name_clock: Annotated[
-        str | None,
-        Option(
-            metavar="UNIT|PATTERN",
-            autocompletion=offer("ba", "ep", "sp", "tok"),
-            help="What the number in the names counts: ba, ep, sp, tok; or 'run7-{ep}-{ba}.pt'. Overrules what is "
-            "recorded in that unit.",
-            rich_help_panel=READ,
-        ),
-    ] = None
-    clock_key: Annotated[
-        tuple[str, ...],
-        Option(
-            metavar="NAME=UNIT",
-            help="Where in a file, not of safetensors, a counter is: trainer.step=ba. Repeatable.",
-            rich_help_panel=READ,
-        ),
-    ] = ()
+    name_clock: NameClock = None
+    clock_key: ClockKey = ()
     ignore_clocks: Annotated[
         bool,
         Option(
@@ -197,23 +173,8 @@ class FormOptions:
             rich_help_panel=READ,
         ),
     ] = False
-    max_shard_size: Annotated[
-        str | None,
-        Option(
-            metavar="SIZE",
-            help="Most bytes in one file of a folder: 5GB. Default: the shards of the newest checkpoint.",
-            rich_help_panel=WRITE,
-        ),
-    ] = None
-    dtype: Annotated[
-        str | None,
-        Option(
-            metavar="TYPE",
-            autocompletion=offer("float32", "bfloat16", "float16"),
-            help="Type of floating tensors: float32, bfloat16, float16. Default: as stored.",
-            rich_help_panel=WRITE,
-        ),
-    ] = None
+    max_shard_size: MaxShardSize = None
+    dtype: Dtype = None
 
     like_input: Annotated[
         bool,

@@ -173,3 +173,70 @@ Copy = Annotated[
         rich_help_panel=READ,
     ),
 ]
+Exclude = Annotated[
+    tuple[str, ...],
+    Option(
+        metavar="PATTERN",
+        help="Leave out checkpoints of these names ('*-best.pt'), as inspect shows them. Repeatable.",
+        rich_help_panel=SELECT,
+    ),
+]
+EpochLength = Annotated[
+    str | None,
+    Option(
+        metavar="TIME",
+        help="Batches in an epoch (1000ba), to convert clocks. Default: as recorded.",
+        rich_help_panel=READ,
+    ),
+]
+NameClock = Annotated[
+    str | None,
+    Option(
+        metavar="UNIT|PATTERN",
+        autocompletion=offer("ba", "ep", "sp", "tok"),
+        help="What the number in the names counts: ba, ep, sp, tok; or 'run7-{ep}-{ba}.pt'. Overrules what is "
+        "recorded in that unit.",
+        rich_help_panel=READ,
+    ),
+]
+ClockKey = Annotated[
+    tuple[str, ...],
+    Option(
+        metavar="NAME=UNIT",
+        help="Where in a file, not of safetensors, a counter is: trainer.step=ba. Repeatable.",
+        rich_help_panel=READ,
+    ),
+]
+MaxShardSize = Annotated[
+    str | None,
+    Option(
+        metavar="SIZE",
+        help="Most bytes in one file of a folder: 5GB. Default: the shards of the newest checkpoint.",
+        rich_help_panel=WRITE,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    Option(
+        metavar="TYPE",
+        autocompletion=offer("float32", "bfloat16", "float16"),
+        help="Type of floating tensors: float32, bfloat16, float16. Default: as stored.",
+        rich_help_panel=WRITE,
+    ),
+]
+Smoothing = Annotated[
+    float | None,
+    Option(
+        metavar="S",
+        help="Instead of a half-life: the share of the old average kept at one update (also called decay), 0 to 1.",
+        rich_help_panel=LAW,
+    ),
+]
+SigmaRel = Annotated[
+    float | None,
+    Option(
+        metavar="S",
+        help="Width of --profile power as a share of the training, at most 0.2887: 0.1.",
+        rich_help_panel=LAW,
+    ),
+]

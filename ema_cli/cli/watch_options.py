@@ -11,16 +11,22 @@ from typer import Argument, Option
 from ema_cli.cli.option_groups import ModelOptions
 from ema_cli.cli.options import (
     LAW,
-    READ,
-    SELECT,
     WATCHING,
     WRITE,
     Anonymous,
     AsJson,
+    ClockKey,
     Copy,
+    Dtype,
+    EpochLength,
+    Exclude,
     MaxMemory,
+    MaxShardSize,
+    NameClock,
     NoCache,
     Quiet,
+    SigmaRel,
+    Smoothing,
     Start,
     Threads,
     UpdateInterval,
@@ -42,14 +48,7 @@ class WatchedLawOptions:
         ),
     ] = ()
     update_interval: UpdateInterval = None
-    smoothing: Annotated[
-        float | None,
-        Option(
-            metavar="S",
-            help="Instead of a half-life: the share of the old average kept at one update (also called decay), 0 to 1.",
-            rich_help_panel=LAW,
-        ),
-    ] = None
+    smoothing: Smoothing = None
     profile: Annotated[
         str | None,
         Option(
@@ -59,14 +58,7 @@ class WatchedLawOptions:
             rich_help_panel=LAW,
         ),
     ] = None
-    sigma_rel: Annotated[
-        float | None,
-        Option(
-            metavar="S",
-            help="Width of --profile power as a share of the training, at most 0.2887: 0.1.",
-            rich_help_panel=LAW,
-        ),
-    ] = None
+    sigma_rel: SigmaRel = None
     start: Start = None
 
 
@@ -74,32 +66,9 @@ class WatchedLawOptions:
 class WatchedClockOptions:
     """Where clocks come from, where checkpoints record none or wrong ones."""
 
-    epoch_length: Annotated[
-        str | None,
-        Option(
-            metavar="TIME",
-            help="Batches in an epoch (1000ba), to convert clocks. Default: as recorded.",
-            rich_help_panel=READ,
-        ),
-    ] = None
-    name_clock: Annotated[
-        str | None,
-        Option(
-            metavar="UNIT|PATTERN",
-            autocompletion=offer("ba", "ep", "sp", "tok"),
-            help="What the number in the names counts: ba, ep, sp, tok; or 'run7-{ep}-{ba}.pt'. Overrules what is "
-            "recorded in that unit.",
-            rich_help_panel=READ,
-        ),
-    ] = None
-    clock_key: Annotated[
-        tuple[str, ...],
-        Option(
-            metavar="NAME=UNIT",
-            help="Where in a file, not of safetensors, a counter is: trainer.step=ba. Repeatable.",
-            rich_help_panel=READ,
-        ),
-    ] = ()
+    epoch_length: EpochLength = None
+    name_clock: NameClock = None
+    clock_key: ClockKey = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -193,14 +162,7 @@ as EMA.store writes them. Ctrl-C and SIGTERM publish what is folded; a second on
     ] = None
     law: WatchedLawOptions = field(default_factory=WatchedLawOptions)
     waiting: WaitingOptions = field(default_factory=WaitingOptions)
-    exclude: Annotated[
-        tuple[str, ...],
-        Option(
-            metavar="PATTERN",
-            help="Leave out checkpoints of these names ('*-best.pt'), as inspect shows them. Repeatable.",
-            rich_help_panel=SELECT,
-        ),
-    ] = ()
+    exclude: Exclude = ()
     clocks: WatchedClockOptions = field(default_factory=WatchedClockOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     copy: Copy = ()
@@ -215,23 +177,8 @@ as EMA.store writes them. Ctrl-C and SIGTERM publish what is folded; a second on
             rich_help_panel=WRITE,
         ),
     ] = None
-    max_shard_size: Annotated[
-        str | None,
-        Option(
-            metavar="SIZE",
-            help="Most bytes in one file of a folder: 5GB. Default: the shards of the newest checkpoint.",
-            rich_help_panel=WRITE,
-        ),
-    ] = None
-    dtype: Annotated[
-        str | None,
-        Option(
-            metavar="TYPE",
-            autocompletion=offer("float32", "bfloat16", "float16"),
-            help="Type of floating tensors: float32, bfloat16, float16. Default: as stored.",
-            rich_help_panel=WRITE,
-        ),
-    ] = None
+    max_shard_size: MaxShardSize = None
+    dtype: Dtype = None
     anonymous: Anonymous = False
     no_cache: NoCache = False
     threads: Threads = None
