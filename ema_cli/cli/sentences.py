@@ -231,7 +231,11 @@ def result_line(result: Result) -> str:
 
 def part_line(result: Result, part: PartDone) -> str:
     """Return in one line that a part is made, and what the whole waits for."""
-    rest = f"{plural(part.waiting, 'task')} of other parts to come" if part.waiting else "another one publishes"
+    rest = (
+        f"{plural(part.waiting, 'task')} of other parts to come"
+        if part.waiting
+        else "another one publishes, or has done so"
+    )
     return (
         f"part {part.part} made: read {size(result.bytes_read)} in {result.seconds:.2f} s, "
         f"peak memory {size(result.peak_memory)}; {rest}"

@@ -166,10 +166,25 @@ class Parts(Sharing):
         Raises:
             EmaError: as averaging.
         """
-        if record is not None and all(map(record.is_made, target_job.outputs, target_job.plans)):
+        if _is_made(target_job, record):
             self._is_over = True
             return False
         target_job.check_target()
+        try:
+            return self._make(passes, target_job, record, progress)
+        except (OutputError, Missing) as error:
+            if self.staging.is_there():
+                raise
+            if record is None or _is_made(target_job, record):
+                self._is_over = True
+                return False  # another one has published, and removed the folder
+            raise OutputError(
+                "was removed by another run of the same average, which published nothing",
+                subject=self.staging.tasks.parent,
+                hint="run this part again",
+            ) from error
+
+    def _make(self, passes: Sequence[Pass], target_job: Job, record: Record | None, progress: ProgressCallback) -> bool:
         everything: list[tuple[Path, list[Task]]] = []
         with self.staging.working(f"part-{self.part.number}-{os.urandom(4).hex()}"):
             for each in passes:
@@ -185,11 +200,7 @@ class Parts(Sharing):
                 return False
             self._stack.enter_context(self.staging.publishing())
         except Held:
-            return False  # another part publishes
-        except (OutputError, Missing):
-            if self.staging.is_there():
-                raise
-            return False  # another part has published, and removed the folder
+            return False  # another one publishes
         if not self.staging.is_there():
             return False
         self._is_over = True
@@ -239,6 +250,13 @@ def share_of(tasks: Sequence[Task], part: Part) -> list[Task]:
         if number == part.number:
             own.append(task)
     return sorted(own, key=lambda task: task.number)
+
+
+def _is_made(job: Job, record: Record | None) -> bool:
+    """Return whether all is published. What is to be replaced, if need be, is read: it may be damaged."""
+    return record is not None and all(
+        record.is_made(output, plan, thorough=job.force) for output, plan in zip(job.outputs, job.plans, strict=True)
+    )
 
 
 def _count_waiting(folder: Path, tasks: Sequence[Task]) -> int:

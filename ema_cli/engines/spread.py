@@ -14,10 +14,11 @@ from ema_cli.engines.sharing import FINISHING, MAKING, Sharing, bytes_so_far
 from ema_cli.engines.tasks import Task
 from ema_cli.engines.work import pack
 from ema_cli.engines.worker import run_task
+from ema_cli.errors import OutputError
 from ema_cli.folding.fold import Folded
 from ema_cli.job import Job
 from ema_cli.passes import Pass
-from ema_cli.storage.lease import LEASE_SECONDS, Lease
+from ema_cli.storage.lease import LEASE_SECONDS, Held, Lease
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.shared_staging import SharedStaging
 from ema_cli.storage.staging import Sender, Staging
@@ -25,7 +26,6 @@ from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.record import Record
 
 _PATIENCE_SECONDS = 5.0  # for tasks that run when all is to end: they see it at their next block
-_LEASE_NAME = "lease"
 
 
 class Spread(Sharing):
@@ -60,11 +60,15 @@ class Spread(Sharing):
         self.staging.__enter__()
         if not isinstance(self.staging, SharedStaging):
             return self.staging  # its claim is the lease
-        lease = Lease(self.staging.tasks / _LEASE_NAME, seconds=self._lease_seconds)
+        lease = self.staging.publishing(seconds=self._lease_seconds)
         try:
             lease.__enter__()
-        except BaseException:
+        except BaseException as error:
             self.staging.keep()  # it is another run's
+            if isinstance(error, OutputError) and not self.staging.is_there():
+                raise Held(
+                    "another run has just made the same average", subject=self.staging.target, hint="run this again"
+                ) from error
             raise
         self._lease = lease
         return self.staging

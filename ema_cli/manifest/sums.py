@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError
 from ema_cli.manifest.signature import SIGNATURE_SUFFIX, read_signature, signature_path
+from ema_cli.manifest.types import OutputRow
 from ema_cli.storage.location import location
 
 FOLDER_NAME = "ema-manifest.json"
@@ -35,6 +37,24 @@ def sums_path(path: Path, *, is_folder: bool) -> Path:
 def sidecars(path: Path) -> tuple[Path, Path]:
     """Return the paths of the manifest and the checksums of the single file at `path`."""
     return manifest_path(path, is_folder=False), sums_path(path, is_folder=False)
+
+
+def are_there(folder: Path, rows: Iterable[OutputRow], *, thorough: bool) -> bool:
+    """Return whether the files that a manifest lists are there with their sizes, and if `thorough` their sums."""
+    try:
+        for row in rows:
+            file = location(folder / row["name"]).open()
+            if file.size != row["bytes"]:
+                return False
+            if thorough:
+                sha256 = hashlib.sha256()
+                for at in range(0, file.size, _STEP):
+                    sha256.update(file.read(at, min(_STEP, file.size - at)))
+                if sha256.hexdigest() != row["sha256"]:
+                    return False
+    except CheckpointError:
+        return False
+    return True
 
 
 def files_beside(path: Path) -> tuple[Path, ...]:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ema_cli.errors import OutputError
-from ema_cli.storage.lease import Lease
+from ema_cli.storage.lease import LEASE_SECONDS, Lease
 from ema_cli.storage.staging import SHARED_PREFIX, Staging, discard
 
 
@@ -66,14 +66,14 @@ class SharedStaging(Staging):
         """
         return Lease(self.tasks / name)
 
-    def publishing(self) -> AbstractContextManager[object]:
-        """Return the claim on the publishing, which one at a time can have.
+    def publishing(self, *, seconds: float = LEASE_SECONDS) -> Lease:
+        """Return the claim on the publishing, which one at a time can have: a part that found all, or an engine's run.
 
         Raises:
             Held: where another has it, when it is entered.
             OutputError: where the file system refuses.
         """
-        return Lease(self.tasks / "publishing")
+        return Lease(self.tasks / "publishing", seconds=seconds)
 
     def is_there(self) -> bool:
         """Return whether the folder still is there: who publishes removes it."""

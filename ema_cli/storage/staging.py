@@ -225,7 +225,9 @@ def remove_abandoned(parent: Path) -> None:
     """Remove the staging folders in `parent` that no living process holds, and shared ones unused for days."""
     for folder in parent.glob(f"{SHARED_PREFIX}{'[0-9a-f]' * 16}"):
         with suppress(OSError):
-            names = ["", ".tasks", *(f".tasks/{name}" for name in os.listdir(folder / ".tasks"))]
+            names = ["", *os.listdir(folder)]
+            with suppress(FileNotFoundError):  # one that was removed while somebody wrote into it has none
+                names += [f".tasks/{name}" for name in os.listdir(folder / ".tasks")]
             used = max([(folder / name).stat().st_mtime for name in names])
             if not folder.is_symlink() and time.time() - used > _SHARED_DAYS * 86400:
                 discard(folder, -1)

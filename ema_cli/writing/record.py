@@ -11,7 +11,7 @@ from ema_cli.errors import EmaError
 from ema_cli.manifest.fingerprint import Watch, fingerprints
 from ema_cli.manifest.libraries import library_versions
 from ema_cli.manifest.manifest import make_manifest, manifest_text, read_manifest, tensor_row
-from ema_cli.manifest.sums import manifest_path, sums_path, sums_text
+from ema_cli.manifest.sums import are_there, manifest_path, sums_path, sums_text
 from ema_cli.manifest.types import InputFacts, Manifest, TensorRow
 from ema_cli.planning import advice
 from ema_cli.runs.warnings import Remarks
@@ -110,8 +110,11 @@ class Record:
             known=self._known,
         )
 
-    def is_made(self, output: Output, plan: Plan) -> bool:
-        """Return whether an average is at its place, by its manifest there: of the same inputs, made the same."""
+    def is_made(self, output: Output, plan: Plan, *, thorough: bool) -> bool:
+        """Return whether an average is at its place, by its manifest there: of the same inputs, made the same.
+
+        Its files are there with the sizes that the manifest says, and with its sums, if that is `thorough`.
+        """
         path = manifest_path(output.target.path, is_folder=output.target.is_folder)
         try:
             there = read_manifest(path)
@@ -129,7 +132,9 @@ class Record:
         )
         inputs = [[(row["name"], row["weight"], row["fingerprint"]) for row in one["inputs"]] for one in (own, there)]
         alike = [[one["tool"], one["libraries"], one["recipe"]] for one in (own, there)]
-        return inputs[0] == inputs[1] and alike[0] == alike[1]
+        folder = path.parent
+        is_same = inputs[0] == inputs[1] and alike[0] == alike[1]
+        return is_same and are_there(folder, there["outputs"], thorough=thorough)
 
     def remarks(self, plan: Plan, non_finite: NonFinite, of_run: Remarks | None = None) -> Remarks:
         """Return what the manifest of one average says of it, without repetition.

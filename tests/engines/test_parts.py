@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ema_cli.averaging import perform
+from ema_cli.engines.engine import Engine
 from ema_cli.engines.parts import Part, share_of
 from ema_cli.engines.tasks import Step, Task
 from ema_cli.errors import CheckpointError, OutputError, UsageError
@@ -153,6 +156,65 @@ def test_a_part_that_comes_late(tmp_path: Path):
     with pytest.raises(OutputError, match="exists already"):
         make(plans(run, "100ba"), tmp_path / "x", Part(0, 2))
     assert files_below(tmp_path / "x") == before
+
+
+def test_a_damaged_release_is_replaced_where_that_is_wanted(tmp_path: Path):
+    """Its manifest alone does not make it whole: with `force` it is made anew. With a file less it is none."""
+    made = plans(RUNS["transformers"](tmp_path / "transformers"), "200ba")
+    make(made, tmp_path / "x", Part(0, 1))
+    before = files_below(tmp_path / "x")
+    shard = max((tmp_path / "x").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    job = prepare(made, parse_target(tmp_path / "x"), force=True, may_be_made=True)
+    assert perform(job, by=Part(0, 1), threads=2).bytes_read
+    assert files_below(tmp_path / "x") == before
+    assert not perform(job, by=Part(0, 1), threads=2).bytes_read, "it is whole"
+    shard.unlink()
+    with pytest.raises(OutputError, match="exists already"):
+        make(made, tmp_path / "x", Part(0, 1))
+
+
+def test_a_part_beside_a_run_with_an_engine(tmp_path: Path):
+    """The run has the claim on publishing all the time: the part makes its tasks, and leaves the rest to it."""
+    made = plans(RUNS["transformers"](tmp_path / "transformers"), "200ba")
+    make(made, tmp_path / "alone")
+    parts: list[Result] = []
+
+    def progress(done: int, total: int) -> None:
+        if not parts:
+            parts.append(make(made, tmp_path / "x", Part(0, 1)))
+
+    job = prepare(made, parse_target(tmp_path / "x"), force=False)
+    with ThreadPoolExecutor(1) as executor:
+        perform(job, by=Engine("threads", executor), progress=progress)
+    assert [result.part is not None and result.part.published for result in parts] == [False]
+    assert files_below(tmp_path / "x") == files_below(tmp_path / "alone")
+    assert hidden(tmp_path) == []
+
+
+def test_a_folder_that_goes_while_a_part_is_made(tmp_path: Path):
+    """By a run that gave up it is an error; by one that published, it is none."""
+    made = plans(RUNS["transformers"](tmp_path / "transformers"), "200ba")
+    make(made, tmp_path / "alone")
+    for is_published in (True, False):
+
+        def progress(done: int, total: int, is_published: bool = is_published) -> None:
+            for folder in tmp_path.glob(".ema-cli-parts-*"):
+                shutil.rmtree(folder)
+            if is_published and not (tmp_path / "x").exists():
+                make(made, tmp_path / "x")
+
+        job = prepare(made, parse_target(tmp_path / "x"), force=False, may_be_made=True)
+        if is_published:
+            result = perform(job, by=Part(0, 2), progress=progress)
+            assert result.part is not None
+            assert not result.part.published
+            assert files_below(tmp_path / "x") == files_below(tmp_path / "alone")
+            assert hidden(tmp_path) == []
+            shutil.rmtree(tmp_path / "x")
+        else:
+            with pytest.raises(OutputError, match="published nothing"):
+                perform(job, by=Part(0, 2), progress=progress)
 
 
 def test_another_recipe_goes_on_with_nothing(tmp_path: Path):
