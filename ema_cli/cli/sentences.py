@@ -111,7 +111,7 @@ def _error(approximation: Approximation, asked: str = "") -> str:
     rounding, source = approximation.rounding, f" from {asked}" if asked else ""
     rounded = ""
     if rounding is None:
-        rounded = " and its rounding, which the version that stored the averages did not write down"
+        rounded = " and its rounding, which was not written down when the averages were stored"
     elif rounding >= _MENTIONED * approximation.error:
         rounded = f", of which {rounding:.2%} by rounding"
     return f"{approximation.error:.2%} off{source}{rounded}"

@@ -57,12 +57,14 @@ class Loop:
         known: names and looks of the checkpoints that were dealt with.
         skipped: what was looked at since the moment, and does not enter.
         waited: what is not folded yet, by name.
-        given_up, gaps, skipped: what is not written down yet; see `Journal`.
+        given_up: clocks of those that nobody waits for any longer, with what was told of each.
+        gaps, skipped: what is not written down yet; see `Journal`.
         shown: the clock of the averages that are published.
         begun: whether it is known that this output is to be written.
         due: whether newer ones are to be.
         over: whether nothing more will come.
         unsettled: seconds until something may be complete.
+        troubled: since when the folder has been no run; a log that grows in it hides that nothing else changes.
     """
 
     asked: Asked
@@ -73,7 +75,7 @@ class Loop:
     known: set[tuple[str, str]] = field(default_factory=set)
     skipped: list[Past] = field(default_factory=list)
     waited: dict[str, _Waited] = field(default_factory=dict)
-    given_up: list[str] = field(default_factory=list)
+    given_up: dict[str, str] = field(default_factory=dict)
     gaps: list[str] = field(default_factory=list)
     entered: list[Entered] = field(default_factory=list)
     sizes: BufferSizes | None = None
@@ -83,6 +85,7 @@ class Loop:
     due: bool = False
     over: bool = False
     unsettled: float | None = None
+    troubled: float | None = None
 
     def begin(self) -> None:
         """Go on where the last watch ended."""
@@ -150,7 +153,7 @@ class Loop:
             None if self.moment is None else self.moment.clock,
             0 if journal is None else len(journal.folded),
             tuple(self.entered),
-            (*(() if journal is None else journal.gaps), *self.gaps),
+            (*(() if journal is None else journal.gaps), *self._new_gaps),
             self.job,
         )
 
@@ -170,6 +173,11 @@ class Loop:
         """Return the clocks of those that nobody waits for any longer."""
         return {*self.given_up, *(() if self.moment is None else self.moment.journal.given_up)}
 
+    @property
+    def _new_gaps(self) -> list[str]:
+        """Return what was missed, and is not written down yet."""
+        return [*self.given_up.values(), *self.gaps]
+
     def _examine(self) -> Seen:
         """Read the headers of what is there. An error of what still changes is none yet."""
         self.unsettled = None
@@ -180,9 +188,12 @@ class Loop:
         except (CheckpointError, RunError) as problem:
             seen = Seen(None, (), problem)
         if seen.problem is None or (seen.may_come and not self.asked.waiting.once):
+            self.troubled = None
             return seen
+        self.troubled = self.troubled or time.monotonic()
+        lasts = time.monotonic() - self.troubled >= max(self.asked.waiting.patience, self.asked.waiting.settle)
         quiet = self.lookout.quiet_for(self.asked.path) if self.lookout.table else self.asked.waiting.settle
-        if quiet < self.asked.waiting.settle or self.lookout.look():
+        if not lasts and (quiet < self.asked.waiting.settle or self.lookout.look()):
             self.unsettled = max(self.asked.waiting.settle - quiet, 0.0)
         elif not seen.may_come or self.moment is None:
             raise seen.problem
@@ -258,9 +269,9 @@ class Loop:
         if not self._has_waited(self._wait_for(name, path, clock, readable=readable)):
             return True
         del self.waited[name]
-        self.given_up.append(str(Time(clock, self.unit)))
-        seconds = self.asked.waiting.patience
-        self._tell_gap(f"{name} ({Time(clock, self.unit)}) was not complete after {seconds:g} s, and is left out")
+        given_up, seconds = str(Time(clock, self.unit)), self.asked.waiting.patience
+        self.given_up[given_up] = f"{name} ({given_up}) was not complete after {seconds:g} s, and is left out"
+        self.listener.told(self.given_up[given_up])
         return False
 
     def _has_waited(self, waited: _Waited) -> bool:
@@ -318,7 +329,8 @@ class Loop:
         try:
             past = Past.of(checkpoint, fingerprints([checkpoint], 1)[0], look)
             made = make_update(self.asked, self.moment, run, checkpoint, past, self.unit)
-            if not self.gaps:
+            self.given_up.pop(str(clock), None)  # complete after all, before anything later entered
+            if not self._new_gaps:
                 before = (one.clock(self.unit) for one in self._looked_at)
                 missing = spacing_gap(filter(None, before), clock)
             if isinstance(made, Skip):
@@ -346,13 +358,13 @@ class Loop:
             made.journal,
             skipped=(*made.journal.skipped, *self.skipped),
             given_up=(*made.journal.given_up, *self.given_up),
-            gaps=(*made.journal.gaps, *self.gaps, *([] if missing is None else [missing])),
+            gaps=(*made.journal.gaps, *self._new_gaps, *([] if missing is None else [missing])),
             kept=is_kept(self.asked.store_every, self.moment, made.checkpoint),
         )
         if self.sizes is None:
             self.sizes = sizes_for(self.asked, made)
         self.moment = update(self.asked.folder, self.moment, replace(made, journal=journal), self.sizes)
-        self.skipped, self.given_up, self.gaps = [], [], []
+        self.skipped, self.given_up, self.gaps = [], {}, []
         drop_older(self.asked.folder, self.moment.folder)
         self.due = self._is_due()
 

@@ -119,7 +119,7 @@ def test_stored_averages_are_shown_by_how_near_they_come():
     assert approximation is not None
     unknown = replace(near(), approximation=replace(approximation, rounding=None))
     assert sentences.plan_line(unknown).endswith(
-        "1.23% off from 20ba and its rounding, which the version that stored the averages did not write down"
+        "1.23% off from 20ba and its rounding, which was not written down when the averages were stored"
     )
     rounded = replace(near(), approximation=replace(approximation, rounding=0.01))
     assert sentences.plan_line(rounded).endswith("1.23% off from 20ba, of which 1.00% by rounding")

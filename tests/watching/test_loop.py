@@ -12,6 +12,8 @@ import torch
 
 from ema_cli import Recipe, watch
 from ema_cli.errors import OutputError, RunError
+from ema_cli.manifest.manifest import read_manifest
+from ema_cli.manifest.sums import manifest_path
 from ema_cli.system.processors import default_threads
 from ema_cli.watching import keeping, looking, loop
 from ema_cli.watching.moments import alone
@@ -372,3 +374,28 @@ def test_once_says_what_holds_back_the_rest_and_tells_once_what_came_too_late(tm
         told.append([*training.told])
     assert training.entered == ["100ba", "300ba", "400ba", "500ba", "600ba"]
     assert told == [["step-200.pt came too late: the averages are at 300ba"], [], []]
+
+
+def test_what_is_complete_after_all_is_no_gap(tmp_path: Path):
+    """A file that is written for longer than patience says, with nothing after it: it enters, and is no gap."""
+    run = tmp_path / "run"
+    run.mkdir()
+    saves(run, 100)()
+    training = Training(run, *[saves(run, 200)] * 20)
+    watched = training.watch(until="200ba", settle=0.1, patience=0.05)
+    assert training.entered == ["100ba", "200ba"]
+    assert "step-200.pt (200ba) was not complete after 0.05 s, and is left out" in training.told
+    assert watched.gaps == ()
+    assert read_manifest(manifest_path(tmp_path / "out", is_folder=True))["watch"] == {"gaps": []}
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_log_that_grows_beside_does_not_hide_that_something_is_wrong(once: bool, tmp_path: Path):
+    """The folder is never quiet then; what is wrong for longer than patience says is an error all the same."""
+    log = tmp_path / "run" / "log.txt"
+    for number, folder in enumerate((log.parent, log.parent / "a", log.parent / "b")):
+        folder.mkdir(parents=True)
+        saves(folder, 100 + 50 * number)()
+    lines = (lambda number=number: log.write_text("line\n" * number) for number in range(3000))
+    with pytest.raises(RunError, match="checkpoints of 3 runs"):
+        Training(log.parent, *lines).watch(once=once, settle=0.1, patience=0.3)
