@@ -175,9 +175,13 @@ class Parts(Sharing):
         except (OutputError, Missing) as error:
             if self.staging.is_there():
                 raise
-            if record is None or _is_made(target_job, record):
+            look_anew([target_job.target.path])
+            is_there = location(target_job.target.path).info().exists
+            if _is_made(target_job, record) or (record is None and is_there):
                 self._is_over = True
                 return False  # another one has published, and removed the folder
+            if isinstance(self.staging.tasks, StorePath):  # where nothing may have been put yet
+                raise
             raise OutputError(
                 "was removed by another run of the same average, which published nothing",
                 subject=self.staging.tasks.parent,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -20,6 +21,7 @@ from ema_cli.engines.engine import Loss, plain_loss
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_PATIENCE_SECONDS = 2.0  # for a process that is to end
 
 
 class ProcessLost(BrokenExecutor):
@@ -125,6 +127,8 @@ class _Process:
         """End the process, and return its name, with how it ended."""
         self._process.join(timeout=0.2)
         was_gone = self._process.exitcode is not None
+        self._process.terminate()  # so that it removes what it has in the making
+        self._process.join(_PATIENCE_SECONDS)
         self._process.kill()
         self._process.join()
         self._pipe.close()
@@ -135,6 +139,7 @@ class _Process:
 
 def _work(pipe: Connection) -> None:
     """Call what comes through the pipe, until nobody is at its other end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it goes to all: the one who asks ends this process
     with suppress(EOFError, OSError):
         while True:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ema_cli.dtypes import DType
 from ema_cli.engines.block_sums import BlockSums
@@ -27,6 +26,7 @@ from ema_cli.storage.lease import Watch
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import OutputStream, output_errors
+from ema_cli.storage.staging import Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_sink
 from ema_cli.writing.outputs import Output
@@ -49,8 +49,7 @@ def run_task(wanted: Mapping[str, str], packed: bytes, task: Task) -> Done:
         UsageError: where this process has other versions.
         EmaError: as averaging; it names this worker.
     """
-    worker = name_of_worker()
-    check_versions(wanted, worker)  # before anything of another version is opened
+    check_versions(wanted, worker := name_of_worker())  # before anything of another version is opened
     try:
         return do_task(unpack(packed), task, worker)
     except EmaError as error:
@@ -170,8 +169,10 @@ def _own_folder(tasks: Path, name: str) -> Iterator[Path]:
     if not isinstance(tasks, StorePath):
         yield tasks / name  # which goes with all that is in the making
         return
-    with TemporaryDirectory(prefix="ema-cli-") as folder:
-        yield Path(folder)
+    from ema_cli.storage.store_staging import temporary_folder  # which only those need who write to a store
+
+    with Staging(temporary_folder() / name) as staging:  # the next one there removes that of a worker that was killed
+        yield staging.folder
 
 
 def _put(file: Path, place: Path) -> None:

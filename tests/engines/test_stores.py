@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import tempfile
 import threading
 from concurrent.futures import BrokenExecutor, Executor
 from itertools import count
@@ -17,7 +18,7 @@ from ema_cli.averaging import average, perform
 from ema_cli.engines.engine import Engine, EngineError, plain_loss
 from ema_cli.engines.opening import open_engine
 from ema_cli.engines.parts import Part
-from ema_cli.errors import UsageError
+from ema_cli.errors import OutputError, UsageError
 from ema_cli.job import Job, prepare
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.plan import Plan, make_plan
@@ -122,6 +123,25 @@ def test_parts(tmp_path: Path, bucket: StorePath, count: int):
     with pytest.raises(UsageError, match="one file in a store, in which each part") as caught:
         perform(prepare(made, parse_target(bucket / "x.safetensors"), force=False), by=Part(0, 2))
     assert caught.value.hint == f"write a folder of shards: target='{bucket}/x' max_shard_size='5GB'"
+
+
+def test_a_store_that_refuses_what_a_part_puts(tmp_path: Path, bucket: StorePath, monkeypatch: pytest.MonkeyPatch):
+    """The error is the store's, though nothing was put yet. Nothing is left here, nor of a killed worker."""
+    made = put_run(bucket / "run", tmp_path)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp" / ".ema-cli-0123456789abcdef").mkdir()
+    seen = []
+
+    def refuse(path: StorePath, file: Path) -> None:
+        seen.extend(file.relative_to(tmp_path / "tmp").parts[:1])
+        raise OutputError("is refused", subject=path)
+
+    monkeypatch.setattr(store_sharing, "put_file", refuse)
+    with pytest.raises(OutputError, match="is refused"):
+        perform(prepared(made, bucket / "out", 600), by=Part(0, 2), threads=2)
+    assert re.fullmatch(r"\.ema-cli-[0-9a-f]{16}", seen[0])
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_single_file(tmp_path: Path, bucket: StorePath, executor: Executor, monkeypatch: pytest.MonkeyPatch):
