@@ -8,6 +8,7 @@ in 12 steps, `FOLDER/again/` the same up to step 6 and then, as it was resumed f
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -69,7 +70,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 def make_model(kind: str) -> Any:
     """Return a small model, the same each time."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIGS[kind], dtype=DTYPES[kind])
+    config = copy.deepcopy(CONFIGS[kind])  # as a Trainer writes the tokenizer's padding into it
+    return AutoModelForCausalLM.from_config(config, dtype=DTYPES[kind])
 
 
 def make_trainer(folder: Path, model: Any, *callbacks: Any, trainer: Any = Trainer, **options: Any) -> Any:
