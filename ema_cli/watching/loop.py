@@ -31,20 +31,11 @@ from ema_cli.watching.past import Past, time_of
 from ema_cli.watching.publishing import is_watched, job_of, publish, published_clock
 from ema_cli.watching.telling import Entered, Listener, Watched
 from ema_cli.watching.updating import Skip, make_update, sizes_for
+from ema_cli.watching.waiting_list import WaitingList
 from ema_cli.writing.replacing import check_no_input, check_target
 
 _LEAST_SLEEP = 0.01
 _LATE = "came too late"
-
-
-@dataclass(slots=True)
-class _Waited:
-    """A checkpoint that was seen, and is not folded yet: where, at which clock, since when, and whether it was read."""
-
-    path: Path
-    clock: Fraction
-    since: float
-    readable: bool
 
 
 @dataclass(slots=True)
@@ -55,10 +46,8 @@ class Loop:
         moment: the newest; None before the first copy.
         unit: that of the clocks that count.
         known: names and looks of the checkpoints that were dealt with.
-        skipped: what was looked at since the moment, and does not enter.
-        waited: what is not folded yet, by name.
-        given_up: clocks of those that nobody waits for any longer, with what was told of each.
-        gaps, skipped: what is not written down yet; see `Journal`.
+        skipped: what was looked at since the moment, and does not enter; not written down yet, see `Journal`.
+        waiting_list: what is waited for, and what was missed.
         shown: the clock of the averages that are published.
         begun: whether it is known that this output is to be written.
         due: whether newer ones are to be.
@@ -70,13 +59,11 @@ class Loop:
     asked: Asked
     listener: Listener
     lookout: Lookout
+    waiting_list: WaitingList
     moment: Moment | None = None
     unit: Unit | None = None
     known: set[tuple[str, str]] = field(default_factory=set)
     skipped: list[Past] = field(default_factory=list)
-    waited: dict[str, _Waited] = field(default_factory=dict)
-    given_up: dict[str, str] = field(default_factory=dict)
-    gaps: list[str] = field(default_factory=list)
     entered: list[Entered] = field(default_factory=list)
     sizes: BufferSizes | None = None
     shown: Time | None = None
@@ -122,12 +109,13 @@ class Loop:
                 if self.due and not self.over:
                     self.publish()
             if self.over or (waiting.once and self.unsettled is None):
-                self._tell_waiting()
+                if not self.over:
+                    self.waiting_list.tell_first()
                 return
             self.listener.waiting(None if self.moment is None else self.moment.clock)
             soon = waiting.every if self.unsettled is None else max(self.unsettled, _LEAST_SLEEP)
             time.sleep(min(waiting.every, soon))
-            again = self.unsettled is not None or any(map(self._has_waited, self.waited.values()))
+            again = self.unsettled is not None or self.waiting_list.is_over_for_any()
 
     def publish(self) -> None:
         """Write the averages, unless those that are there are of this moment."""
@@ -153,7 +141,7 @@ class Loop:
             None if self.moment is None else self.moment.clock,
             0 if journal is None else len(journal.folded),
             tuple(self.entered),
-            (*(() if journal is None else journal.gaps), *self._new_gaps),
+            (*(() if journal is None else journal.gaps), *self.waiting_list.missed),
             self.job,
         )
 
@@ -167,16 +155,6 @@ class Loop:
         """Return all checkpoints that were dealt with."""
         journal = None if self.moment is None else self.moment.journal
         return (*self.skipped, *(() if journal is None else (*journal.folded, *journal.skipped)))
-
-    @property
-    def _left_out(self) -> set[str]:
-        """Return the clocks of those that nobody waits for any longer."""
-        return {*self.given_up, *(() if self.moment is None else self.moment.journal.given_up)}
-
-    @property
-    def _new_gaps(self) -> list[str]:
-        """Return what was missed, and is not written down yet."""
-        return [*self.given_up.values(), *self.gaps]
 
     def _examine(self) -> Seen:
         """Read the headers of what is there. An error of what still changes is none yet."""
@@ -211,9 +189,10 @@ class Loop:
         pending = [
             one for one in with_clock(seen.pending, unit, run) if one.clock is not None and one.clock > self._last
         ]
-        self._tell_gone(
+        self.waiting_list.tell_gone(
             {*(checkpoint.name for checkpoint in run.checkpoints), *(one.name for one in pending)},
             {checkpoint.clock(unit) for checkpoint in run.checkpoints},
+            self._last,
         )
         for checkpoint in run.checkpoints:
             if self.over or not self._meet(run, checkpoint, unit, pending):
@@ -249,7 +228,7 @@ class Loop:
         if clock <= self._last:
             self._check_older(checkpoint, clock)
         elif held:
-            self._wait_for(checkpoint.name, checkpoint.path, clock, readable=True)
+            self.waiting_list.add(checkpoint.name, checkpoint.path, Time(clock, unit), readable=True)
             return False
         else:
             self._fold(run, checkpoint)
@@ -258,32 +237,13 @@ class Loop:
     def _is_known(self, checkpoint: Checkpoint) -> bool:
         return (checkpoint.name, self.lookout.look_of(checkpoint.path)) in self.known
 
-    def _wait_for(self, name: str, path: Path, clock: Fraction, *, readable: bool) -> _Waited:
-        return self.waited.setdefault(name, _Waited(path, clock, time.monotonic(), readable))
-
     def _holds(self, name: str, path: Path, clock: Fraction | None, *, readable: bool) -> bool:
-        """Return whether what is not complete is waited for still; where that ends, say so, once."""
+        """Return whether what is not complete is waited for still."""
         assert self.unit is not None
-        if clock is None or str(Time(clock, self.unit)) in self._left_out:
-            return False
-        if not self._has_waited(self._wait_for(name, path, clock, readable=readable)):
-            return True
-        del self.waited[name]
-        given_up, seconds = str(Time(clock, self.unit)), self.asked.waiting.patience
-        self.given_up[given_up] = f"{name} ({given_up}) was not complete after {seconds:g} s, and is left out"
-        self.listener.told(self.given_up[given_up])
-        return False
-
-    def _has_waited(self, waited: _Waited) -> bool:
-        """Return whether something was waited for long enough.
-
-        Of a single look, the files of what is not complete say how long that is. What can be read has only to stay as
-        it is for a while, however old it is.
-        """
-        seconds = time.monotonic() - waited.since
-        if self.asked.waiting.once and not waited.readable:
-            seconds = self.lookout.age_of(waited.path)
-        return seconds >= self.asked.waiting.patience
+        left_out = () if self.moment is None else self.moment.journal.given_up
+        return clock is not None and self.waiting_list.holds(
+            name, path, Time(clock, self.unit), readable=readable, left_out=left_out
+        )
 
     def _is_settled(self, checkpoint: Checkpoint) -> bool:
         """Return whether a checkpoint is complete; note when that may be."""
@@ -313,7 +273,7 @@ class Loop:
                 return
             if all(past.fingerprint != fingerprint for past in alike):
                 raise other_contents(self.asked, checkpoint, alike[0], self.unit)
-        elif str(Time(clock, self.unit)) in self._left_out:
+        elif str(Time(clock, self.unit)) in {*self.waiting_list.given_up, *self.moment.journal.given_up}:
             self.listener.told(f"{checkpoint.name} {_LATE}: the averages are at {self.moment.clock}")
             look = self.lookout.look_of(checkpoint.path)
             self.skipped.append(Past.of(checkpoint, "", look, _LATE))
@@ -329,8 +289,8 @@ class Loop:
         try:
             past = Past.of(checkpoint, fingerprints([checkpoint], 1)[0], look)
             made = make_update(self.asked, self.moment, run, checkpoint, past, self.unit)
-            self.given_up.pop(str(clock), None)  # complete after all, before anything later entered
-            if not self._new_gaps:
+            self.waiting_list.given_up.pop(str(clock), None)  # complete after all, before anything later entered
+            if not self.waiting_list.missed:
                 before = (one.clock(self.unit) for one in self._looked_at)
                 missing = spacing_gap(filter(None, before), clock)
             if isinstance(made, Skip):
@@ -341,14 +301,14 @@ class Loop:
         except CheckpointError:
             if self.lookout.is_there(checkpoint):
                 raise
-            self.waited.pop(checkpoint.name, None)
+            self.waiting_list.remove(checkpoint.name)
             if not location(checkpoint.path).info().exists:
-                self._tell_gap(f"{checkpoint.name} ({clock}) was deleted while it was read")
+                self.waiting_list.tell_gap(f"{checkpoint.name} ({clock}) was deleted while it was read")
             return
         if missing is not None:
             self.listener.told(missing)
         self.known.add((checkpoint.name, look))
-        self.waited.pop(checkpoint.name, None)
+        self.waiting_list.remove(checkpoint.name)
         self.entered.append(Entered(clock, checkpoint.name, time.monotonic() - began, reason))
         self.listener.entered(self.entered[-1])
         self.over = is_last(checkpoint) or self._reaches(checkpoint)
@@ -357,14 +317,15 @@ class Loop:
         journal = replace(
             made.journal,
             skipped=(*made.journal.skipped, *self.skipped),
-            given_up=(*made.journal.given_up, *self.given_up),
-            gaps=(*made.journal.gaps, *self._new_gaps, *([] if missing is None else [missing])),
+            given_up=(*made.journal.given_up, *self.waiting_list.given_up),
+            gaps=(*made.journal.gaps, *self.waiting_list.missed, *([] if missing is None else [missing])),
             kept=is_kept(self.asked.store_every, self.moment, made.checkpoint),
         )
         if self.sizes is None:
             self.sizes = sizes_for(self.asked, made)
         self.moment = update(self.asked.folder, self.moment, replace(made, journal=journal), self.sizes)
-        self.skipped, self.given_up, self.gaps = [], {}, []
+        self.skipped = []
+        self.waiting_list.written_down()
         drop_older(self.asked.folder, self.moment.folder)
         self.due = self._is_due()
 
@@ -377,27 +338,3 @@ class Loop:
     def _reaches(self, checkpoint: Checkpoint) -> bool:
         until = self.asked.waiting.until
         return until is not None and (checkpoint.clock(until.unit) or 0) >= until.value
-
-    def _tell_gone(self, present: set[str], clocks: set[Fraction | None]) -> None:
-        """Tell of what was seen, and is gone before it was folded; what is complete now may have another name."""
-        assert self.unit is not None
-        for name, waited in [*self.waited.items()]:
-            if name in present or location(waited.path).info().exists:
-                continue
-            del self.waited[name]
-            if waited.clock > self._last and waited.clock not in clocks:
-                self._tell_gap(f"{name} ({Time(waited.clock, self.unit)}) was deleted before it was read")
-
-    def _tell_waiting(self) -> None:
-        """Tell what nothing that comes after it could enter for, where nobody waits here."""
-        if self.waited and not self.over:
-            name, first = min(self.waited.items(), key=lambda item: item[1].clock)
-            assert self.unit is not None
-            clock, seconds = Time(first.clock, self.unit), self.asked.waiting.patience
-            self.listener.told(
-                f"{name} ({clock}) is not complete, and holds back what comes after it, for {seconds:g} s"
-            )
-
-    def _tell_gap(self, text: str) -> None:
-        self.gaps.append(text)
-        self.listener.told(text)

@@ -18,6 +18,7 @@ from ema_cli.watching.looking import Lookout
 from ema_cli.watching.loop import Loop
 from ema_cli.watching.moments import alone
 from ema_cli.watching.telling import Listener, Watched
+from ema_cli.watching.waiting_list import WaitingList
 from ema_cli.writing.outputs import OutputKeywords, OutputOptions
 from ema_cli.writing.replacing import check_target
 from ema_cli.writing.target import parse_target
@@ -105,7 +106,9 @@ def perform(asked: Asked, listener: Listener | None = None) -> Watched:
     if not asked.folder.exists():
         check_target(asked.published, [], force=asked.force)
     with alone(asked.folder):
-        loop = Loop(asked, listener or Listener(), Lookout(asked.path, asked.opened, (asked.folder, asked.target.path)))
+        listener = listener or Listener()
+        lookout = Lookout(asked.path, asked.opened, (asked.folder, asked.target.path))
+        loop = Loop(asked, listener, lookout, WaitingList(asked.waiting, listener, lookout))
         try:
             loop.begin()
             loop.run()
