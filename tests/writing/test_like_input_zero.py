@@ -28,7 +28,7 @@ LIKE = ("--half-life", "2ba", "--like-input")
 
 
 class _Standing:
-    """Stands for a class of DeepSpeed's, which is not installed everywhere; the optimizer's file names its loss scaler."""
+    """Stands for a class of DeepSpeed's, which is not installed everywhere."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -38,7 +38,9 @@ class _Unpickler(pickle.Unpickler):
 
 def load(path: Path) -> dict[str, Any]:
     """Return what torch loads from a file that DeepSpeed wrote, without DeepSpeed."""
-    loaded: dict[str, Any] = torch.load(path, weights_only=False, pickle_module=SimpleNamespace(Unpickler=_Unpickler))
+    loaded: dict[str, Any] = torch.load(
+        path, weights_only=False, pickle_module=SimpleNamespace(__name__="pickle", Unpickler=_Unpickler)
+    )
     return loaded
 
 
