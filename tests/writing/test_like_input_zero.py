@@ -30,6 +30,12 @@ LIKE = ("--half-life", "2ba", "--like-input")
 class _Standing:
     """Stands for a class of DeepSpeed's, which is not installed everywhere."""
 
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
