@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from ema_cli.cli.app import app
@@ -122,6 +124,34 @@ def test_every_option_of_average_reaches_the_commands_that_know_it(job: Job, joi
     assert {name: parsed["inspect"][name] for name in known} == known
     assert [list(parsed[name]["paths"]) for name in parsed] == [["a run"], ["a run"]]
     assert (parsed["average"]["output"], parsed["average"]["summary"]) == ("an output", "mine.md")
+
+
+def test_an_option_without_a_value_takes_no_word_behind_it(job: Job):
+    """Each flag of `average` may stand before the output's option, and last."""
+    average: Any = typer.main.get_command(app).commands["average"]  # type: ignore[attr-defined]
+    flags = [option.opts[0] for option in average.params if getattr(option, "is_flag", False)]
+    assert {"--series", "--strict"} <= set(flags)
+    job.shims.mkdir()
+    (job.shims / "ema-cli").write_text(STUB)
+    (job.shims / "ema-cli").chmod(0o755)
+    for flag in flags:
+        if flag in ("--json", "--no-manifest", "--version", "--help"):
+            continue
+        done = job.run(f"scripts/release.sh run {flag} -o out {flag}", {})
+        assert done.returncode == 7, (flag, done.stderr)
+        arguments = (job.folder / "average.arguments").read_text().split("\0")
+        assert arguments[:4] == ["average", "run", "--output", "out"], flag
+
+
+@pytest.mark.slow
+def test_a_release_in_the_form_of_its_trainer(job: Job):
+    """A file that names a class is a release, as it names what the newest checkpoint names."""
+    for step in (100, 200):
+        state = {"model": {"w": torch.full((3,), float(step))}, "step": step, "args": argparse.Namespace(lr=0.1)}
+        torch.save(state, job.folder / f"model-{step}.pt")
+    done = job.run("scripts/release.sh model-100.pt model-200.pt out.pt --half-life 100ba --like-input", {})
+    assert (done.returncode, done.stdout) == (0, "out.pt\n"), done.stderr
+    assert steps(done.stderr) == ["inspect", "average", "again", "sums"]
 
 
 def test_what_averaging_again_needs_reaches_verify(job: Job):
