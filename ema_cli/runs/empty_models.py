@@ -59,4 +59,4 @@ def _way_out(path: Path) -> str:
         if _CONVERTER in names_in(folder):
             command = shlex.join(["python", str(folder / _CONVERTER), str(folder), "OUTPUT"])
             return f"put this one together: {command}; for the next, {_GATHER}"
-    return f"{_GATHER}; what DeepSpeed itself saved, its {_CONVERTER} puts together"
+    return f"{_GATHER}; what DeepSpeed itself saved, in a folder global_stepN, is read as it is: name that"
