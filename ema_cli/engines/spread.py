@@ -119,9 +119,7 @@ class Spread(Sharing):
 
         for steps in (MAKING, FINISHING):
             now = [task for task in tasks if task.step in steps]
-            done += dispatch(
-                self._engine, run_task, packed, now, lambda task: task.describe(job.outputs), tick, self._sent
-            )
+            done += dispatch(self._engine, run_task, packed, now, describe, tick, self._sent)
         return self._gather(job, tasks, done, record)
 
     def _lease_of_workers(self, job: Job, folders: Sequence[Path]) -> tuple[Path, str, float]:
