@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.checkpoint import Checkpoint
@@ -54,18 +55,18 @@ class Work:
     lease: tuple[Path, str, float] | None
 
 
-def pack(work: Work) -> bytes:
-    """Return the work as bytes, for workers."""
-    outputs = [travelling(output) for output in work.outputs]
-    return zlib.compress(pickle.dumps(replace(work, outputs=outputs), protocol=5), 1)
+def pack(work: Work, *more: object) -> bytes:
+    """Return the work as bytes, for workers, and what else they need."""
+    outputs = [_travelling(output) for output in work.outputs]
+    return zlib.compress(pickle.dumps((replace(work, outputs=outputs), *more), protocol=5), 1)
 
 
-_opened: tuple[bytes, Work] | None = None
+_opened: tuple[bytes, tuple[Any, ...]] | None = None
 _opening = threading.Lock()
 
 
-def unpack(packed: bytes) -> Work:
-    """Return the work that `pack` made bytes of; the last one is kept, as its tasks follow each other."""
+def unpack(packed: bytes) -> tuple[Any, ...]:
+    """Return the work and the rest that `pack` made bytes of; the last are kept, as their tasks follow each other."""
     global _opened
     with _opening:
         if _opened is None or _opened[0] != packed:
@@ -73,7 +74,7 @@ def unpack(packed: bytes) -> Work:
         return _opened[1]
 
 
-def travelling(output: Output) -> Output:
+def _travelling(output: Output) -> Output:
     """Return an output that can travel: what says where tensors go is found again by who needs it."""
     likeness = output.likeness
     if likeness is not None:

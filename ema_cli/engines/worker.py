@@ -49,9 +49,21 @@ def run_task(wanted: Mapping[str, str], packed: bytes, task: Task) -> Done:
         UsageError: where this process has other versions.
         EmaError: as averaging; it names this worker.
     """
-    check_versions(wanted, worker := name_of_worker())  # before anything of another version is opened
+    with for_another(wanted) as worker:
+        (work,) = unpack(packed)
+        return do_task(work, task, worker)
+
+
+@contextmanager
+def for_another(wanted: Mapping[str, str]) -> Iterator[str]:
+    """Yield the name of this process, which works for another one: its errors have this name.
+
+    Raises:
+        UsageError: where it has other versions than are wanted; before anything of these is opened.
+    """
+    check_versions(wanted, worker := name_of_worker())
     try:
-        return do_task(unpack(packed), task, worker)
+        yield worker
     except EmaError as error:
         error.fact = f"{error.fact} (worker {worker})"
         raise

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import threading
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,9 +13,8 @@ from ema_cli.engines.engine import Engine
 from ema_cli.engines.records import Done
 from ema_cli.engines.sharing import MAKING
 from ema_cli.engines.tasks import Step, Task, cut_tasks
-from ema_cli.engines.work import Work, check_versions, travelling
-from ema_cli.engines.worker import done_of, fold_task, name_of_worker
-from ema_cli.errors import EmaError
+from ema_cli.engines.work import Work, pack, unpack
+from ema_cli.engines.worker import done_of, fold_task, for_another
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
 from ema_cli.folding.non_finite import NonFinite
@@ -58,7 +54,7 @@ def compare_by(
         job.tied,
         job.weights,
         [job.checkpoints.index(plan.newest) for plan in job.plans],
-        [travelling(output) for output in job.outputs],
+        job.outputs,
         [],
         job.copied,
         job.options.allow_non_finite,
@@ -68,7 +64,7 @@ def compare_by(
         tasks=Path(),
         lease=None,
     )
-    packed = zlib.compress(pickle.dumps((work, comparison), protocol=5), 1)
+    packed = pack(work, comparison)
     tasks = [task for task in cut_tasks(job.outputs, shared_files=True) if task.step in MAKING]
 
     def tick(ended: Sequence[Compared]) -> None:
@@ -85,10 +81,6 @@ def compare_by(
     return Folded(sum(each.done.bytes_read for each in compared), [non_finite])
 
 
-_opened: tuple[bytes, tuple[Work, Comparison]] | None = None
-_opening = threading.Lock()
-
-
 def run_comparison(wanted: Mapping[str, str], packed: bytes, task: Task) -> Compared:
     """Compare the range of a task in this process, for another one; see `engines.worker.run_task`.
 
@@ -96,20 +88,12 @@ def run_comparison(wanted: Mapping[str, str], packed: bytes, task: Task) -> Comp
         UsageError: where this process has other versions.
         EmaError: as averaging; it names this worker.
     """
-    global _opened
-    worker, began = name_of_worker(), time.monotonic()
-    check_versions(wanted, worker)
-    with _opening:
-        if _opened is None or _opened[0] != packed:
-            _opened = packed, pickle.loads(zlib.decompress(packed))
-        work, whole = _opened[1]
-    comparison = whole.again()
-    outputs = task.select(work.outputs)
-    parts = task.parts(outputs[0]) if task.step is Step.STRETCH else None
-    try:
+    began = time.monotonic()
+    with for_another(wanted) as worker:
+        work, whole = unpack(packed)
+        comparison = whole.again()
+        outputs = task.select(work.outputs)
+        parts = task.parts(outputs[0]) if task.step is Step.STRETCH else None
         folded, blocks = fold_task(work, outputs, [comparison], parts, None, no_progress)
-    except EmaError as error:
-        error.fact = f"{error.fact} (worker {worker})"
-        raise
     done = done_of(work, task, worker, began, folded, blocks, [[] for _ in outputs])
     return Compared(done, [(name, each.nbytes, each.first) for name, each in comparison.different.items()])

@@ -82,7 +82,7 @@ def with_other_version(function: Callable[..., Any], versions: dict[str, str], *
 
 def with_another_disk(function: Callable[..., Any], wanted: dict[str, str], packed: bytes, task: Task) -> Any:
     """Call a function in this process as if the output lay on the disk of another machine."""
-    work = unpack(packed)
+    (work,) = unpack(packed)
     return function(wanted, pack(replace(work, tasks=Path("/nowhere") / work.tasks.name)), task)
 
 
