@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -32,29 +32,14 @@ def install() -> None:
     _handle(_end)
 
 
-@contextmanager
-def unwinding() -> Iterator[None]:
+def unwinding() -> AbstractContextManager[None]:
     """Make the ending signals raise `Interrupted` in the block, so that it can clean up."""
-    try:
-        _handle(_interrupt)
-        yield
-    finally:
-        for number in _ENDING:
-            # Not after an interrupt: the rest of the clean-up, at the exit of the interpreter, must not be interrupted.
-            if signal.getsignal(number) is _interrupt:
-                signal.signal(number, _end)
+    return _handling(_interrupt)
 
 
-@contextmanager
-def finishing() -> Iterator[None]:
+def finishing() -> AbstractContextManager[None]:
     """Make the first ending signal raise `Interrupted` in the block, and a second one end the program at once."""
-    try:
-        _handle(_interrupt_once)
-        yield
-    finally:
-        for number in _ENDING:
-            if signal.getsignal(number) is _interrupt_once:
-                signal.signal(number, _end)
+    return _handling(_interrupt_once)
 
 
 def note_publication() -> None:
@@ -72,6 +57,18 @@ def last_words(number: int) -> str:
     if number == signal.SIGHUP:
         return ""
     return f"interrupted{'; what was written is whole' if _published.is_set() else ', nothing written'}\n"
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    try:
+        _handle(handler)
+        yield
+    finally:
+        for number in _ENDING:
+            # Not after an interrupt: the rest of the clean-up, at the exit of the interpreter, must not be interrupted.
+            if signal.getsignal(number) is handler:
+                signal.signal(number, _end)
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
