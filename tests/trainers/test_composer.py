@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import Cli
 from tests.trainers.conftest import Tensors, assert_rounds, load_dcp, names, recurrence, require
@@ -123,3 +123,21 @@ def test_sharded_averages_averaged_again(cli: Cli, written: Path, tmp_path: Path
     assert done.code == 0, done
     assert "averages, which are averaged again" in done.err
     assert_rounds(load_file(tmp_path / "ema-6ba.safetensors"), recurrence(load_shards(run), [8, 16], 6))
+
+
+def test_training_goes_on_from_an_average(cli: Cli, written: Path, tmp_path: Path):
+    """Composer's Trainer loads a file and a folder of shards in its own form, finds the average, and trains on."""
+    every = range(1, EPOCHS * EPOCH_LENGTH + 1)
+    files = [written / "raw" / f"ep{(batch - 1) // EPOCH_LENGTH}-ba{batch}-rank0.pt" for batch in every]
+    raw = [torch.load(file, weights_only=False)["state"]["model"] for file in files]
+    for name, exact in (
+        ("raw.pt", recurrence(raw, every, 6)),
+        ("sharded", recurrence(load_shards(written / "sharded"), EVERY_FOURTH, 6)),
+    ):
+        output, run = tmp_path / name, written / name.removesuffix(".pt")
+        done = cli("average", run, "--half-life", "6ba", "-o", output, "--like-input")
+        assert done.code == 0, done
+        verify = cli("verify", output, "--against", run, "--like-input")
+        assert verify.code == 0, verify
+        save_file(exact, tmp_path / f"{run.name}.safetensors")
+    launch("load_composer", tmp_path, ranks=RANKS)

@@ -64,14 +64,13 @@ def train(folder: Path, algorithms: Any = None, **options: Any) -> Any:
     trainer = Trainer(
         model=model,
         train_dataloader=DataLoader(data, batch_size=BATCH, sampler=dist.get_sampler(data, shuffle=True)),
-        max_duration=f"{EPOCHS}ep",
         save_folder=str(folder),
         optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
         algorithms=algorithms,
         device="cpu",
         seed=1,
         progress_bar=False,
-        **options,
+        **{"max_duration": f"{EPOCHS}ep", **options},
     )
     trainer.fit()
     return trainer
