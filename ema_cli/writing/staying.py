@@ -1,0 +1,106 @@
+"""What stays that of the newest checkpoint, where an average is written over it: what is said of it, or refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.errors import OutputError, option
+from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file, masters_in_file
+from ema_cli.formats.copies.left_out import LeftOut
+from ema_cli.formats.torch_save.file import open_torch
+from ema_cli.formats.trainers.folders import DCP_METADATA, DEEPSPEED_OPTIMIZER, DEEPSPEED_UNIVERSAL
+from ema_cli.planning.plan import Plan
+from ema_cli.storage.location import location
+from ema_cli.storage.output_stream import WRITE_ELSEWHERE
+from ema_cli.storage.source import InputFile
+from ema_cli.text import some
+from ema_cli.writing.originals import Original
+from ema_cli.writing.target import Target
+
+# Of DeepSpeed, and of accelerate's FSDP, beside the Hugging Face Trainer's model.
+_WEIGHTS_AGAIN = re.compile(
+    r"(?:^|/)(?:[^/]*_model_states\.pt|pytorch_model_fsdp_\d+(?:/.*)?|pytorch_model_fsdp.*\.bin)$"
+)
+# Of stage 3, in DeepSpeed's universal format: has one rank's weights, too, which are read from the files beside it.
+_UNREAD = re.compile(rf"/{DEEPSPEED_UNIVERSAL}/optimizer_state\.pt$")
+
+
+def find_beside(
+    newest: Checkpoint, originals: Mapping[Path, Original], copies: Iterable[InputFile], left: LeftOut
+) -> Beside:
+    """Return what lies beside the weights in the files of the newest checkpoint, and stays."""
+    beside = Beside()
+    for file in copies:
+        if not _UNREAD.search(file.path.as_posix()):
+            beside.masters += masters_in_file(file)
+    for path, original in originals.items():
+        if path.suffix.lower() != ".safetensors" and newest.format != "DCP":
+            one = beside_in_file(open_torch(original.file), original.replaced)
+            beside.places += one.places
+            beside.masters += one.masters
+    metadata = next((file for file in newest.files if file.path.name == DCP_METADATA), None)
+    if metadata is not None:
+        from ema_cli.formats.copies.optimizer import is_optimizer_tensor
+        from ema_cli.formats.dcp.metadata import read_metadata
+
+        names = [name for name in read_metadata(metadata).tensors if not (left.texts and is_optimizer_tensor(name))]
+        beside = beside_by_name(names, newest.tensors.specs)
+    return beside.without(left.places)
+
+
+def notes_of(newest: Checkpoint, beside: Beside, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return what is said of an output: what stays beside the weights, and what loading it means."""
+    notes = []
+    if beside.places:
+        notes.append(f"beside the weights, all stays that of {newest.name}: {some(beside.places)}")
+    if classes:
+        notes.append(f"loading it runs the code of {some(classes)}, as loading {newest.name} does")
+    return tuple(notes)
+
+
+def check_no_weights(newest: Checkpoint, copies: Iterable[str], originals: Iterable[Path]) -> None:
+    """Check that no file that is copied holds the model once more, for the trainer to load it from there."""
+    if newest.pretrained is not None and any(DEEPSPEED_OPTIMIZER.search(path.name) for path in originals):
+        raise refusal(newest, "its weights lie in DeepSpeed's files, and its own file of them would stay")
+    again = next((name for name in copies if _WEIGHTS_AGAIN.search(name)), None)
+    if again is not None:
+        raise refusal(newest, f"it holds the weights once more, in {again}, from which its trainer resumes")
+
+
+def check_no_masters(newest: Checkpoint, beside: Beside, *, without_optimizer: bool) -> None:
+    """Check that no copies of the weights stay, which a trainer that resumes puts over the average."""
+    if not beside.masters:
+        return
+    fact = f"{some(beside.masters)}: copies of the weights, which a trainer that resumes puts over the average"
+    if without_optimizer:
+        raise refusal(newest, f"it would keep {fact}")
+    raise OutputError(
+        f"cannot be written over again as it is: it holds {fact}",
+        subject=newest.path,
+        hint=f"leave them out, with all of the optimizer's: {option('drop', 'optimizer')}"
+        + (f"; or average these, and replace both: {option('masters', True)}" if newest.trainer == "DeepSpeed" else ""),
+    )
+
+
+def check_outside(plan: Plan, target: Target) -> None:
+    """Check that a file which can hold no mark goes where no later search takes it for a checkpoint of the run."""
+    root, folder = location(plan.run.root).resolve(), location(target.path.absolute().parent).resolve()
+    if target.is_folder or folder.is_relative_to(root):
+        raise OutputError(
+            f"is of torch's old format, as {plan.newest.name} is, which has no place for our mark: a later search "
+            "would take it for a checkpoint of the run",
+            subject=target.path,
+            hint=WRITE_ELSEWHERE,
+        )
+
+
+def refusal(newest: Checkpoint, fact: str) -> OutputError:
+    """Return the error for a checkpoint that cannot be written over again."""
+    return OutputError(
+        f"cannot be written over again: {fact}",
+        subject=newest.path,
+        hint=f"leave out {option('like_input', True)}, which writes the weights alone",
+    )
