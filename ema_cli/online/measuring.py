@@ -9,24 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ema_cli.dataclass import dataclass
+from ema_cli.runs.stored_file import Sizes
 
 if TYPE_CHECKING:
     from ema_cli.online.averages import Averages
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The norm of an average over all averaged tensors, and of its difference from the model: its spread."""
-
-    norm: float
-    spread: float
-
-    def to_dict(self) -> dict[str, str]:
-        """Return both as a stored average has them; nothing where a number is not finite."""
-        if not (math.isfinite(self.norm) and math.isfinite(self.spread)):
-            return {}
-        return {"norm": f"{self.norm:.6g}", "spread": f"{self.spread:.6g}"}
 
 
 def measure(averages: Averages) -> list[Sizes]:

@@ -25,6 +25,20 @@ _MAX_UPDATES = 10**15
 
 
 @dataclass(frozen=True, slots=True)
+class Sizes:
+    """The norm of an average over all averaged tensors, and of its difference from the model: its spread."""
+
+    norm: float
+    spread: float
+
+    def to_dict(self) -> dict[str, str]:
+        """Return both as a stored average has them; nothing where a number is not finite."""
+        if not (math.isfinite(self.norm) and math.isfinite(self.spread)):
+            return {}
+        return {"norm": f"{self.norm:.6g}", "spread": f"{self.spread:.6g}"}
+
+
+@dataclass(frozen=True, slots=True)
 class StoredAverage:
     """One stored average.
 

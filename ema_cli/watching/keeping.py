@@ -28,7 +28,7 @@ from ema_cli.law.law import LiveLaw
 from ema_cli.law.live import Schedule, live_law_to_dict
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan
-from ema_cli.runs.stored_file import FIRST
+from ema_cli.runs.stored_file import FIRST, Sizes
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import output_errors, write_file
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -140,19 +140,23 @@ def _write_averages(
     first: Path | None,
 ) -> None:
     """Write all averages into a folder, and the first copy into `first`, in one reading of the checkpoint."""
+    from ema_cli.watching.sizes import measure  # which loads numpy
+
     specs, newest, names = made.specs, made.checkpoint, made.with_rest
+    older = [] if before is None else [before.summed(name, names) for name in made.names]
+    shares = [1.0 if before is None else plan.entries[-1].weight for plan in made.plans]
+    sizes_after = measure(newest, older, shares, made.copied)
     outputs = [
-        _lay_out(inside, name, specs, _record(made, plan)) for name, plan in zip(made.names, made.plans, strict=True)
+        _lay_out(inside, name, specs, _record(made, plan, after))
+        for name, plan, after in zip(made.names, made.plans, sizes_after, strict=True)
     ]
     rests: list[Output] = []
     if before is None:
-        older, names = [], frozenset[str]()
+        names = frozenset[str]()
         outputs += [] if first is None else [_lay_out(first, FIRST, specs, _first_record(made))]
         weights = [[1.0] for _ in outputs]
     else:
-        older = [before.summed(name, names) for name in made.names]
         rests = [_lay_out_rest(inside / REST, name, rest_specs(specs, names)) for name in made.names]
-        shares = [plan.entries[-1].weight for plan in made.plans]
         weights = [
             [*((1 - share) * (number == own) for own in range(len(older))), share]
             for number, share in enumerate(shares)
@@ -192,7 +196,7 @@ def _lay_out(folder: Path, name: str, specs: Mapping[str, TensorSpec], record: M
     )
 
 
-def _record(made: Update, plan: Plan) -> dict[str, Any]:
+def _record(made: Update, plan: Plan, after: Sizes) -> dict[str, Any]:
     """Return what the header of an average says; of uniform weights, which no live average has, only that it is one."""
     law, recipe = plan.recipe.law, plan.recipe
     if not isinstance(law, LiveLaw):
@@ -208,6 +212,7 @@ def _record(made: Update, plan: Plan) -> dict[str, Any]:
             "updates": len(made.journal.folded) - 1,
             "clocks": clocks_text(made.checkpoint.progress.clocks),
             "branches": [{"id": made.journal.branch}],
+            **after.to_dict(),
             "types": _types(made),
         }
     }
