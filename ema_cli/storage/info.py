@@ -31,11 +31,22 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What lies at a location: its kind, its size in bytes (0 unless it is a file), and its identity if it exists."""
+    """What lies at a location.
+
+    Attributes:
+        kind: what it is.
+        size: its bytes; 0 unless it is a file.
+        identity: where it exists.
+        written: when its bytes were written, in seconds since 1970, as anybody may have set it; 0 where nobody says.
+        changed: of a local file, when anything of it was changed, in nanoseconds: bytes, names, rights, the other time.
+            Nobody can set it, so that a change of the bytes is never missed; 0 elsewhere, where identity tells that.
+    """
 
     kind: Kind
     size: int = 0
     identity: Identity | None = None
+    written: float = 0.0
+    changed: int = 0
 
     @property
     def exists(self) -> bool:

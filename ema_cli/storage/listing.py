@@ -35,6 +35,7 @@ class StoredObject:
     is_etag: bool = True
     first_bytes: bytes = b""
     pinned: str = ""  # where it is read on the Hub
+    written: float = 0.0  # seconds since 1970, as the store has it
 
     @property
     def is_identified(self) -> bool:
@@ -44,7 +45,8 @@ class StoredObject:
     @classmethod
     def of(cls, meta: Mapping[str, Any], first_bytes: bytes = b"") -> StoredObject:
         """Return the object of obstore's description."""
-        return cls(int(meta["size"]), tag_of(meta), meta["e_tag"] is not None, first_bytes)
+        written = meta["last_modified"].timestamp()
+        return cls(int(meta["size"]), tag_of(meta), meta["e_tag"] is not None, first_bytes, written=written)
 
 
 def shards_of(text: bytes, index: StorePath) -> list[str]:

@@ -44,7 +44,9 @@ class LocalPath:
         except ValueError:  # a zero byte in the name
             return Info(Kind.IMPOSSIBLE)
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), Kind.OTHER)
-        return Info(kind, status.st_size if kind is Kind.FILE else 0, identity_of(status))
+        if kind is not Kind.FILE:
+            return Info(kind, identity=identity_of(status))
+        return Info(kind, status.st_size, identity_of(status), status.st_mtime, status.st_ctime_ns)
 
     def names(self) -> list[str]:
         """Return the names in the folder here, in no order."""

@@ -43,7 +43,7 @@ class ObjectPlace:
             return Info(Kind.MISSING)
         if stored is FOLDER:
             return Info(Kind.FOLDER, 0, Identity((str(self.path),)))
-        return Info(Kind.FILE, stored.size, _identity(self.path, stored))
+        return Info(Kind.FILE, stored.size, _identity(self.path, stored), stored.written)
 
     def names(self) -> list[str]:
         """Return the names in the folder here, in no order."""

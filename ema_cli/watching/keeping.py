@@ -8,7 +8,7 @@ float32 rounds off is kept beside it: see `rest`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,6 @@ from ema_cli.planning.plan import Plan
 from ema_cli.runs.stored_file import FIRST, Sizes
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import output_errors, write_file
-from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.watching.journal import JOURNAL, Journal
 from ema_cli.watching.moments import REST, SIDE_FILES, Moment
 from ema_cli.watching.past import clocks_text
@@ -95,7 +94,7 @@ class Update:
 
 
 def update(
-    folder: Path, before: Moment | None, made: Update, sizes: BufferSizes, progress: ProgressCallback = no_progress
+    folder: Path, before: Moment | None, made: Update, sizes: BufferSizes, check: Callable[[Checkpoint], object]
 ) -> Moment:
     """Fold a checkpoint, and return the moment that is there then. After an error the moment before is as it was.
 
@@ -104,7 +103,7 @@ def update(
         before: the newest moment; None where the checkpoint is the first copy.
         made: the checkpoint, and what comes of it.
         sizes: the memory.
-        progress: is called with the bytes read so far, and in all.
+        check: raises a CheckpointError if the checkpoint is not as it was; called when all of it was read.
 
     Raises:
         NonFiniteError: for a NaN or infinity.
@@ -119,11 +118,10 @@ def update(
         first = stack.enter_context(location(folder / _FIRST_FILE).staging()) if before is None else None
         staging = stack.enter_context(location(path).staging())
         inside = staging.make_folder(Path(path.name))
-        _write_averages(inside, before, made, sizes, progress, first=first.folder if first else None)
+        _write_averages(inside, before, made, sizes, first=first.folder if first else None)
         _write_side_files(inside / SIDE_FILES, made.checkpoint)
         write_file(inside / JOURNAL, [made.journal.to_bytes()])
-        for file in made.checkpoint.files:
-            file.check_unchanged()
+        check(made.checkpoint)
         if first is not None:
             first.publish_file(_FIRST_FILE, force=True)
         staging.publish_folder(path.name, force=False)
@@ -135,7 +133,6 @@ def _write_averages(
     before: Moment | None,
     made: Update,
     sizes: BufferSizes,
-    progress: ProgressCallback,
     *,
     first: Path | None,
 ) -> None:
@@ -175,7 +172,6 @@ def _write_averages(
             {name: (wide_spec(specs[name]) if name in names else specs[name]).dtype for name in outputs[0].dtypes},
             copied=made.copied,
             sizes=sizes,
-            progress=progress,
         )
         streams = [stream for file in files for stream in file.streams]
         layouts = [output.files[0] for output in (*outputs, *rests)]

@@ -20,16 +20,15 @@ from ema_cli.formats.trainers.names import name_clocks
 from ema_cli.law.time import Unit
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import Run, read_run
-from ema_cli.storage.info import Identity
+from ema_cli.storage.info import Info
 from ema_cli.storage.location import location, look_anew, walk
 
 _LAST_FILES = (TRAINER_STATE, ".metadata")  # what transformers and torch.distributed.checkpoint write last
 _MOST_STATE_BYTES = 128 << 20
-_FOLDER_PARTS = 2  # of the identity of a folder, which stays the same whatever is put into it
 _WAIT = f"without {option('once', True)} it is waited for"
 _MOST_DIGITS = 18  # of a number in a name
 
-Table = Mapping[Path, Identity]
+Table = Mapping[Path, Info]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,57 +78,67 @@ class Lookout:
     table: Table = field(default_factory=dict)
     _since: dict[Path, float] = field(default_factory=dict)
     _at: dict[Path, list[Path]] = field(default_factory=dict)  # the files at and below each path
-    _begun: bool = False
+    _looked: float = 0.0  # when; by a clock that is never at 0
 
     def look(self) -> bool:
         """Look at names, sizes and times alone; return whether anything is other than it was."""
         look_anew([self.path])
         now, table = time.monotonic(), self._stats()
-        self._since = {
-            path: self._since[path] if self.table.get(path) == identity else now for path, identity in table.items()
-        }
-        changed, self.table = not self._begun or table != self.table, table
-        self._begun = True
+        self._since = {path: self._since[path] if self.table.get(path) == info else now for path, info in table.items()}
+        changed, self.table = not self._looked or table != self.table, table
+        self._looked = now
         if changed:
             self._at = {}
-            for file, identity in table.items():
-                for place in (file, *file.parents) if len(identity.parts) > _FOLDER_PARTS else ():
+            for file, info in table.items():
+                for place in (file, *file.parents) if info.is_file else ():
                     self._at.setdefault(place, []).append(file)
         return changed
 
     def quiet_for(self, path: Path) -> float:
-        """Return for how many seconds all that lies at a path has been as it is."""
+        """Return for how many seconds all that lies at a path had been as it is when it was looked at last."""
         since = [self._since[file] for file in self.files_at(path)]
-        return time.monotonic() - max(since) if since else 0.0
+        return self._looked - max(since) if since else 0.0
 
     def files_at(self, path: Path) -> list[Path]:
         """Return the files at and below a path."""
         return self._at.get(path, [])
 
     def look_of(self, path: Path) -> str:
-        """Return what tells the files at a path from what they were, or will be, without reading them."""
+        """Return what tells the files at a path from what they were, or will be, without reading them.
+
+        Other rights make another look, too: who sees one compares the contents.
+        """
         digest = hashlib.sha256()
         for file in sorted(self.files_at(path)):
-            _, _, *size_and_time = self.table[file].parts
+            info = self.table[file]
+            _, _, *written = info.identity.parts if info.identity is not None else (0, 0)
             name = file.relative_to(path).as_posix() if file != path else ""
-            digest.update(f"{name}\0{size_and_time}\n".encode(errors="surrogateescape"))
+            digest.update(f"{name}\0{info.size} {written} {info.changed}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
     def age_of(self, path: Path) -> float:
         """Return how many seconds ago the files at a path were written last, by their own times; 0 without any."""
-        times = [int(self.table[file].parts[-1]) / 1e9 for file in self.files_at(path)]
+        times = [self.table[file].written for file in self.files_at(path)]
         return time.time() - max(times) if times else 0.0
 
     def is_as_looked_at(self, checkpoint: Checkpoint) -> bool:
         """Return whether the files of a checkpoint were as they are already when they were looked at."""
-        return all(self.table.get(file.path, file.identity) == file.identity for file in checkpoint.files)
+        looks = ((self.table.get(file.path), file.identity) for file in checkpoint.files)
+        return all(info is None or info.identity == identity for info, identity in looks)
 
     def is_there(self, checkpoint: Checkpoint) -> bool:
-        """Return whether a checkpoint still lies where it was found, as it was."""
+        """Return whether a checkpoint still lies where it was found, as it was when it was looked at."""
         try:
-            return all(location(file.path).info().identity == file.identity for file in checkpoint.files)
+            look_anew([self.path])
+            now = ((location(file.path).info(), file) for file in checkpoint.files)
+            return all(info.identity == file.identity and self.table.get(file.path, info) == info for info, file in now)
         except CheckpointError:
             return False
+
+    def check_there(self, checkpoint: Checkpoint) -> None:
+        """Raise a CheckpointError if a checkpoint is not there any more, or not as it was when it was looked at."""
+        if not self.is_there(checkpoint):
+            raise CheckpointError("is gone, or changed while it was read", subject=checkpoint.path)
 
     def examine(self) -> Seen:
         """Read the headers of what is there.
@@ -149,13 +158,13 @@ class Lookout:
         pending = [Pending(name, run.root / name, None) for name in dict.fromkeys(names)]
         return Seen(run, tuple(pending))
 
-    def _stats(self) -> dict[Path, Identity]:
-        """Return the identity of each file (which one, how large, when it was written), and which folder is there."""
+    def _stats(self) -> dict[Path, Info]:
+        """Return what the storage says of each file (which one, how large, when it was changed), and of each folder."""
         place = location(self.path)
         info = place.info()
-        if info.is_file and info.identity is not None:
-            return {self.path: info.identity}
-        found: dict[Path, Identity] = {}
+        if info.is_file:
+            return {self.path: info}
+        found: dict[Path, Info] = {}
         for entry in walk(self.path, skip_unreadable=True) if info.is_folder else ():
             path = entry.path
             if any(own == path or own in path.parents for own in self.ours):
@@ -164,8 +173,8 @@ class Lookout:
                 looked = location(path).info()
             except CheckpointError:
                 continue
-            if looked.identity is not None:
-                found[path] = looked.identity
+            if looked.exists:
+                found[path] = looked
         return found
 
 

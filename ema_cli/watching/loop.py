@@ -323,7 +323,9 @@ class Loop:
         )
         if self.sizes is None:
             self.sizes = sizes_for(self.asked, made)
-        self.moment = update(self.asked.folder, self.moment, replace(made, journal=journal), self.sizes)
+        self.moment = update(
+            self.asked.folder, self.moment, replace(made, journal=journal), self.sizes, self.lookout.check_there
+        )
         self.skipped = []
         self.waiting_list.written_down()
         drop_older(self.asked.folder, self.moment.folder)
