@@ -14,6 +14,7 @@ from ema_cli.storage.local_file import close_idle_files
 from ema_cli.storage.location import check_exists
 from ema_cli.storage.names import as_path
 from ema_cli.watching.asked import EVERY, PATIENCE, SETTLE, Asked, Waiting
+from ema_cli.watching.intake import Intake
 from ema_cli.watching.looking import Lookout
 from ema_cli.watching.loop import Loop
 from ema_cli.watching.moments import alone
@@ -108,7 +109,8 @@ def perform(asked: Asked, listener: Listener | None = None) -> Watched:
     with alone(asked.folder):
         listener = listener or Listener()
         lookout = Lookout(asked.path, asked.opened, (asked.folder, asked.target.path))
-        loop = Loop(asked, listener, lookout, WaitingList(asked.waiting, listener, lookout))
+        intake = Intake(asked, listener, lookout, WaitingList(asked.waiting, listener, lookout))
+        loop = Loop(asked, listener, lookout, intake)
         try:
             loop.begin()
             loop.run()
