@@ -87,25 +87,31 @@ class Job:
     def is_sent(self) -> bool:
         """Return whether the files of tensors go to a store while they are made: in the order of the fold only."""
         order = list(self.outputs[0].dtypes)
-        in_order = all(
-            output.likeness is None and not output.pairs and list(output.dtypes) == order for output in self.outputs
-        )
+        in_order = all(output.files_at_once and list(output.dtypes) == order for output in self.outputs)
         return isinstance(self.target.path, StorePath) and in_order
 
     @cached_property
     def bytes_on_disk(self) -> int:
         """Return how much of the outputs is made on a disk: of what is sent, the small files alone."""
-        sent = sum(file.size for output in self.outputs for file in output.files) if self.is_sent else 0
+        sent = sum(sum(output.sizes_sent) for output in self.outputs) if self.is_sent else 0
         return self.bytes_to_write - sent
 
     def bytes_sending(self, averages: int) -> int:
         """Return the memory for what is on its way to a store, or waits there for the rest, of so many averages."""
         if not self.is_sent:
             return 0
+        from ema_cli.storage.around import AHEAD_BYTES
         from ema_cli.storage.store_stream import memory_of_streams  # which only those need who write to a store
 
-        files = ([file.size for file in output.files] for output in self.outputs)
-        return averages * max(memory_of_streams(sizes, averages) for sizes in files)
+        at_once = self.files_at_once
+        needed = (memory_of_streams(output.sizes_sent, averages, at_once) for output in self.outputs)
+        copied = any(output.likeness is not None or output.large_copies for output in self.outputs)
+        return averages * (max(needed) + at_once * AHEAD_BYTES * copied)
+
+    @cached_property
+    def files_at_once(self) -> int:
+        """Return how many files of one average are written at the same time."""
+        return max(output.files_at_once for output in self.outputs)
 
     @cached_property
     def bytes_to_factor(self) -> int:

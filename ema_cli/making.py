@@ -87,12 +87,12 @@ def make_pass(
     """Make the averages of one pass, each whole in its folder of `target`: tensors, small files, manifest."""
     job = part.job
     folders = [make_folder(staging, target, output.target) for output in job.outputs]
-    sender = staging.sender(len(job.plans)) if job.is_sent else None
+    sender = staging.sender(len(job.plans) * job.files_at_once) if job.is_sent else None
     if record is not None:
         record.begin(job.checkpoints)
     folded, written = fold(part, folders, sender, record, progress)
     for output, plan, folder, files in zip(job.outputs, job.plans, folders, written, strict=True):
-        files.update(write_small_files(output, folder))
+        files.update(write_small_files(output, folder, sender, summed=record is not None))
         staging.read_back(folder, partial(_read_back, output, plan))
     if record is not None:
         made.manifests += _write_manifests(job, record, folders, folded, written, recording)

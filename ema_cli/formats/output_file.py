@@ -6,12 +6,13 @@ order and from several threads, and last call `finish`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dataclass import dataclass
+from ema_cli.storage.around import Around
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +86,5 @@ class OutputFile(Protocol):
 
 
 @runtime_checkable
-class FramedFile(OutputFile, Protocol):
+class FramedFile(OutputFile, Around, Protocol):
     """A file in which something stands around the tensors that follows from them, and can be made in order."""
-
-    def frame(self, checksum_of: Callable[[int, int], int]) -> Iterable[tuple[int, bytes]]:
-        """Yield all bytes behind the header that are no tensor's, each part with its offset.
-
-        Args:
-            checksum_of: returns the CRC-32 of a tensor, which has so many bytes from a byte of the file on.
-        """
-        ...

@@ -41,7 +41,7 @@ def _differ(
     snapshot: Snapshot, file: CopiedFile, piece: StoredPiece, name: str, published: Published, dtype: DType
 ) -> Iterator[bool]:
     """Yield of each stretch of a copy whether it is not the published average, rounded."""
-    shift = file.frame.shift(piece.base)
+    shift = file.around.shift(piece.base)
     for first in range(0, piece.spec.count, _ELEMENTS):
         count = min(_ELEMENTS, piece.spec.count - first)
         average = memoryview(bytearray(dtype.nbytes(count)))

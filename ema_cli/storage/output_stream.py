@@ -152,7 +152,7 @@ def new_file(path: Path, *, summed: bool = True) -> Iterator[OutputStream]:
         stream.close()
 
 
-def write_file(path: Path, blocks: Iterable[bytes]) -> WrittenFile:
+def write_file(path: Path, blocks: Iterable[bytes | memoryview]) -> WrittenFile:
     """Write a file block by block.
 
     Raises:

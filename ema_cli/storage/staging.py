@@ -23,7 +23,8 @@ from ema_cli.storage.output_stream import output_errors
 from ema_cli.system.signals import deferred_signals, note_publication
 
 if TYPE_CHECKING:
-    from ema_cli.storage.store_stream import Frame, StoreStream
+    from ema_cli.storage.around import Around
+    from ema_cli.storage.store_stream import StoreStream
 
 _PREFIX = ".ema-cli-"
 SHARED_PREFIX = f"{_PREFIX}parts-"
@@ -34,7 +35,7 @@ _SHARED_DAYS = 7  # parts of an average may wait in a queue, and those that are 
 class Sender(Protocol):
     """Makes what sends a file to a store while it is made."""
 
-    def __call__(self, path: Path, size: int, header: bytes, frame: Frame | None, *, summed: bool) -> StoreStream:
+    def __call__(self, path: Path, size: int, header: bytes, around: Around | None, *, summed: bool) -> StoreStream:
         """Return the stream of a file, `path` being the one that it would have in the private folder.
 
         The other arguments are those of `StoreStream`.
@@ -100,11 +101,11 @@ class Staging:
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def sender(self, averages: int) -> Sender | None:
+    def sender(self, objects: int) -> Sender | None:
         """Return what sends files to where they belong while they are made; None where a rename brings them there.
 
         Args:
-            averages: of how many averages the files are sent at once.
+            objects: how many files are sent at once.
         """
         return None
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from types import TracebackType
 
 from ema_cli.errors import CheckpointError, OutputError
+from ema_cli.storage.around import Around
 from ema_cli.storage.claim import Claim, Died
 from ema_cli.storage.listing import forget_listings, listing_of
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging import Sender, Staging
-from ema_cli.storage.store_stream import Frame, StoreStream
+from ema_cli.storage.store_stream import StoreStream
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, remove, store_errors
 from ema_cli.storage.unfinished import abort_unfinished
 from ema_cli.storage.uploads import part_bytes, parts_at_once
@@ -102,18 +103,16 @@ class StoreStaging(Staging):
         if what:
             self.notes.append(f"{self._address}: a run that died there left {' and '.join(what)}: removed")
 
-    def sender(self, averages: int) -> Sender:
+    def sender(self, objects: int) -> Sender:
         """Return what sends files to where they belong while they are made."""
-        return partial(self._send, averages)
+        return partial(self._send, objects)
 
     def _send(
-        self, averages: int, path: Path, size: int, header: bytes, frame: Frame | None, *, summed: bool
+        self, objects: int, path: Path, size: int, header: bytes, around: Around | None, *, summed: bool
     ) -> StoreStream:
         address = self._address_of(path)
         spill = self.folder / f"spill-{len(self._streams)}"
-        self._streams[address] = StoreStream(
-            address, size, header, frame, spill=spill, summed=summed, averages=averages
-        )
+        self._streams[address] = StoreStream(address, size, header, around, spill=spill, summed=summed, objects=objects)
         return self._streams[address]
 
     def read_back(self, folder: Path, check: Callable[[Path], object]) -> None:

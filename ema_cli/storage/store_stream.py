@@ -11,11 +11,12 @@ import os
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 from ema_cli.errors import OutputError
+from ema_cli.storage.around import Around, Content, pieces, size_of
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.storage.uploads import Upload, held_bytes, sending_bytes
@@ -26,22 +27,23 @@ _LAST_BYTES = 1 << 10  # that are kept, to be compared with what the store has
 _LEAST_SHARD_BYTES = 6 << 20  # smaller ones are held until the end
 _SPILLED_BYTES = 1 << 20  # that are read back at once
 
-Frame = Callable[[Callable[[int, int], int]], Iterable[tuple[int, bytes]]]
-"""Yields what stands around tensors, each part with its offset, given what returns the CRC-32 of a tensor's bytes."""
+
+def early_bytes(objects: int) -> int:
+    """Return how much that comes early is kept of each of so many objects that are sent at once."""
+    return max(EARLY_BYTES // objects, min(EARLY_BYTES, _LEAST_EARLY_BYTES))
 
 
-def early_bytes(averages: int) -> int:
-    """Return how much that comes early is kept of each of so many averages."""
-    return max(EARLY_BYTES // averages, min(EARLY_BYTES, _LEAST_EARLY_BYTES))
+def memory_of_streams(sizes: Sequence[int], averages: int = 1, at_once: int = 1) -> int:
+    """Return the memory that objects of some sizes take that are sent in turn, and completed at the end.
 
-
-def memory_of_streams(sizes: Sequence[int], averages: int = 1) -> int:
-    """Return the memory that objects of some sizes take that are sent one after another, and completed at the end.
-
-    They are one of so many averages that are sent at once.
+    Args:
+        sizes: those of the objects of one average.
+        averages: how many are sent at once.
+        at_once: how many objects of each.
     """
-    sending = max((sending_bytes(size, averages) for size in sizes), default=0)
-    return early_bytes(averages) + sending + sum(map(held_bytes, sizes))
+    objects = averages * at_once
+    sending = max((sending_bytes(size, objects) for size in sizes), default=0)
+    return at_once * (early_bytes(objects) + sending) + sum(map(held_bytes, sizes))
 
 
 def shard_that_fits(whole: int, nbytes: int) -> int | None:
@@ -64,10 +66,10 @@ class StoreStream:
         path: where it will be.
         size: how many bytes it will have.
         header: those before the tensors.
-        frame: those around them; None where there are none.
+        around: those around them; None where there are none.
         spill: the path of a temporary file, which is made where it is needed.
         summed: whether to keep its sha256.
-        averages: how many are sent at once; this is a file of one of them.
+        objects: how many are sent at once.
 
     Attributes:
         upload: how it gets there: to be ended once all was written.
@@ -79,24 +81,25 @@ class StoreStream:
         path: StorePath,
         size: int,
         header: bytes,
-        frame: Frame | None,
+        around: Around | None,
         *,
         spill: Path,
         summed: bool = True,
-        averages: int = 1,
+        objects: int = 1,
     ) -> None:
         self.path = path
         self.size = size
         self.last = b""
-        self.upload = Upload(path, size, averages)
-        self._most_early = early_bytes(averages)
-        parts, places = frame(self._checksum_of) if frame else (), frame(lambda _begin, _size: 0) if frame else ()
-        self._parts = chain([(0, header)] if header else [], parts)
-        self._places = deque([0] if header else [])
-        self._places.extend(offset for offset, data in places if data)
-        self._checksums: deque[int] = deque()  # of the tensors that were sent, until somebody asks for them
-        self._checksum: int | None = None  # of the tensor that is sent
-        self._is_framed = len(self._places) > 1
+        self.upload = Upload(path, size, objects)
+        self._most_early = early_bytes(objects)
+        head: list[tuple[int, Content]] = [(0, header)] if header else []
+        parts, places = (around.frame(self._checksum_of), around.frame(_no_checksum)) if around else ((), ())
+        self._parts = (part for _, part in chain(head, parts) if size_of(part))
+        self._places = deque(offset for offset, part in chain(head, places) if size_of(part))
+        self._ranges = iter([(at, at + count) for at, count in (around.summed() if around else ()) if count])
+        self._range = next(self._ranges, None)  # the one that is sent, or the next
+        self._checksum = 0  # of what was sent of it
+        self._checksums: deque[int] = deque()  # of those that were sent, until somebody asks for them
         self._spill = spill
         self._spilled = -1  # the descriptor of the temporary file
         self._sum = hashlib.sha256() if summed else None
@@ -188,15 +191,10 @@ class StoreStream:
             return self._read_spilled(self._end, early)
         return None if early is None else iter([early])
 
-    def _next_part(self) -> Iterator[bytes]:
+    def _next_part(self) -> Iterator[bytes | memoryview]:
         """Yield the next bytes that are no tensor's."""
         self._places.popleft()
-        if self._checksum is not None:
-            self._checksums.append(self._checksum)
-        self._checksum = None
-        data = next(data for _, data in self._parts if data)
-        yield data
-        self._checksum = None
+        yield from pieces(next(self._parts))
 
     def _checksum_of(self, _begin: int, size: int) -> int:
         return self._checksums.popleft() if size else 0
@@ -204,14 +202,22 @@ class StoreStream:
     def _send(self, data: bytes | memoryview) -> None:
         if self._sum is not None:
             self._sum.update(data)
-        if self._is_framed:
-            self._checksum = zlib.crc32(data, self._checksum or 0)
         piece = bytes(data)
+        self._add_to_checksums(memoryview(piece))
         self.last = (self.last + piece[-_LAST_BYTES:])[-_LAST_BYTES:]
         self.upload.send(piece)
         with self._turn:
             self._end += len(data)
             self._turn.notify_all()
+
+    def _add_to_checksums(self, data: memoryview) -> None:
+        while self._range is not None and self._range[0] < self._end + len(data):
+            begin, end = self._range
+            self._checksum = zlib.crc32(data[max(begin - self._end, 0) : end - self._end], self._checksum)
+            if end > self._end + len(data):
+                return
+            self._checksums.append(self._checksum)
+            self._checksum, self._range = 0, next(self._ranges, None)
 
     def _keep(self, offset: int, data: bytes | memoryview) -> None:
         if offset < self._end + self._most_early:
@@ -235,3 +241,7 @@ class StoreStream:
                 raise OutputError(f"ends at byte {offset}", subject=self._spill)
             offset += len(data)
             yield data
+
+
+def _no_checksum(_begin: int, _size: int) -> int:
+    return 0

@@ -17,19 +17,21 @@ from ema_cli.errors import EmaError, OutputError, Unreadable, VerificationError
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.output_file import FramedFile, OutputFile
+from ema_cli.formats.output_file import OutputFile
 from ema_cli.formats.safetensors.header import open_file
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.writer import TorchOutput
 from ema_cli.manifest.sums import FILE_SUFFIX, FOLDER_NAME, files_beside
+from ema_cli.storage.around import Copy, pieces
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file
 from ema_cli.storage.ranges import join_ranges
+from ema_cli.storage.source import FileRegion
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.memory import give_back
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.open_files import OpenFiles
-from ema_cli.writing.outputs import Output
+from ema_cli.writing.outputs import Output, is_large
 from ema_cli.writing.target import Target
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from ema_cli.writing.piece_sink import PieceSink
 
 _INPUT_DESCRIPTORS = 256
-_COPY_BYTES = 1 << 20  # read and written at once
 
 
 def allow_descriptors(outputs: int) -> None:
@@ -108,12 +109,12 @@ class FileSink(OpenFiles):
         Raises:
             OutputError: where a file cannot be written.
         """
-        super().__init__(folder, summed=summed)
+        super().__init__(folder, summed=summed, sender=sender)
         self._files: list[_TensorFile] = []  # no table of all names: of many averages each has a sink
         self._last = 0  # the number of the file that had the last tensor
         try:
             for file in output.files:
-                self._take(output, file, self._begin(file, sender))
+                self._take(output, file, self.begin(file))
         except BaseException:
             self.close()
             raise
@@ -132,17 +133,6 @@ class FileSink(OpenFiles):
         if output.originals or "/" in file.name:
             begins = {output.original(file, name): begin for name, begin in begins.items()}
         self._files.append(_TensorFile(stream, file.header_size, begins))
-
-    def _begin(self, file: OutputFile, sender: Sender | None) -> OutputStream | StoreStream:
-        """Begin a file with its header."""
-        if sender is not None:
-            frame = file.frame if isinstance(file, FramedFile) else None
-            sent = sender(self.folder / file.name, file.size, file.header, frame, summed=self.summed)
-            self.streams.append(sent)
-            return sent
-        stream = self.make(file.name)
-        stream.write(0, file.header)
-        return stream
 
     def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
         """Write ranges of tensors, whose bytes lie one after another in `data`."""
@@ -171,7 +161,7 @@ def make_sink(output: Output, folder: Path, *, summed: bool, sender: Sender | No
         return FileSink(output, folder, summed=summed, sender=sender)
     from ema_cli.writing.piece_sink import PieceSink  # which most averages do not need
 
-    return PieceSink(output.likeness.files, output.likeness.pieces, folder, summed=summed)
+    return PieceSink(output.likeness.files, output.likeness.pieces, folder, summed=summed, sender=sender)
 
 
 def finish_files(files: Sequence[tuple[OutputFile, OutputStream | StoreStream]], threads: int) -> list[str]:
@@ -189,6 +179,8 @@ def finish_files(files: Sequence[tuple[OutputFile, OutputStream | StoreStream]],
         stream.sync()
         return stream.sha256()
 
+    if any(not isinstance(stream, OutputStream) for _, stream in files):
+        threads = 1  # what is left is sent: of one after another, as memory was planned for
     with thread_errors(), ThreadPoolExecutor(threads, "finish") as pool:
         try:
             return list(pool.map(finish, *zip(*files, strict=True)))
@@ -198,16 +190,34 @@ def finish_files(files: Sequence[tuple[OutputFile, OutputStream | StoreStream]],
             raise
 
 
-def write_small_files(output: Output, folder: Path) -> dict[str, WrittenFile]:
-    """Write the files without tensors: configuration, index, model card, side files; return them by name."""
+def write_small_files(
+    output: Output, folder: Path, sender: Sender | None = None, *, summed: bool = True
+) -> dict[str, WrittenFile]:
+    """Write the files without tensors: configuration, index, model card, side files; return them by name.
+
+    Args:
+        output: the average.
+        folder: where they are made.
+        sender: makes what sends large ones to a store instead; None where all are made in the folder.
+        summed: whether the sums of those are wanted.
+
+    Raises:
+        OutputError: where one cannot be written.
+        CheckpointError: where one cannot be read.
+    """
     written: dict[str, WrittenFile] = {}
     for name, text in output.texts.items():
         location((folder / name).parent).make_folder()
         written[name] = write_file(folder / name, [text])
     for name, source in output.copies.items():
+        whole = FileRegion(source, 0, source.size)
+        if sender is not None and is_large(source):
+            stream = sender(folder / name, source.size, b"", Copy(whole), summed=summed)
+            stream.sync()
+            written[name] = WrittenFile(source.size, stream.sha256())
+            continue
         location((folder / name).parent).make_folder()
-        blocks = (source.read(at, min(_COPY_BYTES, source.size - at)) for at in range(0, source.size, _COPY_BYTES))
-        written[name] = write_file(folder / name, blocks)
+        written[name] = write_file(folder / name, pieces(whole))
     return written
 
 

@@ -15,6 +15,7 @@ from ema_cli.formats.copies.classes import classes_in
 from ema_cli.formats.copies.copied_file import CopiedFile
 from ema_cli.formats.copies.frames import can_be_marked
 from ema_cli.formats.copies.left_out import LeftOut
+from ema_cli.formats.copies.order import files_at_once
 from ema_cli.formats.copies.stored import NotWrittenBack, StoredPiece
 from ema_cli.formats.mark import RECORD
 from ema_cli.manifest.signature import SIGNATURE_NAME
@@ -48,12 +49,15 @@ class Likeness:
         pieces: where each averaged tensor goes, by its name; of tied ones the first alone.
         classes: the classes and functions that loading the output imports and calls.
         notes: what stays that of the newest checkpoint, and what loading means, in words.
+        at_once: how many of the files are written at the same time, in the order of the fold; 0 where the bytes of
+            one are not written in their own order.
     """
 
     files: Sequence[CopiedFile]
     pieces: Mapping[str, Sequence[StoredPiece]]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    at_once: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,8 @@ def lay_out_like(
     notes = notes_of(newest, beside, classes)
     if without_optimizer:
         notes = (f"left out: {some(left.places)}" if left.places else "of an optimizer nothing is left out", *notes)
-    return LikeFiles(texts, copies, Likeness(copied_files, pieces, classes, notes))
+    at_once = files_at_once(copied_files, pieces)
+    return LikeFiles(texts, copies, Likeness(copied_files, pieces, classes, notes, at_once))
 
 
 def _name(path: Path, newest: Checkpoint, target: Target) -> str:

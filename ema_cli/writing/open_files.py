@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ema_cli.formats.output_file import FramedFile, OutputFile
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
+from ema_cli.storage.staging import Sender
 
 if TYPE_CHECKING:
     from ema_cli.storage.store_stream import StoreStream
@@ -16,11 +18,33 @@ if TYPE_CHECKING:
 class OpenFiles:
     """New files in a folder, in the order in which they were made."""
 
-    def __init__(self, folder: Path, *, summed: bool) -> None:
-        """Take the folder, and whether the sha256 of each file is kept up to date while it is written."""
+    def __init__(self, folder: Path, *, summed: bool, sender: Sender | None = None) -> None:
+        """Take what all files have in common.
+
+        Args:
+            folder: where they are made.
+            summed: whether to keep the sha256 of each up to date while it is written.
+            sender: makes what sends them to a store instead; None where they are made in the folder.
+        """
         self.folder = folder
         self.summed = summed
+        self._sender = sender
         self.streams: list[OutputStream | StoreStream] = []
+
+    def begin(self, file: OutputFile) -> OutputStream | StoreStream:
+        """Begin a file with its header.
+
+        Raises:
+            OutputError: where it cannot be written.
+        """
+        if self._sender is not None:
+            around = file if isinstance(file, FramedFile) else None
+            sent = self._sender(self.folder / file.name, file.size, file.header, around, summed=self.summed)
+            self.streams.append(sent)
+            return sent
+        stream = self.make(file.name)
+        stream.write(0, file.header)
+        return stream
 
     def make(self, name: str) -> OutputStream:
         """Make the file `name`, and the folders around it.

@@ -20,10 +20,11 @@ from ema_cli.storage.source import FileRegion, InputFile
 
 @dataclass(slots=True)
 class Original:
-    """One file of the newest checkpoint: the tensors that begin in it, and the ranges that are replaced."""
+    """One file of the newest checkpoint: the tensors that begin in it and where, and the ranges that are replaced."""
 
     file: InputFile
     specs: dict[str, TensorSpec] = field(default_factory=dict)
+    begins: dict[str, int] = field(default_factory=dict)
     spans: list[tuple[int, int, str]] = field(default_factory=list)
     archives: dict[int, FileRegion] = field(default_factory=dict)
 
@@ -43,7 +44,8 @@ class Original:
     def copy(self, name: str, mark: bytes, cut: Cut | None) -> CopiedFile:
         """Return the file to be written, under that name and with that mark; `cut`: what stays of it, None for all."""
         replaced = self.replaced
-        table = Table(b"", {}, self.specs, sum(spec.nbytes for spec in self.specs.values()))
+        specs = {name: self.specs[name] for name in sorted(self.specs, key=lambda name: self.begins.get(name, 0))}
+        table = Table(b"", {}, specs, sum(spec.nbytes for spec in specs.values()))
         frame = frame_of(self.file, replaced, self.archives.values(), mark, cut)
         return CopiedFile(name, table, self.file, replaced, frame)
 
@@ -71,6 +73,7 @@ def find_originals(plan: Plan, copied: frozenset[str]) -> tuple[dict[Path, Origi
         if first is None:
             raise NotWrittenBack(f"'{name}' is in no file of it")
         first.specs[name] = spec
+        first.begins[name] = stored[0].base if stored else 0
         if not spec.dtype.averaged:
             continue
         if name in tied:  # its weights are its leader's; copies of them may lie apart

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 OPTIMIZER = "optimizer"  # what --drop leaves out
+_SMALL_BYTES = 1 << 20
 
 
 class OutputKeywords(TypedDict, total=False):
@@ -174,6 +175,23 @@ class Output:
         return sum(file.size for file in self.files) + sum(map(len, self.texts.values())) + copied
 
     @property
+    def large_copies(self) -> list[InputFile]:
+        """Return the side files that are sent to a store as files of tensors are, without a copy on the disk."""
+        return [file for file in self.copies.values() if is_large(file)]
+
+    @property
+    def sizes_sent(self) -> list[int]:
+        """Return the size of each file that is sent to a store, if the output goes to one."""
+        return [file.size for file in self.files] + [file.size for file in self.large_copies]
+
+    @property
+    def files_at_once(self) -> int:
+        """Return how many files are written at the same time, in order; 0 where one is not written in its order."""
+        if self.likeness is not None:
+            return self.likeness.at_once
+        return 0 if self.pairs else 1
+
+    @property
     def dtypes(self) -> dict[str, DType]:
         """Return the dtype of each tensor by its name in the checkpoint, in the order in which the files hold them."""
         specs = ((self.original(file, name), spec) for file in self.files for name, spec in file.table.specs.items())
@@ -187,6 +205,11 @@ class Output:
     def whole(self, file: OutputFile, name: str) -> str:
         """Return the name in the whole output of the tensor that `file` has under `name`."""
         return name if self.likeness is not None else whole_name(file.name, name)
+
+
+def is_large(file: InputFile) -> bool:
+    """Return whether a side file is too large to be made on the disk before it is sent."""
+    return file.size > _SMALL_BYTES
 
 
 def output_specs(checkpoint: Checkpoint, dtype: DType | None, copied: frozenset[str]) -> dict[str, TensorSpec]:

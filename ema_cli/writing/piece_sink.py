@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.copies.copied_file import CopiedFile, Frame
 from ema_cli.formats.copies.stored import StoredPiece
 from ema_cli.storage.output_stream import OutputStream
+from ema_cli.storage.staging import Sender
 from ema_cli.writing.open_files import OpenFiles
 
-_Write = tuple[OutputStream, int, memoryview]
+if TYPE_CHECKING:
+    from ema_cli.storage.store_stream import StoreStream
+
+_Stream: TypeAlias = "OutputStream | StoreStream"
+_Write: TypeAlias = "tuple[_Stream, int, memoryview]"
 
 
 class PieceSink(OpenFiles):
@@ -21,7 +27,13 @@ class PieceSink(OpenFiles):
     """
 
     def __init__(
-        self, files: Sequence[CopiedFile], pieces: Mapping[str, Sequence[StoredPiece]], folder: Path, *, summed: bool
+        self,
+        files: Sequence[CopiedFile],
+        pieces: Mapping[str, Sequence[StoredPiece]],
+        folder: Path,
+        *,
+        summed: bool,
+        sender: Sender | None = None,
     ) -> None:
         """Make the files in `folder`.
 
@@ -30,16 +42,18 @@ class PieceSink(OpenFiles):
             pieces: where each averaged tensor goes.
             folder: where the files are made.
             summed: whether to keep their sha256 up to date while they are written.
+            sender: makes what sends them to a store instead; None where they are made in the folder.
 
         Raises:
             OutputError: where a file cannot be made.
         """
-        super().__init__(folder, summed=summed)
+        super().__init__(folder, summed=summed, sender=sender)
         self._pieces = pieces
-        self._files: dict[Path, tuple[OutputStream, Frame]] = {}  # by the original: the copy, and where its bytes go
+        # By the original: the copy, and where its bytes go.
+        self._files: dict[Path, tuple[_Stream, Frame]] = {}
         try:
             for file in files:
-                self._files[file.source.path] = self.make(file.name), file.frame
+                self._files[file.source.path] = self.begin(file), file.around
         except BaseException:
             self.close()
             raise
@@ -47,9 +61,9 @@ class PieceSink(OpenFiles):
     def write(self, ranges: Sequence[TensorRange], data: memoryview) -> None:
         """Write ranges of tensors, whose bytes lie one after another in `data`."""
         for stream, offset, part in _joined(self._writes(ranges, data), data):
-            stream.write(offset, part)
+            stream.write(offset, part, ahead=ranges[0].tied)
 
-    def _writes(self, ranges: Sequence[TensorRange], data: memoryview) -> Iterator[tuple[OutputStream, int, int, int]]:
+    def _writes(self, ranges: Sequence[TensorRange], data: memoryview) -> Iterator[tuple[_Stream, int, int, int]]:
         """Yield what is to be written in one stretch: the file, the byte in it, the byte in `data`, the size.
 
         Elements that lie apart are written at once.
@@ -70,13 +84,13 @@ class PieceSink(OpenFiles):
             position += part.size
 
     @staticmethod
-    def _scatter(piece: StoredPiece, stream: OutputStream, shift: int, first: int, data: memoryview) -> None:
+    def _scatter(piece: StoredPiece, stream: _Stream, shift: int, first: int, data: memoryview) -> None:
         piece.write(lambda offset, part: stream.write(offset + shift, part, noted=False), first, data)
 
 
-def _joined(writes: Iterator[tuple[OutputStream, int, int, int]], data: memoryview) -> Iterator[_Write]:
+def _joined(writes: Iterator[tuple[_Stream, int, int, int]], data: memoryview) -> Iterator[_Write]:
     """Yield the writes, those joined that are neighbours in the file and in `data`."""
-    current: tuple[OutputStream, int, int, int] | None = None
+    current: tuple[_Stream, int, int, int] | None = None
     for stream, offset, at, size in writes:
         if current is not None and current[0] is stream and current[1] - offset == current[2] - at == -current[3]:
             current = (stream, current[1], current[2], current[3] + size)

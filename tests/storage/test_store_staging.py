@@ -285,22 +285,6 @@ def test_tensors_are_sent_and_not_made_on_the_disk(
     assert cli("verify", models / bare, "--against", run).code == 0
 
 
-@pytest.mark.slow
-def test_what_is_made_like_its_input_is_made_on_the_disk_first(
-    models: StorePath, large: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-):
-    """Its tensors lie in any order. Without room for that it is said before anything is read."""
-    run = large / "pt"
-    arguments = ("average", run, "--profile", "uniform", "--like-input", "-o", models / "r.pt")
-    assert cli(*arguments).code == 0
-    assert cli("verify", models / "r.pt", "--against", run).code == 0
-    monkeypatch.setattr("ema_cli.storage.store_staging.free_temporary_bytes", lambda: 100_000)
-    refused = cli(*arguments, "--force")
-    assert refused.code == 5
-    assert "bytes, but 100000 are free" in refused.err
-    assert "TMPDIR" in refused.err
-
-
 def test_too_little_memory_to_send_is_refused_with_a_size_of_shards_that_fits(
     models: StorePath, large: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):

@@ -77,28 +77,40 @@ def test_what_belongs_far_behind_waits_in_a_file(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.iterdir())
 
 
-def framed(tensors: list[bytes], checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
-    """Yield a header and a footer with its checksum around each tensor, two parts between neighbours."""
-    at = 4
-    for tensor in tensors:
-        yield at, b"<"
-        checksum = checksum_of(at + 1, len(tensor))
-        at += 1 + len(tensor)
-        yield at, b"" if not tensor else checksum.to_bytes(4, "little")
-        at += 4 if tensor else 0
+class Framed:
+    """A header and a footer with its checksum around each tensor, two parts between neighbours."""
+
+    def __init__(self, tensors: list[bytes]) -> None:
+        self.tensors = tensors
+
+    def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
+        """Yield them."""
+        for at, tensor in self.placed():
+            yield at - 1, b"<"
+            checksum = checksum_of(at, len(tensor))
+            yield at + len(tensor), b"" if not tensor else checksum.to_bytes(4, "little")
+
+    def summed(self) -> Iterator[tuple[int, int]]:
+        """Yield where the tensors are."""
+        return ((at, len(tensor)) for at, tensor in self.placed())
+
+    def placed(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the tensors, each with its place."""
+        at = 5
+        for tensor in self.tensors:
+            yield at, tensor
+            at += len(tensor) + (5 if tensor else 1)
 
 
 def test_what_follows_from_tensors_is_put_between_them(tmp_path: Path):
     """The checksums of files of torch.save, those of empty tensors too, whatever comes early."""
     tensors = [b"abc", b"", b"", b"defgh", b"i"]
     whole = b"HEAD" + b"".join(b"<" + t + (zlib.crc32(t).to_bytes(4, "little") if t else b"") for t in tensors)
-    stream = StoreStream(
-        address(), len(whole), b"HEAD", lambda checksum_of: framed(tensors, checksum_of), spill=tmp_path / "spill"
-    )
+    stream = StoreStream(address(), len(whole), b"HEAD", Framed(tensors), spill=tmp_path / "spill")
     for tensor, part in ((b"i", slice(0, 1)), (b"defgh", slice(2, 5)), (b"abc", slice(0, 3)), (b"defgh", slice(0, 2))):
         stream.write(whole.index(b"<" + tensor) + 1 + part.start, tensor[part])
     assert sent(stream) == whole
-    nothing = StoreStream(address(), 5, b"HEAD", lambda checksum_of: framed([b""], checksum_of), spill=tmp_path / "s")
+    nothing = StoreStream(address(), 5, b"HEAD", Framed([b""]), spill=tmp_path / "s")
     assert sent(nothing) == b"HEAD<"
 
 

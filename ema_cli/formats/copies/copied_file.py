@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from ema_cli.dataclass import dataclass
 from ema_cli.formats.output_file import Stream, Table
 from ema_cli.formats.torch_save.writer import write_frame
-from ema_cli.storage.source import InputFile
+from ema_cli.storage.around import Content, pieces
+from ema_cli.storage.source import FileRegion, InputFile
 
-_COPY_BYTES = 1 << 20  # read and written at once
 _CHECKSUM_BYTES = 4
 
 Span = tuple[int, int]
@@ -82,14 +82,14 @@ class CopiedFile:
         table: the tensors that begin in it.
         source: the original.
         replaced: the ranges of the original into whose places averages are put; in order, none over another.
-        frame: what stands around these.
+        around: what stands around these.
     """
 
     name: str
     table: Table
     source: InputFile
     replaced: Sequence[Span]
-    frame: Frame
+    around: Frame
 
     @property
     def header(self) -> bytes:
@@ -104,25 +104,65 @@ class CopiedFile:
     @property
     def size(self) -> int:
         """Return the size of the file in bytes."""
-        return self.frame.size
+        return self.around.size
+
+    @property
+    def is_in_order(self) -> bool:
+        """Return whether each checksum, and each text in which one stands, comes behind the bytes that it sums up."""
+        ends = {place: summed.begin + summed.size for summed in self.around.summed for place in summed.places}
+        places = self.around.places
+        for at, text in self.around.texts:
+            low, high = bisect_left(places, at), bisect_left(places, at + len(text))
+            if any(ends[place] > at for place in places[low:high]):
+                return False
+        return all(end <= place for place, end in ends.items())
 
     def finish(self, stream: Stream) -> None:
         """Write all that stands around the averages, which are in place."""
-        places = self.frame.places
-        for at, text in self.frame.texts:
+        places = self.around.places
+        for at, text in self.around.texts:
             if not _any_within(places, at, at + len(text)):
                 stream.write(at, text)
         for begin, end, shift in self._kept(places):
-            for at in range(begin, end, _COPY_BYTES):
-                stream.write(at + shift, self.source.read(at, min(_COPY_BYTES, end - at)))
-        write_frame(stream, self._checksums, ((summed.begin, summed.size) for summed in self.frame.summed))
+            at = begin + shift
+            for piece in pieces(FileRegion(self.source, begin, end - begin)):
+                stream.write(at, piece)
+                at += len(piece)
+        write_frame(stream, self._checksums, self.summed())
+
+    def summed(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of the copy whose checksums are computed anew: the first byte, and how many."""
+        return ((summed.begin, summed.size) for summed in self.around.summed)
+
+    def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, Content]]:
+        """Yield all that stands around the averages, in order, where that `is_in_order`; see `storage.around`."""
+        places = self.around.places
+        parts: list[tuple[int, Content]] = [
+            (begin + shift, FileRegion(self.source, begin, end - begin)) for begin, end, shift in self._kept(places)
+        ]
+        parts += self.around.texts
+        parts += [(at, bytes(_CHECKSUM_BYTES)) for at in places if not self._is_in_text(at)]
+        summed, values = iter(self.around.summed), dict[int, bytes]()
+        following = next(summed, None)
+        for at, part in sorted(parts, key=_first):
+            while following is not None and following.begin + following.size <= at:
+                value = checksum_of(following.begin, following.size).to_bytes(_CHECKSUM_BYTES, "little")
+                values.update(dict.fromkeys(following.places, value))
+                following = next(summed, None)
+            if isinstance(part, FileRegion):
+                yield at, part
+                continue
+            text = bytearray(part)
+            for place in places[bisect_left(places, at) : bisect_left(places, at + len(text))]:
+                text[place - at : place - at + _CHECKSUM_BYTES] = values.pop(place)
+            yield at, bytes(text)
 
     def _checksums(self, checksum_of: Callable[[int, int], int]) -> Iterator[tuple[int, bytes]]:
         """Yield the checksums, and the texts in which some stand, each with its first byte."""
-        places = self.frame.places
-        texts = {at: bytearray(text) for at, text in self.frame.texts if _any_within(places, at, at + len(text))}
+        places = self.around.places
+        texts = {at: bytearray(text) for at, text in self.around.texts if _any_within(places, at, at + len(text))}
         begins = list(texts)
-        for summed in self.frame.summed:
+        for summed in self.around.summed:
             value = checksum_of(summed.begin, summed.size).to_bytes(_CHECKSUM_BYTES, "little")
             for place in summed.places:
                 number = bisect_right(begins, place) - 1
@@ -133,9 +173,13 @@ class CopiedFile:
                     yield place, value
         yield from ((at, bytes(text)) for at, text in texts.items())
 
+    def _is_in_text(self, place: int) -> bool:
+        number = bisect_right(self.around.texts, place, key=_first) - 1
+        return number >= 0 and place < self.around.texts[number][0] + len(self.around.texts[number][1])
+
     def _kept(self, places: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         """Yield what is copied, all but tensors and checksums: the first byte, the one behind, the shift."""
-        for copied in self.frame.copied:
+        for copied in self.around.copied:
             at, shift = copied.begin, copied.shift
             first = bisect_left(self.replaced, (at, 0))
             last = bisect_left(self.replaced, (copied.end, 0))
@@ -147,6 +191,10 @@ class CopiedFile:
                 at = max(at, end)
             if at < copied.end:
                 yield at, copied.end, shift
+
+
+def _first(part: tuple[int, Content]) -> int:
+    return part[0]
 
 
 def _any_within(places: Sequence[int], begin: int, end: int) -> bool:

@@ -54,8 +54,12 @@ class DcpShard:
 
     def finish(self, stream: Stream) -> None:
         """Write what stands around the tensors, which are all written."""
+        write_frame(stream, self.frame, self.summed())
+
+    def summed(self) -> Iterator[tuple[int, int]]:
+        """Yield where each tensor lies: the first byte, and how many."""
         specs, begins = self.table.specs, self.table.begins
-        write_frame(stream, self.frame, ((begins[name], spec.nbytes) for name, spec in specs.items()))
+        return ((begins[name], spec.nbytes) for name, spec in specs.items())
 
     def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[Part]:
         """Yield all bytes that are no tensor's, each part with its offset.

@@ -85,8 +85,12 @@ class TorchOutput:
 
     def finish(self, stream: Stream) -> None:
         """Write the checksums between the tensors, which are all written, and the directory behind them."""
+        write_frame(stream, self.frame, self.summed())
+
+    def summed(self) -> Iterator[tuple[int, int]]:
+        """Yield where each tensor lies: the first byte, and how many."""
         records = _tensor_records(self.table.specs, self.header_size)
-        write_frame(stream, self.frame, ((record.begin, record.size) for record in records))
+        return ((record.begin, record.size) for record in records)
 
     def frame(self, checksum_of: Callable[[int, int], int]) -> Iterator[Part]:
         """Yield all bytes behind the header that are no tensor's, each part with its offset.
