@@ -16,6 +16,8 @@ from ema_cli.storage.checksums import Crc32, RunningChecksum
 
 _UNSYNCED_BYTES = 16 << 20  # so many at once: fewer cost more calls, and more are left for the end
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
+# Of one call: for more, the system looks for larger pages, and moves others away to get them where memory is full.
+_WRITE_BYTES = 1 << 16
 WRITE_ELSEWHERE = f"write elsewhere with {option('o')}"
 
 
@@ -53,6 +55,7 @@ class OutputStream:
         self._sum = RunningChecksum(read_own, checksum) if summed else None
         self._unsynced = 0  # bytes that the disk has not been asked for
         self._lock = threading.Lock()
+        self._writing = threading.Lock()  # one writes at a time: in the system, others would spin until it is done
 
     def extend(self, size: int) -> None:
         """Make the file that long, if it is shorter: what nobody wrote yet reads as zeros."""
@@ -66,9 +69,9 @@ class OutputStream:
         Whether it is `ahead` of the rest makes no difference to a file.
         """
         rest, position = memoryview(data), offset
-        with output_errors(self.path):
+        with output_errors(self.path), self._writing:
             while len(rest):
-                count = os.pwrite(self._descriptor, rest, position)
+                count = os.pwrite(self._descriptor, rest[: _WRITE_BYTES - position % _WRITE_BYTES], position)
                 position += count
                 rest = rest[count:]
         if self._sum is not None and noted:

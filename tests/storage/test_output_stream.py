@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,25 @@ def test_a_file_that_is_not_summed_has_no_sum(tmp_path: Path):
     stream.write(0, PART)
     assert stream.sha256() == ""
     stream.close()
+
+
+def test_a_large_range_is_written_in_parts_and_by_one_thread_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No part crosses a multiple of 64 KiB of the file, none waits in the system for another, and nothing is lost."""
+    real, writing, places = os.pwrite, threading.Lock(), []
+
+    def pwrite(descriptor: int, data: memoryview, position: int) -> int:
+        assert writing.acquire(blocking=False)
+        places.append((position, len(data)))
+        written = real(descriptor, data, position)
+        writing.release()
+        return written
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    stream = OutputStream(tmp_path / "x")
+    ranges = [(100 + number * len(PART), PART) for number in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda one: stream.write(*one), [(0, PART[:100]), *ranges]))
+    stream.close()
+    assert (tmp_path / "x").read_bytes() == PART[:100] + PART * 8
+    assert {begin // 65536 - (begin + size - 1) // 65536 for begin, size in places} == {0}
+    assert len(places) == 1 + 8 * 17
