@@ -9,6 +9,8 @@ import time
 # processors; more threads only slow it down.
 _SLOW_READ_SECONDS = 4e-3
 _GAIN = 1.2
+# Where the system reads ahead, the first reads of a file wait, and later ones in bursts: alone they say little.
+_LEAST_SECONDS = 0.5
 
 
 class Pace:
@@ -19,6 +21,7 @@ class Pace:
         self._reads = 0
         self._seconds = 0.0
         self._since = time.monotonic()
+        self._begun = False  # whether what was read first is behind
         self._rate = 0.0  # reads per second when more were started last
 
     def note(self, reads: int, seconds: float) -> None:
@@ -28,13 +31,19 @@ class Pace:
             self._seconds += reads * seconds
 
     def wants_more(self) -> bool:
-        """Decide whether to read more at once: reads are slow, and the last increase made their rate a fifth higher."""
+        """Decide whether to read more at once: reads are slow, and the last increase made their rate a fifth higher.
+
+        Asked more often than every half second, it answers False, and decides later.
+        """
         with self._lock:
             reads, seconds, now = self._reads, self._seconds, time.monotonic()
             elapsed = now - self._since
-            if reads == 0:
+            if reads == 0 or elapsed < _LEAST_SECONDS:
                 return False
             self._reads, self._seconds, self._since = 0, 0.0, now
+            if not self._begun:
+                self._begun = True
+                return False
         rate = reads / max(elapsed, 1e-9)
         if seconds < reads * _SLOW_READ_SECONDS or rate < self._rate * _GAIN:
             return False

@@ -312,10 +312,11 @@ def test_threads_that_cannot_be_added_are_done_without(monkeypatch: pytest.Monke
     """On a slow disk more threads would help; where the system has none, those that run finish the work."""
     saved = [{"w": torch.full((20_000,), float(seed))} for seed in range(8)]
     expected, _ = fold([checkpoint(tensors) for tensors in saved], [1 / 8] * 8)
-    real, started = threading.Thread.start, []
+    real, started, refused = threading.Thread.start, [], []
 
     def start(thread: threading.Thread) -> None:
         if len(started) == 2:
+            refused.append(thread)
             raise RuntimeError("can't start new thread")
         started.append(thread)
         real(thread)
@@ -327,9 +328,10 @@ def test_threads_that_cannot_be_added_are_done_without(monkeypatch: pytest.Monke
 
     slow = [replace(checkpoint({}), tensors=Slow(tensors)) for tensors in saved]
     monkeypatch.setattr(threading.Thread, "start", start)
-    found, _ = fold(slow, [1 / 8] * 8, sizes=BufferSizes(threads=2, most_workers=6, rows=4, row_bytes=1 << 13))
+    found, _ = fold(slow, [1 / 8] * 8, sizes=BufferSizes(threads=2, most_workers=6, rows=4, row_bytes=1 << 11))
     assert torch.equal(found["w"], expected["w"])
     assert len(started) == 2
+    assert refused
 
 
 @pytest.mark.slow

@@ -25,28 +25,55 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_quick_reads_want_no_more(clock: Clock):
-    """Reads that take as long as from a local disk are left alone, however many there are."""
+@pytest.fixture
+def watched(clock: Clock) -> Pace:
+    """A pace that has what is read first behind it."""
     watched = Pace()
+    watched.note(10, 0.02)
+    clock.now = 0.5
+    assert not watched.wants_more()
+    return watched
+
+
+def test_quick_reads_want_no_more(clock: Clock, watched: Pace):
+    """Reads that take as long as from a local disk are left alone, however many there are."""
     watched.note(1000, 0.001)
-    clock.now = 0.1
+    clock.now += 0.5
     assert not watched.wants_more()
 
 
-def test_slow_reads_want_more_as_long_as_that_helps(clock: Clock):
+def test_slow_reads_want_more_as_long_as_that_helps(clock: Clock, watched: Pace):
     """Reads of 20 ms ask for more at once; when twice as many were no faster, that is the end of it."""
-    watched = Pace()
     for reads, expected in ((10, True), (20, True), (40, True), (41, False), (41, False)):
         watched.note(reads, 0.02)
-        clock.now += 0.1
+        clock.now += 0.5
         assert watched.wants_more() is expected
 
 
-def test_no_reads_tell_nothing(clock: Clock):
+def test_no_reads_tell_nothing(clock: Clock, watched: Pace):
     """Where nothing was read since the last look, nothing is decided, and the time counts for the next."""
-    watched = Pace()
-    clock.now = 0.1
+    clock.now += 0.5
     assert not watched.wants_more()
     watched.note(4, 0.3)
-    clock.now = 0.4
+    clock.now += 0.2
     assert watched.wants_more()
+
+
+def test_the_first_reads_of_a_disk_that_reads_ahead_tell_nothing(clock: Clock):
+    """The first block of sixteen files waits for what is read ahead of each; the next ones are there at once."""
+    watched = Pace()
+    watched.note(32, 0.02)
+    for tick in range(1, 21):
+        clock.now = tick * 0.1
+        watched.note(100, 0.0005)
+        assert not watched.wants_more()
+
+
+def test_a_burst_between_quick_reads_asks_for_nothing(clock: Clock, watched: Pace):
+    """What is read ahead comes in bursts: reads that wait for one are judged with those around them."""
+    watched.note(32, 0.01)
+    clock.now += 0.1
+    assert not watched.wants_more()
+    watched.note(400, 0.0005)
+    clock.now += 0.4
+    assert not watched.wants_more()
