@@ -111,8 +111,8 @@ class ModelOptions:
         bool,
         Option(
             "--masters",
-            help="Take the float32 weights that DeepSpeed's optimizer keeps of a model in half precision, and write "
-            "them so. Default: the model's dtype.",
+            help="Take the float32 weights that DeepSpeed's or Megatron's optimizer keeps of a model in half "
+            "precision, and write them so. Default: the model's dtype.",
             rich_help_panel=READ,
         ),
     ] = False

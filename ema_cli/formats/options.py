@@ -16,6 +16,8 @@ from ema_cli.law.time import UNIT_NAMES, Unit
 _MOST_PATTERNS = 256  # each is compared with the name of each tensor
 _MOST_OFFERED = 4  # models, in one hint
 Choice = Literal["raw", "ema"] | None
+MASTERS_TAKEN = "the optimizer's float32 weights are taken, and not the model's"
+MASTERS_THERE = "the weights are in half precision; the optimizer has them in float32, too (--masters takes those)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def one_model_error(path: Path) -> UsageError:
 def no_masters_error(path: Path) -> NoSuchWeights:
     """Return the error for float32 weights of an optimizer that are asked for and not there."""
     return NoSuchWeights(
-        "holds no float32 weights of an optimizer, as DeepSpeed's ZeRO keeps them",
+        "holds no float32 weights of an optimizer, as DeepSpeed's ZeRO and Megatron keep them by their names",
         subject=path,
         hint=f"leave out {option('masters', True)}",
     )

@@ -120,7 +120,7 @@ def open_run(
         name_clock: what the number in the names of the checkpoints counts: "ba", "ep", "sp" or "tok"; or a pattern of
             the names, as "run7-{ep}-{ba}.pt". It takes the place of recorded clocks in that unit.
         clock_key: where in a file, not of safetensors, a counter is, with its unit, as "trainer.step=ba".
-        masters: take the float32 weights that DeepSpeed's optimizer keeps of a model in half precision.
+        masters: take the float32 weights that DeepSpeed's or Megatron's optimizer keeps of a model in half precision.
         ignore_clocks: let `spacing` take the place of recorded clocks.
         exclude: patterns of the names of checkpoints; what matches one does not enter.
         skip_damaged: pass over damaged checkpoints, with a warning, instead of refusing the run.

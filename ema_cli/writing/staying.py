@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
@@ -44,10 +45,15 @@ def find_beside(
     metadata = next((file for file in newest.files if file.path.name == DCP_METADATA), None)
     if metadata is not None:
         from ema_cli.formats.copies.optimizer import is_optimizer_tensor
+        from ema_cli.formats.dcp.masters import masters_that_stay
         from ema_cli.formats.dcp.metadata import read_metadata
 
-        names = [name for name in read_metadata(metadata).tensors if not (left.texts and is_optimizer_tensor(name))]
+        described = read_metadata(metadata)
+        names = [name for name in described.tensors if not (left.texts and is_optimizer_tensor(name))]
         beside = beside_by_name(names, newest.tensors.specs)
+        replaced = {path: original.replaced for path, original in originals.items()}
+        staying = masters_that_stay(described, replaced)
+        beside.masters += islice((name for name in staying if not (left.texts and is_optimizer_tensor(name))), 1)
     return beside.without(left.places)
 
 
@@ -77,11 +83,16 @@ def check_no_masters(newest: Checkpoint, beside: Beside, *, without_optimizer: b
     fact = f"{some(beside.masters)}: copies of the weights, which a trainer that resumes puts over the average"
     if without_optimizer:
         raise refusal(newest, f"it would keep {fact}")
+    are_read = newest.trainer == "DeepSpeed"
+    if newest.format == "DCP":
+        from ema_cli.formats.dcp.masters import is_of_parameter
+
+        are_read = is_of_parameter(beside.masters[0])
     raise OutputError(
         f"cannot be written over again as it is: it holds {fact}",
         subject=newest.path,
         hint=f"leave them out, with all of the optimizer's: {option('drop', 'optimizer')}"
-        + (f"; or average these, and replace both: {option('masters', True)}" if newest.trainer == "DeepSpeed" else ""),
+        + (f"; or average these, and replace both: {option('masters', True)}" if are_read else ""),
     )
 
 

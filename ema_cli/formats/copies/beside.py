@@ -93,11 +93,9 @@ def masters_in_file(file: InputFile) -> list[str]:
 def beside_by_name(names: Iterable[str], replaced: Iterable[str]) -> Beside:
     """Return what a checkpoint with tensors of these names holds beside those that are replaced."""
     tails = {name.rpartition(".")[2] for name in replaced}
-    ours, beside = tuple(replaced), Beside()
+    ours = tuple(replaced)
     others = [name for name in names if name.rpartition(".")[2] not in tails or not name.endswith(ours)]
-    beside.places = list(dict.fromkeys(re.split(r"[./]", name)[0][:_MOST_CHARS] for name in others))
-    beside.masters = [name for name in others if _MASTERS.search(name)][:1]
-    return beside
+    return Beside(list(dict.fromkeys(re.split(r"[./]", name)[0][:_MOST_CHARS] for name in others)))
 
 
 def _children(value: Any) -> Any:

@@ -32,6 +32,8 @@ _FILES = re.compile(
     r"(?:^|/)(?:optim(?:izer)?s?(?:_states?)?(?:_param_groups)?(?:_\d+)?(?:\.\w+)?|[^/]*_optim_states\.pt)(?:/|$)"
 )
 _ENTRIES = re.compile(r"(?:last_)?optim(?:izer)?s?(?:_states?)?(?:_dict)?")
+# How each rank cut what it saved: Megatron saves its next checkpoint faster where it finds this. No loader needs it.
+_PLANS = "all_local_plans"
 _TENSORS = re.compile(r"(?:state\.|chained_\d+\.)?optim\w*[./]")
 
 
@@ -103,7 +105,7 @@ def _is_optimizer_s(path: tuple[str, ...]) -> bool:
 def _cut_shards(left: LeftOut, file: InputFile, name: str) -> None:
     """Leave tensors, and values that are none, out of a folder of torch.distributed.checkpoint's."""
     metadata = read_metadata(file)
-    if metadata.more:
+    if metadata.more not in ("", _PLANS):
         raise NotWrittenBack(f"its {DCP_METADATA} says more than torch's own, {metadata.more}, and is not written anew")
     tensors = {tensor: metadata.tensor(tensor) for tensor in metadata.tensors}
     gone = [tensor for tensor in (*tensors, *metadata.items) if is_optimizer_tensor(tensor)]

@@ -15,10 +15,11 @@ from typing import Any
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
 from ema_cli.errors import CUT_SHORT, CheckpointError, EmaError, IncompleteCheckpoint, option
 from ema_cli.formats.before import Before
+from ema_cli.formats.dcp.masters import masters_of, with_masters
 from ema_cli.formats.dcp.metadata import Metadata, read_metadata
 from ema_cli.formats.dcp.model import DcpModel, find_model
 from ema_cli.formats.dcp.tensors import DcpTables, DcpTensors
-from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.options import MASTERS_TAKEN, MASTERS_THERE, ReadOptions, no_masters_error
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.zip_container import open_zip
@@ -71,8 +72,19 @@ def open_folder(
         raise
     if len(selection.tensors) > MAX_TENSORS:
         raise CheckpointError(f"holds {len(selection.tensors)} tensors; at most {MAX_TENSORS} are read", subject=path)
-    tables = _tables(metadata, {name: str(stored) for name, stored in selection.tensors.items()}, options.before)
+    names = {name: str(stored) for name, stored in selection.tensors.items()}
+    masters = masters_of(metadata, names)
+    if options.masters and not masters:
+        raise no_masters_error(path)
+    taken = names if not options.masters else {name: name for name in (*names.values(), *masters.values())}
+    tables = _tables(metadata, taken, options.before)
     files = _open_files(folder, tables)
+    stored = DcpTensors.of(tables, files)
+    try:
+        tensors = with_masters(stored, names, masters) if options.masters else stored
+    except CheckpointError as error:
+        error.about(path)
+        raise
     progress, sidecars = _sidecar_progress(path, folder)
     progress = progress if progress and progress.clocks else reader.progress()
     if options.clock_key:
@@ -83,10 +95,12 @@ def open_folder(
         selection.warnings.append(f"tensors beside the model, at {', '.join(model.beside[:4])}, are not taken (--key)")
     if left_out:
         selection.notes.append(f"not tensors, left out: {len(left_out)} such as '{left_out[0]}'")
+    if masters and any(spec.dtype.is_narrow for spec in stored.specs.values()):
+        selection.notes.append(MASTERS_TAKEN if options.masters else MASTERS_THERE)
     return Checkpoint(
         name=path.name,
         path=path,
-        tensors=DcpTensors.of(tables, files),
+        tensors=tensors,
         files=(metadata.file, *files.values(), *sidecars),
         format="DCP",
         trainer=selection.trainer,

@@ -53,7 +53,9 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     mark = parse_mark(read_small_file(path / RECORD, MAX_MARK_BYTES)) if RECORD in beside else None
     is_own = mark is not None and bool(mark) and LIKE_INPUT not in mark
     # A folder of ours is one set of weights, and no key: options that are meant for others do not apply.
-    reading = replace(options, key=None, weights=None, component=None, clock_key=()) if is_own else options
+    reading = (
+        replace(options, key=None, weights=None, component=None, clock_key=(), masters=False) if is_own else options
+    )
     folder = _choose_folder(path, reading)
     _check_complete(path, folder)
     from ema_cli.formats.dcp.checkpoint import open_folder  # which no other format needs
@@ -121,4 +123,4 @@ def _check_complete(path: Path, folder: Path) -> None:
     check_latest(path)
 
 
-READER = Reader(matches, open_checkpoint, takes_component=True, files=False)
+READER = Reader(matches, open_checkpoint, takes_component=True, takes_masters=True, files=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.options import MASTERS_THERE, ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.folders import (
@@ -109,8 +109,7 @@ def with_note(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
     is_narrow = any(spec.dtype.is_narrow for spec in checkpoint.tensors.specs.values())
     if not is_narrow or not any(map(DEEPSPEED_OPTIMIZER.search, names)):
         return checkpoint
-    note = "the weights are in half precision; the optimizer has them in float32, too (--masters takes those)"
-    return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, note))
+    return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, MASTERS_THERE))
 
 
 def _is_part(path: Path) -> bool:

@@ -10,7 +10,7 @@ from ema_cli.checkpoint import Checkpoint, SpecTable, Tensors, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.options import MASTERS_TAKEN, ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, Run
 from ema_cli.formats.shards import ShardedTensors
@@ -26,7 +26,6 @@ _KEPT_WIDE = (
     "the optimizer's float32 weights are averaged, and written in the model's {dtype} (--masters and --like-input: in "
     "float32)"
 )
-_MASTERS = "the optimizer's float32 weights are taken, and not the model's"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,7 @@ class Assembly:
         }
         notes, dtypes = list(whole.notes), dict[str, DType]()
         if narrow and options.masters:
-            notes.append(_MASTERS)
+            notes.append(MASTERS_TAKEN)
         elif narrow:
             dtypes = narrow
             notes.append(_KEPT_WIDE.format(dtype=next(iter(narrow.values())).torch))

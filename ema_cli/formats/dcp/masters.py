@@ -1,0 +1,94 @@
+"""The float32 weights that Megatron's optimizers keep in a folder of torch.distributed.checkpoint, by their names.
+
+With `fully_reshardable`, and where no optimizer is distributed, each has the parameter's name and shape. Otherwise they
+lie in the optimizer's buffers, and only Megatron knows whose they are.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ema_cli.checkpoint import TensorSpec
+from ema_cli.errors import CheckpointError, option
+from ema_cli.formats.dcp.metadata import Metadata
+from ema_cli.formats.dcp.pieces import Record
+from ema_cli.formats.dcp.tensors import DcpTensors
+from ema_cli.formats.shards import ShardedTensors
+from ema_cli.formats.trainers.prefixes import Renamed
+
+Names = Mapping[str, str]  # name in the model -> name in the folder
+
+# `param` of a distributed optimizer, `fp32_param` of any other and of older versions; of several optimizers numbered.
+_OF_PARAMETER = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(?:fp32_)?param\.(.+)")
+_IN_BUFFERS = re.compile(r"(?:chained_\d+\.)?optimizer\.distributed\..*\.(?:param|param_state)(?:/shard_[\d._]+)?")
+_BY_NAME = re.compile(r"(?:^|[._/])(?:master|fp32_(?:param|from|groups|flat)|float32_groups)")
+
+
+def masters_of(metadata: Metadata, names: Names) -> dict[str, str]:
+    """Return the names of the float32 weights of a model's tensors, by the names of these; their shapes may differ."""
+    # Of the names of all that was saved, which may be many, most are told by a look.
+    marked = (name for name in metadata.tensors if ".state.param." in name or ".state.fp32_param." in name)
+    named = {match[1]: name for name in marked if (match := _OF_PARAMETER.fullmatch(name))}
+    return {name: named[stored] for name, stored in names.items() if stored in named} if named else {}
+
+
+def is_of_parameter(name: str) -> bool:
+    """Return whether float32 weights of this name say of which parameter they are."""
+    return _OF_PARAMETER.fullmatch(name) is not None
+
+
+def masters_that_stay(metadata: Metadata, replaced: Mapping[Path, Sequence[tuple[int, int]]]) -> Iterator[str]:
+    """Yield the names of what holds weights once more, where their bytes are none of those that are replaced.
+
+    Args:
+        metadata: of the folder.
+        replaced: ranges of the files in the folder, the first byte and the one behind, in order.
+    """
+    folder = metadata.file.path.parent
+
+    def stays(record: Record) -> bool:
+        spans = replaced.get(folder / record.file, ())
+        number = bisect_right(spans, record.start, key=lambda span: span[0])
+        return number == len(spans) or spans[number][0] >= record.start + record.size
+
+    yield from (name for name in metadata.items if _IN_BUFFERS.fullmatch(name))
+    for name in metadata.tensors:
+        match = _OF_PARAMETER.fullmatch(name)
+        is_named = match is not None and match[1] in metadata.tensors
+        if (is_named or _IN_BUFFERS.fullmatch(name) or _BY_NAME.search(name)) and any(
+            map(stays, metadata.tensor(name).records[:1])
+        ):
+            yield name
+
+
+def with_masters(tensors: DcpTensors, names: Names, masters: Names) -> ShardedTensors:
+    """Return a model's tensors: of those with float32 weights these, and their own as copies of them.
+
+    Args:
+        tensors: both, under the names that they have in the folder.
+        names: the model's tensors.
+        masters: the float32 weights.
+
+    Raises:
+        CheckpointError: where these have another shape: an older Megatron-Core cut them to rows.
+    """
+    for name, master in masters.items():
+        spec, other = tensors.specs[names[name]], tensors.specs[master]
+        if spec.shape != other.shape:
+            raise CheckpointError(
+                f"'{master}' is {list(other.shape)}, and '{names[name]}' is {list(spec.shape)}: which of its elements "
+                "is which, only Megatron knows",
+                hint=f"leave out {option('masters', True)}",
+            )
+    taken = {**names, **masters}
+    specs = _specs(tensors, taken)
+    own = {name: names[name] for name in masters}
+    copies = [Renamed(_specs(tensors, own), own, tensors)]
+    return ShardedTensors(specs, dict.fromkeys(specs, 0), [Renamed(specs, taken, tensors)], copies)
+
+
+def _specs(tensors: DcpTensors, names: Names) -> dict[str, TensorSpec]:
+    return {name: tensors.specs[stored] for name, stored in names.items()}
