@@ -21,13 +21,19 @@ from ema_cli.storage.listing import listing_of
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, remove
 
+_SUFFIX = ".ema-cli-claim"
 _LEASE = timedelta(minutes=10)  # clocks of machines and stores differ by less
 _RENEWED_SECONDS = 60.0
 
 
 def claim_path(target: StorePath) -> StorePath:
     """Return the address of the claim on a place, beside it."""
-    return target.with_name(f".{target.name}.ema-cli-claim")
+    return target.with_name(f".{target.name}{_SUFFIX}")
+
+
+def is_claim(path: StorePath) -> bool:
+    """Return whether an object has the name of a claim."""
+    return path.name.startswith(".") and path.name.endswith(_SUFFIX)
 
 
 def claim_on(path: StorePath) -> StorePath | None:

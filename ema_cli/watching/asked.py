@@ -15,7 +15,6 @@ from ema_cli.law.plain_profiles import Uniform
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.runs.options import OpenOptions
-from ema_cli.storage.names import StorePath
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target
 
@@ -84,12 +83,6 @@ class Asked:
 
     def __post_init__(self) -> None:
         check_recipes(self.recipes)
-        if isinstance(self.target.path, StorePath):
-            raise UsageError(
-                "is in a store, and what is kept to go on is written on a disk",
-                subject=self.target.path,
-                hint="write to a folder, and copy the averages from there",
-            )
         if self.opened.spacing is not None:
             raise UsageError("counts all checkpoints, and some are gone", option="spacing", hint=_NAME_CLOCK)
         for name in ("publish_every", "store_every"):

@@ -10,6 +10,7 @@ from ema_cli.checkpoint import AdapterSettings, Checkpoint, Pretrained, Progress
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES
 from ema_cli.runs.specs_only import SpecsOnly
+from ema_cli.storage.location import location, walk
 from ema_cli.storage.small_file import read_small_file
 from ema_cli.watching.past import Past
 
@@ -91,7 +92,7 @@ class _KeptFiles:
 
     def read(self) -> Mapping[str, bytes]:
         """Return the content of the files, by name."""
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        files = sorted(entry.path for entry in walk(self.folder) if entry.is_file)
         return {path.relative_to(self.folder).as_posix(): read_small_file(path, _MOST_BYTES) for path in files}
 
     def loaded_name(self, name: str) -> str:
@@ -114,7 +115,7 @@ def form_of(newest: Mapping[str, Any], average: Checkpoint, side_files: Path) ->
         inside = described["inside"]
         pretrained = Pretrained(
             str(described["base"]),
-            side_files if inside is None and side_files.is_dir() else None,
+            side_files if inside is None and location(side_files).info().is_folder else None,
             None if inside is None else _KeptFiles(side_files, inside),
             described["bases"],
         )

@@ -22,7 +22,7 @@ from ema_cli.watching.errors import goes_back, no_clock, other_contents
 from ema_cli.watching.keeping import Update, update
 from ema_cli.watching.looking import Lookout, Pending, Seen, is_last, is_marked, with_clock
 from ema_cli.watching.missing import spacing_gap
-from ema_cli.watching.moments import Moment, drop_older
+from ema_cli.watching.moments import Moment, drop_older, kept_in
 from ema_cli.watching.multiples import is_kept
 from ema_cli.watching.past import Past, time_of
 from ema_cli.watching.telling import Entered, Listener
@@ -224,12 +224,20 @@ class Intake:
         )
         if self._sizes is None:
             self._sizes = sizes_for(self.asked, made)
-        self.moment = update(
-            self.asked.folder, self.moment, replace(made, journal=journal), self._sizes, self.lookout.check_there
-        )
+        self.moment = update(self.asked.folder, self.moment, replace(made, journal=journal), self._sizes, self._check)
         self.skipped = []
         self.waiting_list.written_down()
         drop_older(self.asked.folder, self.moment.folder)
+
+    def _check(self, checkpoint: Checkpoint) -> None:
+        """Check what must be so when a moment is published: that the checkpoint is as it was, and nobody else writes.
+
+        Raises:
+            CheckpointError: where the checkpoint is gone, or was changed.
+            OutputError: where another watch took over what is kept in a store.
+        """
+        self.lookout.check_there(checkpoint)
+        kept_in(self.asked.folder).check_held()
 
     def _reaches(self, checkpoint: Checkpoint) -> bool:
         until = self.asked.waiting.until

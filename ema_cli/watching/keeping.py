@@ -103,7 +103,7 @@ def update(
         before: the newest moment; None where the checkpoint is the first copy.
         made: the checkpoint, and what comes of it.
         sizes: the memory.
-        check: raises a CheckpointError if the checkpoint is not as it was; called when all of it was read.
+        check: is called when all of the checkpoint was read, and raises if it is not as it was.
 
     Raises:
         NonFiniteError: for a NaN or infinity.
@@ -124,7 +124,7 @@ def update(
         check(made.checkpoint)
         if first is not None:
             first.publish_file(_FIRST_FILE, force=True)
-        staging.publish_folder(path.name, force=False)
+        staging.publish_folder(path.name, force=False, manifest=JOURNAL)
     return Moment(path, made.journal)
 
 

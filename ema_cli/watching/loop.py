@@ -10,13 +10,12 @@ from ema_cli.errors import CheckpointError, RunError
 from ema_cli.job import Job
 from ema_cli.law.time import Time
 from ema_cli.storage.local_file import close_idle_files
-from ema_cli.storage.staging import remove_abandoned
 from ema_cli.watching.asked import Asked
 from ema_cli.watching.intake import Intake
 from ema_cli.watching.looking import Lookout, Seen
-from ema_cli.watching.moments import drop_older, go_back, newest_moment, remove_litter
+from ema_cli.watching.moments import drop_older, go_back, kept_in, newest_moment
 from ema_cli.watching.multiples import is_due
-from ema_cli.watching.publishing import is_watched, job_of, publish, published_clock
+from ema_cli.watching.publishing import is_half_replaced, is_watched, job_of, publish, published_clock
 from ema_cli.watching.telling import Listener, Watched
 from ema_cli.writing.replacing import check_target
 
@@ -50,8 +49,7 @@ class Loop:
         if asked.restart_from is not None:
             for path in go_back(asked.folder, asked.restart_from):
                 self.listener.told(f"given up, and kept as {path}: remove it when nobody needs it")
-        remove_litter(asked.folder)
-        remove_abandoned(asked.folder.parent)
+        kept_in(asked.folder).remove_litter()
         moment = newest_moment(asked.folder, asked.what())
         if moment is None:
             check_target(asked.published, [], force=asked.force)
@@ -62,7 +60,7 @@ class Loop:
         self.job = job = job_of(asked, moment)
         self.shown = published_clock(job)
         if not is_watched(job):  # as where somebody has put something else there
-            check_target(asked.published, [], force=asked.force)
+            check_target(asked.published, [], force=asked.force or is_half_replaced(job))
         self.begun = True
         if self._is_due():
             self.publish()
@@ -91,6 +89,7 @@ class Loop:
         if moment is None or self.shown == moment.clock:
             return
         began = time.monotonic()
+        kept_in(self.asked.folder).check_held()
         self.job = publish(self.asked, moment)
         self.shown = moment.clock
         self.listener.published(self.shown, time.monotonic() - began, self.job)

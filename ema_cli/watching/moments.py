@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,10 @@ from ema_cli.errors import CheckpointError, EmaError, OutputError, UsageError, o
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors.file import open_checkpoint
 from ema_cli.law.time import Time
-from ema_cli.storage.folder_locks import close_folder, lock_folder, sync_folder
 from ema_cli.storage.local_file import close_idle_files
-from ema_cli.storage.output_stream import output_errors
-from ema_cli.storage.staging import remove_abandoned
+from ema_cli.storage.location import location
+from ema_cli.storage.marked_folders import InUse, MarkedFolders
+from ema_cli.storage.names import StorePath
 from ema_cli.watching.form import Form, form_of
 from ema_cli.watching.journal import JOURNAL, Journal
 from ema_cli.watching.past import Past
@@ -87,36 +85,43 @@ class Moment:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[list[str]]:
     """Make the folder of a watch, unless it is there, and keep a second watch out of it; remove it where it is empty.
+
+    Yields:
+        what is worth knowing of the place.
 
     Raises:
         OutputError: where another watch has it, or it cannot be made.
     """
-    with output_errors(folder):
-        folder.mkdir(exist_ok=True)
-        lock = lock_folder(folder, required=False)
-    if lock < 0:
-        raise OutputError(
-            "is in use: another watch writes these averages",
-            subject=folder,
-            hint=f"end that one first, or choose another {option('o')}",
-        )
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # unless something is kept
-            folder.rmdir()
-        close_folder(lock)
+    with ExitStack() as stack:
+        try:
+            notes = stack.enter_context(kept_in(folder).held())
+        except InUse as error:
+            raise OutputError(
+                "is in use: another watch writes these averages",
+                subject=folder,
+                hint=f"end that one first, or choose another {option('o')}",
+            ) from error
+        yield notes
+
+
+def kept_in(folder: Path) -> MarkedFolders:
+    """Return the moments in the folder of a watch, as folders."""
+    if isinstance(folder, StorePath):
+        from ema_cli.storage.marked_objects import MarkedObjects  # which only those need who write into a store
+
+        return MarkedObjects(folder, JOURNAL)
+    return MarkedFolders(folder, JOURNAL)
 
 
 def moments_in(folder: Path) -> list[Path]:
     """Return the folders of the moments, oldest first."""
     found: list[tuple[Fraction, Path]] = []
-    for path in folder.iterdir():
+    for path in kept_in(folder).paths():
         with suppress(UsageError, EmaError):
             clock = Time.parse(path.name)
-            if str(clock) == path.name and (path / JOURNAL).is_file():
+            if str(clock) == path.name:
                 found.append((Fraction(clock.value), path))
     return [path for _, path in sorted(found)]
 
@@ -168,33 +173,20 @@ def go_back(folder: Path, clock: Time) -> list[Path]:
     given_up = []
     for path in reversed(found[found.index(wanted[0]) + 1 :]):  # so that the newest is right, whenever it is ended
         name = _free_name(path)
-        with output_errors(path):
-            path.rename(name)
+        kept_in(folder).move(path, name)
         given_up.append(name)
-    with output_errors(folder):
-        sync_folder(folder)
     return given_up
 
 
 def _free_name(path: Path) -> Path:
     numbers = (f".{number}" if number else "" for number in itertools.count())
-    return next(name for end in numbers if not (name := path.with_name(f"{path.name}.{_GONE}{end}")).exists())
+    names = (path.with_name(f"{path.name}.{_GONE}{end}") for end in numbers)
+    return next(name for name in names if not location(name).info().exists)
 
 
 def drop_older(folder: Path, newest: Path) -> None:
     """Remove the moments before the newest that are not kept: each is gone as a whole, or there."""
     for path in moments_in(folder):
-        if path == newest or Journal.read(path / JOURNAL).kept:
-            continue
-        aside = path.with_name(f".{path.name}.removed-{os.urandom(4).hex()}")
-        with output_errors(path):
-            path.rename(aside)
-    close_idle_files()  # the room of what is removed is free only then
-    remove_litter(folder)
-
-
-def remove_litter(folder: Path) -> None:
-    """Remove what a watch that was killed had not removed yet."""
-    remove_abandoned(folder)
-    for path in folder.glob(".*.removed-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if path != newest and not Journal.read(path / JOURNAL).kept:
+            kept_in(folder).remove(path)
+            close_idle_files()  # the room of what is removed is free only then

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError
+from ema_cli.formats import open_checkpoint
 from ema_cli.job import Job, lay_out
 from ema_cli.law.time import Time, Unit
 from ema_cli.making import Recording, write_readymade
 from ema_cli.manifest.manifest import read_manifest
-from ema_cli.manifest.sums import manifest_path
+from ema_cli.manifest.sums import files_beside, manifest_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.passes import plan_passes
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
 from ema_cli.runs.warnings import Remarks
-from ema_cli.storage.location import location
+from ema_cli.storage.location import claim_on, location
+from ema_cli.storage.names import StorePath
 from ema_cli.watching.asked import Asked
 from ema_cli.watching.moments import Moment
 from ema_cli.writing.outputs import Output
@@ -81,15 +85,40 @@ def is_watched(job: Job) -> bool:
     return any("watch" in (_manifest(output) or {}) for output in job.outputs)
 
 
+def is_half_replaced(job: Job) -> bool:
+    """Return whether a watch was ended while it replaced its average in a store: a file without sidecars, and ours."""
+    path = job.target.path
+    if job.target.is_folder or not isinstance(path, StorePath):
+        return False
+    return _last_clock(path) is not None and not any(location(beside).info().exists for beside in files_beside(path))
+
+
 def published_clock(job: Job) -> Time | None:
-    """Return the clock of the averages that are there: the least, None where one is not."""
+    """Return the clock of the averages that are there: the least, None where one is not, or not as a whole.
+
+    A file comes after its manifest: a watch that is ended between the two leaves one that is of another file.
+    """
+    if claim_on(job.target.path) is not None:  # of one that was ended while it put them into a store
+        return None
     clocks = []
     for output in job.outputs:
-        manifest = _manifest(output)
+        manifest, target = _manifest(output), output.target
         if manifest is None or "watch" not in manifest or not manifest["inputs"]:
             return None
-        clocks.append(Time.parse(manifest["inputs"][-1]["clock"]))
+        clock = manifest["inputs"][-1]["clock"]
+        if not target.is_folder and _last_clock(target.path) != clock:
+            return None
+        clocks.append(Time.parse(clock))
     return min(clocks, key=lambda clock: clock.value)
+
+
+def _last_clock(path: Path) -> str | None:
+    """Return the clock of the newest checkpoint in an average in one file; None where it is none."""
+    try:
+        mark: Any = open_checkpoint(path).mark
+        return str(mark["checkpoints"][-1][1]) if mark else None
+    except (EmaError, LookupError, TypeError):
+        return None
 
 
 def _manifest(output: Output) -> Manifest | None:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dtypes import DType
-from ema_cli.folding.kernel.floats import decode
+from ema_cli.folding.kernel.floats import Floats, decode
 from ema_cli.runs.stored_file import Sizes
+from ema_cli.storage.names import StorePath
+from ema_cli.system.threads import thread_errors
 
-_TENSORS = 64  # of one dtype and shape: they are alike
+_TENSORS = 16  # of one dtype and shape: they are alike
 _STRETCHES = 8  # of a tensor, evenly spaced
+_THREADS_IN_STORE = 32  # that wait for a request each
 _STRETCH = 1024  # elements that lie side by side
 
 
@@ -39,18 +43,24 @@ def measure(
     Raises:
         CheckpointError: where a tensor cannot be read.
     """
+
+    def of_stretch(name: str, start: int, count: int) -> Floats:
+        sums = np.empty((len(shares), 2))
+        values = _read(newest, name, start, count)
+        for number, share in enumerate(shares):
+            average = _read(before[number], name, start, count) if before else values
+            moved = values - average
+            sums[number] = _square(average + share * moved), _square((1 - share) * moved)
+        return sums
+
     squares = np.zeros((len(shares), 2))
-    for names, spec in _alike(newest.tensors.specs, copied):
-        sampled, some = np.zeros_like(squares), names[:: -(-len(names) // _TENSORS)]
-        ranges = _ranges(spec.count)
-        for name in some:
-            for start, count in ranges:
-                values = _read(newest, name, start, count)
-                for number, share in enumerate(shares):
-                    average = _read(before[number], name, start, count) if before else values
-                    moved = values - average
-                    sampled[number] += _square(average + share * moved), _square((1 - share) * moved)
-        squares += sampled * (len(names) * spec.count / (len(some) * sum(count for _, count in ranges)))
+    in_store = any(isinstance(one.path, StorePath) for one in (newest, *before))
+    with thread_errors(), ThreadPoolExecutor(_THREADS_IN_STORE if in_store else 1, "sizes") as pool:
+        for names, spec in _alike(newest.tensors.specs, copied):
+            some, ranges = names[:: -(-len(names) // _TENSORS)], _ranges(spec.count)
+            stretches = [(name, start, count) for name in some for start, count in ranges]
+            sampled = sum(pool.map(of_stretch, *zip(*stretches, strict=True)), np.zeros_like(squares))
+            squares += sampled * (len(names) * spec.count / sum(count for _, _, count in stretches))
     return [Sizes(math.sqrt(norm), math.sqrt(spread)) for norm, spread in squares.tolist()]
 
 

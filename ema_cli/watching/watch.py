@@ -11,7 +11,7 @@ from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, as_time
 from ema_cli.runs.options import OpenOptions
 from ema_cli.storage.local_file import close_idle_files
-from ema_cli.storage.location import check_exists
+from ema_cli.storage.location import check_exists, location, look_anew
 from ema_cli.storage.names import as_path
 from ema_cli.watching.asked import EVERY, PATIENCE, SETTLE, Asked, Waiting
 from ema_cli.watching.intake import Intake
@@ -104,10 +104,13 @@ def _time(value: object, name: str) -> Time | None:
 def perform(asked: Asked, listener: Listener | None = None) -> Watched:
     """Do what is asked for; see `watch`. Whatever ends it, what was folded is published."""
     check_exists(asked.path)
-    if not asked.folder.exists():
+    look_anew([asked.folder, asked.target.path])
+    if not location(asked.folder).info().exists:
         check_target(asked.published, [], force=asked.force)
-    with alone(asked.folder):
+    with alone(asked.folder) as notes:
         listener = listener or Listener()
+        for note in notes:
+            listener.told(note)
         lookout = Lookout(asked.path, asked.opened, (asked.folder, asked.target.path))
         intake = Intake(asked, listener, lookout, WaitingList(asked.waiting, listener, lookout))
         loop = Loop(asked, listener, lookout, intake)

@@ -408,3 +408,18 @@ def test_a_clock_that_is_not_recorded_is_an_error_that_says_which_are(tmp_path: 
     with pytest.raises(RunError, match=r"records no clock in tokens.*known: batches") as raised:
         watch(tmp_path / "run", tmp_path / "out", Recipe(half_life="100tok"), waiting=ONCE)
     assert "count in batches" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
+def test_a_manifest_of_another_file_is_not_what_was_published(name: str, tmp_path: Path):
+    """Of one file the manifest comes first: where a watch was ended before the file came, it is written anew."""
+    write_torch_run(tmp_path / "run", STEPS[:3])
+    watch(tmp_path / "run", tmp_path / name, LAWS["half-life"], waiting=ONCE)
+    older = (tmp_path / name).read_bytes()
+    write_torch_run(tmp_path / "run", STEPS[:4])
+    watch(tmp_path / "run", tmp_path / name, LAWS["half-life"], waiting=ONCE)
+    newer = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(older)
+    watch(tmp_path / "run", tmp_path / name, LAWS["half-life"], waiting=ONCE)
+    assert older != newer
+    assert (tmp_path / name).read_bytes() == newer
