@@ -79,10 +79,10 @@ def local_dask(name: str, number: int) -> Iterator[Engine]:
             )
         )
         client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
-        yield _engine(name, client, max(1, default_threads() // number))
+        yield _engine(name, client, max(1, default_threads() // number), is_here=True)
 
 
-def _engine(name: str, client: Any, threads: int = 1) -> Engine:
+def _engine(name: str, client: Any, threads: int = 1, *, is_here: bool = False) -> Engine:
     def check() -> None:
         if client.status != "running":
             raise EngineError(
@@ -92,7 +92,7 @@ def _engine(name: str, client: Any, threads: int = 1) -> Engine:
             )
 
     executor = client.get_executor(pure=False, retries=0)
-    return Engine(name, executor, threads, _loss, check)
+    return Engine(name, executor, threads, _loss, check, is_here)
 
 
 def _loss(error: BaseException) -> Loss | None:

@@ -41,6 +41,7 @@ class Engine:
         threads: of one task, where the user does not say.
         loss: what an error of a task says of a lost worker; None where it is an error of the task itself.
         check: raises an EngineError if the engine went away.
+        is_here: whether its workers are processes of this machine.
     """
 
     name: str
@@ -48,3 +49,4 @@ class Engine:
     threads: int = 1
     loss: Callable[[BaseException], Loss | None] = plain_loss
     check: Callable[[], None] = lambda: None
+    is_here: bool = False

@@ -63,6 +63,6 @@ def _processes(name: str, number: int) -> Iterator[Engine]:
 
     pool = Processes(number)
     try:
-        yield Engine(name, pool, max(1, default_threads() // number), process_loss)
+        yield Engine(name, pool, max(1, default_threads() // number), process_loss, is_here=True)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -238,10 +238,7 @@ class Parts(Sharing):
             now = [task for task in tasks if task.step in steps]
             with thread_errors(), ThreadPoolExecutor(part.sizes.threads, "check") as pool:
                 done += pool.map(lambda task: do_task(work, task, worker), now)
-        own, self._done = self._done, []
-        result = self._gather(part.job, tasks, done, record)
-        self._done = own
-        return result
+        return self._gather(part.job, tasks, done, record)
 
 
 def share_of(tasks: Sequence[Task], part: Part) -> list[Task]:

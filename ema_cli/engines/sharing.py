@@ -154,7 +154,6 @@ class Sharing:
         self, job: Job, tasks: Sequence[Task], done: Sequence[Done], record: Record | None
     ) -> tuple[Folded, list[dict[str, WrittenFile]]]:
         """Return what the tasks of a job did together; of each output the size and the sum of its files."""
-        self._done += done
         if record is not None and self._checksum:
             record.checksums = together(len(job.checkpoints), (block for each in done for block in each.blocks))
         by_number = {each.number: each for each in done}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 
 from ema_cli.engines.dispatch import dispatch
 from ema_cli.engines.engine import Engine, EngineError
+from ema_cli.engines.finishing import Finishing
 from ema_cli.engines.records import Done
 from ema_cli.engines.sharing import FINISHING, MAKING, Sharing, bytes_so_far
 from ema_cli.engines.tasks import Task
@@ -110,17 +111,26 @@ class Spread(Sharing):
         job, lease = part.job, self._lease_of_workers(part.job, folders)
         work, tasks = self._cut(part, folders, summed=record is not None, lease=lease)
         packed, done = pack(work), list[Done]()
+        making, finishing = ([task for task in tasks if task.step in steps] for steps in (MAKING, FINISHING))
 
-        def tick(ended: Sequence[Done]) -> None:
-            progress(min(bytes_so_far([*done, *ended], work.tasks), job.bytes_to_read), job.bytes_to_read)
+        def send(some: Sequence[Task], note: Callable[[Sequence[Done]], None] = lambda ended: None) -> None:
+            def tick(ended: Sequence[Done]) -> None:
+                note(ended)
+                progress(min(bytes_so_far([*done, *ended], work.tasks), job.bytes_to_read), job.bytes_to_read)
 
-        def describe(task: Task) -> str:
-            return task.describe(job.outputs)
+            describe: Callable[[Task], str] = lambda task: task.describe(job.outputs)  # noqa: E731
+            done.extend(dispatch(self._engine, run_task, packed, some, describe, tick, self._sent))
 
-        for steps in (MAKING, FINISHING):
-            now = [task for task in tasks if task.step in steps]
-            done += dispatch(self._engine, run_task, packed, now, describe, tick, self._sent)
-        return self._gather(job, tasks, done, record)
+        finished: list[Done] = []
+        if self._engine.is_here:
+            with Finishing(work, tasks) as files:
+                send(making, files.note)
+                finished = files.finish(part.sizes.threads)
+        else:
+            send(making)
+            send(finishing)
+        self._done += done
+        return self._gather(job, tasks, [*done, *finished], record)
 
     def _lease_of_workers(self, job: Job, folders: Sequence[Path]) -> tuple[Path, str, float]:
         """Return what workers look at: the lease, its owner, and when it is old. In a store it is the claim."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ema_cli.dtypes import DType
 from ema_cli.engines.block_sums import BlockSums
@@ -30,7 +29,9 @@ from ema_cli.storage.staging import Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_sink
 from ema_cli.writing.outputs import Output
-from ema_cli.writing.piece_sink import PieceSink
+
+if TYPE_CHECKING:  # which few averages need
+    from ema_cli.writing.piece_sink import PieceSink
 
 _TOLD_SECONDS = 1.0  # after so long a task tells how far it is
 _READ_BYTES = 1 << 20
@@ -71,7 +72,7 @@ def for_another(wanted: Mapping[str, str]) -> Iterator[str]:
 
 def name_of_worker() -> str:
     """Return the name of this process, for people."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    return f"{os.uname().nodename}:{os.getpid()}"
 
 
 def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = lambda nbytes: None) -> Done:
@@ -92,7 +93,7 @@ def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = l
     done = read_done(work.tasks, task, work.digest)
     if done is not None and is_there(work, task, done.sums):
         return replace(done, seconds=0.0, bytes_read=0, worker=worker)
-    token, began = secrets.token_hex(4), time.monotonic()
+    token, began = os.urandom(4).hex(), time.monotonic()
     outputs = [_with_functions(work, output, number) for number, output in enumerate(task.select(work.outputs))]
     folded: Folded | None = None
     blocks: BlockSums | None = None

@@ -63,15 +63,27 @@ class RunningChecksum:
 
     def add(self, offset: int, data: memoryview) -> None:
         """Add the range that was just written at byte `offset`, or note it."""
-        if not len(data):
-            return
+        if len(data) and self._takes_turn(offset, offset + len(data)):
+            self._checksum.update(data)
+            self._add_early(offset + len(data))
+
+    def add_written(self, begin: int, end: int) -> None:
+        """Add the range from byte `begin` to `end`, which somebody else has written, or note it."""
+        if begin < end and self._takes_turn(begin, end):
+            self._read_back(begin, end)
+            self._add_early(end)
+
+    def _takes_turn(self, begin: int, end: int) -> bool:
+        """Return whether a range comes next, and this thread may add it; else it is noted."""
         with self._lock:
-            if self._busy or offset != self._end:
-                self._note(offset, offset + len(data))
-                return
+            if self._busy or begin != self._end:
+                self._note(begin, end)
+                return False
             self._busy = True
-        self._checksum.update(data)
-        end = offset + len(data)
+            return True
+
+    def _add_early(self, end: int) -> None:
+        """Add what was noted behind byte `end`, up to which all is added."""
         while True:
             with self._lock:
                 begin, end = end, self._early.pop(end, end)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -201,7 +200,7 @@ def _machine() -> str:
         processes = os.readlink("/proc/self/ns/pid")
     except OSError:
         processes = ""
-    return f"{socket.gethostname()} {processes}"
+    return f"{os.uname().nodename} {processes}"
 
 
 def _is_dead(held: Mapping[str, object]) -> bool:

@@ -83,6 +83,12 @@ class OutputStream:
         if is_much:
             _start_writing(self._descriptor)
 
+    def note(self, begin: int, end: int) -> None:
+        """Sum up the bytes from `begin` to `end`, which others have written, as soon as all before them is there."""
+        if self._sum is not None:
+            with output_errors(self.path):
+                self._sum.add_written(begin - self._begin, end - self._begin)
+
     def read(self, offset: int, size: int) -> bytes:
         """Return at most `size` bytes from byte `offset`: as many as the system gives in one call."""
         with output_errors(self.path):

@@ -89,7 +89,9 @@ def with_another_disk(function: Callable[..., Any], wanted: dict[str, str], pack
 class Wrapped(Executor):
     """An executor that calls another function for some tasks."""
 
-    def __init__(self, executor: Executor, wrapper: Callable[..., Any], chosen: Callable[[Task], bool]) -> None:
+    def __init__(
+        self, executor: Executor, wrapper: Callable[..., Any], chosen: Callable[[Task], bool] = lambda task: True
+    ) -> None:
         self._executor = executor
         self._wrapper = wrapper
         self._chosen = chosen

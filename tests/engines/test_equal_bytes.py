@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 
-from ema_cli.averaging import average
+from ema_cli.averaging import average, perform
+from ema_cli.engines.engine import Engine
+from ema_cli.engines.tasks import Step, Task
+from ema_cli.job import prepare
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import open_run
+from ema_cli.writing.target import assign_targets, parse_target
+from tests.engines.lost import Wrapped
 from tests.engines.runs import RUNS, files_below
 
 pytestmark = pytest.mark.usefixtures("small_tasks", "small_blocks")
@@ -55,6 +60,21 @@ def test_several_half_lives(tmp_path: Path, executor: Executor, run: str):
     made = plans(RUNS[run](tmp_path / run), "50ba", "200ba", "100ba")
     for folder, workers in (("alone", None), ("workers", executor)):
         average(made, tmp_path / folder / "ema-{half_life}", checksum=True, executor=workers)
+    assert files_below(tmp_path / "workers") == files_below(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("form", ["a file", "a file of torch's"])
+@pytest.mark.parametrize("run", ["one file", "torch"])
+def test_workers_of_this_machine(tmp_path: Path, executor: Executor, run: str, form: str):
+    """The one who asks sums up what they write, while they write it; no task is left for that at the end."""
+    name, _ = FORMS[form]
+    made = plans(RUNS[run](tmp_path / run), "200ba", "50ba")
+    asked: list[Task] = []
+    noting = Wrapped(executor, lambda function, *arguments: asked.append(arguments[-1]) or function(*arguments))
+    for folder, by in (("alone", None), ("workers", Engine("here", noting, is_here=True))):
+        targets = assign_targets(parse_target(tmp_path / folder / name.replace("x", "{half_life}")), made)
+        perform(prepare(made, targets, force=False), by=by)
+    assert {task.step for task in asked} == {Step.STRETCH}
     assert files_below(tmp_path / "workers") == files_below(tmp_path / "alone")
 
 

@@ -25,6 +25,23 @@ def test_the_sum_is_that_of_the_bytes_in_any_order(sizes: list[int], random):
     assert summed.hexdigest(len(data)) == hashlib.sha256(data).hexdigest()
 
 
+@given(st.lists(st.integers(0, 300), max_size=12), st.randoms(use_true_random=False))
+def test_what_others_wrote_is_read_back_in_its_turn(sizes: list[int], random):
+    """Parts that are written elsewhere come in any order, too; a byte that nobody has written yet is not read."""
+    data, there = random.randbytes(sum(sizes)), bytearray(sum(sizes))
+    begins = [sum(sizes[:number]) for number in range(len(sizes))]
+    parts = list(zip(begins, sizes, strict=True))
+    random.shuffle(parts)
+    summed = RunningChecksum(lambda offset, size: bytes(there[offset : offset + size]))
+    for begin, size in parts:
+        there[begin : begin + size] = data[begin : begin + size]
+        if random.random() < 0.5:
+            summed.add_written(begin, begin + size)
+        else:
+            summed.add(begin, memoryview(data)[begin : begin + size])
+    assert summed.hexdigest(len(data)) == hashlib.sha256(data).hexdigest()
+
+
 def test_bytes_that_were_not_followed_are_read_at_the_end():
     """Without a word on what was written, the whole file is read."""
     data = bytes(range(256)) * 20_000
