@@ -339,9 +339,9 @@ def test_rows_are_chosen_by_their_set():
     """In the order of the report; G stands for all of its rows; F and what is cold belong to the full scale alone."""
     assert rows.chosen("G, A", full=False) == ["A", "G1", "G2", "G3"]
     assert rows.chosen("F cold", full=False) == ["F cold"]
-    assert set(rows.KEYS) - set(rows.chosen(None, full=False)) == {"A cold", "F cold"}
+    assert set(rows.KEYS) - set(rows.chosen(None, full=False)) == {"A cold", "F cold", "engines"}
     assert set(rows.chosen(None, full=True)) == set(rows.KEYS)
-    assert set(rows.KEYS) - set(rows.chosen("table", full=True)) == {"G1", "G2", "G3", "checksum", "latency"}
+    assert set(rows.KEYS) - set(rows.chosen("table", full=True)) == {"G1", "G2", "G3", "checksum", "engines", "latency"}
     with pytest.raises(ValueError, match="'X' is none of A, A cold"):
         rows.chosen("A,X", full=True)
 
@@ -371,7 +371,7 @@ def test_one_row_is_measured_and_its_report_can_be_made_again(tmp_path: Path):
 @pytest.mark.full
 def test_every_kind_of_row_is_measured(tmp_path: Path):
     """With a peer and without, from a cold cache, by numpy, through a slow disk, and the start of the program."""
-    sets = "A,A numpy,A cold,H,manifest,A16,latency,start-up"
+    sets = "A,A numpy,A cold,H,manifest,A16,latency,engines,start-up"
     before = ["--before", str(Path(sys.executable).parent / "ema-cli")]
     options = ["--scale", "micro", "--peers", "naive,mergekit", "--json", "bench.json", *before]
     done = bench(tmp_path, *options, "--sets", sets)
@@ -392,7 +392,9 @@ def test_every_kind_of_row_is_measured(tmp_path: Path):
 def assert_measured(measured: dict[str, Any]) -> None:
     """Check that nothing failed, and that what has a reference gave its bytes."""
     assert all(row["rounds"] and not row["failed"] for row in measured.values())
-    assert all(measured[key]["same"]["reference"] == "bit-equal" for key in ("H", "latency") if key in measured)
+    assert all(
+        measured[key]["same"]["reference"] == "bit-equal" for key in ("H", "latency", "engines") if key in measured
+    )
 
 
 @pytest.mark.slow

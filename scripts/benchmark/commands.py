@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .datasets import Data
 from .measure import Command
+from .on_engine import NONE
 from .rows import BEFORE, OTHER_HALF_LIVES, Row
 
 HERE = Path(__file__).parent
@@ -26,6 +27,7 @@ LABELS = {
     "sha256sum": "sha256sum of the inputs, one a processor",
 }
 LATENCY, BANDWIDTH = 0.02, 500e6
+ENGINE = "dask:local=2"
 _ALONE = ("--no-manifest",)  # as the peers write it; two rows tell what manifest and sums take
 _OPTIONS = {"manifest": (), "checksum": ("--checksum",), "stored": ("--from", "stored", *_ALONE)}
 
@@ -77,12 +79,16 @@ class Commands:
         """Return what is measured."""
         if row.kind == "latency":
             return self._average("ema-cli", inputs, [inputs.data.half_life], latency=LATENCY)
+        if row.kind == "engines":
+            return self.on_engine("ema-cli", ENGINE, inputs)
         options = _OPTIONS.get(row.kind, _ALONE)
         environment = {"EMA_KERNEL": "numpy"} if row.kind == "numpy" else {}
         return self._average("ema-cli", inputs, half_lives(row, inputs.data), options=options, environment=environment)
 
     def reference(self, row: Row, inputs: Inputs) -> Command:
-        """Return ema-cli on another set, with one half-life, or with no latency."""
+        """Return ema-cli on another set, with one half-life, with no latency, or without an engine."""
+        if row.kind == "engines":
+            return self.on_engine("reference", NONE, inputs)
         latency = 0.0 if row.kind == "latency" else None
         return self._average("reference", inputs, [inputs.data.half_life], latency=latency)
 
@@ -105,6 +111,12 @@ class Commands:
         threads = ["--threads", str(self.threads)] if self.threads else []
         arguments = (*start, "average", str(inputs.run), *laws, *threads, *options, "-o", str(output), "--json")
         return self._command(name, arguments, output, environment)
+
+    def on_engine(self, name: str, engine: str, inputs: Inputs) -> Command:
+        """Return ema-cli on an engine, which tells what it took from when that stood."""
+        output = self.work / f"{name}.safetensors"
+        words = (engine, str(inputs.run), inputs.data.half_life, str(output))
+        return self._command(name, (sys.executable, str(HERE / "on_engine.py"), *words), output)
 
     def loop(self, name: str, inputs: Inputs) -> Command:
         """Return one of the loops of peer_loops.py."""

@@ -40,7 +40,7 @@ class Row:
     peers: tuple[str, ...] = ()
     limits: tuple[str, ...] = ("limit",)
     reference: str | None = None
-    kind: str = "average"  # or half-lives, latency, manifest, checksum, numpy, stored
+    kind: str = "average"  # or half-lives, latency, manifest, checksum, numpy, stored, engines
     cold: bool = False
     rounds: int | None = None  # where another number is enough
     few: tuple[str, ...] = ()  # the peers at the small scale, each in one row at least: it is to take a minute
@@ -75,6 +75,7 @@ ROWS = (
     Row("E", "E", (_below(1.1, "reference"),), ("naive", "mergekit"), reference="A"),
     Row("I", "I", (_below(1.3, "reference"),), ("naive",), reference="A"),
     Row("latency", "A", (_below(1.5, "reference"),), limits=(), reference="A", kind="latency", rounds=3),
+    Row("engines", "A", (_below(1.25, "reference"),), limits=(), reference="A", kind="engines", full_only=True),
     Row("B", "B", (_below(0.9, "limit"), _below(0.3, *PEERS)), PEERS),
     Row("D", "D", (_below(0.18, *PEERS),), PEERS, few=("timm",)),
     Row("headers", "P", (_below(0.2, BEFORE),), rounds=2),
@@ -102,8 +103,8 @@ def chosen(asked: str | None, *, full: bool) -> list[str]:
     """
     if asked is None:
         return [*(row.key for row in ROWS if full or not row.full_only), START_UP]
-    further = ("checksum", "latency", "G1", "G2", "G3")
-    groups = {"G": further[2:], "table": [key for key in KEYS if key not in further]}
+    further = ("checksum", "engines", "latency", "G1", "G2", "G3")
+    groups = {"G": further[3:], "table": [key for key in KEYS if key not in further]}
     found: set[str] = set()
     for word in (each.strip() for each in asked.split(",")):
         keys = groups.get(word, [key for key in KEYS if key == word])

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from . import datasets, startup
-from .commands import BANDWIDTH, LABELS, LATENCY, Commands, Inputs, ema_cli, half_lives
+from .commands import BANDWIDTH, ENGINE, LABELS, LATENCY, Commands, Inputs, ema_cli, half_lives
 from .datasets import Data
+from .measure import timed, timed_inside
 from .rounds import attempts, cache_state, discard, log, measure, preparation, rehearse
 from .rows import BEFORE, OTHER_HALF_LIVES, PEERS, ROWS, START_UP, Row, memory_limit
 
@@ -108,12 +109,16 @@ class Session:
         facts |= rehearse(built, comparable, prepare, laws)
         if row.kind == "latency":
             facts["memory_limit"] = None  # the shim's memory is not ours
+        if row.kind == "engines":
+            facts["memory_limit"] = None  # nor that of Dask
+            facts["notes"].append("time and CPU are those behind the start of the cluster")
         if built:
             read = facts["memory"]["ema-cli"]["read"] / inputs.bytes_to_read
             facts["notes"].append(f"ema-cli read {read:.3f} x the bytes of the tensors, its own code included")
             self._note_cache(facts, files, cold=row.cold)
             rounds = min(self.rounds, row.rounds or self.rounds)
-            facts["rounds"] = measure(built, rounds, prepare, facts["failed"], attempts(rounds, self.scale))
+            run = timed_inside if row.kind == "engines" else timed
+            facts["rounds"] = measure(built, rounds, prepare, facts["failed"], attempts(rounds, self.scale), run)
         discard(self.work / "mergekit-models")
 
     def _note_cache(self, facts: dict[str, Any], files: dict[str, Sequence[Path]], *, cold: bool) -> None:
@@ -151,6 +156,8 @@ def _title(row: Row) -> str:
         return f", {len(OTHER_HALF_LIVES) + 1} half-lives in one pass"
     if row.kind == "latency":
         return f", {LATENCY * 1e3:.0f} ms a read at {BANDWIDTH / 1e6:.0f} MB/s"
+    if row.kind == "engines":
+        return f", on {ENGINE}"
     return ", numpy alone" if row.kind == "numpy" else ", cold" if row.cold else ""
 
 
@@ -159,6 +166,8 @@ def _reference_label(row: Row) -> str:
         return "ema-cli, one half-life"
     if row.kind == "latency":
         return "ema-cli, no latency"
+    if row.kind == "engines":
+        return "ema-cli, two threads"
     return f"ema-cli on {'half of it' if row.reference and 'half' in row.reference else row.reference}"
 
 
