@@ -290,7 +290,7 @@ def candidates_facts(candidates: Candidates) -> Facts:
     """Return what `tune` would evaluate, and what room that takes; in bytes."""
     would_evaluate = {
         "path": candidates.job.target.path.as_posix(),
-        "candidates": candidates.most + 1,
+        "candidates": candidates.count,
         "bytes_each": candidates.job.bytes_to_write,
         "bytes_at_once": candidates.bytes_at_once,
         "bytes_free": candidates.job.bytes_free,

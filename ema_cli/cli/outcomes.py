@@ -10,12 +10,10 @@ from ema_cli.runs.warnings import Remarks
 
 if TYPE_CHECKING:
     from ema_cli.job import Job
-    from ema_cli.law.time import Time
     from ema_cli.passes import Pass
     from ema_cli.planning.plan import Plan
     from ema_cli.result import Result
-    from ema_cli.tuning.factors import Factors
-    from ema_cli.tuning.half_lives import Range
+    from ema_cli.tuning.search import Searched
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +40,30 @@ class Candidates:
     """What `tune` will evaluate besides the last checkpoint.
 
     Attributes:
-        half_lives: those that are named, or the range to search, of half-lives or of factors.
-        series: the number of averages in a series of them; 0 where there is none.
+        searched: the settings that are named, or the range of them to search.
+        most: how many there are at most, the last checkpoint not counted.
+        of_series: whether each is evaluated at several clocks.
+        last: whether the last checkpoint is evaluated, too: not where only averages are stored.
         job: one of them as it would be written: all are of one size.
         plans: where nothing is evaluated, those that would be made first: of a range, its grid.
     """
 
-    half_lives: Sequence[Time] | Range | Factors
-    series: int
+    searched: Searched
+    most: int
+    of_series: bool
+    last: bool
     job: Job
     plans: Sequence[Plan] = ()
 
     @property
-    def most(self) -> int:
-        """Return how many there are at most, the last checkpoint not counted."""
-        if isinstance(self.half_lives, Sequence):
-            return self.series or len(self.half_lives)
-        return self.half_lives.tries
+    def bytes_at_once(self) -> int:
+        """Return the room that all take, if they lie there at once."""
+        return self.job.bytes_to_write * self.count
 
     @property
-    def bytes_at_once(self) -> int:
-        """Return the room that all of them take with the last checkpoint, if they lie there at once."""
-        return self.job.bytes_to_write * (self.most + 1)
+    def count(self) -> int:
+        """Return how many are evaluated at most, with the last checkpoint."""
+        return self.most + self.last
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,13 +71,10 @@ def series(law: RecipeOptions) -> Series | None:
     """Return at which clocks there is an average of a series; None where none is asked for.
 
     Raises:
-        UsageError: for a value that makes no sense, and stored averages.
+        UsageError: for a value that makes no sense.
     """
     if not law.series and law.series_every is None:
         return None
-    if law.source == "stored":
-        name = "series_every" if law.series_every is not None else "series"
-        raise UsageError(f"is for raw checkpoints, not for {option('from', 'stored')}", option=name)
     return Series(_time(law.series_every, "series_every"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,20 @@ from ema_cli.runs.run import Run, read_run
 
 if TYPE_CHECKING:  # what reads stored averages is loaded where they are asked for
     from ema_cli.runs.stored import StoredRun
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """A run, and what makes a plan of it for a recipe."""
+
+    run: Run
+    plan: Callable[[Recipe], Plan]
+
+    def plans(self, recipes: Sequence[Recipe], series: Series | None) -> tuple[Plan, ...]:
+        """Return a plan for each recipe, or for each recipe at each clock of a series."""
+        if series is None:
+            return tuple(map(self.plan, recipes))
+        return tuple(plan_series(self.run, recipes, series, self.plan))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +68,17 @@ class RawSource:
                 hint=f"averages that the training stored are there: {option('from', 'stored')}",
             ) from problem
 
-    def planner(self) -> tuple[Run, Callable[[Recipe], Plan]]:
+    def planner(self) -> Planner:
         """Return the run, and what makes a plan of it for a recipe."""
         run = self.open()
-        return run, partial(make_plan, run)
+        return Planner(run, partial(make_plan, run))
 
     def open_with(self, recipes: Sequence[Recipe], series: Series | None = None) -> tuple[Run, tuple[Plan, ...]]:
         """Return the run, and a plan of it for each recipe, or for each recipe at each clock of a series."""
         run = self.open()
         for recipe in recipes[:1]:  # all have one start and one stop
             run = drop_outside(run, recipe)
-        if series is not None:
-            return run, tuple(plan_series(run, recipes, series))
-        return run, tuple(make_plan(run, recipe) for recipe in recipes)
+        return run, Planner(run, partial(make_plan, run)).plans(recipes, series)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +106,24 @@ class StoredSource:
 
         return open_stored(self.paths, copy=self.copy, component=self.component)
 
-    def planner(self) -> tuple[Run, Callable[[Recipe], Plan]]:
+    def planner(self) -> Planner:
         """Return the averages as a run, and what finds for a recipe the combination that comes nearest to it."""
-        stored = self.open()
+        return self._planner(self.open())
+
+    def _planner(self, stored: StoredRun) -> Planner:
         from ema_cli.planning.stored_plan import make_stored_plan  # which loads numpy
 
-        return stored.run, partial(make_stored_plan, stored, allow_approximate=self.allow_approximate)
+        return Planner(stored.run, partial(make_stored_plan, stored, allow_approximate=self.allow_approximate))
 
     def open_with(self, recipes: Sequence[Recipe], series: Series | None = None) -> tuple[Run, tuple[Plan, ...]]:
-        """Return the averages as a run, and for each recipe the combination of them that comes nearest to it."""
-        assert series is None, "which is refused where the options are read"
-        if not recipes:
-            return self.open().run, ()
-        run, plan = self.planner()
-        return run, tuple(map(plan, recipes))
+        """Return the averages as a run, and for each recipe, at each clock, the combination that is nearest to it."""
+        stored = self.open()
+        if not recipes and series is None:
+            return stored.run, ()
+        plans = self._planner(stored).plans(recipes, series)
+        if series is None:
+            return stored.run, plans
+        from ema_cli.planning.stored_series import out_of_reach_notes
+
+        notes = out_of_reach_notes(stored, recipes, series, plans)
+        return replace(stored.run, notes=(*stored.run.notes, *notes)), plans

@@ -184,9 +184,9 @@ def print_results(out: Console, tuned: Tuned) -> None:
     worst, best = (means[0], means[-1]) if means else (0.0, 0.0)
     repeated = any(result.spread for result in tuned.results)
     of_series = any(result.clock is not None for result in tuned.results)
-    of_factors = any(result.factor is not None for result in tuned.results)
+    setting = next(result.setting for result in reversed(tuned.results))
     table = _table(
-        ("average" if of_series else "factor" if of_factors else "half-life", "right"),
+        ("average" if of_series or setting is None else setting.noun, "right"),
         ("metric", "right"),
         *((("spread", "right"),) if repeated else ()),
         ("", "left"),

@@ -36,23 +36,38 @@ from ema_cli.cli.options import (
     Threads,
     UpdateInterval,
     WithSeries,
+    offer,
 )
 from ema_cli.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TunedLawOptions:
-    """The half-lives that `tune` chooses from, and what is fixed."""
+    """The half-lives, or windows, that `tune` chooses from, and what is fixed."""
 
     half_life: Annotated[
         tuple[str, ...],
-        Option(metavar="TIME", help="A half-life to evaluate: 200ba. Repeatable.", rich_help_panel=LAW),
+        Option(metavar="TIME", help="A half-life to evaluate: 200ba, 5%ba. Repeatable.", rich_help_panel=LAW),
+    ] = ()
+    profile: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            autocompletion=offer("uniform", "linear", "1-sqrt", "cosine", "inverse-sqrt"),
+            help="Instead: choose the window of this profile: uniform, linear, 1-sqrt, cosine or inverse-sqrt.",
+            rich_help_panel=LAW,
+        ),
+    ] = None
+    window: Annotated[
+        tuple[str, ...],
+        Option(metavar="TIME", help="With --profile: a window to evaluate: 5000ba. Repeatable.", rich_help_panel=LAW),
     ] = ()
     between: Annotated[
         tuple[str, str] | None,
         Option(
             metavar="FROM TO",
-            help="Instead: search this range of half-lives, a grid first, then around the best.",
+            help="Instead: search this range of half-lives, or with --profile of windows; a grid first, then around "
+            "the best.",
             rich_help_panel=LAW,
         ),
     ] = None
@@ -69,7 +84,8 @@ class TunedLawOptions:
         tuple[str, str] | None,
         Option(
             metavar="FROM TO",
-            help="With one half-life: search how far to go beyond its average, as average --extrapolate does: 0 1.",
+            help="With one half-life, or window: search how far to go beyond its average, as average --extrapolate "
+            "does: 0 1.",
             rich_help_panel=LAW,
         ),
     ] = None
@@ -77,7 +93,7 @@ class TunedLawOptions:
         str | None,
         Option(
             metavar="TIME",
-            help="With --extrapolate: the half-life of the other average. Default: twice as long.",
+            help="With --extrapolate: the half-life, or window, of the other average. Default: twice as long.",
             rich_help_panel=LAW,
         ),
     ] = None
@@ -184,7 +200,7 @@ Examples: among some; in a range
   ema-cli tune ckpts/ --between 10ba 9000ba --eval './eval {path}' -o best
 
 The last checkpoint is always evaluated, as the bar to beat. {path} is a file or folder as --output would be, and \
-EMA_PATH and EMA_HALF_LIFE, or EMA_EXTRAPOLATE, say the same in the environment. \
+EMA_PATH and EMA_HALF_LIFE, EMA_WINDOW or EMA_EXTRAPOLATE say the same in the environment. \
 Results and what the command prints are kept in OUT.tune; \
 the same line once more goes on where it was interrupted."""
 

@@ -26,16 +26,17 @@ def would_line(candidates: Candidates) -> str:
 
 
 def _what(candidates: Candidates) -> str:
-    half_lives, most = candidates.half_lives, candidates.most
-    if candidates.series:
-        what = f"a series of {most} averages"
-    elif isinstance(half_lives, Sequence):
-        what = "one half-life" if most == 1 else f"{most} half-lives"
+    searched, most = candidates.searched, candidates.most
+    if isinstance(searched, Sequence):
+        of = searched[0]
+        what = f"a series of {most} averages" if candidates.of_series else f"{'one' if most == 1 else most} "
+        what += "" if candidates.of_series else of.noun if most == 1 else of.nouns
     else:
-        kind = "factors" if isinstance(half_lives.low, float) else "half-lives"
-        what = f"at most {most} {kind} from {half_lives.low} to {half_lives.high}"
+        what = f"at most {searched.tries} {searched.low.nouns} from {searched.low.text} to {searched.high.text}"
+        what += f", a series of {most} averages at most" if candidates.of_series else ""
     each, together = size(candidates.job.bytes_to_write), size(candidates.bytes_at_once)
-    return f"{what} and {LAST_WORDS}: {each} of disk each, {together} for all at once"
+    beaten = f" and {LAST_WORDS}" if candidates.last else ""
+    return f"{what}{beaten}: {each} of disk each, {together} for all at once"
 
 
 def result_line(result: Result) -> str:

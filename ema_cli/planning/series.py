@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from math import ceil, floor, inf
 
 from ema_cli.checkpoint import Checkpoint
@@ -83,8 +84,18 @@ def make_series(run: Run, recipes: Recipe | Sequence[Recipe], *, every: Time | s
     return plan_series(run, recipes, series)
 
 
-def plan_series(run: Run, recipes: Sequence[Recipe], series: Series) -> list[Plan]:
-    """Return the plans of a series; see `make_series`."""
+def plan_series(
+    run: Run, recipes: Sequence[Recipe], series: Series, planner: Callable[[Recipe], Plan] | None = None
+) -> list[Plan]:
+    """Return the plans of a series; see `make_series`.
+
+    Args:
+        run: the checkpoints, or averages that a training stored.
+        recipes: each has its averages.
+        series: at which clocks.
+        planner: makes the plan of a recipe; where it is not given, of raw checkpoints.
+    """
+    plan_of = partial(make_plan, run) if planner is None else planner
     if not recipes:
         raise UsageError(f"which law? a series needs one: add {option('half_life', '50ba')}")
     if any(isinstance(recipe.law, Coefficients) for recipe in recipes):
@@ -94,9 +105,9 @@ def plan_series(run: Run, recipes: Sequence[Recipe], series: Series) -> list[Pla
             hint=f"leave out {option('series', True)}",
         )
     check_units(run, recipes[0])
-    whole = [make_plan(run, recipe) for recipe in recipes]  # whatever else is wrong with clocks shows here
+    whole = [plan_of(recipe) for recipe in recipes]  # whatever else is wrong with clocks shows here
     ends, shared = series.ends(run), _Shared()
-    made = [list(_plans_of(run, plan, ends, shared)) for plan in whole]
+    made = [list(_plans_of(plan, ends, shared, plan_of)) for plan in whole]
     order = {checkpoint: number for number, checkpoint in enumerate(run.checkpoints)}
     plans = sorted((plan for each in made for plan in each), key=lambda plan: order[_end(plan)])
     if len(plans) < 2:  # which would go where the target says, and not into a folder
@@ -123,7 +134,9 @@ def _end(plan: Plan) -> Checkpoint:
     return plan.entries[-1].checkpoint
 
 
-def _plans_of(run: Run, whole: Plan, ends: Sequence[Checkpoint], shared: _Shared) -> Iterator[Plan]:
+def _plans_of(
+    whole: Plan, ends: Sequence[Checkpoint], shared: _Shared, plan_of: Callable[[Recipe], Plan]
+) -> Iterator[Plan]:
     """Yield the plans of one recipe; `whole` is that of the whole run."""
     recipe, unit = whole.recipe, whole.entries[-1].clock.unit
     newest = None
@@ -132,7 +145,7 @@ def _plans_of(run: Run, whole: Plan, ends: Sequence[Checkpoint], shared: _Shared
         if clock is None or _is_later(end, recipe.stop):
             continue
         try:
-            plan = make_plan(run, replace(recipe, stop=_stop(clock, unit)))
+            plan = plan_of(replace(recipe, stop=_stop(clock, unit)))
         except RunError:
             continue  # nothing has entered yet
         if _end(plan) is not newest:

@@ -12,7 +12,6 @@ from ema_cli.manifest.types import CandidateRow, InputRow, OutputRow, TensorRow,
 from ema_cli.report.charts import text
 from ema_cli.report.distances import Distances
 from ema_cli.text import plural, relative, size, some
-from ema_cli.tuning.factors import parse_factor
 from ema_cli.tuning.results import name_parts
 
 _MOST_ROWS = 1000
@@ -97,9 +96,8 @@ def candidates_table(tune: TuneRow) -> str:
         note = note or (f"the same weights as {row['same_as']}" if "same_as" in row else "")
         metric = f"{mean_metric(row):.6g}" if row["values"] else "-"
         rows.append([text(row["name"]), text(metric), text(note)])
-    of_series = any(name_parts(row["name"])[1] for row in tune["candidates"])
-    of_factors = any(parse_factor(row["name"]) for row in tune["candidates"])
-    title = "average" if of_series else "factor" if of_factors else "half-life"
+    setting, clock = name_parts(tune["candidates"][-1]["name"])  # the last checkpoint is the first
+    title = "average" if clock is not None or setting is None else setting.noun
     return _table("candidates", [(title, "word"), ("metric", "number"), ("", "")], rows)
 
 

@@ -12,8 +12,8 @@ from ema_cli.report import charts
 from ema_cli.report.charts import BOTTOM, LEFT, RIGHT, TOP, Mark, Plane, dot, px, text
 from ema_cli.report.tables import candidates_table, mean_metric
 from ema_cli.text import plural
-from ema_cli.tuning.factors import parse_factor
 from ema_cli.tuning.results import LAST, name_parts
+from ema_cli.tuning.settings import Setting
 
 _ROOM = 0.08  # above and below the values, as a share of their range
 
@@ -26,7 +26,8 @@ def tuning_section(tune: TuneRow, widths: Sequence[tuple[str, int]]) -> str:
         widths: for each chart its class on the page, and its width in pixels.
     """
     able = [row for row in tune["candidates"] if row["values"]]
-    averages = [row for row in able if row["name"] != LAST]
+    settings = {row["name"]: name_parts(row["name"])[0] for row in able}
+    averages = [row for row in able if (own := settings[row["name"]]) is not None and math.isfinite(own.number)]
     wanted = "more" if tune["maximize"] else "less"
     metric = tune["metric"] or "the last number printed"
     by = tune["command"] or "a function"
@@ -89,7 +90,7 @@ class _MetricPlane(Plane):
 def _chart(tune: TuneRow, averages: Sequence[CandidateRow], last: float | None, width: int) -> str:
     names = [name_parts(row["name"]) for row in averages]
     over_clocks = any(clock is not None for _, clock in names)
-    axis = _axis(averages)
+    axis = _axis(names)
     places = axis.places
     values = [mean_metric(row) for row in averages]
     known = [*values, *([] if last is None else [last])]
@@ -99,14 +100,15 @@ def _chart(tune: TuneRow, averages: Sequence[CandidateRow], last: float | None, 
         y = plane.y(last)
         plane.parts.append(f'<path class="mean" d="M{LEFT} {px(y)}H{plane.width - RIGHT}"/>')
         plane.parts.append(f'<text class="end name" x="{plane.width - RIGHT}" y="{px(y - 5)}">last checkpoint</text>')
-    lines: dict[str, list[tuple[float, float]]] = {}  # of a series one for each half-life, else one
-    for (half_life, _), place, value in zip(names, places, values, strict=True):
-        lines.setdefault(half_life if over_clocks else "", []).append((plane.x(place), plane.y(value)))
+    lines: dict[str, list[tuple[float, float]]] = {}  # of a series one for each setting, else one
+    for (setting, _), place, value in zip(names, places, values, strict=True):
+        line = setting.name if over_clocks and setting is not None else ""
+        lines.setdefault(line, []).append((plane.x(place), plane.y(value)))
     for points in lines.values():
         plane.parts.append(f'<path class="line" d="M{"L".join(f"{px(x)} {px(y)}" for x, y in sorted(points))}"/>')
-    for half_life, points in lines.items() if over_clocks else ():
+    for line, points in lines.items() if over_clocks else ():
         x, y = max(points)
-        plane.parts.append(f'<text class="end" x="{px(x)}" y="{px(y - 8)}">{text(half_life)}</text>')
+        plane.parts.append(f'<text class="end" x="{px(x)}" y="{px(y - 8)}">{text(line)}</text>')
     for row, place, value in zip(averages, places, values, strict=True):
         plane.parts.append(dot(plane, Mark(place, value, f"{row['name']}: {value:.6g}"), 3.0))
         if row["name"] == tune["winner"]:
@@ -117,17 +119,18 @@ def _chart(tune: TuneRow, averages: Sequence[CandidateRow], last: float | None, 
     return plane.svg(f"Metric of each candidate against its {axis.what}")
 
 
-def _axis(averages: Sequence[CandidateRow]) -> _Axis:
-    factors = [parse_factor(row["name"]) for row in averages]
-    known = [factor.value for factor in factors if factor is not None]
-    if len(known) == len(averages):
-        return _Axis("factor", "times the distance of the other average", known, is_linear=True)
-    names = [name_parts(row["name"]) for row in averages]
-    over_clocks = any(clock is not None for _, clock in names)
-    times = [Time.parse(clock or half_life) for half_life, clock in names]
-    values = [float(time.value) for time in times]
-    places = values if over_clocks else [math.log10(value) if value > 0 else 0.0 for value in values]
-    return _Axis("clock" if over_clocks else "half-life", times[0].unit.plural, places, is_linear=over_clocks)
+def _axis(names: Sequence[tuple[Setting | None, Time | None]]) -> _Axis:
+    """Return the axis over clocks, where there are some, or over settings."""
+    clocks = [clock for _, clock in names if clock is not None]
+    if clocks:
+        values = [float(clock.value) for clock in clocks]
+        return _Axis("clock", clocks[0].unit.plural, values, is_linear=True)
+    settings = [setting for setting, _ in names if setting is not None]
+    values = [float(setting.number) for setting in settings]
+    if not settings[0].unit:
+        return _Axis("factor", settings[0].units, values, is_linear=True)
+    places = [math.log10(value) if value > 0 else 0.0 for value in values]
+    return _Axis(settings[0].noun, settings[0].units, places, is_linear=False)
 
 
 def _round_half_lives(low: float, high: float) -> list[float]:

@@ -17,9 +17,8 @@ from typing import IO
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.tuning.factors import parse_factor
 from ema_cli.tuning.metric import EvaluationFailed, read_metric
-from ema_cli.tuning.results import name_parts
+from ema_cli.tuning.results import LAST, name_parts
 
 PLACEHOLDER = "{path}"
 _MOST_BYTES = 1 << 20  # of the output's end, in which the metric is looked for
@@ -73,12 +72,7 @@ class Command:
             EvaluationFailed: where the command fails, prints no metric, or takes too long.
         """
         with ExitStack() as stack:
-            half_life, clock = name_parts(name)
-            factor = parse_factor(name)
-            own = {"EMA_HALF_LIFE": half_life} if factor is None else {"EMA_EXTRAPOLATE": repr(factor.value)}
-            environment = {**os.environ, "EMA_PATH": str(path), **own}
-            if clock is not None:
-                environment["EMA_CLOCK"] = clock
+            environment = {**os.environ, "EMA_PATH": str(path), **_about(name)}
             if self.devices:
                 device = self._free.get()
                 stack.callback(self._free.put, device)
@@ -133,6 +127,13 @@ class Command:
             process.wait()
             with self._lock:
                 self._running.discard(process)
+
+
+def _about(name: str) -> dict[str, str]:
+    """Return what the environment of an evaluation says of a candidate."""
+    setting, clock = name_parts(name)
+    own = {"EMA_HALF_LIFE": LAST} if setting is None else {f"EMA_{setting.option.upper()}": setting.text}
+    return own if clock is None else {**own, "EMA_CLOCK": str(clock)}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

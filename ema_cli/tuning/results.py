@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import CandidateRow
-from ema_cli.tuning.factors import Factor, parse_factor
+from ema_cli.tuning.settings import Setting
 
 if TYPE_CHECKING:
     from ema_cli.planning.plan import Plan
@@ -22,15 +22,21 @@ LAST = "last"
 _AT = "-at-"
 
 
-def series_name(plan: Plan) -> str:
+def series_name(setting: Setting, plan: Plan) -> str:
     """Return the name of a candidate of a series: 50ba-at-3000ba."""
-    return f"{plan.recipe.law.name}{_AT}{plan.entries[-1].clock}"
+    return f"{setting.name}{_AT}{plan.entries[-1].clock}"
 
 
-def name_parts(name: str) -> tuple[str, str | None]:
-    """Return the half-life in the name of a candidate, and the clock, which only those of a series have."""
-    half_life, at, clock = name.partition(_AT)
-    return half_life, clock if at else None
+def name_parts(name: str) -> tuple[Setting | None, Time | None]:
+    """Return the setting in the name of a candidate, None of the last checkpoint; and the clock, as of a series.
+
+    Raises:
+        UsageError: for what is no name of one.
+    """
+    if name == LAST:
+        return None, None
+    setting, _, clock = name.partition(_AT)
+    return Setting.parse(setting), Time.parse(clock) if clock else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +44,7 @@ class Result:
     """What the evaluation of one candidate gave.
 
     Attributes:
-        name: the half-life, as 50ba, or `LAST`; of a series with the clock, as 50ba-at-3000ba; of an extrapolation the
-            factor, as x0.5.
+        name: the setting, as 50ba or linear-500ba, or `LAST`; of a series with the clock, as 50ba-at-3000ba.
         values: its metric, once for each time it was evaluated; none where it failed.
         failed: why there is no metric.
         same_as: the name of the candidate with the same weights, whose values these are.
@@ -56,39 +61,20 @@ class Result:
         return LAST in (self.name, self.same_as)
 
     @property
-    def half_life(self) -> Time | None:
-        """Return the half-life, None of the last checkpoint, and of an extrapolation."""
-        if self.name == LAST or self.factor is not None:
-            return None
-        return Time.parse(name_parts(self.name)[0])
-
-    @property
-    def factor(self) -> Factor | None:
-        """Return how far a candidate extrapolates, None of any other."""
-        return parse_factor(self.name)
-
-    @property
-    def turned(self) -> Time | Factor | None:
-        """Return what is searched: the half-life, or the factor; None of the last checkpoint."""
-        return self.factor or self.half_life
+    def setting(self) -> Setting | None:
+        """Return the setting, None of the last checkpoint."""
+        return name_parts(self.name)[0]
 
     @property
     def clock(self) -> Time | None:
         """Return the clock at which the average ends, None of one that is of no series."""
-        clock = name_parts(self.name)[1]
-        return None if clock is None else Time.parse(clock)
-
-    @property
-    def length(self) -> float:
-        """Return the half-life, or the factor, as a number to sort by; that of the last checkpoint is 0."""
-        if self.factor is not None:
-            return self.factor.value
-        return 0.0 if self.half_life is None else float(self.half_life.value)
+        return name_parts(self.name)[1]
 
     @property
     def place(self) -> tuple[float, float]:
-        """Return half-life and clock as numbers to sort by; the last checkpoint is first."""
-        return -2.0 if self.name == LAST else self.length, 0.0 if self.clock is None else float(self.clock.value)
+        """Return setting and clock as numbers to sort by; the last checkpoint is first."""
+        setting, clock = name_parts(self.name)
+        return -2.0 if setting is None else float(setting.number), 0.0 if clock is None else float(clock.value)
 
     @property
     def mean(self) -> float:
@@ -118,8 +104,8 @@ class Result:
 def choose(results: Sequence[Result], *, maximize: bool) -> Result | None:
     """Return the best result; None where none has a metric.
 
-    What lies within the spread of the best, or within its own, is a tie: the shortest half-life of those wins, of a
-    series the latest clock of these, and the last checkpoint loses against any.
+    What lies within the spread of the best, or within its own, is a tie: the shortest half-life of those wins, or
+    window, or the smallest factor; of a series the latest clock of these; and the last checkpoint loses against any.
     """
     sign = -1 if maximize else 1
     able = [result for result in results if result.values]
@@ -129,5 +115,5 @@ def choose(results: Sequence[Result], *, maximize: bool) -> Result | None:
     ties = [result for result in able if abs(result.mean - best.mean) <= max(result.spread, best.spread)]
     averages = [result for result in ties if not result.is_last]
     if averages:
-        return min(averages, key=lambda result: (result.length, -result.place[1]))
+        return min(averages, key=lambda result: (result.place[0], -result.place[1]))
     return next((result for result in ties if result.name == LAST), best)

@@ -13,14 +13,13 @@ from typing import Protocol
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import RunError
-from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.tuning.factors import Factor, Factors
-from ema_cli.tuning.half_lives import Range
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.metric import EvaluationFailed
 from ema_cli.tuning.results import LAST, Result, choose, series_name
+from ema_cli.tuning.search import Range, Searched
+from ema_cli.tuning.settings import Setting
 from ema_cli.tuning.workshop import Workshop
 
 _SAME_WEIGHTS = 2.0**-24  # of a share: float32 cannot tell averages with such weights apart
@@ -65,16 +64,16 @@ class Candidates:
     """What is evaluated.
 
     Attributes:
-        plan: gives the plan of a half-life, or of a factor.
-        half_lives: those that the user names, or a range to search, of half-lives or of factors.
+        plans: gives the plan of a setting; of a series the plans, one for each clock.
+        searched: the settings that the user names, or a range of them.
         last: the plan of the last checkpoint alone, None where there is none.
-        series: instead of `half_lives`, the plans of a series.
+        of_series: whether it is a series.
     """
 
-    plan: Callable[[Time | Factor], Plan]
-    half_lives: Sequence[Time] | Range | Factors
+    plans: Callable[[Setting], Sequence[Plan]]
+    searched: Searched
     last: Plan | None
-    series: Sequence[Plan] = ()
+    of_series: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,38 +98,31 @@ class Rounds:
 
     def run(self) -> None:
         """Evaluate all candidates."""
-        search = self.candidates.half_lives
-        first: Sequence[Time | Factor] = search.grid() if isinstance(search, Range | Factors) else list(search)
-        plans = {series_name(plan): plan for plan in self.candidates.series} or self._plans_of(first)
-        self._evaluate_all(plans, self.candidates.last)
-        while (following := self._following()) is not None:
+        searched = self.candidates.searched
+        if not isinstance(searched, Range):
+            self._evaluate_all(self._plans_of(searched), self.candidates.last)
+            return
+        self._evaluate_all(self._plans_of(searched.grid()), self.candidates.last)
+        while (following := searched.refined(self._scores())) is not None:
             self._evaluate_all(self._plans_of([following]))
-
-    def _following(self) -> Time | Factor | None:
-        """Return what the search wants to know next, None where it ends, and where all is named."""
-        search, scores = self.candidates.half_lives, self._scores()
-        if isinstance(search, Range):
-            return search.refined({turned: score for turned, score in scores.items() if isinstance(turned, Time)})
-        if isinstance(search, Factors):
-            return search.refined({turned: score for turned, score in scores.items() if isinstance(turned, Factor)})
-        return None
 
     def best(self) -> Result | None:
         """Return the result that wins so far."""
         return choose(list(self.results.values()), maximize=self.evaluation.maximize)
 
     def ordered(self) -> tuple[Result, ...]:
-        """Return all results, the last checkpoint first, then by half-life."""
+        """Return all results, the last checkpoint first, then by setting and clock."""
         return tuple(sorted(self.results.values(), key=lambda result: result.place))
 
-    def _scores(self) -> dict[Time | Factor, float]:
-        """Return what the search knows: less is better, and a failure is worst."""
+    def _scores(self) -> dict[Setting, float]:
+        """Return what the search knows: less is better, a failure is worst, and of a series its best clock counts."""
         sign = -1 if self.evaluation.maximize else 1
-        return {
-            result.turned: sign * result.mean if result.values else math.inf
-            for result in self.results.values()
-            if result.turned is not None
-        }
+        scores: dict[Setting, float] = {}
+        for result in self.results.values():
+            if (setting := result.setting) is not None:
+                score = sign * result.mean if result.values else math.inf
+                scores[setting] = min(score, scores.get(setting, math.inf))
+        return scores
 
     def _evaluate_all(self, averages: Mapping[str, Plan], last: Plan | None = None) -> None:
         """Evaluate some averages, and the last checkpoint where it is given: in one reading, where there is room.
@@ -155,23 +147,26 @@ class Rounds:
         for name, same in alike.items():
             self._note(replace(self.results[same], name=name, same_as=same))
 
-    def _plans_of(self, half_lives: Sequence[Time | Factor]) -> dict[str, Plan]:
-        """Return the plans by name; what has none failed.
+    def _plans_of(self, settings: Sequence[Setting]) -> dict[str, Plan]:
+        """Return the plans by name; a setting that has none failed.
 
         Raises:
             RunError: where none of the first has one.
         """
         plans: dict[str, Plan] = {}
-        failures: list[RunError] = []
-        for half_life in half_lives:
+        failures: dict[Setting, RunError] = {}
+        for setting in settings:
             try:
-                plans[str(half_life)] = self.candidates.plan(half_life)
+                made = self.candidates.plans(setting)
             except RunError as error:
-                failures.append(error)
+                failures[setting] = error
+                continue
+            of_series = self.candidates.of_series
+            plans |= {series_name(setting, plan) if of_series else setting.name: plan for plan in made}
         if failures and not plans and not self.results:
-            raise failures[0]
-        for half_life, failure in zip((time for time in half_lives if str(time) not in plans), failures, strict=True):
-            self._note(Result(str(half_life), failed=str(failure)))
+            raise next(iter(failures.values()))
+        for setting, failure in failures.items():
+            self._note(Result(setting.name, failed=str(failure)))
         return plans
 
     def _evaluate(self, plans: Mapping[str, Plan]) -> None:

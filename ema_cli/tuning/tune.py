@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import EmaError, GateError, UsageError, option
+from ema_cli.errors import EmaError, GateError, option
 from ema_cli.job import prepare
-from ema_cli.law.recipe import Recipe
-from ema_cli.law.time import Time, as_time
+from ema_cli.law.time import Time
 from ema_cli.manifest.types import TuneRow
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.planning.series import make_series
 from ema_cli.runs.run import Run
 from ema_cli.storage.location import location
 from ema_cli.system.progress import no_progress
-from ema_cli.tuning.factors import Factor, Factors, Line
-from ema_cli.tuning.half_lives import TRIES, Range, check_half_lives
+from ema_cli.tuning.asked import Asked
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.metric import EvaluationFailed
 from ema_cli.tuning.results import Result, choose
 from ema_cli.tuning.rounds import Candidates, Evaluation, Rounds, Watcher
+from ema_cli.tuning.settings import Setting
 from ema_cli.tuning.workshop import Workshop
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, parse_target
-
-Searched = Sequence[Time] | Range | Factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +35,7 @@ class Tuned:
 
     Attributes:
         target: the output; nothing is there where there is a problem.
-        results: of each candidate; the last checkpoint first, then by half-life.
+        results: of each candidate; the last checkpoint first, then by half-life, window or factor.
         maximize: whether more is better.
         best: the candidate that wins; None where none has a metric.
         plan: of the candidate that wins.
@@ -54,7 +51,7 @@ class Tuned:
 
 
 class FixedKeywords(TypedDict, total=False):
-    """What is the same in the recipe of each half-life; see `Recipe`."""
+    """What is the same in the recipe of each candidate; see `Recipe`."""
 
     update_interval: Time | str | None
     start: Time | str | None
@@ -69,8 +66,10 @@ def tune(
     *,
     evaluate: Callable[[Any], float],
     half_lives: Sequence[Time | str] = (),
+    windows: Sequence[Time | str] = (),
+    profile: str | None = None,
     between: tuple[Time | str, Time | str] | None = None,
-    tries: int = TRIES,
+    tries: int | None = None,
     maximize: bool = False,
     repeats: int = 1,
     series: bool = False,
@@ -82,24 +81,29 @@ def tune(
     force: bool = False,
     **fixed: Unpack[FixedKeywords],
 ) -> Tuned:
-    """Evaluate averages of several half-lives and the last checkpoint, and write the best average to `target`.
+    """Evaluate averages of several half-lives, or windows, and the last checkpoint; write the best average to `target`.
 
         tune(open_run("ckpts"), "best", evaluate=loss_of, half_lives=["200ba", "2000ba"])
+        tune(open_run("ckpts"), "best", evaluate=loss_of, between=("2%ba", "20%ba"))
+        tune(open_run("ckpts"), "best", evaluate=loss_of, profile="linear", windows=["500ba", "2000ba"])
 
     Args:
         run: the checkpoints.
         target: as of `average`.
         evaluate: gets the path of a candidate, a file or folder as `target` would be, and returns its metric. What it
             raises ends the tuning.
-        half_lives: those to evaluate.
-        between: instead, the ends of a range to search.
-        tries: how many half-lives of a range to evaluate at most.
+        half_lives: those to evaluate; 5%ba is a share of the training so far.
+        windows: instead, those of the `profile`, one of linear, 1-sqrt, cosine, inverse-sqrt and uniform.
+        between: instead, the ends of a range to search: of windows where there is a `profile`, else of half-lives.
+        tries: how many of a range to evaluate at most; by default 12.
         maximize: whether more is better.
         repeats: how many times each is evaluated; what differs by no more than the spread is a tie.
-        series: evaluate each half-life at each clock of the run, of the run up to there; excludes `between`.
+        series: evaluate each of them at each clock of the run, of the run up to there; a search goes on around the one
+            whose best clock is the best.
         series_every: the same, with an average every so much; see `make_series`.
-        extrapolate: the ends of a range of factors to search, beyond the average of the one half-life that is named.
-        extrapolate_from: the half-life of the other average on that line; see `Recipe`.
+        extrapolate: the ends of a range of factors to search, beyond the average of the one half-life, or window, that
+            is named.
+        extrapolate_from: the half-life, or window, of the other average on that line; see `Recipe`.
         state_dict: `evaluate` gets the tensors by name instead of the path. Needs torch.
         allow_last: write the last checkpoint where it is the best.
         force: replace an output that is there.
@@ -110,26 +114,22 @@ def tune(
         GateError: where no candidate has a finite metric, or the last checkpoint is the best, unless `allow_last`.
         EmaError: as `averaging.average`.
     """
-    if between is not None:
-        low, high = (as_time(end, "between") for end in between)
-        searched: Searched = Range(low, high, tries)
-    else:
-        named = [as_time(half_life, "half_life") for half_life in half_lives]
-        check_half_lives(named)
-        searched = named
-    line = None
-    if extrapolate is not None:
-        line = line_of(searched, extrapolate_from, series=series or series_every is not None)
-        searched = Factors(*extrapolate, tries)
-    if series or series_every is not None:
-        recipes = [Recipe(half_life=half_life, **fixed) for half_life in no_range(searched)]
-        of_series = make_series(run, recipes, every=series_every)
-    plans = Candidates(
-        lambda turned: make_plan(run, recipe_of(turned, line, fixed)),
-        searched,
-        make_plan(run, last_checkpoint(fixed.get("start"), fixed.get("stop"))),
-        of_series if series or series_every is not None else (),
+    asked = Asked.of(
+        half_lives=half_lives,
+        windows=windows,
+        profile=profile,
+        between=between,
+        tries=tries,
+        extrapolate=extrapolate,
+        extrapolate_from=extrapolate_from,
+        **fixed,
     )
+    of_series = series or series_every is not None
+
+    def plans(setting: Setting) -> Sequence[Plan]:
+        recipe = asked.recipe(setting)
+        return make_series(run, recipe, every=series_every) if of_series else [make_plan(run, recipe)]
+
     read: Callable[[Path], Any] = Path
     if state_dict:
         from ema_cli.integrations.state_dicts import read_state_dict as read  # which imports torch
@@ -141,10 +141,10 @@ def tune(
         return value
 
     output = parse_target(target)
-    prepare([plans.plan(longest(searched))], output, force=force)
+    prepare([make_plan(run, asked.recipe(asked.widest))], output, force=force)
     with location(output.path).staging() as staging:
         tuned = perform(
-            plans,
+            Candidates(plans, asked.searched, make_plan(run, asked.last_checkpoint()), of_series),
             Evaluation(judge, maximize=maximize, repeats=repeats),
             Workshop(staging, output, OutputOptions()),
             force=force,
@@ -153,54 +153,6 @@ def tune(
     if tuned.problem is not None:
         raise tuned.problem
     return tuned
-
-
-def last_checkpoint(start: Time | str | None, stop: Time | str | None) -> Recipe:
-    """Return the recipe of the last checkpoint alone, from `start` to `stop`."""
-    return Recipe(profile="uniform", last=1, start=start, stop=stop)
-
-
-def recipe_of(turned: Time | Factor, line: Line | None, fixed: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a half-life, or of a factor on a line."""
-    if isinstance(turned, Time):
-        return Recipe(half_life=turned, **fixed)
-    assert line is not None  # factors are searched on one
-    return line.recipe(turned, **fixed)
-
-
-def line_of(searched: Searched, away_from: Time | str | None, *, series: bool) -> Line:
-    """Return the line through the average of the one half-life that is named, and another one.
-
-    Raises:
-        UsageError: for another number of half-lives, a range, and a series.
-    """
-    if series or isinstance(searched, Range | Factors) or len(searched) != 1:
-        raise UsageError(
-            "goes on from the average of one half-life, at the end of the run",
-            option="extrapolate",
-            hint=f"{option('half_life', '500ba')} {option('extrapolate')} 0 1",
-        )
-    return Line(searched[0], away_from)
-
-
-def no_range(half_lives: Searched) -> Sequence[Time]:
-    """Return half-lives that are named, as those of a series must be.
-
-    Raises:
-        UsageError: for a range.
-    """
-    if isinstance(half_lives, Range | Factors):
-        raise UsageError(
-            f"excludes {option('between')}", option="series", hint=f"name half-lives: {option('half_life', '500ba')}"
-        )
-    return half_lives
-
-
-def longest(searched: Searched) -> Time | Factor:
-    """Return the longest half-life, whose average takes in the most checkpoints; of factors the largest."""
-    if isinstance(searched, Factors):
-        return Factor(searched.high)
-    return searched.high if isinstance(searched, Range) else max(searched, key=lambda time: time.value)
 
 
 def perform(

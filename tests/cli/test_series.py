@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.conftest import Cli, write_torch_run
+from tests.runs.stored_run import train
 
 HALVES = ("--half-life", "100ba", "--half-life", "200ba")
 
@@ -82,7 +88,6 @@ def test_a_program_learns_clocks_passes_and_sizes(cli: Cli, run: Path):
     [
         (["--half-life", "9ba", "--series-every", "5"], 2, "not a time"),
         (["--half-life", "9ba", "--series-every", "infba"], 2, "no distance"),
-        (["--half-life", "9ba", "--series", "--from", "stored"], 2, "is for raw checkpoints"),
         (["--half-life", "9ba", "--series", "-o", "x.safetensors"], 2, "one file, for 3 averages"),
         (["--half-life", "9ba", "--series", "-o", "a/x-{half_life}"], 2, "-o 'a/{clock}'"),
         ([*HALVES, "--series", "-o", "a/x-{clock}.pt"], 2, "-o 'a/{clock}-{half_life}.pt'"),
@@ -145,3 +150,59 @@ def test_each_stays_beside_what_its_own_newest_holds(cli: Cli, run: Path):
     done = cli("average", "ckpts", "--half-life", "100ba", "--series", "--like-input", "-o", "out")
     assert done.code == 0, done
     assert "note: ema-100ba-at-200ba.pt: beside the weights, all stays that of s200.pt: optimizer" in done.err
+
+
+def test_stored_averages_make_a_series_too(cli: Cli, tmp_path: Path):
+    """At each clock that was stored what `--stop` gives there, to the byte; each verifies, and is near the truth."""
+    every = np.array(train(tmp_path / "run"))
+    options = ("--from", "stored", "--half-life", "40ba", "--half-life", "10%ba")
+    done = cli("average", "run", *options, "--series", "-o", "out")
+    assert done.code == 0, done
+    note = "note: no average of half-life 10%ba at 50ba, 100ba: what is stored is more than 5% off there"
+    assert note in done.err
+    names = {path.stem for path in (tmp_path / "out").glob("*.safetensors")}
+    clocks = range(50, 401, 50)
+    assert names == {f"ema-40ba-at-{clock}ba" for clock in clocks} | {f"ema-10%ba-at-{at}ba" for at in clocks[2:]}
+    assert cli("verify", "out", "--against", "run").code == 0
+    for clock in (50, 250):
+        name = f"ema-40ba-at-{clock}ba.safetensors"
+        assert cli("average", "run", *options[:4], "--stop", f"{clock}ba", "-o", name).code == 0
+        assert (tmp_path / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+        weights = 0.5 ** ((clock - np.arange(1, clock + 1)) / 40)
+        weights[1:] *= 1 - 0.5 ** (1 / 40)
+        wanted = (weights[:, None, None] * every[:clock].reshape(clock, 8, 8)).sum(0)
+        made = load_file(tmp_path / name)["weight"].double().numpy()
+        assert np.abs(made - wanted).max() < 0.02 * np.abs(wanted).max()
+    sparse = cli("average", "run", *options[:4], "--series-every", "200ba", "-o", "sparse")
+    assert sparse.code == 0, sparse
+    assert {path.stem for path in (tmp_path / "sparse").glob("*.safetensors")} == {
+        "ema-40ba-at-200ba", "ema-40ba-at-400ba",
+    }  # fmt: skip
+
+
+def test_a_series_of_stored_averages_is_tuned(cli: Cli, tmp_path: Path):
+    """A range of half-lives, each at each clock that was stored; there is no raw checkpoint to beat."""
+    train(tmp_path / "run")
+    code = """
+import math, os
+clock, half_life = (float(os.environ[name][:-2]) for name in ("EMA_CLOCK", "EMA_HALF_LIFE"))
+print(abs(clock - 300) + math.log(half_life / 60) ** 2)
+"""
+    command = (
+        "tune",
+        "run",
+        "--from",
+        "stored",
+        "--between",
+        "20ba",
+        "400ba",
+        "--tries",
+        "7",
+        "--series-every",
+        "100ba",
+    )
+    done = cli(*command, "--eval", f"{sys.executable} -ISc {shlex.quote(code)} {{path}}", "-o", "best")
+    assert done.code == 0, done
+    assert "evaluating at most 7 half-lives from 20ba to 400ba, a series of 28 averages at most: " in done.err
+    assert re.search(r"best: (5\d\.\d|60|6\d\.\d)ba-at-300ba", done.err)
+    assert cli("verify", "best", "--against", "run").code == 0

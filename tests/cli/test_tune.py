@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ema_cli.manifest.manifest import read_manifest
-from ema_cli.tuning.half_lives import LEAST_STEP
+from ema_cli.tuning.search import LEAST_STEP
 from tests.conftest import Cli, write_hf_run, write_torch_run
 from tests.runs.stored_run import train
 
@@ -289,6 +289,21 @@ half_life, clock = os.environ["EMA_HALF_LIFE"], os.environ.get("EMA_CLOCK", "0ba
 open("calls", "a").write(f"{half_life}@{clock}\\n")
 print(9 if half_life == "last" else abs(int(clock[:-2]) - 1000) + abs(int(half_life[:-2]) - 400))
 """
+CLOCK_VALLEY_IN_LOGARITHM = """
+import math, os
+half_life, clock = os.environ["EMA_HALF_LIFE"], os.environ.get("EMA_CLOCK", "0ba")
+open("calls", "a").write(f"{half_life}@{clock}\\n")
+print(9e9 if half_life == "last" else abs(int(clock[:-2]) - 1000) + math.log(float(half_life[:-2]) / 400) ** 2)
+"""
+# The best half-life is 20 %, the best window 500ba, the best factor 0.5.
+ANY_VALLEY = """
+import math, os, re
+for name, best in (("EMA_HALF_LIFE", 20), ("EMA_WINDOW", 500), ("EMA_EXTRAPOLATE", 0.5)):
+    text = os.environ.get(name)
+    if text:
+        number = re.match("[0-9.]+", text)
+        print(9e9 if number is None else abs(math.log(max(float(number[0]), 0.01) / best)) ** 2)
+"""
 HALVES = ("--half-life", "200ba", "--half-life", "400ba")
 
 
@@ -338,11 +353,48 @@ def test_what_would_be_evaluated_is_shown_and_nothing_is_done(
     assert [path.name for path in run_folder.iterdir()] == ["ckpts"]
 
 
-def test_a_range_is_no_series(cli: Cli, run_folder: Path):
-    """The half-lives of a series are named."""
-    done = cli("tune", "ckpts", "--between", "5ba", "50ba", "--series", "--eval", "true")
-    assert done.code == 2
-    assert "--series: excludes --between" in done.err
+def test_a_series_is_searched_in_a_range(cli: Cli, run_folder: Path):
+    """Of each half-life the best clock counts; as many half-lives as said, each at every clock."""
+    command = ["tune", "ckpts", "--between", "50ba", "5000ba", "--tries", "6", "--series-every", "500ba"]
+    done = cli(*command, "--eval", python(CLOCK_VALLEY_IN_LOGARITHM), "-o", "best", "--json")
+    assert done.code == 0, done
+    best = done.json["best"].removesuffix("-at-1000ba")
+    assert float(best[:-2]) == pytest.approx(400, rel=0.1)
+    assert len(calls(run_folder)) == len(set(calls(run_folder))) <= 6 * 4 + 1
+    assert cli("average", "ckpts", "--half-life", best, "--stop", "1000ba", "-o", "alone").code == 0
+    alone, winner = ((run_folder / name / "model.safetensors").read_bytes() for name in ("alone", "best"))
+    assert alone == winner
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "law"),
+    [
+        (("--half-life", "20%ba", "--half-life", "30%ba"), "20%ba", ("--half-life", "20%ba")),
+        (("--between", "5%ba", "80%ba", "--tries", "7"), "20%ba", ("--half-life", "20%ba")),
+        (("--profile", "linear", "--window", "900ba", "--window", "500ba"), "linear-500ba",
+         ("--profile", "linear", "--window", "500ba")),
+        (("--profile", "1-sqrt", "--between", "200ba", "2000ba", "--tries", "7", "--start", "200ba"), "1-sqrt-500ba",
+         ("--profile", "1-sqrt", "--window", "500ba", "--start", "200ba")),
+        (("--profile", "uniform", "--window", "500ba", "--extrapolate", "0", "1", "--tries", "3"), "x0.5",
+         ("--profile", "uniform", "--window", "500ba", "--extrapolate", "0.5")),
+        (("--half-life", "20%ba", "--extrapolate", "0", "1", "--tries", "3"), "x0.5",
+         ("--half-life", "20%ba", "--extrapolate", "0.5")),
+    ],
+)  # fmt: skip
+def test_any_law_with_a_number_is_tuned(
+    options: tuple[str, ...], name: str, law: tuple[str, ...], cli: Cli, run_folder: Path
+):
+    """Shares of the training so far, windows, and lines from both; the winner is what `average` makes, and verifies."""
+    done = cli("tune", "ckpts", *options, "--eval", python(ANY_VALLEY), "-o", "best", "--json")
+    assert (done.code, done.json["best"]) == (0, name), done
+    assert cli("average", "ckpts", *law, "-o", "alone").code == 0
+    alone, best = (read_manifest(run_folder / folder / "ema-manifest.json") for folder in ("alone", "best"))
+    assert best.pop("tune")["winner"] == name
+    assert alone == best
+    assert cli("verify", "best", "--against", "ckpts").code == 0
+    assert cli("report", "best", "-o", "best.html").code == 0
+    words = {"x": "factor", "l": "window", "1": "window", "2": "half-life"}[name[0]]
+    assert f"Metric of each candidate against its {words}" in (run_folder / "best.html").read_text()
 
 
 MISBEHAVING = """

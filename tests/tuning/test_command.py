@@ -42,10 +42,10 @@ def test_it_gets_the_path_as_a_word_and_in_the_environment(tmp_path: Path):
 def test_nothing_is_expanded_without_a_shell_and_the_shell_gets_a_quoted_path(tmp_path: Path):
     """`$(...)` is a word; with a shell it is run, and a path cannot be."""
     place = tmp_path / "$(echo 5)"
-    assert Command("echo {path} $(echo 3) 2", None, tmp_path)(place, "a") == 2
-    assert "$(echo 3)" in (tmp_path / "a.out").read_text()
-    assert Command("echo {path} $(echo 3)", None, tmp_path, shell=True)(place, "b") == 3
-    assert "$(echo 5)" in (tmp_path / "b.out").read_text()
+    assert Command("echo {path} $(echo 3) 2", None, tmp_path)(place, "1ba") == 2
+    assert "$(echo 3)" in (tmp_path / "1ba.out").read_text()
+    assert Command("echo {path} $(echo 3)", None, tmp_path, shell=True)(place, "2ba") == 3
+    assert "$(echo 5)" in (tmp_path / "2ba.out").read_text()
 
 
 def test_a_second_evaluation_is_read_apart_from_the_first(tmp_path: Path):

@@ -122,8 +122,8 @@ def test_a_range_is_searched_in_as_many_evaluations_as_said(tmp_path: Path):
     )
     assert len(names) <= 8
     assert tuned.best is not None
-    assert tuned.best.half_life is not None
-    assert float(tuned.best.half_life.value) == pytest.approx(310, rel=0.05)
+    assert tuned.best.setting is not None
+    assert float(tuned.best.setting.number) == pytest.approx(310, rel=0.05)
 
 
 def test_several_runs_of_one_candidate_give_mean_and_spread(tmp_path: Path):
@@ -226,5 +226,26 @@ def test_a_series_from_python(tmp_path: Path):
     assert tuned.best is not None
     assert tuned.best.name == "200ba-at-600ba"  # a tie: the shorter half-life
     assert [result.name for result in tuned.results][:3] == [LAST, "200ba-at-300ba", "200ba-at-600ba"]
-    with pytest.raises(UsageError, match=r"series=: excludes between"):
-        tune(run, tmp_path / "other", evaluate=evaluate, between=("200ba", "400ba"), series=True)
+    searched = tune(
+        run, tmp_path / "other", evaluate=evaluate, between=("200ba", "400ba"), tries=3, series_every="300ba"
+    )
+    assert searched.best is not None
+    assert searched.best.name == "200ba-at-600ba"
+    assert len(searched.results) == 3 * 7 + 1
+
+
+def test_windows_from_python(tmp_path: Path):
+    """Named, of one profile; the winner is what `average` makes of it."""
+    write_torch_run(tmp_path / "run", STEPS)
+    run = open_run([tmp_path / "run"])
+
+    def evaluate(path: Path) -> float:
+        recipe = read_manifest(manifest_path(path, is_folder=path.is_dir()))["recipe"]
+        return {None: 9.0, "500ba": 1.0, "900ba": 2.0}[recipe["window"]]
+
+    windows = {"profile": "cosine", "windows": ["900ba", "500ba"]}
+    tuned = tune(run, tmp_path / "best", evaluate=evaluate, **windows)  # type: ignore[arg-type]
+    assert tuned.best is not None
+    assert tuned.best.name == "cosine-500ba"
+    average(make_plan(run, Recipe(profile="cosine", window="500ba")), tmp_path / "alone")
+    assert contents(tmp_path / "best") == contents(tmp_path / "alone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,25 @@ from ema_cli.cli.law_options import RecipeOptions
 from ema_cli.cli.option_groups import RunOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
-from ema_cli.cli.sources import RawSource, StoredSource
+from ema_cli.cli.sources import Planner, RawSource, StoredSource
 from ema_cli.cli.tune_options import EvaluationOptions, TunedLawOptions, TuneOptions
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, RunError, UsageError, option
 from ema_cli.job import checkpoints_read, prepare
-from ema_cli.law.recipe import Recipe
-from ema_cli.law.time import Time
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.planning.plan import Plan
-from ema_cli.planning.series import Series, plan_series
-from ema_cli.runs.run import Run
+from ema_cli.planning.series import Series
 from ema_cli.storage.location import location
 from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
 from ema_cli.text import parse_size
+from ema_cli.tuning.asked import Asked
 from ema_cli.tuning.command import Command
-from ema_cli.tuning.factors import Factor, Factors, Line
-from ema_cli.tuning.half_lives import TRIES, Range, check_half_lives
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.rounds import Candidates, Evaluation, Watcher
-from ema_cli.tuning.tune import Searched, Tuned, last_checkpoint, line_of, longest, no_range, perform, recipe_of
+from ema_cli.tuning.search import Range
+from ema_cli.tuning.settings import Setting
+from ema_cli.tuning.tune import Tuned, perform
 from ema_cli.tuning.workshop import Workshop
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
@@ -49,18 +48,14 @@ class TuneRequest:
     Attributes:
         source: what is averaged.
         raw: the raw checkpoints there, the last of which is the bar to beat.
-        half_lives: those to evaluate, or the range of them, or of factors.
-        line: on which factors are searched; None where half-lives are.
-        series: at which clocks each half-life is evaluated; None for the end of the run.
-        fixed: the rest of each recipe, as `Recipe` takes it.
+        asked: what is evaluated.
+        series: at which clocks each setting is evaluated; None for the end of the run.
     """
 
     source: RawSource | StoredSource
     raw: RawSource | StoredSource
-    half_lives: Searched
-    line: Line | None
+    asked: Asked
     series: Series | None
-    fixed: dict[str, Any]
     evaluation: EvaluationOptions
     output: OutputOptions
     target: Target | None
@@ -77,23 +72,16 @@ class TuneRequest:
         """
         requests.check_threads(options.threads)
         law = options.law
-        fixed = {name: getattr(law, name) for name in ("update_interval", "start", "stop", "last", "bias_correction")}
-        half_lives, line = _searched(law)
-        for turned in _ends(half_lives):
-            recipe_of(turned, line, fixed)  # which checks what goes together
+        asked = _asked(law)
         _check_evaluation(options.evaluation)
         series = requests.series(RecipeOptions(source=law.source, series=law.series, series_every=law.series_every))
-        if series is not None:
-            no_range(half_lives)
         source = requests.source(_run_options(options, law.source), allow_approximate=False)
         raw = requests.source(_run_options(options, "raw"), allow_approximate=False)
         return cls(
             source,
             raw,
-            half_lives,
-            line,
+            asked,
             series,
-            fixed,
             options.evaluation,
             OutputOptions.parse(**asdict(options.form)),
             parse_target(options.output, like_input=options.form.like_input) if options.output is not None else None,
@@ -102,15 +90,9 @@ class TuneRequest:
             options.force,
         )
 
-    def series_of(self, run: Run) -> list[Plan]:
-        """Return the plans of the series, none where none is asked for."""
-        if self.series is None:
-            return []
-        return plan_series(run, list(map(self.recipe, no_range(self.half_lives))), self.series)
-
-    def recipe(self, turned: Time | Factor) -> Recipe:
-        """Return the recipe of a half-life, or of a factor."""
-        return recipe_of(turned, self.line, self.fixed)
+    def plans_of(self, planner: Planner, setting: Setting) -> Sequence[Plan]:
+        """Return the plan of a setting; of a series the plans, one for each clock."""
+        return planner.plans([self.asked.recipe(setting)], self.series)
 
 
 def run(options: TuneOptions) -> int:
@@ -125,18 +107,15 @@ def run(options: TuneOptions) -> int:
 
 def tune_requested(request: TuneRequest, printer: Printer, *, dry_run: bool = False) -> Tuned | None:
     """Do what is requested; return None from a `dry_run`, which only shows it."""
-    run, planner = request.source.planner()
+    planner = request.source.planner()
     last = _last_plan(request)
-
-    def plan(turned: Time | Factor) -> Plan:
-        return planner(request.recipe(turned))
-
+    plans = partial(request.plans_of, planner)
+    made = list(_plans_if_any(plans, request.asked.first))
     if isinstance(request.source, StoredSource):
-        first, inputs = last or plan(longest(request.half_lives)), list(run.checkpoints)
+        first, inputs = last or made[0], list(planner.run.checkpoints)
     else:
-        first = plan(longest(request.half_lives))
+        first = planner.plan(request.asked.recipe(request.asked.widest))
         inputs = checkpoints_read([first])
-    series = request.series_of(run)
     named = request.target or _default_target(first, request.output)
     job = prepare([first], named, request.output, force=request.force)
     target = job.target  # in the form of the input it is a file or a folder as that is
@@ -150,17 +129,19 @@ def tune_requested(request: TuneRequest, printer: Printer, *, dry_run: bool = Fa
         command=command.text,
         metric=command.metric,
     )
-    candidates = outcomes.Candidates(request.half_lives, len(series), job)
+    searched = request.asked.searched
+    each = max(1, len(made) // len(request.asked.first))
+    most = each * searched.tries if isinstance(searched, Range) else len(made)
+    candidates = outcomes.Candidates(searched, most, request.series is not None, last is not None, job)
     if dry_run:
-        plans = series or [made for half_life in _first(request.half_lives) for made in _plan_if_any(plan, half_life)]
-        printer.tuning_planned(replace(candidates, plans=plans or [first]))
+        printer.tuning_planned(replace(candidates, plans=made))
         return None
     inputs += [] if last is None else [last.newest]
     journal = Journal.open(command.logs, _what(request, evaluation, inputs, target))
     printer.tuning(candidates)
     with signals.unwinding(), location(target.path).staging() as staging:
         return perform(
-            Candidates(plan, request.half_lives, last, series),
+            Candidates(plans, searched, last, request.series is not None),
             evaluation,
             Workshop(staging, target, request.output, request.evaluation.keep, request.threads, request.max_memory),
             journal=journal,
@@ -175,58 +156,19 @@ def _run_options(options: TuneOptions, source: str | None) -> RunOptions:
     return RunOptions(options.paths, law, options.entering, options.clocks, options.model, options.copy)
 
 
-def _searched(law: TunedLawOptions) -> tuple[Searched, Line | None]:
-    """Return what is searched: half-lives, or factors on a line."""
-    if law.extrapolate is None:
-        if law.extrapolate_from is not None:
-            raise UsageError(f"goes with {option('extrapolate')}", option="extrapolate_from", hint="leave out one")
-        return _half_lives(law), None
-    half_lives = _half_lives(replace(law, tries=None))
-    line = line_of(half_lives, law.extrapolate_from, series=law.series or law.series_every is not None)
-    return Factors.parse(law.extrapolate, TRIES if law.tries is None else law.tries), line
-
-
-def _half_lives(law: TunedLawOptions) -> tuple[Time, ...] | Range:
-    """Return the half-lives to evaluate.
-
-    Raises:
-        UsageError: for none, both ways to say them, and values that make no sense.
-    """
-    if law.between is None:
-        if law.tries is not None:
-            raise UsageError(f"is for {option('between')}", option="tries", hint="name each half-life, or a range")
-        shares = [text for text in law.half_life if "%" in text]
-        if shares:
-            raise UsageError(
-                f"'{shares[0][:60]}' is a share of the training so far, and tune compares times",
-                option="half_life",
-                hint="name half-lives as 500ba; average takes a share",
-            )
-        named = [Time.parse(text, "half_life") for text in law.half_life]
-        check_half_lives(named)
-        return tuple(named)
-    if law.half_life:
-        raise UsageError(f"excludes {option('half_life')}", option="between", hint="name half-lives, or a range")
-    low, high = (Time.parse(text, "between") for text in law.between)
-    return Range(low, high, TRIES if law.tries is None else law.tries)
-
-
-def _ends(searched: Searched) -> Sequence[Time | Factor]:
-    if isinstance(searched, Factors):
-        return Factor(searched.low), Factor(searched.high)
-    return (searched.low, searched.high) if isinstance(searched, Range) else searched
-
-
-def _plan_if_any(plan: Callable[[Time | Factor], Plan], half_life: Time | Factor) -> list[Plan]:
-    """Return the plan of a half-life; none where it would fail, as one that stored averages are too far from."""
-    try:
-        return [plan(half_life)]
-    except RunError:
-        return []
-
-
-def _first(searched: Searched) -> Sequence[Time | Factor]:
-    return searched.grid() if isinstance(searched, Range | Factors) else searched
+def _asked(law: TunedLawOptions) -> Asked:
+    """Return what is to be evaluated."""
+    fixed = {name: getattr(law, name) for name in ("update_interval", "start", "stop", "last", "bias_correction")}
+    return Asked.of(
+        half_lives=law.half_life,
+        windows=law.window,
+        profile=law.profile,
+        between=law.between,
+        tries=law.tries,
+        extrapolate=law.extrapolate,
+        extrapolate_from=law.extrapolate_from,
+        **fixed,
+    )
 
 
 def _check_evaluation(evaluation: EvaluationOptions) -> None:
@@ -237,10 +179,28 @@ def _check_evaluation(evaluation: EvaluationOptions) -> None:
             raise UsageError(f"{number} is too few", option=name, hint="at least 1")
 
 
+def _plans_if_any(plans: Callable[[Setting], Sequence[Plan]], settings: Sequence[Setting]) -> list[Plan]:
+    """Return the plans of settings, but for those that have none, as they are too far from what is stored.
+
+    Raises:
+        RunError: where none has one.
+    """
+    made: list[Plan] = []
+    failures: list[RunError] = []
+    for setting in settings:
+        try:
+            made += plans(setting)
+        except RunError as error:
+            failures.append(error)
+    if not made:
+        raise failures[0]
+    return made
+
+
 def _last_plan(request: TuneRequest) -> Plan | None:
     """Return the plan of the last checkpoint alone; None where only averages are stored."""
     try:
-        return request.raw.planner()[1](last_checkpoint(request.fixed["start"], request.fixed["stop"]))
+        return request.raw.planner().plan(request.asked.last_checkpoint())
     except EmaError:
         if isinstance(request.source, RawSource):
             raise
@@ -265,15 +225,6 @@ def _command(evaluation: EvaluationOptions, logs: Path) -> Command:
     return Command(evaluation.command, evaluation.metric, logs, evaluation.shell, evaluation.timeout, devices)
 
 
-def _on_line(line: Line | None) -> dict[str, str | None]:
-    if line is None:
-        return {}
-    return {
-        "half_life": str(line.half_life),
-        "extrapolate_from": None if line.away_from is None else str(line.away_from),
-    }
-
-
 def _what(request: TuneRequest, evaluation: Evaluation, inputs: Sequence[Checkpoint], target: Target) -> dict[str, Any]:
     """Return what decides a metric, as the journal has it: it goes on only with the same."""
     threads = request.threads or default_threads()
@@ -284,8 +235,7 @@ def _what(request: TuneRequest, evaluation: Evaluation, inputs: Sequence[Checkpo
         "tune": 1,
         "checkpoints": digest.hexdigest(),
         "law": {
-            **request.fixed,
-            **_on_line(request.line),
+            **request.asked.fixed,
             "from": "stored" if isinstance(request.source, StoredSource) else "raw",
         },
         "output": {**request.output.to_dict(), "suffix": target.path.suffix if not target.is_folder else None},
