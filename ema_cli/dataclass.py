@@ -1,8 +1,9 @@
 """`dataclass`: as that of the standard library, and defined in a quarter of the time.
 
 The library compiles up to seven methods for each class when its module is imported, which was a quarter of the start of
-the program; all but one are hardly ever called. Here the constructor alone is compiled. `fields`, `replace` and
-`asdict` of the library work. Left out is what nothing here needs: order, unsafe hashes and InitVar.
+the program; all but one are hardly ever called. Here the constructor alone is compiled, when it is first asked for: a
+command makes objects of few of the classes. `fields`, `replace` and `asdict` of the library work. Left out is what
+nothing here needs: order, unsafe hashes and InitVar.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ else:
         if cls is None:
             return partial(dataclass, init=init, repr=repr, eq=eq, frozen=frozen, slots=slots, **options)
         made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, **options)(cls)
-        methods = {"__init__": _constructor(made, frozen=frozen)} if init else {}
+        methods = {"__init__": _Constructor(made, frozen=frozen)} if init else {}
         if repr:
             methods["__repr__"] = _represent
         if eq:
@@ -46,6 +47,18 @@ class _Factory:
 
 
 _NEW = _Factory()
+
+
+class _Constructor:
+    """Stands for the `__init__` of a class until somebody asks for it, and gives way to it then."""
+
+    def __init__(self, made: Any, *, frozen: bool) -> None:
+        self._made = made
+        self._frozen = frozen
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        constructor = self._made.__init__ = _constructor(self._made, frozen=self._frozen)
+        return constructor.__get__(instance, owner)
 
 
 def _constructor(made: Any, *, frozen: bool) -> Callable[..., None]:

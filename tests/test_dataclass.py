@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import ema_cli.dataclass
 from ema_cli.dataclass import dataclass
 
 FORMS = ({}, {"frozen": True}, {"slots": True}, {"frozen": True, "slots": True}, {"frozen": True, "eq": False})
@@ -107,3 +108,26 @@ class Pickled:
 def test_a_frozen_one_with_slots_is_pickled():
     """As blocks of a fold are, for other processes."""
     assert pickle.loads(pickle.dumps(Pickled(1, (2,)))) == Pickled(1, (2,))
+
+
+def test_a_constructor_is_compiled_when_it_is_first_asked_for(monkeypatch: pytest.MonkeyPatch):
+    """Once for each class, whoever asks: the first object, one of a subclass, or `inspect`."""
+    asked: list[str] = []
+    real = ema_cli.dataclass._constructor
+
+    def constructor(made: Any, *, frozen: bool) -> Callable[..., None]:
+        asked.append(made.__name__)
+        return real(made, frozen=frozen)
+
+    monkeypatch.setattr(ema_cli.dataclass, "_constructor", constructor)
+    made = classes(dataclass, {"frozen": True, "slots": True})
+    assert not asked
+    assert made.Point(1) == made.Point(1, 2, [])
+    assert list(inspect.signature(made.Named).parameters) == ["x", "y", "names", "name", "key"]
+    made.Named(3)
+
+    class Inherits(made.Keywords):
+        pass
+
+    assert Inherits(a=1).a == made.Keywords(a=1).a
+    assert asked == ["Point", "Named", "Keywords"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from ema_cli.engines.engine import Engine
 from ema_cli.errors import UsageError
 from ema_cli.system.processors import default_threads
+from ema_cli.text import lazy_pattern
 
 KINDS = "dask://HOST:8786, dask:local=4, ray://HOST:10001, ray:auto, mpi, processes=4"
-_NUMBERED = re.compile(r"(dask:local|processes)=([0-9]{1,4})")
+_NUMBERED = lazy_pattern(r"(dask:local|processes)=([0-9]{1,4})")
 
 
 def open_engine(name: str) -> AbstractContextManager[Engine]:

@@ -16,8 +16,9 @@ from ema_cli.law.events import Gap
 from ema_cli.law.law import Growing, Words
 from ema_cli.law.time import UNIT_NAMES, Time, Unit, format_number
 from ema_cli.law.weights import Gaps
+from ema_cli.text import lazy_pattern
 
-_SHARE = re.compile(rf"([0-9]{{1,10}}(?:\.[0-9]{{0,20}})?)\s*%\s*({'|'.join(UNIT_NAMES)})", re.IGNORECASE | re.ASCII)
+_SHARE = lazy_pattern(rf"([0-9]{{1,10}}(?:\.[0-9]{{0,20}})?)\s*%\s*({'|'.join(UNIT_NAMES)})", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
-import safetensors
-
 
 def library_versions() -> dict[str, str]:
     """Return the version of each by its name."""
+    import safetensors  # which loads a library of its own
+
     return {
         "numpy": _numpy_version(),
         "python": sys.version.partition(" ")[0],

@@ -7,7 +7,6 @@ whether a key made it, `signing` asks the package.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.json_text import parse_json
 from ema_cli.storage.small_file import read_small_file
+from ema_cli.text import lazy_pattern
 
 SIGNATURE_NAME = "model.sig"
 SIGNATURE_SUFFIX = ".sig"
 SERIALIZATION = {"method": "files", "hash_type": "sha256"}
 _MAX_BYTES = 16 << 20  # of fifty thousand files
-_SHA256 = re.compile("[0-9a-f]{64}")
+_SHA256 = lazy_pattern("[0-9a-f]{64}")
 
 
 def signature_path(path: Path, *, is_folder: bool) -> Path:

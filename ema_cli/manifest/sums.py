@@ -11,6 +11,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.manifest.signature import SIGNATURE_SUFFIX, read_signature, signature_path
 from ema_cli.manifest.types import OutputRow
 from ema_cli.storage.location import location
+from ema_cli.text import lazy_pattern
 
 FOLDER_NAME = "ema-manifest.json"
 SUMS_NAME = "SHA256SUMS"
@@ -20,7 +21,7 @@ _MAX_SUMS_BYTES = 1 << 20  # next to one file; a longer checksum file is not our
 MAX_SUMS_BYTES = 16 << 20  # of a folder: a hundred thousand files
 _STEP = 1 << 20
 _TOOL = b'\n "tool": {\n  "name": "ema-cli",'
-_SUM_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
+_SUM_LINE = lazy_pattern(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 
 

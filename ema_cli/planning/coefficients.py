@@ -17,10 +17,13 @@ from ema_cli.law.time import Time
 from ema_cli.planning.entry import Entry, Skipped
 from ema_cli.runs.run import Run
 from ema_cli.storage.small_file import read_small_file
+from ema_cli.text import lazy_pattern
 
 _MOST_BYTES = 16 << 20
 _MOST_ROWS = 100_000
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:e[+-]?[0-9]{1,3})?", re.IGNORECASE | re.ASCII)
+_NUMBER = lazy_pattern(
+    r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:e[+-]?[0-9]{1,3})?", re.IGNORECASE | re.ASCII
+)
 _TITLES = ("name", "clock", "checkpoint")
 _HINT = 'CSV: on each line a name or a clock, a comma and a number; or JSON: {"step-100": -0.5, "200ba": 1.5}'
 

@@ -14,12 +14,12 @@ from ema_cli.formats.options import several_models_error
 from ema_cli.formats.trainers.names import COPIES, name_clocks, stem
 from ema_cli.formats.trainers.part_names import converter
 from ema_cli.runs.beside import holds_tensors_of, kind_of
-from ema_cli.text import natural_key, plural
+from ema_cli.text import lazy_pattern, natural_key, plural
 
 _MOST_RUNS = 8  # that an error lists
 # After these words a number tells trainings apart, of other data or another beginning. The last two may also count
 # the checkpoints of one, so they tell only where one of their numbers has several.
-_TRAINING = re.compile(r"(?:^|[-_./])((?:kfold|fold|cv|seed|run|trial)s?)[-_=]?(\d+)(?!\d)", re.IGNORECASE)
+_TRAINING = lazy_pattern(r"(?:^|[-_./])((?:kfold|fold|cv|seed|run|trial)s?)[-_=]?(\d+)(?!\d)", re.IGNORECASE)
 _MAY_COUNT = ("run", "trial")
 
 

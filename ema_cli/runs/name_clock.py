@@ -9,8 +9,9 @@ from fractions import Fraction
 from ema_cli.errors import RunError, UsageError, option
 from ema_cli.law.time import UNIT_NAMES, Unit
 from ema_cli.runs.name_numbers import NUMBER, NameNumbers, number
+from ema_cli.text import lazy_pattern
 
-_FIELD = re.compile(r"\{([a-z]+)\}|([*?])", re.IGNORECASE)
+_FIELD = lazy_pattern(r"\{([a-z]+)\}|([*?])", re.IGNORECASE)
 _UNITS = ", ".join(Unit)
 
 Values = Callable[[str], Mapping[Unit, Fraction]]

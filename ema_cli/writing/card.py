@@ -12,7 +12,7 @@ from ema_cli.errors import printable
 from ema_cli.formats.trainers.folders import MODULES, PIPELINE
 from ema_cli.law.wording import recipe_phrase
 from ema_cli.planning.plan import Plan
-from ema_cli.text import plural
+from ema_cli.text import lazy_pattern, plural
 
 CARD_NAME = "README.md"
 _TAGS = ("ema", "weight-averaging")  # not "merge": the Hub takes that for a merge of different models
@@ -26,10 +26,10 @@ CONFIGS = ("config.json", "adapter_config.json", MODULES, PIPELINE)  # the card 
 _BASE_KEYS = (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path"))
 # The name of a model on the Hub, `owner/model`. Not a path of more parts, nor a checkpoint of a Trainer's in a folder,
 # nor a name that the Hub refuses: it would refuse the card, too.
-_ON_HUB = re.compile(
+_ON_HUB = lazy_pattern(
     r"(?!.{97}|.*(?:--|\.\.|\.git$))[A-Za-z0-9](?:[\w.-]*\w)?/(?!checkpoint-\d+$)[A-Za-z0-9](?:[\w.-]*\w)?", re.ASCII
 )
-_HARMLESS = re.compile(r"[A-Za-z0-9._/=+,@ -]+")
+_HARMLESS = lazy_pattern(r"[A-Za-z0-9._/=+,@ -]+")
 _MOST_ROWS = 100
 
 

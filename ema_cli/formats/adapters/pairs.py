@@ -18,7 +18,7 @@ from ema_cli.text import lazy_pattern
 
 _HALF = lazy_pattern(r"^(.*)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?$")
 _WRAPPERS = lazy_pattern(r"^(?:model\.)?base_model\.model\.")  # Composer's, and PEFT's
-_BESIDE = re.compile(r"\.(?:base_layer|modules_to_save)(?:\.default)?(?=\.[^.]+$)")  # before the name of a parameter
+_BESIDE = lazy_pattern(r"\.(?:base_layer|modules_to_save)(?:\.default)?(?=\.[^.]+$)")  # before the name of a parameter
 # What PEFT's layers do then is not, or not only, to add scale x B A.
 _OTHERWISE = (
     "use_dora", "lora_bias", "target_parameters", "use_qalora", "use_bdlora", "alora_invocation_tokens",

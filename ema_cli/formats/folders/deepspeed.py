@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,9 +20,10 @@ from ema_cli.formats.trainers.folders import (
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.storage.location import location
+from ema_cli.text import lazy_pattern
 
-_PIPELINE = re.compile(r"^layer_\d+-model_\d+-model_states\.pt$|^layer_\d+-model_states\.pt$")
-_EXPERTS = re.compile(r"^(?:layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt$")
+_PIPELINE = lazy_pattern(r"^layer_\d+-model_\d+-model_states\.pt$|^layer_\d+-model_states\.pt$")
+_EXPERTS = lazy_pattern(r"^(?:layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt$")
 _STATES = (DEEPSPEED_MODEL, DEEPSPEED_PART, _PIPELINE, _EXPERTS)
 _UNIVERSAL = "put it together first with your trainer's converter, as Megatron-DeepSpeed's tools/convert_checkpoint"
 _REFUSED = ((_PIPELINE, "cut into the stages of a pipeline"), (_EXPERTS, "cut into experts"))

@@ -19,8 +19,9 @@ from ema_cli.formats.trainers.folders import ITEM_METADATA
 from ema_cli.formats.trainers.names import is_weights_name, names_in
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
+from ema_cli.text import lazy_pattern
 
-_FILE = re.compile(r"^(\w+)_(0|[1-9]\d{0,5})\.pt$", re.ASCII)
+_FILE = lazy_pattern(r"^(\w+)_(0|[1-9]\d{0,5})\.pt$", re.ASCII)
 _MODEL = "model"
 _MAX_CLOCK_BYTES = 1 << 16  # of an item in which clocks are looked for
 _MAX_CLOCKS = 16
