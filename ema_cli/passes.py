@@ -30,7 +30,8 @@ class Pass:
     @property
     def memory(self) -> int:
         """Return about how many bytes of memory the process will take."""
-        buffers = self.sizes.threads * self.sizes.worker_bytes(len(self.job.plans), self.job.newest)
+        workers = self.sizes.most_workers if self.sizes.waits else self.sizes.threads
+        buffers = workers * self.sizes.worker_bytes(len(self.job.plans), self.job.newest)
         buffers = max(buffers, self.job.bytes_to_factor)  # one after the other
         tables = len(self.job.tensors) * _RESERVED_BYTES_PER_TENSOR
         sending = self.job.bytes_sending(len(self.job.plans))
@@ -113,6 +114,6 @@ def _smaller_shards(job: Job, short: int) -> str:
 
 def _sizes(job: Job, budget: int, threads: int | None) -> BufferSizes:
     """Return buffers that keep the threads at work."""
-    from_store = in_store(job.checkpoints)
+    from_store = len(job.checkpoints) if in_store(job.checkpoints) else 0
     budget -= job.bytes_sending(len(job.plans))
     return divide_memory(budget, threads or default_threads(), len(job.plans), job.newest, from_store=from_store)

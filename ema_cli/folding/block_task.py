@@ -14,8 +14,9 @@ from ema_cli.checkpoint import Checkpoint, Tensors
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.folding.blocks import Block, Piece
-from ema_cli.folding.direct import Span, local_spans, read_and_add
+from ema_cli.folding.direct import Span, read_and_add, spans_in
 from ema_cli.folding.kernel import BlockSums, NonFiniteElements, SumSpec, WeightTable, Workspace
+from ema_cli.storage.local_file import LocalFile
 from ema_cli.storage.ranges import join_ranges, read_ranges
 
 Aside = Callable[[Callable[[], NonFiniteElements]], NonFiniteElements]
@@ -90,13 +91,13 @@ class CheckpointReader:
     """Reads blocks of checkpoints, one after another."""
 
     def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
-        self._checkpoints = checkpoints
+        self.checkpoints = checkpoints
 
     def offset(self, task: BlockTask, number: int) -> int:
         """Return where in its file the block of a checkpoint begins; 0 where that is not known."""
         first = task.block.pieces[0]
         start = task.block.dtypes[number].nbytes(first.start)
-        return self._checkpoints[number].tensors.offset(first.group.names[0], start)
+        return self.checkpoints[number].tensors.offset(first.group.names[0], start)
 
     def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
         """Fill each row with the block of a checkpoint."""
@@ -108,13 +109,14 @@ class CheckpointReader:
         rows = self._spans(task, numbers, sums)
         return rows is not None and read_and_add(sums, numbers, rows, bytearray(1)) is not None
 
-    def _spans(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> list[list[Span]] | None:
+    def _spans(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> list[list[Span[LocalFile]]] | None:
         """Return the spans of the block in each checkpoint; None where kernel or files do not allow it."""
-        rows: list[list[Span]] = []
+        rows: list[list[Span[LocalFile]]] = []
         if not sums.reads(numbers):
             return None
         for number in numbers:
-            spans = local_spans(self._checkpoints[number].tensors, task.block.pieces, task.block.dtypes[number])
+            tensors, block = self.checkpoints[number].tensors, task.block
+            spans = spans_in(LocalFile, tensors, block.pieces, block.dtypes[number])
             if spans is None:
                 return None
             rows.append(spans)
@@ -122,7 +124,7 @@ class CheckpointReader:
 
     def read_again(self, task: BlockTask, number: int, row: memoryview) -> None:
         """Fill the row with the block of one checkpoint."""
-        _read_pieces(self._checkpoints[number].tensors, task.block.pieces, task.block.dtypes[number], row)
+        _read_pieces(self.checkpoints[number].tensors, task.block.pieces, task.block.dtypes[number], row)
 
 
 def run_block(

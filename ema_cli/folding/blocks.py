@@ -160,8 +160,13 @@ def bytes_to_read(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], ne
     return total
 
 
-def make_blocks(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbytes: int) -> Iterator[Block]:
-    """Yield the blocks of the groups, each of at most `nbytes` in the type in which it is summed up."""
+def make_blocks(
+    checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbytes: int, stored_bytes: int = 0
+) -> Iterator[Block]:
+    """Yield the blocks of the groups, each of at most `nbytes` in the type in which it is summed up.
+
+    In no checkpoint it has more than `stored_bytes`, unless that is 0.
+    """
     pieces: list[Piece] = []
     kind: tuple[tuple[DType, ...], DType, bool] | None = None
     room = 0
@@ -181,7 +186,7 @@ def make_blocks(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbyt
                     if kind is not None and pieces:
                         yield Block(tuple(pieces), sum(piece.count for piece in pieces), *kind)
                     kind, pieces = (dtypes, group.target, group.averaged), []
-                    room = _capacity(dtypes, nbytes, averaged=group.averaged)
+                    room = _capacity(dtypes, nbytes, stored_bytes or nbytes, averaged=group.averaged)
                 taken = min(room, end - start)
                 pieces.append(Piece(group, start, taken))
                 start, room = start + taken, room - taken
@@ -189,9 +194,9 @@ def make_blocks(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], nbyt
         yield Block(tuple(pieces), sum(piece.count for piece in pieces), *kind)
 
 
-def _capacity(dtypes: Sequence[DType], nbytes: int, *, averaged: bool) -> int:
+def _capacity(dtypes: Sequence[DType], nbytes: int, stored_bytes: int, *, averaged: bool) -> int:
     """Return how many elements fit into a block."""
     if averaged:
-        return nbytes // sum_bytes(dtypes)
-    count = nbytes * 8 // dtypes[-1].bits
+        return min(nbytes // sum_bytes(dtypes), stored_bytes * 8 // max(dtype.bits for dtype in set(dtypes)))
+    count = stored_bytes * 8 // dtypes[-1].bits
     return count if dtypes[-1].bits >= 8 else count // 8 * 8  # whole bytes

@@ -13,8 +13,13 @@ from ema_cli.storage.names import StorePath
 
 DEFAULT_BYTES = 64 << 20
 _STORE_BYTES = 128 << 20  # where checkpoints lie in a store
-_STORE_ROW_BYTES = 1 << 21  # one request: smaller ones cost the store more than they bring
+_STORED_BYTES = 1 << 21
 _STORE_ROWS = 8
+# Of a request: with 1 MiB a store takes twice the processor time for as many bytes, with more than this hardly less.
+_REQUEST_BYTES = 1 << 23
+_CONNECTIONS = 16  # to begin with
+_MOST_CONNECTIONS = 48
+_LEAST_STORE_WORKERS = 2  # one waits for its requests while the other adds
 _LEAST_ROWS = 2
 _SHORT_ROW_BYTES = 1 << 17  # rather fewer rows than shorter ones
 _LEAST_ROW_BYTES = 1 << 16  # for 64 KiB of a row even a thread of many is worth its calls
@@ -29,18 +34,22 @@ class BufferSizes:
     most_workers: threads on a slow disk, where most of them wait.
     rows: checkpoints that a thread reads before it adds them.
     row_bytes: bytes of one block of one checkpoint, in the type in which it is summed up.
-    waits: whether each read is known to wait, as for a store: then all workers start, and read all rows at once.
+    stored_bytes: the most bytes of such a block as it is stored; 0 where that may be `row_bytes`.
+    stretch: blocks that follow one another and that a thread folds one after the other.
+    waits: whether each read is known to wait, as for a store: then a thread reads all rows at once.
     """
 
     threads: int
     most_workers: int
     rows: int
     row_bytes: int
+    stored_bytes: int = 0
+    stretch: int = 1
     waits: bool = False
 
     def workspace(self, averages: int = 1, newest: int = 1) -> WorkspaceSize:
         """Return the size of one thread's workspace, for averages with so many different newest checkpoints."""
-        return WorkspaceSize(rows=self.rows, row_bytes=self.row_bytes, averages=averages, bases=newest)
+        return WorkspaceSize(self.rows, self.row_bytes, averages, newest, self.stored_bytes)
 
     def worker_bytes(self, averages: int = 1, newest: int = 1, kernel: Kernel | None = None) -> int:
         """Return the memory of one thread."""
@@ -69,7 +78,7 @@ def divide_memory(
     newest: int = 1,
     kernel: Kernel | None = None,
     *,
-    from_store: bool = False,
+    from_store: int = 0,
 ) -> BufferSizes:
     """Return sizes that keep `threads` at work within `nbytes`; fewer threads where these do not fit.
 
@@ -79,21 +88,42 @@ def divide_memory(
         averages: averages that are made at once.
         newest: different newest checkpoints among these.
         kernel: the arithmetic; None for that of this process.
-        from_store: whether a row comes with a request: then there are rather fewer threads than small ones.
+        from_store: how many checkpoints there are, where they lie in a store.
     """
     kernel = kernel or chosen_kernel().kernel
     least = least_bytes(averages, newest, kernel)
     assert nbytes >= least, "checked by the caller, who knows what the user asked for"
-    sizes = BufferSizes(min(threads, nbytes // least), 1, kernel.rows, kernel.row_bytes)
+    sizes = BufferSizes(min(threads, nbytes // least), _MOST_WORKERS, kernel.rows, kernel.row_bytes)
     if from_store:
         nbytes = max(least, nbytes * 3 // 4)  # the rest is for what was received and lies in no row yet
-        sizes = BufferSizes(1, 1, _STORE_ROWS, _STORE_ROW_BYTES, waits=True)
+        sizes = _store_sizes(from_store)
         most = nbytes // sizes.worker_bytes(averages, newest, kernel)
-        sizes = replace(sizes, threads=max(1, min(threads, most)))
+        sizes = replace(sizes, threads=max(_LEAST_STORE_WORKERS, min(sizes.threads, most)))
     while sizes.threads * sizes.worker_bytes(averages, newest, kernel) > nbytes:
-        if sizes.row_bytes <= _SHORT_ROW_BYTES and sizes.rows > _LEAST_ROWS:
+        if sizes.row_bytes <= _LEAST_ROW_BYTES and sizes.rows <= _LEAST_ROWS:
+            sizes = replace(sizes, threads=sizes.threads - 1)
+        elif sizes.row_bytes <= _SHORT_ROW_BYTES and sizes.rows > _LEAST_ROWS:
             sizes = replace(sizes, rows=sizes.rows // 2)
         else:
-            sizes = replace(sizes, row_bytes=sizes.row_bytes // 2)
-    most = min(nbytes // sizes.worker_bytes(averages, newest, kernel), _MOST_WORKERS)
+            sizes = replace(sizes, row_bytes=sizes.row_bytes // 2, stored_bytes=sizes.stored_bytes // 2)
+    most = min(nbytes // sizes.worker_bytes(averages, newest, kernel), sizes.most_workers)
     return replace(sizes, most_workers=max(most, sizes.threads))
+
+
+def _store_sizes(checkpoints: int) -> BufferSizes:
+    """Return what a fold from a store begins with: a request for each checkpoint in each thread, over many blocks.
+
+    Of very many checkpoints a thread has no request for each: then one brings a block.
+    """
+    is_held, rows = checkpoints <= _CONNECTIONS * 3 // 2, max(_LEAST_ROWS, min(_STORE_ROWS, checkpoints))
+    at_once = checkpoints if is_held else rows
+    stored = _STORED_BYTES if is_held else 2 * _STORED_BYTES
+    return BufferSizes(
+        threads=-(-_CONNECTIONS // at_once),
+        most_workers=_MOST_CONNECTIONS // at_once,
+        rows=rows,
+        row_bytes=2 * stored,
+        stored_bytes=stored,
+        stretch=_REQUEST_BYTES // stored if is_held else 1,
+        waits=True,
+    )

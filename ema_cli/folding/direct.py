@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import TypeVar
 
 from ema_cli.checkpoint import Tensors
 from ema_cli.dtypes import DType
@@ -14,13 +15,14 @@ from ema_cli.storage.source import FileRegion
 
 _MOST_SPANS = 8  # of a row: more of them are small, and come several with one read
 
-Span = tuple[LocalFile, int, int]
+File = TypeVar("File")
+Span = tuple[File, int, int]
 """A file, the first byte, and the number of bytes."""
 
 
-def local_spans(tensors: Tensors, pieces: Sequence[Piece], dtype: DType) -> list[Span] | None:
-    """Return where the bytes of a block lie in one checkpoint; None where not all lie in a few runs of local files."""
-    spans: list[Span] = []
+def spans_in(kind: type[File], tensors: Tensors, pieces: Sequence[Piece], dtype: DType) -> list[Span[File]] | None:
+    """Return where the bytes of a block lie in one checkpoint; None where not all lie in a few runs of such files."""
+    spans: list[Span[File]] = []
     for piece in pieces:
         runs = tensors.runs(piece.group.names[0], dtype.nbytes(piece.start), dtype.nbytes(piece.count))
         if runs is None:
@@ -30,7 +32,7 @@ def local_spans(tensors: Tensors, pieces: Sequence[Piece], dtype: DType) -> list
                 if offset + size > source.size:
                     return None  # who reads it there says what is wrong
                 offset, source = source.start + offset, source.file
-            if not isinstance(source, LocalFile):
+            if not isinstance(source, kind):
                 return None
             if spans and spans[-1][0] is source and sum(spans[-1][1:]) == offset:
                 spans[-1] = source, spans[-1][1], spans[-1][2] + size
@@ -42,7 +44,7 @@ def local_spans(tensors: Tensors, pieces: Sequence[Piece], dtype: DType) -> list
 
 
 def read_and_add(
-    sums: BlockSums, numbers: Sequence[int], rows: Sequence[Sequence[Span]], stop: bytearray
+    sums: BlockSums, numbers: Sequence[int], rows: Sequence[Sequence[Span[LocalFile]]], stop: bytearray
 ) -> ReadEnd | None:
     """Read the blocks of these checkpoints, the spans of each in `rows`, and add them.
 

@@ -15,12 +15,13 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import field
 from functools import partial
+from itertools import islice
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import EmaError
-from ema_cli.folding.block_task import BlockTask, run_block
+from ema_cli.folding.block_task import BlockTask, Reader, run_block
 from ema_cli.folding.blocks import bytes_to_read, make_blocks, make_groups
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.kernel import Kernel, NonFiniteElements, WeightTable, Workspace
@@ -112,7 +113,7 @@ def fold(
     sizes = sizes or BufferSizes(1, 1, kernel.rows, kernel.row_bytes)
     weights = WeightTable.of(average.weights for average in averages)
     groups = partial(make_groups, checkpoints, targets, copied, sample)
-    blocks = make_blocks(checkpoints, groups(), sizes.row_bytes)
+    blocks = make_blocks(checkpoints, groups(), sizes.row_bytes, sizes.stored_bytes)
     reader = FoldReader(checkpoints, checksums)
     ledgers = [NonFinite(checkpoints, allowed=allow_non_finite) for _ in averages]
     workers = _Workers(
@@ -144,28 +145,31 @@ class _Workers:
     # One thread for all that takes several times the memory of a row, which malloc keeps for the thread.
     _settler: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "settle"))
     _stopped: bool = False
+    _surplus: int = 0  # threads that are to end, as they bring nothing
 
     def run(self, tick: Callable[[], None]) -> None:
         """Fold all blocks; call `tick` now and then."""
         pool, workers = ThreadPoolExecutor(self.sizes.most_workers, "fold"), set[Future[None]]()
         try:
-            number = self.sizes.threads
+            number, last, may_grow = self.sizes.threads, 0, True
             if self.sizes.waits:
                 self.reader.read_side_by_side(self.sizes.most_workers * self.sizes.rows)
-                number = self.sizes.most_workers
             workers = self._start(pool, number)
             while workers:
                 done, workers = wait(workers, _TICK_SECONDS, FIRST_EXCEPTION)
                 for worker in done:
                     worker.result()
                 tick()
-                if workers and self.reader.pace.wants_more():
+                if workers and may_grow and self.reader.pace.wants_more():
                     # Threads that wait need no processor: let more of them wait, and for several files each.
                     self.reader.read_side_by_side(self.sizes.most_workers * self.sizes.rows)
                     more = min(number, self.sizes.most_workers - number)
                     with suppress(EmaError):  # where no more may be started, those that run go on
                         workers |= self._start(pool, more)
+                        last = more
                     number += more
+                elif may_grow and self.sizes.waits and self.reader.pace.was_in_vain:
+                    self._surplus, may_grow = last, False  # what brings nothing costs the store, and is given up again
         except BaseException:
             for sink in self.sinks:
                 sink.give_up()
@@ -191,19 +195,38 @@ class _Workers:
     def _work(self) -> None:
         workspace = self.make_workspace()
         with suppress(Stopped):
-            while (task := self._next_task()) is not None:
-                if self.check is not None:
-                    self.check()
-                if task.is_copied:
-                    self.reader.skip_unread(task)
-                for output in run_block(task, self.reader, workspace, self._settle):
-                    if output.non_finite is not None:
-                        self.ledgers[output.average].note(task.block, output.non_finite)
-                    write_block(self.sinks[output.average], task.block, output.dtype, output.data)
+            while tasks := self._next_tasks():
+                reader = self._going_on(tasks)
+                for task in tasks:
+                    self._fold(task, reader, workspace)
 
-    def _next_task(self) -> BlockTask | None:
+    def _going_on(self, tasks: Sequence[BlockTask]) -> Reader:
+        """Return what reads these blocks for one thread, which folds them in this order."""
+        if len(tasks) < 2:
+            return self.reader
+        from ema_cli.folding.ahead import Ahead, AheadReader  # which only who reads from a store needs
+
+        return AheadReader(self.reader, Ahead(self.reader.checkpoints, tasks))
+
+    def _fold(self, task: BlockTask, reader: Reader, workspace: Workspace) -> None:
+        if self.check is not None:
+            self.check()
+        if task.is_copied:
+            self.reader.skip_unread(task)
+        for output in run_block(task, reader, workspace, self._settle):
+            if output.non_finite is not None:
+                self.ledgers[output.average].note(task.block, output.non_finite)
+            write_block(self.sinks[output.average], task.block, output.dtype, output.data)
+
+    def _next_tasks(self) -> list[BlockTask]:
+        """Return the next blocks for one thread; none where it is to end."""
         with self._lock:
-            return None if self._stopped else next(self.tasks, None)
+            if self._stopped:
+                return []
+            if self._surplus:
+                self._surplus -= 1
+                return []
+            return list(islice(self.tasks, self.sizes.stretch))
 
     def _settle(self, function: Callable[[], NonFiniteElements]) -> NonFiniteElements:
         with thread_errors():

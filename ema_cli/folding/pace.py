@@ -14,9 +14,14 @@ _LEAST_SECONDS = 0.5
 
 
 class Pace:
-    """The reads of a fold since the last decision: how many, and how long they took."""
+    """The reads of a fold since the last decision: how many, and how long they took.
+
+    Attributes:
+        was_in_vain: whether the last increase did not help.
+    """
 
     def __init__(self) -> None:
+        self.was_in_vain = False
         self._lock = threading.Lock()
         self._reads = 0
         self._seconds = 0.0
@@ -46,6 +51,7 @@ class Pace:
                 return False
         rate = reads / max(elapsed, 1e-9)
         if seconds < reads * _SLOW_READ_SECONDS or rate < self._rate * _GAIN:
+            self.was_in_vain = self._rate > 0
             return False
         self._rate = rate
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -38,8 +38,20 @@ class FoldReader(CheckpointReader):
         self._stop = bytearray(1)  # 1 where the fold has ended
         self._side_by_side: ThreadPoolExecutor | None = None
 
-    def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
+    def read(
+        self,
+        task: BlockTask,
+        numbers: Sequence[int],
+        rows: Sequence[memoryview],
+        ahead: Callable[[BlockTask, int, memoryview], bool] = lambda *_: False,
+    ) -> None:
         """Fill each row with the block of a checkpoint.
+
+        Args:
+            task: the block.
+            numbers: the checkpoints.
+            rows: one for each.
+            ahead: fills a row with what was asked for before, and returns whether it did.
 
         Raises:
             Stopped: where the fold has ended.
@@ -48,9 +60,9 @@ class FoldReader(CheckpointReader):
         with self._counted():
             if pool is None:
                 for number, row in zip(numbers, rows, strict=True):
-                    self._read_row(task, number, row)
+                    self._read_row(task, ahead, number, row)
             else:
-                list(pool.map(partial(self._read_row, task), numbers, rows))
+                list(pool.map(partial(self._read_row, task, ahead), numbers, rows))
         seconds = time.perf_counter() - began
         self.pace.note(len(numbers), seconds if pool is not None else seconds / len(numbers))
         with self._lock:
@@ -93,15 +105,18 @@ class FoldReader(CheckpointReader):
             self.bytes_read += sum(size for row in rows for _, _, size in row)
         return True
 
-    def _read_row(self, task: BlockTask, number: int, row: memoryview) -> None:
-        self.read_again(task, number, row)
+    def _read_row(
+        self, task: BlockTask, ahead: Callable[[BlockTask, int, memoryview], bool], number: int, row: memoryview
+    ) -> None:
+        if not ahead(task, number, row):
+            self.read_again(task, number, row)
         if self._checksums is not None:
             self._checksums.add(number, task.number, row, copied=not task.block.averaged)
 
     def skip_unread(self, task: BlockTask) -> None:
         """Pass over the checkpoints from which a copied block is not read, in the checksums."""
         if self._checksums is not None:
-            for number in range(len(self._checkpoints)):
+            for number in range(len(self.checkpoints)):
                 if number not in task.weights.bases:
                     self._checksums.skip(number, task.number)
 

@@ -121,9 +121,8 @@ def _compare(
         remarks=Remarks(),
     )
     threads = threads if engine is None or is_watched else engine.threads
-    sizes = divide_memory(
-        max(default_bytes(job.checkpoints), least_bytes()), threads, from_store=in_store(job.checkpoints)
-    )
+    from_store = len(job.checkpoints) if in_store(job.checkpoints) else 0
+    sizes = divide_memory(max(default_bytes(job.checkpoints), least_bytes()), threads, from_store=from_store)
     if engine is None or is_watched:  # workers know of no rounding
         folded = job.fold([comparison], sizes=sizes, checksums=record.checksums, sample=sample, progress=progress)
     else:

@@ -16,17 +16,16 @@ from ema_cli.errors import CheckpointError, Missing
 from ema_cli.storage import header_cache
 from ema_cli.storage.hub import check_same_on_hub, read_from_hub
 from ema_cli.storage.info import Entry, Identity, Info, Kind
-from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of, tag_of
-from ema_cli.storage.names import WEB, StorePath, remember_query
-from ema_cli.storage.stores import client_of, obstore, place_of, store_errors
+from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of
+from ema_cli.storage.names import StorePath, remember_query
+from ema_cli.storage.object_stream import HINT_REWRITTEN, ObjectStream
+from ema_cli.storage.stores import place_of
 
 if TYPE_CHECKING:
     from ema_cli.storage.staging import Staging
 
-_PIECE_BYTES = 1 << 18  # that are received before they are copied
 _KEPT_BYTES = 32 << 20  # of beginnings and ends of files, in all
 _NEAR_BYTES = 1 << 13  # before a small range in the middle of a file, and seven times that behind it
-_HINT_REWRITTEN = "average a run that is not being rewritten"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +154,16 @@ class ObjectFile:
         else:
             out[:] = kept
 
+    def stream(self, begin: int, end: int) -> ObjectStream | None:
+        """Return the bytes from `begin` to `end`, to be taken in order; None where they only come at once."""
+        if self._stored.pinned or end > self.size:
+            return None
+        return ObjectStream(self._path, self._stored, begin, end)
+
     def check_unchanged(self) -> None:
         """Check a file of a bucket on the Hub; all else that was read is of the object that was opened."""
         if self._stored.pinned:
-            check_same_on_hub(self._path, self._stored.pinned, self._stored.tag, _HINT_REWRITTEN)
+            check_same_on_hub(self._path, self._stored.pinned, self._stored.tag, HINT_REWRITTEN)
 
     def _name(self) -> str:
         """Return what tells the object from every other that anybody may read on this machine."""
@@ -177,48 +182,13 @@ class ObjectFile:
 
     def _request(self, begin: int, out: memoryview) -> None:
         """Fill `out` from byte `begin` with one request."""
-        path, tag, end = self._path, self._stored.tag, begin + len(out)
+        path, end = self._path, begin + len(out)
         if end > self.size:
             raise CheckpointError(f"ends at byte {self.size} while it is read", subject=path)
         if self._stored.pinned:
             read_from_hub(path, self._stored.pinned, begin, out)
             return
-        # rclone 1.75 answers every range with status 200, which obstore refuses; a whole object needs no range.
-        options: dict[str, object] = {} if (begin, end) == (0, self.size) else {"range": (begin, end)}
-        if self._stored.is_etag and not tag.startswith("W/"):  # which no server takes for a condition
-            options["if_match"] = tag if tag.startswith('"') else f'"{tag}"'
-        try:
-            with store_errors(path, f"cannot be read at byte {begin}"):
-                answer = obstore().get(client_of(path), _key(path), options=options)
-                now, count = tag_of(answer.meta), 0
-                for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
-                    out[count : count + len(piece)] = memoryview(piece)
-                    count += len(piece)
-        except CheckpointError as error:
-            self._check_same()
-            raise error
-        # Some servers do not look at the condition, but all say what they send.
-        if _plain(now) != _plain(tag) or count != len(out):
-            raise self._changed()
-
-    def _check_same(self) -> None:
-        """Raise a CheckpointError if the reason why a read failed is that the object is gone, or another."""
-        path = self._path
-        try:
-            with store_errors(path, "cannot be looked at"):
-                if path.scheme in WEB:
-                    meta = obstore().get(client_of(path), _key(path), options={"range": (0, 1)}).meta
-                else:
-                    meta = obstore().head(client_of(path), _key(path))
-        except Missing as error:
-            raise Missing("disappeared while it was used", subject=path) from error
-        except CheckpointError:
-            return  # the first error says more
-        if _plain(tag_of(meta)) != _plain(self._stored.tag) or int(meta["size"]) != self.size:
-            raise self._changed()
-
-    def _changed(self) -> CheckpointError:
-        return CheckpointError("changed while it was used", subject=self._path, hint=_HINT_REWRITTEN)
+        ObjectStream(path, self._stored, begin, end).read_into(out)
 
 
 class _Kept:
@@ -250,15 +220,6 @@ class _Kept:
 
 
 _kept = _Kept()
-
-
-def _key(path: StorePath) -> str:
-    return "" if path.scheme in WEB else path.key
-
-
-def _plain(tag: str) -> str:
-    """Return an ETag as all answers of a store have it: a listing of Azure's leaves out the quotes."""
-    return tag.removeprefix("W/").strip('"')
 
 
 def _identity(path: StorePath, stored: StoredObject) -> Identity:

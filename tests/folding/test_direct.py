@@ -16,12 +16,13 @@ from ema_cli.errors import CheckpointError
 from ema_cli.folding import reading
 from ema_cli.folding.blocks import Group, Piece
 from ema_cli.folding.buffers import BufferSizes
-from ema_cli.folding.direct import local_spans
+from ema_cli.folding.direct import spans_in
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.kernel.numpy_kernel import NUMPY
 from ema_cli.folding.reading import FoldReader
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
+from ema_cli.storage.local_file import LocalFile
 from ema_cli.storage.source import FileRegion
 from tests.folding.in_memory import fold
 from tests.formats.dcp_folders import Pieces
@@ -133,7 +134,7 @@ def spans(checkpoint: Checkpoint, names: Sequence[str]) -> object:
     for name in names:
         spec = tensors.specs[name]
         pieces.append(Piece(Group((name,), spec, ((0, spec.count),), spec.dtype, averaged=True), 0, spec.count))
-    return local_spans(tensors, pieces, pieces[0].group.spec.dtype)
+    return spans_in(LocalFile, tensors, pieces, pieces[0].group.spec.dtype)
 
 
 def test_many_small_runs_are_left_to_others(tmp_path: Path):

@@ -225,7 +225,8 @@ def test_blocks_of_several_checkpoints_are_read_at_once(
     for step in (100, 200, 300):
         save_file({"w": torch.full((300, 300), float(step))}, tmp_path / "file")
         put(bucket / f"step-{step}.safetensors", (tmp_path / "file").read_bytes())
-    monkeypatch.setattr("ema_cli.folding.buffers._STORE_ROW_BYTES", 1 << 17)
+    for name in ("_STORED_BYTES", "_REQUEST_BYTES"):
+        monkeypatch.setattr(f"ema_cli.folding.buffers.{name}", 1 << 17)
     together, calls, read_again = threading.Barrier(6), count(), CheckpointReader.read_again
 
     def read(*arguments: Any) -> None:

@@ -140,7 +140,8 @@ def test_an_object_that_is_not_the_planned_one_is_one_error(
     proxy: Proxy, run: StorePath, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, number: int, content: bytes
 ):
     """Replaced or deleted after its header was read: bytes of two versions are never mixed."""
-    monkeypatch.setattr("ema_cli.folding.buffers._STORE_ROW_BYTES", 1 << 17)
+    for name in ("_STORED_BYTES", "_REQUEST_BYTES"):
+        monkeypatch.setattr(f"ema_cli.folding.buffers.{name}", 1 << 17)
     step = once("now", number=number)
 
     def change(request: Request) -> str | None:
@@ -218,7 +219,8 @@ def test_whatever_happens_it_is_the_average_or_an_error(
     proxy: Proxy, run: StorePath, disk: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):
     """Hundreds of runs with faults of all kinds, anywhere."""
-    monkeypatch.setattr("ema_cli.folding.buffers._STORE_ROW_BYTES", 1 << 17)
+    for name in ("_STORED_BYTES", "_REQUEST_BYTES"):
+        monkeypatch.setattr(f"ema_cli.folding.buffers.{name}", 1 << 17)
     right = (disk / "average.safetensors").read_bytes()
     outcomes = []
     for seed in range(200):

@@ -216,12 +216,14 @@ class WorkspaceSize:
     row_bytes: bytes of one block of one checkpoint, in the type of the sum.
     averages: averages that are made at once.
     bases: different newest checkpoints among these.
+    stored_bytes: the most bytes of such a block as it is stored; 0 where that may be `row_bytes`.
     """
 
     rows: int
     row_bytes: int
     averages: int
     bases: int
+    stored_bytes: int = 0
 
 
 class Kernel(Protocol):

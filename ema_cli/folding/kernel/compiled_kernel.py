@@ -10,6 +10,7 @@ import math
 import mmap
 from array import array
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from ema_cli.dtypes import DType
 from ema_cli.folding.kernel import (
@@ -75,16 +76,22 @@ class _Memory:
             mapped = mmap.mmap(-1, self.nbytes(size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(str(error)) from error
-        width = size.row_bytes + _STAGGER
-        every = [memoryview(mapped)[start : start + width] for start in range(0, len(mapped), width)]
+        ends = [0, *accumulate(self._widths(size))]
+        every = [memoryview(mapped)[start:end] for start, end in pairwise(ends)]
         self.rows = every[: size.rows]
         self.newest = every[size.rows : size.rows + size.bases]
         self.sums = every[size.rows + size.bases :]
 
     @staticmethod
+    def _widths(size: WorkspaceSize) -> list[int]:
+        """Return the bytes of each row: those that are stored, and then the sums."""
+        stored = (size.stored_bytes or size.row_bytes) + _STAGGER
+        return [stored] * (size.rows + size.bases) + [size.row_bytes + _STAGGER] * size.averages
+
+    @staticmethod
     def nbytes(size: WorkspaceSize) -> int:
         """Return the memory of buffers of this size."""
-        return (size.rows + size.bases + size.averages) * (size.row_bytes + _STAGGER)
+        return sum(_Memory._widths(size))
 
 
 class CompiledWorkspace:

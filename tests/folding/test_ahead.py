@@ -1,0 +1,163 @@
+"""Blocks that follow one another come from a store with one request a checkpoint. Here the store is in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ema_cli.folding import reading
+from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, least_bytes
+from ema_cli.folding.kernel.choice import chosen_kernel
+from ema_cli.folding.reading import FoldReader
+from ema_cli.storage.names import StorePath
+from tests.conftest import Cli
+from tests.folding.in_memory import checkpoint, fold
+from tests.storage.stores import obstore, put
+
+_numbers = count()
+STEPS = (100, 200, 300)
+_KIB = 1 << 10
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> StorePath:
+    """Return the address of a run of three files of 3 MB, which lies in `tmp_path / "run"`, too."""
+    folder = StorePath(f"memory://ahead-{next(_numbers)}/run")
+    (tmp_path / "run").mkdir()
+    for step in STEPS:
+        generator = torch.Generator().manual_seed(step)
+        tensors: dict[str, Any] = {f"w{n}": torch.randn(500, 500, generator=generator) for n in range(3)}
+        path = tmp_path / "run" / f"step-{step}.safetensors"
+        save_file({**tensors, "n": torch.tensor([step])}, path)
+        put(folder / path.name, path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def ranges(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Return a list that takes the ranges that are asked for, with the names of the objects; blocks are of 64 KiB."""
+    monkeypatch.setattr("ema_cli.folding.buffers._STORED_BYTES", 64 * _KIB)
+    monkeypatch.setattr("ema_cli.folding.buffers._REQUEST_BYTES", 1 << 30)
+    asked, real = list[tuple[str, int, int]](), obstore.get
+
+    def get(client: Any, key: str, *, options: Any) -> Any:
+        asked.append((key, *options["range"]))
+        return real(client, key, options=options)
+
+    monkeypatch.setattr(obstore, "get", get)
+    return asked
+
+
+def test_a_run_of_blocks_takes_one_request_a_checkpoint(
+    run: StorePath, tmp_path: Path, cli: Cli, ranges: list[tuple[str, int, int]]
+):
+    """After that of the header. The average is that of a disk, byte for byte."""
+    there, here = tmp_path / "there.safetensors", tmp_path / "here.safetensors"
+    assert cli("average", run, "--profile", "uniform", "-o", there).code == 0
+    assert cli("average", tmp_path / "run", "--profile", "uniform", "-o", here).code == 0
+    assert there.read_bytes() == here.read_bytes()
+    size = (tmp_path / "run" / "step-100.safetensors").stat().st_size
+    for step in STEPS:
+        own = sorted((begin, end) for key, begin, end in ranges if key.endswith(f"step-{step}.safetensors"))
+        long = [(begin, end) for begin, end in own if end - begin > 1 << 20]
+        begin = size - 3_000_000 - (8 if step == 300 else 0)  # the integer is the newest's
+        assert long == [(begin, size)], own
+        assert sum(end - begin for begin, end in own) <= size + 2 * 256 * _KIB
+
+
+@pytest.mark.parametrize("what", ["replaced", "deleted"])
+def test_an_object_that_is_not_the_planned_one_is_an_error(run: StorePath, tmp_path: Path, cli: Cli, what: str):
+    """Also where it changes between two requests that go on over several blocks."""
+    gone, real = run / "step-200.safetensors", obstore.get
+    seen = count()
+
+    def get(client: Any, key: str, *, options: Any) -> Any:
+        if key == gone.key and options["range"][1] - options["range"][0] > 1 << 20 and next(seen) == 0:
+            obstore.delete(client, key) if what == "deleted" else obstore.put(client, key, b"x" * 4_000_000)
+        return real(client, key, options=options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(obstore, "get", get)
+        patch.setattr("ema_cli.folding.buffers._STORED_BYTES", 64 * _KIB)
+        done = cli("average", run, "--profile", "uniform", "-o", tmp_path / "out.safetensors")
+    assert next(seen) == 1
+    fact = "disappeared" if what == "deleted" else "changed"
+    assert (done.code, f"error: {gone}: {fact} while it was used" in done.err) == (3, True), done.err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("checkpoints", [1, 2, 6, 16, 24, 25, 50, 1000])
+@pytest.mark.parametrize("averages", [1, 8])
+def test_buffers_for_a_store_fit_and_begin_with_some_sixteen_requests(checkpoints: int, averages: int):
+    """A request is of 8 MiB or of a block; there are never more than 48, and memory is as it was asked for."""
+    nbytes = default_bytes([]) * 2
+    sizes = divide_memory(nbytes, 2, averages, 1, from_store=checkpoints)
+    at_once = checkpoints if sizes.stretch > 1 else sizes.rows
+    assert sizes.most_workers * sizes.worker_bytes(averages) <= nbytes
+    assert 2 <= sizes.threads <= sizes.most_workers
+    assert min(16, 2 * at_once) <= sizes.threads * at_once <= sizes.most_workers * at_once <= max(48, 2 * at_once)
+    assert (sizes.stretch > 1) is (checkpoints <= 24)
+
+
+def test_with_the_least_memory_one_thread_reads_a_store():
+    """Smaller buffers than these there are not."""
+    sizes = divide_memory(least_bytes(), 8, from_store=16)
+    assert (sizes.threads, sizes.most_workers) == (1, 1)
+    assert sizes.worker_bytes() <= least_bytes()
+
+
+def test_rows_are_as_long_as_what_is_stored():
+    """And sums as what is summed up: so that 16-bit numbers take half the memory."""
+    kernel = chosen_kernel().kernel
+    if type(kernel).__name__ != "CompiledKernel":
+        pytest.skip("numpy's rows are floats")
+    whole = BufferSizes(1, 1, rows=8, row_bytes=1 << 20)
+    half = BufferSizes(1, 1, rows=8, row_bytes=1 << 20, stored_bytes=1 << 19)
+    assert whole.worker_bytes() - half.worker_bytes() == 9 << 19
+
+
+class Known:
+    """A pace that asks for more threads once; in half a second it knows that this was in vain."""
+
+    was_in_vain = False
+
+    def __init__(self) -> None:
+        self._asked: float | None = None
+
+    def note(self, reads: int, seconds: float) -> None:
+        """Take as long as a store does."""
+        time.sleep(2e-3)
+
+    def wants_more(self) -> bool:
+        """Return whether to start more."""
+        is_first, self._asked = self._asked is None, self._asked or time.monotonic()
+        self.was_in_vain = time.monotonic() - self._asked > 0.2
+        return is_first
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_threads_that_bring_nothing_are_given_up_again(monkeypatch: pytest.MonkeyPatch, *, helps: bool):
+    """A store is asked for more at once only as long as that brings bandwidth."""
+    monkeypatch.setattr(reading, "Pace", Known)
+    monkeypatch.setattr(Known, "was_in_vain", property(lambda _: False, lambda *_: None)) if helps else None
+    saved = [{"w": torch.full((100_000,), float(seed))} for seed in range(2)]
+    threads: list[str] = []
+    read = FoldReader.read
+
+    def note(*arguments: Any) -> None:
+        threads.append(threading.current_thread().name)
+        read(*arguments)
+
+    monkeypatch.setattr(FoldReader, "read", note)
+    sizes = BufferSizes(threads=1, most_workers=2, rows=2, row_bytes=1 << 10, waits=True)
+    found, _ = fold([checkpoint(tensors) for tensors in saved], [0.5, 0.5], sizes=sizes)
+    assert torch.equal(found["w"], torch.full((100_000,), 0.5))
+    assert len(set(threads)) == 2
+    assert len(set(threads[-50:])) == (2 if helps else 1)
