@@ -137,7 +137,5 @@ class Spread(Sharing):
         if isinstance(self.staging, SharedStaging):
             assert self._lease is not None, "entered"
             return self._lease.path.absolute(), self._lease.owner, self._lease_seconds
-        from ema_cli.storage.store_sharing import CLAIM_SECONDS
-
         self._expect(job, folders)
-        return *self.staging.claim, CLAIM_SECONDS
+        return *self.staging.claim, LEASE_SECONDS

@@ -1,7 +1,8 @@
 """The claim on a place in a store: a small object beside it that keeps a second run out.
 
-It is made only where it is not there, and renewed while its run lives. One that was not renewed for long is of a run
-that died, and is taken over. It says what its run puts there: so the next one can tell what a run that died has left.
+It is made only where it is not there, and renewed while its run lives. One that missed three renewals is of a run that
+died, and is taken over; so is that of a process of this machine that is no more. It says what its run puts there: so
+the next one can tell what a run that died has left.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, OutputError
+from ema_cli.storage.lease import LEASE_SECONDS, held_by, is_dead, this_process
 from ema_cli.storage.listing import listing_of
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, remove
 
 _SUFFIX = ".ema-cli-claim"
-_LEASE = timedelta(minutes=10)  # clocks of machines and stores differ by less
-_RENEWED_SECONDS = 60.0
+_LEASE = timedelta(seconds=LEASE_SECONDS)
+_RENEWED_SECONDS = LEASE_SECONDS / 3
 
 
 def claim_path(target: StorePath) -> StorePath:
@@ -55,6 +57,8 @@ class Died:
 def died_at(target: StorePath) -> Died | None:
     """Return what a run that died has said of a place; None where none did, or its release is whole.
 
+    By the clock of this machine: who takes a claim asks the store for the time.
+
     Raises:
         OutputError: where the store does not say.
     """
@@ -62,19 +66,24 @@ def died_at(target: StorePath) -> Died | None:
     with output_errors_in_store(path):
         try:
             answer = obstore().get(client_of(path), path.key)
-            if datetime.now(UTC) - answer.meta["last_modified"] < _LEASE:
+            said = held_by(bytes(answer.bytes()))
+            if datetime.now(UTC) - answer.meta["last_modified"] < _LEASE and not is_dead(said):
                 return None
-            said = json.loads(bytes(answer.bytes()))
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             return None
+    return _left(target, said)
+
+
+def _left(target: StorePath, said: Mapping[str, object]) -> Died | None:
+    """Return what a run that died has left at a place; None where its release is whole."""
     puts, last = (_own(target, said, name) for name in ("puts", "last"))
     there = listing_of(target).below
     return None if any(there(one) for one in last) else Died(frozenset(puts))
 
 
-def _own(target: StorePath, said: object, name: str) -> list[StorePath]:
+def _own(target: StorePath, said: Mapping[str, object], name: str) -> list[StorePath]:
     """Return the addresses that a claim lists: only those that a run to its place may put."""
-    keys = said.get(name) if isinstance(said, dict) else None
+    keys = said.get(name)
     begins = (f"{target.key}/", f"{target.key}.")
     root = StorePath(*target.parts[:2])
     listed = keys if isinstance(keys, list) else []
@@ -93,7 +102,7 @@ class Claim:
         self._target = target
         self._path = claim_path(target)
         self.owner = secrets.token_hex(8)
-        self._said: dict[str, object] = {"tool": "ema-cli", "owner": self.owner}
+        self._said: dict[str, object] = {"tool": "ema-cli", "owner": self.owner, **this_process()}
         self._content = json.dumps(self._said).encode()
         self._held: Any = None  # what tells the claim from another run's
         self._lock = threading.Lock()
@@ -163,20 +172,35 @@ class Claim:
     def _take_over(self) -> Any:
         """Take the claim of a run that died; this run's own, where the answer to the first request was lost."""
         try:
-            held = obstore().head(client_of(self._path), self._path.key)
-            age = datetime.now(UTC) - held["last_modified"]
-            if age < _LEASE and not self.is_ours():
-                raise self._refusal(f"is held by another run, which was alive {int(age.total_seconds())} s ago")
-            died = died_at(self._target)
+            answer = obstore().get(client_of(self._path), self._path.key)
+            held, content = answer.meta, bytes(answer.bytes())
+            said, died = held_by(content), None
+            if content != self._content:
+                age = self._time_of_store() - held["last_modified"]
+                if age < _LEASE and not is_dead(said):
+                    seconds = max(0, int(age.total_seconds()))
+                    fact = f"is held by another run, which was alive {seconds} s ago"
+                    raise self._refusal(fact, int(LEASE_SECONDS) + 1 - seconds)
+                died = _left(self._target, said)
             taken = self._put(_version(held))
             self.died = died
             return taken
         except (FileNotFoundError, obstore().exceptions.PreconditionError) as error:
             raise self._refusal("is in use by another run") from error
 
-    def _refusal(self, fact: str) -> OutputError:
-        minutes = int(_LEASE.total_seconds() // 60)
-        hint = f"wait for its end, or {minutes} minutes if it died; or write elsewhere"
+    def _time_of_store(self) -> datetime:
+        """Return the time by the clock that dates the claim: a small object is put, looked at and removed."""
+        path = self._path.with_name(f"{self._path.name}-{self.owner}")
+        client = client_of(path)
+        obstore().put(client, path.key, b"", use_multipart=False)
+        try:
+            now: datetime = obstore().head(client, path.key)["last_modified"]
+        finally:
+            remove(path)
+        return now
+
+    def _refusal(self, fact: str, seconds: int = int(LEASE_SECONDS)) -> OutputError:
+        hint = f"wait for its end; if it died, this works in {seconds} s; or write elsewhere"
         return OutputError(f"the claim on it {fact}", subject=self._target, hint=hint)
 
     def is_ours(self) -> bool:

@@ -86,7 +86,7 @@ class Lease:
             OutputError: where the owner lives.
         """
         watch = Watch(self.path, seconds=self._seconds)
-        while watch.is_renewed_in_time() and not _is_dead(_held(watch.text)):
+        while watch.is_renewed_in_time() and not is_dead(held_by(watch.text)):
             if watch.was_renewed:
                 raise Held(
                     "another run is making the same average here",
@@ -104,7 +104,7 @@ class Lease:
 
     def _text(self) -> bytes:
         self._count += 1
-        held = {"owner": self.owner, "machine": _machine(), "process": os.getpid(), "count": self._count}
+        held = {"owner": self.owner, **this_process(), "count": self._count}
         return f"{json.dumps(held)}\n".encode()
 
     def _renew(self) -> None:
@@ -166,8 +166,8 @@ class Watch:
             is_there = self.is_renewed_in_time()
         except OSError:
             return  # asked again at the next block; what is written there fails by itself
-        held = _held(self.text)
-        if not is_there or held.get("owner", owner) != owner or _is_dead(held):
+        held = held_by(self.text)
+        if not is_there or held.get("owner", owner) != owner or is_dead(held):
             raise LeaseLost("the one for whom it was made is gone", subject=self._path.parent.parent)
 
 
@@ -178,19 +178,24 @@ def owner_of(path: Path) -> str | None:
         OSError: where the file system does not say.
     """
     try:
-        owner = _held(path.read_bytes()).get("owner")
+        owner = held_by(path.read_bytes()).get("owner")
     except FileNotFoundError:
         return None
     return None if owner is None else str(owner)
 
 
-def _held(text: bytes) -> dict[str, object]:
+def held_by(text: bytes) -> dict[str, object]:
     """Return what the text of a lease says; nothing where it is just being made."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def this_process() -> dict[str, object]:
+    """Return what a lease says of its owner: on the same machine it tells at once that this one is no more."""
+    return {"machine": _machine(), "process": os.getpid()}
 
 
 @cache
@@ -203,7 +208,7 @@ def _machine() -> str:
     return f"{os.uname().nodename} {processes}"
 
 
-def _is_dead(held: Mapping[str, object]) -> bool:
+def is_dead(held: Mapping[str, object]) -> bool:
     """Return whether the owner of a lease was a process of this machine, and is no more."""
     process = held.get("process")
     if held.get("machine") != _machine() or not isinstance(process, int) or process <= 0:

@@ -6,7 +6,6 @@ beside goes when the output is published.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from types import TracebackType
 
 from ema_cli.errors import CheckpointError, Missing, OutputError
 from ema_cli.storage.claim import claim_on
-from ema_cli.storage.lease import Held, LeaseLost
+from ema_cli.storage.lease import LEASE_SECONDS, Held, LeaseLost, held_by, is_dead
 from ema_cli.storage.listing import forget_listings, listing_of
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging import Staging
@@ -25,10 +24,7 @@ from ema_cli.storage.store_staging import StoreStaging
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, store_errors
 from ema_cli.storage.uploads import part_bytes, parts_at_once
 
-CLAIM_SECONDS = 600.0
-"""A claim that was not renewed for so long is that of a run that died."""
-
-_LOOKED_SECONDS = 15.0
+_LOOK_SHARE = 1 / 6  # of the time after which a claim is old: many workers look at one object
 _COPIES_AT_ONCE = 8
 MOST_COPIED = 5 * 10**9
 """Stores copy at most so many bytes in one request."""
@@ -126,7 +122,7 @@ class SharedStoreStaging(StoreStaging):
 class ClaimWatch:
     """Looks whether a claim is renewed, as `lease.Watch` does."""
 
-    def __init__(self, path: StorePath, *, seconds: float = CLAIM_SECONDS) -> None:
+    def __init__(self, path: StorePath, *, seconds: float = LEASE_SECONDS) -> None:
         self._path = path
         self._seconds = seconds
         self._seen: object = None
@@ -139,22 +135,23 @@ class ClaimWatch:
             LeaseLost: where it is not.
         """
         now = time.monotonic()
-        if now - self._looked < min(_LOOKED_SECONDS, self._seconds / 40):
+        if now - self._looked < self._seconds * _LOOK_SHARE:
             return
         self._looked = now
         try:
             with store_errors(self._path, "cannot be looked at"):
                 answer = obstore().get(client_of(self._path), self._path.key)
-                held, seen = json.loads(bytes(answer.bytes())), (answer.meta["last_modified"], answer.meta["e_tag"])
+                held, seen = held_by(bytes(answer.bytes())), (answer.meta["last_modified"], answer.meta["e_tag"])
         except FileNotFoundError:
             held, seen = {}, None
-        except (CheckpointError, ValueError) as error:
-            if not isinstance(error, CheckpointError) or not is_missing(error):
+        except CheckpointError as error:
+            if not is_missing(error):
+                self._since = now  # who renews it cannot reach the store either
                 return  # asked again at the next block
             held, seen = {}, None
         if seen != self._seen:
             self._seen, self._since = seen, now
-        if held.get("owner") != owner or now - self._since > self._seconds:
+        if held.get("owner") != owner or now - self._since > self._seconds or is_dead(held):
             raise LeaseLost("the one for whom it was made is gone", subject=self._path)
 
 

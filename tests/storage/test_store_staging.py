@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from ema_cli.storage import claim, listing, store_stream, stores, unfinished
+from ema_cli.storage.lease import this_process
 from ema_cli.storage.location import walk
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.store_staging import StoreStaging
@@ -112,6 +114,37 @@ def test_a_claim_keeps_a_second_run_out(models: StorePath, disk: Path, cli: Cli,
     monkeypatch.setattr(claim, "_LEASE", timedelta(0))
     assert cli("average", disk / "ckpts", *LAW, "-o", models / "release").code == 0
     assert cli("verify", models / "release").code == 0
+    assert not any("claim" in name for name in present(models))
+
+
+def test_a_claim_is_as_old_as_the_store_says(models: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    """Not as the clock of this machine, which is an hour ahead: the refusal says how long to wait if that run died."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Ahead:
+            return super().now(tz) + timedelta(hours=1)
+
+    monkeypatch.setattr(claim, "datetime", Ahead)
+    put(claim.claim_path(models / "release"), json.dumps({"machine": "another", "process": 1 << 22}).encode())
+    before = present(models)
+    refused = cli("average", disk / "ckpts", *LAW, "-o", models / "release")
+    assert refused.code == 5
+    seconds = re.search(r"alive (\d+) s ago.*if it died, this works in (\d+) s", refused.err, re.DOTALL)
+    assert seconds is not None, refused.err
+    assert int(seconds[1]) + int(seconds[2]) == 61
+    assert present(models) == before
+
+
+def test_a_claim_of_a_process_of_this_machine_that_is_gone(models: StorePath, disk: Path, cli: Cli):
+    """It is taken over at once; that of one that lives is not."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    here = this_process()
+    put(claim.claim_path(models / "release"), json.dumps({**here, "process": os.getppid()}).encode())
+    assert cli("average", disk / "ckpts", *LAW, "-o", models / "release").code == 5
+    put(claim.claim_path(models / "release"), json.dumps({**here, "process": process.pid}).encode())
+    assert cli("average", disk / "ckpts", *LAW, "-o", models / "release").code == 0
     assert not any("claim" in name for name in present(models))
 
 
@@ -392,9 +425,9 @@ def uploads(folder: StorePath) -> int:
 
 @pytest.mark.slow
 def test_what_a_killed_run_left_is_named_and_removed_by_the_next(
-    proxy: Proxy, folder: StorePath, large: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, folder: StorePath, large: Path, cli: Cli
 ):
-    """Once its lease is old: unfinished uploads, and objects that no manifest makes a release. Others' objects stay."""
+    """On the same machine at once: unfinished uploads, and objects that no manifest makes a release. Others' stay."""
     target = folder / "release"
     arguments: list[object] = [large / "safetensors", "--profile", "uniform", "-o", str(target)]
     put(folder / "release-2" / "model.safetensors", b"another's")
@@ -404,11 +437,7 @@ def test_what_a_killed_run_left_is_named_and_removed_by_the_next(
     ):
         assert kill_when(is_time, proxy, arguments) == -signal.SIGKILL
         assert claim.claim_path(target).name in present(folder)
-        refused = cli("average", *arguments)
-        assert refused.code == 5
-        with monkeypatch.context() as patch:
-            patch.setattr(claim, "_LEASE", timedelta(0))
-            again = cli("average", *arguments)
+        again = cli("average", *arguments)
         assert again.code == 0, again.err
         assert f"{target}: a run that died there left {left}: removed" in again.out + again.err
         assert uploads(folder) == 0
