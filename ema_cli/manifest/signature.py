@@ -37,11 +37,13 @@ class Signature:
         path: its file.
         sums: the sha256 of each file that it covers, by name; "." is the name of a file that was signed alone.
         keyless: whether it was made with a certificate, and not with a key.
+        text: its file, whole.
     """
 
     path: Path
     sums: Mapping[str, str]
     keyless: bool
+    text: bytes
 
 
 def read_signature(path: Path) -> Signature:
@@ -63,7 +65,7 @@ def read_signature(path: Path) -> Signature:
     sums = {name: digest for name, _, digest in rows if isinstance(name, str)}
     if kind != SERIALIZATION or len(sums) < len(rows) or not all(_is_sha256(*row[1:]) for row in rows):
         raise CheckpointError("holds other sums than the sha256 of whole files", subject=path)
-    return Signature(path, sums, keyless)
+    return Signature(path, sums, keyless, text)
 
 
 def _is_sha256(algorithm: Any, digest: Any) -> bool:

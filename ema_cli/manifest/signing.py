@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from typing import Any
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, UsageError
 from ema_cli.manifest.signature import SERIALIZATION, SIGNATURE_NAME, Signature
+from ema_cli.storage.names import StorePath, as_path
 from ema_cli.storage.output_stream import output_errors, sync_file
 from ema_cli.storage.small_file import read_small_file
 
@@ -117,13 +119,17 @@ def signed_by(signature: Signature, keys: Sequence[PublicKey]) -> PublicKey | No
     from cryptography.exceptions import InvalidSignature
 
     known = _Known(_signed_manifest("", signature.sums, []))
-    for key in keys:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it warns there of signatures from before 1.0
-                key.config.set_hashing_config(known).verify(signature.path.parent, signature.path)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, InvalidSignature):
-            continue  # whatever the file holds, it is no signature with this key
-        return key
+    with tempfile.TemporaryDirectory(prefix="ema-cli-") as folder:
+        copy = Path(folder, SIGNATURE_NAME)  # the package reads a local file, and it must be what was read here
+        with output_errors(copy):
+            copy.write_bytes(signature.text)
+        for key in keys:
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # it warns there of signatures from before 1.0
+                    key.config.set_hashing_config(known).verify(copy.parent, copy)
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, InvalidSignature):
+                continue  # whatever the file holds, it is no signature with this key
+            return key
     return None
 
 
@@ -155,6 +161,12 @@ def _signed_manifest(name: str, sums: Mapping[str, str], ignored: Sequence[str])
 
 
 def _read_key(path: Path, option: str) -> bytes:
+    if isinstance(as_path(path), StorePath):
+        raise UsageError(
+            f"'{as_path(path)}' is in a store, and keys are read from this machine alone",
+            option=option,
+            hint="name a local file",
+        )
     try:
         return read_small_file(path, _MAX_KEY_BYTES)
     except CheckpointError as error:
