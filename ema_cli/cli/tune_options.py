@@ -201,7 +201,7 @@ Examples: among some; in a range
 
 The last checkpoint is always evaluated, as the bar to beat. {path} is a file or folder as --output would be, and \
 EMA_PATH and EMA_HALF_LIFE, EMA_WINDOW or EMA_EXTRAPOLATE say the same in the environment. \
-Results and what the command prints are kept in OUT.tune; \
+Results and what the command prints are kept in OUT.tune, of an output in a store in the working folder; \
 the same line once more goes on where it was interrupted."""
 
     paths: Paths = ()

@@ -19,15 +19,17 @@ from pathlib import Path
 from types import TracebackType
 
 from ema_cli.errors import CheckpointError, OutputError
-from ema_cli.storage.around import Around
+from ema_cli.storage.around import Around, Copy
 from ema_cli.storage.claim import Claim, Died
 from ema_cli.storage.listing import forget_listings, listing_of
+from ema_cli.storage.local import LocalPath
 from ema_cli.storage.names import StorePath
+from ema_cli.storage.source import FileRegion
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.storage.store_stream import StoreStream
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, remove, store_errors
 from ema_cli.storage.unfinished import abort_unfinished
-from ema_cli.storage.uploads import part_bytes, parts_at_once
+from ema_cli.storage.uploads import part_bytes
 from ema_cli.system.signals import deferred_signals, note_publication
 from ema_cli.text import plural
 
@@ -57,7 +59,6 @@ class StoreStaging(Staging):
         self._checks: list[Callable[[], object]] = []  # of what is sent, once it is there
         self._completed: list[StoreStream] = []  # and not looked at yet
         self._placed: dict[StorePath, tuple[StorePath, int]] = {}  # what workers made, where, and its size
-        self._stopped = False
 
     def __enter__(self) -> StoreStaging:
         try:
@@ -190,24 +191,34 @@ class StoreStaging(Staging):
     def _upload(self, files: Mapping[StorePath, Path], *, new: bool = False) -> None:
         """Put local files at addresses, two at a time; where they are `new`, only if nothing is there."""
         self._put.update({path: file.stat().st_size for path, file in files.items()})
-        pool = ThreadPoolExecutor(_FILES_AT_ONCE, "put")
+        pool, streams = ThreadPoolExecutor(_FILES_AT_ONCE, "put"), list[StoreStream]()
         try:
-            for future in [pool.submit(self._put_one, path, file, new=new) for path, file in files.items()]:
+            for future in [pool.submit(self._put_one, path, file, streams, new=new) for path, file in files.items()]:
                 future.result()
+        except BaseException:
+            for stream in streams:
+                stream.give_up()
+            raise
         finally:
-            self._stopped = True
             pool.shutdown(cancel_futures=True)  # nothing may come after the claim is given back
-            self._stopped = False
+        self._completed += streams
 
-    def _put_one(self, path: StorePath, file: Path, *, new: bool) -> None:
+    def _put_one(self, path: StorePath, file: Path, streams: list[StoreStream], *, new: bool) -> None:
+        """Put a local file; a large one is sent as what is made here, and added to `streams`."""
+        source = LocalPath(file).open()
         if new:
-            self._create(path, file.read_bytes())
-            return
-        size = file.stat().st_size
-        part, at_once = part_bytes(size), parts_at_once(size)
-        with output_errors_in_store(path):
-            content = file.read_bytes() if size <= part else self._parts(file, part)
-            obstore().put(client_of(path), path.key, content, chunk_size=part, max_concurrency=at_once)
+            self._create(path, source.read(0, source.size))
+        elif source.size <= part_bytes(source.size):
+            with output_errors_in_store(path):
+                obstore().put(client_of(path), path.key, source.read(0, source.size), use_multipart=False)
+        else:
+            whole = Copy(FileRegion(source, 0, source.size))
+            spill = self.folder / "never"
+            stream = StoreStream(path, source.size, b"", whole, spill=spill, summed=False, objects=_FILES_AT_ONCE)
+            streams.append(stream)
+            stream.sync()
+            stream.upload.end()
+            stream.upload.wait()
 
     def _create(self, path: StorePath, content: bytes) -> None:
         """Put an object where nothing is; one with this content is ours, of a request whose answer was lost."""
@@ -219,14 +230,6 @@ class StoreStaging(Staging):
                 if bytes(obstore().get(client, path.key).bytes()) != content:
                     del self._put[path]
                     raise OutputError("was put there by another run meanwhile", subject=path) from error
-
-    def _parts(self, file: Path, part: int) -> Iterator[bytes]:
-        """Yield a file in parts, until the upload is to end."""
-        with file.open("rb") as stream:
-            while piece := stream.read(part):
-                if self._stopped:
-                    raise OutputError("the upload was stopped", subject=self._address)
-                yield piece
 
     def _withdraw(self, paths: Iterable[StorePath]) -> None:
         """Remove the objects at some addresses, if they are there."""

@@ -24,6 +24,7 @@ from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.planning.plan import Plan
 from ema_cli.planning.series import Series
 from ema_cli.storage.location import location
+from ema_cli.storage.names import StorePath
 from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
 from ema_cli.text import parse_size
@@ -119,7 +120,7 @@ def tune_requested(request: TuneRequest, printer: Printer, *, dry_run: bool = Fa
     named = request.target or _default_target(first, request.output)
     job = prepare([first], named, request.output, force=request.force)
     target = job.target  # in the form of the input it is a file or a folder as that is
-    command = _command(request.evaluation, target.path.with_name(f"{target.path.name}.tune"))
+    command = _command(request.evaluation, _results_folder(target))
     evaluation = Evaluation(
         command,
         maximize=request.evaluation.maximize,
@@ -212,6 +213,12 @@ def _default_target(plan: Plan, output: OutputOptions) -> Target:
     default = default_target([plan], like_input=output.like_input)
     suffix = "" if default.is_folder else default.path.suffix
     return Target(Path(f"{_DEFAULT_NAME}{suffix}"), default.is_folder)
+
+
+def _results_folder(target: Target) -> Path:
+    """Return where results and logs are kept: beside the output; of one in a store in the working folder."""
+    folder = target.path.with_name(f"{target.path.name}.tune")
+    return Path(folder.name) if isinstance(folder, StorePath) else folder
 
 
 def _command(evaluation: EvaluationOptions, logs: Path) -> Command:
