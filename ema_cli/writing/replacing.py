@@ -36,7 +36,7 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
             if target.is_folder:
                 _check_own_folder(target.path)
     except CheckpointError as error:
-        raise OutputError(error.fact, subject=error.subject, hint=WRITE_ELSEWHERE) from error
+        raise OutputError(error.fact, subject=error.subject, hint=error.hint or WRITE_ELSEWHERE) from error
 
 
 def _check_surroundings(target: Target) -> None:
