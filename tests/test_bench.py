@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scripts.benchmark import compare, datasets, figures, measure, memory, rounds, rows, values
+from scripts.benchmark import commands, compare, datasets, figures, following, measure, memory, rounds, rows, values
 from scripts.benchmark.peer_loops import LOOPS, load
 from scripts.benchmark.slow_disk import SlowDisk
 from tests.formats.dcp_folders import load_folder
@@ -341,9 +341,31 @@ def test_rows_are_chosen_by_their_set():
     assert rows.chosen("F cold", full=False) == ["F cold"]
     assert set(rows.KEYS) - set(rows.chosen(None, full=False)) == {"A cold", "F cold", "engines"}
     assert set(rows.chosen(None, full=True)) == set(rows.KEYS)
-    assert set(rows.KEYS) - set(rows.chosen("table", full=True)) == {"G1", "G2", "G3", "checksum", "engines", "latency"}
+    further = {"G1", "G2", "G3", "checksum", "engines", "latency", "tune", "watch"}
+    assert set(rows.KEYS) - set(rows.chosen("table", full=True)) == further
     with pytest.raises(ValueError, match="'X' is none of A, A cold"):
         rows.chosen("A,X", full=True)
+
+
+@pytest.mark.slow
+def test_one_more_checkpoint_is_folded_into_what_was_watched(tmp_path: Path):
+    """Again in each run, from the same state: what is read and written is what the limit reads and writes."""
+    data, row = MICRO["A"], next(row for row in rows.ROWS if row.kind == "watch")
+    run, laws = datasets.make(data, tmp_path), commands.half_lives(row, data)
+    inputs = commands.Inputs(data, run, [], {}, 0, data.model.nbytes)
+    inputs = following.watched(inputs, laws, tmp_path)
+    prepare = following.prepared("watch", tmp_path, lambda: None)
+    for _ in range(2):
+        prepare()
+        before = set((tmp_path / "watch").rglob("*"))
+        subprocess.run(commands.Commands(tmp_path, None).ours(row, inputs).arguments, check=True, capture_output=True)
+        written = [path for path in (tmp_path / "watch").rglob("*.safetensors") if "first" not in path.name]
+        assert {path.parent.name for path in written} == {"out", "300ba", "rest"}
+        assert len(written) == 3 * len(laws)
+        assert before.isdisjoint(path for path in written if "300ba" in path.parts)
+        assert sum(path.stat().st_size for path in written) == pytest.approx(inputs.bytes_to_write * len(laws), rel=0.1)
+    following.clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"A"}
 
 
 def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -371,7 +393,7 @@ def test_one_row_is_measured_and_its_report_can_be_made_again(tmp_path: Path):
 @pytest.mark.full
 def test_every_kind_of_row_is_measured(tmp_path: Path):
     """With a peer and without, from a cold cache, by numpy, through a slow disk, and the start of the program."""
-    sets = "A,A numpy,A cold,H,manifest,A16,latency,engines,start-up"
+    sets = "A,A numpy,A cold,H,manifest,tune,watch,A16,latency,engines,start-up"
     before = ["--before", str(Path(sys.executable).parent / "ema-cli")]
     options = ["--scale", "micro", "--peers", "naive,mergekit", "--json", "bench.json", *before]
     done = bench(tmp_path, *options, "--sets", sets)

@@ -81,14 +81,24 @@ class Commands:
             return self._average("ema-cli", inputs, [inputs.data.half_life], latency=LATENCY)
         if row.kind == "engines":
             return self.on_engine("ema-cli", ENGINE, inputs)
+        laws = half_lives(row, inputs.data)
+        if row.kind == "watch":
+            output = self.work / "watch" / "out"
+            return self._command("ema-cli", (*ema_cli(), *watch_words(inputs.run, laws, output)), output)
+        if row.kind == "tune":
+            output = self.work / "tune" / "best.safetensors"
+            words = ("tune", str(inputs.run), *_laws(laws), *self._threads(), "--eval", "echo 1", "-o", str(output))
+            return self._command("ema-cli", (*ema_cli(), *words, "--json"), output)
         options = _OPTIONS.get(row.kind, _ALONE)
         environment = {"EMA_KERNEL": "numpy"} if row.kind == "numpy" else {}
-        return self._average("ema-cli", inputs, half_lives(row, inputs.data), options=options, environment=environment)
+        return self._average("ema-cli", inputs, laws, options=options, environment=environment)
 
     def reference(self, row: Row, inputs: Inputs) -> Command:
         """Return ema-cli on another set, with one half-life, with no latency, or without an engine."""
         if row.kind == "engines":
             return self.on_engine("reference", NONE, inputs)
+        if row.kind == "tune":
+            return self._average("reference", inputs, half_lives(row, inputs.data), options=())
         latency = 0.0 if row.kind == "latency" else None
         return self._average("reference", inputs, [inputs.data.half_life], latency=latency)
 
@@ -107,10 +117,11 @@ class Commands:
         if latency is not None:
             slow = ["--latency", str(latency), "--bandwidth", str(BANDWIDTH), "--"]
             start = [sys.executable, str(HERE / "slow_disk.py"), *slow]
-        laws = [word for half_life in half_lives for word in ("--half-life", half_life)]
-        threads = ["--threads", str(self.threads)] if self.threads else []
-        arguments = (*start, "average", str(inputs.run), *laws, *threads, *options, "-o", str(output), "--json")
-        return self._command(name, arguments, output, environment)
+        words = ("average", str(inputs.run), *_laws(half_lives), *self._threads(), *options, "-o", str(output))
+        return self._command(name, (*start, *words, "--json"), output, environment)
+
+    def _threads(self) -> list[str]:
+        return ["--threads", str(self.threads)] if self.threads else []
 
     def on_engine(self, name: str, engine: str, inputs: Inputs) -> Command:
         """Return ema-cli on an engine, which tells what it took from when that stood."""
@@ -180,7 +191,17 @@ class Commands:
 
 def half_lives(row: Row, data: Data) -> list[str]:
     """Return the half-lives of a row; the last is the one that all have."""
-    return [*(OTHER_HALF_LIVES if row.kind == "half-lives" else ()), data.half_life]
+    others = {"half-lives": OTHER_HALF_LIVES, "tune": OTHER_HALF_LIVES, "watch": OTHER_HALF_LIVES[-1:]}
+    return [*others.get(row.kind, ()), data.half_life]
+
+
+def _laws(half_lives: Sequence[str]) -> list[str]:
+    return [word for half_life in half_lives for word in ("--half-life", half_life)]
+
+
+def watch_words(run: Path, half_lives: Sequence[str], output: Path) -> list[str]:
+    """Return the words that have what is there watched once."""
+    return ["watch", str(run), *_laws(half_lives), "--once", "--settle", "0s", "-o", str(output)]
 
 
 def ema_cli() -> tuple[str, ...]:

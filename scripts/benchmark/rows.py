@@ -40,7 +40,7 @@ class Row:
     peers: tuple[str, ...] = ()
     limits: tuple[str, ...] = ("limit",)
     reference: str | None = None
-    kind: str = "average"  # or half-lives, latency, manifest, checksum, numpy, stored, engines
+    kind: str = "average"  # or half-lives, latency, manifest, checksum, numpy, stored, engines, tune, watch
     cold: bool = False
     rounds: int | None = None  # where another number is enough
     few: tuple[str, ...] = ()  # the peers at the small scale, each in one row at least: it is to take a minute
@@ -69,6 +69,8 @@ ROWS = (
     Row("H", "A", (_below(0.5, BEFORE), _below(0.85, "limit")), reference="A", kind="half-lives"),
     Row("manifest", "A", (_below(1.2, "reference"),), reference="A", kind="manifest"),
     Row("checksum", "A", limits=("limit", "sha256sum"), reference="A", kind="checksum"),
+    Row("tune", "A", (_below(1.1, "reference"),), limits=(), reference="A", kind="tune"),
+    Row("watch", "A", (_below(2, "limit"),), kind="watch"),
     Row("S", "S", (_below(1.2, "reference"),), reference="A", kind="stored"),
     Row("A16", "A16", (_below(0.15, BEFORE), _below(1.15, "reference")), reference="A"),
     Row("C", "C", (_below(1.1, "reference"),), PEERS[:3], reference="A", few=("fairseq",), without=_NESTED),
@@ -103,8 +105,8 @@ def chosen(asked: str | None, *, full: bool) -> list[str]:
     """
     if asked is None:
         return [*(row.key for row in ROWS if full or not row.full_only), START_UP]
-    further = ("checksum", "engines", "latency", "G1", "G2", "G3")
-    groups = {"G": further[3:], "table": [key for key in KEYS if key not in further]}
+    further = ("checksum", "engines", "latency", "tune", "watch", "G1", "G2", "G3")
+    groups = {"G": further[5:], "table": [key for key in KEYS if key not in further]}
     found: set[str] = set()
     for word in (each.strip() for each in asked.split(",")):
         keys = groups.get(word, [key for key in KEYS if key == word])

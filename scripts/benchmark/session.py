@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import datasets, startup
+from . import datasets, following, startup
 from .commands import BANDWIDTH, ENGINE, LABELS, LATENCY, Commands, Inputs, ema_cli, half_lives
 from .datasets import Data
 from .measure import timed, timed_inside
@@ -91,22 +91,28 @@ class Session:
         reference = self._inputs(self.sets[row.reference]) if row.reference else None
         targets = [(target.of, target.against, target.at_most, target.words) for target in row.targets]
         facts["targets"] = [dict(zip(("of", "against", "at_most", "words"), each, strict=True)) for each in targets]
-        facts["bytes_read"], facts["bytes_written"] = inputs.bytes_to_read, inputs.bytes_to_write
         commands = Commands(self.work, self.mergekit, self.before, self.threads)
+        laws = half_lives(row, inputs.data)
+        if row.kind == "watch":
+            inputs = following.watched(inputs, laws, self.work)
+        facts["bytes_read"], facts["bytes_written"] = inputs.bytes_to_read, inputs.bytes_to_write
         built = commands.build(row, inputs, reference, self._peers(row))
         facts["skipped"] = dict(row.without) | commands.skipped
         files = {row.data: inputs.files}
         if reference is not None:
             files[row.reference or ""] = reference.files
-        prepare = preparation(files, cold=row.cold)
-        laws = half_lives(row, inputs.data)
+        prepare = following.prepared(row.kind, self.work, preparation(files, cold=row.cold))
         same = {*PEERS, *([BEFORE] if len(laws) == 1 else [])}
-        if reference is not None and (reference.data.model, reference.data.count) == (data.model, data.count):
+        if (
+            reference is not None
+            and row.kind != "tune"
+            and (reference.data.model, reference.data.count) == (data.model, data.count)
+        ):
             same.add("reference")
         comparable = [name for name in built if name in same]
         outputs = len(laws) + bool(comparable)
         datasets.need_room(self.work, inputs.bytes_to_write * outputs, f"what is written for {row.key}")
-        facts |= rehearse(built, comparable, prepare, laws)
+        facts |= rehearse(built, comparable, prepare, laws[-1:] if row.kind == "tune" else laws)
         if row.kind == "latency":
             facts["memory_limit"] = None  # the shim's memory is not ours
         if row.kind == "engines":
@@ -120,6 +126,7 @@ class Session:
             run = timed_inside if row.kind == "engines" else timed
             facts["rounds"] = measure(built, rounds, prepare, facts["failed"], attempts(rounds, self.scale), run)
         discard(self.work / "mergekit-models")
+        following.clear(self.work)
 
     def _note_cache(self, facts: dict[str, Any], files: dict[str, Sequence[Path]], *, cold: bool) -> None:
         if cold:
@@ -154,6 +161,10 @@ class Session:
 def _title(row: Row) -> str:
     if row.kind == "half-lives":
         return f", {len(OTHER_HALF_LIVES) + 1} half-lives in one pass"
+    if row.kind == "tune":
+        return f", tune over {len(OTHER_HALF_LIVES) + 1} half-lives, with an evaluation that takes no time"
+    if row.kind == "watch":
+        return ", one of them folded into two averages that are watched, and both written"
     if row.kind == "latency":
         return f", {LATENCY * 1e3:.0f} ms a read at {BANDWIDTH / 1e6:.0f} MB/s"
     if row.kind == "engines":
@@ -168,6 +179,8 @@ def _reference_label(row: Row) -> str:
         return "ema-cli, no latency"
     if row.kind == "engines":
         return "ema-cli, two threads"
+    if row.kind == "tune":
+        return "ema-cli, the averages in one pass"
     return f"ema-cli on {'half of it' if row.reference and 'half' in row.reference else row.reference}"
 
 
