@@ -248,6 +248,10 @@ static FOR_CPU uint64_t NAME(fold)(const Fold *fold)
             tile.newest = average->newest + at * SIZES[tile.newest_kind];
             tile.sums = sums;
             tile.out = out;
+            /* Sums so far lie in slow memory, in as many places as there are averages: more than a processor sees ahead. */
+            if (!average->begins && left >= 2 * TILE)
+                for (size_t line = 0; line < TILE * sizeof(REAL); line += 64)
+                    __builtin_prefetch(sums + TILE * sizeof(REAL) + line, 1);
             if (!is_whole) {
                 memset(newest, 0, sizeof newest);
                 memcpy(newest, tile.newest, numbers * SIZES[tile.newest_kind]);
