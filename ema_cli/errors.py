@@ -111,9 +111,14 @@ class UsageError(EmaError):
 
 
 class CheckpointError(EmaError):
-    """A checkpoint that cannot be read, or must not be."""
+    """A checkpoint that cannot be read, or must not be.
+
+    Attributes:
+        at_byte: the byte of the file, which is the subject, that cannot be read; None where it is not one byte.
+    """
 
     exit_code = 3
+    at_byte: int | None = None
 
 
 class IncompleteCheckpoint(CheckpointError):

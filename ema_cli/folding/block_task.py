@@ -7,14 +7,16 @@ checkpoints: another process that opens the same files gets the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
 from ema_cli.checkpoint import Checkpoint, Tensors
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
+from ema_cli.errors import CheckpointError
 from ema_cli.folding.blocks import Block, Piece
-from ema_cli.folding.direct import Span, read_and_add, spans_in
+from ema_cli.folding.direct import Span, name_tensor, read_and_add, spans_in
 from ema_cli.folding.kernel import BlockSums, NonFiniteElements, SumSpec, WeightTable, Workspace
 from ema_cli.storage.local_file import LocalFile
 from ema_cli.storage.ranges import join_ranges, read_ranges
@@ -107,7 +109,10 @@ class CheckpointReader:
     def read_and_add(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> bool:
         """Read the blocks of these checkpoints and add them, where kernel and files allow it; return whether."""
         rows = self._spans(task, numbers, sums)
-        return rows is not None and read_and_add(sums, numbers, rows, bytearray(1)) is not None
+        if rows is None:
+            return False
+        with self.naming(task, numbers):
+            return read_and_add(sums, numbers, rows, bytearray(1)) is not None
 
     def _spans(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> list[list[Span[LocalFile]]] | None:
         """Return the spans of the block in each checkpoint; None where kernel or files do not allow it."""
@@ -124,7 +129,18 @@ class CheckpointReader:
 
     def read_again(self, task: BlockTask, number: int, row: memoryview) -> None:
         """Fill the row with the block of one checkpoint."""
-        _read_pieces(self.checkpoints[number].tensors, task.block.pieces, task.block.dtypes[number], row)
+        with self.naming(task, [number]):
+            _read_pieces(self.checkpoints[number].tensors, task.block.pieces, task.block.dtypes[number], row)
+
+    @contextmanager
+    def naming(self, task: BlockTask, numbers: Sequence[int]) -> Iterator[None]:
+        """Name the tensor in an error that says which byte of a file cannot be read."""
+        try:
+            yield
+        except CheckpointError as error:
+            for number in numbers:
+                name_tensor(error, self.checkpoints[number].tensors, task.block.pieces, task.block.dtypes[number])
+            raise
 
 
 def run_block(

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from ema_cli.checkpoint import Tensors
 from ema_cli.dtypes import DType
+from ema_cli.errors import CheckpointError
 from ema_cli.folding.blocks import Piece
 from ema_cli.folding.kernel import BlockSums, ReadEnd, Spans
 from ema_cli.storage.local_file import LocalFile, held_open
@@ -41,6 +42,18 @@ def spans_in(kind: type[File], tensors: Tensors, pieces: Sequence[Piece], dtype:
             else:
                 spans.append((source, offset, size))
     return spans
+
+
+def name_tensor(error: CheckpointError, tensors: Tensors, pieces: Sequence[Piece], dtype: DType) -> CheckpointError:
+    """Name in an error the first tensor of a block that has the byte that cannot be read, or others behind it."""
+    for piece in pieces if error.at_byte is not None else ():
+        name = piece.group.names[0]
+        for source, offset, size in tensors.runs(name, dtype.nbytes(piece.start), dtype.nbytes(piece.count)) or ():
+            while isinstance(source, FileRegion):
+                offset, source = source.start + offset, source.file
+            if source.path == error.subject and error.at_byte is not None and error.at_byte < offset + size:
+                error.fact, error.at_byte = f"{error.fact}, in '{name}'", None
+    return error
 
 
 def read_and_add(

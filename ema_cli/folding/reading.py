@@ -96,7 +96,7 @@ class FoldReader(CheckpointReader):
         rows = self._spans(task, numbers, sums)
         if rows is None:
             return False
-        with self._counted():
+        with self._counted(), self.naming(task, numbers):
             end = read_and_add(sums, numbers, rows, self._stop)
         if end is None:
             return False
@@ -108,7 +108,9 @@ class FoldReader(CheckpointReader):
     def _read_row(
         self, task: BlockTask, ahead: Callable[[BlockTask, int, memoryview], bool], number: int, row: memoryview
     ) -> None:
-        if not ahead(task, number, row):
+        with self.naming(task, [number]):
+            is_read = ahead(task, number, row)
+        if not is_read:
             self.read_again(task, number, row)
         if self._checksums is not None:
             self._checksums.add(number, task.number, row, copied=not task.block.averaged)

@@ -111,12 +111,15 @@ class LocalFile:
     def unread(self, offset: int, number: int = 0) -> CheckpointError:
         """Return the error that a byte cannot be read: with the system's number for why, or where the file ends."""
         if number:
-            return refusal(f"cannot be read at byte {offset}", self.path, OSError(number, os.strerror(number)))
-        return CheckpointError(
-            f"ends at byte {min(offset, self._size_now())} while it is read",
-            subject=self.path,
-            hint=f"something cut it short; {_HINT_REWRITTEN}",
-        )
+            error: CheckpointError = refusal(
+                f"cannot be read at byte {offset}", self.path, OSError(number, os.strerror(number))
+            )
+        else:
+            offset = min(offset, self._size_now())
+            hint = f"something cut it short; {_HINT_REWRITTEN}"
+            error = CheckpointError(f"ends at byte {offset} while it is read", subject=self.path, hint=hint)
+        error.at_byte = offset
+        return error
 
     def _size_now(self) -> int:
         with _lock:

@@ -48,6 +48,7 @@ class ObjectStream:
                     count += taken
         except CheckpointError as error:
             self._check_same()
+            error.at_byte = self._next
             raise error
         if count < len(out):
             raise self._changed()

@@ -6,6 +6,7 @@ What comes out is the average, the same bytes as from a disk, or one error that 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -157,6 +158,26 @@ def test_an_object_that_is_not_the_planned_one_is_one_error(
     proxy.fault = change
     fact = "changed while it was used" if content else "disappeared while it was used"
     check_error(average(cli, run, tmp_path), run, fact, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stretch", [1 << 17, 1 << 23], ids=["requests", "one-request"])
+def test_what_cannot_be_read_is_named_with_its_tensor(
+    proxy: Proxy, run: StorePath, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, stretch: int
+):
+    """The object, the byte, what the store says, and the tensor; whether a request brings one block or many."""
+    monkeypatch.setattr("ema_cli.folding.buffers._STORED_BYTES", 1 << 17)
+    monkeypatch.setattr("ema_cli.folding.buffers._REQUEST_BYTES", stretch)
+
+    def refuse(request: Request) -> str | None:
+        begin, _, end = request.range.removeprefix("bytes=").partition("-")
+        is_of_tensors = "step-200" in request.path and int(begin or 0) > 0 and int(end) - int(begin) > 1 << 16
+        return "416" if is_of_tensors else None
+
+    proxy.fault = refuse
+    done = average(cli, run, tmp_path)
+    check_error(done, run, "cannot be read at byte ", tmp_path)
+    assert re.search(r"at byte \d+: 416 Range Not Satisfiable: this is a test, in 'layer\.\d'", done.err), done.err
 
 
 @pytest.mark.slow
