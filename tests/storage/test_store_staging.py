@@ -9,7 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta, tzinfo
 from itertools import count
 from pathlib import Path
@@ -533,6 +535,8 @@ def test_whatever_happens_to_writes_there_is_the_old_release_the_new_one_or_none
 ):
     """Hundreds of runs, with faults of all kinds at any request, one or several."""
     monkeypatch.setattr(claim, "_LEASE", timedelta(0))
+    monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=30))  # a busy machine is not to look like a fault
+    monkeypatch.setattr(stores, "_clients", {})
     outcomes, kinds = [], ("cut", "503", "429", "500", "416", "flip")
     for seed in range(300):
         draw = random.Random(seed)
@@ -543,3 +547,87 @@ def test_whatever_happens_to_writes_there_is_the_old_release_the_new_one_or_none
 
         outcomes.append(check_after_fault(fault, proxy, folder / "release", disk, cli, old))
     assert set(outcomes) == {0, 5}
+
+
+MEDDLING = (
+    "delete a tensor file",
+    "replace a tensor file",
+    "replace the manifest",
+    "delete the manifest",
+    "take the claim",
+)
+
+
+def meddle(what: str, target: StorePath) -> None:
+    """Do to a release that is being written what others may do."""
+    key = {
+        "tensor": (target / "model.safetensors").key,
+        "manifest": (target / "ema-manifest.json").key,
+        "claim": claim.claim_path(target).key,
+    }[what.split()[-1].replace("file", "tensor")]
+    client = stores.client_of(target)
+    if what.startswith("delete"):
+        with suppress(FileNotFoundError):
+            obstore.delete(client, key)
+    else:
+        obstore.put(client, key, b"{}" if "manifest" in what else b"somebody else's")
+
+
+def check_after_meddling(
+    what: str, number: int, proxy: Proxy, target: StorePath, disk: Path, cli: Cli, old: dict[str, bytes]
+) -> int:
+    """Replace a release while somebody else changes it at the n-th change; return the exit code.
+
+    What verifies then is the old release or the new one, byte for byte.
+    """
+    for path in present(target):
+        obstore.delete(stores.client_of(target), (target / path).key)
+    obstore.delete(stores.client_of(target), claim.claim_path(target).key)
+    put_folder(target, old)
+    changes, lock, done_it = count(), threading.Lock(), threading.Event()
+
+    def fault(request: Request) -> str | None:
+        with lock:
+            is_time = request.method in ("PUT", "POST", "DELETE") and not done_it.is_set() and next(changes) == number
+            if is_time:
+                done_it.set()
+        if is_time:
+            meddle(what, target)
+        return None
+
+    proxy.fault = fault
+    done = cli("average", disk / "ckpts", *OTHER, "-o", target, "--force")
+    proxy.fault = lambda request: None
+    assert done.code in (0, 5, 6), done
+    if done.code:
+        assert str(target.parent) in done.err
+    left = present(target)
+    if cli("verify", target).code == 0:
+        against = cli("verify", target, "--against", disk / "ckpts")
+        assert against.code == 0, against.err
+        assert left == old or all(left[name] != old[name] for name in ("ema-manifest.json", "model.safetensors"))
+    return int(done.code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", MEDDLING)
+def test_what_others_change_meanwhile_makes_no_mix(
+    proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, old: dict[str, bytes], what: str
+):
+    """Each kind once, when the tensors are being sent: what verifies is one release."""
+    check_after_meddling(what, 3, proxy, folder / "release", disk, cli, old)
+
+
+@pytest.mark.full
+def test_whatever_others_change_meanwhile_makes_no_mix(
+    proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, old: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    """At each change of a run, until there are no more."""
+    monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=30))
+    monkeypatch.setattr(stores, "_clients", {})
+    outcomes = [
+        check_after_meddling(what, number, proxy, folder / "release", disk, cli, old)
+        for what in MEDDLING
+        for number in range(16)
+    ]
+    assert {0, 5} <= set(outcomes)
