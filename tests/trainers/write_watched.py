@@ -17,11 +17,20 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.trainers.ranks import let_torchvision_load
 
-INTERVAL, STEPS, PAUSE = 5, 60, 0.12
+INTERVAL, STEPS = 5, 60
+_PATIENCE_SECONDS = 120
 
 
 def keep(folder: Path, step: int, tensors: dict[str, torch.Tensor]) -> None:
-    """Write down what a checkpoint holds."""
+    """Write down what a checkpoint holds, before it is saved and takes the place of older ones.
+
+    A training takes minutes from one to the next. This one takes none, and waits until the one before is folded.
+    """
+    kept, deadline = folder / "out.watch" / f"{step - INTERVAL}ba" / "watch.json", time.monotonic() + _PATIENCE_SECONDS
+    while step > INTERVAL and not kept.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody has folded the checkpoint before {step}")
+        time.sleep(0.02)
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     save_file(copies, folder / "truth" / f"{step}.safetensors")
 
@@ -32,9 +41,8 @@ def train_transformers(folder: Path) -> None:
 
     from tests.trainers.transformers_run import make_tokenizer
 
-    class Slow(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+    class KeepTruth(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
         def on_step_end(self, _arguments: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
-            time.sleep(PAUSE)
             if state.global_step % INTERVAL == 0:
                 names = {name for name in model.state_dict() if name != "lm_head.weight"}  # tied, and stored once
                 keep(folder, state.global_step, {name: model.state_dict()[name] for name in names})
@@ -60,7 +68,7 @@ def train_transformers(folder: Path) -> None:
         args=arguments,
         train_dataset=data,
         processing_class=make_tokenizer(),
-        callbacks=[Slow()],
+        callbacks=[KeepTruth()],
     ).train()
 
 
@@ -76,7 +84,6 @@ def train_lightning(folder: Path) -> None:
 
         def training_step(self, batch: Any, _index: int) -> torch.Tensor:
             self.log("falling", -float(self.global_step))
-            time.sleep(PAUSE)
             loss: torch.Tensor = (self.net(batch[0]) - batch[0][:, :3]).pow(2).mean()
             return loss
 
@@ -111,7 +118,6 @@ def train_plainly(folder: Path) -> None:
         (model(batch) - batch[:, :3]).pow(2).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        time.sleep(PAUSE)
         if step % INTERVAL == 0:
             keep(folder, step, model.state_dict())
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
