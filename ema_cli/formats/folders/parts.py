@@ -177,9 +177,10 @@ def _parts_of_ranks(path: Path) -> list[Path]:
     Where no other rank has anything at that place, or at one of its own number, the model is whole: but not where ranks
     cut tensors, by their names, or one of them has nothing at all.
     """
-    around = path
-    for _ in range(1 + _MAX_FOLDERS):
+    for around in (path, *list(path.parents)[:_MAX_FOLDERS]):
         names = parts_of(around.name, partial(_is_folder_beside, around))
+        if not names:
+            continue  # as mostly
         ranks = [around.with_name(name) for name in names]
         inner = path.relative_to(around)
         paths = [rank / inner for rank in ranks]
@@ -190,7 +191,6 @@ def _parts_of_ranks(path: Path) -> list[Path]:
                 return numbered or paths
         if there > 1:
             return paths
-        around = around.parent
     return []
 
 
