@@ -25,7 +25,7 @@ from ema_cli.runs.order import order_checkpoints
 from ema_cli.runs.paths import check_paths
 from ema_cli.runs.schedule_free import settle_schedule_free
 from ema_cli.runs.search import PassedOver
-from ema_cli.runs.siblings import sibling_warnings
+from ema_cli.runs.siblings import called_folder_warnings, sibling_warnings
 from ema_cli.runs.unread import Damaged
 from ema_cli.storage.header_cache import opening
 from ema_cli.storage.names import as_path
@@ -186,6 +186,7 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
         checkpoints, uneven = space(checkpoints, options.spacing, opened, rest.absent)
         warnings += uneven
     warnings += sibling_warnings(opened, read) if search is None else []
+    warnings += called_folder_warnings(opened)
     warnings += training_warnings(opened)
     warnings += _unmatched_exclusions(options, rest.passed_over)
     ordered, units, falls = order_checkpoints(checkpoints)

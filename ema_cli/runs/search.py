@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from ema_cli.formats.trainers.names import (
     name_clocks,
     names_in,
 )
-from ema_cli.formats.trainers.part_names import parts_of
+from ema_cli.formats.trainers.part_names import is_called, parts_of
 from ema_cli.runs.beside import Beside, by_kind
 from ema_cli.runs.members import component_of
 from ema_cli.storage.info import Entry, Identity
@@ -195,7 +195,8 @@ class Search:
         kept = []
         for entry in folders:
             first = next(filter(names.__contains__, parts_of(entry.name, names.__contains__)), entry.name)
-            if first == entry.name or names_in(entry.path).isdisjoint(names_in(entry.path.with_name(first))):
+            is_alone = first == entry.name or is_called(entry.name, _names_below(entry.path))
+            if is_alone or names_in(entry.path).isdisjoint(names_in(entry.path.with_name(first))):
                 kept.append(entry)
             else:
                 self.pass_over(entry.path, f"read together with {first}, the folder of another part")
@@ -314,6 +315,13 @@ def checkpoints_in(paths: Sequence[Path]) -> dict[Path, list[Path]]:
             if search.paths not in ([], [path]):
                 inside[path] = [*search.paths, *search.weightless]
     return inside
+
+
+def _names_below(folder: Path) -> Iterator[str]:
+    """Yield the names in a folder, and in those in it."""
+    for name in names_in(folder):
+        yield name
+        yield from names_in(folder / name)
 
 
 def _are_checkpoints(paths: list[Path], beside: Beside) -> bool:

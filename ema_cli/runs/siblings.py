@@ -10,9 +10,10 @@ from ema_cli.errors import EmaError, RunError, option
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.names import name_clocks, names_in, stem
-from ema_cli.formats.trainers.part_names import converter
+from ema_cli.formats.trainers.part_names import converter, is_called, parts_of
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.members import only_number
+from ema_cli.storage.location import location
 
 
 def sibling_warnings(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:
@@ -39,6 +40,23 @@ def sibling_warnings(checkpoints: Sequence[Checkpoint], options: ReadOptions) ->
             f"{path.name}: {unnamed[0]} lies beside it; if they are parts of one model, this is not all of it"
         )
     return list(warnings.values())
+
+
+def called_folder_warnings(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return a warning of a folder around checkpoints that ends in a shard's number, if another has the same inside."""
+    given = {checkpoint.path for checkpoint in checkpoints}
+    for path in sorted(given):
+        for around in list(path.parents)[:2]:
+            inner = path.relative_to(around)
+            if is_called(around.name, inner.parts):
+                folders = [around.with_name(name) for name in names_in(around.parent) if name != around.name]
+                beside = parts_of(around.name, {folder.name for folder in (*folders, around)}.__contains__)
+                others = [folder for folder in folders if folder.name in beside and folder / inner not in given]
+                other = next((folder.name for folder in others if location(folder / inner).info().exists), None)
+                if other is not None:
+                    fact = f"{other} lies beside it; if they are parts of one model, this is not all of it"
+                    return [f"{around.name}: {fact}"]
+    return []
 
 
 def _siblings(path: Path) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from ema_cli.errors import RunError
+from ema_cli.errors import CheckpointError, RunError
 from ema_cli.runs.run import open_run
 
 HALVES = {0: {"a": torch.ones(2, 4)}, 1: {"b": torch.ones(3)}}
@@ -66,3 +68,37 @@ def test_a_file_that_lies_alone_is_no_part(tmp_path: Path) -> None:
     assert open_run(write(tmp_path / "a", "model_{}.pt", {0: HALVES[0]})).warnings == ()
     write(tmp_path / "b", "model_{}.pt", CUT, epoch=3)
     assert open_run(sorted((tmp_path / "b" / "step-100").iterdir())).warnings == ()
+
+
+def write_runs(folder: Path, places: Sequence[str]) -> None:
+    """Write a run of three checkpoints into each of some places, all with the same tensors."""
+    for number, place in enumerate(places):
+        (folder / place).mkdir(parents=True)
+        for step in (100, 200, 300):
+            save_file({"w": torch.full((4, 4), step + number / 4)}, folder / place / f"step-{step}.safetensors")
+
+
+@pytest.mark.parametrize("inner", ["", "run"])
+def test_a_run_whose_folder_is_called_like_a_shard_is_a_run(tmp_path: Path, inner: str) -> None:
+    """Nothing of the folder beside it enters, and that it is there is said; from outside they are two runs."""
+    names = ("exp_shard0", "exp_shard1")
+    write_runs(tmp_path, [f"{name}/{inner}" for name in names])
+    for number, (name, other) in enumerate([names, names[::-1]]):
+        run = open_run(tmp_path / name)
+        assert len(run.checkpoints) == 3
+        assert any(f"{name}: {other} lies beside it; if they are parts" in warning for warning in run.warnings)
+        out = bytearray(4)
+        run.checkpoints[0].tensors.read_into("w", 0, memoryview(out))
+        assert torch.frombuffer(out, dtype=torch.float32).item() == 100 + number / 4
+    with pytest.raises(RunError, match=r"holds the checkpoints of 2 runs: exp_shard0.* \(3\), exp_shard1.* \(3\)"):
+        open_run(tmp_path)
+    run = open_run(tmp_path / "exp_shard0" / inner / "step-100.safetensors")
+    assert len(run.checkpoints) == 1
+
+
+@pytest.mark.parametrize("name", ["rank{}", "shard{}", "model_shard_{}", "tp_rank_{}"])
+def test_folders_of_ranks_around_moments_are_parts(tmp_path: Path, name: str) -> None:
+    """Whose names say nothing else: tensors with one name are cut, and one folder alone is no model."""
+    write_runs(tmp_path, [name.format(number) for number in range(2)])
+    with pytest.raises(CheckpointError, match="tensors are cut into parts, or these are several models"):
+        open_run(tmp_path / name.format(0))

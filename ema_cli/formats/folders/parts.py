@@ -23,7 +23,7 @@ from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks, names_in
-from ema_cli.formats.trainers.part_names import CUTTING, RANK_CONFIG, RANK_FILES, converter, parts_of
+from ema_cli.formats.trainers.part_names import CUTTING, RANK_CONFIG, RANK_FILES, converter, is_called, parts_of
 from ema_cli.storage.location import location
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.text import first_few
@@ -179,10 +179,10 @@ def _parts_of_ranks(path: Path) -> list[Path]:
     """
     for around in (path, *list(path.parents)[:_MAX_FOLDERS]):
         names = parts_of(around.name, partial(_is_folder_beside, around))
-        if not names:
+        inner = path.relative_to(around)
+        if not names or is_called(around.name, inner.parts):
             continue  # as mostly
         ranks = [around.with_name(name) for name in names]
-        inner = path.relative_to(around)
         paths = [rank / inner for rank in ranks]
         there = sum(location(part).info().exists for part in paths)
         if there == 1 and len(inner.parts) == 1:

@@ -6,16 +6,19 @@ First the tables, to be read as a page, then the function that applies them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 from math import prod
 
 from ema_cli.formats.trainers.folders import SHARD
+from ema_cli.formats.trainers.names import name_clocks
 from ema_cli.text import lazy_pattern
 
 # After these words the number is that of a part. tp, pp, mp, sdp: kinds of parallel training.
 _WORDS = r"(?:[a-z]+[-_])*rank|(?:model[-_]?)?shard|model[-_]?part|mp|tp|pp|sdp|consolidated"
 _NUMBERED = lazy_pattern(rf"(?:^|[-_.])(?:{_WORDS})[-_.]?(\d{{1,5}})(?=[-_.]|$)", re.IGNORECASE)
+# The end of a name that somebody gave to a run, or to a folder of runs: exp_shard0. Parts have no other words.
+_CALLED = lazy_pattern(r"^(?!model[-_.]).+[-_.]shard[-_.]?\d{1,5}$", re.IGNORECASE)
 # Before the number, where ranks cut tensors or have different ones: each is then a part.
 CUTTING = lazy_pattern(r"(?:^|[-_.])(?:tp|pp|mp|model[-_]?part)(?:[-_.]?rank)?[-_.]?\d", re.IGNORECASE)
 _OF = lazy_pattern(r"(?:^|[-_.])(?:([a-z_]*)[-_.]?)(\d{1,4})[-_]?of[-_]?(\d{1,4})(?=[-_.]|$)", re.IGNORECASE)
@@ -72,6 +75,16 @@ def parts_of(name: str, is_there: Callable[[str], bool]) -> tuple[str, ...]:
     between = [name[start:end] for start, end in zip(cuts[::2], cuts[1::2], strict=True)]
     names = tuple("".join(_zipped(between, numbers)) for numbers in product(*texts))
     return names if len(names) > 1 or worlds else ()
+
+
+def is_called(folder: str, inner: Iterable[str]) -> bool:
+    """Return whether a folder's name is one that somebody gave, and no rank's, though it ends in the number of a shard.
+
+    Args:
+        folder: its name.
+        inner: names of what is in it: a run has the moments of its training there.
+    """
+    return bool(_CALLED.search(folder)) and any(name_clocks(name).clocks for name in inner)
 
 
 def _overlaps(span: tuple[int, int], others: dict[tuple[int, int], int]) -> bool:
