@@ -10,14 +10,17 @@ MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyam
 # Some libraries ask for what they do not use here, or for older versions of what the others need, and are installed
 # without what they ask for.
 ALONE_LIBRARIES := ai2-olmo-core cached-path fastai speechbrain mmengine rl-games mace-torch e3nn opt-einsum-fx paddlepaddle \
-	torch-checkpointing
+	torch-checkpointing megatron-core
 LIBRARIES := torch safetensors transformers accelerate datasets sentence-transformers peft diffusers lightning \
 	pytorch-ignite skorch monai mlx mlx-cpu fastcore fastprogress fastdownload fasttransform cloudpickle pandas \
 	matplotlib scipy hyperpyyaml joblib sentencepiece bettermap omegaconf dataclass-extensions pytest \
 	torch-ema ema-pytorch schedulefree deepspeed 'ray[train]' gymnasium tensorboard tensorboardX \
 	setproctitle watchdog opencv-python-headless yapf addict termcolor torchmetrics ase h5py lmdb matscipy \
 	opt_einsum orjson prettytable python-hostlist configargparse GitPython \
-	stable-baselines3 flax orbax-checkpoint httpx
+	stable-baselines3 flax orbax-checkpoint httpx bitarray sacrebleu portalocker tabulate colorama lxml
+# Of the last years before their ends, built here without what is compiled in them; fairseq with what it asks for, of its time.
+OLD_LIBRARIES := mmcv==1.7.2 fairseq==0.12.2
+FAIRSEQ_NEEDS := omegaconf==2.0.6 hydra-core==1.0.7 antlr4-python3-runtime==4.8
 OLMO_CORE_NEEDS := boto3 google-cloud-storage
 
 # Where this is set, every interpreter that a test starts would compile the program anew.
@@ -45,7 +48,8 @@ test-trainers: .venv/trainers  ## tests on files that trainers write here and no
 
 test-libraries: .venv/dev .libraries/installed  ## have the libraries write tests/data anew, compare, and average that
 	.libraries/bin/python -W ignore scripts/make_library_files.py .libraries/files --compare tests/data
-	LIBRARY_FILES=.libraries/files $(PYTEST) tests/libraries
+	LIBRARY_FILES=.libraries/files LIBRARY_PYTHON=$(CURDIR)/.libraries/bin/python FAIRSEQ_NEEDS=$(CURDIR)/.libraries/fairseq \
+		$(PYTEST) tests/libraries
 
 test-package: .venv/package  ## build the package; install it with each Python that is here, and run it
 	$(PYTEST) -m package tests/package
@@ -105,7 +109,9 @@ bench-online: .venv/trainers  ## measure an update of a live model beside other 
 	$(PYTHON) -m venv .libraries
 	.libraries/bin/pip $(PIP_OPTIONS) $(LIBRARIES)
 	.libraries/bin/pip $(PIP_OPTIONS) --no-deps $(ALONE_LIBRARIES)
-	.libraries/bin/pip install --quiet --disable-pip-version-check $(OLMO_CORE_NEEDS)
+	.libraries/bin/pip install --quiet --disable-pip-version-check $(OLMO_CORE_NEEDS) wheel 'setuptools<81'
+	MMCV_WITH_OPS=0 READTHEDOCS=1 .libraries/bin/pip install --quiet --no-deps --no-build-isolation $(OLD_LIBRARIES)
+	.libraries/bin/pip install --quiet --no-deps --no-build-isolation --target .libraries/fairseq $(FAIRSEQ_NEEDS)
 	touch $@
 
 .venv/package: .venv/dev

@@ -17,15 +17,15 @@ import torch
 REPOSITORY = Path(__file__).parents[2]
 
 
-def launch(writer: str, folder: Path, *arguments: object, ranks: int = 2) -> Path:
-    """Run `tests.trainers.WRITER FOLDER ARGUMENTS` as the processes of one training; return the folder it filled."""
+def launch(writer: str, folder: Path, *arguments: object, ranks: int = 2, package: str = "tests.trainers") -> Path:
+    """Run `PACKAGE.WRITER FOLDER ARGUMENTS` as the processes of one training; return the folder it filled."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # No GPU, where there is one, and no network: the files are what matters.
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
               "NODE_RANK": 0, "GROUP_RANK": 0, "OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    command = [sys.executable, "-m", f"tests.trainers.{writer}", *map(str, (folder, *arguments))]
+    command = [sys.executable, "-m", f"{package}.{writer}", *map(str, (folder, *arguments))]
     with tempfile.TemporaryFile("w+") as told:
         running = []
         for rank in range(ranks):

@@ -132,6 +132,43 @@ def test_timm_loads_an_average_and_resumes_from_it(cli: Cli, tmp_path: Path):
     optimizer.step()
 
 
+def test_nanogpt_resumes_from_an_average(cli: Cli, tmp_path: Path):
+    """What its train.py does with ckpt.pt: make the model of `model_args`, load it, and the optimizer, and go on."""
+
+    def make(width: int) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Embedding(7, width), torch.nn.LayerNorm(width), torch.nn.Linear(width, 7))
+
+    def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        tokens = torch.randint(7, (8, 5))
+        torch.nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    torch.manual_seed(1)
+    model = torch.compile(make(4), backend="eager")  # so that its names have a prefix
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for number in (1, 2, 3):  # it has one file, which is kept each time
+        step(model, optimizer)
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "model_args": {"width": 4},
+                    "iter_num": number, "best_val_loss": torch.tensor(2.0 / number), "config": {"device": "cpu"}},
+                   tmp_path / f"ckpt-{number}.pt")  # fmt: skip
+    done = cli("average", *sorted(tmp_path.glob("ckpt-*.pt")), "--profile", "uniform", "-o", "avg.pt", "--like-input")
+    assert done.code == 0, done
+    checkpoint = torch.load(tmp_path / "avg.pt", map_location="cpu")
+    model, state = make(**checkpoint["model_args"]), checkpoint["model"]
+    for name in [name for name in state if name.startswith("_orig_mod.")]:
+        state[name.removeprefix("_orig_mod.")] = state.pop(name)
+    model.load_state_dict(state)
+    saved = [torch.load(tmp_path / f"ckpt-{number}.pt")["model"] for number in (1, 2, 3)]
+    exact = {name.removeprefix("_orig_mod."): tensor for name, tensor in mean(saved).items()}
+    assert_rounds(model.state_dict(), exact)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    assert (checkpoint["iter_num"], optimizer.param_groups[0]["lr"]) == (3, 0.01)
+    step(model, optimizer)
+    assert not torch.equal(model.state_dict()["2.bias"].double(), exact["2.bias"])
+
+
 def test_transformers_resumes_from_an_average(cli: Cli, tmp_path: Path):
     """Trainer.train(resume_from_checkpoint=) goes on from the folder, and from_pretrained loads it."""
     from transformers import AutoModelForCausalLM, GPT2Config, Trainer, TrainingArguments
