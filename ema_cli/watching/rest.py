@@ -8,6 +8,7 @@ the difference, rounded to bfloat16: 8 bits more, which leaves an error of 2 ** 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from ema_cli.folding.sink import Sink, TensorRange
 from ema_cli.storage.source import ByteSource
 
 _WIDER = {"F32": "F64", "C64": "C128"}
+_SLICE = 1 << 15  # numbers that are worked on at once
 _REST, _WIDE = 2, 8  # bytes of each real number; of the average it is four
 
 
@@ -83,12 +85,16 @@ class WithRest:
         if name not in self._names:
             self._kept.read_into(name, start, out)
             return
-        count, first = len(out) // _WIDE, start // _WIDE
-        kept, rest = np.empty(count, np.float32), np.zeros(count, np.uint16)
+        count, first, sums = len(out) // _WIDE, start // _WIDE, np.frombuffer(out, np.float64)
+        kept = _memory.floats("kept", count)
         self._kept.read_into(name, first * kept.itemsize, kept.data.cast("B"))
-        if self._rest is not None:
-            self._rest.read_into(name, first * _REST, rest.data.cast("B"))
-        np.add(kept, _from_bfloat16(rest), out=np.frombuffer(out, np.float64), dtype=np.float64)
+        if self._rest is None:
+            np.copyto(sums, kept)
+            return
+        rest = _memory.rests("rest", count)
+        self._rest.read_into(name, first * _REST, rest.data.cast("B"))
+        for part in _slices(count):
+            np.add(kept[part], _from_bfloat16(rest[part]), out=sums[part], dtype=np.float64)
 
 
 class RestSink:
@@ -106,11 +112,15 @@ class RestSink:
             self._kept.write(ranges, data)
             return
         sums = np.frombuffer(data, np.float64)
+        kept, rest = _memory.floats("kept", len(sums)), _memory.rests("rest", len(sums))
         with np.errstate(all="ignore"):  # an infinity, as in a mask, has no rest
-            kept = sums.astype(np.float32)
-            rest = np.subtract(sums, kept, dtype=np.float64).astype(np.float32)
+            for part in _slices(len(sums)):
+                np.copyto(kept[part], sums[part], casting="same_kind")
+                off = _memory.floats("off", len(kept[part]))
+                np.subtract(sums[part], kept[part], out=off, dtype=np.float64, casting="same_kind")
+                _to_bfloat16(off, rest[part])
         self._kept.write(_scaled(ranges, kept.itemsize), kept.data.cast("B"))
-        self._rest.write(_scaled(ranges, _REST), _to_bfloat16(rest).data.cast("B"))
+        self._rest.write(_scaled(ranges, _REST), rest.data.cast("B"))
 
     def give_up(self) -> None:
         """End what both sinks still do."""
@@ -128,13 +138,45 @@ def _scaled(ranges: Sequence[TensorRange], size: int) -> list[TensorRange]:
     return [TensorRange(part.name, part.start // _WIDE * size, part.size // _WIDE * size) for part in ranges]
 
 
+def _slices(count: int) -> Iterator[slice]:
+    """Yield slices of so many elements which the processor's cache holds."""
+    return (slice(begin, min(begin + _SLICE, count)) for begin in range(0, count, _SLICE))
+
+
 def _from_bfloat16(stored: NDArray[np.uint16]) -> NDArray[np.float32]:
-    return (stored.astype(np.uint32) << 16).view(np.float32)
+    """Return stored numbers, until this thread asks for others."""
+    bits = _memory.floats("bits", len(stored)).view(np.uint32)
+    np.copyto(bits, stored)
+    np.left_shift(bits, 16, out=bits)
+    return bits.view(np.float32)
 
 
-def _to_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Return numbers rounded to bfloat16, halves away from 0; what is not finite is 0."""
-    bits = numbers.view(np.uint32)
-    rounded: NDArray[np.uint16] = ((bits + np.uint32(0x8000)) >> 16).astype(np.uint16)
-    rounded[(bits & 0x7F800000) == 0x7F800000] = 0
-    return rounded
+def _to_bfloat16(numbers: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
+    """Round numbers to bfloat16, halves away from 0; what is not finite is 0."""
+    bits = _memory.floats("bits", len(numbers)).view(np.uint32)
+    np.add(numbers.view(np.uint32), np.uint32(0x8000), out=bits)
+    np.right_shift(bits, 16, out=bits)
+    np.copyto(out, bits, casting="unsafe")
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        out[~finite] = 0
+
+
+class _Memory(threading.local):
+    """Arrays that a thread uses for one block after another: new ones would cost the system more than the sums."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[np.uint32]] = {}
+
+    def floats(self, use: str, count: int) -> NDArray[np.float32]:
+        """Return an array for one use, with anything in it."""
+        if len(self._arrays.get(use, ())) < count:
+            self._arrays[use] = np.empty(count, np.uint32)
+        return self._arrays[use][:count].view(np.float32)
+
+    def rests(self, use: str, count: int) -> NDArray[np.uint16]:
+        """Return an array for one use, with anything in it."""
+        return self.floats(use, -(-count // 2)).view(np.uint16)[:count]
+
+
+_memory = _Memory()
