@@ -145,7 +145,7 @@ class Rounds:
                 waiting[name] = plan
         self._evaluate(waiting)
         for name, same in alike.items():
-            self._note(replace(self.results[same], name=name, same_as=same))
+            self._note(replace(self.results[same], name=name, same_as=same), again=name in known)
 
     def _plans_of(self, settings: Sequence[Setting]) -> dict[str, Plan]:
         """Return the plans by name; a setting that has none failed.
