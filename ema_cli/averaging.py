@@ -14,9 +14,10 @@ from ema_cli.comparing.jumps import WeightSamples, jump_notes
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.comparing.twins import check_alphas, check_averages_move, check_copies, check_twins
 from ema_cli.engines.engine import Engine
-from ema_cli.errors import UsageError, option
+from ema_cli.errors import UsageError
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job, prepare
+from ema_cli.kinds import as_count, as_list, as_size, check_flags, check_instance, check_path_kinds
 from ema_cli.making import Made, Recording, fold_here, make_pass, publish_outputs
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.passes import keep_more_blocks, plan_passes
@@ -28,7 +29,6 @@ from ema_cli.storage.location import location
 from ema_cli.storage.names import as_path
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.text import parse_size
 from ema_cli.writing.loading import loading_notes
 from ema_cli.writing.outputs import OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
@@ -82,11 +82,14 @@ def average(
         CheckpointError: where one cannot be read, or changes meanwhile.
         OutputError: where the target exists without `force`, or cannot be written.
     """
-    plans = [plans] if isinstance(plans, Plan) else plans
-    if not plans or (threads is not None and threads < 1):
-        raise UsageError(
-            f"nothing to average, or no thread to do it: give a plan, and at least one of {option('threads')}"
-        )
+    plans = as_list(plans)
+    if not plans:
+        raise UsageError("nothing to average: give a plan")
+    for plan in plans:
+        check_instance(plan, Plan, "what make_plan returns")
+    threads = None if threads is None else as_count(threads, "threads", "threads")
+    check_flags(force=force, manifest=manifest, checksum=checksum)
+    check_path_kinds(sign=sign)
     options = OutputOptions.parse(**form)
     target = target if isinstance(target, Target) else parse_target(target, like_input=options.like_input)
     job = prepare(plans, target, options, force=force, manifest=manifest)
@@ -95,7 +98,7 @@ def average(
         from ema_cli.manifest.signing import open_signer
 
         signer = open_signer(as_path(sign))
-    most_memory = parse_size(max_memory, "max_memory") if isinstance(max_memory, str) else max_memory
+    most_memory = None if max_memory is None else as_size(max_memory, "max_memory")
     recording = Recording(checksum, signer=signer)
     by = None if executor is None else Engine("executor", executor)
     return perform(job, threads=threads, max_memory=most_memory, recording=recording, by=by, progress=progress)

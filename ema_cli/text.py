@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from numbers import Integral, Real
 from typing import Any, cast
 
 from ema_cli.errors import UsageError
@@ -86,35 +85,3 @@ def parse_size(text: str, option: str) -> int:
     number, prefix, binary = match.groups()
     power = " kmgt".index(prefix.lower()) if prefix else 0
     return int(Fraction(number) * (1024 if binary else 1000) ** power)
-
-
-def as_number(value: object, name: str) -> float:
-    """Return the number that a caller gives as the value of an option; a text of one will do.
-
-    Raises:
-        UsageError: for anything else.
-    """
-    try:
-        if isinstance(value, bool) or not isinstance(value, str | Real):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UsageError(f"{_shown(value)} is not a number", option=name, hint="as 0.5") from error
-
-
-def as_count(value: object, name: str, what: str, *, least: int = 1) -> int:
-    """Return the whole number that a caller gives as the value of an option.
-
-    Raises:
-        UsageError: for anything else, and for less than the least; it says of `what` it is no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise UsageError(f"{_shown(value)} is not a number of {what}", option=name, hint=f"at least {least}")
-    return int(value)
-
-
-def _shown(value: object) -> str:
-    try:
-        return repr(value)[:60]
-    except ValueError:  # an int with more digits than Python writes
-        return "a number that long"

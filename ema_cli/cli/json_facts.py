@@ -4,38 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from math import isfinite
 from typing import TYPE_CHECKING
 
-from ema_cli.cli.comparison_sentences import side_warnings
 from ema_cli.errors import EmaError, at_terminal
 from ema_cli.law.recipe import law_to_dict
 from ema_cli.law.time import interval_text
 
 if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.checkpoint import Checkpoint
-    from ema_cli.cli.outcomes import Averaged, Candidates, DryRun, Page
+    from ema_cli.cli.outcomes import Averaged, DryRun
     from ema_cli.cli.views import Inspection, RunView, Sizes, StoredView
-    from ema_cli.comparing.comparison import Comparison, TensorTotal
-    from ema_cli.comparing.distance import Distance
     from ema_cli.planning.plan import Approximation, Plan
-    from ema_cli.release.signed import Signed
-    from ema_cli.release.verify import Against, Verified
     from ema_cli.result import Result
-    from ema_cli.tuning.tune import Tuned
-    from ema_cli.watching.telling import Watched
 
 Facts = dict[str, object]
-
-# The numbers of a distance, as JSON and as `Distance` call them.
-_NUMBERS = {
-    "distance": "distance",
-    "relative_distance": "relative",
-    "cosine": "cosine",
-    "norm_a": "norm_one",
-    "norm_b": "norm_other",
-    "largest_difference": "largest",
-}
 
 
 def inspection_facts(inspection: Inspection) -> Facts:
@@ -239,162 +221,6 @@ def _result_facts(result: Result) -> Facts:
         "non_finite": list(result.non_finite),
         "notes": list(result.notes),
     }
-
-
-def page_facts(page: Page) -> Facts:
-    """Return where a page is, and what it lacks."""
-    return {"written": {"path": page.path, "bytes": page.nbytes}, "missing": list(page.missing)}
-
-
-def verified_facts(verified: Verified) -> Facts:
-    """Return whether an average holds."""
-    return {
-        "path": verified.published.path.as_posix(),
-        "ok": not verified.problems,
-        "files": verified.files,
-        "tensors": verified.tensors,
-        "bytes": verified.nbytes,
-        "problems": list(verified.problems),
-        "notes": list(verified.notes),
-        "not_compared": list(verified.not_compared),
-        "no_part": list(verified.snapshot.no_part),
-        "overruled": list(verified.overruled),
-        "signature": _signature_facts(verified.signature) if verified.signature is not None else None,
-        "against": _against_facts(verified.against) if verified.against is not None else None,
-    }
-
-
-def _signature_facts(signature: Signed) -> Facts:
-    return {
-        "name": signature.name,
-        "checked": signature.checked,
-        "signed_by": signature.by.as_posix() if signature.by is not None else None,
-        "not_covered": list(signature.not_covered),
-    }
-
-
-def _against_facts(against: Against) -> Facts:
-    sample = against.sample
-    return {
-        "checkpoints": against.checkpoints,
-        "tensors": against.tensors,
-        "most_elements": sample.most_elements if sample else None,
-        "seed": sample.seed if sample else None,
-        "bytes_read": against.bytes_read,
-        "tensors_different": against.tensors_different,
-        "bytes_different": against.bytes_different,
-    }
-
-
-def candidates_facts(candidates: Candidates) -> Facts:
-    """Return what `tune` would evaluate, and what room that takes; in bytes."""
-    would_evaluate = {
-        "path": candidates.job.target.path.as_posix(),
-        "candidates": candidates.count,
-        "bytes_each": candidates.job.bytes_to_write,
-        "bytes_at_once": candidates.bytes_at_once,
-        "bytes_free": candidates.job.bytes_free,
-    }
-    return {"plans": [plan_facts(plan) for plan in candidates.plans], "would_evaluate": would_evaluate}
-
-
-def tuned_facts(tuned: Tuned) -> Facts:
-    """Return all results of `tune`, and what was written, if something was."""
-    written = tuned.problem is None
-    return {
-        "candidates": [
-            {
-                "name": result.name,
-                "values": list(result.values),
-                "mean": result.mean if result.values else None,
-                "spread": result.spread,
-                "failed": result.failed,
-                "same_as": result.same_as,
-            }
-            for result in tuned.results
-        ],
-        "maximize": tuned.maximize,
-        "best": tuned.best.name if tuned.best else None,
-        "plan": plan_facts(tuned.plan) if tuned.plan is not None else None,
-        "written": {"path": tuned.target.path.as_posix()} if written else None,
-    }
-
-
-def watched_facts(watched: Watched) -> Facts:
-    """Return what `watch` has done until it ended."""
-    return {
-        "clock": None if watched.clock is None else str(watched.clock),
-        "checkpoints": watched.folded,
-        "entered": [
-            {
-                "name": entered.name,
-                "clock": str(entered.clock),
-                "seconds": entered.seconds,
-                "skipped": entered.skipped,
-            }
-            for entered in watched.entered
-        ],
-        "gaps": list(watched.gaps),
-        "written": None
-        if watched.job is None
-        else {
-            "path": watched.target.path.as_posix(),
-            "averages": [output.target.path.as_posix() for output in watched.job.outputs],
-        },
-    }
-
-
-def comparison_facts(comparison: Comparison) -> Facts:
-    """Return a comparison; numbers that are not finite are None."""
-    one, other = comparison.one.tensors.specs, comparison.other.tensors.specs
-    return {
-        "a": _side_facts(comparison.one),
-        "b": _side_facts(comparison.other),
-        "total": _part_facts(comparison.total),
-        "layers": [{"name": layer, **_part_facts(part)} for layer, part in comparison.layers.items()],
-        "tensors": [
-            {
-                "name": tensor.name,
-                "dtypes": [spec.dtype.name for spec in tensor.specs],
-                "shape": list(tensor.specs[0].shape),
-                "equal": tensor.equal,
-                **_distance_facts(tensor.distance, tensor.non_finite),
-            }
-            for tensor in comparison.tensors
-        ],
-        "only_in_a": list(comparison.only_one),
-        "only_in_b": list(comparison.only_other),
-        "different": [{"name": name, "a": str(one[name]), "b": str(other[name])} for name in comparison.different],
-        "warnings": comparison.warnings,
-    }
-
-
-def _side_facts(checkpoint: Checkpoint) -> Facts:
-    return {
-        "path": checkpoint.name,
-        "format": checkpoint.format,
-        "bytes": checkpoint.nbytes,
-        "tensors": len(checkpoint.tensors.specs),
-        "warnings": side_warnings(checkpoint),
-        "notes": list(checkpoint.notes),
-    }
-
-
-def _part_facts(part: TensorTotal) -> Facts:
-    return {
-        "tensors": part.tensors,
-        "equal": part.equal,
-        "parameters": part.parameters,
-        **_distance_facts(part.distance, part.non_finite),
-    }
-
-
-def _distance_facts(distance: Distance | None, non_finite: tuple[int, int]) -> Facts:
-    numbers: Facts = dict.fromkeys(_NUMBERS)
-    for name, attribute in _NUMBERS.items() if distance is not None else ():
-        value: float | None = getattr(distance, attribute)
-        numbers[name] = value if value is not None and isfinite(value) else None
-    return {**numbers, "non_finite": dict(zip("ab", non_finite, strict=True))}
 
 
 def number(value: Fraction | float) -> int | float:

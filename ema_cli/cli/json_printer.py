@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ema_cli.cli import json_facts
+from ema_cli.cli import comparison_facts, json_facts, tune_facts, verify_facts
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.sentences import all_warnings
 from ema_cli.cli.stdout import print_json
@@ -61,14 +61,14 @@ class JsonPrinter(Printer):
 
     def tuning_planned(self, candidates: Candidates) -> None:
         """Print the plans, and what room they would take."""
-        print_json(self.command, json_facts.candidates_facts(candidates), warnings=all_warnings(candidates.plans))
+        print_json(self.command, tune_facts.candidates_facts(candidates), warnings=all_warnings(candidates.plans))
 
     def evaluated(self, result: Result) -> None:
         """Print nothing yet."""
 
     def tuned(self, tuned: Tuned) -> None:
         """Print all results."""
-        print_json(self.command, json_facts.tuned_facts(tuned), problem=tuned.problem)
+        print_json(self.command, tune_facts.tuned_facts(tuned), problem=tuned.problem)
 
     def entered(self, entered: Entered) -> None:
         """Print nothing yet."""
@@ -84,17 +84,17 @@ class JsonPrinter(Printer):
 
     def watched(self, watched: Watched) -> None:
         """Print what was done in all."""
-        print_json(self.command, json_facts.watched_facts(watched), warnings=watched.gaps)
+        print_json(self.command, tune_facts.watched_facts(watched), warnings=watched.gaps)
 
     def compared(self, comparison: Comparison) -> None:
         """Print the distance of each tensor and each layer."""
-        print_json(self.command, json_facts.comparison_facts(comparison), warnings=comparison.warnings)
+        print_json(self.command, comparison_facts.comparison_facts(comparison), warnings=comparison.warnings)
 
     def reported(self, page: Page) -> None:
         """Print where the page is."""
-        print_json(self.command, json_facts.page_facts(page))
+        print_json(self.command, verify_facts.page_facts(page))
 
     def verified(self, averages: Sequence[Verified], problem: EmaError | None) -> None:
         """Print what was checked, and what does not hold."""
-        outputs = [json_facts.verified_facts(verified) for verified in averages]
+        outputs = [verify_facts.verified_facts(verified) for verified in averages]
         print_json(self.command, {"outputs": outputs}, problem=problem)

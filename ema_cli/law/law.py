@@ -35,6 +35,7 @@ class Words:
         return f"{self.noun} {self.value}"
 
 
+@runtime_checkable
 class Law(Protocol):
     """How checkpoints are weighted."""
 

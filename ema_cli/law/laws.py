@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypedDict, Unpack
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
+from ema_cli.kinds import as_number, check_flags, check_texts
 from ema_cli.law import decay, weights
 from ema_cli.law.bema import BEMA_KEYS, Bema
 from ema_cli.law.coefficients import Coefficients
@@ -211,6 +212,8 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
     half_life, smoothing = options.get("half_life"), options.get("smoothing")
     profile, sigma_rel, window = options.get("profile"), options.get("sigma_rel"), options.get("window")
     coefficients = options.get("coefficients")
+    check_texts(profile=profile)
+    check_flags(any_sum=options.get("any_sum") or False)
     _check_companions(options)
     if window is not None and profile not in PLAIN_PROFILES:
         raise UsageError(
@@ -233,18 +236,18 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
             hint=f"as {option('profile', 'power')} {option('sigma_rel', 0.1)}",
         )
     if (factor := options.get("extrapolate")) is not None:
-        return _extrapolated(float(factor), options)
+        return _extrapolated(as_number(factor, "extrapolate"), options)
     if coefficients is not None:
         return Coefficients.of(coefficients, any_sum=bool(options.get("any_sum")))
     if half_life is not None:
         return half_life_law(half_life)
     if smoothing is not None:
-        return Smoothing(float(smoothing))
+        return Smoothing(as_number(smoothing, "smoothing"))
     if sigma_rel is not None:
-        return Power(float(sigma_rel))
+        return Power(as_number(sigma_rel, "sigma_rel"))
     if profile == Bema.profile:
         named: Mapping[str, Any] = options
-        return Bema(**{name: float(named[name]) for name in BEMA_KEYS if named.get(name) is not None})
+        return Bema(**{name: as_number(named[name], name) for name in BEMA_KEYS if named.get(name) is not None})
     return PLAIN_PROFILES[str(profile)](None if window is None else as_time(window, "window"))
 
 

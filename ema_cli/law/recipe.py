@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
+from ema_cli.kinds import as_count, check_flags
 from ema_cli.law.coefficients import Coefficients
 from ema_cli.law.extrapolated import Extrapolated
 from ema_cli.law.law import Law
@@ -69,6 +70,9 @@ class Recipe:
         if law is None and last == 1 and all(value is None for value in options.values()):
             law = Uniform()  # one checkpoint has weight 1 by any law
         law = make_law(**options) if law is None else law
+        if not isinstance(law, Law):
+            raise UsageError(f"{law!r} is no law", option="law", hint="give the options that choose one")
+        check_flags(bias_correction=bias_correction)
         if bias_correction and not law.corrects_bias:
             raise UsageError(
                 f"{option('bias_correction', True)} is for a fixed half-life or a smoothing, where the first has an "
@@ -79,8 +83,7 @@ class Recipe:
             update_interval = EVERY if update_interval == EVERY else as_time(update_interval, "update_interval")
         if isinstance(update_interval, Time):
             _check_interval(update_interval, law)
-        if last is not None and last < 1:
-            raise UsageError(f"{last} is not a number of checkpoints", option="last", hint="at least 1")
+        last = None if last is None else as_count(last, "last", "checkpoints")
         start = None if start is None else as_time(start, "start")
         if start is not None and start.value == math.inf:
             raise UsageError("infinity leaves nothing to average", option="start", hint="give a clock, as 1000ba")

@@ -64,10 +64,10 @@ class Time:
         Raises:
             UsageError: for a bare number, a negative one, NaN, an unknown unit, over 40 digits or 10^30.
         """
-        match = _TIME.fullmatch(text.strip())
+        match = _TIME.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise UsageError(
-                f"'{text[:60]}' is not a time", option=option, subject=None if option else subject, hint=_EXAMPLES
+                f"'{str(text)[:60]}' is not a time", option=option, subject=None if option else subject, hint=_EXAMPLES
             )
         unit = UNIT_NAMES[match["unit"].lower()]
         if match["inf"]:

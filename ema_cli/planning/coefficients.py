@@ -25,13 +25,27 @@ _NUMBER = lazy_pattern(
     r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:e[+-]?[0-9]{1,3})?", re.IGNORECASE | re.ASCII
 )
 _TITLES = ("name", "clock", "checkpoint")
+_WEIGHT = "weight"
 _HINT = 'CSV: on each line a name or a clock, a comma and a number; or JSON: {"step-100": -0.5, "200ba": 1.5}'
+
+
+class NameAtClock(str):
+    """The name of a checkpoint in a file of coefficients that says its clock, too; which must be true then."""
+
+    clock: str
+
+    def __new__(cls, name: str, clock: str) -> NameAtClock:
+        """Return the name, with the clock beside it."""
+        own = super().__new__(cls, name)
+        own.clock = clock
+        return own
 
 
 def read_coefficients(path: Path) -> dict[str, float]:
     """Return the coefficients in a file, by the name or the clock of a checkpoint.
 
-    JSON is an object, or a list of objects with `name` or `clock` and `weight`; CSV has the two columns.
+    JSON is an object, or a list of objects with `name` or `clock`, or both, and `weight`; CSV has such columns, and in
+    its first line the titles where there are three. A name with a clock is a `NameAtClock`.
 
     Raises:
         UsageError: where there is no such file, or it holds something else.
@@ -65,8 +79,10 @@ def _in_json(text: str) -> list[tuple[str, Fraction | int]]:
         content = [{"name": key, "weight": value} for key, value in content.items()]
     rows: list[tuple[str, Fraction | int]] = []
     for row in content:
-        key = row.get("name", row.get("clock")) if isinstance(row, dict) else None
-        value = row.get("weight") if isinstance(row, dict) else None
+        name, clock, value = map(row.get, ("name", "clock", _WEIGHT)) if isinstance(row, dict) else (None, None, None)
+        key = name if clock is None else clock if name is None else None
+        if isinstance(name, str) and isinstance(clock, str):
+            key = NameAtClock(name, clock)
         if not isinstance(key, str) or isinstance(value, bool) or not isinstance(value, int | Fraction):
             raise ValueError("is no object of numbers, and no list of objects with name or clock, and weight")
         rows.append((key, value))
@@ -81,13 +97,20 @@ def _in_csv(text: str) -> list[tuple[str, str]]:
         lines = list(csv.reader(text.splitlines(keepends=True), strict=True))
     except csv.Error as error:
         raise ValueError(str(error)) from error
+    columns = ["name", _WEIGHT]
     for number, cells in enumerate(lines, 1):
         cells = [cell.strip() for cell in cells]
-        if not any(cells) or (not rows and cells[0].lower() in _TITLES):
+        if not any(cells):
             continue
-        if len(cells) != 2 or not _NUMBER.fullmatch(cells[1]):
+        if not rows and cells[0].lower() in _TITLES:
+            titles = [title.lower() for title in cells]
+            columns = titles if sorted(titles) == ["clock", "name", _WEIGHT] else columns
+            continue
+        row = dict(zip(columns, cells, strict=False))
+        if len(cells) != len(columns) or not _NUMBER.fullmatch(row[_WEIGHT]):
             raise ValueError(f"line {number} has not a name or a clock, and a number")
-        rows.append((cells[0], cells[1]))
+        key = NameAtClock(row["name"], row["clock"]) if "clock" in row else row["name"]
+        rows.append((key, row[_WEIGHT]))
     return rows
 
 
@@ -122,13 +145,29 @@ def _is_at(checkpoint: Checkpoint, time: Time) -> bool:
     return clock is not None and (clock == time.value or str(Time(clock, time.unit)) == str(time))
 
 
+def _check_clock(run: Run, named: Sequence[Checkpoint], key: NameAtClock) -> None:
+    """Check that what has a name in a file of coefficients is at the clock that the file says."""
+    time = Time.parse(key.clock, "coefficients")
+    wrong = next((checkpoint for checkpoint in named if not _is_at(checkpoint, time)), None)
+    if wrong is not None:
+        own = wrong.clock(time.unit)
+        raise RunError(
+            f"{option('coefficients')} has {wrong.name} at {time}, and it "
+            f"{f'is at {Time(own, time.unit)}' if own is not None else f'records no clock in {time.unit.plural}'}",
+            subject=run.root,
+            hint="leave out the name or the clock, whichever is wrong",
+        )
+
+
 def _meant(run: Run, key: str) -> Checkpoint:
     """Return the checkpoint of a name or a clock."""
     for damaged in run.damaged:
         if damaged.name == key:
             raise damaged.error
     named = [checkpoint for checkpoint in run.checkpoints if checkpoint.name == key]
-    if not named:
+    if isinstance(key, NameAtClock):
+        _check_clock(run, named, key)
+    elif not named:
         try:
             time = Time.parse(key)
         except UsageError:

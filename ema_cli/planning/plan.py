@@ -14,6 +14,7 @@ from functools import cached_property
 from ema_cli.checkpoint import MIN_CLOCK, Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import NothingLeft, RunError, UsageError, option
+from ema_cli.kinds import check_instance
 from ema_cli.law.bema import Bema
 from ema_cli.law.coefficients import Coefficients
 from ema_cli.law.events import Events
@@ -122,6 +123,8 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
     Raises:
         RunError: where clocks are missing in a unit that the recipe needs, or where nothing is left to average.
     """
+    check_instance(run, Run, "what open_run returns")
+    check_instance(recipe, Recipe, "as Recipe(half_life='50ba')")
     if not run.checkpoints:
         raise RunError("no checkpoint to average", subject=run.root)
     if isinstance(recipe.law, Bema) != (run.base is not None):

@@ -11,6 +11,7 @@ from math import ceil, floor, inf
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import RunError, UsageError, option
+from ema_cli.kinds import as_list, check_instance
 from ema_cli.law.coefficients import Coefficients
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit, as_time
@@ -79,7 +80,10 @@ def make_series(run: Run, recipes: Recipe | Sequence[Recipe], *, every: Time | s
         UsageError: for a distance that is none, and where there is no recipe.
         RunError: as `make_plan`, and where a series would be a single average.
     """
-    recipes = [recipes] if isinstance(recipes, Recipe) else recipes
+    recipes = as_list(recipes)
+    check_instance(run, Run, "what open_run returns")
+    for recipe in recipes:
+        check_instance(recipe, Recipe, "as Recipe(half_life='50ba')")
     series = Series(None if every is None else as_time(every, "series_every"))
     return plan_series(run, recipes, series)
 

@@ -50,7 +50,7 @@ class Distances:
 def measure_distances(
     output: Path,
     manifest: Manifest,
-    against: Path,
+    against: Sequence[Path],
     *,
     threads: int = 1,
     progress: ProgressCallback = no_progress,
@@ -60,7 +60,7 @@ def measure_distances(
     Args:
         output: the path of the average.
         manifest: its manifest.
-        against: the folder of its inputs; missing ones are left out.
+        against: the folders of its inputs, and a base elsewhere; missing ones are left out.
         threads: the number of threads that read and compare.
         progress: called with the bytes read so far and the total.
 
@@ -78,11 +78,11 @@ def measure_distances(
             option="against",
             hint="leave it out",
         )
-    found_inputs = find_inputs(manifest, [against])
+    found_inputs = find_inputs(manifest, against)
     if not found_inputs.paths:
         raise RunError(
             f"holds none of the checkpoints that were averaged, as '{found_inputs.missing[0]}'",
-            subject=against,
+            subject=against[0],
             hint="name the folder that their names in the manifest are relative to",
         )
     checkpoints = open_inputs(manifest, found_inputs.paths)
@@ -91,7 +91,7 @@ def measure_distances(
     average = open_checkpoint(output, ReadOptions(keep_prefix=manifest["recipe"]["keep_prefix"]))
     names = [name for name in comparable_names(average, checkpoints) if average.tensors.specs[name].dtype.averaged]
     if not names:
-        raise RunError(f"has no tensor that can be compared with those in {against}", subject=output)
+        raise RunError(f"has no tensor that can be compared with those in {against[0]}", subject=output)
     layers, together = group_layers(names, MOST_LAYERS)
     total, parts = measure_layers(average, checkpoints, layers, threads=threads, progress=progress)
     left_out = len(average.tensors.specs) - len(names)

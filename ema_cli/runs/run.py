@@ -12,6 +12,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, at_terminal, option
 from ema_cli.formats.options import ReadOptions
+from ema_cli.kinds import as_list, as_texts, check_flags, check_path_kinds, check_texts
 from ema_cli.law.time import Time, Unit, as_time
 from ema_cli.runs.base import open_base, place_base
 from ema_cli.runs.clocks import overruled_warnings, settle_clocks
@@ -133,23 +134,28 @@ def open_run(
         CheckpointError: for a checkpoint that cannot be read, or if none is complete.
         RunError: for several runs in one folder, and for clocks that contradict each other.
     """
-    several = [paths] if isinstance(paths, str | Path) else paths
+    check_texts(key=key, weights=weights, component=component, name_clock=name_clock)
+    check_flags(keep_prefix=keep_prefix, masters=masters, ignore_clocks=ignore_clocks, skip_damaged=skip_damaged)
+    check_path_kinds(merge_into=merge_into, base=base)
+    several = as_list(paths)
+    if not several:
+        raise UsageError("which checkpoints?", hint="name the folder of the run")
+    for path in several:
+        check_path_kinds(paths=path)
     options = OpenOptions(
-        ReadOptions(key, weights, component, keep_prefix, _several(copy), _several(clock_key), masters),
+        ReadOptions(
+            key, weights, component, keep_prefix, as_texts(copy, "copy"), as_texts(clock_key, "clock_key"), masters
+        ),
         None if epoch_length is None else as_time(epoch_length, "epoch_length"),
         None if spacing is None else as_time(spacing, "spacing"),
         name_clock,
         ignore_clocks,
-        _several(exclude),
+        as_texts(exclude, "exclude"),
         skip_damaged,
         None if merge_into is None else as_path(merge_into),
         None if base is None else as_path(base),
     )
     return read_run([as_path(path) for path in several], options)
-
-
-def _several(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 @opening()

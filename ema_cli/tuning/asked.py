@@ -7,8 +7,8 @@ from typing import Any
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
+from ema_cli.kinds import as_number
 from ema_cli.law.recipe import Recipe
-from ema_cli.text import as_number
 from ema_cli.tuning.search import TRIES, Range, Searched
 from ema_cli.tuning.settings import Setting, read_setting
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
-from ema_cli.text import as_count
+from ema_cli.kinds import as_count
 from ema_cli.tuning.settings import Setting
 
 LEAST_STEP = 0.05

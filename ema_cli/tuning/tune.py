@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import EmaError, GateError, option
+from ema_cli.errors import EmaError, GateError, UsageError, option
 from ema_cli.job import prepare
+from ema_cli.kinds import as_count, check_flags, check_instance
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import TuneRow
 from ema_cli.planning.plan import Plan, make_plan
@@ -114,6 +115,11 @@ def tune(
         GateError: where no candidate has a finite metric, or the last checkpoint is the best, unless `allow_last`.
         EmaError: as `averaging.average`.
     """
+    check_instance(run, Run, "what open_run returns")
+    if not callable(evaluate):
+        raise UsageError("is no function", option="evaluate", hint="a function of the path of a model")
+    repeats = as_count(repeats, "repeats", "evaluations")
+    check_flags(maximize=maximize, series=series, state_dict=state_dict, allow_last=allow_last, force=force)
     asked = Asked.of(
         half_lives=half_lives,
         windows=windows,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
-from ema_cli.errors import EmaError
+from ema_cli.errors import EmaError, UsageError
+from ema_cli.kinds import as_count, as_list, as_number, check_flags, check_instance, check_path_kinds
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, as_time
 from ema_cli.runs.options import OpenOptions
@@ -79,22 +81,40 @@ def watch(
         CheckpointError: where a checkpoint cannot be read.
         OutputError: where the output cannot be written, exists without `force`, or another watch writes it.
     """
-    words = {"every": EVERY, "settle": SETTLE, "patience": PATIENCE, "once": False, **(waiting or {})}
+    check_path_kinds(path=path)
+    check_flags(force=force)
+    recipes = as_list(recipes)
+    for recipe in recipes:
+        check_instance(recipe, Recipe, "as Recipe(half_life='500ba')")
+    if options is not None:
+        check_instance(options, OpenOptions, "how the run is opened")
+    given = _waiting({} if waiting is None else waiting)
+    words = {"every": EVERY, "settle": SETTLE, "patience": PATIENCE, "once": False, **given}
     until = words.pop("until", None)
     asked = Asked(
         as_path(path),
         options or OpenOptions(),
-        (recipes,) if isinstance(recipes, Recipe) else tuple(recipes),
+        tuple(recipes),
         parse_target(target),
         OutputOptions.parse(**form),
-        Waiting(**words, until=_time(until, "until")),  # type: ignore[arg-type]
+        Waiting(**words, until=_time(until, "until")),
         _time(publish_every, "publish_every"),
         _time(store_every, "store_every"),
         _time(restart_from, "restart_from"),
-        threads,
+        None if threads is None else as_count(threads, "threads", "threads"),
         force=force,
     )
     return perform(asked, listener)
+
+
+def _waiting(given: object) -> dict[str, Any]:
+    """Return how a caller wants it to wait."""
+    names = WaitingKeywords.__annotations__
+    if not isinstance(given, Mapping) or not given.keys() <= names.keys():
+        raise UsageError(f"takes some of {', '.join(names)}", option="waiting", hint="as {'once': True}")
+    seconds = {name: as_number(given[name], name) for name in ("every", "settle", "patience") if name in given}
+    check_flags(once=given.get("once", False))
+    return {**given, **seconds}
 
 
 def _time(value: object, name: str) -> Time | None:

@@ -18,12 +18,12 @@ from ema_cli.formats.output_file import OutputFile, Table, whole_name
 from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.formats.torch_save.writer import lay_out_torch_file
 from ema_cli.formats.trainers.folders import DCP_METADATA
+from ema_cli.kinds import as_count, as_size, as_text, check_flags, check_texts
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.sums import FOLDER_NAME
 from ema_cli.manifest.types import RecipeRow
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.source import InputFile
-from ema_cli.text import parse_size
 from ema_cli.writing.card import CARD_NAME, CONFIGS, model_card
 from ema_cli.writing.folder_layout import divide, lay_out_models, loaded_names, with_header
 from ema_cli.writing.side_files import SideFiles
@@ -92,7 +92,9 @@ class OutputOptions:
                 raise UsageError(
                     f"is that of the input with {option('like_input', True)}", option=name, hint="leave out one"
                 )
+        check_flags(**{name: keywords.get(name, False) for name in ("allow_non_finite", "like_input")})
         drop = keywords.get("drop")
+        check_texts(drop=drop)
         if drop not in (None, OPTIMIZER):
             raise UsageError(f"'{drop}' is nothing that can be left out", option="drop", hint=option("drop", OPTIMIZER))
         if drop is not None and not keywords.get("like_input"):
@@ -101,8 +103,8 @@ class OutputOptions:
         rank = keywords.get("exact_lora")
         _check_exact(rank, keywords)
         return cls(
-            output_dtype(dtype) if isinstance(dtype, str) else dtype,
-            parse_size(size, "max_shard_size") if isinstance(size, str) else size,
+            dtype if dtype is None or isinstance(dtype, DType) else output_dtype(as_text(dtype, "dtype")),
+            None if size is None else as_size(size, "max_shard_size"),
             keywords.get("allow_non_finite", False),
             keywords.get("like_input", False),
             drop,
@@ -132,8 +134,7 @@ def _check_exact(rank: int | None, keywords: OutputKeywords) -> None:
     """Raise a UsageError for a rank of A and B that makes no sense, or with which another option makes none."""
     if rank is None:
         return
-    if rank < 1:
-        raise UsageError(f"{rank} is no rank of a matrix", option="exact_lora", hint="at least 1")
+    as_count(rank, "exact_lora", "rows")
     for name, fact in (
         ("like_input", "writes A and B of the shapes that the input has"),
         ("allow_non_finite", "lets NaN pass, and a matrix with NaN cannot be factored"),

@@ -11,6 +11,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.formats.arrays.reader import READ_ONLY
+from ema_cli.kinds import check_flags, check_path_kinds
 from ema_cli.planning.plan import Plan
 from ema_cli.planning.series import is_series
 from ema_cli.storage.location import location
@@ -61,6 +62,8 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
     Raises:
         UsageError: for any other suffix, an address, and placeholders that are unknown or not in the last part.
     """
+    check_path_kinds(output=path)
+    check_flags(like_input=like_input)
     text = str(path)
     path, is_dcp = as_path(text.removeprefix(_DCP)), text.startswith(_DCP)
     check_no_address(path)

@@ -90,8 +90,9 @@ def test_an_average_is_what_inspect_says_and_is_verified_and_repeated(run: Path,
     told = cli("inspect", "out1.safetensors").out
     words = {"coefficients": "given coefficients, update", "any sum": "given coefficients, any sum, update"}
     assert words.get(name, "0: half-life" if "--half-life" in law else "0: profile") in told
-    reported = cli("report", "out1.safetensors", "-o", "page.html", "-f")
-    assert reported.code == 0, reported.err
+    reported = cli("report", "out1.safetensors", *against, "-o", "page.html", "-f", "--json")
+    assert (reported.code, reported.json["missing"]) == (0, []), reported.err
+    assert all(each in (run / "page.html").read_text() for each in weights)
 
 
 def test_a_checkpoint_is_the_base_at_its_own_clock_by_whatever_path_it_is_named(run: Path, cli: Cli):
@@ -209,6 +210,25 @@ def test_laws_that_look_at_the_whole_run_are_for_raw_checkpoints(run: Path, cli:
     done = cli("average", "stored", "--from", "stored", "--half-life", "80%ba", "--allow-approximate", "-o", "o.pt")
     assert done.code == 0, done.err
     assert cli("verify", "o.pt", "--against", "stored").code == 0
+
+
+def test_a_name_and_a_clock_are_of_one_checkpoint(run: Path, cli: Cli):
+    """Both are checked against each other, in JSON and in CSV; the manifest has the names."""
+    rows = [{"name": "step-300.safetensors", "clock": "300ba", "weight": -0.5}, {"clock": "800ba", "weight": 1.5}]
+    lines = "name,clock,weight\nstep-300.safetensors,300ba,-0.5\nstep-800.safetensors,800ba,1.5\n"
+    for name, right, wrong in (("a.json", json.dumps(rows), json.dumps(rows).replace('"300ba"', '"400ba"')),
+                               ("a.csv", lines, lines.replace(",300ba", ",400ba"))):  # fmt: skip
+        (run / name).write_text(right)
+        done = cli("average", "ckpts", "--coefficients", name, "-o", f"{name}.safetensors")
+        assert done.code == 0, done
+        given = json.loads((run / f"{name}.safetensors.manifest.json").read_text())["recipe"]["coefficients"]
+        assert sorted(given.values()) == [-0.5, 1.5]
+        (run / name).write_text(wrong)
+        done = cli("average", "ckpts", "--coefficients", name)
+        assert done.code == 4, done
+        assert "--coefficients has step-300.safetensors at 400ba, and it is at 300ba" in done.err
+    (run / "a.csv").write_text(lines.replace("300ba", "3ep"))
+    assert "and it records no clock in epochs" in cli("average", "ckpts", "--coefficients", "a.csv").err
 
 
 def test_a_base_without_its_name_is_asked_for(run: Path, cli: Cli):

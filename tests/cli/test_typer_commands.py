@@ -8,7 +8,8 @@ import pytest
 import typer
 
 from ema_cli.cli.app import app
-from ema_cli.cli.command_line import COMMANDS, AverageOptions, CompareOptions
+from ema_cli.cli.average_options import AverageOptions
+from ema_cli.cli.command_line import COMMANDS, CompareOptions
 from ema_cli.cli.typer_commands import Call, Invocation
 from ema_cli.errors import UsageError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ema_cli.cli.json_facts import comparison_facts
+from ema_cli.cli.comparison_facts import comparison_facts
 from ema_cli.comparing.comparison import compare
 from ema_cli.comparing.layers import layer_of
 from ema_cli.errors import RunError

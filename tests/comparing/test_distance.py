@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from ema_cli.cli.json_facts import comparison_facts
+from ema_cli.cli.comparison_facts import comparison_facts
 from ema_cli.comparing.distance import DistanceSums
 from tests.comparing.models import compare_values
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli.cli.command_line import VerifyOptions
+from ema_cli.cli.verify_options import VerifyOptions
 from ema_cli.errors import CheckpointError
 from tests.conftest import Cli
 from tests.loaded import loaded_by

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ema_cli.averaging import perform
 from ema_cli.cli import requests
-from ema_cli.cli.command_line import AverageOptions
+from ema_cli.cli.average_options import AverageOptions
 from ema_cli.cli.outcomes import Averaged, DryRun
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer

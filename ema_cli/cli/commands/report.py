@@ -20,10 +20,10 @@ from ema_cli.system.processors import default_threads
 
 @dataclass(frozen=True, slots=True)
 class ReportRequest:
-    """The average that `report` tells of, the folder of its checkpoints, and where the page goes."""
+    """The average that `report` tells of, the folders of its checkpoints, and where the page goes."""
 
     average: Path
-    against: Path | None
+    against: tuple[Path, ...]
     output: Path | None
     threads: int
     force: bool
@@ -54,7 +54,7 @@ def report(request: ReportRequest, printer: Printer) -> Page:
     distances = None
     checkpoints: list[Checkpoint] = []
     with signals.unwinding(), printer.progress("measuring") as progress:
-        if request.against is not None:
+        if request.against:
             distances, checkpoints = measure_distances(
                 request.average, manifest, request.against, threads=request.threads, progress=progress
             )
@@ -62,4 +62,4 @@ def report(request: ReportRequest, printer: Printer) -> Page:
         check_report_target(target, request.average, checkpoints, force=request.force)
         nbytes = write_page(target, page, force=request.force)
     missing = tuple(distances.missing) if distances else ()
-    return Page(target.path.as_posix(), nbytes, str(request.against), missing)
+    return Page(target.path.as_posix(), nbytes, ", ".join(map(str, request.against)), missing)

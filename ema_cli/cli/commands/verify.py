@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ema_cli.cli import requests
-from ema_cli.cli.command_line import VerifyOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
+from ema_cli.cli.verify_options import VerifyOptions
 from ema_cli.cli.verify_sentences import not_verified
 from ema_cli.dataclass import dataclass
 from ema_cli.engines.engine import Engine
