@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from typing import Any, ParamSpec, TypeVar
 
 from ema_cli.engines.engine import Engine, EngineError, Loss, plain_loss
@@ -24,12 +26,16 @@ def ray_cluster(name: str, address: str) -> Iterator[Engine]:
         UsageError: where Ray is not installed.
         EngineError: where no cluster answers.
     """
+    install = "pip install 'ema-cli[ray]'"
     try:
         import ray
     except ImportError as error:
-        raise UsageError(f"needs the package ray: {error}", option="on", hint="pip install 'ema-cli[ray]'") from error
+        raise UsageError(f"needs the package ray: {error}", option="on", hint=install) from error
+    if address.startswith("ray://") and find_spec("grpc") is None:
+        raise UsageError("needs Ray's client, which the package ray alone has not", option="on", hint=install)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
+        with warnings.catch_warnings(action="ignore"):  # they say what the error says
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise EngineError(
             f"no cluster answers: {str(error).splitlines()[0]}", subject=name, hint="start one: ray start --head"

@@ -21,6 +21,7 @@ from tests.engines.test_equal_bytes import plans
 pytestmark = pytest.mark.engines
 
 BIN = Path(sys.executable).parent
+CLIENT = "ray://127.0.0.1:9999"  # Ray takes ports of workers from 10002 on
 COMMAND = """
 from ema_cli.engines import tasks
 from ema_cli.__main__ import main
@@ -64,7 +65,13 @@ def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
     pytest.importorskip("ray")
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": "/tmp"}
     start = [BIN / "ray", "start", "--head", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=2"]
-    start += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=80000000", "--block"]
+    start += [
+        f"--ray-client-server-port={CLIENT.rpartition(':')[2]}",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+        "--object-store-memory=80000000",
+        "--block",
+    ]
     head = subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert head.stdout is not None
@@ -77,10 +84,10 @@ def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
         head.communicate(timeout=60)
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_ray(run: Path, alone: dict[str, bytes], tmp_path: Path, ray_head: dict[str, str], killed: bool):
-    """The bytes of one process, also where a worker is killed in the middle."""
-    arguments = command(run, tmp_path, "ray:auto")
+@pytest.mark.parametrize(("address", "killed"), [("ray:auto", False), ("ray:auto", True), (CLIENT, True)])
+def test_ray(run: Path, alone: dict[str, bytes], tmp_path: Path, ray_head: dict[str, str], address: str, killed: bool):
+    """The bytes of one process, also where a worker is killed in the middle; on this machine, and by Ray's client."""
+    arguments = command(run, tmp_path, address)
     with first_worker_killed(tmp_path / "out") if killed else nullcontext([0]) as died:
         done = subprocess.run(arguments, cwd=tmp_path, env=ray_head, stdout=subprocess.PIPE, text=True, timeout=120)
     assert died
@@ -88,13 +95,38 @@ def test_ray(run: Path, alone: dict[str, bytes], tmp_path: Path, ray_head: dict[
     assert files_below(tmp_path / "out") == alone
 
 
+def mpiexec(number: int) -> list[str]:
+    """Return what starts so many ranks, by Open MPI or MPICH."""
+    found = BIN / "mpiexec"
+    launch = [str(found) if found.exists() else "mpiexec"]
+    said = subprocess.run([*launch, "--version"], capture_output=True, text=True, check=False).stdout
+    return [*launch, *(["--oversubscribe"] if "Open MPI" in said or "prte" in said else []), "-n", str(number)]
+
+
+@pytest.fixture
+def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Open MPI run in a container, whose only user is root."""
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+
+
+@pytest.mark.usefixtures("as_root")
 def test_mpi(run: Path, alone: dict[str, bytes], tmp_path: Path):
     """The bytes of one process, of three ranks; and an error of rank 0 lets the others go."""
     pytest.importorskip("mpi4py")
-    launch = [str(BIN / "mpiexec") if (BIN / "mpiexec").exists() else "mpiexec", "-n", "3"]
-    subprocess.run([*launch, *command(run, tmp_path, "mpi")], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run([*mpiexec(3), *command(run, tmp_path, "mpi")], cwd=tmp_path, check=True, timeout=120)
     assert files_below(tmp_path / "out") == alone
-    again = [*launch, sys.executable, "-m", "ema_cli", "average", "nowhere", "--half-life", "1ba", "--on", "mpi"]
+    again = [*mpiexec(3), sys.executable, "-m", "ema_cli", "average", "nowhere", "--half-life", "1ba", "--on", "mpi"]
     failed = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert failed.returncode != 0
     assert "nowhere: does not exist" in failed.stderr
+
+
+@pytest.mark.usefixtures("as_root")
+def test_parts_that_mpi_starts(run: Path, alone: dict[str, bytes], tmp_path: Path):
+    """Its variables say which part each rank is; one of them publishes, and prints the path."""
+    pytest.importorskip("mpi4py")
+    arguments = [word if word != "--on" else "--part" for word in command(run, tmp_path, "auto")]
+    done = subprocess.run([*mpiexec(3), *arguments], cwd=tmp_path, check=True, timeout=120, stdout=subprocess.PIPE)
+    assert done.stdout.decode().splitlines().count("out/x.safetensors") == 1
+    assert files_below(tmp_path / "out") == alone
