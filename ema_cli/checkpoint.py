@@ -244,6 +244,7 @@ class Checkpoint:
         output_dtypes: the dtype in which a tensor is written that is stored in a wider one, by name.
         unchanged: names of tensors that are the same in all checkpoints of the run: those of a base model that none of
             its adapters changes.
+        base: the model into which it was merged, where it is an adapter.
     """
 
     name: str
@@ -264,6 +265,7 @@ class Checkpoint:
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     output_dtypes: Mapping[str, DType] = field(default_factory=dict)
     unchanged: frozenset[str] = frozenset()
+    base: Checkpoint | None = None
 
     def __repr__(self) -> str:
         clocks = ", ".join(f"{clock.value}{unit}" for unit, clock in self.progress.clocks.items()) or "no clock"

@@ -11,10 +11,12 @@ import threading
 from collections.abc import Sequence
 from glob import escape
 
-from ema_cli.checkpoint import Checkpoint
+from ema_cli.checkpoint import Checkpoint, Tensors
 from ema_cli.errors import NonFiniteError, option
 from ema_cli.folding.blocks import Block
 from ema_cli.folding.kernel import NOBODY, NonFiniteElements
+
+_RANGE = 1e30  # float16 reaches less far; bfloat16 and float32 reach equally far
 
 
 class NonFinite:
@@ -60,7 +62,18 @@ class NonFinite:
         if culprit == NOBODY:
             return NonFiniteError(
                 f"'{name}' is too large for {block.target.name} at element {element} of the average",
-                hint=f"write a wider type: {option('dtype', 'float32')} or bfloat16",
+                hint=f"write a wider type: {option('dtype', 'float32')} or bfloat16"
+                if block.target.is_narrow and block.target.overflow < _RANGE
+                else f"no type that is written holds more: weights that reach less far from an average, or let it "
+                f"pass with {option('allow_non_finite', True)}",
+            )
+        base = self._checkpoints[culprit].base
+        if base is not None and _is_wrong(base.tensors, name, element):
+            return NonFiniteError(
+                f"'{name}' is not finite at element {element}",
+                subject=base.path,
+                hint=f"merge into another base model, {option('merge_into', 'BASE')}, or let it pass with "
+                f"{option('allow_non_finite', True)}",
             )
         return NonFiniteError(
             f"'{name}' is not finite at element {element}",
@@ -68,3 +81,18 @@ class NonFinite:
             hint=f"leave it out with {option('exclude', escape(self._checkpoints[culprit].name))}, or let "
             f"it pass with {option('allow_non_finite', True)}",
         )
+
+
+def _is_wrong(tensors: Tensors, name: str, element: int) -> bool:
+    """Return whether an element of a tensor is NaN or infinite, as it is stored."""
+    spec = tensors.specs.get(name)
+    if spec is None or spec.dtype.kind != "float":
+        return False
+    import numpy as np  # which nothing needs that is finite
+
+    from ema_cli.folding.kernel.floats import decode
+
+    stored, value = np.empty(spec.dtype.itemsize, np.uint8), np.empty(1)
+    tensors.read_into(name, element * spec.dtype.itemsize, stored.data)
+    decode(spec.dtype, stored, value)
+    return not np.isfinite(value).all()

@@ -153,6 +153,7 @@ def merge(adapters: Sequence[Checkpoint], base: Checkpoint) -> list[Checkpoint]:
             warnings=(*one.warnings, *base.warnings),
             notes=(*one.notes, *notes),
             output_dtypes=dtypes,
+            base=base,
             unchanged=frozenset(base.tensors.specs.keys() - changed.keys()),
         )
         for one, tensors in zip(adapters, merged, strict=True)

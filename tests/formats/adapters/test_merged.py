@@ -278,6 +278,22 @@ def test_a_number_that_is_not_finite_is_named(cli: Cli, tmp_path: Path, asked: t
     assert names(tmp_path) == {"base", "run"}
 
 
+def test_a_base_model_that_is_not_finite_is_named(cli: Cli, tmp_path: Path) -> None:
+    """Not the checkpoint that is merged into it, nor the option that would leave that out."""
+    write_base(tmp_path / "base")
+    file = next((tmp_path / "base").glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors["layer.q.weight"][1, 1] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    for step in (1, 2):
+        write_adapter(tmp_path / "run" / f"checkpoint-{step}", adapter_tensors(step))
+    done = cli("average", "run", *HALF_LIFE, *MERGE, "-o", "out")
+    assert done.code == 6, done
+    assert "base: 'layer.q.weight' is not finite at element" in done.err
+    assert "--exclude" not in done.err
+    assert "--merge-into" in done.err
+
+
 def test_from_python(tmp_path: Path) -> None:
     """`open_run(merge_into=...)` and `average(exact_lora=...)` do the same."""
     write_base(tmp_path / "base")
