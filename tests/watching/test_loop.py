@@ -20,6 +20,7 @@ from ema_cli.watching.moments import alone
 from ema_cli.watching.telling import Listener, Watched
 from ema_cli.watching.watch import WaitingKeywords
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
+from tests.formats.dcp_folders import save_folder
 
 RECIPE = Recipe(half_life="200ba")
 QUICK: WaitingKeywords = {"every": 0.01, "settle": 0.0, "patience": 60.0}
@@ -130,6 +131,19 @@ def test_one_that_is_not_complete_holds_back_those_after_it(tmp_path: Path):
         *[lambda: None] * 5,
         finishes(run, 200),
     )
+    training.watch(until="300ba")
+    assert training.entered == ["100ba", "200ba", "300ba"]
+    assert training.told == []
+
+
+def test_a_distributed_checkpoint_that_is_saved_asynchronously_holds_back_those_after_it(tmp_path: Path):
+    """Its `.metadata` comes last, when those after it may be there already."""
+    run = tmp_path / "run"
+    for step in (100, 200, 300):
+        save_folder(run / f"step-{step}", {"model": make_tensors(step), "step": step})
+    last = run / "step-200" / ".metadata"
+    last.rename(tmp_path / "late")
+    training = Training(run, *[lambda: None] * 5, lambda: (tmp_path / "late").rename(last))
     training.watch(until="300ba")
     assert training.entered == ["100ba", "200ba", "300ba"]
     assert training.told == []

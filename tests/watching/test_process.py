@@ -173,3 +173,20 @@ def test_deleted_by_the_hundred(tmp_path: Path, full: bool):
     plan = make_plan(open_run([tmp_path / "copies" / name for name in names]), Recipe(half_life="50ba"))
     average(plan, tmp_path / "alone")
     assert_near(tmp_path / "out", tmp_path / "alone")
+
+
+def test_a_terminal_shows_that_it_waits(tmp_path: Path):
+    """In a line that the next one takes the place of; elsewhere there is none."""
+    write_torch_run(tmp_path / "run", [100])
+    ours, its = os.openpty()
+    command = [sys.executable, "-m", "ema_cli", "watch", "run", "--half-life", "50ba", "-o", "out", *QUICK]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=its, text=True)
+    STARTED.append(process)
+    os.close(its)
+    shown = b""
+    while b"at 100ba; waiting for the next checkpoint" not in shown:
+        shown += os.read(ours, 4096)
+    assert b"\r\x1b[K100ba: step-100.pt entered" in shown
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    os.close(ours)
