@@ -98,7 +98,7 @@ def _run(arguments: list[str], invocation: Invocation) -> int:
     if not isinstance(call, Call):
         return call if isinstance(call, int) else 0  # help, or the version
     if call.options.anonymous:
-        from ema_cli.storage.stores import read_anonymously  # which only those need who read from a store
+        from ema_cli.storage.anonymity import read_anonymously  # which few need
 
         read_anonymously()
     from ema_cli.storage.header_cache import keep_headers  # which help does not need

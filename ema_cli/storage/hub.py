@@ -17,6 +17,7 @@ from typing import Any
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, Missing, Unreadable, UsageError, option
+from ema_cli.storage.anonymity import is_anonymous
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.stores import without_queries
 
@@ -116,7 +117,7 @@ def _pin(hub: Any, root: str, resolved: Any) -> str:
 
 
 def _hub() -> Any:
-    anonymous = os.environ.get(_ANONYMOUS, "").lower() in _YES
+    anonymous = is_anonymous() or os.environ.get(_ANONYMOUS, "").lower() in _YES
     return _file_system(os.environ.get("HF_ENDPOINT"), anonymous)
 
 

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from ema_cli.errors import Missing, OutputError, Unreadable, UsageError, option
+from ema_cli.storage.anonymity import is_anonymous
 from ema_cli.storage.names import HUB, WEB, StorePath
 
 _CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)  # of one request
@@ -39,11 +40,12 @@ _lock = threading.Lock()
 _clients: dict[str, Any] = {}
 
 
-def read_anonymously() -> None:
-    """Sign no request from now on: what is read is public."""
-    for cloud in ("AWS", "GOOGLE", "AZURE"):
-        os.environ[f"{cloud}_SKIP_SIGNATURE"] = "true"
-    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+def forget_clients() -> None:
+    """Let the next request make its client anew: what it is to do was changed."""
+    with _lock:
+        # What lies in memory is there as long as its client is.
+        for url in [url for url in _clients if not url.startswith("memory:")]:
+            del _clients[url]
 
 
 @cache
@@ -88,7 +90,8 @@ def _make_client(path: StorePath, url: str) -> Any:
         "read_timeout": _SILENCE,
         "timeout": _WHOLE,
     }
-    more = {**_sums(path), **_provider(path)}
+    unsigned = is_anonymous() and path.scheme in _CREDENTIALS
+    more = {**_sums(path), **({"skip_signature": True} if unsigned else _provider(path))}
     with store_errors(path, "cannot be reached"):
         return obstore().store.from_url(url, client_options=options, retry_config=_RETRY, **more)
 

@@ -8,7 +8,8 @@ import re
 import signal
 import tempfile
 import threading
-from concurrent.futures import BrokenExecutor, Executor
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from ema_cli.averaging import average, perform
 from ema_cli.engines.engine import Engine, EngineError, plain_loss
 from ema_cli.engines.opening import open_engine
 from ema_cli.engines.parts import Part
+from ema_cli.engines.tasks import Task
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.job import Job, prepare
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import open_run
-from ema_cli.storage import listing, store_sharing, stores
+from ema_cli.storage import anonymity, listing, store_sharing, stores
 from ema_cli.storage.names import StorePath
 from ema_cli.writing.outputs import OutputOptions
 from ema_cli.writing.target import parse_target
@@ -156,6 +158,27 @@ def test_a_single_file(tmp_path: Path, bucket: StorePath, executor: Executor, mo
     monkeypatch.setattr(store_sharing, "MOST_COPIED", 1000)
     with pytest.raises(UsageError, match=r"x\.safetensors has .*, and a store copies at most 1 kB at once"):
         average(made, bucket / "y" / "x.safetensors", executor=executor)
+
+
+@pytest.mark.parametrize("anonymous", [True, False])
+def test_workers_sign_if_the_one_who_asks_does(
+    tmp_path: Path, bucket: StorePath, monkeypatch: pytest.MonkeyPatch, anonymous: bool
+):
+    """With --anonymous they do not, whatever their environment has, and whatever they did before."""
+    monkeypatch.setattr(anonymity, "_anonymous", anonymous)
+    made, seen = put_run(bucket / "run", tmp_path), []
+
+    def do(function: Callable[..., object], wanted: dict[str, str], packed: bytes, task: Task) -> object:
+        if not seen:
+            anonymity.read_anonymously(not anonymous)
+        result = function(wanted, packed, task)
+        seen.append(anonymity.is_anonymous())
+        return result
+
+    with ThreadPoolExecutor(1) as one:
+        perform(prepared(made, bucket / "out", 1500), by=Engine("x", Wrapped(one, do)))
+    assert seen
+    assert set(seen) == {anonymous}
 
 
 @pytest.mark.slow
