@@ -350,7 +350,7 @@ def pickle_seeds(around: Path) -> Seeds:
 
 
 def metadata_seeds(around: Path) -> Seeds:
-    """Write a folder of torch.distributed.checkpoint, and yield its `.metadata`, once with a tensor in two pieces."""
+    """Write a folder of torch.distributed.checkpoint, and yield its `.metadata`; also with a tensor in pieces."""
     import torch
     import torch.distributed.checkpoint as dcp
 
@@ -368,6 +368,15 @@ def metadata_seeds(around: Path) -> Seeds:
     stored.size = torch.Size((4, 3))
     metadata.storage_data[type(at)(name, torch.Size((2, 0)))] = info
     yield pickle.dumps(metadata)
+    # As ranks send it to the first, one row each: no object of one is that of another. Read by a template.
+    pieces = [(torch.Size((row, 0)), torch.Size((1, 3))) for row in range(8)]
+    metadata.state_dict_metadata[name] = type(stored)(
+        stored.properties, torch.Size((8, 3)), [type(stored.chunks[0])(*piece) for piece in pieces]
+    )
+    for row, (offset, _) in enumerate(pieces):
+        place = type(info)(info.relative_path, row * info.length, info.length)
+        metadata.storage_data[type(at)(name, torch.Size(tuple(offset)), row)] = place
+    yield pickle.dumps(pickle.loads(pickle.dumps(metadata)))
 
 
 def rank_shard_seeds(around: Path) -> Seeds:

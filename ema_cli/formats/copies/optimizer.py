@@ -15,8 +15,9 @@ from ema_cli.formats.copies.description import CannotCut, cut_description
 from ema_cli.formats.copies.frames import Cut
 from ema_cli.formats.copies.left_out import LeftOut
 from ema_cli.formats.copies.stored import NotWrittenBack
-from ema_cli.formats.dcp.metadata import Metadata, read_metadata
-from ema_cli.formats.dcp.pieces import Record, StoredTensor
+from ema_cli.formats.dcp.content import Metadata
+from ema_cli.formats.dcp.metadata import read_metadata
+from ema_cli.formats.dcp.pieces import Record, Records, StoredTensor
 from ema_cli.formats.dcp.writer import metadata_text
 from ema_cli.formats.pickles.unpickle import describe_storage, unpickle
 from ema_cli.formats.pickles.values import Name, Storage
@@ -147,7 +148,7 @@ def _metadata_without(
         return Record(record.file, before, record.size)
 
     stay = {
-        name: replace(tensor, records=tuple(map(moved, tensor.records)))
+        name: replace(tensor, records=Records.of(map(moved, tensor.records)))
         for name, tensor in tensors.items()
         if name not in gone
     }

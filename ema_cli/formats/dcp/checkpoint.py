@@ -7,16 +7,16 @@ nested dict that was saved, or, where the model stands at the top, all but what 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
 from ema_cli.errors import CUT_SHORT, CheckpointError, EmaError, IncompleteCheckpoint, option
-from ema_cli.formats.before import Before
+from ema_cli.formats.dcp.content import Metadata
 from ema_cli.formats.dcp.masters import masters_of, with_masters
-from ema_cli.formats.dcp.metadata import Metadata, read_metadata
+from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.dcp.model import DcpModel, find_model
 from ema_cli.formats.dcp.tensors import DcpTables, DcpTensors
 from ema_cli.formats.options import MASTERS_TAKEN, MASTERS_THERE, ReadOptions, no_masters_error
@@ -77,7 +77,7 @@ def open_folder(
     if options.masters and not masters:
         raise no_masters_error(path)
     taken = names if not options.masters else {name: name for name in (*names.values(), *masters.values())}
-    tables = _tables(metadata, taken, options.before)
+    tables = metadata.tables(taken)
     files = _open_files(folder, tables)
     stored = DcpTensors.of(tables, files)
     try:
@@ -156,16 +156,6 @@ def _left_out(path: Path, metadata: Metadata, options: ReadOptions) -> tuple[str
             hint=f"leave it out of the average and of the output: {option('copy', f'*{EXTRA_STATE}*')}",
         )
     return tuple(extra)
-
-
-def _tables(metadata: Metadata, names: Mapping[str, str], before: Before) -> DcpTables:
-    """Return the tensors of a model, given the name of each in the folder."""
-    key = metadata.digest, tuple(names.items())
-    tables = before.get(DcpTables, key)
-    if tables is None:
-        tables = DcpTables.of({name: metadata.tensor(stored) for name, stored in names.items()})
-        before.keep(key, tables, metadata.file.size)
-    return tables
 
 
 def _open_files(folder: Path, tables: DcpTables) -> dict[str, InputFile]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.errors import CheckpointError, option
-from ema_cli.formats.dcp.metadata import Metadata
+from ema_cli.formats.dcp.content import Metadata
 from ema_cli.formats.dcp.pieces import Record
 from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.formats.shards import ShardedTensors

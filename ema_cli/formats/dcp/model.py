@@ -7,7 +7,7 @@ from dataclasses import field
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, NoWeights, option
-from ema_cli.formats.dcp.metadata import Metadata
+from ema_cli.formats.dcp.content import Metadata
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.trainers.dcp_layouts import DCP_AVERAGES, DCP_CLOCKS, DCP_FLAT_OTHERS, DCP_FLATTENED
 from ema_cli.formats.trainers.layouts import OTHERS, PLAIN

@@ -11,7 +11,7 @@ from ema_cli.checkpoint import Run, StoredRecord, Tensors, TensorSpec, shared
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.boxes import Box, parts_of_box, read_box
-from ema_cli.formats.dcp.pieces import StoredTensor, find_clash
+from ema_cli.formats.dcp.pieces import Records, StoredTensor, find_clash
 from ema_cli.formats.dcp.records import RecordReader
 from ema_cli.formats.torch_save.tensors import TorchTensors
 from ema_cli.storage.source import FileRegion, InputFile
@@ -42,18 +42,22 @@ class DcpTables:
     @classmethod
     def of(cls, tensors: Mapping[str, StoredTensor]) -> DcpTables:
         """Return the tensors that are described."""
-        clash = find_clash([(record, name) for name, tensor in tensors.items() for record in tensor.records])
-        ends: dict[str, int] = {}
-        numbers: dict[str, int] = {}
-        first, records = {}, array("q")
+        first, names, records = dict[str, int](), list[str](), Records()
         for name, tensor in tensors.items():
-            first[name] = len(records) // 3
-            for record in tensor.records:
-                number = numbers.setdefault(record.file, len(numbers))
-                records.extend((number, record.start, record.size))
-                ends[record.file] = max(ends.get(record.file, 0), record.start + record.size)
+            first[name] = len(records)
+            names += [name] * len(tensor.records)
+            records.extend(tensor.records)
+        clash = find_clash(records, names.__getitem__)
+        ends = dict.fromkeys(records.files, 0)
+        numbers = {file: number for number, file in enumerate(ends)}
+        for file, start, size in zip(records.files, records.starts, records.sizes, strict=True):
+            if start + size > ends[file]:
+                ends[file] = start + size
+        table = array("q", bytes(8 * 3 * len(records)))
+        table[0::3] = array("q", map(numbers.__getitem__, records.files))
+        table[1::3], table[2::3] = records.starts, records.sizes
         specs = {name: tensor.spec for name, tensor in tensors.items()}
-        return cls(specs, {name: tensor.pieces for name, tensor in tensors.items()}, first, records, ends, clash)
+        return cls(specs, {name: tensor.pieces for name, tensor in tensors.items()}, first, table, ends, clash)
 
     def reaching_over(self, file: str, size: int) -> tuple[str, int] | None:
         """Return the first tensor with a record that reaches over the size of its file, and to where; None if none."""

@@ -12,7 +12,7 @@ from ema_cli.checkpoint import TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.boxes import Box
-from ema_cli.formats.dcp.pieces import Record, StoredTensor
+from ema_cli.formats.dcp.pieces import Record, Records, StoredTensor
 from ema_cli.formats.output_file import Stream, Table
 from ema_cli.formats.torch_save.pickle_writer import PickleWriter
 from ema_cli.formats.torch_save.writer import Part, TorchOutput, lay_out_tensor, write_frame
@@ -117,7 +117,7 @@ def shard_metadata(shard: DcpShard) -> bytes:
     tensors = {}
     for (name, spec), (start, archive) in zip(shard.table.specs.items(), shard.records(), strict=True):
         box = Box((0,) * len(spec.shape), spec.shape, 0, spec.count)
-        tensors[name] = StoredTensor(spec, (box,), (Record(SHARD_NAME, start, archive.size),))
+        tensors[name] = StoredTensor(spec, (box,), Records.of([Record(SHARD_NAME, start, archive.size)]))
     return metadata_text(tensors, {}, {name: (name,) for name in tensors})
 
 

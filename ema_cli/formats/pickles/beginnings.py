@@ -7,14 +7,18 @@ pickle. What the beginning made is not plain text alone; in the place of the res
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 from ema_cli.dataclass import dataclass
+from ema_cli.formats.pickles.alike import AlikeMachine
 from ema_cli.formats.pickles.machine import Machine
 from ema_cli.formats.pickles.run import execute
 from ema_cli.formats.pickles.unpickle import describe_storage, pickle_errors
 from ema_cli.formats.pickles.values import Inert, Name
 from ema_cli.storage.source import ByteSource
+
+_MOST_REMEMBERED = 1 << 12  # things with a meaning that the end of another pickle may use; there may be millions
 
 
 class Opaque:
@@ -29,13 +33,15 @@ class Beginning:
         end: the byte at which the beginning ends.
         kind: the class of the object.
         values: the entries before it, keys and values, these opaque.
-        memo: what is remembered.
+        memo: what is remembered first,
+        remembered: and how much is in all. Of the rest nothing is asked but that it can be passed on.
     """
 
     end: int
     kind: str
     values: list[Any]
     memo: list[Any]
+    remembered: int
 
     def go_on(self, source: ByteSource) -> Any:
         """Return what another pickle describes, which begins in the same way.
@@ -44,7 +50,8 @@ class Beginning:
             PickleError: where it cannot be read from here on; it may be possible as a whole.
         """
         machine = Machine(source, self.end, describe_storage)
-        machine.memo = list(self.memo)
+        machine.memo = [*self.memo]
+        machine.memo.extend(repeat(Opaque(), self.remembered - len(self.memo)))
         machine.marks = [[Inert(self.kind), {}]]
         machine.stack = list(self.values)
         with pickle_errors():
@@ -53,6 +60,8 @@ class Beginning:
 
 def unpickle_beginning(source: ByteSource, end: int, most: int) -> tuple[Any, Beginning | None]:
     """Return what a pickle describes, and how the machine stands at byte `end`; None where it stands in another way.
+
+    In its lists and dicts `Rows` stand for objects that are alike, in dicts as key and value.
 
     Args:
         source: the pickle.
@@ -65,10 +74,11 @@ def unpickle_beginning(source: ByteSource, end: int, most: int) -> tuple[Any, Be
     machine = _Pausing(source, end, describe_storage)
     with pickle_errors():
         value = execute(machine, most=most)
+        machine.finish()
     return value, machine.beginning
 
 
-class _Pausing(Machine):
+class _Pausing(AlikeMachine):
     """A machine that notes how it stands at a byte."""
 
     def __init__(self, source: ByteSource, pause: int, persistent: Callable[[Any], object]) -> None:
@@ -90,7 +100,6 @@ class _Pausing(Machine):
                 if not all(isinstance(key, str) for key in self.stack[::2]):
                     return None
                 values = [Opaque() if number % 2 else key for number, key in enumerate(self.stack)]
-                other = Opaque()  # one for all: of millions nothing is asked but that they are passed on
-                memo = [value if isinstance(value, str | Name) else other for value in self.memo]
-                return Beginning(self.limit, around.kind, values, memo)
+                memo = [value if isinstance(value, str | Name) else Opaque() for value in self.memo[:_MOST_REMEMBERED]]
+                return Beginning(self.limit, around.kind, values, memo, len(self.memo))
         return None

@@ -102,19 +102,12 @@ def _stack_name(machine: Machine) -> None:
     machine.name(module, name)
 
 
-def _pop(machine: Machine) -> None:
-    if machine.stack:
-        machine.stack.pop()
-    else:
-        machine.pop_mark()
-
-
 _INSTRUCTIONS: Mapping[bytes, Callable[[Machine], object]] = {
     b"\x80": lambda machine: _refuse_newer(machine.number("B")),
     b"\x95": lambda machine: machine.frame(machine.number("<Q")),
     b"(": lambda machine: machine.push_mark(),
-    b"0": _pop,
-    b"1": lambda machine: machine.pop_mark(),
+    b"0": lambda machine: machine.pop(),
+    b"1": lambda machine: machine.drop_mark(),
     b"2": lambda machine: machine.push(machine.stack[-1]),
     b"N": _push(lambda: None),
     b"\x88": _push(lambda: True),

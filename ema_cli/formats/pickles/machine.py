@@ -31,6 +31,13 @@ _MAX_LINE_BYTES = 1 << 16
 _MAX_MEMO_INDEX = 1 << 32
 
 
+class _Unread:
+    """Stands in the memo for what was passed over, see `alike.py`."""
+
+
+UNREAD = _Unread()
+
+
 class Machine:
     """The state of one program, and what its instructions do.
 
@@ -117,6 +124,21 @@ class Machine:
         self.stack = self.marks.pop()
         return items
 
+    def pop(self) -> None:
+        """Drop what is on top of the stack."""
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.pop_mark()
+
+    def drop_mark(self) -> None:
+        """Drop what was pushed since the last mark."""
+        self.pop_mark()
+
+    def built(self, position: int) -> int:
+        """Return the position behind an object that was given its state, and behind what is passed over after it."""
+        return position
+
     def push_mark(self) -> None:
         """Begin a group of pushed values."""
         self.marks.append(self.stack)
@@ -198,7 +220,10 @@ class Machine:
 
     def get(self, index: int) -> None:
         """Push a remembered value."""
-        self.push(self.memo[index] if 0 <= index < len(self.memo) else self.memo_beyond[index])
+        value = self.memo[index] if 0 <= index < len(self.memo) else self.memo_beyond[index]
+        if value is UNREAD:
+            raise PickleError("it uses what was passed over")
+        self.push(value)
 
     def put(self, index: int) -> None:
         """Remember the value on top."""

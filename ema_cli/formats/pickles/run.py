@@ -7,7 +7,7 @@ from typing import Any
 
 from ema_cli.formats.pickles.batches import Batches
 from ema_cli.formats.pickles.instructions import ACTIONS, STOP
-from ema_cli.formats.pickles.machine import Machine
+from ema_cli.formats.pickles.machine import UNREAD, Machine
 from ema_cli.formats.pickles.values import PickleError
 
 MAX_INSTRUCTIONS = 20_000_000  # a tensor takes some forty
@@ -41,10 +41,10 @@ def execute(machine: Machine, batches: Batches | None = None, most: int = MAX_IN
             case 0x72 if _uint(data, position + 1)[0] == len(memo) and not machine.memo_beyond:  # r
                 memo.append(stack[-1])
                 position += 5
-            case 0x68 if (index := data[position + 1]) < len(memo):  # h
+            case 0x68 if (index := data[position + 1]) < len(memo) and memo[index] is not UNREAD:  # h
                 stack.append(memo[index])
                 position += 2
-            case 0x6A if (index := _uint(data, position + 1)[0]) < len(memo):  # j
+            case 0x6A if (index := _uint(data, position + 1)[0]) < len(memo) and memo[index] is not UNREAD:  # j
                 stack.append(memo[index])
                 position += 5
             case 0x4B:  # K
@@ -78,7 +78,7 @@ def execute(machine: Machine, batches: Batches | None = None, most: int = MAX_IN
                 position += 1
             case 0x62:  # b
                 machine.build()
-                position += 1
+                position = machine.built(position + 1)
             case 0x7D:  # }
                 stack.append({})
                 position += 1

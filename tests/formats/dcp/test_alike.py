@@ -97,8 +97,8 @@ def test_a_folder_like_the_one_before_is_read_as_by_itself(change: str, tmp_path
 def test_equal_metadata_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders of a run have one table; each has an identity of its own in its metadata."""
     parsed = []
-    parse = metadata._parse
-    monkeypatch.setattr(metadata, "_parse", lambda *args: parsed.append(args) or parse(*args))
+    parse = metadata.parse
+    monkeypatch.setattr(metadata, "parse", lambda *args: parsed.append(args) or parse(*args))
     for number in range(1, 6):
         saved(tmp_path / f"step-{number}")
     options = ReadOptions()
