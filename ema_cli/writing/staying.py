@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint
+from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file, masters_in_file
 from ema_cli.formats.copies.left_out import LeftOut
+from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.trainers.folders import DCP_METADATA, DEEPSPEED_OPTIMIZER, DEEPSPEED_UNIVERSAL
+from ema_cli.formats.trainers.names import is_weights_name
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
@@ -25,6 +27,8 @@ from ema_cli.writing.target import Target
 _WEIGHTS_AGAIN = re.compile(
     r"(?:^|/)(?:[^/]*_model_states\.pt|pytorch_model_fsdp_\d+(?:/.*)?|pytorch_model_fsdp.*\.bin)$"
 )
+_AGAIN = "it holds the weights once more, in {}, from which its trainer resumes"
+_MODELS = ("model", "pytorch_model")  # how the Trainer calls its own
 # Of stage 3, in DeepSpeed's universal format: has one rank's weights, too, which are read from the files beside it.
 _UNREAD = re.compile(rf"/{DEEPSPEED_UNIVERSAL}/optimizer_state\.pt$")
 
@@ -69,11 +73,28 @@ def notes_of(newest: Checkpoint, beside: Beside, classes: Sequence[str]) -> tupl
 
 def check_no_weights(newest: Checkpoint, copies: Iterable[str], originals: Iterable[Path]) -> None:
     """Check that no file that is copied holds the model once more, for the trainer to load it from there."""
+    copies = list(copies)
     if newest.pretrained is not None and any(DEEPSPEED_OPTIMIZER.search(path.name) for path in originals):
-        raise refusal(newest, "its weights lie in DeepSpeed's files, and its own file of them would stay")
+        own = [name for name in copies if name.startswith(_MODELS) and is_weights_name(name)]
+        # Of stage 3 it may be there with empty tensors, which nobody loads.
+        if own and any(spec.dtype.averaged and spec.count for spec in _own_specs(newest)):
+            raise refusal(newest, f"its weights lie in DeepSpeed's files, and {own[0]} has others, which would stay")
     again = next((name for name in copies if _WEIGHTS_AGAIN.search(name)), None)
+    if again is not None and again.endswith("_model_states.pt"):
+        raise OutputError(
+            f"cannot be written over again: {_AGAIN.format(again)}",
+            subject=newest.path,
+            hint=f"average those that DeepSpeed keeps in float32, and replace all: {option('masters', True)}",
+        )
     if again is not None:
-        raise refusal(newest, f"it holds the weights once more, in {again}, from which its trainer resumes")
+        raise refusal(newest, _AGAIN.format(again))
+
+
+def _own_specs(newest: Checkpoint) -> Collection[TensorSpec]:
+    """Return the tensors of the Hugging Face Trainer's own model, beside what DeepSpeed saved."""
+    from ema_cli.formats.folders import several
+
+    return several.open_checkpoint(newest.path, ReadOptions()).tensors.specs.values()
 
 
 def check_no_masters(newest: Checkpoint, beside: Beside, *, without_optimizer: bool) -> None:

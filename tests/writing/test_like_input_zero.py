@@ -14,7 +14,7 @@ from zlib import crc32
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
@@ -144,19 +144,63 @@ def test_a_changed_copy_is_found(cli: Cli, tmp_path: Path) -> None:
     assert "'body.0.weight' is not the average that lies elsewhere, too" in done.err
 
 
-def test_a_trainer_s_folder_around_it_is_refused(cli: Cli, tmp_path: Path) -> None:
-    """There the model's own file would stay as it was, and be loaded."""
+def write_trainer_s(cli: Cli, folder: Path, kind: str, own: str) -> None:
+    """Write the Hugging Face Trainer's folders around DeepSpeed's, each with a model of its own."""
     for step in (2, 4):
-        folder = tmp_path / "run" / f"checkpoint-{step}"
-        shutil.copytree(DATA / "zero3-bfloat16-2" / f"global_step{step}", folder / f"global_step{step}")
-        (folder / "latest").write_text(f"global_step{step}")
-        (folder / "config.json").write_text("{}")
-        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-        torch.save({"body.0.weight": torch.zeros(0)}, folder / "pytorch_model.bin")
-        (folder / "zero_to_fp32.py").write_text("")
-    done = cli("average", "run", *LIKE, "-o", "averaged")
+        inner = DATA / kind / f"global_step{step}"
+        around = folder / f"checkpoint-{step}"
+        shutil.copytree(inner, around / inner.name)
+        (around / "latest").write_text(inner.name)
+        (around / "config.json").write_text("{}")
+        (around / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        whole = load_file(DATA / "expected" / f"{kind}-{step}.safetensors")
+        model = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in whole.items()}
+        if own == "empty":
+            model = {name: torch.zeros(0, dtype=tensor.dtype) for name, tensor in model.items()}
+        if own == "other":
+            model["head.other"] = torch.ones(3)
+        save_file(model, around / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(("kind", "own"), [("zero1-bfloat16-2", "full"), ("zero3-bfloat16-2", "empty"),
+                                           ("zero3-bfloat16-2", "full")])  # fmt: skip
+def test_a_trainer_s_folder_around_it_is_written_over_again(cli: Cli, tmp_path: Path, kind: str, own: str) -> None:
+    """DeepSpeed's files as without it; the Trainer's own file is the average, too, rounded, or empty as it was."""
+    write_trainer_s(cli, tmp_path / "run", kind, own)
+    if own == "full":
+        refused = cli("average", "run", *LIKE, "-o", "averaged")
+        assert (refused.code, "--masters" in refused.err) == (5, True)
+    masters = ("--masters",) if own == "full" else ()
+    done = cli("average", "run", *LIKE, *masters, "-o", "averaged")
+    assert done.code == 0, done
+    (tmp_path / "plain").mkdir()
+    plain = cli("average", DATA / kind, *LIKE, "--masters", "-o", "plain/global_step4")
+    assert plain.code == 0, plain
+    for path in (tmp_path / "plain/global_step4").glob("*.pt"):
+        one, other = (archive_records(each) for each in (path, tmp_path / "averaged/global_step4" / path.name))
+        assert one == other, path.name
+    for name, tensor in load_file(tmp_path / "averaged/model.safetensors").items():
+        if own == "empty":
+            assert tensor.shape == (0,)
+        elif tensor.is_floating_point():
+            torch.testing.assert_close(tensor.float(), expected(kind)[name], rtol=2**-8, atol=1e-7)
+    assert (tmp_path / "averaged/latest").read_text() == "global_step4"
+    verify = cli("verify", "averaged", "--against", "run", "--like-input")
+    assert verify.code == 0, verify
+
+
+def archive_records(path: Path) -> dict[str, bytes]:
+    """Return what an archive of torch's holds, but for our mark."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if "ema_cli" not in name}
+
+
+def test_a_trainer_s_own_model_with_more_is_refused(cli: Cli, tmp_path: Path) -> None:
+    """What DeepSpeed's files do not hold would stay as it was."""
+    write_trainer_s(cli, tmp_path / "run", "zero3-bfloat16-2", "other")
+    done = cli("average", "run", *LIKE, "--masters", "-o", "averaged")
     assert done.code == 5, done
-    assert "DeepSpeed's files" in done.err
+    assert "model.safetensors has others, which would stay" in done.err
 
 
 def test_several_models_of_tensor_parallel_ranks_are_refused(cli: Cli, tmp_path: Path) -> None:

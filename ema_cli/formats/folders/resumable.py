@@ -10,13 +10,15 @@ import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint, Pretrained
+from ema_cli.checkpoint import Checkpoint, Pretrained, Tensors
 from ema_cli.errors import NoSuchWeights, option
 from ema_cli.formats.folders import deepspeed, several
 from ema_cli.formats.options import ReadOptions, one_model_error
 from ema_cli.formats.reader import Reader
+from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.trainers.folders import DEEPSPEED_TAG, TRAINER_STATE
 from ema_cli.formats.trainers.names import names_in
+from ema_cli.formats.trainers.prefixes import Renamed
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.storage.location import location
 
@@ -36,7 +38,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         EmaError: as the two readers do.
     """
     names = names_in(path)
-    inner = _inner(path, names) or path
+    inner, again = _inner(path, names) or path, None
     if several.matches(path):
         own = several.open_checkpoint(path, dataclasses.replace(options, masters=False))
         is_empty = any(spec.shape == (0,) and name.endswith("weight") for name, spec in own.tensors.specs.items())
@@ -48,13 +50,16 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
                 subject=path,
                 hint=f"leave out {option('masters', True)}",
             )
+        again = None if is_empty else own.tensors
     elif options.component is not None:
         raise one_model_error(path)
-    return _open_inner(path, inner, names, options)
+    return _open_inner(path, inner, names, options, again)
 
 
-def _open_inner(path: Path, inner: Path, names: Collection[str], options: ReadOptions) -> Checkpoint:
-    """Open what DeepSpeed saved as the model of the Trainer's folder."""
+def _open_inner(
+    path: Path, inner: Path, names: Collection[str], options: ReadOptions, again: Tensors | None
+) -> Checkpoint:
+    """Open what DeepSpeed saved as the model of the Trainer's folder; `again`: the Trainer's own file of it."""
     checkpoint = deepspeed.open_checkpoint(inner, options)
     progress, files, trainer = checkpoint.progress, checkpoint.files, checkpoint.trainer
     if TRAINER_STATE in names:
@@ -64,11 +69,23 @@ def _open_inner(path: Path, inner: Path, names: Collection[str], options: ReadOp
         checkpoint,
         name=path.name,
         path=path,
+        tensors=checkpoint.tensors if again is None else _with_copies(checkpoint.tensors, again),
         files=files,
         trainer=trainer,
         progress=progress if progress.clocks else checkpoint.progress,
         pretrained=Pretrained("model", path),
     )
+
+
+def _with_copies(tensors: Tensors, again: Tensors) -> Tensors:
+    """Return the tensors, with all of the Trainer's own file as copies of them; without any where one is no copy."""
+    copies = {name: spec for name, spec in again.specs.items() if spec.dtype.averaged}
+    for name, spec in copies.items():
+        kept = tensors.specs.get(name)
+        if kept is None or kept.shape != spec.shape or not (kept.dtype == spec.dtype or spec.dtype.is_narrow):
+            return tensors
+    own = Renamed(copies, dict(zip(copies, copies, strict=True)), again)
+    return ShardedTensors(tensors.specs, dict.fromkeys(tensors.specs, 0), [tensors], [own])
 
 
 def _inner(path: Path, names: Collection[str]) -> Path | None:
