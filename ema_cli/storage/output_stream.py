@@ -17,7 +17,7 @@ from ema_cli.storage.checksums import Crc32, RunningChecksum
 _UNSYNCED_BYTES = 16 << 20  # so many at once: fewer cost more calls, and more are left for the end
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
 # Of one call: for more, the system looks for larger pages, and moves others away to get them where memory is full.
-_WRITE_BYTES = 1 << 16
+_WRITE_BYTES = 1 << 17
 WRITE_ELSEWHERE = f"write elsewhere with {option('o')}"
 
 

@@ -49,7 +49,7 @@ def test_a_file_that_is_not_summed_has_no_sum(tmp_path: Path):
 
 
 def test_a_large_range_is_written_in_parts_and_by_one_thread_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """No part crosses a multiple of 64 KiB of the file, none waits in the system for another, and nothing is lost."""
+    """No part crosses a multiple of 128 KiB of the file, none waits in the system for another, and nothing is lost."""
     real, writing, places = os.pwrite, threading.Lock(), []
 
     def pwrite(descriptor: int, data: memoryview, position: int) -> int:
@@ -66,5 +66,5 @@ def test_a_large_range_is_written_in_parts_and_by_one_thread_at_a_time(tmp_path:
         list(pool.map(lambda one: stream.write(*one), [(0, PART[:100]), *ranges]))
     stream.close()
     assert (tmp_path / "x").read_bytes() == PART[:100] + PART * 8
-    assert {begin // 65536 - (begin + size - 1) // 65536 for begin, size in places} == {0}
-    assert len(places) == 1 + 8 * 17
+    assert {begin // 131072 - (begin + size - 1) // 131072 for begin, size in places} == {0}
+    assert len(places) == 1 + 8 * 9
