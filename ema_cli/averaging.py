@@ -30,7 +30,7 @@ from ema_cli.storage.names import as_path
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.loading import loading_notes
-from ema_cli.writing.outputs import OutputKeywords, OutputOptions
+from ema_cli.writing.output_options import OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target, parse_target
 

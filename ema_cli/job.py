@@ -28,7 +28,9 @@ from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.system.progress import ProgressCallback, no_progress
-from ema_cli.writing.outputs import Output, OutputOptions, lay_out_output, output_specs
+from ema_cli.writing.layout import lay_out_output
+from ema_cli.writing.output_options import OutputOptions
+from ema_cli.writing.outputs import Output, output_specs
 from ema_cli.writing.replacing import check_target
 from ema_cli.writing.target import Target, assign_targets, published_target
 

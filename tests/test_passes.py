@@ -17,7 +17,7 @@ from ema_cli.passes import plan_passes
 from ema_cli.planning.plan import make_plan
 from ema_cli.planning.series import make_series
 from ema_cli.runs.run import open_run
-from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import parse_target
 from tests.conftest import write_hf_run
 

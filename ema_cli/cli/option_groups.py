@@ -163,7 +163,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class FormOptions:
-    """The form of an output; see `writing.outputs.OutputOptions`."""
+    """The form of an output; see `writing.output_options.OutputOptions`."""
 
     allow_non_finite: Annotated[
         bool,

@@ -31,7 +31,7 @@ from ema_cli.runs.merging import merge_all
 from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
 from ema_cli.runs.warnings import Remarks
-from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import Target, default_target
 
 _ROUNDING = 1e-12  # tolerance for a weight: the logarithm of another processor may round differently

@@ -26,7 +26,7 @@ from ema_cli.tuning.results import Result, choose
 from ema_cli.tuning.rounds import Candidates, Evaluation, Rounds, Watcher
 from ema_cli.tuning.settings import Setting
 from ema_cli.tuning.workshop import Workshop
-from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import Target, parse_target
 
 

@@ -20,7 +20,7 @@ from ema_cli.system import signals
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.tuning.results import LAST
 from ema_cli.writing.files import publish
-from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import Target
 
 # In the private folder, which is locked: who publishes into a locked folder waits for whoever holds the lock.

@@ -15,7 +15,7 @@ from ema_cli.law.plain_profiles import Uniform
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.runs.options import OpenOptions
-from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import Target
 
 SETTLE, EVERY, PATIENCE = 10.0, 10.0, 600.0

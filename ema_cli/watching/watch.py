@@ -22,7 +22,7 @@ from ema_cli.watching.loop import Loop
 from ema_cli.watching.moments import alone
 from ema_cli.watching.telling import Listener, Watched
 from ema_cli.watching.waiting_list import WaitingList
-from ema_cli.writing.outputs import OutputKeywords, OutputOptions
+from ema_cli.writing.output_options import OutputKeywords, OutputOptions
 from ema_cli.writing.replacing import check_target
 from ema_cli.writing.target import parse_target
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ema_cli.folding.fold import Factored
     from ema_cli.folding.non_finite import NonFinite
     from ema_cli.planning.plan import Plan
-    from ema_cli.writing.outputs import Output, OutputOptions
+    from ema_cli.writing.output_options import OutputOptions
+    from ema_cli.writing.outputs import Output
 
 
 class Record:

@@ -27,7 +27,7 @@ from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.runs.run import open_run
 from ema_cli.storage import anonymity, listing, store_sharing, stores
 from ema_cli.storage.names import StorePath
-from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import parse_target
 from tests.engines.lost import Wrapped
 from tests.engines.runs import RUNS

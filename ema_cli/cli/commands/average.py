@@ -32,7 +32,7 @@ from ema_cli.runs.warnings import Remarks
 from ema_cli.system import signals
 from ema_cli.system.processors import default_threads
 from ema_cli.text import parse_size
-from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from ema_cli.tuning.search import Range
 from ema_cli.tuning.settings import Setting
 from ema_cli.tuning.tune import Tuned, perform
 from ema_cli.tuning.workshop import Workshop
-from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import Target, default_target, parse_target
 
 _DEFAULT_NAME = "ema-tuned"

@@ -17,7 +17,7 @@ from ema_cli.text import parse_size
 from ema_cli.watching.asked import Asked, Waiting
 from ema_cli.watching.telling import Listener
 from ema_cli.watching.watch import perform
-from ema_cli.writing.outputs import OutputOptions
+from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import parse_target
 
 _DEFAULT_NAME = "ema-watched"
