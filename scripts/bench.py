@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="real sizes and cold sets: half an hour, 35 GB of disk")
     parser.add_argument("--scale", choices=SCALES, help=argparse.SUPPRESS)  # micro: for the tests
-    parser.add_argument("--sets", metavar="A,B", help=f"only these: {', '.join(KEYS)}; or table")
+    parser.add_argument("--sets", metavar="A,B", help=f"only these: {', '.join(KEYS)}; table, or pieces")
     parser.add_argument("--rounds", type=int, help="quiet rounds of each (default: 3; with --full 5)")
     parser.add_argument(
         "--peers", metavar="NAMES", help=f"of {', '.join(PEERS)}, or none (default: all; small sets: some)"

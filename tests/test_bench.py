@@ -196,7 +196,7 @@ def test_equal_seeds_give_equal_bytes(tmp_path: Path):
     assert len(set(first)) == data.count
 
 
-@pytest.mark.parametrize("name", ["A", "C", "E", pytest.param("I", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["A", "C", "E", "J", pytest.param("I", marks=pytest.mark.slow)])
 def test_a_set_holds_what_it_says(tmp_path: Path, name: str):
     """Count, names, shapes and dtype; and the same values in every format."""
     data, plain = MICRO[name], MICRO["A"]
@@ -204,7 +204,11 @@ def test_a_set_holds_what_it_says(tmp_path: Path, name: str):
     expected = datasets.checkpoints(plain, datasets.make(plain, tmp_path / "plain"))
     assert len(paths) == len(data.steps) == data.count
     for path, other in zip(paths, expected, strict=True):
-        tensors = load_folder(path)["model"] if data.format == "dcp" else load(path)
+        if data.format == "pieces":
+            parts = [load_file(part) for part in sorted(path.iterdir())]
+            tensors = {each: torch.cat([part[each] for part in parts if each in part]) for each in parts[0]}
+        else:
+            tensors = load_folder(path)["model"] if data.format == "dcp" else load(path)
         assert {each: tuple(tensor.shape) for each, tensor in tensors.items()} == {
             tensor.name: tensor.shape for tensor in data.model.tensors
         }
@@ -341,7 +345,8 @@ def test_rows_are_chosen_by_their_set():
     assert rows.chosen("F cold", full=False) == ["F cold"]
     assert set(rows.KEYS) - set(rows.chosen(None, full=False)) == {"A cold", "F cold", "engines"}
     assert set(rows.chosen(None, full=True)) == set(rows.KEYS)
-    further = {"G1", "G2", "G3", "checksum", "engines", "latency", "tune", "watch"}
+    assert rows.chosen("pieces", full=False) == ["I", "J", "like-input"]
+    further = {"G1", "G2", "G3", "checksum", "engines", "latency", "like-input", "tune", "watch", "J"}
     assert set(rows.KEYS) - set(rows.chosen("table", full=True)) == further
     with pytest.raises(ValueError, match="'X' is none of A, A cold"):
         rows.chosen("A,X", full=True)
@@ -393,7 +398,7 @@ def test_one_row_is_measured_and_its_report_can_be_made_again(tmp_path: Path):
 @pytest.mark.full
 def test_every_kind_of_row_is_measured(tmp_path: Path):
     """With a peer and without, from a cold cache, by numpy, through a slow disk, and the start of the program."""
-    sets = "A,A numpy,A cold,H,manifest,tune,watch,A16,latency,engines,start-up"
+    sets = "A,A numpy,A cold,H,manifest,tune,watch,A16,J,like-input,latency,engines,start-up"
     before = ["--before", str(Path(sys.executable).parent / "ema-cli")]
     options = ["--scale", "micro", "--peers", "naive,mergekit", "--json", "bench.json", *before]
     done = bench(tmp_path, *options, "--sets", sets)

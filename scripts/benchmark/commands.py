@@ -29,7 +29,12 @@ LABELS = {
 LATENCY, BANDWIDTH = 0.02, 500e6
 ENGINE = "dask:local=2"
 _ALONE = ("--no-manifest",)  # as the peers write it; two rows tell what manifest and sums take
-_OPTIONS = {"manifest": (), "checksum": ("--checksum",), "stored": ("--from", "stored", *_ALONE)}
+_OPTIONS = {
+    "manifest": (),
+    "checksum": ("--checksum",),
+    "stored": ("--from", "stored", *_ALONE),
+    "like-input": ("--like-input", *_ALONE),
+}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ _WRITERS: dict[str, Callable[[Path, Model, int, int], None]] = {
     "file": writers.write_file,
     "pt": writers.write_torch,
     "shards": writers.write_shards,
+    "pieces": writers.write_pieces,
 }
 
 
@@ -29,7 +30,7 @@ class Data:
     name: str
     model: Model
     count: int
-    format: str = "file"  # or pt, shards, dcp, stored: averages of two half-lives that a training stored
+    format: str = "file"  # or pt, shards, pieces, dcp, stored: averages of two half-lives that a training stored
 
     @property
     def nbytes(self) -> int:
@@ -105,6 +106,7 @@ def sets_at(scale: str) -> dict[str, Data]:
         "G2-half": Data("G2-half", many_tensors(tensors // 2), 4),
         "G3": Data("G3", one_tensor(values), 2),
         "I": Data("I", a, counts[0], "dcp"),
+        "J": Data("J", a, counts[0], "pieces"),
         "P": Data("P", many_tensors(names), torch_files, "pt"),
         "S": Data("S", b, counts[1], "stored"),
     }
@@ -184,7 +186,14 @@ _FORMS = {
     "file": "one file each",
     "pt": ".pt",
     "shards": "4 shards each",
+    "pieces": "pieces in 4 files each",
     "dcp": "DCP, 4 processes",
     "stored": "averages that the run stored",
 }
-_NAMES = {"file": "step-{}.safetensors", "pt": "step-{}.pt", "shards": "checkpoint-{}", "dcp": "step-{}"}
+_NAMES = {
+    "file": "step-{}.safetensors",
+    "pt": "step-{}.pt",
+    "shards": "checkpoint-{}",
+    "pieces": "step-{}",
+    "dcp": "step-{}",
+}

@@ -40,7 +40,7 @@ class Row:
     peers: tuple[str, ...] = ()
     limits: tuple[str, ...] = ("limit",)
     reference: str | None = None
-    kind: str = "average"  # or half-lives, latency, manifest, checksum, numpy, stored, engines, tune, watch
+    kind: str = "average"  # or half-lives, latency, manifest, checksum, numpy, stored, like-input, engines, tune, watch
     cold: bool = False
     rounds: int | None = None  # where another number is enough
     few: tuple[str, ...] = ()  # the peers at the small scale, each in one row at least: it is to take a minute
@@ -76,6 +76,8 @@ ROWS = (
     Row("C", "C", (_below(1.1, "reference"),), PEERS[:3], reference="A", few=("fairseq",), without=_NESTED),
     Row("E", "E", (_below(1.1, "reference"),), ("naive", "mergekit"), reference="A"),
     Row("I", "I", (_below(1.3, "reference"),), ("naive",), reference="A"),
+    Row("J", "J", (_below(1.3, "reference"),), reference="A"),
+    Row("like-input", "A", (_below(1.2, "reference"),), limits=(), reference="A", kind="like-input"),
     Row("latency", "A", (_below(1.5, "reference"),), limits=(), reference="A", kind="latency", rounds=3),
     Row("engines", "A", (_below(1.25, "reference"),), limits=(), reference="A", kind="engines", full_only=True),
     Row("B", "B", (_below(0.9, "limit"), _below(0.3, *PEERS)), PEERS),
@@ -101,15 +103,19 @@ def chosen(asked: str | None, *, full: bool) -> list[str]:
 
     Raises:
         ValueError: for a key that is none. G stands for G1, G2 and G3; `table` for all that show what a change of the
-            fold costs or saves.
+            fold costs or saves; `pieces` for models in parts, and for what is written over the newest.
     """
     if asked is None:
         return [*(row.key for row in ROWS if full or not row.full_only), START_UP]
-    further = ("checksum", "engines", "latency", "tune", "watch", "G1", "G2", "G3")
-    groups = {"G": further[5:], "table": [key for key in KEYS if key not in further]}
+    further = ("checksum", "engines", "latency", "like-input", "tune", "watch", "J", "G1", "G2", "G3")
+    groups = {
+        "G": further[7:],
+        "pieces": ("I", "J", "like-input"),
+        "table": tuple(key for key in KEYS if key not in further),
+    }
     found: set[str] = set()
     for word in (each.strip() for each in asked.split(",")):
-        keys = groups.get(word, [key for key in KEYS if key == word])
+        keys = groups.get(word, tuple(key for key in KEYS if key == word))
         if not keys:
             raise ValueError(f"'{word}' is none of {', '.join(KEYS)}")
         found.update(keys)

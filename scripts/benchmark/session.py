@@ -169,6 +169,8 @@ def _title(row: Row) -> str:
         return f", {LATENCY * 1e3:.0f} ms a read at {BANDWIDTH / 1e6:.0f} MB/s"
     if row.kind == "engines":
         return f", on {ENGINE}"
+    if row.kind == "like-input":
+        return ", written over the newest"
     return ", numpy alone" if row.kind == "numpy" else ", cold" if row.cold else ""
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,6 +43,32 @@ def write_shards(folder: Path, model: Model, seed: int, step: int) -> None:
     }
     for name, text in texts.items():
         (at / name).write_text(json.dumps(text))
+
+
+def write_pieces(folder: Path, model: Model, seed: int, step: int) -> None:
+    """Write `step-N/` as torch's HuggingFaceStorageWriter does: each of four ranks its rows, in a file of its own."""
+    at = folder / f"step-{step}"
+    at.mkdir()
+    width = {"BF16": 2, "F16": 2, "F32": 4}[model.dtype]
+    for rank in range(SHARDS):
+        entries, offsets, parts, end = dict[str, object](), dict[str, object](), list[bytes](), 0
+        for index, tensor in enumerate(model.tensors):
+            rows = -(-tensor.shape[0] // SHARDS)
+            begin, last = min(rank * rows, tensor.shape[0]), min((rank + 1) * rows, tensor.shape[0])
+            if begin == last:
+                continue
+            data = values.whole(model, seed, step, index)[begin:last].tobytes()
+            shape = [last - begin, *tensor.shape[1:]]
+            start, end = end, end + len(data)
+            assert len(data) == prod(shape) * width
+            entries[tensor.name] = {"dtype": model.dtype, "shape": shape, "data_offsets": (start, end)}
+            offsets[tensor.name] = {"saved_offsets": [begin, *[0] * (len(shape) - 1)]}
+            parts.append(data)
+        told = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)}
+        text = json.dumps({"__metadata__": told, **entries}).encode()
+        text += b" " * (-len(text) % 8)
+        name = f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+        (at / name).write_bytes(b"".join((struct.pack("<Q", len(text)), text, *parts)))
 
 
 def write_torch(folder: Path, model: Model, seed: int, step: int) -> None:
