@@ -33,6 +33,7 @@ class TextPrinter(Printer):
     def __init__(self, summary: Path | None = None, *, quiet: bool = False) -> None:
         super().__init__(summary)
         self.quiet = quiet
+        self._pace: tune_sentences.Pace | None = None
 
     def progress(self, doing: str) -> AbstractContextManager[ProgressCallback]:
         """Show a bar on a terminal, elsewhere a line now and then."""
@@ -82,6 +83,7 @@ class TextPrinter(Printer):
 
     def tuning(self, candidates: Candidates) -> None:
         """Print what will be evaluated, and what room it takes."""
+        self._pace = tune_sentences.Pace(candidates.count)
         if not self.quiet:
             stderr.lines([tune_sentences.tuning_line(candidates)])
 
@@ -94,9 +96,10 @@ class TextPrinter(Printer):
         print_line(tune_sentences.would_line(candidates))
 
     def evaluated(self, result: Result) -> None:
-        """Print the metric of a candidate."""
+        """Print the metric of a candidate, and how long the rest will take."""
+        left = "" if self._pace is None else self._pace.after_another()
         if not self.quiet:
-            stderr.lines([tune_sentences.result_line(result)])
+            stderr.lines([f"{tune_sentences.result_line(result)}{left}"])
 
     def tuned(self, tuned: Tuned) -> None:
         """Print a table of all results, and where the best average is; or the error."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from math import ceil
 from typing import TYPE_CHECKING
 
 from ema_cli.text import size
@@ -13,6 +15,23 @@ if TYPE_CHECKING:
     from ema_cli.tuning.tune import Tuned
 
 LAST_WORDS = "the last checkpoint"
+_LONG = 60.0  # seconds
+
+
+class Pace:
+    """How fast evaluations come, and so how long the rest of them will take."""
+
+    def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._count, self._clock = count, clock
+        self._done, self._began = 0, clock()
+
+    def after_another(self) -> str:
+        """Return how many are there and how long the rest will take, at most; nothing where that is not long."""
+        self._done += 1
+        left = (self._clock() - self._began) / self._done * (self._count - self._done)
+        if left < _LONG:
+            return ""
+        return f" ({self._done} of {self._count}, about {ceil(left / 60)} min left)"
 
 
 def tuning_line(candidates: Candidates) -> str:
