@@ -17,7 +17,7 @@ from ema_cli.errors import EmaError
 from ema_cli.law.wording import recipes_line
 from ema_cli.planning.plan import Plan
 from ema_cli.planning.series import is_series
-from ema_cli.runs.search import PassedOver
+from ema_cli.runs.passed_over import PassedOver
 from ema_cli.runs.warnings import Remarks, and_more, passed_over_kinds
 from ema_cli.text import some
 

@@ -24,7 +24,8 @@ from ema_cli.runs.beside import kind_of
 from ema_cli.runs.entering import has_name_of_copy
 from ema_cli.runs.moments import at_one_clock, is_older, is_partner, known_clocks
 from ema_cli.runs.options import OpenOptions
-from ema_cli.runs.search import AS_ITS_NAME_SAYS, PassedOver, Search
+from ema_cli.runs.passed_over import PassedOver
+from ema_cli.runs.search import AS_ITS_NAME_SAYS, Search
 from ema_cli.runs.unread import exclude
 from ema_cli.storage.location import location
 from ema_cli.text import plural

@@ -14,7 +14,7 @@ from ema_cli.formats.trainers.names import COPIES
 from ema_cli.law.time import Unit
 from ema_cli.runs.beside import holds_tensors_of
 from ema_cli.runs.name_numbers import NameNumbers, advise_name_clock
-from ema_cli.runs.search import PassedOver
+from ema_cli.runs.passed_over import PassedOver
 from ema_cli.storage.location import location
 from ema_cli.text import natural_key
 

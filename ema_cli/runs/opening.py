@@ -11,13 +11,14 @@ from ema_cli.errors import EmaError, IncompleteCheckpoint, NoSuchWeights, NoWeig
 from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.mark import is_of_training
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name
+from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name, name_clocks, names_in
 from ema_cli.runs.called_averages import open_called, reopen, settle_begun, settle_called, settle_named, sort_absent
 from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unmarked, unmarked_error
 from ema_cli.runs.members import check_not_parts, check_one_run, foreign_to_run, several_runs_error
 from ema_cli.runs.options import OpenOptions
-from ema_cli.runs.search import PassedOver, Search, checkpoints_in
+from ema_cli.runs.passed_over import PassedOver
+from ema_cli.runs.search import Search
 from ema_cli.runs.unread import Sorted, Unread, exclude, no_checkpoint, sort_unread
 from ema_cli.storage.location import location
 from ema_cli.storage.names import common_folder, plain
@@ -100,7 +101,7 @@ def open_named(paths: Sequence[Path], options: OpenOptions) -> tuple[Path, list[
 
     A folder with one checkpoint in it names that checkpoint.
     """
-    inside = checkpoints_in(paths) if len(paths) > 1 else {}
+    inside = _checkpoints_in(paths) if len(paths) > 1 else {}
     inside = {path: _with_weights(found, options) for path, found in inside.items()}
     runs = {path: len(checkpoints) for path, checkpoints in inside.items() if len(checkpoints) > 1}
     if runs:
@@ -181,3 +182,19 @@ def _add(opened: list[Checkpoint], checkpoint: Checkpoint) -> None:
     if not opened or checkpoint.tensors.specs is not opened[0].tensors.specs:
         check_has_elements(checkpoint)
     opened.append(checkpoint)
+
+
+def _checkpoints_in(paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    """Return the folders that are no checkpoints themselves, each with what a search of it takes for checkpoints.
+
+    A folder in which there is none is left out.
+    """
+    inside = {}
+    for path in paths:
+        names = names_in(path)
+        if names and (any(name_clocks(name).clocks for name in names) or not is_checkpoint_folder(path)):
+            search = Search(path)
+            search.visit(path)
+            if search.paths not in ([], [path]):
+                inside[path] = [*search.paths, *search.weightless]
+    return inside

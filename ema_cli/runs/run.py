@@ -23,9 +23,9 @@ from ema_cli.runs.name_numbers import advise_name_clock
 from ema_cli.runs.opening import open_named, open_searched, search_folder
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.order import order_checkpoints
+from ema_cli.runs.passed_over import PassedOver
 from ema_cli.runs.paths import check_paths
 from ema_cli.runs.schedule_free import settle_schedule_free
-from ema_cli.runs.search import PassedOver
 from ema_cli.runs.siblings import called_folder_warnings, sibling_warnings
 from ema_cli.runs.unread import Damaged
 from ema_cli.storage.header_cache import opening

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, RunError
+from ema_cli.errors import RunError
 from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.arrays.reader import is_other_archive
 from ema_cli.formats.folders.items import holds_items
 from ema_cli.formats.folders.processors import processor_states
 from ema_cli.formats.options import ReadOptions, no_component_error
-from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, EXTRAS, SHARD, TRAINER_STATE
+from ema_cli.formats.trainers.folders import BASES, DEEPSPEED_TAG, EXTRAS, SHARD
 from ema_cli.formats.trainers.names import (
     AVERAGES_FILE,
     AVERAGES_FOLDER,
@@ -29,7 +27,9 @@ from ema_cli.formats.trainers.names import (
 )
 from ema_cli.formats.trainers.part_names import is_called, parts_of
 from ema_cli.runs.beside import Beside, by_kind
+from ema_cli.runs.clues import has_clock, has_clock_in, names_below, pointer
 from ema_cli.runs.members import component_of
+from ema_cli.runs.passed_over import PassedOver
 from ema_cli.storage.info import Entry, Identity
 from ema_cli.storage.location import location
 from ema_cli.text import natural_key
@@ -37,29 +37,6 @@ from ema_cli.text import natural_key
 AS_ITS_NAME_SAYS = "averages, as its name says"
 _MAX_DEPTH = 16
 _PARTS = tuple({*BASES, *BASES.values(), *EXTRAS})  # the first parts of the file names of a folder's own model
-_POINTER_BYTES = 4096
-_MAX_NAME_BYTES = 255
-
-
-@dataclass(frozen=True, slots=True)
-class PassedOver:
-    """A path in the folder that does not enter, with the reason.
-
-    Attributes:
-        warn: the user may have wanted it.
-        note: nobody would want it, and it is said all the same.
-        excluded: the user left it out.
-        damaged: it is a checkpoint of the run that cannot be read: it is said by itself.
-        unfinished: it is still being written, by its name or its contents.
-    """
-
-    name: str
-    reason: str
-    warn: bool = False
-    note: bool = False
-    excluded: bool = False
-    damaged: bool = False
-    unfinished: bool = False
 
 
 @dataclass(slots=True)
@@ -115,7 +92,7 @@ class Search:
         beside = Beside(folder, self.options, is_root=folder == self.root) if is_checkpoint else around
         has_items = is_checkpoint and holds_items(folder, [entry.name for entry in entries])
         files = self._checkpoint_files(
-            [entry for entry in entries if not has_items and (is_checkpoint or not around or _has_clock_in(entry))]
+            [entry for entry in entries if not has_items and (is_checkpoint or not around or has_clock_in(entry))]
         )
         called_files = [path for path in files if AVERAGES_FILE.search(path.name)]
         side_files = self._add_files([path for path in files if path not in called_files], beside)
@@ -131,7 +108,7 @@ class Search:
             # Checkpoints inside it are its parts, as the modules of a sentence-transformers model.
             self.paths[first:] = [folder]
             del self.weightless[first_weightless:]
-            for path in filter(_has_clock, inside):
+            for path in filter(has_clock, inside):
                 self.pass_over(path, "inside the folder of a checkpoint", warn=True)
         elif folder != self.root and name_clocks(folder.name).clocks and not inside:
             self.weightless.append(folder)
@@ -195,7 +172,7 @@ class Search:
         kept = []
         for entry in folders:
             first = next(filter(names.__contains__, parts_of(entry.name, names.__contains__)), entry.name)
-            is_alone = first == entry.name or is_called(entry.name, _names_below(entry.path))
+            is_alone = first == entry.name or is_called(entry.name, names_below(entry.path))
             if is_alone or names_in(entry.path).isdisjoint(names_in(entry.path.with_name(first))):
                 kept.append(entry)
             else:
@@ -294,62 +271,14 @@ class Search:
         if is_other_archive(path):
             self.pass_over(path, "a zip archive without weights")
             return False
-        target = _pointer(path)
+        target = pointer(path)
         if target is not None:
             self.pass_over(path, f"points to {target}")
             return False
         return True
 
 
-def checkpoints_in(paths: Sequence[Path]) -> dict[Path, list[Path]]:
-    """Return the folders that are no checkpoints themselves, each with what a search of it takes for checkpoints.
-
-    A folder in which there is none is left out.
-    """
-    inside = {}
-    for path in paths:
-        names = names_in(path)
-        if names and (any(name_clocks(name).clocks for name in names) or not is_checkpoint_folder(path)):
-            search = Search(path)
-            search.visit(path)
-            if search.paths not in ([], [path]):
-                inside[path] = [*search.paths, *search.weightless]
-    return inside
-
-
-def _names_below(folder: Path) -> Iterator[str]:
-    """Yield the names in a folder, and in those in it."""
-    for name in names_in(folder):
-        yield name
-        yield from names_in(folder / name)
-
-
 def _are_checkpoints(paths: list[Path], beside: Beside) -> bool:
     """Return whether a folder's model is one beside its own checkpoints, which are at these paths in the folder."""
-    clocked = [path for path in paths if _has_clock(path)]
+    clocked = [path for path in paths if has_clock(path)]
     return bool(clocked) and (not beside.is_one_state or beside.are_checkpoints(clocked))
-
-
-def _has_clock_in(entry: Entry) -> bool:
-    return bool(name_clocks(entry.name).clocks)
-
-
-def _has_clock(path: Path) -> bool:
-    return bool(name_clocks(path.name).clocks) or location(path / TRAINER_STATE).info().is_file
-
-
-def _pointer(path: Path) -> str | None:
-    """Return the sibling that a small text file names: so Composer replaces links on file systems without them."""
-    try:
-        if not 0 < location(path).info().size <= _POINTER_BYTES:
-            return None
-        file = location(path).open()
-        text = file.read(0, file.size).strip()
-    except CheckpointError:
-        return None  # opening it as a checkpoint gives the reason
-    if not text or b"\0" in text or b"/" in text:
-        return None
-    name = os.fsdecode(text)
-    if "\n" in name or len(text) > _MAX_NAME_BYTES or name == path.name:
-        return None
-    return name if location(path.parent / name).info().is_file else None

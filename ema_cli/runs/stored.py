@@ -17,9 +17,9 @@ from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, Run
 from ema_cli.formats.options import ReadOptions
 from ema_cli.law.time import Time, Unit, interval_text
 from ema_cli.runs.options import OpenOptions
+from ema_cli.runs.passed_over import PassedOver
 from ema_cli.runs.paths import check_paths
 from ema_cli.runs.run import Run
-from ema_cli.runs.search import PassedOver
 from ema_cli.runs.stored_branches import choose_branch
 from ema_cli.runs.stored_file import FIRST, StoredAverage, open_stored_file
 from ema_cli.storage.header_cache import opening

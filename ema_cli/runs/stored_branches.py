@@ -12,7 +12,7 @@ from pathlib import Path
 from ema_cli.errors import RunError, option
 from ema_cli.law.branches import Lineage, belongs_to
 from ema_cli.law.time import Time
-from ema_cli.runs.search import PassedOver
+from ema_cli.runs.passed_over import PassedOver
 from ema_cli.runs.stored_file import FIRST, StoredAverage
 from ema_cli.storage.names import relative_name
 

@@ -30,7 +30,7 @@ from ema_cli.formats.trainers.names import FOREIGN_SUFFIXES, WEIGHT_SUFFIXES, na
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.order import PREFERENCE
-from ema_cli.runs.search import PassedOver
+from ema_cli.runs.passed_over import PassedOver
 from ema_cli.text import natural_key, plural, some
 
 _DIGITS = re.compile(r"[0-9]")

@@ -16,8 +16,8 @@ from ema_cli.dataclass import dataclass
 from ema_cli.formats.mark import EXACT_LORA
 from ema_cli.formats.trainers.adapters import BASE
 from ema_cli.runs.beside import kind_of
+from ema_cli.runs.passed_over import PassedOver
 from ema_cli.runs.run import Run
-from ema_cli.runs.search import PassedOver
 from ema_cli.runs.tensor_rules import (
     ADAPTER_NOTE,
     copied_names,
