@@ -16,13 +16,14 @@ from ema_cli.comparing.twins import check_alphas, check_averages_move, check_cop
 from ema_cli.engines.engine import Engine
 from ema_cli.errors import UsageError
 from ema_cli.folding.kernel.choice import chosen_kernel
-from ema_cli.job import Job, prepare
+from ema_cli.job import Job
 from ema_cli.kinds import as_count, as_list, as_size, check_flags, check_instance, check_path_kinds
 from ema_cli.making import Made, Recording, fold_here, make_pass, publish_outputs
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.passes import keep_more_blocks, plan_passes
 from ema_cli.planning.advice import factored_note
 from ema_cli.planning.plan import Plan
+from ema_cli.preparing import prepare
 from ema_cli.result import PartDone, Result
 from ema_cli.runs.tensor_rules import STATISTICS_NOTE, averages_statistics
 from ema_cli.storage.location import location

@@ -155,7 +155,7 @@ def measure(megabytes: int, repeats: int) -> None:
     from ema_cli.averaging import perform
     from ema_cli.engines.engine import Engine
     from ema_cli.engines.opening import open_engine
-    from ema_cli.job import prepare
+    from ema_cli.preparing import prepare
     from ema_cli.result import Result
     from ema_cli.writing.target import parse_target
 

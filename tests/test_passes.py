@@ -10,12 +10,13 @@ import pytest
 from ema_cli import passes
 from ema_cli.averaging import average, perform
 from ema_cli.errors import UsageError
-from ema_cli.job import Job, prepare
+from ema_cli.job import Job
 from ema_cli.law.recipe import Recipe
 from ema_cli.making import Recording
 from ema_cli.passes import plan_passes
 from ema_cli.planning.plan import make_plan
 from ema_cli.planning.series import make_series
+from ema_cli.preparing import prepare
 from ema_cli.runs.run import open_run
 from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import parse_target

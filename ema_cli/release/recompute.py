@@ -14,9 +14,10 @@ from ema_cli.engines.engine import Engine
 from ema_cli.errors import EmaError, OutputError, RunError, UsageError, at_terminal
 from ema_cli.folding.buffers import default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.folding.sample import Sample
-from ema_cli.job import Job, lay_out
+from ema_cli.job import Job
 from ema_cli.manifest.recipe_record import check_base
 from ema_cli.manifest.types import Manifest
+from ema_cli.preparing import lay_out
 from ema_cli.release.byte_comparison import Comparison, holders
 from ema_cli.release.clocks import OtherClock, overruled_by
 from ema_cli.release.comparison_task import compare_by

@@ -10,12 +10,12 @@ from typing import Any, TypedDict, Unpack
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, GateError, UsageError, option
-from ema_cli.job import prepare
 from ema_cli.kinds import as_count, check_flags, check_instance
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import TuneRow
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.planning.series import make_series
+from ema_cli.preparing import prepare
 from ema_cli.runs.run import Run
 from ema_cli.storage.location import location
 from ema_cli.system.progress import no_progress

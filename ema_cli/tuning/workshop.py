@@ -9,11 +9,12 @@ from pathlib import Path
 
 from ema_cli.averaging import perform
 from ema_cli.dataclass import dataclass
-from ema_cli.job import Job, prepare
+from ema_cli.job import Job
 from ema_cli.manifest.manifest import manifest_text, read_manifest
 from ema_cli.manifest.sums import manifest_path, parse_sums, sums_path, sums_text
 from ema_cli.manifest.types import TuneRow
 from ema_cli.planning.plan import Plan
+from ema_cli.preparing import prepare
 from ema_cli.storage.output_stream import write_file
 from ema_cli.storage.staging import Staging
 from ema_cli.system import signals

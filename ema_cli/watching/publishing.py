@@ -10,7 +10,7 @@ from typing import Any
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError
 from ema_cli.formats import open_checkpoint
-from ema_cli.job import Job, lay_out
+from ema_cli.job import Job
 from ema_cli.law.time import Time, Unit
 from ema_cli.making import Recording, write_readymade
 from ema_cli.manifest.manifest import read_manifest
@@ -18,6 +18,7 @@ from ema_cli.manifest.sums import files_beside, manifest_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.passes import plan_passes
 from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.preparing import lay_out
 from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
 from ema_cli.runs.warnings import Remarks

@@ -9,9 +9,9 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import NothingLeft, UsageError, option
 from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, least_bytes
-from ema_cli.job import lay_out, refuse_averaged
 from ema_cli.law.time import Unit
 from ema_cli.planning.plan import Plan
+from ema_cli.preparing import lay_out, refuse_averaged
 from ema_cli.runs.run import Run
 from ema_cli.runs.tensor_rules import copied_names
 from ema_cli.system.memory import peak_bytes

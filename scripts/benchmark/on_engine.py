@@ -16,7 +16,7 @@ from pathlib import Path
 from ema_cli import Recipe, make_plan, open_run
 from ema_cli.averaging import perform
 from ema_cli.engines.opening import open_engine
-from ema_cli.job import prepare
+from ema_cli.preparing import prepare
 from ema_cli.writing.target import parse_target
 
 NONE = "none"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ema_cli import averaging, job
+from ema_cli import averaging, preparing
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import NonFiniteError, OutputError, RunError, UsageError
 from ema_cli.folding import reading
@@ -193,7 +193,7 @@ def test_a_dry_run_of_several_tells_the_bytes_that_are_read(tmp_path: Path):
     for number, half_lives in enumerate((["3ba"], ["0ba"], MANY)):
         plans = plans_of(tmp_path / "run", half_lives)
         target = parse_target(tmp_path / f"{number}")
-        work = job.prepare(plans, target, force=False, manifest=False)
+        work = preparing.prepare(plans, target, force=False, manifest=False)
         done = averaging.average(plans, target, manifest=False)
         assert (work.bytes_to_read, work.bytes_to_write) == (done.bytes_read, done.bytes_written)
         assert done.bytes_written == sum(map(len, contents(tmp_path / f"{number}").values()))
@@ -259,7 +259,7 @@ def test_the_space_for_all_of_them_is_asked_beforehand(tmp_path: Path, monkeypat
     """Two outputs of which one would fit are refused before anything is read."""
     write_torch_run(tmp_path / "run", [100, 200])
     plans = plans_of(tmp_path / "run", ["50ba", "100ba"])
-    alone = job.prepare(plans[:1], parse_target(tmp_path / "x.safetensors"), force=False)
+    alone = preparing.prepare(plans[:1], parse_target(tmp_path / "x.safetensors"), force=False)
     free = alone.bytes_to_write + 10
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((1, 1, free, free, free, 9, 9, 9, 9, 9)))
     with pytest.raises(OutputError, match=rf"out: needs \d+ bytes, but {free} are free"):
@@ -278,7 +278,7 @@ def test_averages_in_the_run_s_folder_are_passed_over(tmp_path: Path):
         inside = [f"ema-50ba-100ba/ema-{each}{'' if kind == 'hf' else '.safetensors'}" for each in ("50ba", "100ba")]
         assert {each.name: each.reason for each in found.passed_over} == dict.fromkeys(inside, "averaged by ema-cli")
         with pytest.raises(RunError, match="is averaged already"):
-            job.refuse_averaged(plans_of(run / inside[0], ["1ba"])[0])
+            preparing.refuse_averaged(plans_of(run / inside[0], ["1ba"])[0])
 
 
 def test_newest_checkpoints_of_different_tensors_are_refused(tmp_path: Path):

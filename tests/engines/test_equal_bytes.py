@@ -13,9 +13,9 @@ import pytest
 from ema_cli.averaging import average, perform
 from ema_cli.engines.engine import Engine
 from ema_cli.engines.tasks import Step, Task
-from ema_cli.job import prepare
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.preparing import prepare
 from ema_cli.runs.run import open_run
 from ema_cli.writing.target import assign_targets, parse_target
 from tests.engines.lost import Wrapped

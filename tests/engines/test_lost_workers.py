@@ -21,8 +21,8 @@ from ema_cli.engines.engine import Engine, EngineError
 from ema_cli.engines.opening import open_engine
 from ema_cli.engines.process_pool import Processes, process_loss
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.job import prepare
 from ema_cli.planning.plan import Plan
+from ema_cli.preparing import prepare
 from ema_cli.writing.target import parse_target
 from tests.engines.lost import (
     Wrapped,

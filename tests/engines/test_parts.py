@@ -16,8 +16,8 @@ from ema_cli.engines.engine import Engine
 from ema_cli.engines.parts import Part, share_of
 from ema_cli.engines.tasks import Step, Task
 from ema_cli.errors import CheckpointError, OutputError, UsageError
-from ema_cli.job import prepare
 from ema_cli.planning.plan import Plan
+from ema_cli.preparing import prepare
 from ema_cli.result import Result
 from ema_cli.storage import shared_staging
 from ema_cli.storage.lease import Lease

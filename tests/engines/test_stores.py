@@ -21,9 +21,10 @@ from ema_cli.engines.opening import open_engine
 from ema_cli.engines.parts import Part
 from ema_cli.engines.tasks import Task
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.job import Job, prepare
+from ema_cli.job import Job
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.plan import Plan, make_plan
+from ema_cli.preparing import prepare
 from ema_cli.runs.run import open_run
 from ema_cli.storage import anonymity, listing, store_sharing, stores
 from ema_cli.storage.names import StorePath

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
-from ema_cli import averaging, job
+from ema_cli import averaging, preparing
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import NoSuchWeights, RunError
 from ema_cli.law.recipe import Recipe
@@ -141,7 +141,7 @@ def test_weights_alone_in_a_folder_called_ema_are_averages_until_the_user_says(
         save(tmp_path / "ema" / f"step-{step}.pt", saved(float(step)))
     plan = make_plan(open_run(tmp_path / "ema"), Recipe(half_life="1ba"))
     with pytest.raises(RunError, match="it is in a folder of averages, by its name") as caught:
-        job.refuse_averaged(plan)
+        preparing.refuse_averaged(plan)
     assert "weights='raw'" in (caught.value.hint or "")
     run = open_run(tmp_path / "ema", weights="raw")
     assert values(run) == [1.0, 2.0]
@@ -186,7 +186,7 @@ def test_the_same_files_named_one_by_one(tmp_path: Path) -> None:
     files = sorted(tmp_path.iterdir())
     assert values(open_run(files)) == [100.0, 110.0, 120.0, 130.0]
     with pytest.raises(RunError, match="its name says averages"):
-        job.refuse_averaged(make_plan(open_run(files[2:]), Recipe(half_life="10ep")))
+        preparing.refuse_averaged(make_plan(open_run(files[2:]), Recipe(half_life="10ep")))
 
 
 @pytest.mark.parametrize("weights", [None, "raw"])
@@ -222,7 +222,7 @@ def test_a_folder_of_nothing_but_such_names(pattern: str, tmp_path: Path) -> Non
         save(tmp_path / pattern.format(number), {"model": weights(float(number)), "epoch": number})
     plan = make_plan(open_run(tmp_path), Recipe(half_life="1ep"))
     with pytest.raises(RunError, match="is averaged already: its name says averages"):
-        job.refuse_averaged(plan)
+        preparing.refuse_averaged(plan)
     assert values(open_run(tmp_path, weights="raw")) == [1.0, 2.0]
     assert values(open_run(tmp_path, weights="ema")) == [1.0, 2.0]
     files = sorted(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli import averaging, job
+from ema_cli import averaging, preparing
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, NoWeights, RunError
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
@@ -145,7 +145,7 @@ def test_a_folder_of_averages_is_refused_when_it_is_named(tmp_path: Path, named:
     spacing = Time.parse("1ba") if named == "unet_ema" else None
     plan = make_plan(open_run([tmp_path / named], spacing=spacing), FOUR)
     with pytest.raises(RunError, match=r"is averaged already: it is in a folder of averages, by its name") as raised:
-        job.refuse_averaged(plan)
+        preparing.refuse_averaged(plan)
     assert "weights='ema'" in (raised.value.hint or "")
 
 
@@ -160,7 +160,7 @@ def test_our_own_output_is_passed_over_in_a_search_and_refused_when_named(tmp_pa
     assert passed_over(run) == {target: "averaged by ema-cli"}
     for others in ([], [tmp_path / "run" / "checkpoint-200"]):
         with pytest.raises(RunError, match=rf"{target}: is averaged already: ema-cli made it"):
-            job.refuse_averaged(make_plan(open_run([tmp_path / "run" / target, *others]), FOUR))
+            preparing.refuse_averaged(make_plan(open_run([tmp_path / "run" / target, *others]), FOUR))
 
 
 def test_half_written_files_are_passed_over_in_a_search_and_refused_when_named(tmp_path: Path):

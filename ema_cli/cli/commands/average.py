@@ -19,7 +19,6 @@ from ema_cli.cli.stderr import ask_password
 from ema_cli.dataclass import dataclass
 from ema_cli.engines.opening import only_works, open_engine
 from ema_cli.errors import UsageError, option
-from ema_cli.job import prepare
 from ema_cli.law.recipe import Recipe
 from ema_cli.making import Recording
 from ema_cli.passes import plan_passes
@@ -27,6 +26,7 @@ from ema_cli.planning.advice import twin_warnings
 from ema_cli.planning.gates import Gates
 from ema_cli.planning.plan import Plan
 from ema_cli.planning.series import Series
+from ema_cli.preparing import prepare
 from ema_cli.runs.run import Run
 from ema_cli.runs.warnings import Remarks
 from ema_cli.system import signals

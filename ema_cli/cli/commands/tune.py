@@ -19,10 +19,11 @@ from ema_cli.cli.sources import Planner, RawSource, StoredSource
 from ema_cli.cli.tune_options import EvaluationOptions, TunedLawOptions, TuneOptions
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, RunError, UsageError, option
-from ema_cli.job import checkpoints_read, prepare
+from ema_cli.job import checkpoints_read
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.planning.plan import Plan
 from ema_cli.planning.series import Series
+from ema_cli.preparing import prepare
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.system import signals
