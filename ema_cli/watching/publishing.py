@@ -14,7 +14,7 @@ from ema_cli.job import Job
 from ema_cli.law.time import Time, Unit
 from ema_cli.making import Recording, write_readymade
 from ema_cli.manifest.manifest import read_manifest
-from ema_cli.manifest.sums import files_beside, manifest_path
+from ema_cli.manifest.sums import manifest_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.passes import plan_passes
 from ema_cli.planning.plan import Plan, make_plan
@@ -23,7 +23,6 @@ from ema_cli.runs.order import order_units
 from ema_cli.runs.run import Run
 from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import claim_on, location
-from ema_cli.storage.names import StorePath
 from ema_cli.watching.asked import Asked
 from ema_cli.watching.moments import Moment
 from ema_cli.writing.outputs import Output
@@ -87,11 +86,12 @@ def is_watched(job: Job) -> bool:
 
 
 def is_half_replaced(job: Job) -> bool:
-    """Return whether a watch was ended while it replaced its average in a store: a file without sidecars, and ours."""
-    path = job.target.path
-    if job.target.is_folder or not isinstance(path, StorePath):
-        return False
-    return _last_clock(path) is not None and not any(location(beside).info().exists for beside in files_beside(path))
+    """Return whether a run was ended while it replaced what is there, in a store, and all of that is ours.
+
+    Manifests are withdrawn first: only the files tell whose they are. `check_target` looks at those of a folder.
+    """
+    target = job.target
+    return claim_on(target.path) is not None and (target.is_folder or _last_clock(target.path) is not None)
 
 
 def published_clock(job: Job) -> Time | None:
