@@ -449,6 +449,36 @@ def test_what_a_killed_run_left_is_named_and_removed_by_the_next(
     assert present(folder) == {"release-2/model.safetensors": b"another's"}
 
 
+@pytest.mark.full
+def test_after_a_kill_at_any_change_the_next_run_leaves_only_its_release(
+    proxy: Proxy, folder: StorePath, disk: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """Where nothing was before: what is not whole does not verify, and nothing of the run that died stays."""
+    monkeypatch.setattr(claim, "_LEASE", timedelta(0))
+    target = folder / "release"
+    arguments: list[object] = [disk / "ckpts", *LAW, "--max-shard-size", "40B", "-o", str(target)]
+    assert cli("average", *arguments[:-1], tmp_path / "release").code == 0
+    whole, kills = local(tmp_path / "release"), 0
+    while True:
+        seen = count()
+
+        def is_time(request: Request, seen: Any = seen, kills: int = kills) -> bool:
+            return request.method in ("PUT", "POST", "DELETE") and next(seen) == kills
+
+        if kill_when(is_time, proxy, arguments) == 0:
+            break
+        kills += 1
+        left, code = present(target), cli("verify", target).code
+        assert code == (0 if left == whole else 6)
+        again = cli("average", *arguments, *(["--force"] if left == whole else []))
+        assert again.code == 0, again
+        assert present(folder) == {f"release/{name}": content for name, content in whole.items()}
+        assert uploads(folder) == 0
+        for name in whole:
+            obstore.delete(stores.client_of(target), (target / name).key)
+    assert kills > 6
+
+
 def test_a_claim_of_a_dead_run_is_no_leave_to_remove_what_is_not_its_own(
     models: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):
