@@ -188,6 +188,7 @@ def scheduler(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     environment = {**os.environ, "DASK_DISTRIBUTED__WORKER__DAEMON": "False"}
     place = tmp_path / "scheduler.json"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
+    quiet["start_new_session"] = True  # so that a worker ends with its own
     begun = [
         subprocess.Popen(
             [ours, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", place],
@@ -217,7 +218,11 @@ def scheduler(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         for process in begun:
             process.terminate()
         for process in begun:
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:  # workers wait for their scheduler to come back
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 @pytest.mark.full
