@@ -19,6 +19,8 @@ WEB = ("https", "http")  # servers that cannot list what they have
 
 _HUB_PARTS = 3  # scheme, owner, repository
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.ASCII | re.IGNORECASE)  # pathlib makes one slash of two
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d*)?", re.ASCII | re.IGNORECASE)  # of a web address
+_USER = re.compile(r"//.*@")  # in an address, and the password behind it
 _INDEX = ".index.json"  # what the name of a list of shards ends with
 _indexes: dict[Path, str] = {}  # of a folder of a web server: the name of the list of its shards
 _queries: dict[Path, str] = {}  # what follows the question mark of web addresses that were named: it may be a signature
@@ -111,15 +113,17 @@ def as_path(word: str | Path) -> Path:
     if isinstance(word, StorePath):
         return word
     scheme = _ADDRESS.match(str(word))
-    if scheme is None or scheme[1] not in SCHEMES:
+    name = "" if scheme is None else scheme[1].lower()
+    if scheme is None or name not in SCHEMES:
         return Path(word)
-    text, _, query = str(word).partition("?") if scheme[1] in WEB else (str(word), "", "")
-    path = StorePath(f"{scheme[1]}:" if scheme[0].endswith("///") else text)
-    user, at, host = path.bucket.rpartition("@")
-    if at and (":" in user or path.scheme in WEB):
+    rest = str(word)[len(scheme[1]) :]
+    text, _, query = rest.partition("?") if name in WEB else (rest, "", "")
+    path = StorePath(f"{name}:" if scheme[0].endswith("///") else name + text)
+    # A password may hold a slash, with which the bucket would end.
+    if ("@" in path.bucket or not _HOST.fullmatch(path.bucket)) if name in WEB and path.bucket else ":" in path.bucket:
         raise UsageError(
             "holds a user's name and password",
-            subject=f"{path.scheme}://...@{host}",
+            subject=_without_secrets(f"{name}{text}"),
             hint="leave them out: credentials come from the environment",
         )
     if not path.bucket or ".." in path.parts:
@@ -146,9 +150,16 @@ def check_no_address(path: Path) -> None:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES[:-2])
         raise UsageError(
             "is the address of a store or server of a kind that is not read",
-            subject=_ADDRESS.sub(r"\1://", str(path), count=1),
+            subject=_without_secrets(_ADDRESS.sub(r"\1://", str(path), count=1)),
             hint=f"copy what is there to a disk, or mount it, and name the path; read: {known}",
         )
+
+
+def _without_secrets(address: str) -> str:
+    """Return an address without what may be a user's name, a password or a signature."""
+    shown = _USER.sub("//...@", address.partition("?")[0])
+    scheme, _, rest = shown.partition("://")
+    return shown if _HOST.fullmatch(rest.partition("/")[0]) else f"{scheme}://..."
 
 
 def plain(path: Path) -> Path:

@@ -185,7 +185,7 @@ def reason_of(error: Exception) -> str:
     text = str(error).split("\n\nDebug source")[0]
     status, message = _STATUS.search(text), _MESSAGE.search(text)
     if status is not None:
-        return f"{status[1].strip()}: {message[1]}" if message else status[1].strip()
+        return f"{status[1].strip()}: {without_queries(message[1])}" if message else status[1].strip()
     return without_queries(text.rpartition(" - ")[2].strip())[:300]
 
 

@@ -91,7 +91,7 @@ USAGE = [
     (["inspect", "hdfs://models/x"], "hdfs://models/x: is the address of a store or server"),
     (["verify", "ftp://host/x.safetensors"], "ftp://host/x.safetensors: is the address of a store or server"),
     (["inspect", "s3://"], "s3://: names no bucket"),
-    (["inspect", "https://me:secret@host/x.pt"], "https://...@host: holds a user's name and password"),
+    (["inspect", "https://me:secret@host/x.pt"], "https://...@host/x.pt: holds a user's name and password"),
     (["no-such-command"], "No such command 'no-such-command'"),
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ema_cli.errors import UsageError
-from ema_cli.storage.names import StorePath, as_path, common_folder, plain, relative_name
+from ema_cli.storage.names import StorePath, as_path, check_no_address, common_folder, plain, relative_name
 
 RUN = as_path("s3://bucket/run/")
 
@@ -32,7 +32,7 @@ def test_names_are_found_from_an_address():
 
 
 @pytest.mark.parametrize(
-    "word", ["run", "/data/run", "C:/run", "hdfs://host/run", "./s3:/bucket", "S3://bucket/run", "a/s3://bucket"]
+    "word", ["run", "/data/run", "C:/run", "hdfs://host/run", "./s3:/bucket", "a/s3://bucket"]
 )
 def test_any_other_word_is_a_local_path(word: str):
     """Only the schemes of stores that are read make an address, at the beginning of a word."""
@@ -45,8 +45,11 @@ def test_any_other_word_is_a_local_path(word: str):
         ("s3://", "s3://: names no bucket"),
         ("s3:///bucket/run", "s3://: names no bucket"),
         ("az://box/../x", "az://box/../x: '..' has no meaning in a store"),
-        ("s3://KEY:SECRET@bucket/run", "s3://...@bucket: holds a user's name and password"),
-        ("https://token@host/x.pt", "https://...@host: holds a user's name and password"),
+        ("s3://KEY:SECRET@bucket/run", "s3://...@bucket/run: holds a user's name and password"),
+        ("s3://KEY:SEC/RET@bucket/run", "s3://...@bucket/run: holds a user's name and password"),
+        ("s3://KEY:SEC/RET", "s3://...: holds a user's name and password"),
+        ("https://token@host/x.pt", "https://...@host/x.pt: holds a user's name and password"),
+        ("https://me:sec/ret@host:80/x.pt?sig=1", "https://...@host:80/x.pt: holds a user's name and password"),
     ],
 )
 def test_what_is_no_address_is_an_error_without_secrets(word: str, fact: str):
@@ -54,6 +57,35 @@ def test_what_is_no_address_is_an_error_without_secrets(word: str, fact: str):
     with pytest.raises(UsageError) as caught:
         as_path(word)
     assert str(caught.value) == fact
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("hdfs://me:secret@host/run", "hdfs://...@host/run"),
+        ("sftp://me:sec/ret@host/run", "sftp://...@host/run"),
+        ("ftp://host/x.pt?token=secret", "ftp://host/x.pt"),
+        ("ftp://host:21/x.pt", "ftp://host:21/x.pt"),
+        ("ftp://me:sec/ret", "ftp://..."),
+    ],
+)
+def test_an_address_of_another_kind_is_an_error_without_secrets(word: str, shown: str):
+    """What may be a name, a password or a signature is left out."""
+    with pytest.raises(UsageError) as caught:
+        check_no_address(Path(word))
+    assert caught.value.subject == shown
+
+
+@pytest.mark.parametrize("word", ["https://host:8080/x.pt", "http://127.0.0.1:9/a:b@c", "https://[::1]:80/x.pt"])
+def test_a_port_is_no_password(word: str):
+    """Nor is what stands behind the server."""
+    assert str(as_path(word)) == word
+
+
+def test_capital_letters_make_no_other_scheme():
+    """As in every address; what follows is kept as it is, and a signature apart."""
+    assert as_path("S3://bucket/Run") == as_path("s3://bucket/Run")
+    assert str(as_path("HTTPS://host/model.pt?X-Amz-Signature=abc")) == "https://host/model.pt"
 
 
 def test_a_container_of_azure_may_stand_before_its_account():
