@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, TypedDict, Unpack
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import UsageError, option
+from ema_cli.errors import UsageError, mentioned, option
 from ema_cli.kinds import as_number, check_flags, check_texts
 from ema_cli.law import decay, weights
 from ema_cli.law.bema import BEMA_KEYS, Bema
@@ -293,7 +293,7 @@ def _extrapolated(factor: float, options: LawOptions) -> Extrapolated:
     try:
         away_from = make_law(**{**inner, varied: other})
     except UsageError as error:
-        raise UsageError(error.fact, option="extrapolate_from", hint=error.hint) from error
+        raise UsageError(error.fact, option="extrapolate_from", hint=error.advice(mentioned)) from error
     return Extrapolated(average, away_from, factor)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
-from ema_cli.errors import CheckpointError, EmaError, OutputError, Unreadable, option
+from ema_cli.errors import CheckpointError, EmaError, OutputError, Unreadable, mentioned, option
 from ema_cli.formats import open_checkpoint
 from ema_cli.manifest.signature import SIGNATURE_NAME
 from ema_cli.manifest.sums import FOLDER_NAME, SUMS_NAME, files_beside, is_own_sidecar
@@ -36,7 +36,7 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
             if target.is_folder:
                 _check_own_folder(target.path)
     except CheckpointError as error:
-        raise OutputError(error.fact, subject=error.subject, hint=error.hint or WRITE_ELSEWHERE) from error
+        raise OutputError(error.fact, subject=error.subject, hint=error.advice(mentioned) or WRITE_ELSEWHERE) from error
 
 
 def _check_surroundings(target: Target) -> None:

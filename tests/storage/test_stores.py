@@ -234,6 +234,24 @@ def test_a_wrong_secret_is_an_error_with_a_way_on(
     assert "wrong-secret" not in done.err
 
 
+def test_what_a_server_says_is_told_without_what_signs():
+    """It may name the address that was asked for."""
+    said = "status code: 403 Forbidden: <Message>http://host/x?X-Amz-Signature=abc has expired</Message>"
+    assert stores.reason_of(ValueError(said)) == "403 Forbidden: http://host/x?... has expired"
+
+
+@pytest.mark.slow
+def test_a_store_that_refuses_an_output_says_what_to_set(
+    proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """In the words of the command line."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    monkeypatch.setattr(stores, "_clients", {})
+    done = cli("average", disk / "run", *LAW, "-o", folder / "out")
+    assert done.code == 5
+    assert done.err.endswith("; what is public is read with --anonymous\n")
+
+
 @pytest.mark.full
 def test_whatever_happens_it_is_the_average_or_an_error(
     proxy: Proxy, run: StorePath, disk: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
