@@ -31,9 +31,7 @@ def test_names_are_found_from_an_address():
     assert file.absolute() == plain(file) == plain(file.parent / ".." / "step-1" / file.name) == file
 
 
-@pytest.mark.parametrize(
-    "word", ["run", "/data/run", "C:/run", "hdfs://host/run", "./s3:/bucket", "a/s3://bucket"]
-)
+@pytest.mark.parametrize("word", ["run", "/data/run", "C:/run", "hdfs://host/run", "./s3:/bucket", "a/s3://bucket"])
 def test_any_other_word_is_a_local_path(word: str):
     """Only the schemes of stores that are read make an address, at the beginning of a word."""
     assert type(as_path(word)) is type(Path())
