@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import pickle
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
@@ -28,8 +30,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.formats.options import ReadOptions
+from tests.formats.arrays.flax_files import packed
 from tests.formats.careful_pickles import CarefulUnpickler, torch_load
 from tests.formats.containers import DTYPE_NAMES
+from tests.formats.dcp_folders import Pieces
 from tests.formats.pieces.make import halves, write_pieces
 from tests.formats.ranks.saves import Cut as CutTensor
 from tests.formats.ranks.saves import save_ranks
@@ -57,6 +62,8 @@ def torch_tensors() -> dict[str, torch.Tensor]:
 
 class Format:
     """A checkpoint on disk, and how its library reads it."""
+
+    options = ReadOptions()  # with which we read it
 
     def write(self, folder: Path) -> Path:
         """Write the checkpoint into the folder; return the path to open."""
@@ -282,6 +289,41 @@ class ZeroFolder(Format):
 
 
 @dataclass
+class UniversalFolder(Format):
+    """A folder of DeepSpeed's universal format, made of what two ranks saved."""
+
+    stage: int
+
+    def write(self, folder: Path) -> Path:
+        weights = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(3)}
+        frozen, buffers = {"still": torch.ones(3, dtype=torch.bfloat16)}, {"counter": torch.tensor(3)}
+        shared = {"head.weight": "layer.weight"}
+        saved = Saved(stage=self.stage, groups=[weights], frozen=frozen, buffers=buffers, shared=shared)
+        return saved.write_universal(folder)
+
+    def files(self, folder: Path) -> list[Path]:
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def load(self, path: Path) -> Tensors:
+        """Take each parameter from its file, as DeepSpeed does; what has none from the model states."""
+        models = [torch_load(file) for file in sorted(path.glob("*_model_states.pt"))]
+        first = models[0]
+        tensors = dict(first["module"])
+        if self.stage == 3:
+            tensors = {name: tensors[name] for name in first["buffer_names"] if name in tensors}
+            for name, shape in first["frozen_param_shapes"].items():
+                whole = torch.cat([model["frozen_param_fragments"][name] for model in models])
+                tensors[name] = whole.narrow(0, 0, shape.numel()).view(shape)
+        for name, shape in {name: shape for group in first["param_shapes"] for name, shape in group.items()}.items():
+            stored = torch_load(path / "zero" / name / "fp32.pt")
+            value = stored["param"] if isinstance(stored, dict) else stored
+            assert value.shape == shape or value.shape == (shape.numel(),)
+            tensors[name] = value.view(shape)
+        tied = {name: tensors[kept] for name, kept in first["shared_params"].items() if kept in tensors}
+        return {**tensors, **tied}
+
+
+@dataclass
 class RankFiles(Format):
     """A folder with what two ranks save, who share the rows of tensors."""
 
@@ -293,9 +335,13 @@ class RankFiles(Format):
                  "scale": CutTensor(torch.ones(2), [Replicate()]), "counter": torch.tensor(3)}  # fmt: skip
         return save_ranks(folder, state, {"fsdp": 2}, zipped=self.zipped)
 
+    def rank_files(self, path: Path) -> list[Path]:
+        """Return the files of the ranks, in their order."""
+        return sorted(path.iterdir())
+
     def load(self, path: Path) -> Tensors:
         """Put the parts at the places that torch computes for them, each element once."""
-        ranks = [torch_load(file) for file in sorted(path.iterdir())]
+        ranks = [torch_load(file) for file in self.rank_files(path)]
         whole: dict[str, torch.Tensor] = {}
         for name in {name: None for state in ranks for name in state}:
             own = [state[name] for state in ranks if name in state]
@@ -321,6 +367,30 @@ class RankFiles(Format):
                     covered[place] = 1
             assert bool(covered.all())
         return whole
+
+
+class Items(RankFiles):
+    """A folder of torch_checkpointing's: the model's files of two ranks, and their clock in another item's."""
+
+    def write(self, folder: Path) -> Path:
+        matrix = torch.arange(12.0).reshape(3, 4)
+        state = {"layer.weight": CutTensor(matrix, [Shard(0)]), "scale": CutTensor(torch.ones(2), [Replicate()])}
+        for item, value in {"model": state, "train_state": {"step": 64}}.items():
+            save_ranks(folder, value, {"fsdp": 2}, name=item + "_{rank}.pt", zipped=self.zipped)
+        (folder / "metadata.pkl").write_bytes(pickle.dumps({"world_size": 2, "metadata": {}}, 4))
+        return folder
+
+    def rank_files(self, path: Path) -> list[Path]:
+        return sorted(path.glob("model_*.pt"))
+
+    def check(self, path: Path, checkpoint: Checkpoint, original: Checkpoint) -> None:
+        """The clock is the number that stands in the files of both ranks; where none of them says it, there is none."""
+        clocks = {unit: clock.value for unit, clock in checkpoint.progress.clocks.items()}
+        if clocks == {unit: clock.value for unit, clock in original.progress.clocks.items()}:
+            return
+        states = [torch_load(file) for file in sorted(path.glob("train_state_*.pt"))]
+        steps = {state["step"] for state in states if isinstance(state, dict) and "step" in state}
+        assert {*clocks.values()} <= {step for step in steps if type(step) is int and step >= 0}
 
 
 class TrainerState(Format):
@@ -470,6 +540,102 @@ class Pdparams(Format):
         return {name: t.view(torch.bfloat16) if t.dtype == torch.uint16 else t for name, t in tensors.items()}
 
 
+class Flax(Format):
+    """A file of Flax's, with an array in chunks."""
+
+    def write(self, folder: Path) -> Path:
+        kernel = np.arange(6.0, dtype="f4").reshape(2, 3)
+        saved = {"layer": {"kernel": kernel, "bias": np.ones(3, "f2")}, "scale": np.float32(2)}
+        (folder / "a.msgpack").write_bytes(packed(saved, chunk=16))
+        return folder / "a.msgpack"
+
+    def load(self, path: Path) -> Tensors:
+        """Unpack as Flax does: an extension holds shape, type and bytes; chunks are joined."""
+        tree = unpackb(path.read_bytes(), ext_hook=self._array)
+        return {".".join(keys): value for keys, value in self._leaves(tree, ())}
+
+    def _array(self, code: int, data: bytes) -> Any:
+        shape, name, content = unpackb(data)
+        array = np.frombuffer(content, dtype=np.dtype(name), count=-1).reshape(shape, order="C")
+        return array if code == 1 else array[()]
+
+    def _leaves(self, tree: dict[str, Any], before: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+        for key, value in tree.items():
+            if isinstance(value, dict) and "__msgpack_chunked_array__" in value:
+                shape, chunks = (dict_items(value[part]) for part in ("shape", "chunks"))
+                yield (*before, key), torch.from_numpy(np.concatenate(chunks).reshape(shape))
+            elif isinstance(value, dict):
+                yield from self._leaves(value, (*before, key))
+            elif isinstance(value, np.ndarray | np.generic):
+                yield (*before, key), torch.from_numpy(np.array(value))
+
+
+def unpackb(data: bytes, **options: Any) -> Any:
+    """Return what the library unpacks, where it is installed."""
+    return pytest.importorskip("msgpack").unpackb(data, raw=False, strict_map_key=False, **options)
+
+
+def dict_items(numbered: dict[str, Any]) -> list[Any]:
+    """Return a list that Flax stored as a dict with numbers for keys."""
+    return [numbered[str(number)] for number in range(len(numbered))]
+
+
+class Orbax(Format):
+    """An item of Orbax's, whose tree and arrays are damaged."""
+
+    def write(self, folder: Path) -> Path:
+        kernel = np.arange(6.0, dtype="f4").reshape(2, 3)
+        arrays = {("params", "layer", "kernel"): kernel, ("params", "bias"): np.ones(3, "f2")}
+        return Path(orbax_files().write_item(folder / "item", arrays))
+
+    def files(self, folder: Path) -> list[Path]:
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def load(self, path: Path) -> Tensors:
+        """Open by tensorstore what the tree names."""
+        tree = json.loads((path / "_METADATA").read_text("utf-8"))
+        tensors = {}
+        for entry in tree["tree_metadata"].values():
+            keys = [part["key"] for part in entry["key_metadata"]]
+            kept = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}, "path": f"{'.'.join(keys)}/"}
+            array = orbax_files().ts.open({"driver": "zarr", "kvstore": kept}).result().read().result()
+            if keys[0] == "params":
+                tensors[".".join(keys[1:])] = torch.from_numpy(array)
+        return tensors
+
+
+def orbax_files() -> Any:
+    """Return what writes them, where tensorstore is installed."""
+    return importlib.import_module("tests.formats.arrays.orbax_files")
+
+
+class MegatronFolder(DcpFolder):
+    """A folder of Megatron's, of which the optimizer's float32 weights are taken."""
+
+    options = ReadOptions(masters=True)
+    MASTER = "optimizer.state.param."
+
+    def write(self, folder: Path) -> Path:
+        pieces, weight = Pieces(folder), torch.arange(6.0).reshape(2, 3)
+        sides = [((0, 0), (2, 2)), ((0, 2), (2, 1))]
+        pieces.add("layer.weight", weight.bfloat16(), sides)
+        pieces.add(f"{self.MASTER}layer.weight", weight, sides[::-1])
+        pieces.add("optimizer.state.exp_avg.layer.weight", weight, sides)
+        pieces.add_item("common_state/shard_0_1", {"iteration": 3})
+        pieces.write()
+        return folder
+
+    def load(self, path: Path) -> Tensors:
+        planner, reader = TensorsOnly(), CarefulReader(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of how it reads
+            _load_state_dict({}, storage_reader=reader, planner=planner, no_dist=True)
+        model = {
+            name: value for name, value in planner.flat.items() if not name.startswith(("optimizer.", "common_state"))
+        }
+        return {name: planner.flat.get(f"{self.MASTER}{name}", value) for name, value in model.items()}
+
+
 FORMATS: dict[str, Format] = {
     "safetensors": Safetensors(),
     "torch zip": TorchSave(zipped=True, nested=False),
@@ -482,11 +648,17 @@ FORMATS: dict[str, Format] = {
     "shards of ranks": RankShards(),
     "DCP": DcpFolder(),
     "ZeRO": ZeroFolder(),
+    "universal": UniversalFolder(stage=2),
+    "universal, stage 3": UniversalFolder(stage=3),
+    "Megatron": MegatronFolder(),
+    "torch_checkpointing": Items(zipped=False),
     "files of ranks": RankFiles(zipped=True),
     "files of ranks, legacy": RankFiles(zipped=False),
     "stable-baselines3": StableBaselines(),
     "nemo": Nemo(),
     "pdparams": Pdparams(),
+    "flax": Flax(),
+    "orbax": Orbax(),
     "npz": Npz(np.savez),
     "npz, compressed": Npz(np.savez_compressed),
     "trainer_state.json": TrainerState(),

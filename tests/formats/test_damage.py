@@ -35,7 +35,7 @@ def good(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     form = FORMATS[request.param]
     folder = tmp_path_factory.mktemp("damage")
     path = form.write(folder)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, form.options)
     found = content(checkpoint)
     assert found == library_content(form.load(path), with_bytes=True)
     return Good(form, path, {file: file.read_bytes() for file in form.files(folder)}, checkpoint, found)
@@ -62,7 +62,7 @@ def test_damage_gives_an_error_or_what_the_library_reads(good: Good, damage: Dam
 def outcome(good: Good) -> str:
     """Check what we make of the damaged checkpoint, and say in a few words what that is."""
     try:
-        checkpoint = open_checkpoint(good.path)
+        checkpoint = open_checkpoint(good.path, good.format.options)
         found = content(checkpoint)
     except EmaError:
         return "an error"

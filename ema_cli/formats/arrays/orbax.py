@@ -24,6 +24,7 @@ from ema_cli.storage.source import InputFile
 _MANIFEST = "manifest.ocdbt"
 _MAX_TREE_BYTES = 256 << 20
 _ARRAYS = ("jax.Array", "np.ndarray", "scalar")
+_NO_ARRAYS = ("string", "placeholder", "None", "Dict", "List", "Tuple", "NamedTuple")  # the latter where they are empty
 _PARAMS = "params"
 _MAX_DEPTH = 64
 
@@ -86,7 +87,8 @@ def _plant(
         keys = _keys(entry)
         if not keys or len(keys) > _MAX_DEPTH:
             raise CheckpointError("the tree of its arrays is damaged", subject=path)
-        if _kind(entry) not in _ARRAYS:
+        kind = _kind(entry)
+        if kind in _NO_ARRAYS:
             continue
         skipped = next((at for at, key in enumerate(_outside_params(keys)) if OPTIMIZERS.match(key)), None)
         around = root
@@ -98,6 +100,8 @@ def _plant(
             around["left out"] = True
             continue
         name = ".".join(keys)
+        if kind not in _ARRAYS:  # left out, a tensor would be missing without a word
+            raise CheckpointError(f"'{name[:200]}' is of no kind that Orbax has: {str(kind)[:40]}", subject=path)
         if name in places or keys[-1] in around or not (store.in_ocdbt or is_plain_name(name)):
             raise CheckpointError(f"'{name[:200]}' is twice in it, or is no name", subject=path)
         around[keys[-1]] = None
@@ -120,6 +124,7 @@ def _keys(entry: Any) -> list[str]:
 
 
 def _kind(entry: Any) -> Any:
-    """Return what stands at a place of the tree."""
+    """Return what stands at a place of the tree; the kind of an empty place for what is not to be read."""
     value = entry.get("value_metadata")
-    return value.get("value_type") if isinstance(value, dict) and value.get("skip_deserialize") is not True else None
+    about = value if isinstance(value, dict) else {}
+    return "None" if about.get("skip_deserialize") is True else about.get("value_type")

@@ -139,6 +139,14 @@ TREES: dict[str, tuple[object, str]] = {
     "no such array": ({"tree_metadata": {"a": keyed("nowhere")}}, "'nowhere' cannot be read"),
     "a place outside": ({"tree_metadata": {"a": keyed("../../x")}, "use_ocdbt": False}, "or is no name"),
     "a place outside of OCDBT": ({"tree_metadata": {"a": keyed("../../x")}}, "cannot be read"),
+    "no kind": (
+        {"tree_metadata": {"a": keyed("w"), "b": {"key_metadata": [{"key": "v"}], "value_metadata": {}}}},
+        "'v' is of no kind that Orbax has",
+    ),
+    "another kind": (
+        {"tree_metadata": {"a": keyed("w"), "b": keyed("v") | {"value_metadata": {"value_type": "jax.Brray"}}}},
+        "'v' is of no kind that Orbax has: jax.Brray",
+    ),
     "other numbers": ({"tree_metadata": {}}, "no tensors"),
 }
 
