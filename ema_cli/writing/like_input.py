@@ -107,12 +107,15 @@ def lay_out_like(
     sources = [*_descriptions(originals, left), *(file for name, file in copies.items() if name not in left.files)]
     own = {file.path for file in newest.files}
     check_no_weights(newest, [name for name, file in copies.items() if file.path not in own], originals)
-    classes = tuple(classes_in(sources))
     for path in [path for path in left.cuts if path not in originals]:
         originals[path] = Original(location(path).open())
         names[path] = _name(path, newest, target)
     gone = {*left.files, *left.texts, *names.values()}
     copies = {name: file for name, file in copies.items() if name not in gone}
+    beside = find_beside(newest, originals, copies.values(), left)
+    # Of a file of which only a part stays, the description of the part counts.
+    described = {path: names for path, names in beside.named.items() if path not in left.cuts}
+    classes = tuple(classes_in(sources, described))
     texts = dict(left.texts)
     if target.is_folder and newest.pretrained is not None and CARD_NAME not in copies:
         card = model_card(plan, {}, manifest=FOLDER_NAME if manifest else None, classes=classes)
@@ -127,7 +130,6 @@ def lay_out_like(
     elif unmarked:
         check_outside(plan, target)
     copied_files = [original.copy(names[path], mark, left.cuts.get(path)) for path, original in originals.items()]
-    beside = find_beside(newest, originals, copies.values(), left)
     check_no_masters(newest, beside, without_optimizer=without_optimizer)
     notes = notes_of(newest, beside, classes)
     if without_optimizer:

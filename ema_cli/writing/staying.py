@@ -12,7 +12,6 @@ from ema_cli.errors import OutputError, option
 from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file, masters_in_file
 from ema_cli.formats.copies.left_out import LeftOut
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.trainers.folders import DCP_METADATA, DEEPSPEED_OPTIMIZER, DEEPSPEED_UNIVERSAL
 from ema_cli.formats.trainers.names import is_weights_name
 from ema_cli.planning.plan import Plan
@@ -40,12 +39,10 @@ def find_beside(
     beside = Beside()
     for file in copies:
         if not _UNREAD.search(file.path.as_posix()):
-            beside.masters += masters_in_file(file)
+            beside.add(masters_in_file(file))
     for path, original in originals.items():
         if path.suffix.lower() != ".safetensors" and newest.format != "DCP":
-            one = beside_in_file(open_torch(original.file), original.replaced)
-            beside.places += one.places
-            beside.masters += one.masters
+            beside.add(beside_in_file(original.file, original.replaced))
     metadata = next((file for file in newest.files if file.path.name == DCP_METADATA), None)
     if metadata is not None:
         from ema_cli.formats.copies.optimizer import is_optimizer_tensor
@@ -54,7 +51,7 @@ def find_beside(
 
         described = read_metadata(metadata)
         names = [name for name in described.tensors if not (left.texts and is_optimizer_tensor(name))]
-        beside = beside_by_name(names, newest.tensors.specs)
+        beside = Beside(beside_by_name(names, newest.tensors.specs), named=beside.named)
         replaced = {path: original.replaced for path, original in originals.items()}
         staying = masters_that_stay(described, replaced)
         beside.masters += islice((name for name in staying if not (left.texts and is_optimizer_tensor(name))), 1)

@@ -9,6 +9,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 from ema_cli.dataclass import dataclass
@@ -17,7 +18,6 @@ from ema_cli.errors import CheckpointError, Unreadable
 from ema_cli.formats.copies.copied_file import Span
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.torch_save.file import open_torch
-from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.storage.source import InputFile
 
 # What trainers call the float32 copies of weights that their optimizers update: apex, Megatron, DeepSpeed, torch's.
@@ -34,10 +34,12 @@ class Beside:
     Attributes:
         places: of everything with tensors.
         masters: those among them that hold copies of the weights.
+        named: the classes and functions that the files name that were read for it.
     """
 
     places: list[str] = field(default_factory=list)
     masters: list[str] = field(default_factory=list)
+    named: dict[Path, set[str]] = field(default_factory=dict)
 
     def without(self, left_out: Sequence[str]) -> Beside:
         """Return what is left when these places are left out."""
@@ -45,12 +47,20 @@ class Beside:
         places, masters = (
             [place for place in places if not f"{place}/".startswith(gone)] for places in (self.places, self.masters)
         )
-        return Beside(places, masters)
+        return Beside(places, masters, self.named)
+
+    def add(self, other: Beside) -> None:
+        """Add what another file holds."""
+        self.places += other.places
+        self.masters += other.masters
+        self.named |= other.named
 
 
-def beside_in_file(file: TorchFile, replaced: Sequence[Span]) -> Beside:
-    """Return what a file holds beside the ranges of it that are replaced."""
-    begins, beside = [begin for begin, _ in replaced], Beside()
+def beside_in_file(source: InputFile, replaced: Sequence[Span]) -> Beside:
+    """Return what a file of torch's holds beside the ranges of it that are replaced."""
+    names = set[str]()
+    file = open_torch(source, names=names)
+    begins, beside = [begin for begin, _ in replaced], Beside(named={source.path: names})
     spans = file.locate({ref.storage.key: None for ref in _tensors(file.root)})
 
     def is_replaced(ref: TensorRef) -> bool:
@@ -78,24 +88,26 @@ def beside_in_file(file: TorchFile, replaced: Sequence[Span]) -> Beside:
     return beside
 
 
-def masters_in_file(file: InputFile) -> list[str]:
+def masters_in_file(file: InputFile) -> Beside:
     """Return the first copies of weights that a file of torch's holds; none in any other file."""
     if not _TORCH.search(file.path.name):
-        return []
+        return Beside()
+    names = set[str]()
     try:
-        return [f"{file.path.name}: {key}" for key in _masters(open_torch(file).root)][:1]
+        masters = [f"{file.path.name}: {key}" for key in _masters(open_torch(file, names=names).root)][:1]
     except Unreadable:
         raise
     except CheckpointError:
-        return []
+        return Beside()
+    return Beside(masters=masters, named={file.path: names})
 
 
-def beside_by_name(names: Iterable[str], replaced: Iterable[str]) -> Beside:
-    """Return what a checkpoint with tensors of these names holds beside those that are replaced."""
+def beside_by_name(names: Iterable[str], replaced: Iterable[str]) -> list[str]:
+    """Return the places of what a checkpoint with tensors of these names holds beside those that are replaced."""
     tails = {name.rpartition(".")[2] for name in replaced}
     ours = tuple(replaced)
     others = [name for name in names if name.rpartition(".")[2] not in tails or not name.endswith(ours)]
-    return Beside(list(dict.fromkeys(re.split(r"[./]", name)[0][:_MOST_CHARS] for name in others)))
+    return list(dict.fromkeys(re.split(r"[./]", name)[0][:_MOST_CHARS] for name in others))
 
 
 def _children(value: Any) -> Any:

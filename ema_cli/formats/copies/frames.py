@@ -17,9 +17,11 @@ from ema_cli.formats.mark import METADATA_KEY, RECORD
 from ema_cli.formats.torch_save.file import is_zip
 from ema_cli.formats.torch_save.zip_directory import (
     CENTRAL_CHECKSUM,
+    ZipDirectory,
     ZipEntry,
-    data_offset,
+    checksum_places,
     data_offsets,
+    is_description,
     locate_directory,
     read_directory,
 )
@@ -68,7 +70,7 @@ def frame_of(
     summed = [
         Summed(start + one.begin, one.size, tuple(start + place for place in one.places))
         for archive, start in sorted(starts, key=lambda pair: pair[1])
-        for one in _summed(archive, _within(replaced, archive))
+        for one in _summed(archive, read_directory(archive), _within(replaced, archive))
     ]
     return Frame(copied, summed=summed)
 
@@ -99,7 +101,7 @@ def _torch_zip(file: InputFile, replaced: Sequence[Span], mark: bytes) -> Frame:
     tail = ours + directory + directory_end(start + len(ours), len(directory), count + 1)
     summed = [
         Summed(one.begin, one.size, tuple(place + len(ours) * (place >= start) for place in one.places))
-        for one in _summed(file, replaced)
+        for one in _summed(file, entries, replaced)
     ]
     return Frame([Copied(0, start)], [(start, tail)], summed)
 
@@ -140,14 +142,15 @@ def _cut_zip(file: InputFile, replaced: Sequence[Span], mark: bytes, cut: Cut) -
 
 def _folder(names: Iterable[str]) -> str:
     """Return the folder in an archive of torch's, whose opening made sure that there is one."""
-    return next(name for name in names if name.endswith("/data.pkl") and name.count("/") == 1).partition("/")[0]
+    return next(name for name in names if is_description(name)).partition("/")[0]
 
 
-def _summed(archive: ByteSource, replaced: Sequence[Span]) -> Iterator[Summed]:
+def _summed(archive: ByteSource, directory: ZipDirectory, replaced: Sequence[Span]) -> Iterator[Summed]:
     """Yield the records of an archive that hold some of the ranges, in its own bytes."""
-    for entry in sorted(read_directory(archive).values(), key=lambda entry: entry.header_offset):
-        if _is_within(replaced, entry):
-            yield Summed(data_offset(archive, entry), entry.size, tuple(entry.checksum_places(archive)))
+    changed = [entry for entry in directory.values() if _is_within(replaced, entry)]
+    changed.sort(key=lambda entry: entry.header_offset)
+    for entry, (start, places) in zip(changed, checksum_places(archive, changed), strict=True):
+        yield Summed(start, entry.size, places)
 
 
 def _is_within(replaced: Sequence[Span], entry: ZipEntry) -> bool:

@@ -46,6 +46,7 @@ def unpickle(
     persistent: Callable[[Any], object] = describe_storage,
     batches: Batches | None = None,
     most: int = MAX_INSTRUCTIONS,
+    names: set[str] | None = None,
 ) -> tuple[Any, int]:
     """Return what the pickle at byte `start` of `source` describes, and the byte at which it ends.
 
@@ -58,12 +59,13 @@ def unpickle(
         persistent: says what an id of something outside the pickle stands for.
         batches: batches of the pickles that were read before, with the same `persistent`.
         most: how many instructions it may have.
+        names: takes the classes and functions that the pickle names, as 'module.name', where no `batches` are given.
 
     Raises:
         PickleError: for anything that is not a pickle of protocol 0 to 5, as torch writes it.
         CheckpointError: where the file cannot be read.
     """
-    machine = Machine(source, start, persistent)
+    machine = Machine(source, start, persistent) if names is None else _NamingMachine(source, start, persistent, names)
     return _execute(machine, batches, most), machine.base + machine.position
 
 
@@ -73,9 +75,9 @@ def names_in_pickle(source: ByteSource, start: int = 0) -> tuple[set[str], Any, 
     Raises:
         PickleError, CheckpointError: as `unpickle`.
     """
-    machine = _NamingMachine(source, start, lambda identifier: Inert("persistent", (identifier,)))
-    value = _execute(machine)
-    return machine.names, value, machine.base + machine.position
+    names = set[str]()
+    value, end = unpickle(source, start, lambda identifier: Inert("persistent", (identifier,)), names=names)
+    return names, value, end
 
 
 def unpickle_around_bytes(source: ByteSource) -> Any:
@@ -111,9 +113,9 @@ class _SkippingMachine(Machine):
 class _NamingMachine(Machine):
     """A machine that keeps every name that its program pushes."""
 
-    def __init__(self, source: ByteSource, start: int, persistent: Callable[[Any], object]) -> None:
+    def __init__(self, source: ByteSource, start: int, persistent: Callable[[Any], object], names: set[str]) -> None:
         super().__init__(source, start, persistent)
-        self.names: set[str] = set()
+        self.names = names
 
     def name(self, module: str, name: str) -> None:
         super().name(module, name)

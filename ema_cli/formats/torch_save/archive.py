@@ -19,6 +19,7 @@ from ema_cli.formats.torch_save.zip_directory import (
     ZipEntry,
     data_offsets,
     find_directory,
+    is_description,
     read_entries,
 )
 from ema_cli.storage.ranges import near_ranges, read_each
@@ -227,8 +228,7 @@ class _Known:
 
 def _find_name(source: ByteSource, entries: Mapping[str, ZipEntry]) -> bytes:
     """Return the name of the archive, the folder in which its records are; torch names it after the file."""
-    prefixes = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
-    prefixes = [prefix for prefix in prefixes if prefix.count("/") == 1]
+    prefixes = [name.removesuffix("data.pkl") for name in entries if is_description(name)]
     if len(prefixes) != 1:
         if any(name.endswith(".npy") for name in entries):
             raise NoWeights("an archive of numpy's", subject=source.path, hint="give it a name that ends in .npz")

@@ -105,20 +105,21 @@ def from_torch(
     return settle_averages(replace(checkpoint, averages=Averages(MADE_HERE)), options) if made_here else checkpoint
 
 
-def open_torch(source: ByteSource, before: Before | None = None) -> TorchFile:
+def open_torch(source: ByteSource, before: Before | None = None, names: set[str] | None = None) -> TorchFile:
     """Read what `torch.save` wrote into a file, or into a record of a shard.
 
     Args:
         source: the bytes.
         before: what the files of the run were that were read before.
+        names: takes the classes and functions that it names, where nothing was read `before`.
     """
     if is_zip(source):
         from ema_cli.formats.torch_save.zip_container import open_zip
 
-        return open_zip(source, before=before)
+        return open_zip(source, before=before, names=names)
     from ema_cli.formats.torch_save.legacy_container import open_legacy
 
-    return open_legacy(source)
+    return open_legacy(source, names)
 
 
 def is_zip(source: ByteSource) -> bool:

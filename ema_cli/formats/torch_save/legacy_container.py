@@ -23,8 +23,8 @@ _COUNT_BYTES = 8
 _OTHER_SIZES = {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1, "complex32": 4}
 
 
-def open_legacy(source: ByteSource) -> TorchFile:
-    """Read the pickles of a legacy file of torch's, and where its storages lie.
+def open_legacy(source: ByteSource, names: set[str] | None = None) -> TorchFile:
+    """Read the pickles of a legacy file of torch's, and where its storages lie; add to `names` what they name.
 
     Raises:
         NoWeights: for a pickle that torch.save did not write.
@@ -40,21 +40,21 @@ def open_legacy(source: ByteSource) -> TorchFile:
         return described
 
     try:
-        magic, position = unpickle(source)
+        magic, position = unpickle(source, names=names)
         if magic != MAGIC_NUMBER:
             raise NoWeights(
                 "a pickle, but not one that torch.save wrote",
                 subject=source.path,
                 hint="average files of torch.save or safetensors",
             )
-        protocol, position = unpickle(source, position)
+        protocol, position = unpickle(source, position, names=names)
         if protocol != _PROTOCOL:
             raise CheckpointError("a file of torch's of an unknown protocol", subject=source.path)
-        system, position = unpickle(source, position)
+        system, position = unpickle(source, position, names=names)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise CheckpointError("its bytes are not little-endian, which alone is read", subject=source.path)
-        root, position = unpickle(source, position, persistent)
-        keys, position = unpickle(source, position)
+        root, position = unpickle(source, position, persistent, names=names)
+        keys, position = unpickle(source, position, names=names)
     except PickleError as error:
         kind = IncompleteCheckpoint if isinstance(error, PickleEnds) else CheckpointError
         raise kind(f"the pickle in it cannot be read: {error}", subject=source.path) from error

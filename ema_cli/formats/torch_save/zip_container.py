@@ -23,20 +23,26 @@ _MOST_KEPT_BYTES = 1 << 20  # of a pickle that is kept
 _VALUE_BYTES = 16  # that its value takes for each byte
 
 
-def open_zip(source: ByteSource, max_pickle_bytes: int = MAX_PICKLE_BYTES, before: Before | None = None) -> TorchFile:
+def open_zip(
+    source: ByteSource,
+    max_pickle_bytes: int = MAX_PICKLE_BYTES,
+    before: Before | None = None,
+    names: set[str] | None = None,
+) -> TorchFile:
     """Read the directory and the pickle of an archive of torch's, which is a file or a record of a shard.
 
     Args:
         source: the archive.
         max_pickle_bytes: how large its pickle may be.
         before: what the files of the run were that were read before.
+        names: takes the classes and functions that its pickle names, where nothing was read `before`.
 
     Raises:
         CheckpointError: for another kind of archive, a damaged one, or one that must not be read as weights.
     """
     archive = Archive(source, before)
     _check_byte_order(source, archive)
-    root = _unpickle(source, archive, max_pickle_bytes, before)
+    root = _unpickle(source, archive, max_pickle_bytes, before, names)
 
     give_back(archive.count)
 
@@ -79,7 +85,9 @@ class _Pickle:
     value: Any
 
 
-def _unpickle(source: ByteSource, archive: Archive, max_bytes: int, before: Before | None) -> Any:
+def _unpickle(
+    source: ByteSource, archive: Archive, max_bytes: int, before: Before | None, names: set[str] | None
+) -> Any:
     ((start, size),) = archive.spans((_PICKLE,)).values()
     if size > max_bytes:
         raise CheckpointError(f"its pickle of {size} bytes is too large to be a description", subject=source.path)
@@ -90,7 +98,7 @@ def _unpickle(source: ByteSource, archive: Archive, max_bytes: int, before: Befo
         return known.value
     batches = None if before is None else before.one(Batches, Batches, MOST_BYTES * _VALUE_BYTES)
     try:
-        value, _ = unpickle(region, batches=batches)
+        value, _ = unpickle(region, batches=batches, names=names)
     except PickleError as error:
         raise CheckpointError(f"the pickle in it cannot be read: {error}", subject=source.path) from error
     if before is not None and data is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ema_cli.formats.copies.beside import beside_in_file
 from ema_cli.formats.copies.classes import classes_in
 from ema_cli.storage.location import location
 
@@ -43,3 +45,18 @@ def test_pickles_are_looked_through_and_other_files_are_not(tmp_path: Path):
     (tmp_path / "c.bin").write_bytes(b"\x80\x04\xff damaged")
     found = classes_in([location(tmp_path / name).open() for name in ("a.pkl", "b.json", "c.bin")])
     assert found == ["builtins.print", "whatever c.bin names, which cannot be read"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_description_that_was_read_before_is_not_read_again(tmp_path: Path, zipped: bool):
+    """What was found in it counts, and what other pickles in the archive name."""
+    path = tmp_path / "x.pt"
+    torch.save(argparse.Namespace(x=torch.ones(1)), path, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("x/inner/data.pkl", pickle.dumps(print))
+    file = location(path).open()
+    named = beside_in_file(file, []).named
+    others = ["builtins.print"] if zipped else []
+    assert classes_in([file], named) == classes_in([file]) == ["argparse.Namespace", *others]
+    assert classes_in([file], {path: {"a.B"}}) == ["a.B", *others]
