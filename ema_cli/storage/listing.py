@@ -15,7 +15,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, Unreadable
 from ema_cli.storage.hub import forget_commits, hub_files
 from ema_cli.storage.names import HUB, WEB, StorePath
-from ema_cli.storage.stores import client_of, obstore, store_errors
+from ema_cli.storage.stores import client_of, listed, obstore, store_errors
 
 FIRST_BYTES = 1 << 18  # of a web server's file, which says its size only with some of its bytes
 _MOST_INDEX_BYTES = 64 << 20
@@ -133,9 +133,9 @@ class Listing:
                 self._list_hub(path)
             if key not in self._folders:
                 with store_errors(path, "cannot be looked into"):
-                    listed = obstore().list_with_delimiter(client_of(path), key or None)
-                names = {_last(meta["path"]): StoredObject.of(meta) for meta in listed["objects"]}
-                self._folders[key] = {**names, **dict.fromkeys(map(_last, listed["common_prefixes"]), FOLDER)}
+                    here = listed(lambda: obstore().list_with_delimiter(client_of(path), key or None))
+                names = {_last(meta["path"]): StoredObject.of(meta) for meta in here["objects"]}
+                self._folders[key] = {**names, **dict.fromkeys(map(_last, here["common_prefixes"]), FOLDER)}
             return self._folders[key]
 
     def below(self, path: StorePath) -> dict[StorePath, StoredObject]:
@@ -223,19 +223,30 @@ class Listing:
 
     def _list(self, path: StorePath) -> None:
         """List all that lies below an address."""
-        count, folders = 0, dict[str, dict[str, StoredObject | None]]({path.key: {}})
         with store_errors(path, "cannot be looked into"):
-            for page in obstore().list(client_of(path), path.key, chunk_size=1000):
-                count += len(page)
-                for meta in page:
-                    _put(folders, meta["path"], StoredObject.of(meta), path.key)
-                if count > _MOST_OBJECTS:
-                    return FOLDER
-        if not count:
-            raise Missing("does not exist", subject=path)
-        self._folders.update(folders)
-        self._whole.add(path.key)
+            folders = listed(lambda: _tree(path))
+        if folders is not None:
+            self._folders.update(folders)
+            self._whole.add(path.key)
         return FOLDER
+
+
+def _tree(path: StorePath) -> dict[str, dict[str, StoredObject | None]] | None:
+    """Return all folders at an address and below it, each with what lies in it; None where that is too much.
+
+    Raises:
+        Missing: where nothing is there.
+    """
+    count, folders = 0, dict[str, dict[str, StoredObject | None]]({path.key: {}})
+    for page in obstore().list(client_of(path), path.key, chunk_size=1000):
+        count += len(page)
+        for meta in page:
+            _put(folders, meta["path"], StoredObject.of(meta), path.key)
+        if count > _MOST_OBJECTS:
+            return None
+    if not count:
+        raise Missing("does not exist", subject=path)
+    return folders
 
 
 def _put(folders: dict[str, dict[str, StoredObject | None]], key: str, stored: StoredObject | None, root: str) -> None:

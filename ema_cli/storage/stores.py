@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from ema_cli.errors import Missing, OutputError, Unreadable, UsageError, option
 from ema_cli.storage.anonymity import is_anonymous
@@ -22,7 +22,7 @@ from ema_cli.storage.names import HUB, WEB, StorePath
 
 _CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)  # of one request
 _RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
-_TRIES = 3  # of a removal
+_TRIES = 3  # of a removal, and of a listing
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
 _MESSAGE = re.compile(r"<Message>([^<]{1,200})</Message>")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -36,6 +36,8 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
+_CUT = "list response body"
+_Listed = TypeVar("_Listed")
 _lock = threading.Lock()
 _clients: dict[str, Any] = {}
 
@@ -199,6 +201,17 @@ def _advice(path: StorePath, reason: str) -> str | None:
     if known is None or not reason.startswith(_ANSWERED_NO):
         return None
     return f"credentials come from the environment: {known}; what is public is read with {option('anonymous', True)}"
+
+
+def listed(ask: Callable[[], _Listed]) -> _Listed:
+    """Return what `ask` makes of a listing. obstore asks once more for what a store refuses, not for a cut answer."""
+    for _ in range(_TRIES - 1):
+        try:
+            return ask()
+        except obstore().exceptions.GenericError as error:
+            if _CUT not in str(error):
+                raise
+    return ask()
 
 
 def remove(path: StorePath) -> None:

@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 
 from ema_cli import Recipe, make_plan, open_run
 from ema_cli import average as write_average
+from ema_cli.errors import Unreadable
 from ema_cli.storage import anonymity, listing, objects, stores
+from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli, Outcome
 from tests.storage.conftest import KEY, SECRET
@@ -114,6 +116,21 @@ def test_what_a_network_does_once_is_made_good(
     proxy.fault = once(fault, number=number)
     assert average(cli, run, tmp_path).code == 0
     assert (tmp_path / "out.safetensors").read_bytes() == (disk / "average.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("look", ["info", "names"])
+def test_a_listing_that_is_cut_is_asked_for_again(proxy: Proxy, run: StorePath, look: str):
+    """Of all that lies below an address, and of one folder; one that is always cut is an error."""
+    cuts = iter(["cut", "cut"])
+    proxy.fault = lambda request: next(cuts, None) if "list-type" in request.path else None
+    place = location(run if look == "info" else run.parent)
+    assert getattr(place, look)()
+    assert next(cuts, None) is None
+    listing.forget_listings()
+    proxy.fault = lambda request: "cut" if "list-type" in request.path else None
+    with pytest.raises(Unreadable, match="cannot be looked into"):
+        getattr(place, look)()
 
 
 @pytest.mark.slow
