@@ -216,7 +216,16 @@ class Claim:
         while not self._ended.wait(_RENEWED_SECONDS):
             # tried again; who publishes checks it
             with suppress(OutputError), self._lock, output_errors_in_store(self._path):
-                self._held = self._put(_version(self._held))
+                self._renew_once()
+
+    def _renew_once(self) -> None:
+        try:
+            self._held = self._put(_version(self._held))
+        except obstore().exceptions.PreconditionError:
+            # Another run has it; or the answer to an earlier request was lost, and it is ours, as another version.
+            answer = obstore().get(client_of(self._path), self._path.key)
+            if bytes(answer.bytes()) == self._content:
+                self._held = self._put(_version(answer.meta))
 
 
 def _version(held: Mapping[str, Any]) -> dict[str, str]:

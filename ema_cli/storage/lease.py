@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
@@ -75,6 +76,9 @@ class Lease:
             return False
         try:
             os.write(descriptor, self._text())
+        except OSError:
+            self.path.unlink()  # else the next run waits for its owner
+            raise
         finally:
             os.close(descriptor)
         return True
@@ -97,6 +101,9 @@ class Lease:
         aside = self.path.with_name(f"{self.path.name}-{self.owner}")
         with suppress(FileNotFoundError):  # its owner ended, or somebody else was faster
             self.path.rename(aside)
+            if aside.read_bytes() != watch.text:  # who was faster has made its own, or the owner lives after all
+                with suppress(OSError):
+                    os.link(aside, self.path)
         with suppress(FileNotFoundError):
             aside.unlink()
         if not self._make():
@@ -200,18 +207,23 @@ def this_process() -> dict[str, object]:
 
 @cache
 def _machine() -> str:
-    """Return what tells this machine, or this container, from others, as far as the numbers of processes go."""
+    """Return what tells this machine, or this container, from others, as far as the numbers of processes go.
+
+    Names are given twice, and the first namespace of processes has one number on all machines: so the start of the
+    system counts, too. A digest, as a bucket may be public; empty where nothing tells.
+    """
     try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         processes = os.readlink("/proc/self/ns/pid")
     except OSError:
-        processes = ""
-    return f"{os.uname().nodename} {processes}"
+        return ""
+    return sha256(f"{os.uname().nodename} {start} {processes}".encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def is_dead(held: Mapping[str, object]) -> bool:
     """Return whether the owner of a lease was a process of this machine, and is no more."""
     process = held.get("process")
-    if held.get("machine") != _machine() or not isinstance(process, int) or process <= 0:
+    if not _machine() or held.get("machine") != _machine() or not isinstance(process, int) or process <= 0:
         return False
     try:
         os.kill(process, 0)

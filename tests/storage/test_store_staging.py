@@ -150,6 +150,20 @@ def test_a_claim_of_a_process_of_this_machine_that_is_gone(models: StorePath, di
     assert not any("claim" in name for name in present(models))
 
 
+def test_a_claim_whose_renewal_had_no_answer_is_renewed_again(models: StorePath, monkeypatch: pytest.MonkeyPatch):
+    """What the store has is ours, as another version than we know; what is another run's stays its own."""
+    monkeypatch.setattr(claim, "_RENEWED_SECONDS", 3600)
+    with claim.Claim(models / "release") as own:
+        own._put(claim._version(own._held))  # the answer is lost
+        for _ in range(2):
+            before = own._held["e_tag"]
+            own._renew_once()
+            assert own._held["e_tag"] != before
+        put(own.path, b"another run's")
+        own._renew_once()
+        assert present(models) == {own.path.name: b"another run's"}
+
+
 @pytest.mark.parametrize("name", ["release", "one.safetensors"])
 def test_what_has_no_manifest_yet_is_no_whole_average(models: StorePath, disk: Path, cli: Cli, name: str):
     """Verify says so, whatever else is there, and names the claim on it; exit 6."""
