@@ -10,7 +10,7 @@ from typing import Any
 from ema_cli.dataclass import dataclass
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape, make_box
 from ema_cli.formats.dcp.values import distinct, list_of, shape_of, state_of
-from ema_cli.formats.pickles.alike import Rows
+from ema_cli.formats.pickles.templates import Rows
 
 _PIECE = ("offsets", "sizes")
 _MAX_SIDES = 4_000_000  # of all pieces of all tensors, however often one piece, or one list of them, is repeated

@@ -12,7 +12,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.formats.boxes import Box, Damaged, Shape
 from ema_cli.formats.dcp.pieces import Record, Records, shown
 from ema_cli.formats.dcp.values import State, are_counts, distinct, is_count, shape_of, state_of
-from ema_cli.formats.pickles.alike import Rows
+from ema_cli.formats.pickles.templates import Rows
 from ema_cli.formats.shards import is_plain_name
 
 # The fields by which each class is known, torch's or a trainer's own.

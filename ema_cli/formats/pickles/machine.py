@@ -32,7 +32,7 @@ _MAX_MEMO_INDEX = 1 << 32
 
 
 class _Unread:
-    """Stands in the memo for what was passed over, see `alike.py`."""
+    """Stands in the memo for what was passed over, see `templates.py`."""
 
 
 UNREAD = _Unread()

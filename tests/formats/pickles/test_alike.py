@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from ema_cli.formats.pickles import alike
-from ema_cli.formats.pickles.alike import Rows
+from ema_cli.formats.pickles import template_compiler
 from ema_cli.formats.pickles.beginnings import unpickle_beginning
+from ema_cli.formats.pickles.templates import Rows
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import Inert, Name, PickleError
 from tests.formats.pickles.pickled import Memory
@@ -143,7 +143,7 @@ def test_objects_are_what_their_instructions_say(
     shapes: Sequence[tuple[int, ...]], protocol: int, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shapes of any length, numbers of any size, texts of its own or remembered ones: the same as one by one."""
-    monkeypatch.setattr(alike, "_MOST_ROWS", 7)
+    monkeypatch.setattr(template_compiler, "_MOST_ROWS", 7)
     data = pickle.dumps(described([f"layers.{number}" for number in range(5)], 12, shapes, own=own), protocol)
     assert by_template(data) == one_by_one(data)
     assert taken(data) > 60 if protocol > 2 else taken(data) == 0  # as torch writes no other
