@@ -84,7 +84,7 @@ class Command:
         if code is None:
             raise EvaluationFailed(f"it took longer than {self.timeout:g} s")
         if code != 0:
-            how = f"it ended with exit code {code}" if code > 0 else f"it was ended by {signal.Signals(-code).name}"
+            how = f"it ended with exit code {code}" if code > 0 else f"it was ended by {_signal_name(-code)}"
             raise EvaluationFailed(f"{how}{_last_lines(complaints or printed)}")
         return read_metric(printed, self.metric)
 
@@ -134,6 +134,13 @@ def _about(name: str) -> dict[str, str]:
     setting, clock = name_parts(name)
     own = {"EMA_HALF_LIFE": LAST} if setting is None else {f"EMA_{setting.option.upper()}": setting.text}
     return own if clock is None else {**own, "EMA_CLOCK": str(clock)}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of those for real time, most of which have no name
+        return f"signal {number}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

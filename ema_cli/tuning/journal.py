@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, OutputError, option
+from ema_cli.errors import CheckpointError, OutputError, UsageError, option
+from ema_cli.kinds import as_text
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.storage.small_file import read_small_file
+from ema_cli.tuning.metric import EvaluationFailed, as_metric
 from ema_cli.tuning.results import Result
 
 NAME = "tune.jsonl"
@@ -68,7 +70,7 @@ class Journal:
             with output_errors(journal.path):
                 os.truncate(journal.path, sum(len(line) + 1 for line in lines[:-1]))
         for row in rows:
-            result = Result.from_dict(row)
+            result = _result(row, journal.path)
             journal.results.pop(result.name, None)
             if result.failed is None:
                 journal.results[result.name] = result
@@ -89,11 +91,26 @@ class Journal:
             os.fsync(file.fileno())
 
 
-def _parsed(line: bytes, path: Path) -> Any:
+def _parsed(line: bytes, path: Path) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError("is no journal of a tuning", subject=path, hint="remove it to begin anew") from error
+        raise _no_journal(path) from error
     if not isinstance(row, dict):
-        raise CheckpointError("is no journal of a tuning", subject=path, hint="remove it to begin anew")
+        raise _no_journal(path)
     return row
+
+
+def _result(row: Any, path: Path) -> Result:
+    try:
+        result = Result.from_dict(row)
+        as_text(result.name, "name")
+        for value in result.values:
+            as_metric(value)
+    except (KeyError, TypeError, ValueError, UsageError, EvaluationFailed) as error:
+        raise _no_journal(path) from error
+    return result
+
+
+def _no_journal(path: Path) -> CheckpointError:
+    return CheckpointError("is no journal of a tuning", subject=path, hint="remove it to begin anew")

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from ema_cli.errors import EmaError
 from ema_cli.text import some
@@ -15,6 +16,7 @@ _NUMBER = re.compile(
     r"|(?<![\w])[-+]?(?:nan|inf(?:inity)?)(?![\w])",
     re.IGNORECASE | re.ASCII,
 )
+_LARGEST = 1e150  # a sum of squares is finite
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -31,23 +33,38 @@ def read_metric(text: str, name: str | None) -> float:
         EvaluationFailed: where there is no such number, or it is not finite.
     """
     text = _COLOUR.sub("", text)
-    value = _last_number(text) if name is None else _named(text, name)
-    if not math.isfinite(value):
-        raise EvaluationFailed(f"its metric is {value}")
-    return value
+    return as_metric(_last_number(text) if name is None else _named(text, name))
 
 
-def _last_number(text: str) -> float:
+def as_metric(value: Any) -> float:
+    """Return what an evaluation gave as a number that can be compared.
+
+    Raises:
+        EvaluationFailed: where it is none, is not finite, or too large for a mean.
+    """
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError, RuntimeError) as error:  # as torch and numpy say of several numbers
+        shown = " ".join(repr(value)[:60].split())
+        raise EvaluationFailed(f"its metric is {shown}, which is not a number") from error
+    if not abs(number) <= _LARGEST:
+        raise EvaluationFailed(f"its metric is {number:g}")
+    return number
+
+
+def _last_number(text: str) -> str:
     lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
     if not lines:
         raise EvaluationFailed("it printed nothing")
     numbers = _NUMBER.findall(lines[-1])
     if not numbers:
         raise EvaluationFailed(f"its last line has no number: '{lines[-1].strip()[:80]}'")
-    return float(numbers[-1].replace(",", ""))
+    return str(numbers[-1]).replace(",", "")
 
 
-def _named(text: str, name: str) -> float:
+def _named(text: str, name: str) -> int | float:
     printed = list(_objects(text))
     if not printed:
         raise EvaluationFailed("it printed no JSON object")
@@ -56,7 +73,7 @@ def _named(text: str, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         names = [key for key, number in last.items() if isinstance(number, int | float)]
         raise EvaluationFailed(f"its last JSON object has no number '{name}'; it has {some(names) or 'none'}")
-    return float(value)
+    return value
 
 
 def _objects(text: str) -> Iterator[dict[str, object]]:

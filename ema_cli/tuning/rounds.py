@@ -45,7 +45,8 @@ class Evaluation:
         evaluate: gives the metric of a candidate.
         maximize: whether more is better.
         repeats: how many times each is evaluated.
-        jobs: how many evaluations run at once.
+        jobs: how many evaluations run at once, each in a thread of its own; None for one, in the caller's thread, as
+            what torch.no_grad, a device or a debugger set for a thread must hold in a function of the caller's.
         stop: ends the evaluations that run, where the tuning is interrupted.
         command, metric: what the manifest says of it.
     """
@@ -53,7 +54,7 @@ class Evaluation:
     evaluate: Evaluate
     maximize: bool = False
     repeats: int = 1
-    jobs: int = 1
+    jobs: int | None = 1
     stop: Callable[[], None] = lambda: None
     command: str | None = None
     metric: str | None = None
@@ -140,7 +141,7 @@ class Rounds:
                 continue
             self.plans[name] = plan
             if name in known:
-                self._note(known[name], again=True)
+                self._note(replace(known[name], same_as=None), again=True)  # it stands for itself this time
             else:
                 waiting[name] = plan
         self._evaluate(waiting)
@@ -186,6 +187,9 @@ class Rounds:
 
     def _judged(self, names: Iterable[str]) -> Iterator[Result]:
         """Yield the result of each candidate as it comes."""
+        if self.evaluation.jobs is None:
+            yield from map(self._judge, names)
+            return
         with ThreadPoolExecutor(self.evaluation.jobs, "evaluation") as pool:
             try:
                 futures = [pool.submit(self._judge, name) for name in names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from ema_cli.storage.location import location
 from ema_cli.system.progress import no_progress
 from ema_cli.tuning.asked import Asked
 from ema_cli.tuning.journal import Journal
-from ema_cli.tuning.metric import EvaluationFailed
+from ema_cli.tuning.metric import as_metric
 from ema_cli.tuning.results import Result, choose
 from ema_cli.tuning.rounds import Candidates, Evaluation, Rounds, Watcher
 from ema_cli.tuning.settings import Setting
@@ -91,8 +90,8 @@ def tune(
     Args:
         run: the checkpoints.
         target: as of `average`.
-        evaluate: gets the path of a candidate, a file or folder as `target` would be, and returns its metric. What it
-            raises ends the tuning.
+        evaluate: gets the path of a candidate, a file or folder as `target` would be, and returns its metric. It is
+            called in the thread that calls `tune`. What it raises ends the tuning.
         half_lives: those to evaluate; 5%ba is a share of the training so far.
         windows: instead, those of the `profile`, one of linear, 1-sqrt, cosine, inverse-sqrt and uniform.
         between: instead, the ends of a range to search: of windows where there is a `profile`, else of half-lives.
@@ -141,17 +140,14 @@ def tune(
         from ema_cli.integrations.state_dicts import read_state_dict as read  # which imports torch
 
     def judge(path: Path, name: str) -> float:
-        value = float(evaluate(read(path)))
-        if not math.isfinite(value):
-            raise EvaluationFailed(f"its metric is {value}")
-        return value
+        return as_metric(evaluate(read(path)))
 
     output = parse_target(target)
     prepare([make_plan(run, asked.recipe(asked.widest))], output, force=force)
     with location(output.path).staging() as staging:
         tuned = perform(
             Candidates(plans, asked.searched, make_plan(run, asked.last_checkpoint()), of_series),
-            Evaluation(judge, maximize=maximize, repeats=repeats),
+            Evaluation(judge, maximize=maximize, repeats=repeats, jobs=None),
             Workshop(staging, output, OutputOptions()),
             force=force,
             allow_last=allow_last,

@@ -130,6 +130,39 @@ def test_the_results_of_another_evaluation_are_not_taken(cli: Cli, run_folder: P
     assert "remove best.tune" in done.err
 
 
+@pytest.mark.parametrize("options", [["--shell"], ["--spacing", "7ba", "--ignore-clocks"], ["--keep-prefix"]])
+def test_results_are_not_taken_where_the_same_command_means_something_else(
+    options: list[str], cli: Cli, run_folder: Path
+):
+    """A shell expands it; other clocks make other averages of the same half-life; and so do other weights."""
+    arguments = ["tune", "ckpts", "--half-life", "200ba", "-o", "best", "--force", "--eval", "echo 1"]
+    assert cli(*arguments).code == 0
+    done = cli(*arguments, *options)
+    assert done.code == 5
+    assert "of another tuning: other" in done.err
+
+
+def test_results_that_stood_for_another_are_taken_without_it(cli: Cli, run_folder: Path):
+    """Two windows that hold the same checkpoints; then only the second of them is asked for."""
+    arguments = ["tune", "ckpts", "--profile", "uniform", "-o", "best", "--force", "--eval", "echo 1"]
+    assert cli(*arguments, "--window", "250ba", "--window", "260ba").code == 0
+    done = cli(*arguments, "--window", "260ba", "--json")
+    assert done.code == 0, done
+    assert [(row["name"], row["same_as"]) for row in done.json["candidates"]] == [
+        ("last", None),
+        ("uniform-260ba", None),
+    ]
+    assert (run_folder / "best.tune" / "tune.jsonl").read_bytes().count(b"\n") == 4
+
+
+def test_an_average_that_is_the_last_checkpoint_is_not_evaluated(cli: Cli, run_folder: Path):
+    """A half-life far below the spacing: under its own name it would pass the bar."""
+    done = cli("tune", "ckpts", "--half-life", "1ba", "-o", "best", "--eval", python(VALLEY.format(best=1)))
+    assert done.code == 6
+    assert "the last checkpoint is the best" in done.err
+    assert calls(run_folder) == ["last"]
+
+
 @pytest.mark.parametrize(
     ("code", "options", "words"),
     [

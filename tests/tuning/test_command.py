@@ -64,6 +64,7 @@ def test_a_second_evaluation_is_read_apart_from_the_first(tmp_path: Path):
     [
         ("import sys; print(1); sys.exit('no such model')", "exit code 1: no such model"),
         ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL"),
+        ("import os; os.kill(os.getpid(), 40)", "ended by signal 40"),
         ("print('x')", "no number"),
     ],
 )

@@ -40,7 +40,22 @@ def test_the_journal_of_another_tuning_is_an_error_that_names_the_difference(tmp
         Journal.open(tmp_path, {**WHAT, "command": "other"})
 
 
-@pytest.mark.parametrize("text", ["[1]\n", "no json\n", '{"tune": 1, "command": "eval", "repeats": 2}\n7\n'])
+FIRST = '{"tune": 1, "command": "eval", "repeats": 2}\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]\n",
+        "no json\n",
+        FIRST + "7\n",
+        FIRST + '{"name": "1ba"}\n',
+        FIRST + '{"name": "1ba", "values": 1}\n',
+        FIRST + '{"name": "1ba", "values": ["x"]}\n',
+        FIRST + '{"name": "1ba", "values": [NaN]}\n',
+        FIRST + '{"name": ["1ba"], "values": [1]}\n',
+    ],
+)
 def test_what_is_no_journal_is_an_error(text: str, tmp_path: Path):
     """It is not overwritten."""
     (tmp_path / NAME).write_text(text)

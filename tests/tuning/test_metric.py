@@ -51,6 +51,8 @@ def test_a_key_of_the_last_json_object(text: str, value: float):
         ('{"acc": 1, "name": "x"}', "eval_loss", "'eval_loss'; it has acc"),
         ('{"eval_loss": "low"}', "eval_loss", "it has none"),
         ('{"eval_loss": true}', "eval_loss", "no number"),
+        pytest.param(f'{{"eval_loss": 1{"0" * 400}}}', "eval_loss", "its metric is inf", id="large"),
+        ("loss -1.7e308", None, r"its metric is -1\.7e\+308"),
         ('{"eval_loss": NaN}', "eval_loss", "its metric is nan"),
         ("step400", None, "no number"),
     ],

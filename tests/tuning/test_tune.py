@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,37 @@ def test_a_metric_that_is_no_number_fails_its_candidate_alone(tmp_path: Path):
     with pytest.raises(GateError, match="no candidate has a metric: its metric is nan"):
         tune(run, tmp_path / "none", evaluate=lambda path: math.nan, half_lives=["200ba"])
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "its metric is None, which is not a number"),
+        ("low", "its metric is 'low', which is not a number"),
+        (torch.ones(2), r"its metric is tensor\(\[1., 1.\]\), which is not a number"),
+        (10**400, "its metric is inf"),
+        (1.7e308, r"its metric is 1\.7e\+308"),
+    ],
+)
+def test_what_is_no_number_is_told(value: Any, words: str, tmp_path: Path):
+    """As where a function forgets to return its metric, or a training diverged."""
+    write_torch_run(tmp_path / "run", STEPS)
+    with pytest.raises(GateError, match=f"no candidate has a metric: {words}"):
+        tune(open_run([tmp_path / "run"]), tmp_path / "b", evaluate=lambda path: value, half_lives=["200ba"], repeats=3)
+
+
+def test_the_evaluation_is_called_in_the_thread_of_its_caller(tmp_path: Path):
+    """What torch.no_grad sets holds for a thread."""
+    write_torch_run(tmp_path / "run", STEPS)
+    seen = set()
+
+    def evaluate(path: Path) -> float:
+        seen.add((threading.current_thread(), torch.is_grad_enabled()))
+        return 1
+
+    with torch.no_grad():
+        tune(open_run([tmp_path / "run"]), tmp_path / "b", evaluate=evaluate, half_lives=["200ba"])
+    assert seen == {(threading.current_thread(), False)}
 
 
 def test_what_the_evaluation_raises_ends_the_tuning_and_leaves_nothing(tmp_path: Path):

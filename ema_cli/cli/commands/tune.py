@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.cli import outcomes, requests
 from ema_cli.cli.law_options import RecipeOptions
-from ema_cli.cli.option_groups import RunOptions
+from ema_cli.cli.option_groups import ClockOptions, ModelOptions, RunOptions
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.cli.sources import Planner, RawSource, StoredSource
@@ -52,12 +52,14 @@ class TuneRequest:
         raw: the raw checkpoints there, the last of which is the bar to beat.
         asked: what is evaluated.
         series: at which clocks each setting is evaluated; None for the end of the run.
+        read: the options that say how the checkpoints are read, and what their clocks are.
     """
 
     source: RawSource | StoredSource
     raw: RawSource | StoredSource
     asked: Asked
     series: Series | None
+    read: Mapping[str, Any]
     evaluation: EvaluationOptions
     output: OutputOptions
     target: Target | None
@@ -84,6 +86,7 @@ class TuneRequest:
             raw,
             asked,
             series,
+            _given(options.clocks) | _given(options.model),
             options.evaluation,
             OutputOptions.parse(**asdict(options.form)),
             parse_target(options.output, like_input=options.form.like_input) if options.output is not None else None,
@@ -110,7 +113,7 @@ def run(options: TuneOptions) -> int:
 def tune_requested(request: TuneRequest, printer: Printer, *, dry_run: bool = False) -> Tuned | None:
     """Do what is requested; return None from a `dry_run`, which only shows it."""
     planner = request.source.planner()
-    last = _last_plan(request)
+    last = _last_plan(request, planner)
     plans = partial(request.plans_of, planner)
     made = list(_plans_if_any(plans, request.asked.first))
     if isinstance(request.source, StoredSource):
@@ -158,6 +161,11 @@ def _run_options(options: TuneOptions, source: str | None) -> RunOptions:
     return RunOptions(options.paths, law, options.entering, options.clocks, options.model, options.copy)
 
 
+def _given(family: ClockOptions | ModelOptions) -> dict[str, Any]:
+    """Return the options that are given, by name."""
+    return {name: getattr(family, name) for name in requests.given(family)}
+
+
 def _asked(law: TunedLawOptions) -> Asked:
     """Return what is to be evaluated."""
     fixed = {name: getattr(law, name) for name in ("update_interval", "start", "stop", "last", "bias_correction")}
@@ -199,13 +207,14 @@ def _plans_if_any(plans: Callable[[Setting], Sequence[Plan]], settings: Sequence
     return made
 
 
-def _last_plan(request: TuneRequest) -> Plan | None:
+def _last_plan(request: TuneRequest, planner: Planner) -> Plan | None:
     """Return the plan of the last checkpoint alone; None where only averages are stored."""
+    recipe = request.asked.last_checkpoint()
+    if isinstance(request.source, RawSource):
+        return planner.plan(recipe)  # of the same run: averages with its weights are found
     try:
-        return request.raw.planner().plan(request.asked.last_checkpoint())
+        return request.raw.planner().plan(recipe)
     except EmaError:
-        if isinstance(request.source, RawSource):
-            raise
         return None
 
 
@@ -246,8 +255,10 @@ def _what(request: TuneRequest, evaluation: Evaluation, inputs: Sequence[Checkpo
             **request.asked.fixed,
             "from": "stored" if isinstance(request.source, StoredSource) else "raw",
         },
+        "reading": request.read,
         "output": {**request.output.to_dict(), "suffix": target.path.suffix if not target.is_folder else None},
         "command": evaluation.command,
+        "shell": request.evaluation.shell,
         "metric": evaluation.metric,
         "maximize": evaluation.maximize,
         "repeats": evaluation.repeats,
