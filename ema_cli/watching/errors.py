@@ -1,13 +1,14 @@
-"""What a watch cannot go on with: a training that was resumed from an earlier point, and what to do."""
+"""What a watch cannot go on with, and what to do: with the options that it has."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from glob import escape
+from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import RunError, option
+from ema_cli.errors import NonFiniteError, RunError, option
 from ema_cli.law.time import Time, Unit
-from ema_cli.runs.run import Run
 from ema_cli.watching.asked import Asked
 from ema_cli.watching.moments import Moment, moments_in
 from ema_cli.watching.past import Past, time_of
@@ -49,10 +50,22 @@ def _way_back(asked: Asked, clock: Time, *, strictly: bool) -> str:
     )
 
 
-def no_clock(run: Run) -> RunError:
-    """Return the error for a run that records no clock."""
+def no_clock(path: Path) -> RunError:
+    """Return the error for a run, or a checkpoint, that records no clock: a watch can count no checkpoints instead."""
     return RunError(
         "records no clock: nobody knows what is new",
-        subject=run.root,
+        subject=path,
         hint=f"say where clocks are: {option('name_clock', 'ba')}, or {option('clock_key', 'step=ba')}",
+    )
+
+
+def not_finite(error: NonFiniteError, checkpoint: Checkpoint) -> NonFiniteError:
+    """Return the error for a value that is not finite in a checkpoint, or in what was folded before it."""
+    leave_out = f"leave it out with {option('exclude', escape(checkpoint.name))}"
+    if error.subject == checkpoint.path:
+        return NonFiniteError(error.fact, subject=checkpoint.path, hint=leave_out)
+    return NonFiniteError(
+        f"{error.fact} of the averages so far, but is here: it must be infinite in all checkpoints, or in none",
+        subject=checkpoint.path,
+        hint=f"{leave_out}; or begin anew with another {option('o')}, and leave out those before it",
     )

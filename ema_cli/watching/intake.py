@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, RunError, option
+from ema_cli.errors import CheckpointError, NonFiniteError, RunError, option
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.law.time import Time, Unit
 from ema_cli.manifest.fingerprint import fingerprints
@@ -18,7 +18,7 @@ from ema_cli.planning.clock_checks import check_clocks, check_units
 from ema_cli.runs.run import Run
 from ema_cli.storage.location import location
 from ema_cli.watching.asked import Asked
-from ema_cli.watching.errors import goes_back, no_clock, other_contents
+from ema_cli.watching.errors import goes_back, no_clock, not_finite, other_contents
 from ema_cli.watching.keeping import Update, update
 from ema_cli.watching.looking import Lookout, Pending, Seen, is_last, is_marked, with_clock
 from ema_cli.watching.missing import spacing_gap
@@ -75,7 +75,7 @@ class Intake:
         check_no_input(self.asked.published, (file for one in run.checkpoints for file in one.files))
         self.unit = unit = self.unit or self.asked.recipes[0].unit or next(iter(run.units), None)
         if unit is None:
-            raise no_clock(run)
+            raise no_clock(run.root)
         pending = [
             one for one in with_clock(seen.pending, unit, run) if one.clock is not None and one.clock > self._last
         ]
@@ -109,6 +109,8 @@ class Intake:
         asked, waiting = self.asked, self.asked.waiting
         clock = checkpoint.clock(unit)
         if clock is None:
+            if not checkpoint.progress.clocks and not checkpoint.averaged:
+                raise no_clock(checkpoint.path)
             check_units(run, self.asked.recipes[0])
             raise RunError(f"records no clock in {unit.plural}, in which the averages count", subject=checkpoint.path)
         for name, every in (
@@ -199,8 +201,10 @@ class Intake:
                 self.skipped.append(replace(past, skipped=reason))
             else:
                 self._update(made, missing)
-        except CheckpointError:
+        except (CheckpointError, NonFiniteError) as error:  # what is changed meanwhile may look like anything
             if self.lookout.is_there(checkpoint):
+                if isinstance(error, NonFiniteError):
+                    raise not_finite(error, checkpoint) from error
                 raise
             self.waiting_list.remove(checkpoint.name)
             if not location(checkpoint.path).info().exists:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ema_cli import Recipe, watch
-from ema_cli.errors import RunError
+from ema_cli.errors import NonFiniteError, RunError
 from ema_cli.runs.options import OpenOptions
 from ema_cli.watching import keeping, looking
 from ema_cli.watching.looking import Lookout
@@ -71,10 +71,11 @@ def test_what_is_only_touched_is_the_same(touch: Callable[[Path], object], tmp_p
     assert training.told == []
 
 
+@pytest.mark.parametrize("read", ["numbers", "not finite"])
 def test_one_that_is_written_in_place_while_it_is_read_enters_as_it_is_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """What was read of it before leaves no trace: the average is that of what is there in the end."""
+    """What was read of it before leaves no trace, nonsense or not: the average is that of what is there in the end."""
     run = tmp_path / "run"
     write_torch_run(run, [100, 200])
     fold, calls = keeping.fold, []
@@ -84,6 +85,8 @@ def test_one_that_is_written_in_place_while_it_is_read_enters_as_it_is_then(
         calls.append(1)
         if len(calls) == 2:
             overwrite(run / "step-200.pt", 200, 7)
+            if read == "not finite":
+                raise NonFiniteError("'layer.bias' is not finite", subject=run / "step-200.pt")
         return folded
 
     monkeypatch.setattr(keeping, "fold", disturbed)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ema_cli import Recipe, average, make_plan, open_run, watch
-from ema_cli.errors import EmaError, OutputError, RunError, UsageError
+from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError, UsageError
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import manifest_path
 from ema_cli.release.published import find_averages
@@ -288,10 +288,22 @@ def test_a_nan_is_an_error_and_leaves_the_averages_as_they_were(tmp_path: Path):
     saved = write_torch_run(tmp_path / "run", STEPS)
     broken: Mapping[str, torch.Tensor] = {**saved[-1], "layer.bias": torch.full((4,), torch.nan)}
     torch.save({"model": broken, "step": 900}, tmp_path / "run" / "step-900.pt")
-    with pytest.raises(EmaError, match=r"step-900.pt.*layer\.bias"):
+    with pytest.raises(NonFiniteError, match=r"step-900.pt.*layer\.bias") as raised:
         watch(tmp_path / "run", tmp_path / "out.safetensors", LAWS["half-life"], waiting=ONCE)
+    assert raised.value.hint == "leave it out with exclude='step-900.pt'"  # it lets none pass
     manifest = read_manifest(manifest_path(tmp_path / "out.safetensors", is_folder=False))
     assert manifest["inputs"][-1]["clock"] == "800ba"
+
+
+def test_an_infinity_that_ends_is_an_error_of_the_checkpoint_that_lacks_it(tmp_path: Path):
+    """Not of the average that is kept, which nobody can leave out."""
+    (tmp_path / "run").mkdir()
+    for step, value in ((100, torch.inf), (200, torch.inf), (300, 1.0)):
+        torch.save({"model": {"mask": torch.tensor([0.0, value])}, "step": step}, tmp_path / "run" / f"step-{step}.pt")
+    with pytest.raises(NonFiniteError, match=r"step-300\.pt: 'mask' is not finite at element 1 of the averages so far"):
+        watch(tmp_path / "run", tmp_path / "out.safetensors", LAWS["half-life"], waiting=ONCE)
+    manifest = read_manifest(manifest_path(tmp_path / "out.safetensors", is_folder=False))
+    assert manifest["inputs"][-1]["clock"] == "200ba"
 
 
 def test_a_checkpoint_of_another_model_is_an_error(tmp_path: Path):
@@ -423,3 +435,14 @@ def test_a_manifest_of_another_file_is_not_what_was_published(name: str, tmp_pat
     watch(tmp_path / "run", tmp_path / name, LAWS["half-life"], waiting=ONCE)
     assert older != newer
     assert (tmp_path / name).read_bytes() == newer
+
+
+@pytest.mark.parametrize("recipe", [Recipe(half_life="100ba"), Recipe(profile="uniform")])
+def test_a_run_without_clocks_is_an_error_that_a_watch_can_mend(recipe: Recipe, tmp_path: Path):
+    """It counts nothing but clocks: a spacing, as average takes it, would be of no use."""
+    (tmp_path / "run").mkdir()
+    for name in "ab":
+        save_file({"weight": torch.ones(2)}, tmp_path / "run" / f"model-{name}.safetensors")
+    with pytest.raises(RunError, match="records no clock: nobody knows what is new") as raised:
+        watch(tmp_path / "run", tmp_path / "out", recipe, waiting=ONCE)
+    assert raised.value.hint == "say where clocks are: name_clock='ba', or clock_key='step=ba'"
