@@ -28,6 +28,8 @@ SECONDS_PER_INPUT = 5
 GIB = 1 << 30
 RANK_FILE = "model_rank_{}.pt"
 ZERO_MODEL, ZERO_OPTIMIZER = "zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+ITEM_FILE, ITEM_CLOCK, ITEM_METADATA = "model_0.pt", "train_state_1.pt", "metadata.pkl"
+UNIVERSAL_MODEL, UNIVERSAL_WEIGHT = "mp_rank_00_model_states.pt", "zero/w/fp32.pt"
 RANK_SHARD = "shard-0000{}-model-00001-of-00001.safetensors"
 READ_BYTES = 1 << 12  # from either end of a tensor
 MAX_NAME_BYTES = 255  # as file systems allow
@@ -171,22 +173,19 @@ def fuzz_rank_shards(around: Path) -> Reader:
     return lambda data: read_through(open_checkpoint(replaced(around / RANK_SHARD.format(1), data).parent).tensors)
 
 
-def fuzz_zero(name: str) -> Callable[[Path], Reader]:
-    """Return what reads one rank's file of a model that ZeRO cut, beside good files."""
+def fuzz_one_of(name: str) -> Callable[[Path], Reader]:
+    """Return what reads one file of a folder, by its path in it, beside good files."""
 
     def fuzz(around: Path) -> Reader:
         from ema_cli.formats import open_checkpoint
 
-        return lambda data: read_through(open_checkpoint(replaced(around / name, data).parent).tensors)
+        def read(data: bytes) -> None:
+            replaced(around / name, data)
+            read_through(open_checkpoint(around).tensors)
+
+        return read
 
     return fuzz
-
-
-def fuzz_rank_file(around: Path) -> Reader:
-    """Read one rank's file with its share of tensors, beside that of another."""
-    from ema_cli.formats import open_checkpoint
-
-    return lambda data: read_through(open_checkpoint(replaced(around / RANK_FILE.format(0), data).parent).tensors)
 
 
 def fuzz_container(suffix: str) -> Callable[[Path], Reader]:
@@ -417,24 +416,62 @@ def zero_seeds(name: str) -> Callable[[Path], Seeds]:
     return seeds
 
 
-def rank_file_seeds(around: Path) -> Seeds:
-    """Write what two ranks have of a model, and yield the first one's file in the old format of torch's."""
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-    from torch.testing._internal.distributed.fake_pg import FakeStore
+def universal_seeds(name: str) -> Callable[[Path], Seeds]:
+    """Return what writes a folder as `ds_to_universal` makes it, and yields one of its files, in torch's old format."""
 
-    for rank in range(2):
-        dist.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
-        mesh = init_device_mesh("cpu", (2,))
-        state = {
-            name: distribute_tensor(torch.ones(3, 2), mesh, [placement], src_data_rank=None)
-            for name, placement in (("a", Shard(0)), ("b", Shard(1)), ("c", Replicate()))
-        }
-        torch.save(state, around / RANK_FILE.format(rank), _use_new_zipfile_serialization=False)
-        dist.destroy_process_group()
-    yield (around / RANK_FILE.format(0)).read_bytes()
+    def seeds(around: Path) -> Seeds:
+        import torch
+
+        module = {"w": torch.zeros(2, 2).bfloat16(), "tied": torch.zeros(2, 2).bfloat16(), "counter": torch.tensor(3)}
+        model = {
+            "module": module, "buffer_names": ["counter"], "global_steps": 3, "frozen_param_shapes": {},
+            "param_shapes": [{"w": torch.Size((2, 2))}], "shared_params": {"tied": "w"}, "dp_world_size": 2,
+        }  # fmt: skip
+        (around / name).parent.mkdir(parents=True, exist_ok=True)
+        (around / UNIVERSAL_WEIGHT).parent.mkdir(parents=True, exist_ok=True)
+        for path, saved in {
+            UNIVERSAL_MODEL: model,
+            UNIVERSAL_WEIGHT: {"param": torch.ones(2, 2), "cat_dim": 0},
+        }.items():
+            torch.save(saved, around / path, _use_new_zipfile_serialization=False)
+        yield (around / name).read_bytes()
+
+    return seeds
+
+
+def rank_seeds(name: str, items: Mapping[str, Any]) -> Callable[[Path], Seeds]:
+    """Return what writes what two ranks have of a model, and of further items, and yields one file in the old format.
+
+    Args:
+        name: of that file.
+        items: what each rank saves, by the patterns of the files' names; None stands for the model.
+    """
+
+    def seeds(around: Path) -> Seeds:
+        import torch
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        for rank in range(2):
+            dist.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+            mesh = init_device_mesh("cpu", (2,))
+            state = {
+                name: distribute_tensor(torch.ones(3, 2), mesh, [placement], src_data_rank=None)
+                for name, placement in (("a", Shard(0)), ("b", Shard(1)), ("c", Replicate()))
+            }
+            for pattern, saved in items.items():
+                path = around / pattern.format(rank)
+                torch.save(state if saved is None else saved, path, _use_new_zipfile_serialization=False)
+            dist.destroy_process_group()
+        if len(items) > 1:
+            layout = {rank: {"file_path": f"model_{rank}.pt"} for rank in range(2)}
+            about = {"world_size": 2, "metadata": {"model": {"rank_to_layout_info": layout}}}
+            (around / ITEM_METADATA).write_bytes(pickle.dumps(about, 4))
+        yield (around / name).read_bytes()
+
+    return seeds
 
 
 def npz_seeds(around: Path) -> Seeds:
@@ -580,6 +617,8 @@ NUMPY_WORDS = (
     "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", "|V2", "<c16", "9223372036854775807", "float32",
     "bfloat16", "cnumpy._core.multiarray\n_reconstruct\n", "cnumpy\ndtype\n", "__msgpack_chunked_array__", "chunks",
 )  # fmt: skip
+ITEMS = {"model_{}.pt": None, "train_state_{}.pt": {"step": 64}}
+ITEM_WORDS = ("world_size", "metadata", "rank_to_layout_info", "file_path", "model_1.pt", "step", "train_state")
 TARGETS: Mapping[str, Target] = {
     "safetensors": Target(fuzz_safetensors, safetensors_seeds, JSON_WORDS + TENSOR_WORDS),
     "index": Target(fuzz_index, index_seeds, (*JSON_WORDS, "weight_map", "..", "\\\\", "layer.bias")),
@@ -592,9 +631,20 @@ TARGETS: Mapping[str, Target] = {
     "description": Target(fuzz_description, pickle_seeds, (*PICKLE_WORDS, "optimizer", "X\x09\x00\x00\x00optimizer")),
     "module": Target(fuzz_module, pickle_seeds, PICKLE_WORDS),
     "metadata": Target(fuzz_metadata, metadata_seeds, PICKLE_WORDS + DCP_WORDS),
-    "zero-model": Target(fuzz_zero(ZERO_MODEL), zero_seeds(ZERO_MODEL), PICKLE_WORDS + ZERO_WORDS),
-    "zero-optimizer": Target(fuzz_zero(ZERO_OPTIMIZER), zero_seeds(ZERO_OPTIMIZER), PICKLE_WORDS + ZERO_WORDS),
-    "rank-file": Target(fuzz_rank_file, rank_file_seeds, PICKLE_WORDS + RANK_WORDS),
+    "zero-model": Target(fuzz_one_of(ZERO_MODEL), zero_seeds(ZERO_MODEL), PICKLE_WORDS + ZERO_WORDS),
+    "zero-optimizer": Target(fuzz_one_of(ZERO_OPTIMIZER), zero_seeds(ZERO_OPTIMIZER), PICKLE_WORDS + ZERO_WORDS),
+    "rank-file": Target(
+        fuzz_one_of(RANK_FILE.format(0)), rank_seeds(RANK_FILE.format(0), {RANK_FILE: None}), PICKLE_WORDS + RANK_WORDS
+    ),
+    "universal-model": Target(
+        fuzz_one_of(UNIVERSAL_MODEL), universal_seeds(UNIVERSAL_MODEL), PICKLE_WORDS + ZERO_WORDS
+    ),
+    "universal-weight": Target(
+        fuzz_one_of(UNIVERSAL_WEIGHT), universal_seeds(UNIVERSAL_WEIGHT), (*PICKLE_WORDS, "param", "cat_dim")
+    ),
+    "item-file": Target(fuzz_one_of(ITEM_FILE), rank_seeds(ITEM_FILE, ITEMS), PICKLE_WORDS + RANK_WORDS),
+    "item-clock": Target(fuzz_one_of(ITEM_CLOCK), rank_seeds(ITEM_CLOCK, ITEMS), PICKLE_WORDS + ITEM_WORDS),
+    "item-metadata": Target(fuzz_one_of(ITEM_METADATA), rank_seeds(ITEM_METADATA, ITEMS), PICKLE_WORDS + ITEM_WORDS),
     "npz": Target(fuzz_container(".npz"), npz_seeds, (*NUMPY_WORDS, "PK\x01\x02", "PK\x06\x06")),
     "stable-baselines3": Target(
         fuzz_container(".zip"), zip_in_zip_seeds, ("num_timesteps", "policy.pth", "PK\x01\x02", "PK\x06\x06"), 16384
