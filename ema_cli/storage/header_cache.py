@@ -18,6 +18,7 @@ from typing import Any
 
 _MOST_BYTES = 256 << 20  # of all that is kept
 _MOST_AT_ONCE = 8 << 20  # of one range: larger ones are no headers
+_LOOKED_AT = 16  # ranges of an object, whether a new one lies in them
 _PATIENCE_SECONDS = 1.0  # for another process that writes
 _TABLE = """
 create table if not exists ranges (
@@ -27,6 +28,7 @@ _lock = threading.RLock()
 _wanted = False
 _opening = 0  # calls that open checkpoints now
 _connection: Any = None
+_written: dict[bytes, list[tuple[int, int]]] = {}  # of each object, where what this process has kept begins and ends
 _path: Path | None = None
 _is_broken = False
 
@@ -79,14 +81,18 @@ def find(identity: str, begin: int, size: int) -> bytes | None:
 
 
 def keep(identity: str, begin: int, data: bytes) -> None:
-    """Keep a range of an object."""
+    """Keep a range of an object, unless this process has kept one around it."""
     with _lock, _failures():
         database = _open()
         if database is None:
             return
-        key = _key(identity)
+        key, end = _key(identity), begin + len(data)
+        written = _written.setdefault(key, [])
+        if any(first <= begin and end <= last for first, last in written[-_LOOKED_AT:]):
+            return
         row = (key, begin, data, _sum(key, begin, data), time.time())
         database.execute("insert or replace into ranges values (?, ?, ?, ?, ?)", row)
+        written.append((begin, end))
 
 
 def close() -> None:
@@ -94,6 +100,7 @@ def close() -> None:
     global _connection
     with _lock, _failures():
         database, _connection = _connection, None
+        _written.clear()
         if database is not None:
             _shrink(database)
             database.close()
@@ -164,6 +171,7 @@ def _failures() -> Iterator[None]:
         if not isinstance(error, (OSError, sqlite3.Error)):
             raise
         _is_broken, _connection = True, None
+        _written.clear()
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError) and _path:
             for name in (_path.name, f"{_path.name}-wal", f"{_path.name}-shm"):
                 with suppress(OSError):

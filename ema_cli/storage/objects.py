@@ -124,15 +124,14 @@ class ObjectFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from byte `offset`; what lies around them is kept for the next reads."""
-        kept = self._kept(offset, size)
-        if kept is not None:
-            return kept
         is_header = self._stored.is_identified and self._path.scheme != "memory" and header_cache.is_kept(size)
-        if is_header and (known := header_cache.find(self._name(), offset, size)) is not None:
+        data = self._kept(offset, size)
+        if data is None and is_header and (known := header_cache.find(self._name(), offset, size)) is not None:
             return known
-        data = self._read_around(offset, size)
+        if data is None:
+            data = self._read_around(offset, size)
         if is_header:
-            header_cache.keep(self._name(), offset, data)
+            header_cache.keep(self._name(), offset, data)  # also what came with an earlier read
         return data
 
     def _read_around(self, offset: int, size: int) -> bytes:
@@ -146,9 +145,10 @@ class ObjectFile:
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from byte `offset`."""
+        if header_cache.is_kept(len(out)):
+            out[:] = self.read(offset, len(out))
+            return
         kept = self._kept(offset, len(out)) if len(out) else b""
-        if kept is None and header_cache.is_kept(len(out)):
-            kept = self.read(offset, len(out))
         if kept is None:
             self._request(offset, out)
         else:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -172,3 +175,53 @@ def test_an_object_that_was_replaced_is_read_anew(proxy: Proxy, run: StorePath, 
     done = cli("inspect", run / "step-200")
     assert done.code == 0, done.err
     assert "90,049 parameters" in done.out
+
+
+def safetensors_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a file of safetensors."""
+    save_file(tensors, path)
+
+
+def torch_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a file of torch.save."""
+    torch.save(tensors, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "names", "suffix", "most"),
+    [
+        (safetensors_file, 3, "model.safetensors", 1),
+        (safetensors_file, 3000, "model.safetensors", 2),  # a header of more than is read at first
+        (torch_file, 3, "pytorch_model.bin", 3),
+    ],
+    ids=["safetensors", "long-header", "bin"],
+)
+def test_a_shard_takes_few_requests(
+    proxy: Proxy, folder: StorePath, tmp_path: Path, cli: Cli, write: Any, names: int, suffix: str, most: int
+):
+    """Three at most the first time, and none the second: then one lists them all. All else is its list of shards."""
+    stem, _, end = suffix.partition(".")
+    shards = [f"{stem}-0000{number}-of-00005.{end}" for number in range(1, 6)]
+    for step in (100, 200, 300):
+        weights = {}
+        for shard in shards:
+            tensors = {f"{shard}.{'layer.' * 20}{n}": torch.full((1 + n % 7, 7), float(step)) for n in range(names)}
+            tensors[f"{shard}.large"] = torch.full((512, 512), float(step))
+            write(tmp_path / "file", tensors)
+            put_folder(folder / f"step-{step}", {shard: (tmp_path / "file").read_bytes()})
+            weights |= dict.fromkeys(tensors, shard)
+        put_folder(folder / f"step-{step}", {f"{suffix}.index.json": json.dumps({"weight_map": weights}).encode()})
+    forget()
+    begin = len(proxy.requests)
+    first = cli("inspect", folder, *LAW)
+    assert first.code == 0, first
+    asked_of = Counter(request.path for request in proxy.requests[begin:])
+    of_shards = {path: count for path, count in asked_of.items() if f"-of-00005.{end}" in path and "index" not in path}
+    assert len(of_shards) == 15
+    assert max(of_shards.values()) <= most
+    assert asked_of.total() <= sum(of_shards.values()) + 3 + 1
+    forget()
+    begin = len(proxy.requests)
+    assert cli("inspect", folder, *LAW).out == first.out
+    assert len(proxy.requests) - begin == 1, proxy.requests[begin:]
