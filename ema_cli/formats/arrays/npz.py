@@ -23,9 +23,11 @@ _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}  # of the length of the header, by the versio
 _MAX_HEADER_BYTES = 1 << 16
 _FIRST_BYTES = 256  # in which nearly all headers end
 _MAX_INFLATED, _MOST_TIMES = 1 << 30, 16  # in bytes; of what is stored: numbers of a model hardly get smaller
-# As numpy writes it, keys in order; a type with fields is a list here, and does not fit.
+# As numpy writes it, keys in order, and as MLX does, without the last comma. A type with fields is a list here, which
+# does not fit.
 _HEADER = re.compile(
-    r"\{'descr': '([^']{1,40})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,19}, )*(?:\d{1,19},?)?)\), \}\s*",
+    r"\{'descr': '([^']{1,40})', 'fortran_order': (True|False), "
+    r"'shape': \(((?:\d{1,19}, )*(?:\d{1,19},?)?)\)(?:, )?\}\s*",
     re.ASCII,
 )
 

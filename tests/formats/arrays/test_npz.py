@@ -126,6 +126,26 @@ def test_a_version_of_the_format_for_long_headers_is_read(tmp_path: Path) -> Non
         assert read_all(tensors) == {"w": np.arange(3.0).tobytes()}
 
 
+@pytest.mark.parametrize(
+    ("descr", "shape", "data"),
+    [
+        ("<f4", "(2, )", np.ones(2, "<f4").tobytes()),
+        ("<f4", "(2, 3)", np.arange(6, dtype="<f4").tobytes()),
+        ("<f4", "()", np.ones(1, "<f4").tobytes()),
+        ("<V2", "(2, )", b"\x80\x3f\x80\x3f"),
+    ],
+)
+def test_headers_as_mlx_writes_them_are_read(descr: str, shape: str, data: bytes, tmp_path: Path) -> None:
+    """Without a comma behind the shape, and with a blank in a shape of one number: numpy reads them, too."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}    \n".encode()
+    whole = b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header + data
+    assert np.load(io.BytesIO(whole)).tobytes() == data
+    (tmp_path / "a.npz").write_bytes(entry(whole))
+    checkpoint = open_checkpoint(tmp_path / "a.npz")
+    assert read_all(checkpoint.tensors) == {"w": data}
+    assert checkpoint.tensors.specs["w"].shape == np.load(io.BytesIO(whole)).shape
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_a_run_of_archives_is_averaged_checked_and_made_again(
     save: Callable[..., None], cli: Cli, tmp_path: Path
