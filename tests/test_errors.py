@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ema_cli import errors
@@ -94,3 +96,10 @@ def test_an_error_inside_another_is_spelled_by_whoever_shows_it():
     outer = EmaError(f"no checkpoint: {inner.message(mentioned)}", hint=inner.advice(mentioned))
     assert outer.advice(at_terminal) == "say which: --key model"
     assert outer.hint == "say which: key='model'"
+
+
+def test_no_error_takes_over_the_hint_of_another_as_python_spells_it():
+    """`error.hint` is for callers from Python: in the hint of another error a terminal would show `anonymous=True`."""
+    package = Path(errors.__file__).parent
+    taken = [path.name for path in package.rglob("*.py") if "hint=error.hint" in path.read_text("utf-8")]
+    assert taken == []

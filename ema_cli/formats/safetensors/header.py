@@ -184,8 +184,8 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
         name = sys.intern(name)  # one copy of each name, however many checkpoints have it
         try:
             specs[name], begin, end = entry if isinstance(entry, tuple) else _read_entry(entry, table)
-        except _WrongEntry as error:
-            raise CheckpointError(f"'{name}' {error}", subject=path, hint=error.hint) from None
+        except _WrongEntry as wrong:
+            raise CheckpointError(f"'{name}' {wrong}", subject=path, hint=wrong.hint) from None
         spans.append((begin, end, name))
     _check_contiguous(file, 8 + len(text), spans)
     offsets = {name: begin for begin, _, name in spans}
