@@ -26,6 +26,7 @@ FOREIGN = {
     "--chart",
     "--decay",
     "--overwrite",
+    "--restore-file",
     "--before",
 }
 SIGNERS = {
