@@ -201,8 +201,8 @@ Examples: among some; in a range
 
 The last checkpoint is always evaluated, as the bar to beat. {path} is a file or folder as --output would be, and \
 EMA_PATH and EMA_HALF_LIFE, EMA_WINDOW or EMA_EXTRAPOLATE say the same in the environment. \
-Results and what the command prints are kept in OUT.tune, of an output in a store in the working folder; \
-the same line once more goes on where it was interrupted."""
+Results and what the command prints are kept in OUT.tune; of an output in a bucket, in the working folder. \
+The same line once more goes on where it was interrupted."""
 
     paths: Paths = ()
     law: TunedLawOptions = field(default_factory=TunedLawOptions)
@@ -218,7 +218,8 @@ the same line once more goes on where it was interrupted."""
             "-o",
             metavar="PATH",
             help="NAME.safetensors or NAME.pt for one file, of Lightning's runs also NAME.ckpt; a name without suffix "
-            "for a folder; dcp:NAME for a folder that torch.distributed.checkpoint loads. Default: ema-tuned.",
+            "for a folder; dcp:NAME for a folder that torch.distributed.checkpoint loads; each in a bucket, too: "
+            "s3://bucket/NAME. Default: ema-tuned.",
             rich_help_panel=WRITE,
         ),
     ] = None

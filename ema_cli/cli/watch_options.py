@@ -157,7 +157,8 @@ as EMA.store writes them. Ctrl-C and SIGTERM publish what is folded; a second on
         Path | None,
         Argument(
             metavar="PATH",
-            help="The folder that the training saves into, or the one file that it writes again and again.",
+            help="The folder that the training saves into, or the one file that it writes again and again; in a "
+            "bucket, too: s3://bucket/run.",
         ),
     ] = None
     law: WatchedLawOptions = field(default_factory=WatchedLawOptions)
@@ -172,8 +173,9 @@ as EMA.store writes them. Ctrl-C and SIGTERM publish what is folded; a second on
             "--output",
             "-o",
             metavar="PATH",
-            help="NAME.safetensors or NAME.pt for one file, a name without suffix for a folder; of several half-lives "
-            "a folder for all, or a pattern as in averages/ema-{half_life}. Default: ema-watched.",
+            help="NAME.safetensors or NAME.pt for one file, a name without suffix for a folder; each in a bucket, too: "
+            "s3://bucket/NAME. Of several half-lives a folder for all, or a pattern as in averages/ema-{half_life}. "
+            "Default: ema-watched.",
             rich_help_panel=WRITE,
         ),
     ] = None
