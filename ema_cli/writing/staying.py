@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import OutputError, option
@@ -21,6 +22,9 @@ from ema_cli.storage.source import InputFile
 from ema_cli.text import some
 from ema_cli.writing.originals import Original
 from ema_cli.writing.target import Target
+
+if TYPE_CHECKING:
+    from ema_cli.formats.dcp.content import Metadata
 
 # Of DeepSpeed, and of accelerate's FSDP, beside the Hugging Face Trainer's model.
 _WEIGHTS_AGAIN = re.compile(
@@ -43,19 +47,27 @@ def find_beside(
     for path, original in originals.items():
         if path.suffix.lower() != ".safetensors" and newest.format != "DCP":
             beside.add(beside_in_file(original.file, original.replaced))
-    metadata = next((file for file in newest.files if file.path.name == DCP_METADATA), None)
-    if metadata is not None:
+    described = _described(newest)
+    if described is not None:
         from ema_cli.formats.copies.optimizer import is_optimizer_tensor
         from ema_cli.formats.dcp.masters import masters_that_stay
-        from ema_cli.formats.dcp.metadata import read_metadata
 
-        described = read_metadata(metadata)
         names = [name for name in described.tensors if not (left.texts and is_optimizer_tensor(name))]
         beside = Beside(beside_by_name(names, newest.tensors.specs), named=beside.named)
         replaced = {path: original.replaced for path, original in originals.items()}
         staying = masters_that_stay(described, replaced)
         beside.masters += islice((name for name in staying if not (left.texts and is_optimizer_tensor(name))), 1)
     return beside.without(left.places)
+
+
+def _described(newest: Checkpoint) -> Metadata | None:
+    """Return what a folder of torch.distributed.checkpoint's says of itself; None where it is none."""
+    metadata = next((file for file in newest.files if file.path.name == DCP_METADATA), None)
+    if metadata is None:
+        return None
+    from ema_cli.formats.dcp.metadata import read_metadata
+
+    return read_metadata(metadata)
 
 
 def notes_of(newest: Checkpoint, beside: Beside, classes: Sequence[str]) -> tuple[str, ...]:
@@ -103,9 +115,10 @@ def check_no_masters(newest: Checkpoint, beside: Beside, *, without_optimizer: b
         raise refusal(newest, f"it would keep {fact}")
     are_read = newest.trainer == "DeepSpeed"
     if newest.format == "DCP":
-        from ema_cli.formats.dcp.masters import is_of_parameter
+        from ema_cli.formats.dcp.masters import can_be_taken
 
-        are_read = is_of_parameter(beside.masters[0])
+        described = _described(newest)
+        are_read = described is not None and can_be_taken(described, beside.masters[0])
     raise OutputError(
         f"cannot be written over again as it is: it holds {fact}",
         subject=newest.path,

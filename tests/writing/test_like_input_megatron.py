@@ -127,3 +127,30 @@ def test_float32_weights_in_rows_are_refused(run: InProcess):
     assert run("average", "run", "-o", "out", *LIKE, "--masters")[0] == 3
     assert "which of its elements is which, only Megatron knows" in run.err
     assert run("average", "run", "-o", "out", *LIKE)[0] == 5
+    assert "--drop optimizer" in run.err
+    assert "--masters" not in run.err, "they would be refused"
+    assert "--masters takes those" not in " ".join(run("inspect", "run")[1].split())
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float16, torch.bfloat16])
+def test_what_is_no_float32_is_no_copy_of_the_weights(run: InProcess, dtype: torch.dtype):
+    """A precision-aware optimizer may keep the rest of float32, in 16 bits: no weights, whatever their name."""
+    rest = {f"{MASTERS[0]}{name}": (100 * tensor).to(dtype) for name, tensor in weights(4).items()}
+    for step in STEPS:
+        save(run.folder / f"run/iter_{step:07}", step, None, rest)
+    for like in ((), ("--like-input",)):
+        assert run("average", "run", "-o", "out", "--profile", "uniform", *like, "--masters")[0] == 3
+        assert f"'{MASTERS[0]}decoder.fc1.weight' is" in run.err
+        assert "these are not the weights in float32" in run.err
+    assert run("average", "run", "-o", "out", *LIKE)[0] == 5
+    assert "--masters" not in run.err, "they would be refused"
+    assert "--masters takes those" not in " ".join(run("inspect", "run")[1].split())
+
+
+def test_what_has_no_float32_weights_is_named(run: InProcess):
+    """Frozen tensors have none: their own are averaged, and a note says so; of tensors in float32 nothing is said."""
+    frozen = {"vision.weight": torch.ones(3).bfloat16(), "router.weight": torch.ones(3)}
+    for step in STEPS:
+        save(run.folder / f"run/iter_{step:07}", step, MASTERS[0], frozen)
+    assert run("average", "run", "-o", "out", *LIKE, "--masters")[0] == 0, run.err
+    assert "no float32 weights of vision.weight: the model's own are taken" in run.err

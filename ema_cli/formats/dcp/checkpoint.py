@@ -15,7 +15,7 @@ from typing import Any
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
 from ema_cli.errors import CUT_SHORT, CheckpointError, EmaError, IncompleteCheckpoint, option
 from ema_cli.formats.dcp.content import Metadata
-from ema_cli.formats.dcp.masters import masters_of, with_masters
+from ema_cli.formats.dcp.masters import can_be_taken, masters_of, with_masters, without_masters
 from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.dcp.model import DcpModel, find_model
 from ema_cli.formats.dcp.tensors import DcpTables, DcpTensors
@@ -44,6 +44,7 @@ from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
 from ema_cli.storage.source import FileRegion, InputFile
+from ema_cli.text import some
 
 _MAX_COUNTERS = 32  # that are read for a message
 
@@ -95,8 +96,7 @@ def open_folder(
         selection.warnings.append(f"tensors beside the model, at {', '.join(model.beside[:4])}, are not taken (--key)")
     if left_out:
         selection.notes.append(f"not tensors, left out: {len(left_out)} such as '{left_out[0]}'")
-    if masters and any(spec.dtype.is_narrow for spec in stored.specs.values()):
-        selection.notes.append(MASTERS_TAKEN if options.masters else MASTERS_THERE)
+    selection.notes += _notes_of_masters(metadata, stored, names, masters, options)
     return Checkpoint(
         name=path.name,
         path=path,
@@ -112,6 +112,18 @@ def open_folder(
         notes=tuple(selection.notes),
         left_out=left_out,
     )
+
+
+def _notes_of_masters(
+    metadata: Metadata, stored: DcpTensors, names: dict[str, str], masters: dict[str, str], options: ReadOptions
+) -> list[str]:
+    """Return what is said of float32 weights of an optimizer's: that they are taken, or could be."""
+    if not masters or not any(spec.dtype.is_narrow for spec in stored.specs.values()):
+        return []
+    if not options.masters:  # of all tensors they are alike
+        return [MASTERS_THERE] if can_be_taken(metadata, next(iter(masters.values()))) else []
+    narrow = without_masters(stored, names, masters)
+    return [MASTERS_TAKEN, *([f"no float32 weights of {some(narrow)}: the model's own are taken"] if narrow else [])]
 
 
 def beside_the_model(metadata: InputFile) -> dict[Any, Any]:

@@ -35,9 +35,12 @@ def masters_of(metadata: Metadata, names: Names) -> dict[str, str]:
     return {name: named[stored] for name, stored in names.items() if stored in named} if named else {}
 
 
-def is_of_parameter(name: str) -> bool:
-    """Return whether float32 weights of this name say of which parameter they are."""
-    return _OF_PARAMETER.fullmatch(name) is not None
+def can_be_taken(metadata: Metadata, master: str) -> bool:
+    """Return whether what has this name is float32 weights that say of which parameter they are, and have its shape."""
+    match = _OF_PARAMETER.fullmatch(master)
+    if match is None or match[1] not in metadata.tensors:
+        return False
+    return _fault({name: metadata.tensor(name).spec for name in (match[1], master)}, match[1], master) is None
 
 
 def masters_that_stay(metadata: Metadata, replaced: Mapping[Path, Sequence[tuple[int, int]]]) -> Iterator[str]:
@@ -73,21 +76,34 @@ def with_masters(tensors: DcpTensors, names: Names, masters: Names) -> ShardedTe
         masters: the float32 weights.
 
     Raises:
-        CheckpointError: where these have another shape: an older Megatron-Core cut them to rows.
+        CheckpointError: where these are no float32, or have another shape: an older Megatron-Core cut them to rows.
     """
     for name, master in masters.items():
-        spec, other = tensors.specs[names[name]], tensors.specs[master]
-        if spec.shape != other.shape:
-            raise CheckpointError(
-                f"'{master}' is {list(other.shape)}, and '{names[name]}' is {list(spec.shape)}: which of its elements "
-                "is which, only Megatron knows",
-                hint=f"leave out {option('masters', True)}",
-            )
+        fault = _fault(tensors.specs, names[name], master)
+        if fault is not None:
+            raise CheckpointError(fault, hint=f"leave out {option('masters', True)}")
     taken = {**names, **masters}
     specs = _specs(tensors, taken)
     own = {name: names[name] for name in masters}
     copies = [Renamed(_specs(tensors, own), own, tensors)]
     return ShardedTensors(specs, dict.fromkeys(specs, 0), [Renamed(specs, taken, tensors)], copies)
+
+
+def without_masters(tensors: DcpTensors, names: Names, masters: Names) -> list[str]:
+    """Return the names of a model's tensors in half precision without float32 weights, as frozen ones are."""
+    return [name for name, stored in names.items() if name not in masters and tensors.specs[stored].dtype.is_narrow]
+
+
+def _fault(specs: Mapping[str, TensorSpec], stored: str, master: str) -> str | None:
+    """Return words for why one tensor is not the float32 weights of another; None where it may be."""
+    spec, other = specs[stored], specs[master]
+    if spec.shape != other.shape:
+        shapes = f"'{master}' is {list(other.shape)}, and '{stored}' is {list(spec.shape)}"
+        return f"{shapes}: which of its elements is which, only Megatron knows"
+    if other.dtype.is_narrow or not other.dtype.averaged:
+        # With a precision-aware optimizer there may be what is left over of float32, in 16 bits, beside the model's.
+        return f"'{master}' is {other.dtype.name}, so these are not the weights in float32"
+    return None
 
 
 def _specs(tensors: DcpTensors, names: Names) -> dict[str, TensorSpec]:
