@@ -53,7 +53,7 @@ def find_beside(
         from ema_cli.formats.dcp.masters import masters_that_stay
 
         names = [name for name in described.tensors if not (left.texts and is_optimizer_tensor(name))]
-        beside = Beside(beside_by_name(names, newest.tensors.specs), named=beside.named)
+        beside.places = beside_by_name(names, newest.tensors.specs)
         replaced = {path: original.replaced for path, original in originals.items()}
         staying = masters_that_stay(described, replaced)
         beside.masters += islice((name for name in staying if not (left.texts and is_optimizer_tensor(name))), 1)

@@ -154,3 +154,16 @@ def test_what_has_no_float32_weights_is_named(run: InProcess):
         save(run.folder / f"run/iter_{step:07}", step, MASTERS[0], frozen)
     assert run("average", "run", "-o", "out", *LIKE, "--masters")[0] == 0, run.err
     assert "no float32 weights of vision.weight: the model's own are taken" in run.err
+
+
+def test_float32_weights_in_a_file_beside_the_shards_are_seen(run: InProcess):
+    """A folder may have its optimizer in a file of torch's own: it is refused, and can be dropped, as anywhere."""
+    for step in STEPS:
+        folder = run.folder / f"run/iter_{step:07}"
+        save(folder, step, None)
+        torch.save({"fp32_from_fp16_groups": [list(weights(step).values())]}, folder / "optimizer.pt")
+    assert run("average", "run", "-o", "out", *LIKE)[0] == 5
+    assert "optimizer.pt: fp32_from_fp16_groups: copies of the weights" in run.err
+    assert "--masters" not in run.err
+    assert run("average", "run", "-o", "out", *LIKE, "--drop", "optimizer")[0] == 0, run.err
+    assert not Path("out/optimizer.pt").exists()
