@@ -319,7 +319,7 @@ class UniversalFolder(Format):
             value = stored["param"] if isinstance(stored, dict) else stored
             assert value.shape == shape or value.shape == (shape.numel(),)
             tensors[name] = value.view(shape)
-        tied = {name: tensors[kept] for name, kept in first["shared_params"].items() if kept in tensors}
+        tied = {name: tensors[kept] for name, kept in first.get("shared_params", {}).items() if kept in tensors}
         return {**tensors, **tied}
 
 
@@ -555,6 +555,7 @@ class Flax(Format):
         return {".".join(keys): value for keys, value in self._leaves(tree, ())}
 
     def _array(self, code: int, data: bytes) -> Any:
+        assert code in (1, 3)  # 2 is a complex number, of which there are none
         shape, name, content = unpackb(data)
         array = np.frombuffer(content, dtype=np.dtype(name), count=-1).reshape(shape, order="C")
         return array if code == 1 else array[()]

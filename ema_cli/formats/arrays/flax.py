@@ -16,7 +16,7 @@ from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
 from ema_cli.storage.source import ByteSource, FileRegion
 
-_ARRAY, _SCALAR = 1, 3  # the extensions of Flax's that hold numbers of numpy's
+_ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # the extensions that Flax has; a complex number of Python's is no tensor
 _CHUNKED = "__msgpack_chunked_array__"  # beside the shape and the chunks of an array of more than a gigabyte
 _PARTS = 3  # of an array: shape, type, bytes
 _BLOCK_BYTES = 1 << 12
@@ -145,15 +145,18 @@ class _Reader:
         return blob
 
     def extension(self, size: int, depth: int) -> Any:
-        """Return an array, or a text in the place of another extension, of so many bytes."""
+        """Return an array, or a text in the place of a complex number, of so many bytes."""
         kind, end = self.number("b"), self.position + size
         if end > self._file.size:
             raise _no_end()
-        if kind not in (_ARRAY, _SCALAR):
-            self.blob(size)
-            return "another type"
+        if kind not in (_ARRAY, _COMPLEX, _SCALAR):  # passed over, a tensor would be missing without a word
+            raise CheckpointError(f"the msgpack in it has an extension {kind}, which Flax has not")
         parts = self.value(depth + 1)
         match parts:
+            case {"0": int() | float(), "1": int() | float()} if kind == _COMPLEX and self.position == end:
+                return "a complex number"
+            case _ if kind == _COMPLEX:
+                raise CheckpointError("a complex number in it is not stored as Flax stores it")
             case {"0": dict() as lengths, "1": str(dtype), "2": Blob() as data} if len(parts) == _PARTS:
                 pass
             case _:

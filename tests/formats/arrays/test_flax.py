@@ -100,6 +100,9 @@ REFUSED = {
         b"\x81\xa1w" + extension(packed(([3], "float32", bytes(8)))), "a storage of 12 bytes, but 8 are"),
     "more than an array": (
         b"\x81\xa1w" + extension(packed(([2], "float32", bytes(8))) + b"\xc0"), "longer or shorter than it says"),
+    "another extension": (b"\x81\xa1w" + extension(packed(([2], "float32", bytes(8))), 0), "has an extension 0, which"),
+    "an array that is marked as a complex number": (
+        b"\x81\xa1w" + extension(packed(([2], "float32", bytes(8))), 2), "a complex number in it is not stored"),
     "numbers of four bits": (b"\x81\xa1w" + extension(packed(([2], "int4", bytes(2)))), "numpy's type 'int4'"),
     "chunks that are none": (
         packed({"w": {"__msgpack_chunked_array__": True, "shape": {"0": 2}, "chunks": {"0": 1}}}), "array in chunks"),
@@ -112,6 +115,12 @@ REFUSED = {
     "a name twice": (packed({"a.b": np.ones(1), "a": {"b": np.ones(1)}}), "the place 'a.b'"),
     "no arrays": (packed({"a": 1}), "no tensors"),
 }  # fmt: skip
+
+
+def test_a_complex_number_of_python_s_is_no_tensor(tmp_path: Path) -> None:
+    """Flax has an extension for it; what lies beside it is read."""
+    (tmp_path / "a.msgpack").write_bytes(b"\x82\xa1w" + ARRAY + b"\xa1z" + extension(packed((1.0, 2.0)), 2))
+    assert list(open_checkpoint(tmp_path / "a.msgpack").tensors.specs) == ["w"]
 
 
 @pytest.mark.parametrize("kind", REFUSED)
