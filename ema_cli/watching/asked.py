@@ -15,6 +15,7 @@ from ema_cli.law.plain_profiles import Uniform
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.runs.options import OpenOptions
+from ema_cli.storage.names import StorePath
 from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import Target
 
@@ -22,6 +23,7 @@ SETTLE, EVERY, PATIENCE = 10.0, 10.0, 600.0
 """Seconds: between two equal looks at a checkpoint, between two looks at the folder, for one that is not complete."""
 
 _SUFFIX = ".watch"
+_HALF_LIFE = "{half_life}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Asked:
             time = getattr(self, name)
             if time is not None and not 0 < time.value < math.inf:
                 raise UsageError(f"{time} is no training time between two", option=name, hint="as 1000ba")
+        _check_pattern(self.target.path)
         if self.output.like_input or self.target.is_lightning:
             raise UsageError(
                 "a checkpoint that its trainer loads holds more than weights, and the newest may be deleted by then",
@@ -99,18 +102,18 @@ class Asked:
     def folder(self) -> Path:
         """Return the folder of what is kept to go on, beside the output: its name with `.watch`."""
         path = self.target.path
-        base = path.parent if "{half_life}" in path.name else path
+        base = path.parent if _HALF_LIFE in path.name else path
         return base.with_name(f"{base.name}{_SUFFIX}")
 
     @property
     def published(self) -> Target:
         """Return what one rename publishes."""
         target = self.target
-        if "{half_life}" not in target.path.name:
+        if _HALF_LIFE not in target.path.name:
             return target
         if len(self.recipes) > 1:
             return Target(target.path.parent, is_folder=True)
-        name = target.path.name.replace("{half_life}", self.recipes[0].law.name)
+        name = target.path.name.replace(_HALF_LIFE, self.recipes[0].law.name)
         return Target(target.path.with_name(name), target.is_folder)
 
     def what(self) -> dict[str, Any]:
@@ -131,6 +134,28 @@ class Asked:
 
 
 _NAME_CLOCK = f"clocks that names have: {option('name_clock', 'ba')}"
+
+
+def _check_pattern(path: Path) -> None:
+    """Check the placeholders in the name of the output: its folder has a name, which that of what is kept is made of.
+
+    Raises:
+        UsageError: where it has none, and for a clock, as averages are replaced at each.
+    """
+    parent = path.parent
+    if "{clock}" in path.name:
+        raise UsageError(
+            f"'{path}': an average stays at its place, and is replaced at each clock",
+            option="output",
+            hint=f"leave {{clock}} out; {option('store_every')} keeps averages of other clocks, too",
+        )
+    is_root = parent.name in ("", "..") or (isinstance(parent, StorePath) and not parent.key)
+    if _HALF_LIFE in path.name and is_root:
+        raise UsageError(
+            f"'{path}' names no new folder for the averages",
+            option="output",
+            hint=f"as {option('o', (parent / 'averages' / path.name).as_posix())}",
+        )
 
 
 def check_recipes(recipes: Sequence[Recipe]) -> None:

@@ -92,5 +92,10 @@ class Journal:
             raise CheckpointError(
                 f"is no record of a watch: {error}",
                 subject=path,
-                hint=f"move {path.parent} away to go on from an older moment, or from the beginning",
+                hint=way_back(path.parent),
             ) from error
+
+
+def way_back(moment: Path) -> str:
+    """Return what to do about a moment that is damaged, by its folder."""
+    return f"move {moment} away to go on from an older moment, or from the beginning"

@@ -27,7 +27,7 @@ from ema_cli.storage.location import location
 from ema_cli.storage.marked_folders import InUse, MarkedFolders
 from ema_cli.storage.names import StorePath
 from ema_cli.watching.form import Form, form_of
-from ema_cli.watching.journal import JOURNAL, Journal
+from ema_cli.watching.journal import JOURNAL, Journal, way_back
 from ema_cli.watching.past import Past
 
 SIDE_FILES, REST = "model", "rest"
@@ -57,7 +57,7 @@ class Moment:
         Raises:
             CheckpointError: where it cannot be read.
         """
-        return open_checkpoint(self.folder / f"{name}.safetensors", ReadOptions(keep_prefix=True))
+        return self._open(f"{name}.safetensors")
 
     def summed(self, name: str, names: frozenset[str]) -> Checkpoint:
         """Open the average of a law with what was rounded off it, as float64; `names` are the tensors of which it was.
@@ -67,9 +67,8 @@ class Moment:
         """
         from ema_cli.watching.rest import opened  # which loads numpy
 
-        path = self.folder / REST / f"{name}.safetensors"
         is_first = len(self.journal.folded) == 1
-        rest = None if is_first else open_checkpoint(path, ReadOptions(keep_prefix=True))
+        rest = None if is_first else self._open(f"{REST}/{name}.safetensors")
         return opened(self.average(name), rest, names)
 
     def form(self, average: Checkpoint) -> Form:
@@ -82,6 +81,12 @@ class Moment:
             return form_of(self.journal.newest, average, self.folder / SIDE_FILES)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(f"is damaged: {error}", subject=self.folder / JOURNAL) from error
+
+    def _open(self, name: str) -> Checkpoint:
+        try:
+            return open_checkpoint(self.folder / name, ReadOptions(keep_prefix=True))
+        except CheckpointError as error:
+            raise CheckpointError(error.fact, subject=error.subject, hint=way_back(self.folder)) from error
 
 
 @contextmanager

@@ -202,6 +202,39 @@ def test_what_needs_the_future_or_makes_no_sense_is_refused(options: dict[str, o
         watch(tmp_path / "no", tmp_path / "out", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("ema-{half_life}.pt", "names no new folder"),
+        ("../ema-{half_life}", "names no new folder"),
+        ("/ema-{half_life}", "names no new folder"),
+        ("s3://bucket/ema-{half_life}.pt", "names no new folder"),
+        ("averages/ema-{half_life}-{clock}.pt", "is replaced at each clock"),
+    ],
+)
+@pytest.mark.parametrize("law", ["half-life", "two"])
+def test_a_pattern_names_a_folder_beside_which_the_rest_can_lie(target: str, words: str, law: str, tmp_path: Path):
+    """And no clock: what lies there at a later one might be somebody else's."""
+    with pytest.raises(UsageError, match=words):
+        watch(tmp_path / "no", target, LAWS[law])
+
+
+@pytest.mark.parametrize("name", ["200ba.safetensors", "rest/200ba.safetensors", "watch.json"])
+def test_a_moment_that_is_damaged_is_an_error_that_says_how_to_go_on(name: str, tmp_path: Path):
+    """Not to wait for it, as for a checkpoint; without the moment the watch begins anew."""
+    write_torch_run(tmp_path / "run", STEPS[:3])
+    watch(tmp_path / "run", tmp_path / "out", LAWS["half-life"], waiting=ONCE)
+    moment = tmp_path / "out.watch" / "300ba"
+    content = (moment / name).read_bytes()
+    (moment / name).write_bytes(content[:-5])
+    write_torch_run(tmp_path / "run", STEPS[:4])
+    with pytest.raises(EmaError, match=name) as raised:
+        watch(tmp_path / "run", tmp_path / "out", LAWS["half-life"], waiting=ONCE)
+    assert raised.value.hint == f"move {moment} away to go on from an older moment, or from the beginning"
+    moment.rename(tmp_path / "aside")
+    assert watch(tmp_path / "run", tmp_path / "out", LAWS["half-life"], waiting=ONCE, force=True).folded == 4
+
+
 def test_other_laws_over_the_same_state_are_refused(tmp_path: Path):
     """What is kept is of the laws that were watched."""
     write_torch_run(tmp_path / "run", STEPS)
