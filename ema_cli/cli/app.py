@@ -114,6 +114,8 @@ def _run(arguments: list[str], invocation: Invocation) -> int:
 def _misunderstood(problem: typer.TyperException, invocation: Invocation) -> UsageError:
     """Return the error for a command line that typer does not understand."""
     typed, context = getattr(problem, "option_name", None), getattr(problem, "ctx", None)
+    from ema_cli.storage.names import without_secrets  # which help does not need
+
     if typed is not None and context is not None:
         from ema_cli.cli.other_words import known_elsewhere
 
@@ -121,7 +123,7 @@ def _misunderstood(problem: typer.TyperException, invocation: Invocation) -> Usa
         known = known_elsewhere(typed, options, invocation.hint)
         if known is not None:
             return known
-    return UsageError(problem.format_message(), hint=invocation.hint)
+    return UsageError(without_secrets(problem.format_message()), hint=invocation.hint)
 
 
 def _fail(problem: EmaError, invocation: Invocation) -> int:

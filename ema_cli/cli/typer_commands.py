@@ -21,7 +21,7 @@ from ema_cli._version import __version__
 from ema_cli.cli.command_line import COMMANDS, options_of
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.storage.names import as_path
+from ema_cli.storage.names import as_path, without_secrets
 
 if TYPE_CHECKING:
     from ema_cli.cli.command_line import Options
@@ -216,7 +216,9 @@ class _Field:
         except ValueError:
             kind = getattr(self.type, "__name__", "value")
             flag = f"--{self.name.replace('_', '-')}"
-            raise UsageError(f"Invalid value for '{flag}': {word!r} is not a valid {kind}.", hint=hint) from None
+            raise UsageError(
+                f"Invalid value for '{flag}': {without_secrets(word)!r} is not a valid {kind}.", hint=hint
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from ema_cli.law.wording import recipe_details
 from ema_cli.manifest.manifest import recorded_age
 from ema_cli.manifest.sums import FOLDER_NAME, files_beside, sidecars
 from ema_cli.manifest.types import Manifest
+from ema_cli.storage.location import location
 from ema_cli.text import plural, size
 from ema_cli.writing.target import Target
 
@@ -63,10 +64,11 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
             f"cannot be appended to: {_reason(error)}", option="summary", subject=path, hint=_HINT
         ) from error
     if target is not None:
-        own = target.path.resolve()
-        if real == own or own in real.parents or real in {sidecar.resolve() for sidecar in files_beside(target.path)}:
+        own = location(target.path).resolve()
+        beside = {location(sidecar).resolve() for sidecar in files_beside(target.path)}
+        if real == own or own in real.parents or real in beside:
             raise _NotAppended(f"is of the output, {target.path}", option="summary", subject=path, hint=_HINT)
-    for source in (path.resolve() for path in inputs):
+    for source in (location(path).resolve() for path in inputs):
         if real == source or source in real.parents:
             raise _NotAppended(f"is of an input, {source.name}", option="summary", subject=path, hint=_HINT)
 

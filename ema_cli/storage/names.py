@@ -20,7 +20,8 @@ WEB = ("https", "http")  # servers that cannot list what they have
 _HUB_PARTS = 3  # scheme, owner, repository
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.ASCII | re.IGNORECASE)  # pathlib makes one slash of two
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d*)?", re.ASCII | re.IGNORECASE)  # of a web address
-_USER = re.compile(r"//.*@")  # in an address, and the password behind it
+_USER = re.compile(r"//([^@]*:.*|[^/]*)@")  # in an address, and the password behind it
+_IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]+://\S+?(?=\)?(?:\s|$))", re.ASCII | re.IGNORECASE)
 _INDEX = ".index.json"  # what the name of a list of shards ends with
 _indexes: dict[Path, str] = {}  # of a folder of a web server: the name of the list of its shards
 _queries: dict[Path, str] = {}  # what follows the question mark of web addresses that were named: it may be a signature
@@ -153,6 +154,11 @@ def check_no_address(path: Path) -> None:
             subject=_without_secrets(_ADDRESS.sub(r"\1://", str(path), count=1)),
             hint=f"copy what is there to a disk, or mount it, and name the path; read: {known}",
         )
+
+
+def without_secrets(text: str) -> str:
+    """Return a text in which no address has what may be a user's name, a password or a signature."""
+    return _IN_TEXT.sub(lambda found: _without_secrets(found[0]), text)
 
 
 def _without_secrets(address: str) -> str:

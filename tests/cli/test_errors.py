@@ -92,6 +92,8 @@ USAGE = [
     (["verify", "ftp://host/x.safetensors"], "ftp://host/x.safetensors: is the address of a store or server"),
     (["inspect", "s3://"], "s3://: names no bucket"),
     (["inspect", "https://me:secret@host/x.pt"], "https://...@host/x.pt: holds a user's name and password"),
+    (["report", "x", "https://host/x.pt?sig=secret"], "Got unexpected extra argument(s) (https://host/x.pt)"),
+    (["inspect", "ckpts", "--last", "https://me:secret@host"], "Invalid value for '--last': 'https://...@host"),
     (["no-such-command"], "No such command 'no-such-command'"),
 ]
 

@@ -149,6 +149,19 @@ def test_a_page_about_a_release_goes_where_it_is_wanted(bucket: StorePath, tmp_p
     assert present(bucket)["out.html"] == (tmp_path / "out.html").read_bytes()
 
 
+def test_a_summary_of_what_lies_in_a_store_is_appended_to_a_file(bucket: StorePath, tmp_path: Path, cli: Cli):
+    """Whether that is read, written, or both."""
+    summary = tmp_path / "summary.md"
+    for source, target in (
+        (tmp_path / "hf", bucket / "a"),
+        (bucket / "hf", tmp_path / "b"),
+        (bucket / "hf", bucket / "c"),
+    ):
+        done = cli("average", source, *LAW, "-o", target, "--summary", summary)
+        assert done.code == 0, done
+    assert summary.read_text().count("## ") == 3
+
+
 def test_what_is_appended_to_is_local(bucket: StorePath, cli: Cli):
     """A summary is added to a file, which a store cannot; nothing is averaged before that is said."""
     refused = cli("average", bucket / "hf", *LAW, "-o", bucket / "out", "--summary", bucket / "summary.md")
