@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import logging
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ParamSpec, TypeVar
 
 from ema_cli.engines.engine import Engine, EngineError, Loss, plain_loss
 from ema_cli.errors import UsageError
 
+_CONNECT_SECONDS = 10
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -33,6 +36,8 @@ def ray_cluster(name: str, address: str) -> Iterator[Engine]:
         raise UsageError(f"needs the package ray: {error}", option="on", hint=install) from error
     if address.startswith("ray://") and find_spec("grpc") is None:
         raise UsageError("needs Ray's client, which the package ray alone has not", option="on", hint=install)
+    if address == "auto":
+        _check_answers(name)
     try:
         with warnings.catch_warnings(action="ignore"):  # they say what the error says
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
@@ -54,6 +59,30 @@ def ray_cluster(name: str, address: str) -> Iterator[Engine]:
             yield Engine(name, RayTasks(ray), 1, loss, check)
     finally:
         ray.shutdown()
+
+
+def _check_answers(name: str) -> None:
+    """Check that something is at the address where Ray will look: it waits for minutes for a cluster that is gone.
+
+    Raises:
+        EngineError: where nothing is.
+    """
+    try:
+        services = import_module("ray._private.services")
+        found = str(services.canonicalize_bootstrap_address("auto"))
+    except Exception:  # noqa: BLE001 - another version of Ray, or no address: Ray itself says what it finds
+        return
+    host, _, port = found.rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise EngineError(
+            f"no cluster answers at {found}, which RAY_ADDRESS or Ray's own file names: {error}",
+            subject=name,
+            hint="start one: ray start --head",
+        ) from error
 
 
 class RayTasks(Executor):
