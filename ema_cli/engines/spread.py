@@ -19,7 +19,7 @@ from ema_cli.errors import OutputError
 from ema_cli.folding.fold import Folded
 from ema_cli.job import Job
 from ema_cli.passes import Pass
-from ema_cli.storage.lease import LEASE_SECONDS, Held, Lease
+from ema_cli.storage.lease import LEASE_SECONDS, Held, Lease, LeaseLost
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.shared_staging import SharedStaging
 from ema_cli.storage.staging import Sender, Staging
@@ -77,6 +77,8 @@ class Spread(Sharing):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._is_ours():
+            self.staging.keep()  # it is another run's
         if self._lease is not None:
             self._lease.__exit__(kind, error, trace)  # from here on workers stop at their next block
         if error is not None:
@@ -106,6 +108,7 @@ class Spread(Sharing):
 
         Raises:
             EngineError: where workers are lost again and again, or the engine is.
+            Held: where another run took this one for dead.
             EmaError: as averaging.
         """
         job, lease = part.job, self._lease_of_workers(part.job, folders)
@@ -122,15 +125,36 @@ class Spread(Sharing):
             done.extend(dispatch(self._engine, run_task, packed, some, describe, tick, self._sent))
 
         finished: list[Done] = []
-        if self._engine.is_here:
-            with Finishing(work, tasks) as files:
-                send(making, files.note)
-                finished = files.finish(part.sizes.threads)
-        else:
-            send(making)
-            send(finishing)
+        try:
+            if self._engine.is_here:
+                with Finishing(work, tasks) as files:
+                    send(making, files.note)
+                    finished = files.finish(part.sizes.threads)
+            else:
+                send(making)
+                send(finishing)
+        except LeaseLost as error:  # which a worker sees
+            self._check_ours(error)
+            raise
+        self._check_ours(None)
         self._done += done
         return self._gather(job, tasks, [*done, *finished], record)
+
+    def _is_ours(self) -> bool:
+        return self._lease is None or self._lease.is_ours()
+
+    def _check_ours(self, error: OutputError | None) -> None:
+        """Check that no other run took this one for dead, as it does if this one stood still for long.
+
+        Raises:
+            Held: where one did.
+        """
+        if not self._is_ours():
+            raise Held(
+                f"another run went on with it: this one gave no sign of life for {self._lease_seconds:.0f} s",
+                subject=self.staging.target,
+                hint="wait for the end of that run",
+            ) from error
 
     def _lease_of_workers(self, job: Job, folders: Sequence[Path]) -> tuple[Path, str, float]:
         """Return what workers look at: the lease, its owner, and when it is old. In a store it is the claim."""

@@ -211,6 +211,10 @@ class Claim:
         except FileNotFoundError:
             return False
 
+    def is_lost(self) -> bool:
+        """Return whether this run had the claim, and another one has it now."""
+        return self._held is not None and not self.is_ours()
+
     def _renew(self) -> None:
         """Put the claim anew again and again, as long as it is ours."""
         while not self._ended.wait(_RENEWED_SECONDS):

@@ -68,6 +68,13 @@ class Lease:
             if owner_of(self.path) == self.owner:
                 self.path.unlink()
 
+    def is_ours(self) -> bool:
+        """Return whether nobody took it over, as another one may if this process stood still for long."""
+        try:
+            return owner_of(self.path) == self.owner
+        except OSError:
+            return True  # as far as is known
+
     def _make(self) -> bool:
         """Make the file, and return whether none was there."""
         try:

@@ -115,7 +115,8 @@ class SharedStoreStaging(StoreStaging):
         if not self._kept:
             forget_listings()
             with suppress(CheckpointError, OutputError):  # the error that brings us here says more
-                self._withdraw(listing_of(self.tasks).below(self.tasks))
+                if not self._claim.is_lost():  # else what is there is another run's
+                    self._withdraw(listing_of(self.tasks).below(self.tasks))
         super().__exit__(kind, error, trace)
 
 

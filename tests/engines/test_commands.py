@@ -1,0 +1,81 @@
+"""The command line with several at work: launchers that start all parts at once, a series, and what `--json` tells."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+from tests.engines.runs import RUNS, files_below
+
+LAW = ("--name-clock", "ba", "--half-life", "200ba")
+SCRIPT = """
+from ema_cli.__main__ import main
+from ema_cli.engines import tasks
+tasks._LEAST_BYTES, tasks._ALIGNED_BYTES = 1024, 64
+if __name__ == "__main__":
+    main()
+"""
+COUNT = 3
+LAUNCHERS = {
+    "slurm": lambda number: {"SLURM_PROCID": number, "SLURM_NTASKS": COUNT},
+    "array": lambda number: {
+        "SLURM_ARRAY_TASK_ID": 4 + 2 * number,
+        "SLURM_ARRAY_TASK_MIN": 4,
+        "SLURM_ARRAY_TASK_STEP": 2,
+        "SLURM_ARRAY_TASK_COUNT": COUNT,
+    },
+    "torchrun": lambda number: {"RANK": number, "WORLD_SIZE": COUNT, "SLURM_PROCID": 0, "SLURM_NTASKS": 1},
+    "kubernetes": lambda number: {"JOB_COMPLETION_INDEX": number, "JOB_COMPLETIONS": COUNT},
+}
+
+
+@pytest.mark.parametrize(
+    "launcher", ["slurm", *(pytest.param(each, marks=pytest.mark.slow) for each in list(LAUNCHERS)[1:])]
+)
+def test_parts_that_a_launcher_starts_at_once(tmp_path: Path, cli: Cli, launcher: str):
+    """All end with 0, one publishes and prints the path; the bytes are those of one process, and nothing is left."""
+    RUNS["one file"](tmp_path / "run")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "script.py").write_text(SCRIPT)
+    assert cli("average", "run", *LAW, "-o", "alone/x.safetensors").code == 0
+    command = [sys.executable, "script.py", "average", "run", *LAW, "-o", "out/x.safetensors", "--part", "auto"]
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PMI_", "OMPI_"))}
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=own | {name: str(value) for name, value in LAUNCHERS[launcher](number).items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(COUNT)
+    ]
+    ended = [(process.communicate(timeout=120), process.returncode) for process in started]
+    assert [code for _, code in ended] == [0] * COUNT, ended
+    assert sorted(out for (out, _), _ in ended) == ["", "", "out/x.safetensors\n"]
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
+
+
+def test_a_series_by_workers(tmp_path: Path, cli: Cli):
+    """Every average of it has the bytes of one process; `--json` tells seconds and bytes of each worker."""
+    RUNS["one file"](tmp_path / "run")
+    average = ("average", "run", "--name-clock", "ba", "--half-life", "50ba", "--half-life", "200ba", "--series")
+    assert cli(*average, "-o", "alone/{clock}-{half_life}.safetensors").code == 0
+    done = cli(*average, "-o", "workers/{clock}-{half_life}.safetensors", "--on", "processes=2", "--json")
+    assert done.code == 0, done.err
+    written = done.json["written"]
+    assert len(written["workers"]) >= 1
+    for share in written["workers"]:
+        assert share["tasks"] >= 1
+        assert share["seconds"] > 0
+    assert sum(share["bytes_read"] for share in written["workers"]) == written["bytes_read"] > 0
+    files = files_below(tmp_path / "workers")
+    assert len(files) > 6
+    assert files == files_below(tmp_path / "alone")
