@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from ema_cli import EmaError, Recipe, Time, average, make_plan, make_series, open_run, parse_target, tune, watch
+from ema_cli import (
+    EMA,
+    EmaError,
+    Recipe,
+    Time,
+    average,
+    compute_ema,
+    make_plan,
+    make_series,
+    open_run,
+    parse_target,
+    tune,
+    watch,
+)
 from ema_cli.kinds import as_count, as_number
 from ema_cli.law.laws import LAW_KEYS
 from tests.conftest import write_torch_run
@@ -106,6 +121,29 @@ def test_a_watch_takes_what_makes_sense(tmp_path: Path):
     for waiting in ({"once": 7}, {"often": 1}, {"every": "x", **once}, {"settle": -1, "once": True}, 7):
         with pytest.raises(EmaError):
             watch(tmp_path / "run", tmp_path / "out", recipe, waiting=waiting)  # type: ignore[arg-type]
+
+
+def test_a_live_average_takes_what_makes_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A text is no flag, as "false" would be true; and no model is told before it is asked for its tensors."""
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Linear(2, 2)
+    options = (
+        "half_life smoothing ema_start update_interval train_with_ema_weights profile sigma_rel offload keep_first"
+    )
+    for name in ["model", *options.split()]:
+        refused(EMA, name, **{"model": model, **({"sigma_rel": 0.1} if name == "profile" else {})})
+    for name in ("model", "ema_model", "smoothing"):
+        refused(compute_ema, name, model=model, ema_model=copy.deepcopy(model), smoothing=0.5)
+    ema = EMA(model, half_life="5ba")
+    ema.update()
+    for name in ("batch", "epoch", "sample", "token"):
+        refused(EMA(model, half_life="5ba").update, name)
+    for name in ("path", "average", "force", "allow_non_finite"):
+        refused(ema.save, name, path="average.safetensors", force=name != "path")
+    refused(ema.store, "folder")
+    refused(ema.load_state_dict, "change_half_life", state=ema.state_dict())
+    refused(ema.load_state_dict, "state")
+    refused(ema.get_ema_model, "model")
 
 
 def test_numbers_may_be_texts_but_counts_are_whole():

@@ -14,6 +14,7 @@ from ema_cli.law.time import Time, Unit
 
 Count = int | float | Fraction
 _KEYWORDS = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.SAMPLE: "sample", Unit.TOKEN: "token"}
+_MOST = 2**100  # of batches, samples or tokens: no training has so many
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ def _exact(unit: Unit, value: object) -> Fraction:
     elif isinstance(value, Real) and math.isfinite(value):
         # A float means its decimal text, not the binary number: 0.3 epochs are exactly three times 0.1.
         exact = Fraction(repr(float(value)))
-    if exact is None or exact < 0:
+    if exact is None or not 0 <= exact <= _MOST:
         raise UsageError(f"update({_KEYWORDS[unit]}={value}): is no count of {unit.plural}")
     return exact
 

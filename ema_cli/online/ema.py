@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ema_cli.errors import UsageError
+from ema_cli.kinds import check_flags, check_path_kinds
 from ema_cli.law.power import Power
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.averages import Averages
@@ -81,6 +82,9 @@ class EMA:
                 f"profile: {profile!r} is none that is kept as a model trains, or has no width",
                 hint='profile="power", sigma_rel=(0.05, 0.10)',
             )
+        check_flags(train_with_ema_weights=train_with_ema_weights)
+        if keep_first is not None:
+            check_flags(keep_first=keep_first)
         tracks = parse_tracks(half_life, smoothing, ema_start, update_interval, sigma_rel)
         if train_with_ema_weights and len(tracks.laws) > 1:
             raise UsageError("train_with_ema_weights: there are several averages to train with", hint="ask for one")
@@ -231,6 +235,8 @@ class EMA:
             NonFiniteError: for a NaN or infinity in it, unless `allow_non_finite`.
             UsageError: before the first copy, and for an unknown name.
         """
+        check_path_kinds(path=path)
+        check_flags(force=force, allow_non_finite=allow_non_finite)
         number = self.averages.number(average)
         save_average(self.averages, number, Path(path), force=force, allow_non_finite=allow_non_finite)
 
@@ -246,6 +252,7 @@ class EMA:
             OutputError: if they cannot be written, or something that `store` did not make has the name of their folder.
             UsageError: before the first copy.
         """
+        check_path_kinds(folder=folder)
         return store_averages(self.averages, Path(folder))
 
     @no_gradients()
@@ -268,6 +275,7 @@ class EMA:
         """
         if self.averages.training is not None:
             raise UsageError("load_state_dict: the averages are applied")
+        check_flags(change_half_life=change_half_life)
         put_state(self.averages, state, change_half_life=change_half_life)
 
     @no_gradients()

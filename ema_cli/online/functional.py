@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ema_cli.errors import RunError, UsageError
+from ema_cli.kinds import as_number
 from ema_cli.online.mover import Mover
 from ema_cli.online.sharded import local
 from ema_cli.online.store import no_gradients
@@ -20,9 +21,10 @@ def compute_ema(model: nn.Module, ema_model: nn.Module, smoothing: float = 0.99)
     are copied, and the sum is rounded once. An `ema_model` in float32 keeps small steps that bfloat16 rounds away.
 
     Raises:
-        UsageError: for a smoothing outside of [0, 1].
+        UsageError: for a smoothing outside of [0, 1], and what is no model.
         RunError: if a tensor has another shape in the other model.
     """
+    smoothing = as_number(smoothing, "smoothing")
     if not 0 <= smoothing <= 1:
         raise UsageError(f"smoothing: {smoothing:g} is not in [0, 1]")
     live = {place.name: place.tensor for place in Tracked(model).places}

@@ -13,6 +13,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import RunError
 from ema_cli.formats.trainers.prefixes import bare_name
+from ema_cli.kinds import check_instance
 from ema_cli.online.sharded import is_sharded, locals_of, refuse_flattened, reshard
 
 # dtype of a tensor -> dtype of its average: at least float32, so that small steps are not rounded away.
@@ -287,7 +288,12 @@ def _change_text(names: list[str], one: str, several: str) -> str:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside DDP, DataParallel and torch.compile."""
+    """Return the model inside DDP, DataParallel and torch.compile.
+
+    Raises:
+        UsageError: for what is no model.
+    """
+    check_instance(model, nn.Module, "a model: a torch.nn.Module")
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):

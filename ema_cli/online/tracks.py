@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
+from ema_cli.kinds import as_number
 from ema_cli.law.events import Gap
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import Smoothing, half_life_law
@@ -111,4 +112,4 @@ def _numbers(value: Numbers, option: str) -> list[float]:
     numbers = list(value) if isinstance(value, Sequence) else [value]
     if not all(isinstance(number, int | float) for number in numbers):
         raise UsageError(f"{value!r} is no number", option=option, hint="as smoothing=0.99, or sigma_rel=(0.05, 0.10)")
-    return [float(number) for number in numbers]
+    return [as_number(number, option) for number in numbers]

@@ -279,6 +279,7 @@ def test_averages_that_the_training_stored_can_be_tuned(cli: Cli, tmp_path: Path
         (["--eval", "true", "--half-life", "5ba", "--repeats", "0"], "0 is too few"),
         (["--eval", "true", "--between", "9ba", "5ba"], "no range of half-lives"),
         (["--eval", "true", "--between", "5ba"], "requires 2"),
+        (["--eval", "true", "--half-life", "5ba", "--devices", "0,,1"], "names no device"),
         (["--eval", "no-such-program-7", "--half-life", "5ba"], "no program"),
         (["--eval", "true", "--half-life", "5ba", "--timeout", "0"], "no number of seconds"),
     ],

@@ -238,7 +238,9 @@ def _command(evaluation: EvaluationOptions, logs: Path) -> Command:
             hint=f"a command that gets the path of a model and prints its metric: "
             f"{option('eval', 'python eval.py {path}')}",
         )
-    devices = [device.strip() for device in (evaluation.devices or "").split(",") if device.strip()]
+    devices = [] if evaluation.devices is None else [device.strip() for device in evaluation.devices.split(",")]
+    if not all(devices):
+        raise UsageError(f"'{evaluation.devices}' names no device somewhere", option="devices", hint="as 0,1")
     return Command(evaluation.command, evaluation.metric, logs, evaluation.shell, evaluation.timeout, devices)
 
 
