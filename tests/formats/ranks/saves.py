@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -89,9 +89,17 @@ def _shares(value: Any, mesh: DeviceMesh) -> Any:
 
 
 def save_sharded(
-    folder: Path, whole: torch.Tensor, boxes: Sequence[Sequence[tuple[tuple[int, ...], tuple[int, ...]]]]
+    folder: Path,
+    whole: torch.Tensor,
+    boxes: Sequence[Sequence[tuple[tuple[int, ...], tuple[int, ...]]]],
+    *,
+    name: str = VERL,
+    state_of: Callable[[Any], Mapping[str, Any]] = lambda tensor: {"shared": tensor},
 ) -> Path:
-    """Save a ShardedTensor, of which each rank has the boxes that are listed for it: offsets and sizes."""
+    """Save a ShardedTensor, of which each rank has the boxes that are listed for it: offsets and sizes.
+
+    `state_of` gives what a rank saves, of its tensor.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for rank, own in enumerate(boxes):
         with playing(rank, len(boxes)):
@@ -111,7 +119,7 @@ def save_sharded(
                 shards, metadata, init_rrefs=False
             )
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # DTensor has taken its place
-                torch.save({"shared": tensor}, folder / VERL.format(world=len(boxes), rank=rank))
+                torch.save(state_of(tensor), folder / name.format(world=len(boxes), rank=rank))
     return folder
 
 

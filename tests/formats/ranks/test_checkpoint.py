@@ -76,6 +76,24 @@ def test_boxes_of_a_sharded_tensor_are_put_together(tmp_path: Path) -> None:
     assert read_all(open_checkpoint(tmp_path).tensors) == {"shared": stored_bytes(matrix())}
 
 
+def test_olmo_s_files_of_ranks_are_put_together(tmp_path: Path) -> None:
+    """ai2-olmo's TorchLegacyShardedCheckpointer: FSDP's SHARDED_STATE_DICT under `model`, its optimizer's beside it."""
+    halves = [[((0, 0), (4, 5))], [((4, 0), (3, 5))]]
+    save_sharded(
+        tmp_path / "step7",
+        matrix(),
+        halves,
+        name="rank{rank}.pt",
+        state_of=lambda tensor: {
+            "model": {"w": tensor}, "optim": {"state": {"w": {"exp_avg": tensor}}, "param_groups": []},
+            "epoch": 0, "global_step": 7, "global_train_examples_seen_this_epoch": 56, "cuda_rng_state": None,
+        },
+    )  # fmt: skip
+    checkpoint = open_checkpoint(tmp_path / "step7")
+    assert read_all(checkpoint.tensors) == {"w": stored_bytes(matrix())}
+    assert checkpoint.clock(Unit.BATCH) == 7
+
+
 @pytest.mark.parametrize(
     "name", ["model_world_size_{world}_rank_{rank}.pt", "pytorch_model_fsdp_rank{rank}.bin", "model_{rank}.pt"]
 )

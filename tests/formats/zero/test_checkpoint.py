@@ -247,6 +247,7 @@ def shape(name: str, *sizes: int, group: int = 0) -> Callable[[dict[str, Any]], 
 
 
 ELSEWHERE = "no table there says where its parts lie"
+QUANTIZED = "zero_quantized_nontrainable_weights"
 WRONG: dict[str, tuple[int, Change, type[EmaError], str]] = {
     "optimizer states of a rank missing": (
         3, gone(OPTIMIZER.format(1)), IncompleteCheckpoint, r"holds no optimizer states of 1 rank of 3: 1"),
@@ -298,6 +299,9 @@ WRONG: dict[str, tuple[int, Change, type[EmaError], str]] = {
     "quantized": (
         3, every(lambda rank: states(PART.format(rank), fragment(torch.ones(3, dtype=torch.int8)))), CheckpointError,
         r"'f.weight' does not train, and is quantized \(I8\)"),
+    "quantized, as the configuration says": (
+        3, states(PART.format(0), lambda root: root.update(ds_config={"zero_optimization": {QUANTIZED: True}})),
+        CheckpointError, r"'f.weight' does not train, and is quantized \(BF16\)"),
     "experts": (
         3, states(PART.format(0), lambda root: root.update(ds_autoep_layers=[{"a": 1}])), CheckpointError,
         "the model has experts"),
