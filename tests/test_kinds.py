@@ -42,6 +42,7 @@ READING = (
     "skip_damaged merge_into base"
 )
 WRITING = "threads max_memory force manifest checksum dtype max_shard_size allow_non_finite like_input drop exact_lora"
+WATCHING = "path recipes options publish_every store_every restart_from threads max_memory force"
 TUNING = (
     "half_lives windows profile between tries maximize repeats series series_every extrapolate extrapolate_from "
     "state_dict allow_last update_interval start stop last bias_correction evaluate"
@@ -115,7 +116,7 @@ def test_a_watch_takes_what_makes_sense(tmp_path: Path):
     write_torch_run(tmp_path / "run", [10, 20, 30])
     recipe = Recipe(half_life="20ba")
     once = {"once": True, "settle": 0.0}
-    for name in ("path", "recipes", "options", "publish_every", "store_every", "restart_from", "threads", "force"):
+    for name in WATCHING.split():
         given = {"path": tmp_path / "run", "recipes": recipe, "waiting": once}
         refused(watch, name, target=tmp_path / f"out-{name}", **given)
     for waiting in ({"once": 7}, {"often": 1}, {"every": "x", **once}, {"settle": -1, "once": True}, 7):

@@ -64,6 +64,7 @@ class Asked:
         publish_every: the training time between two outputs; None for one at each checkpoint.
         store_every: the training time between two moments that are kept; None to keep the newest alone.
         restart_from: the clock of the stored moment to go back to.
+        threads, max_memory: how many read and average at once, and the most bytes of memory of the process.
         force: whether an output that was there before may be replaced.
 
     Raises:
@@ -97,6 +98,9 @@ class Asked:
                 "a checkpoint that its trainer loads holds more than weights, and the newest may be deleted by then",
                 hint=f"write weights: {option('o', 'averages')}, or NAME.safetensors, or NAME.pt",
             )
+        for name in ("allow_non_finite", "exact_lora"):
+            if getattr(self.output, name):
+                raise UsageError("is for one average of all checkpoints, afterwards", option=name, hint="leave it out")
 
     @property
     def folder(self) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ema_cli.errors import EmaError, UsageError
-from ema_cli.kinds import as_count, as_list, as_number, check_flags, check_instance, check_path_kinds
+from ema_cli.kinds import as_count, as_list, as_number, as_size, check_flags, check_instance, check_path_kinds
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, as_time
 from ema_cli.runs.options import OpenOptions
@@ -49,6 +49,7 @@ def watch(
     waiting: WaitingKeywords | None = None,
     listener: Listener | None = None,
     threads: int | None = None,
+    max_memory: int | str | None = None,
     force: bool = False,
     **form: Unpack[OutputKeywords],
 ) -> Watched:
@@ -71,8 +72,9 @@ def watch(
             at (`until`).
         listener: is told what happens.
         threads: how many read and average at once. It does not show in the output.
+        max_memory: most bytes of memory of the process, as "200MB". It does not show in the output.
         force: replace an output that was there before.
-        form: `dtype` and `max_shard_size`; see `OutputKeywords`.
+        form: `dtype` and `max_shard_size`, of the `OutputKeywords`.
 
     Raises:
         UsageError: for values that make no sense, and laws that need checkpoints that are not there yet, or no more.
@@ -102,6 +104,7 @@ def watch(
         _time(store_every, "store_every"),
         _time(restart_from, "restart_from"),
         None if threads is None else as_count(threads, "threads", "threads"),
+        None if max_memory is None else as_size(max_memory, "max_memory"),
         force=force,
     )
     return perform(asked, listener)

@@ -194,6 +194,8 @@ def test_bfloat16_is_at_most_one_step_off_in_one_value_of_a_thousand(tmp_path: P
         ({"recipes": Recipe(half_life="5ba"), "store_every": "0ba"}, "no training time"),
         ({"recipes": Recipe(half_life="5ba"), "waiting": {"every": 0}}, "no number of seconds"),
         ({"recipes": Recipe(half_life="5ba"), "like_input": True}, "holds more than weights"),
+        ({"recipes": Recipe(half_life="5ba"), "allow_non_finite": True}, "allow_non_finite=: is for one average"),
+        ({"recipes": Recipe(half_life="5ba"), "exact_lora": 2}, "exact_lora=: is for one average"),
     ],
 )
 def test_what_needs_the_future_or_makes_no_sense_is_refused(options: dict[str, object], words: str, tmp_path: Path):
@@ -217,6 +219,14 @@ def test_a_pattern_names_a_folder_beside_which_the_rest_can_lie(target: str, wor
     """And no clock: what lies there at a later one might be somebody else's."""
     with pytest.raises(UsageError, match=words):
         watch(tmp_path / "no", target, LAWS[law])
+
+
+def test_memory_is_what_the_caller_says(tmp_path: Path):
+    """As of the command: what is too little is an error that says how much is needed."""
+    write_torch_run(tmp_path / "run", STEPS[:2])
+    with pytest.raises(UsageError, match=r"max_memory=: 1 MB are too few; these averages need \d+ MB"):
+        watch(tmp_path / "run", tmp_path / "out", LAWS["two"], waiting=ONCE, max_memory="1MB")
+    assert watch(tmp_path / "run", tmp_path / "out", LAWS["two"], waiting=ONCE, max_memory="64GB").folded == 2
 
 
 @pytest.mark.parametrize("name", ["200ba.safetensors", "rest/200ba.safetensors", "watch.json"])
