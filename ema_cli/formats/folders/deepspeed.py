@@ -76,7 +76,7 @@ def _open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
         from ema_cli.formats.zero.checkpoint import open_masters
         from ema_cli.formats.zero.saved import RankFile
 
-        model = RankFile.open(where)
+        model = RankFile.open(where, options.before)
         _check_ranks(path, model.content.root.get("mp_world_size"))
         return open_masters(folder, names, model, options)
     file = location(where).open()

@@ -27,9 +27,9 @@ def open_parts(folder: Path, names: Collection[str], options: ReadOptions) -> Ch
         IncompleteCheckpoint: where the files of a rank are missing.
         CheckpointError: where the files do not fit each other, or what they hold is not read.
     """
-    models = open_model_states(folder, names)
+    models = open_model_states(folder, names, options.before)
     tables = tables_of(models)
-    files, partitions = open_optimizer_states(folder, names)
+    files, partitions = open_optimizer_states(folder, names, options.before)
     if partitions[0].stage != 3 or len(partitions) != len(models):
         raise CheckpointError(
             f"holds model states of {len(models)} ranks in stage 3, and optimizer states of {len(partitions)} in stage "
@@ -54,7 +54,7 @@ def open_masters(folder: Path, names: Collection[str], model: RankFile, options:
     if not any(map(DEEPSPEED_OPTIMIZER.search, names)):
         raise no_masters_error(folder)
     tables = tables_of([model])
-    files, partitions = open_optimizer_states(folder, names)
+    files, partitions = open_optimizer_states(folder, names, options.before)
     assembly = Assembly(folder, [*files, model.file], are_placeholders=False)
     assembly.add(cut_rows(tables.groups, partitions), tables.shapes, dtype_of(partitions))
     return assembly.finish(model, tables, options)

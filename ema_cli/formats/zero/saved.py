@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.formats.before import Before
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.formats.trainers.folders import DEEPSPEED_OPTIMIZER, DEEPSPEED_PART
@@ -31,28 +32,29 @@ class RankFile:
     content: TorchFile
 
     @classmethod
-    def open(cls, path: Path) -> RankFile:
-        """Open the file at a path.
+    def open(cls, path: Path, before: Before) -> RankFile:
+        """Open the file at a path, given what was read before.
 
         Raises:
             CheckpointError: for a file that is none of torch's, or holds no dict.
         """
         file = location(path).open()
-        content = open_torch(file)
+        content = open_torch(file, before)
         if not isinstance(content.root, dict):
             raise CheckpointError("holds no dict, as DeepSpeed's files do", subject=path)
         return cls(file, content)
 
 
-def open_model_states(folder: Path, names: Collection[str]) -> list[RankFile]:
-    """Open the model states of all ranks, as stage 3 of ZeRO saves them.
+def open_model_states(folder: Path, names: Collection[str], before: Before) -> list[RankFile]:
+    """Open the model states of all ranks, as stage 3 of ZeRO saves them, given what was read before.
 
     Raises:
         IncompleteCheckpoint: where those of a rank are missing.
         CheckpointError: where they are of different saves.
     """
     of_rank = _by_rank(folder, names, DEEPSPEED_PART)
-    opened = [call() for call in side_by_side(RankFile.open, [folder / name for name in of_rank.values()])]
+    paths = [folder / name for name in of_rank.values()]
+    opened = [call() for call in side_by_side(lambda path: RankFile.open(path, before), paths)]
     ranks = opened[0].content.root.get("dp_world_size")
     _check_ranks(folder, of_rank, ranks if type(ranks) is int else len(of_rank), "model states")
     for key in _ALIKE:
@@ -61,8 +63,12 @@ def open_model_states(folder: Path, names: Collection[str]) -> list[RankFile]:
     return opened
 
 
-def open_optimizer_states(folder: Path, names: Collection[str]) -> tuple[list[InputFile], list[Partition]]:
-    """Open the optimizer states of all ranks; return the files, and what they hold of the weights.
+def open_optimizer_states(
+    folder: Path, names: Collection[str], before: Before
+) -> tuple[list[InputFile], list[Partition]]:
+    """Open the optimizer states of all ranks, given what was read before.
+
+    Return the files, and what they hold of the weights.
 
     Raises:
         IncompleteCheckpoint: where those of a rank are missing.
@@ -71,7 +77,7 @@ def open_optimizer_states(folder: Path, names: Collection[str]) -> tuple[list[In
     of_rank = _by_rank(folder, names, DEEPSPEED_OPTIMIZER)
     files, partitions = [], []
     for name in of_rank.values():
-        opened = RankFile.open(folder / name)  # one at a time: of each only the partition is kept
+        opened = RankFile.open(folder / name, before)  # one at a time: of each only the partition is kept
         files.append(opened.file)
         partitions.append(read_partition(opened.content))
     if not partitions:

@@ -36,7 +36,11 @@ def open_universal(folder: Path, names: Collection[str], options: ReadOptions) -
     """
     is_stage_3 = any(map(DEEPSPEED_PART.search, names))
     first = min((name for name in names if DEEPSPEED_MODEL.search(name)), default="")
-    models = open_model_states(folder, names) if is_stage_3 else [RankFile.open(folder / first)]
+    models = (
+        open_model_states(folder, names, options.before)
+        if is_stage_3
+        else [RankFile.open(folder / first, options.before)]
+    )
     tables = tables_of(models)
     # Where ranks cut tensors, the model states have parts of them, and only what was put together is whole.
     is_cut = sum(1 for name in names if DEEPSPEED_MODEL.search(name)) > 1
