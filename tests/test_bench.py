@@ -216,6 +216,18 @@ def test_a_set_holds_what_it_says(tmp_path: Path, name: str):
         assert all(torch.equal(tensor, tensors[each]) for each, tensor in load_file(other).items())
 
 
+@pytest.mark.parametrize(("name", "other"), [("Z", "B"), pytest.param("K", "A", marks=pytest.mark.slow)])
+def test_files_of_ranks_hold_the_values_of_one_file(tmp_path: Path, cli, name: str, other: str):
+    """Averaged they are the same, whether DeepSpeed's four processes saved them or FSDP's."""
+    averages = []
+    for key in (name, other):
+        output = tmp_path / f"{key}.safetensors"
+        cli("average", datasets.make(MICRO[key], tmp_path), "--half-life", MICRO[key].half_life, "-o", output)
+        averages.append(load_file(output))
+    assert averages[0].keys() == averages[1].keys()
+    assert all(torch.equal(tensor, averages[1][each]) for each, tensor in averages[0].items())
+
+
 def test_stored_averages_are_taken_for_such(tmp_path: Path, cli):
     """The headers are those of `EMA.store`: all of them enter, with weights of both signs, and are written narrow."""
     data = MICRO["S"]
@@ -345,8 +357,8 @@ def test_rows_are_chosen_by_their_set():
     assert rows.chosen("F cold", full=False) == ["F cold"]
     assert set(rows.KEYS) - set(rows.chosen(None, full=False)) == {"A cold", "F cold", "engines"}
     assert set(rows.chosen(None, full=True)) == set(rows.KEYS)
-    assert rows.chosen("pieces", full=False) == ["I", "J", "like-input"]
-    further = {"G1", "G2", "G3", "checksum", "engines", "latency", "like-input", "tune", "watch", "J"}
+    assert rows.chosen("pieces", full=False) == ["I", "J", "K", "Z", "like-input"]
+    further = {"G1", "G2", "G3", "checksum", "engines", "latency", "like-input", "tune", "watch", "J", "K", "Z"}
     assert set(rows.KEYS) - set(rows.chosen("table", full=True)) == further
     with pytest.raises(ValueError, match="'X' is none of A, A cold"):
         rows.chosen("A,X", full=True)
@@ -398,7 +410,7 @@ def test_one_row_is_measured_and_its_report_can_be_made_again(tmp_path: Path):
 @pytest.mark.full
 def test_every_kind_of_row_is_measured(tmp_path: Path):
     """With a peer and without, from a cold cache, by numpy, through a slow disk, and the start of the program."""
-    sets = "A,A numpy,A cold,H,manifest,tune,watch,A16,J,like-input,latency,engines,start-up"
+    sets = "A,A numpy,A cold,H,manifest,tune,watch,A16,J,K,like-input,latency,engines,Z,start-up"
     before = ["--before", str(Path(sys.executable).parent / "ema-cli")]
     options = ["--scale", "micro", "--peers", "naive,mergekit", "--json", "bench.json", *before]
     done = bench(tmp_path, *options, "--sets", sets)

@@ -20,6 +20,7 @@ _WRITERS: dict[str, Callable[[Path, Model, int, int], None]] = {
     "pt": writers.write_torch,
     "shards": writers.write_shards,
     "pieces": writers.write_pieces,
+    "zero": writers.write_zero,
 }
 
 
@@ -30,7 +31,7 @@ class Data:
     name: str
     model: Model
     count: int
-    format: str = "file"  # or pt, shards, pieces, dcp, stored: averages of two half-lives that a training stored
+    format: str = "file"  # or a key of _FORMS; stored: averages of two half-lives that a training stored
 
     @property
     def nbytes(self) -> int:
@@ -107,8 +108,10 @@ def sets_at(scale: str) -> dict[str, Data]:
         "G3": Data("G3", one_tensor(values), 2),
         "I": Data("I", a, counts[0], "dcp"),
         "J": Data("J", a, counts[0], "pieces"),
+        "K": Data("K", a, counts[0], "ranks"),
         "P": Data("P", many_tensors(names), torch_files, "pt"),
         "S": Data("S", b, counts[1], "stored"),
+        "Z": Data("Z", b, counts[1], "zero"),
     }
 
 
@@ -126,8 +129,8 @@ def make(data: Data, folder: Path, seed: int = 0) -> Path:
     remove(data, folder)
     need_room(folder, data.nbytes, f"set {data.name}")
     run.mkdir(parents=True)
-    if data.format == "dcp":
-        writers.write_distributed(run, data.model, seed, data.steps)
+    if data.format in ("dcp", "ranks"):
+        writers.write_distributed(run, data.model, seed, data.steps, by_rank=data.format == "ranks")
     elif data.format == "stored":
         writers.write_stored(run, data.model, seed, data.steps[1::2], data.stored_half_lives)
     else:
@@ -158,7 +161,7 @@ def input_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_file():
             found.append(path)
         else:
-            found += sorted(each for each in path.iterdir() if each.suffix in (".safetensors", ".distcp"))
+            found += sorted(each for each in path.iterdir() if each.suffix in (".safetensors", ".distcp", ".pt"))
     return found
 
 
@@ -188,6 +191,8 @@ _FORMS = {
     "shards": "4 shards each",
     "pieces": "pieces in 4 files each",
     "dcp": "DCP, 4 processes",
+    "ranks": "FSDP, 4 ranks' files each",
+    "zero": "ZeRO-3, 4 ranks' files each",
     "stored": "averages that the run stored",
 }
 _NAMES = {
@@ -196,4 +201,6 @@ _NAMES = {
     "shards": "checkpoint-{}",
     "pieces": "step-{}",
     "dcp": "step-{}",
+    "ranks": "step-{}",
+    "zero": "step-{}",
 }

@@ -77,10 +77,12 @@ ROWS = (
     Row("E", "E", (_below(1.1, "reference"),), ("naive", "mergekit"), reference="A"),
     Row("I", "I", (_below(1.3, "reference"),), ("naive",), reference="A"),
     Row("J", "J", (_below(1.3, "reference"),), reference="A"),
+    Row("K", "K", (_below(1.3, "reference"),), limits=(), reference="A"),
     Row("like-input", "A", (_below(1.2, "reference"),), limits=(), reference="A", kind="like-input"),
     Row("latency", "A", (_below(1.5, "reference"),), limits=(), reference="A", kind="latency", rounds=3),
     Row("engines", "A", (_below(1.25, "reference"),), limits=(), reference="A", kind="engines", full_only=True),
     Row("B", "B", (_below(0.9, "limit"), _below(0.3, *PEERS)), PEERS),
+    Row("Z", "Z", (_below(1.3, "reference"),), limits=(), reference="B"),
     Row("D", "D", (_below(0.18, *PEERS),), PEERS, few=("timm",)),
     Row("headers", "P", (_below(0.2, BEFORE),), rounds=2),
     Row("G1", "G1", (_below(2.2, "reference"),), ("naive",), reference="G1-half"),
@@ -107,10 +109,10 @@ def chosen(asked: str | None, *, full: bool) -> list[str]:
     """
     if asked is None:
         return [*(row.key for row in ROWS if full or not row.full_only), START_UP]
-    further = ("checksum", "engines", "latency", "like-input", "tune", "watch", "J", "G1", "G2", "G3")
+    further = ("checksum", "engines", "latency", "like-input", "tune", "watch", "J", "K", "Z", "G1", "G2", "G3")
     groups = {
-        "G": further[7:],
-        "pieces": ("I", "J", "like-input"),
+        "G": further[9:],
+        "pieces": ("I", "J", "K", "Z", "like-input"),
         "table": tuple(key for key in KEYS if key not in further),
     }
     found: set[str] = set()

@@ -78,14 +78,42 @@ def write_torch(folder: Path, model: Model, seed: int, step: int) -> None:
     torch.save({"model": dict(_torch_tensors(model, seed, step)), "step": step}, folder / f"step-{step}.pt")
 
 
-def write_distributed(folder: Path, model: Model, seed: int, steps: Sequence[int]) -> None:
-    """Write `step-N/` for all steps, each tensor cut over four processes, by torch.distributed.checkpoint itself."""
+def write_zero(folder: Path, model: Model, seed: int, step: int) -> None:
+    """Write `step-N/` as ZeRO-3 does with four ranks: the float32 weights one after another, a quarter of each."""
+    import torch
+
+    at = folder / f"step-{step}"
+    at.mkdir()
+    names = [f"zero_pp_rank_{rank}_mp_rank_00" for rank in range(SHARDS)]
+    states = {
+        "module": {tensor.name: torch.zeros(0) for tensor in model.tensors},
+        "buffer_names": list[str](),
+        "param_shapes": [{tensor.name: torch.Size(tensor.shape) for tensor in model.tensors}],
+        "global_steps": step,
+        "dp_world_size": SHARDS,
+        "mp_world_size": 1,
+        "ds_version": "0.19.8",
+    }
+    whole = [tensor.flatten() for _, tensor in _torch_tensors(model, seed, step)]
+    whole = [torch.nn.functional.pad(tensor, (0, -len(tensor) % SHARDS)) for tensor in whole]
+    for rank, name in enumerate(names):
+        flat = torch.cat([tensor.chunk(SHARDS)[rank] for tensor in whole])
+        own = {"zero_stage": 3, "fp32_flat_groups": [flat], "partition_count": SHARDS}
+        torch.save({"optimizer_state_dict": own, "ds_version": "0.19.8"}, at / f"{name}_optim_states.pt")
+        torch.save(states, at / f"{name}_model_states.pt")
+
+
+def write_distributed(folder: Path, model: Model, seed: int, steps: Sequence[int], *, by_rank: bool = False) -> None:
+    """Write `step-N/` for all steps, each tensor cut over four processes, by torch.distributed.checkpoint itself.
+
+    Or `by_rank`: by each process its own file, as verl does.
+    """
     import torch.distributed.checkpoint  # noqa: F401 (here, so that the four need not import it)
 
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as meet:
         tasks = [
-            context.Process(target=_write_rank, args=(folder, model, seed, steps, rank, f"{meet}/meet"))
+            context.Process(target=_write_rank, args=(folder, model, seed, steps, rank, f"{meet}/meet", by_rank))
             for rank in range(SHARDS)
         ]
         for task in tasks:
@@ -96,7 +124,9 @@ def write_distributed(folder: Path, model: Model, seed: int, steps: Sequence[int
         raise RuntimeError(f"{folder}: torch.distributed.checkpoint could not write it")
 
 
-def _write_rank(folder: Path, model: Model, seed: int, steps: Sequence[int], rank: int, meet: str) -> None:
+def _write_rank(
+    folder: Path, model: Model, seed: int, steps: Sequence[int], rank: int, meet: str, by_rank: bool
+) -> None:
     import torch
     from torch import distributed
     from torch.distributed import checkpoint
@@ -114,7 +144,12 @@ def _write_rank(folder: Path, model: Model, seed: int, steps: Sequence[int], ran
             state[name] = DTensor.from_local(
                 mine, mesh, [Shard(0)], run_check=False, shape=tensor.shape, stride=tensor.stride()
             )
-        checkpoint.save({"model": state, "step": step}, checkpoint_id=folder / f"step-{step}")
+        at = folder / f"step-{step}"
+        if by_rank:
+            at.mkdir(exist_ok=True)
+            torch.save(state, at / f"model_world_size_{SHARDS}_rank_{rank}.pt")
+        else:
+            checkpoint.save({"model": state, "step": step}, checkpoint_id=at)
     distributed.destroy_process_group()
 
 

@@ -16,6 +16,8 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint, NoSuchWeights
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.pickles.unpickle import unpickle
+from ema_cli.formats.torch_save import zip_container
 from ema_cli.law.time import Unit
 from tests.formats.reading import read_all, read_range, stored_bytes
 from tests.formats.zero.make import Saved, Tensors, small
@@ -58,6 +60,22 @@ def test_stage_3_is_written_in_the_type_of_the_model() -> None:
     assert any("--masters" in note for note in checkpoint.notes)
     whole = open_checkpoint(DATA / "zero3-float32-3" / "global_step4")
     assert (whole.output_dtypes, whole.notes) == ({}, ())
+
+
+def test_equal_descriptions_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second save of the run is read by the descriptions of the first, and its weights are its own."""
+    programs: list[Any] = []
+    monkeypatch.setattr(
+        zip_container, "unpickle", lambda *args, **kwargs: programs.append(args) or unpickle(*args, **kwargs)
+    )
+    first = small()
+    second = small(groups=[{name: 2 * tensor for name, tensor in group.items()} for group in first.groups])
+    options = ReadOptions(masters=True)
+    assert_holds(open_checkpoint(first.write(tmp_path / "a"), options), first.masters)
+    count = len(programs)
+    assert count
+    assert_holds(open_checkpoint(second.write(tmp_path / "b"), options), second.masters)
+    assert len(programs) == count
 
 
 @given(data=st.data())
