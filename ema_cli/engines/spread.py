@@ -68,7 +68,7 @@ class Spread(Sharing):
             self.staging.keep()  # it is another run's
             if isinstance(error, OutputError) and not self.staging.is_there():
                 raise Held(
-                    "another run has just made the same average", subject=self.staging.target, hint="run this again"
+                    "another run of the same average has just ended", subject=self.staging.target, hint="run this again"
                 ) from error
             raise
         self._lease = lease
