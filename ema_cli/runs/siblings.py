@@ -14,6 +14,7 @@ from ema_cli.formats.trainers.part_names import converter, is_called, parts_of
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.members import only_number
 from ema_cli.storage.location import location
+from ema_cli.storage.names import plain
 
 
 def sibling_warnings(checkpoints: Sequence[Checkpoint], options: ReadOptions) -> list[str]:
@@ -44,7 +45,7 @@ def sibling_warnings(checkpoints: Sequence[Checkpoint], options: ReadOptions) ->
 
 def called_folder_warnings(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Return a warning of a folder around checkpoints that ends in a shard's number, if another has the same inside."""
-    given = {checkpoint.path for checkpoint in checkpoints}
+    given = {plain(checkpoint.path) for checkpoint in checkpoints}
     for path in sorted(given):
         for around in list(path.parents)[:2]:
             inner = path.relative_to(around)

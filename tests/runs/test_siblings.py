@@ -102,3 +102,19 @@ def test_folders_of_ranks_around_moments_are_parts(tmp_path: Path, name: str) ->
     write_runs(tmp_path, [name.format(number) for number in range(2)])
     with pytest.raises(CheckpointError, match="tensors are cut into parts, or these are several models"):
         open_run(tmp_path / name.format(0))
+
+
+@pytest.mark.parametrize("given", [["."], ["step-100.safetensors", "step-200.safetensors"], ["../rank0"]])
+def test_a_rank_s_folder_is_one_from_within_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str]):
+    """The names of the folders around the working directory count, too, though no path that is given has them."""
+    write_runs(tmp_path, ["rank0", "rank1"])
+    monkeypatch.chdir(tmp_path / "rank0")
+    with pytest.raises(CheckpointError, match=r"'w' is in rank0/step-100.* and in rank1/step-100"):
+        open_run([Path(path) for path in given])
+
+
+def test_a_folder_called_like_a_shard_is_told_from_within_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The warning of the other one does not depend on the working directory."""
+    write_runs(tmp_path, ["exp_shard0", "exp_shard1"])
+    monkeypatch.chdir(tmp_path / "exp_shard0")
+    assert any("exp_shard1 lies beside it" in warning for warning in open_run(Path()).warnings)

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path, PurePath
 
 from ema_cli.checkpoint import Checkpoint, Pretrained
@@ -25,6 +26,7 @@ from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks, names_in
 from ema_cli.formats.trainers.part_names import CUTTING, RANK_CONFIG, RANK_FILES, converter, is_called, parts_of
 from ema_cli.storage.location import location
+from ema_cli.storage.names import plain
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.text import first_few
 
@@ -152,7 +154,8 @@ def _check_copies(parts: Sequence[Checkpoint], twice: str) -> None:
 
 def _apart(path: Path, other: Path) -> str:
     """Return the end of a path that tells it from another one."""
-    same = sum(1 for mine, theirs in zip(path.parts[:-1], other.parts[:-1], strict=False) if mine == theirs)
+    pairs = zip(path.parts[:-1], other.parts[:-1], strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     return PurePath(*path.parts[same:]).as_posix()
 
 
@@ -177,6 +180,8 @@ def _parts_of_ranks(path: Path) -> list[Path]:
     Where no other rank has anything at that place, or at one of its own number, the model is whole: but not where ranks
     cut tensors, by their names, or one of them has nothing at all.
     """
+    if len(path.parts) <= _MAX_FOLDERS or ".." in path.parts:
+        path = plain(path)  # it has the names of the folders around it, be they those around the working directory
     for around in (path, *list(path.parents)[:_MAX_FOLDERS]):
         names = parts_of(around.name, partial(_is_folder_beside, around))
         inner = path.relative_to(around)

@@ -217,6 +217,14 @@ def test_ranks_whose_tensors_are_cut_are_refused(pattern: str, tmp_path: Path):
         assert "put parts together first, with" in (raised.value.hint or "")
 
 
+def test_the_error_names_the_ranks_where_all_below_them_has_one_name(tmp_path: Path):
+    """Of folders around folders, the part of the paths from the first difference on."""
+    for rank in (0, 1):
+        write(tmp_path / f"rank{rank}/step-100/model.pt", {"w": torch.full((2, 4), float(rank))})
+    with pytest.raises(CheckpointError, match=r"in rank0/step-100/model\.pt and in rank1/step-100/model\.pt"):
+        open_checkpoint(tmp_path / "rank0/step-100/model.pt")
+
+
 def test_a_rank_that_lacks_its_part_makes_the_model_incomplete(tmp_path: Path):
     """Of three ranks one has not written yet."""
     for rank in (0, 1, 2):
