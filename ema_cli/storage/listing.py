@@ -188,7 +188,14 @@ class Listing:
             except (obstore().exceptions.PermissionDeniedError, obstore().exceptions.UnauthenticatedError) as error:
                 # Nor does it say what lies beside that: buckets answer so where nothing is.
                 raise error if path.is_named else FileNotFoundError from error
-            return StoredObject.of(answer.meta, bytes(answer.bytes()))
+            stored = StoredObject.of(answer.meta, bytes(answer.bytes()))
+        if not stored.is_etag and not stored.written:  # which obstore then says it is, as of 1970
+            raise Unreadable(
+                "the server tells nothing by which another version would be known, neither ETag nor Last-Modified",
+                subject=path,
+                hint="download it, and name the path",
+            )
+        return stored
 
     def _indexed(self, path: StorePath, index: StorePath) -> dict[str, StoredObject | None]:
         """Return what a folder of a web server holds: the shards that a list names, and what belongs to a model."""

@@ -28,6 +28,7 @@ class _Web(ThreadingHTTPServer):
     daemon_threads = True
     folder = Path()
     word = ""
+    facts: tuple[str, ...] = ("ETag", "Last-Modified")  # that answers tell
     requests: list[str]
 
 
@@ -45,6 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data, wanted = file.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         facts = {"ETag": f'"{hash(data)}"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+        facts = {name: value for name, value in facts.items() if name in self.server.facts}
         if wanted is None:
             self._send(200, data, facts)
             return
@@ -142,3 +144,26 @@ def test_a_list_that_is_none_is_an_error(web: _Web, run: Path, cli: Cli, text: s
     assert done.code in (2, 3), done
     assert fact in done.err
     assert not any("x.safetensors" in path for path in web.requests)
+
+
+@pytest.mark.parametrize("fact", ["ETag", "Last-Modified"])
+def test_one_fact_tells_a_file_from_another(web: _Web, run: Path, cli: Cli, fact: str):
+    """Either of the two."""
+    web.facts = (fact,)
+    done = cli("average", *addresses(web), "--profile", "uniform", "-o", run.parent / "a.safetensors")
+    assert done.code == 0, done.err
+
+
+def test_a_server_that_tells_no_version_is_not_read(web: _Web, run: Path, cli: Cli):
+    """Else the bytes of two versions might be mixed, and nobody would know."""
+    web.facts = ()
+    done = cli("average", *addresses(web), "--profile", "uniform", "-o", run.parent / "a.safetensors")
+    assert done.code == 3
+    assert "neither ETag nor Last-Modified" in done.err
+    assert done.err.endswith("hint:  download it, and name the path\n")
+
+
+def addresses(web: _Web) -> list[str]:
+    """Return the addresses of one shard of both models."""
+    name = "model-00001-of-00002.safetensors"
+    return [f"http://127.0.0.1:{web.server_port}/run/step-{step}/{name}" for step in (100, 200)]
