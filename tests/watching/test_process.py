@@ -20,7 +20,8 @@ from tests.watching.test_watch import assert_near
 
 pytestmark = pytest.mark.slow
 
-# It keeps the last two of its checkpoints, and a copy of each elsewhere.
+# It keeps the last two of its checkpoints, and a copy of each elsewhere. At times it waits until the watch has it,
+# as a machine may be slow; the rest is a race.
 TRAINING = """
 import sys, time
 from pathlib import Path
@@ -34,6 +35,10 @@ for step in range(10, 310, 10):
     torch.save(state, run / f"step-{step}.pt")
     (run / f"step-{step - 20}.pt").unlink(missing_ok=True)
     time.sleep(pause)
+    tries = 6000 if step % 60 == 0 and step < 300 else 0
+    while tries and not Path(f"out.watch/{step}ba").exists():
+        tries -= 1
+        time.sleep(0.01)
 """
 QUICK = ("--every", "0.02s", "--settle", "0.02s", "--threads", "1")
 
