@@ -45,7 +45,11 @@ class Asked:
         """
         on_line = extrapolate is not None
         if tries is not None and between is None and not on_line:
-            raise UsageError(f"is for {option('between')}", option="tries", hint="name each candidate, or a range")
+            raise UsageError(
+                f"is for {option('between')} and {option('extrapolate')}",
+                option="tries",
+                hint="leave it out, or give a range",
+            )
         if extrapolate_from is not None and not on_line:
             raise UsageError(f"goes with {option('extrapolate')}", option="extrapolate_from", hint="leave out one")
         tries = TRIES if tries is None else tries

@@ -275,7 +275,7 @@ def test_averages_that_the_training_stored_can_be_tuned(cli: Cli, tmp_path: Path
         (["--half-life", "5ba"], "which evaluation?"),
         (["--eval", "true"], "which half-lives?"),
         (["--eval", "true", "--between", "5ba", "9ba", "--half-life", "5ba"], "excludes --half-life"),
-        (["--eval", "true", "--half-life", "5ba", "--tries", "3"], "is for --between"),
+        (["--eval", "true", "--half-life", "5ba", "--tries", "3"], "is for --between and --extrapolate"),
         (["--eval", "true", "--half-life", "5ba", "--repeats", "0"], "0 is too few"),
         (["--eval", "true", "--between", "9ba", "5ba"], "no range of half-lives"),
         (["--eval", "true", "--between", "5ba"], "requires 2"),
