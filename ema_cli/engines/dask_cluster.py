@@ -38,7 +38,7 @@ def dask_cluster(name: str, address: str) -> Iterator[Engine]:
     """Yield the workers of the scheduler at an address, as tcp://host:8786.
 
     Raises:
-        UsageError: where Dask is not installed.
+        UsageError: where Dask is not installed, or the address is none for it.
         EngineError: where the scheduler does not answer.
     """
     distributed = _distributed()
@@ -46,6 +46,8 @@ def dask_cluster(name: str, address: str) -> Iterator[Engine]:
         stack.enter_context(_quiet())
         try:
             client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+        except (ValueError, TypeError) as error:  # no address, or TLS without what Dask is told of it
+            raise UsageError(f"'{name}': {error}", option="on", hint="as dask://HOST:8786") from error
         except (OSError, TimeoutError) as error:
             raise EngineError(
                 f"the scheduler does not answer: {error}", subject=name, hint="start it: dask scheduler"

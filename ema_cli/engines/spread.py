@@ -77,7 +77,7 @@ class Spread(Sharing):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_ours():
+        if self._lease is not None and not self._lease.is_ours():
             self.staging.keep()  # it is another run's
         if self._lease is not None:
             self._lease.__exit__(kind, error, trace)  # from here on workers stop at their next block
@@ -136,11 +136,14 @@ class Spread(Sharing):
         except LeaseLost as error:  # which a worker sees
             self._check_ours(error)
             raise
-        self._check_ours(None)
+        if self._lease is not None:  # a claim is checked when all is put
+            self._check_ours(None)
         self._done += done
         return self._gather(job, tasks, [*done, *finished], record)
 
     def _is_ours(self) -> bool:
+        if not isinstance(self.staging, SharedStaging):
+            return not self.staging.is_lost()
         return self._lease is None or self._lease.is_ours()
 
     def _check_ours(self, error: OutputError | None) -> None:

@@ -83,6 +83,12 @@ class SharedStoreStaging(StoreStaging):
         """Return the address of the claim under which workers put files, and its owner."""
         return self._claim.path, self._claim.owner
 
+    def is_lost(self) -> bool:
+        """Return whether another run took the claim, as far as the store says."""
+        with suppress(OutputError), output_errors_in_store(self._address):
+            return self._claim.is_lost()
+        return False
+
     def folder_of(self, folder: Path) -> StorePath:
         """Return where workers put the files of a folder in the private one."""
         return self.tasks.joinpath("files", *folder.relative_to(self.folder).parts)

@@ -263,6 +263,14 @@ def test_a_scheduler_that_is_not_there():
             pass
 
 
+@pytest.mark.parametrize("name", ["dask://a:b:c", "dask+tls://127.0.0.1:9"])
+def test_what_is_no_address_for_dask(name: str):
+    """Its own words, and how one looks; TLS needs certificates, of which Dask is told elsewhere."""
+    pytest.importorskip("distributed")
+    with pytest.raises(UsageError, match=re.escape(f"'{name}': ")), open_engine(name):
+        pass
+
+
 def test_a_cluster_of_ray_that_is_gone(monkeypatch: pytest.MonkeyPatch):
     """Ray would wait for minutes at the address of the last one; another version of Ray says itself what it finds."""
     closed = socket.create_server(("127.0.0.1", 0))

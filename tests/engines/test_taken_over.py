@@ -13,7 +13,6 @@ import pytest
 from ema_cli.averaging import perform
 from ema_cli.engines.engine import Engine
 from ema_cli.engines.tasks import Task
-from ema_cli.errors import OutputError
 from ema_cli.preparing import prepare
 from ema_cli.storage import claim, store_sharing
 from ema_cli.storage.lease import Held
@@ -74,7 +73,7 @@ def test_in_a_store(tmp_path: Path, executor: Executor, monkeypatch: pytest.Monk
         return task.number == 2
 
     take = calls(lambda: put(own, OTHER), 0)
-    with pytest.raises(OutputError):
+    with pytest.raises(Held, match="another run went on with it"):
         perform(job, by=Engine("x", Wrapped(executor, take, chosen)))
     left = present(bucket / "out")
     assert left[own.name] == OTHER
