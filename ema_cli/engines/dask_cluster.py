@@ -47,7 +47,8 @@ def dask_cluster(name: str, address: str) -> Iterator[Engine]:
         try:
             client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
         except (ValueError, TypeError) as error:  # no address, or TLS without what Dask is told of it
-            raise UsageError(f"'{name}': {error}", option="on", hint="as dask://HOST:8786") from error
+            hint = "as dask://HOST:8786; certificates for dask+tls:// come from Dask's setting distributed.comm.tls"
+            raise UsageError(f"'{name}': {error}", option="on", hint=hint) from error
         except (OSError, TimeoutError) as error:
             raise EngineError(
                 f"the scheduler does not answer: {error}", subject=name, hint="start it: dask scheduler"

@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ema_cli.averaging import average, perform
-from ema_cli.engines import ray_cluster
 from ema_cli.engines.engine import Engine, EngineError
 from ema_cli.engines.opening import open_engine
 from ema_cli.engines.process_pool import Processes, process_loss
@@ -250,48 +247,6 @@ def test_a_scheduler_that_vanishes(
         result = perform(prepare(made, parse_target(out / "x.safetensors"), force=False), by=engine)
     assert files_below(out) == alone
     assert result.bytes_read < 4 * 48_000_000, "some of it was finished"
-
-
-def test_a_scheduler_that_is_not_there():
-    """An error that says how to start one, after a while."""
-    pytest.importorskip("distributed")
-    from ema_cli.engines import dask_cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dask_cluster, "_CONNECT_SECONDS", 1)
-        with pytest.raises(EngineError, match="does not answer"), open_engine("dask://127.0.0.1:9"):
-            pass
-
-
-@pytest.mark.parametrize("name", ["dask://a:b:c", "dask+tls://127.0.0.1:9"])
-def test_what_is_no_address_for_dask(name: str):
-    """Its own words, and how one looks; TLS needs certificates, of which Dask is told elsewhere."""
-    pytest.importorskip("distributed")
-    with pytest.raises(UsageError, match=re.escape(f"'{name}': ")), open_engine(name):
-        pass
-
-
-def test_a_cluster_of_ray_that_is_gone(monkeypatch: pytest.MonkeyPatch):
-    """Ray would wait for minutes at the address of the last one; another version of Ray says itself what it finds."""
-    closed = socket.create_server(("127.0.0.1", 0))
-    address = f"127.0.0.1:{closed.getsockname()[1]}"
-    services = SimpleNamespace(canonicalize_bootstrap_address=lambda name: address)
-    monkeypatch.setattr(ray_cluster, "import_module", lambda name: services)
-    ray_cluster._check_answers("ray:auto")
-    closed.close()
-    with pytest.raises(EngineError, match=f"no cluster answers at {address}") as caught:
-        ray_cluster._check_answers("ray:auto")
-    assert caught.value.hint == "start one: ray start --head"
-    monkeypatch.setattr(ray_cluster, "import_module", lambda name: SimpleNamespace())
-    ray_cluster._check_answers("ray:auto")
-
-
-@pytest.mark.parametrize("name", ["dask:local=0", "processes=", "spark://x", "dask://", "local"])
-def test_what_is_no_engine(name: str):
-    """An error that names all that there are."""
-    with pytest.raises(UsageError, match="is no engine") as caught:
-        open_engine(name)
-    assert "dask://HOST:8786" in str(caught.value.hint)
 
 
 def test_the_output_is_not_where_workers_see_it(made: list[Plan], tmp_path: Path, pool: Processes):
