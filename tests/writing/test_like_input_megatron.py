@@ -167,3 +167,12 @@ def test_float32_weights_in_a_file_beside_the_shards_are_seen(run: InProcess):
     assert "--masters" not in run.err
     assert run("average", "run", "-o", "out", *LIKE, "--drop", "optimizer")[0] == 0, run.err
     assert not Path("out/optimizer.pt").exists()
+
+
+def test_an_average_without_the_optimizer_is_passed_over_when_float32_weights_are_taken(run: InProcess):
+    """It lies in the run's folder, and is no checkpoint of the run that lacks what is asked for."""
+    for step in STEPS:
+        save(run.folder / f"run/iter_{step:07}", step, MASTERS[0])
+    assert run("average", "run", "-o", "run/average", *LIKE, "--drop", "optimizer")[0] == 0, run.err
+    assert run("average", "run", "-o", "out", *LIKE, "--masters")[0] == 0, run.err
+    assert run("verify", "out", "--against", "run", "--like-input")[0] == 0, run.err

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Averages, Checkpoint
-from ema_cli.errors import IncompleteCheckpoint, Unfinished
+from ema_cli.errors import IncompleteCheckpoint, NoSuchWeights, Unfinished
 from ema_cli.formats.mark import LIKE_INPUT, MADE_HERE, MAX_MARK_BYTES, RECORD, parse_mark
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
 from ema_cli.formats.reader import Reader
@@ -61,7 +61,13 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     from ema_cli.formats.dcp.checkpoint import open_folder  # which no other format needs
 
     averages = _OLMO_AVERAGES.format(name=path.name) if _is_olmo_merged(path, folder, beside) else None
-    checkpoint = open_folder(path, folder, reading, averages, is_own=is_own)
+    try:
+        checkpoint = open_folder(path, folder, reading, averages, is_own=is_own)
+    except NoSuchWeights:
+        if mark is None:
+            raise
+        # An average of ours that was written without the optimizer is passed over in its run all the same.
+        checkpoint = open_folder(path, folder, replace(reading, masters=False), averages, is_own=is_own)
     if mark is None:
         return checkpoint
     return settle_averages(replace(checkpoint, mark=mark, averages=Averages(MADE_HERE)), options)
