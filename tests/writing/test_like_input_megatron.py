@@ -174,5 +174,6 @@ def test_an_average_without_the_optimizer_is_passed_over_when_float32_weights_ar
     for step in STEPS:
         save(run.folder / f"run/iter_{step:07}", step, MASTERS[0])
     assert run("average", "run", "-o", "run/average", *LIKE, "--drop", "optimizer")[0] == 0, run.err
+    assert run("average", "run", "-o", "run/plain", "--profile", "uniform")[0] == 0, run.err
     assert run("average", "run", "-o", "out", *LIKE, "--masters")[0] == 0, run.err
     assert run("verify", "out", "--against", "run", "--like-input")[0] == 0, run.err
