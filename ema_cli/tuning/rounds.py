@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import field, replace
 from itertools import islice
@@ -22,6 +22,7 @@ from ema_cli.tuning.search import Range, Searched
 from ema_cli.tuning.settings import Setting
 from ema_cli.tuning.workshop import Workshop
 
+_LOOK_SECONDS = 0.5
 _SAME_WEIGHTS = 2.0**-24  # of a share: float32 cannot tell averages with such weights apart
 
 
@@ -193,8 +194,12 @@ class Rounds:
         with ThreadPoolExecutor(self.evaluation.jobs, "evaluation") as pool:
             try:
                 futures = [pool.submit(self._judge, name) for name in names]
-                for future in as_completed(futures):
-                    yield future.result()
+                while futures:
+                    # Not for ever: a signal that comes as the wait begins is seen when it ends.
+                    done, _ = wait(futures, _LOOK_SECONDS, FIRST_COMPLETED)
+                    for future in filter(done.__contains__, tuple(futures)):
+                        futures.remove(future)
+                        yield future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.evaluation.stop()
