@@ -45,6 +45,8 @@ def dask_cluster(name: str, address: str) -> Iterator[Engine]:
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         try:
+            # Before there is a client: one that was given up may be collected while the next starts, and hang it.
+            distributed.comm.addressing.parse_host_port(address.partition("://")[2])
             client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
         except (ValueError, TypeError) as error:  # no address, or TLS without what Dask is told of it
             hint = "as dask://HOST:8786; certificates for dask+tls:// come from Dask's setting distributed.comm.tls"
