@@ -20,7 +20,7 @@ from ema_cli.cli import app
 from ema_cli.errors import EmaError
 from ema_cli.formats.mark import METADATA_KEY, asked_for
 from ema_cli.manifest.schema import read_schema
-from ema_cli.writing import like_input, outputs
+from ema_cli.writing import layout, like_input
 from tests.conftest import write_hf_run, write_torch_run
 from tests.hostile.drawn import TEXTS, places, put, values
 from tests.inprocess import write_stored_run
@@ -122,9 +122,9 @@ def write_lie(root: Path, out: str, *, mark: object = None, card: str | None = N
     text = json.dumps(mark, separators=(",", ":"))
     with pytest.MonkeyPatch.context() as patch:
         if mark is not None:
-            patch.setattr(outputs, "_metadata", lambda *_: {"format": "pt", METADATA_KEY: text})
+            patch.setattr(layout, "_metadata", lambda *_: {"format": "pt", METADATA_KEY: text})
         if card is not None:
-            patch.setattr(outputs, "model_card", lambda *_, **__: card)
+            patch.setattr(layout, "model_card", lambda *_, **__: card)
             patch.setattr(like_input, "model_card", lambda *_, **__: card)
         return average(root, out) == 0
 

@@ -142,7 +142,7 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
     "kohya's sd-scripts, musubi-tuner, ai-toolkit": [made.kohya, made.ai_toolkit],
     "PEFT adapters": [made.peft],
     "value heads, projectors": [made.value_head],
-    "numpy": [made.npz("step-{}.npz", np.savez), made.npz("a{}.npz", np.savez_compressed)],
+    "numpy, MLX": [made.npz("step-{}.npz", np.savez), made.npz("a{}.npz", np.savez_compressed)],
     "stable-baselines3": [made.stable_baselines],
     "NeMo's .nemo": [made.nemo],
     "Paddle": [made.paddle],

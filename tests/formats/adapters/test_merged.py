@@ -237,7 +237,7 @@ def test_what_is_no_base_model_is_refused(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--exact-lora", "0"), "0 is no rank"),
+        (("--exact-lora", "0"), "--exact-lora: 0 is not a number of rows"),
         (("--exact-lora", "7"), "--exact-lora 6"),
         (("--exact-lora", "1000000000"), "more than the sum of the products can have"),
         (("--exact-lora", "2", "--like-input"), "leave out one"),
