@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, OutputError, UsageError, option
 from ema_cli.kinds import as_text
 from ema_cli.storage.location import location
+from ema_cli.storage.marked_folders import InUse, MarkedFolders
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.storage.small_file import read_small_file
 from ema_cli.tuning.metric import EvaluationFailed, as_metric
@@ -22,12 +24,31 @@ NAME = "tune.jsonl"
 _MOST_BYTES = 16 << 20
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make the folder of a journal, unless it is there, and keep a second tuning out of it.
+
+    Raises:
+        OutputError: where another tuning has it, or it cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(MarkedFolders(folder, NAME).held())
+        except InUse as error:
+            raise OutputError(
+                "is in use: another tuning writes its results here",
+                subject=folder,
+                hint=f"wait until that one ends, or choose another {option('o')}",
+            ) from error
+        yield
+
+
 @dataclass(slots=True)
 class Journal:
     """One line for what is tuned, and one for each result, in a folder with what the evaluations print.
 
     Attributes:
-        folder: the folder; it is made where it is not there.
+        folder: the folder, which is there: see `alone`.
         results: those that were there, by name, but for what failed: it is evaluated again.
     """
 
@@ -47,13 +68,11 @@ class Journal:
             what: what is tuned, as JSON has it: inputs, law, command, and what else decides a metric.
 
         Raises:
-            OutputError: where the journal is of something else, or the folder cannot be written.
+            OutputError: where the journal is of something else, or cannot be written.
         """
         journal = cls(folder)
         what = json.loads(json.dumps(what))
         if not location(journal.path).info().exists:
-            with output_errors(folder):
-                folder.mkdir(exist_ok=True)
             journal._append(what)
             return journal
         lines = read_small_file(journal.path, _MOST_BYTES).split(b"\n")

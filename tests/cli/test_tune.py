@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ema_cli.manifest.manifest import read_manifest
+from ema_cli.tuning.journal import alone
 from ema_cli.tuning.search import LEAST_STEP
 from tests.conftest import Cli, write_hf_run, write_torch_run
 from tests.runs.stored_run import train
@@ -91,6 +92,15 @@ def test_a_range_is_searched_around_the_best(cli: Cli, run_folder: Path):
     assert float(facts["best"][:-2]) == pytest.approx(333, rel=0.05)
     assert facts["written"] == {"path": "best.safetensors"}
     assert facts["candidates"][0]["name"] == "last"
+
+
+def test_a_second_tuning_of_one_output_is_refused(cli: Cli, run_folder: Path):
+    """Both would write into one journal; nothing is evaluated, and the first goes on."""
+    with alone(run_folder / "best.tune"):
+        done = cli("tune", "ckpts", "--half-life", "500ba", "--eval", python(VALLEY.format(best=333)), "-o", "best")
+    assert done.code == 5
+    assert "best.tune: is in use: another tuning writes its results here" in done.err
+    assert not (run_folder / "calls").exists()
 
 
 def test_resumed_equals_uninterrupted(cli: Cli, run_folder: Path):

@@ -15,6 +15,7 @@ WHAT = {"tune": 1, "command": "eval", "repeats": 2}
 
 def test_results_are_there_again_but_for_what_failed(tmp_path: Path):
     """A failure is tried again: its reason may be gone."""
+    (tmp_path / "x.tune").mkdir()
     journal = Journal.open(tmp_path / "x.tune", WHAT)
     for result in (Result("1ba", (0.1, 0.3)), Result("2ba", failed="why"), Result("1ba", (0.2, 0.2))):
         journal.add(result)

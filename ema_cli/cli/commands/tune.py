@@ -31,7 +31,7 @@ from ema_cli.system.processors import default_threads
 from ema_cli.text import parse_size
 from ema_cli.tuning.asked import Asked
 from ema_cli.tuning.command import Command
-from ema_cli.tuning.journal import Journal
+from ema_cli.tuning.journal import Journal, alone
 from ema_cli.tuning.rounds import Candidates, Evaluation, Watcher
 from ema_cli.tuning.search import Range
 from ema_cli.tuning.settings import Setting
@@ -142,9 +142,9 @@ def tune_requested(request: TuneRequest, printer: Printer, *, dry_run: bool = Fa
         printer.tuning_planned(replace(candidates, plans=made))
         return None
     inputs += [] if last is None else [last.newest]
-    journal = Journal.open(command.logs, _what(request, evaluation, inputs, target))
-    printer.tuning(candidates)
-    with signals.unwinding(), location(target.path).staging() as staging:
+    with alone(command.logs), signals.unwinding(), location(target.path).staging() as staging:
+        journal = Journal.open(command.logs, _what(request, evaluation, inputs, target))
+        printer.tuning(candidates)
         return perform(
             Candidates(plans, searched, last, request.series is not None),
             evaluation,
