@@ -57,7 +57,7 @@ def test_a_signal_at_each_call_leaves_no_litter(bench: Bench, tmp_path: Path, sc
         points = [point for point in points if point.call == "rt_sigaction" or point in late]
     # How often threads wait for each other, and when memory is asked for, differs from run to run; and a thread that
     # ends takes no more signals.
-    unsure = ("exit", "futex", "madvise", "mmap", "mprotect", "restart_syscall")
+    unsure = ("brk", "exit", "futex", "madvise", "mmap", "mprotect", "restart_syscall")
     points = [point for point in points if point.call not in unsure and point.names != ("memory",)]
     points = points if full else one_of_each_kind(points)
     shift = SCENARIOS.index(scenario)  # so that over all scenarios each place has each signal
