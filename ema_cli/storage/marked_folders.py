@@ -13,15 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import OutputError
+from ema_cli.errors import OutputError, option
 from ema_cli.storage.folder_locks import close_folder, lock_folder, sync_folder
 from ema_cli.storage.location import location, look_anew
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.storage.staging import remove_abandoned
-
-
-class InUse(OutputError):
-    """Another process holds these folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +33,25 @@ class MarkedFolders:
     mark: str
 
     @contextmanager
-    def held(self) -> Iterator[list[str]]:
+    def held(self, other: str, way_out: str) -> Iterator[list[str]]:
         """Hold the folder around them, which is made unless it is there, and removed where it is empty in the end.
+
+        Args:
+            other: what another process does that holds it, as "another watch writes these averages".
+            way_out: what to do then, unless one chooses another output.
 
         Yields:
             what is worth knowing of the place.
 
         Raises:
-            InUse: where another process holds it.
-            OutputError: where it cannot be made, or a store refuses the claim on it.
+            OutputError: where another process holds it, it cannot be made, or a store refuses the claim on it.
         """
         with output_errors(self.around):
             self.around.mkdir(exist_ok=True)
             lock = lock_folder(self.around, required=False)
         if lock < 0:
-            raise InUse("is in use by another process", subject=self.around)
+            hint = f"{way_out}, or choose another {option('o')}"
+            raise OutputError(f"is in use: {other}", subject=self.around, hint=hint)
         try:
             yield []
         finally:

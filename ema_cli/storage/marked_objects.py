@@ -24,8 +24,8 @@ class MarkedObjects(MarkedFolders):
     __slots__ = ()
 
     @contextmanager
-    def held(self) -> Iterator[list[str]]:
-        """Hold the folder around them; see `MarkedFolders`."""
+    def held(self, other: str, way_out: str) -> Iterator[list[str]]:
+        """Hold the folder around them; see `MarkedFolders`. A claim says by itself who has it, and until when."""
         with Claim(self._address) as claim:
             _held[self.around] = claim
             try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, OutputError, UsageError, option
 from ema_cli.kinds import as_text
 from ema_cli.storage.location import location
-from ema_cli.storage.marked_folders import InUse, MarkedFolders
+from ema_cli.storage.marked_folders import MarkedFolders
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.storage.small_file import read_small_file
 from ema_cli.tuning.metric import EvaluationFailed, as_metric
@@ -24,23 +24,9 @@ NAME = "tune.jsonl"
 _MOST_BYTES = 16 << 20
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Make the folder of a journal, unless it is there, and keep a second tuning out of it.
-
-    Raises:
-        OutputError: where another tuning has it, or it cannot be made.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(MarkedFolders(folder, NAME).held())
-        except InUse as error:
-            raise OutputError(
-                "is in use: another tuning writes its results here",
-                subject=folder,
-                hint=f"wait until that one ends, or choose another {option('o')}",
-            ) from error
-        yield
+def alone(folder: Path) -> AbstractContextManager[list[str]]:
+    """Make the folder of a journal, unless it is there, and keep a second tuning out; see `MarkedFolders.held`."""
+    return MarkedFolders(folder, NAME).held("another tuning writes its results here", "wait until that one ends")
 
 
 @dataclass(slots=True)

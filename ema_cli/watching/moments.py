@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ema_cli.formats.safetensors.file import open_checkpoint
 from ema_cli.law.time import Time
 from ema_cli.storage.local_file import close_idle_files
 from ema_cli.storage.location import location
-from ema_cli.storage.marked_folders import InUse, MarkedFolders
+from ema_cli.storage.marked_folders import MarkedFolders
 from ema_cli.storage.names import StorePath
 from ema_cli.watching.form import Form, form_of
 from ema_cli.watching.journal import JOURNAL, Journal, way_back
@@ -89,26 +89,9 @@ class Moment:
             raise CheckpointError(error.fact, subject=error.subject, hint=way_back(self.folder)) from error
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[list[str]]:
-    """Make the folder of a watch, unless it is there, and keep a second watch out of it; remove it where it is empty.
-
-    Yields:
-        what is worth knowing of the place.
-
-    Raises:
-        OutputError: where another watch has it, or it cannot be made.
-    """
-    with ExitStack() as stack:
-        try:
-            notes = stack.enter_context(kept_in(folder).held())
-        except InUse as error:
-            raise OutputError(
-                "is in use: another watch writes these averages",
-                subject=folder,
-                hint=f"end that one first, or choose another {option('o')}",
-            ) from error
-        yield notes
+def alone(folder: Path) -> AbstractContextManager[list[str]]:
+    """Make the folder of a watch, unless it is there, and keep a second watch out of it; see `MarkedFolders.held`."""
+    return kept_in(folder).held("another watch writes these averages", "end that one first")
 
 
 def kept_in(folder: Path) -> MarkedFolders:
