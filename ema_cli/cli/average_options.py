@@ -14,6 +14,7 @@ from ema_cli.cli.option_groups import (
     RunOptions,
 )
 from ema_cli.cli.options import (
+    OUTPUT_FORMS,
     RELEASE,
     SELECT,
     WRITE,
@@ -61,9 +62,7 @@ release.safetensors.sha256."""
             "--output",
             "-o",
             metavar="PATH",
-            help="NAME.safetensors or NAME.pt for one file, of Lightning's runs also NAME.ckpt; a name without suffix "
-            "for a folder; dcp:NAME for a folder that torch.distributed.checkpoint loads; each in a bucket, too: "
-            "s3://bucket/NAME. Of several averages: a new folder for all, or a pattern with "
+            help=OUTPUT_FORMS + " Of several averages: a new folder for all, or a pattern with "
             "{half_life}, {window}, {clock}: averages/ema-{half_life}. Default: ema-HALF_LIFE.",
             rich_help_panel=WRITE,
         ),

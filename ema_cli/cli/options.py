@@ -79,6 +79,10 @@ MaxMemory = Annotated[
         rich_help_panel=READ,
     ),
 ]
+OUTPUT_FORMS = (
+    "NAME.safetensors or NAME.pt for one file, of Lightning's runs also NAME.ckpt; a name without suffix for a folder; "
+    "dcp:NAME for a folder that torch.distributed.checkpoint loads; each in a bucket, too: s3://bucket/NAME."
+)
 Force = Annotated[
     bool,
     Option(

@@ -18,6 +18,7 @@ from ema_cli.cli.options import (
     EVALUATION,
     GATES,
     LAW,
+    OUTPUT_FORMS,
     WRITE,
     Anonymous,
     AsJson,
@@ -217,9 +218,7 @@ The same line once more goes on where it was interrupted."""
             "--output",
             "-o",
             metavar="PATH",
-            help="NAME.safetensors or NAME.pt for one file, of Lightning's runs also NAME.ckpt; a name without suffix "
-            "for a folder; dcp:NAME for a folder that torch.distributed.checkpoint loads; each in a bucket, too: "
-            "s3://bucket/NAME. Default: ema-tuned.",
+            help=OUTPUT_FORMS + " Default: ema-tuned.",
             rich_help_panel=WRITE,
         ),
     ] = None

@@ -235,6 +235,15 @@ class TensorsOnly(_EmptyStateDictLoadPlanner):
         raise AssertionError("planned away")
 
 
+def loaded_by_torch(path: Path) -> tuple[TensorsOnly, CarefulReader]:
+    """Return what holds every tensor of a folder by its flat name, `flat`, and the reader that read them."""
+    planner, reader = TensorsOnly(), CarefulReader(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of how it reads
+        _load_state_dict({}, storage_reader=reader, planner=planner, no_dist=True)
+    return planner, reader
+
+
 class DcpFolder(Format):
     """A folder of torch.distributed.checkpoint, a file for each piece, with a tensor in two of them."""
 
@@ -248,10 +257,7 @@ class DcpFolder(Format):
         return folder
 
     def load(self, path: Path) -> Tensors:
-        planner, reader = TensorsOnly(), CarefulReader(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, of how it reads
-            _load_state_dict({}, storage_reader=reader, planner=planner, no_dist=True)
+        planner, reader = loaded_by_torch(path)
         paths = reader.read_metadata().planner_data
         model = {name: paths[name][1:] for name in planner.flat if paths[name][0] == "model"}
         return {".".join(map(str, rest)): planner.flat[name] for name, rest in model.items()}
@@ -627,10 +633,7 @@ class MegatronFolder(DcpFolder):
         return folder
 
     def load(self, path: Path) -> Tensors:
-        planner, reader = TensorsOnly(), CarefulReader(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, of how it reads
-            _load_state_dict({}, storage_reader=reader, planner=planner, no_dist=True)
+        planner, _ = loaded_by_torch(path)
         model = {
             name: value for name, value in planner.flat.items() if not name.startswith(("optimizer.", "common_state"))
         }
