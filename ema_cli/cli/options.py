@@ -74,7 +74,7 @@ MaxMemory = Annotated[
     str | None,
     Option(
         metavar="SIZE",
-        help="Of the whole process, at most: 200MB, 1GiB. Default: 64 MiB for buffers, and what Python and headers "
+        help="Of the whole process, at most: 200MB, 1GiB. Default: 80 MiB for buffers, and what Python and headers "
         "take.",
         rich_help_panel=READ,
     ),

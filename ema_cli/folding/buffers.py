@@ -11,7 +11,7 @@ from ema_cli.folding.kernel import Kernel, WorkspaceSize
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.storage.names import StorePath
 
-DEFAULT_BYTES = 64 << 20
+DEFAULT_BYTES = 80 << 20
 _STORE_BYTES = 128 << 20  # where checkpoints lie in a store
 _STORED_BYTES = 1 << 21
 _STORE_ROWS = 8

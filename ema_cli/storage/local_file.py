@@ -12,7 +12,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -136,20 +136,24 @@ class LocalFile:
     def _take_descriptor(self) -> int:
         """Return a descriptor that stays open until it is given back."""
         with _lock:
-            descriptor = _open_files.get(self)
-            if descriptor is None:
-                descriptor, status = self._open()
-                try:
-                    self._check_identity(status)
-                except BaseException:
-                    os.close(descriptor)
-                    raise
-                _open_files[self] = descriptor
-            _open_files.move_to_end(self)
-            self._users += 1
-            if len(_open_files) > _MAX_OPEN:
-                _close_idle()
-            return descriptor
+            return self._taken()
+
+    def _taken(self) -> int:
+        """Return a descriptor that stays open until it is given back; the caller holds the lock."""
+        descriptor = _open_files.get(self)
+        if descriptor is None:
+            descriptor, status = self._open()
+            try:
+                self._check_identity(status)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            _open_files[self] = descriptor
+        _open_files.move_to_end(self)
+        self._users += 1
+        if len(_open_files) > _MAX_OPEN:
+            _close_idle()
+        return descriptor
 
     def _give_back(self) -> None:
         with _lock:
@@ -185,15 +189,24 @@ def held_open(files: Iterable[LocalFile]) -> Iterator[list[int] | None]:
     None where more files than `_MAX_OPEN` would be in use at once: each thread may want a hundred, and the system has
     a limit.
     """
-    with ExitStack() as stack:
-        descriptors = []
-        for file in files:
-            descriptors.append(file._take_descriptor())
-            stack.callback(file._give_back)
-            if len(_open_files) > _MAX_OPEN:  # and none of them is idle
-                yield None
-                return
-        yield descriptors
+    taken: list[LocalFile] = []
+    descriptors: list[int] = []
+    too_many = False
+    try:
+        with _lock:  # once for all: a block of a fold takes dozens
+            for file in files:
+                descriptors.append(file._taken())
+                taken.append(file)
+                too_many = len(_open_files) > _MAX_OPEN  # and none of them is idle
+                if too_many:
+                    break
+        yield None if too_many else descriptors
+    finally:
+        with _lock:
+            for file in taken:
+                file._users -= 1
+            if len(_open_files) > _MAX_OPEN:
+                _close_idle()
 
 
 _lock = threading.Lock()

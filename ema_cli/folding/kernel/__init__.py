@@ -111,7 +111,7 @@ class SumSpec:
         table = self.weights
         if not table.normal[average]:
             return True
-        return not table.negative[average] and all(dtype.name == "BF16" for dtype in (*self.dtypes, self.target))
+        return not table.negative[average] and all(dtype.name == "BF16" for dtype in {*self.dtypes, self.target})
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +247,7 @@ class Kernel(Protocol):
 
 def sums_in_float64(dtypes: Iterable[DType]) -> bool:
     """Return whether blocks stored in these dtypes are summed up in float64, else in float32: rule 1."""
-    return any(dtype.component_bits > 32 for dtype in dtypes)
+    return any(dtype.component_bits > 32 for dtype in set(dtypes))
 
 
 def overflow_limit(target: DType, dtypes: Iterable[DType]) -> float:

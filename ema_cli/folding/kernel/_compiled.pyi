@@ -8,6 +8,8 @@ Arguments = tuple[
 ]  # fmt: skip
 """Those of `add`."""
 
+INTERFACE: int
+
 def add(
     variant: int,
     rows: tuple[Buffer, ...],

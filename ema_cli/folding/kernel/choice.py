@@ -46,13 +46,15 @@ def chosen_kernel() -> Choice:
 @cache
 def _best_kernel() -> Choice:
     try:
-        from ema_cli.folding.kernel.compiled_kernel import CompiledKernel, variants
+        from ema_cli.folding.kernel.compiled_kernel import CompiledKernel, is_of_this_version, variants
     except ImportError:
         import sysconfig
 
         is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
         where = " for Pythons without the global lock" if is_free_threaded else ""
         return _numpy(f"the compiled kernel is not built{where}")
+    if not is_of_this_version():
+        return _numpy("the compiled kernel is one of another version; install again")
     for number, name in variants():
         kernel = CompiledKernel(number)
         if agrees(kernel):

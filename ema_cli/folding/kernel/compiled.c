@@ -93,7 +93,12 @@ static PyMethodDef METHODS[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot SLOTS[] = {{0, NULL}};
+/* Raised with each change of the arguments or results above, here and in compiled_kernel.py. */
+#define INTERFACE 1
+
+static int begin(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE); }
+
+static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, begin}, {0, NULL}};
 
 static struct PyModuleDef MODULE = {
     PyModuleDef_HEAD_INIT,

@@ -10,6 +10,7 @@ import math
 import mmap
 from array import array
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate, pairwise
 
 from ema_cli.dtypes import DType
@@ -41,6 +42,14 @@ _STAGGER = 17 * _PLACES
 _STRETCH = 1 << 18
 
 
+_INTERFACE = 1  # as in compiled.c
+
+
+def is_of_this_version() -> bool:
+    """Return whether the extension is of this source: an update of that alone leaves an older one."""
+    return getattr(_compiled, "INTERFACE", None) == _INTERFACE
+
+
 def variants() -> list[tuple[int, str]]:
     """Return number and name of each variant that this processor runs, the best first."""
     return _compiled.variants()
@@ -50,7 +59,7 @@ class CompiledKernel:
     """The kernel in C, in one of its variants."""
 
     rows = 16
-    row_bytes = 1 << 20
+    row_bytes = 1 << 21
 
     def __init__(self, variant: int) -> None:
         self._variant = variant
@@ -167,13 +176,13 @@ class CompiledSums:
         """Read these checkpoints' blocks from open files and add them, a stretch of all after the other."""
         (averages,) = self._calls(numbers)
         self.rows(numbers, spans.offsets)
-        most = _STRETCH // max(self._spec.dtypes[number].component_bits // 8 for number in numbers)
+        widest = max(dtype.component_bits for dtype in set(self._spec.dtypes)) // 8
         beyond, nanoseconds, span, offset, error = _compiled.read_and_add(
             self._arguments(numbers, averages),
             spans.numbers,
             spans.counts,
             bytes(number in self._newest for number in numbers),
-            most,
+            _STRETCH // widest,
             stop,
         )
         self._note(averages, beyond)
@@ -236,6 +245,7 @@ def _placed(memory: memoryview, nbytes: int, offset: int) -> memoryview:
     return memory[start : start + nbytes]
 
 
+@cache  # asked for each row of each block
 def _kind(dtype: DType) -> int:
     """Return compiled.c's number for the way in which the numbers of a dtype are stored."""
     if dtype.component_bits == 16:

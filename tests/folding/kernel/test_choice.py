@@ -74,6 +74,19 @@ def test_a_variant_that_gives_other_bytes_is_passed_over(monkeypatch: pytest.Mon
     assert str(chosen_kernel()) == "numpy (the compiled kernel was found to give other bytes)"
 
 
+@needs_extension
+@pytest.mark.parametrize("has", ["another number", "none"])
+def test_an_extension_of_another_version_is_not_called(monkeypatch: pytest.MonkeyPatch, has: str):
+    """Who updates a checkout without building again has new Python beside an old extension: numpy, not a traceback."""
+    from ema_cli.folding.kernel import _compiled
+
+    monkeypatch.delattr(_compiled, "INTERFACE")
+    if has == "another number":
+        monkeypatch.setattr(_compiled, "INTERFACE", 0, raising=False)
+    monkeypatch.setattr(_compiled, "add", None)
+    assert str(chosen_kernel()) == "numpy (the compiled kernel is one of another version; install again)"
+
+
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a package without the compiled kernel."""
