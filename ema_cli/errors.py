@@ -17,8 +17,26 @@ from typing import Self
 
 _MAX_CHARS = 2000
 
-Spelling = Callable[[str, str], str]
-"""From an option's name and its value (a Python literal, or nothing) to how a reader knows it."""
+
+class Spelling:
+    """How a reader knows options: from the name of one, and a value (a Python literal, or nothing), to a text."""
+
+    def __init__(self, spell: Callable[[str, str], str], has: Callable[[str], bool] = lambda _name: True) -> None:
+        """Take what spells an option, and what tells whether the reader has one."""
+        self._spell = spell
+        self.has = has
+
+    def __call__(self, name: str, value: str = "") -> str:
+        """Return an option as the reader knows it."""
+        return self._spell(name, value)
+
+    def knows_all(self, text: str) -> bool:
+        """Return whether the reader has each option that a text mentions; of several in a list one is enough."""
+        return all(any(map(self.has, names.split("|"))) for names, _ in _MENTION.findall(text))
+
+
+mentioned = Spelling(lambda name, value: f"\ufff9{name}\ufffa{value}\ufffb")
+"""Mentions whose spelling is still open: for the text of one error inside another."""
 
 
 def option(name: str, value: object = None) -> str:
@@ -30,27 +48,28 @@ def option(name: str, value: object = None) -> str:
     return mentioned(name, "" if value is None else repr(value))
 
 
-def mentioned(name: str, value: str = "") -> str:
-    """Return a mention whose spelling is still open, as `option` does: for the text of one error inside another."""
-    return f"\ufff9{name}\ufffa{value}\ufffb"
+def all_options(*names: str) -> str:
+    """Return a mention of several options for a text: those of them that the reader has are listed, "a, b and c"."""
+    return mentioned("|".join(names))
 
 
-_MENTION = re.compile("\ufff9([a-z_]+)\ufffa([^\ufffb]*)\ufffb")
+_MENTION = re.compile("\ufff9([a-z_|]+)\ufffa([^\ufffb]*)\ufffb")
+_OR = re.compile("(?:, |; )or (?![^\ufff9]*\ufffb)")  # between two ways out of a hint, not in a value
 _SHORT = {"o": "-o"}
 _OTHER_IN_PYTHON = {"o": "target", "output": "target", "from": "source"}
 
 
-def at_terminal(name: str, value: str = "") -> str:
-    """Spell an option for the command line."""
+def _at_terminal(name: str, value: str) -> str:
     flag = _SHORT.get(name) or f"--{name.replace('_', '-')}"
     if value == "False":
         return flag.replace("--", "--no-")
     return f"{flag} {shlex.quote(printable(literal_eval(value)))}" if value not in ("", "True") else flag
 
 
-def in_python(name: str, value: str = "") -> str:
-    """Spell an option as a keyword argument of Python."""
-    return f"{_OTHER_IN_PYTHON.get(name, name)}={value}"
+at_terminal = Spelling(_at_terminal)
+"""Options of the command line, whatever command has them."""
+in_python = Spelling(lambda name, value: f"{_OTHER_IN_PYTHON.get(name, name)}={value}")
+"""Keyword arguments of Python."""
 
 
 class EmaError(Exception):
@@ -81,13 +100,19 @@ class EmaError(Exception):
 
         The subject is left out if it is `known`: the reader sees it already.
         """
-        parts = [spelling(self.option, "")] if self.option is not None else []
+        parts = []
+        if self.option is not None:  # one that the reader lacks is a field of a file, as of a manifest
+            parts = [spelling(self.option) if spelling.has(self.option) else self.option]
         parts += [printable(self.subject)] if self.subject is not None and str(self.subject) != str(known) else []
         return _shortened(": ".join([*parts, _spelled(self.fact, spelling)]))
 
     def advice(self, spelling: Spelling) -> str | None:
-        """Return the hint, None if there is none."""
-        return None if self._hint is None else _shortened(_spelled(self._hint, spelling))
+        """Return the hint, None if there is none. Of several ways out it has those for which the reader has options."""
+        if self._hint is None:
+            return None
+        ways = [way for way in _OR.split(self._hint) if spelling.knows_all(way)]
+        hint = self._hint if not ways or spelling.knows_all(self._hint) else ", or ".join(ways)
+        return _shortened(_spelled(hint, spelling))
 
     @property
     def hint(self) -> str | None:
@@ -191,8 +216,12 @@ def _spelled(text: str, spelling: Spelling) -> str:
     """Return a text with its mentions of options spelled for the reader."""
     pieces = _MENTION.split(text)  # text, name, value, text, name, value, ... text
     shown = printable(pieces[0])
-    for name, value, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
-        shown += spelling(name, printable(value)) + printable(rest)
+    for names, value, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        several = [names] if spelling is mentioned else names.split("|")
+        known = [name for name in several if spelling.has(name)] or several
+        *others, last = [spelling(name, printable(value)) for name in known]
+        shown += f"{', '.join(others)} and {last}" if others else last
+        shown += printable(rest)
     return shown
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import Literal
 
-from ema_cli.errors import EmaError, at_terminal, printable
+from ema_cli.errors import EmaError, Spelling, printable
 
 
 def annotate(level: Literal["error", "warning"], message: str, hint: str | None = None) -> None:
@@ -28,6 +28,6 @@ def annotate_warnings(messages: Iterable[str]) -> None:
         annotate("warning", message)
 
 
-def annotate_error(problem: EmaError) -> None:
+def annotate_error(problem: EmaError, spelling: Spelling) -> None:
     """Write an annotation of an error, with what to do."""
-    annotate("error", problem.message(at_terminal), problem.advice(at_terminal))
+    annotate("error", problem.message(spelling), problem.advice(spelling))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ema_cli.cli import comparison_facts, json_facts, tune_facts, verify_facts
@@ -28,10 +27,6 @@ if TYPE_CHECKING:  # each command loads what it shows
 
 class JsonPrinter(Printer):
     """Print the outcome of a command as one JSON object."""
-
-    def __init__(self, command: str, summary: Path | None = None) -> None:
-        super().__init__(summary)
-        self.command = command
 
     def progress(self, doing: str) -> AbstractContextManager[ProgressCallback]:
         """Show no progress."""

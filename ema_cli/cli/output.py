@@ -21,7 +21,7 @@ def make_printer(command: str, *, as_json: bool, quiet: bool = False, summary: P
         return JsonPrinter(command, summary)
     from ema_cli.cli.text_printer import TextPrinter
 
-    return TextPrinter(summary, quiet=quiet)
+    return TextPrinter(command, summary, quiet=quiet)
 
 
 def fail(problem: EmaError, *, command: str | None, as_json: bool) -> None:
@@ -29,4 +29,4 @@ def fail(problem: EmaError, *, command: str | None, as_json: bool) -> None:
     if as_json:
         print_json(command, {}, problem=problem)
     else:
-        stderr.error(problem)
+        stderr.error(problem, command)

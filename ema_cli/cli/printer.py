@@ -27,10 +27,12 @@ class Printer(ABC):
     """Where the outcome of a command goes.
 
     Args:
+        command: the name of the command.
         summary: the file that gets what was averaged, or why nothing was, as Markdown.
     """
 
-    def __init__(self, summary: Path | None = None) -> None:
+    def __init__(self, command: str, summary: Path | None = None) -> None:
+        self.command = command
         self.summary = summary
 
     @contextmanager

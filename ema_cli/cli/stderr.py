@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from ema_cli.cli.github import annotate_error, annotate_warnings
-from ema_cli.errors import EmaError, at_terminal, printable
+from ema_cli.cli.spelling import spelling_of
+from ema_cli.errors import EmaError, printable
 from ema_cli.system import signals
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.text import size
@@ -23,13 +24,14 @@ _has_status = False
 _RED, _YELLOW, _BOLD = "31", "33", "1"  # of a terminal's codes
 
 
-def error(problem: EmaError) -> None:
-    """Print what is wrong, and what to do."""
-    _print(problem.message(at_terminal), label="error: ", codes=(_BOLD, _RED))
-    hint = problem.advice(at_terminal)
+def error(problem: EmaError, command: str | None) -> None:
+    """Print what is wrong with what a command was to do, and what to do."""
+    spelling = spelling_of(command)
+    _print(problem.message(spelling), label="error: ", codes=(_BOLD, _RED))
+    hint = problem.advice(spelling)
     if hint:
         _print(hint, label="hint:  ", codes=(_BOLD,))
-    annotate_error(problem)
+    annotate_error(problem, spelling)
 
 
 def warnings(messages: Sequence[str]) -> None:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from ema_cli.cli.github import annotate_error, annotate_warnings
-from ema_cli.errors import EmaError, at_terminal, printable
+from ema_cli.cli.spelling import spelling_of
+from ema_cli.errors import EmaError, printable
 
 SCHEMA_VERSION = 1
 
@@ -24,11 +25,12 @@ def print_json(
     annotate_warnings(warnings)
     envelope: dict[str, object] = {"schema_version": SCHEMA_VERSION, "command": command, **content}
     if problem is not None:
-        annotate_error(problem)
+        spelling = spelling_of(command)
+        annotate_error(problem, spelling)
         envelope["error"] = {
             "code": problem.exit_code,
-            "message": problem.message(at_terminal),
-            "hint": problem.advice(at_terminal),
+            "message": problem.message(spelling),
+            "hint": problem.advice(spelling),
         }
     # ASCII without a newline, whatever a file holds; but a log of GitHub's takes ##[ for a command anywhere.
     _write(json.dumps(envelope).replace("##[", r"#\u0023["))

@@ -30,10 +30,11 @@ if TYPE_CHECKING:  # each command loads what it shows
 class TextPrinter(Printer):
     """Print the outcome of a command for people. What needs tables loads rich, which takes as long as an average."""
 
-    def __init__(self, summary: Path | None = None, *, quiet: bool = False) -> None:
-        super().__init__(summary)
+    def __init__(self, command: str, summary: Path | None = None, *, quiet: bool = False) -> None:
+        super().__init__(command, summary)
         self.quiet = quiet
         self._pace: tune_sentences.Pace | None = None
+        self._has_refreshed = False
 
     def progress(self, doing: str) -> AbstractContextManager[ProgressCallback]:
         """Show a bar on a terminal, elsewhere a line now and then."""
@@ -45,7 +46,7 @@ class TextPrinter(Printer):
 
         print_inspection(inspection)
         if inspection.failed is not None:
-            stderr.error(inspection.failed)
+            stderr.error(inspection.failed, self.command)
 
     def planned(self, dry: DryRun) -> None:
         """Print the plans as tables, and what would be written."""
@@ -109,7 +110,7 @@ class TextPrinter(Printer):
 
             print_results(console(stderr=True), tuned)
         if tuned.problem is not None:
-            stderr.error(tuned.problem)
+            stderr.error(tuned.problem, self.command)
             return
         if not self.quiet:
             stderr.lines([tune_sentences.best_line(tuned)])
@@ -121,9 +122,13 @@ class TextPrinter(Printer):
             stderr.lines([watch_sentences.entered_line(entered)])
 
     def refreshed(self, clock: Time, seconds: float, job: Job) -> None:
-        """Print that the averages were written."""
-        if not self.quiet:
-            stderr.lines([watch_sentences.refreshed_line(clock, seconds, job)])
+        """Print that the averages were written; the first time also what to know of loading them."""
+        if self.quiet:
+            return
+        stderr.lines([watch_sentences.refreshed_line(clock, seconds, job)])
+        if not self._has_refreshed:
+            stderr.notes(list(dict.fromkeys(note for output in job.outputs for note in output.notes)))
+        self._has_refreshed = True
 
     def missed(self, text: str) -> None:
         """Print a warning."""
@@ -162,4 +167,4 @@ class TextPrinter(Printer):
             stderr.lines(verify_sentences.problem_lines(verified) if several else [])
             stderr.notes(verified.notes)
         if problem is not None:
-            stderr.error(problem)
+            stderr.error(problem, self.command)

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, TypedDict, Unpack
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import UsageError, mentioned, option
+from ema_cli.errors import UsageError, all_options, mentioned, option
 from ema_cli.kinds import as_number, check_flags, check_texts
 from ema_cli.law import decay, weights
 from ema_cli.law.bema import BEMA_KEYS, Bema
@@ -224,8 +224,8 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
     given = sum(value is not None for value in (half_life, smoothing, profile, coefficients))
     if given != 1:
         raise UsageError(
-            f"{'only one' if given else 'one'} of {option('half_life')}, {option('smoothing')}, {option('profile')} "
-            f"and {option('coefficients')} is needed",
+            f"{'only one' if given else 'one'} of {all_options('half_life', 'smoothing', 'profile', 'coefficients')} "
+            "is needed",
             hint=f"for instance {option('half_life', '50ba')}: after 50 batches a checkpoint counts half",
         )
     if profile is not None and profile not in PROFILES:

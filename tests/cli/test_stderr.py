@@ -18,7 +18,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
     """In a log: one line every half minute, with bytes, rate and time left; nothing in between."""
     now = iter([0.0, 10.0, 31.0, 40.0, 62.0])
     monkeypatch.setattr(stderr.time, "monotonic", lambda: next(now))
-    with TextPrinter().progress("averaging") as report:
+    with TextPrinter("average").progress("averaging") as report:
         for done in (1, 31, 40, 62):
             report(done * 10**6, 124 * 10**6)
     assert capsys.readouterr().err.splitlines() == [
@@ -29,14 +29,14 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
 
 def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]):
     """With --quiet and --json there is no progress at all."""
-    with TextPrinter(quiet=True).progress("averaging") as report:
+    with TextPrinter("average", quiet=True).progress("averaging") as report:
         report(1, 2)
     assert capsys.readouterr().err == ""
 
 
 def test_an_error_is_a_line_and_a_hint(capsys: pytest.CaptureFixture[str]):
     """However long, the error stays on one line of a pipe; markup in it is text."""
-    stderr.error(CheckpointError("a.pt: [bold]" + "x" * 300, hint="do[/x] this"))
+    stderr.error(CheckpointError("a.pt: [bold]" + "x" * 300, hint="do[/x] this"), "average")
     assert capsys.readouterr().err == "error: a.pt: [bold]" + "x" * 300 + "\nhint:  do[/x] this\n"
 
 
