@@ -27,9 +27,8 @@ from ema_cli.release.around import Around, open_around
 from ema_cli.release.base import base_row, places_without, with_recorded_base, without
 from ema_cli.release.clocks import settle_inputs
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
-from ema_cli.runs.merging import merge_all
 from ema_cli.runs.order import order_units
-from ema_cli.runs.run import Run
+from ema_cli.runs.run import Run, merged_run
 from ema_cli.runs.warnings import Remarks
 from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import Target, default_target
@@ -175,13 +174,13 @@ def _raw_plan(
     checkpoints = tuple(
         replace(checkpoint, progress=progress) for checkpoint, progress in zip(opened, settled, strict=True)
     )
-    if record.opened.merge_into is not None:
-        checkpoints = merge_all(checkpoints, record.opened.merge_into)
     # The clocks in the plan are in the unit that the run was ordered by, which these checkpoints alone need not show.
     shown = manifest["inputs"][-1]["clock"] if manifest["inputs"] else ""
     units = sorted(order_units(checkpoints), key=lambda unit: not shown.endswith(unit))
     run = Run(_root(own["inputs"], inputs), checkpoints, tuple(units), options=record.opened)
     run = with_recorded_base(run, base, inputs, record)
+    if record.opened.merge_into is not None:
+        run = merged_run(run, record.opened.merge_into)
     plan = make_plan(run, record.recipe)
     same = len(plan.entries) == len(run.checkpoints) and all(
         entry.checkpoint is checkpoint

@@ -9,20 +9,23 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError, option
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.adapters.merged import merge
+from ema_cli.runs.entering import files_of
 from ema_cli.runs.tensor_rules import is_adapter
 from ema_cli.storage.location import check_exists
 
 
-def merge_all(adapters: Sequence[Checkpoint], path: Path) -> tuple[Checkpoint, ...]:
-    """Return the adapters as checkpoints of the whole model; see `formats.adapters.merged`.
+def merge_all(checkpoints: Sequence[Checkpoint], path: Path, began: Checkpoint | None) -> tuple[Checkpoint, ...]:
+    """Return the adapters of a run as checkpoints of the whole model; see `formats.adapters.merged`.
 
     Args:
-        adapters: the checkpoints of a run.
+        checkpoints: those of the run, each an adapter, but for the one that it began with.
         path: the base model, a folder or a file.
+        began: the first of the checkpoints, where the law needs what the training began with: an adapter, or the base
+            model itself, as a new adapter changes nothing in it.
 
     Raises:
         UsageError: where nothing is at `path`.
-        RunError: where it is no base model of the adapters.
+        RunError: where it is no base model of the adapters, or the training began with another one.
         CheckpointError: where it, or an adapter, cannot be read.
     """
     check_exists(path)
@@ -33,4 +36,11 @@ def merge_all(adapters: Sequence[Checkpoint], path: Path) -> tuple[Checkpoint, .
             subject=path,
             hint=f"name the model that the run began from: {option('merge_into', 'BASE')}",
         )
-    return tuple(merge(adapters, base))
+    if began is not None and not is_adapter(began.tensors.specs) and files_of(began) != files_of(base):
+        raise RunError(
+            f"is no adapter, and another model than {path}, into which the adapters are merged and with which their "
+            "training began",
+            subject=began.path,
+            hint=f"name that one, {option('base', str(path))}, or an adapter of the run",
+        )
+    return tuple(merge(checkpoints, base))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import UsageError, at_terminal, option
+from ema_cli.errors import UsageError, at_terminal
 from ema_cli.formats.options import ReadOptions
 from ema_cli.kinds import as_list, as_texts, check_flags, check_path_kinds, check_texts
 from ema_cli.law.time import Time, Unit, as_time
@@ -127,7 +127,7 @@ def open_run(
         skip_damaged: pass over damaged checkpoints, with a warning, instead of refusing the run.
         merge_into: the base model of an adapter: each checkpoint is the whole model, with the adapter merged into it.
         base: the model from which the training began, for the profile "bema": a file or a folder, at clock 0; or a
-            checkpoint of the run, at its own.
+            checkpoint of the run, at its own. With `merge_into` it is that model, or an adapter.
 
     Raises:
         UsageError: for a value that is unknown, or a path at which there is nothing.
@@ -167,12 +167,6 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     """
     options = options or OpenOptions()
     read = options.read
-    if options.base is not None and options.merge_into is not None:
-        raise UsageError(
-            f"is for whole models, and {option('merge_into')} makes them of adapters",
-            option="base",
-            hint=f"leave out {option('merge_into')}: of adapters the first checkpoint may be the base",
-        )
     check_paths(paths)
     search = search_folder(paths, read)
     # A folder that is itself its only checkpoint counts as named by the user.
@@ -203,12 +197,19 @@ def read_run(paths: Sequence[Path], options: OpenOptions | None = None) -> Run:
     run = Run(root, ordered, units, all_passed_over, (), tuple(notes), options, tuple(rest.damaged), uncompared)
     final_models = () if search is None else tuple(search.final_models)
     run = replace(run, warnings=(*warnings, *_twin_warnings(run)), final_models=final_models)
+    if options.base is not None:
+        run = with_base(run, open_base(options.base, options))
     if options.merge_into is not None:
-        from ema_cli.runs.merging import merge_all  # which few runs need
+        run = merged_run(run, options.merge_into)
+    return replace(run, warnings=(*run.warnings, *_unmatched_patterns(run.checkpoints, read)))
 
-        run = replace(run, checkpoints=merge_all(run.checkpoints, options.merge_into))
-    run = replace(run, warnings=(*run.warnings, *_unmatched_patterns(run.checkpoints, read)))
-    return run if options.base is None else with_base(run, open_base(options.base, options))
+
+def merged_run(run: Run, model: Path) -> Run:
+    """Return a run of adapters, and its base if it has one, as one of whole models; see `runs.merging`."""
+    from ema_cli.runs.merging import merge_all  # which few runs need
+
+    checkpoints = merge_all(run.checkpoints, model, run.base)
+    return replace(run, checkpoints=checkpoints, base=None if run.base is None else checkpoints[0])
 
 
 def with_base(run: Run, base: Checkpoint) -> Run:

@@ -124,13 +124,22 @@ class MergedTensors:
 def merge(adapters: Sequence[Checkpoint], base: Checkpoint) -> list[Checkpoint]:
     """Return the checkpoints of an adapter's run as checkpoints of the whole model.
 
-    Ranks, scales and places may differ between them: each is what it makes of the base model.
+    Ranks, scales and places may differ between them: each is what it makes of the base model. That model itself may be
+    among them, as what the training began with.
 
     Raises:
         RunError: for what is no LoRA adapter that PEFT wrote, and for a base model that does not fit.
         CheckpointError: for an adapter that is damaged.
     """
-    changes = [_changes(one, base) for one in adapters]
+    own = [file.identity for file in base.files]
+    trained = next((one.adapter for one in adapters if [file.identity for file in one.files] != own), base.adapter)
+    adapters = [
+        replace(one, files=(), warnings=(), notes=(), adapter=trained)
+        if [file.identity for file in one.files] == own
+        else one
+        for one in adapters
+    ]
+    changes = [_changes(one, base) if one.files else dict[str, Change]() for one in adapters]
     changed = {name: Change() for of_one in changes for name in of_one}  # float64 in all of them
     merged = [
         MergedTensors(base.tensors, one.tensors, changed | of_one)
@@ -151,7 +160,7 @@ def merge(adapters: Sequence[Checkpoint], base: Checkpoint) -> list[Checkpoint]:
             pretrained=base.pretrained,
             adapter=AdapterSettings({name: one.adapter.values[name] for name in _KEPT if name in one.adapter.values}),
             warnings=(*one.warnings, *base.warnings),
-            notes=(*one.notes, *notes),
+            notes=(*one.notes, *notes) if one.files else (),
             output_dtypes=dtypes,
             base=base,
             unchanged=frozenset(base.tensors.specs.keys() - changed.keys()),
